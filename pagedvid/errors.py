@@ -1,0 +1,44 @@
+"""Named errors. Each message says what was given, what is allowed, and what to change."""
+
+
+class PagedvidError(Exception):
+    """Base of every error that pagedvid raises on purpose."""
+
+
+class ConfigError(PagedvidError, ValueError):
+    """A setting, flag or file is wrong; nothing was started."""
+
+
+class PromptError(PagedvidError, ValueError):
+    """A prompt cannot be turned into a condition; other prompts are not affected."""
+
+
+class ShapeError(PagedvidError, ValueError):
+    """A tensor's shape, dtype or device does not fit what the cache was opened for."""
+
+
+class CapacityError(PagedvidError):
+    """The pool cannot promise the pages that were asked for; nothing was taken."""
+
+
+class StateError(PagedvidError, RuntimeError):
+    """A call does not fit the state of the stream or step (released stream, nested step, chunk not visible)."""
+
+
+class NonFiniteError(PagedvidError, ValueError):
+    """Keys or values that no page can hold (NaN, infinity, beyond fp16); the commit was rolled back.
+
+    `rows` lists the offending rows of the tensor that was encoded, so that the caller can name the KV heads.
+    """
+
+    def __init__(self, message: str, rows: tuple[int, ...] = ()) -> None:
+        super().__init__(message)
+        self.rows = rows
+
+
+class IntegrityError(PagedvidError, AssertionError):
+    """The bookkeeping contradicts itself: a bug in pagedvid or bytes overwritten from outside."""
+
+
+class BackendError(PagedvidError, RuntimeError):
+    """No attention backend can run here; the message lists each backend's reasons."""
