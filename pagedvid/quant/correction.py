@@ -1,0 +1,87 @@
+"""The Jensen correction: how much attention mass quantized keys steal, and the number that gives it back.
+
+Derivation (after "Quantized Keys Steal Attention", arXiv 2605.26266). A stored key is k' = k + e, with rounding errors
+e_c uniform on [-delta_c/2, delta_c/2], zero-mean and independent. With s = softmax scale (1/sqrt(D)):
+
+    E[exp(s q.k')] = exp(s q.k) * prod_c E[exp(s q_c e_c)] = exp(s q.k + b)
+    b = sum_c log(sinh(x_c) / x_c),     x_c = s q_c delta_c / 2          (exact)
+    b ~ sum_c x_c^2 / 6 = s^2/24 sum_c q_c^2 delta_c^2                   (second order; always >= exact)
+
+so every cached key looks heavier than it is by exp(b), and the unquantized current chunk loses that mass. Subtracting b
+from the scores of cached keys undoes it in expectation. Steps are shared by a page's tokens, so b depends on query and
+page only; a constant on all scores of a set of keys leaves that set's output unchanged and moves its log-sum-exp:
+**the correction is `lse -= b`**.
+
+Assumptions, and where they break:
+- uniform, independent errors. Redundant tokens (a still background) round alike; then the formula over-corrects. The
+  measured factor alpha (`fit_alpha`) is for that: b is multiplied by alpha when the chunk is read.
+- the mean over many keys stands for the expectation: attention that sits on very few cached keys is not helped.
+- keys are stored before rotary embedding, which turns the error of a pair of channels by a position-dependent angle.
+  b uses the angle average: q_c^2 -> (q_c^2 + q_c'^2) / 2, exact (second order) when the pair shares its step.
+- a whole chunk is corrected at once by the token-weighted mean of delta^2 over its pages; the spread inside a chunk is a
+  second-order effect (tests/quant/test_correction.py compares with the per-key oracle).
+Keys stored as bf16 or fp32 have no step and are never corrected.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+MODES = ("off", "formula", "measured")
+HOT_CHANNEL_X = 0.5
+"""Channels in which some query reaches this x take the exact form: below it, second order is off by x^2/30 < 1 %."""
+
+
+def log_sinhc(x: Tensor) -> Tensor:
+    """log(sinh(x) / x) for x >= 0, without overflow or cancellation; relative error below 1e-6 in float32.
+
+    Below 1 the series x^2/6 - x^4/180 + x^6/2835 - x^8/37800 + x^10/467775 - ..., nested; above 1 a closed form.
+    """
+    u = x.clamp(max=1.0).square()
+    series = u / 6 * (1 - u / 30 * (1 - u * (4 / 63) * (1 - u * (3 / 40) * (1 - u * (8 / 99) * (1 - u * 0.08437)))))
+    large = x.clamp(min=1.0)
+    closed = large + torch.log1p(-torch.exp(-2 * large)) - torch.log(2 * large)
+    return torch.where(x < 1.0, series, closed)
+
+
+def exact_bias(q_square: Tensor, step_square: Tensor, scale: float) -> Tensor:
+    """b in its exact form. q_square [..., T, D], step_square [..., D] -> [..., T], natural log units."""
+    x = (scale / 2) * (q_square * step_square.unsqueeze(-2)).sqrt()
+    return log_sinhc(x).sum(-1)
+
+
+def second_order_bias(q_square: Tensor, step_square: Tensor, scale: float) -> Tensor:
+    """b to second order, one small matrix product. Shapes as `exact_bias`."""
+    return (q_square @ step_square.unsqueeze(-1)).squeeze(-1) * (scale**2 / 24)
+
+
+def bias(q_square: Tensor, step_square: Tensor, scale: float) -> Tensor:
+    """b as it is used: second order where that is exact to 1 %, the exact form in outlier channels, where second order
+    overshoots many times (x up to 192 was seen). Shapes as `exact_bias`.
+
+    q_square holds q_c^2, or `pair_mean_square(q)` for keys stored before rotary embedding.
+    """
+    approximate = second_order_bias(q_square, step_square, scale)
+    peak_x_square = (q_square.amax(-2) * step_square) * (scale**2 / 4)
+    hot = (peak_x_square >= HOT_CHANNEL_X**2).flatten(0, -2).any(0).nonzero().flatten()
+    if hot.numel() == 0:
+        return approximate
+    hot_q, hot_step = q_square[..., hot], step_square[..., hot]
+    return approximate - second_order_bias(hot_q, hot_step, scale) + exact_bias(hot_q, hot_step, scale)
+
+
+def log_mass_shift(q: Tensor, k: Tensor, k_stored: Tensor, scale: float) -> Tensor:
+    """The true shift of log Z: logsumexp(s q.k') - logsumexp(s q.k) over the keys. q [..., T, D], k [..., n, D] -> [..., T]."""
+    q = q.float() * scale
+    stored = torch.logsumexp(q @ k_stored.float().mT, dim=-1)
+    return stored - torch.logsumexp(q @ k.float().mT, dim=-1)
+
+
+def fit_alpha(mass_shift: Tensor, bias: Tensor) -> Tensor:
+    """Least-squares factor alpha with mass_shift ~ alpha * bias, over the last axis: sum(shift * b) / sum(b^2).
+
+    Where b is zero for every query there is nothing to scale; alpha is then 1.
+    """
+    energy = bias.square().sum(-1)
+    return torch.where(energy > 0, (mass_shift * bias).sum(-1) / energy.clamp(min=torch.finfo(torch.float32).tiny), 1.0)
