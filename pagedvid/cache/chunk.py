@@ -1,0 +1,119 @@
+"""Chunks: the unit of commit, eviction and sharing, and the ledger that counts who refers to them."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pagedvid.cache.pool import PageIds, PagePool
+from pagedvid.errors import IntegrityError
+from pagedvid.geometry import KVShape
+
+
+@dataclass(frozen=True, eq=False)
+class Chunk:
+    """A committed chunk; nothing in it, and no byte of its pages, ever changes.
+
+    Page ids are a CSR table over (layer, KV head): table t = layer * num_kv_heads + head owns
+    `pages[indptr[t] : indptr[t + 1]]`, in token order. Today all tables of a chunk are equally long.
+    """
+
+    id: int
+    index: int
+    """Which chunk of its video it is, from 0."""
+    first_token: int
+    """Tokens of the video before it."""
+    num_tokens: int
+    codec: str
+    pages: PageIds = field(repr=False)
+    indptr: NDArray[np.int64] = field(repr=False)
+    alpha: Tensor | None = field(default=None, repr=False)
+    """Measured correction factors, float32 [num_layers, num_kv_heads]; None when nothing was measured."""
+    digest: bytes | None = field(default=None, repr=False)
+    """Hash of the page bytes, kept only with `CacheSpec.debug_checks`."""
+
+    @property
+    def num_pages(self) -> int:
+        """Page ids of all tables."""
+        return len(self.pages)
+
+    def layer_pages(self, layer: int, num_kv_heads: int) -> PageIds:
+        """Page ids of one layer, int32 [num_kv_heads, pages per head]."""
+        first, last = layer * num_kv_heads, (layer + 1) * num_kv_heads
+        return self.pages[self.indptr[first] : self.indptr[last]].reshape(num_kv_heads, -1)
+
+
+def equal_tables(shape: KVShape, num_pages: int) -> NDArray[np.int64]:
+    """CSR offsets of `num_pages` pages spread evenly over all (layer, KV head) tables."""
+    return np.arange(shape.num_tables + 1, dtype=np.int64) * (num_pages // shape.num_tables)
+
+
+def digest_pages(pool: PagePool, pages: PageIds) -> bytes:
+    """Hash of the bytes of some pages, K and V."""
+    hasher = hashlib.blake2b(digest_size=16)
+    for records in pool.page_bytes_of(pages):
+        hasher.update(records.cpu().numpy().tobytes())
+    return hasher.digest()
+
+
+class ChunkLedger:
+    """Reference counts of live chunks. A chunk's pages return to the pool when its last reference is dropped.
+
+    `permanent` references are those that no sliding window can drop (sinks, pins). Their pages are budgeted once,
+    however many streams share them; see cache/manager.py.
+    """
+
+    def __init__(self, pool: PagePool) -> None:
+        self._pool = pool
+        self._chunks: dict[int, Chunk] = {}
+        self._references: Counter[int] = Counter()
+        self._permanent: Counter[int] = Counter()
+        self.permanent_pages = 0
+        """Pages of distinct chunks with a permanent reference."""
+
+    def __len__(self) -> int:
+        return len(self._chunks)
+
+    def __iter__(self) -> Iterator[Chunk]:
+        return iter(self._chunks.values())
+
+    def references(self, chunk: Chunk) -> int:
+        """How many branch histories hold the chunk."""
+        return self._references[chunk.id]
+
+    def retain(self, chunk: Chunk) -> None:
+        """One more reference; the first one brings the chunk into the ledger."""
+        self._chunks[chunk.id] = chunk
+        self._references[chunk.id] += 1
+
+    def drop(self, chunk: Chunk) -> None:
+        """One reference less; the last one frees the pages."""
+        if self._references[chunk.id] < 1:
+            raise IntegrityError(f"chunk {chunk.id} has no reference left to drop")
+        self._references[chunk.id] -= 1
+        if self._references[chunk.id] == 0:
+            del self._references[chunk.id], self._chunks[chunk.id]
+            self._pool.give_back(chunk.pages)
+
+    def make_permanent(self, chunk: Chunk) -> None:
+        """One more permanent reference."""
+        self._permanent[chunk.id] += 1
+        if self._permanent[chunk.id] == 1:
+            self.permanent_pages += chunk.num_pages
+
+    def is_permanent(self, chunk: Chunk) -> bool:
+        """Whether any stream holds the chunk for good."""
+        return self._permanent[chunk.id] > 0
+
+    def make_temporary(self, chunk: Chunk) -> None:
+        """One permanent reference less."""
+        self._permanent[chunk.id] -= 1
+        if self._permanent[chunk.id] == 0:
+            del self._permanent[chunk.id]
+            self.permanent_pages -= chunk.num_pages

@@ -1,0 +1,302 @@
+"""CacheManager: who may hold which pages. Bookkeeping only; the bytes are read and written by the attention layer.
+
+Budget. A stream's peak is known when it opens (geometry.peak_pages). Its sinks and pins stay for good and may be shared
+with forks; everything else comes and goes. So the pool's promise is
+
+    budget = sum over streams (peak_pages - permanent pages) + pages of distinct permanent chunks   <=   num_pages
+
+`open`, `fork` and `pin` raise CapacityError rather than break this line; therefore a commit never fails for lack of pages.
+A fork reserves its own peak less the sinks and pins that it shares. Nothing here is thread-safe.
+
+Invariants, recomputed from scratch by `check` (numbers as in tests/cache/test_manager_stateful.py):
+  I1 every page is free or in exactly one live or pending chunk      I2 reference counts equal the histories that hold a chunk
+  I3 held pages of a stream <= its peak; budget <= num_pages          I4 page bytes of a live chunk never change (debug_checks)
+  I5 live chunks = window.live(num_committed) + pins, ascending       I6 permanent chunks = sinks and pins in final codec
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+
+from pagedvid.cache.chunk import Chunk, ChunkLedger, digest_pages, equal_tables
+from pagedvid.cache.integrity import check_integrity
+from pagedvid.cache.plan import PendingChunk, QueryRange, StepPlan, check_ranges, resolve_ranges, wanted_chunks
+from pagedvid.cache.pool import PagePool
+from pagedvid.cache.spec import CacheSpec
+from pagedvid.cache.stats import CacheStats, collect_stats
+from pagedvid.cache.stream import BranchHistory, Stream
+from pagedvid.errors import CapacityError, ShapeError, StateError
+from pagedvid.geometry import RoleCodecs, Window, is_quantized, pages_in_memory, peak_pages
+from pagedvid.units import parse_bytes
+
+
+class CacheManager:
+    """Opens streams, promises and takes pages, publishes chunks, slides windows."""
+
+    def __init__(self, spec: CacheSpec, memory: int | str, device: torch.device | str = "cpu") -> None:
+        """`memory`: bytes, or text such as "24GiB", for the pages of K and V together."""
+        self.spec = spec
+        self.pool = PagePool(pages_in_memory(parse_bytes(memory), spec.head_dim), spec.head_dim, device)
+        self._ledger = ChunkLedger(self.pool)
+        self._streams: dict[int, Stream] = {}
+        self._next_stream_id = 0
+        self._next_chunk_id = 0
+        self._promised_pages = 0
+        self._pending: list[PendingChunk] = []
+        self._borrowed_pages = 0  # beyond a stream's peak, while a chunk and its replacement exist together
+
+    # ------------------------------------------------------------------ streams
+
+    def open(
+        self,
+        window: Window,
+        chunk_tokens: int,
+        *,
+        branches: Sequence[str] = ("cond",),
+        max_chunks: int | None = None,
+        codecs: RoleCodecs | None = None,
+    ) -> Stream:
+        """A new stream with its peak reserved.
+
+        `max_chunks`: how many chunks will be committed at most, if known: a short video reserves less than a full window.
+        Raises CapacityError (nothing is taken) when the peak does not fit, ShapeError for impossible sizes.
+        """
+        if chunk_tokens < 1 or not branches or len(set(branches)) != len(branches):
+            raise ShapeError(
+                f"chunk_tokens is {chunk_tokens} (at least 1), branches {tuple(branches)} (at least one, no name twice)"
+            )
+        codecs = codecs or self.spec.codecs
+        peak = len(branches) * peak_pages(self.spec.shape, window, codecs, chunk_tokens, max_chunks)
+        self._require(peak, f"a stream of {window.sink_chunks} sink + {window.recent_chunks} recent + 1 current chunks "
+                            f"x {chunk_tokens} tokens x {len(branches)} branches ({codecs.history})")  # fmt: skip
+        histories = {branch: BranchHistory(window) for branch in branches}
+        return self._admit(Stream(-1, window, codecs, chunk_tokens, max_chunks, histories, peak, peak))
+
+    def fork(self, stream: Stream) -> Stream:
+        """A second stream that continues from the same chunks; no byte is copied.
+
+        Reserves its own peak less the sinks and pins that it shares. Raises CapacityError, StateError.
+        """
+        self._require_idle(stream)
+        shared = sum(chunk.num_pages for chunk in stream.permanent)
+        self._require(
+            stream.peak_pages - shared, f"a fork of stream {stream.id} ({shared} pages of its sinks are shared)"
+        )
+        histories = {branch: history.copy() for branch, history in stream.branches.items()}
+        twin = Stream(
+            -1,
+            stream.window,
+            stream.codecs,
+            stream.chunk_tokens,
+            stream.max_chunks,
+            histories,
+            stream.base_peak_pages,
+            stream.peak_pages,
+        )
+        for chunk in twin.chunks():
+            self._ledger.retain(chunk)
+        return self._admit(twin)
+
+    def release(self, stream: Stream) -> None:
+        """Ends the stream: its reservation ends, and the pages that nobody shares are free. Raises StateError when busy."""
+        self._require_idle(stream)
+        self._promised_pages -= self._promise_of(stream)
+        for chunk in stream.permanent:
+            self._ledger.make_temporary(chunk)
+        for chunk in stream.chunks():
+            self._ledger.drop(chunk)
+        for history in stream.branches.values():
+            history.chunks.clear()
+        stream.permanent = ()
+        stream.is_released = True
+        del self._streams[stream.id]
+
+    def pin(self, stream: Stream, chunk_index: int, branch: str = "cond") -> None:
+        """Keeps a live chunk until it is unpinned, beside the window. Raises CapacityError, StateError."""
+        self._require_idle(stream)
+        history = stream.history(branch)
+        (chunk,) = history.select((chunk_index,))
+        if chunk_index in history.pinned or chunk_index < stream.window.sink_chunks:
+            raise StateError(f"chunk {chunk_index} of stream {stream.id} is already kept for good")
+        new_pages = 0 if self._ledger.is_permanent(chunk) else self._pin_pages(stream, chunk)
+        self._require(new_pages, f"pinning chunk {chunk_index} of stream {stream.id}")
+        history.pinned |= {chunk_index}
+        self._rebalance(stream)
+
+    def unpin(self, stream: Stream, chunk_index: int, branch: str = "cond") -> None:
+        """Undoes `pin`; a chunk outside the window is dropped at once. Raises StateError when it was not pinned."""
+        self._require_idle(stream)
+        history = stream.history(branch)
+        if chunk_index not in history.pinned:
+            raise StateError(
+                f"chunk {chunk_index} of stream {stream.id} is not pinned; pinned are {sorted(history.pinned)}"
+            )
+        history.pinned -= {chunk_index}
+        self._settle(stream, history.slide())
+
+    # ------------------------------------------------------------------ steps
+
+    @contextmanager
+    def transaction(self, ranges: Sequence[QueryRange]) -> Iterator[StepPlan]:
+        """Plans a step, lends its pages, and publishes its chunks together when the block ends without error.
+
+        On any exception every page taken is free again and no stream has changed. Raises StateError and ShapeError for a
+        request that cannot be planned, and StateError when the block ends before every layer was written.
+        """
+        for asked in ranges:
+            self._require_idle(asked.stream)
+        check_ranges(ranges)
+        streams = {asked.stream for asked in ranges}
+        writes = [wanted_chunks(asked) for asked in ranges]
+        wanted = [(asked.stream, pending) for asked, group in zip(ranges, writes, strict=True) for pending in group]
+        borrowed = self._borrow(wanted)
+        self._borrowed_pages += borrowed
+        try:
+            for stream in streams:
+                stream.is_busy = True
+            for _, pending in wanted:
+                self._lend(pending)
+            plan = resolve_ranges(ranges, writes)
+            yield plan
+            self._require_written(plan)
+        except BaseException:
+            for _, pending in wanted:
+                self.pool.give_back(pending.pages)
+            raise
+        else:
+            self._publish(plan)
+        finally:
+            self._pending = [pending for pending in self._pending if not any(pending is mine for _, mine in wanted)]
+            self._borrowed_pages -= borrowed
+            for stream in streams:
+                stream.is_busy = False
+
+    # ------------------------------------------------------------------ queries
+
+    @property
+    def reserved_pages(self) -> int:
+        """The budget line of the module docstring."""
+        return self._promised_pages + self._ledger.permanent_pages + self._borrowed_pages
+
+    @property
+    def streams(self) -> tuple[Stream, ...]:
+        """Open streams."""
+        return tuple(self._streams.values())
+
+    def fits(self, num_pages: int) -> bool:
+        """Whether that many more pages could be promised now."""
+        return self.reserved_pages + num_pages <= self.pool.num_pages
+
+    def stats(self) -> CacheStats:
+        """A summary; changes nothing."""
+        return collect_stats(self.spec.shape, self.pool, self._ledger, self.streams, self.reserved_pages)
+
+    def check(self) -> None:
+        """Recomputes every count from the streams and raises IntegrityError for the first that does not agree."""
+        check_integrity(
+            self.pool, self._ledger, self.streams, self._pending, self.reserved_pages - self._borrowed_pages
+        )
+
+    # ------------------------------------------------------------------ inside
+
+    def _admit(self, stream: Stream) -> Stream:
+        stream.id = self._next_stream_id
+        self._next_stream_id += 1
+        self._streams[stream.id] = stream
+        self._promised_pages += self._promise_of(stream)
+        self._rebalance(stream)
+        return stream
+
+    def _promise_of(self, stream: Stream) -> int:
+        """Pages that the stream may still take beyond its permanent chunks."""
+        return stream.peak_pages - sum(chunk.num_pages for chunk in stream.permanent)
+
+    def _rebalance(self, stream: Stream) -> None:
+        """Derives the stream's peak and permanent chunks anew after any change, and moves the budget with them."""
+        before, promised_before = stream.permanent, self._promise_of(stream)
+        pinned = [history.chunks[index] for history in stream.branches.values() for index in history.pinned]
+        stream.peak_pages = stream.base_peak_pages + sum(self._pin_pages(stream, chunk) for chunk in pinned)
+        stream.permanent = stream.permanent_chunks()
+        for chunk in stream.permanent:
+            self._ledger.make_permanent(chunk)
+        for chunk in before:
+            self._ledger.make_temporary(chunk)
+        self._promised_pages += self._promise_of(stream) - promised_before
+
+    def _pin_pages(self, stream: Stream, chunk: Chunk) -> int:
+        """Pages that a pinned chunk needs, now and after it leaves its `newest` codec."""
+        final_codec = stream.codecs.final(chunk.index, stream.window)
+        return max(chunk.num_pages, self.spec.shape.chunk_pages(chunk.num_tokens, final_codec))
+
+    def _require(self, num_pages: int, purpose: str) -> None:
+        if not self.fits(num_pages):
+            raise CapacityError(
+                f"{purpose} needs {num_pages} pages; {self.reserved_pages} of {self.pool.num_pages} are reserved, "
+                f"{self.pool.num_pages - self.reserved_pages} are left. Release a stream, shorten the window, use fewer bits, "
+                "or give the pool more memory."
+            )
+
+    def _require_idle(self, stream: Stream) -> None:
+        if stream.is_released or self._streams.get(stream.id) is not stream:
+            raise StateError(f"stream {stream.id} was released or belongs to another cache")
+        if stream.is_busy:
+            raise StateError(f"stream {stream.id} is inside an open step; end the step first")
+
+    def _borrow(self, wanted: Sequence[tuple[Stream, PendingChunk]]) -> int:
+        """Pages needed beyond the streams' peaks (only `replaces` can); raises CapacityError if they cannot be had."""
+        after = {stream: stream.held_pages for stream, _ in wanted}
+        for stream, pending in wanted:
+            after[stream] += self._pages_of(pending)
+        beyond = sum(max(0, held_pages - stream.peak_pages) for stream, held_pages in after.items())
+        self._require(beyond, "replacing a chunk while the old one is still read")
+        return beyond
+
+    def _pages_of(self, pending: PendingChunk) -> int:
+        return self.spec.shape.chunk_pages(pending.num_tokens, pending.codec)
+
+    def _lend(self, pending: PendingChunk) -> None:
+        pending.pages = self.pool.take(self._pages_of(pending))
+        if self.spec.correction == "measured" and is_quantized(pending.codec):
+            pending.alpha = torch.ones(self.spec.num_layers, self.spec.num_kv_heads)
+        self._pending.append(pending)
+
+    def _require_written(self, plan: StepPlan) -> None:
+        for pending in plan.pending:
+            missing = set(range(self.spec.num_layers)) - pending.layers_written
+            if missing:
+                raise StateError(
+                    f"the commit pass of chunk {pending.index} ended before layers {sorted(missing)} were attended; "
+                    "every layer must call attend once. Nothing was published."
+                )
+
+    def _publish(self, plan: StepPlan) -> None:
+        for range_ in plan.ranges:
+            history = range_.stream.history(range_.branch)
+            for pending in range_.writes:
+                chunk = self._seal(pending)
+                self._ledger.retain(chunk)
+                is_new = chunk.index == history.num_committed
+                self._settle(range_.stream, history.append(chunk) if is_new else [history.swap(chunk)])
+
+    def _seal(self, pending: PendingChunk) -> Chunk:
+        self._next_chunk_id += 1
+        return Chunk(
+            id=self._next_chunk_id,
+            index=pending.index,
+            first_token=pending.first_token,
+            num_tokens=pending.num_tokens,
+            codec=pending.codec,
+            pages=pending.pages,
+            indptr=equal_tables(self.spec.shape, len(pending.pages)),
+            alpha=pending.alpha,
+            digest=digest_pages(self.pool, pending.pages) if self.spec.debug_checks else None,
+        )
+
+    def _settle(self, stream: Stream, dropped: Sequence[Chunk]) -> None:
+        """After a history changed: budget first, then the references of what left it."""
+        self._rebalance(stream)
+        for chunk in dropped:
+            self._ledger.drop(chunk)

@@ -1,0 +1,87 @@
+"""Page storage: one byte tensor for K pages, one for V pages, and a stack of free page ids.
+
+    free stack   [ 7 3 9 | 4 0 5 1 ... ]        take(n): the n ids below the top;  give_back(ids): pushed again
+                         ^ top = num_free
+
+Taking or freeing all pages of a chunk is one slice copy. The pool knows nothing of chunks, streams or reservations.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pagedvid.errors import CapacityError, IntegrityError
+from pagedvid.geometry import page_bytes
+
+PageIds = NDArray[np.int32]
+
+
+class PagePool:
+    """`num_pages` page ids; id p owns `keys[p]` and `values[p]`, uint8 [page_bytes] each.
+
+    The device "meta" gives a pool without bytes, for simulating the bookkeeping alone.
+    """
+
+    def __init__(self, num_pages: int, head_dim: int, device: torch.device | str = "cpu") -> None:
+        if num_pages < 1:
+            raise CapacityError(
+                f"the memory given holds {num_pages} pages; one page of K and one of V need {2 * page_bytes(head_dim)} bytes. "
+                "Give the pool more memory."
+            )
+        self.num_pages = num_pages
+        self.page_bytes = page_bytes(head_dim)
+        try:
+            self.keys = torch.empty(num_pages, self.page_bytes, dtype=torch.uint8, device=device)
+            self.values = torch.empty(num_pages, self.page_bytes, dtype=torch.uint8, device=device)
+        except RuntimeError as error:
+            raise CapacityError(
+                f"cannot allocate a pool of {2 * num_pages * self.page_bytes} bytes on {device}: {error}. Give the pool less memory."
+            ) from error
+        self._free: PageIds = np.arange(num_pages - 1, -1, -1, dtype=np.int32)
+        self._num_free = num_pages
+        self.peak_used_pages = 0
+
+    @property
+    def device(self) -> torch.device:
+        """Where the bytes lie."""
+        return self.keys.device
+
+    @property
+    def num_free_pages(self) -> int:
+        """Pages in no chunk."""
+        return self._num_free
+
+    @property
+    def num_used_pages(self) -> int:
+        """Pages taken."""
+        return self.num_pages - self._num_free
+
+    @property
+    def free_ids(self) -> PageIds:
+        """The free ids, a read-only view."""
+        view = self._free[: self._num_free]
+        view.flags.writeable = False
+        return view
+
+    def take(self, num_pages: int) -> PageIds:
+        """Takes that many ids. Raises IntegrityError when fewer are free: admission should have made that impossible."""
+        if num_pages > self._num_free:
+            raise IntegrityError(f"{num_pages} pages wanted, {self._num_free} free, although they had been reserved")
+        self._num_free -= num_pages
+        self.peak_used_pages = max(self.peak_used_pages, self.num_used_pages)
+        return self._free[self._num_free : self._num_free + num_pages][::-1].copy()
+
+    def give_back(self, ids: PageIds) -> None:
+        """Makes the ids free again."""
+        if self._num_free + len(ids) > self.num_pages:
+            raise IntegrityError(f"{len(ids)} pages given back to a pool with only {self.num_used_pages} taken")
+        self._free[self._num_free : self._num_free + len(ids)] = ids[::-1]
+        self._num_free += len(ids)
+
+    def page_bytes_of(self, ids: PageIds) -> tuple[Tensor, Tensor]:
+        """Copies of the K and V records of the ids, uint8 [len(ids), page_bytes]."""
+        index = torch.from_numpy(ids).to(self.device)
+        return self.keys.index_select(0, index), self.values.index_select(0, index)

@@ -1,0 +1,55 @@
+"""What a cache reports about itself."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from pagedvid.cache.chunk import ChunkLedger
+from pagedvid.cache.pool import PagePool
+from pagedvid.cache.stream import Stream
+from pagedvid.geometry import KVShape, page_tokens
+
+
+@dataclass(frozen=True)
+class CacheStats:
+    """Where the pool stands. Bytes are those of live chunks, shared chunks counted once."""
+
+    num_pages: int
+    pages_used: int
+    pages_peak: int
+    pages_reserved: int
+    """The budget: pages promised to streams, whether taken yet or not."""
+    page_bytes: int
+    """Of one K page and one V page together."""
+    num_streams: int
+    num_chunks: int
+    num_shared_chunks: int
+    stored_bytes: int
+    """Codes, steps, zeros, padding of partial pages and correction factors."""
+    bf16_bytes: int
+    """The same tokens as dense BF16."""
+    padding_waste_ratio: float
+    """Share of the used page space that holds no token."""
+
+
+def collect_stats(
+    shape: KVShape, pool: PagePool, ledger: ChunkLedger, streams: Sequence[Stream], reserved_pages: int
+) -> CacheStats:
+    """Adds up the live chunks; changes nothing."""
+    chunks = list(ledger)
+    capacity_tokens = sum(chunk.num_pages * page_tokens(chunk.codec) for chunk in chunks)
+    held_tokens = sum(chunk.num_tokens * shape.num_tables for chunk in chunks)
+    return CacheStats(
+        num_pages=pool.num_pages,
+        pages_used=pool.num_used_pages,
+        pages_peak=pool.peak_used_pages,
+        pages_reserved=reserved_pages,
+        page_bytes=2 * pool.page_bytes,
+        num_streams=len(streams),
+        num_chunks=len(chunks),
+        num_shared_chunks=sum(ledger.references(chunk) > 1 for chunk in chunks),
+        stored_bytes=sum(shape.stored_bytes(chunk.num_tokens, chunk.codec) for chunk in chunks),
+        bf16_bytes=sum(shape.bf16_bytes(chunk.num_tokens) for chunk in chunks),
+        padding_waste_ratio=1.0 - held_tokens / capacity_tokens if chunks else 0.0,
+    )

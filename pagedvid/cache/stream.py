@@ -1,0 +1,112 @@
+"""A stream: one video being generated, and what each of its branches still remembers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from pagedvid.cache.chunk import Chunk
+from pagedvid.errors import StateError
+from pagedvid.geometry import RoleCodecs, Window
+
+
+@dataclass
+class BranchHistory:
+    """The live chunks of one branch, by chunk index, ascending: sinks, pins, recent ones.
+
+    sink 1, recent 2, chunk 3 pinned, 8 committed:    { 0: sink,  3: pin,  6: recent,  7: recent }
+    """
+
+    window: Window
+    chunks: dict[int, Chunk] = field(default_factory=dict)
+    pinned: frozenset[int] = frozenset()
+    num_committed: int = 0
+    num_committed_tokens: int = 0
+
+    def append(self, chunk: Chunk) -> list[Chunk]:
+        """Adds the next chunk and slides the window; returns the chunks that left it."""
+        self.chunks[chunk.index] = chunk
+        self.num_committed += 1
+        self.num_committed_tokens += chunk.num_tokens
+        return self.slide()
+
+    def slide(self) -> list[Chunk]:
+        """Removes and returns every chunk that neither the window nor a pin keeps."""
+        kept = self.pinned | set(self.window.live(self.num_committed))
+        return [self.chunks.pop(index) for index in list(self.chunks) if index not in kept]
+
+    def swap(self, chunk: Chunk) -> Chunk:
+        """Puts `chunk` in the place of the one with its index, which is returned."""
+        old, self.chunks[chunk.index] = self.chunks[chunk.index], chunk
+        return old
+
+    def select(self, indices: tuple[int, ...] | None) -> tuple[Chunk, ...]:
+        """The chunks with these indices, or all live ones. Raises StateError for a chunk that is not live."""
+        if indices is None:
+            return tuple(self.chunks.values())
+        missing = [index for index in indices if index not in self.chunks]
+        if missing:
+            raise StateError(
+                f"chunks {missing} are not kept; the live chunks are {list(self.chunks)}. Widen the window or pin them."
+            )
+        return tuple(self.chunks[index] for index in indices)
+
+    def copy(self) -> BranchHistory:
+        """A history of its own over the same chunks."""
+        return BranchHistory(self.window, dict(self.chunks), self.pinned, self.num_committed, self.num_committed_tokens)
+
+
+@dataclass(eq=False)
+class Stream:
+    """A handle that `CacheManager.open` returns. Read it freely; change it through the manager only."""
+
+    id: int
+    window: Window
+    codecs: RoleCodecs
+    chunk_tokens: int
+    """Most tokens of one chunk; a commit may bring fewer."""
+    max_chunks: int | None
+    """Number of chunks that will be committed at most, None when open-ended."""
+    branches: dict[str, BranchHistory]
+    base_peak_pages: int
+    """Most pages it ever holds, without pins."""
+    peak_pages: int
+    """The same with pins: what it may hold at most."""
+    permanent: tuple[Chunk, ...] = ()
+    """Its sinks and pins that have reached their final codec."""
+    is_busy: bool = False
+    """Inside an open step."""
+    is_released: bool = False
+
+    def history(self, branch: str) -> BranchHistory:
+        """One branch. Raises StateError for an unknown one."""
+        if branch not in self.branches:
+            raise StateError(
+                f"stream {self.id} has no branch {branch!r}; it was opened with {', '.join(self.branches)}"
+            )
+        return self.branches[branch]
+
+    def chunks(self) -> Iterator[Chunk]:
+        """All live chunks of all branches."""
+        for history in self.branches.values():
+            yield from history.chunks.values()
+
+    @property
+    def held_pages(self) -> int:
+        """Pages of all live chunks, shared ones included."""
+        return sum(chunk.num_pages for chunk in self.chunks())
+
+    @property
+    def num_committed(self) -> int:
+        """Chunks committed in the branch that is furthest."""
+        return max(history.num_committed for history in self.branches.values())
+
+    def permanent_chunks(self) -> tuple[Chunk, ...]:
+        """Sinks and pins that have reached their final codec: nothing but `unpin`, `replaces` or `release` drops them."""
+        return tuple(
+            chunk
+            for history in self.branches.values()
+            for chunk in history.chunks.values()
+            if (chunk.index < self.window.sink_chunks or chunk.index in history.pinned)
+            and chunk.codec == self.codecs.final(chunk.index, self.window)
+        )
