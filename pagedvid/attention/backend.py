@@ -1,0 +1,79 @@
+"""Attention backends: what one has to offer, and how `auto` chooses.
+
+To add a backend: one file with a class that satisfies `AttentionBackend`, and one line in `_CREATORS`, whose function
+imports that file only when asked. A backend says why it cannot run here instead of failing later.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from pagedvid.cache.plan import StepPlan
+from pagedvid.cache.pool import PagePool
+from pagedvid.cache.spec import CacheSpec
+from pagedvid.errors import BackendError
+from pagedvid.quant.rotary import RopeTables
+
+logger = logging.getLogger(__name__)
+
+
+class AttentionBackend(Protocol):
+    """Attention over pages and current keys."""
+
+    name: str
+
+    def prepare(self, plan: StepPlan, rope: RopeTables | None, dtype: torch.dtype) -> Any:
+        """Everything that is the same for all layers of a step (tables, groups); called once per step."""
+        ...
+
+    def attend(self, prepared: Any, layer: int, q_THD: Tensor, k_THD: Tensor, v_THD: Tensor) -> Tensor:
+        """Each range's attention over its visible chunks (corrected) and current keys: [T, Hq, D] in the dtype of q.
+
+        q and k are rotated already and in half layout. Does not modify its inputs nor any page.
+        """
+        ...
+
+
+Creator = Callable[[PagePool, CacheSpec, int], AttentionBackend]
+
+
+def _torch_reasons(spec: CacheSpec, device: torch.device) -> list[str]:
+    from pagedvid.attention.torch_backend import unsupported_reasons
+
+    return unsupported_reasons(spec, device)
+
+
+def _create_torch(pool: PagePool, spec: CacheSpec, scratch_bytes: int) -> AttentionBackend:
+    from pagedvid.attention.torch_backend import TorchBackend
+
+    return TorchBackend(pool, spec, scratch_bytes)
+
+
+_CREATORS: dict[str, tuple[Callable[[CacheSpec, torch.device], list[str]], Creator]] = {
+    "torch": (_torch_reasons, _create_torch),
+}
+"""In order of preference: the first that has no reason against it is "auto"."""
+
+
+def backend_names() -> tuple[str, ...]:
+    """Names that `select_backend` accepts."""
+    return ("auto", *_CREATORS)
+
+
+def select_backend(name: str, pool: PagePool, spec: CacheSpec, scratch_bytes: int) -> AttentionBackend:
+    """The backend of that name, or the first that can run. Raises BackendError with every backend's reasons."""
+    if name not in backend_names():
+        raise BackendError(f"unknown attention backend {name!r}; allowed are {', '.join(backend_names())}")
+    candidates: Sequence[str] = tuple(_CREATORS) if name == "auto" else (name,)
+    reasons = {candidate: _CREATORS[candidate][0](spec, pool.device) for candidate in candidates}
+    for candidate in candidates:
+        if not reasons[candidate]:
+            logger.info("attention backend: %s", candidate)
+            return _CREATORS[candidate][1](pool, spec, scratch_bytes)
+    listed = "; ".join(f"{candidate}: {', '.join(why)}" for candidate, why in reasons.items())
+    raise BackendError(f"no attention backend can run on {pool.device}: {listed}")

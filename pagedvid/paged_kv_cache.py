@@ -1,0 +1,69 @@
+"""PagedKVCache: the surface that an engine embeds. Bookkeeping (cache/) and attention (attention/) in one object.
+
+cache  = PagedKVCache(CacheSpec(num_layers=30, num_kv_heads=12, head_dim=128), memory="24GiB")
+stream = cache.open(Window(sink_chunks=1, recent_chunks=6), chunk_tokens=4680)
+with cache.denoise([stream]) as step:       # reads only; as often as there are denoise steps
+    ...  out = step.attend(layer, q, k, v, rope)
+with cache.commit([stream]) as step:        # reads and stores; published when the block ends without error
+    ...
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
+
+import torch
+
+from pagedvid.attention.backend import select_backend
+from pagedvid.attention.step import Step
+from pagedvid.cache.manager import CacheManager
+from pagedvid.cache.plan import QueryRange
+from pagedvid.cache.spec import CacheSpec
+from pagedvid.cache.stream import Stream
+from pagedvid.units import parse_bytes
+
+
+class PagedKVCache(CacheManager):
+    """A `CacheManager` whose steps can attend."""
+
+    def __init__(
+        self,
+        spec: CacheSpec,
+        memory: int | str,
+        device: torch.device | str = "cpu",
+        *,
+        backend: str = "auto",
+        scratch: int | str = "8MiB",
+    ) -> None:
+        """`scratch`: room for decoded keys and values, at least one head of one chunk. Raises BackendError, CapacityError."""
+        super().__init__(spec, memory, device)
+        self.backend = select_backend(backend, self.pool, spec, parse_bytes(scratch))
+
+    @contextmanager
+    def step(self, ranges: Sequence[QueryRange]) -> Iterator[Step]:
+        """A forward over any mix of denoise steps and commit passes; see `CacheManager.transaction`."""
+        with self.transaction(ranges) as plan:
+            yield Step(plan, self.pool, self.spec, self.backend)
+
+    def denoise(self, ranges: Sequence[Stream | QueryRange]) -> AbstractContextManager[Step]:
+        """A forward that only reads. A bare stream stands for its branch "cond" with chunk_tokens tokens."""
+        return self.step([replace(as_range(item), commit=False) for item in ranges])
+
+    def commit(self, ranges: Sequence[Stream | QueryRange]) -> AbstractContextManager[Step]:
+        """A commit pass of every range: stores one chunk each, all published together or none."""
+        return self.step([replace(as_range(item), commit=True) for item in ranges])
+
+    def replace(self, stream: Stream, chunk_index: int, branch: str = "cond") -> AbstractContextManager[Step]:
+        """A commit pass that puts new keys and values in the place of a live chunk (prompt switch, refreshed sink).
+
+        The old ones stay readable until the block ends, so it can need pages beyond the stream's peak: CapacityError.
+        """
+        (old,) = stream.history(branch).select((chunk_index,))
+        return self.step([QueryRange(stream, branch, old.num_tokens, commit=True, replaces=chunk_index)])
+
+
+def as_range(item: Stream | QueryRange) -> QueryRange:
+    """A stream as the query range of its next chunk; a range stays what it is."""
+    return QueryRange(item) if isinstance(item, Stream) else item
