@@ -1,0 +1,256 @@
+"""The engine: continuous batching of chunk steps. `step` is the whole loop.
+
+Streams join and leave between any two steps; each is at its own chunk and noise level, and denoise steps of some share a
+forward with commit passes of others. A chunk is yielded as soon as it is clean. The last chunk of a video has no reader
+and is not committed. A video's frames do not depend on what ran beside it.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from pagedvid.cache.plan import QueryRange
+from pagedvid.engine.job import Job
+from pagedvid.engine.requests import (
+    ChunkOutput,
+    EngineOutput,
+    EngineSettings,
+    EngineStats,
+    RequestFailure,
+    VideoRequest,
+)
+from pagedvid.engine.scheduler import Candidate, next_batch
+from pagedvid.errors import CapacityError, ConfigError, NonFiniteError
+from pagedvid.geometry import Window, peak_pages
+from pagedvid.models.base import Piece, VideoModel
+from pagedvid.paged_kv_cache import PagedKVCache
+
+logger = logging.getLogger(__name__)
+
+
+class Engine:
+    """Generates many videos at once with one model and one cache."""
+
+    def __init__(self, model: VideoModel, cache: PagedKVCache, window: Window, settings: EngineSettings) -> None:
+        """Raises ConfigError for a window that is longer than the model was trained on."""
+        if window.positions == "window" and window.max_chunks + 1 > model.max_window_chunks:
+            raise ConfigError(
+                f"sink_chunks {window.sink_chunks} + recent_chunks {window.recent_chunks} + the current chunk exceed the "
+                f"{model.max_window_chunks} chunks that {model.name} was trained on; lower one of them"
+            )
+        self.model = model
+        self.cache = cache
+        self.window = window
+        self.settings = settings
+        self._levels = model.noise_levels(settings.num_denoise_steps)
+        self._waiting: deque[tuple[VideoRequest, object]] = deque()
+        self._running: dict[int, Job] = {}
+        self._peak_bytes: dict[str, tuple[int, int]] = {}
+        self._num_submitted = self._num_finished = self._num_failed = self._num_chunks_done = self._num_steps = 0
+        self._step_seconds = self._forward_seconds = 0.0
+
+    # ------------------------------------------------------------------ the loop
+
+    def step(self) -> list[EngineOutput]:
+        """One batched forward and what it finished. Returns [] while chunks are still noisy."""
+        started = time.perf_counter()
+        self._admit_waiting()
+        batch = self._next_batch()
+        outputs = self._run(batch) if batch else []
+        self._num_steps += 1
+        self._step_seconds += time.perf_counter() - started
+        return outputs
+
+    def run(self) -> Iterator[EngineOutput]:
+        """Steps until nothing is left, yielding each finished chunk and each failure at once."""
+        while self.has_work:
+            yield from self.step()
+
+    # ------------------------------------------------------------------ requests
+
+    def submit(self, request: VideoRequest) -> None:
+        """Queues a video. Raises PromptError, ConfigError, or CapacityError when it could not run even alone."""
+        if request.num_frames < 1:
+            raise ConfigError(f"request {request.id!r} asks for {request.num_frames} frames; at least 1")
+        if request.id in self._peak_bytes:
+            raise ConfigError(f"request id {request.id!r} was submitted before; ids must differ")
+        condition = self.model.encode_prompt(request.prompt)
+        needed = self._pages_of(request)
+        if needed > self.cache.pool.num_pages:
+            raise CapacityError(
+                f"request {request.id!r} needs {needed} pages at its peak; the whole pool has {self.cache.pool.num_pages}. "
+                "Give the cache more memory, use fewer bits or a shorter window."
+            )
+        self._peak_bytes[request.id] = (0, 0)
+        self._waiting.append((request, condition))
+
+    def cancel(self, request_id: str) -> None:
+        """Drops a request, waiting or running; its pages are free at once. Unknown or finished ids: ConfigError."""
+        for entry in self._waiting:
+            if entry[0].id == request_id:
+                self._waiting.remove(entry)
+                return
+        for job in self._running.values():
+            if job.request.id == request_id:
+                self._leave(job)
+                return
+        raise ConfigError(f"request {request_id!r} is neither waiting nor running")
+
+    def close(self) -> None:
+        """Cancels everything."""
+        self._waiting.clear()
+        for job in list(self._running.values()):
+            self._leave(job)
+
+    @property
+    def has_work(self) -> bool:
+        """Whether any request is waiting or running."""
+        return bool(self._waiting or self._running)
+
+    def request_bytes(self, request_id: str) -> tuple[int, int]:
+        """(bytes its stream stored at its peak, the same tokens as dense bf16)."""
+        return self._peak_bytes[request_id]
+
+    def stats(self) -> EngineStats:
+        """Where the engine stands; changes nothing."""
+        return EngineStats(
+            num_waiting=len(self._waiting),
+            num_running=len(self._running),
+            num_finished=self._num_finished,
+            num_failed=self._num_failed,
+            num_chunks_done=self._num_chunks_done,
+            num_steps=self._num_steps,
+            forward_seconds=self._forward_seconds,
+            step_seconds=self._step_seconds,
+        )
+
+    # ------------------------------------------------------------------ inside a step
+
+    def _admit_waiting(self) -> None:
+        """Opens streams in order of arrival while a slot and pages are free; the first that does not fit waits."""
+        limit = self.settings.max_concurrent
+        while self._waiting and (limit is None or len(self._running) < limit):
+            request, condition = self._waiting[0]
+            if not self.cache.fits(self._pages_of(request)):
+                break
+            self._waiting.popleft()
+            job = Job(
+                number=self._num_submitted,
+                request=request,
+                condition=condition,
+                stream=self.cache.open(
+                    self.window,
+                    self.model.geometry.chunk_tokens,
+                    branches=self.model.geometry.branches,
+                    max_chunks=self._num_chunks(request) - 1,
+                ),
+                num_chunks=self._num_chunks(request),
+                num_denoise_steps=self.settings.num_denoise_steps,
+                latents=self.model.initial_noise(request.seed, 0),
+            )
+            self._num_submitted += 1
+            self._running[job.number] = job
+
+    def _next_batch(self) -> list[Job]:
+        cost = self.model.geometry.chunk_tokens * len(self.model.geometry.branches)
+        candidates = [Candidate(job.number, job.last_step, cost) for job in self._running.values()]
+        return [self._running[n] for n in next_batch(candidates, self.settings.policy, self.settings.max_batch_tokens)]
+
+    def _run(self, batch: Sequence[Job]) -> list[EngineOutput]:
+        """Runs a batch. If it fails, its jobs are run one by one, so that only the culprit fails."""
+        try:
+            predictions = self._forward(batch)
+        except Exception as error:
+            if len(batch) == 1:
+                return [self._fail(batch[0], error)]
+            logger.warning("a step of %d videos failed (%s); running them one by one", len(batch), error)
+            return [output for job in batch for output in self._run([job])]
+        return [
+            output
+            for job, prediction in zip(batch, predictions, strict=True)
+            for output in self._advance(job, prediction)
+        ]
+
+    def _forward(self, batch: Sequence[Job]) -> list[dict[str, Tensor]]:
+        """One packed forward of all branches of all jobs: each job's predictions by branch."""
+        branches = self.model.geometry.branches
+        ranges, pieces, latents = [], [], []
+        for job in batch:
+            for branch in branches:
+                ranges.append(QueryRange(job.stream, branch, len(job.latents), commit=job.is_commit_due))
+                pieces.append(Piece(len(job.latents), self._levels[job.step_index], branch, job.condition))
+                latents.append(job.latents)
+        with self.cache.step(ranges) as step:
+            started = time.perf_counter()
+            packed = self.model.forward(
+                torch.cat(latents), pieces, lambda layer, q, k, v: step.attend(layer, q, k, v, self.model.rope)
+            )
+            self._forward_seconds += time.perf_counter() - started
+        parts = iter(packed.split([piece.num_tokens for piece in pieces]))
+        return [{branch: next(parts) for branch in branches} for _ in batch]
+
+    def _advance(self, job: Job, predictions: dict[str, Tensor]) -> list[EngineOutput]:
+        """Moves a job past the step that just ran; returns its chunk when that became clean."""
+        job.last_step = self._num_steps
+        try:
+            if job.is_commit_due:
+                self._note_bytes(job)
+                self._begin_chunk(job, job.chunk_index + 1)
+                return []
+            level, next_level = self._levels[job.step_index : job.step_index + 2]
+            job.latents = self.model.advance(job.latents, predictions, level, next_level)
+            job.step_index += 1
+            return [self._finish_chunk(job)] if job.is_commit_due else []
+        except Exception as error:
+            return [self._fail(job, error)]
+
+    def _begin_chunk(self, job: Job, chunk_index: int) -> None:
+        job.chunk_index, job.step_index = chunk_index, 0
+        job.latents = self.model.initial_noise(job.request.seed, chunk_index)
+
+    def _finish_chunk(self, job: Job) -> ChunkOutput:
+        if not bool(torch.isfinite(job.latents).all()):
+            raise NonFiniteError(
+                f"chunk {job.chunk_index} of {job.request.id!r} has NaN or infinite latents after denoising"
+            )
+        frames = self.model.decode(job.latents)[: job.request.num_frames - job.num_frames_out]
+        job.num_frames_out += len(frames)
+        self._num_chunks_done += 1
+        if job.is_last_chunk:
+            self._leave(job)
+            self._num_finished += 1
+        return ChunkOutput(job.request.id, job.chunk_index, frames, job.is_last_chunk)
+
+    def _fail(self, job: Job, error: Exception) -> RequestFailure:
+        logger.error("video %s failed: %s", job.request.id, error)
+        self._leave(job)
+        self._num_failed += 1
+        return RequestFailure(job.request.id, error)
+
+    def _leave(self, job: Job) -> None:
+        self.cache.release(job.stream)
+        del self._running[job.number]
+
+    def _note_bytes(self, job: Job) -> None:
+        shape = self.cache.spec.shape
+        chunks = list(job.stream.chunks())
+        stored = sum(shape.stored_bytes(chunk.num_tokens, chunk.codec) for chunk in chunks)
+        bf16 = sum(shape.bf16_bytes(chunk.num_tokens) for chunk in chunks)
+        self._peak_bytes[job.request.id] = max(self._peak_bytes[job.request.id], (stored, bf16))
+
+    def _num_chunks(self, request: VideoRequest) -> int:
+        return -(-request.num_frames // self.model.geometry.frames_per_chunk)
+
+    def _pages_of(self, request: VideoRequest) -> int:
+        """Pages that the request's stream will reserve."""
+        geometry, spec = self.model.geometry, self.cache.spec
+        per_branch = peak_pages(
+            spec.shape, self.window, spec.codecs, geometry.chunk_tokens, self._num_chunks(request) - 1
+        )
+        return len(geometry.branches) * per_branch

@@ -1,0 +1,67 @@
+"""What goes into the engine and what comes out of it. Plain data: no tensors of the cache, no page ids."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class VideoRequest:
+    """One video to generate. `num_frames` is rounded up to whole chunks by the engine; surplus frames are cut off."""
+
+    id: str
+    prompt: str
+    num_frames: int
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class EngineSettings:
+    """How the engine batches."""
+
+    max_batch_tokens: int = 2048
+    """Most packed tokens of one forward; a single chunk always runs."""
+    policy: str = "fcfs"
+    """One of `scheduler.POLICIES`."""
+    max_concurrent: int | None = None
+    """Most streams open at once; None: as many as the memory holds."""
+    num_denoise_steps: int = 8
+
+
+@dataclass(frozen=True)
+class ChunkOutput:
+    """The clean frames of one finished chunk, uint8 [frames, height, width, 3]."""
+
+    request_id: str
+    chunk_index: int
+    frames: np.ndarray
+    is_last: bool
+
+
+@dataclass(frozen=True)
+class RequestFailure:
+    """A request that ended without its video; the others go on."""
+
+    request_id: str
+    error: Exception
+
+
+EngineOutput = ChunkOutput | RequestFailure
+
+
+@dataclass(frozen=True)
+class EngineStats:
+    """Where the engine stands; every number is derived from its own state and the cache's."""
+
+    num_waiting: int
+    num_running: int
+    num_finished: int
+    num_failed: int
+    num_chunks_done: int
+    num_steps: int
+    forward_seconds: float
+    """Time inside the model's forward, attention and page encoding included."""
+    step_seconds: float
+    """Time of whole steps; the difference is the engine's own bookkeeping, sampling and decoding."""
