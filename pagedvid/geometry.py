@@ -1,7 +1,7 @@
 """Every integer that memory depends on. Pure functions: the estimate shown to users, the reservation at admission and
 the allocation at commit all come from here, so they cannot disagree.
 
-A page is a fixed number of bytes that holds tokens of one KV head of one layer. It is 36 rows of D bytes (D = head_dim):
+A page is a fixed number of bytes that holds tokens of one KV head of one layer: 36 rows of D bytes (D = head_dim).
 
     | 32 rows of codes ....................................... | step fp16 [D] | zero fp16 [D] |
       int2: 4 tokens in a byte -> 128 tokens                     2 rows          2 rows

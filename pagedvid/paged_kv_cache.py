@@ -37,7 +37,10 @@ class PagedKVCache(CacheManager):
         backend: str = "auto",
         scratch: int | str = "8MiB",
     ) -> None:
-        """`scratch`: room for decoded keys and values, at least one head of one chunk. Raises BackendError, CapacityError."""
+        """`scratch`: room for decoded keys and values; one head of one chunk always fits.
+
+        Raises CapacityError, BackendError.
+        """
         super().__init__(spec, memory, device)
         self.backend = select_backend(backend, self.pool, spec, parse_bytes(scratch))
 

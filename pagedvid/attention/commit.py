@@ -90,7 +90,8 @@ def _encode(pending: PendingChunk, layer: int, what: str, x_HnD: Tensor) -> Tens
     except NonFiniteError as error:
         heads = ", ".join(map(str, error.rows))
         raise NonFiniteError(
-            f"{what} of layer {layer}, KV head {heads}, chunk {pending.index} cannot be stored as {pending.codec}: {error}. "
+            f"{what} of layer {layer}, KV head {heads}, chunk {pending.index} cannot be stored as "
+            f"{pending.codec}: {error}. "
             "The commit was rolled back; look for an overflow in the model's forward.",
             error.rows,
         ) from error

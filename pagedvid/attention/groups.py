@@ -1,7 +1,7 @@
 """How a step's ranges and chunks are grouped into batched attention calls.
 
-Ranges of equal length form batches; inside a batch, the j-th source of every range (its own current keys first, then the
-chunks it reads) is one batched call wherever shapes agree:
+Ranges of equal length form batches; inside a batch, the j-th source of every range (its own current keys first, then
+the chunks it reads) is one batched call wherever shapes agree:
 
     range   current   read 0    read 1    read 2              call 0: a b c  current keys
       a     [a]       int8 128  int2 128  int2 128            call 1: a b c  int8, 128 tokens

@@ -1,8 +1,8 @@
 """Partial attention results and their merge.
 
-A partial is attention over a subset of the keys: its normalised output and the log-sum-exp of its scores. Canonical form:
-`out` float32 [..., T, D], `lse` float32 [..., T], natural log, scale included; no keys at all is (0, -inf). Every backend
-converts to it at its edge (FlashAttention 2 returns +inf for no keys, FlashInfer base 2, xformers [B, H, M]).
+A partial is attention over a subset of the keys: its normalised output and the log-sum-exp of its scores. Canonical
+form: `out` float32 [..., T, D], `lse` float32 [..., T], natural log, scale included; no keys at all is (0, -inf). Every
+backend converts to it at its edge (FlashAttention 2 returns +inf for no keys, FlashInfer base 2, xformers [B, H, M]).
 """
 
 from __future__ import annotations

@@ -42,8 +42,8 @@ class Step:
         """Attention of all packed tokens over history and current chunks; in a commit pass also stores k and v.
 
         q [T, Hq, D], k and v [T, Hkv, D], one dtype (float32 or bfloat16), packed in the order of the ranges; before or
-        after rotary embedding as `CacheSpec.keys_arrive` says. Returns [T, Hq, D] in that dtype. `rope` must be the same
-        object in all layers; None: keys have no positions.
+        after rotary embedding as `CacheSpec.keys_arrive` says. Returns [T, Hq, D] in that dtype. `rope` must be the
+        same object in all layers; None: keys have no positions.
         Raises ShapeError, NonFiniteError (a commit is rolled back by it) and StateError.
         """
         self._check(layer, q_THD, k_THD, v_THD)

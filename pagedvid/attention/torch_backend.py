@@ -1,5 +1,5 @@
-"""The backend that runs anywhere PyTorch does. It never holds a dense window: chunk by chunk, and where chunks are large
-a few heads at a time, pages are decoded into a small reused scratch, rotated, attended, corrected and merged.
+"""The backend that runs anywhere PyTorch does. It never holds a dense window: chunk by chunk, and where chunks are
+large a few heads at a time, pages are decoded into a small reused scratch, rotated, attended, corrected and merged.
 
 PyTorch's own flash kernel for the CPU is called directly, because it returns the log-sum-exp.
 """
@@ -39,7 +39,7 @@ class _Prepared:
 
 
 class TorchBackend:
-    """See the module docstring. `scratch_bytes` bounds decoded keys and values, but one head of one chunk always fits."""
+    """See the module docstring. `scratch_bytes` bounds decoded keys and values; one head of one chunk always fits."""
 
     name = "torch"
 
@@ -183,5 +183,5 @@ def flash_partial(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Partial:
 
 
 def _head_major(q_EThGD: Tensor) -> Tensor:
-    """[E, T, h, G, D] -> [E, h, G * T, D]: the query heads of a KV head become more rows, since no token mask exists."""
+    """[E, T, h, G, D] -> [E, h, G * T, D]: query heads of one KV head become more rows, as there is no mask."""
     return q_EThGD.permute(0, 2, 3, 1, 4).flatten(2, 3)

@@ -5,13 +5,16 @@ with forks; everything else comes and goes. So the pool's promise is
 
     budget = sum over streams (peak_pages - permanent pages) + pages of distinct permanent chunks   <=   num_pages
 
-`open`, `fork` and `pin` raise CapacityError rather than break this line; therefore a commit never fails for lack of pages.
+`open`, `fork` and `pin` raise CapacityError rather than break this line; so a commit never fails for lack of pages.
 A fork reserves its own peak less the sinks and pins that it shares. Nothing here is thread-safe.
 
-Invariants, recomputed from scratch by `check` (numbers as in tests/cache/test_manager_stateful.py):
-  I1 every page is free or in exactly one live or pending chunk      I2 reference counts equal the histories that hold a chunk
-  I3 held pages of a stream <= its peak; budget <= num_pages          I4 page bytes of a live chunk never change (debug_checks)
-  I5 live chunks = window.live(num_committed) + pins, ascending       I6 permanent chunks = sinks and pins in final codec
+Invariants, recomputed from scratch by `check`:
+  I1 every page is free, or in exactly one live or pending chunk
+  I2 the reference count of a chunk is the number of branch histories that hold it
+  I3 a stream holds at most its peak; the budget adds up and is at most num_pages
+  I4 the page bytes of a live chunk never change (with debug_checks)
+  I5 live chunks are window.live(num_committed) and the pins, ascending
+  I6 permanent chunks are the sinks and pins that have reached their final codec
 """
 
 from __future__ import annotations
@@ -61,7 +64,7 @@ class CacheManager:
     ) -> Stream:
         """A new stream with its peak reserved.
 
-        `max_chunks`: how many chunks will be committed at most, if known: a short video reserves less than a full window.
+        `max_chunks`: how many chunks will be committed at most, if known: a short video reserves less.
         Raises CapacityError (nothing is taken) when the peak does not fit, ShapeError for impossible sizes.
         """
         if chunk_tokens < 1 or not branches or len(set(branches)) != len(branches):
@@ -101,7 +104,7 @@ class CacheManager:
         return self._admit(twin)
 
     def release(self, stream: Stream) -> None:
-        """Ends the stream: its reservation ends, and the pages that nobody shares are free. Raises StateError when busy."""
+        """Ends the stream and its reservation; pages that nobody shares are free. Raises StateError when busy."""
         self._require_idle(stream)
         self._promised_pages -= self._promise_of(stream)
         for chunk in stream.permanent:
@@ -143,8 +146,8 @@ class CacheManager:
     def transaction(self, ranges: Sequence[QueryRange]) -> Iterator[StepPlan]:
         """Plans a step, lends its pages, and publishes its chunks together when the block ends without error.
 
-        On any exception every page taken is free again and no stream has changed. Raises StateError and ShapeError for a
-        request that cannot be planned, and StateError when the block ends before every layer was written.
+        On any exception every page taken is free again and no stream has changed. Raises StateError and ShapeError for
+        a request that cannot be planned, and StateError when the block ends before every layer was written.
         """
         for asked in ranges:
             self._require_idle(asked.stream)
@@ -235,8 +238,8 @@ class CacheManager:
         if not self.fits(num_pages):
             raise CapacityError(
                 f"{purpose} needs {num_pages} pages; {self.reserved_pages} of {self.pool.num_pages} are reserved, "
-                f"{self.pool.num_pages - self.reserved_pages} are left. Release a stream, shorten the window, use fewer bits, "
-                "or give the pool more memory."
+                f"{self.pool.num_pages - self.reserved_pages} are left. Release a stream, shorten the window, "
+                "use fewer bits, or give the pool more memory."
             )
 
     def _require_idle(self, stream: Stream) -> None:

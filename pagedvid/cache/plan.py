@@ -124,7 +124,7 @@ def check_ranges(ranges: Sequence[QueryRange]) -> None:
             (old,) = history.select((asked.replaces,))
             if num_tokens != old.num_tokens:
                 raise ShapeError(
-                    f"range {number} replaces chunk {old.index} of {old.num_tokens} tokens by {num_tokens}; keep the count"
+                    f"range {number} brings {num_tokens} tokens in place of chunk {old.index}, which has {old.num_tokens}"
                 )
         if asked.commit or asked.replaces is not None:
             if (stream.id, asked.branch) in committing:
@@ -173,7 +173,7 @@ def next_position(history: BranchHistory) -> int:
 
 
 def wanted_chunks(asked: QueryRange) -> tuple[PendingChunk, ...]:
-    """The chunks that a range stores, still without pages: its own, and the previous one if that leaves its `newest` codec."""
+    """The chunks that a range stores, still without pages: its own, and the previous one if it is to be recoded."""
     stream, history = asked.stream, asked.stream.history(asked.branch)
     positions = chunk_positions(history)
     if asked.replaces is not None:

@@ -28,7 +28,7 @@ class PagePool:
     def __init__(self, num_pages: int, head_dim: int, device: torch.device | str = "cpu") -> None:
         if num_pages < 1:
             raise CapacityError(
-                f"the memory given holds {num_pages} pages; one page of K and one of V need {2 * page_bytes(head_dim)} bytes. "
+                f"the memory holds {num_pages} pages; one K and one V page need {2 * page_bytes(head_dim)} bytes. "
                 "Give the pool more memory."
             )
         self.num_pages = num_pages
@@ -38,7 +38,8 @@ class PagePool:
             self.values = torch.empty(num_pages, self.page_bytes, dtype=torch.uint8, device=device)
         except RuntimeError as error:
             raise CapacityError(
-                f"cannot allocate a pool of {2 * num_pages * self.page_bytes} bytes on {device}: {error}. Give the pool less memory."
+                f"cannot allocate a pool of {2 * num_pages * self.page_bytes} bytes on {device}: {error}. "
+                "Give the pool less memory."
             ) from error
         self._free: PageIds = np.arange(num_pages - 1, -1, -1, dtype=np.int32)
         self._num_free = num_pages
@@ -67,7 +68,7 @@ class PagePool:
         return view
 
     def take(self, num_pages: int) -> PageIds:
-        """Takes that many ids. Raises IntegrityError when fewer are free: admission should have made that impossible."""
+        """Takes that many ids. Raises IntegrityError when fewer are free; admission makes that impossible."""
         if num_pages > self._num_free:
             raise IntegrityError(f"{num_pages} pages wanted, {self._num_free} free, although they had been reserved")
         self._num_free -= num_pages

@@ -1,4 +1,4 @@
-"""What a cache is made for: the model's attention shape, the codec of each role, the correction, the host's rotary habits."""
+"""What a cache is made for: the model's attention shape, codecs, correction, and how the host treats rotary keys."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class CacheSpec:
     correction: str = "measured"
     """"off", "formula" (b as derived) or "measured" (b times a factor fitted at commit); see quant/correction.py."""
     keys_arrive: str = "before_rotary"
-    """"before_rotary": `attend` rotates queries and keys. "rotated": the host has done so; keys are un-rotated at commit."""
+    """"before_rotary": `attend` rotates q and k. "rotated": the host has done so; keys are un-rotated at commit."""
     debug_checks: bool = False
     """Keep a digest of every chunk's page bytes, so that `check` finds overwritten pages. Costs a hash per commit."""
 
@@ -30,7 +30,7 @@ class CacheSpec:
         shape = self.shape  # validates the sizes
         if self.query_heads % shape.num_kv_heads:
             raise ConfigError(
-                f"num_query_heads is {self.num_query_heads}; it must be a multiple of num_kv_heads = {self.num_kv_heads}"
+                f"num_query_heads is {self.num_query_heads}; it must be a multiple of num_kv_heads {self.num_kv_heads}"
             )
         for name, allowed in (
             ("correction", MODES),

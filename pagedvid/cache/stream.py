@@ -102,7 +102,7 @@ class Stream:
         return max(history.num_committed for history in self.branches.values())
 
     def permanent_chunks(self) -> tuple[Chunk, ...]:
-        """Sinks and pins that have reached their final codec: nothing but `unpin`, `replaces` or `release` drops them."""
+        """Sinks and pins that have reached their final codec: the sliding window never drops them."""
         return tuple(
             chunk
             for history in self.branches.values()

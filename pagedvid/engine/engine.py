@@ -1,8 +1,8 @@
 """The engine: continuous batching of chunk steps. `step` is the whole loop.
 
-Streams join and leave between any two steps; each is at its own chunk and noise level, and denoise steps of some share a
-forward with commit passes of others. A chunk is yielded as soon as it is clean. The last chunk of a video has no reader
-and is not committed. A video's frames do not depend on what ran beside it.
+Streams join and leave between any two steps; each is at its own chunk and noise level, and denoise steps of some share
+a forward with commit passes of others. A chunk is yielded as soon as it is clean. The last chunk of a video has no
+reader and is not committed. A video's frames do not depend on what ran beside it.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ class Engine:
         """Raises ConfigError for a window that is longer than the model was trained on."""
         if window.positions == "window" and window.max_chunks + 1 > model.max_window_chunks:
             raise ConfigError(
-                f"sink_chunks {window.sink_chunks} + recent_chunks {window.recent_chunks} + the current chunk exceed the "
-                f"{model.max_window_chunks} chunks that {model.name} was trained on; lower one of them"
+                f"sink_chunks {window.sink_chunks} + recent_chunks {window.recent_chunks} + the current chunk exceed "
+                f"the {model.max_window_chunks} chunks that {model.name} was trained on; lower one of them"
             )
         self.model = model
         self.cache = cache
@@ -84,7 +84,7 @@ class Engine:
         needed = self._pages_of(request)
         if needed > self.cache.pool.num_pages:
             raise CapacityError(
-                f"request {request.id!r} needs {needed} pages at its peak; the whole pool has {self.cache.pool.num_pages}. "
+                f"request {request.id!r} needs {needed} pages at its peak; the pool has {self.cache.pool.num_pages}. "
                 "Give the cache more memory, use fewer bits or a shorter window."
             )
         self._peak_bytes[request.id] = (0, 0)

@@ -40,7 +40,9 @@ class ModelGeometry:
 class Attend(Protocol):
     """One self-attention layer over history and current chunk: q [T, Hq, D], k and v [T, Hkv, D] -> [T, Hq, D]."""
 
-    def __call__(self, layer: int, q_THD: Tensor, k_THD: Tensor, v_THD: Tensor) -> Tensor: ...
+    def __call__(self, layer: int, q_THD: Tensor, k_THD: Tensor, v_THD: Tensor) -> Tensor:
+        """Attends in the given layer; call it exactly once per layer and forward."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -58,14 +60,35 @@ class Piece:
 class VideoModel(Protocol):
     """A chunk-wise autoregressive video diffusion model."""
 
-    name: str
-    geometry: ModelGeometry
-    rope: RopeTables | None
-    frames_per_second: float
-    positions: str
-    """Where the model wants rotary positions to start, see `geometry.Window`: "absolute" or "window"."""
-    max_window_chunks: int
-    """Most chunks (sinks + recent + current) that the model was trained on."""
+    @property
+    def name(self) -> str:
+        """Its name in the registry."""
+        ...
+
+    @property
+    def geometry(self) -> ModelGeometry:
+        """Its integers."""
+        ...
+
+    @property
+    def rope(self) -> RopeTables | None:
+        """Rotary tables; None for a model without rotary embedding."""
+        ...
+
+    @property
+    def frames_per_second(self) -> float:
+        """Speed of its videos."""
+        ...
+
+    @property
+    def positions(self) -> str:
+        """Where rotary positions start, see `geometry.Window`: "absolute" or "window"."""
+        ...
+
+    @property
+    def max_window_chunks(self) -> int:
+        """Most chunks (sinks + recent + current) that the model was trained on."""
+        ...
 
     def encode_prompt(self, prompt: str) -> Any:
         """Condition of a prompt. Raises `PromptError` when nothing in it is known; warns about single unknown words."""
@@ -76,7 +99,7 @@ class VideoModel(Protocol):
         ...
 
     def initial_noise(self, seed: int, chunk_index: int) -> Tensor:
-        """Noise of one chunk, [chunk_tokens, C]; the same for the same seed and chunk on every device and in every batch."""
+        """Noise of one chunk, [chunk_tokens, C]; depends on seed and chunk only, not on device or batch."""
         ...
 
     def forward(self, latents_TC: Tensor, pieces: Sequence[Piece], attend: Attend) -> Tensor:

@@ -29,10 +29,13 @@ FP16_MAX = 65504.0
 class Codec(Protocol):
     """One way to store tokens in pages."""
 
-    name: str
+    @property
+    def name(self) -> str:
+        """Its name in `CODECS` and in geometry.py."""
+        ...
 
     def encode(self, x_RnD: Tensor) -> Tensor:
-        """Tokens -> records uint8 [R, P, B]. Raises NonFiniteError for NaN, infinity, or a magnitude that cannot be stored."""
+        """Tokens -> records uint8 [R, P, B]. Raises NonFiniteError for NaN, infinity, or what is too large to store."""
         ...
 
     def decode(self, records_RPB: Tensor, num_tokens: int, out: Tensor) -> Tensor:
@@ -40,7 +43,7 @@ class Codec(Protocol):
         ...
 
     def mean_square_steps(self, records_RPB: Tensor, num_tokens: int) -> Tensor | None:
-        """Token-weighted mean of step**2 over each row's pages, float32 [R, D]; None when nothing was rounded to a grid."""
+        """Mean of step**2 over each row's tokens, float32 [R, D]; None when nothing was rounded to a grid."""
         ...
 
 

@@ -18,8 +18,8 @@ Assumptions, and where they break:
 - the mean over many keys stands for the expectation: attention that sits on very few cached keys is not helped.
 - keys are stored before rotary embedding, which turns the error of a pair of channels by a position-dependent angle.
   b uses the angle average: q_c^2 -> (q_c^2 + q_c'^2) / 2, exact (second order) when the pair shares its step.
-- a whole chunk is corrected at once by the token-weighted mean of delta^2 over its pages; the spread inside a chunk is a
-  second-order effect (tests/quant/test_correction.py compares with the per-key oracle).
+- a whole chunk is corrected at once by the token-weighted mean of delta^2 over its pages; the spread inside a chunk is
+  a second-order effect (tests/quant/test_correction.py compares with the per-key oracle).
 Keys stored as bf16 or fp32 have no step and are never corrected.
 """
 
@@ -72,7 +72,7 @@ def bias(q_square: Tensor, step_square: Tensor, scale: float) -> Tensor:
 
 
 def log_mass_shift(q: Tensor, k: Tensor, k_stored: Tensor, scale: float) -> Tensor:
-    """The true shift of log Z: logsumexp(s q.k') - logsumexp(s q.k) over the keys. q [..., T, D], k [..., n, D] -> [..., T]."""
+    """The true shift of log Z over the keys, natural log units. q [..., T, D]; k, k_stored [..., n, D] -> [..., T]."""
     q = q.float() * scale
     stored = torch.logsumexp(q @ k_stored.float().mT, dim=-1)
     return stored - torch.logsumexp(q @ k.float().mT, dim=-1)

@@ -6,8 +6,8 @@ codes of tokens r, r + 32, r + 64, ... of the page, the first in the lowest bits
             int2  bits 7..6   5..4   3..2   1..0            int4  bits 7..4   3..0
     byte (r, c) = t r+96    t r+64  t r+32  t r         byte (r, c) = t r+32   t r
 
-So unpacking one bit field of all bytes gives 32 whole tokens in order: no shuffle, no table, and not even a shift, since
-`byte & mask` is the code times a power of two, which folds into the step.
+So unpacking one bit field of all bytes gives 32 whole tokens in order: no shuffle, no table, and not even a shift,
+since `byte & mask` is the code times a power of two, which folds into the step.
 """
 
 from __future__ import annotations

@@ -20,13 +20,14 @@ LAYOUTS = ("half", "interleaved")
 class RopeTables(Protocol):
     """Rotary tables by token offset; `layout` says which channels form a pair."""
 
-    layout: str
-    """"half": channel c pairs with c + D/2.  "interleaved": channel 2c pairs with 2c + 1."""
-
-    def tables(self, first_token: int, num_tokens: int) -> tuple[Tensor, Tensor]:
-        """(cos, sin), each float32 [num_tokens, D/2], of the tokens first_token ... first_token + num_tokens - 1."""
+    @property
+    def layout(self) -> str:
+        """Either "half" (channel c pairs with c + D/2) or "interleaved" (2c with 2c + 1)."""
         ...
 
+    def tables(self, first_token: int, num_tokens: int) -> tuple[Tensor, Tensor]:
+        """(cos, sin), each float32 [num_tokens, D/2], of the tokens from `first_token` on."""
+        ...
 
 
 def to_half_layout(x: Tensor, layout: str) -> Tensor:
