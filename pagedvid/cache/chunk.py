@@ -107,9 +107,9 @@ class ChunkLedger:
         if self._permanent[chunk.id] == 1:
             self.permanent_pages += chunk.num_pages
 
-    def is_permanent(self, chunk: Chunk) -> bool:
-        """Whether any stream holds the chunk for good."""
-        return self._permanent[chunk.id] > 0
+    def permanent_references(self, chunk: Chunk) -> int:
+        """How many streams hold the chunk for good."""
+        return self._permanent[chunk.id]
 
     def make_temporary(self, chunk: Chunk) -> None:
         """One permanent reference less."""

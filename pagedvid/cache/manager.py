@@ -124,7 +124,7 @@ class CacheManager:
         (chunk,) = history.select((chunk_index,))
         if chunk_index in history.pinned or chunk_index < stream.window.sink_chunks:
             raise StateError(f"chunk {chunk_index} of stream {stream.id} is already kept for good")
-        new_pages = 0 if self._ledger.is_permanent(chunk) else self._pin_pages(stream, chunk)
+        new_pages = 0 if self._ledger.permanent_references(chunk) else self._pin_pages(stream, chunk)
         self._require(new_pages, f"pinning chunk {chunk_index} of stream {stream.id}")
         history.pinned |= {chunk_index}
         self._rebalance(stream)
@@ -249,13 +249,21 @@ class CacheManager:
             raise StateError(f"stream {stream.id} is inside an open step; end the step first")
 
     def _borrow(self, wanted: Sequence[tuple[Stream, PendingChunk]]) -> int:
-        """Pages needed beyond the streams' peaks (only `replaces` can); raises CapacityError if they cannot be had."""
+        """Pages that replacing chunks needs beyond what was promised; raises CapacityError if they cannot be had.
+
+        Old and new exist together until the step ends; and a replaced sink or pin that a fork shares lives on beside its
+        replacement.
+        """
         after = {stream: stream.held_pages for stream, _ in wanted}
+        parted = 0
         for stream, pending in wanted:
             after[stream] += self._pages_of(pending)
+            old = pending.replaces
+            if old is not None and old in stream.permanent and self._ledger.permanent_references(old) > 1:
+                parted += self._pages_of(pending)
         beyond = sum(max(0, held_pages - stream.peak_pages) for stream, held_pages in after.items())
-        self._require(beyond, "replacing a chunk while the old one is still read")
-        return beyond
+        self._require(beyond + parted, "replacing a chunk while the old one is still in use")
+        return beyond + parted
 
     def _pages_of(self, pending: PendingChunk) -> int:
         return self.spec.shape.chunk_pages(pending.num_tokens, pending.codec)

@@ -61,6 +61,8 @@ class PendingChunk:
     codec: str
     source: Chunk | None = None
     """The chunk whose stored values it takes over in another codec; None: the keys and values of this pass."""
+    replaces: Chunk | None = None
+    """The chunk whose place it takes with new keys and values (KV recache)."""
     pages: PageIds = field(default_factory=lambda: np.empty(0, dtype=np.int32))
     alpha: Tensor | None = None
     layers_written: set[int] = field(default_factory=set)
@@ -124,7 +126,7 @@ def check_ranges(ranges: Sequence[QueryRange]) -> None:
             (old,) = history.select((asked.replaces,))
             if num_tokens != old.num_tokens:
                 raise ShapeError(
-                    f"range {number} brings {num_tokens} tokens in place of chunk {old.index}, which has {old.num_tokens}"
+                    f"range {number} has {num_tokens} tokens; chunk {old.index}, which it replaces, {old.num_tokens}"
                 )
         if asked.commit or asked.replaces is not None:
             if (stream.id, asked.branch) in committing:
@@ -178,7 +180,9 @@ def wanted_chunks(asked: QueryRange) -> tuple[PendingChunk, ...]:
     positions = chunk_positions(history)
     if asked.replaces is not None:
         (old,) = history.select((asked.replaces,))
-        return (PendingChunk(old.index, old.first_token, positions[old.index], old.num_tokens, old.codec),)
+        return (
+            PendingChunk(old.index, old.first_token, positions[old.index], old.num_tokens, old.codec, replaces=old),
+        )
     if not asked.commit:
         return ()
     index = history.num_committed

@@ -64,6 +64,8 @@ class Engine:
         batch = self._next_batch()
         outputs = self._run(batch) if batch else []
         self._num_steps += 1
+        if self.cache.spec.debug_checks:
+            self.cache.check()
         self._step_seconds += time.perf_counter() - started
         return outputs
 
