@@ -84,7 +84,8 @@ class KVShape:
         return self.num_tables * pages_for_tokens(num_tokens, codec)
 
     def stored_bytes(self, num_tokens: int, codec: str) -> int:
-        """Bytes of one stored chunk: codes, steps, zeros, padding of partial pages, correction factors."""
+        """Bytes of one stored chunk: codes, steps, zeros, padding of partial pages, and the correction factors, which
+        are counted whether they are measured or not."""
         factors = ALPHA_BYTES * self.num_tables if is_quantized(codec) else 0
         return 2 * page_bytes(self.head_dim) * self.chunk_pages(num_tokens, codec) + factors
 

@@ -48,7 +48,11 @@ class PagedKVCache(CacheManager):
     def step(self, ranges: Sequence[QueryRange]) -> Iterator[Step]:
         """A forward over any mix of denoise steps and commit passes; see `CacheManager.transaction`."""
         with self.transaction(ranges) as plan:
-            yield Step(plan, self.pool, self.spec, self.backend)
+            step = Step(plan, self.pool, self.spec, self.backend)
+            try:
+                yield step
+            finally:
+                step.end()
 
     def denoise(self, ranges: Sequence[Stream | QueryRange]) -> AbstractContextManager[Step]:
         """A forward that only reads. A bare stream stands for its branch "cond" with chunk_tokens tokens."""

@@ -13,7 +13,7 @@ from pagedvid.attention.commit import write_layer
 from pagedvid.cache.plan import StepPlan
 from pagedvid.cache.pool import PagePool
 from pagedvid.cache.spec import CacheSpec
-from pagedvid.errors import ShapeError
+from pagedvid.errors import ShapeError, StateError
 from pagedvid.quant.rotary import RopeTables, rotate, to_half_layout, unrotate
 
 
@@ -37,6 +37,7 @@ class Step:
         self._spec = spec
         self._backend = backend
         self._tables: _Tables | None = None
+        self._has_ended = False
 
     def attend(self, layer: int, q_THD: Tensor, k_THD: Tensor, v_THD: Tensor, rope: RopeTables | None = None) -> Tensor:
         """Attention of all packed tokens over history and current chunks; in a commit pass also stores k and v.
@@ -46,6 +47,8 @@ class Step:
         same object in all layers; None: keys have no positions.
         Raises ShapeError, NonFiniteError (a commit is rolled back by it) and StateError.
         """
+        if self._has_ended:
+            raise StateError("this step has ended; its pages may belong to others by now. Open a new step.")
         self._check(layer, q_THD, k_THD, v_THD)
         tables = self._tables_for(rope, q_THD.dtype)
         q_rotated, k_rotated, k_plain = self._both_forms(q_THD, k_THD, tables)
@@ -57,6 +60,10 @@ class Step:
                     self._pool, self._spec, pending, layer, q_rotated[tokens], k_plain[tokens], v_THD[tokens], rope
                 )
         return out
+
+    def end(self) -> None:
+        """No `attend` after this; called when the step's block is left."""
+        self._has_ended = True
 
     def _both_forms(self, q: Tensor, k: Tensor, tables: _Tables) -> tuple[Tensor, Tensor, Tensor]:
         """Rotated queries, rotated keys, keys before rotary embedding; all in half layout."""

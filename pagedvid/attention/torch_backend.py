@@ -39,7 +39,11 @@ class _Prepared:
 
 
 class TorchBackend:
-    """See the module docstring. `scratch_bytes` bounds decoded keys and values; one head of one chunk always fits."""
+    """See the module docstring.
+
+    `scratch_bytes` bounds the decoded keys and values, though one head of one chunk always fits; temporaries of the
+    arithmetic come on top, about as much again.
+    """
 
     name = "torch"
 
@@ -145,15 +149,18 @@ class _Tile:
         num_heads, pages_per_head = pages.shape[1:]
         shape = (num_ranges * num_heads, source.padded_tokens, self.spec.head_dim)
 
-        def decode(store: Tensor, name: str) -> tuple[Tensor, Tensor]:
+        def decode(store: Tensor, buffer: Tensor) -> tuple[Tensor, Tensor]:
             records = store.index_select(0, pages.flatten()).unflatten(0, (-1, pages_per_head))
-            tokens = codec.decode(records, source.num_tokens, self._buffer(name, shape, dtype))
+            tokens = codec.decode(records, source.num_tokens, buffer)
             return tokens.unflatten(0, (num_ranges, num_heads)), records
 
-        keys, key_records = decode(self.pool.keys, "keys")
-        values, _ = decode(self.pool.values, "values")
+        # Two buffers: keys are decoded into the first and rotated into the second; then values may use the first.
+        first, second = self._buffer("first", shape, dtype), self._buffer("second", shape, dtype)
+        keys, key_records = decode(self.pool.keys, first)
         if source.cos is not None and source.sin is not None:
-            keys = rotate(keys, source.cos, source.sin, out=self._buffer("rotated", tuple(keys.shape), dtype))
+            rotated = second[:, : source.num_tokens].unflatten(0, (num_ranges, num_heads))
+            keys, second = rotate(keys, source.cos, source.sin, out=rotated), first
+        values, _ = decode(self.pool.values, second)
         step_square = codec.mean_square_steps(key_records, source.num_tokens)
         return keys, values, None if step_square is None else step_square.unflatten(0, (num_ranges, num_heads))
 

@@ -71,6 +71,8 @@ class CacheManager:
             raise ShapeError(
                 f"chunk_tokens is {chunk_tokens} (at least 1), branches {tuple(branches)} (at least one, no name twice)"
             )
+        if max_chunks is not None and max_chunks < 0:
+            raise ShapeError(f"max_chunks is {max_chunks}; it must be 0 or more, or None for an open end")
         codecs = codecs or self.spec.codecs
         peak = len(branches) * peak_pages(self.spec.shape, window, codecs, chunk_tokens, max_chunks)
         self._require(peak, f"a stream of {window.sink_chunks} sink + {window.recent_chunks} recent + 1 current chunks "
@@ -251,8 +253,8 @@ class CacheManager:
     def _borrow(self, wanted: Sequence[tuple[Stream, PendingChunk]]) -> int:
         """Pages that replacing chunks needs beyond what was promised; raises CapacityError if they cannot be had.
 
-        Old and new exist together until the step ends; and a replaced sink or pin that a fork shares lives on beside its
-        replacement.
+        Old and new exist together until the step ends; and a replaced sink or pin that a fork shares lives on beside
+        its replacement.
         """
         after = {stream: stream.held_pages for stream, _ in wanted}
         parted = 0

@@ -37,7 +37,7 @@ class QueryRange:
     sees_ranges: tuple[int, ...] = ()
     """Other ranges of the same step whose current keys it sees besides its own (several chunks in flight)."""
     replaces: int | None = None
-    """Commit in the place of this chunk instead of appending (KV recache); it then sees only the chunks before it."""
+    """Stands in the place of this chunk (KV recache) and sees only the chunks before it; a commit takes its place."""
 
 
 @dataclass(frozen=True)
@@ -110,34 +110,41 @@ def check_ranges(ranges: Sequence[QueryRange]) -> None:
     """Raises StateError or ShapeError for a request that cannot be planned; takes and changes nothing."""
     if not ranges:
         raise StateError("a step needs at least one query range")
-    committing: set[tuple[int, str]] = set()
+    in_flight: set[tuple[int, str]] = set()
     for number, asked in enumerate(ranges):
-        stream = asked.stream
-        history = stream.history(asked.branch)
-        num_tokens = tokens_of(asked)
-        if not 1 <= num_tokens <= stream.chunk_tokens:
-            raise ShapeError(
-                f"range {number} has {num_tokens} tokens; stream {stream.id} was opened for 1 to {stream.chunk_tokens}"
-            )
-        bad = [other for other in asked.sees_ranges if not 0 <= other < len(ranges) or other == number]
-        if bad:
-            raise StateError(f"range {number} sees ranges {bad}; allowed are the other ranges 0 to {len(ranges) - 1}")
-        if asked.replaces is not None:
-            (old,) = history.select((asked.replaces,))
-            if num_tokens != old.num_tokens:
-                raise ShapeError(
-                    f"range {number} has {num_tokens} tokens; chunk {old.index}, which it replaces, {old.num_tokens}"
-                )
-        if asked.commit or asked.replaces is not None:
-            if (stream.id, asked.branch) in committing:
-                raise StateError(
-                    f"stream {stream.id}, branch {asked.branch!r} commits twice in one step; commit one chunk per step"
-                )
-            committing.add((stream.id, asked.branch))
-        if asked.commit and asked.replaces is None and history.num_committed == stream.max_chunks:
+        _check_tokens(number, asked)
+        others = asked.sees_ranges
+        if len(set(others)) < len(others) or any(not 0 <= other < len(ranges) or other == number for other in others):
             raise StateError(
-                f"stream {stream.id} was opened for max_chunks={stream.max_chunks}, all of them are committed"
+                f"range {number} sees ranges {others}; allowed are other ranges below {len(ranges)}, each once"
             )
+        visible = asked.visible or ()
+        if len(set(visible)) < len(visible):
+            raise StateError(f"range {number} names a chunk twice: {visible}")
+        if asked.replaces is None:
+            key = (asked.stream.id, asked.branch)
+            if asked.commit and key in in_flight:
+                raise StateError(
+                    f"range {number} commits a chunk of stream {asked.stream.id}, branch {asked.branch!r}, after another "
+                    "range of it; commit one chunk per step, before the chunks in flight"
+                )
+            in_flight.add(key)
+
+
+def _check_tokens(number: int, asked: QueryRange) -> None:
+    stream, history, num_tokens = asked.stream, asked.stream.history(asked.branch), tokens_of(asked)
+    if not 1 <= num_tokens <= stream.chunk_tokens:
+        raise ShapeError(
+            f"range {number} has {num_tokens} tokens; stream {stream.id} was opened for 1 to {stream.chunk_tokens}"
+        )
+    if asked.replaces is not None:
+        (old,) = history.select((asked.replaces,))
+        if num_tokens != old.num_tokens:
+            raise ShapeError(
+                f"range {number} has {num_tokens} tokens; chunk {old.index}, which it replaces, {old.num_tokens}"
+            )
+    elif asked.commit and history.num_committed == stream.max_chunks:
+        raise StateError(f"stream {stream.id} was opened for max_chunks={stream.max_chunks}, all of them are committed")
 
 
 def tokens_of(asked: QueryRange) -> int:
@@ -176,6 +183,8 @@ def next_position(history: BranchHistory) -> int:
 
 def wanted_chunks(asked: QueryRange) -> tuple[PendingChunk, ...]:
     """The chunks that a range stores, still without pages: its own, and the previous one if it is to be recoded."""
+    if not asked.commit:
+        return ()
     stream, history = asked.stream, asked.stream.history(asked.branch)
     positions = chunk_positions(history)
     if asked.replaces is not None:
@@ -183,8 +192,6 @@ def wanted_chunks(asked: QueryRange) -> tuple[PendingChunk, ...]:
         return (
             PendingChunk(old.index, old.first_token, positions[old.index], old.num_tokens, old.codec, replaces=old),
         )
-    if not asked.commit:
-        return ()
     index = history.num_committed
     own = PendingChunk(
         index=index,

@@ -28,7 +28,7 @@ class CacheSpec:
 
     def __post_init__(self) -> None:
         shape = self.shape  # validates the sizes
-        if self.query_heads % shape.num_kv_heads:
+        if self.query_heads < 1 or self.query_heads % shape.num_kv_heads:
             raise ConfigError(
                 f"num_query_heads is {self.num_query_heads}; it must be a multiple of num_kv_heads {self.num_kv_heads}"
             )

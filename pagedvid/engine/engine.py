@@ -52,7 +52,7 @@ class Engine:
         self._waiting: deque[tuple[VideoRequest, object]] = deque()
         self._running: dict[int, Job] = {}
         self._peak_bytes: dict[str, tuple[int, int]] = {}
-        self._num_submitted = self._num_finished = self._num_failed = self._num_chunks_done = self._num_steps = 0
+        self._num_started = self._num_finished = self._num_failed = self._num_chunks_done = self._num_steps = 0
         self._step_seconds = self._forward_seconds = 0.0
 
     # ------------------------------------------------------------------ the loop
@@ -60,9 +60,10 @@ class Engine:
     def step(self) -> list[EngineOutput]:
         """One batched forward and what it finished. Returns [] while chunks are still noisy."""
         started = time.perf_counter()
-        self._admit_waiting()
+        outputs = self._admit_waiting()
         batch = self._next_batch()
-        outputs = self._run(batch) if batch else []
+        if batch:
+            outputs += self._run(batch)
         self._num_steps += 1
         if self.cache.spec.debug_checks:
             self.cache.check()
@@ -134,30 +135,39 @@ class Engine:
 
     # ------------------------------------------------------------------ inside a step
 
-    def _admit_waiting(self) -> None:
-        """Opens streams in order of arrival while a slot and pages are free; the first that does not fit waits."""
+    def _admit_waiting(self) -> list[EngineOutput]:
+        """Opens streams in order of arrival while a slot and pages are free; the first that does not fit waits.
+
+        Returns the requests that failed on the way. Raises CapacityError when nothing runs and nothing can start.
+        """
+        failures: list[EngineOutput] = []
         limit = self.settings.max_concurrent
         while self._waiting and (limit is None or len(self._running) < limit):
             request, condition = self._waiting[0]
             if not self.cache.fits(self._pages_of(request)):
                 break
             self._waiting.popleft()
-            job = Job(
-                number=self._num_submitted,
-                request=request,
-                condition=condition,
-                stream=self.cache.open(
-                    self.window,
-                    self.model.geometry.chunk_tokens,
-                    branches=self.model.geometry.branches,
-                    max_chunks=self._num_chunks(request) - 1,
-                ),
-                num_chunks=self._num_chunks(request),
-                num_denoise_steps=self.settings.num_denoise_steps,
-                latents=self.model.initial_noise(request.seed, 0),
+            try:
+                job = self._start(request, condition)
+            except Exception as error:
+                failures.append(self._report(request, error))
+            else:
+                self._running[job.number] = job
+        if self._waiting and not self._running and not failures:
+            raise CapacityError(
+                f"request {self._waiting[0][0].id!r} cannot start although no video is running: streams from outside "
+                f"this engine hold {self.cache.reserved_pages} of {self.cache.pool.num_pages} pages. Release them."
             )
-            self._num_submitted += 1
-            self._running[job.number] = job
+        return failures
+
+    def _start(self, request: VideoRequest, condition: object) -> Job:
+        num_chunks, geometry = self._num_chunks(request), self.model.geometry
+        latents = self.model.initial_noise(request.seed, 0)
+        stream = self.cache.open(
+            self.window, geometry.chunk_tokens, branches=geometry.branches, max_chunks=num_chunks - 1
+        )
+        number, self._num_started = self._num_started, self._num_started + 1
+        return Job(number, request, condition, stream, num_chunks, self.settings.num_denoise_steps, latents)
 
     def _next_batch(self) -> list[Job]:
         cost = self.model.geometry.chunk_tokens * len(self.model.geometry.branches)
@@ -230,10 +240,13 @@ class Engine:
         return ChunkOutput(job.request.id, job.chunk_index, frames, job.is_last_chunk)
 
     def _fail(self, job: Job, error: Exception) -> RequestFailure:
-        logger.error("video %s failed: %s", job.request.id, error)
         self._leave(job)
+        return self._report(job.request, error)
+
+    def _report(self, request: VideoRequest, error: Exception) -> RequestFailure:
+        logger.error("video %s failed: %s", request.id, error)
         self._num_failed += 1
-        return RequestFailure(job.request.id, error)
+        return RequestFailure(request.id, error)
 
     def _leave(self, job: Job) -> None:
         self.cache.release(job.stream)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
@@ -30,8 +30,6 @@ class Job:
     last_step: int = -1
     """The engine step in which it last ran."""
     num_frames_out: int = 0
-    peak_bytes: tuple[int, int] = field(default=(0, 0))
-    """(stored, the same tokens in bf16) when its stream held most."""
 
     @property
     def is_commit_due(self) -> bool:

@@ -6,6 +6,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from pagedvid.engine.scheduler import POLICIES
+from pagedvid.errors import ConfigError
+
 
 @dataclass(frozen=True)
 class VideoRequest:
@@ -28,6 +31,14 @@ class EngineSettings:
     max_concurrent: int | None = None
     """Most streams open at once; None: as many as the memory holds."""
     num_denoise_steps: int = 8
+
+    def __post_init__(self) -> None:
+        if self.policy not in POLICIES:
+            raise ConfigError(f"policy is {self.policy!r}; allowed are {', '.join(POLICIES)}")
+        for name in ("max_batch_tokens", "max_concurrent", "num_denoise_steps"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ConfigError(f"{name} is {value}; it must be at least 1")
 
 
 @dataclass(frozen=True)

@@ -104,10 +104,10 @@ class ChannelCodec:
     def decode(self, records_RPB: Tensor, num_tokens: int, out: Tensor) -> Tensor:
         """See `Codec.decode`."""
         packed, step, zero = split_record(records_RPB)
-        fields = unpack_scaled(packed, self.bits).to(out.dtype)
+        fields = unpack_scaled(packed, self.bits)
         scaled_step = step.to(out.dtype)[:, :, None, None] * field_scale(self.bits, out.dtype, out.device)
-        paged = out.view(*packed.shape[:2], *fields.shape[2:])
-        torch.addcmul(zero.to(out.dtype)[:, :, None, None], fields, scaled_step, out=paged)
+        paged = out.view(*packed.shape[:2], *fields.shape[2:]).copy_(fields)
+        torch.addcmul(zero.to(out.dtype)[:, :, None, None], paged, scaled_step, out=paged)
         return out[:, :num_tokens]
 
     def mean_square_steps(self, records_RPB: Tensor, num_tokens: int) -> Tensor | None:

@@ -64,7 +64,7 @@ def bias(q_square: Tensor, step_square: Tensor, scale: float) -> Tensor:
     """
     approximate = second_order_bias(q_square, step_square, scale)
     peak_x_square = (q_square.amax(-2) * step_square) * (scale**2 / 4)
-    hot = (peak_x_square >= HOT_CHANNEL_X**2).flatten(0, -2).any(0).nonzero().flatten()
+    hot = (peak_x_square >= HOT_CHANNEL_X**2).reshape(-1, peak_x_square.shape[-1]).any(0).nonzero().flatten()
     if hot.numel() == 0:
         return approximate
     hot_q, hot_step = q_square[..., hot], step_square[..., hot]
