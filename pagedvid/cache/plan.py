@@ -110,25 +110,25 @@ def check_ranges(ranges: Sequence[QueryRange]) -> None:
     """Raises StateError or ShapeError for a request that cannot be planned; takes and changes nothing."""
     if not ranges:
         raise StateError("a step needs at least one query range")
-    in_flight: set[tuple[int, str]] = set()
+    earlier: set[tuple[int, str]] = set()
+    committing: set[tuple[int, str]] = set()
     for number, asked in enumerate(ranges):
         _check_tokens(number, asked)
-        others = asked.sees_ranges
+        others, visible = asked.sees_ranges, asked.visible or ()
         if len(set(others)) < len(others) or any(not 0 <= other < len(ranges) or other == number for other in others):
-            raise StateError(
-                f"range {number} sees ranges {others}; allowed are other ranges below {len(ranges)}, each once"
-            )
-        visible = asked.visible or ()
+            raise StateError(f"range {number} sees ranges {others}; allowed are others below {len(ranges)}, each once")
         if len(set(visible)) < len(visible):
             raise StateError(f"range {number} names a chunk twice: {visible}")
+        key, appends = (asked.stream.id, asked.branch), asked.commit and asked.replaces is None
+        if (asked.commit and key in committing) or (appends and key in earlier):
+            raise StateError(
+                f"range {number} commits a chunk of stream {key[0]}, branch {key[1]!r}, but an earlier range belongs "
+                "to it too; commit one chunk per step, and before the chunks in flight"
+            )
+        if asked.commit:
+            committing.add(key)
         if asked.replaces is None:
-            key = (asked.stream.id, asked.branch)
-            if asked.commit and key in in_flight:
-                raise StateError(
-                    f"range {number} commits a chunk of stream {asked.stream.id}, branch {asked.branch!r}, after another "
-                    "range of it; commit one chunk per step, before the chunks in flight"
-                )
-            in_flight.add(key)
+            earlier.add(key)
 
 
 def _check_tokens(number: int, asked: QueryRange) -> None:
