@@ -1,0 +1,35 @@
+"""A paged, quantized KV cache and batching engine for autoregressive video diffusion."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pagedvid.cache.plan import QueryRange
+    from pagedvid.cache.spec import CacheSpec
+    from pagedvid.cache.stats import CacheStats
+    from pagedvid.cache.stream import Stream
+    from pagedvid.geometry import RoleCodecs, Window
+    from pagedvid.paged_kv_cache import PagedKVCache
+
+__version__ = "0.1.0"
+
+__all__ = ["CacheSpec", "CacheStats", "PagedKVCache", "QueryRange", "RoleCodecs", "Stream", "Window", "__version__"]
+
+_HOMES = {
+    "CacheSpec": "pagedvid.cache.spec",
+    "CacheStats": "pagedvid.cache.stats",
+    "PagedKVCache": "pagedvid.paged_kv_cache",
+    "QueryRange": "pagedvid.cache.plan",
+    "RoleCodecs": "pagedvid.geometry",
+    "Stream": "pagedvid.cache.stream",
+    "Window": "pagedvid.geometry",
+}
+
+
+def __getattr__(name: str) -> object:
+    """Public names are imported when first used: `pagedvid --help` must not wait for PyTorch."""
+    if name in _HOMES:
+        return getattr(importlib.import_module(_HOMES[name]), name)
+    raise AttributeError(f"module 'pagedvid' has no attribute {name!r}")
