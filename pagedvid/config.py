@@ -1,0 +1,295 @@
+"""Every setting of pagedvid: frozen dataclasses, one per section of the configuration file.
+
+A field's rule says which values are allowed and turns what was written ("2GiB") into what the program uses (bytes).
+It is applied whenever a section is built, so no wrong value ever reaches the engine. `config_file.py` fills these
+classes from YAML, flags and `--set`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from pagedvid.errors import ConfigError
+from pagedvid.geometry import BITS_PER_VALUE
+from pagedvid.units import GIB, MIB, UNITS, format_setting_bytes, parse_bytes
+
+CODEC_NAMES = tuple(BITS_PER_VALUE)
+CORRECTIONS = ("off", "formula", "measured")
+POLICIES = ("fcfs", "round_robin")
+DTYPES = ("float32", "bfloat16")
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What a field may hold: `read` returns the value to use and raises ValueError for one that is not allowed."""
+
+    allowed: str
+    read: Callable[[object], object]
+    write: Callable[[Any], object] = lambda value: value
+    """The value as a person writes it; `read` takes it back."""
+
+    def __or__(self, other: Rule) -> Rule:
+        """Either of two rules; the first that accepts a value reads it."""
+
+        def read(value: object) -> object:
+            try:
+                return self.read(value)
+            except ValueError:
+                return other.read(value)
+
+        return Rule(f"{self.allowed}, or {other.allowed}", read)
+
+
+def _need(is_allowed: bool) -> None:
+    if not is_allowed:
+        raise ValueError
+
+
+def one_of(*names: str) -> Rule:
+    """One of a few words."""
+
+    def read(value: object) -> object:
+        _need(value in names)
+        return value
+
+    return Rule(f"one of {', '.join(names)}" if len(names) > 1 else names[0], read)
+
+
+def whole(minimum: int, maximum: int = 2**63 - 1) -> Rule:
+    """A whole number from `minimum` to `maximum`."""
+
+    def read(value: object) -> object:
+        _need(isinstance(value, int) and not isinstance(value, bool) and minimum <= value <= maximum)
+        return value
+
+    limit = f" and at most {maximum}" if maximum < 2**63 - 1 else ""
+    return Rule(f"a whole number of at least {minimum}{limit}", read)
+
+
+def positive(maximum: float) -> Rule:
+    """A number above zero."""
+
+    def read(value: object) -> object:
+        _need(isinstance(value, int | float) and not isinstance(value, bool) and 0 < value <= maximum)
+        return float(value)  # type: ignore[arg-type]
+
+    return Rule(f"a number above 0 and at most {maximum:g}", read)
+
+
+def size() -> Rule:
+    """A number of bytes, written with a unit or as a plain number."""
+
+    def read(value: object) -> object:
+        _need(isinstance(value, str | int) and not isinstance(value, bool))
+        num_bytes = parse_bytes(value)  # type: ignore[arg-type]
+        _need(num_bytes > 0)
+        return num_bytes
+
+    allowed = f"a size above zero such as 2GiB (units: {', '.join(UNITS)}; a plain number counts bytes)"
+    return Rule(allowed, read, format_setting_bytes)
+
+
+def text(allowed: str, pattern: str = r".+") -> Rule:
+    """A non-empty string that fits a pattern."""
+
+    def read(value: object) -> object:
+        _need(isinstance(value, str) and re.fullmatch(pattern, value) is not None)
+        return value
+
+    return Rule(allowed, read)
+
+
+def flag() -> Rule:
+    """True or false."""
+
+    def read(value: object) -> object:
+        _need(isinstance(value, bool))
+        return value
+
+    return Rule("true or false", read)
+
+
+def nothing() -> Rule:
+    """No value."""
+
+    def read(value: object) -> object:
+        _need(value is None)
+        return None
+
+    return Rule("null", read)
+
+
+def setting(default: Any, rule: Rule) -> Any:
+    """A dataclass field that holds what `rule` allows."""
+    return dataclasses.field(default=default, metadata={"rule": rule})
+
+
+class Section:
+    """Base of the sections: applies every field's rule."""
+
+    name_in_file: ClassVar[str]
+
+    def __post_init__(self) -> None:
+        """Reads every field through its rule. Raises `ConfigError`."""
+        for name in self.field_names():
+            object.__setattr__(self, name, self.read_field(name, getattr(self, name)))
+
+    @classmethod
+    def field_names(cls) -> tuple[str, ...]:
+        """Names of the section's fields, in order."""
+        return tuple(field.name for field in dataclasses.fields(cls))  # type: ignore[arg-type]
+
+    @classmethod
+    def read_field(cls, name: str, value: object) -> object:
+        """The value that field `name` takes when `value` is written. Raises `ConfigError`."""
+        rule = cls._rule(name)
+        try:
+            return rule.read(value)
+        except ValueError:
+            raise ConfigError(f"{cls.name_in_file}.{name} is {value!r}; allowed is {rule.allowed}") from None
+
+    def written_field(self, name: str) -> object:
+        """The field as a person writes it: sizes with their unit."""
+        return self._rule(name).write(getattr(self, name))
+
+    @classmethod
+    def _rule(cls, name: str) -> Rule:
+        (field,) = (field for field in dataclasses.fields(cls) if field.name == name)  # type: ignore[arg-type]
+        rule: Rule = field.metadata["rule"]
+        return rule
+
+
+@dataclass(frozen=True)
+class ModelConfig(Section):
+    """Which model runs, where and in which number format."""
+
+    name_in_file = "model"
+
+    name: str = setting("demo", text("the name of a model"))
+    """Name of the model; `demo` is the small one that ships with pagedvid."""
+    weights: str | None = setting(None, nothing() | text("a path"))
+    """Where the model's weights lie (the demo model wants a folder); null = those that ship with pagedvid."""
+    device: str = setting("cpu", text("cpu, cuda or cuda:N", r"cpu|cuda(:\d+)?"))
+    """Device that holds the model and the cache."""
+    dtype: str = setting("float32", one_of(*DTYPES))
+    """Number format the model computes in."""
+
+
+@dataclass(frozen=True)
+class CacheConfig(Section):
+    """How much of the past is kept, in how many bits, in how much memory."""
+
+    name_in_file = "cache"
+
+    memory: int = setting(2 * GIB, size())
+    """Bytes of the page pool that all streams share (keys and values together)."""
+    codec: str = setting("int2", one_of(*CODEC_NAMES))
+    """Codec of the history: how keys and values are stored in pages."""
+    sink_codec: str | None = setting(None, nothing() | one_of(*CODEC_NAMES))
+    """Codec of the sink chunks; null = the same as `codec`."""
+    newest_codec: str | None = setting(None, nothing() | one_of(*CODEC_NAMES))
+    """Codec of the newest chunk until the next one is committed; null = the same as `codec`."""
+    sink_chunks: int = setting(1, whole(0))
+    """First chunks of a stream that are never evicted."""
+    recent_chunks: int = setting(4, whole(1))
+    """Newest committed chunks that are kept; neither sinks nor the current chunk count."""
+    correction: str = setting("measured", one_of(*CORRECTIONS))
+    """Correction of the attention mass that quantized keys gain: off, the closed formula, or measured at commit."""
+    debug_checks: bool = setting(False, flag())
+    """Recompute all bookkeeping after every step and stop at the first contradiction (slow)."""
+
+
+@dataclass(frozen=True)
+class AttentionConfig(Section):
+    """How attention over pages is computed."""
+
+    name_in_file = "attention"
+
+    backend: str = setting("auto", text("auto or the name of a backend"))
+    """Attention backend; auto takes the first that can run here."""
+    scratch: int = setting(8 * MIB, size())
+    """Bytes of the reused buffer that pages are decoded into; one head of one chunk always gets room."""
+
+
+@dataclass(frozen=True)
+class EngineConfig(Section):
+    """How the steps of many streams are batched."""
+
+    name_in_file = "engine"
+
+    max_batch_tokens: int = setting(2048, whole(1))
+    """Most tokens of one batched forward; a single chunk always fits."""
+    policy: str = setting("fcfs", one_of(*POLICIES))
+    """Which streams go first: fcfs finishes the oldest first, round_robin advances all alike."""
+    concurrent: int | str = setting("auto", one_of("auto") | whole(1))
+    """Most streams that run at once; auto = as many as the memory holds."""
+    denoise_steps: int = setting(8, whole(1, 1000))
+    """Denoise steps per chunk; the commit pass comes on top."""
+
+
+@dataclass(frozen=True)
+class GenerateConfig(Section):
+    """What the videos are."""
+
+    name_in_file = "generate"
+
+    num_frames: int = setting(48, whole(1))
+    """Frames of a video whose prompt does not say otherwise."""
+    seed: int = setting(0, whole(0))
+    """Seed of the first prompt; the prompt with index i gets seed + i unless it names its own."""
+    scale: int = setting(8, whole(1, 64))
+    """Enlargement of the shown pixels in the files (nearest neighbour)."""
+    frames_per_second: float | None = setting(None, nothing() | positive(240))
+    """Speed of the videos; null = the model's."""
+    threads: int | None = setting(None, nothing() | whole(1, 4096))
+    """Threads of the CPU's tensor operations; null = PyTorch's choice."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """All settings."""
+
+    model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
+    """Which model runs, where and in which number format."""
+    cache: CacheConfig = dataclasses.field(default_factory=CacheConfig)
+    """How much of the past is kept, in how many bits, in how much memory."""
+    attention: AttentionConfig = dataclasses.field(default_factory=AttentionConfig)
+    """How attention over pages is computed."""
+    engine: EngineConfig = dataclasses.field(default_factory=EngineConfig)
+    """How the steps of many streams are batched."""
+    generate: GenerateConfig = dataclasses.field(default_factory=GenerateConfig)
+    """What the videos are."""
+
+
+SECTIONS: dict[str, type[Section]] = {
+    section.name_in_file: section
+    for section in (ModelConfig, CacheConfig, AttentionConfig, EngineConfig, GenerateConfig)
+}
+
+_NOT_IN_FRAMES = {
+    "model.device",
+    "cache.memory",
+    "cache.debug_checks",
+    "attention.backend",
+    "attention.scratch",
+    "engine.max_batch_tokens",
+    "engine.policy",
+    "engine.concurrent",
+    "generate.num_frames",  # every request carries its own frames and seed
+    "generate.seed",
+    "generate.threads",
+}
+
+
+def frame_settings(config: Config) -> dict[str, object]:
+    """The settings that decide a video's frames, by "section.key"; all others change them by rounding at most."""
+    return {
+        f"{name}.{key}": getattr(config, name).written_field(key)
+        for name, section in SECTIONS.items()
+        for key in section.field_names()
+        if f"{name}.{key}" not in _NOT_IN_FRAMES
+    }

@@ -1,0 +1,97 @@
+"""Imports go one way: a file may use its own room and the rooms below it, inside functions too."""
+
+from __future__ import annotations
+
+import ast
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[1] / "pagedvid"
+
+ROOMS = (
+    ("pagedvid.errors", "pagedvid.units", "pagedvid.geometry", "pagedvid.config", "pagedvid.config_file"),
+    ("pagedvid.quant",),
+    ("pagedvid.models.base",),
+    ("pagedvid.cache",),
+    ("pagedvid.attention",),
+    ("pagedvid.paged_kv_cache", "pagedvid"),
+    ("pagedvid.models",),
+    ("pagedvid.engine",),
+    ("pagedvid.output",),
+    ("pagedvid.capacity",),
+    ("pagedvid.cli",),
+    ("pagedvid.__main__",),
+)
+"""From the bottom up. `models.base` is only the protocol between models and what runs them."""
+
+NOT_FOR_MODELS = ("pagedvid.quant", "pagedvid.cache", "pagedvid.attention", "pagedvid.paged_kv_cache")
+"""A model never sees the cache."""
+
+ONE_FILE_LIBRARIES = ("av", "PIL", "flash_attn", "xformers", "triton")
+"""Optional or heavy libraries, each behind one adapter file."""
+
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+
+def module_of(path: Path) -> str:
+    parts = path.relative_to(PACKAGE.parent).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def imported_modules(path: Path) -> Iterator[str]:
+    """Every module that a file imports, wherever in the file; `from a import b` counts as a.b if that is a module."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}:{node.lineno}: relative import"
+            modules = {module_of(file) for file in FILES}
+            for alias in node.names:
+                inner = f"{node.module}.{alias.name}"
+                yield inner if inner in modules else str(node.module)
+
+
+def room_of(module: str) -> int:
+    """The room with the longest matching name."""
+    matches = [
+        (len(name), level)
+        for level, names in enumerate(ROOMS)
+        for name in names
+        if module == name or (name != "pagedvid" and module.startswith(f"{name}."))
+    ]
+    assert matches, f"{module} belongs to no room: add it to ROOMS"
+    return max(matches)[1]
+
+
+@pytest.mark.parametrize("path", FILES, ids=module_of)
+def test_imports_point_downwards(path):
+    module = module_of(path)
+    for imported in imported_modules(path):
+        if not imported.startswith("pagedvid."):
+            continue  # other libraries, and the package itself, whose public names are imported when first used
+        assert room_of(imported) <= room_of(module), f"{module} imports {imported}, which lies above it"
+        if room_of(module) == room_of("pagedvid.models"):
+            assert not imported.startswith(NOT_FOR_MODELS), f"{module} imports {imported}: a model never sees the cache"
+
+
+def test_each_heavy_library_is_imported_in_one_file():
+    users = defaultdict(set)
+    for path in FILES:
+        for imported in imported_modules(path):
+            users[imported.split(".")[0]].add(module_of(path))
+    for library in ONE_FILE_LIBRARIES:
+        assert len(users[library]) <= 1, f"{library} is imported by {sorted(users[library])}"
+
+
+def test_no_environment_variable_is_read_outside_one_file():
+    readers = [module_of(path) for path in FILES if "environ" in path.read_text() or "getenv" in path.read_text()]
+    assert len(readers) <= 1, readers
+
+
+def test_the_walk_sees_imports_inside_functions(tmp_path):
+    path = tmp_path / "file.py"
+    path.write_text("def f():\n    from pagedvid.cli import main\n    import av.video\n")
+    assert list(imported_modules(path)) == ["pagedvid.cli.main", "av.video"]

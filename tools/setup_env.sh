@@ -1,0 +1,41 @@
+# Sourced by tools/demo.sh and .ci/run from the repository root: makes .venv, installs pagedvid with its development
+# tools at the versions in constraints.txt, and puts the environment first on PATH. Does nothing the second time.
+
+fail() {
+    echo "setup: $*" >&2
+    exit 1
+}
+
+find_python() {
+    local candidate
+    for candidate in python3 python3.13 python3.12 python3.11; do
+        if "$candidate" -c 'import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
+            echo "$candidate"
+            return
+        fi
+    done
+    fail "needs Python 3.11 or newer with the venv module (Debian: apt-get install python3 python3-venv)"
+}
+
+install_environment() {
+    local python log=.venv/setup.log
+    if ! [ -x .venv/bin/python ]; then
+        python=$(find_python) || exit 1
+        "$python" -m venv .venv || fail "could not create .venv"
+    fi
+    echo "setup: installing into .venv (log: $log)"
+    {
+        .venv/bin/python -m pip install --constraint constraints.txt hatchling editables &&
+            .venv/bin/python -m pip install --constraint constraints.txt --no-build-isolation --editable '.[dev]'
+    } >"$log" 2>&1 || {
+        tail -n 20 "$log" >&2
+        fail "installation failed; the whole log is in $log"
+    }
+}
+
+wanted=$(cat pyproject.toml constraints.txt | cksum)
+if [ "$(cat .venv/installed 2>/dev/null)" != "$wanted" ]; then
+    install_environment
+    echo "$wanted" >.venv/installed
+fi
+PATH="$PWD/.venv/bin:$PATH"
