@@ -1,0 +1,147 @@
+"""`pagedvid generate`: from a file of prompts to a folder of videos."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pagedvid import __version__
+from pagedvid.cli.options import add_config_options, resolve_options
+from pagedvid.cli.plan import plan_lines
+from pagedvid.cli.progress import ProgressView, progress_view
+from pagedvid.cli.prompts import read_prompts
+from pagedvid.cli.summary import summary_lines
+from pagedvid.cli.video_run import RunResult, VideoRun
+from pagedvid.config import Config, frame_settings
+from pagedvid.engine.requests import VideoRequest
+from pagedvid.errors import ConfigError
+from pagedvid.output.folder import OutputFolder
+from pagedvid.output.sheet import SheetRow, write_sheet
+from pagedvid.output.video import AV_VERSION, WRITE_ERRORS
+
+if TYPE_CHECKING:
+    from pagedvid.engine.engine import Engine
+
+EXIT_FINE, EXIT_FAILED, EXIT_INTERRUPTED = 0, 1, 130
+
+
+def add_parser(subparsers: Any) -> None:
+    """Adds `generate`."""
+    parser = subparsers.add_parser("generate", help="generate videos from a file of prompts", description=__doc__)
+    parser.add_argument(
+        "--prompts", metavar="FILE", type=Path, required=True, help=".txt (a prompt per line) or .jsonl"
+    )
+    parser.add_argument("--out", metavar="DIR", type=Path, help="folder for the videos")
+    existing = parser.add_mutually_exclusive_group()
+    existing.add_argument("--resume", action="store_true", help="make only the videos that --out lacks")
+    existing.add_argument("--overwrite", action="store_true", help="make all videos again")
+    parser.add_argument("--plan", action="store_true", help="print pages and bytes per stream and stop")
+    add_config_options(parser)
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Makes the videos that are missing and returns the exit code. Raises `PagedvidError` for bad input."""
+    config = resolve_options(args).config
+    requests = read_prompts(args.prompts, config.generate)
+    if args.plan:
+        return _print_plan(config, requests)
+    if args.out is None:
+        raise ConfigError("generate needs --out DIR, the folder for the videos (or --plan)")
+    with OutputFolder(args.out, frame_settings(config), resume=args.resume, overwrite=args.overwrite) as folder:
+        missing = [request for request in requests if not folder.is_done(request)]
+        result = _make_videos(config, folder, missing) if missing else RunResult()
+        if not result.num_left:
+            _write_sheet(folder, requests)
+    print("\n".join(summary_lines(result, len(requests) - len(missing), config.cache, args.out)))
+    return _exit_code(result)
+
+
+def _print_plan(config: Config, requests: Sequence[VideoRequest]) -> int:
+    from pagedvid.models.registry import model_geometry
+
+    weights = None if config.model.weights is None else Path(config.model.weights)
+    print("\n".join(plan_lines(config, model_geometry(config.model.name, weights), requests)))
+    return EXIT_FINE
+
+
+def _make_videos(config: Config, folder: OutputFolder, requests: Sequence[VideoRequest]) -> RunResult:
+    with progress_view() as view, _spoken(view):
+        engine = create_engine(config)
+        try:
+            return VideoRun(
+                engine,
+                folder,
+                requests,
+                view,
+                frames_per_second=config.generate.frames_per_second or engine.model.frames_per_second,
+                scale=config.generate.scale,
+                versions=_versions(),
+            ).run()
+        finally:
+            engine.close()
+
+
+def create_engine(config: Config) -> Engine:
+    """The engine of a configuration: model loaded, memory taken. PyTorch is imported here, not for `--help`."""
+    import torch
+
+    from pagedvid.engine.build import build_engine
+
+    if config.generate.threads is not None:
+        torch.set_num_threads(config.generate.threads)
+    return build_engine(config)
+
+
+def _versions() -> dict[str, str]:
+    import torch
+
+    return {"pagedvid": __version__, "torch": torch.__version__, "av": AV_VERSION}
+
+
+@contextmanager
+def _spoken(view: ProgressView) -> Iterator[None]:
+    """Shows warnings and the package's log lines as notes, so that they do not tear the progress bars."""
+
+    class Handler(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            view.note(record.getMessage())
+
+    logger, handler = logging.getLogger("pagedvid"), Handler(logging.INFO)
+    level_before = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    try:
+        with warnings.catch_warnings():
+            warnings.showwarning = lambda message, *_, **__: view.note(f"warning {message}")
+            yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level_before)
+
+
+def _write_sheet(folder: OutputFolder, requests: Sequence[VideoRequest]) -> None:
+    """The sheet is an extra: when it cannot be written, the videos are as good as ever, so the run does not fail."""
+    rows = [
+        SheetRow(folder.video_path(request.id), request.prompt, f"{request.id}  seed {request.seed}")
+        for request in requests
+        if folder.is_done(request)
+    ]
+    if not rows:
+        return
+    try:
+        write_sheet(folder.sheet_path, rows)
+    except WRITE_ERRORS as error:
+        print(f"pagedvid: warning: {folder.sheet_path} could not be written: {error}", file=sys.stderr)
+
+
+def _exit_code(result: RunResult) -> int:
+    if result.num_left:
+        return EXIT_INTERRUPTED
+    return EXIT_FAILED if result.num_failed else EXIT_FINE

@@ -1,0 +1,51 @@
+"""The flags that set settings, shared by every subcommand that needs a configuration."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from pagedvid.config_file import ResolvedConfig, Setting, read_assignment, read_file, read_scalar, resolve
+
+_FLAGS = {
+    "model": "model.name",
+    "weights": "model.weights",
+    "kv": "cache.codec",
+    "memory": "cache.memory",
+    "concurrent": "engine.concurrent",
+    "frames": "generate.num_frames",
+    "seed": "generate.seed",
+}
+_NUMBERS = ("concurrent", "frames", "seed")
+
+
+def add_config_options(parser: argparse.ArgumentParser) -> None:
+    """Adds --config, --set and the short forms of the most used settings."""
+    group = parser.add_argument_group("settings (defaults < --config < flags < --set)")
+    group.add_argument("--config", metavar="FILE", type=Path, help="YAML file with settings")
+    group.add_argument("--model", metavar="NAME", help="model.name")
+    group.add_argument("--weights", metavar="PATH", help="model.weights")
+    group.add_argument("--kv", metavar="CODEC", help="cache.codec: int2, int4, int8, bf16 or fp32")
+    group.add_argument("--no-correction", action="store_true", help="cache.correction=off")
+    group.add_argument("--memory", metavar="SIZE", help="cache.memory, such as 2GiB")
+    group.add_argument("--concurrent", metavar="N|auto", help="engine.concurrent: streams that run at once")
+    group.add_argument("--frames", metavar="N", help="generate.num_frames: frames per video")
+    group.add_argument("--seed", metavar="N", help="generate.seed of the first prompt; the next gets N + 1")
+    group.add_argument(
+        "--set", metavar="KEY=VALUE", dest="assignments", action="append", default=[], help="any setting; repeatable"
+    )
+
+
+def resolve_options(args: argparse.Namespace) -> ResolvedConfig:
+    """The settings that a command line asks for. Raises `ConfigError`."""
+    settings = read_file(args.config) if args.config else []
+    for flag, target in _FLAGS.items():
+        written = getattr(args, flag)
+        if written is not None:
+            section, _, key = target.partition(".")
+            value = read_scalar(written) if flag in _NUMBERS else written
+            settings.append(Setting(section, key, value, f"--{flag}"))
+    if args.no_correction:
+        settings.append(Setting("cache", "correction", "off", "--no-correction"))
+    settings.extend(read_assignment(assignment) for assignment in args.assignments)
+    return resolve(settings)

@@ -1,0 +1,124 @@
+"""What the user sees while videos are made: bars on a terminal, plain lines anywhere else. All of it goes to stderr."""
+
+from __future__ import annotations
+
+import sys
+import time
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Protocol
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, Progress, TextColumn
+
+LINE_INTERVAL_SECONDS = 5.0
+"""How often a run without a terminal reports where it stands."""
+
+_BAR_WIDTH = 36
+"""Leaves room at the end of a line of 80: the "^C" that a terminal echoes must not wrap it and tear the bars."""
+
+
+@dataclass(frozen=True)
+class Status:
+    """Where a run stands."""
+
+    videos_ended: int
+    num_videos: int
+    chunks_done: int
+    num_chunks: int
+    pages_used: int
+    num_pages: int
+    frames_per_second: float
+
+
+class ProgressView(Protocol):
+    """Shows notes (one line each) and the status."""
+
+    def note(self, line: str) -> None:
+        """Prints a line that stays."""
+        ...
+
+    def update(self, status: Status) -> None:
+        """Shows where the run stands now."""
+        ...
+
+    def __enter__(self) -> ProgressView: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+
+def progress_view() -> ProgressView:
+    """Bars when stderr is a terminal, else lines."""
+    console = Console(stderr=True)
+    return BarView(console) if console.is_terminal else LineView()
+
+
+class BarView:
+    """Three bars that are redrawn in place and vanish at the end."""
+
+    def __init__(self, console: Console) -> None:
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=_BAR_WIDTH),
+            TextColumn("{task.completed}/{task.total}", justify="right"),
+            TextColumn("{task.fields[remark]}"),
+            console=console,
+            transient=True,
+        )
+        self._bars = {
+            name: self._progress.add_task(name, total=None, remark="") for name in ("videos", "chunks", "pages")
+        }
+
+    def note(self, line: str) -> None:
+        """Prints a line above the bars."""
+        self._progress.console.print(escape(line), highlight=False, soft_wrap=True)
+
+    def update(self, status: Status) -> None:
+        """Redraws the bars; the first call makes them appear."""
+        self._progress.start()
+        self._set("videos", status.videos_ended, status.num_videos)
+        self._set("chunks", status.chunks_done, status.num_chunks, f"{status.frames_per_second:.1f} frames/s")
+        self._set("pages", status.pages_used, status.num_pages, "in use")
+
+    def _set(self, name: str, completed: int, total: int, remark: str = "") -> None:
+        self._progress.update(self._bars[name], completed=completed, total=total, remark=remark)
+
+    def __enter__(self) -> BarView:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._progress.stop()
+
+
+class LineView:
+    """A line per note and a status line every few seconds."""
+
+    def __init__(self) -> None:
+        self._last_report = time.monotonic()
+
+    def note(self, line: str) -> None:
+        """Prints the line."""
+        print(line, file=sys.stderr, flush=True)
+
+    def update(self, status: Status) -> None:
+        """Prints the status when the last one is old enough."""
+        if time.monotonic() - self._last_report < LINE_INTERVAL_SECONDS:
+            return
+        self._last_report = time.monotonic()
+        self.note(
+            f"videos {status.videos_ended}/{status.num_videos}  chunks {status.chunks_done}/{status.num_chunks}  "
+            f"pages {status.pages_used}/{status.num_pages}  {status.frames_per_second:.1f} frames/s"
+        )
+
+    def __enter__(self) -> LineView:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Nothing to put away."""

@@ -1,0 +1,146 @@
+"""Reads prompts.txt (a prompt per line) or prompts.jsonl into requests; anything doubtful is refused."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+from pagedvid.config import GenerateConfig
+from pagedvid.engine.requests import VideoRequest
+from pagedvid.errors import ConfigError
+
+FIELDS = ("prompt", "id", "seed", "num_frames")
+MAX_ID_BYTES = 120
+MAX_SEED = 2**63 - 1
+_SLUG_LENGTH = 56
+_ID = re.compile(r"[^\W_][\w.-]*")
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """What one line of the file says; None where it says nothing."""
+
+    place: str
+    """File and line, for messages."""
+    prompt: str
+    id: str | None = None
+    seed: int | None = None
+    num_frames: int | None = None
+
+
+def read_prompts(path: Path, generate: GenerateConfig) -> list[VideoRequest]:
+    """The requests of a prompts file, in its order. Raises `ConfigError` with the line that is wrong."""
+    readers = {".txt": _read_lines, ".jsonl": _read_json_lines}
+    if path.suffix not in readers:
+        raise ConfigError(f"--prompts {path}: the name must end in .txt (a prompt per line) or .jsonl")
+    entries = list(readers[path.suffix](path))
+    if not entries:
+        raise ConfigError(f"{path} holds no prompt: write at least one line that is neither empty nor a # comment")
+    width = max(3, len(str(len(entries) - 1)))
+    requests = [
+        VideoRequest(
+            id=_default_id(index, width, entry.prompt) if entry.id is None else entry.id,
+            prompt=entry.prompt,
+            num_frames=generate.num_frames if entry.num_frames is None else entry.num_frames,
+            seed=(generate.seed + index) % (MAX_SEED + 1) if entry.seed is None else entry.seed,
+        )
+        for index, entry in enumerate(entries)
+    ]
+    _refuse_duplicates(requests, entries)
+    return requests
+
+
+def _read_lines(path: Path) -> Iterator[_Entry]:
+    for number, line in _lines(path):
+        if not line.startswith("#"):
+            yield _Entry(f"{path.name}:{number}", prompt=line)
+
+
+def _read_json_lines(path: Path) -> Iterator[_Entry]:
+    for number, line in _lines(path):
+        place = f"{path.name}:{number}"
+        try:
+            fields = json.loads(line)
+        except ValueError as error:
+            raise ConfigError(f"{place}: not valid JSON: {error}") from None
+        if not isinstance(fields, dict):
+            raise ConfigError(f'{place}: each line must be a JSON object such as {{"prompt": "..."}}')
+        yield _check_fields(place, fields)
+
+
+def _lines(path: Path) -> Iterator[tuple[int, str]]:
+    """Line numbers and stripped lines, without the empty ones."""
+    try:
+        content = path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        raise ConfigError(f"--prompts {path}: there is no such file") from None
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"--prompts {path}: not UTF-8 text (byte {error.start}); save it as UTF-8") from None
+    except OSError as error:
+        raise ConfigError(f"--prompts {path}: cannot be read: {error.strerror}") from None
+    for number, line in enumerate(content.split("\n"), start=1):
+        if line.strip():
+            yield number, line.strip()
+
+
+def _check_fields(place: str, fields: dict[str, Any]) -> _Entry:
+    for name in fields:
+        if name not in FIELDS:
+            close = get_close_matches(name, FIELDS, n=1)
+            hint = f' - did you mean "{close[0]}"?' if close else ""
+            raise ConfigError(f'{place}: unknown field "{name}"{hint} (known: {", ".join(FIELDS)})')
+    prompt = fields.get("prompt")
+    if not isinstance(prompt, str) or not prompt.strip():
+        raise ConfigError(f'{place}: "prompt" is {prompt!r}; it must be a non-empty string')
+    id = fields.get("id")
+    if id is not None:
+        _check_id(place, id)
+    return _Entry(
+        place,
+        prompt=prompt.strip(),
+        id=id,
+        seed=_whole_number(place, fields, "seed", minimum=0, maximum=MAX_SEED),
+        num_frames=_whole_number(place, fields, "num_frames", minimum=1, maximum=MAX_SEED),
+    )
+
+
+def _check_id(place: str, id: object) -> None:
+    """Ids become file names, so they hold nothing that a shell or file system reads in its own way."""
+    if not isinstance(id, str) or not _ID.fullmatch(id) or len(id.encode()) > MAX_ID_BYTES:
+        raise ConfigError(
+            f'{place}: "id" is {id!r}; it names files, so use letters, digits, ".", "_" and "-", begin with '
+            f"a letter or digit, and take at most {MAX_ID_BYTES} bytes"
+        )
+
+
+def _whole_number(place: str, fields: dict[str, Any], name: str, minimum: int, maximum: int) -> int | None:
+    value = fields.get(name)
+    if value is None:
+        return None
+    if not isinstance(value, int) or isinstance(value, bool) or not minimum <= value <= maximum:
+        raise ConfigError(f'{place}: "{name}" is {value!r}; it must be a whole number of at least {minimum}')
+    return value
+
+
+def _default_id(index: int, width: int, prompt: str) -> str:
+    """The index and the prompt's first words: (3, "A red circle!") -> "003-a-red-circle"."""
+    words = re.findall(r"[a-z0-9]+", prompt.lower())
+    slug = "-".join(words)
+    if len(slug) > _SLUG_LENGTH:
+        slug = slug[: _SLUG_LENGTH + 1].rpartition("-")[0] or slug[:_SLUG_LENGTH]
+    return f"{index:0{width}d}-{slug}".rstrip("-")
+
+
+def _refuse_duplicates(requests: list[VideoRequest], entries: list[_Entry]) -> None:
+    """Ids are compared without case: on some file systems A.mp4 and a.mp4 are one file."""
+    places: dict[str, str] = {}
+    for request, entry in zip(requests, entries, strict=True):
+        key = request.id.casefold()
+        if key in places:
+            raise ConfigError(f'{entry.place}: id "{request.id}" is already used in {places[key]}; give each its own')
+        places[key] = entry.place

@@ -1,0 +1,100 @@
+"""manifest.jsonl: one line per video that ended, written so that it survives a kill at any moment.
+
+Lines are appended and forced to disk; a later line about the same id replaces the earlier one. A kill can leave half a
+line at the end: it is cut off when the manifest is opened again.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pagedvid.engine.requests import VideoRequest
+from pagedvid.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class ManifestEntry:
+    """How one video ended, and everything that decides its frames."""
+
+    id: str
+    status: str
+    """"done" or "failed"."""
+    prompt: str
+    seed: int
+    num_frames: int
+    settings: Mapping[str, Any]
+    """The settings that decide the frames, by "section.key"."""
+    error: str | None = None
+    details: Mapping[str, Any] = field(default_factory=dict)
+    """File name, seconds, bytes: what a reader of the manifest may want without opening the video's own json."""
+
+    def differences(self, request: VideoRequest, settings: Mapping[str, Any]) -> list[str]:
+        """What differs between this entry and a request under other settings, as "name: before -> now"."""
+        before = {"prompt": self.prompt, "seed": self.seed, "frames": self.num_frames, **self.settings}
+        now = {"prompt": request.prompt, "seed": request.seed, "frames": request.num_frames, **settings}
+        keys = dict.fromkeys([*before, *now])
+        return [f"{key}: {before.get(key)} -> {now.get(key)}" for key in keys if before.get(key) != now.get(key)]
+
+
+class Manifest:
+    """The open manifest of one folder, locked against a second run."""
+
+    def __init__(self, path: Path, *, start_anew: bool = False) -> None:
+        """Opens or creates the file. Raises `ConfigError` when another run holds it or a line is damaged."""
+        self.path = path
+        self._file = path.open("a+b", buffering=0)
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self._file.close()
+            raise ConfigError(
+                f"another pagedvid is writing to {path.parent}; wait for it or use another --out"
+            ) from None
+        if start_anew:
+            self._file.truncate(0)
+        self.entries = self._read()
+
+    def _read(self) -> dict[str, ManifestEntry]:
+        """Entries by id, the newest of each; cuts off a torn last line."""
+        self._file.seek(0)
+        content = self._file.read()
+        whole = content[: content.rfind(b"\n") + 1]
+        if len(whole) < len(content):
+            self._file.truncate(len(whole))
+        entries = {}
+        for number, line in enumerate(whole.splitlines(), start=1):
+            try:
+                entry = ManifestEntry(**json.loads(line))
+            except (ValueError, TypeError) as error:
+                self._file.close()
+                raise ConfigError(
+                    f"{self.path} line {number} is not a manifest entry ({error}); "
+                    "remove the line to make its video again, or use --overwrite"
+                ) from None
+            entries[entry.id] = entry
+        return entries
+
+    def append(self, entry: ManifestEntry) -> None:
+        """Adds a line and forces it to disk. Raises OSError, and then the manifest is as it was before."""
+        line = (json.dumps(asdict(entry), ensure_ascii=False) + "\n").encode()
+        size_before = self._file.seek(0, os.SEEK_END)
+        try:
+            while line:
+                line = line[self._file.write(line) :]
+            os.fsync(self._file.fileno())
+        except OSError:
+            self._file.truncate(size_before)
+            raise
+        self.entries[entry.id] = entry
+
+    def close(self) -> None:
+        """Gives the lock back; a manifest without lines is removed."""
+        if self._file.seek(0, os.SEEK_END) == 0:
+            self.path.unlink(missing_ok=True)
+        self._file.close()

@@ -1,0 +1,56 @@
+"""`pagedvid config show`."""
+
+import json
+
+import pytest
+
+from pagedvid.config import Config
+from pagedvid.config_file import load_config
+
+
+def test_the_table_names_values_and_sources(command, tmp_path):
+    file = tmp_path / "my.yaml"
+    file.write_text("cache:\n  memory: 3GiB\n")
+    code, out, _ = command("config", "show", "--config", file, "--kv", "int4", "--set", "engine.denoise_steps=4")
+    assert code == 0
+    rows = [line.split() for line in out.splitlines()]
+    assert rows[0] == ["setting", "value", "source"]
+    assert ["cache.memory", "3GiB", "my.yaml:2"] in rows
+    assert ["cache.codec", "int4", "--kv"] in rows
+    assert ["engine.denoise_steps", "4", "--set"] in rows
+    assert ["model.weights", "null", "default"] in rows
+    assert max(map(len, out.splitlines())) <= 80
+
+
+def test_json_holds_the_same(command):
+    code, out, _ = command("config", "show", "--format", "json", "--no-correction")
+    assert code == 0
+    settings = json.loads(out)
+    assert settings["cache.correction"] == {"value": "off", "source": "--no-correction"}
+    assert settings["cache.memory"] == {"value": "2GiB", "source": "default"}
+    assert settings["cache.debug_checks"]["value"] is False
+
+
+def test_yaml_can_be_read_back(command, tmp_path):
+    options = ["--frames", 9, "--no-correction", "--memory", "1500MB", "--set", "cache.sink_codec=int8"]
+    _, out, _ = command("config", "show", "--format", "yaml", *options)
+    (tmp_path / "copy.yaml").write_text(out)
+    copy = load_config(tmp_path / "copy.yaml")
+    assert copy != Config()
+    assert (copy.generate.num_frames, copy.cache.memory) == (9, 1_500_000_000)
+    assert (copy.cache.correction, copy.cache.sink_codec) == ("off", "int8")
+
+
+@pytest.mark.parametrize("argv", [["config"], ["config", "hide"], ["config", "show", "--format", "xml"]])
+def test_wrong_command_lines(command, argv):
+    code, _, err = command(*argv)
+    assert code == 2
+    assert err.startswith("pagedvid: error: ")
+    assert err.count("\n") == 1
+
+
+def test_bad_values(command, tmp_path):
+    (tmp_path / "bad.yaml").write_text("cache:\n  codec: int3\n")
+    code, _, err = command("config", "show", "--config", tmp_path / "bad.yaml")
+    assert (code, err.count("\n")) == (2, 1)
+    assert "bad.yaml:2: cache.codec is 'int3'" in err

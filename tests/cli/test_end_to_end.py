@@ -1,0 +1,89 @@
+"""The command line with the real engine, cache and demo model: few frames, few steps."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from pagedvid.output.video import read_frames
+from tests.cli.folders import assert_whole_videos, manifest_lines
+
+FAST = ("--frames", 20, "--set", "engine.denoise_steps=2", "--set", "generate.threads=1", "--memory", "16MiB")
+LINES = (
+    "a large red circle moving left on a black background",
+    "a small white cross staying still on a navy background",
+)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def restore_threads():
+    """`generate.threads` is a setting of the whole process."""
+    import torch
+
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+def test_two_prompts_to_two_videos(command, prompts, tmp_path):
+    out = tmp_path / "out"
+    code, stdout, stderr = command("generate", "--prompts", prompts(*LINES), "--out", out, *FAST)
+    assert code == 0, stderr
+    ids = assert_whole_videos(out, 20)
+    assert len(ids) == 2
+    assert "videos  2 done\nframes  40 in" in stdout
+    assert "attention backend: torch" in stderr
+    for id in ids:
+        sidecar = json.loads((out / f"{id}.json").read_text())
+        # three chunks of 8 frames, of which two are committed; all metadata and padding counted
+        assert 0 < sidecar["cache_peak_bytes"] <= 0.155 * sidecar["cache_bf16_bytes"]
+        assert sidecar["frames_per_second"] == 12
+        assert read_frames(out / f"{id}.mp4")[0].shape == (256, 256, 3)
+
+
+def test_a_video_does_not_depend_on_what_runs_beside_it(command, prompts, tmp_path):
+    path = prompts({"prompt": LINES[0], "id": "a", "seed": 3}, {"prompt": LINES[1], "id": "b", "seed": 4})
+    alone, together = tmp_path / "alone", tmp_path / "together"
+    command("generate", "--prompts", path, "--out", together, *FAST)
+    command("generate", "--prompts", path, "--out", alone, *FAST, "--concurrent", 1)
+    for id in ("a", "b"):
+        frames = [np.array(read_frames(folder / f"{id}.mp4")).astype(int) for folder in (alone, together)]
+        assert np.abs(frames[0] - frames[1]).mean() < 1.0
+
+
+def test_known_and_unknown_words(command, prompts, tmp_path):
+    path = prompts("a sparkling red circle on a black background", "quantum entanglement")
+    code, _, stderr = command("generate", "--prompts", path, "--out", tmp_path / "out", *FAST)
+    assert code == 1
+    assert "warning" in stderr
+    assert "'sparkling'" in stderr
+    assert "failed  001-quantum-entanglement  no word of the prompt 'quantum entanglement' is known" in stderr
+    statuses = {line["id"]: line["status"] for line in manifest_lines(tmp_path / "out")}
+    assert statuses == {
+        "000-a-sparkling-red-circle-on-a-black-background": "done",
+        "001-quantum-entanglement": "failed",
+    }
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--memory", "1KiB"], "error: "),
+        (["--memory", "64KiB"], "pages"),
+        (["--set", "cache.recent_chunks=50"], "lower one of them"),
+        (["--set", "attention.backend=magic"], "unknown attention backend 'magic'"),
+        (["--model", "sora"], "unknown model 'sora'"),
+        (["--weights", "nowhere"], "nowhere"),
+        (["--set", "model.device=cuda:9"], "cuda"),
+    ],
+)
+def test_what_cannot_work_here_is_one_line_and_leaves_no_folder(command, prompts, tmp_path, options, message):
+    out = tmp_path / "out"
+    code, _, stderr = command("generate", "--prompts", prompts(LINES[0]), "--out", out, *FAST, *options)
+    last = stderr.splitlines()[-1]
+    assert (code, last.startswith("pagedvid: error: ")) == (2, True), stderr
+    assert message in last
+    assert "Traceback" not in stderr
+    assert not out.exists() or not list(out.iterdir())

@@ -1,0 +1,79 @@
+"""`pagedvid generate --plan`: numbers that the cache itself would give."""
+
+from __future__ import annotations
+
+import pytest
+
+from pagedvid.cli.plan import plan_lines
+from pagedvid.config import CacheConfig, Config
+from pagedvid.engine.requests import VideoRequest
+from pagedvid.models.base import ModelGeometry
+
+WAN = ModelGeometry(30, 12, 12, 128, tokens_per_frame=1560, frames_per_chunk=3)
+
+
+def rows_of(lines):
+    """Cells of the table by codec."""
+    first = next(index for index, line in enumerate(lines) if line.startswith("codec "))
+    table = lines[first + 1 : lines.index("", first)]
+    return {line[:8].strip(): line[8:].split() for line in table}
+
+
+def plan(config, model=WAN, num_frames=300):
+    return plan_lines(config, model, [VideoRequest("a", "red", num_frames), VideoRequest("b", "blue", 3)])
+
+
+def test_a_wan_stream_in_24_gib():
+    config = Config(cache=CacheConfig(memory="24GiB", recent_chunks=5))
+    lines = plan(config)
+    assert "chunk    3 frames = 4680 tokens = 37 pages of 128 per head and layer (1.2% padding)" in lines
+    assert "videos   2; the longest has 300 frames = 100 chunks" in lines
+    bits, pages, number, unit, ratio, fit = rows_of(lines)["as set"]
+    assert int(pages) == 30 * 12 * 37 * 7  # sink + 5 recent + the chunk being committed
+    assert float(bits) == pytest.approx(2 * (37 * 128 / 4680) + 32 / 128 * (37 * 128 / 4680), abs=0.01)
+    assert (number, unit) == ("819", "MiB")
+    assert float(ratio) == pytest.approx(36 * 128 * 37 / (4680 * 128 * 2), abs=0.001)
+    assert int(fit) == 24 * 2**30 // (2 * 36 * 128 * int(pages))
+
+
+def test_every_codec_is_there_to_compare():
+    rows = rows_of(plan(Config(cache=CacheConfig(codec="int4"))))
+    assert list(rows) == ["as set", "int2", "int4", "int8", "bf16", "fp32"]
+    assert rows["as set"] == rows["int4"]
+    pages = [int(cells[1]) for cells in rows.values()][1:]
+    assert pages == sorted(set(pages))
+
+
+def test_codecs_by_role_are_named_and_counted():
+    lines = plan(Config(cache=CacheConfig(sink_codec="int8", newest_codec="bf16")))
+    assert "codecs   int2, sinks int8, newest chunk bf16" in lines
+    pages = {name: int(cells[1]) for name, cells in rows_of(lines).items()}
+    assert pages["int2"] < pages["as set"] < pages["bf16"]
+
+
+def test_branches_double_a_stream():
+    guided = ModelGeometry(30, 12, 12, 128, 1560, 3, branches=("cond", "uncond"))
+    once, twice = rows_of(plan(Config()))["as set"], rows_of(plan(Config(), guided))["as set"]
+    assert int(twice[1]) == 2 * int(once[1])
+    assert twice[4] == once[4]
+
+
+def test_a_short_video_takes_less_than_a_full_window():
+    full, short = rows_of(plan(Config()))["as set"], rows_of(plan(Config(), num_frames=9))["as set"]
+    assert int(short[1]) == 30 * 12 * 37 * 2 < int(full[1])
+
+
+def test_videos_of_one_chunk_cache_nothing():
+    assert rows_of(plan(Config(), num_frames=3))["as set"] == ["2.28", "0", "0", "B", "-", "any", "number"]
+
+
+def test_through_the_command_line_without_weights_or_folder(command, prompts, tmp_path, monkeypatch):
+    from pagedvid.models import registry
+
+    monkeypatch.setattr(registry, "load_model", None)
+    code, out, err = command("generate", "--prompts", prompts("red", "blue"), "--plan", "--frames", 48, "--kv", "int8")
+    assert (code, err) == (0, "")
+    assert out.startswith("model    demo: ")
+    assert "codecs   int8\n" in out
+    assert max(map(len, out.splitlines())) <= 80
+    assert [path.name for path in tmp_path.iterdir()] == ["prompts.txt"]

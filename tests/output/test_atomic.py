@@ -1,0 +1,32 @@
+"""Files that appear whole or not at all."""
+
+import pytest
+
+from pagedvid.output.atomic import remove_stale, replacing, temporary_path
+
+
+def test_the_file_appears_at_the_end(tmp_path):
+    path = tmp_path / "a.json"
+    path.write_text("old")
+    with replacing(path) as temporary:
+        temporary.write_text("new")
+        assert path.read_text() == "old"
+        assert temporary.parent == path.parent
+    assert [(file.name, file.read_text()) for file in tmp_path.iterdir()] == [("a.json", "new")]
+
+
+def test_an_error_leaves_the_old_file_and_no_other(tmp_path):
+    path = tmp_path / "a.json"
+    path.write_text("old")
+    with pytest.raises(OSError, match="full"), replacing(path) as temporary:
+        temporary.write_text("ne")
+        raise OSError("full")
+    assert [(file.name, file.read_text()) for file in tmp_path.iterdir()] == [("a.json", "old")]
+
+
+def test_only_our_own_temporary_files_are_stale(tmp_path):
+    temporary_path(tmp_path / "a.mp4").write_text("half")
+    (tmp_path / "theirs.mp4.tmp").write_text("keep")
+    (tmp_path / ".hidden").write_text("keep")
+    assert remove_stale(tmp_path) == 1
+    assert {file.name for file in tmp_path.iterdir()} == {"theirs.mp4.tmp", ".hidden"}

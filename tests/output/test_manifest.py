@@ -1,0 +1,142 @@
+"""The manifest survives kills, full disks and second runs."""
+
+from __future__ import annotations
+
+import errno
+import json
+
+import pytest
+
+from pagedvid.engine.requests import VideoRequest
+from pagedvid.errors import ConfigError
+from pagedvid.output.manifest import Manifest, ManifestEntry
+
+
+def entry(id="a", status="done", **fields):
+    return ManifestEntry(id, status, prompt="réd", seed=1, num_frames=8, settings={"cache.codec": "int2"}, **fields)
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "manifest.jsonl"
+
+
+@pytest.fixture
+def opened(path):
+    """Opens the manifest; closes all at the end."""
+    manifests = []
+
+    def open_(**options):
+        manifests.append(Manifest(path, **options))
+        return manifests[-1]
+
+    yield open_
+    for manifest in manifests:
+        manifest._file.close()
+
+
+def test_entries_are_on_disk_at_once_and_read_back(path, opened):
+    manifest = opened()
+    manifest.append(entry("a"))
+    assert json.loads(path.read_text())["id"] == "a"
+    manifest.append(entry("b", "failed", error="PromptError: no"))
+    manifest.close()
+    assert opened().entries == {"a": entry("a"), "b": entry("b", "failed", error="PromptError: no")}
+
+
+def test_the_newest_line_about_an_id_counts(opened):
+    manifest = opened()
+    manifest.append(entry(status="failed"))
+    manifest.append(entry(status="done"))
+    manifest.close()
+    assert opened().entries["a"].status == "done"
+
+
+@pytest.mark.parametrize("cut", [1, 10, 60])
+def test_a_torn_last_line_is_cut_off_and_written_over(path, opened, cut):
+    manifest = opened()
+    manifest.append(entry("a"))
+    manifest.append(entry("b"))
+    manifest.close()
+    path.write_bytes(path.read_bytes()[:-cut])
+    manifest = opened()
+    assert set(manifest.entries) == {"a"}
+    manifest.append(entry("c"))
+    manifest.close()
+    assert set(opened().entries) == {"a", "c"}
+
+
+@pytest.mark.parametrize("line", ["not json", "3", "[]", '{"id": "a"}', '{"unknown": 1}'])
+def test_a_damaged_line_is_named(path, opened, line):
+    path.write_text(line + "\n")
+    with pytest.raises(ConfigError, match=r"manifest\.jsonl line 1 is not a manifest entry"):
+        opened()
+
+
+def test_a_second_run_is_refused_until_the_first_has_ended(opened):
+    first = opened()
+    with pytest.raises(ConfigError, match="another pagedvid is writing to"):
+        opened()
+    first.append(entry())
+    first.close()
+    assert set(opened().entries) == {"a"}
+
+
+def test_starting_anew_forgets_everything(path, opened):
+    manifest = opened()
+    manifest.append(entry())
+    manifest.close()
+    assert opened(start_anew=True).entries == {}
+    assert path.read_bytes() == b""
+
+
+def test_a_manifest_without_lines_leaves_no_file(path, opened):
+    opened().close()
+    assert not path.exists()
+
+
+class DiskWithRoomFor:
+    """A file that takes so many bytes and then says that the disk is full."""
+
+    def __init__(self, file, num_bytes):
+        self._file, self._room = file, num_bytes
+
+    def write(self, data):
+        if not self._room:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        written = self._file.write(data[: self._room])
+        self._room -= written
+        return written
+
+    def __getattr__(self, name):
+        return getattr(self._file, name)
+
+
+def test_a_line_that_does_not_fit_is_taken_back(path, opened):
+    manifest = opened()
+    manifest.append(entry("a"))
+    before = path.read_bytes()
+    manifest._file = DiskWithRoomFor(manifest._file, 20)
+    with pytest.raises(OSError, match="No space left"):
+        manifest.append(entry("b"))
+    assert path.read_bytes() == before
+    assert set(manifest.entries) == {"a"}
+
+
+def test_a_line_written_in_pieces_is_whole(path, opened):
+    manifest = opened()
+
+    class Pieces(DiskWithRoomFor):
+        def write(self, data):
+            return self._file.write(data[:7])
+
+    manifest._file = Pieces(manifest._file, 0)
+    manifest.append(entry("a"))
+    assert json.loads(path.read_text())["prompt"] == "réd"
+
+
+def test_differences_name_what_was_before_and_what_is_now():
+    before = entry()
+    assert before.differences(VideoRequest("a", "réd", 8, 1), {"cache.codec": "int2"}) == []
+    now = before.differences(VideoRequest("a", "blue", 16, 1), {"cache.codec": "int4", "new.key": 1})
+    assert now == ["prompt: réd -> blue", "frames: 8 -> 16", "cache.codec: int2 -> int4", "new.key: None -> 1"]

@@ -1,0 +1,120 @@
+"""Frames to mp4 and back."""
+
+from __future__ import annotations
+
+import av
+import numpy as np
+import pytest
+
+from pagedvid.output.atomic import temporary_path
+from pagedvid.output.video import WRITE_ERRORS, VideoWriter, count_frames, enlarge, read_frames
+
+COLORS = np.array([[230, 30, 35], [40, 200, 70], [50, 100, 255], [245, 245, 245]], dtype=np.uint8)
+
+
+def four_squares(num_frames: int, size: int = 16) -> np.ndarray:
+    """uint8 [num_frames, size, size, 3]: a colour in each quarter."""
+    picture = COLORS.reshape(2, 2, 3).repeat(size // 2, axis=0).repeat(size // 2, axis=1)
+    return np.broadcast_to(picture, (num_frames, size, size, 3))
+
+
+def write(path, frames, frames_per_second=8.0, scale=8):
+    writer = VideoWriter(path, frames_per_second, scale)
+    for frame in frames:
+        writer.add(frame[None])
+    writer.finish()
+    writer.publish()
+
+
+def test_frames_size_and_colours_survive(tmp_path):
+    path = tmp_path / "a.mp4"
+    write(path, four_squares(20))
+    frames = read_frames(path)
+    assert count_frames(path) == len(frames) == 20
+    for frame in frames:
+        assert frame.shape == (128, 128, 3)
+        seen = frame[32::64, 32::64].reshape(-1, 3).astype(int)
+        assert np.abs(seen - COLORS).max() <= 6
+
+
+def test_the_file_is_what_players_expect(tmp_path):
+    path = tmp_path / "a.mp4"
+    write(path, four_squares(12), frames_per_second=7.5)
+    with av.open(str(path)) as container:
+        stream = container.streams.video[0]
+        assert (stream.codec_context.name, stream.codec_context.pix_fmt) == ("h264", "yuv420p")
+        assert float(stream.average_rate) == 7.5
+        assert float(stream.duration * stream.time_base) == pytest.approx(12 / 7.5)
+    content = path.read_bytes()
+    assert content.index(b"moov") < content.index(b"mdat"), "the index comes first, so that playing starts at once"
+
+
+def test_frames_arrive_in_order_however_they_are_split(tmp_path):
+    path = tmp_path / "a.mp4"
+    levels = np.arange(10, 250, 12, dtype=np.uint8)
+    frames = np.broadcast_to(levels[:, None, None, None], (len(levels), 16, 16, 3))
+    writer = VideoWriter(path, 8, 2)
+    for part in np.array_split(frames, [3, 4, 11]):
+        writer.add(part)
+    writer.finish()
+    writer.publish()
+    seen = [int(frame.mean()) for frame in read_frames(path)]
+    assert np.abs(np.array(seen) - levels).max() <= 3
+
+
+def test_read_some_frames(tmp_path):
+    path = tmp_path / "a.mp4"
+    write(path, four_squares(10))
+    assert len(read_frames(path, [0, 4, 9])) == 3
+
+
+def test_nothing_under_the_final_name_until_published(tmp_path):
+    path = tmp_path / "a.mp4"
+    writer = VideoWriter(path, 8, 8)
+    writer.add(four_squares(4))
+    assert not path.exists()
+    writer.finish()
+    assert not path.exists()
+    assert temporary_path(path).exists()
+    writer.publish()
+    assert [file.name for file in tmp_path.iterdir()] == ["a.mp4"]
+
+
+@pytest.mark.parametrize("num_frames", [0, 1, 60])
+def test_discard_leaves_nothing(tmp_path, num_frames):
+    writer = VideoWriter(tmp_path / "a.mp4", 8, 8)
+    if num_frames:
+        writer.add(four_squares(num_frames))
+    writer.discard()
+    writer.discard()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_discard_does_not_touch_a_published_video(tmp_path):
+    path = tmp_path / "a.mp4"
+    writer = VideoWriter(path, 8, 8)
+    writer.add(four_squares(4))
+    writer.finish()
+    writer.publish()
+    writer.discard()
+    assert len(read_frames(path)) == 4
+
+
+def test_a_folder_that_is_gone_is_a_write_error(tmp_path):
+    writer = VideoWriter(tmp_path / "none" / "a.mp4", 8, 8)
+    with pytest.raises(WRITE_ERRORS):  # at the first packet, which the encoder holds back for some frames
+        writer.add(four_squares(1))
+        writer.finish()
+    writer.discard()
+
+
+def test_enlarge_repeats_pixels_and_makes_sizes_even():
+    frames = np.arange(2 * 3 * 5 * 3, dtype=np.uint8).reshape(2, 3, 5, 3)
+    doubled = enlarge(frames, 2)
+    assert doubled.shape == (2, 6, 10, 3)
+    assert (doubled[:, ::2, 1::2] == frames).all()
+    same = enlarge(frames, 1)
+    assert same.shape == (2, 4, 6, 3)
+    assert (same[:, :3, :5] == frames).all()
+    assert (same[:, 3] == same[:, 2]).all()
+    assert (same[:, :, 5] == same[:, :, 4]).all()
