@@ -211,7 +211,7 @@ class AttentionConfig(Section):
 
     backend: str = setting("auto", text("auto or the name of a backend"))
     """Attention backend; auto takes the first that can run here."""
-    scratch: int = setting(8 * MIB, size())
+    scratch: int = setting(4 * MIB, size())
     """Bytes of the reused buffer that pages are decoded into; one head of one chunk always gets room."""
 
 

@@ -35,7 +35,7 @@ class PagedKVCache(CacheManager):
         device: torch.device | str = "cpu",
         *,
         backend: str = "auto",
-        scratch: int | str = "8MiB",
+        scratch: int | str = "4MiB",
     ) -> None:
         """`scratch`: room for decoded keys and values; one head of one chunk always fits.
 

@@ -13,11 +13,11 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from pagedvid.attention.rotation import Rotation
 from pagedvid.cache.plan import StepPlan
 from pagedvid.cache.pool import PagePool
 from pagedvid.cache.spec import CacheSpec
 from pagedvid.errors import BackendError
-from pagedvid.quant.rotary import RopeTables
 
 logger = logging.getLogger(__name__)
 
@@ -27,14 +27,15 @@ class AttentionBackend(Protocol):
 
     name: str
 
-    def prepare(self, plan: StepPlan, rope: RopeTables | None, dtype: torch.dtype) -> Any:
+    def prepare(self, plan: StepPlan, rotation: Rotation, dtype: torch.dtype) -> Any:
         """Everything that is the same for all layers of a step (tables, groups); called once per step."""
         ...
 
     def attend(self, prepared: Any, layer: int, q_THD: Tensor, k_THD: Tensor, v_THD: Tensor) -> Tensor:
         """Each range's attention over its visible chunks (corrected) and current keys: [T, Hq, D] in the dtype of q.
 
-        q and k are rotated already and in half layout. Does not modify its inputs nor any page.
+        q, k and v are those of the model; `Rotation.rotated` turns queries and keys. Does not modify its inputs nor any
+        page.
         """
         ...
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from pagedvid.cache.chunk import Chunk
-from pagedvid.cache.plan import PendingChunk
+from pagedvid.cache.plan import PendingChunk, RangePlan
 from pagedvid.cache.pool import PagePool
 from pagedvid.cache.spec import CacheSpec
 from pagedvid.errors import NonFiniteError, StateError
@@ -23,17 +23,22 @@ MEASURED_QUERIES = 128
 """Queries of the pass, evenly spread, on which alpha is fitted. More change it little and cost attention time."""
 
 
+def sampled_tokens(range_: RangePlan) -> Tensor:
+    """Packed tokens of a range whose queries measure alpha, int64."""
+    return torch.linspace(range_.start, range_.stop - 1, min(range_.num_tokens, MEASURED_QUERIES)).long()
+
+
 def write_layer(
     pool: PagePool,
     spec: CacheSpec,
     pending: PendingChunk,
     layer: int,
-    q_THD: Tensor,
+    q_SHD: Tensor,
     k_nHD: Tensor,
     v_nHD: Tensor,
     rope: RopeTables | None,
 ) -> None:
-    """Stores one layer of a pending chunk. `q_THD`: the range's rotated queries; k before rotary embedding.
+    """Stores one layer of a pending chunk. `q_SHD`: sampled queries of the range, rotated; k before rotary embedding.
 
     Raises NonFiniteError naming layer and heads, StateError when the layer was written before.
     """
@@ -51,7 +56,7 @@ def write_layer(
     pool.keys.index_copy_(0, ids, key_records.flatten(0, 1))
     pool.values.index_copy_(0, ids, value_records.flatten(0, 1))
     if pending.alpha is not None:
-        pending.alpha[layer] = measure_alpha(spec, pending, q_THD, k_HnD, key_records, rope).to(pending.alpha.device)
+        pending.alpha[layer] = measure_alpha(spec, pending, q_SHD, k_HnD, key_records, rope).to(pending.alpha.device)
     pending.layers_written.add(layer)
 
 
@@ -66,16 +71,15 @@ def read_layer(pool: PagePool, spec: CacheSpec, chunk: Chunk, layer: int) -> tup
 
 
 def measure_alpha(
-    spec: CacheSpec, pending: PendingChunk, q_THD: Tensor, k_HnD: Tensor, key_records: Tensor, rope: RopeTables | None
+    spec: CacheSpec, pending: PendingChunk, q_SHD: Tensor, k_HnD: Tensor, key_records: Tensor, rope: RopeTables | None
 ) -> Tensor:
-    """Factor per KV head, float32 [H]: least squares over sampled queries of all query heads of its group."""
+    """Factor per KV head, float32 [H]: least squares over the sampled queries of all query heads of its group."""
     codec, num_tokens = get_codec(pending.codec), k_HnD.shape[1]
     padded = pages_for_tokens(num_tokens, pending.codec) * page_tokens(pending.codec)
     stored = codec.decode(key_records, num_tokens, torch.empty(len(k_HnD), padded, spec.head_dim, device=k_HnD.device))
     step_square = codec.mean_square_steps(key_records, num_tokens)
     assert step_square is not None  # only quantized chunks have an alpha
-    sample = torch.linspace(0, len(q_THD) - 1, min(len(q_THD), MEASURED_QUERIES), device=q_THD.device).long()
-    q = q_THD[sample].float().unflatten(1, (spec.num_kv_heads, -1)).permute(1, 2, 0, 3).flatten(1, 2)
+    q = q_SHD.float().unflatten(1, (spec.num_kv_heads, -1)).permute(1, 2, 0, 3).flatten(1, 2)
     exact = k_HnD
     if rope is not None:
         cos, sin = (table.to(k_HnD.device) for table in rope.tables(pending.position, num_tokens))

@@ -29,8 +29,16 @@ def empty_partial(out_shape: tuple[int, ...], device: torch.device | str = "cpu"
 
 def merge(a: Partial, b: Partial) -> Partial:
     """Attention over the union of two disjoint key sets. Two empty ones give an empty one. Neither input is changed."""
-    lse = torch.logaddexp(a.lse, b.lse)
+    total = Partial(a.out.clone(), a.lse.clone())
+    merge_into(total, b)
+    return total
+
+
+def merge_into(total: Partial, other: Partial) -> None:
+    """`merge` of the two, written into `total`."""
+    lse = torch.logaddexp(total.lse, other.lse)
     is_empty = lse == -torch.inf
-    weight_a = torch.exp(a.lse - lse).masked_fill_(is_empty, 0.0).unsqueeze(-1)
-    weight_b = torch.exp(b.lse - lse).masked_fill_(is_empty, 0.0).unsqueeze(-1)
-    return Partial(torch.mul(a.out, weight_a).addcmul_(b.out.to(a.out.dtype), weight_b), lse)
+    weight_total = torch.exp(total.lse - lse).masked_fill_(is_empty, 0.0).unsqueeze(-1)
+    weight_other = torch.exp(other.lse - lse).masked_fill_(is_empty, 0.0).unsqueeze(-1)
+    total.out.mul_(weight_total).addcmul_(other.out.to(total.out.dtype), weight_other)
+    total.lse.copy_(lse)

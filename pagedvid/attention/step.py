@@ -2,30 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from pagedvid.attention.backend import AttentionBackend
-from pagedvid.attention.commit import write_layer
+from pagedvid.attention.commit import sampled_tokens, write_layer
+from pagedvid.attention.rotation import Rotation
 from pagedvid.cache.plan import StepPlan
 from pagedvid.cache.pool import PagePool
 from pagedvid.cache.spec import CacheSpec
 from pagedvid.errors import ShapeError, StateError
-from pagedvid.quant.rotary import RopeTables, rotate, to_half_layout, unrotate
-
-
-@dataclass
-class _Tables:
-    """What a rotary provider means for this step."""
-
-    rope: RopeTables | None
-    cos: Tensor | None
-    """float32 [T, 1, D/2] of all packed tokens."""
-    sin: Tensor | None
-    prepared: Any
+from pagedvid.quant.rotary import RopeTables
 
 
 class Step:
@@ -36,7 +25,8 @@ class Step:
         self._pool = pool
         self._spec = spec
         self._backend = backend
-        self._tables: _Tables | None = None
+        self._rotation: Rotation | None = None
+        self._prepared: Any = None
         self._has_ended = False
 
     def attend(self, layer: int, q_THD: Tensor, k_THD: Tensor, v_THD: Tensor, rope: RopeTables | None = None) -> Tensor:
@@ -50,53 +40,25 @@ class Step:
         if self._has_ended:
             raise StateError("this step has ended; its pages may belong to others by now. Open a new step.")
         self._check(layer, q_THD, k_THD, v_THD)
-        tables = self._tables_for(rope, q_THD.dtype)
-        q_rotated, k_rotated, k_plain = self._both_forms(q_THD, k_THD, tables)
-        out = self._backend.attend(tables.prepared, layer, q_rotated, k_rotated, v_THD)
+        rotation = self._rotation_for(rope, q_THD.dtype)
+        out = self._backend.attend(self._prepared, layer, q_THD, k_THD, v_THD)
         for range_ in self.plan.ranges:
             tokens = slice(range_.start, range_.stop)
             for pending in range_.writes:
-                write_layer(
-                    self._pool, self._spec, pending, layer, q_rotated[tokens], k_plain[tokens], v_THD[tokens], rope
-                )
+                q = rotation.rotated(q_THD, sampled_tokens(range_).to(q_THD.device))
+                k = rotation.plain(k_THD, tokens)
+                write_layer(self._pool, self._spec, pending, layer, q, k, v_THD[tokens], rope)
         return out
 
     def end(self) -> None:
         """No `attend` after this; called when the step's block is left."""
         self._has_ended = True
 
-    def _both_forms(self, q: Tensor, k: Tensor, tables: _Tables) -> tuple[Tensor, Tensor, Tensor]:
-        """Rotated queries, rotated keys, keys before rotary embedding; all in half layout."""
-        if tables.rope is None or tables.cos is None or tables.sin is None:
-            return q, k, k
-        q, k = to_half_layout(q, tables.rope.layout), to_half_layout(k, tables.rope.layout)
-        if self._spec.keys_arrive == "rotated":
-            return q, k, unrotate(k.float(), tables.cos, tables.sin) if self.plan.pending else k
-        return (
-            rotate(q.float(), tables.cos, tables.sin).to(q.dtype),
-            rotate(k.float(), tables.cos, tables.sin).to(k.dtype),
-            k,
-        )
-
-    def _tables_for(self, rope: RopeTables | None, dtype: torch.dtype) -> _Tables:
-        if self._tables is None or self._tables.rope is not rope:
-            cos, sin = self._packed_tables(rope)
-            self._tables = _Tables(rope, cos, sin, self._backend.prepare(self.plan, rope, dtype))
-        return self._tables
-
-    def _packed_tables(self, rope: RopeTables | None) -> tuple[Tensor | None, Tensor | None]:
-        if rope is None:
-            return None, None
-        tables = [rope.tables(range_.first_token, range_.num_tokens) for range_ in self.plan.ranges]
-        expected = self._spec.head_dim // 2
-        for cos, sin in tables:
-            if cos.shape[-1] != expected or sin.shape[-1] != expected:
-                raise ShapeError(
-                    f"rotary tables have {cos.shape[-1]} columns; head_dim {self._spec.head_dim} needs {expected} "
-                    "(channels that do not turn have cos 1 and sin 0)"
-                )
-        cos, sin = (torch.cat([table[i] for table in tables]).unsqueeze(1).to(self._pool.device) for i in (0, 1))
-        return cos, sin
+    def _rotation_for(self, rope: RopeTables | None, dtype: torch.dtype) -> Rotation:
+        if self._rotation is None or self._rotation.rope is not rope:
+            self._rotation = Rotation.of(self.plan, self._spec, rope, self._pool.device)
+            self._prepared = self._backend.prepare(self.plan, self._rotation, dtype)
+        return self._rotation
 
     def _check(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> None:
         spec, num_tokens = self._spec, self.plan.num_tokens

@@ -12,14 +12,15 @@ import torch
 from torch import Tensor
 
 from pagedvid.attention.groups import CurrentSource, PagedSource, RangeBatch, group_ranges
-from pagedvid.attention.partial import Partial, merge
+from pagedvid.attention.partial import Partial, merge_into
+from pagedvid.attention.rotation import Rotation
 from pagedvid.cache.plan import RangePlan, StepPlan
 from pagedvid.cache.pool import PagePool
 from pagedvid.cache.spec import CacheSpec
-from pagedvid.geometry import page_tokens, pages_for_tokens
+from pagedvid.geometry import is_quantized, page_tokens, pages_for_tokens
 from pagedvid.quant.codec import get_codec
 from pagedvid.quant.correction import bias
-from pagedvid.quant.rotary import RopeTables, pair_mean_square, rotate
+from pagedvid.quant.rotary import pair_mean_square, rotate
 
 
 def unsupported_reasons(spec: CacheSpec, device: torch.device) -> list[str]:
@@ -35,14 +36,14 @@ def unsupported_reasons(spec: CacheSpec, device: torch.device) -> list[str]:
 @dataclass
 class _Prepared:
     batches: list[RangeBatch]
-    has_rope: bool
+    rotation: Rotation
 
 
 class TorchBackend:
     """See the module docstring.
 
-    `scratch_bytes` bounds the decoded keys and values, though one head of one chunk always fits; temporaries of the
-    arithmetic come on top, about as much again.
+    `scratch_bytes` bounds the decoded keys and values, though one head of one chunk always fits. Queries, partials and
+    temporaries of the arithmetic come on top, about four times as much, and a step's rotary tables.
     """
 
     name = "torch"
@@ -53,25 +54,22 @@ class TorchBackend:
         self._scratch_bytes = scratch_bytes
         self._buffers: dict[str, Tensor] = {}
 
-    def prepare(self, plan: StepPlan, rope: RopeTables | None, dtype: torch.dtype) -> _Prepared:
+    def prepare(self, plan: StepPlan, rotation: Rotation, dtype: torch.dtype) -> _Prepared:
         """See `AttentionBackend.prepare`."""
         batches = group_ranges(
-            plan, rope, dtype, lambda range_: self._scratch_bytes // self._range_bytes(range_, dtype)
+            plan, rotation.rope, dtype, lambda range_: self._scratch_bytes // self._range_bytes(range_, dtype)
         )
-        return _Prepared(batches, rope is not None)
+        return _Prepared(batches, rotation)
 
     def attend(self, prepared: _Prepared, layer: int, q_THD: Tensor, k_THD: Tensor, v_THD: Tensor) -> Tensor:
         """See `AttentionBackend.attend`."""
         num_heads, group = self._spec.num_kv_heads, self._spec.query_heads // self._spec.num_kv_heads
-        q_THGD = q_THD.unflatten(1, (num_heads, group))
-        out_THGD = torch.empty_like(q_THGD)
+        out_THGD = torch.empty_like(q_THD).unflatten(1, (num_heads, group))
         for batch in prepared.batches:
             for heads in self._head_tiles(batch, q_THD.dtype):
-                tile = _Tile(self._pool, self._spec, self._buffers, prepared.has_rope, layer, heads)
-                q = _head_major(q_THGD[:, heads][batch.tokens])
-                out = tile.attend(q, batch, k_THD[:, heads], v_THD[:, heads])
-                out_ETHGD = out.unflatten(2, (group, -1)).permute(0, 3, 1, 2, 4)
-                out_THGD[:, heads].index_copy_(0, batch.tokens.flatten(), out_ETHGD.flatten(0, 1).to(out_THGD.dtype))
+                tile = _Tile(self._pool, self._spec, self._buffers, prepared.rotation, layer, heads)
+                q_ThD = q_THD[:, heads.start * group : heads.stop * group]
+                tile.attend(q_ThD, batch, k_THD[:, heads], v_THD[:, heads], out_THGD[:, heads])
         return out_THGD.flatten(1, 2)
 
     def _range_bytes(self, range_: RangePlan, dtype: torch.dtype) -> int:
@@ -87,11 +85,9 @@ class TorchBackend:
         return pages_for_tokens(num_tokens, codec) * page_tokens(codec)
 
     def _head_tiles(self, batch: RangeBatch, dtype: torch.dtype) -> list[slice]:
-        """All heads at once when the batch's decoded chunks fit in the scratch, otherwise as many as do."""
-        widest = max(
-            (len(source.reads) * source.padded_tokens for source in batch.sources if isinstance(source, PagedSource)),
-            default=1,
-        )
+        """All heads at once when the batch's decoded or current chunks fit in the scratch, otherwise as many as do."""
+        paged = [source for source in batch.sources if isinstance(source, PagedSource)]
+        widest = max([batch.tokens.numel(), *(len(source.reads) * source.padded_tokens for source in paged)])
         head_bytes = 2 * dtype.itemsize * widest * self._spec.head_dim
         num_heads = self._spec.num_kv_heads
         num_tiles = -(-num_heads // max(1, min(num_heads, self._scratch_bytes // head_bytes)))
@@ -106,36 +102,52 @@ class _Tile:
     pool: PagePool
     spec: CacheSpec
     buffers: dict[str, Tensor]
-    has_rope: bool
+    rotation: Rotation
     layer: int
     heads: slice
 
-    def attend(self, q_EhMD: Tensor, batch: RangeBatch, k_ThD: Tensor, v_ThD: Tensor) -> Tensor:
-        """Output [E, h, M, D], float32: all sources merged."""
-        q_square: Tensor | None = None
-        total: Partial | None = None
-        for source in batch.sources:
-            covers_all = len(source.rows) == len(q_EhMD)
-            rows = slice(None) if covers_all else source.rows
-            if isinstance(source, CurrentSource):
-                k, v = k_ThD[source.tokens].transpose(1, 2), v_ThD[source.tokens].transpose(1, 2)
-                partial = flash_partial(q_EhMD[rows], k, v, self.spec.scale)
-            else:
-                k, v, step_square = self._load(source, q_EhMD.dtype)
-                partial = flash_partial(q_EhMD[rows], k, v, self.spec.scale)
-                if step_square is not None and self.spec.correction != "off":
-                    if q_square is None:
-                        q_square = pair_mean_square(q_EhMD) if self.has_rope else q_EhMD.float().square()
-                    partial.lse -= self._alpha(source) * bias(q_square[rows], step_square, self.spec.scale)
-            if total is None:
-                total = partial
-            elif covers_all:
-                total = merge(total, partial)
-            else:
-                merged = merge(Partial(total.out[rows], total.lse[rows]), partial)
-                total.out[rows], total.lse[rows] = merged.out, merged.lse
-        assert total is not None  # every range sees at least its own current keys
-        return total.out
+    def attend(self, q_ThD: Tensor, batch: RangeBatch, k_ThD: Tensor, v_ThD: Tensor, out_ThGD: Tensor) -> None:
+        """Writes the batch's tokens of `out_ThGD`: all sources merged. `q_ThD` has h * G heads."""
+        group = out_ThGD.shape[2]
+        q_EhMD = _head_major(self.rotation.rotated(q_ThD, batch.tokens), group)
+        own, *others = batch.sources
+        total = self._partial(own, q_EhMD, None, k_ThD, v_ThD)
+        q_square = self._q_square(q_EhMD, batch)
+        for source in others:
+            self._add(total, source, self._partial(source, q_EhMD, q_square, k_ThD, v_ThD))
+        out_ETHGD = total.out.unflatten(2, (group, -1)).permute(0, 3, 1, 2, 4)
+        out_ThGD.index_copy_(0, batch.tokens.flatten(), out_ETHGD.flatten(0, 1).to(out_ThGD.dtype))
+
+    def _partial(
+        self, source: CurrentSource | PagedSource, q_EhMD: Tensor, q_square: Tensor | None, k_ThD: Tensor, v_ThD: Tensor
+    ) -> Partial:
+        """Attention of the source's ranges over its keys, corrected."""
+        rows = slice(None) if len(source.rows) == len(q_EhMD) else source.rows
+        if isinstance(source, CurrentSource):
+            k, v = self.rotation.rotated(k_ThD, source.tokens), v_ThD[source.tokens]
+            return flash_partial(q_EhMD[rows], k.transpose(1, 2), v.transpose(1, 2), self.spec.scale)
+        k, v, step_square = self._load(source, q_EhMD.dtype)
+        partial = flash_partial(q_EhMD[rows], k, v, self.spec.scale)
+        if step_square is not None and q_square is not None:
+            partial.lse -= self._alpha(source) * bias(q_square[rows], step_square, self.spec.scale)
+        return partial
+
+    @staticmethod
+    def _add(total: Partial, source: CurrentSource | PagedSource, partial: Partial) -> None:
+        """Merges a partial into the rows of `total` that it belongs to."""
+        if len(source.rows) == len(total.out):
+            merge_into(total, partial)
+            return
+        part = Partial(total.out[source.rows], total.lse[source.rows])
+        merge_into(part, partial)
+        total.out[source.rows], total.lse[source.rows] = part.out, part.lse
+
+    def _q_square(self, q_EhMD: Tensor, batch: RangeBatch) -> Tensor | None:
+        """What the correction needs of the queries; None when nothing is corrected."""
+        has_steps = any(isinstance(source, PagedSource) and is_quantized(source.codec) for source in batch.sources)
+        if self.spec.correction == "off" or not has_steps:
+            return None
+        return q_EhMD.float().square() if self.rotation.rope is None else pair_mean_square(q_EhMD)
 
     def _load(self, source: PagedSource, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor | None]:
         """Decoded and rotated keys, decoded values [E, h, n, D], and the mean squared steps [E, h, D]."""
@@ -189,6 +201,6 @@ def flash_partial(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Partial:
     return Partial(out.float(), lse)
 
 
-def _head_major(q_EThGD: Tensor) -> Tensor:
-    """[E, T, h, G, D] -> [E, h, G * T, D]: query heads of one KV head become more rows, as there is no mask."""
-    return q_EThGD.permute(0, 2, 3, 1, 4).flatten(2, 3)
+def _head_major(q_ETHD: Tensor, group: int) -> Tensor:
+    """[E, T, h * G, D] -> [E, h, G * T, D]: query heads of one KV head become more rows, as there is no mask."""
+    return q_ETHD.unflatten(2, (-1, group)).permute(0, 2, 3, 1, 4).flatten(2, 3)

@@ -1,0 +1,63 @@
+"""How the packed queries and keys of one step turn by their rotary positions.
+
+Rotation happens where a few heads are gathered, never for all heads at once: a rotated copy of a step's queries and
+keys would be as large as a chunk's keys and values.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from pagedvid.cache.plan import StepPlan
+from pagedvid.cache.spec import CacheSpec
+from pagedvid.errors import ShapeError
+from pagedvid.quant.rotary import RopeTables, rotate, to_half_layout, unrotate
+
+
+@dataclass(frozen=True)
+class Rotation:
+    """The rotary tables of a step; axes T packed tokens, h heads, D head_dim."""
+
+    rope: RopeTables | None
+    arrive_rotated: bool
+    cos: Tensor | None = None
+    """float32 [T, 1, D/2] of all packed tokens; None without rotary embedding."""
+    sin: Tensor | None = None
+
+    @staticmethod
+    def of(plan: StepPlan, spec: CacheSpec, rope: RopeTables | None, device: torch.device) -> Rotation:
+        """The tables of all ranges. Raises ShapeError when they do not fit head_dim."""
+        arrive_rotated = spec.keys_arrive == "rotated"
+        if rope is None:
+            return Rotation(None, arrive_rotated)
+        tables = [rope.tables(range_.first_token, range_.num_tokens) for range_ in plan.ranges]
+        expected = spec.head_dim // 2
+        for cos, sin in tables:
+            if cos.shape[-1] != expected or sin.shape[-1] != expected:
+                raise ShapeError(
+                    f"rotary tables have {cos.shape[-1]} columns; head_dim {spec.head_dim} needs {expected} "
+                    "(channels that do not turn have cos 1 and sin 0)"
+                )
+        cos, sin = (torch.cat([table[i] for table in tables]).unsqueeze(1).to(device) for i in (0, 1))
+        return Rotation(rope, arrive_rotated, cos, sin)
+
+    def rotated(self, x_ThD: Tensor, tokens: Tensor) -> Tensor:
+        """The packed `tokens` [...] of queries or keys as the model gave them: [..., h, D], rotated, in half layout."""
+        x = x_ThD[tokens]
+        if self.rope is None or self.cos is None or self.sin is None:
+            return x
+        x = to_half_layout(x, self.rope.layout)
+        if self.arrive_rotated:
+            return x
+        return rotate(x.float(), self.cos[tokens], self.sin[tokens]).to(x.dtype)
+
+    def plain(self, k_ThD: Tensor, tokens: slice) -> Tensor:
+        """Consecutive packed keys as the model gave them: [n, h, D] before rotary embedding, in half layout."""
+        k = k_ThD[tokens]
+        if self.rope is None or self.cos is None or self.sin is None:
+            return k
+        k = to_half_layout(k, self.rope.layout)
+        return unrotate(k.float(), self.cos[tokens], self.sin[tokens]) if self.arrive_rotated else k
