@@ -29,12 +29,13 @@ class Step:
         self._prepared: Any = None
         self._has_ended = False
 
+    @torch.no_grad()
     def attend(self, layer: int, q_THD: Tensor, k_THD: Tensor, v_THD: Tensor, rope: RopeTables | None = None) -> Tensor:
         """Attention of all packed tokens over history and current chunks; in a commit pass also stores k and v.
 
         q [T, Hq, D], k and v [T, Hkv, D], one dtype (float32 or bfloat16), packed in the order of the ranges; before or
         after rotary embedding as `CacheSpec.keys_arrive` says. Returns [T, Hq, D] in that dtype. `rope` must be the
-        same object in all layers; None: keys have no positions.
+        same object in all layers; None: keys have no positions. No gradient flows through it.
         Raises ShapeError, NonFiniteError (a commit is rolled back by it) and StateError.
         """
         if self._has_ended:

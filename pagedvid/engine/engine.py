@@ -57,6 +57,7 @@ class Engine:
 
     # ------------------------------------------------------------------ the loop
 
+    @torch.inference_mode()
     def step(self) -> list[EngineOutput]:
         """One batched forward and what it finished. Returns [] while chunks are still noisy."""
         started = time.perf_counter()
