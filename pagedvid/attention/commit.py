@@ -25,7 +25,8 @@ MEASURED_QUERIES = 128
 
 def sampled_tokens(range_: RangePlan) -> Tensor:
     """Packed tokens of a range whose queries measure alpha, int64."""
-    return torch.linspace(range_.start, range_.stop - 1, min(range_.num_tokens, MEASURED_QUERIES)).long()
+    num_sampled = min(range_.num_tokens, MEASURED_QUERIES)
+    return range_.start + torch.arange(num_sampled) * (range_.num_tokens - 1) // max(1, num_sampled - 1)
 
 
 def write_layer(

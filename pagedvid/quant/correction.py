@@ -62,13 +62,13 @@ def bias(q_square: Tensor, step_square: Tensor, scale: float) -> Tensor:
 
     q_square holds q_c^2, or `pair_mean_square(q)` for keys stored before rotary embedding.
     """
-    approximate = second_order_bias(q_square, step_square, scale)
-    peak_x_square = (q_square.amax(-2) * step_square) * (scale**2 / 4)
-    hot = (peak_x_square >= HOT_CHANNEL_X**2).reshape(-1, peak_x_square.shape[-1]).any(0).nonzero().flatten()
-    if hot.numel() == 0:
-        return approximate
-    hot_q, hot_step = q_square[..., hot], step_square[..., hot]
-    return approximate - second_order_bias(hot_q, hot_step, scale) + exact_bias(hot_q, hot_step, scale)
+    # Decided per leading index (range and head), so that no video depends on its neighbours in a batch.
+    is_hot = q_square.amax(-2) * step_square * (scale**2 / 4) >= HOT_CHANNEL_X**2
+    cold = second_order_bias(q_square, step_square.masked_fill(is_hot, 0.0), scale)
+    columns = is_hot.reshape(-1, is_hot.shape[-1]).any(0).nonzero().flatten()
+    if columns.numel() == 0:
+        return cold
+    return cold + exact_bias(q_square[..., columns], (step_square * is_hot)[..., columns], scale)
 
 
 def log_mass_shift(q: Tensor, k: Tensor, k_stored: Tensor, scale: float) -> Tensor:
