@@ -188,7 +188,8 @@ class _Tile:
         num_elements = torch.Size(shape).numel()
         buffer = self.buffers.get(name)
         if buffer is None or buffer.dtype != dtype or buffer.numel() < num_elements:
-            buffer = self.buffers[name] = torch.empty(num_elements, dtype=dtype, device=self.pool.device)
+            with torch.inference_mode(False):  # a host may enter inference mode for some steps and not for others
+                buffer = self.buffers[name] = torch.empty(num_elements, dtype=dtype, device=self.pool.device)
         return buffer[:num_elements].view(shape)
 
 

@@ -57,7 +57,7 @@ class Engine:
 
     # ------------------------------------------------------------------ the loop
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def step(self) -> list[EngineOutput]:
         """One batched forward and what it finished. Returns [] while chunks are still noisy."""
         started = time.perf_counter()
@@ -205,7 +205,7 @@ class Engine:
                 torch.cat(latents), pieces, lambda layer, q, k, v: step.attend(layer, q, k, v, self.model.rope)
             )
             self._forward_seconds += time.perf_counter() - started
-        parts = iter(packed.split([piece.num_tokens for piece in pieces]))
+            parts = iter(packed.split([piece.num_tokens for piece in pieces]))
         return [{branch: next(parts) for branch in branches} for _ in batch]
 
     def _advance(self, job: Job, predictions: dict[str, Tensor]) -> list[EngineOutput]:
