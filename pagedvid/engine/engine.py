@@ -26,7 +26,7 @@ from pagedvid.engine.requests import (
     VideoRequest,
 )
 from pagedvid.engine.scheduler import Candidate, next_batch
-from pagedvid.errors import CapacityError, ConfigError, NonFiniteError
+from pagedvid.errors import CapacityError, ConfigError, IntegrityError, NonFiniteError
 from pagedvid.geometry import Window, peak_pages
 from pagedvid.models.base import Piece, VideoModel
 from pagedvid.paged_kv_cache import PagedKVCache
@@ -38,7 +38,14 @@ class Engine:
     """Generates many videos at once with one model and one cache."""
 
     def __init__(self, model: VideoModel, cache: PagedKVCache, window: Window, settings: EngineSettings) -> None:
-        """Raises ConfigError for a window that is longer than the model was trained on."""
+        """Raises ConfigError when the window is longer than the model was trained on, or the cache made for another."""
+        geometry, spec = model.geometry, cache.spec
+        wanted = (geometry.num_layers, geometry.num_query_heads, geometry.num_kv_heads, geometry.head_dim)
+        given = (spec.num_layers, spec.query_heads, spec.num_kv_heads, spec.head_dim)
+        if wanted != given:
+            raise ConfigError(
+                f"the cache was made for {given} layers, query heads, KV heads and head_dim; {model.name} has {wanted}"
+            )
         if window.positions == "window" and window.max_chunks + 1 > model.max_window_chunks:
             raise ConfigError(
                 f"sink_chunks {window.sink_chunks} + recent_chunks {window.recent_chunks} + the current chunk exceed "
@@ -118,7 +125,9 @@ class Engine:
         return bool(self._waiting or self._running)
 
     def request_bytes(self, request_id: str) -> tuple[int, int]:
-        """(bytes its stream stored at its peak, the same tokens as dense bf16)."""
+        """(most bytes its stream held between two steps, the same tokens as dense bf16). ConfigError for an unknown id."""
+        if request_id not in self._peak_bytes:
+            raise ConfigError(f"request {request_id!r} was never submitted")
         return self._peak_bytes[request_id]
 
     def stats(self) -> EngineStats:
@@ -179,6 +188,8 @@ class Engine:
         """Runs a batch. If it fails, its jobs are run one by one, so that only the culprit fails."""
         try:
             predictions = self._forward(batch)
+        except IntegrityError:
+            raise  # the bookkeeping is wrong: no video is to blame, and none is safe
         except Exception as error:
             if len(batch) == 1:
                 return [self._fail(batch[0], error)]
