@@ -1,0 +1,168 @@
+"""The built-in demo model as a `VideoModel`: 32 x 32 frames of one coloured shape, generated 8 frames at a time.
+
+Latents are the pixels themselves: 8 x 8 patches scaled to -1..1. The network predicts clean latents; a denoise step
+is an Euler step of flow matching, x_t = (1 - t) * clean + t * noise.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from pagedvid.errors import ConfigError, ShapeError
+from pagedvid.models.base import Attend, ModelGeometry, Piece
+from pagedvid.models.demo.captions import VOCABULARY, encode_words
+from pagedvid.models.demo.latents import GRID_SIZE, TOKENS_PER_FRAME, images_of
+from pagedvid.models.demo.rope import DemoRope
+from pagedvid.models.demo.transformer import Transformer, TransformerConfig
+
+SHIPPED_WEIGHTS = Path(__file__).parent / "weights"
+LEVEL_SHIFT = 5.0
+"""How far noise levels crowd towards pure noise, where place and colour of the thing are decided."""
+
+
+@dataclass(frozen=True)
+class DemoModel:
+    """See `VideoModel`; `load` is the usual way to get one."""
+
+    network: Transformer
+    rope: DemoRope
+    geometry: ModelGeometry
+    name: str = "demo"
+    frames_per_second: float = 12.0
+    positions: str = "window"
+    max_window_chunks: int = 6
+
+    @staticmethod
+    def of(network: Transformer) -> DemoModel:
+        """Wrap a network, trained or not."""
+        config = network.config
+        rope = DemoRope(config.head_dim, GRID_SIZE, GRID_SIZE)
+        return DemoModel(network.eval().requires_grad_(False), rope, _geometry_of(config))
+
+    @staticmethod
+    def load(path: Path | None = None, device: str = "cpu", dtype: torch.dtype = torch.float32) -> DemoModel:
+        """Read `config.json` and `model.safetensors` from a folder (default: the shipped weights).
+
+        Raises ConfigError when a file is missing or unreadable or when the two do not fit each other.
+        """
+        folder = SHIPPED_WEIGHTS if path is None else Path(path)
+        network = Transformer(_read_config(folder / "config.json"))
+        _load_weights(network, folder / "model.safetensors")
+        return DemoModel.of(network.to(device=device, dtype=dtype))
+
+    def encode_prompt(self, prompt: str) -> Tensor:
+        """States of the prompt: its bag of words, then its 16 words, [17, width]."""
+        words = torch.from_numpy(encode_words(prompt)).to(self.network.places.device)
+        return self.network.text(words[None])[0]
+
+    def noise_levels(self, num_denoise_steps: int = 8) -> tuple[float, ...]:
+        """Falling levels from 1.0 to 0.0, crowded towards 1.0."""
+        if num_denoise_steps < 1:
+            raise ConfigError(f"num_denoise_steps is {num_denoise_steps}; it must be at least 1")
+        even = [1 - step / num_denoise_steps for step in range(num_denoise_steps + 1)]
+        return tuple(LEVEL_SHIFT * level / (1 + (LEVEL_SHIFT - 1) * level) for level in even)
+
+    def initial_noise(self, seed: int, chunk_index: int) -> Tensor:
+        """Noise of one chunk, [128, 192], on the network's device; drawn on the CPU, so it is the same everywhere."""
+        # A seed sequence, because neighbouring integers as seeds would give related first numbers.
+        state = int(np.random.SeedSequence([seed, chunk_index]).generate_state(1, np.uint64)[0])
+        generator = torch.Generator().manual_seed(state)
+        noise = torch.randn(self.geometry.chunk_tokens, self.network.config.latent_channels, generator=generator)
+        return noise.to(self.network.places)
+
+    def forward(self, latents_TC: Tensor, pieces: Sequence[Piece], attend: Attend) -> Tensor:
+        """Clean latents [T, C] of the packed pieces; every piece is one chunk of 128 tokens."""
+        size = self.geometry.chunk_tokens
+        sizes = [piece.num_tokens for piece in pieces]
+        if any(num_tokens != size for num_tokens in sizes) or len(latents_TC) != size * len(pieces):
+            raise ShapeError(
+                f"pieces of {sizes} tokens for {len(latents_TC)} packed tokens; every piece of this model has {size}"
+            )
+        levels_N = torch.tensor([piece.noise_level for piece in pieces], device=latents_TC.device)
+        text_NLW = torch.stack([piece.condition for piece in pieces])
+        return self.network(latents_TC, levels_N, text_NLW, attend)
+
+    def advance(
+        self, latents_TC: Tensor, predictions: Mapping[str, Tensor], noise_level: float, next_noise_level: float
+    ) -> Tensor:
+        """Latents at the next level: the predicted clean latents plus the noise that is left."""
+        clean_TC = predictions["cond"]
+        return clean_TC + (next_noise_level / noise_level) * (latents_TC - clean_TC)
+
+    def decode(self, latents_TC: Tensor) -> np.ndarray:
+        """Frames of one clean chunk, uint8 [8, 32, 32, 3]."""
+        images = images_of(latents_TC.float().cpu())
+        return ((images + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).numpy()
+
+
+def read_geometry(path: Path | None = None) -> ModelGeometry:
+    """The model's integers from its `config.json` alone (default: the shipped one). Raises ConfigError."""
+    return _geometry_of(_read_config((SHIPPED_WEIGHTS if path is None else Path(path)) / "config.json"))
+
+
+def _geometry_of(config: TransformerConfig) -> ModelGeometry:
+    return ModelGeometry(
+        num_layers=config.num_layers,
+        num_query_heads=config.num_heads,
+        num_kv_heads=config.num_heads,
+        head_dim=config.head_dim,
+        tokens_per_frame=TOKENS_PER_FRAME,
+        frames_per_chunk=config.chunk_tokens // TOKENS_PER_FRAME,
+    )
+
+
+def save_weights(network: Transformer, folder: Path, facts: Mapping[str, Any]) -> None:
+    """Write what `DemoModel.load` reads: `model.safetensors` (float16), `config.json` (sizes, vocabulary, facts)."""
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = {name: tensor.to(torch.float16).contiguous() for name, tensor in network.state_dict().items()}
+    save_file(tensors, folder / "model.safetensors")
+    config = {"architecture": asdict(network.config), "vocabulary": list(VOCABULARY), "training": dict(facts)}
+    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+
+
+def _read_config(path: Path) -> TransformerConfig:
+    try:
+        config = json.loads(path.read_text())
+        architecture, vocabulary = config["architecture"], config["vocabulary"]
+    except FileNotFoundError as error:
+        raise ConfigError(f"{path} is missing; give a folder with config.json and model.safetensors") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise ConfigError(f"{path} is not a config of the demo model ({error!r}); export the weights again") from error
+    if tuple(vocabulary) != VOCABULARY:
+        differing = sorted(set(vocabulary) ^ set(VOCABULARY)) or ["their order"]
+        raise ConfigError(f"{path}: the vocabulary differs from this version's in {', '.join(differing)}; train again")
+    try:
+        return TransformerConfig(**architecture)
+    except TypeError as error:
+        raise ConfigError(f"{path}: {error}; allowed: {', '.join(TransformerConfig.__dataclass_fields__)}") from error
+
+
+def _load_weights(network: Transformer, path: Path) -> None:
+    if not path.is_file():
+        raise ConfigError(f"{path} is missing; give a folder with config.json and model.safetensors")
+    try:
+        tensors = load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise ConfigError(f"{path} cannot be read ({error}); export or download it again") from error
+    expected = network.state_dict()
+    missing, surplus = sorted(expected.keys() - tensors.keys()), sorted(tensors.keys() - expected.keys())
+    if missing or surplus:
+        raise ConfigError(f"{path} does not fit its config.json: missing keys {missing}, surplus keys {surplus}")
+    wrong = [
+        f"{name} {list(tensors[name].shape)} instead of {list(expected[name].shape)}"
+        for name in expected
+        if tensors[name].shape != expected[name].shape
+    ]
+    if wrong:
+        raise ConfigError(f"{path} does not fit its config.json: {'; '.join(wrong)}")
+    network.load_state_dict(tensors)

@@ -1,0 +1,125 @@
+"""What the demo model is trained on and how: rendered clips, noise levels, block-triangular attention and the loss.
+
+Axes: B clips, I chunks of a clip, S tokens of a chunk, C latent channels, H heads, D head_dim. A training sequence of
+one clip holds the clean copies of chunks 0 ... I-2 (what commit passes see) and then the noisy chunks 0 ... I-1.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pagedvid.models.demo.captions import caption, encode_words
+from pagedvid.models.demo.latents import patches_of
+from pagedvid.models.demo.rope import DemoRope, rotate_half
+from pagedvid.models.demo.transformer import Transformer, plain_attention
+from pagedvid.models.demo.world import coverage, random_scene, render
+
+FRAMES_PER_CHUNK = 8
+LEVEL_SHIFT = 5.0
+"""Where a video goes is decided close to pure noise: levels are drawn mostly there."""
+SMALLEST_LEVEL = 0.2
+"""Floor of the level in the loss weight 1 / level^2."""
+HISTORY_NOISE = 0.2
+"""Most noise mixed into the history of half of the clips, so that imperfect generated chunks do not derail a video."""
+THING_WEIGHT = 4.0
+CHUNKS_PER_CLIP = (1, 1, 2, 2, 3, 3, 4, 6)
+"""Clip lengths are drawn from these."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Clips with their captions; `weight` is the loss weight of each latent value."""
+
+    clean_BISC: Tensor
+    weight_BISC: Tensor
+    words_BL: Tensor
+
+
+def make_batch(rng: np.random.Generator, chunks_per_batch: int) -> Batch:
+    """Render clips of one random length, so many that clean and noisy chunks together are about `chunks_per_batch`."""
+    num_chunks = int(rng.choice(CHUNKS_PER_CLIP))
+    num_clips = max(1, round(chunks_per_batch / (2 * num_chunks - 1)))
+    images, covers, words = [], [], []
+    for _ in range(num_clips):
+        scene = random_scene(rng)
+        first_frames_I = np.arange(num_chunks) * FRAMES_PER_CHUNK
+        gap = num_chunks > 2 and rng.random() < 0.4
+        if gap:
+            # As after evictions: the sink is the first chunk of the video, the rest comes from later.
+            first_frames_I[1:] += FRAMES_PER_CHUNK * int(rng.integers(1, 12))
+        frames_F = (first_frames_I[:, None] + np.arange(FRAMES_PER_CHUNK)).ravel()
+        cover = 1 + (THING_WEIGHT - 1) * coverage(scene.things[0], frames_F)
+        if gap:
+            # Nothing generates the first chunk behind a gap: it is history only.
+            cover[FRAMES_PER_CHUNK : 2 * FRAMES_PER_CHUNK] = 0.0
+        images.append(render(scene, frames_F))
+        covers.append(cover.astype(np.float32))
+        words.append(encode_words(caption(scene, rng)))
+    clean = patches_of(torch.from_numpy(np.stack(images)) * 2 - 1)
+    weight = patches_of(torch.from_numpy(np.stack(covers))[..., None].expand(*np.stack(covers).shape, 3))
+    shape = (num_clips, num_chunks, -1, clean.shape[-1])
+    return Batch(clean.view(shape), weight.view(shape), torch.from_numpy(np.stack(words)))
+
+
+class BlockTriangularAttention:
+    """`Attend` of training: noisy chunk i sees the clean chunks before it and itself, so does clean chunk i."""
+
+    def __init__(self, rope: DemoRope, num_chunks: int, chunk_tokens: int, device: torch.device) -> None:
+        self.num_chunks, self.chunk_tokens = num_chunks, chunk_tokens
+        tables = rope.tables(0, num_chunks * chunk_tokens)
+        # Positions of the clean chunks 0 ... I-2 followed by those of the noisy chunks 0 ... I-1.
+        self.cos, self.sin = (torch.cat([table[: -chunk_tokens or None], table]).to(device) for table in tables)
+        if num_chunks == 1:
+            self.cos, self.sin = (table.to(device) for table in tables)
+
+    def __call__(self, layer: int, q_THD: Tensor, k_THD: Tensor, v_THD: Tensor) -> Tensor:
+        cos, sin = self.cos.to(q_THD.dtype), self.sin.to(q_THD.dtype)
+        shape = (-1, len(cos), *q_THD.shape[1:])
+        q = rotate_half(q_THD.view(shape), cos, sin).transpose(1, 2).contiguous()
+        k = rotate_half(k_THD.view(shape), cos, sin).transpose(1, 2).contiguous()
+        v = v_THD.view(shape).transpose(1, 2).contiguous()
+        size, num_clean = self.chunk_tokens, (self.num_chunks - 1) * self.chunk_tokens
+        clean, noisy = [], []
+        for start in range(0, num_clean + size, size):
+            end = start + size
+            own = slice(num_clean + start, num_clean + end)
+            if start < num_clean:
+                clean.append(plain_attention(q[:, :, start:end], k[:, :, :end], v[:, :, :end]))
+            keys = torch.cat([k[:, :, :start], k[:, :, own]], dim=2)
+            values = torch.cat([v[:, :, :start], v[:, :, own]], dim=2)
+            noisy.append(plain_attention(q[:, :, own], keys, values))
+        return torch.cat(clean + noisy, dim=2).transpose(1, 2).reshape(q_THD.shape)
+
+
+def draw_levels(shape: tuple[int, int], generator: torch.Generator) -> Tensor:
+    """Noise levels in (0, 1], float32, evenly spread over the batch before the shift towards 1."""
+    count = shape[0] * shape[1]
+    even = (torch.randperm(count, generator=generator) + torch.rand(count, generator=generator)) / count
+    even = 1 - even.view(shape)
+    return LEVEL_SHIFT * even / (1 + (LEVEL_SHIFT - 1) * even)
+
+
+def batch_loss(model: Transformer, rope: DemoRope, batch: Batch, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """(loss to minimise, mean weighted squared error of the clean latents per chunk position [I])."""
+    clean = batch.clean_BISC
+    num_clips, num_chunks, size, channels = clean.shape
+    levels_BI = draw_levels((num_clips, num_chunks), generator).to(clean.device)
+    noise = torch.randn(clean.shape, generator=generator).to(clean.device)
+    t = levels_BI[:, :, None, None]
+    noisy = (1 - t) * clean + t * noise
+    strength = HISTORY_NOISE * torch.rand(num_clips, num_chunks - 1, 1, 1, generator=generator)
+    strength = strength * (torch.rand(num_clips, 1, 1, 1, generator=generator) < 0.5)
+    history_noise = torch.randn(num_clips, num_chunks - 1, size, channels, generator=generator)
+    history = clean[:, :-1] + (strength * history_noise).to(clean.device)
+    levels = torch.cat([torch.zeros_like(levels_BI[:, :-1]), levels_BI], dim=1)
+    packed = torch.cat([history, noisy], dim=1)
+    attend = BlockTriangularAttention(rope, num_chunks, size, clean.device)
+    prediction = model(packed.reshape(-1, channels), levels.reshape(-1), model.text(batch.words_BL), attend)
+    prediction = prediction.view(packed.shape)[:, num_chunks - 1 :].float()
+    error_BI = (batch.weight_BISC * (prediction - clean).square()).mean(dim=(2, 3))
+    loss = (error_BI / levels_BI.clamp(min=SMALLEST_LEVEL).square()).mean()
+    return loss, error_BI.mean(dim=0).detach()

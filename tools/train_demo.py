@@ -1,0 +1,239 @@
+"""Train the built-in demo model on clips it renders itself, and export its weights.
+
+python tools/train_demo.py --minutes 90 --out runs/demo
+python tools/train_demo.py --out runs/demo --resume --minutes 90
+python tools/train_demo.py --out runs/demo --export pagedvid/models/demo/weights
+
+Needs PyTorch 2.9 or newer (its Muon optimizer); the exported weights do not.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import os
+import platform
+import signal
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import torch
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from torch import nn
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from demo_batches import FRAMES_PER_CHUNK, batch_loss, make_batch
+
+from pagedvid.models.demo.captions import MAX_WORDS, VOCABULARY
+from pagedvid.models.demo.latents import GRID_SIZE, LATENT_CHANNELS, TOKENS_PER_FRAME
+from pagedvid.models.demo.model import save_weights
+from pagedvid.models.demo.rope import DemoRope
+from pagedvid.models.demo.transformer import Transformer, TransformerConfig
+
+WARMUP_STEPS = 100
+DECAY_FRACTION = 0.2
+EMA_DECAY = 0.995
+CHECKPOINT_SECONDS = 240.0
+LOG_SECONDS = 15.0
+
+
+def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Flags of the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path("runs/demo"), help="folder of checkpoint.pt and log.jsonl")
+    parser.add_argument("--minutes", type=float, help="length of the whole run, time before a --resume included")
+    parser.add_argument("--steps", type=int, help="length of the whole run in steps, instead of --minutes")
+    parser.add_argument("--resume", action="store_true", help="go on from the checkpoint in --out")
+    parser.add_argument("--export", type=Path, metavar="DIR", help="write the averaged weights there; no training")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--learning-rate", type=float, default=2e-3)
+    parser.add_argument("--chunks-per-batch", type=int, default=32, help="clean and noisy chunks of one step")
+    parser.add_argument("--layers", type=int, default=6)
+    parser.add_argument("--width", type=int, default=192, help="a multiple of the head size, 64")
+    parsed = parser.parse_args(arguments)
+    if parsed.export is None and (parsed.minutes is None) == (parsed.steps is None):
+        parser.error("give exactly one of --minutes and --steps")
+    return parsed
+
+
+def build_config(arguments: argparse.Namespace) -> TransformerConfig:
+    """Sizes of the network to train."""
+    return TransformerConfig(
+        latent_channels=LATENT_CHANNELS,
+        chunk_tokens=FRAMES_PER_CHUNK * TOKENS_PER_FRAME,
+        width=arguments.width,
+        num_heads=arguments.width // 64,
+        num_layers=arguments.layers,
+        num_words=len(VOCABULARY),
+        max_words=MAX_WORDS,
+    )
+
+
+def build_optimizers(model: Transformer, learning_rate: float) -> list[torch.optim.Optimizer]:
+    """Muon for the hidden matrices, AdamW for the rest (embeddings, gains, biases, in- and output)."""
+    hidden = [*model.blocks.named_parameters(), *model.canvas.named_parameters()]
+    matrices = [p for name, p in hidden if name.endswith("weight") and p.ndim == 2 and "picture" not in name]
+    chosen = {id(p) for p in matrices}
+    others = [p for p in model.parameters() if id(p) not in chosen]
+    muon = torch.optim.Muon(matrices, lr=learning_rate, weight_decay=0.01, adjust_lr_fn="match_rms_adamw")
+    return [muon, torch.optim.AdamW(others, lr=learning_rate, betas=(0.9, 0.98), weight_decay=0.01, fused=True)]
+
+
+def learning_rate_factor(step: int, progress: float) -> float:
+    """Warm-up, then constant, then a straight line to 0 over the last part of the run."""
+    return min(1.0, (step + 1) / WARMUP_STEPS, max(0.0, 1 - progress) / DECAY_FRACTION)
+
+
+class Trainer:
+    """State of one run: network, its running average, optimizers, counters."""
+
+    def __init__(self, arguments: argparse.Namespace) -> None:
+        torch.manual_seed(arguments.seed)
+        self.arguments = arguments
+        self.device = torch.device(arguments.device)
+        self.config = build_config(arguments)
+        self.model = Transformer(self.config).to(self.device)
+        self.average = copy.deepcopy(self.model).requires_grad_(False)
+        self.rope = DemoRope(self.config.head_dim, GRID_SIZE, GRID_SIZE)
+        self.optimizers = build_optimizers(self.model, arguments.learning_rate)
+        self.step = 0
+        self.seconds = 0.0
+
+    @property
+    def progress(self) -> float:
+        """Part of the run that is done, 0..1."""
+        if self.arguments.steps is not None:
+            return self.step / self.arguments.steps
+        return self.seconds / (60 * self.arguments.minutes)
+
+    def train_step(self) -> tuple[float, list[float]]:
+        """One optimizer step on data that only the seed and the step's number decide; loss and error per position."""
+        started = time.perf_counter()
+        rng = np.random.default_rng([self.arguments.seed, self.step])
+        generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
+        batch = make_batch(rng, self.arguments.chunks_per_batch)
+        batch = type(batch)(*(tensor.to(self.device) for tensor in vars(batch).values()))
+        with torch.autocast(self.device.type, torch.bfloat16):
+            loss, errors_I = batch_loss(self.model, self.rope, batch, generator)
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        factor = learning_rate_factor(self.step, self.progress)
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = self.arguments.learning_rate * factor
+            optimizer.step()
+            optimizer.zero_grad()
+        decay = min(EMA_DECAY, (1 + self.step) / (10 + self.step))
+        torch._foreach_lerp_(list(self.average.parameters()), list(self.model.parameters()), 1 - decay)
+        self.step += 1
+        self.seconds += time.perf_counter() - started
+        return loss.item(), errors_I.tolist()
+
+    def save(self) -> None:
+        """Write the checkpoint under a temporary name and rename it, so that a kill leaves the last one whole."""
+        path = self.arguments.out / "checkpoint.pt"
+        state = {
+            "config": asdict(self.config),
+            "model": self.model.state_dict(),
+            "average": self.average.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
+            "step": self.step,
+            "seconds": self.seconds,
+            "facts": self.facts(),
+        }
+        torch.save(state, path.with_suffix(".tmp"))
+        os.replace(path.with_suffix(".tmp"), path)
+
+    def resume(self) -> None:
+        """Load the checkpoint of an earlier run with the same sizes."""
+        state = torch.load(self.arguments.out / "checkpoint.pt", map_location=self.device, weights_only=True)
+        self.model.load_state_dict(state["model"])
+        self.average.load_state_dict(state["average"])
+        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
+        self.step, self.seconds = state["step"], state["seconds"]
+
+    def facts(self) -> dict[str, object]:
+        """How the weights came about; exported beside them."""
+        return {
+            "steps": self.step,
+            "minutes": round(self.seconds / 60, 1),
+            "seed": self.arguments.seed,
+            "chunks_per_batch": self.arguments.chunks_per_batch,
+            "learning_rate": self.arguments.learning_rate,
+            "device": self.arguments.device,
+            "threads": self.arguments.threads,
+            "machine": platform.machine(),
+            "torch": str(torch.__version__),
+        }
+
+
+def train(trainer: Trainer) -> None:
+    """Run to the end with a progress bar on a terminal and log lines elsewhere; checkpoints on the way."""
+    out = trainer.arguments.out
+    out.mkdir(parents=True, exist_ok=True)
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.percentage:5.1f} %"),
+        TimeElapsedColumn(),
+    )
+    last_log = last_save = time.perf_counter()
+    losses: list[float] = []
+    with Progress(*columns, disable=not sys.stdout.isatty()) as bar, (out / "log.jsonl").open("a") as log:
+        task = bar.add_task("training", total=1.0, completed=trainer.progress)
+        while trainer.progress < 1:
+            loss, errors_I = trainer.train_step()
+            losses.append(loss)
+            now = time.perf_counter()
+            if now - last_log > LOG_SECONDS or trainer.progress >= 1:
+                mean = sum(losses) / len(losses)
+                line = {"step": trainer.step, "minutes": round(trainer.seconds / 60, 2), "loss": round(mean, 5)}
+                line |= {"seconds_per_step": round((now - last_log) / len(losses), 3), "errors": errors_I}
+                log.write(json.dumps(line) + "\n")
+                log.flush()
+                bar.update(task, completed=trainer.progress, description=f"step {trainer.step} loss {mean:.4f}")
+                if not sys.stdout.isatty():
+                    print(json.dumps(line), flush=True)
+                losses, last_log = [], now
+            if now - last_save > CHECKPOINT_SECONDS:
+                trainer.save()
+                last_save = time.perf_counter()
+
+
+def export(checkpoint: Path, folder: Path) -> None:
+    """Write the averaged weights of a checkpoint, in the form that `DemoModel.load` reads."""
+    state = torch.load(checkpoint, map_location="cpu", weights_only=True)
+    network = Transformer(TransformerConfig(**state["config"]))
+    network.load_state_dict(state["average"])
+    save_weights(network, folder, state["facts"])
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Entry point of the script."""
+    parsed = parse_arguments(arguments)
+    if parsed.export is not None:
+        export(parsed.out / "checkpoint.pt", parsed.export)
+        return
+    torch.set_num_threads(parsed.threads)
+    trainer = Trainer(parsed)
+    if parsed.resume:
+        trainer.resume()
+    try:
+        train(trainer)
+    finally:
+        # Also after Ctrl-C: the next --resume goes on from this very step.
+        trainer.save()
+
+
+if __name__ == "__main__":
+    # A polite kill ends like Ctrl-C: with a checkpoint.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    main()
