@@ -1,0 +1,179 @@
+"""One attention layer over a paged history against one dense BF16 call of the same shape: time and extra memory.
+
+paged   `step.attend` in a denoise step: planning, rotary tables, rotation of the current queries and keys, and for
+        every cached chunk decode, rotate, attend, correct (mode "measured"), merge
+dense   one `scaled_dot_product_attention` over all (chunks + 1) * tokens keys, which lie there in BF16, rotated and
+        contiguous: the least that any dense cache pays
+
+The default is one layer of Wan-1.3B: 12 heads x 128, 4680 queries, 6 cached chunks of 4680 tokens. Keys get a few large
+channels, as real ones have, so that the exact form of the correction is at work. All cases run once per round; printed
+are medians, and the median of the ratio inside each round.
+
+Extra memory is the peak of all tensor bytes alive inside the call beyond its inputs and its output (scratch, tables and
+temporaries of the first layer of a step, with a new backend), to be compared with one chunk's K and V in BF16.
+
+    python benchmarks/attention.py --device cpu
+    python benchmarks/attention.py --codecs int2 int4 int8 bf16 --rounds 9
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from statistics import median
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from memory import extra_bytes
+from report import format_table, interleaved, make_parser, median_ratio, seconds_of, use_threads, write_report
+from torch import Tensor
+
+from pagedvid.attention.backend import select_backend
+from pagedvid.cache.plan import QueryRange
+from pagedvid.cache.spec import CacheSpec
+from pagedvid.config import CODEC_NAMES, AttentionConfig
+from pagedvid.geometry import KVShape, RoleCodecs, Window, stream_bytes
+from pagedvid.paged_kv_cache import PagedKVCache
+from pagedvid.quant.rotary import rotate
+from pagedvid.units import format_bytes, parse_bytes
+
+DENSE = "dense bf16"
+NUM_LARGE_CHANNELS = 4
+LARGE_CHANNEL_FACTOR = 8.0
+
+
+@dataclass(frozen=True)
+class LineRope:
+    """One-dimensional rotary embedding; the cost does not depend on the angles."""
+
+    head_dim: int
+    layout: str = "half"
+
+    def tables(self, first_token: int, num_tokens: int) -> tuple[Tensor, Tensor]:
+        """See `RopeTables`."""
+        frequencies = 10000.0 ** -torch.linspace(0, 1, self.head_dim // 2)
+        angles = torch.arange(first_token, first_token + num_tokens)[:, None] * frequencies
+        return angles.cos(), angles.sin()
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """q, k, v of all chunks before rotary embedding, BF16 [tokens, heads, head_dim]; the last chunk is current."""
+
+    rope: LineRope
+    chunks: tuple[tuple[Tensor, Tensor, Tensor], ...]
+
+    @staticmethod
+    def draw(num_heads: int, head_dim: int, chunk_tokens: int, num_chunks: int, seed: int) -> Inputs:
+        """Normal numbers, some key channels enlarged."""
+        generator = torch.Generator().manual_seed(seed)
+        channel_scale = torch.ones(head_dim)
+        channel_scale[torch.randperm(head_dim, generator=generator)[:NUM_LARGE_CHANNELS]] = LARGE_CHANNEL_FACTOR
+
+        def draw() -> Tensor:
+            return torch.randn(chunk_tokens, num_heads, head_dim, generator=generator)
+
+        chunks = [(draw(), draw() * channel_scale, draw()) for _ in range(num_chunks + 1)]
+        return Inputs(LineRope(head_dim), tuple((q.bfloat16(), k.bfloat16(), v.bfloat16()) for q, k, v in chunks))
+
+    def dense_call(self) -> Callable[[], Tensor]:
+        """Attention of the last chunk's queries over everything: [1, heads, tokens, head_dim]."""
+        q, k, v = (torch.cat(parts).transpose(0, 1) for parts in zip(*self.chunks, strict=True))
+        cos, sin = self.rope.tables(0, q.shape[1])
+        q, k = (rotate(x.float(), cos, sin).bfloat16() for x in (q, k))
+        q = q[:, -len(self.chunks[-1][0]) :]
+        q, k, v = (x.contiguous().unsqueeze(0) for x in (q, k, v))
+        return lambda: F.scaled_dot_product_attention(q, k, v)
+
+
+class PagedLayer:
+    """A one-layer cache that has committed all but the last chunk, and the attention of that one over it."""
+
+    def __init__(self, inputs: Inputs, codec: str, scratch: int) -> None:
+        self._inputs = inputs
+        self._scratch = scratch
+        chunk_tokens, num_heads, head_dim = inputs.chunks[0][0].shape
+        window = Window(sink_chunks=0, recent_chunks=len(inputs.chunks) - 1)
+        spec = CacheSpec(1, num_heads, head_dim, codecs=RoleCodecs(codec))
+        self._cache = PagedKVCache(spec, stream_bytes(spec.shape, window, spec.codecs, chunk_tokens), scratch=scratch)
+        self._stream = self._cache.open(window, chunk_tokens)
+        for q, k, v in inputs.chunks[:-1]:
+            with self._cache.commit([QueryRange(self._stream, visible=())]) as step:
+                step.attend(0, q, k, v, inputs.rope)
+
+    def attend(self) -> Tensor:
+        """A denoise step of one layer: [tokens, heads, head_dim]."""
+        with self._cache.denoise([self._stream]) as step:
+            return step.attend(0, *self._inputs.chunks[-1], self._inputs.rope)
+
+    def extra_bytes(self) -> int:
+        """Extra memory of `attend`; a new backend has to allocate its scratch."""
+        cache = self._cache
+        cache.backend = select_backend(cache.backend.name, cache.pool, cache.spec, self._scratch)
+        return extra_bytes(self.attend)
+
+
+def measure(arguments: argparse.Namespace) -> list[dict[str, Any]]:
+    """One row per codec, after one for the dense call."""
+    inputs = Inputs.draw(arguments.heads, arguments.head_dim, arguments.tokens, arguments.chunks, arguments.seed)
+    layers = {codec: PagedLayer(inputs, codec, arguments.scratch) for codec in arguments.codecs}
+    dense = inputs.dense_call()
+    extra = {DENSE: extra_bytes(dense), **{codec: layer.extra_bytes() for codec, layer in layers.items()}}  # warms up
+    calls = {DENSE: dense, **{codec: layer.attend for codec, layer in layers.items()}}
+    seconds = interleaved({case: partial(seconds_of, call) for case, call in calls.items()}, arguments.rounds)
+    chunk_bytes = KVShape(1, arguments.heads, arguments.head_dim).bf16_bytes(arguments.tokens)
+    return [
+        {
+            "case": case,
+            "seconds": seconds[case],
+            "median_seconds": median(seconds[case]),
+            "ratio_to_dense": median_ratio(seconds[case], seconds[DENSE]),
+            "extra_bytes": extra[case],
+            "extra_over_chunk_kv": extra[case] / chunk_bytes,
+        }
+        for case in calls
+    ]
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Measures, prints the table, writes the JSON file."""
+    parser = make_parser("attention", __doc__)
+    parser.add_argument("--device", choices=("cpu",), default="cpu", help="where to run; this benchmark knows the CPU")
+    parser.add_argument("--heads", type=int, default=12)
+    parser.add_argument("--head-dim", type=int, default=128)
+    parser.add_argument("--tokens", type=int, default=4680, help="tokens of a chunk, cached and current")
+    parser.add_argument("--chunks", type=int, default=6, help="cached chunks")
+    parser.add_argument("--codecs", nargs="+", choices=CODEC_NAMES, default=["int2"])
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--scratch", type=parse_bytes, default=AttentionConfig().scratch, help="see attention.scratch")
+    arguments = parser.parse_args(argv)
+    use_threads(arguments.threads)
+    rows = measure(arguments)
+    print(
+        f"one layer, {arguments.heads} heads x {arguments.head_dim}, {arguments.tokens} queries over "
+        f"{arguments.chunks} cached chunks and the current one;\n"
+        f"{arguments.rounds} rounds on {torch.get_num_threads()} threads\n"
+    )
+    print(
+        format_table(
+            ("keys and values", "median s", "/ dense", "extra memory", "/ one chunk's K and V"),
+            [
+                (
+                    str(row["case"]),
+                    f"{row['median_seconds']:.3f}",
+                    f"{row['ratio_to_dense']:.3f}",
+                    format_bytes(row["extra_bytes"]),
+                    f"{row['extra_over_chunk_kv']:.2f}",
+                )
+                for row in rows
+            ],
+        )
+    )
+    write_report(arguments, "attention", {"rows": rows})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,128 @@
+"""Bookkeeping of one chunk: microseconds to open, commit, fork and release, from 1 to 1000 open streams.
+
+Nothing but integers move: the pool has no bytes (device "meta"), and a commit marks its layers as written instead of
+encoding them. The chunk is Wan-1.3B's: 30 layers x 12 heads x 37 pages of int2. In the pool there are always `streams`
+other streams, each with its window reserved and one chunk committed. Every repetition then runs, on one more stream,
+
+open      reserve the peak of a window of 1 sink + 6 recent chunks
+commit    plan the step, take 13320 page ids, publish the chunk
+fork      a second stream that shares the chunk
+release   end the fork (its chunk is shared), then the stream: 13320 page ids are free again
+
+Shown are medians of the repetitions and their growth from the fewest to the most streams; flat is 1.0.
+
+    python benchmarks/pool.py
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from statistics import median
+
+from report import format_table, make_parser, use_threads, write_report
+
+from pagedvid.cache.manager import CacheManager
+from pagedvid.cache.plan import QueryRange
+from pagedvid.cache.spec import CacheSpec
+from pagedvid.cache.stream import Stream
+from pagedvid.geometry import KVShape, RoleCodecs, Window, stream_bytes
+
+OPERATIONS = ("open", "commit", "fork", "release fork", "release")
+SPARE_STREAMS = 2
+"""The stream that is timed and its fork."""
+
+
+class Pool:
+    """Open streams over a pool without bytes."""
+
+    def __init__(self, shape: KVShape, chunk_tokens: int, window: Window, max_streams: int) -> None:
+        spec = CacheSpec(shape.num_layers, shape.num_kv_heads, shape.head_dim, codecs=RoleCodecs("int2"))
+        per_stream = stream_bytes(shape, window, spec.codecs, chunk_tokens)
+        self._manager = CacheManager(spec, (max_streams + SPARE_STREAMS) * per_stream, device="meta")
+        self._window = window
+        self._chunk_tokens = chunk_tokens
+        self.num_streams = 0
+
+    def fill(self, num_streams: int) -> None:
+        """Opens streams with one chunk each until there are that many."""
+        for _ in range(self.num_streams, num_streams):
+            self._commit(self._open())
+        self.num_streams = num_streams
+
+    def time_one_chunk(self) -> dict[str, float]:
+        """Microseconds of every operation on a stream of its own; the pool is as before afterwards."""
+        seconds: dict[str, float] = {}
+
+        @contextmanager
+        def timed(operation: str) -> Iterator[None]:
+            started = time.perf_counter()
+            yield
+            seconds[operation] = time.perf_counter() - started
+
+        with timed("open"):
+            stream = self._open()
+        with timed("commit"):
+            self._commit(stream)
+        with timed("fork"):
+            twin = self._manager.fork(stream)
+        with timed("release fork"):
+            self._manager.release(twin)
+        with timed("release"):
+            self._manager.release(stream)
+        return {operation: 1e6 * value for operation, value in seconds.items()}
+
+    def check(self) -> None:
+        """Raises IntegrityError when the bookkeeping that was timed is wrong."""
+        self._manager.check()
+
+    def _open(self) -> Stream:
+        return self._manager.open(self._window, self._chunk_tokens)
+
+    def _commit(self, stream: Stream) -> None:
+        with self._manager.transaction([QueryRange(stream, commit=True)]) as plan:
+            for pending in plan.pending:
+                pending.layers_written.update(range(self._manager.spec.num_layers))
+
+
+def measure(arguments: argparse.Namespace) -> dict[int, dict[str, float]]:
+    """Median microseconds by number of streams and operation."""
+    shape = KVShape(arguments.layers, arguments.heads, arguments.head_dim)
+    counts = sorted(arguments.streams)
+    pool = Pool(shape, arguments.tokens, Window(sink_chunks=1, recent_chunks=6), counts[-1])
+    results = {}
+    for num_streams in counts:
+        pool.fill(num_streams)
+        pool.time_one_chunk()  # warms up
+        runs = [pool.time_one_chunk() for _ in range(arguments.repetitions)]
+        results[num_streams] = {operation: median(run[operation] for run in runs) for operation in OPERATIONS}
+    pool.check()
+    return results
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Measures, prints the table, writes the JSON file."""
+    parser = make_parser("pool", __doc__)
+    parser.add_argument("--streams", type=int, nargs="+", default=[1, 10, 100, 1000])
+    parser.add_argument("--repetitions", type=int, default=200)
+    parser.add_argument("--layers", type=int, default=30)
+    parser.add_argument("--heads", type=int, default=12)
+    parser.add_argument("--head-dim", type=int, default=128)
+    parser.add_argument("--tokens", type=int, default=4680, help="tokens of a chunk")
+    arguments = parser.parse_args(argv)
+    use_threads(arguments.threads)
+    results = measure(arguments)
+    pages = KVShape(arguments.layers, arguments.heads, arguments.head_dim).chunk_pages(arguments.tokens, "int2")
+    print(f"microseconds for one chunk of {pages} pages, medians of {arguments.repetitions}\n")
+    fewest, most = min(results), max(results)
+    growth = {operation: results[most][operation] / results[fewest][operation] for operation in OPERATIONS}
+    rows = [(str(n), *(f"{times[operation]:.1f}" for operation in OPERATIONS)) for n, times in results.items()]
+    rows.append((f"{most} / {fewest}", *(f"{growth[operation]:.2f}" for operation in OPERATIONS)))
+    print(format_table(("streams", *OPERATIONS), rows))
+    write_report(arguments, "pool", {"pages": pages, "microseconds": results, "growth": growth})
+
+
+if __name__ == "__main__":
+    main()

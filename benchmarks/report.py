@@ -1,0 +1,124 @@
+"""What all benchmarks share: arguments, the interleaved rounds, the table, and the JSON file with its circumstances."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from datetime import datetime, timezone
+from pathlib import Path
+from statistics import median, stdev
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+
+import pagedvid
+
+FOLDER = Path(__file__).resolve().parent
+TABLE_WIDTH = 80
+Case = TypeVar("Case", bound=Hashable)
+
+
+def make_parser(name: str, description: str | None) -> argparse.ArgumentParser:
+    """A parser with the arguments that every benchmark has."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seed", type=int, default=0, help="seed of everything random")
+    parser.add_argument("--threads", type=int, help="threads of PyTorch's operations (default: PyTorch's choice)")
+    parser.add_argument("--out", type=Path, default=FOLDER / "results" / f"{name}.json", help="JSON file to write")
+    return parser
+
+
+def use_threads(num_threads: int | None) -> None:
+    """Applies --threads."""
+    if num_threads is not None:
+        torch.set_num_threads(num_threads)
+
+
+def interleaved(cases: Mapping[Case, Callable[[], float]], num_rounds: int) -> dict[Case, list[float]]:
+    """Measurements by case: all run once per round, so that what disturbs the machine disturbs all of them."""
+    results: dict[Case, list[float]] = {case: [] for case in cases}
+    for number in range(num_rounds):
+        print(f"round {number + 1} of {num_rounds}", file=sys.stderr, flush=True)
+        for case, measure in cases.items():
+            results[case].append(measure())
+    return results
+
+
+def seconds_of(call: Callable[[], Any]) -> float:
+    """Wall-clock time of one call."""
+    started = time.perf_counter()
+    call()
+    return time.perf_counter() - started
+
+
+def median_ratio(numerators: Sequence[float], denominators: Sequence[float]) -> float:
+    """Median over the rounds of the ratio inside each round."""
+    return median(a / b for a, b in zip(numerators, denominators, strict=True))
+
+
+def mean_and_error(values: Sequence[float]) -> tuple[float, float]:
+    """Mean and its standard error; the error of a single value is NaN."""
+    error = stdev(values) / len(values) ** 0.5 if len(values) > 1 else float("nan")
+    return sum(values) / len(values), error
+
+
+def format_table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Right-aligned columns under their headers. Raises ValueError when the table is wider than 80 characters."""
+    widths = [max(len(row[i]) for row in (headers, *rows)) for i in range(len(headers))]
+    lines = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in (headers, *rows)]
+    if len(lines[0]) > TABLE_WIDTH:
+        raise ValueError(f"the table is {len(lines[0])} characters wide; at most {TABLE_WIDTH} fit: shorten a header")
+    return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
+
+
+def write_report(arguments: argparse.Namespace, name: str, results: Mapping[str, Any]) -> None:
+    """Writes the JSON file: when and where it ran, all settings, and the results."""
+    settings = {key: str(value) if isinstance(value, Path) else value for key, value in vars(arguments).items()}
+    report = {"benchmark": name, "environment": environment(), "settings": settings, "results": dict(results)}
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)
+    arguments.out.write_text(json.dumps(report, indent=2) + "\n")
+    print(f"\nwritten to {arguments.out}")
+
+
+def environment() -> dict[str, Any]:
+    """Versions, machine and git revision."""
+    return {
+        "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "git_revision": git_revision(),
+        "pagedvid": pagedvid.__version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "platform": platform.platform(),
+        "device": device_name(),
+        "threads": torch.get_num_threads(),
+    }
+
+
+def device_name() -> str:
+    """The processor's name and the vector instructions that PyTorch uses on it."""
+    information = Path("/proc/cpuinfo")
+    lines = information.read_text().splitlines() if information.is_file() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    name = names[0] if names else platform.processor() or platform.machine()
+    return f"{name}, {torch.backends.cpu.get_cpu_capability()}"
+
+
+def git_revision() -> str:
+    """The commit of this checkout, with "-modified" when tracked files differ from it; "unknown" outside of git."""
+
+    def git(*command: str) -> str:
+        return subprocess.run(
+            ["git", "--no-optional-locks", *command], cwd=FOLDER, check=True, capture_output=True, text=True
+        ).stdout.strip()
+
+    try:
+        revision = git("rev-parse", "HEAD")
+        return f"{revision}-modified" if git("status", "--porcelain", "--untracked-files=no") else revision
+    except (FileNotFoundError, subprocess.CalledProcessError):
+        return "unknown"

@@ -1,0 +1,190 @@
+"""Frames per second and memory of the demo model by number of videos at once, with a bf16 and an int2 cache.
+
+Speed: every case generates `streams` videos with all of them running at once, in one process; all cases run once per
+round, and medians are shown. The model is small and its history short, so low bits save memory here, not time. "own" is
+the engine's bookkeeping: the share of the step time that is spent outside the model's forward (scheduling, planning,
+publishing, sampling, decoding frames).
+
+Memory: every case runs once more in a process of its own, with a pool of exactly the pages that it reserves.
+
+pages    bytes of the pages in use when most were
+process  peak of the memory that the process has in RAM beyond what it had when the model was loaded and had run once:
+         pages, scratch and activations of the batch; the model, Python and PyTorch are not in it
+
+    python benchmarks/throughput.py
+    python benchmarks/throughput.py --streams 1 16 --frames 96
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from memory import peak_resident_bytes, resident_bytes
+from report import format_table, interleaved, make_parser, median_ratio, seconds_of, use_threads, write_report
+
+from pagedvid.config import CODEC_NAMES, CacheConfig, Config
+from pagedvid.engine.build import cache_spec
+from pagedvid.engine.engine import Engine
+from pagedvid.engine.requests import ChunkOutput, EngineSettings, VideoRequest
+from pagedvid.geometry import Window, stream_bytes
+from pagedvid.models.base import VideoModel
+from pagedvid.models.registry import load_model
+from pagedvid.paged_kv_cache import PagedKVCache
+from pagedvid.units import format_bytes
+
+PROMPT = "a large red circle moving left on a black background"
+Case = tuple[int, str]
+"""(videos at once, codec)."""
+
+
+@dataclass(frozen=True)
+class MemoryUse:
+    """Memory of one case, in bytes."""
+
+    pages: int
+    reserved: int
+    baseline: int
+    """In RAM before the engine was made."""
+    peak: int
+
+
+class Workload:
+    """Videos of one length; only how many run at once and their cache differ."""
+
+    def __init__(self, weights: Path | None, num_frames: int, seed: int) -> None:
+        self._model: VideoModel = load_model("demo", weights, "cpu", torch.float32)
+        self._num_frames = num_frames
+        self._seed = seed
+
+    def engine(self, case: Case) -> Engine:
+        """An engine with all its videos submitted, and a cache that they fill."""
+        num_streams, codec = case
+        geometry = self._model.geometry
+        window = Window(CacheConfig().sink_chunks, CacheConfig().recent_chunks, positions=self._model.positions)
+        spec = cache_spec(Config(cache=CacheConfig(codec=codec)), geometry)
+        per_stream = stream_bytes(spec.shape, window, spec.codecs, geometry.chunk_tokens)
+        settings = EngineSettings(max_batch_tokens=num_streams * geometry.chunk_tokens, max_concurrent=num_streams)
+        engine = Engine(self._model, PagedKVCache(spec, num_streams * per_stream), window, settings)
+        for number in range(num_streams):
+            engine.submit(VideoRequest(str(number), PROMPT, self._num_frames, self._seed + number))
+        return engine
+
+    def run(self, case: Case, own_shares: list[float]) -> float:
+        """Seconds to generate all videos; notes the engine's own share of the time."""
+        engine = self.engine(case)
+        seconds = seconds_of(lambda: drain(engine))
+        stats = engine.stats()
+        own_shares.append(1 - stats.forward_seconds / stats.step_seconds)
+        return seconds
+
+    def memory(self, case: Case) -> MemoryUse:
+        """To be called in a process that has done nothing else yet."""
+        warm_up = self.engine((1, case[1]))
+        warm_up.step()
+        warm_up.close()
+        baseline = resident_bytes()
+        engine = self.engine(case)
+        drain(engine)
+        stats = engine.cache.stats()
+        return MemoryUse(
+            pages=stats.pages_peak * stats.page_bytes,
+            reserved=stats.num_pages * stats.page_bytes,
+            baseline=baseline,
+            peak=peak_resident_bytes(),
+        )
+
+
+def drain(engine: Engine) -> None:
+    """Runs everything. Raises the error of the first video that fails."""
+    for output in engine.run():
+        if not isinstance(output, ChunkOutput):
+            raise output.error
+
+
+def memory_in_own_process(arguments: argparse.Namespace, case: Case) -> MemoryUse:
+    """`Workload.memory` in a new interpreter."""
+    command = [sys.executable, __file__, "--memory-of", str(case[0]), case[1], "--frames", str(arguments.frames)]
+    command += ["--threads", str(torch.get_num_threads()), "--seed", str(arguments.seed)]
+    command += ["--weights", str(arguments.weights)] if arguments.weights else []
+    print(f"memory: {case[0]} x {case[1]}", file=sys.stderr, flush=True)
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    return MemoryUse(**json.loads(done.stdout))
+
+
+def measure(arguments: argparse.Namespace) -> list[dict[str, Any]]:
+    """One row per case."""
+    workload = Workload(arguments.weights, arguments.frames, arguments.seed)
+    cases = [(num_streams, codec) for num_streams in arguments.streams for codec in arguments.codecs]
+    own_shares: dict[Case, list[float]] = {case: [] for case in cases}
+    workload.run((1, arguments.codecs[0]), [])  # warms up
+    runs = {case: partial(workload.run, case, own_shares[case]) for case in cases}
+    seconds = interleaved(runs, arguments.rounds)
+    rows = []
+    for case in cases:
+        num_streams, codec = case
+        rows.append(
+            {
+                "streams": num_streams,
+                "codec": codec,
+                "seconds": seconds[case],
+                "frames_per_second": num_streams * arguments.frames / median(seconds[case]),
+                "speed_over_first_codec": median_ratio(seconds[num_streams, arguments.codecs[0]], seconds[case]),
+                "own_share": median(own_shares[case]),
+                "memory_bytes": asdict(memory_in_own_process(arguments, case)),
+            }
+        )
+    return rows
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Measures, prints the table, writes the JSON file."""
+    arguments = parse(argv)
+    use_threads(arguments.threads)
+    if arguments.memory_of is not None:
+        num_streams, codec = arguments.memory_of
+        workload = Workload(arguments.weights, arguments.frames, arguments.seed)
+        print(json.dumps(asdict(workload.memory((int(num_streams), codec)))))
+        return
+    rows = measure(arguments)
+    first = arguments.codecs[0]
+    print(f"videos of {arguments.frames} frames, {arguments.rounds} rounds, {torch.get_num_threads()} threads\n")
+    table = [
+        (
+            str(row["streams"]),
+            row["codec"],
+            f"{row['frames_per_second']:.1f}",
+            f"{row['speed_over_first_codec']:.3f}",
+            f"{100 * row['own_share']:.2f} %",
+            format_bytes(row["memory_bytes"]["pages"]),
+            format_bytes(row["memory_bytes"]["peak"] - row["memory_bytes"]["baseline"]),
+        )
+        for row in rows
+    ]
+    print(format_table(("streams", "cache", "frames/s", f"/ {first}", "own", "pages", "process"), table))
+    write_report(arguments, "throughput", {"rows": rows})
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """The arguments."""
+    parser = make_parser("throughput", __doc__)
+    parser.add_argument("--streams", type=int, nargs="+", default=[1, 2, 4, 8, 16])
+    parser.add_argument("--codecs", nargs="+", choices=CODEC_NAMES, default=["bf16", "int2"])
+    parser.add_argument("--frames", type=int, default=48, help="length of every video")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--weights", type=Path, help="folder of the demo model's weights (default: the shipped ones)")
+    parser.add_argument("--memory-of", nargs=2, metavar=("STREAMS", "CODEC"), help=argparse.SUPPRESS)
+    return parser.parse_args(argv)
+
+
+if __name__ == "__main__":
+    main()

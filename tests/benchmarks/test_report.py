@@ -1,0 +1,57 @@
+"""Tables, statistics and files of the benchmarks."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from pathlib import Path
+
+import pytest
+
+
+def test_columns_are_aligned_and_never_wider_than_a_terminal() -> None:
+    from report import format_table
+
+    assert format_table(("a", "long"), [("1", "2"), ("333", "4")]) == "  a  long\n---------\n  1     2\n333     4"
+    with pytest.raises(ValueError, match="at most 80"):
+        format_table(("x" * 81,), [])
+
+
+def test_mean_and_its_standard_error() -> None:
+    from report import mean_and_error
+
+    mean, error = mean_and_error([1.0, 3.0, 5.0, 7.0])
+    assert mean == 4
+    assert error == pytest.approx(math.sqrt(20 / 3) / 2)
+    assert math.isnan(mean_and_error([1.0])[1])
+
+
+def test_every_round_runs_every_case() -> None:
+    from report import interleaved, median_ratio
+
+    order: list[str] = []
+
+    def note(name: str) -> float:
+        order.append(name)
+        return float(len(order))
+
+    results = interleaved({"a": lambda: note("a"), "b": lambda: note("b")}, 3)
+    assert order == ["a", "b"] * 3
+    assert results == {"a": [1, 3, 5], "b": [2, 4, 6]}
+    assert median_ratio(results["b"], results["a"]) == 4 / 3
+
+
+def test_file_says_what_ran_where(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from report import make_parser, write_report
+
+    out = tmp_path / "new" / "x.json"
+    arguments = make_parser("x", "about x").parse_args(["--seed", "7", "--out", str(out)])
+    write_report(arguments, "x", {"answer": 42})
+    report = json.loads(out.read_text())
+    assert report["benchmark"] == "x"
+    assert report["results"] == {"answer": 42}
+    assert report["settings"] == {"seed": 7, "threads": None, "out": str(out)}
+    assert re.fullmatch(r"[0-9a-f]{40}(-modified)?|unknown", report["environment"]["git_revision"])
+    assert report["environment"]["device"] and report["environment"]["torch"]
+    assert str(out) in capsys.readouterr().out
