@@ -1,0 +1,138 @@
+"""What `step.attend` must return, computed slowly in float64 from the bytes of the pages.
+
+Nothing of the package's layer call, grouping, decoding or rotation is used: tests/quant/page_reader.py reads the pages,
+rotation is a product of complex numbers in the channel layout of the model. Only the bias itself is the package's
+(tests/quant/test_correction.py compares it with its definition).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pagedvid.attention.step import Step
+from pagedvid.cache.chunk import Chunk
+from pagedvid.paged_kv_cache import PagedKVCache
+from pagedvid.quant.correction import bias
+from tests.quant.page_reader import BITS, read_quantized
+
+RAW_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class TableRope:
+    """Rotary tables of one angle per position and pair."""
+
+    layout: str
+    head_dim: int
+
+    def turns(self, first_token: int, num_tokens: int) -> Tensor:
+        """exp(i angle), complex128 [num_tokens, D/2]."""
+        frequencies = 20.0 ** -torch.linspace(0, 1.5, self.head_dim // 2, dtype=torch.float64)
+        angles = torch.arange(first_token, first_token + num_tokens)[:, None] * frequencies
+        return torch.polar(torch.ones_like(angles), angles)
+
+    def tables(self, first_token: int, num_tokens: int) -> tuple[Tensor, Tensor]:
+        turns = self.turns(first_token, num_tokens)
+        return turns.real.float(), turns.imag.float()
+
+
+def turn(x_nHD: Tensor, rope: TableRope | None, first_token: int, layout: str | None = None) -> Tensor:
+    """x rotated by its positions, float64, in its own layout (`layout`: another one than the rope's)."""
+    x = x_nHD.double()
+    if rope is None:
+        return x
+    turns = rope.turns(first_token, len(x)).unsqueeze(1)
+    if (layout or rope.layout) == "half":
+        turned = torch.complex(*x.chunk(2, dim=-1)) * turns
+        return torch.cat([turned.real, turned.imag], dim=-1)
+    return torch.view_as_real(torch.view_as_complex(x.unflatten(-1, (-1, 2)).contiguous()) * turns).flatten(-2)
+
+
+def pairs_together(x: Tensor, rope: TableRope | None) -> Tensor:
+    """Channels in half layout, in which keys are stored."""
+    if rope is None or rope.layout == "half":
+        return x
+    return torch.cat([x[..., 0::2], x[..., 1::2]], dim=-1)
+
+
+def read_chunk(cache: PagedKVCache, chunk: Chunk, layer: int) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Stored keys, values and the keys' step sizes of one layer, float64 [H, n, D]; None: no steps."""
+    heads = cache.spec.num_kv_heads
+    first = layer * heads
+    bounds = [(chunk.indptr[first + head], chunk.indptr[first + head + 1]) for head in range(heads)]
+    pages = np.stack([chunk.pages[begin:end] for begin, end in bounds]).astype(np.int64)
+    keys, values = cache.pool.keys[torch.from_numpy(pages)], cache.pool.values[torch.from_numpy(pages)]
+    if chunk.codec in BITS:
+        k, steps = read_quantized(keys, chunk.codec, chunk.num_tokens)
+        v, _ = read_quantized(values, chunk.codec, chunk.num_tokens)
+        return torch.from_numpy(k), torch.from_numpy(v), torch.from_numpy(steps)
+    dtype = RAW_DTYPES[chunk.codec]
+    k, v = (x.contiguous().view(dtype).view(heads, -1, cache.spec.head_dim) for x in (keys, values))
+    return k[:, : chunk.num_tokens].double(), v[:, : chunk.num_tokens].double(), None
+
+
+def chunk_bias(cache: PagedKVCache, q_GTD: Tensor, step_nD: Tensor, has_rope: bool) -> Tensor:
+    """b of one chunk and KV head for rotated half-layout queries [G, T, D], float64 [G, T]."""
+    square = q_GTD.square()
+    if has_rope:
+        first, second = square.chunk(2, dim=-1)
+        square = torch.cat([first + second, first + second], dim=-1) / 2
+    mean_square_step = step_nD.square().mean(0)
+    return bias(square.flatten(0, 1), mean_square_step, cache.spec.scale).view(square.shape[:2])
+
+
+def expected_attention(
+    cache: PagedKVCache, step: Step, layer: int, q: Tensor, k: Tensor, v: Tensor, rope: TableRope | None = None
+) -> Tensor:
+    """[T, Hq, D] float64. `q`, `k`: before rotary embedding, in the layout of the rope."""
+    spec = cache.spec
+    group = spec.query_heads // spec.num_kv_heads
+    out = torch.empty(q.shape, dtype=torch.float64)
+    current = [(turn(k[r.start : r.stop], rope, r.first_token), v[r.start : r.stop].double()) for r in step.plan.ranges]
+    for range_ in step.plan.ranges:
+        q_range = pairs_together(turn(q[range_.start : range_.stop], rope, range_.first_token), rope)
+        stored = [(read, *read_chunk(cache, read.chunk, layer)) for read in range_.reads]
+        for head in range(spec.num_kv_heads):
+            q_GTD = q_range[:, head * group : (head + 1) * group].transpose(0, 1)
+            scores, values = [], []
+            for read, k_HnD, v_HnD, step_HnD in stored:
+                k_rotated = turn(k_HnD[head].unsqueeze(1), rope, read.first_token, layout="half").squeeze(1)
+                score = spec.scale * q_GTD @ k_rotated.T
+                if step_HnD is not None and spec.correction != "off":
+                    alpha = 1.0 if spec.correction == "formula" else float(read.chunk.alpha[layer, head])
+                    score = score - alpha * chunk_bias(cache, q_GTD, step_HnD[head], rope is not None).unsqueeze(-1)
+                scores.append(score)
+                values.append(v_HnD[head])
+            for number in range_.current:
+                k_current, v_current = current[number]
+                scores.append(spec.scale * q_GTD @ pairs_together(k_current[:, head], rope).T)
+                values.append(v_current[:, head])
+            attention = torch.softmax(torch.cat(scores, dim=-1), dim=-1)
+            out[range_.start : range_.stop, head * group : (head + 1) * group] = (
+                attention @ torch.cat(values)
+            ).transpose(0, 1)
+    return out
+
+
+def as_arriving(cache: PagedKVCache, step: Step, x: Tensor, rope: TableRope | None) -> Tensor:
+    """Queries or keys as the host hands them over: rotated already if the cache was made for that."""
+    if rope is None or cache.spec.keys_arrive == "before_rotary":
+        return x
+    parts = [turn(x[r.start : r.stop], rope, r.first_token) for r in step.plan.ranges]
+    return torch.cat(parts).to(x.dtype)
+
+
+def random_qkv(cache: PagedKVCache, num_tokens: int, seed: int, dtype: torch.dtype = torch.float32) -> Sequence[Tensor]:
+    """q, k, v of one layer; channels of k differ in size and offset, as in real models."""
+    spec, generator = cache.spec, torch.Generator().manual_seed(seed)
+    q, k, v = (
+        torch.randn(num_tokens, heads, spec.head_dim, generator=generator)
+        for heads in (spec.query_heads, spec.num_kv_heads, spec.num_kv_heads)
+    )
+    k = k * torch.linspace(0.3, 1.5, spec.head_dim) + torch.linspace(-1, 1, spec.head_dim)
+    return q.to(dtype), k.to(dtype), v.to(dtype)

@@ -1,0 +1,220 @@
+"""The writing half of a commit pass: bytes of pages, the measured factor, values that no page can hold."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from pagedvid.attention.commit import MEASURED_QUERIES, read_layer
+from pagedvid.cache.chunk import Chunk
+from pagedvid.cache.plan import QueryRange
+from pagedvid.cache.spec import CacheSpec
+from pagedvid.errors import NonFiniteError
+from pagedvid.geometry import RoleCodecs, Window
+from pagedvid.paged_kv_cache import PagedKVCache
+from tests.attention.reference import (
+    TableRope,
+    as_arriving,
+    chunk_bias,
+    pairs_together,
+    random_qkv,
+    read_chunk,
+    turn,
+)
+
+
+def make_cache(codecs: RoleCodecs | str = "int2", group: int = 1, **spec) -> PagedKVCache:
+    codecs = RoleCodecs(codecs) if isinstance(codecs, str) else codecs
+    return PagedKVCache(CacheSpec(2, 2, 64, num_query_heads=2 * group, codecs=codecs, **spec), "8MiB")
+
+
+def commit(cache, stream, qkv_of_layer, rope=None, num_tokens: int | None = None) -> Chunk:
+    with cache.commit([QueryRange(stream, num_tokens=num_tokens)]) as step:
+        for layer, (q, k, v) in enumerate(qkv_of_layer):
+            step.attend(layer, *(as_arriving(cache, step, x, rope) for x in (q, k)), v, rope)
+    return list(stream.chunks())[-1]
+
+
+def layers(cache: PagedKVCache, num_tokens: int, seed: int = 0, dtype: torch.dtype = torch.float32):
+    return [random_qkv(cache, num_tokens, 10 * seed + layer, dtype) for layer in range(2)]
+
+
+# ---------------------------------------------------------------------- bytes
+
+
+@pytest.mark.parametrize("layout", [None, "half", "interleaved"])
+@pytest.mark.parametrize("keys_arrive", ["before_rotary", "rotated"])
+@pytest.mark.parametrize("num_tokens", [1, 17, 129])
+def test_keys_are_stored_before_rotary_embedding_in_half_layout(layout, keys_arrive, num_tokens):
+    rope = layout and TableRope(layout, 64)
+    cache = make_cache("fp32", keys_arrive=keys_arrive)
+    stream = cache.open(Window(1, 2), 129)
+    commit(cache, stream, layers(cache, 129), rope)  # so that the chunk's positions do not start at 0
+    written = layers(cache, num_tokens, 1)
+    chunk = commit(cache, stream, written, rope, num_tokens)
+    for layer, (_, k, v) in enumerate(written):
+        keys, values, _ = read_chunk(cache, chunk, layer)
+        expected = pairs_together(k, rope).transpose(0, 1).double()
+        torch.testing.assert_close(keys, expected, rtol=0, atol=2e-6 if keys_arrive == "rotated" and rope else 0)
+        assert torch.equal(values, v.transpose(0, 1).double())
+
+
+@pytest.mark.parametrize("codec", ["fp32", "bf16", "int8", "int4", "int2"])
+def test_read_layer_gives_what_is_in_the_pages(codec):
+    cache = make_cache(codec)
+    stream = cache.open(Window(1, 2), 300)
+    chunk = commit(cache, stream, layers(cache, 300))
+    for layer in range(2):
+        keys, values, _ = read_chunk(cache, chunk, layer)
+        read_keys, read_values = read_layer(cache.pool, cache.spec, chunk, layer)
+        torch.testing.assert_close(read_keys.double(), keys, rtol=1e-6, atol=1e-5)
+        torch.testing.assert_close(read_values.double(), values, rtol=1e-6, atol=1e-5)
+
+
+def test_bfloat16_keys_are_quantized_from_their_own_values():
+    cache = make_cache("int8")
+    chunk = commit(cache, cache.open(Window(1, 1), 40), layers(cache, 40, dtype=torch.bfloat16))
+    keys, _, steps = read_chunk(cache, chunk, 0)
+    k = layers(cache, 40, dtype=torch.bfloat16)[0][1]
+    assert ((keys - k.double().transpose(0, 1)).abs() <= steps / 2 + 1e-6).all()
+
+
+def test_the_newest_chunk_is_rewritten_from_what_was_stored():
+    """bf16 until the next commit, then int4 of the bf16 values, and its bf16 pages are free."""
+    cache = make_cache(RoleCodecs("int4", newest="bf16"))
+    stream = cache.open(Window(1, 2), 129)
+    rope = TableRope("half", 64)
+    first = commit(cache, stream, layers(cache, 129), rope)
+    stored, _, no_steps = read_chunk(cache, first, 1)
+    assert first.codec == "bf16" and first.alpha is None and no_steps is None
+    commit(cache, stream, layers(cache, 129, 1), rope)
+    settled = next(stream.chunks())
+    assert settled.codec == "int4" and settled.index == 0 and settled.first_token == first.first_token
+    keys, _, steps = read_chunk(cache, settled, 1)
+    assert ((keys - stored).abs() <= steps / 2 + 1e-6).all()
+    assert not np.isin(first.pages, [page for chunk in stream.chunks() for page in chunk.pages]).all()
+    assert cache.stats().pages_used == sum(chunk.num_pages for chunk in stream.chunks())
+
+
+# ---------------------------------------------------------------------- the measured factor
+
+
+def remeasured(cache, chunk, layer, q, k_exact, rope, position, key_position) -> Tensor:
+    """alpha [H] from its definition in float64: sum(shift b) / sum(b^2) over evenly spread queries of the group."""
+    group = cache.spec.query_heads // cache.spec.num_kv_heads
+    num_queries = min(len(q), MEASURED_QUERIES)
+    sample = [int(i * (len(q) - 1) / max(1, num_queries - 1)) for i in range(num_queries)]
+    q_turned = pairs_together(turn(q, rope, position), rope)[sample]
+    keys, _, steps = read_chunk(cache, chunk, layer)
+    factors = []
+    for head in range(cache.spec.num_kv_heads):
+        q_GTD = q_turned[:, head * group : (head + 1) * group].transpose(0, 1)
+        log_z = []
+        for k in (keys[head], k_exact[head].double()):
+            turned = turn(k.unsqueeze(1), rope, key_position, layout="half").squeeze(1)
+            log_z.append(torch.logsumexp(cache.spec.scale * q_GTD @ turned.T, dim=-1))
+        b = chunk_bias(cache, q_GTD, steps[head], rope is not None)
+        factors.append(((log_z[0] - log_z[1]) * b).sum() / b.square().sum())
+    return torch.stack(factors)
+
+
+@pytest.mark.parametrize("layout", [None, "half", "interleaved"])
+@pytest.mark.parametrize("group", [1, 3])
+@pytest.mark.parametrize("num_tokens", [1, 17, 300])
+def test_alpha_is_the_least_squares_ratio_of_true_shift_to_formula(layout, group, num_tokens):
+    rope = layout and TableRope(layout, 64)
+    cache = make_cache(group=group)
+    stream = cache.open(Window(1, 2), 300)
+    commit(cache, stream, layers(cache, 300), rope)
+    written = layers(cache, num_tokens, 1)
+    chunk = commit(cache, stream, written, rope, num_tokens)
+    assert chunk.alpha.shape == (2, 2) and chunk.alpha.dtype == torch.float32
+    for layer, (q, k, _) in enumerate(written):
+        exact = pairs_together(k, rope).transpose(0, 1)
+        if num_tokens == 1:  # one token is stored to half an fp16 step: nothing but rounding noise to measure
+            assert torch.isfinite(chunk.alpha[layer]).all()
+            continue
+        expected = remeasured(cache, chunk, layer, q, exact, rope, 300, 300)
+        torch.testing.assert_close(chunk.alpha[layer].double(), expected, rtol=1e-3, atol=1e-3)
+
+
+def test_alpha_of_a_rewritten_chunk_is_measured_with_the_queries_that_read_it():
+    cache = make_cache(RoleCodecs("int2", newest="bf16"))
+    stream = cache.open(Window(1, 2), 200)
+    rope = TableRope("half", 64)
+    stored = read_chunk(cache, commit(cache, stream, layers(cache, 200), rope), 0)[0]
+    written = layers(cache, 200, 1)
+    commit(cache, stream, written, rope)
+    settled = next(stream.chunks())
+    expected = remeasured(cache, settled, 0, written[0][0], stored, rope, 200, 0)
+    torch.testing.assert_close(settled.alpha[0].double(), expected, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize(("codec", "correction"), [("bf16", "measured"), ("int2", "formula"), ("int2", "off")])
+def test_nothing_is_measured_where_it_has_no_use(codec, correction):
+    cache = make_cache(codec, correction=correction)
+    assert commit(cache, cache.open(Window(1, 1), 40), layers(cache, 40)).alpha is None
+
+
+def test_measuring_restores_the_mass_where_redundant_tokens_break_the_formula():
+    """Many copies of few tokens round alike, so their errors do not average out."""
+    generator = torch.Generator().manual_seed(3)
+    few = torch.randn(6, 2, 64, generator=generator)
+    k = few[torch.randint(0, 6, (300,), generator=generator)]
+    errors = {}
+    for correction in ("off", "formula", "measured"):
+        cache = make_cache(correction=correction)
+        stream = cache.open(Window(0, 1), 300)
+        q, k_now, _ = random_qkv(cache, 300, 7)
+        commit(cache, stream, [(q, k, torch.ones_like(k))] * 2)
+        with cache.denoise([stream]) as step:  # cached values are 1, current ones 0: the output is the cached mass
+            mass = step.attend(0, q, k_now, torch.zeros_like(k))[:, :, 0]
+        z = [torch.exp(cache.spec.scale * torch.einsum("thd,nhd->thn", q, keys)).sum(-1) for keys in (k, k_now)]
+        errors[correction] = float((mass - z[0] / (z[0] + z[1])).mean().abs())
+    assert errors["measured"] < 0.5 * min(errors["off"], errors["formula"])
+
+
+# ---------------------------------------------------------------------- what cannot be stored
+
+
+@pytest.mark.parametrize("what", ["keys", "values"])
+@pytest.mark.parametrize("codec", ["fp32", "bf16", "int8", "int2"])
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_bad_numbers_are_named_by_layer_head_and_chunk(what, codec, value):
+    cache = make_cache(codec)
+    stream = cache.open(Window(1, 1), 40)
+    commit(cache, stream, layers(cache, 40))
+    before = list(stream.chunks())
+    broken = layers(cache, 40, 1)
+    broken[1][1 if what == "keys" else 2][13, 1, 5] = value
+    with pytest.raises(NonFiniteError, match=f"{what} of layer 1, KV head 1, chunk 1 cannot be stored as {codec}") as e:
+        commit(cache, stream, broken)
+    assert e.value.rows == (1,)
+    assert list(stream.chunks()) == before
+    cache.check()
+    commit(cache, stream, layers(cache, 40, 1))
+
+
+def test_values_beyond_fp16_cannot_be_quantized_but_kept_as_bf16():
+    for codec, is_possible in (("int8", False), ("bf16", True)):
+        cache = make_cache(codec)
+        stream = cache.open(Window(1, 1), 40)
+        large = layers(cache, 40)
+        large[0][2][3, 0, 0] = large[0][2][4, 1, 0] = 1e5
+        if is_possible:
+            commit(cache, stream, large)
+        else:
+            with pytest.raises(NonFiniteError, match=r"values of layer 0, KV head 0, 1, chunk 0 .*2 too large values"):
+                commit(cache, stream, large)
+
+
+def test_one_bad_stream_rolls_back_all_that_commit_with_it():
+    cache = make_cache()
+    a, b = cache.open(Window(1, 1), 40), cache.open(Window(1, 1), 40)
+    q, k, v = random_qkv(cache, 80, 0)
+    v[70, 0, 0] = torch.nan
+    with pytest.raises(NonFiniteError, match="values of layer 0, KV head 0, chunk 0"), cache.commit([a, b]) as step:
+        step.attend(0, q, k, v)
+    assert list(a.chunks()) == list(b.chunks()) == [] and cache.stats().pages_used == 0

@@ -1,0 +1,36 @@
+"""Commits without a model: a manager whose chunks count as written at once. Its pool may lie on the device "meta"."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from pagedvid.cache.manager import CacheManager
+from pagedvid.cache.plan import QueryRange, StepPlan
+from pagedvid.cache.spec import CacheSpec
+from pagedvid.cache.stream import Stream
+from pagedvid.geometry import RoleCodecs, page_bytes
+
+
+def make_manager(num_pages: int, codecs: RoleCodecs | str = "int2", num_layers: int = 1) -> CacheManager:
+    """One KV head of 8 channels, no bytes."""
+    codecs = RoleCodecs(codecs) if isinstance(codecs, str) else codecs
+    return CacheManager(CacheSpec(num_layers, 1, 8, codecs=codecs), num_pages * 2 * page_bytes(8), device="meta")
+
+
+def mark_written(manager: CacheManager, plan: StepPlan) -> None:
+    """What a forward that attends every layer does to the books."""
+    for pending in plan.pending:
+        pending.layers_written.update(range(manager.spec.num_layers))
+
+
+def commit(manager: CacheManager, *items: Stream | QueryRange) -> None:
+    """One commit pass; a bare stream stands for its whole next chunk."""
+    ranges = [item if isinstance(item, QueryRange) else QueryRange(item, commit=True) for item in items]
+    with manager.transaction(ranges) as plan:
+        mark_written(manager, plan)
+    manager.check()
+
+
+def live(stream: Stream, branch: str = "cond") -> Sequence[int]:
+    """Indices of the chunks that a branch keeps."""
+    return list(stream.history(branch).chunks)

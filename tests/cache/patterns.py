@@ -1,0 +1,54 @@
+"""Keys and values that every codec stores exactly, so that a chunk can be recognised by its bytes.
+
+Every number is 0 or 255 * 2**-k: 255 is a multiple of 3, 15 and 255, so the steps of int2, int4 and int8 are exact in
+fp16, and 255 needs no more than the 8 significant bits of bf16.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from pagedvid.attention.commit import read_layer
+from pagedvid.attention.step import Step
+from pagedvid.cache.chunk import Chunk
+from pagedvid.paged_kv_cache import PagedKVCache
+
+
+@lru_cache(maxsize=4096)
+def pattern(serial: int, layer: int, num_tokens: int, num_heads: int, head_dim: int) -> tuple[Tensor, Tensor]:
+    """Keys and values [n, H, D] that belong to this serial number and layer only."""
+    generator = torch.Generator().manual_seed(1000 * serial + layer)
+    bits = torch.randint(0, 2, (2, num_tokens, num_heads, head_dim), generator=generator)
+    keys, values = bits * 255.0 * 2.0**-7
+    return keys, values
+
+
+def attend_layer(cache: PagedKVCache, step: Step, layer: int, serials: list[int]) -> Tensor:
+    """One layer of a forward: range i brings the pattern of serials[i], with its keys as queries."""
+    spec = cache.spec
+    pairs = [
+        pattern(serial, layer, range_.num_tokens, spec.num_kv_heads, spec.head_dim)
+        for serial, range_ in zip(serials, step.plan.ranges, strict=True)
+    ]
+    keys, values = (torch.cat([pair[i] for pair in pairs]) for i in (0, 1))
+    queries = keys.repeat_interleave(spec.query_heads // spec.num_kv_heads, dim=1) / 4
+    return step.attend(layer, queries, keys, values)
+
+
+def attend_all(cache: PagedKVCache, step: Step, serials: list[int]) -> None:
+    """A whole forward."""
+    for layer in range(cache.spec.num_layers):
+        attend_layer(cache, step, layer, serials)
+
+
+def assert_holds(cache: PagedKVCache, chunk: Chunk, serial: int) -> None:
+    """The chunk's pages decode to exactly the pattern of the serial number."""
+    spec = cache.spec
+    for layer in range(spec.num_layers):
+        stored = read_layer(cache.pool, spec, chunk, layer)
+        expected = pattern(serial, layer, chunk.num_tokens, spec.num_kv_heads, spec.head_dim)
+        for read, written in zip(stored, expected, strict=True):
+            assert torch.equal(read, written.transpose(0, 1)), (chunk, serial, layer)

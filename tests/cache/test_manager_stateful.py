@@ -1,0 +1,452 @@
+"""Any order of open, denoise, commit, failing commit, fork, pin, replace and release, against a model of dictionaries.
+
+After every action: `check()` recomputes invariants I1 to I6 of cache/manager.py; live chunks, codecs, bytes, positions,
+pages in use and the budget equal the model's. Refusals for lack of capacity are predicted exactly, and a commit of an
+admitted stream is never refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from pagedvid.cache.plan import QueryRange, RangePlan
+from pagedvid.cache.spec import CacheSpec
+from pagedvid.cache.stream import Stream
+from pagedvid.errors import CapacityError, NonFiniteError, StateError
+from pagedvid.geometry import RoleCodecs, Window, page_bytes
+from pagedvid.paged_kv_cache import PagedKVCache
+from tests.cache.patterns import assert_holds, attend_all, attend_layer, pattern
+from tests.stream_simulation import is_kept, settled_codec, simulated_peak, table_pages
+
+SPEC = CacheSpec(num_layers=2, num_kv_heads=2, head_dim=8, num_query_heads=4, debug_checks=True)
+NUM_TABLES = 4
+NUM_PAGES = 200
+MOST_STREAMS = 5
+
+WINDOWS = st.builds(Window, st.integers(0, 2), st.integers(1, 3), st.sampled_from(["absolute", "window"]))
+CODECS = st.sampled_from(
+    [
+        RoleCodecs("int4"),
+        RoleCodecs("int2", sink="int8"),
+        RoleCodecs("int2", newest="bf16"),
+        RoleCodecs("int2", sink="int8", newest="bf16"),
+        RoleCodecs("int8", sink="bf16", newest="int2"),
+    ]
+)
+
+MOSTLY = st.sampled_from([True, True, True, False])
+
+
+@dataclass(eq=False)
+class Entry:
+    """One committed chunk. Forks share entries; a chunk that is written again becomes a new entry."""
+
+    serial: int
+    num_tokens: int
+    first_token: int
+    codec: str
+
+    @property
+    def pages(self) -> int:
+        return NUM_TABLES * table_pages(self.num_tokens, self.codec)
+
+
+@dataclass
+class BranchModel:
+    entries: dict[int, Entry] = field(default_factory=dict)
+    pins: set[int] = field(default_factory=set)
+    num_committed: int = 0
+    num_tokens: int = 0
+
+    def copy(self) -> BranchModel:
+        return BranchModel(dict(self.entries), set(self.pins), self.num_committed, self.num_tokens)
+
+
+@dataclass(eq=False)
+class StreamModel:
+    stream: Stream
+    window: Window
+    codecs: RoleCodecs
+    chunk_tokens: int
+    max_chunks: int | None
+    branches: dict[str, BranchModel]
+
+    def __repr__(self) -> str:
+        return f"stream {self.stream.id}"
+
+    def settled(self, index: int) -> str:
+        return settled_codec(self.codecs, self.window, index)
+
+    def entries(self) -> Iterator[Entry]:
+        for branch in self.branches.values():
+            yield from branch.entries.values()
+
+    def permanent(self) -> list[Entry]:
+        return [
+            entry
+            for branch in self.branches.values()
+            for index, entry in branch.entries.items()
+            if (index < self.window.sink_chunks or index in branch.pins) and entry.codec == self.settled(index)
+        ]
+
+    def pin_pages(self, entry: Entry, index: int) -> int:
+        return max(entry.pages, NUM_TABLES * table_pages(entry.num_tokens, self.settled(index)))
+
+    def peak(self) -> int:
+        commits = 60 if self.max_chunks is None else self.max_chunks
+        base = NUM_TABLES * simulated_peak(self.window, self.codecs, self.chunk_tokens, commits)
+        pins = sum(self.pin_pages(b.entries[index], index) for b in self.branches.values() for index in b.pins)
+        return len(self.branches) * base + pins
+
+    def held(self) -> int:
+        return sum(entry.pages for entry in self.entries())
+
+    def may_commit(self, branch: str) -> bool:
+        return self.max_chunks is None or self.branches[branch].num_committed < self.max_chunks
+
+    def positions(self, branch: str) -> tuple[dict[int, int], int]:
+        """Rotary position of every live chunk, and of the next one."""
+        model = self.branches[branch]
+        if self.window.positions == "absolute":
+            return {index: entry.first_token for index, entry in model.entries.items()}, model.num_tokens
+        positions, start = {}, 0
+        for index, entry in sorted(model.entries.items()):
+            positions[index] = start
+            start += entry.num_tokens
+        return positions, start
+
+    def commit(self, branch: str, serial: int, num_tokens: int) -> None:
+        model = self.branches[branch]
+        index = model.num_committed
+        codec = self.codecs.newest or self.settled(index)
+        model.entries[index] = Entry(serial, num_tokens, model.num_tokens, codec)
+        model.num_committed += 1
+        model.num_tokens += num_tokens
+        self.slide(branch)
+        last = model.entries.get(index - 1)
+        if last is not None and last.codec != self.settled(index - 1):
+            model.entries[index - 1] = Entry(last.serial, last.num_tokens, last.first_token, self.settled(index - 1))
+
+    def slide(self, branch: str) -> None:
+        model = self.branches[branch]
+        for index in list(model.entries):
+            if index not in model.pins and not is_kept(self.window, index, model.num_committed):
+                del model.entries[index]
+
+
+class Broken(Exception):
+    """The model's forward failed."""
+
+
+class CacheMachine(RuleBasedStateMachine):
+    def __init__(self) -> None:
+        super().__init__()
+        self.cache = PagedKVCache(SPEC, NUM_PAGES * 2 * page_bytes(SPEC.head_dim))
+        self.models: list[StreamModel] = []
+        self.next_serial = 0
+
+    # -------------------------------------------------------------- the model's view of capacity
+
+    def budget(self) -> int:
+        distinct = {id(entry): entry.pages for model in self.models for entry in model.permanent()}
+        own = sum(model.peak() - sum(entry.pages for entry in model.permanent()) for model in self.models)
+        return own + sum(distinct.values())
+
+    def holders(self, entry: Entry) -> int:
+        return sum(entry is other for model in self.models for other in model.permanent())
+
+    def expect_capacity(self, num_pages: int) -> Any:
+        """A context in which CapacityError must come, with the numbers, exactly when these pages are not left."""
+        left = NUM_PAGES - self.budget()
+        if num_pages <= left:
+            return None
+        return pytest.raises(CapacityError, match=rf"needs {num_pages} pages.*of {NUM_PAGES}.*{left} are left")
+
+    def new_serial(self) -> int:
+        self.next_serial += 1
+        return self.next_serial
+
+    def any_model(self, data: st.DataObject) -> StreamModel:
+        return data.draw(st.sampled_from(self.models), label="stream")
+
+    def has_chunks(self) -> bool:
+        return any(branch.entries for model in self.models for branch in model.branches.values())
+
+    def any_chunk(
+        self, data: st.DataObject, preferred: Callable[[StreamModel, BranchModel, int], bool]
+    ) -> tuple[StreamModel, str, int]:
+        """A live chunk, mostly a preferred one if there is any."""
+        chunks = [(m, name, index) for m in self.models for name, b in m.branches.items() for index in b.entries]
+        liked = [(m, name, index) for m, name, index in chunks if preferred(m, m.branches[name], index)]
+        choices = liked if liked and data.draw(MOSTLY, label="preferred") else chunks
+        return data.draw(st.sampled_from(choices), label="chunk")
+
+    def some_ranges(self, data: st.DataObject, can_commit: bool) -> list[tuple[StreamModel, QueryRange]]:
+        """Ranges of several streams and branches, some with fewer tokens; commits where allowed and drawn."""
+        chosen = []
+        for model in data.draw(st.lists(st.sampled_from(self.models), min_size=1, unique=True), label="streams"):
+            for branch in model.branches:
+                num_tokens = data.draw(st.sampled_from([None, 1, model.chunk_tokens - 1]), label="tokens") or None
+                commit = can_commit and model.may_commit(branch) and data.draw(MOSTLY, label="commit")
+                chosen.append((model, QueryRange(model.stream, branch, num_tokens, commit=commit)))
+        return chosen
+
+    # -------------------------------------------------------------- streams
+
+    @precondition(lambda self: len(self.models) < MOST_STREAMS)
+    @rule(
+        window=WINDOWS,
+        codecs=CODECS,
+        chunk_tokens=st.sampled_from([1, 20, 128, 129, 150]),
+        num_branches=st.integers(1, 2),
+        max_chunks=st.sampled_from([None, None, None, 0, 1, 3, 6]),
+    )
+    def open(self, window, codecs, chunk_tokens, num_branches, max_chunks):
+        names = ("cond", "uncond")[:num_branches]
+        model = StreamModel(None, window, codecs, chunk_tokens, max_chunks, {name: BranchModel() for name in names})
+        refused = self.expect_capacity(model.peak())
+
+        def open_it() -> Stream:
+            return self.cache.open(window, chunk_tokens, branches=names, max_chunks=max_chunks, codecs=codecs)
+
+        if refused:
+            with refused:
+                open_it()
+        else:
+            model.stream = open_it()
+            self.models.append(model)
+
+    @precondition(lambda self: len(self.models) > 1 and self.budget() <= NUM_PAGES - 2 * NUM_TABLES)
+    @rule()
+    def use_up_the_pool(self):
+        """A stream whose peak is exactly what is left, so that one page too many anywhere is noticed."""
+        num_chunks = (NUM_PAGES - self.budget()) // NUM_TABLES
+        window = Window(0, num_chunks - 1)
+        stream = self.cache.open(window, 128, codecs=RoleCodecs("int2"))
+        self.models.append(StreamModel(stream, window, RoleCodecs("int2"), 128, None, {"cond": BranchModel()}))
+
+    @precondition(lambda self: 0 < len(self.models) < MOST_STREAMS)
+    @rule(data=st.data())
+    def fork(self, data):
+        with_sinks = [model for model in self.models if model.permanent()]
+        model = data.draw(st.sampled_from(with_sinks or self.models), label="stream")
+        refused = self.expect_capacity(model.peak() - sum(entry.pages for entry in model.permanent()))
+        if refused:
+            with refused:
+                self.cache.fork(model.stream)
+            return
+        twin = self.cache.fork(model.stream)
+        branches = {name: branch.copy() for name, branch in model.branches.items()}
+        self.models.append(
+            StreamModel(twin, model.window, model.codecs, model.chunk_tokens, model.max_chunks, branches)
+        )
+
+    @precondition(lambda self: len(self.models) > 1)
+    @rule(data=st.data())
+    def release(self, data):
+        model = self.any_model(data)
+        self.cache.release(model.stream)
+        self.models.remove(model)
+        with pytest.raises(StateError, match="was released"):
+            self.cache.release(model.stream)
+
+    @precondition(lambda self: self.has_chunks())
+    @rule(data=st.data())
+    def pin(self, data):
+        model, branch, index = self.any_chunk(
+            data, lambda m, b, i: i >= m.window.sink_chunks and b.entries[i].codec != m.settled(i)
+        )
+        entry = model.branches[branch].entries[index]
+        if index in model.branches[branch].pins or index < model.window.sink_chunks:
+            with pytest.raises(StateError, match="already kept for good"):
+                self.cache.pin(model.stream, index, branch)
+            return
+        refused = self.expect_capacity(0 if self.holders(entry) else model.pin_pages(entry, index))
+        if refused:
+            with refused:
+                self.cache.pin(model.stream, index, branch)
+        else:
+            self.cache.pin(model.stream, index, branch)
+            model.branches[branch].pins.add(index)
+
+    @precondition(lambda self: any(branch.pins for model in self.models for branch in model.branches.values()))
+    @rule(data=st.data())
+    def unpin(self, data):
+        pins = [(m, name, index) for m in self.models for name, b in m.branches.items() for index in sorted(b.pins)]
+        model, branch, index = data.draw(st.sampled_from(pins), label="pin")
+        self.cache.unpin(model.stream, index, branch)
+        model.branches[branch].pins.remove(index)
+        model.slide(branch)
+
+    # -------------------------------------------------------------- steps
+
+    def assert_planned(self, model: StreamModel, asked: QueryRange, planned: RangePlan) -> None:
+        """Reads every live chunk at its position; stands after them."""
+        positions, following = model.positions(asked.branch)
+        assert {read.chunk.index: read.first_token for read in planned.reads} == positions
+        assert [read.chunk.index for read in planned.reads] == sorted(positions)
+        assert planned.first_token == following
+        assert planned.num_tokens == (asked.num_tokens or model.chunk_tokens)
+
+    @precondition(lambda self: self.models)
+    @rule(data=st.data())
+    def denoise(self, data):
+        chosen = self.some_ranges(data, can_commit=False)
+        free_before = self.cache.pool.free_ids.copy()
+        with self.cache.denoise([asked for _, asked in chosen]) as step:
+            for (model, asked), planned in zip(chosen, step.plan.ranges, strict=True):
+                self.assert_planned(model, asked, planned)
+            attend_layer(self.cache, step, 1, [self.new_serial() for _ in chosen])
+            self.cache.check()
+        assert np.array_equal(free_before, self.cache.pool.free_ids)
+
+    @precondition(lambda self: self.models)
+    @rule(data=st.data())
+    def step_with_commits(self, data):
+        """Never refused: capacity was promised when the streams were opened."""
+        chosen = self.some_ranges(data, can_commit=True)
+        serials = [self.new_serial() for _ in chosen]
+        with self.cache.step([asked for _, asked in chosen]) as step:
+            for (model, asked), planned in zip(chosen, step.plan.ranges, strict=True):
+                self.assert_planned(model, asked, planned)
+            attend_all(self.cache, step, serials)
+            self.cache.check()
+        for (model, asked), serial in zip(chosen, serials, strict=True):
+            if asked.commit:
+                model.commit(asked.branch, serial, asked.num_tokens or model.chunk_tokens)
+
+    @precondition(lambda self: self.models)
+    @rule(num_times=st.integers(1, 3))
+    def everyone_commits(self, num_times):
+        """Moves all windows on, so that they slide."""
+        for _ in range(num_times):
+            chosen = [(m, QueryRange(m.stream, b)) for m in self.models for b in m.branches if m.may_commit(b)]
+            if not chosen:
+                return
+            serials = [self.new_serial() for _ in chosen]
+            with self.cache.commit([asked for _, asked in chosen]) as step:
+                attend_all(self.cache, step, serials)
+            for (model, asked), serial in zip(chosen, serials, strict=True):
+                model.commit(asked.branch, serial, model.chunk_tokens)
+
+    @precondition(lambda self: self.models)
+    @rule(data=st.data(), failure=st.sampled_from(["raises", "forgets a layer", "not a number", "attends twice"]))
+    def failing_step(self, data, failure):
+        chosen = self.some_ranges(data, can_commit=True)
+        if not any(asked.commit for _, asked in chosen):
+            return
+        serials = [self.new_serial() for _ in chosen]
+        error, message = {
+            "raises": (Broken, None),
+            "forgets a layer": (StateError, r"before layers \[1\] were attended"),
+            "not a number": (NonFiniteError, r"values of layer 1, KV head 1, chunk \d+ cannot be stored"),
+            "attends twice": (StateError, "attended twice"),
+        }[failure]
+        with pytest.raises(error, match=message), self.cache.step([asked for _, asked in chosen]) as step:
+            attend_layer(self.cache, step, 0, serials)
+            if failure == "raises":
+                raise Broken
+            if failure == "attends twice":
+                attend_layer(self.cache, step, 0, serials)
+            if failure == "not a number":
+                row = data.draw(st.sampled_from([r.stop - 1 for r in step.plan.ranges if r.writes]), label="row")
+                x = torch.zeros(step.plan.num_tokens, 2, 8)
+                x[row, 1, 3] = torch.nan
+                step.attend(1, x.repeat(1, 2, 1), torch.zeros_like(x), x)
+
+    @precondition(lambda self: self.has_chunks())
+    @rule(data=st.data(), succeeds=MOSTLY)
+    def replace(self, data, succeeds):
+        model, branch, index = self.any_chunk(data, lambda m, b, i: i in b.pins)
+        self.replace_chunk(model, branch, index, succeeds)
+
+    @precondition(lambda self: self.shared_for_good())
+    @rule(data=st.data(), succeeds=MOSTLY)
+    def replace_what_a_fork_shares_for_good(self, data, succeeds):
+        self.replace_chunk(*data.draw(st.sampled_from(self.shared_for_good()), label="chunk"), succeeds)
+
+    def shared_for_good(self) -> list[tuple[StreamModel, str, int]]:
+        branches = [(model, name, branch) for model in self.models for name, branch in model.branches.items()]
+        return [(m, name, index) for m, name, b in branches for index, e in b.entries.items() if self.holders(e) > 1]
+
+    def replace_chunk(self, model: StreamModel, branch: str, index: int, succeeds: bool) -> None:
+        old = model.branches[branch].entries[index]
+        beyond = max(0, model.held() + old.pages - model.peak())
+        is_shared = any(old is entry for entry in model.permanent()) and self.holders(old) > 1
+        refused = self.expect_capacity(beyond + (old.pages if is_shared else 0))
+        serial = self.new_serial()
+        if refused:
+            with refused, self.cache.replace(model.stream, index, branch):
+                pass
+            return
+        if not succeeds:
+            with pytest.raises(Broken), self.cache.replace(model.stream, index, branch) as step:
+                attend_layer(self.cache, step, 0, [serial])
+                raise Broken
+            return
+        with self.cache.replace(model.stream, index, branch) as step:
+            positions, _ = model.positions(branch)
+            (planned,) = step.plan.ranges
+            assert planned.first_token == positions[index]
+            assert [read.chunk.index for read in planned.reads] == [i for i in sorted(positions) if i < index]
+            attend_all(self.cache, step, [serial])
+            self.cache.check()
+        model.branches[branch].entries[index] = Entry(serial, old.num_tokens, old.first_token, old.codec)
+
+    @precondition(lambda self: any(not m.may_commit(b) for m in self.models for b in m.branches))
+    @rule()
+    def commit_beyond_the_end(self):
+        model, branch = next((m, b) for m in self.models for b in m.branches if not m.may_commit(b))
+        with (
+            pytest.raises(StateError, match=f"max_chunks={model.max_chunks}"),
+            self.cache.commit([QueryRange(model.stream, branch)]),
+        ):
+            pass
+
+    # -------------------------------------------------------------- what always holds
+
+    @invariant()
+    def bookkeeping_is_consistent(self):
+        self.cache.check()
+        assert self.cache.reserved_pages == self.budget() <= NUM_PAGES
+
+    @invariant()
+    def chunks_are_those_of_the_model(self):
+        distinct: dict[int, Entry] = {}
+        for model in self.models:
+            assert set(model.stream.branches) == set(model.branches)
+            for name, branch in model.branches.items():
+                history = model.stream.branches[name]
+                assert history.num_committed == branch.num_committed
+                assert list(history.chunks) == sorted(branch.entries)
+                for index, entry in branch.entries.items():
+                    chunk = history.chunks[index]
+                    distinct[chunk.id] = entry
+                    assert (chunk.index, chunk.num_tokens, chunk.codec) == (index, entry.num_tokens, entry.codec)
+                    assert chunk.num_pages == entry.pages
+                    assert_holds(self.cache, chunk, entry.serial)
+        assert len({id(entry) for entry in distinct.values()}) == len(distinct)  # forks share chunks, not copies
+        stats = self.cache.stats()
+        assert stats.num_chunks == len(distinct) and stats.num_streams == len(self.models)
+        assert stats.pages_used == sum(entry.pages for entry in distinct.values())
+
+    def teardown(self):
+        for model in self.models:
+            self.cache.release(model.stream)
+        self.cache.check()
+        assert self.cache.reserved_pages == 0
+        assert sorted(self.cache.pool.free_ids.tolist()) == list(range(NUM_PAGES))
+        pattern.cache_clear()
+
+
+TestCacheMachine = CacheMachine.TestCase
+TestCacheMachine.settings = settings(stateful_step_count=40)

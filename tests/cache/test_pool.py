@@ -1,0 +1,86 @@
+"""Page storage: ids on a stack, bytes in two tensors."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from pagedvid.cache.pool import PagePool
+from pagedvid.errors import CapacityError, IntegrityError
+
+
+def test_ids_are_taken_once_and_come_back():
+    pool = PagePool(10, 8)
+    first, second = pool.take(4), pool.take(6)
+    assert sorted([*first, *second]) == list(range(10))
+    assert pool.num_free_pages == 0 and pool.num_used_pages == 10
+    pool.give_back(first)
+    assert sorted(pool.free_ids) == sorted(first)
+    assert sorted(pool.take(4)) == sorted(first)
+    assert pool.peak_used_pages == 10
+
+
+def test_the_first_ids_come_first_and_given_back_ids_come_again():
+    pool = PagePool(10, 8)
+    assert pool.take(3).tolist() == [0, 1, 2]
+    ids = pool.take(2)
+    pool.give_back(ids)
+    assert pool.take(3).tolist() == [3, 4, 5]
+
+
+def test_taken_ids_are_a_copy():
+    pool = PagePool(10, 8)
+    ids = pool.take(3)
+    expected = ids.copy()
+    pool.give_back(ids)
+    pool.take(3)[:] = 99
+    assert np.array_equal(ids, expected)
+    assert sorted(pool.free_ids) == list(range(3, 10))
+
+
+def test_free_ids_cannot_be_changed_from_outside():
+    pool = PagePool(10, 8)
+    with pytest.raises(ValueError, match="read-only"):
+        pool.free_ids[0] = 3
+
+
+def test_more_than_there_is():
+    pool = PagePool(10, 8)
+    ids = pool.take(7)
+    with pytest.raises(IntegrityError, match="4 pages wanted, 3 free"):
+        pool.take(4)
+    assert pool.num_free_pages == 3
+    with pytest.raises(IntegrityError, match="8 pages given back to a pool with only 7 taken"):
+        pool.give_back(np.arange(8, dtype=np.int32))
+    pool.give_back(ids)
+    assert pool.num_free_pages == 10
+
+
+def test_nothing_may_be_taken():
+    pool = PagePool(1, 8)
+    assert len(pool.take(0)) == 0
+    pool.give_back(np.empty(0, dtype=np.int32))
+    assert pool.num_free_pages == 1
+
+
+def test_page_bytes_of_copies_records_in_the_order_asked_for():
+    pool = PagePool(6, 8)
+    pool.keys.copy_(torch.arange(6, dtype=torch.uint8)[:, None].expand(6, 288))
+    pool.values.copy_(pool.keys + 100)
+    keys, values = pool.page_bytes_of(np.array([4, 1], dtype=np.int32))
+    assert keys.shape == values.shape == (2, 288)
+    assert keys[:, 0].tolist() == [4, 1] and values[:, 7].tolist() == [104, 101]
+    keys.zero_()
+    assert int(pool.keys[4, 0]) == 4
+
+
+@pytest.mark.parametrize("num_pages", [0, -1])
+def test_a_pool_without_pages_is_refused(num_pages):
+    with pytest.raises(CapacityError, match=rf"holds {num_pages} pages; .* 576 bytes.*more memory"):
+        PagePool(num_pages, 8)
+
+
+def test_more_memory_than_exists_is_refused():
+    with pytest.raises(CapacityError, match=r"cannot allocate a pool of .* bytes on cpu"):
+        PagePool(2**45, 128)

@@ -1,0 +1,228 @@
+"""The Jensen bias against float64, against chance itself, and against the correction of every single key."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from pagedvid.attention.oracle import Keys, oracle_attention
+from pagedvid.quant.codec import get_codec, page_steps
+from pagedvid.quant.correction import (
+    HOT_CHANNEL_X,
+    bias,
+    exact_bias,
+    fit_alpha,
+    log_mass_shift,
+    log_sinhc,
+    second_order_bias,
+)
+from pagedvid.quant.rotary import pair_mean_square, rotate
+
+SCALE = 64**-0.5
+
+
+def randn(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
+
+
+def reference_log_sinhc(x: Tensor) -> Tensor:
+    """float64, no cancellation: log1p of the power series of sinh(x)/x - 1 below 10, the asymptotic form above."""
+    x = x.double()
+    term, tail = torch.ones_like(x), torch.zeros_like(x)
+    for k in range(1, 40):
+        term = term * x.clamp(max=10).square() / ((2 * k) * (2 * k + 1))
+        tail = tail + term
+    return torch.where(x < 10, torch.log1p(tail), x + torch.log1p(-torch.exp(-2 * x)) - torch.log(2 * x))
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.float64, 2e-7)])
+def test_log_sinhc_over_nine_decades(dtype, tolerance):
+    x = torch.logspace(-6, 3, 20001, dtype=torch.float64).to(dtype)
+    expected = reference_log_sinhc(x)
+    assert float(((log_sinhc(x).double() - expected) / expected).abs().max()) < tolerance
+
+
+def test_log_sinhc_at_its_seam_and_its_ends():
+    below, above = math.nextafter(1.0, 0.0), math.nextafter(1.0, 2.0)
+    seam = log_sinhc(torch.tensor([below, 1.0, above], dtype=torch.float64))
+    assert float(seam.max() - seam.min()) < 1e-7
+    assert float(log_sinhc(torch.tensor(0.0))) == 0.0
+    assert float(log_sinhc(torch.tensor(1e30))) == pytest.approx(1e30)
+    assert float(log_sinhc(torch.tensor(192.0))) == pytest.approx(192 - math.log(2 * 192))
+    assert float(log_sinhc(torch.tensor(1e-15, dtype=torch.float64))) == pytest.approx(1e-30 / 6)
+
+
+def test_exact_bias_is_the_sum_over_channels():
+    q, step = randn(10, 64) * 3, randn(64, seed=1).abs()
+    expected = reference_log_sinhc(SCALE * q.double().abs() * step.double() / 2).sum(-1)
+    torch.testing.assert_close(exact_bias(q.square(), step.square(), SCALE).double(), expected, rtol=1e-5, atol=1e-7)
+
+
+def test_second_order_bias_is_the_formula():
+    q, step = randn(10, 64), randn(64, seed=1).abs()
+    expected = (q.double().square() * step.double().square()).sum(-1) * SCALE**2 / 24
+    torch.testing.assert_close(
+        second_order_bias(q.square(), step.square(), SCALE).double(), expected, rtol=1e-5, atol=0
+    )
+
+
+def channels_of_many_sizes() -> tuple[Tensor, Tensor]:
+    """q^2 [2, 3, 50, 64] and step^2 [2, 3, 64] with x from far below to far above HOT_CHANNEL_X."""
+    q = randn(2, 3, 50, 64) * torch.logspace(-1, 1.5, 64)
+    step = randn(2, 3, 64, seed=1).abs() * torch.logspace(-1, 1, 6).view(2, 3, 1)
+    return q.square(), step.square()
+
+
+def test_bias_lies_between_exact_and_second_order_and_close_to_exact():
+    q_square, step_square = channels_of_many_sizes()
+    exact, second = exact_bias(q_square, step_square, SCALE), second_order_bias(q_square, step_square, SCALE)
+    used = bias(q_square, step_square, SCALE)
+    assert ((exact <= used * (1 + 1e-5)) & (used <= second * (1 + 1e-5))).all()
+    assert float((used / exact - 1).max()) <= HOT_CHANNEL_X**2 / 30 * 1.01
+    assert float((second / exact).max()) > 1.5  # the test data does need the exact form
+
+
+def test_bias_without_hot_channels_is_second_order():
+    q_square, step_square = randn(5, 20, 64).square(), torch.full((5, 64), 0.1)
+    assert torch.equal(bias(q_square, step_square, SCALE), second_order_bias(q_square, step_square, SCALE))
+
+
+def test_an_outlier_channel_takes_the_exact_form():
+    q_square, step_square = torch.full((1, 4, 64), 1.0), torch.full((1, 64), 0.01)
+    q_square[0, 2, 7] = (192 * 2 / SCALE) ** 2 / 0.01  # x = 192
+    used = bias(q_square, step_square, SCALE)
+    assert float(used[0, 2]) == pytest.approx(192 - math.log(2 * 192), rel=1e-4)
+    assert float(second_order_bias(q_square, step_square, SCALE)[0, 2]) > 6000
+    torch.testing.assert_close(used[0, 0], second_order_bias(q_square, step_square, SCALE)[0, 0])
+
+
+def test_a_huge_outlier_does_not_cancel():
+    q, step_square = torch.ones(1, 3, 64), torch.ones(1, 64)
+    q[0, 0, 3] = 1e5  # x = 6250: second order is 6.5e6, the exact form 6240.6
+    expected = exact_bias(q.double().square(), step_square.double(), SCALE)
+    used = bias(q.square(), step_square, SCALE).double()
+    torch.testing.assert_close(used[0, 0], expected[0, 0], rtol=1e-6, atol=0)
+    torch.testing.assert_close(used[0, 1:], expected[0, 1:], rtol=1e-3, atol=0)  # second order
+
+
+def test_bias_of_one_head_does_not_depend_on_the_others():
+    """Or the frames of a video would depend on the videos beside it."""
+    q, step_square = randn(1, 50, 64), torch.full((1, 64), 4.0)
+    q[0, 0, 5] = 3.9  # x = 0.4875, just below where the exact form is taken
+    alone = bias(q.square(), step_square, SCALE)
+    hot = randn(2, 50, 64, seed=1) * 10
+    together = bias(torch.cat([hot, q]).square(), step_square.expand(3, 64), SCALE)
+    torch.testing.assert_close(together[2:], alone, rtol=2e-6, atol=0)
+
+
+@pytest.mark.parametrize("function", [exact_bias, second_order_bias, bias])
+def test_all_forms_take_the_documented_shapes(function):
+    q_square, step_square = channels_of_many_sizes()
+    batched = function(q_square, step_square, SCALE)
+    assert batched.shape == (2, 3, 50)
+    for i in range(2):
+        for j in range(3):
+            single = function(q_square[i, j], step_square[i, j], SCALE)
+            torch.testing.assert_close(single, batched[i, j], rtol=0.01, atol=0)
+
+
+@pytest.mark.parametrize("function", [exact_bias, second_order_bias, bias])
+def test_no_query_or_no_step_is_no_bias(function):
+    """I13."""
+    some = randn(1, 5, 64).square() * 100
+    assert torch.equal(function(torch.zeros(1, 5, 64), some[:, 0], SCALE), torch.zeros(1, 5))
+    assert torch.equal(function(some, torch.zeros(1, 64), SCALE), torch.zeros(1, 5))
+
+
+@pytest.mark.parametrize("size", [0.5, 3.0])
+def test_bias_is_what_uniform_noise_does_on_average(size):
+    """E[exp(s q.e)] by simulation: 200 000 seeded draws, agreement within 4 standard errors of the mean."""
+    generator = torch.Generator().manual_seed(7)
+    q, step = randn(64, seed=1).double() * size, randn(64, seed=2).double().abs()
+    noise = (torch.rand(200_000, 64, generator=generator, dtype=torch.float64) - 0.5) * step
+    draws = torch.exp(SCALE * (noise @ q))
+    mean, standard_error = float(draws.mean()), float(draws.std() / len(draws) ** 0.5)
+    predicted = math.exp(float(exact_bias(q.square()[None], step.square(), SCALE)[0]))
+    assert predicted > 1 + 10 * standard_error  # the effect is large enough to be seen
+    assert abs(mean - predicted) < 4 * standard_error
+
+
+@pytest.mark.parametrize(("codec", "share_of_b_left"), [("int4", 0.0), ("int2", 0.1)])
+def test_correction_restores_the_mass_of_quantized_keys(codec, share_of_b_left):
+    """64 independent sets of Gaussian keys: what is left of the shift of log Z is within 4 standard errors of zero.
+
+    At 2 bits a step is wider than the keys' standard deviation, errors are not uniform, and b is about 6 % off.
+    """
+    keys, q = randn(64, 512, 64), randn(8, 64, seed=3).expand(64, 8, 64)
+    records = get_codec(codec).encode(keys)
+    stored = get_codec(codec).decode(records, 512, torch.empty(64, 512, 64))
+    shift = log_mass_shift(q, keys, stored, SCALE).double().mean(1)
+    b = bias(q.square(), get_codec(codec).mean_square_steps(records, 512), SCALE).double().mean(1)
+    standard_error = float((shift - b).std()) / len(keys) ** 0.5
+    assert float(shift.mean()) > 10 * standard_error  # uncorrected, the mass is plainly wrong
+    assert abs(float((shift - b).mean())) < 4 * standard_error + share_of_b_left * float(b.mean())
+
+
+@pytest.mark.parametrize("has_rope", [False, True])
+@pytest.mark.parametrize("num_tokens", [129, 300, 880])
+def test_chunk_mean_of_squared_steps_is_close_to_the_correction_of_every_key(num_tokens, has_rope):
+    """One b per chunk (mean of delta^2, angle average) against the oracle's own b per key: log Z within 4 % of b."""
+    k = randn(1, num_tokens, 64) * torch.linspace(0.3, 2, 64).repeat(1, 1, 1)[..., torch.arange(64) // 2]
+    q = randn(40, 64, seed=1) * 1.5
+    records = get_codec("int2").encode(k)
+    stored = get_codec("int2").decode(records, num_tokens, torch.empty(1, records.shape[1] * 128, 64))[0]
+    cos = sin = None
+    rotated = stored
+    if has_rope:
+        angles = torch.arange(num_tokens)[:, None] * 10.0 ** -torch.linspace(0, 2, 32)
+        cos, sin = angles.cos(), angles.sin()
+        rotated = rotate(stored, cos, sin)
+    step_of_key = page_steps(records)[0].repeat_interleave(128, dim=0)[:num_tokens]
+    _, exact = oracle_attention(q, [Keys(stored, stored, step_of_key, cos, sin)], SCALE)
+    _, uncorrected = oracle_attention(q, [Keys(rotated, rotated)], SCALE)
+    q_square = pair_mean_square(q) if has_rope else q.square()
+    b = bias(q_square[None], get_codec("int2").mean_square_steps(records, num_tokens), SCALE)[0]
+    true_b = uncorrected - exact
+    assert float(true_b.mean()) > 0.05
+    relative = (b.double() - true_b).abs() / true_b
+    assert float(relative.mean()) < 0.04
+    assert float(relative.max()) < 0.15
+
+
+def test_log_mass_shift_is_the_difference_of_log_sums():
+    q, k = randn(2, 5, 64), randn(2, 30, 64, seed=1)
+    stored = k + 0.1 * randn(2, 30, 64, seed=2)
+
+    def log_z(keys: Tensor) -> Tensor:
+        return torch.exp(SCALE * q.double() @ keys.double().mT).sum(-1).log()
+
+    torch.testing.assert_close(
+        log_mass_shift(q, k, stored, SCALE).double(), log_z(stored) - log_z(k), rtol=1e-4, atol=2e-6
+    )
+    assert torch.equal(log_mass_shift(q, k, k, SCALE), torch.zeros(2, 5))
+
+
+def test_fit_alpha_finds_a_known_factor():
+    b = randn(3, 100).square()
+    factors = torch.tensor([0.25, 1.0, -0.5])
+    torch.testing.assert_close(fit_alpha(factors[:, None] * b, b), factors)
+    noise = 0.01 * randn(3, 100, seed=1)
+    torch.testing.assert_close(fit_alpha(factors[:, None] * b + noise, b), factors, rtol=0.02, atol=0.01)
+
+
+def test_fit_alpha_is_the_least_squares_factor():
+    shift, b = randn(2, 50), randn(2, 50, seed=1).square()
+    best = fit_alpha(shift, b)
+
+    def misfit(alpha: Tensor) -> Tensor:
+        return (shift - alpha[:, None] * b).square().sum(-1)
+
+    assert (misfit(best) < misfit(best + 0.01)).all() and (misfit(best) < misfit(best - 0.01)).all()
+
+
+def test_fit_alpha_with_nothing_to_scale_is_one():
+    assert torch.equal(fit_alpha(randn(2, 5), torch.zeros(2, 5)), torch.ones(2))
+    assert torch.isfinite(fit_alpha(torch.zeros(2, 5), torch.full((2, 5), 1e-25))).all()
