@@ -156,7 +156,7 @@ class RoleCodecs:
 
     def recodes(self, chunk_index: int, window: Window) -> bool:
         """Whether a chunk changes its codec when the next one is committed (and it is still visible after that)."""
-        stays = chunk_index in window.live(chunk_index + 2)
+        stays = chunk_index < window.sink_chunks or window.recent_chunks > 1
         return stays and self.at_commit(chunk_index, window) != self.final(chunk_index, window)
 
 
@@ -170,16 +170,17 @@ def peak_pages(
     repeats. `max_commits`: the stream's known number of commits, None when it is open-ended.
     """
     steady = window.max_chunks + 2
-    num_commits = steady if max_commits is None else min(max_commits, steady)
+    pages = {codec: shape.chunk_pages(chunk_tokens, codec) for codec in BITS_PER_VALUE}
+    sink_pages, history_pages = pages[codecs.sink or codecs.history], pages[codecs.history]
     peak = 0
-    for i in range(num_commits):
-        pages = shape.chunk_pages(chunk_tokens, codecs.at_commit(i, window))
-        for j in window.live(i):
-            codec = codecs.at_commit(j, window) if j == i - 1 else codecs.final(j, window)
-            pages += shape.chunk_pages(chunk_tokens, codec)
-        if i > 0 and codecs.recodes(i - 1, window):
-            pages += shape.chunk_pages(chunk_tokens, codecs.final(i - 1, window))
-        peak = max(peak, pages)
+    for i in range(steady if max_commits is None else min(max_commits, steady)):
+        num_sinks = min(i, window.sink_chunks)
+        num_recent = min(i - num_sinks, window.recent_chunks)
+        held = num_sinks * sink_pages + num_recent * history_pages + pages[codecs.at_commit(i, window)]
+        if i > 0:  # the last one may still be in its `newest` codec, and take its final form now
+            held += pages[codecs.at_commit(i - 1, window)]
+            held -= 0 if codecs.recodes(i - 1, window) else pages[codecs.final(i - 1, window)]
+        peak = max(peak, held)
     return peak
 
 

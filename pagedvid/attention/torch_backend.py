@@ -1,5 +1,5 @@
-"""The backend that runs anywhere PyTorch does. It never holds a dense window: chunk by chunk, and where chunks are
-large a few heads at a time, pages are decoded into a small reused scratch, rotated, attended, corrected and merged.
+"""The backend for any CPU. It never holds a dense window: chunk by chunk, and where chunks are large a few heads at a
+time, pages are decoded into a small reused scratch, rotated, attended, corrected and merged.
 
 PyTorch's own flash kernel for the CPU is called directly, because it returns the log-sum-exp.
 """
@@ -29,8 +29,8 @@ LARGE_BLOCKS_FROM_ROWS = 768
 def unsupported_reasons(spec: CacheSpec, device: torch.device) -> list[str]:
     """Why this backend cannot run here; empty when it can."""
     reasons = []
-    if device.type not in ("cpu", "cuda"):
-        reasons.append(f"no flash kernel with log-sum-exp for device {device.type}")
+    if device.type != "cpu":
+        reasons.append(f"it runs on the device cpu, not on {device.type}")
     if not hasattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu"):
         reasons.append(f"torch {torch.__version__} lacks the flash kernel for the CPU; 2.6 or newer has it")
     return reasons
@@ -198,9 +198,6 @@ class _Tile:
 
 def flash_partial(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Partial:
     """Attention of q [E, h, M, D] over k and v [E, h, n, D] by PyTorch's flash kernel, with its log-sum-exp."""
-    if q.device.type != "cpu":
-        out, lse = torch.ops.aten._scaled_dot_product_flash_attention(q, k, v, scale=scale)[:2]
-        return Partial(out.float(), lse)
     parts = _row_parts(q, torch.get_num_threads())
     if parts > 1:
         q = q[0].unflatten(1, (parts, -1))

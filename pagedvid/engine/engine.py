@@ -125,7 +125,7 @@ class Engine:
         return bool(self._waiting or self._running)
 
     def request_bytes(self, request_id: str) -> tuple[int, int]:
-        """(most bytes its stream held between two steps, the same tokens as dense bf16). ConfigError for an unknown id."""
+        """(most bytes its stream held between two steps, the same tokens as dense bf16). Unknown id: ConfigError."""
         if request_id not in self._peak_bytes:
             raise ConfigError(f"request {request_id!r} was never submitted")
         return self._peak_bytes[request_id]

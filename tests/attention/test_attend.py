@@ -13,6 +13,7 @@ from torch import Tensor
 
 from pagedvid.attention.oracle import Keys, oracle_attention
 from pagedvid.attention.step import Step
+from pagedvid.attention.torch_backend import _row_parts
 from pagedvid.cache.plan import QueryRange
 from pagedvid.cache.spec import CacheSpec
 from pagedvid.cache.stream import Stream
@@ -213,7 +214,7 @@ def test_the_correction_does_change_quantized_pages():
 
 @pytest.mark.parametrize("layout", [None, "half"])
 def test_one_correction_per_chunk_is_close_to_one_per_key(layout):
-    """Cached values are 1, current ones 0, so the output is the cached mass; the oracle corrects every key by itself."""
+    """Cached values are 1, current ones 0, so the output is the cached mass; the oracle corrects each key by itself."""
     rope = ROPES[layout]
     cache = make_cache("int2", correction="formula")
     stream = cache.open(Window(1, 1), 300)
@@ -291,6 +292,23 @@ def test_the_size_of_the_scratch_does_not_matter(scratch, dtype):
         cache = make_cache(group=3, scratch=size)
         outs.append(run(cache, ragged_ranges(cache, ROPES["half"]), 1, ROPES["half"], dtype))
     torch.testing.assert_close(outs[0], outs[1], rtol=0, atol=1e-5 if dtype == torch.float32 else 2e-2)
+
+
+@pytest.mark.parametrize("num_threads", [2, 3])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+def test_the_number_of_threads_does_not_matter(dtype, num_threads, monkeypatch):
+    """The rows of one large head are cut into one part per thread."""
+    cache = make_cache(scratch=1)
+    stream = cache.open(Window(1, 1), 2340)
+    commit_all(cache, stream, [2340], 1)
+    q, k, v = random_qkv(cache, 2340, 5, dtype)
+    outs = []
+    for number in (1, num_threads):
+        monkeypatch.setattr(torch, "get_num_threads", lambda number=number: number)
+        with cache.denoise([stream]) as step:
+            outs.append(step.attend(0, q, k, v))
+    assert _row_parts(torch.empty(1, 1, 2340, 64), num_threads) == num_threads
+    torch.testing.assert_close(outs[0], outs[1], rtol=0, atol=2e-6 if dtype == torch.float32 else 8e-3)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
