@@ -20,6 +20,7 @@ ROOMS = (
     ("pagedvid.paged_kv_cache", "pagedvid"),
     ("pagedvid.models",),
     ("pagedvid.engine",),
+    ("pagedvid.capacity",),
     ("pagedvid.output",),
     ("pagedvid.capacity",),
     ("pagedvid.cli",),
@@ -30,7 +31,7 @@ ROOMS = (
 NOT_FOR_MODELS = ("pagedvid.quant", "pagedvid.cache", "pagedvid.attention", "pagedvid.paged_kv_cache")
 """A model never sees the cache."""
 
-ONE_FILE_LIBRARIES = ("av", "PIL", "flash_attn", "xformers", "triton")
+ONE_FILE_LIBRARIES = ("av", "PIL", "flash_attn", "xformers", "triton", "matplotlib")
 """Optional or heavy libraries, each behind one adapter file."""
 
 FILES = sorted(PACKAGE.rglob("*.py"))

@@ -1,6 +1,6 @@
 """The `pagedvid` command: one file per subcommand, one line per error.
 
-Exit codes: 0 all is well, 1 a video failed, 2 the input is wrong and nothing was started, 130 interrupted.
+Exit codes: 0 all is well, 1 a video or a proof failed, 2 the input is wrong and nothing was started, 130 interrupted.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from pagedvid import __version__
-from pagedvid.cli import config_show, generate
+from pagedvid.cli import capacity, config_show, generate, models
 from pagedvid.errors import PagedvidError
 
 EXIT_BAD_INPUT = 2
@@ -39,6 +39,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"pagedvid {__version__}")
     subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     generate.add_parser(subparsers)
+    capacity.add_parser(subparsers)
+    models.add_parser(subparsers)
     config_show.add_parser(subparsers)
     return parser
 

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from pagedvid.cache.plan import QueryRange
+from pagedvid.engine.admission import admit_in_order
 from pagedvid.engine.job import Job
 from pagedvid.engine.requests import (
     ChunkOutput,
@@ -151,12 +152,7 @@ class Engine:
         Returns the requests that failed on the way. Raises CapacityError when nothing runs and nothing can start.
         """
         failures: list[EngineOutput] = []
-        limit = self.settings.max_concurrent
-        while self._waiting and (limit is None or len(self._running) < limit):
-            request, condition = self._waiting[0]
-            if not self.cache.fits(self._pages_of(request)):
-                break
-            self._waiting.popleft()
+        for request, condition in admit_in_order(self._waiting, self._can_start):
             try:
                 job = self._start(request, condition)
             except Exception as error:
@@ -169,6 +165,10 @@ class Engine:
                 f"this engine hold {self.cache.reserved_pages} of {self.cache.pool.num_pages} pages. Release them."
             )
         return failures
+
+    def _can_start(self, entry: tuple[VideoRequest, object]) -> bool:
+        limit = self.settings.max_concurrent
+        return (limit is None or len(self._running) < limit) and self.cache.fits(self._pages_of(entry[0]))
 
     def _start(self, request: VideoRequest, condition: object) -> Job:
         num_chunks, geometry = self._num_chunks(request), self.model.geometry

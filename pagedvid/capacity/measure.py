@@ -1,0 +1,89 @@
+"""Bytes of tensors, counted while they live: on a CPU by PyTorch's allocation records, on a GPU by its allocator."""
+
+from __future__ import annotations
+
+import gc
+import os
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+
+def live_bytes(device: torch.device) -> int:
+    """Bytes of all tensors of this process on the device; storage shared by several tensors counts once."""
+    if device.type == "cuda":
+        return int(torch.cuda.memory_allocated(device))
+    gc.collect()
+    storages: dict[int, int] = {}
+    for thing in gc.get_objects():
+        if issubclass(type(thing), torch.Tensor) and thing.device.type == device.type:
+            storage = thing.untyped_storage()
+            storages[storage.data_ptr()] = storage.nbytes()
+    return sum(storages.values())
+
+
+def peak_extra_bytes(device: torch.device, call: Callable[[], None]) -> int:
+    """Most bytes alive during `call` beyond those alive before; temporaries inside operators count."""
+    if device.type == "cuda":
+        before = torch.cuda.memory_allocated(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        call()
+        return int(torch.cuda.max_memory_allocated(device) - before)
+    with _held_stderr(), profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        call()
+    records: list[Any] = list(_results(profiler).events())
+    changes = sorted((event for event in records if event.name() == "[memory]"), key=lambda event: event.start_ns())
+    alive = peak = 0
+    for change in changes:
+        alive += change.nbytes()
+        peak = max(peak, alive)
+    return peak
+
+
+def _results(profiler: Any) -> Any:
+    """The raw records; the profiler's own tables lose the order of allocations."""
+    return profiler.profiler.kineto_results
+
+
+def warm_up(device: torch.device) -> None:
+    """Lets libraries take what they keep for good: cuBLAS takes its workspace from PyTorch at the first product."""
+    if device.type == "cuda":
+        square = torch.ones(8, 8, device=device)
+        torch.cuda.synchronize(square.matmul(square).device)
+
+
+@contextmanager
+def _held_stderr() -> Iterator[None]:
+    """Keeps the profiler's log lines, which native code writes, away from the user; shown only after an error."""
+    sys.stderr.flush()
+    real = os.dup(2)
+    with tempfile.TemporaryFile() as held:
+        os.dup2(held.fileno(), 2)
+        try:
+            yield
+        except BaseException:
+            held.seek(0)
+            os.write(real, held.read())
+            raise
+        finally:
+            os.dup2(real, 2)
+            os.close(real)
+
+
+def available_bytes(device: torch.device) -> int | None:
+    """Memory that can still be allocated; None where the system does not say."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    information = Path("/proc/meminfo")
+    if not information.is_file():
+        return None
+    for line in information.read_text().splitlines():
+        if line.startswith("MemAvailable:"):
+            return int(line.split()[1]) * 1024
+    return None

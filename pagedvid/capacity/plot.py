@@ -1,0 +1,101 @@
+"""Streams over memory, one line per codec. The only file that imports matplotlib, which comes with the extra `plot`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from pagedvid.capacity.sizing import Question, answer, check_memory
+from pagedvid.errors import ConfigError
+from pagedvid.geometry import RoleCodecs
+from pagedvid.units import GIB, format_bytes
+
+SUFFIXES = (".png", ".svg", ".pdf")
+NUM_POINTS = 120
+_COLORS = ("#4d4d4d", "#0072b2", "#009e73", "#d55e00", "#cc79a7", "#e69f00", "#56b4e9", "#999933")
+"""Told apart by colour-blind readers too; each line also carries its name."""
+
+
+class _Label(NamedTuple):
+    height: float
+    text: str
+    color: str
+
+
+def draw_streams_over_memory(question: Question, choices: Mapping[str, RoleCodecs], path: Path) -> None:
+    """Writes the picture. Raises ConfigError when matplotlib is missing or the file cannot be written."""
+    if path.suffix.lower() not in SUFFIXES:
+        raise ConfigError(f"--plot is {str(path)!r}; allowed endings are {', '.join(SUFFIXES)}")
+    check_memory(question)
+    try:
+        from matplotlib.figure import Figure  # type: ignore[import-not-found, unused-ignore]
+    except ImportError:
+        raise ConfigError("--plot needs matplotlib; install it with: pip install 'pagedvid[plot]'") from None
+    figure = Figure(figsize=(8, 5), dpi=150, layout="constrained")
+    axes = figure.add_subplot()
+    here, top = question.memory_bytes, 2 * question.memory_bytes
+    memories = sorted({here, *(top * i // NUM_POINTS for i in range(1, NUM_POINTS + 1))})
+    ends: list[_Label] = []
+    points: list[_Label] = []
+    for number, (name, codecs) in enumerate(choices.items()):
+        color = _COLORS[number % len(_COLORS)]
+        counts = [_streams(question, codecs, memory) for memory in memories]
+        at_memory = counts[memories.index(here)]
+        axes.step([memory / GIB for memory in memories], counts, where="post", color=color, linewidth=2)
+        axes.plot([here / GIB], [at_memory], "o", color=color, markersize=6)
+        ends.append(_Label(counts[-1], name, color))
+        points.append(_Label(at_memory, str(at_memory), color))
+    highest = max(1.0, *(end.height for end in ends))
+    for label in _apart(ends, 0.05 * highest):
+        axes.text(1.01 * top / GIB, label.height, label.text, color=label.color, va="center", fontweight="bold")
+    for label in _apart(points, 0.05 * highest):
+        backing = {"facecolor": "white", "edgecolor": "none", "alpha": 0.85, "pad": 0.5}
+        axes.text(
+            0.985 * here / GIB,
+            label.height,
+            label.text,
+            color=label.color,
+            ha="right",
+            va="bottom",
+            fontweight="bold",
+            bbox=backing,
+        )
+    _frame(axes, question, highest)
+    try:
+        figure.savefig(path)
+    except OSError as error:
+        raise ConfigError(f"--plot {path} cannot be written: {error}") from None
+
+
+def _frame(axes: Any, question: Question, highest: float) -> None:
+    """Everything that is not a curve."""
+    here = question.memory_bytes
+    axes.axvline(here / GIB, color="#bbbbbb", linewidth=1, zorder=0)
+    axes.text(here / GIB, 1.02 * highest, f" {format_bytes(here)}", color="#777777")
+    axes.set_xlim(0, 2 * here / GIB)
+    axes.set_ylim(0, 1.08 * highest)
+    axes.set_xlabel(f"device memory, GiB (of it weights {format_bytes(question.weights_bytes)})")
+    axes.set_ylabel("streams that fit")
+    axes.locator_params(axis="y", integer=True)
+    axes.set_title(
+        f"{question.card.name}, {question.resolution}, window {question.history} "
+        f"({question.size.seconds:.3g} s of history)",
+        loc="left",
+    )
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(axis="y", color="#eeeeee")
+
+
+def _streams(question: Question, codecs: RoleCodecs, memory_bytes: int) -> int:
+    return answer(replace(question, memory_bytes=max(1, memory_bytes)), "", codecs).num_streams
+
+
+def _apart(labels: list[_Label], gap: float) -> list[_Label]:
+    """The labels from below, moved up where one would come closer to the next than the gap."""
+    placed: list[_Label] = []
+    for label in sorted(labels):
+        lowest = placed[-1].height + gap if placed else label.height
+        placed.append(label._replace(height=max(label.height, lowest)))
+    return placed

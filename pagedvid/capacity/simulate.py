@@ -1,0 +1,224 @@
+"""A day of arrivals against many GPUs: the engine's and the cache's own admission, without tensors and without a clock.
+
+Every GPU is a `CacheManager` whose pool lies on PyTorch's "meta" device. Streams are opened in the engine's order
+(engine/admission.py), each on the GPU with the most unreserved pages.
+
+All numbers of pages are multiples of the model's (layer, KV head) tables, so pools and streams are counted per table:
+the same decisions, a few hundred times less memory for the free stacks.
+"""
+
+from __future__ import annotations
+
+import heapq
+import math
+from collections import Counter, deque
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from pagedvid.cache.manager import CacheManager
+from pagedvid.cache.spec import CacheSpec
+from pagedvid.cache.stream import Stream
+from pagedvid.capacity.history import StreamSize
+from pagedvid.capacity.model_card import Resolution
+from pagedvid.capacity.simulation import Moment, Simulation, Waits, periods_of
+from pagedvid.capacity.sizing import Question, answer, check_memory
+from pagedvid.capacity.trace import Arrival
+from pagedvid.engine.admission import admit_in_order
+from pagedvid.errors import CapacityError, ConfigError
+from pagedvid.geometry import KVShape, RoleCodecs, page_bytes, peak_pages
+
+MAX_POOL_PAGES = 2**28
+"""Per-table pages of all pools: 1 GiB of free stacks."""
+MAX_WINDOW_CHUNKS = 512
+NUM_PERIODS = 24
+"""Lines of the report: the hours of a day."""
+
+
+@dataclass(frozen=True)
+class Fleet:
+    """The GPUs, all alike."""
+
+    question: Question
+    codecs: RoleCodecs
+    num_gpus: int
+    table_pages: int
+    """Pages of one GPU's pool, per (layer, KV head) table."""
+    max_streams: int | None
+    max_wait_seconds: float | None
+
+    @staticmethod
+    def of(
+        question: Question,
+        codecs: RoleCodecs,
+        arrivals: Sequence[Arrival],
+        num_gpus: int,
+        max_streams: int | None = None,
+        max_wait_seconds: float | None = None,
+    ) -> Fleet:
+        """Pools beside the largest workspace that any arrival needs. Raises CapacityError, ConfigError."""
+        check_memory(question)
+        if question.size.window.max_chunks > MAX_WINDOW_CHUNKS:
+            raise ConfigError(
+                f"--trace with a window of {question.size.window.max_chunks} chunks would take too long; at most "
+                f"{MAX_WINDOW_CHUNKS}"
+            )
+        kinds = {(arrival.resolution, arrival.num_branches) for arrival in arrivals}
+        pool_pages = min(
+            answer(replace(question, resolution=resolution, num_branches=num_branches), "", codecs).pool_pages
+            for resolution, num_branches in kinds
+        )
+        table_pages = pool_pages // question.card.shape.num_tables
+        if table_pages < 1:
+            raise CapacityError("nothing of the memory is left for pages; give more memory, or --weights none")
+        if num_gpus * table_pages > MAX_POOL_PAGES:
+            raise ConfigError(
+                f"{num_gpus} GPUs with {table_pages} pages per table are too many to simulate; the product may be "
+                f"{MAX_POOL_PAGES} at most: lower --gpus or --memory"
+            )
+        return Fleet(question, codecs, num_gpus, table_pages, max_streams, max_wait_seconds)
+
+    @property
+    def pool_bytes(self) -> int:
+        """Of one GPU, all tables."""
+        shape = self.question.card.shape
+        return 2 * page_bytes(shape.head_dim) * self.table_pages * shape.num_tables
+
+
+@dataclass(frozen=True)
+class _Request:
+    """An arrival with what `open` needs."""
+
+    arrival: Arrival
+    size: StreamSize
+    max_commits: int
+    table_pages: int
+
+
+def simulate(fleet: Fleet, arrivals: Sequence[Arrival]) -> Simulation:
+    """Runs the whole trace, until the last stream has left."""
+    run = _Run(fleet)
+    for arrival in arrivals:
+        run.until(arrival.start_seconds)
+        run.arrive(arrival)
+    run.until(math.inf)
+    return run.result(arrivals)
+
+
+class _Run:
+    """The state between two events."""
+
+    def __init__(self, fleet: Fleet) -> None:
+        head_dim = fleet.question.card.head_dim
+        self._fleet = fleet
+        self._table = KVShape(1, 1, head_dim)
+        spec = CacheSpec(1, 1, head_dim, codecs=fleet.codecs)
+        memory = 2 * page_bytes(head_dim) * fleet.table_pages
+        self._gpus = [CacheManager(spec, memory, "meta") for _ in range(fleet.num_gpus)]
+        self._free_pages = np.full(fleet.num_gpus, fleet.table_pages, dtype=np.int64)
+        self._reserved_pages = 0
+        self._queue: deque[_Request] = deque()
+        self._departures: list[tuple[float, int, int, Stream]] = []
+        self._counts: Counter[str] = Counter()
+        self._waits: list[float] = []
+        self._moments: list[Moment] = []
+        self._kinds: dict[tuple[Resolution, int, int], tuple[StreamSize, int, int]] = {}
+
+    def arrive(self, arrival: Arrival) -> None:
+        """Admits, queues or rejects a stream at its start."""
+        now = arrival.start_seconds
+        request = self._request(arrival)
+        if request.table_pages > self._fleet.table_pages:
+            self._counts["too_large"] += 1
+            return
+        self._queue.append(request)
+        self._admit(now)
+        self._note(now)
+
+    def until(self, stop_seconds: float) -> None:
+        """Departures and given-up waits up to a moment, in order of time."""
+        while True:
+            departure = self._departures[0][0] if self._departures else math.inf
+            expiry = self._expiry(self._queue[0]) if self._queue else math.inf
+            now = min(departure, expiry)
+            if now > stop_seconds or now == math.inf:
+                return
+            if departure <= expiry:
+                _, _, gpu, stream = heapq.heappop(self._departures)
+                self._leave(gpu, stream)
+            else:
+                self._queue.popleft()
+                self._counts["gave_up"] += 1
+            self._admit(now)
+            self._note(now)
+
+    def _admit(self, now: float) -> None:
+        """The engine's own rule, over all GPUs: a stream goes to the one with the most unreserved pages."""
+        for request in admit_in_order(self._queue, self._can_start):
+            gpu = int(self._free_pages.argmax())
+            stream = self._gpus[gpu].open(
+                request.size.window,
+                request.size.chunk_tokens,
+                branches=tuple(map(str, range(request.size.num_branches))),
+                max_chunks=request.max_commits,
+            )
+            self._reserved_pages += stream.peak_pages
+            self._waits.append(now - request.arrival.start_seconds)
+            leaves = now + request.arrival.length_seconds
+            heapq.heappush(self._departures, (leaves, len(self._waits), gpu, stream))
+            self._refresh(gpu)
+
+    def _can_start(self, request: _Request) -> bool:
+        gpu = int(self._free_pages.argmax())
+        return bool(self._free_pages[gpu] >= 0) and self._gpus[gpu].fits(request.table_pages)
+
+    def _leave(self, gpu: int, stream: Stream) -> None:
+        self._reserved_pages -= stream.peak_pages
+        self._gpus[gpu].release(stream)
+        self._refresh(gpu)
+
+    def _refresh(self, gpu: int) -> None:
+        """Unreserved pages of a GPU; -1 when it runs as many streams as it may."""
+        manager, limit = self._gpus[gpu], self._fleet.max_streams
+        is_full = limit is not None and len(manager.streams) >= limit
+        self._free_pages[gpu] = -1 if is_full else manager.pool.num_pages - manager.reserved_pages
+
+    def _request(self, arrival: Arrival) -> _Request:
+        """Like the engine: the last chunk of a video has no reader and is not committed."""
+        card = self._fleet.question.card
+        num_frames = math.ceil(arrival.length_seconds * card.latent_frames_per_second)
+        num_commits = min(-(-num_frames // card.frames_per_chunk) - 1, MAX_WINDOW_CHUNKS + 2)
+        key = (arrival.resolution, arrival.num_branches, num_commits)
+        if key not in self._kinds:
+            size = arrival.size(self._fleet.question)
+            commits = num_commits if size.max_commits is None else size.max_commits
+            pages = peak_pages(self._table, size.window, self._fleet.codecs, size.chunk_tokens, commits)
+            self._kinds[key] = (size, commits, size.num_branches * pages)
+        return _Request(arrival, *self._kinds[key])
+
+    def _expiry(self, request: _Request) -> float:
+        patience = self._fleet.max_wait_seconds
+        return math.inf if patience is None else request.arrival.start_seconds + patience
+
+    def _note(self, now: float) -> None:
+        self._moments.append(Moment(now, self._reserved_pages, len(self._departures), len(self._queue)))
+
+    def result(self, arrivals: Sequence[Arrival]) -> Simulation:
+        """Sums up; means and periods end with the last arrival: draining would dilute them."""
+        all_pages = self._fleet.num_gpus * self._fleet.table_pages
+        stop_seconds = arrivals[-1].start_seconds
+        (whole,) = periods_of(self._moments, stop_seconds, all_pages, 1) or (None,)
+        return Simulation(
+            num_streams=len(arrivals),
+            num_admitted=len(self._waits),
+            num_queued=sum(wait > 0 for wait in self._waits),
+            num_too_large=self._counts["too_large"],
+            num_gave_up=self._counts["gave_up"],
+            waits=Waits.of(self._waits),
+            peak_streams=max((moment.num_streams for moment in self._moments), default=0),
+            peak_queue=max((moment.num_queued for moment in self._moments), default=0),
+            mean_pages_ratio=whole.mean_pages_ratio if whole else 0.0,
+            peak_pages_ratio=whole.peak_pages_ratio if whole else 0.0,
+            periods=periods_of(self._moments, stop_seconds, all_pages, NUM_PERIODS),
+        )

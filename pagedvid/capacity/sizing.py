@@ -1,0 +1,204 @@
+"""How many streams fit, from integers alone. Pages, peaks and bytes are those of geometry.py, so what is promised here
+is what `open` reserves.
+
+    memory = weights + reserve + workspace (current chunk, scratch, commit) + pool;   streams = pool pages // peak pages
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from pagedvid.capacity.history import MAX_LENGTH, History, StreamSize, stream_size
+from pagedvid.capacity.model_card import ModelCard, Resolution
+from pagedvid.capacity.workspace import commit_bytes, current_bytes, scratch_bytes
+from pagedvid.config import AttentionConfig
+from pagedvid.errors import CapacityError, ConfigError
+from pagedvid.geometry import RoleCodecs, padding_waste_ratio, page_bytes, pages_in_memory
+from pagedvid.units import format_bytes
+
+CODEC_CHOICES: dict[str, RoleCodecs] = {
+    **{codec: RoleCodecs(codec) for codec in ("bf16", "int8", "int4", "int2")},
+    "mixed": RoleCodecs("int2", sink="int8", newest="bf16"),
+}
+"""Finest first. `mixed`: sinks in int8, the newest chunk in BF16 until the next one is committed, the rest in int2."""
+
+
+@dataclass(frozen=True)
+class Question:
+    """What is to be sized: a model at a resolution with a history, on a device."""
+
+    card: ModelCard
+    resolution: Resolution
+    history: History
+    memory_bytes: int
+    weights_format: str
+    """A key of the card's `weights`, or "none"."""
+    reserve_bytes: int = 0
+    """Set aside for activations, VAE, text encoder."""
+    num_branches: int | None = None
+    """None: as many as the card names."""
+
+    @property
+    def weights_bytes(self) -> int:
+        """Bytes of the model's weights on the device. Raises ConfigError for a format that the card does not name."""
+        if self.weights_format == "none":
+            return 0
+        if self.weights_format not in self.card.weights:
+            allowed = ", ".join([*self.card.weights, "none"])
+            raise ConfigError(f"--weights is {self.weights_format!r}; allowed for {self.card.name} are {allowed}")
+        return self.card.weights[self.weights_format]
+
+    @property
+    def size(self) -> StreamSize:
+        """One stream."""
+        return stream_size(self.card, self.resolution, self.history, self.num_branches)
+
+    def with_history(self, history: History) -> Question:
+        """The same with another history."""
+        return replace(self, history=history)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What one choice of codecs gives. Bytes are bytes, pages are page ids (a K page and a V page each)."""
+
+    name: str
+    codecs: RoleCodecs
+    bits_per_value: float
+    """Of the whole kept history: codes, steps, zeros, padding, correction factors."""
+    chunk_bytes: int
+    """One stored chunk of the history, one branch."""
+    stream_pages: int
+    stream_bytes: int
+    """What `open` reserves: the stream's peak, all branches."""
+    ratio_to_bf16: float
+    """How many times smaller a stream is than in BF16 pages."""
+    padding_waste_ratio: float
+    pool_pages: int
+    pool_bytes: int
+    num_streams: int
+    longest: History | None
+    """The longest history at which a single stream fits; None when not even the shortest does."""
+    longest_seconds: float
+    current_bytes: int
+    scratch_bytes: int
+    commit_bytes: int
+
+    @property
+    def workspace_bytes(self) -> int:
+        """Everything beside weights, reserve and pages."""
+        return self.current_bytes + self.scratch_bytes + self.commit_bytes
+
+
+def check_memory(question: Question) -> None:
+    """Raises CapacityError when not even weights and reserve fit."""
+    fixed = question.weights_bytes + question.reserve_bytes
+    if fixed < question.memory_bytes:
+        return
+    others = [name for name, size in question.card.weights.items() if size < question.weights_bytes]
+    hint = f"--weights {others[0]}, " if others else ""
+    reserve = f" and the reserve {format_bytes(question.reserve_bytes)}" if question.reserve_bytes else ""
+    raise CapacityError(
+        f"the {question.weights_format} weights of {question.card.name} take {format_bytes(question.weights_bytes)}"
+        f"{reserve}, but the memory is {format_bytes(question.memory_bytes)}: nothing is left for a cache. "
+        f"Give more memory, {hint}or --weights none if they lie elsewhere."
+    )
+
+
+def answer(question: Question, name: str, codecs: RoleCodecs) -> Answer:
+    """One row of the table. Raises ConfigError for a resolution or weights format that the model does not have."""
+    size = question.size
+    pages = size.pages(codecs)
+    pool_pages = _pool_pages(question, size, codecs)
+    longest = longest_history(question, codecs, num_streams=1)
+    workspace = _workspace(size, codecs)
+    return Answer(
+        name=name,
+        codecs=codecs,
+        bits_per_value=_bits_per_value(size, codecs),
+        chunk_bytes=size.shape.stored_bytes(size.chunk_tokens, codecs.history),
+        stream_pages=pages,
+        stream_bytes=_pages_bytes(size, pages),
+        ratio_to_bf16=size.pages(RoleCodecs("bf16")) / pages,
+        padding_waste_ratio=padding_waste_ratio(size.chunk_tokens, codecs.history),
+        pool_pages=pool_pages,
+        pool_bytes=_pages_bytes(size, pool_pages),
+        num_streams=pool_pages // pages,
+        longest=longest,
+        longest_seconds=question.with_history(longest).size.seconds if longest else 0.0,
+        current_bytes=workspace[0],
+        scratch_bytes=workspace[1],
+        commit_bytes=workspace[2],
+    )
+
+
+def answers(question: Question, choices: Mapping[str, RoleCodecs]) -> list[Answer]:
+    """All rows. Raises CapacityError with needed, available and the largest setting when no choice fits one stream."""
+    check_memory(question)
+    rows = [answer(question, name, codecs) for name, codecs in choices.items()]
+    if not any(row.num_streams for row in rows):
+        raise _nothing_fits(question, rows)
+    return rows
+
+
+def _nothing_fits(question: Question, rows: list[Answer]) -> CapacityError:
+    smallest = min(rows, key=lambda row: row.stream_bytes)
+    fitting = [row for row in rows if row.longest is not None]
+    if fitting:
+        best = max(fitting, key=lambda row: row.longest_seconds)
+        hint = f"the longest history that fits is {best.longest} ({best.longest_seconds:g} s) in {best.name}"
+    else:
+        hint = "not even the shortest history fits; lower the resolution, or give more memory"
+    return CapacityError(
+        f"no stream of {question.card.name} at {question.resolution} with the window {question.history} fits: "
+        f"{smallest.name} needs {format_bytes(smallest.stream_bytes)}, but of {format_bytes(question.memory_bytes)} "
+        f"{format_bytes(smallest.pool_bytes)} are left after weights, reserve and workspace; {hint}."
+    )
+
+
+def longest_history(question: Question, codecs: RoleCodecs, num_streams: int) -> History | None:
+    """The longest history at which that many streams fit; None when not even the shortest does."""
+
+    def fits(length: int) -> bool:
+        size = question.with_history(question.history.with_length(length)).size
+        return num_streams * size.pages(codecs) <= _pool_pages(question, size, codecs)
+
+    if not fits(1):
+        return None
+    low, high = 1, 2
+    while high <= MAX_LENGTH and fits(high):
+        low, high = high, 2 * high
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle)
+    return question.history.with_length(low)
+
+
+def _pool_pages(question: Question, size: StreamSize, codecs: RoleCodecs) -> int:
+    left = question.memory_bytes - question.weights_bytes - question.reserve_bytes - sum(_workspace(size, codecs))
+    return pages_in_memory(max(0, left), size.shape.head_dim)
+
+
+def _workspace(size: StreamSize, codecs: RoleCodecs) -> tuple[int, int, int]:
+    """Bytes of the current chunk, of the scratch, of a commit's temporaries."""
+    return (
+        current_bytes(size),
+        scratch_bytes(size, codecs, AttentionConfig().scratch),
+        commit_bytes(size, codecs, measured=True, has_rope=True),
+    )
+
+
+def _pages_bytes(size: StreamSize, num_pages: int) -> int:
+    return 2 * page_bytes(size.shape.head_dim) * num_pages
+
+
+def _bits_per_value(size: StreamSize, codecs: RoleCodecs) -> float:
+    """Mean over the chunks that a stream keeps between two commits."""
+    num_sinks, num_recent = size.window.sink_chunks, size.window.recent_chunks
+    counts = {codecs.sink or codecs.history: num_sinks}
+    counts[codecs.history] = counts.get(codecs.history, 0) + num_recent - 1
+    newest = codecs.newest or codecs.history
+    counts[newest] = counts.get(newest, 0) + 1
+    total = sum(count * size.shape.bits_per_value(size.chunk_tokens, codec) for codec, count in counts.items())
+    return total / (num_sinks + num_recent)

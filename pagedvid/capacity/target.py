@@ -1,0 +1,102 @@
+"""The inverse question: which window or codec reaches a number of streams, or of seconds that each remembers?"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from pagedvid.capacity.history import History, history_of_seconds
+from pagedvid.capacity.sizing import Answer, Question, answer, check_memory, longest_history
+from pagedvid.errors import CapacityError, ConfigError
+from pagedvid.geometry import RoleCodecs
+
+
+@dataclass(frozen=True)
+class Target:
+    """What is wanted; at least one of the two is set."""
+
+    num_streams: int | None = None
+    seconds: float | None = None
+
+
+@dataclass(frozen=True)
+class TargetAnswer:
+    """How near one choice of codecs comes."""
+
+    answer: Answer
+    """At the target's window, or at the asked one when the target names no seconds."""
+    reaches: bool
+    longest: History | None
+    """The longest history at which the wanted number of streams fits."""
+    longest_seconds: float
+
+
+def parse_targets(written: list[str]) -> Target:
+    """From ["streams=16", "seconds=60"]. Raises ConfigError."""
+    values: dict[str, str] = {}
+    for word in written:
+        key, equals, value = word.partition("=")
+        if not equals or key not in ("streams", "seconds"):
+            raise ConfigError(f"--target is {word!r}; write streams=N or seconds=S")
+        if key in values:
+            raise ConfigError(f"--target {key} is given twice: {values[key]} and {value}; keep one")
+        values[key] = value
+    return Target(_streams(values.get("streams")), _seconds(values.get("seconds")))
+
+
+def _streams(written: str | None) -> int | None:
+    if written is None:
+        return None
+    if not (written.isascii() and written.isdigit() and 1 <= int(written) <= 10**9):
+        raise ConfigError(f"--target streams={written}: allowed is a whole number from 1 to 1000000000")
+    return int(written)
+
+
+def _seconds(written: str | None) -> float | None:
+    if written is None:
+        return None
+    try:
+        seconds = float(written)
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds <= 10**7:
+        raise ConfigError(f"--target seconds={written}: allowed is a number above 0 and at most 10000000")
+    return seconds
+
+
+def target_question(question: Question, target: Target) -> Question:
+    """The question with the history that the target asks for."""
+    if target.seconds is None:
+        return question
+    return question.with_history(history_of_seconds(question.card, target.seconds))
+
+
+def reach(question: Question, target: Target, choices: Mapping[str, RoleCodecs]) -> list[TargetAnswer]:
+    """Every choice's answer, in the order given. Raises CapacityError when none reaches the target."""
+    wanted = target_question(question, target)
+    num_streams = target.num_streams or 1
+    check_memory(wanted)
+    found = []
+    for name, codecs in choices.items():
+        row = answer(wanted, name, codecs)
+        longest = longest_history(wanted, codecs, num_streams)
+        seconds = wanted.with_history(longest).size.seconds if longest else 0.0
+        found.append(TargetAnswer(row, row.num_streams >= num_streams, longest, seconds))
+    if not any(item.reaches or (target.seconds is None and item.longest) for item in found):
+        raise _out_of_reach(wanted, target, found)
+    return found
+
+
+def _out_of_reach(question: Question, target: Target, found: list[TargetAnswer]) -> CapacityError:
+    most = max(found, key=lambda item: item.answer.num_streams)
+    longest = max(found, key=lambda item: item.longest_seconds)
+    wanted = f"{target.num_streams or 1} stream(s) of {question.card.name} with the window {question.history}"
+    hint = (
+        f"for that many streams the longest history is {longest.longest} ({longest.longest_seconds:g} s) "
+        f"in {longest.answer.name}"
+        if longest.longest
+        else "not even the shortest history fits for that many streams"
+    )
+    return CapacityError(
+        f"no codec reaches {wanted}: {most.answer.name} fits {most.answer.num_streams}; {hint}. Give more memory."
+    )

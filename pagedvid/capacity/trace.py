@@ -1,0 +1,92 @@
+"""Traces of arrivals: one JSON object a line.
+
+    {"start_seconds": 12.5, "length_seconds": 60, "resolution": "832x480", "num_branches": 1}
+
+`start_seconds` and `length_seconds` are needed; the others default to the question's. Lines may come in any order.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+from pagedvid.capacity.history import StreamSize, stream_size
+from pagedvid.capacity.model_card import Resolution
+from pagedvid.capacity.sizing import Question
+from pagedvid.errors import ConfigError
+
+MAX_SECONDS = 10**8
+MAX_BRANCHES = 16
+_KEYS = ("start_seconds", "length_seconds", "resolution", "num_branches")
+
+
+@dataclass(frozen=True)
+class Arrival:
+    """One stream that somebody asks for."""
+
+    start_seconds: float
+    length_seconds: float
+    resolution: Resolution
+    num_branches: int
+
+    def size(self, question: Question) -> StreamSize:
+        """The stream in integers."""
+        return stream_size(question.card, self.resolution, question.history, self.num_branches)
+
+
+def read_trace(path: Path, question: Question) -> list[Arrival]:
+    """All arrivals in order of time. Raises ConfigError naming the line that is wrong."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"trace {path} cannot be read: {error}") from None
+    arrivals = []
+    for number, line in enumerate(lines, start=1):
+        if line.strip():
+            try:
+                arrivals.append(_arrival(line, question))
+            except ConfigError as error:
+                raise ConfigError(f"{path.name}:{number}: {error}") from None
+    if not arrivals:
+        raise ConfigError(f"trace {path} holds no arrivals; tools/make_trace.py writes one")
+    return sorted(arrivals, key=lambda arrival: arrival.start_seconds)
+
+
+def _arrival(line: str, question: Question) -> Arrival:
+    try:
+        values = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"not JSON: {error}") from None
+    if not isinstance(values, dict):
+        raise ConfigError("must be a JSON object, such as " + '{"start_seconds": 0, "length_seconds": 60}')
+    unknown = sorted(set(values) - set(_KEYS))
+    if unknown:
+        raise ConfigError(f"unknown key {unknown[0]!r}; known are {', '.join(_KEYS)}")
+    written = values.get("resolution")
+    resolution = question.resolution if written is None else Resolution.parse(written)
+    question.card.tokens_per_frame(resolution)
+    return Arrival(
+        _seconds(values, "start_seconds", 0.0),
+        _seconds(values, "length_seconds", 1e-6),
+        resolution,
+        _branches(values.get("num_branches"), question),
+    )
+
+
+def _seconds(values: dict[str, object], key: str, minimum: float) -> float:
+    value = values.get(key)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ConfigError(f"{key} is {value!r}; it must be a number of seconds")
+    if not (math.isfinite(value) and minimum <= value <= MAX_SECONDS):
+        raise ConfigError(f"{key} is {value}; allowed is {'0' if minimum == 0 else 'more than 0'} to {MAX_SECONDS}")
+    return float(value)
+
+
+def _branches(value: object, question: Question) -> int:
+    if value is None:
+        return question.size.num_branches
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= MAX_BRANCHES:
+        raise ConfigError(f"num_branches is {value!r}; it must be a whole number from 1 to {MAX_BRANCHES}")
+    return value

@@ -1,0 +1,205 @@
+"""What `pagedvid capacity` prints about sizes: one report of facts and rows, as a table, as JSON or as CSV."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from pagedvid.capacity.history import SlidingHistory
+from pagedvid.capacity.sizing import Answer, Question
+from pagedvid.capacity.target import Target, TargetAnswer
+from pagedvid.units import format_bytes
+
+Row = Mapping[str, object]
+
+
+@dataclass(frozen=True)
+class Report:
+    """`facts` and `rows` are for programs; `lines` say the same to people."""
+
+    facts: Row
+    rows: Sequence[Row]
+    lines: Sequence[str] = field(repr=False)
+
+    def render(self, how: str) -> str:
+        """`how`: table, json or csv (the rows only)."""
+        if how == "json":
+            return json.dumps({**self.facts, "rows": list(self.rows)}, indent=2)
+        if how == "csv":
+            return _csv(self.rows)
+        return "\n".join(self.lines)
+
+
+def _csv(rows: Sequence[Row]) -> str:
+    out = io.StringIO()
+    writer = csv.DictWriter(out, list(rows[0]) if rows else [], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return out.getvalue().rstrip("\n")
+
+
+def columns(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """A table: the first column left-aligned, the others right-aligned."""
+    widths = [max(len(row[i]) for row in (headers, *rows)) for i in range(len(headers))]
+    return [
+        "  ".join(cell.ljust(widths[i]) if i == 0 else cell.rjust(widths[i]) for i, cell in enumerate(row)).rstrip()
+        for row in (headers, *rows)
+    ]
+
+
+def question_lines(question: Question) -> list[str]:
+    """Model, frame, chunk, window and memory in a line each."""
+    card, size = question.card, question.size
+    copies = f" x {card.stored_copies} copies" if card.stored_copies > 1 else ""
+    branches = f", {size.num_branches} branches" if size.num_branches > 1 else ""
+    tokens = card.tokens_per_frame(question.resolution)
+    rate = card.latent_frames_per_second
+    if isinstance(question.history, SlidingHistory):
+        sinks, recent = question.history.sink_chunks, question.history.recent_chunks
+        window = f"{sinks} sink + {recent} recent chunks = {size.seconds:.4g} s, and the chunk being committed"
+    else:
+        frames = question.history.num_frames(card.frames_per_chunk)
+        window = f"{frames} frames = {size.seconds:.4g} s, written anew for every chunk"
+    weights = f"weights {question.weights_format} {format_bytes(question.weights_bytes)}"
+    reserve = f", reserve {format_bytes(question.reserve_bytes)}" if question.reserve_bytes else ""
+    return [
+        (
+            f"model    {card.name}: {card.num_layers} layers x {card.num_kv_heads} KV heads x {card.head_dim}"
+            f"{copies}{branches}"
+        ),
+        f"frame    {question.resolution} = {tokens} tokens; {rate:g} latent frames = 1 s of video",
+        (
+            f"chunk    {size.chunk_tokens} tokens; {card.frames_in_flight} frames = {size.current_tokens} tokens "
+            "denoised together"
+        ),
+        f"window   {window}",
+        f"memory   {format_bytes(question.memory_bytes)} less {weights}{reserve}",
+    ]
+
+
+def question_facts(question: Question) -> dict[str, object]:
+    """The same for programs."""
+    size = question.size
+    return {
+        "model": question.card.name,
+        "resolution": str(question.resolution),
+        "tokens_per_frame": question.card.tokens_per_frame(question.resolution),
+        "chunk_tokens": size.chunk_tokens,
+        "num_branches": size.num_branches,
+        "window": str(question.history),
+        "window_seconds": size.seconds,
+        "memory_bytes": question.memory_bytes,
+        "weights": question.weights_format,
+        "weights_bytes": question.weights_bytes,
+        "reserve_bytes": question.reserve_bytes,
+    }
+
+
+def sizing_report(question: Question, rows: Sequence[Answer]) -> Report:
+    """Streams that fit, by codec."""
+    headers = ("codec", "bits/value", "chunk", "stream", "vs bf16", "streams", "longest", "padding")
+    cells = [
+        (
+            row.name,
+            f"{row.bits_per_value:.2f}",
+            format_bytes(row.chunk_bytes),
+            format_bytes(row.stream_bytes),
+            f"{row.ratio_to_bf16:.2f}x",
+            str(row.num_streams),
+            _seconds(row.longest_seconds) if row.longest else "-",
+            f"{row.padding_waste_ratio:.1%}",
+        )
+        for row in rows
+    ]
+    workspace = max(rows, key=lambda row: row.workspace_bytes)
+    lines = [
+        *question_lines(question),
+        (
+            f"beside   current chunk {format_bytes(workspace.current_bytes)}, scratch "
+            f"{format_bytes(workspace.scratch_bytes)}, commit {format_bytes(workspace.commit_bytes)}"
+        ),
+        "",
+        *columns(headers, cells),
+        "",
+        "stream: pages at its peak, all branches. longest: history that one stream alone",
+        "can keep. Not counted: activations, VAE, text encoder (set --reserve aside).",
+    ]
+    return Report(question_facts(question), [answer_facts(row) for row in rows], lines)
+
+
+def answer_facts(row: Answer) -> dict[str, object]:
+    """A row for programs; bytes are whole numbers."""
+    return {
+        "codec": row.name,
+        "history_codec": row.codecs.history,
+        "sink_codec": row.codecs.sink,
+        "newest_codec": row.codecs.newest,
+        "bits_per_value": row.bits_per_value,
+        "chunk_bytes": row.chunk_bytes,
+        "stream_pages": row.stream_pages,
+        "stream_bytes": row.stream_bytes,
+        "ratio_to_bf16": row.ratio_to_bf16,
+        "num_streams": row.num_streams,
+        "longest_window": None if row.longest is None else str(row.longest),
+        "longest_seconds": row.longest_seconds,
+        "padding_waste_ratio": row.padding_waste_ratio,
+        "pool_pages": row.pool_pages,
+        "pool_bytes": row.pool_bytes,
+        "current_bytes": row.current_bytes,
+        "scratch_bytes": row.scratch_bytes,
+        "commit_bytes": row.commit_bytes,
+    }
+
+
+def target_report(question: Question, target: Target, found: Sequence[TargetAnswer]) -> Report:
+    """Which codec reaches the target at the window, and which window reaches it in every codec."""
+    num_streams = target.num_streams or 1
+    wanted = f"{num_streams} stream{'s' if num_streams > 1 else ''}, each keeping {question.size.seconds:.4g} s"
+    cells = [
+        (
+            item.answer.name,
+            format_bytes(item.answer.stream_bytes),
+            str(item.answer.num_streams),
+            "yes" if item.reaches else "no",
+            str(item.longest or "-"),
+            _seconds(item.longest_seconds) if item.longest else "-",
+        )
+        for item in found
+    ]
+    reaching = [item for item in found if item.reaches]
+    finest = max(reaching, key=lambda item: item.answer.bits_per_value, default=None)
+    if finest is not None:
+        verdict = f"{finest.answer.name} ({finest.answer.bits_per_value:.2f} bits) is the finest codec that reaches it"
+    else:
+        best = max(found, key=lambda item: item.longest_seconds)
+        verdict = (
+            f"no codec reaches it with the window {question.history}; {best.answer.name} does with {best.longest} "
+            f"({_seconds(best.longest_seconds)})"
+        )
+    headers = ("codec", "stream", "streams", "reaches", f"longest window for {num_streams}", "seconds")
+    facts = {
+        **question_facts(question),
+        "target_streams": target.num_streams,
+        "target_seconds": target.seconds,
+        "finest_codec": finest.answer.name if finest else None,
+    }
+    rows = [
+        {
+            **answer_facts(item.answer),
+            "reaches": item.reaches,
+            "target_window": None if item.longest is None else str(item.longest),
+            "target_window_seconds": item.longest_seconds,
+        }
+        for item in found
+    ]
+    lines = [*question_lines(question), f"target   {wanted}", "", *columns(headers, cells), "", verdict]
+    return Report(facts, rows, lines)
+
+
+def _seconds(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.1f} s"
+    return f"{seconds / 60:.1f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

@@ -1,0 +1,83 @@
+"""`pagedvid models`: the models whose size is known, from the cards in configs/models."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from pagedvid.capacity.catalog import all_cards
+from pagedvid.capacity.history import stream_size
+from pagedvid.capacity.model_card import ModelCard
+from pagedvid.cli.capacity_report import Report, columns
+from pagedvid.units import format_bytes
+
+
+def add_parser(subparsers: Any) -> None:
+    """Adds `models`."""
+    parser = subparsers.add_parser("models", help="list the models that `capacity` knows", description=__doc__)
+    parser.add_argument("--models", metavar="DIR", type=Path, help="folder with more model cards")
+    parser.add_argument("--format", choices=("table", "json", "csv"), default="table", help="default: table")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Prints one line per card."""
+    cards = all_cards(args.models)
+    rows = [_facts(card, str(path)) for card, path in cards.values()]
+    cells = [
+        (
+            card.name,
+            f"{card.num_layers} x {card.num_kv_heads} x {card.head_dim}" + _copies(card),
+            str(card.resolution),
+            str(card.tokens_per_frame(card.resolution)),
+            str(card.frames_per_chunk),
+            str(card.window),
+            format_bytes(second_bytes(card)),
+        )
+        for card, _ in cards.values()
+    ]
+    headers = ("model", "layers x KV x dim", "pixels", "tokens", "chunk", "window", "bf16/s")
+    lines = [
+        *columns(headers, cells),
+        "",
+        "tokens: of one latent frame. chunk: latent frames. window: sink + recent chunks,",
+        "or frames rebuilt for every chunk. bf16/s: keys and values of a second of video.",
+        "Another model is one more YAML file like those in configs/models: --models DIR.",
+    ]
+    print(Report({}, rows, lines).render(args.format))
+    return 0
+
+
+def second_bytes(card: ModelCard) -> int:
+    """Keys and values of one second of video in BF16, all branches."""
+    size = stream_size(card, card.resolution, card.window)
+    tokens = card.tokens_per_frame(card.resolution) * card.latent_frames_per_second
+    return int(size.num_branches * card.shape.bf16_bytes(1) * tokens)
+
+
+def _copies(card: ModelCard) -> str:
+    return f" x {card.stored_copies}" if card.stored_copies > 1 else ""
+
+
+def _facts(card: ModelCard, path: str) -> dict[str, object]:
+    return {
+        "model": card.name,
+        "title": card.title,
+        "num_layers": card.num_layers,
+        "num_query_heads": card.num_query_heads,
+        "num_kv_heads": card.num_kv_heads,
+        "head_dim": card.head_dim,
+        "stored_copies": card.stored_copies,
+        "branches": " ".join(card.branches),
+        "resolution": str(card.resolution),
+        "tokens_per_frame": card.tokens_per_frame(card.resolution),
+        "latent_frames_per_second": card.latent_frames_per_second,
+        "frames_per_chunk": card.frames_per_chunk,
+        "denoise_steps": card.denoise_steps,
+        "window": str(card.window),
+        "bf16_bytes_per_second": second_bytes(card),
+        "weights_bf16_bytes": card.weights.get("bf16"),
+        "weights_fp8_bytes": card.weights.get("fp8"),
+        "file": path,
+    }

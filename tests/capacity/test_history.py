@@ -1,0 +1,93 @@
+"""Windows as people write them, and the pages of streams with windows of any length."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pagedvid.capacity.catalog import find_card
+from pagedvid.capacity.history import (
+    MAX_LENGTH,
+    RebuiltHistory,
+    SlidingHistory,
+    StreamSize,
+    stream_size,
+    window_of,
+)
+from pagedvid.errors import ConfigError
+from pagedvid.geometry import BITS_PER_VALUE, KVShape, RoleCodecs, Window, peak_pages
+
+codec = st.sampled_from(sorted(BITS_PER_VALUE))
+role_codecs = st.builds(RoleCodecs, codec, st.none() | codec, st.none() | codec)
+
+
+@given(
+    sinks=st.integers(0, 30),
+    recent=st.integers(1, 40),
+    codecs=role_codecs,
+    chunk_tokens=st.integers(1, 400),
+    num_branches=st.integers(1, 3),
+)
+def test_pages_of_long_windows_are_those_of_geometry(sinks, recent, codecs, chunk_tokens, num_branches):
+    shape, window = KVShape(3, 2, 64), Window(sinks, recent)
+    size = StreamSize(shape, window, chunk_tokens, num_branches, None, chunk_tokens, 2, 1.0)
+    assert size.pages(codecs) == num_branches * peak_pages(shape, window, codecs, chunk_tokens)
+
+
+@given(num_chunks=st.integers(1, 40), codecs=role_codecs)
+def test_pages_of_a_rebuilt_memory_are_those_of_geometry(num_chunks, codecs):
+    shape, window = KVShape(3, 2, 64), Window(0, num_chunks)
+    size = StreamSize(shape, window, 100, 1, num_chunks, 100, 2, 1.0)
+    assert size.pages(codecs) == peak_pages(shape, window, codecs, 100, num_chunks)
+
+
+def test_a_window_of_a_billion_chunks_is_no_trouble():
+    card = find_card("self-forcing")
+    size = stream_size(card, card.resolution, SlidingHistory(0, MAX_LENGTH))
+    chunk_pages = size.shape.chunk_pages(4680, "int2")
+    assert size.pages(RoleCodecs("int2")) == (MAX_LENGTH + 1) * chunk_pages
+
+
+@pytest.mark.parametrize(
+    ("model", "written", "history"),
+    [
+        ("self-forcing", "1+6", SlidingHistory(1, 6)),
+        ("self-forcing", "18frames", SlidingHistory(0, 6)),
+        ("self-forcing", "4.5s", SlidingHistory(0, 6)),
+        ("self-forcing", "1frame", SlidingHistory(0, 1)),
+        ("self-forcing", "19 frames", SlidingHistory(0, 7)),
+        ("longlive-2-5b", "24frames", SlidingHistory(1, 2)),
+        ("longlive-2-5b", "8frames", SlidingHistory(1, 1)),
+        ("longcat-13.6b", "19frames", RebuiltHistory(19)),
+        ("longcat-13.6b", "2s", RebuiltHistory(8)),
+    ],
+)
+def test_windows_as_written(model, written, history):
+    assert window_of(find_card(model), written) == history
+
+
+@pytest.mark.parametrize(
+    "written", ["", "6", "0+0", "-1+3", "1+2+3", "frames", "0s x", "9999999999+1", "0frames", "é+1"]
+)
+def test_windows_that_are_none(written):
+    with pytest.raises(ConfigError, match="window is"):
+        window_of(find_card("self-forcing"), written)
+
+
+def test_a_rebuilt_memory_has_no_sinks():
+    with pytest.raises(ConfigError, match="rebuilds its memory"):
+        window_of(find_card("longcat-13.6b"), "1+3")
+
+
+def test_a_history_of_ages_is_refused():
+    with pytest.raises(ConfigError, match="too long"):
+        window_of(find_card("self-forcing"), "999999999999s")
+
+
+def test_rebuilt_memory_is_cut_into_equal_chunks():
+    card = find_card("longcat-13.6b")
+    size = stream_size(card, card.resolution, RebuiltHistory(19))
+    assert (size.window.recent_chunks, size.chunk_tokens, size.max_commits) == (5, 19 * 1560 // 5, 5)
+    assert size.seconds == pytest.approx(19 / 3.75)
+    assert size.current_tokens == 20 * 1560

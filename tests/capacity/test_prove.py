@@ -1,0 +1,120 @@
+"""The proof agrees with the prediction, and says so when it does not."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from pagedvid.capacity import prove as module
+from pagedvid.capacity.catalog import find_card
+from pagedvid.capacity.history import RebuiltHistory, SlidingHistory
+from pagedvid.capacity.measure import live_bytes, peak_extra_bytes
+from pagedvid.capacity.model_card import Resolution
+from pagedvid.capacity.prove import Check, prove
+from pagedvid.capacity.sizing import CODEC_CHOICES, Question
+from pagedvid.errors import CapacityError, ConfigError
+from pagedvid.geometry import RoleCodecs, page_bytes
+from pagedvid.units import GIB, MIB
+
+CPU = torch.device("cpu")
+
+
+def small(model="demo", memory=24 * MIB, **changes):
+    card = find_card(model)
+    return replace(Question(card, card.resolution, card.window, memory, "none"), **changes)
+
+
+@pytest.mark.parametrize("name", CODEC_CHOICES)
+def test_predicted_is_measured(name):
+    memory = 30 * MIB if name in ("bf16", "mixed") else 27 * MIB  # with room for more than one stream
+    proof = prove(small(memory=memory), name, CODEC_CHOICES[name])
+    assert proof.agrees, proof.checks
+    checks = {check.what: check for check in proof.checks}
+    assert checks["streams admitted"].measured > 1
+    exact = ["pages of the pool", "bytes of the pool", "streams admitted", "pages at the peak", "resident bytes"]
+    assert all(checks[what].measured == checks[what].predicted for what in exact)
+    assert abs(checks["peak bytes"].difference) < 0.02
+
+
+@pytest.mark.parametrize(
+    ("model", "changes"),
+    [
+        ("magi-1-4.5b", {"resolution": Resolution(64, 64)}),  # grouped queries
+        ("skyreels-v2-1.3b", {"resolution": Resolution(64, 64)}),  # two branches
+        ("hy-worldplay-5b", {"resolution": Resolution(128, 128), "history": RebuiltHistory(10)}),  # copies, rebuilt
+    ],
+)
+def test_of_other_kinds_of_models_with_a_fraction_of_the_layers(model, changes):
+    asked = small(model, **{"history": SlidingHistory(1, 2), "memory": 80 * MIB, **changes})
+    proof = prove(asked, "int2", RoleCodecs("int2"), scale=0.05)
+    assert proof.agrees, proof.checks
+    assert proof.num_layers == 2
+    measured = {check.what: check.measured for check in proof.checks}
+    tables, full_tables = 2 * asked.card.shape.num_kv_heads, asked.card.shape.num_tables
+    page = 2 * page_bytes(128)
+    assert measured["bytes of the pool"] == proof.full_bytes // page // full_tables * tables * page
+
+
+def test_a_wrong_prediction_is_found_out(monkeypatch):
+    real = module.write_layer
+
+    def leaky(*args):
+        junk = torch.empty(2 * MIB, dtype=torch.uint8)
+        real(*args)
+        return junk
+
+    monkeypatch.setattr(module, "write_layer", leaky)
+    proof = prove(small(), "int2", RoleCodecs("int2"))
+    wrong = [check.what for check in proof.checks if not check.agrees]
+    assert wrong == ["peak bytes"] and not proof.agrees
+
+
+def test_checks_are_exact_or_within_their_tolerance():
+    assert Check("", 100, 100).agrees and not Check("", 100, 101).agrees
+    assert Check("", 100, 102, 0.02).agrees and not Check("", 100, 97, 0.02).agrees
+
+
+def test_nothing_is_left_behind():
+    before = live_bytes(CPU)
+    prove(small(), "int4", RoleCodecs("int4"))
+    assert live_bytes(CPU) == before
+
+
+def test_live_and_peak_bytes_are_counted():
+    before = live_bytes(CPU)
+    held = torch.empty(5 * MIB, dtype=torch.uint8)
+    views = [held[:10], held.view(5, MIB)]  # share its storage
+    assert live_bytes(CPU) == before + 5 * MIB
+
+    def call():
+        first = torch.empty(3 * MIB, dtype=torch.uint8)
+        del first
+        torch.zeros(MIB, dtype=torch.uint8).float()
+
+    assert peak_extra_bytes(CPU, call) == 5 * MIB
+    assert len(views) == 2
+
+
+def test_the_profiler_keeps_quiet(capfd):
+    assert peak_extra_bytes(CPU, lambda: None) == 0
+    assert capfd.readouterr() == ("", "")
+
+
+def test_errors_inside_the_measured_call_come_through():
+    def call():
+        raise RuntimeError("no")
+
+    with pytest.raises(RuntimeError, match="no"):
+        peak_extra_bytes(CPU, call)
+
+
+def test_what_cannot_be_proven_here():
+    with pytest.raises(CapacityError, match=r"would allocate .* --scale"):
+        prove(small(memory=2**50), "int2", RoleCodecs("int2"))
+    with pytest.raises(ConfigError, match="would take too long"):
+        prove(small(memory=GIB, history=SlidingHistory(0, 1000)), "int2", RoleCodecs("int2"))
+    for device in ("tpu9", "meta", "cuda:99"):
+        with pytest.raises(ConfigError, match="--device is"):
+            prove(small(), "int2", RoleCodecs("int2"), device=device)

@@ -1,0 +1,214 @@
+"""`pagedvid capacity` and `pagedvid models` on the command line."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import subprocess
+import sys
+from itertools import count
+from pathlib import Path
+
+import pytest
+
+from pagedvid.capacity import plot
+
+SELF_FORCING = ("capacity", "--model", "self-forcing")
+
+
+@pytest.fixture
+def lines(tmp_path):
+    path = tmp_path / "trace.jsonl"
+    path.write_text('{"start_seconds": 0, "length_seconds": 60}\n' * 3)
+    return path
+
+
+def table(out):
+    """Rows of the table by codec."""
+    after = out.split("\n\n")[1].splitlines()
+    return {line.split()[0]: line.split()[1:] for line in after[1:]}
+
+
+def test_self_forcing_in_60_gib(command):
+    code, out, err = command(*SELF_FORCING, "--memory", "60GiB", "--weights", "none")
+    assert (code, err) == (0, "")
+    rows = table(out)
+    assert {name: rows[name][6] for name in ("bf16", "int4", "int2")} == {"bf16": "10", "int4": "37", "int2": "74"}
+    assert rows["int2"][0] == "2.28" and rows["int2"][5] == "7.03x"
+    assert "frame    832x480 = 1560 tokens; 4 latent frames = 1 s of video" in out
+    assert max(map(len, out.splitlines())) <= 80
+
+
+@pytest.mark.parametrize("model", ["magi-1-4.5b", "hy-worldplay-8b", "longcat-13.6b", "skyreels-v2-1.3b", "demo"])
+def test_every_kind_of_model_fits_a_terminal(command, model):
+    code, out, err = command("capacity", "--model", model, "--gpu", "h200", "--reserve", "4GiB")
+    assert (code, err) == (0, "")
+    assert max(map(len, out.splitlines())) <= 80
+
+
+def test_json_and_csv_say_the_same(command):
+    words = (*SELF_FORCING, "--gpu", "h100", "--kv", "int4,int2", "--window", "1+6", "--branches", 2)
+    answer = json.loads(command(*words, "--format", "json")[1])
+    rows = list(csv.DictReader(io.StringIO(command(*words, "--format", "csv")[1])))
+    assert [row["codec"] for row in rows] == [row["codec"] for row in answer["rows"]] == ["int4", "int2"]
+    assert [int(row["stream_bytes"]) for row in rows] == [row["stream_bytes"] for row in answer["rows"]]
+    assert (answer["window"], answer["num_branches"], answer["memory_bytes"]) == ("1+6", 2, int(78.6 * 2**30))
+
+
+def test_presets_become_rows(command, tmp_path, monkeypatch):
+    from pagedvid.capacity import catalog
+
+    (tmp_path / "careful.yaml").write_text("cache: {codec: int4, sink_codec: int8}\n")
+    real = catalog.config_folder
+    monkeypatch.setattr(catalog, "config_folder", lambda kind: tmp_path if kind == "presets" else real(kind))
+    assert "careful" in table(command(*SELF_FORCING)[1])
+
+
+def test_targets(command):
+    code, out, err = command(*SELF_FORCING, "--memory", "60GiB", "--weights", "none", "--target", "streams=30")
+    assert (code, err) == (0, "")
+    assert "int4 (4.55 bits) is the finest codec that reaches it" in out
+    assert table(out)["int2"][2:] == ["74", "yes", "0+16", "12.0", "s"]
+    out = command(*SELF_FORCING, "--memory", "60GiB", "--target", "streams=100")[1]
+    assert "no codec reaches it with the window 0+6; int2 does with 0+" in out
+    words = (*SELF_FORCING, "--memory", "60GiB", "--target", "seconds=60", "--target", "streams=3", "--format", "json")
+    answer = json.loads(command(*words)[1])
+    assert (answer["window"], answer["finest_codec"]) == ("0+80", "int4")
+    assert max(map(len, out.splitlines())) <= 80
+
+
+def test_a_proof(command):
+    words = ("capacity", "--model", "demo", "--memory", "24MiB", "--weights", "none", "--kv", "int4", "--prove")
+    code, out, err = command(*words)
+    assert (code, err) == (0, "")
+    assert "predicted = measured" in out and "WRONG" not in out
+    assert max(map(len, out.splitlines())) <= 80
+    answer = json.loads(command(*words, "--format", "json")[1])
+    assert answer["agrees"] and answer["num_layers"] == 6
+    assert "extrapolated to all 6 layers: " in command(*words, "--scale", "0.5")[1]
+
+
+def test_a_proof_that_fails(command, monkeypatch):
+    from pagedvid.capacity import prove
+
+    growing = count()
+    monkeypatch.setattr(prove, "live_bytes", lambda device: 10**9 * next(growing))
+    code, out, _ = command("capacity", "--model", "demo", "--memory", "24MiB", "--weights", "none", "--prove")
+    assert code == 1
+    assert "DISAGREE" in out and "WRONG" in out
+
+
+def test_a_trace(command, lines):
+    words = (*SELF_FORCING, "--gpu", "l4", "--kv", "bf16", "--trace", lines, "--gpus", 2, "--concurrent", 1)
+    code, out, err = command(*words)
+    assert (code, err) == (0, "")
+    assert "admitted     3, of them 1 after waiting" in out
+    assert max(map(len, out.splitlines())) <= 80
+    answer = json.loads(command(*words, "--max-wait", 30, "--format", "json")[1])
+    assert (answer["num_admitted"], answer["num_rejected_waiting"]) == (2, 1)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--model", "self-forcng"], "unknown model 'self-forcng'; did you mean self-forcing"),
+        (["--resolution", "850x480"], "the nearest is 848x480"),
+        (["--resolution", "huge"], "resolution is 'huge'"),
+        (["--resolution", "9999999x480"], "from 1 to 65536 pixels"),
+        (["--memory", "2GiB"], "the bf16 weights of self-forcing take 2.64 GiB"),
+        (["--memory", "0"], "--memory is '0'; allowed is a size above zero"),
+        (["--memory", "9999999999TiB"], "at most 1 EiB"),
+        (["--memory", "lots"], "'lots' is not a size"),
+        (["--memory", "3GiB"], "no stream of self-forcing at 832x480"),
+        (["--memory", "60GiB", "--gpu", "h100"], "not allowed with argument"),
+        (["--gpu", "h1000"], "unknown GPU 'h1000' - did you mean h100"),
+        (["--weights", "int4"], "--weights is 'int4'; allowed for self-forcing are bf16, fp8, none"),
+        (["--window", "6"], "window is '6'"),
+        (["--window", "4s", "--target", "seconds=3"], "both set the window"),
+        (["--target", "streams=many"], "--target streams=many"),
+        (["--target", "streams=1000000"], "no codec reaches 1000000 stream(s)"),
+        (["--kv", "int3"], "--kv names 'int3'; allowed are bf16, int8, int4, int2, mixed"),
+        (["--branches", "0"], "'0' is not a whole number"),
+        (["--scale", "0.5"], "--scale only means something with --prove"),
+        (["--device", "cpu"], "--device only means something with --prove"),
+        (["--max-wait", "5"], "--max-wait only means something with --trace"),
+        (["--prove", "--trace", "x"], "--prove and --trace cannot be combined"),
+        (["--prove", "--target", "streams=3"], "--prove and --target cannot be combined"),
+        (["--prove", "--scale", "2"], "'2' is not a number above 0 and at most 1"),
+        (["--prove", "--scale", "nan"], "'nan' is not a number above 0 and at most 1"),
+        (["--prove", "--kv", "int2,int4"], "--prove needs one --kv"),
+        (["--prove", "--memory", "100TiB"], "the proof would allocate"),
+        (["--prove", "--device", "cuda:77"], "--device is 'cuda:77'"),
+        (["--trace", "nowhere.jsonl"], "trace nowhere.jsonl cannot be read"),
+        (["--plot", "picture.txt"], "allowed endings are .png, .svg, .pdf"),
+    ],
+)
+def test_bad_input_is_one_line_and_code_2(command, words, message):
+    words = words if "--model" in words else ["--model", "self-forcing", *words]
+    code, out, err = command("capacity", *words)
+    assert (code, out) == (2, "")
+    assert err.startswith("pagedvid: error: ") and err.count("\n") == 1
+    assert message in err
+
+
+def test_a_malformed_trace_line_is_named(command, lines):
+    lines.write_text(lines.read_text() + '{"start_seconds": "now"}\n')
+    code, _, err = command(*SELF_FORCING, "--trace", lines)
+    assert code == 2
+    assert "trace.jsonl:4: start_seconds is 'now'" in err
+
+
+def test_models_are_listed_with_ones_own(command, tmp_path):
+    shipped = Path(__file__).parents[2] / "configs" / "models" / "self-forcing.yaml"
+    (tmp_path / "mine.yaml").write_text(shipped.read_text().replace("name: self-forcing", "name: mine"))
+    code, out, err = command("models", "--models", tmp_path)
+    assert (code, err) == (0, "")
+    names = [line.split()[0] for line in out.split("\n\n")[0].splitlines()[1:]]
+    assert len(names) == 14 and "mine" in names and "demo" in names
+    assert max(map(len, out.splitlines())) <= 80
+    words = ("models", "--models", tmp_path, "--format")
+    rows = {row["model"]: row for row in json.loads(command(*words, "json")[1])["rows"]}
+    assert rows["mine"]["bf16_bytes_per_second"] == 4 * 1560 * 184_320
+    assert len(list(csv.DictReader(io.StringIO(command(*words, "csv")[1])))) == 14
+    assert command("capacity", "--models", tmp_path, "--model", "mine")[0] == 0
+
+
+def test_a_plot(command, tmp_path):
+    pytest.importorskip("matplotlib")
+    path = tmp_path / "streams.png"
+    assert command(*SELF_FORCING, "--gpu", "h100", "--plot", path)[0] == 0
+    assert path.read_bytes().startswith(b"\x89PNG") and path.stat().st_size > 10_000
+    code, _, err = command(*SELF_FORCING, "--plot", tmp_path / "none" / "streams.png")
+    assert code == 2 and "cannot be written" in err
+
+
+def test_a_plot_without_matplotlib(command, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    code, _, err = command(*SELF_FORCING, "--plot", tmp_path / "streams.png")
+    assert code == 2
+    assert "--plot needs matplotlib; install it with: pip install 'pagedvid[plot]'" in err
+
+
+def test_labels_of_the_plot_keep_apart():
+    labels = [plot._Label(height, str(height), "") for height in (3.0, 10.0, 3.1, 2.9)]
+    placed = plot._apart(labels, 1.0)
+    assert [label.text for label in placed] == ["2.9", "3.0", "3.1", "10.0"]
+    assert [label.height for label in placed] == pytest.approx([2.9, 3.9, 4.9, 10.0])
+
+
+def test_sizes_need_no_torch():
+    code = (
+        "import sys\nfrom pagedvid.cli.main import main\n"
+        f"assert main(['models']) == main({list(SELF_FORCING)}) == 0\n"
+        "assert 'torch' not in sys.modules, 'PyTorch was imported'"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+@pytest.mark.parametrize("command_name", ["capacity", "models"])
+def test_help_fits_a_terminal(command, command_name, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    code, out, _ = command(command_name, "--help")
+    assert code == 0
+    assert max(map(len, out.splitlines())) <= 80
