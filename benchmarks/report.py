@@ -77,8 +77,9 @@ def format_table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def write_report(arguments: argparse.Namespace, name: str, results: Mapping[str, Any]) -> None:
-    """Writes the JSON file: when and where it ran, all settings, and the results."""
-    settings = {key: str(value) if isinstance(value, Path) else value for key, value in vars(arguments).items()}
+    """Writes the JSON file: when and where it ran, all settings that matter to the results, and the results."""
+    given = {key: value for key, value in vars(arguments).items() if key not in ("out", "readme")}
+    settings = {key: str(value) if isinstance(value, Path) else value for key, value in given.items()}
     report = {"benchmark": name, "environment": environment(), "settings": settings, "results": dict(results)}
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     arguments.out.write_text(json.dumps(report, indent=2) + "\n")

@@ -22,7 +22,7 @@ from pagedvid.cache.spec import CacheSpec
 from pagedvid.cache.stream import Stream
 from pagedvid.capacity.history import StreamSize
 from pagedvid.capacity.model_card import Resolution
-from pagedvid.capacity.simulation import Moment, Simulation, Waits, periods_of
+from pagedvid.capacity.simulation_result import Moment, Simulation, Waits, periods_of
 from pagedvid.capacity.sizing import Question, answer, check_memory
 from pagedvid.capacity.trace import Arrival
 from pagedvid.engine.admission import admit_in_order

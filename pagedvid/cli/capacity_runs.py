@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pagedvid.capacity.prove import Proof
 from pagedvid.capacity.simulate import Fleet
-from pagedvid.capacity.simulation import Simulation
+from pagedvid.capacity.simulation_result import Simulation
 from pagedvid.capacity.sizing import Question
 from pagedvid.cli.capacity_report import Report, columns, question_facts, question_lines
 from pagedvid.units import format_bytes
