@@ -51,7 +51,7 @@ def test_file_says_what_ran_where(tmp_path: Path, capsys: pytest.CaptureFixture[
     report = json.loads(out.read_text())
     assert report["benchmark"] == "x"
     assert report["results"] == {"answer": 42}
-    assert report["settings"] == {"seed": 7, "threads": None, "out": str(out)}
+    assert report["settings"] == {"seed": 7, "threads": None}
     assert re.fullmatch(r"[0-9a-f]{40}(-modified)?|unknown", report["environment"]["git_revision"])
     assert report["environment"]["device"] and report["environment"]["torch"]
     assert str(out) in capsys.readouterr().out
