@@ -86,6 +86,7 @@ class Engine:
 
     # ------------------------------------------------------------------ requests
 
+    @torch.no_grad()
     def submit(self, request: VideoRequest) -> None:
         """Queues a video. Raises PromptError, ConfigError, or CapacityError when it could not run even alone."""
         if request.num_frames < 1:
