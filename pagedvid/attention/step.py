@@ -27,6 +27,7 @@ class Step:
         self._backend = backend
         self._rotation: Rotation | None = None
         self._prepared: Any = None
+        self._prepared_dtype: torch.dtype | None = None
         self._has_ended = False
 
     @torch.no_grad()
@@ -34,8 +35,8 @@ class Step:
         """Attention of all packed tokens over history and current chunks; in a commit pass also stores k and v.
 
         q [T, Hq, D], k and v [T, Hkv, D], one dtype (float32 or bfloat16), packed in the order of the ranges; before or
-        after rotary embedding as `CacheSpec.keys_arrive` says. Returns [T, Hq, D] in that dtype. `rope` must be the
-        same object in all layers; None: keys have no positions. No gradient flows through it.
+        after rotary embedding as `CacheSpec.keys_arrive` says. Returns [T, Hq, D] in that dtype. `rope` should be the
+        same object in all layers, or its tables are made anew; None: keys have no positions. No gradient flows through.
         Raises ShapeError, NonFiniteError (a commit is rolled back by it) and StateError.
         """
         if self._has_ended:
@@ -56,9 +57,10 @@ class Step:
         self._has_ended = True
 
     def _rotation_for(self, rope: RopeTables | None, dtype: torch.dtype) -> Rotation:
-        if self._rotation is None or self._rotation.rope is not rope:
+        if self._rotation is None or self._rotation.rope is not rope or self._prepared_dtype != dtype:
             self._rotation = Rotation.of(self.plan, self._spec, rope, self._pool.device)
             self._prepared = self._backend.prepare(self.plan, self._rotation, dtype)
+            self._prepared_dtype = dtype
         return self._rotation
 
     def _check(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> None:

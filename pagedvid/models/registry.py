@@ -38,11 +38,6 @@ def _load_demo(weights: Path | None, device: str, dtype: torch.dtype) -> VideoMo
 _MODELS = {"demo": ModelEntry(_demo_geometry, _load_demo)}
 
 
-def model_names() -> tuple[str, ...]:
-    """Names that `load_model` accepts."""
-    return tuple(_MODELS)
-
-
 def model_geometry(name: str, weights: Path | None = None) -> ModelGeometry:
     """The integers of a model; its weights are not read. Raises ConfigError."""
     return _entry(name).geometry(weights)

@@ -15,7 +15,7 @@ from tests.attention.reference import (
     pairs_together,
     random_qkv,
 )
-from tests.attention.scenes import ROPES, commit_all, make_cache, ragged_ranges, run
+from tests.attention.scenes import ROPES, TOLERANCE, attend, commit_all, make_cache, ragged_ranges, run
 
 
 @pytest.mark.parametrize("codec", ["fp32", "bf16", "int8", "int4", "int2"])
@@ -115,3 +115,13 @@ def test_pairs_together_is_its_own_check():
     """The reference's channel order is the one in which the package stores keys."""
     x = torch.arange(8.0).view(1, 1, 8)
     assert pairs_together(x, TableRope("interleaved", 8)).flatten().tolist() == [0, 2, 4, 6, 1, 3, 5, 7]
+
+
+def test_layers_of_a_step_may_compute_in_different_types():
+    cache, rope = make_cache(group=3), ROPES["half"]
+    stream = cache.open(Window(1, 1), 40)
+    commit_all(cache, stream, [40, 40], 1, rope)
+    with cache.denoise([QueryRange(stream)]) as step:
+        for layer, dtype in enumerate((torch.bfloat16, torch.float32)):
+            out, expected = attend(cache, step, layer, 5, rope, dtype)
+            torch.testing.assert_close(out, expected, rtol=0, atol=TOLERANCE[dtype] * float(expected.abs().max()))
