@@ -13,7 +13,9 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from pagedvid.attention.projection import StepProjection
 from pagedvid.attention.rotation import Rotation
+from pagedvid.attention.tile import Context
 from pagedvid.cache.plan import StepPlan
 from pagedvid.cache.pool import PagePool
 from pagedvid.cache.spec import CacheSpec
@@ -23,19 +25,25 @@ logger = logging.getLogger(__name__)
 
 
 class AttentionBackend(Protocol):
-    """Attention over pages and current keys."""
+    """Attention over pages, current keys and context keys, as seen through one view."""
 
     name: str
 
-    def prepare(self, plan: StepPlan, rotation: Rotation, dtype: torch.dtype) -> Any:
-        """Everything that is the same for all layers of a step (tables, groups); called once per step."""
+    def prepare(
+        self, plan: StepPlan, view: Rotation | StepProjection, dtype: torch.dtype, context_tokens: Sequence[int] = ()
+    ) -> Any:
+        """Everything that is the same for all layers of a step (tables, groups); called once per step and view.
+
+        `context_tokens`: how many context keys each range has; empty when none has any.
+        """
         ...
 
-    def attend(self, prepared: Any, layer: int, q_THD: Tensor, k_THD: Tensor, v_THD: Tensor) -> Tensor:
-        """Each range's attention over its visible chunks (corrected) and current keys: [T, Hq, D] in the dtype of q.
+    def attend(
+        self, prepared: Any, layer: int, q_THD: Tensor, k_THD: Tensor, v_THD: Tensor, context: Context = ()
+    ) -> Tensor:
+        """Each range's attention over its visible chunks (corrected), current and context keys: [T, Hq, D] like q.
 
-        q, k and v are those of the model; `Rotation.rotated` turns queries and keys. Does not modify its inputs nor any
-        page.
+        q, k and v are those of the model; the view turns or maps them. Does not modify its inputs nor any page.
         """
         ...
 

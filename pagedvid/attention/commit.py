@@ -1,23 +1,27 @@
 """The writing half of a commit pass: one layer's keys and values become pages, and the correction factor is measured.
 
 Keys arrive before rotary embedding and in half layout. The factor alpha compares the true shift of log Z, which the
-rounding just caused, with the formula's b, under queries of this very pass (quant/correction.py).
+rounding just caused, with the formula's b, under queries of this very pass (quant/correction.py). A chunk that is read
+in several views has one factor, fitted to the queries of all of them (attention/measure.py).
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
+from pagedvid.attention.measure import ProjectedQueries, StoredKeys, projected_effect, rotary_effect
 from pagedvid.cache.chunk import Chunk
 from pagedvid.cache.plan import PendingChunk, RangePlan
 from pagedvid.cache.pool import PagePool
 from pagedvid.cache.spec import CacheSpec
 from pagedvid.errors import NonFiniteError, StateError
-from pagedvid.geometry import page_tokens, pages_for_tokens
+from pagedvid.geometry import page_tokens
 from pagedvid.quant.codec import get_codec
-from pagedvid.quant.correction import bias, fit_alpha, log_mass_shift
-from pagedvid.quant.rotary import RopeTables, pair_mean_square, rotate
+from pagedvid.quant.correction import fit_alpha
+from pagedvid.quant.rotary import RopeTables
 
 MEASURED_QUERIES = 128
 """Queries of the pass, evenly spread, on which alpha is fitted. More change it little and cost attention time."""
@@ -38,9 +42,11 @@ def write_layer(
     k_nHD: Tensor,
     v_nHD: Tensor,
     rope: RopeTables | None,
+    projected: Sequence[ProjectedQueries] = (),
 ) -> None:
     """Stores one layer of a pending chunk. `q_SHD`: sampled queries of the range, rotated; k before rotary embedding.
 
+    `projected`: the same queries for every further view in which the chunk will be read.
     Raises NonFiniteError naming layer and heads, StateError when the layer was written before.
     """
     if layer in pending.layers_written:
@@ -57,7 +63,9 @@ def write_layer(
     pool.keys.index_copy_(0, ids, key_records.flatten(0, 1))
     pool.values.index_copy_(0, ids, value_records.flatten(0, 1))
     if pending.alpha is not None:
-        pending.alpha[layer] = measure_alpha(spec, pending, q_SHD, k_HnD, key_records, rope).to(pending.alpha.device)
+        pending.alpha[layer] = measure_alpha(spec, pending, q_SHD, k_HnD, key_records, rope, projected).to(
+            pending.alpha.device
+        )
     pending.layers_written.add(layer)
 
 
@@ -72,21 +80,20 @@ def read_layer(pool: PagePool, spec: CacheSpec, chunk: Chunk, layer: int) -> tup
 
 
 def measure_alpha(
-    spec: CacheSpec, pending: PendingChunk, q_SHD: Tensor, k_HnD: Tensor, key_records: Tensor, rope: RopeTables | None
+    spec: CacheSpec,
+    pending: PendingChunk,
+    q_SHD: Tensor,
+    k_HnD: Tensor,
+    key_records: Tensor,
+    rope: RopeTables | None,
+    projected: Sequence[ProjectedQueries] = (),
 ) -> Tensor:
     """Factor per KV head, float32 [H]: least squares over the sampled queries of all query heads of its group."""
-    codec, num_tokens = get_codec(pending.codec), k_HnD.shape[1]
-    padded = pages_for_tokens(num_tokens, pending.codec) * page_tokens(pending.codec)
-    stored = codec.decode(key_records, num_tokens, torch.empty(len(k_HnD), padded, spec.head_dim, device=k_HnD.device))
-    step_square = codec.mean_square_steps(key_records, num_tokens)
-    assert step_square is not None  # only quantized chunks have an alpha
-    q = q_SHD.float().unflatten(1, (spec.num_kv_heads, -1)).permute(1, 2, 0, 3).flatten(1, 2)
-    exact = k_HnD
-    if rope is not None:
-        cos, sin = (table.to(k_HnD.device) for table in rope.tables(pending.position, num_tokens))
-        exact, stored = rotate(k_HnD, cos, sin), rotate(stored, cos, sin)
-    q_square = q.square() if rope is None else pair_mean_square(q)
-    return fit_alpha(log_mass_shift(q, exact, stored, spec.scale), bias(q_square, step_square, spec.scale))
+    keys = StoredKeys(k_HnD, get_codec(pending.codec), key_records)
+    effects = [rotary_effect(keys, q_SHD, rope, pending.position, spec.scale)]
+    effects += [projected_effect(keys, queries, spec.scale) for queries in projected]
+    shift, b = (torch.cat([effect[i] for effect in effects], dim=-1) for i in (0, 1))
+    return fit_alpha(shift, b)
 
 
 def _encode(pending: PendingChunk, layer: int, what: str, x_HnD: Tensor) -> Tensor:

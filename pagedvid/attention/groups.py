@@ -1,7 +1,7 @@
 """How a step's ranges and chunks are grouped into batched attention calls.
 
 Ranges of equal length form batches; inside a batch, the j-th source of every range (its own current keys first, then
-the chunks it reads) is one batched call wherever shapes agree:
+the chunks it reads, then its context) is one batched call wherever shapes agree:
 
     range   current   read 0    read 1    read 2              call 0: a b c  current keys
       a     [a]       int8 128  int2 128  int2 128            call 1: a b c  int8, 128 tokens
@@ -31,6 +31,8 @@ class CurrentSource:
 
     rows: Tensor
     """Which ranges of the batch, int64 [E]."""
+    numbers: tuple[int, ...]
+    """The ranges of the step whose keys they are."""
     tokens: Tensor
     """Their packed token indices, int64 [E, n]."""
 
@@ -54,51 +56,85 @@ class PagedSource:
 
 
 @dataclass
+class ContextSource:
+    """Keys and values handed over with the call, such as a text's: equally many for each range, never corrected."""
+
+    rows: Tensor
+    numbers: tuple[int, ...]
+    """The ranges of the step whose context it is."""
+
+
+Source = CurrentSource | PagedSource | ContextSource
+
+
+@dataclass
 class RangeBatch:
     """Ranges of equal length that are attended together."""
 
+    numbers: tuple[int, ...]
+    """Which ranges of the step."""
     tokens: Tensor
     """Packed token indices, int64 [E, T]."""
-    sources: list[CurrentSource | PagedSource]
+    sources: list[Source]
 
 
 def group_ranges(
-    plan: StepPlan, rope: RopeTables | None, dtype: torch.dtype, ranges_per_batch: Callable[[RangePlan], int]
+    plan: StepPlan,
+    rope: RopeTables | None,
+    dtype: torch.dtype,
+    context_tokens: Sequence[int],
+    ranges_per_batch: Callable[[RangePlan], int],
 ) -> list[RangeBatch]:
-    """All batches of a step. `ranges_per_batch`: how many ranges like this one fit in the scratch together."""
+    """All batches of a step.
+
+    `context_tokens`: context keys of each range, empty when no range has any. `ranges_per_batch`: how many ranges like
+    this one fit in the scratch together.
+    """
     by_length: dict[int, list[RangePlan]] = {}
     for range_ in plan.ranges:
         by_length.setdefault(range_.num_tokens, []).append(range_)
     batches = []
     for ranges in by_length.values():
         size = max(1, min(ranges_per_batch(range_) for range_ in ranges))
-        batches += [_batch(plan, ranges[i : i + size], rope, dtype) for i in range(0, len(ranges), size)]
+        batches += [
+            _batch(plan, ranges[i : i + size], rope, dtype, context_tokens) for i in range(0, len(ranges), size)
+        ]
     return batches
 
 
-def _batch(plan: StepPlan, ranges: Sequence[RangePlan], rope: RopeTables | None, dtype: torch.dtype) -> RangeBatch:
+def _batch(
+    plan: StepPlan,
+    ranges: Sequence[RangePlan],
+    rope: RopeTables | None,
+    dtype: torch.dtype,
+    context_tokens: Sequence[int],
+) -> RangeBatch:
+    numbers = tuple(range_.current[-1] for range_ in ranges)
     tokens = torch.stack([torch.arange(range_.start, range_.stop) for range_ in ranges])
-    return RangeBatch(tokens, [*_current_sources(plan, ranges), *_paged_sources(ranges, rope, dtype)])
+    sources = [
+        *_current_sources(plan, ranges),
+        *_paged_sources(ranges, rope, dtype),
+        *_context_sources(numbers, context_tokens),
+    ]
+    return RangeBatch(numbers, tokens, sources)
 
 
-def _current_sources(plan: StepPlan, ranges: Sequence[RangePlan]) -> list[CurrentSource | PagedSource]:
-    sources: list[CurrentSource | PagedSource] = []
+def _current_sources(plan: StepPlan, ranges: Sequence[RangePlan]) -> list[Source]:
+    sources: list[Source] = []
     for column in zip_longest(*(reversed(range_.current) for range_ in ranges)):  # its own range comes first
-        by_length: dict[int, list[tuple[int, RangePlan]]] = {}
+        by_length: dict[int, list[tuple[int, int]]] = {}
         for row, number in enumerate(column):
             if number is not None:
-                seen = plan.ranges[number]
-                by_length.setdefault(seen.num_tokens, []).append((row, seen))
+                by_length.setdefault(plan.ranges[number].num_tokens, []).append((row, number))
         for pairs in by_length.values():
-            rows = torch.tensor([row for row, _ in pairs])
-            sources.append(CurrentSource(rows, torch.stack([torch.arange(seen.start, seen.stop) for _, seen in pairs])))
+            numbers = tuple(number for _, number in pairs)
+            seen = [torch.arange(plan.ranges[number].start, plan.ranges[number].stop) for number in numbers]
+            sources.append(CurrentSource(torch.tensor([row for row, _ in pairs]), numbers, torch.stack(seen)))
     return sources
 
 
-def _paged_sources(
-    ranges: Sequence[RangePlan], rope: RopeTables | None, dtype: torch.dtype
-) -> list[CurrentSource | PagedSource]:
-    sources: list[CurrentSource | PagedSource] = []
+def _paged_sources(ranges: Sequence[RangePlan], rope: RopeTables | None, dtype: torch.dtype) -> list[Source]:
+    sources: list[Source] = []
     for column in zip_longest(*(range_.reads for range_ in ranges)):
         by_shape: dict[tuple[str, int], list[tuple[int, Read]]] = {}
         for row, read in enumerate(column):
@@ -109,6 +145,17 @@ def _paged_sources(
             cos, sin = _stacked_tables(reads, rope, dtype)
             sources.append(PagedSource(torch.tensor([row for row, _ in pairs]), reads, codec, num_tokens, cos, sin))
     return sources
+
+
+def _context_sources(numbers: Sequence[int], context_tokens: Sequence[int]) -> list[Source]:
+    by_length: dict[int, list[tuple[int, int]]] = {}
+    for row, number in enumerate(numbers):
+        if context_tokens and context_tokens[number]:
+            by_length.setdefault(context_tokens[number], []).append((row, number))
+    return [
+        ContextSource(torch.tensor([row for row, _ in pairs]), tuple(number for _, number in pairs))
+        for pairs in by_length.values()
+    ]
 
 
 def _stacked_tables(

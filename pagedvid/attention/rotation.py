@@ -54,6 +54,10 @@ class Rotation:
             return x
         return rotate(x.float(), self.cos[tokens], self.sin[tokens]).to(x.dtype)
 
+    def in_page_order(self, x: Tensor) -> Tensor:
+        """Queries or keys [..., D] in the channel order of the pages, not turned."""
+        return x if self.rope is None else to_half_layout(x, self.rope.layout)
+
     def plain(self, k_ThD: Tensor, tokens: slice) -> Tensor:
         """Consecutive packed keys as the model gave them: [n, h, D] before rotary embedding, in half layout."""
         k = k_ThD[tokens]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -9,11 +10,15 @@ from torch import Tensor
 
 from pagedvid.attention.backend import AttentionBackend
 from pagedvid.attention.commit import sampled_tokens, write_layer
+from pagedvid.attention.measure import sample_queries
+from pagedvid.attention.projection import StepProjection
 from pagedvid.attention.rotation import Rotation
+from pagedvid.attention.tile import Context
 from pagedvid.cache.plan import StepPlan
 from pagedvid.cache.pool import PagePool
 from pagedvid.cache.spec import CacheSpec
 from pagedvid.errors import ShapeError, StateError
+from pagedvid.quant.projective import Projection
 from pagedvid.quant.rotary import RopeTables
 
 
@@ -25,43 +30,107 @@ class Step:
         self._pool = pool
         self._spec = spec
         self._backend = backend
-        self._rotation: Rotation | None = None
-        self._prepared: Any = None
-        self._prepared_dtype: torch.dtype | None = None
+        self._rotary: tuple[Any, Rotation, Any] | None = None
+        """What it was made from, the view, what the backend prepared for it."""
+        self._projective: dict[int, tuple[Any, StepProjection, Any]] = {}
         self._has_ended = False
 
     @torch.no_grad()
-    def attend(self, layer: int, q_THD: Tensor, k_THD: Tensor, v_THD: Tensor, rope: RopeTables | None = None) -> Tensor:
-        """Attention of all packed tokens over history and current chunks; in a commit pass also stores k and v.
+    def attend(
+        self,
+        layer: int,
+        q_THD: Tensor,
+        k_THD: Tensor,
+        v_THD: Tensor,
+        rope: RopeTables | None = None,
+        *,
+        projections: Sequence[Projection] = (),
+        context: Context = (),
+    ) -> Tensor:
+        """Attention of all packed tokens over history and current chunks; in a commit pass also stores k and v, once.
 
         q [T, Hq, D], k and v [T, Hkv, D], one dtype (float32 or bfloat16), packed in the order of the ranges; before or
         after rotary embedding as `CacheSpec.keys_arrive` says. Returns [T, Hq, D] in that dtype. `rope` should be the
         same object in all layers, or its tables are made anew; None: keys have no positions. No gradient flows through.
+
+        `projections`: further views of the same queries and the same keys and values, current and stored; the result
+        then is [1 + projections, T, Hq, D], the rotary view first. `context`: for every range keys and values
+        [n, Hkv, D], or None, that all views see as they are, such as a text's; they are not stored.
         Raises ShapeError, NonFiniteError (a commit is rolled back by it) and StateError.
         """
         if self._has_ended:
             raise StateError("this step has ended; its pages may belong to others by now. Open a new step.")
         self._check(layer, q_THD, k_THD, v_THD)
-        rotation = self._rotation_for(rope, q_THD.dtype)
-        out = self._backend.attend(self._prepared, layer, q_THD, k_THD, v_THD)
-        for range_ in self.plan.ranges:
-            tokens = slice(range_.start, range_.stop)
-            for pending in range_.writes:
-                q = rotation.rotated(q_THD, sampled_tokens(range_).to(q_THD.device))
-                k = rotation.plain(k_THD, tokens)
-                write_layer(self._pool, self._spec, pending, layer, q, k, v_THD[tokens], rope)
-        return out
+        made_for = (q_THD.dtype, self._context_tokens(context, q_THD.dtype))
+        rotation, prepared = self._rotary_view(rope, *made_for)
+        views = [self._projective_view(i, projection, rope, *made_for) for i, projection in enumerate(projections)]
+        outs = [
+            self._backend.attend(each, layer, q_THD, k_THD, v_THD, context)
+            for each in (prepared, *(prepared for _, prepared in views))
+        ]
+        self._write(layer, q_THD, k_THD, v_THD, rotation, [view for view, _ in views])
+        return torch.stack(outs) if projections else outs[0]
 
     def end(self) -> None:
         """No `attend` after this; called when the step's block is left."""
         self._has_ended = True
 
-    def _rotation_for(self, rope: RopeTables | None, dtype: torch.dtype) -> Rotation:
-        if self._rotation is None or self._rotation.rope is not rope or self._prepared_dtype != dtype:
-            self._rotation = Rotation.of(self.plan, self._spec, rope, self._pool.device)
-            self._prepared = self._backend.prepare(self.plan, self._rotation, dtype)
-            self._prepared_dtype = dtype
-        return self._rotation
+    def _write(
+        self, layer: int, q: Tensor, k: Tensor, v: Tensor, rotation: Rotation, views: Sequence[StepProjection]
+    ) -> None:
+        for range_ in self.plan.ranges:
+            tokens = slice(range_.start, range_.stop)
+            for pending in range_.writes:
+                sampled = sampled_tokens(range_).to(q.device)
+                projected = [sample_queries(view, range_, pending, q, sampled) for view in views]
+                q_SHD, k_nHD = rotation.rotated(q, sampled), rotation.plain(k, tokens)
+                write_layer(self._pool, self._spec, pending, layer, q_SHD, k_nHD, v[tokens], rotation.rope, projected)
+
+    def _rotary_view(
+        self, rope: RopeTables | None, dtype: torch.dtype, context_tokens: tuple[int, ...]
+    ) -> tuple[Rotation, Any]:
+        made_from = (rope, dtype, context_tokens)
+        if self._rotary is None or not _is_same(self._rotary[0], made_from):
+            rotation = Rotation.of(self.plan, self._spec, rope, self._pool.device)
+            self._rotary = (made_from, rotation, self._backend.prepare(self.plan, rotation, dtype, context_tokens))
+        return self._rotary[1], self._rotary[2]
+
+    def _projective_view(
+        self,
+        slot: int,
+        projection: Projection,
+        rope: RopeTables | None,
+        dtype: torch.dtype,
+        context_tokens: tuple[int, ...],
+    ) -> tuple[StepProjection, Any]:
+        stored_layout = "half" if rope is None else rope.layout
+        if projection.layout != stored_layout:
+            raise ShapeError(
+                f"the projection's layout is {projection.layout!r}, but keys are stored from {stored_layout!r}; "
+                "give both views the same"
+            )
+        made_from = (projection, dtype, context_tokens)
+        if slot not in self._projective or not _is_same(self._projective[slot][0], made_from):
+            view = StepProjection.of(self.plan, self._spec, projection, self._pool.device)
+            prepared = self._backend.prepare(self.plan, view, dtype, context_tokens)
+            self._projective[slot] = (made_from, view, prepared)
+        return self._projective[slot][1:]
+
+    def _context_tokens(self, context: Context, dtype: torch.dtype) -> tuple[int, ...]:
+        """Context keys of each range; empty when none has any. Raises ShapeError."""
+        if not context:
+            return ()
+        if len(context) != len(self.plan.ranges):
+            raise ShapeError(f"context for {len(context)} ranges was given; this step has {len(self.plan.ranges)}")
+        expected = (self._spec.num_kv_heads, self._spec.head_dim)
+        for number, pair in enumerate(context):
+            for x in pair or ():
+                if tuple(x.shape[1:]) != expected or len(x) != len(pair[0]) or x.dtype != dtype:  # type: ignore[index]
+                    raise ShapeError(
+                        f"context of range {number} has shape {tuple(x.shape)}, {x.dtype}; keys and values must both "
+                        f"be tokens x {expected} in {dtype}"
+                    )
+        return tuple(0 if pair is None else len(pair[0]) for pair in context)
 
     def _check(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> None:
         spec, num_tokens = self._spec, self.plan.num_tokens
@@ -77,3 +146,8 @@ class Step:
                 raise ShapeError(f"{name} is {x.dtype}; q, k and v must share one of torch.float32, torch.bfloat16")
             if x.device.type != self._pool.device.type:
                 raise ShapeError(f"{name} is on {x.device}, the pool on {self._pool.device}; move one of them")
+
+
+def _is_same(a: tuple[Any, ...], b: tuple[Any, ...]) -> bool:
+    """The very same tables or projection, and the same rest."""
+    return a[0] is b[0] and a[1:] == b[1:]

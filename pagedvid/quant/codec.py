@@ -42,8 +42,11 @@ class Codec(Protocol):
         """Records -> tokens, written into `out` [R, P * page_tokens, D]; returns its view [R, num_tokens, D]."""
         ...
 
-    def mean_square_steps(self, records_RPB: Tensor, num_tokens: int) -> Tensor | None:
-        """Mean of step**2 over each row's tokens, float32 [R, D]; None when nothing was rounded to a grid."""
+    def mean_square_steps(self, records_RPB: Tensor, num_tokens: int, first_token: int = 0) -> Tensor | None:
+        """Mean of step**2 over each row's `num_tokens` tokens from `first_token` on, float32 [R, D].
+
+        None when nothing was rounded to a grid.
+        """
         ...
 
 
@@ -58,7 +61,7 @@ class RawCodec:
         """See `Codec.encode`."""
         stored = x_RnD.to(self.dtype)
         if not bool(torch.isfinite(stored).all()):
-            raise _not_storable(x_RnD, torch.finfo(self.dtype).max)
+            raise not_storable(x_RnD, torch.finfo(self.dtype).max)
         num_rows, num_tokens, head_dim = x_RnD.shape
         num_pages = pages_for_tokens(num_tokens, self.name)
         records = torch.zeros(num_rows, num_pages, PAGE_ROWS * head_dim, dtype=torch.uint8, device=x_RnD.device)
@@ -71,7 +74,7 @@ class RawCodec:
         tokens.copy_(self._values(records_RPB)[:, :num_tokens])
         return tokens
 
-    def mean_square_steps(self, records_RPB: Tensor, num_tokens: int) -> Tensor | None:
+    def mean_square_steps(self, records_RPB: Tensor, num_tokens: int, first_token: int = 0) -> Tensor | None:
         """None: there is no step."""
         return None
 
@@ -93,10 +96,10 @@ class ChannelCodec:
         x = self._pad_to_pages(x_RnD.float())
         low, high = x.amin(2), x.amax(2)
         if not bool((low > -FP16_MAX).all() and (high < FP16_MAX).all()):
-            raise _not_storable(x_RnD, FP16_MAX)
+            raise not_storable(x_RnD, FP16_MAX)
         num_levels = (1 << self.bits) - 1
-        zero = _round_down_fp16(low)
-        step = _round_up_fp16((high - zero.float()) / num_levels)
+        zero = round_down_fp16(low)
+        step = round_up_fp16((high - zero.float()) / num_levels)
         divisor = torch.where(step == 0, 1.0, step.float()).unsqueeze(2)
         codes = x.sub_(zero.float().unsqueeze(2)).div_(divisor).round_().clamp_(0, num_levels).to(torch.uint8)
         return join_record(pack(codes, self.bits), step, zero)
@@ -110,12 +113,13 @@ class ChannelCodec:
         torch.addcmul(zero.to(out.dtype)[:, :, None, None], paged, scaled_step, out=paged)
         return out[:, :num_tokens]
 
-    def mean_square_steps(self, records_RPB: Tensor, num_tokens: int) -> Tensor | None:
-        """See `Codec.mean_square_steps`; the last page counts with the tokens that it really holds."""
+    def mean_square_steps(self, records_RPB: Tensor, num_tokens: int, first_token: int = 0) -> Tensor | None:
+        """See `Codec.mean_square_steps`; a page counts with as many of the tokens as it holds."""
         _, step, _ = split_record(records_RPB)
-        per_page = page_tokens(self.name)
-        weights = torch.full((records_RPB.shape[1],), per_page / num_tokens, device=records_RPB.device)
-        weights[-1] = (num_tokens - per_page * (len(weights) - 1)) / num_tokens
+        first_of_page = page_tokens(self.name) * torch.arange(records_RPB.shape[1], dtype=torch.float64)
+        begin = first_of_page.clamp(min=first_token)
+        end = (first_of_page + page_tokens(self.name)).clamp(max=first_token + num_tokens)
+        weights = ((end - begin).clamp(min=0) / num_tokens).float().to(records_RPB.device)
         return torch.einsum("rpd,p->rd", step.float().square(), weights)
 
     def _pad_to_pages(self, x_RnD: Tensor) -> Tensor:
@@ -145,19 +149,22 @@ def page_steps(records_RPB: Tensor) -> Tensor:
     return split_record(records_RPB)[1].float()
 
 
-def _round_down_fp16(x: Tensor) -> Tensor:
+def round_down_fp16(x: Tensor) -> Tensor:
+    """The largest fp16 number that is not above `x`."""
     nearest = x.half()
     below = torch.nextafter(nearest, torch.full_like(nearest, -torch.inf))
     return torch.where(nearest.float() > x, below, nearest)
 
 
-def _round_up_fp16(x: Tensor) -> Tensor:
+def round_up_fp16(x: Tensor) -> Tensor:
+    """The smallest fp16 number that is not below `x`."""
     nearest = x.half()
     above = torch.nextafter(nearest, torch.full_like(nearest, torch.inf))
     return torch.where(nearest.float() < x, above, nearest)
 
 
-def _not_storable(x_RnD: Tensor, limit: float) -> NonFiniteError:
+def not_storable(x_RnD: Tensor, limit: float) -> NonFiniteError:
+    """The error that says what of `x` is NaN, infinite or not below `limit`, and in which rows."""
     num_nan = int(torch.isnan(x_RnD).sum())
     num_infinite = int(torch.isinf(x_RnD).sum())
     storable = x_RnD.abs() < limit  # False for NaN too

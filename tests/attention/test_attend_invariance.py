@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from pagedvid.attention.torch_backend import _row_parts
+from pagedvid.attention.flash_cpu import row_parts
 from pagedvid.cache.plan import QueryRange
 from pagedvid.geometry import Window
 from tests.attention.reference import (
@@ -38,7 +38,7 @@ def test_the_number_of_threads_does_not_matter(dtype, num_threads, monkeypatch):
         monkeypatch.setattr(torch, "get_num_threads", lambda number=number: number)
         with cache.denoise([stream]) as step:
             outs.append(step.attend(0, q, k, v))
-    assert _row_parts(torch.empty(1, 1, 2340, 64), num_threads) == num_threads
+    assert row_parts(torch.empty(1, 1, 2340, 64), num_threads) == num_threads
     torch.testing.assert_close(outs[0], outs[1], rtol=0, atol=2e-6 if dtype == torch.float32 else 8e-3)
 
 
