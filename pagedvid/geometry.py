@@ -15,6 +15,7 @@ K and V are two tensors indexed by the same page id: one page id stands for `2 *
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pagedvid.errors import ConfigError
@@ -131,6 +132,19 @@ class Window:
         first_recent = max(self.sink_chunks, num_committed - self.recent_chunks)
         return (*range(min(self.sink_chunks, num_committed)), *range(first_recent, num_committed))
 
+    def keeps(self, chunk_index: int, num_committed: int) -> bool:
+        """Whether a committed chunk is among `live(num_committed)`."""
+        return chunk_index < self.sink_chunks or chunk_index >= num_committed - self.recent_chunks
+
+
+@dataclass(frozen=True)
+class Commit:
+    """One chunk that a stream is going to commit, if that is known in advance."""
+
+    num_tokens: int
+    drops: tuple[int, ...] = ()
+    """Chunks that the stream still keeps and drops before this commit, because nobody will read them any more."""
+
 
 @dataclass(frozen=True)
 class RoleCodecs:
@@ -181,6 +195,38 @@ def peak_pages(
             held += pages[codecs.at_commit(i - 1, window)]
             held -= 0 if codecs.recodes(i - 1, window) else pages[codecs.final(i - 1, window)]
         peak = max(peak, held)
+    return peak
+
+
+def planned_peak_pages(shape: KVShape, window: Window, codecs: RoleCodecs, commits: Sequence[Commit]) -> int:
+    """Most page ids that one branch of a stream ever holds while exactly these chunks are committed and dropped.
+
+    The rule is that of `peak_pages`; chunks may differ in length and leave before the window would let them go.
+    """
+    held: dict[int, int] = {}
+    peak = 0
+    for i, commit in enumerate(commits):
+        for index in commit.drops:
+            held.pop(index, None)
+        new_pages = shape.chunk_pages(commit.num_tokens, codecs.at_commit(i, window))
+        final = {}
+        if i - 1 in held and codecs.recodes(i - 1, window):
+            final = {i - 1: shape.chunk_pages(commits[i - 1].num_tokens, codecs.final(i - 1, window))}
+        peak = max(peak, sum(held.values()) + new_pages + sum(final.values()))
+        held |= {**final, i: new_pages}
+        held = {index: pages for index, pages in held.items() if window.keeps(index, i + 1)}
+    return peak
+
+
+def planned_peak_tokens(window: Window, commits: Sequence[Commit]) -> int:
+    """Most tokens that one branch of a stream ever holds while exactly these chunks are committed and dropped."""
+    held: dict[int, int] = {}
+    peak = 0
+    for i, commit in enumerate(commits):
+        held = {index: tokens for index, tokens in held.items() if index not in commit.drops}
+        held[i] = commit.num_tokens
+        peak = max(peak, sum(held.values()))
+        held = {index: tokens for index, tokens in held.items() if window.keeps(index, i + 1)}
     return peak
 
 

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from pagedvid.errors import ConfigError
 from pagedvid.geometry import (
     BITS_PER_VALUE,
+    Commit,
     KVShape,
     RoleCodecs,
     Window,
@@ -21,6 +22,7 @@ from pagedvid.geometry import (
     pages_for_tokens,
     pages_in_memory,
     peak_pages,
+    planned_peak_pages,
     stream_bytes,
 )
 from tests.stream_simulation import PAGE_TOKENS, simulated_peak
@@ -166,6 +168,35 @@ def test_peak_pages_against_a_simulated_stream(sink_chunks, recent_chunks):
 def test_peak_pages_against_a_simulated_stream_anywhere(window, codecs, chunk_tokens, max_commits):
     expected = simulated_peak(window, codecs, chunk_tokens, 30 if max_commits is None else max_commits)
     assert peak_pages(KVShape(1, 1, 2), window, codecs, chunk_tokens, max_commits) == expected
+
+
+@given(windows, role_codecs, tokens, st.integers(0, 12))
+def test_a_plan_that_drops_nothing_needs_what_the_window_keeps(window, codecs, chunk_tokens, num_commits):
+    shape, plan = KVShape(2, 3, 8), [Commit(chunk_tokens)] * num_commits
+    expected = peak_pages(shape, window, codecs, chunk_tokens, num_commits)
+    assert planned_peak_pages(shape, window, codecs, plan) == expected
+
+
+def test_a_plan_counts_what_is_held_while_a_chunk_is_written():
+    """int2 pages hold 128 tokens, so chunks of 128, 300 and 10 tokens take 1, 3 and 1 pages of the only table."""
+    shape, window = KVShape(1, 1, 8), Window(0, 100)
+
+    def peak(*plan: Commit, newest: str | None = None) -> int:
+        return planned_peak_pages(shape, window, RoleCodecs("int2", newest=newest), plan)
+
+    assert peak() == 0
+    assert peak(Commit(128), Commit(300), Commit(10)) == 5
+    assert peak(Commit(128), Commit(300, drops=(0,)), Commit(10, drops=(1,))) == 3
+    assert peak(Commit(128), Commit(300), Commit(10, drops=(0, 1))) == 4
+    # The newest chunk, bf16 (18 tokens a page), is written again as the next one comes; unless it is dropped first.
+    assert peak(Commit(36), Commit(18), newest="bf16") == 2 + 1 + 1
+    assert peak(Commit(36), Commit(18, drops=(0,)), newest="bf16") == 2
+
+
+@given(windows, st.integers(0, 30), st.integers(0, 40))
+def test_the_window_keeps_exactly_its_live_chunks(window, num_committed, chunk_index):
+    if chunk_index < num_committed:
+        assert window.keeps(chunk_index, num_committed) == (chunk_index in window.live(num_committed))
 
 
 @given(windows, role_codecs, tokens, st.integers(1, 10))

@@ -6,6 +6,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,6 +36,8 @@ class Chunk:
     indptr: NDArray[np.int64] = field(repr=False)
     alpha: Tensor | None = field(default=None, repr=False)
     """Measured correction factors, float32 [num_layers, num_kv_heads]; None when nothing was measured."""
+    tag: Any = field(default=None, repr=False)
+    """What the model said about its tokens when it was committed (`QueryRange.tag`), such as their cameras."""
     digest: bytes | None = field(default=None, repr=False)
     """Hash of the page bytes, kept only with `CacheSpec.debug_checks`."""
 

@@ -62,7 +62,8 @@ def _check_digests(pool: PagePool, ledger: ChunkLedger) -> None:
 def _check_windows(streams: Sequence[Stream]) -> None:
     for stream in streams:
         for branch, history in stream.branches.items():
-            expected = sorted({*stream.window.live(history.num_committed), *history.pinned})
+            kept = {*stream.window.live(history.num_committed), *history.pinned}
+            expected = sorted(kept - history.dropped)
             _require(
                 list(history.chunks) == expected,
                 f"I5: stream {stream.id} {branch} keeps {list(history.chunks)}, not {expected}",

@@ -13,7 +13,7 @@ Invariants, recomputed from scratch by `check`:
   I2 the reference count of a chunk is the number of branch histories that hold it
   I3 a stream holds at most its peak; the budget adds up and is at most num_pages
   I4 the page bytes of a live chunk never change (with debug_checks)
-  I5 live chunks are window.live(num_committed) and the pins, ascending
+  I5 live chunks are window.live(num_committed) and the pins, less those dropped before their time, ascending
   I6 permanent chunks are the sinks and pins that have reached their final codec
 """
 
@@ -24,15 +24,24 @@ from contextlib import contextmanager
 
 import torch
 
+from pagedvid.cache.checks import check_ranges
 from pagedvid.cache.chunk import Chunk, ChunkLedger, digest_pages, equal_tables
 from pagedvid.cache.integrity import check_integrity
-from pagedvid.cache.plan import PendingChunk, QueryRange, StepPlan, check_ranges, resolve_ranges, wanted_chunks
+from pagedvid.cache.plan import PendingChunk, QueryRange, StepPlan, resolve_ranges, wanted_chunks
 from pagedvid.cache.pool import PagePool
 from pagedvid.cache.spec import CacheSpec
 from pagedvid.cache.stats import CacheStats, collect_stats
 from pagedvid.cache.stream import BranchHistory, Stream
 from pagedvid.errors import CapacityError, ShapeError, StateError
-from pagedvid.geometry import RoleCodecs, Window, is_quantized, pages_in_memory, peak_pages
+from pagedvid.geometry import (
+    Commit,
+    RoleCodecs,
+    Window,
+    is_quantized,
+    pages_in_memory,
+    peak_pages,
+    planned_peak_pages,
+)
 from pagedvid.units import parse_bytes
 
 
@@ -61,10 +70,13 @@ class CacheManager:
         branches: Sequence[str] = ("cond",),
         max_chunks: int | None = None,
         codecs: RoleCodecs | None = None,
+        commits: Sequence[Commit] | None = None,
     ) -> Stream:
         """A new stream with its peak reserved.
 
-        `max_chunks`: how many chunks will be committed at most, if known: a short video reserves less.
+        `chunk_tokens`: most tokens of one chunk. `max_chunks`: how many chunks will be committed at most, if known: a
+        short video reserves less. `commits`: exactly what every branch will commit and drop, if that is known; the
+        stream must then keep to it (`max_chunks` is its length).
         Raises CapacityError (nothing is taken) when the peak does not fit, ShapeError for impossible sizes.
         """
         if chunk_tokens < 1 or not branches or len(set(branches)) != len(branches):
@@ -74,11 +86,31 @@ class CacheManager:
         if max_chunks is not None and max_chunks < 0:
             raise ShapeError(f"max_chunks is {max_chunks}; it must be 0 or more, or None for an open end")
         codecs = codecs or self.spec.codecs
-        peak = len(branches) * peak_pages(self.spec.shape, window, codecs, chunk_tokens, max_chunks)
+        peak = self.pages_needed(
+            window, chunk_tokens, num_branches=len(branches), max_chunks=max_chunks, codecs=codecs, commits=commits
+        )
+        plan = None if commits is None else tuple(commits)
+        max_chunks = max_chunks if plan is None else len(plan)
         self._require(peak, f"a stream of {window.sink_chunks} sink + {window.recent_chunks} recent + 1 current chunks "
                             f"x {chunk_tokens} tokens x {len(branches)} branches ({codecs.history})")  # fmt: skip
         histories = {branch: BranchHistory(window) for branch in branches}
-        return self._admit(Stream(-1, window, codecs, chunk_tokens, max_chunks, histories, peak, peak))
+        return self._admit(Stream(-1, window, codecs, chunk_tokens, max_chunks, plan, histories, peak, peak))
+
+    def pages_needed(
+        self,
+        window: Window,
+        chunk_tokens: int,
+        *,
+        num_branches: int = 1,
+        max_chunks: int | None = None,
+        codecs: RoleCodecs | None = None,
+        commits: Sequence[Commit] | None = None,
+    ) -> int:
+        """Pages that `open` would reserve; changes nothing."""
+        shape, codecs = self.spec.shape, codecs or self.spec.codecs
+        if commits is not None:
+            return num_branches * planned_peak_pages(shape, window, codecs, commits)
+        return num_branches * peak_pages(shape, window, codecs, chunk_tokens, max_chunks)
 
     def fork(self, stream: Stream) -> Stream:
         """A second stream that continues from the same chunks; no byte is copied.
@@ -97,6 +129,7 @@ class CacheManager:
             stream.codecs,
             stream.chunk_tokens,
             stream.max_chunks,
+            stream.commits,
             histories,
             stream.base_peak_pages,
             stream.peak_pages,
@@ -141,6 +174,21 @@ class CacheManager:
             )
         history.pinned -= {chunk_index}
         self._settle(stream, history.slide())
+
+    def drop(self, stream: Stream, chunk_indices: Sequence[int]) -> None:
+        """Frees committed chunks of every branch before the window would: nobody will read them any more.
+
+        Raises StateError for a chunk that is not kept, or that is a sink or pinned, and for a busy stream.
+        """
+        self._require_idle(stream)
+        indices = tuple(chunk_indices)
+        for history in stream.branches.values():
+            history.select(indices)
+            lasting = [index for index in indices if index < stream.window.sink_chunks or index in history.pinned]
+            if lasting:
+                raise StateError(f"chunks {lasting} of stream {stream.id} are sinks or pinned; they cannot be dropped")
+        for history in stream.branches.values():
+            self._settle(stream, history.drop(indices))
 
     # ------------------------------------------------------------------ steps
 
@@ -305,6 +353,7 @@ class CacheManager:
             pages=pending.pages,
             indptr=equal_tables(self.spec.shape, len(pending.pages)),
             alpha=pending.alpha,
+            tag=pending.tag,
             digest=digest_pages(self.pool, pending.pages) if self.spec.debug_checks else None,
         )
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from torch import Tensor
@@ -19,7 +20,6 @@ from torch import Tensor
 from pagedvid.cache.chunk import Chunk
 from pagedvid.cache.pool import PageIds
 from pagedvid.cache.stream import BranchHistory, Stream
-from pagedvid.errors import ShapeError, StateError
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,10 @@ class QueryRange:
     """Indices of the committed chunks it may see; None: all that the stream keeps."""
     sees_ranges: tuple[int, ...] = ()
     """Other ranges of the same step whose current keys it sees besides its own (several chunks in flight)."""
+    position: int | None = None
+    """Where rotary embedding places its first token; None: after everything committed and in flight before it."""
+    tag: Any = None
+    """Kept with the chunk that a commit pass stores, and of no meaning to the cache (cameras of its frames, ...)."""
     replaces: int | None = None
     """Stands in the place of this chunk (KV recache) and sees only the chunks before it; a commit takes its place."""
 
@@ -65,6 +69,7 @@ class PendingChunk:
     """The chunk whose place it takes with new keys and values (KV recache)."""
     pages: PageIds = field(default_factory=lambda: np.empty(0, dtype=np.int32))
     alpha: Tensor | None = None
+    tag: Any = None
     layers_written: set[int] = field(default_factory=set)
 
 
@@ -82,6 +87,7 @@ class RangePlan:
     current: tuple[int, ...]
     """Ranges of this step whose current keys it sees, its own included."""
     writes: tuple[PendingChunk, ...]
+    tag: Any = None
 
     @property
     def num_tokens(self) -> int:
@@ -104,47 +110,6 @@ class StepPlan:
     def pending(self) -> tuple[PendingChunk, ...]:
         """Every chunk that the step stores."""
         return tuple(pending for range_ in self.ranges for pending in range_.writes)
-
-
-def check_ranges(ranges: Sequence[QueryRange]) -> None:
-    """Raises StateError or ShapeError for a request that cannot be planned; takes and changes nothing."""
-    if not ranges:
-        raise StateError("a step needs at least one query range")
-    earlier: set[tuple[int, str]] = set()
-    committing: set[tuple[int, str]] = set()
-    for number, asked in enumerate(ranges):
-        _check_tokens(number, asked)
-        others, visible = asked.sees_ranges, asked.visible or ()
-        if len(set(others)) < len(others) or any(not 0 <= other < len(ranges) or other == number for other in others):
-            raise StateError(f"range {number} sees ranges {others}; allowed are others below {len(ranges)}, each once")
-        if len(set(visible)) < len(visible):
-            raise StateError(f"range {number} names a chunk twice: {visible}")
-        key, appends = (asked.stream.id, asked.branch), asked.commit and asked.replaces is None
-        if (asked.commit and key in committing) or (appends and key in earlier):
-            raise StateError(
-                f"range {number} commits a chunk of stream {key[0]}, branch {key[1]!r}, but an earlier range belongs "
-                "to it too; commit one chunk per step, and before the chunks in flight"
-            )
-        if asked.commit:
-            committing.add(key)
-        if asked.replaces is None:
-            earlier.add(key)
-
-
-def _check_tokens(number: int, asked: QueryRange) -> None:
-    stream, history, num_tokens = asked.stream, asked.stream.history(asked.branch), tokens_of(asked)
-    if not 1 <= num_tokens <= stream.chunk_tokens:
-        raise ShapeError(
-            f"range {number} has {num_tokens} tokens; stream {stream.id} was opened for 1 to {stream.chunk_tokens}"
-        )
-    if asked.replaces is not None:
-        (old,) = history.select((asked.replaces,))
-        if num_tokens != old.num_tokens:
-            raise ShapeError(
-                f"range {number} has {num_tokens} tokens; chunk {old.index}, which it replaces, {old.num_tokens}"
-            )
-    elif asked.commit and history.num_committed == stream.max_chunks:
-        raise StateError(f"stream {stream.id} was opened for max_chunks={stream.max_chunks}, all of them are committed")
 
 
 def tokens_of(asked: QueryRange) -> int:
@@ -189,8 +154,9 @@ def wanted_chunks(asked: QueryRange) -> tuple[PendingChunk, ...]:
     positions = chunk_positions(history)
     if asked.replaces is not None:
         (old,) = history.select((asked.replaces,))
+        position = positions[old.index]
         return (
-            PendingChunk(old.index, old.first_token, positions[old.index], old.num_tokens, old.codec, replaces=old),
+            PendingChunk(old.index, old.first_token, position, old.num_tokens, old.codec, replaces=old, tag=asked.tag),
         )
     index = history.num_committed
     own = PendingChunk(
@@ -199,6 +165,7 @@ def wanted_chunks(asked: QueryRange) -> tuple[PendingChunk, ...]:
         position=next_position(history),
         num_tokens=tokens_of(asked),
         codec=stream.codecs.at_commit(index, stream.window),
+        tag=asked.tag,
     )
     last = history.chunks.get(index - 1)
     if last is None or not (last.index in history.pinned or stream.codecs.recodes(last.index, stream.window)):
@@ -206,7 +173,10 @@ def wanted_chunks(asked: QueryRange) -> tuple[PendingChunk, ...]:
     final = stream.codecs.final(last.index, stream.window)
     if last.codec == final:
         return (own,)
-    return (PendingChunk(last.index, last.first_token, positions[last.index], last.num_tokens, final, source=last), own)
+    recoded = PendingChunk(
+        last.index, last.first_token, positions[last.index], last.num_tokens, final, source=last, tag=last.tag
+    )
+    return (recoded, own)
 
 
 def resolve_ranges(ranges: Sequence[QueryRange], writes: Sequence[tuple[PendingChunk, ...]]) -> StepPlan:
@@ -217,7 +187,9 @@ def resolve_ranges(ranges: Sequence[QueryRange], writes: Sequence[tuple[PendingC
         history = asked.stream.history(asked.branch)
         positions = chunk_positions(history)
         num_tokens = tokens_of(asked)
-        if asked.replaces is None:
+        if asked.position is not None and not asked.commit:
+            position = asked.position
+        elif asked.replaces is None:
             key = (asked.stream.id, asked.branch)
             position = in_flight.get(key, next_position(history))
             in_flight[key] = position + num_tokens
@@ -233,6 +205,7 @@ def resolve_ranges(ranges: Sequence[QueryRange], writes: Sequence[tuple[PendingC
                 reads=tuple(Read(chunk, positions[chunk.index]) for chunk in visible_chunks(asked)),
                 current=(*asked.sees_ranges, number),
                 writes=pending,
+                tag=asked.tag,
             )
         )
         start += num_tokens

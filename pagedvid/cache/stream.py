@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from pagedvid.cache.chunk import Chunk
 from pagedvid.errors import StateError
-from pagedvid.geometry import RoleCodecs, Window
+from pagedvid.geometry import Commit, RoleCodecs, Window
 
 
 @dataclass
@@ -20,6 +20,8 @@ class BranchHistory:
     window: Window
     chunks: dict[int, Chunk] = field(default_factory=dict)
     pinned: frozenset[int] = frozenset()
+    dropped: frozenset[int] = frozenset()
+    """Chunks that were dropped before the window would have let them go."""
     num_committed: int = 0
     num_committed_tokens: int = 0
 
@@ -32,8 +34,17 @@ class BranchHistory:
 
     def slide(self) -> list[Chunk]:
         """Removes and returns every chunk that neither the window nor a pin keeps."""
-        kept = self.pinned | set(self.window.live(self.num_committed))
-        return [self.chunks.pop(index) for index in list(self.chunks) if index not in kept]
+        leaving = [
+            index
+            for index in self.chunks
+            if index not in self.pinned and not self.window.keeps(index, self.num_committed)
+        ]
+        return [self.chunks.pop(index) for index in leaving]
+
+    def drop(self, indices: tuple[int, ...]) -> list[Chunk]:
+        """Removes and returns chunks that the window would still keep."""
+        self.dropped |= set(indices)
+        return [self.chunks.pop(index) for index in indices]
 
     def swap(self, chunk: Chunk) -> Chunk:
         """Puts `chunk` in the place of the one with its index, which is returned."""
@@ -53,7 +64,7 @@ class BranchHistory:
 
     def copy(self) -> BranchHistory:
         """A history of its own over the same chunks."""
-        return BranchHistory(self.window, dict(self.chunks), self.pinned, self.num_committed, self.num_committed_tokens)
+        return replace(self, chunks=dict(self.chunks))
 
 
 @dataclass(eq=False)
@@ -67,6 +78,8 @@ class Stream:
     """Most tokens of one chunk; a commit may bring fewer."""
     max_chunks: int | None
     """Number of chunks that will be committed at most, None when open-ended."""
+    commits: tuple[Commit, ...] | None
+    """Exactly what each branch is going to commit and drop; None: chunks of chunk_tokens, dropped by the window."""
     branches: dict[str, BranchHistory]
     base_peak_pages: int
     """Most pages it ever holds, without pins."""

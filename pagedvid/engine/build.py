@@ -41,8 +41,14 @@ def build_engine(config: Config) -> Engine:
     """Loads the model, allocates the pool, picks the backend. Raises ConfigError, CapacityError, BackendError."""
     if config.model.device.startswith("cuda") and not torch.cuda.is_available():
         raise ConfigError(f"model.device is {config.model.device!r}, but PyTorch sees no CUDA device here; use cpu")
-    weights = None if config.model.weights is None else Path(config.model.weights)
-    model = load_model(config.model.name, weights, config.model.device, DTYPES[config.model.dtype])
+    model = load_model(
+        config.model.name,
+        _path(config.model.weights),
+        config.model.device,
+        DTYPES[config.model.dtype],
+        text_encoder=_path(config.model.text_encoder),
+        vae=_path(config.model.vae),
+    )
     cache = PagedKVCache(
         cache_spec(config, model.geometry),
         config.cache.memory,
@@ -55,6 +61,10 @@ def build_engine(config: Config) -> Engine:
         max_batch_tokens=config.engine.max_batch_tokens,
         policy=config.engine.policy,
         max_concurrent=None if config.engine.concurrent == "auto" else int(config.engine.concurrent),
-        num_denoise_steps=config.engine.denoise_steps,
+        num_denoise_steps=config.engine.denoise_steps or model.default_denoise_steps,
     )
     return Engine(model, cache, window, settings)
+
+
+def _path(written: str | None) -> Path | None:
+    return None if written is None else Path(written)

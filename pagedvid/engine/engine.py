@@ -1,8 +1,8 @@
-"""The engine: continuous batching of chunk steps. `step` is the whole loop.
+"""The engine: continuous batching of the rounds of many videos. `step` is the whole loop.
 
-Streams join and leave between any two steps; each is at its own chunk and noise level, and denoise steps of some share
-a forward with commit passes of others. A chunk is yielded as soon as it is clean. The last chunk of a video has no
-reader and is not committed. A video's frames do not depend on what ran beside it.
+What a round is, the model says (models/rounds.py). Streams join and leave between any two steps; each is at its own
+round, and denoise steps of some share a forward with commit passes of others. A chunk is yielded as soon as it is
+clean. A video's frames do not depend on what ran beside it.
 """
 
 from __future__ import annotations
@@ -15,21 +15,21 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from pagedvid.cache.plan import QueryRange
 from pagedvid.engine.admission import admit_in_order
-from pagedvid.engine.job import Job
+from pagedvid.engine.job import Job, Waiting
+from pagedvid.engine.latents import Latents
 from pagedvid.engine.requests import (
-    ChunkOutput,
     EngineOutput,
     EngineSettings,
     EngineStats,
     RequestFailure,
     VideoRequest,
 )
+from pagedvid.engine.rounds import finished_chunk, packed_forward, take_steps
 from pagedvid.engine.scheduler import Candidate, next_batch
-from pagedvid.errors import CapacityError, ConfigError, IntegrityError, NonFiniteError
-from pagedvid.geometry import Window, peak_pages
-from pagedvid.models.base import Piece, VideoModel
+from pagedvid.errors import CapacityError, ConfigError, IntegrityError
+from pagedvid.geometry import Window
+from pagedvid.models.base import VideoModel
 from pagedvid.paged_kv_cache import PagedKVCache
 
 logger = logging.getLogger(__name__)
@@ -56,8 +56,7 @@ class Engine:
         self.cache = cache
         self.window = window
         self.settings = settings
-        self._levels = model.noise_levels(settings.num_denoise_steps)
-        self._waiting: deque[tuple[VideoRequest, object]] = deque()
+        self._waiting: deque[Waiting] = deque()
         self._running: dict[int, Job] = {}
         self._peak_bytes: dict[str, tuple[int, int]] = {}
         self._num_started = self._num_finished = self._num_failed = self._num_chunks_done = self._num_steps = 0
@@ -93,20 +92,20 @@ class Engine:
             raise ConfigError(f"request {request.id!r} asks for {request.num_frames} frames; at least 1")
         if request.id in self._peak_bytes:
             raise ConfigError(f"request id {request.id!r} was submitted before; ids must differ")
-        condition = self.model.encode_prompt(request.prompt)
-        needed = self._pages_of(request)
+        entry = self._plan(request)
+        needed = entry.num_pages
         if needed > self.cache.pool.num_pages:
             raise CapacityError(
                 f"request {request.id!r} needs {needed} pages at its peak; the pool has {self.cache.pool.num_pages}. "
                 "Give the cache more memory, use fewer bits or a shorter window."
             )
         self._peak_bytes[request.id] = (0, 0)
-        self._waiting.append((request, condition))
+        self._waiting.append(entry)
 
     def cancel(self, request_id: str) -> None:
         """Drops a request, waiting or running; its pages are free at once. Unknown or finished ids: ConfigError."""
         for entry in self._waiting:
-            if entry[0].id == request_id:
+            if entry.request.id == request_id:
                 self._waiting.remove(entry)
                 return
         for job in self._running.values():
@@ -153,42 +152,65 @@ class Engine:
         Returns the requests that failed on the way. Raises CapacityError when nothing runs and nothing can start.
         """
         failures: list[EngineOutput] = []
-        for request, condition in admit_in_order(self._waiting, self._can_start):
+        for entry in admit_in_order(self._waiting, self._can_start):
             try:
-                job = self._start(request, condition)
+                job = self._start(entry)
             except Exception as error:
-                failures.append(self._report(request, error))
+                failures.append(self._report(entry.request, error))
             else:
                 self._running[job.number] = job
         if self._waiting and not self._running and not failures:
             raise CapacityError(
-                f"request {self._waiting[0][0].id!r} cannot start although no video is running: streams from outside "
-                f"this engine hold {self.cache.reserved_pages} of {self.cache.pool.num_pages} pages. Release them."
+                f"request {self._waiting[0].request.id!r} cannot start although no video is running: streams from "
+                f"outside this engine hold {self.cache.reserved_pages} of {self.cache.pool.num_pages} pages. "
+                "Release them."
             )
         return failures
 
-    def _can_start(self, entry: tuple[VideoRequest, object]) -> bool:
+    def _can_start(self, entry: Waiting) -> bool:
         limit = self.settings.max_concurrent
-        return (limit is None or len(self._running) < limit) and self.cache.fits(self._pages_of(entry[0]))
+        return (limit is None or len(self._running) < limit) and self.cache.fits(entry.num_pages)
 
-    def _start(self, request: VideoRequest, condition: object) -> Job:
-        num_chunks, geometry = self._num_chunks(request), self.model.geometry
-        latents = self.model.initial_noise(request.seed, 0)
+    def _plan(self, request: VideoRequest) -> Waiting:
+        """What the request's video takes: its schedule and, from that alone, its pages."""
+        geometry, steps = self.model.geometry, self.settings.num_denoise_steps
+        condition = self.model.prepare(request.prompt, request.inputs, request.num_frames)
+        schedule = self.model.schedule(condition, request.num_frames, steps, self.window)
+        num_pages = self.cache.pages_needed(
+            schedule.window,
+            schedule.max_range_frames * geometry.tokens_per_frame,
+            num_branches=len(geometry.branches),
+            max_chunks=schedule.num_commits,
+            commits=schedule.planned_commits(geometry.tokens_per_frame),
+        )
+        return Waiting(request, condition, schedule, num_pages)
+
+    def _start(self, entry: Waiting) -> Job:
+        request, condition, schedule, geometry = entry.request, entry.condition, entry.schedule, self.model.geometry
+        later = schedule.rounds()
+        latents = Latents(geometry, lambda chunk: self.model.initial_latents(condition, request.seed, chunk))
+        first, following = next(later), next(later, None)
+        latents.begin(first)
         stream = self.cache.open(
-            self.window, geometry.chunk_tokens, branches=geometry.branches, max_chunks=num_chunks - 1
+            schedule.window,
+            schedule.max_range_frames * geometry.tokens_per_frame,
+            branches=geometry.branches,
+            max_chunks=schedule.num_commits,
+            commits=schedule.planned_commits(geometry.tokens_per_frame),
         )
         number, self._num_started = self._num_started, self._num_started + 1
-        return Job(number, request, condition, stream, num_chunks, self.settings.num_denoise_steps, latents)
+        return Job(number, request, condition, stream, schedule.first_frame, latents, later, first, following)
 
     def _next_batch(self) -> list[Job]:
-        cost = self.model.geometry.chunk_tokens * len(self.model.geometry.branches)
-        candidates = [Candidate(job.number, job.last_step, cost) for job in self._running.values()]
+        size = self.model.geometry.tokens_per_frame
+        jobs = self._running.values()
+        candidates = [Candidate(job.number, job.last_step, job.round.num_frames * size) for job in jobs]
         return [self._running[n] for n in next_batch(candidates, self.settings.policy, self.settings.max_batch_tokens)]
 
     def _run(self, batch: Sequence[Job]) -> list[EngineOutput]:
         """Runs a batch. If it fails, its jobs are run one by one, so that only the culprit fails."""
         try:
-            predictions = self._forward(batch)
+            predictions, seconds = packed_forward(self.model, self.cache, batch)
         except IntegrityError:
             raise  # the bookkeeping is wrong: no video is to blame, and none is safe
         except Exception as error:
@@ -196,61 +218,39 @@ class Engine:
                 return [self._fail(batch[0], error)]
             logger.warning("a step of %d videos failed (%s); running them one by one", len(batch), error)
             return [output for job in batch for output in self._run([job])]
+        self._forward_seconds += seconds
         return [
             output
             for job, prediction in zip(batch, predictions, strict=True)
             for output in self._advance(job, prediction)
         ]
 
-    def _forward(self, batch: Sequence[Job]) -> list[dict[str, Tensor]]:
-        """One packed forward of all branches of all jobs: each job's predictions by branch."""
-        branches = self.model.geometry.branches
-        ranges, pieces, latents = [], [], []
-        for job in batch:
-            for branch in branches:
-                ranges.append(QueryRange(job.stream, branch, len(job.latents), commit=job.is_commit_due))
-                pieces.append(Piece(len(job.latents), self._levels[job.step_index], branch, job.condition))
-                latents.append(job.latents)
-        with self.cache.step(ranges) as step:
-            started = time.perf_counter()
-            packed = self.model.forward(
-                torch.cat(latents), pieces, lambda layer, q, k, v: step.attend(layer, q, k, v, self.model.rope)
-            )
-            self._forward_seconds += time.perf_counter() - started
-            parts = iter(packed.split([piece.num_tokens for piece in pieces]))
-        return [{branch: next(parts) for branch in branches} for _ in batch]
-
-    def _advance(self, job: Job, predictions: dict[str, Tensor]) -> list[EngineOutput]:
-        """Moves a job past the step that just ran; returns its chunk when that became clean."""
+    def _advance(self, job: Job, predictions: Sequence[Tensor]) -> list[EngineOutput]:
+        """Moves a job past the round that just ran; returns the chunks that became clean."""
         job.last_step = self._num_steps
+        outputs: list[EngineOutput] = []
         try:
-            if job.is_commit_due:
-                self._note_bytes(job)
-                self._begin_chunk(job, job.chunk_index + 1)
-                return []
-            level, next_level = self._levels[job.step_index : job.step_index + 2]
-            job.latents = self.model.advance(job.latents, predictions, level, next_level)
-            job.step_index += 1
-            return [self._finish_chunk(job)] if job.is_commit_due else []
+            take_steps(self.model, job, predictions)
+            outputs += [finished_chunk(self.model, job, chunk) for chunk in job.round.finished]
+            self._num_chunks_done += len(job.round.finished)
+            self._clean_up(job)
+            if job.following is None:
+                self._leave(job)
+                self._num_finished += 1
+            else:
+                job.go_on()
         except Exception as error:
-            return [self._fail(job, error)]
+            outputs.append(self._fail(job, error))
+        return outputs
 
-    def _begin_chunk(self, job: Job, chunk_index: int) -> None:
-        job.chunk_index, job.step_index = chunk_index, 0
-        job.latents = self.model.initial_noise(job.request.seed, chunk_index)
-
-    def _finish_chunk(self, job: Job) -> ChunkOutput:
-        if not bool(torch.isfinite(job.latents).all()):
-            raise NonFiniteError(
-                f"chunk {job.chunk_index} of {job.request.id!r} has NaN or infinite latents after denoising"
-            )
-        frames = self.model.decode(job.latents)[: job.request.num_frames - job.num_frames_out]
-        job.num_frames_out += len(frames)
-        self._num_chunks_done += 1
-        if job.is_last_chunk:
-            self._leave(job)
-            self._num_finished += 1
-        return ChunkOutput(job.request.id, job.chunk_index, frames, job.is_last_chunk)
+    def _clean_up(self, job: Job) -> None:
+        """Frees what no later round needs."""
+        if job.round.drops:
+            self.cache.drop(job.stream, job.round.drops)
+        for chunk in job.round.forgets:
+            del job.latents.chunks[chunk]
+        if any(part.commits for part in job.round.ranges):
+            self._note_bytes(job)
 
     def _fail(self, job: Job, error: Exception) -> RequestFailure:
         self._leave(job)
@@ -271,14 +271,3 @@ class Engine:
         stored = sum(shape.stored_bytes(chunk.num_tokens, chunk.codec) for chunk in chunks)
         bf16 = sum(shape.bf16_bytes(chunk.num_tokens) for chunk in chunks)
         self._peak_bytes[job.request.id] = max(self._peak_bytes[job.request.id], (stored, bf16))
-
-    def _num_chunks(self, request: VideoRequest) -> int:
-        return -(-request.num_frames // self.model.geometry.frames_per_chunk)
-
-    def _pages_of(self, request: VideoRequest) -> int:
-        """Pages that the request's stream will reserve."""
-        geometry, spec = self.model.geometry, self.cache.spec
-        per_branch = peak_pages(
-            spec.shape, self.window, spec.codecs, geometry.chunk_tokens, self._num_chunks(request) - 1
-        )
-        return len(geometry.branches) * per_branch

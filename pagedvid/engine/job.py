@@ -1,14 +1,28 @@
-"""A job: one request on its way through chunks, denoise steps and commit passes."""
+"""A job: one request on its way through the rounds of its schedule."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor
 
 from pagedvid.cache.stream import Stream
+from pagedvid.engine.latents import Latents
 from pagedvid.engine.requests import VideoRequest
+from pagedvid.models.rounds import Round, Schedule
+
+
+@dataclass(frozen=True)
+class Waiting:
+    """A request that was accepted and has no stream yet."""
+
+    request: VideoRequest
+    condition: Any
+    schedule: Schedule
+    num_pages: int
+    """What its stream will reserve."""
 
 
 @dataclass(eq=False)
@@ -20,23 +34,23 @@ class Job:
     request: VideoRequest
     condition: Any
     stream: Stream
-    num_chunks: int
-    num_denoise_steps: int
-    latents: Tensor
-    """The chunk being made, [chunk_tokens, C]."""
-    chunk_index: int = 0
-    step_index: int = 0
-    """Denoise steps of this chunk already done; equal to num_denoise_steps when the commit pass is due."""
+    first_frame: int
+    """The first frame of the video that goes out; those before it were given."""
+    latents: Latents
+    later: Iterator[Round]
+    """The rounds after `following`."""
+    round: Round
+    """The round that runs next."""
+    following: Round | None
+    """The one after it; None: `round` is the last."""
+    held: dict[int, dict[str, Tensor]] = field(default_factory=dict)
+    """Predictions of earlier rounds by chunk and branch, which the chunk's next sampler step uses."""
     last_step: int = -1
     """The engine step in which it last ran."""
     num_frames_out: int = 0
 
-    @property
-    def is_commit_due(self) -> bool:
-        """Whether the chunk is clean and waits for its commit pass."""
-        return self.step_index == self.num_denoise_steps
-
-    @property
-    def is_last_chunk(self) -> bool:
-        """Whether no later chunk will read this one; it is then never committed."""
-        return self.chunk_index == self.num_chunks - 1
+    def go_on(self) -> None:
+        """Makes the following round the current one and its chunks ready. Raises what the initial latents raise."""
+        assert self.following is not None
+        self.round, self.following = self.following, next(self.later, None)
+        self.latents.begin(self.round)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -18,6 +20,8 @@ class VideoRequest:
     prompt: str
     num_frames: int
     seed: int = 0
+    inputs: Mapping[str, Any] = field(default_factory=dict)
+    """What the model takes beside the prompt, by name; see the model's `prepare`."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +47,7 @@ class EngineSettings:
 
 @dataclass(frozen=True)
 class ChunkOutput:
-    """The clean frames of one finished chunk, uint8 [frames, height, width, 3]."""
+    """The clean frames of one finished chunk: uint8 [frames, height, width, 3], or float32 latents as `decode` says."""
 
     request_id: str
     chunk_index: int

@@ -1,6 +1,7 @@
 """What a video model must offer so that the engine can run it: the `VideoModel` protocol.
 
-A model never sees the cache. Its packed forward receives an `Attend` callable and calls it exactly once in every
+A model says in which order its chunks are worked on (`schedule`, see models/rounds.py) and computes packed forwards.
+It never sees the cache. Its packed forward receives an `Attend` callable and calls it exactly once in every
 self-attention layer, with queries and keys *before* rotary embedding; the callable rotates, reads the history, merges
 and (in a commit pass) stores.
 
@@ -16,6 +17,8 @@ from typing import Any, Protocol
 import numpy as np
 from torch import Tensor
 
+from pagedvid.geometry import Window
+from pagedvid.models.rounds import Schedule
 from pagedvid.quant.rotary import RopeTables
 
 
@@ -30,6 +33,7 @@ class ModelGeometry:
     tokens_per_frame: int
     frames_per_chunk: int
     branches: tuple[str, ...] = ("cond",)
+    """The histories that a stream keeps, one cache each."""
 
     @property
     def chunk_tokens(self) -> int:
@@ -40,21 +44,28 @@ class ModelGeometry:
 class Attend(Protocol):
     """One self-attention layer over history and current chunk: q [T, Hq, D], k and v [T, Hkv, D] -> [T, Hq, D]."""
 
-    def __call__(self, layer: int, q_THD: Tensor, k_THD: Tensor, v_THD: Tensor) -> Tensor:
-        """Attends in the given layer; call it exactly once per layer and forward."""
+    def __call__(self, layer: int, q_THD: Tensor, k_THD: Tensor, v_THD: Tensor, /, **how: Any) -> Tensor:
+        """Attends in the given layer; call it exactly once per layer and forward. `how` goes to `Step.attend`."""
         ...
 
 
 @dataclass(frozen=True)
 class Piece:
-    """One chunk of one branch of one stream inside a packed forward."""
+    """One query range of one video inside a packed forward."""
 
     num_tokens: int
     noise_level: float
-    """1.0 is pure noise, 0.0 is clean (a commit pass)."""
+    """On the model's own scale: what its schedule said."""
     branch: str
+    """The role of its prediction, `Range.branch`."""
     condition: Any
-    """What `encode_prompt` returned for the stream's prompt."""
+    """What `prepare` returned for the video."""
+    frames: Sequence[int] = ()
+    """The latent frames of the video that it carries."""
+    commits: bool = False
+    """Whether its keys and values are being stored."""
+    tag: Any = None
+    """`Range.tag`."""
 
 
 class VideoModel(Protocol):
@@ -81,6 +92,11 @@ class VideoModel(Protocol):
         ...
 
     @property
+    def default_denoise_steps(self) -> int:
+        """Denoise steps of a chunk unless settings say otherwise."""
+        ...
+
+    @property
     def positions(self) -> str:
         """Where rotary positions start, see `geometry.Window`: "absolute" or "window"."""
         ...
@@ -90,16 +106,23 @@ class VideoModel(Protocol):
         """Most chunks (sinks + recent + current) that the model was trained on."""
         ...
 
-    def encode_prompt(self, prompt: str) -> Any:
-        """Condition of a prompt. Raises `PromptError` when nothing in it is known; warns about single unknown words."""
+    def prepare(self, prompt: str, inputs: Mapping[str, Any], num_frames: int) -> Any:
+        """Everything that steers one video, in the model's own form: text states, given frames, cameras.
+
+        `inputs`: what the request brings beside its prompt. Raises `PromptError` when nothing in the prompt is known
+        (warns about single unknown words), `ConfigError` for inputs that the model cannot use.
+        """
         ...
 
-    def noise_levels(self, num_denoise_steps: int) -> tuple[float, ...]:
-        """num_denoise_steps + 1 falling levels, from 1.0 to 0.0."""
+    def schedule(self, condition: Any, num_frames: int, num_denoise_steps: int, window: Window) -> Schedule:
+        """The rounds that generate at least `num_frames` frames. Raises `ConfigError` for settings it cannot run.
+
+        `window` is the configured one; a model whose look-back is fixed keeps to its own.
+        """
         ...
 
-    def initial_noise(self, seed: int, chunk_index: int) -> Tensor:
-        """Noise of one chunk, [chunk_tokens, C]; depends on seed and chunk only, not on device or batch."""
+    def initial_latents(self, condition: Any, seed: int, chunk_index: int) -> Tensor:
+        """What a chunk starts from, [chunk_tokens, C]: noise, and what was given. Independent of device and batch."""
         ...
 
     def forward(self, latents_TC: Tensor, pieces: Sequence[Piece], attend: Attend) -> Tensor:
@@ -109,9 +132,9 @@ class VideoModel(Protocol):
     def advance(
         self, latents_TC: Tensor, predictions: Mapping[str, Tensor], noise_level: float, next_noise_level: float
     ) -> Tensor:
-        """One sampler step of one chunk: its latents at `next_noise_level` from the predictions of its branches."""
+        """One sampler step of one chunk: its latents at `next_noise_level` from the predictions by branch."""
         ...
 
     def decode(self, latents_TC: Tensor) -> np.ndarray:
-        """Frames of one clean chunk, uint8 [frames, height, width, 3]."""
+        """Frames of one clean chunk: uint8 [frames, height, width, 3], or latents, float32 [frames, C, H, W]."""
         ...

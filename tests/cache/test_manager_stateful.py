@@ -1,4 +1,4 @@
-"""Any order of open, denoise, commit, failing commit, fork, pin, replace and release, against a model of dictionaries.
+"""Any order of open, denoise, commit, failing commit, fork, pin, drop, replace and release, against a dictionary model.
 
 After every action: `check()` recomputes invariants I1 to I6 of cache/manager.py; live chunks, codecs, bytes, positions,
 pages in use and the budget equal the model's. Refusals for lack of capacity are predicted exactly, and a commit of an
@@ -286,6 +286,24 @@ class CacheMachine(RuleBasedStateMachine):
         self.cache.unpin(model.stream, index, branch)
         model.branches[branch].pins.remove(index)
         model.slide(branch)
+
+    @precondition(lambda self: self.has_chunks())
+    @rule(data=st.data())
+    def drop(self, data):
+        """Before the window would; a chunk goes in all branches or in none."""
+        model, _, index = self.any_chunk(data, lambda m, b, i: i >= m.window.sink_chunks and i not in b.pins)
+        branches = model.branches.values()
+        if any(index not in branch.entries for branch in branches):
+            expected = pytest.raises(StateError, match="are not kept")
+        elif index < model.window.sink_chunks or any(index in branch.pins for branch in branches):
+            expected = pytest.raises(StateError, match=rf"chunks \[{index}\] .* are sinks or pinned")
+        else:
+            self.cache.drop(model.stream, [index])
+            for branch in branches:
+                del branch.entries[index]
+            return
+        with expected:
+            self.cache.drop(model.stream, [index])
 
     # -------------------------------------------------------------- steps
 

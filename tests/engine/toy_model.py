@@ -23,6 +23,7 @@ from pagedvid.engine.requests import EngineSettings
 from pagedvid.errors import PromptError
 from pagedvid.geometry import RoleCodecs, Window, page_bytes
 from pagedvid.models.base import Attend, ModelGeometry, Piece
+from pagedvid.models.chunk_by_chunk import ChunkByChunk
 from pagedvid.paged_kv_cache import PagedKVCache
 from tests.engine.latent_bytes import frames_of_latents
 
@@ -52,7 +53,7 @@ class ToyRope:
 
 
 @dataclass
-class ToyModel:
+class ToyModel(ChunkByChunk):
     """`forwards` logs what every completed forward held: (prompt, branch, noise level) of each piece."""
 
     branches: tuple[str, ...] = ("cond",)
