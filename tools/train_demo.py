@@ -29,15 +29,14 @@ from torch import nn
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from demo_batches import FRAMES_PER_CHUNK, batch_loss, make_batch
 
-from pagedvid.models.demo.captions import MAX_WORDS, VOCABULARY
 from pagedvid.models.demo.latents import GRID_SIZE, LATENT_CHANNELS, TOKENS_PER_FRAME
 from pagedvid.models.demo.model import save_weights
 from pagedvid.models.demo.rope import DemoRope
 from pagedvid.models.demo.transformer import Transformer, TransformerConfig
 
 WARMUP_STEPS = 100
-DECAY_FRACTION = 0.2
-EMA_DECAY = 0.995
+DECAY_FRACTION = 0.35
+EMA_DECAY = 0.998
 CHECKPOINT_SECONDS = 240.0
 LOG_SECONDS = 15.0
 
@@ -53,6 +52,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--compile", action="store_true", help="a third faster; needs a C++ compiler and some minutes")
     parser.add_argument("--learning-rate", type=float, default=2e-3)
     parser.add_argument("--chunks-per-batch", type=int, default=32, help="clean and noisy chunks of one step")
     parser.add_argument("--layers", type=int, default=6)
@@ -71,15 +71,20 @@ def build_config(arguments: argparse.Namespace) -> TransformerConfig:
         width=arguments.width,
         num_heads=arguments.width // 64,
         num_layers=arguments.layers,
-        num_words=len(VOCABULARY),
-        max_words=MAX_WORDS,
     )
 
 
 def build_optimizers(model: Transformer, learning_rate: float) -> list[torch.optim.Optimizer]:
     """Muon for the hidden matrices, AdamW for the rest (embeddings, gains, biases, in- and output)."""
-    hidden = [*model.blocks.named_parameters(), *model.canvas.named_parameters()]
-    matrices = [p for name, p in hidden if name.endswith("weight") and p.ndim == 2 and "picture" not in name]
+    matrices = [
+        parameter
+        for name, parameter in model.named_parameters()
+        if name.endswith(
+            ("qkv.weight", "out.weight", "mlp_in.weight", "mlp_out.weight", "hidden_1.weight", "hidden_2.weight")
+        )
+        and "patch" not in name
+        and "noise" not in name
+    ]
     chosen = {id(p) for p in matrices}
     others = [p for p in model.parameters() if id(p) not in chosen]
     muon = torch.optim.Muon(matrices, lr=learning_rate, weight_decay=0.01, adjust_lr_fn="match_rms_adamw")
@@ -103,6 +108,10 @@ class Trainer:
         self.average = copy.deepcopy(self.model).requires_grad_(False)
         self.rope = DemoRope(self.config.head_dim, GRID_SIZE, GRID_SIZE)
         self.optimizers = build_optimizers(self.model, arguments.learning_rate)
+        if arguments.compile:
+            # In place, so that the names of the parameters stay what they are.
+            self.model.compile(dynamic=False)
+            self.model.canvas.compile(dynamic=False)
         self.step = 0
         self.seconds = 0.0
 

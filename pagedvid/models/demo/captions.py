@@ -1,36 +1,51 @@
-"""The demo model's language: captions of scenes, the vocabulary, and prompts as word numbers.
+"""The demo model's language: captions of scenes, and prompts as one number per attribute.
 
-A prompt is any order of known words. Synonyms are mapped to one word before numbering, so the model learns each
-meaning once.
+A prompt describes one thing, or two joined by "and"; words come in any order. Reading it fills slots:
+
+    "a large red circle moving left and a small blue shape on a teal background"
+    slot     size color kind motion | size color kind motion | background
+    value    large red circle left  | small blue  ?    ?     | teal                  ?: left open, 0
+
+Synonyms are mapped to one word first, so the model learns each meaning once.
 """
 
 from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from pagedvid.errors import PromptError
-from pagedvid.models.demo.world import BACKGROUNDS, COLORS, HALF_WIDTHS, KINDS, Scene, Thing
+from pagedvid.models.demo.world import BACKGROUNDS, COLORS, HALF_WIDTHS, KINDS, MOTIONS, Scene, Thing
 
-MAX_WORDS = 16
-"""Words of a prompt that the text encoder reads; shorter prompts are padded."""
+MAX_THINGS = 2
+"""Most things of one scene."""
+ATTRIBUTES: Mapping[str, tuple[str, ...]] = {
+    "size": tuple(HALF_WIDTHS),
+    "color": tuple(COLORS),
+    "kind": KINDS,
+    "motion": MOTIONS,
+}
+"""What is said of one thing, and the words for it. A slot holds 0 or 1 + the word's place here."""
+NUM_SLOTS = MAX_THINGS * len(ATTRIBUTES) + 1
+"""The attributes of every thing, then the background."""
+ABSENT = 1 + max(len(words) for words in ATTRIBUTES.values())
+"""Value of all slots of a thing that the scene does not have."""
+NUM_VALUES = ABSENT + 1
+"""Slot values are below this number."""
 
-PADDING = "<pad>"
-FILLER_WORDS = ("a", "on", "to", "the", "and", "background")
+JOINING_WORD = "and"
+THING_WORD = "shape"
+"""Says that there is a thing, and nothing about it."""
+FILLER_WORDS = ("a", "on", "to", "the", "background", "moving", "staying")
 """Words that say nothing about the picture by themselves."""
-GENERAL_WORDS = ("shape", "moving", "staying")
-MOTION_WORDS = ("left", "right", "up", "down", "circling", "bouncing", "still")
 VOCABULARY: tuple[str, ...] = (
-    PADDING,
+    JOINING_WORD,
+    THING_WORD,
     *FILLER_WORDS,
-    *GENERAL_WORDS,
-    *HALF_WIDTHS,
-    *COLORS,
-    *KINDS,
-    *MOTION_WORDS,
+    *(word for words in ATTRIBUTES.values() for word in words),
     *BACKGROUNDS,
 )
 
@@ -38,9 +53,9 @@ SYNONYMS: Mapping[str, str] = {
     "an": "a",
     "backdrop": "background",
     "object": "shape",
+    "thing": "shape",
     "going": "moving",
     "moves": "moving",
-    "moved": "moving",
     "stays": "staying",
     "standing": "staying",
     "big": "large",
@@ -63,45 +78,29 @@ SYNONYMS: Mapping[str, str] = {
     "motionless": "still",
 }
 
-_NUMBERS = {word: number for number, word in enumerate(VOCABULARY)}
-_MOTION_PHRASES: Mapping[str, tuple[str, ...]] = {
-    "left": ("moving left", "moving to the left", "left"),
-    "right": ("moving right", "moving to the right", "right"),
-    "up": ("moving up", "moving upwards", "up"),
-    "down": ("moving down", "moving downwards", "down"),
-    "circling": ("circling", "moving and circling"),
-    "bouncing": ("bouncing", "moving and bouncing"),
-    "still": ("staying still", "still"),
-}
+_SLOT_OF = {word: (slot, value) for slot, words in ATTRIBUTES.items() for value, word in enumerate(words, start=1)}
+_MOTION_PHRASES = {word: f"moving {word}" for word in ("left", "right", "up", "down")} | {"still": "staying still"}
 
 
 def _describe(thing: Thing, rng: np.random.Generator | None, drop: float) -> str:
     def keep() -> bool:
         return rng is None or rng.random() >= drop
 
-    words = ["a"]
+    words = ["a", *(word for word in (thing.size, thing.color) if keep()), thing.kind if keep() else THING_WORD]
     if keep():
-        words.append(thing.size)
-    if keep():
-        words.append(thing.color)
-    words.append(thing.kind if keep() else "shape")
-    if keep():
-        phrases = _MOTION_PHRASES[thing.motion]
-        words.append(phrases[0] if rng is None else str(rng.choice(phrases)))
+        words.append(_MOTION_PHRASES.get(thing.motion, thing.motion))
     return " ".join(words)
 
 
-def caption(scene: Scene, rng: np.random.Generator | None = None, drop: float = 0.1) -> str:
+def caption(scene: Scene, rng: np.random.Generator | None = None, drop: float = 0.0) -> str:
     """Describe a scene, e.g. "a large red circle moving left on a black background".
 
-    With `rng`, wording varies and each attribute is left out with probability `drop`; without, the full plain caption.
+    With `rng` each attribute is left out with probability `drop`.
     """
-    text = " and ".join(_describe(thing, rng, drop) for thing in scene.things)
-    if rng is None:
-        return f"{text} on a {scene.background} background"
-    if rng.random() < drop:
+    text = f" {JOINING_WORD} ".join(_describe(thing, rng, drop) for thing in scene.things)
+    if rng is not None and rng.random() < drop:
         return text
-    return text + str(rng.choice([" on a {} background", " on {}", ", {} background"])).format(scene.background)
+    return f"{text} on a {scene.background} background"
 
 
 def split_words(prompt: str) -> list[str]:
@@ -110,27 +109,52 @@ def split_words(prompt: str) -> list[str]:
     return [SYNONYMS.get(word, word) for word in words]
 
 
-def encode_words(prompt: str) -> np.ndarray:
-    """Word numbers of a prompt, int64 [MAX_WORDS], padded with 0.
+def read_prompt(prompt: str) -> np.ndarray:
+    """Slot values of a prompt, int64 [NUM_SLOTS]; 0 where the prompt leaves an attribute open.
 
     Unknown words are left out with one warning that names them. Raises PromptError when no word says anything about
-    the picture, or when more than MAX_WORDS known words are left.
+    the picture, when one thing gets two words for one attribute, and for more than two things.
     """
     words = split_words(prompt)
-    known = [word for word in words if word in _NUMBERS]
-    if not set(known) - set(FILLER_WORDS):
+    if not set(words) & {*_SLOT_OF, *BACKGROUNDS, THING_WORD}:
         raise PromptError(
-            f"no word of the prompt {prompt!r} is known to the demo model; it knows: {', '.join(VOCABULARY[1:])}"
+            f"no word of the prompt {prompt!r} is known to the demo model; it knows: {', '.join(VOCABULARY)}"
         )
-    if len(known) > MAX_WORDS:
-        raise PromptError(
-            f"the prompt {prompt!r} has {len(known)} known words; at most {MAX_WORDS} are read: shorten it"
-        )
-    unknown = list(dict.fromkeys(word for word in words if word not in _NUMBERS))
+    unknown = list(dict.fromkeys(word for word in words if word not in VOCABULARY))
     if unknown:
         warnings.warn(
             f"the demo model does not know {', '.join(map(repr, unknown))} in {prompt!r} and ignores it", stacklevel=2
         )
-    numbers = np.zeros(MAX_WORDS, dtype=np.int64)
-    numbers[: len(known)] = [_NUMBERS[word] for word in known]
-    return numbers
+    things = _split_things(words)
+    if len(things) > MAX_THINGS:
+        raise PromptError(f"the prompt {prompt!r} describes {len(things)} things; at most {MAX_THINGS}: name fewer")
+    slots = [_slots_of(thing, prompt) for thing in things]
+    slots += [[ABSENT] * len(ATTRIBUTES)] * (MAX_THINGS - len(things))
+    backgrounds = list(dict.fromkeys(word for word in words if word in BACKGROUNDS))
+    if len(backgrounds) > 1:
+        raise PromptError(f"the prompt {prompt!r} names the backgrounds {', '.join(backgrounds)}; name one")
+    background = 1 + list(BACKGROUNDS).index(backgrounds[0]) if backgrounds else 0
+    return np.array([*(value for thing in slots for value in thing), background], dtype=np.int64)
+
+
+def _split_things(words: Sequence[str]) -> list[list[str]]:
+    """The words of each thing; an "and" without a thing on both sides joins nothing."""
+    things: list[list[str]] = [[]]
+    for word in words:
+        if word == JOINING_WORD:
+            things.append([])
+        elif word in _SLOT_OF or word == THING_WORD:
+            things[-1].append(word)
+    return [thing for thing in things if thing] or [[]]
+
+
+def _slots_of(words: Sequence[str], prompt: str) -> list[int]:
+    said: dict[str, str] = {}
+    for word in words:
+        if word in _SLOT_OF and said.setdefault(_SLOT_OF[word][0], word) != word:
+            slot = _SLOT_OF[word][0]
+            raise PromptError(
+                f"the prompt {prompt!r} gives one thing the {slot}s {said[slot]!r} and {word!r}; choose one, or "
+                f"describe two things joined by {JOINING_WORD!r}"
+            )
+    return [_SLOT_OF[said[slot]][1] if slot in said else 0 for slot in ATTRIBUTES]

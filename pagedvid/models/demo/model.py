@@ -20,10 +20,11 @@ from torch import Tensor
 
 from pagedvid.errors import ConfigError, ShapeError
 from pagedvid.models.base import Attend, ModelGeometry, Piece
-from pagedvid.models.demo.captions import VOCABULARY, encode_words
+from pagedvid.models.chunk_by_chunk import ChunkByChunk
+from pagedvid.models.demo.captions import VOCABULARY, read_prompt
 from pagedvid.models.demo.latents import GRID_SIZE, TOKENS_PER_FRAME, images_of
 from pagedvid.models.demo.rope import DemoRope
-from pagedvid.models.demo.transformer import Transformer, TransformerConfig
+from pagedvid.models.demo.transformer import Expectation, Transformer, TransformerConfig
 
 SHIPPED_WEIGHTS = Path(__file__).parent / "weights"
 LEVEL_SHIFT = 5.0
@@ -31,7 +32,7 @@ LEVEL_SHIFT = 5.0
 
 
 @dataclass(frozen=True)
-class DemoModel:
+class DemoModel(ChunkByChunk):
     """See `VideoModel`; `load` is the usual way to get one."""
 
     network: Transformer
@@ -60,10 +61,10 @@ class DemoModel:
         _load_weights(network, folder / "model.safetensors")
         return DemoModel.of(network.to(device=device, dtype=dtype))
 
-    def encode_prompt(self, prompt: str) -> Tensor:
-        """States of the prompt: its bag of words, then its 16 words, [17, width]."""
-        words = torch.from_numpy(encode_words(prompt)).to(self.network.places.device)
-        return self.network.text(words[None])[0]
+    def encode_prompt(self, prompt: str) -> Expectation:
+        """What the prompt lets the network expect of every chunk."""
+        slots = torch.from_numpy(read_prompt(prompt)).to(self.network.places.device)
+        return self.network.canvas(slots[None]).of_prompt(0)
 
     def noise_levels(self, num_denoise_steps: int = 8) -> tuple[float, ...]:
         """Falling levels from 1.0 to 0.0, crowded towards 1.0."""
@@ -89,8 +90,8 @@ class DemoModel:
                 f"pieces of {sizes} tokens for {len(latents_TC)} packed tokens; every piece of this model has {size}"
             )
         levels_N = torch.tensor([piece.noise_level for piece in pieces], device=latents_TC.device)
-        text_NLW = torch.stack([piece.condition for piece in pieces])
-        return self.network(latents_TC, levels_N, text_NLW, attend)
+        expectation = Expectation.stack([piece.condition for piece in pieces])
+        return self.network(latents_TC, levels_N, expectation, attend)
 
     def advance(
         self, latents_TC: Tensor, predictions: Mapping[str, Tensor], noise_level: float, next_noise_level: float

@@ -1,12 +1,21 @@
-"""The demo world: coloured shapes moving in named ways on plain backgrounds, drawn without any library but numpy.
+"""The demo world: one or two coloured shapes moving in named ways on plain backgrounds, drawn with numpy alone.
 
 A `Scene` is a background and a tuple of `Thing`s, each with a closed-form path, so any frame of an endless video can be
-drawn on its own. Coordinates are pixels of a 32 x 32 frame, x to the right and y downwards.
+drawn on its own. Coordinates are pixels of a 32 x 32 frame, x to the right and y downwards. What leaves the frame at an
+edge enters opposite.
+
+     one thing          two things
+    +---------+         +---------+
+    |         |         | first   |
+    |    o    |  homes  |  o      |      a thing stays at, crosses, circles around or bounces below its home
+    |         |         |      o  |
+    +---------+         +--second-+
 """
 
 from __future__ import annotations
 
 import math
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -36,28 +45,38 @@ BACKGROUNDS: Mapping[str, tuple[int, int, int]] = MappingProxyType(
         "brown": (92, 52, 22),
     }
 )
-HALF_WIDTHS: Mapping[str, float] = MappingProxyType({"small": 5.5, "large": 8.0})
+HALF_WIDTHS: Mapping[str, float] = MappingProxyType({"small": 4.5, "large": 7.0})
 """Half of a thing's width in pixels."""
 
 KINDS = ("circle", "square", "triangle", "cross")
 MOTIONS = ("left", "right", "up", "down", "circling", "bouncing", "still")
 
+HOMES: Mapping[int, tuple[tuple[float, float], ...]] = MappingProxyType(
+    {1: ((16.0, 16.0),), 2: ((9.0, 9.0), (23.0, 23.0))}
+)
+"""Where things are at home as (x, y), by how many things the scene has."""
+
 SPEED = 1.25
-"""Pixels per frame."""
-START_SPREAD = 3.0
-"""Most pixels between a random thing's start and the middle of the frame, along each axis."""
-HEADING_SPREAD = 0.3
-"""Most radians between a random thing's heading and the usual one of its motion."""
+"""Pixels per frame of straight and circling motions."""
+ORBIT_RADIUS = 5.0
+"""Pixels between a circling thing and its home."""
+BOUNCE_HEIGHT, BOUNCE_FRAMES = 9.0, 16.0
+"""A bouncing thing leaves the ground, half the height below its home, once every 16 frames."""
+HOME_SPREAD = 2.0
+"""Most pixels between a random thing's home and the usual one, along each axis."""
+PHASE_SPREAD = 0.3
+"""Most radians between a random thing's phase and the usual one."""
+HELD_OUT_PART = 8
+"""One in so many combinations of a thing's attributes and the background is never drawn for training."""
 
 _DIRECTIONS = {"left": (-1.0, 0.0), "right": (1.0, 0.0), "up": (0.0, -1.0), "down": (0.0, 1.0), "still": (0.0, 0.0)}
-_ORBIT_RADIUS = 7.5
 
 
 @dataclass(frozen=True)
 class Thing:
-    """One object; `x`, `y` is its centre at frame 0, `heading` an angle in radians.
+    """One object; `x`, `y` is its home, `phase` (radians) where on its orbit or in its bounce it is at frame 0.
 
-    `heading` is the phase on the orbit of a circling thing and the first direction of a bouncing one; otherwise unused.
+    Straight motions start at home and have no phase.
     """
 
     kind: str
@@ -66,22 +85,19 @@ class Thing:
     motion: str
     x: float
     y: float
-    heading: float
+    phase: float = 0.0
 
     def centers(self, frames_F: np.ndarray) -> np.ndarray:
         """Centres at the given frame numbers, float64 [F, 2] as (x, y); they are not wrapped into the frame."""
-        start = np.array([self.x, self.y])
+        home = np.array([self.x, self.y])
         if self.motion == "circling":
-            angles_F = self.heading + frames_F * (SPEED / _ORBIT_RADIUS)
-            middle = FRAME_SIZE / 2
-            return middle + _ORBIT_RADIUS * np.stack([np.cos(angles_F), np.sin(angles_F)], axis=-1)
+            angles_F = self.phase + frames_F * (SPEED / ORBIT_RADIUS)
+            return home + ORBIT_RADIUS * np.stack([np.cos(angles_F), np.sin(angles_F)], axis=-1)
         if self.motion == "bouncing":
-            margin = HALF_WIDTHS[self.size]
-            span = FRAME_SIZE - 2 * margin
-            velocity = SPEED * np.array([math.cos(self.heading), math.sin(self.heading)])
-            unfolded_F2 = np.mod(start - margin + frames_F[:, None] * velocity, 2 * span)
-            return margin + span - np.abs(unfolded_F2 - span)
-        return start + frames_F[:, None] * (SPEED * np.array(_DIRECTIONS[self.motion]))
+            # Half waves of a sine: fast at the ground, slow at the top, as a ball does.
+            heights_F = BOUNCE_HEIGHT * np.abs(np.sin((self.phase + frames_F * (2 * math.pi / BOUNCE_FRAMES)) / 2))
+            return home + np.stack([np.zeros_like(heights_F), BOUNCE_HEIGHT / 2 - heights_F], axis=-1)
+        return home + frames_F[:, None] * (SPEED * np.array(_DIRECTIONS[self.motion]))
 
 
 @dataclass(frozen=True)
@@ -92,26 +108,44 @@ class Scene:
     background: str
 
 
-def random_scene(rng: np.random.Generator) -> Scene:
-    """A scene with one thing near the middle at frame 0; every named attribute is drawn uniformly and independently.
+def is_held_out(thing: Thing, background: str) -> bool:
+    """Whether training never sees this combination of size, color, kind, motion and background."""
+    words = f"{thing.size} {thing.color} {thing.kind} {thing.motion} {background}"
+    return zlib.crc32(words.encode()) % HELD_OUT_PART == 0
 
-    Where a thing starts and heads varies little: what a prompt leaves open, a small model has to guess from noise.
+
+def random_scene(rng: np.random.Generator, num_things: int | None = None, held_out: bool = False) -> Scene:
+    """A scene of one or two things (None: either) of different colors; attributes are drawn uniformly.
+
+    With `held_out` every thing is a combination that training never sees, without it none is. Homes and phases vary
+    little: what a prompt leaves open, a small model has to guess from noise.
     """
-    size = str(rng.choice(list(HALF_WIDTHS)))
+    num_things = int(rng.integers(1, 3)) if num_things is None else num_things
+    background = str(rng.choice(list(BACKGROUNDS)))
+    things: list[Thing] = []
+    while len(things) < num_things:
+        thing = _random_thing(rng, HOMES[num_things][len(things)])
+        if is_held_out(thing, background) == held_out and all(thing.color != other.color for other in things):
+            things.append(thing)
+    return Scene(things=tuple(things), background=background)
+
+
+def _random_thing(rng: np.random.Generator, home: tuple[float, float]) -> Thing:
+    x, y = np.array(home) + rng.uniform(-HOME_SPREAD, HOME_SPREAD, size=2)
     motion = str(rng.choice(MOTIONS))
-    x, y = FRAME_SIZE / 2 + rng.uniform(-START_SPREAD, START_SPREAD, size=2)
-    # Up-most point of the orbit for a circling thing, down and to the right for a bouncing one.
-    heading = -math.pi / 2 if motion == "circling" else math.pi / 4
-    thing = Thing(
+    # Usually the up-most point of the orbit (y grows downwards), and the ground for a bounce.
+    phase = {"circling": -math.pi / 2, "bouncing": 0.3}.get(motion, 0.0)
+    if motion in ("circling", "bouncing"):
+        phase += float(rng.uniform(-PHASE_SPREAD, PHASE_SPREAD))
+    return Thing(
         kind=str(rng.choice(KINDS)),
         color=str(rng.choice(list(COLORS))),
-        size=size,
+        size=str(rng.choice(list(HALF_WIDTHS))),
         motion=motion,
         x=float(x),
         y=float(y),
-        heading=heading + float(rng.uniform(-HEADING_SPREAD, HEADING_SPREAD)),
+        phase=phase,
     )
-    return Scene(things=(thing,), background=str(rng.choice(list(BACKGROUNDS))))
 
 
 def _distance(kind: str, half_width: float, x: np.ndarray, y: np.ndarray) -> np.ndarray:
@@ -132,15 +166,18 @@ def _distance(kind: str, half_width: float, x: np.ndarray, y: np.ndarray) -> np.
     raise ValueError(f"unknown kind {kind!r}; known kinds: {', '.join(KINDS)}")
 
 
-def coverage(thing: Thing, frames_F: np.ndarray) -> np.ndarray:
-    """How much of each pixel the thing covers, float64 [F, 32, 32] in 0..1; what leaves at an edge enters opposite."""
+def coverage(thing: Thing, frames_F: np.ndarray, margin: float = 0.0) -> np.ndarray:
+    """How much of each pixel the thing covers, float64 [F, 32, 32] in 0..1; what leaves at an edge enters opposite.
+
+    `margin`: pixels that its outline is wider than it is drawn.
+    """
     pixels = np.arange(FRAME_SIZE) + 0.5
     half = FRAME_SIZE / 2
     centers_F2 = thing.centers(frames_F)
     x_FW = np.mod(pixels - centers_F2[:, :1] + half, FRAME_SIZE) - half
     y_FH = np.mod(pixels - centers_F2[:, 1:] + half, FRAME_SIZE) - half
     distance = _distance(thing.kind, HALF_WIDTHS[thing.size], x_FW[:, None, :], y_FH[:, :, None])
-    return np.clip(0.5 - distance, 0.0, 1.0)
+    return np.clip(0.5 + margin - distance, 0.0, 1.0)
 
 
 def render(scene: Scene, frames_F: np.ndarray) -> np.ndarray:

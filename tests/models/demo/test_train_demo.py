@@ -13,6 +13,7 @@ import torch.nn.functional as F
 
 from pagedvid.models.demo.model import DemoModel
 from pagedvid.models.demo.rope import DemoRope, rotate_half
+from pagedvid.models.demo.world import Scene, Thing
 
 TOOLS = Path(__file__).resolve().parents[3] / "tools"
 TINY = ["--layers", "1", "--width", "64", "--chunks-per-batch", "3", "--threads", "1"]
@@ -78,11 +79,23 @@ def test_a_run_needs_exactly_one_length(
 def test_batches_are_decided_by_the_generator_and_hold_a_constant_load(demo_batches: ModuleType) -> None:
     for seed in range(12):
         batch, again = (demo_batches.make_batch(np.random.default_rng(seed), 24) for _ in range(2))
-        assert torch.equal(batch.clean_BISC, again.clean_BISC) and torch.equal(batch.words_BL, again.words_BL)
+        assert torch.equal(batch.clean_BISC, again.clean_BISC) and torch.equal(batch.slots_BK, again.slots_BK)
         clips, chunks = batch.clean_BISC.shape[:2]
         assert 20 <= clips * (2 * chunks - 1) <= 28
         assert batch.clean_BISC.abs().max() <= 1
         assert batch.weight_BISC.shape == batch.clean_BISC.shape
+
+
+def test_pixels_around_a_thing_weigh_more(demo_batches: ModuleType) -> None:
+    scene = Scene((Thing("cross", "red", "small", "still", 10, 20),), "black")
+    (weight,) = demo_batches.loss_weight(scene, np.zeros(1))
+    assert weight.dtype == np.float32
+    assert weight[16:24, 6:14].min() == demo_batches.BOX_WEIGHT and weight[20, 18] == 1 and weight[0, 0] == 1
+
+
+def test_plain_attention_is_scaled_attention(demo_batches: ModuleType) -> None:
+    q, k, v = torch.randn(2, 3, 5, 64), torch.randn(2, 3, 7, 64), torch.randn(2, 3, 7, 64)
+    assert torch.allclose(demo_batches.plain_attention(q, k, v), F.scaled_dot_product_attention(q, k, v), atol=1e-5)
 
 
 @pytest.mark.parametrize("num_chunks", [1, 2, 3])

@@ -8,11 +8,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pagedvid.models.demo.captions import ABSENT, read_prompt
 from pagedvid.models.demo.latents import LATENT_CHANNELS, TOKENS_PER_FRAME, images_of, patches_of
-from pagedvid.models.demo.transformer import Transformer, TransformerConfig, plain_attention
+from pagedvid.models.demo.transformer import Expectation, Transformer, TransformerConfig
 
 CONFIG = TransformerConfig(width=64, num_heads=1, num_layers=2)
 SIZE = CONFIG.chunk_tokens
+PROMPTS = ("a large red circle moving left on teal", "a blue shape and a small square bouncing on gray", "a shape")
+Inputs = tuple[Tensor, Tensor, Expectation]
+
+
+def slots_of(*prompts: str) -> Tensor:
+    return torch.from_numpy(np.stack([read_prompt(prompt) for prompt in prompts]))
 
 
 class ChunkAttend:
@@ -38,40 +45,42 @@ def network() -> Transformer:
 
 
 @pytest.fixture(scope="module")
-def inputs(network: Transformer) -> tuple[Tensor, Tensor, Tensor]:
-    words = torch.randint(0, CONFIG.num_words, (3, CONFIG.max_words))
-    return torch.randn(3 * SIZE, LATENT_CHANNELS), torch.tensor([1.0, 0.4, 0.0]), network.text(words)
+def inputs(network: Transformer) -> tuple[Tensor, Tensor, Expectation]:
+    expectation = network.canvas(slots_of(*PROMPTS))
+    return torch.randn(3 * SIZE, LATENT_CHANNELS), torch.tensor([1.0, 0.4, 0.0]), expectation
 
 
-def test_packed_chunks_give_what_each_gives_alone(network: Transformer, inputs: tuple[Tensor, Tensor, Tensor]) -> None:
-    latents, levels, text = inputs
-    packed = network(latents, levels, text, ChunkAttend())
+def part(expectation: Expectation, numbers: list[int]) -> Expectation:
+    """Those of some prompts of a batch, in the given order."""
+    return Expectation.stack([expectation.of_prompt(number) for number in numbers])
+
+
+def test_packed_chunks_give_what_each_gives_alone(network: Transformer, inputs: Inputs) -> None:
+    latents, levels, expected = inputs
+    packed = network(latents, levels, expected, ChunkAttend())
     alone = [
-        network(latents[i * SIZE : (i + 1) * SIZE], levels[i : i + 1], text[i : i + 1], ChunkAttend()) for i in range(3)
+        network(latents[i * SIZE : (i + 1) * SIZE], levels[i : i + 1], part(expected, [i]), ChunkAttend())
+        for i in range(3)
     ]
     assert packed.shape == latents.shape
     assert torch.allclose(packed, torch.cat(alone), atol=1e-5)
 
 
-def test_one_prompt_for_several_chunks_is_the_same_as_repeating_it(
-    network: Transformer, inputs: tuple[Tensor, Tensor, Tensor]
-) -> None:
-    latents, levels, text = inputs
-    shared = network(latents, levels, text[:1], ChunkAttend())
-    repeated = network(latents, levels, text[:1].expand(3, -1, -1), ChunkAttend())
+def test_one_prompt_for_several_chunks_is_the_same_as_repeating_it(network: Transformer, inputs: Inputs) -> None:
+    latents, levels, expected = inputs
+    shared = network(latents, levels, part(expected, [0]), ChunkAttend())
+    repeated = network(latents, levels, part(expected, [0, 0, 0]), ChunkAttend())
     assert torch.allclose(shared, repeated, atol=1e-5)
 
 
-def test_prompt_and_level_change_the_prediction(network: Transformer, inputs: tuple[Tensor, Tensor, Tensor]) -> None:
-    latents, levels, text = inputs
-    reference = network(latents, levels, text, ChunkAttend())
-    assert (network(latents, levels, text.flip(0), ChunkAttend()) - reference).abs().max() > 1e-3
-    assert (network(latents, levels.flip(0), text, ChunkAttend()) - reference).abs().max() > 1e-3
+def test_prompt_and_level_change_the_prediction(network: Transformer, inputs: Inputs) -> None:
+    latents, levels, expected = inputs
+    reference = network(latents, levels, expected, ChunkAttend())
+    assert (network(latents, levels, part(expected, [2, 1, 0]), ChunkAttend()) - reference).abs().max() > 1e-3
+    assert (network(latents, levels.flip(0), expected, ChunkAttend()) - reference).abs().max() > 1e-3
 
 
-def test_each_layer_attends_once_with_normalised_queries_and_keys(
-    network: Transformer, inputs: tuple[Tensor, Tensor, Tensor]
-) -> None:
+def test_each_layer_attends_once_with_normalised_queries_and_keys(network: Transformer, inputs: Inputs) -> None:
     attend = ChunkAttend()
     network(*inputs, attend)
     assert [layer for layer, _, _ in attend.calls] == list(range(CONFIG.num_layers))
@@ -82,9 +91,33 @@ def test_each_layer_attends_once_with_normalised_queries_and_keys(
             assert torch.allclose((x / norm.gain).square().mean(-1), torch.ones(3 * SIZE, 1), atol=1e-3)
 
 
-def test_plain_attention_is_scaled_attention() -> None:
-    q, k, v = torch.randn(2, 3, 5, 64), torch.randn(2, 3, 7, 64), torch.randn(2, 3, 7, 64)
-    assert torch.allclose(plain_attention(q, k, v), F.scaled_dot_product_attention(q, k, v), atol=1e-5)
+def test_a_prompt_expects_the_same_alone_and_in_a_batch(network: Transformer) -> None:
+    together = network.canvas(slots_of(*PROMPTS))
+    for number, prompt in enumerate(PROMPTS):
+        alone = network.canvas(slots_of(prompt)).of_prompt(0)
+        for one, other in zip(vars(alone).values(), vars(together.of_prompt(number)).values(), strict=True):
+            assert torch.allclose(one, other, atol=1e-5)
+
+
+@pytest.mark.parametrize("prompts", [("a red shape", "a blue shape"), ("a shape", "a shape and a shape")])
+def test_every_part_of_the_expectation_depends_on_the_prompt(network: Transformer, prompts: tuple[str, str]) -> None:
+    expectation = network.canvas(slots_of(*prompts))
+    for first, second in (tensor.unbind() for tensor in vars(expectation).values()):
+        assert (first - second).abs().max() > 1e-3
+
+
+def test_a_thing_that_is_absent_adds_nothing_to_any_place(network: Transformer) -> None:
+    slots = slots_of("a large red circle moving left on teal")
+    assert (slots[0, 4:8] == ABSENT).all()
+    rows, present = network.canvas._thing_values(slots)
+    network_values = network.canvas.values.weight.clone()
+    before = network.canvas(slots)
+    network.canvas.values.weight[rows[0, 1]] += 1.0  # rows that only the absent thing reads, and the shared background
+    network.canvas.values.weight[rows[0, 0]] = network_values[rows[0, 0]]
+    after = network.canvas(slots)
+    network.canvas.values.weight.copy_(network_values)
+    assert present.tolist() == [[True, False]]
+    assert torch.equal(before.hidden_SW, after.hidden_SW) and torch.equal(before.picture_SC, after.picture_SC)
 
 
 def test_patches_are_in_frame_row_column_order_and_go_back() -> None:

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 
 from pagedvid.models.demo.world import (
     BACKGROUNDS,
+    BOUNCE_FRAMES,
+    BOUNCE_HEIGHT,
     COLORS,
     FRAME_SIZE,
     HALF_WIDTHS,
     KINDS,
     MOTIONS,
+    ORBIT_RADIUS,
     SPEED,
     Scene,
     Thing,
     coverage,
+    is_held_out,
     random_scene,
     render,
 )
@@ -24,7 +30,7 @@ FRAMES = np.arange(48)
 
 
 def thing(kind: str = "circle", size: str = "small", motion: str = "still", **changes: float) -> Thing:
-    values = {"x": 16.0, "y": 16.0, "heading": 0.8} | changes
+    values = {"x": 16.0, "y": 16.0, "phase": 0.8} | changes
     return Thing(kind=kind, color="red", size=size, motion=motion, **values)
 
 
@@ -60,31 +66,35 @@ def test_straight_motions_move_the_centroid_and_wrap(motion: str, step: tuple[fl
     assert np.allclose(np.mod(moved - step + half, FRAME_SIZE) - half, 0, atol=0.06)
 
 
-def test_circling_keeps_its_distance_from_the_middle_and_goes_round() -> None:
+def test_circling_keeps_its_distance_from_home_and_goes_round() -> None:
     around = centroids(thing(motion="circling")) - FRAME_SIZE / 2
-    assert np.allclose(np.hypot(*around.T), 7.5, atol=0.1)
+    assert np.allclose(np.hypot(*around.T), ORBIT_RADIUS, atol=0.1)
     angles = np.unwrap(np.arctan2(around[:, 1], around[:, 0]))
     assert np.all(np.diff(angles) > 0) and angles[-1] - angles[0] > 2 * np.pi
 
 
-@pytest.mark.parametrize("size", list(HALF_WIDTHS))
-def test_bouncing_stays_inside_and_turns_round(size: str) -> None:
-    centers = thing(size=size, motion="bouncing").centers(FRAMES)
-    margin = HALF_WIDTHS[size]
-    assert centers.min() >= margin and centers.max() <= FRAME_SIZE - margin
-    assert np.any(np.diff(centers[:, 0]) > 0) and np.any(np.diff(centers[:, 0]) < 0)
-    assert np.all(np.hypot(*np.diff(centers, axis=0).T) <= SPEED + 1e-9)
+def test_bouncing_leaves_one_ground_straight_up_and_comes_back() -> None:
+    x, y = thing(motion="bouncing", phase=0.0).centers(np.arange(0, 48, 0.25)).T
+    assert np.all(x == 16)
+    assert y.max() == pytest.approx(16 + BOUNCE_HEIGHT / 2) and y.min() == pytest.approx(16 - BOUNCE_HEIGHT / 2)
+    ground = np.flatnonzero(np.isclose(y, y.max()))
+    assert np.all(np.diff(ground) == BOUNCE_FRAMES / 0.25)
+
+
+def test_a_phase_shifts_a_motion_in_time() -> None:
+    late = thing(motion="bouncing", phase=0.3 + 5 * 2 * np.pi / BOUNCE_FRAMES).centers(FRAMES[:-5])
+    assert np.allclose(late, thing(motion="bouncing", phase=0.3).centers(FRAMES[5:]))
 
 
 def test_sizes_and_kinds_cover_different_areas() -> None:
     frame = np.zeros(1)
     areas = {(kind, size): coverage(thing(kind, size), frame).sum() for kind in KINDS for size in HALF_WIDTHS}
     for kind in KINDS:
-        assert areas[kind, "large"] > 1.8 * areas[kind, "small"]
-    assert areas["square", "large"] == pytest.approx(16 * 16, rel=0.02)
-    assert areas["circle", "large"] == pytest.approx(np.pi * 64, rel=0.02)
-    assert areas["triangle", "large"] == pytest.approx(128, rel=0.05)
-    assert areas["cross", "large"] < areas["triangle", "large"] + 32
+        assert areas[kind, "large"] > 2 * areas[kind, "small"]
+    assert areas["square", "large"] == pytest.approx(14 * 14, rel=0.02)
+    assert areas["circle", "large"] == pytest.approx(np.pi * 49, rel=0.02)
+    assert areas["triangle", "large"] == pytest.approx(98, rel=0.05)
+    assert areas["cross", "large"] < areas["triangle", "large"] + 25
 
 
 def test_an_unknown_kind_is_an_error_that_lists_the_known_ones() -> None:
@@ -105,13 +115,35 @@ def test_things_are_painted_in_order() -> None:
     scene = Scene((back, Thing(**(vars(front) | {"color": "white"}))), "black")
     image = render(scene, np.zeros(1))[0]
     assert np.allclose(image[16, 16] * 255, COLORS["white"])
-    assert np.allclose(image[9, 9] * 255, COLORS["red"], atol=1)
+    assert np.allclose(image[10, 10] * 255, COLORS["red"], atol=1)
     assert np.allclose(image[0, 0] * 255, BACKGROUNDS["black"])
 
 
-def test_random_scenes_use_every_word() -> None:
-    scenes = [random_scene(np.random.default_rng(seed)) for seed in range(200)]
-    assert {s.things[0].motion for s in scenes} == set(MOTIONS)
-    assert {s.things[0].kind for s in scenes} == set(KINDS)
-    assert {s.things[0].color for s in scenes} == set(COLORS)
-    assert {s.background for s in scenes} == set(BACKGROUNDS)
+@pytest.mark.parametrize("held_out", [False, True])
+def test_random_scenes_use_every_word_and_keep_to_their_side_of_the_split(held_out: bool) -> None:
+    scenes = [random_scene(np.random.default_rng(seed), held_out=held_out) for seed in range(200)]
+    things = [thing for scene in scenes for thing in scene.things]
+    assert {thing.motion for thing in things} == set(MOTIONS)
+    assert {thing.kind for thing in things} == set(KINDS)
+    assert {thing.color for thing in things} == set(COLORS)
+    assert {scene.background for scene in scenes} == set(BACKGROUNDS)
+    assert {len(scene.things) for scene in scenes} == {1, 2}
+    assert all(is_held_out(thing, scene.background) == held_out for scene in scenes for thing in scene.things)
+
+
+def test_about_one_combination_in_eight_is_held_out() -> None:
+    combinations = itertools.product(KINDS, COLORS, HALF_WIDTHS, MOTIONS, BACKGROUNDS)
+    held_out = [is_held_out(Thing(k, c, s, m, 16, 16), background) for k, c, s, m, background in combinations]
+    assert 0.1 < np.mean(held_out) < 0.15
+
+
+def test_two_things_of_a_scene_have_different_colors_and_homes_apart() -> None:
+    for seed in range(50):
+        first, second = random_scene(np.random.default_rng(seed), 2).things
+        assert first.color != second.color
+        assert min(second.x - first.x, second.y - first.y) >= 10
+
+
+def test_a_margin_widens_the_outline() -> None:
+    plain, wide = (coverage(thing("square", "small"), np.zeros(1), margin) for margin in (0.0, 1.5))
+    assert wide.sum() == pytest.approx(12**2, rel=0.02) and plain.sum() == pytest.approx(9**2, rel=0.02)
