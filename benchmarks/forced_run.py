@@ -55,15 +55,17 @@ class ForcedRun:
     num_chunks: int
     num_denoise_steps: int
 
-    def generate(self, history: Sequence[Tensor] | None = None, watch: Watch | None = None) -> Generated:
-        """Every chunk denoised from its own noise.
+    def generate(
+        self, history: Sequence[Tensor] | None = None, watch: Watch | None = None, first_chunk: int = 0
+    ) -> Generated:
+        """Every chunk from `first_chunk` on, denoised from its own noise; chunks before it are in no history.
 
         `history`: clean latents by chunk that are committed in the place of those generated; None: those generated.
         """
         streams = [self.cache.open(self.window, self.model.geometry.chunk_tokens) for _ in self.requests]
         conditions = [self.model.encode_prompt(request.prompt) for request in self.requests]
         made = Generated([], [])
-        for chunk in range(self.num_chunks):
+        for chunk in range(first_chunk, self.num_chunks):
             latents = self._denoise(streams, conditions, chunk, watch)
             made.latents.append(latents)
             made.frames.append(np.stack([self.model.decode(part) for part in latents.chunk(len(streams))]))
