@@ -1,0 +1,188 @@
+"""MAGI-1's transformer over packed ranges. Self-attention goes through `attend` only.
+
+Every layer makes keys and values of the range's tokens, lets queries attend to what their range may see, adds
+cross-attention to the range's caption, and gates both by the range's time. There is no shift or scale.
+
+Axes: N ranges, T packed tokens, W hidden size, E condition size, H heads, D head channels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pagedvid.models.base import Attend
+from pagedvid.models.magi1.config import PATCH, NetworkConfig
+from pagedvid.models.magi1.layers import (
+    CaptionEmbedder,
+    CrossAttention,
+    FeedForward,
+    FloatNorm1p,
+    LayerNorm1p,
+    TimeEmbedder,
+    interleaved,
+)
+
+
+@dataclass(frozen=True)
+class RangeInputs:
+    """What the network knows of the packed ranges."""
+
+    sizes: Sequence[int]
+    """Tokens of each."""
+    condition_NE: Tensor
+    caption_rows: Sequence[Tensor]
+    """Caption tokens of each, [m, X]; ranges with the same caption share one tensor."""
+
+
+class Bands(nn.Module):
+    """The trained frequencies of the rotary embedding; rope.py makes the tables."""
+
+    def __init__(self, config: NetworkConfig) -> None:
+        super().__init__()
+        self.bands = nn.Parameter(torch.empty(config.kv_channels // 8, dtype=torch.float32))
+
+
+class QueryKeyValue(nn.Module):
+    """Norm and the four projections: queries, queries of cross-attention, keys, values."""
+
+    def __init__(self, config: NetworkConfig, dtype: torch.dtype) -> None:
+        super().__init__()
+        size, kv = config.hidden_size, config.num_query_groups * config.kv_channels
+        self.layer_norm = nn.LayerNorm(size, config.layernorm_epsilon, dtype=dtype)
+        self.q = nn.Linear(size, size, bias=False, dtype=dtype)
+        self.qx = nn.Linear(size, size, bias=False, dtype=dtype)
+        self.k = nn.Linear(size, kv, bias=False, dtype=dtype)
+        self.v = nn.Linear(size, kv, bias=False, dtype=dtype)
+        self._head_dim = config.kv_channels
+
+    def forward(self, x_TW: Tensor) -> tuple[Tensor, ...]:
+        """q, qx [T, H, D]; k, v [T, KV heads, D]."""
+        u = self.layer_norm(x_TW)
+        return tuple(project(u).unflatten(1, (-1, self._head_dim)) for project in (self.q, self.qx, self.k, self.v))
+
+
+class Attention(nn.Module):
+    """Self-attention and cross-attention side by side, projected together."""
+
+    def __init__(self, config: NetworkConfig, dtype: torch.dtype) -> None:
+        super().__init__()
+        size, width, epsilon = config.hidden_size, config.kv_channels, config.layernorm_epsilon
+        self.linear_qkv = QueryKeyValue(config, dtype)
+        self.linear_kv_xattn = nn.Linear(
+            config.caption_size, 2 * config.num_query_groups * width, bias=False, dtype=dtype
+        )
+        self.linear_proj = nn.Linear(2 * size, size, bias=False, dtype=dtype)
+        self.q_layernorm, self.k_layernorm = FloatNorm1p(width, epsilon), FloatNorm1p(width, epsilon)
+        self.q_layernorm_xattn = LayerNorm1p(width, epsilon, dtype=dtype)
+        self.k_layernorm_xattn = LayerNorm1p(width, epsilon, dtype=dtype)
+        self.cross = CrossAttention(config)
+
+    def forward(self, layer: int, x_TW: Tensor, inputs: RangeInputs, attend: Attend) -> Tensor:
+        """[T, W] -> [T, W], float32."""
+        q, qx, k, v = self.linear_qkv(x_TW)
+        own_THD = attend(layer, self.q_layernorm(q).to(v.dtype), self.k_layernorm(k).to(v.dtype), v)
+        made = {id(rows): self.linear_kv_xattn(rows.to(v.dtype)) for rows in inputs.caption_rows}
+        kv = [made[id(rows)] for rows in inputs.caption_rows]
+        caption_TW = self.cross(self.q_layernorm_xattn(qx), kv, inputs.sizes, self.k_layernorm_xattn)
+        both = interleaved(own_THD.flatten(1), caption_TW)
+        return F.linear(both.float(), self.linear_proj.weight.float())
+
+
+class Gates(nn.Module):
+    """The two gates of a layer from the condition."""
+
+    def __init__(self, config: NetworkConfig, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.proj = nn.Sequential(nn.Linear(config.condition_size, 2 * config.hidden_size, dtype=dtype))
+
+    def forward(self, condition_NE: Tensor) -> tuple[Tensor, Tensor]:
+        """Two of [N, W], each within -1..1."""
+        first, second = torch.tanh(self.proj(F.silu(condition_NE))).chunk(2, dim=-1)
+        return first, second
+
+
+class Layer(nn.Module):
+    """One layer."""
+
+    def __init__(self, config: NetworkConfig, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.ada_modulate_layer = Gates(config, dtype)
+        self.self_attention = Attention(config, dtype)
+        self.self_attn_post_norm = FloatNorm1p(config.hidden_size, config.layernorm_epsilon)
+        self.mlp = FeedForward(config, dtype)
+        self.mlp_post_norm = FloatNorm1p(config.hidden_size, config.layernorm_epsilon)
+
+    def forward(self, layer: int, x_TW: Tensor, inputs: RangeInputs, attend: Attend) -> Tensor:
+        """Hidden states [T, W] after the layer: gate first, then norm, then sum."""
+        gates = self.ada_modulate_layer(inputs.condition_NE.to(x_TW.dtype))
+        attended = self.self_attention(layer, x_TW, inputs, attend)
+        x_TW = (x_TW + self.self_attn_post_norm(_gated(attended, gates[0], inputs.sizes))).to(x_TW.dtype)
+        return (x_TW + self.mlp_post_norm(_gated(self.mlp(x_TW), gates[1], inputs.sizes))).to(x_TW.dtype)
+
+
+class Blocks(nn.Module):
+    """All layers and the last norm."""
+
+    def __init__(self, config: NetworkConfig, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(Layer(config, dtype) for _ in range(config.num_layers))
+        self.final_layernorm = FloatNorm1p(config.hidden_size, config.layernorm_epsilon)
+
+
+class Embedder(nn.Module):
+    """Patches to hidden states; the published weight is that of a 3D convolution, [W, C, 1, 2, 2]."""
+
+    def __init__(self, config: NetworkConfig) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(config.hidden_size, config.in_channels, 1, PATCH, PATCH))
+
+    def forward(self, patches_TC: Tensor) -> Tensor:
+        """[T, 4 C] in (row, column, channel) order -> [T, W], float32."""
+        return F.linear(patches_TC, self.weight.squeeze(2).permute(0, 2, 3, 1).flatten(1))
+
+
+class Output(nn.Module):
+    """Hidden states to patches."""
+
+    def __init__(self, config: NetworkConfig) -> None:
+        super().__init__()
+        self.linear = nn.Linear(config.hidden_size, PATCH * PATCH * config.in_channels, bias=False)
+
+
+class MagiNetwork(nn.Module):
+    """The whole transformer; its state dict has the published names."""
+
+    def __init__(self, config: NetworkConfig, dtype: torch.dtype = torch.float32) -> None:
+        super().__init__()
+        self.config, self.dtype = config, dtype
+        self.x_embedder = Embedder(config)
+        self.t_embedder = TimeEmbedder(config.condition_size, dtype)
+        self.y_embedder = CaptionEmbedder(config)
+        self.rope = Bands(config)
+        self.videodit_blocks = Blocks(config, dtype)
+        self.final_linear = Output(config)
+
+    def forward(self, latents_TC: Tensor, inputs: RangeInputs, attend: Attend) -> Tensor:
+        """Velocities [T, 4 C] of latents [T, 4 C], both float32 patches in (row, column, channel) order."""
+        config = self.config
+        patches = latents_TC.float() * config.x_rescale_factor
+        if config.half_channel_vae:
+            pixels = patches.unflatten(1, (PATCH * PATCH, -1))
+            patches = torch.cat([pixels, pixels], dim=-1).flatten(1)
+        x = self.x_embedder(patches).to(self.dtype)
+        for number, layer in enumerate(self.videodit_blocks.layers):
+            x = layer(number, x, inputs, attend)
+        out = self.final_linear.linear(self.videodit_blocks.final_layernorm(x))
+        out = out.unflatten(1, (PATCH * PATCH, -1))[..., : config.latent_channels].flatten(1)
+        return out / config.x_rescale_factor
+
+
+def _gated(x_TW: Tensor, gate_NW: Tensor, sizes: Sequence[int]) -> Tensor:
+    """Every token times the gate of its range."""
+    repeats = torch.tensor(sizes, device=x_TW.device)
+    return x_TW * gate_NW.repeat_interleave(repeats, dim=0)

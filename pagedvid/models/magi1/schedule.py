@@ -1,0 +1,177 @@
+"""The order of work of MAGI-1: several chunks in flight, each at its own time, each seeing its own part of the past.
+
+A stage is window_size-th of a chunk's steps. In every stage the chunks in flight move up by one: the first one becomes
+clean at its end, a new one enters with pure noise. In the first round of the next stage the chunk that became clean
+runs once more in front, nearly clean and without a prompt: that pass makes the keys and values that are stored, and the
+chunks in flight see them at once.
+
+    stage 3   | 0 | 1 | 2 | 3 |                  times   late ......... early
+    stage 4   | 0 commit | 1 | 2 | 3 | 4 |       first round; then | 1 | 2 | 3 | 4 |, which see chunk 0 in its pages
+    stage 5   | 1 commit | 2 | 3 | 4 | 5 |       ...
+
+A chunk sees itself and the chunks before it, as many as `noise2clean_kvrange` says for its quarter, wherever their keys
+are: in pages, or in this round. Stored chunks that no later round sees are dropped at once.
+
+Branches: "cond" own prompt; "clean" null text, making keys and values for the prompt's forward; "alone" own prompt,
+seeing nothing but itself. With cfg_number 3 a step is three rounds: that of the prompt, which stores nothing; "null",
+null text over the same history, which alone is stored; and "uncond", null text without any history, every chunk by
+itself at the video's start. Noise levels are times: 0 is noise, 1 is clean.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from pagedvid.errors import ConfigError
+from pagedvid.geometry import Window
+from pagedvid.models.magi1.config import SamplingConfig
+from pagedvid.models.magi1.times import check_steps, step_size, times
+from pagedvid.models.rounds import Advance, Hold, Range, Round, Schedule, planned, with_endings
+
+MAX_CHUNKS = 10_000
+"""All rounds of a video are planned when it is submitted; this is nearly three hours of it."""
+
+
+@dataclass(frozen=True)
+class MagiSchedule:
+    """Makes the rounds of one video."""
+
+    sampling: SamplingConfig
+    chunk_frames: int
+    num_steps: int
+    num_chunks: int
+    num_prefix_chunks: int = 0
+    """Whole chunks that are given."""
+
+    def rounds(self) -> tuple[Round, ...]:
+        """All of them."""
+        rounds = [*self._prefix_rounds(), *self._denoise_rounds()]
+        return with_endings(rounds, self.chunk_frames)
+
+    def _prefix_rounds(self) -> Iterator[Round]:
+        """Chunk by chunk, so that what a chunk sees of those before it is already stored."""
+        sampling = self.sampling
+        for chunk in range(self.num_prefix_chunks):
+            first_seen = max(0, chunk + 1 - sampling.clean_chunk_kvrange)
+            yield Round((self._range(chunk, sampling.clean_t, "clean", 0, commits=True, first_seen=first_seen),))
+
+    def _denoise_rounds(self) -> Iterator[Round]:
+        width, given = self.sampling.window_size, self.num_prefix_chunks
+        per_stage = self.num_steps // width
+        for stage in range(given, self.num_chunks + width - 1):
+            first, last = max(given, stage - width + 1), min(self.num_chunks, stage + 1) - 1
+            for index in range(per_stage):
+                steps = {chunk: (stage - chunk) * per_stage + index for chunk in range(first, last + 1)}
+                yield from self._step(steps, index, has_clean_pass=index == 0 and first > given)
+
+    def _step(self, steps: dict[int, int], index: int, has_clean_pass: bool) -> Iterator[Round]:
+        """One step of the chunks in flight. `steps`: the number of each one's own step, in order."""
+        if self.sampling.cfg_number == 3:
+            prompted = self._forward(steps, index, has_clean_pass, "cond", "clean", stores=False)
+            null = self._forward(steps, index, has_clean_pass, "null", "null", stores=True)
+            for ranges in (prompted, null):
+                yield Round(
+                    tuple(ranges), holds=tuple(Hold(chunk, self._carriers(chunk, ranges)[0]) for chunk in steps)
+                )
+            yield self._moving([self._alone(chunk, step, "uncond", 0, index) for chunk, step in steps.items()], steps)
+            return
+        ranges = self._forward(steps, index, has_clean_pass, "cond", "clean", stores=True)
+        first, behind = min(steps), (max(steps) + 1) * self.chunk_frames
+        if self._times[steps[first]] > self.sampling.distill_nearly_clean_chunk_threshold:
+            ranges.append(self._alone(first, steps[first], "alone", behind, index))
+        yield self._moving(ranges, steps)
+
+    def _moving(self, ranges: Sequence[Range], steps: dict[int, int]) -> Round:
+        """The round after which every chunk in flight takes its step."""
+        levels, first = self._times, min(steps)
+        return Round(
+            tuple(ranges),
+            tuple(
+                Advance(chunk, self._carriers(chunk, ranges), levels[step], levels[step + 1])
+                for chunk, step in steps.items()
+            ),
+            finished=(first,) if steps[first] == self.num_steps - 1 else (),
+        )
+
+    def _forward(
+        self, steps: dict[int, int], index: int, has_clean_pass: bool, branch: str, clean: str, stores: bool
+    ) -> list[Range]:
+        """The chunks in flight, behind the clean pass of the chunk before them if there is one."""
+        sampling, ranges = self.sampling, []
+        slice_point = min(steps) - has_clean_pass
+        if has_clean_pass:
+            first_seen = max(0, slice_point + 1 - sampling.clean_chunk_kvrange)
+            ranges.append(
+                self._range(slice_point, sampling.clean_t, clean, index, commits=stores, first_seen=first_seen)
+            )
+        for chunk, step in steps.items():
+            first_seen = max(0, chunk + 1 - sampling.noise2clean_kvrange[step // (self.num_steps // 4)])
+            level, sees = self._times[step], range(max(first_seen, slice_point) - slice_point, chunk - slice_point)
+            ranges.append(
+                self._range(chunk, level, branch, index, first_seen=first_seen, slice_point=slice_point, sees=sees)
+            )
+        return ranges
+
+    def _range(
+        self,
+        chunk: int,
+        level: float,
+        branch: str,
+        index: int,
+        *,
+        first_seen: int,
+        slice_point: int | None = None,
+        sees: Sequence[int] = (),
+        commits: bool = False,
+    ) -> Range:
+        """One chunk that sees the chunks from `first_seen` on: in pages those before `slice_point`."""
+        return Range(
+            self._frames(chunk),
+            level,
+            branch,
+            visible=tuple(range(first_seen, chunk if slice_point is None else slice_point)),
+            sees=tuple(sees),
+            commits=commits,
+            position=None if commits else chunk * self.chunk_frames,
+            tag=self._tag(index),
+        )
+
+    def _alone(self, chunk: int, step: int, branch: str, position: int, index: int) -> Range:
+        """One chunk that sees nothing else."""
+        return Range(
+            self._frames(chunk), self._times[step], branch, visible=(), position=position, tag=self._tag(index)
+        )
+
+    def _carriers(self, chunk: int, ranges: Sequence[Range]) -> tuple[int, ...]:
+        first_frame = chunk * self.chunk_frames
+        return tuple(i for i, part in enumerate(ranges) if part.frames[0] == first_frame)
+
+    def _frames(self, chunk: int) -> range:
+        return range(chunk * self.chunk_frames, (chunk + 1) * self.chunk_frames)
+
+    @property
+    def _times(self) -> tuple[float, ...]:
+        return times(self.num_steps, self.sampling.shortcut_mode)
+
+    def _tag(self, index: int) -> float | None:
+        """The step size that a distilled network is told."""
+        return step_size(self.num_steps, index, self.sampling.shortcut_mode) if self.sampling.distill else None
+
+
+def magi_schedule(
+    sampling: SamplingConfig, chunk_frames: int, num_steps: int, num_frames: int, num_prefix_frames: int = 0
+) -> Schedule:
+    """The schedule of a video of `num_frames` latent frames after `num_prefix_frames` given ones.
+
+    Raises ConfigError for steps that cannot be dealt out, and for a video of more than MAX_CHUNKS chunks.
+    """
+    check_steps(num_steps, sampling)
+    num_chunks = -(-(num_prefix_frames + num_frames) // chunk_frames)
+    if num_chunks > MAX_CHUNKS:
+        raise ConfigError(
+            f"a video of {num_frames} latent frames has {num_chunks} chunks; at most {MAX_CHUNKS} can be planned"
+        )
+    rounds = MagiSchedule(sampling, chunk_frames, num_steps, num_chunks, num_prefix_frames // chunk_frames).rounds()
+    window = Window(sink_chunks=0, recent_chunks=max(1, num_chunks))
+    return planned(lambda: iter(rounds), window, first_frame=num_prefix_frames)
