@@ -1,0 +1,135 @@
+"""The WAN-5B model: cross-attention to the text, the first image written into latent frame 0."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from pagedvid.errors import ConfigError
+from pagedvid.models.base import ModelGeometry, Piece
+from pagedvid.models.checkpoint import load_checkpoint
+from pagedvid.models.rounds import Schedule
+from pagedvid.models.text_encoder import TextEncoder
+from pagedvid.models.worldplay.conditions import Condition, states
+from pagedvid.models.worldplay.config import read_config_wan5b, read_grid
+from pagedvid.models.worldplay.latents import LatentGrid
+from pagedvid.models.worldplay.layers import AttendTwice
+from pagedvid.models.worldplay.memory import MEMORY_WAN
+from pagedvid.models.worldplay.model import ContextOf, WorldPlayModel, geometry_of, schedule_without_trajectory
+from pagedvid.models.worldplay.network_wan5b import ConfigWan5B, NetworkWan5B, TextSpan
+from pagedvid.models.worldplay.rope import SlotRope
+from pagedvid.models.worldplay.schedule import MEMORY_TIMESTEP, timesteps_wan
+
+LATENT_SIZE = (44, 80)
+"""Rows and columns of a latent frame: 704 x 1280 pixels."""
+TEXT_TOKENS = 512
+"""Rows of an encoded prompt, padding included (HY-WorldPlay, wan/inference/pipeline_wan_w_mem_relative_rope.py)."""
+
+
+class WorldPlayWan5B(WorldPlayModel):
+    """See the module docstring; `load` is the usual way to get one."""
+
+    name = "hy-worldplay-5b"
+    policy = MEMORY_WAN
+    image_name = "image_latent"
+
+    def __init__(
+        self,
+        network: NetworkWan5B,
+        grid: LatentGrid,
+        points: Tensor | None = None,
+        text_encoder: TextEncoder | None = None,
+    ) -> None:
+        self._text_encoder = text_encoder
+        self.network = network.eval().requires_grad_(False)
+        config = network.config
+        rope = SlotRope(config.rope_channels, grid.token_rows, grid.token_columns, config.rope_theta)
+        super().__init__(geometry_of(config, grid), grid, rope, points)
+
+    @staticmethod
+    def load(
+        path: Path | None,
+        device: str = "cpu",
+        dtype: torch.dtype = torch.bfloat16,
+        text_encoder: TextEncoder | None = None,
+    ) -> WorldPlayWan5B:
+        """The published checkpoint: a file, an index of shards, or a folder. Raises ConfigError."""
+        if path is None:
+            raise ConfigError(f"{WorldPlayWan5B.name} ships without weights: give --weights PATH")
+        config = read_config_wan5b(path)
+        grid = read_grid(path, config, LATENT_SIZE)
+        with torch.device("meta"):
+            network = NetworkWan5B(config).to(dtype)
+        load_checkpoint(network, path, device)
+        return WorldPlayWan5B(network, grid, text_encoder=text_encoder)
+
+    @property
+    def placement(self) -> Tensor:
+        """See `WorldPlayModel.placement`."""
+        return self.network.scale_shift_table
+
+    def timesteps(self, num_denoise_steps: int) -> tuple[float, ...]:
+        """See `timesteps_wan`."""
+        return timesteps_wan(num_denoise_steps)
+
+    def encode_text(self, embeddings: Mapping[str, Tensor]) -> Tensor:
+        """Embedded text [L, N], padding rows included, as the model was trained."""
+        return self.network.encode_text(states(embeddings, "prompt_embeds", self.network.config.text_channels))
+
+    def with_prompt(self, prompt: str, embeddings: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """The prompt's rows, unless the request brings its own: padding rows are zeroed, and read all the same."""
+        if "prompt_embeds" in embeddings:
+            return embeddings
+        if self._text_encoder is None:
+            raise ConfigError(
+                f"the embeddings lack prompt_embeds; they have {', '.join(sorted(embeddings)) or 'nothing'}. "
+                "Encode the prompt, or set model.text_encoder"
+            )
+        encoded = self._text_encoder.encode(cleaned(prompt), TEXT_TOKENS)
+        rows = encoded["embeddings"].masked_fill(encoded["mask"][:, None] == 0, 0.0)
+        return {**embeddings, "prompt_embeds": rows.unsqueeze(0)}
+
+    def initial_latents(self, condition: Condition, seed: int, chunk_index: int) -> Tensor:
+        """Noise, and the first image in frame 0."""
+        latents = self.noise(seed, chunk_index)
+        if chunk_index == 0:
+            latents[: self.grid.tokens_per_frame] = condition.image_nC
+        return latents
+
+    def timestep(self, piece: Piece, frame: int) -> float:
+        """The first image is told to be nearly clean."""
+        return MEMORY_TIMESTEP if frame == 0 else piece.noise_level
+
+    def velocity(self, latents_FnC: Tensor, timesteps_F: Tensor, actions_F: Tensor, pieces: Sequence[Piece],
+                 attend_with: Callable[[ContextOf | None], AttendTwice]) -> Tensor:  # fmt: skip
+        """See `WorldPlayModel.velocity`; zero for frame 0, which stays the first image."""
+        texts = [TextSpan(len(piece.frames), piece.condition.text) for piece in pieces]
+        tokens = latents_FnC.to(self.placement.dtype)
+        velocity = self.network(tokens, timesteps_F, actions_F, texts, attend_with(None))
+        frames = [frame for piece in pieces for frame in piece.frames]
+        is_given = torch.tensor([frame == 0 for frame in frames], device=velocity.device)
+        return velocity.masked_fill(is_given[:, None, None], 0.0)
+
+
+def cleaned(prompt: str) -> str:
+    """A prompt as the model was given prompts: HTML entities (twice escaped ones too) spelled out, single spaces."""
+    return " ".join(html.unescape(html.unescape(prompt)).split())
+
+
+def read_geometry(path: Path | None = None) -> ModelGeometry:
+    """The model's integers from a checkpoint's shapes alone, or those of the published model. Raises ConfigError."""
+    if path is None:
+        config = ConfigWan5B()
+        return geometry_of(config, LatentGrid(config.latent_channels, *LATENT_SIZE, config.patch[1]))
+    config = read_config_wan5b(path)
+    return geometry_of(config, read_grid(path, config, LATENT_SIZE))
+
+
+def read_schedule(num_frames: int, num_denoise_steps: int | None) -> Schedule:
+    """How a video of so many frames is worked on; None: four steps. Raises ConfigError."""
+    steps = num_denoise_steps or WorldPlayWan5B.default_denoise_steps
+    return schedule_without_trajectory(MEMORY_WAN, num_frames, timesteps_wan(steps))

@@ -1,0 +1,82 @@
+"""The order of work of HY-WorldPlay: a memory pass and four denoise steps per chunk; timesteps of both variants.
+
+    chunk 0   step step step step
+    chunk c   memory pass: the selected finished frames together, committed as one chunk, seeing nothing older
+              step step step step, which read it; then it is dropped
+
+A chunk's own keys and values are never stored. Timesteps run from 1000, pure noise, to 0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
+
+from pagedvid.errors import ConfigError
+from pagedvid.geometry import Window
+from pagedvid.models.rounds import Advance, Range, Round, Schedule, planned
+from pagedvid.models.worldplay.camera import Cameras
+from pagedvid.models.worldplay.memory import BLOCK_FRAMES
+
+MAX_TIMESTEP = 1000.0
+MEMORY_TIMESTEP = 14.0
+"""Finished frames are told to be nearly clean; no noise is added to them."""
+MEMORY, DENOISE = "memory", "cond"
+"""What a range is for; its `branch`."""
+WINDOW = Window(sink_chunks=0, recent_chunks=1, positions="window")
+"""One memory, placed at slot 0, and the chunk right behind it."""
+SHIFT_8B = 5.0
+TIMESTEPS_WAN = (1000.0, 960.0, 888.8889, 727.2728, 0.0)
+
+
+def timesteps_8b(num_denoise_steps: int) -> tuple[float, ...]:
+    """Evenly spaced, shifted towards noise: num_denoise_steps + 1 timesteps from 1000 to 0."""
+    even = (1 - step / num_denoise_steps for step in range(num_denoise_steps + 1))
+    return tuple(MAX_TIMESTEP * SHIFT_8B * level / (1 + (SHIFT_8B - 1) * level) for level in even)
+
+
+def timesteps_wan(num_denoise_steps: int) -> tuple[float, ...]:
+    """The fixed ones of the distilled model. Raises ConfigError for another number of steps."""
+    if num_denoise_steps != len(TIMESTEPS_WAN) - 1:
+        raise ConfigError(
+            f"num_denoise_steps is {num_denoise_steps}; hy-worldplay-5b was distilled to {len(TIMESTEPS_WAN) - 1} steps"
+        )
+    return TIMESTEPS_WAN
+
+
+def rebuilt_memory(memories: Sequence[tuple[int, ...]], timesteps: Sequence[float], cameras: Cameras) -> Schedule:
+    """The schedule of a video whose chunk c remembers the frames `memories[c]`; ranges carry their cameras as tags."""
+
+    def rounds() -> Iterator[Round]:
+        num_passes = 0
+        for chunk, memory in enumerate(memories):
+            if memory:
+                yield Round(
+                    (Range(memory, MEMORY_TIMESTEP, MEMORY, visible=(), commits=True, tag=cameras.select(memory)),)
+                )
+                num_passes += 1
+            visible = (num_passes - 1,) if memory else ()
+            frames = tuple(range(BLOCK_FRAMES * chunk, BLOCK_FRAMES * (chunk + 1)))
+            tag = cameras.select(frames)
+            for step, (level, next_level) in enumerate(pairwise(timesteps)):
+                is_clean = step == len(timesteps) - 2
+                yield Round(
+                    (Range(frames, level, DENOISE, visible=visible, tag=tag),),
+                    (Advance(chunk, (0,), level, next_level),),
+                    finished=(chunk,) if is_clean else (),
+                    drops=visible if is_clean else (),
+                    forgets=_never_again(memories, chunk) if is_clean else (),
+                )
+
+    return planned(rounds, WINDOW)
+
+
+def _never_again(memories: Sequence[tuple[int, ...]], chunk: int) -> tuple[int, ...]:
+    """Chunks up to this one whose frames were remembered, or made, now for the last time."""
+    last_use = {number: number for number in range(chunk + 1)}
+    for reader, memory in enumerate(memories):
+        for frame in memory:
+            used = frame // BLOCK_FRAMES
+            if used in last_use:
+                last_use[used] = max(last_use[used], reader)
+    return tuple(number for number, last in last_use.items() if last == chunk)
