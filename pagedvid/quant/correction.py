@@ -18,6 +18,8 @@ Assumptions, and where they break:
 - the mean over many keys stands for the expectation: attention that sits on very few cached keys is not helped.
 - keys are stored before rotary embedding, which turns the error of a pair of channels by a position-dependent angle.
   b uses the angle average: q_c^2 -> (q_c^2 + q_c'^2) / 2, exact (second order) when the pair shares its step.
+- keys read through a projection meet the query pulled back to their frame (quant/projective.py): b takes that query,
+  frame by frame.
 - a whole chunk is corrected at once by the token-weighted mean of delta^2 over its pages; the spread inside a chunk is
   a second-order effect (tests/quant/test_correction.py compares with the per-key oracle).
 Keys stored as bf16 or fp32 have no step and are never corrected.

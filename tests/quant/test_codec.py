@@ -242,3 +242,12 @@ def test_fewer_bits_mean_a_larger_error():
     # Uniform rounding errors have the mean square step^2 / 12; of 64 tokens, the smallest and the largest have none.
     steps = page_steps(get_codec("int4").encode(x)).double()
     assert errors[2] == pytest.approx(float((steps**2).mean() / 12) * 62 / 64, rel=0.01)
+
+
+@pytest.mark.parametrize(("first_token", "num_tokens"), [(0, 10), (120, 20), (250, 50), (128, 128), (0, 300)])
+def test_mean_square_steps_of_some_of_the_tokens(first_token, num_tokens):
+    """A page counts with as many of the tokens as it holds, at int2 128 a page."""
+    records = get_codec("int2").encode(torch.randn(2, 300, 8, generator=torch.Generator().manual_seed(0)))
+    per_token = page_steps(records).square().repeat_interleave(128, dim=1)[:, first_token : first_token + num_tokens]
+    mean = get_codec("int2").mean_square_steps(records, num_tokens, first_token)
+    torch.testing.assert_close(mean, per_token.mean(1))

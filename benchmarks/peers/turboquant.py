@@ -1,0 +1,29 @@
+"""TurboQuant-like (arXiv 2504.19874, without its QJL stage, as serving engines use it).
+
+Every token is scaled to its norm and rotated by a random sign flip and a Hadamard matrix; each coordinate, now nearly
+Gaussian, goes to the nearest of the Lloyd-Max levels. Stored: codes and the norm in fp16.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from pagedvid.quant.allocation import lloyd_max
+from pagedvid.quant.hadamard import hadamard_matrix
+from peers.stored import Stored
+
+ROTATION_SEED = 0
+NUM_QUANTILES = 20_000
+
+
+def turboquant(x_HnD: Tensor, bits: int) -> Stored:
+    """Levels are not uniform, so there is no step."""
+    head_dim = x_HnD.shape[-1]
+    signs = torch.randint(0, 2, (head_dim,), generator=torch.Generator().manual_seed(ROTATION_SEED)) * 2.0 - 1
+    matrix = signs[:, None] * hadamard_matrix(head_dim)
+    norm = x_HnD.norm(dim=-1, keepdim=True).half().float()
+    unit = (x_HnD / norm.where(norm > 0, 1.0)) @ matrix * head_dim**0.5
+    levels = lloyd_max(torch.special.ndtri((torch.arange(NUM_QUANTILES) + 0.5) / NUM_QUANTILES), 1 << bits)
+    nearest = levels[torch.bucketize(unit, (levels[1:] + levels[:-1]) / 2)]
+    return Stored(nearest @ matrix.T * norm / head_dim**0.5, bits + 16 / head_dim)
