@@ -183,6 +183,6 @@ def stream_size(
         num_branches=num_branches or len(card.branches),
         max_commits=max_commits,
         current_tokens=card.frames_in_flight * frame_tokens,
-        num_query_heads=card.num_query_heads * card.stored_copies,
+        num_query_heads=card.num_query_heads,
         seconds=num_frames / card.latent_frames_per_second,
     )

@@ -1,7 +1,7 @@
 """A model card: the integers of one model. No weights, no tensors.
 
 It says how long a video a number of tokens is (patch, VAE strides, frame rate), what one token's keys and values are
-(layers, heads, copies, branches), what the model keeps of the past, and what its weights weigh. Read by card_file.py.
+(layers, heads, branches), what the model keeps of the past, and what its weights weigh. Read by card_file.py.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Published:
 
     history: History
     num_bytes: int
-    """Of one stream in BF16."""
+    """Of one stream in BF16, all of the original's copies."""
     source: str
 
 
@@ -74,14 +74,15 @@ class ModelCard:
     current_frames: int = 0
     """Latent frames denoised together; 0 means those of one chunk. More than one chunk may be in flight."""
     branches: tuple[str, ...] = ("cond",)
-    stored_copies: int = 1
-    """How often keys and values are stored, each transformed in another way."""
+    original_copies: int = 1
+    """How often the model's own program keeps keys and values, each transformed in another way. pagedvid stores them
+    once and transforms them when they are read."""
     published: tuple[Published, ...] = field(default=())
 
     @property
     def shape(self) -> KVShape:
-        """Keys and values as the cache sees them: every stored copy is a further set of KV heads."""
-        return KVShape(self.num_layers, self.num_kv_heads * self.stored_copies, self.head_dim)
+        """Keys and values as the cache sees them."""
+        return KVShape(self.num_layers, self.num_kv_heads, self.head_dim)
 
     @property
     def latent_frames_per_second(self) -> float:

@@ -43,7 +43,7 @@ def test_predicted_is_measured(name):
     [
         ("magi-1-4.5b", {"resolution": Resolution(64, 64)}),  # grouped queries
         ("skyreels-v2-1.3b", {"resolution": Resolution(64, 64)}),  # two branches
-        ("hy-worldplay-5b", {"resolution": Resolution(128, 128), "history": RebuiltHistory(10)}),  # copies, rebuilt
+        ("hy-worldplay-5b", {"resolution": Resolution(128, 128), "history": RebuiltHistory(10)}),  # rebuilt
     ],
 )
 def test_of_other_kinds_of_models_with_a_fraction_of_the_layers(model, changes):

@@ -120,9 +120,10 @@ def test_branches_multiply_a_stream():
     assert twice.current_bytes == 2 * once.current_bytes
 
 
-def test_copies_multiply_keys_and_values():
+def test_what_the_original_keeps_twice_is_stored_once():
     card = find_card("hy-worldplay-5b")
-    assert card.shape.num_kv_heads == 2 * card.num_kv_heads
+    assert card.original_copies == 2
+    assert card.shape.num_kv_heads == card.num_kv_heads
 
 
 def test_targets_are_read():
