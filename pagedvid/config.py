@@ -173,6 +173,10 @@ class ModelConfig(Section):
     """Name of the model; `demo` is the small one that ships with pagedvid."""
     weights: str | None = setting(None, nothing() | text("a path"))
     """Where the model's weights lie (the demo model wants a folder); null = those that ship with pagedvid."""
+    text_encoder: str | None = setting(None, nothing() | text("a path"))
+    """Folder of the text encoder that turns prompts into embeddings; null = requests bring theirs from a file."""
+    vae: str | None = setting(None, nothing() | text("a path"))
+    """Folder of the VAE that turns latents into frames; null = latents are written (the demo model needs none)."""
     device: str = setting("cpu", text("cpu, cuda or cuda:N", r"cpu|cuda(:\d+)?"))
     """Device that holds the model and the cache."""
     dtype: str = setting("float32", one_of(*DTYPES))
@@ -227,8 +231,8 @@ class EngineConfig(Section):
     """Which streams go first: fcfs finishes the oldest first, round_robin advances all alike."""
     concurrent: int | str = setting("auto", one_of("auto") | whole(1))
     """Most streams that run at once; auto = as many as the memory holds."""
-    denoise_steps: int = setting(8, whole(1, 1000))
-    """Denoise steps per chunk; the commit pass comes on top."""
+    denoise_steps: int | None = setting(None, nothing() | whole(1, 1000))
+    """Denoise steps per chunk; the commit pass comes on top. null = the model's own number."""
 
 
 @dataclass(frozen=True)

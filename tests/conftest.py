@@ -1,13 +1,16 @@
-"""Settings of the whole test suite: one thread, and property tests that try the same examples in every run.
+"""Settings of the whole test suite: one thread, no model hub, and property tests with the same examples in every run.
 
 `pytest --hypothesis-profile=explore` draws new and more examples.
 """
 
 from __future__ import annotations
 
+import os
+
 import torch
 from hypothesis import settings
 
+os.environ["HF_HUB_OFFLINE"] = "1"  # before a library reads it, once, when it is imported
 torch.set_num_threads(1)
 
 settings.register_profile("fixed", deadline=None, derandomize=True, max_examples=50, database=None)

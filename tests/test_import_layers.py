@@ -14,10 +14,11 @@ PACKAGE = Path(__file__).parents[1] / "pagedvid"
 ROOMS = (
     ("pagedvid.errors", "pagedvid.units", "pagedvid.geometry", "pagedvid.config", "pagedvid.config_file"),
     ("pagedvid.quant",),
-    ("pagedvid.models.base",),
+    ("pagedvid.models.base", "pagedvid.models.rounds"),
     ("pagedvid.cache",),
     ("pagedvid.attention",),
     ("pagedvid.paged_kv_cache", "pagedvid"),
+    ("pagedvid.integrations",),
     ("pagedvid.models",),
     ("pagedvid.engine",),
     ("pagedvid.capacity",),
@@ -26,12 +27,12 @@ ROOMS = (
     ("pagedvid.cli",),
     ("pagedvid.__main__",),
 )
-"""From the bottom up. `models.base` is only the protocol between models and what runs them."""
+"""From the bottom up. `models.base` and `models.rounds` are only the protocol between models and what runs them."""
 
 NOT_FOR_MODELS = ("pagedvid.quant", "pagedvid.cache", "pagedvid.attention", "pagedvid.paged_kv_cache")
 """A model never sees the cache."""
 
-ONE_FILE_LIBRARIES = ("av", "PIL", "flash_attn", "xformers", "triton", "matplotlib")
+ONE_FILE_LIBRARIES = ("av", "PIL", "flash_attn", "xformers", "triton", "matplotlib", "transformers", "diffusers")
 """Optional or heavy libraries, each behind one adapter file."""
 
 FILES = sorted(PACKAGE.rglob("*.py"))

@@ -53,7 +53,7 @@ def columns(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
 def question_lines(question: Question) -> list[str]:
     """Model, frame, chunk, window and memory in a line each."""
     card, size = question.card, question.size
-    copies = f" x {card.stored_copies} copies" if card.stored_copies > 1 else ""
+    copies = f" (original: {card.original_copies} copies)" if card.original_copies > 1 else ""
     branches = f", {size.num_branches} branches" if size.num_branches > 1 else ""
     tokens = card.tokens_per_frame(question.resolution)
     rate = card.latent_frames_per_second

@@ -21,6 +21,7 @@ from pagedvid.cli.video_run import RunResult, VideoRun
 from pagedvid.config import Config, frame_settings
 from pagedvid.engine.requests import VideoRequest
 from pagedvid.errors import ConfigError
+from pagedvid.geometry import Window
 from pagedvid.output.folder import OutputFolder
 from pagedvid.output.sheet import SheetRow, write_sheet
 from pagedvid.output.video import AV_VERSION, WRITE_ERRORS
@@ -54,21 +55,37 @@ def run(args: argparse.Namespace) -> int:
         return _print_plan(config, requests)
     if args.out is None:
         raise ConfigError("generate needs --out DIR, the folder for the videos (or --plan)")
-    with OutputFolder(args.out, frame_settings(config), resume=args.resume, overwrite=args.overwrite) as folder:
+    with OutputFolder(
+        args.out,
+        frame_settings(config),
+        resume=args.resume,
+        overwrite=args.overwrite,
+        holds_latents=_writes_latents(config),
+    ) as folder:
         missing = [request for request in requests if not folder.is_done(request)]
         result = _make_videos(config, folder, missing) if missing else RunResult()
-        if not result.num_left:
+        if not (result.num_left or folder.holds_latents):
             _write_sheet(folder, requests)
     print("\n".join(summary_lines(result, len(requests) - len(missing), config.cache, args.out)))
     return _exit_code(result)
 
 
 def _print_plan(config: Config, requests: Sequence[VideoRequest]) -> int:
-    from pagedvid.models.registry import model_geometry
+    from pagedvid.models.registry import model_geometry, model_schedule
 
-    weights = None if config.model.weights is None else Path(config.model.weights)
-    print("\n".join(plan_lines(config, model_geometry(config.model.name, weights), requests)))
+    model, cache = config.model, config.cache
+    weights = None if model.weights is None else Path(model.weights)
+    num_frames = max(request.num_frames for request in requests)
+    window = Window(cache.sink_chunks, cache.recent_chunks)
+    schedule = model_schedule(model.name, weights, num_frames, config.engine.denoise_steps, window)
+    print("\n".join(plan_lines(config, model_geometry(model.name, weights), requests, schedule)))
     return EXIT_FINE
+
+
+def _writes_latents(config: Config) -> bool:
+    from pagedvid.models.registry import writes_latents
+
+    return writes_latents(config.model.name, None if config.model.vae is None else Path(config.model.vae))
 
 
 def _make_videos(config: Config, folder: OutputFolder, requests: Sequence[VideoRequest]) -> RunResult:

@@ -28,7 +28,7 @@ def run(args: argparse.Namespace) -> int:
     cells = [
         (
             card.name,
-            f"{card.num_layers} x {card.num_kv_heads} x {card.head_dim}" + _copies(card),
+            f"{card.num_layers} x {card.num_kv_heads} x {card.head_dim}",
             str(card.resolution),
             str(card.tokens_per_frame(card.resolution)),
             str(card.frames_per_chunk),
@@ -56,10 +56,6 @@ def second_bytes(card: ModelCard) -> int:
     return int(size.num_branches * card.shape.bf16_bytes(1) * tokens)
 
 
-def _copies(card: ModelCard) -> str:
-    return f" x {card.stored_copies}" if card.stored_copies > 1 else ""
-
-
 def _facts(card: ModelCard, path: str) -> dict[str, object]:
     return {
         "model": card.name,
@@ -68,7 +64,7 @@ def _facts(card: ModelCard, path: str) -> dict[str, object]:
         "num_query_heads": card.num_query_heads,
         "num_kv_heads": card.num_kv_heads,
         "head_dim": card.head_dim,
-        "stored_copies": card.stored_copies,
+        "original_copies": card.original_copies,
         "branches": " ".join(card.branches),
         "resolution": str(card.resolution),
         "tokens_per_frame": card.tokens_per_frame(card.resolution),

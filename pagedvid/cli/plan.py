@@ -18,35 +18,48 @@ from pagedvid.geometry import (
     pages_for_tokens,
     pages_in_memory,
     peak_pages,
+    planned_peak_pages,
+    planned_peak_tokens,
 )
 from pagedvid.units import format_bytes
 
 if TYPE_CHECKING:
     from pagedvid.models.base import ModelGeometry
+    from pagedvid.models.rounds import Schedule
 
 
-def plan_lines(config: Config, model: ModelGeometry, requests: Sequence[VideoRequest]) -> list[str]:
-    """The longest of the videos as a stream: its pages, bytes, bits, ratio to BF16, and how many fit in the memory."""
+def plan_lines(
+    config: Config, model: ModelGeometry, requests: Sequence[VideoRequest], schedule: Schedule | None = None
+) -> list[str]:
+    """The longest of the videos as a stream: its pages, bytes, bits, ratio to BF16, and how many fit in the memory.
+
+    `schedule`: the order of work of the longest video; None: chunk by chunk over the configured window.
+    """
     cache = config.cache
     num_frames = max(request.num_frames for request in requests)
-    num_chunks = -(-num_frames // model.frames_per_chunk)
+    if schedule is None:
+        from pagedvid.models.chunk_by_chunk import chunk_by_chunk
+
+        schedule = chunk_by_chunk(model, num_frames, (1.0, 0.0), Window(cache.sink_chunks, cache.recent_chunks))
+    rows = (_row(name, codecs, cache, model, schedule) for name, codecs in _choices(cache))
     return [
-        *_describe(config, model, len(requests), num_frames, num_chunks),
+        *_describe(config, model, len(requests), num_frames, schedule),
         "",
         f"{'codec':8}{'bits/value':>10}{'pages':>8}{'bytes':>12}{'vs bf16':>9}   fit in {format_bytes(cache.memory)}",
-        *(_row(name, codecs, cache, model, num_chunks) for name, codecs in _choices(cache)),
+        *rows,
         "",
         "pages, bytes: of one stream at its peak; fit: streams that run at once",
     ]
 
 
-def _describe(config: Config, model: ModelGeometry, num_videos: int, num_frames: int, num_chunks: int) -> list[str]:
+def _describe(config: Config, model: ModelGeometry, num_videos: int, num_frames: int, schedule: Schedule) -> list[str]:
     cache, codec, tokens = config.cache, config.cache.codec, model.chunk_tokens
     tables = f"{model.num_layers} layers x {model.num_kv_heads} KV heads x {model.head_dim}"
     branches = f" x {len(model.branches)} branches" if len(model.branches) > 1 else ""
     num_pages = pages_for_tokens(tokens, codec)
     pages = f"{num_pages} page{'s' if num_pages > 1 else ''} of {page_tokens(codec)}"
     padding = f"{padding_waste_ratio(tokens, codec):.1%} padding"
+    num_chunks = -(-num_frames // model.frames_per_chunk)
     codecs = [codec]
     if cache.sink_codec:
         codecs.append(f"sinks {cache.sink_codec}")
@@ -55,10 +68,18 @@ def _describe(config: Config, model: ModelGeometry, num_videos: int, num_frames:
     return [
         f"model    {config.model.name}: {tables}, {model.tokens_per_frame} tokens/frame{branches}",
         f"chunk    {model.frames_per_chunk} frames = {tokens} tokens = {pages} per head and layer ({padding})",
-        f"window   {cache.sink_chunks} sink + {cache.recent_chunks} recent chunks, and the one being committed",
+        f"window   {_window(cache, model, schedule)}",
         f"codecs   {', '.join(codecs)}",
         f"videos   {num_videos}; the longest has {num_frames} frames = {num_chunks} chunks",
     ]
+
+
+def _window(cache: CacheConfig, model: ModelGeometry, schedule: Schedule) -> str:
+    commits = schedule.planned_commits(model.tokens_per_frame)
+    if commits is None:
+        return f"{cache.sink_chunks} sink + {cache.recent_chunks} recent chunks, and the one being committed"
+    num_frames = planned_peak_tokens(schedule.window, commits) // model.tokens_per_frame
+    return f"the model's own look-back: at most {num_frames} frames stored at once"
 
 
 def _choices(cache: CacheConfig) -> list[tuple[str, RoleCodecs]]:
@@ -68,14 +89,19 @@ def _choices(cache: CacheConfig) -> list[tuple[str, RoleCodecs]]:
     return [("as set", chosen), *alone]
 
 
-def _row(name: str, codecs: RoleCodecs, cache: CacheConfig, model: ModelGeometry, num_chunks: int) -> str:
+def _row(name: str, codecs: RoleCodecs, cache: CacheConfig, model: ModelGeometry, schedule: Schedule) -> str:
     shape = KVShape(model.num_layers, model.num_kv_heads, model.head_dim)
-    window = Window(cache.sink_chunks, cache.recent_chunks)
-    num_branches, num_commits = len(model.branches), num_chunks - 1  # nobody reads the last chunk
+    num_branches, window = len(model.branches), schedule.window
+    commits = schedule.planned_commits(model.tokens_per_frame)
+    if commits is None:
+        peak = peak_pages(shape, window, codecs, model.chunk_tokens, schedule.num_commits)
+        dense_tokens = min(schedule.num_commits, window.max_chunks + 1) * model.chunk_tokens
+    else:
+        peak = planned_peak_pages(shape, window, codecs, commits)
+        dense_tokens = planned_peak_tokens(window, commits)
     bits = shape.bits_per_value(model.chunk_tokens, codecs.history)
-    pages = num_branches * peak_pages(shape, window, codecs, model.chunk_tokens, num_commits)
+    pages = num_branches * peak
     num_bytes = 2 * page_bytes(model.head_dim) * pages
-    dense_bytes = num_branches * min(num_commits, window.max_chunks + 1) * shape.bf16_bytes(model.chunk_tokens)
-    ratio = f"{num_bytes / dense_bytes:.3f}" if pages else "-"
+    ratio = f"{num_bytes / (num_branches * shape.bf16_bytes(dense_tokens)):.3f}" if pages else "-"
     num_fitting = str(pages_in_memory(cache.memory, model.head_dim) // pages) if pages else "any number"
     return f"{name:8}{bits:>10.2f}{pages:>8}{format_bytes(num_bytes):>12}{ratio:>9}   {num_fitting}"

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from pagedvid.config import GenerateConfig
 from pagedvid.engine.requests import VideoRequest
 from pagedvid.errors import ConfigError
 
-FIELDS = ("prompt", "id", "seed", "num_frames")
+FIELDS = ("prompt", "id", "seed", "num_frames", "inputs")
 MAX_ID_BYTES = 120
 MAX_SEED = 2**63 - 1
 _SLUG_LENGTH = 56
@@ -31,6 +31,7 @@ class _Entry:
     id: str | None = None
     seed: int | None = None
     num_frames: int | None = None
+    inputs: Mapping[str, str] = field(default_factory=dict)
 
 
 def read_prompts(path: Path, generate: GenerateConfig) -> list[VideoRequest]:
@@ -48,6 +49,7 @@ def read_prompts(path: Path, generate: GenerateConfig) -> list[VideoRequest]:
             prompt=entry.prompt,
             num_frames=generate.num_frames if entry.num_frames is None else entry.num_frames,
             seed=(generate.seed + index) % (MAX_SEED + 1) if entry.seed is None else entry.seed,
+            inputs=entry.inputs,
         )
         for index, entry in enumerate(entries)
     ]
@@ -70,7 +72,7 @@ def _read_json_lines(path: Path) -> Iterator[_Entry]:
             raise ConfigError(f"{place}: not valid JSON: {error}") from None
         if not isinstance(fields, dict):
             raise ConfigError(f'{place}: each line must be a JSON object such as {{"prompt": "..."}}')
-        yield _check_fields(place, fields)
+        yield _check_fields(place, fields, path.parent)
 
 
 def _lines(path: Path) -> Iterator[tuple[int, str]]:
@@ -88,7 +90,7 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
             yield number, line.strip()
 
 
-def _check_fields(place: str, fields: dict[str, Any]) -> _Entry:
+def _check_fields(place: str, fields: dict[str, Any], folder: Path) -> _Entry:
     for name in fields:
         if name not in FIELDS:
             close = get_close_matches(name, FIELDS, n=1)
@@ -106,7 +108,24 @@ def _check_fields(place: str, fields: dict[str, Any]) -> _Entry:
         id=id,
         seed=_whole_number(place, fields, "seed", minimum=0, maximum=MAX_SEED),
         num_frames=_whole_number(place, fields, "num_frames", minimum=1, maximum=MAX_SEED),
+        inputs=_files(place, fields.get("inputs"), folder),
     )
+
+
+def _files(place: str, inputs: object, folder: Path) -> dict[str, str]:
+    """Paths by input name; relative ones start at the prompts file's folder."""
+    if inputs is None:
+        return {}
+    if not isinstance(inputs, dict) or not all(isinstance(file, str) and file for file in inputs.values()):
+        raise ConfigError(
+            f'{place}: "inputs" is {inputs!r}; it must be an object of file names such as '
+            '{"embeddings": "caption.safetensors"}'
+        )
+    paths = {name: folder / file for name, file in inputs.items()}
+    for name, path in paths.items():
+        if not path.is_file():
+            raise ConfigError(f'{place}: the input "{name}" is {path}: there is no such file')
+    return {name: str(path) for name, path in paths.items()}
 
 
 def _check_id(place: str, id: object) -> None:

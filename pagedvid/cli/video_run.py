@@ -12,6 +12,7 @@ from pagedvid.cli.progress import ProgressView, Status
 from pagedvid.engine.requests import ChunkOutput, RequestFailure, VideoRequest
 from pagedvid.errors import CapacityError, PagedvidError
 from pagedvid.output.folder import OutputFolder
+from pagedvid.output.latents import LatentWriter
 from pagedvid.output.video import WRITE_ERRORS, VideoWriter
 
 if TYPE_CHECKING:
@@ -56,7 +57,7 @@ class VideoRun:
 
     def __post_init__(self) -> None:
         self._pending = {request.id: request for request in self.requests}
-        self._writers: dict[str, VideoWriter] = {}
+        self._writers: dict[str, VideoWriter | LatentWriter] = {}
         self._num_chunks = {request.id: self._chunks_of(request) for request in self.requests}
         self._chunks_done = 0
         self._frames_done = 0
@@ -119,7 +120,7 @@ class VideoRun:
                 self.engine.cancel(request.id)
             self._end_failed(request.id, error)
 
-    def _end_done(self, request: VideoRequest, writer: VideoWriter) -> None:
+    def _end_done(self, request: VideoRequest, writer: VideoWriter | LatentWriter) -> None:
         stored_bytes, bf16_bytes = self.engine.request_bytes(request.id)
         self.folder.record_done(request, writer, self._details(stored_bytes, bf16_bytes))
         del self._pending[request.id], self._writers[request.id]

@@ -1,6 +1,7 @@
 """The output folder of one run: which videos are done, where each goes, and what is written beside it.
 
-<id>.mp4        the video                      manifest.jsonl   one line per video that ended
+<id>.mp4        the video, or its latents:     manifest.jsonl   one line per video that ended
+<id>.safetensors
 <id>.json       its settings and bytes         sheet.png        frames of all videos
 """
 
@@ -15,6 +16,7 @@ from typing import Any
 from pagedvid.engine.requests import VideoRequest
 from pagedvid.errors import ConfigError
 from pagedvid.output.atomic import remove_stale, replacing
+from pagedvid.output.latents import LatentWriter
 from pagedvid.output.manifest import Manifest, ManifestEntry
 from pagedvid.output.video import VideoWriter
 
@@ -25,7 +27,13 @@ class OutputFolder:
     """An open, locked output folder. Closing it (or leaving its `with` block) gives the lock back."""
 
     def __init__(
-        self, path: Path, settings: Mapping[str, Any], *, resume: bool = False, overwrite: bool = False
+        self,
+        path: Path,
+        settings: Mapping[str, Any],
+        *,
+        resume: bool = False,
+        overwrite: bool = False,
+        holds_latents: bool = False,
     ) -> None:
         """Makes or opens the folder. `settings` decide the frames of all its videos.
 
@@ -34,6 +42,7 @@ class OutputFolder:
         """
         self.path = path
         self.settings = dict(settings)
+        self.holds_latents = holds_latents
         try:
             path.mkdir(parents=True, exist_ok=True)
             if not (resume or overwrite):
@@ -45,7 +54,7 @@ class OutputFolder:
 
     def video_path(self, id: str) -> Path:
         """Where the video of a request goes."""
-        return self.path / f"{id}.mp4"
+        return self.path / f"{id}{'.safetensors' if self.holds_latents else '.mp4'}"
 
     @property
     def sheet_path(self) -> Path:
@@ -67,12 +76,16 @@ class OutputFolder:
             )
         return True
 
-    def open_video(self, request: VideoRequest, frames_per_second: float, scale: int) -> VideoWriter:
+    def open_video(self, request: VideoRequest, frames_per_second: float, scale: int) -> VideoWriter | LatentWriter:
         """A writer for the video of a request. Raises one of `WRITE_ERRORS`."""
+        if self.holds_latents:
+            return LatentWriter(self.video_path(request.id), frames_per_second)
         return VideoWriter(self.video_path(request.id), frames_per_second, scale)
 
-    def record_done(self, request: VideoRequest, writer: VideoWriter, details: Mapping[str, Any]) -> None:
-        """Ends a video: its json, then the mp4 under its name, then the manifest line. Raises one of `WRITE_ERRORS`."""
+    def record_done(
+        self, request: VideoRequest, writer: VideoWriter | LatentWriter, details: Mapping[str, Any]
+    ) -> None:
+        """Ends a video: json, then the file under its name, then the manifest line. Raises one of `WRITE_ERRORS`."""
         writer.finish()
         summary = {"file": writer.path.name, **details}
         sidecar = {**_request_fields(request), **summary, "settings": self.settings}
@@ -109,4 +122,10 @@ def _refuse_used(path: Path) -> None:
 
 
 def _request_fields(request: VideoRequest) -> dict[str, Any]:
-    return {"id": request.id, "prompt": request.prompt, "seed": request.seed, "num_frames": request.num_frames}
+    return {
+        "id": request.id,
+        "prompt": request.prompt,
+        "seed": request.seed,
+        "num_frames": request.num_frames,
+        "inputs": dict(request.inputs),
+    }

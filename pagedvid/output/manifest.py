@@ -30,14 +30,22 @@ class ManifestEntry:
     num_frames: int
     settings: Mapping[str, Any]
     """The settings that decide the frames, by "section.key"."""
+    inputs: Mapping[str, Any] = field(default_factory=dict)
+    """Files that the request brought beside its prompt, by name."""
     error: str | None = None
     details: Mapping[str, Any] = field(default_factory=dict)
     """File name, seconds, bytes: what a reader of the manifest may want without opening the video's own json."""
 
     def differences(self, request: VideoRequest, settings: Mapping[str, Any]) -> list[str]:
         """What differs between this entry and a request under other settings, as "name: before -> now"."""
-        before = {"prompt": self.prompt, "seed": self.seed, "frames": self.num_frames, **self.settings}
-        now = {"prompt": request.prompt, "seed": request.seed, "frames": request.num_frames, **settings}
+        before = {"prompt": self.prompt, "seed": self.seed, "frames": self.num_frames, **self.inputs, **self.settings}
+        now = {
+            "prompt": request.prompt,
+            "seed": request.seed,
+            "frames": request.num_frames,
+            **request.inputs,
+            **settings,
+        }
         keys = dict.fromkeys([*before, *now])
         return [f"{key}: {before.get(key)} -> {now.get(key)}" for key in keys if before.get(key) != now.get(key)]
 

@@ -6,7 +6,6 @@ import json
 import sys
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -258,50 +257,7 @@ def test_noise_depends_on_seed_and_chunk_only():
         assert not torch.equal(noise, model.initial_latents(condition, *other))
 
 
-# ---------------------------------------------------------------------- text encoder
-
-
 def test_without_transformers_the_message_says_what_to_do(tiny, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     monkeypatch.setitem(sys.modules, "transformers", None)
     with pytest.raises(ConfigError, match=r"needs the library transformers .* embeddings in a file"):
         load_model("magi-1-4.5b", tiny("magi-1-4.5b"), "cpu", torch.float32, text_encoder=tmp_path)
-
-
-class FakeT5:
-    """Stands in for transformers' tokenizer and encoder: a token per word, a constant row per token."""
-
-    @classmethod
-    def from_pretrained(cls, folder: Path) -> FakeT5:
-        if not (folder / "config.json").is_file():
-            raise OSError("no config.json")
-        return cls()
-
-    def to(self, device: str) -> FakeT5:
-        return self
-
-    def eval(self) -> FakeT5:
-        return self
-
-    def __call__(self, *prompts: str, **named) -> object:
-        if prompts:
-            num_words, length = len(prompts[0].split()), named["max_length"]
-            mask = (torch.arange(length) < num_words).long()[None]
-            return {"input_ids": mask * 7, "attention_mask": mask}
-        ids = named["input_ids"]
-        return SimpleNamespace(last_hidden_state=ids[..., None].expand(-1, -1, 24).bfloat16())
-
-
-def test_a_text_encoder_makes_what_a_caption_file_holds(tiny, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
-    fake = SimpleNamespace(AutoTokenizer=FakeT5, T5EncoderModel=FakeT5)
-    monkeypatch.setitem(sys.modules, "transformers", fake)
-    folder, encoder = tiny("magi-1-4.5b"), tmp_path / "t5"
-    with pytest.raises(ConfigError, match="t5 is no folder"):
-        load_model("magi-1-4.5b", folder, "cpu", torch.float32, text_encoder=encoder)
-    encoder.mkdir()
-    with pytest.raises(ConfigError, match=r"t5 cannot be loaded: no config\.json"):
-        load_model("magi-1-4.5b", folder, "cpu", torch.float32, text_encoder=encoder)
-    (encoder / "config.json").write_text("{}")
-    model = load_model("magi-1-4.5b", folder, "cpu", torch.float32, text_encoder=encoder)
-    condition = model.prepare("three plain words", {}, 4)
-    expected = model.network.y_embedder.tokens(torch.full((3, 24), 7.0))
-    assert len(condition.captions) == 1 and torch.equal(condition.captions[0], expected)

@@ -1,0 +1,57 @@
+"""Latent frames -> one safetensors file, for models whose VAE is not here.
+
+latents    float32 [C, frames, height, width]
+metadata   frames_per_second of the latent frames
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from pagedvid.errors import ConfigError
+from pagedvid.output.atomic import publish, temporary_path
+
+
+def read_latents(path: Path) -> tuple[NDArray[np.float32], float]:
+    """(latents [frames, C, height, width], their frames per second) of a file. Raises ConfigError."""
+    try:
+        with safe_open(path, framework="np") as file:
+            latents_CFHW, metadata = file.get_tensor("latents"), file.metadata()
+            return latents_CFHW.swapaxes(0, 1), float(metadata["frames_per_second"])
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
+        raise ConfigError(f"{path} holds no latents of pagedvid ({error}); give a file that generate wrote") from error
+
+
+class LatentWriter:
+    """Keeps latent frames until the video is whole; the same steps as `VideoWriter`."""
+
+    def __init__(self, path: Path, frames_per_second: float) -> None:
+        self.path = path
+        self.num_frames = 0
+        self._frames_per_second = frames_per_second
+        self._chunks: list[NDArray[np.float32]] = []
+
+    def add(self, frames_FCHW: NDArray[np.float32]) -> None:
+        """Appends latent frames, float32 [frames, C, height, width]."""
+        self._chunks.append(frames_FCHW)
+        self.num_frames += len(frames_FCHW)
+
+    def finish(self) -> None:
+        """Writes the temporary file. Raises OSError."""
+        latents_CFHW = np.ascontiguousarray(np.concatenate(self._chunks).swapaxes(0, 1))
+        metadata = {"frames_per_second": f"{self._frames_per_second:g}"}
+        save_file({"latents": latents_CFHW}, temporary_path(self.path), metadata)
+
+    def publish(self) -> None:
+        """Moves the finished file to its name. Raises OSError."""
+        publish(self.path)
+
+    def discard(self) -> None:
+        """Removes what was written, unless it was published."""
+        self._chunks.clear()
+        temporary_path(self.path).unlink(missing_ok=True)

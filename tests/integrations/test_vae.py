@@ -1,0 +1,140 @@
+"""Latents to frames by diffusers' own classes at a tiny size, and what is said when something is missing."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from pagedvid.errors import ConfigError
+from pagedvid.integrations.vae import VideoVae
+from tests.integrations.tiny_parts import VAES, by_hand, watch_network
+
+
+class StandIn:
+    """What `VideoVae` uses of a VAE of diffusers: config and `decode`. The mean over channels becomes a grey level."""
+
+    def __init__(self, **config) -> None:
+        self.config = type("Config", (), config)()
+        self.seen: torch.Tensor | None = None
+
+    def decode(self, x, return_dict):
+        self.seen = x
+        return (x.mean(1, keepdim=True).expand(-1, 3, -1, -1, -1),)
+
+
+def decoder(stand_in: StandIn) -> VideoVae:
+    vae = VideoVae.__new__(VideoVae)
+    vae._vae, vae._device, vae._dtype = stand_in, "cpu", torch.float32
+    return vae
+
+
+def test_wan_latents_get_their_mean_and_deviation_back():
+    stand_in = StandIn(z_dim=2, latents_mean=[0.1, -0.3], latents_std=[2.0, 0.5])
+    frames = decoder(stand_in).decode(np.full((5, 2, 3, 4), 0.2, dtype=np.float32))
+    assert stand_in.seen.shape == (1, 2, 5, 3, 4)
+    torch.testing.assert_close(stand_in.seen[0, :, 0, 0, 0], torch.tensor([0.5, -0.2]))
+    assert frames.shape == (5, 3, 4, 3) and frames.dtype == np.uint8
+    assert (frames == round((0.15 + 1) * 127.5)).all()
+
+
+def test_hunyuan_latents_are_divided_by_their_factor():
+    stand_in = StandIn(latent_channels=2, scaling_factor=0.5)
+    frames = decoder(stand_in).decode(np.full((1, 2, 3, 4), 0.9, dtype=np.float32))
+    assert float(stand_in.seen.max()) == pytest.approx(1.8)
+    assert (frames == 255).all()  # beyond white is white
+
+
+@pytest.mark.parametrize("shape", [(5, 3, 3, 4), (2, 3, 4)])
+def test_latents_of_another_model_are_refused(shape):
+    with pytest.raises(ConfigError, match=r"this VAE decodes \[frames, 2, rows, columns\]"):
+        decoder(StandIn(z_dim=2)).decode(np.zeros(shape, dtype=np.float32))
+
+
+@pytest.mark.parametrize("name", VAES)
+def test_frames_are_those_of_the_library(name, tmp_path):
+    """The first latent gives one frame, every further one four."""
+    vae = VAES[name]()
+    vae.save_pretrained(tmp_path)
+    latents = torch.randn(3, 4, 2, 4, generator=torch.Generator().manual_seed(1))
+    ours = VideoVae(tmp_path)
+    frames = ours.decode(latents)
+    pixels = 8 if name == "wan" else 16
+    assert frames.shape == (9, 2 * pixels, 4 * pixels, 3)
+    assert (ours.latent_channels, ours.frames_per_latent) == (4, 4)
+    assert frames.std() > 5
+    assert np.array_equal(frames, by_hand(vae, latents))
+
+
+def test_unscaled_latents_would_show(tmp_path):
+    vae = VAES["wan"]()
+    vae.save_pretrained(tmp_path)
+    latents = torch.randn(2, 4, 2, 4, generator=torch.Generator().manual_seed(1))
+    config = {"latents_mean": [0.0] * 4, "latents_std": [1.0] * 4}
+    vae.register_to_config(**config)
+    distance = np.abs(VideoVae(tmp_path).decode(latents).astype(int) - by_hand(vae, latents).astype(int))
+    assert distance.mean() > 2
+
+
+@pytest.mark.parametrize("name", VAES)
+def test_bfloat16_is_close(name, tmp_path):
+    VAES[name]().save_pretrained(tmp_path)
+    latents = torch.randn(2, 4, 2, 4, generator=torch.Generator().manual_seed(1))
+    exact, rounded = (
+        VideoVae(tmp_path, dtype=dtype).decode(latents).astype(int) for dtype in (torch.float32, torch.bfloat16)
+    )
+    assert 0 < np.abs(exact - rounded).mean() < 4
+
+
+# ---------------------------------------------------------------------- what is refused
+
+
+def test_nothing_is_asked_of_the_network(tmp_path, monkeypatch):
+    VAES["wan"]().save_pretrained(tmp_path)
+    asked = watch_network(monkeypatch)
+    VideoVae(tmp_path).decode(torch.zeros(1, 4, 2, 2))
+    with pytest.raises(ConfigError, match="Wan-AI/Wan2-Diffusers is not a VAE"):
+        VideoVae(Path("Wan-AI/Wan2-Diffusers"))
+    assert asked == []
+
+
+def test_without_the_library_the_message_says_what_to_install(tmp_path, monkeypatch):
+    (tmp_path / "config.json").write_text(json.dumps({"_class_name": "AutoencoderKLWan"}))
+    monkeypatch.setitem(sys.modules, "diffusers", None)
+    with pytest.raises(ConfigError, match=r"needs the library diffusers .*pip install 'pagedvid\[vae\]'"):
+        VideoVae(tmp_path)
+
+
+@pytest.mark.parametrize("name", VAES)
+def test_missing_weights_are_named_and_never_made_up(name, tmp_path):
+    VAES[name]().save_pretrained(tmp_path)
+    file = tmp_path / "diffusion_pytorch_model.safetensors"
+    tensors = load_file(file)
+    gone = "decoder.conv_in.weight" if name != "hunyuan" else "decoder.conv_in.conv.weight"
+    del tensors[gone]
+    save_file(tensors, file, {"format": "pt"})
+    with pytest.raises(ConfigError, match=f"lack {gone}"):
+        VideoVae(tmp_path)
+
+
+def test_folders_without_weights_are_refused(tmp_path):
+    VAES["wan"]().save_pretrained(tmp_path)
+    (tmp_path / "diffusion_pytorch_model.safetensors").unlink()
+    with pytest.raises(ConfigError, match="cannot be loaded"):
+        VideoVae(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [(None, "is not a VAE"), ("{}", "is not a VAE"), ('{"_class_name": "UNet"}', "holds a UNet; allowed are")],
+)
+def test_other_folders_are_refused(tmp_path, content, message):
+    if content is not None:
+        (tmp_path / "config.json").write_text(content)
+    with pytest.raises(ConfigError, match=message):
+        VideoVae(tmp_path)
