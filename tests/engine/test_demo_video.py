@@ -74,14 +74,14 @@ def exact(model: LatentDemo) -> Tensor:
 
 
 def test_lossless_pages_equal_the_dense_loop(model: LatentDemo, exact: Tensor) -> None:
-    """Measured 6e-6 on latents of -1..1."""
+    """Measured 3e-6 on latents of -1..1."""
     (latents,) = paged(model, "fp32", PROMPTS[:1])
     assert (latents - exact).abs().max() <= 1e-4
     assert largest_frame_difference(model, latents, exact) <= 1  # a value on the edge between two levels
 
 
 def test_bf16_pages_equal_the_dense_loop_with_rounded_keys_and_values(model: LatentDemo, exact: Tensor) -> None:
-    """Float32 noise tips single values to their bf16 neighbour: measured 2e-4; without the rounding 1e-2."""
+    """Float32 noise tips single values to their bf16 neighbour: measured 3e-4; without the rounding 8e-3."""
     (latents,) = paged(model, "bf16", PROMPTS[:1])
     rounded = dense(model, as_bf16)
     difference = float((latents - rounded).abs().max())
