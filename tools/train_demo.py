@@ -1,7 +1,7 @@
 """Train the built-in demo model on clips it renders itself, and export its weights.
 
-python tools/train_demo.py --minutes 90 --out runs/demo
-python tools/train_demo.py --out runs/demo --resume --minutes 90
+python tools/train_demo.py --steps 7400 --compile --out runs/demo            # what the shipped weights come from
+python tools/train_demo.py --steps 7400 --compile --out runs/demo --resume   # after an interruption
 python tools/train_demo.py --out runs/demo --export pagedvid/models/demo/weights
 
 Needs PyTorch 2.9 or newer (its Muon optimizer); the exported weights do not.
@@ -34,6 +34,8 @@ from pagedvid.models.demo.model import save_weights
 from pagedvid.models.demo.rope import DemoRope
 from pagedvid.models.demo.transformer import Transformer, TransformerConfig
 
+HIDDEN_LAYERS = ("qkv", "out", "mlp_in", "mlp_out", "hidden_1", "hidden_2")
+"""Linear layers, by the last part of their names, from hidden states to hidden states."""
 WARMUP_STEPS = 100
 DECAY_FRACTION = 0.35
 EMA_DECAY = 0.998
@@ -76,15 +78,8 @@ def build_config(arguments: argparse.Namespace) -> TransformerConfig:
 
 def build_optimizers(model: Transformer, learning_rate: float) -> list[torch.optim.Optimizer]:
     """Muon for the hidden matrices, AdamW for the rest (embeddings, gains, biases, in- and output)."""
-    matrices = [
-        parameter
-        for name, parameter in model.named_parameters()
-        if name.endswith(
-            ("qkv.weight", "out.weight", "mlp_in.weight", "mlp_out.weight", "hidden_1.weight", "hidden_2.weight")
-        )
-        and "patch" not in name
-        and "noise" not in name
-    ]
+    named = ((name.split(".")[-1], module) for name, module in model.named_modules())
+    matrices = [module.weight for name, module in named if name in HIDDEN_LAYERS]
     chosen = {id(p) for p in matrices}
     others = [p for p in model.parameters() if id(p) not in chosen]
     muon = torch.optim.Muon(matrices, lr=learning_rate, weight_decay=0.01, adjust_lr_fn="match_rms_adamw")
