@@ -1,63 +1,24 @@
 """Every integer that memory depends on. Pure functions: the estimate shown to users, the reservation at admission and
 the allocation at commit all come from here, so they cannot disagree.
 
-A page is a fixed number of bytes that holds tokens of one KV head of one layer: 36 rows of D bytes (D = head_dim).
-
-    | 32 rows of codes ....................................... | step fp16 [D] | zero fp16 [D] |
-      int2: 4 tokens in a byte -> 128 tokens                     2 rows          2 rows
-      int4: 2 tokens in a byte ->  64 tokens
-      int8: 1 token  in a byte ->  32 tokens
-      bf16: no steps, all 36 rows are values -> 18 tokens;  fp32: 9 tokens
-
-Pages of every codec have the same size, so chunks of different precision share one pool.
-K and V are two tensors indexed by the same page id: one page id stands for `2 * page_bytes`.
+What a page is and how many tokens it holds, page_format.py says. A chunk takes, for every layer and KV head, pages for
+its keys and pages for its values; all come from one pool and are counted alike.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property, lru_cache
 
+from pagedvid.chunk_codecs import KINDS, ChunkCodecs, LayerCodecs
 from pagedvid.errors import ConfigError
+from pagedvid.page_format import DEFAULT_PAGE_ROWS, PageFormat, block_frames, has_steps, is_quantized, page_rows_for
 
-CODE_ROWS = 32
-METADATA_ROWS = 4
-PAGE_ROWS = CODE_ROWS + METADATA_ROWS
-BITS_PER_VALUE = {"fp32": 32, "bf16": 16, "int8": 8, "int4": 4, "int2": 2}
 ALPHA_BYTES = 4
 """A measured correction factor is one float32 per (layer, KV head, chunk)."""
-
-
-def page_bytes(head_dim: int) -> int:
-    """Bytes of one page of K (or of V)."""
-    return PAGE_ROWS * head_dim
-
-
-def page_tokens(codec: str) -> int:
-    """Tokens that one page holds."""
-    bits = BITS_PER_VALUE[codec]
-    rows = CODE_ROWS if is_quantized(codec) else PAGE_ROWS
-    return rows * 8 // bits
-
-
-def is_quantized(codec: str) -> bool:
-    """Whether pages of the codec carry step sizes, and so need the correction."""
-    return BITS_PER_VALUE[codec] <= 8
-
-
-def pages_for_tokens(num_tokens: int, codec: str) -> int:
-    """Pages of one (layer, KV head) for `num_tokens` tokens; the last may be partly filled."""
-    return -(-num_tokens // page_tokens(codec))
-
-
-def padding_waste_ratio(num_tokens: int, codec: str) -> float:
-    """Share of the page space of a chunk that holds no token."""
-    return 1.0 - num_tokens / (pages_for_tokens(num_tokens, codec) * page_tokens(codec))
-
-
-def pages_in_memory(memory_bytes: int, head_dim: int) -> int:
-    """Page ids (a K page and a V page each) that fit in `memory_bytes`."""
-    return memory_bytes // (2 * page_bytes(head_dim))
+VARIANCE_BYTES = 2
+"""A change of variance is one bfloat16 per (layer, KV head, channel, chunk)."""
 
 
 @dataclass(frozen=True)
@@ -67,36 +28,106 @@ class KVShape:
     num_layers: int
     num_kv_heads: int
     head_dim: int
+    page_rows: int = DEFAULT_PAGE_ROWS
+    tokens_per_frame: int = 1
+    frames_per_block: int = 1
+    correction: str = "measured"
+    """Its mode (quant/correction.py), which decides what chunks keep beside their pages."""
 
     def __post_init__(self) -> None:
-        for name in ("num_layers", "num_kv_heads", "head_dim"):
+        for name in ("num_layers", "num_kv_heads", "head_dim", "page_rows", "tokens_per_frame", "frames_per_block"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least 1")
         if self.head_dim % 2:
             raise ConfigError(f"head_dim is {self.head_dim}; it must be even (rotary pairs, fp16 steps)")
+
+    def with_frames(self, tokens_per_frame: int, frames_per_chunk: int) -> KVShape:
+        """The same for a model whose chunks consist of such frames."""
+        return replace(self, tokens_per_frame=tokens_per_frame, frames_per_block=block_frames(frames_per_chunk))
+
+    def with_pages_for(self, codecs: RoleCodecs) -> KVShape:
+        """The same with pages and a correction that suit the codecs."""
+        return replace(self, page_rows=codecs.page_rows, correction=codecs.correction)
 
     @property
     def num_tables(self) -> int:
         """Pairs of (layer, KV head)."""
         return self.num_layers * self.num_kv_heads
 
-    def chunk_pages(self, num_tokens: int, codec: str) -> int:
-        """Page ids of one chunk, over all layers and KV heads."""
-        return self.num_tables * pages_for_tokens(num_tokens, codec)
+    @cached_property
+    def page(self) -> PageFormat:
+        """The pages of its pool."""
+        return PageFormat(self.head_dim, self.page_rows, self.tokens_per_frame, self.frames_per_block)
 
-    def stored_bytes(self, num_tokens: int, codec: str) -> int:
-        """Bytes of one stored chunk: codes, steps, zeros, padding of partial pages, and the correction factors, which
-        are counted whether they are measured or not."""
-        factors = ALPHA_BYTES * self.num_tables if is_quantized(codec) else 0
-        return 2 * page_bytes(self.head_dim) * self.chunk_pages(num_tokens, codec) + factors
+    @property
+    def page_bytes(self) -> int:
+        """Bytes of one page."""
+        return self.page.num_bytes
+
+    def pages_in_memory(self, memory_bytes: int) -> int:
+        """Pages that fit in `memory_bytes`."""
+        return memory_bytes // self.page_bytes
+
+    def table_pages(self, num_tokens: int, codecs: ChunkCodecs) -> tuple[int, ...]:
+        """Pages of every table of a chunk, ordered by (kind, layer, KV head), keys before values."""
+        return _table_pages(self, num_tokens, codecs)
+
+    def chunk_pages(self, num_tokens: int, codecs: ChunkCodecs) -> int:
+        """Pages of one chunk, over all layers and KV heads, keys and values."""
+        return sum(self.table_pages(num_tokens, codecs))
+
+    def stored_bytes(self, num_tokens: int, codecs: ChunkCodecs) -> int:
+        """Bytes of one stored chunk: codes, steps, zeros, padding of partial pages, and the correction's numbers."""
+        return self.page_bytes * self.chunk_pages(num_tokens, codecs) + self.correction_bytes(codecs)
+
+    def keeps_alpha(self, codecs: ChunkCodecs) -> bool:
+        """Whether chunks in these codecs keep measured factors."""
+        return self.correction == "measured" and any(map(is_quantized, codecs.names(self.num_layers, ("keys",))))
+
+    def keeps_variance(self, codecs: ChunkCodecs) -> bool:
+        """Whether chunks in these codecs keep how storing them changed the variance of their keys.
+
+        That is what "variance" corrects by; "measured" scales it where codes have no step size.
+        """
+        quantized = [name for name in codecs.names(self.num_layers, ("keys",)) if is_quantized(name)]
+        without_steps = [name for name in quantized if not has_steps(name)]
+        return bool(quantized if self.correction == "variance" else without_steps and self.correction == "measured")
+
+    def correction_bytes(self, codecs: ChunkCodecs) -> int:
+        """What a chunk in these codecs keeps for the correction."""
+        per_table = ALPHA_BYTES * self.keeps_alpha(codecs) + VARIANCE_BYTES * self.head_dim * self.keeps_variance(
+            codecs
+        )
+        return per_table * self.num_tables
+
+    def padding_pages(self, num_tokens: int, codecs: ChunkCodecs) -> float:
+        """How many pages of a chunk would hold no token if all others were full."""
+        filled = sum(
+            num_tokens / self.page.page_tokens(codecs.of(kind, layer))
+            for layer in range(self.num_layers)
+            for kind in KINDS
+        )
+        return self.chunk_pages(num_tokens, codecs) - self.num_kv_heads * filled
+
+    def padding_waste_ratio(self, num_tokens: int, codecs: ChunkCodecs) -> float:
+        """Share of the page space of a chunk that holds no token."""
+        return self.padding_pages(num_tokens, codecs) / self.chunk_pages(num_tokens, codecs)
 
     def bf16_bytes(self, num_tokens: int) -> int:
         """Bytes of the same tokens as dense BF16 keys and values, without any padding."""
         return 2 * 2 * num_tokens * self.num_tables * self.head_dim
 
-    def bits_per_value(self, num_tokens: int, codec: str) -> float:
+    def bits_per_value(self, num_tokens: int, codecs: ChunkCodecs) -> float:
         """Stored bits per key or value element of a chunk, everything counted."""
-        return 16 * self.stored_bytes(num_tokens, codec) / self.bf16_bytes(num_tokens)
+        return 16 * self.stored_bytes(num_tokens, codecs) / self.bf16_bytes(num_tokens)
+
+
+@lru_cache(maxsize=1024)
+def _table_pages(shape: KVShape, num_tokens: int, codecs: ChunkCodecs) -> tuple[int, ...]:
+    pages = (
+        shape.page.num_pages(num_tokens, codecs.of(kind, layer)) for kind in KINDS for layer in range(shape.num_layers)
+    )
+    return tuple(number for number in pages for _ in range(shape.num_kv_heads))
 
 
 @dataclass(frozen=True)
@@ -148,60 +179,81 @@ class Commit:
 
 @dataclass(frozen=True)
 class RoleCodecs:
-    """The codec of a chunk by its role. `newest`: the last committed chunk stays in it until the next is committed."""
+    """The codecs of a chunk by its role, each written as "int2" or, keys and values apart, "int4/int2".
+
+    `newest`: the last committed chunk stays in it until the next is committed. `layers`: exceptions from `history`,
+    and from sinks that follow it.
+    """
 
     history: str = "int2"
     sink: str | None = None
     newest: str | None = None
+    layers: LayerCodecs = ()
 
     def __post_init__(self) -> None:
         for role in ("history", "sink", "newest"):
-            codec = getattr(self, role)
-            if codec is not None and codec not in BITS_PER_VALUE:
-                raise ConfigError(f"the {role} codec is {codec!r}; allowed are {', '.join(BITS_PER_VALUE)}")
+            try:
+                self._codecs(getattr(self, role))
+            except ConfigError as error:
+                raise ConfigError(f"{role} codec: {error}") from None
 
-    def final(self, chunk_index: int, window: Window) -> str:
-        """The codec in which a chunk ends up."""
-        return self.sink or self.history if chunk_index < window.sink_chunks else self.history
+    @property
+    def page_rows(self) -> int:
+        """Rows of a page that suit the keys of the history."""
+        return page_rows_for(self.steady.keys)
 
-    def at_commit(self, chunk_index: int, window: Window) -> str:
-        """The codec in which a chunk is first written."""
-        return self.newest or self.final(chunk_index, window)
+    @property
+    def correction(self) -> str:
+        """The mode that suits the keys of the history: measured where codes have steps; klt hardly moves the mass."""
+        return "measured" if has_steps(self.steady.keys) else "off"
+
+    @property
+    def steady(self) -> ChunkCodecs:
+        """Those of the history, in which most chunks are."""
+        return ChunkCodecs.read(self.history, self.layers)
+
+    def final(self, chunk_index: int, window: Window) -> ChunkCodecs:
+        """The codecs in which a chunk ends up."""
+        is_sink = chunk_index < window.sink_chunks
+        return (self._codecs(self.sink) if is_sink else None) or self.steady
+
+    def at_commit(self, chunk_index: int, window: Window) -> ChunkCodecs:
+        """The codecs in which a chunk is first written."""
+        return self._codecs(self.newest) or self.final(chunk_index, window)
 
     def recodes(self, chunk_index: int, window: Window) -> bool:
         """Whether a chunk changes its codec when the next one is committed (and it is still visible after that)."""
         stays = chunk_index < window.sink_chunks or window.recent_chunks > 1
         return stays and self.at_commit(chunk_index, window) != self.final(chunk_index, window)
 
+    def all(self) -> tuple[ChunkCodecs, ...]:
+        """Whatever a chunk of any role may be stored in."""
+        return tuple(codecs for codecs in (self.steady, self._codecs(self.sink), self._codecs(self.newest)) if codecs)
+
+    @staticmethod
+    def _codecs(written: str | None) -> ChunkCodecs | None:
+        return None if written is None else ChunkCodecs.read(written)
+
 
 def peak_pages(
     shape: KVShape, window: Window, codecs: RoleCodecs, chunk_tokens: int, max_commits: int | None = None
 ) -> int:
-    """Most page ids that one branch of a stream ever holds: exact, found by walking through its commits.
+    """Most pages that one branch of a stream ever holds.
 
-    While chunk i is committed, everything visible before is still being read; added are the pages of chunk i and, if
-    chunk i - 1 now leaves its `newest` codec, the pages of its final form. After sinks + recent + 2 commits the pattern
-    repeats. `max_commits`: the stream's known number of commits, None when it is open-ended.
+    Exact: after sinks + recent + 2 commits the pattern repeats. `max_commits`: the stream's known number of commits,
+    None when it is open-ended.
     """
     steady = window.max_chunks + 2
-    pages = {codec: shape.chunk_pages(chunk_tokens, codec) for codec in BITS_PER_VALUE}
-    sink_pages, history_pages = pages[codecs.sink or codecs.history], pages[codecs.history]
-    peak = 0
-    for i in range(steady if max_commits is None else min(max_commits, steady)):
-        num_sinks = min(i, window.sink_chunks)
-        num_recent = min(i - num_sinks, window.recent_chunks)
-        held = num_sinks * sink_pages + num_recent * history_pages + pages[codecs.at_commit(i, window)]
-        if i > 0:  # the last one may still be in its `newest` codec, and take its final form now
-            held += pages[codecs.at_commit(i - 1, window)]
-            held -= 0 if codecs.recodes(i - 1, window) else pages[codecs.final(i - 1, window)]
-        peak = max(peak, held)
-    return peak
+    num_commits = steady if max_commits is None else min(max_commits, steady)
+    return planned_peak_pages(shape, window, codecs, [Commit(chunk_tokens)] * num_commits)
 
 
 def planned_peak_pages(shape: KVShape, window: Window, codecs: RoleCodecs, commits: Sequence[Commit]) -> int:
-    """Most page ids that one branch of a stream ever holds while exactly these chunks are committed and dropped.
+    """Most pages that one branch of a stream ever holds while exactly these chunks are committed and dropped.
 
-    The rule is that of `peak_pages`; chunks may differ in length and leave before the window would let them go.
+    While chunk i is committed, everything visible before is still being read; added are the pages of chunk i and, if
+    chunk i - 1 now leaves its `newest` codec, the pages of its final form. Chunks may differ in length and leave before
+    the window would let them go.
     """
     held: dict[int, int] = {}
     peak = 0
@@ -239,4 +291,4 @@ def stream_bytes(
     max_commits: int | None = None,
 ) -> int:
     """Bytes of pages that `open` reserves for one stream."""
-    return 2 * page_bytes(shape.head_dim) * num_branches * peak_pages(shape, window, codecs, chunk_tokens, max_commits)
+    return shape.page_bytes * num_branches * peak_pages(shape, window, codecs, chunk_tokens, max_commits)

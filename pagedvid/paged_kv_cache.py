@@ -22,6 +22,8 @@ from pagedvid.cache.manager import CacheManager
 from pagedvid.cache.plan import QueryRange
 from pagedvid.cache.spec import CacheSpec
 from pagedvid.cache.stream import Stream
+from pagedvid.geometry import RoleCodecs
+from pagedvid.quant.book import CodecBook
 from pagedvid.units import parse_bytes
 
 
@@ -36,13 +38,22 @@ class PagedKVCache(CacheManager):
         *,
         backend: str = "auto",
         scratch: int | str = "4MiB",
+        book: CodecBook | None = None,
     ) -> None:
-        """`scratch`: room for decoded keys and values; one head of one chunk always fits.
+        """`scratch`: room for decoded keys and values; one head of one chunk always fits. `book`: the codecs, needed
+        for those with calibrated tables (klt).
 
-        Raises CapacityError, BackendError.
+        Raises CapacityError, BackendError, ConfigError.
         """
         super().__init__(spec, memory, device)
-        self.backend = select_backend(backend, self.pool, spec, parse_bytes(scratch))
+        self.book = book or CodecBook(self.shape.page, spec.num_kv_heads)
+        self.check_codecs(spec.codecs)
+        self.backend = select_backend(backend, self.pool, spec, self.book, parse_bytes(scratch))
+
+    def check_codecs(self, codecs: RoleCodecs) -> None:
+        """See `CacheManager.check_codecs`; raises ConfigError also for codecs whose tables are missing."""
+        super().check_codecs(codecs)
+        self.book.check(codecs.all(), self.spec.num_layers)
 
     @contextmanager
     def step(self, ranges: Sequence[QueryRange]) -> Iterator[Step]:

@@ -12,7 +12,8 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "pagedvid"
 
 ROOMS = (
-    ("pagedvid.errors", "pagedvid.units", "pagedvid.geometry", "pagedvid.config", "pagedvid.config_file"),
+    ("pagedvid.errors", "pagedvid.units", "pagedvid.page_format", "pagedvid.chunk_codecs", "pagedvid.geometry"),
+    ("pagedvid.config", "pagedvid.config_file"),
     ("pagedvid.quant",),
     ("pagedvid.models.base", "pagedvid.models.rounds"),
     ("pagedvid.cache",),
@@ -32,8 +33,21 @@ ROOMS = (
 NOT_FOR_MODELS = ("pagedvid.quant", "pagedvid.cache", "pagedvid.attention", "pagedvid.paged_kv_cache")
 """A model never sees the cache."""
 
-ONE_FILE_LIBRARIES = ("av", "PIL", "flash_attn", "xformers", "triton", "matplotlib", "transformers", "diffusers")
+ONE_FILE_LIBRARIES = (
+    "av",
+    "PIL",
+    "flash_attn",
+    "flash_attn.cute",
+    "xformers",
+    "matplotlib",
+    "transformers",
+    "diffusers",
+    "flashdreams",
+)
 """Optional or heavy libraries, each behind one adapter file."""
+
+KERNEL_FOLDER = "pagedvid.attention.kernels"
+"""The only place that imports Triton."""
 
 FILES = sorted(PACKAGE.rglob("*.py"))
 
@@ -83,9 +97,15 @@ def test_each_heavy_library_is_imported_in_one_file():
     users = defaultdict(set)
     for path in FILES:
         for imported in imported_modules(path):
-            users[imported.split(".")[0]].add(module_of(path))
+            library = max((name for name in ONE_FILE_LIBRARIES if f"{imported}.".startswith(f"{name}.")), default="")
+            users[library].add(module_of(path))
     for library in ONE_FILE_LIBRARIES:
         assert len(users[library]) <= 1, f"{library} is imported by {sorted(users[library])}"
+
+
+def test_triton_is_imported_beside_the_kernels_only():
+    users = {module_of(path) for path in FILES if any(name.startswith("triton") for name in imported_modules(path))}
+    assert users and all(user.startswith(f"{KERNEL_FOLDER}.") for user in users)
 
 
 def test_no_environment_variable_is_read_outside_one_file():

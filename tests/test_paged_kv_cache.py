@@ -11,7 +11,6 @@ import torch
 import pagedvid
 from pagedvid import CacheSpec, PagedKVCache, QueryRange, RoleCodecs, Stream, Window
 from pagedvid.errors import CapacityError, ConfigError, NonFiniteError, StateError
-from pagedvid.geometry import page_bytes
 from tests.cache.patterns import assert_holds, attend_all, attend_layer
 
 SPEC = CacheSpec(num_layers=3, num_kv_heads=2, head_dim=8, num_query_heads=6, debug_checks=True)
@@ -99,19 +98,27 @@ def test_forks_go_on_from_the_same_bytes_and_leave_each_other_alone(cache):
     cache.check()
 
 
-@pytest.mark.parametrize("codecs", [RoleCodecs("int2"), RoleCodecs("int2", sink="int8", newest="bf16")], ids=str)
+@pytest.mark.parametrize(
+    "codecs",
+    [
+        RoleCodecs("int2"),
+        RoleCodecs("int2", sink="int8", newest="bf16"),
+        RoleCodecs("int4/int2", sink="bf16/int8", newest="int2/int4", layers=((1, 2, "int8/int2"),)),
+    ],
+    ids=str,
+)
 def test_replace_puts_new_values_in_the_place_of_old_ones(codecs):
     cache = PagedKVCache(SPEC, "1MiB")
     stream = cache.open(Window(1, 2), 150, codecs=codecs)
     for serial in range(5):
         commit(cache, stream, serial)
-    kinds = [chunk.codec for chunk in stream.chunks()]
+    kinds = [chunk.codecs for chunk in stream.chunks()]
     for index, serial in ((0, 20), (4, 24), (3, 23)):
         with cache.replace(stream, index) as step:
             attend_all(cache, step, [serial])
         cache.check()
     serials_of(cache, stream, {0: 20, 3: 23, 4: 24})
-    assert [chunk.codec for chunk in stream.chunks()] == kinds
+    assert [chunk.codecs for chunk in stream.chunks()] == kinds
     commit(cache, stream, 5)
     serials_of(cache, stream, {0: 20, 4: 24, 5: 5})
 
@@ -171,12 +178,23 @@ def test_attention_inside_the_cache_needs_no_gradient(cache):
 
 
 def test_memory_is_bytes_or_text():
-    assert PagedKVCache(SPEC, 10 * 2 * page_bytes(8)).pool.num_pages == 10
-    assert PagedKVCache(SPEC, "1MiB", scratch="1KiB").pool.num_pages == 2**20 // (2 * page_bytes(8))
-    with pytest.raises(CapacityError, match="holds 0 pages"):
+    assert PagedKVCache(SPEC, 10 * 36 * 8).pool.num_pages == 10
+    assert PagedKVCache(SPEC, "1MiB", scratch="1KiB").pool.num_pages == 2**20 // (36 * 8)
+    with pytest.raises(CapacityError, match="holds no page; one needs 288 bytes"):
         PagedKVCache(SPEC, 100)
     with pytest.raises(ConfigError, match="'2 apples' is not a size"):
         PagedKVCache(SPEC, "2 apples")
+
+
+def test_codecs_without_their_tables_are_refused_at_once(cache):
+    with pytest.raises(ConfigError, match=r"klt2 needs tables of the model; .*`pagedvid calibrate`.* such as int2"):
+        PagedKVCache(CacheSpec(1, 1, 8, codecs=RoleCodecs("int2", sink="int4/klt2")), "1MiB")
+    with pytest.raises(ConfigError, match="klt2 needs tables of the model"):
+        cache.open(Window(1, 1), 40, codecs=RoleCodecs("int2", layers=((2, 2, "klt2/int2"),)))
+    with pytest.raises(ConfigError, match="stands for a codec under study"):
+        cache.open(Window(1, 1), 40, codecs=RoleCodecs("int2", newest="sim"))
+    assert cache.streams == ()
+    cache.check()
 
 
 def test_public_names_are_importable_and_others_are_not():
@@ -187,6 +205,11 @@ def test_public_names_are_importable_and_others_are_not():
 
 
 def test_every_module_can_be_imported_by_itself():
+    """Where Triton is not installed, its kernels are the exception."""
     for module in pkgutil.walk_packages(pagedvid.__path__, "pagedvid."):
-        if not module.name.endswith("__main__"):
+        if module.name.endswith("__main__"):
+            continue
+        try:
             importlib.import_module(module.name)
+        except ModuleNotFoundError as error:
+            assert error.name == "triton" and module.name.startswith("pagedvid.attention.kernels."), module.name

@@ -6,6 +6,7 @@ imports that file only when asked. A backend says why it cannot run here instead
 
 from __future__ import annotations
 
+import importlib.util
 import logging
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
@@ -13,6 +14,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from pagedvid.attention.commit import LayerStore
 from pagedvid.attention.projection import StepProjection
 from pagedvid.attention.rotation import Rotation
 from pagedvid.attention.tile import Context
@@ -20,6 +22,7 @@ from pagedvid.cache.plan import StepPlan
 from pagedvid.cache.pool import PagePool
 from pagedvid.cache.spec import CacheSpec
 from pagedvid.errors import BackendError
+from pagedvid.quant.book import CodecBook
 
 logger = logging.getLogger(__name__)
 
@@ -28,6 +31,8 @@ class AttentionBackend(Protocol):
     """Attention over pages, current keys and context keys, as seen through one view."""
 
     name: str
+    store: LayerStore
+    """Writes and reads whole layers of chunks."""
 
     def prepare(
         self, plan: StepPlan, view: Rotation | StepProjection, dtype: torch.dtype, context_tokens: Sequence[int] = ()
@@ -48,7 +53,7 @@ class AttentionBackend(Protocol):
         ...
 
 
-Creator = Callable[[PagePool, CacheSpec, int], AttentionBackend]
+Creator = Callable[[PagePool, CacheSpec, CodecBook, int], AttentionBackend]
 
 
 def _torch_reasons(spec: CacheSpec, device: torch.device) -> list[str]:
@@ -57,14 +62,36 @@ def _torch_reasons(spec: CacheSpec, device: torch.device) -> list[str]:
     return unsupported_reasons(spec, device)
 
 
-def _create_torch(pool: PagePool, spec: CacheSpec, scratch_bytes: int) -> AttentionBackend:
+def _create_torch(pool: PagePool, spec: CacheSpec, book: CodecBook, scratch_bytes: int) -> AttentionBackend:
     from pagedvid.attention.torch_backend import TorchBackend
 
-    return TorchBackend(pool, spec, scratch_bytes)
+    return TorchBackend(pool, spec, book, scratch_bytes)
+
+
+def _triton_reasons(spec: CacheSpec, device: torch.device) -> list[str]:
+    if importlib.util.find_spec("triton") is None:
+        return ["triton is not installed (pip install triton)"]
+    from pagedvid.attention.triton_backend import unsupported_reasons
+
+    return unsupported_reasons(spec, device)
+
+
+def _create_scratch(pool: PagePool, spec: CacheSpec, book: CodecBook, scratch_bytes: int) -> AttentionBackend:
+    from pagedvid.attention.scratch_backend import ScratchBackend
+
+    return ScratchBackend(pool, spec, book, scratch_bytes)
+
+
+def _create_fused(pool: PagePool, spec: CacheSpec, book: CodecBook, scratch_bytes: int) -> AttentionBackend:
+    from pagedvid.attention.fused_backend import FusedBackend
+
+    return FusedBackend(pool, spec, book, scratch_bytes)
 
 
 _CREATORS: dict[str, tuple[Callable[[CacheSpec, torch.device], list[str]], Creator]] = {
     "torch": (_torch_reasons, _create_torch),
+    "scratch": (_triton_reasons, _create_scratch),
+    "fused": (_triton_reasons, _create_fused),
 }
 """In order of preference: the first that has no reason against it is "auto"."""
 
@@ -74,7 +101,12 @@ def backend_names() -> tuple[str, ...]:
     return ("auto", *_CREATORS)
 
 
-def select_backend(name: str, pool: PagePool, spec: CacheSpec, scratch_bytes: int) -> AttentionBackend:
+def backend_reasons(spec: CacheSpec, device: torch.device) -> dict[str, list[str]]:
+    """Of every backend, why it cannot run on that device; an empty list when it can."""
+    return {name: reasons(spec, device) for name, (reasons, _) in _CREATORS.items()}
+
+
+def select_backend(name: str, pool: PagePool, spec: CacheSpec, book: CodecBook, scratch_bytes: int) -> AttentionBackend:
     """The backend of that name, or the first that can run. Raises BackendError with every backend's reasons."""
     if name not in backend_names():
         raise BackendError(f"unknown attention backend {name!r}; allowed are {', '.join(backend_names())}")
@@ -83,6 +115,6 @@ def select_backend(name: str, pool: PagePool, spec: CacheSpec, scratch_bytes: in
     for candidate in candidates:
         if not reasons[candidate]:
             logger.info("attention backend: %s", candidate)
-            return _CREATORS[candidate][1](pool, spec, scratch_bytes)
+            return _CREATORS[candidate][1](pool, spec, book, scratch_bytes)
     listed = "; ".join(f"{candidate}: {', '.join(why)}" for candidate, why in reasons.items())
     raise BackendError(f"no attention backend can run on {pool.device}: {listed}")

@@ -1,30 +1,37 @@
-"""The writing half of a commit pass: one layer's keys and values become pages, and the correction factor is measured.
+"""The writing half of a commit pass, and the reading of whole layers: keys and values become pages and come back.
 
-Keys arrive before rotary embedding and in half layout. The factor alpha compares the true shift of log Z, which the
-rounding just caused, with the formula's b, under queries of this very pass (quant/correction.py). A chunk that is read
-in several views has one factor, fitted to the queries of all of them (attention/measure.py).
+Keys arrive before rotary embedding and in half layout. What the correction needs beside the pages is taken here, where
+keys are at hand both as they were and as they are stored:
+
+    variance   Var k' - Var k of every channel over the chunk's tokens
+    alpha      the true shift of log Z that the rounding just caused, against the foretold b, under queries of this very
+               pass (quant/correction.py). A chunk that is read in several views has one factor, fitted to the queries
+               of all of them (attention/measure.py). The queries are turned to where those of the next chunk will stand,
+               the first that read these keys: at their own place they find their own tokens, and alpha comes out wrong
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from pagedvid.attention.measure import ProjectedQueries, StoredKeys, projected_effect, rotary_effect
-from pagedvid.cache.chunk import Chunk
+from pagedvid.cache.chunk import Chunk, layer_pages
 from pagedvid.cache.plan import PendingChunk, RangePlan
-from pagedvid.cache.pool import PagePool
+from pagedvid.cache.pool import PageIds, PagePool
 from pagedvid.cache.spec import CacheSpec
 from pagedvid.errors import NonFiniteError, StateError
-from pagedvid.geometry import page_tokens
-from pagedvid.quant.codec import get_codec
+from pagedvid.page_format import is_quantized
+from pagedvid.quant.book import CodecBook
+from pagedvid.quant.codec import Codec
 from pagedvid.quant.correction import fit_alpha
-from pagedvid.quant.rotary import RopeTables
+from pagedvid.quant.rotary import RopeTables, turned
 
-MEASURED_QUERIES = 128
-"""Queries of the pass, evenly spread, on which alpha is fitted. More change it little and cost attention time."""
+MEASURED_QUERIES = 32
+"""Queries of the pass, evenly spread, on which alpha is fitted. More do no better (benchmarks/fidelity.py)."""
 
 
 def sampled_tokens(range_: RangePlan) -> Tensor:
@@ -33,77 +40,96 @@ def sampled_tokens(range_: RangePlan) -> Tensor:
     return range_.start + torch.arange(num_sampled) * (range_.num_tokens - 1) // max(1, num_sampled - 1)
 
 
-def write_layer(
-    pool: PagePool,
-    spec: CacheSpec,
-    pending: PendingChunk,
-    layer: int,
-    q_SHD: Tensor,
-    k_nHD: Tensor,
-    v_nHD: Tensor,
-    rope: RopeTables | None,
-    projected: Sequence[ProjectedQueries] = (),
-) -> None:
-    """Stores one layer of a pending chunk. `q_SHD`: sampled queries of the range, rotated; k before rotary embedding.
+@dataclass(frozen=True)
+class LayerStore:
+    """Whole layers of chunks, in and out of the pool. Axes: H KV heads, n tokens, S sampled queries, D head_dim."""
 
-    `projected`: the same queries for every further view in which the chunk will be read.
-    Raises NonFiniteError naming layer and heads, StateError when the layer was written before.
-    """
-    if layer in pending.layers_written:
-        raise StateError(f"layer {layer} of chunk {pending.index} was attended twice in one commit pass")
-    if pending.source is not None:
-        k_HnD, v_HnD = read_layer(pool, spec, pending.source, layer)
-    else:
-        k_HnD, v_HnD = k_nHD.transpose(0, 1).float(), v_nHD.transpose(0, 1).float()
-    key_records = _encode(pending, layer, "keys", k_HnD)
-    value_records = _encode(pending, layer, "values", v_HnD)
-    pages_per_table = len(pending.pages) // spec.shape.num_tables
-    first, last = layer * spec.num_kv_heads, (layer + 1) * spec.num_kv_heads
-    ids = torch.from_numpy(pending.pages[first * pages_per_table : last * pages_per_table]).long().to(pool.device)
-    pool.keys.index_copy_(0, ids, key_records.flatten(0, 1))
-    pool.values.index_copy_(0, ids, value_records.flatten(0, 1))
-    if pending.alpha is not None:
-        pending.alpha[layer] = measure_alpha(spec, pending, q_SHD, k_HnD, key_records, rope, projected).to(
-            pending.alpha.device
-        )
-    pending.layers_written.add(layer)
+    pool: PagePool
+    spec: CacheSpec
+    book: CodecBook
 
+    def write(
+        self,
+        pending: PendingChunk,
+        layer: int,
+        q_SHD: Tensor,
+        k_nHD: Tensor,
+        v_nHD: Tensor,
+        rope: RopeTables | None,
+        projected: Sequence[ProjectedQueries] = (),
+    ) -> None:
+        """Stores one layer of a pending chunk. `q_SHD`: sampled queries of the range, rotated; k: before that.
 
-def read_layer(pool: PagePool, spec: CacheSpec, chunk: Chunk, layer: int) -> tuple[Tensor, Tensor]:
-    """Stored keys (before rotary embedding) and values of one layer of a chunk, float32 [H, n, D]."""
-    codec = get_codec(chunk.codec)
-    pages = chunk.layer_pages(layer, spec.num_kv_heads)
-    keys, values = (records.unflatten(0, pages.shape) for records in pool.page_bytes_of(pages.ravel()))
-    shape = (spec.num_kv_heads, pages.shape[1] * page_tokens(chunk.codec), spec.head_dim)
-    buffers = torch.empty(2, *shape, device=pool.device)
-    return codec.decode(keys, chunk.num_tokens, buffers[0]), codec.decode(values, chunk.num_tokens, buffers[1])
+        `projected`: the same queries for every further view in which the chunk will be read.
+        Raises NonFiniteError naming layer and heads, StateError when the layer was written before.
+        """
+        if layer in pending.layers_written:
+            raise StateError(f"layer {layer} of chunk {pending.index} was attended twice in one commit pass")
+        if pending.source is not None:
+            k_HnD, v_HnD = self.read(pending.source, layer, rope)
+        else:
+            k_HnD, v_HnD = k_nHD.transpose(0, 1).float(), v_nHD.transpose(0, 1).float()
+        codec = self._codec(pending.codecs.of("keys", layer), "keys", layer)
+        exact = turned(k_HnD, rope, pending.position) if codec.stores_rotated else k_HnD
+        records = self._write(pending, "keys", layer, exact)
+        self._write(pending, "values", layer, v_HnD)
+        if is_quantized(codec.name):
+            padded_tokens = self.book.page.padded_tokens(pending.num_tokens, codec.name)
+            stored = StoredKeys(exact, codec, records, padded_tokens, rope, pending.position)
+            self._note_correction(pending, layer, stored, q_SHD, projected)
+        pending.layers_written.add(layer)
 
+    def read(self, chunk: Chunk, layer: int, rope: RopeTables | None) -> tuple[Tensor, Tensor]:
+        """Stored keys (before rotary embedding) and values of one layer of a chunk, float32 [H, n, D].
 
-def measure_alpha(
-    spec: CacheSpec,
-    pending: PendingChunk,
-    q_SHD: Tensor,
-    k_HnD: Tensor,
-    key_records: Tensor,
-    rope: RopeTables | None,
-    projected: Sequence[ProjectedQueries] = (),
-) -> Tensor:
-    """Factor per KV head, float32 [H]: least squares over the sampled queries of all query heads of its group."""
-    keys = StoredKeys(k_HnD, get_codec(pending.codec), key_records)
-    effects = [rotary_effect(keys, q_SHD, rope, pending.position, spec.scale)]
-    effects += [projected_effect(keys, queries, spec.scale) for queries in projected]
-    shift, b = (torch.cat([effect[i] for effect in effects], dim=-1) for i in (0, 1))
-    return fit_alpha(shift, b)
+        `rope`: as at its commit; needed for codecs that store keys after rotary embedding.
+        """
+        keys, values = (self._read(chunk, kind, layer) for kind in ("keys", "values"))
+        if self._codec(chunk.codecs.of("keys", layer), "keys", layer).stores_rotated:
+            keys = turned(keys, rope, chunk.position, backwards=True)
+        return keys, values
 
+    def _codec(self, name: str, kind: str, layer: int) -> Codec:
+        return self.book.codec(name, kind, layer, slice(0, self.spec.num_kv_heads))
 
-def _encode(pending: PendingChunk, layer: int, what: str, x_HnD: Tensor) -> Tensor:
-    try:
-        return get_codec(pending.codec).encode(x_HnD)
-    except NonFiniteError as error:
-        heads = ", ".join(map(str, error.rows))
-        raise NonFiniteError(
-            f"{what} of layer {layer}, KV head {heads}, chunk {pending.index} cannot be stored as "
-            f"{pending.codec}: {error}. "
-            "The commit was rolled back; look for an overflow in the model's forward.",
-            error.rows,
-        ) from error
+    def _read(self, chunk: Chunk, kind: str, layer: int) -> Tensor:
+        name = chunk.codecs.of(kind, layer)
+        records = self.pool.read(chunk.layer_pages(kind, layer, self.spec.num_kv_heads))
+        padded = self.book.page.padded_tokens(chunk.num_tokens, name)
+        buffer = torch.empty(self.spec.num_kv_heads, padded, self.spec.head_dim, device=self.pool.device)
+        return self._codec(name, kind, layer).decode(records, chunk.num_tokens, buffer)
+
+    def _write(self, pending: PendingChunk, kind: str, layer: int, x_HnD: Tensor) -> Tensor:
+        """Encodes and stores; returns the records [H, P, B]."""
+        name = pending.codecs.of(kind, layer)
+        try:
+            records = self._codec(name, kind, layer).encode(x_HnD)
+        except NonFiniteError as error:
+            heads = ", ".join(map(str, error.rows))
+            raise NonFiniteError(
+                f"{kind} of layer {layer}, KV head {heads}, chunk {pending.index} cannot be stored as {name}: {error}. "
+                "The commit was rolled back; look for an overflow in the model's forward.",
+                error.rows,
+            ) from error
+        self.pool.write(self._pages(pending, kind, layer), records)
+        return records
+
+    def _pages(self, pending: PendingChunk, kind: str, layer: int) -> PageIds:
+        return layer_pages(pending.pages, pending.indptr, kind, layer, self.spec.num_kv_heads)
+
+    def _note_correction(
+        self,
+        pending: PendingChunk,
+        layer: int,
+        stored: StoredKeys,
+        q_SHD: Tensor,
+        projected: Sequence[ProjectedQueries],
+    ) -> None:
+        if pending.variance is not None:
+            pending.variance[layer] = stored.variance_change().to(pending.variance)
+            stored = replace(stored, variance_change_HD=pending.variance[layer].to(stored.exact_HnD))
+        if pending.alpha is not None:
+            effects = [rotary_effect(stored, q_SHD, self.spec.scale)]
+            effects += [projected_effect(stored, queries, self.spec.scale) for queries in projected]
+            shift, b = (torch.cat([effect[i] for effect in effects], dim=-1) for i in (0, 1))
+            pending.alpha[layer] = fit_alpha(shift, b).to(pending.alpha.device)

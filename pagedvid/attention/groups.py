@@ -21,8 +21,12 @@ import torch
 from torch import Tensor
 
 from pagedvid.cache.plan import RangePlan, Read, StepPlan
-from pagedvid.geometry import page_tokens, pages_for_tokens
+from pagedvid.chunk_codecs import ChunkCodecs
+from pagedvid.page_format import read_codec
 from pagedvid.quant.rotary import RopeTables
+
+Angles = tuple[Tensor, Tensor]
+"""Cosines and sines, [E, 1, n, D/2] each."""
 
 
 @dataclass
@@ -39,20 +43,16 @@ class CurrentSource:
 
 @dataclass
 class PagedSource:
-    """One committed chunk per range, all of one codec and length."""
+    """One committed chunk per range, all of the same codecs and length."""
 
     rows: Tensor
     reads: tuple[Read, ...]
-    codec: str
+    codecs: ChunkCodecs
     num_tokens: int
-    cos: Tensor | None
-    """Rotary tables where the chunks lie in this step, [E, 1, n, D/2]; None without rotary embedding."""
-    sin: Tensor | None
-
-    @property
-    def padded_tokens(self) -> int:
-        """Tokens of whole pages."""
-        return pages_for_tokens(self.num_tokens, self.codec) * page_tokens(self.codec)
+    angles: Angles | None
+    """Of keys stored before rotary embedding, where the chunks lie in this step; None: they do not turn."""
+    moves: Angles | None
+    """Of keys stored after rotary embedding, from where they lay when they were stored; None: they do not turn."""
 
 
 @dataclass
@@ -136,14 +136,14 @@ def _current_sources(plan: StepPlan, ranges: Sequence[RangePlan]) -> list[Source
 def _paged_sources(ranges: Sequence[RangePlan], rope: RopeTables | None, dtype: torch.dtype) -> list[Source]:
     sources: list[Source] = []
     for column in zip_longest(*(range_.reads for range_ in ranges)):
-        by_shape: dict[tuple[str, int], list[tuple[int, Read]]] = {}
+        by_shape: dict[tuple[ChunkCodecs, int], list[tuple[int, Read]]] = {}
         for row, read in enumerate(column):
             if read is not None:
-                by_shape.setdefault((read.chunk.codec, read.chunk.num_tokens), []).append((row, read))
-        for (codec, num_tokens), pairs in by_shape.items():
-            reads = tuple(read for _, read in pairs)
-            cos, sin = _stacked_tables(reads, rope, dtype)
-            sources.append(PagedSource(torch.tensor([row for row, _ in pairs]), reads, codec, num_tokens, cos, sin))
+                by_shape.setdefault((read.chunk.codecs, read.chunk.num_tokens), []).append((row, read))
+        for (codecs, num_tokens), pairs in by_shape.items():
+            rows, reads = torch.tensor([row for row, _ in pairs]), tuple(read for _, read in pairs)
+            angles, moves = _angles(reads, rope, dtype), _moves(codecs, reads, rope, dtype)
+            sources.append(PagedSource(rows, reads, codecs, num_tokens, angles, moves))
     return sources
 
 
@@ -158,10 +158,27 @@ def _context_sources(numbers: Sequence[int], context_tokens: Sequence[int]) -> l
     ]
 
 
-def _stacked_tables(
-    reads: Sequence[Read], rope: RopeTables | None, dtype: torch.dtype
-) -> tuple[Tensor | None, Tensor | None]:
+def _angles(reads: Sequence[Read], rope: RopeTables | None, dtype: torch.dtype) -> Angles | None:
+    """Rotary tables where the chunks lie in this step."""
     if rope is None:
-        return None, None
-    tables = [rope.tables(read.first_token, read.chunk.num_tokens) for read in reads]
-    return tuple(torch.stack([table[i] for table in tables]).unsqueeze(1).to(dtype) for i in (0, 1))  # type: ignore[return-value]
+        return None
+    cos, sin = _stacked(rope, [(read.first_token, read.chunk.num_tokens) for read in reads])
+    return cos.to(dtype), sin.to(dtype)
+
+
+def _moves(codecs: ChunkCodecs, reads: Sequence[Read], rope: RopeTables | None, dtype: torch.dtype) -> Angles | None:
+    """Rotary tables of the difference to where the chunks lay when they were stored."""
+    names = {codecs.keys, *(written.partition("/")[0] for _, _, written in codecs.layers)}
+    has_rotated = any(read_codec(name).stores_rotated for name in names)
+    if rope is None or not has_rotated or all(read.first_token == read.chunk.position for read in reads):
+        return None
+    cos, sin = _stacked(rope, [(read.first_token, read.chunk.num_tokens) for read in reads])
+    stored_cos, stored_sin = _stacked(rope, [(read.chunk.position, read.chunk.num_tokens) for read in reads])
+    moved_cos, moved_sin = cos * stored_cos + sin * stored_sin, sin * stored_cos - cos * stored_sin
+    return moved_cos.to(dtype), moved_sin.to(dtype)
+
+
+def _stacked(rope: RopeTables, places: Sequence[tuple[int, int]]) -> Angles:
+    tables = [rope.tables(first_token, num_tokens) for first_token, num_tokens in places]
+    cos, sin = (torch.stack([table[i] for table in tables]).unsqueeze(1) for i in (0, 1))
+    return cos, sin

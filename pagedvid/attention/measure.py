@@ -5,40 +5,50 @@ Axes: H KV heads, S sampled queries, Q = G * S rows of the query heads of one KV
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
+from pagedvid.attention.noise import key_noise
 from pagedvid.attention.projection import StepProjection
 from pagedvid.cache.plan import PendingChunk, RangePlan
-from pagedvid.geometry import page_tokens, pages_for_tokens
 from pagedvid.quant.codec import Codec
-from pagedvid.quant.correction import bias, log_mass_shift
+from pagedvid.quant.correction import KeyNoise, QuerySquares, log_mass_shift
 from pagedvid.quant.projective import map_points
-from pagedvid.quant.rotary import RopeTables, pair_mean_square, rotate
+from pagedvid.quant.rotary import RopeTables, turned
 
 
 @dataclass(frozen=True)
 class StoredKeys:
-    """Keys of one layer of one quantized chunk, before rotary embedding, in page order."""
+    """Keys of one layer of one quantized chunk: as they are handed to the codec, and as it stores them."""
 
     exact_HnD: Tensor
     codec: Codec
     records_HPB: Tensor
+    padded_tokens: int
+    rope: RopeTables | None
+    position: int
+    """Where rotary embedding places the chunk's first token in this pass."""
+    variance_change_HD: Tensor | None = None
+    """Var k' - Var k by channel, if the correction goes by it."""
 
     def decoded(self) -> Tensor:
         """The keys as they are stored now, float32 [H, n, D]; decoded anew, so that nobody holds them longer."""
         num_heads, num_tokens, head_dim = self.exact_HnD.shape
-        padded = pages_for_tokens(num_tokens, self.codec.name) * page_tokens(self.codec.name)
-        buffer = torch.empty(num_heads, padded, head_dim, device=self.exact_HnD.device)
+        buffer = torch.empty(num_heads, self.padded_tokens, head_dim, device=self.exact_HnD.device)
         return self.codec.decode(self.records_HPB, num_tokens, buffer)
 
-    def mean_square_steps(self, num_tokens: int, first_token: int = 0) -> Tensor:
-        """[H, D] of some of the tokens."""
-        step_square = self.codec.mean_square_steps(self.records_HPB, num_tokens, first_token)
-        assert step_square is not None  # only quantized chunks have an alpha
-        return step_square
+    def variance_change(self) -> Tensor:
+        """Var k' - Var k of every channel over the chunk's tokens, float32 [H, D]."""
+        return self.decoded().var(1, correction=0) - self.exact_HnD.var(1, correction=0)
+
+    def noise(self, num_tokens: int, first_token: int = 0) -> KeyNoise:
+        """What alpha scales, of some of the tokens."""
+        turns = self.rope is not None
+        return key_noise(
+            "measured", self.codec, self.records_HPB, self.variance_change_HD, turns, num_tokens, first_token
+        )
 
 
 @dataclass(frozen=True)
@@ -62,19 +72,15 @@ def sample_queries(
     return ProjectedQueries(view, q_THD[sampled], queries.unsqueeze(1) @ keys.unsqueeze(0))
 
 
-def rotary_effect(
-    keys: StoredKeys, q_SHD: Tensor, rope: RopeTables | None, position: int, scale: float
-) -> tuple[Tensor, Tensor]:
+def rotary_effect(keys: StoredKeys, q_SHD: Tensor, scale: float) -> tuple[Tensor, Tensor]:
     """(true shift of log Z, b) of rotated queries, [H, Q] each."""
     exact, stored = keys.exact_HnD, keys.decoded()
     num_heads, num_tokens, _ = exact.shape
-    step_square = keys.mean_square_steps(num_tokens)
-    q = q_SHD.float().unflatten(1, (num_heads, -1)).permute(1, 2, 0, 3).flatten(1, 2)
-    if rope is not None:
-        cos, sin = (table.to(exact.device) for table in rope.tables(position, num_tokens))
-        exact, stored = rotate(exact, cos, sin), rotate(stored, cos, sin)
-    q_square = q.square() if rope is None else pair_mean_square(q)
-    return log_mass_shift(q, exact, stored, scale), bias(q_square, step_square, scale)
+    b = keys.noise(num_tokens).bias(QuerySquares(by_kv_head(q_SHD, num_heads)), scale)
+    if not keys.codec.stores_rotated:
+        exact, stored = (turned(k, keys.rope, keys.position) for k in (exact, stored))
+    shift = log_mass_shift(by_kv_head(q_SHD, num_heads), exact, stored, scale)
+    return shift, b if isinstance(b, Tensor) else torch.zeros_like(shift)
 
 
 def projected_effect(keys: StoredKeys, queries: ProjectedQueries, scale: float) -> tuple[Tensor, Tensor]:
@@ -84,13 +90,17 @@ def projected_effect(keys: StoredKeys, queries: ProjectedQueries, scale: float) 
     log_mass: list[list[Tensor]] = [[], [], []]
     for frame in range(queries.relative_SF44.shape[1]):
         tokens = slice(frame * size, (frame + 1) * size)
-        pulled_back = map_points(
-            queries.q_SHD.float(), queries.relative_SF44[:, frame].mT.float().to(queries.q_SHD.device)
-        )
-        q = queries.view.in_page_order(pulled_back).unflatten(1, (num_heads, -1)).permute(1, 2, 0, 3).flatten(1, 2)
+        pull = queries.relative_SF44[:, frame].mT.float().to(queries.q_SHD.device)
+        q = by_kv_head(queries.view.in_page_order(map_points(queries.q_SHD.float(), pull)), num_heads)
         exact, stored = (torch.logsumexp(scale * q @ k[:, tokens].mT, dim=-1) for k in (keys.exact_HnD, decoded))
-        b = bias(q.square(), keys.mean_square_steps(size, tokens.start), scale)
+        noise = replace(keys.noise(size, tokens.start), turns=False)  # a pulled-back query meets the stored keys
+        b = noise.bias(QuerySquares(q), scale)
         for parts, value in zip(log_mass, (exact, stored, stored - b), strict=True):
             parts.append(value)
     exact, stored, corrected = (torch.stack(parts).logsumexp(0) for parts in log_mass)
     return stored - exact, stored - corrected
+
+
+def by_kv_head(q_SHD: Tensor, num_kv_heads: int) -> Tensor:
+    """Queries [S, Hq, D] as float32 rows of their KV head, [H, Q, D]."""
+    return q_SHD.float().unflatten(1, (num_kv_heads, -1)).permute(1, 2, 0, 3).flatten(1, 2)

@@ -18,9 +18,9 @@ from pagedvid.attention.flash_cpu import flash_partial
 from pagedvid.attention.groups import ContextSource, CurrentSource, PagedSource, RangeBatch, Source
 from pagedvid.attention.partial import Partial
 from pagedvid.attention.projection import StepProjection
-from pagedvid.attention.tile import Tile, head_major
-from pagedvid.quant.codec import get_codec
-from pagedvid.quant.correction import bias
+from pagedvid.attention.tile import Decoded, Tile, head_major
+from pagedvid.errors import StateError
+from pagedvid.quant.correction import QuerySquares
 from pagedvid.quant.projective import map_points
 
 
@@ -70,7 +70,8 @@ class _Keys:
 
     k: Tensor
     v: Tensor
-    key_records: Tensor | None = None
+    stored: Decoded | None = None
+    """Of paged keys."""
 
 
 @dataclass
@@ -98,9 +99,13 @@ class ProjectiveTile(Tile):
 
     def _keys(self, source: Source, k_ThD: Tensor, v_ThD: Tensor, dtype: torch.dtype) -> _Keys:
         if isinstance(source, PagedSource):
-            keys, key_records = self.decode(self.pool.keys, source, "first", dtype)
-            values, _ = self.decode(self.pool.values, source, "second", dtype)
-            return _Keys(keys, values, key_records)
+            keys = self.decode("keys", source, "first", dtype)
+            if keys.codec.stores_rotated:
+                raise StateError(
+                    f"{keys.codec.name} stores keys after rotary embedding; a projection reads them before it. Use "
+                    "another codec for keys"
+                )
+            return _Keys(keys.tokens, self.decode("values", source, "second", dtype).tokens, keys)
         if isinstance(source, ContextSource):
             k, v = self.context_of(source)
         else:
@@ -114,11 +119,8 @@ class ProjectiveTile(Tile):
         q = self.view.in_page_order(map_rows(q_EhMD.float(), maps.pull[:, frame], self.group))
         partial = flash_partial(q.to(q_EhMD.dtype), keys.k[:, :, tokens], keys.v[:, :, tokens], self.spec.scale)
         partial.out = map_rows(partial.out, maps.push[:, frame], self.group)
-        if isinstance(source, PagedSource) and keys.key_records is not None and self.spec.correction != "off":
-            steps = get_codec(source.codec).mean_square_steps(keys.key_records, size, tokens.start)
-            if steps is not None:
-                step_square = steps.unflatten(0, keys.k.shape[:2])
-                partial.lse -= self.alpha(source) * bias(q.square(), step_square, self.spec.scale)
+        if isinstance(source, PagedSource) and keys.stored is not None:
+            partial.lse -= self.correction(source, keys.stored, QuerySquares(q), tokens, turns=False)
         return partial
 
 

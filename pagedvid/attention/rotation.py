@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pagedvid.cache.plan import StepPlan
+from pagedvid.cache.plan import PendingChunk, RangePlan, StepPlan
 from pagedvid.cache.spec import CacheSpec
 from pagedvid.errors import ShapeError
 from pagedvid.quant.rotary import RopeTables, rotate, to_half_layout, unrotate
@@ -53,6 +53,21 @@ class Rotation:
         if self.arrive_rotated:
             return x
         return rotate(x.float(), self.cos[tokens], self.sin[tokens]).to(x.dtype)
+
+    def as_reading(self, q_ThD: Tensor, tokens: Tensor, range_: RangePlan, pending: PendingChunk) -> Tensor:
+        """Queries of packed `tokens` of a range as those that will read the pending chunk: [S, h, D], in half layout.
+
+        A chunk that only changes its codec is read by them as they are; the range's own chunk is read by the next one
+        first, so its queries are turned one chunk ahead.
+        """
+        if pending.source is not None or self.rope is None or self.cos is None or self.sin is None:
+            return self.rotated(q_ThD, tokens)
+        q = to_half_layout(q_ThD[tokens], self.rope.layout).float()
+        if self.arrive_rotated:
+            q = unrotate(q, self.cos[tokens], self.sin[tokens])
+        ahead = self.rope.tables(range_.first_token + range_.num_tokens, range_.num_tokens)
+        cos, sin = (table.to(q.device)[tokens - range_.start].unsqueeze(1) for table in ahead)
+        return rotate(q, cos, sin).to(q_ThD.dtype)
 
     def in_page_order(self, x: Tensor) -> Tensor:
         """Queries or keys [..., D] in the channel order of the pages, not turned."""

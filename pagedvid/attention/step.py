@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from pagedvid.attention.backend import AttentionBackend
-from pagedvid.attention.commit import sampled_tokens, write_layer
+from pagedvid.attention.commit import sampled_tokens
 from pagedvid.attention.measure import sample_queries
 from pagedvid.attention.projection import StepProjection
 from pagedvid.attention.rotation import Rotation
@@ -83,8 +83,8 @@ class Step:
             for pending in range_.writes:
                 sampled = sampled_tokens(range_).to(q.device)
                 projected = [sample_queries(view, range_, pending, q, sampled) for view in views]
-                q_SHD, k_nHD = rotation.rotated(q, sampled), rotation.plain(k, tokens)
-                write_layer(self._pool, self._spec, pending, layer, q_SHD, k_nHD, v[tokens], rotation.rope, projected)
+                q_SHD, k_nHD = rotation.as_reading(q, sampled, range_, pending), rotation.plain(k, tokens)
+                self._backend.store.write(pending, layer, q_SHD, k_nHD, v[tokens], rotation.rope, projected)
 
     def _rotary_view(
         self, rope: RopeTables | None, dtype: torch.dtype, context_tokens: tuple[int, ...]

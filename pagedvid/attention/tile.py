@@ -11,49 +11,65 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from pagedvid.attention.commit import LayerStore
 from pagedvid.attention.flash_cpu import flash_partial
 from pagedvid.attention.groups import ContextSource, CurrentSource, PagedSource, RangeBatch, Source
+from pagedvid.attention.noise import key_noise
 from pagedvid.attention.partial import Partial, merge_into
 from pagedvid.attention.rotation import Rotation
-from pagedvid.cache.pool import PagePool
 from pagedvid.cache.spec import CacheSpec
-from pagedvid.geometry import is_quantized
-from pagedvid.quant.codec import get_codec
-from pagedvid.quant.correction import bias
-from pagedvid.quant.rotary import pair_mean_square, rotate
+from pagedvid.page_format import is_quantized
+from pagedvid.quant.codec import Codec
+from pagedvid.quant.correction import QuerySquares
+from pagedvid.quant.rotary import rotate
 
 Context = Sequence[tuple[Tensor, Tensor] | None]
 """For each range of a step its context keys and values, [n, Hkv, D] each, or None; empty when no range has any."""
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """Keys or values of one source as they are stored."""
+
+    tokens: Tensor
+    """[E, h, n, D]."""
+    records: Tensor
+    """[E * h, pages, bytes]."""
+    codec: Codec
 
 
 @dataclass
 class Tile:
     """What both kinds share: pages to tensors, and partials to outputs."""
 
-    pool: PagePool
-    spec: CacheSpec
+    store: LayerStore
     buffers: dict[str, Tensor]
     layer: int
     heads: slice
     context: Context
 
-    def decode(self, store: Tensor, source: PagedSource, buffer: str, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """(tokens [E, h, n, D] in the named buffer, their records [E * h, pages, bytes])."""
-        codec, num_ranges = get_codec(source.codec), len(source.reads)
-        pages = torch.stack(
-            [
-                torch.from_numpy(read.chunk.layer_pages(self.layer, self.spec.num_kv_heads)[self.heads])
-                for read in source.reads
-            ]
-        ).to(self.pool.device)
-        num_heads, pages_per_head = pages.shape[1:]
-        shape = (num_ranges * num_heads, source.padded_tokens, self.spec.head_dim)
-        records = store.index_select(0, pages.flatten()).unflatten(0, (-1, pages_per_head))
+    @property
+    def spec(self) -> CacheSpec:
+        """What the cache is made for."""
+        return self.store.spec
+
+    def decode(self, kind: str, source: PagedSource, buffer: str, dtype: torch.dtype) -> Decoded:
+        """The "keys" or "values" of a source, as they are stored, in the named buffer."""
+        name = source.codecs.of(kind, self.layer)
+        codec, num_heads = self.store.book.codec(name, kind, self.layer, self.heads), self.spec.num_kv_heads
+        pages = [read.chunk.layer_pages(kind, self.layer, num_heads)[self.heads] for read in source.reads]
+        records = self.store.pool.read(np.concatenate(pages))
+        shape = (len(records), self.padded_tokens(source, name), self.spec.head_dim)
         tokens = codec.decode(records, source.num_tokens, self.buffer(buffer, shape, dtype))
-        return tokens.unflatten(0, (num_ranges, num_heads)), records
+        return Decoded(tokens.unflatten(0, (len(source.reads), -1)), records, codec)
+
+    def padded_tokens(self, source: PagedSource, name: str) -> int:
+        """Tokens that whole pages of a codec have room for."""
+        return self.store.book.page.padded_tokens(source.num_tokens, name)
 
     def buffer(self, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         """A reused tensor; grows to the largest size asked for."""
@@ -61,7 +77,7 @@ class Tile:
         buffer = self.buffers.get(name)
         if buffer is None or buffer.dtype != dtype or buffer.numel() < num_elements:
             with torch.inference_mode(False):  # a host may enter inference mode for some steps and not for others
-                buffer = self.buffers[name] = torch.empty(num_elements, dtype=dtype, device=self.pool.device)
+                buffer = self.buffers[name] = torch.empty(num_elements, dtype=dtype, device=self.store.pool.device)
         return buffer[:num_elements].view(shape)
 
     @property
@@ -69,17 +85,33 @@ class Tile:
         """Query heads of one KV head."""
         return self.spec.query_heads // self.spec.num_kv_heads
 
-    def alpha(self, source: PagedSource) -> Tensor | float:
-        """Correction factors [E, h, 1]."""
-        if self.spec.correction == "formula":
-            return 1.0
-        factors = [read.chunk.alpha[self.layer, self.heads] for read in source.reads if read.chunk.alpha is not None]
-        return torch.stack(factors).unsqueeze(-1)
+    def correction(
+        self,
+        source: PagedSource,
+        keys: Decoded,
+        squares: QuerySquares,
+        tokens: slice,
+        *,
+        turns: bool,
+        rows: slice | Tensor = slice(None),
+    ) -> Tensor | float:
+        """b [E, h, M] of some of a source's tokens, alpha in it; 0 where nothing is corrected."""
+        if self.spec.correction == "off" or not is_quantized(keys.codec.name):
+            return 0.0
+        variance = self._kept([read.chunk.variance for read in source.reads])
+        rowwise = None if variance is None else variance.flatten(0, 1).float()
+        num_tokens = tokens.stop - tokens.start
+        noise = key_noise(
+            self.spec.correction, keys.codec, keys.records, rowwise, turns, num_tokens, tokens.start
+        ).unflatten(keys.tokens.shape[:2])
+        b = noise.bias(squares, self.spec.scale, rows)
+        alpha = self._kept([read.chunk.alpha for read in source.reads])
+        return b if alpha is None else alpha.unsqueeze(-1) * b
 
-    def is_corrected(self, batch: RangeBatch) -> bool:
-        """Whether any source of the batch has keys that are corrected."""
-        has_steps = any(isinstance(source, PagedSource) and is_quantized(source.codec) for source in batch.sources)
-        return self.spec.correction != "off" and has_steps
+    def _kept(self, by_chunk: Sequence[Tensor | None]) -> Tensor | None:
+        """What chunks keep for this layer and these heads, [E, h, ...]; None when they keep nothing."""
+        kept = [x[self.layer, self.heads] for x in by_chunk if x is not None]
+        return torch.stack(kept) if kept else None
 
     def context_of(self, source: ContextSource) -> tuple[Tensor, Tensor]:
         """Context keys and values as they were given, [E, n, h, D]."""
@@ -113,15 +145,13 @@ class RotaryTile(Tile):
         """Writes the batch's tokens of `out_ThGD`: all sources merged. `q_ThD` has h * G heads."""
         q_EhMD = head_major(self.rotation.rotated(q_ThD, batch.tokens), self.group)
         own, *others = batch.sources
-        total = self._partial(own, q_EhMD, None, k_ThD, v_ThD)
-        q_square = self._q_square(q_EhMD, batch)
+        squares = QuerySquares(q_EhMD)
+        total = self._partial(own, q_EhMD, squares, k_ThD, v_ThD)
         for source in others:
-            self.add(total, source, self._partial(source, q_EhMD, q_square, k_ThD, v_ThD))
+            self.add(total, source, self._partial(source, q_EhMD, squares, k_ThD, v_ThD))
         self.write(total, batch, out_ThGD)
 
-    def _partial(
-        self, source: Source, q_EhMD: Tensor, q_square: Tensor | None, k_ThD: Tensor, v_ThD: Tensor
-    ) -> Partial:
+    def _partial(self, source: Source, q_EhMD: Tensor, squares: QuerySquares, k_ThD: Tensor, v_ThD: Tensor) -> Partial:
         """Attention of the source's ranges over its keys, corrected."""
         rows = slice(None) if len(source.rows) == len(q_EhMD) else source.rows
         if isinstance(source, CurrentSource):
@@ -131,30 +161,22 @@ class RotaryTile(Tile):
             k, v = self.context_of(source)
             k = self.rotation.in_page_order(k)
             return flash_partial(q_EhMD[rows], k.transpose(1, 2), v.transpose(1, 2), self.spec.scale)
-        k, v, step_square = self._load(source, q_EhMD.dtype)
-        partial = flash_partial(q_EhMD[rows], k, v, self.spec.scale)
-        if step_square is not None and q_square is not None:
-            partial.lse -= self.alpha(source) * bias(q_square[rows], step_square, self.spec.scale)
-        return partial
-
-    def _q_square(self, q_EhMD: Tensor, batch: RangeBatch) -> Tensor | None:
-        """What the correction needs of the queries; None when nothing is corrected."""
-        if not self.is_corrected(batch):
-            return None
-        return q_EhMD.float().square() if self.rotation.rope is None else pair_mean_square(q_EhMD)
-
-    def _load(self, source: PagedSource, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Decoded and rotated keys, decoded values [E, h, n, D], and the mean squared steps [E, h, D]."""
-        # Two buffers: keys are decoded into the first and rotated into the second; then values may use the first.
+        # Two buffers: keys are decoded into the first and turned into the second; then values may use the first.
         free = "second"
-        keys, key_records = self.decode(self.pool.keys, source, "first", dtype)
-        if source.cos is not None and source.sin is not None:
-            shape = (keys.shape[0] * keys.shape[1], source.padded_tokens, keys.shape[3])
-            rotated = self.buffer("second", shape, dtype)[:, : source.num_tokens].unflatten(0, keys.shape[:2])
-            keys, free = rotate(keys, source.cos, source.sin, out=rotated), "first"
-        values, _ = self.decode(self.pool.values, source, free, dtype)
-        step_square = get_codec(source.codec).mean_square_steps(key_records, source.num_tokens)
-        return keys, values, None if step_square is None else step_square.unflatten(0, keys.shape[:2])
+        keys = self.decode("keys", source, "first", q_EhMD.dtype)
+        k, angles = keys.tokens, source.moves if keys.codec.stores_rotated else source.angles
+        if angles is not None:
+            num_rows, num_tokens = keys.tokens.shape[0] * keys.tokens.shape[1], source.num_tokens
+            shape = (num_rows, num_tokens, self.spec.head_dim)
+            k = rotate(k, *angles, out=self.buffer("second", shape, q_EhMD.dtype).unflatten(0, k.shape[:2]))
+            free = "first"
+        b = self.correction(
+            source, keys, squares, slice(0, source.num_tokens), turns=source.angles is not None, rows=rows
+        )
+        values = self.decode("values", source, free, q_EhMD.dtype)
+        partial = flash_partial(q_EhMD[rows], k, values.tokens, self.spec.scale)
+        partial.lse -= b
+        return partial
 
 
 def head_major(q_ETHD: Tensor, group: int) -> Tensor:

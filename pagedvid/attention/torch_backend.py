@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from pagedvid.attention.commit import LayerStore
 from pagedvid.attention.groups import PagedSource, RangeBatch, group_ranges
 from pagedvid.attention.projection import StepProjection
 from pagedvid.attention.projective_tile import ProjectiveBatch, ProjectiveTile
@@ -18,7 +19,8 @@ from pagedvid.attention.tile import Context, RotaryTile
 from pagedvid.cache.plan import RangePlan, StepPlan
 from pagedvid.cache.pool import PagePool
 from pagedvid.cache.spec import CacheSpec
-from pagedvid.geometry import page_tokens, pages_for_tokens
+from pagedvid.chunk_codecs import ChunkCodecs
+from pagedvid.quant.book import CodecBook
 
 
 def unsupported_reasons(spec: CacheSpec, device: torch.device) -> list[str]:
@@ -48,9 +50,10 @@ class TorchBackend:
 
     name = "torch"
 
-    def __init__(self, pool: PagePool, spec: CacheSpec, scratch_bytes: int) -> None:
-        self._pool = pool
+    def __init__(self, pool: PagePool, spec: CacheSpec, book: CodecBook, scratch_bytes: int) -> None:
+        self.store = LayerStore(pool, spec, book)
         self._spec = spec
+        self._page = spec.shape.page
         self._scratch_bytes = scratch_bytes
         self._buffers: dict[str, Tensor] = {}
 
@@ -78,7 +81,7 @@ class TorchBackend:
             for heads in self._head_tiles(batch, q_THD.dtype):
                 q_ThD = q_THD[:, heads.start * group : heads.stop * group]
                 k_ThD, v_ThD, out_ThGD = k_THD[:, heads], v_THD[:, heads], out_THGD[:, heads]
-                shared = (self._pool, self._spec, self._buffers, layer, heads, context)
+                shared = (self.store, self._buffers, layer, heads, context)
                 if isinstance(prepared.view, Rotation):
                     RotaryTile(*shared, prepared.view).attend(q_ThD, batch, k_ThD, v_ThD, out_ThGD)
                 else:
@@ -89,19 +92,20 @@ class TorchBackend:
     def _range_bytes(self, range_: RangePlan, dtype: torch.dtype) -> int:
         """Decoded K and V of the largest chunk that the range reads, over all heads."""
         largest = max(
-            (self._padded_tokens(read.chunk.num_tokens, read.chunk.codec) for read in range_.reads),
+            (self._padded_tokens(read.chunk.num_tokens, read.chunk.codecs) for read in range_.reads),
             default=range_.num_tokens,
         )
         return 2 * dtype.itemsize * largest * self._spec.num_kv_heads * self._spec.head_dim
 
-    @staticmethod
-    def _padded_tokens(num_tokens: int, codec: str) -> int:
-        return pages_for_tokens(num_tokens, codec) * page_tokens(codec)
+    def _padded_tokens(self, num_tokens: int, codecs: ChunkCodecs) -> int:
+        names = codecs.names(self._spec.num_layers)
+        return max(self._page.padded_tokens(num_tokens, name) for name in names)
 
     def _head_tiles(self, batch: RangeBatch, dtype: torch.dtype) -> list[slice]:
         """All heads at once when the batch's decoded or current chunks fit in the scratch, otherwise as many as do."""
         paged = [source for source in batch.sources if isinstance(source, PagedSource)]
-        widest = max([batch.tokens.numel(), *(len(source.reads) * source.padded_tokens for source in paged)])
+        padded = [len(source.reads) * self._padded_tokens(source.num_tokens, source.codecs) for source in paged]
+        widest = max([batch.tokens.numel(), *padded])
         head_bytes = 2 * dtype.itemsize * widest * self._spec.head_dim
         num_heads = self._spec.num_kv_heads
         num_tiles = -(-num_heads // max(1, min(num_heads, self._scratch_bytes // head_bytes)))

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pagedvid.cache.pool import PageIds, PagePool
+from pagedvid.chunk_codecs import KINDS, ChunkCodecs
 from pagedvid.errors import IntegrityError
 from pagedvid.geometry import KVShape
 
@@ -21,8 +22,8 @@ from pagedvid.geometry import KVShape
 class Chunk:
     """A committed chunk; nothing in it, and no byte of its pages, ever changes.
 
-    Page ids are a CSR table over (layer, KV head): table t = layer * num_kv_heads + head owns
-    `pages[indptr[t] : indptr[t + 1]]`, in token order. Today all tables of a chunk are equally long.
+    Page ids are a CSR table over (kind, layer, KV head), keys before values: table t owns
+    `pages[indptr[t] : indptr[t + 1]]`, in token order. The tables of one kind and layer are equally long.
     """
 
     id: int
@@ -30,12 +31,16 @@ class Chunk:
     """Which chunk of its video it is, from 0."""
     first_token: int
     """Tokens of the video before it."""
+    position: int
+    """Where rotary embedding placed its first token when it was committed."""
     num_tokens: int
-    codec: str
+    codecs: ChunkCodecs
     pages: PageIds = field(repr=False)
     indptr: NDArray[np.int64] = field(repr=False)
     alpha: Tensor | None = field(default=None, repr=False)
     """Measured correction factors, float32 [num_layers, num_kv_heads]; None when nothing was measured."""
+    variance: Tensor | None = field(default=None, repr=False)
+    """Var k' - Var k by channel, bfloat16 [num_layers, num_kv_heads, head_dim]; None when the correction needs none."""
     tag: Any = field(default=None, repr=False)
     """What the model said about its tokens when it was committed (`QueryRange.tag`), such as their cameras."""
     digest: bytes | None = field(default=None, repr=False)
@@ -43,26 +48,29 @@ class Chunk:
 
     @property
     def num_pages(self) -> int:
-        """Page ids of all tables."""
+        """Pages of all tables."""
         return len(self.pages)
 
-    def layer_pages(self, layer: int, num_kv_heads: int) -> PageIds:
-        """Page ids of one layer, int32 [num_kv_heads, pages per head]."""
-        first, last = layer * num_kv_heads, (layer + 1) * num_kv_heads
-        return self.pages[self.indptr[first] : self.indptr[last]].reshape(num_kv_heads, -1)
+    def layer_pages(self, kind: str, layer: int, num_kv_heads: int) -> PageIds:
+        """Page ids of the "keys" or "values" of one layer, int32 [num_kv_heads, pages per head]."""
+        return layer_pages(self.pages, self.indptr, kind, layer, num_kv_heads)
 
 
-def equal_tables(shape: KVShape, num_pages: int) -> NDArray[np.int64]:
-    """CSR offsets of `num_pages` pages spread evenly over all (layer, KV head) tables."""
-    return np.arange(shape.num_tables + 1, dtype=np.int64) * (num_pages // shape.num_tables)
+def layer_pages(pages: PageIds, indptr: NDArray[np.int64], kind: str, layer: int, num_kv_heads: int) -> PageIds:
+    """See `Chunk.layer_pages`."""
+    num_layers = (len(indptr) - 1) // (len(KINDS) * num_kv_heads)
+    first = (KINDS.index(kind) * num_layers + layer) * num_kv_heads
+    return pages[indptr[first] : indptr[first + num_kv_heads]].reshape(num_kv_heads, -1)
+
+
+def page_tables(shape: KVShape, num_tokens: int, codecs: ChunkCodecs) -> NDArray[np.int64]:
+    """CSR offsets of a chunk's tables."""
+    return np.cumsum((0, *shape.table_pages(num_tokens, codecs)), dtype=np.int64)
 
 
 def digest_pages(pool: PagePool, pages: PageIds) -> bytes:
-    """Hash of the bytes of some pages, K and V."""
-    hasher = hashlib.blake2b(digest_size=16)
-    for records in pool.page_bytes_of(pages):
-        hasher.update(records.cpu().numpy().tobytes())
-    return hasher.digest()
+    """Hash of the bytes of some pages."""
+    return hashlib.blake2b(pool.read(pages).cpu().numpy().tobytes(), digest_size=16).digest()
 
 
 class ChunkLedger:

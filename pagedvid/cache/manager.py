@@ -25,7 +25,7 @@ from contextlib import contextmanager
 import torch
 
 from pagedvid.cache.checks import check_ranges
-from pagedvid.cache.chunk import Chunk, ChunkLedger, digest_pages, equal_tables
+from pagedvid.cache.chunk import Chunk, ChunkLedger, digest_pages, page_tables
 from pagedvid.cache.integrity import check_integrity
 from pagedvid.cache.plan import PendingChunk, QueryRange, StepPlan, resolve_ranges, wanted_chunks
 from pagedvid.cache.pool import PagePool
@@ -37,8 +37,6 @@ from pagedvid.geometry import (
     Commit,
     RoleCodecs,
     Window,
-    is_quantized,
-    pages_in_memory,
     peak_pages,
     planned_peak_pages,
 )
@@ -49,9 +47,10 @@ class CacheManager:
     """Opens streams, promises and takes pages, publishes chunks, slides windows."""
 
     def __init__(self, spec: CacheSpec, memory: int | str, device: torch.device | str = "cpu") -> None:
-        """`memory`: bytes, or text such as "24GiB", for the pages of K and V together."""
+        """`memory`: bytes, or text such as "24GiB", for the pages of keys and values together."""
         self.spec = spec
-        self.pool = PagePool(pages_in_memory(parse_bytes(memory), spec.head_dim), spec.head_dim, device)
+        self.shape = spec.shape
+        self.pool = PagePool(self.shape.pages_in_memory(parse_bytes(memory)), self.shape.page_bytes, device)
         self._ledger = ChunkLedger(self.pool)
         self._streams: dict[int, Stream] = {}
         self._next_stream_id = 0
@@ -86,6 +85,7 @@ class CacheManager:
         if max_chunks is not None and max_chunks < 0:
             raise ShapeError(f"max_chunks is {max_chunks}; it must be 0 or more, or None for an open end")
         codecs = codecs or self.spec.codecs
+        self.check_codecs(codecs)
         peak = self.pages_needed(
             window, chunk_tokens, num_branches=len(branches), max_chunks=max_chunks, codecs=codecs, commits=commits
         )
@@ -95,6 +95,10 @@ class CacheManager:
                             f"x {chunk_tokens} tokens x {len(branches)} branches ({codecs.history})")  # fmt: skip
         histories = {branch: BranchHistory(window) for branch in branches}
         return self._admit(Stream(-1, window, codecs, chunk_tokens, max_chunks, plan, histories, peak, peak))
+
+    def check_codecs(self, codecs: RoleCodecs) -> None:
+        """Raises ConfigError for codecs in which this cache cannot store chunks."""
+        self.spec.check_codecs(codecs)
 
     def pages_needed(
         self,
@@ -107,10 +111,10 @@ class CacheManager:
         commits: Sequence[Commit] | None = None,
     ) -> int:
         """Pages that `open` would reserve; changes nothing."""
-        shape, codecs = self.spec.shape, codecs or self.spec.codecs
+        codecs = codecs or self.spec.codecs
         if commits is not None:
-            return num_branches * planned_peak_pages(shape, window, codecs, commits)
-        return num_branches * peak_pages(shape, window, codecs, chunk_tokens, max_chunks)
+            return num_branches * planned_peak_pages(self.shape, window, codecs, commits)
+        return num_branches * peak_pages(self.shape, window, codecs, chunk_tokens, max_chunks)
 
     def fork(self, stream: Stream) -> Stream:
         """A second stream that continues from the same chunks; no byte is copied.
@@ -245,7 +249,7 @@ class CacheManager:
 
     def stats(self) -> CacheStats:
         """A summary; changes nothing."""
-        return collect_stats(self.spec.shape, self.pool, self._ledger, self.streams, self.reserved_pages)
+        return collect_stats(self.shape, self.pool, self._ledger, self.streams, self.reserved_pages)
 
     def check(self) -> None:
         """Recomputes every count from the streams and raises IntegrityError for the first that does not agree."""
@@ -281,8 +285,8 @@ class CacheManager:
 
     def _pin_pages(self, stream: Stream, chunk: Chunk) -> int:
         """Pages that a pinned chunk needs, now and after it leaves its `newest` codec."""
-        final_codec = stream.codecs.final(chunk.index, stream.window)
-        return max(chunk.num_pages, self.spec.shape.chunk_pages(chunk.num_tokens, final_codec))
+        final = stream.codecs.final(chunk.index, stream.window)
+        return max(chunk.num_pages, self.shape.chunk_pages(chunk.num_tokens, final))
 
     def _require(self, num_pages: int, purpose: str) -> None:
         if not self.fits(num_pages):
@@ -316,12 +320,16 @@ class CacheManager:
         return beyond + parted
 
     def _pages_of(self, pending: PendingChunk) -> int:
-        return self.spec.shape.chunk_pages(pending.num_tokens, pending.codec)
+        return self.shape.chunk_pages(pending.num_tokens, pending.codecs)
 
     def _lend(self, pending: PendingChunk) -> None:
         pending.pages = self.pool.take(self._pages_of(pending))
-        if self.spec.correction == "measured" and is_quantized(pending.codec):
-            pending.alpha = torch.ones(self.spec.num_layers, self.spec.num_kv_heads)
+        pending.indptr = page_tables(self.shape, pending.num_tokens, pending.codecs)
+        tables = (self.spec.num_layers, self.spec.num_kv_heads)
+        if self.shape.keeps_alpha(pending.codecs):
+            pending.alpha = torch.ones(tables)
+        if self.shape.keeps_variance(pending.codecs):
+            pending.variance = torch.zeros(*tables, self.spec.head_dim, dtype=torch.bfloat16)
         self._pending.append(pending)
 
     def _require_written(self, plan: StepPlan) -> None:
@@ -348,11 +356,13 @@ class CacheManager:
             id=self._next_chunk_id,
             index=pending.index,
             first_token=pending.first_token,
+            position=pending.position,
             num_tokens=pending.num_tokens,
-            codec=pending.codec,
+            codecs=pending.codecs,
             pages=pending.pages,
-            indptr=equal_tables(self.spec.shape, len(pending.pages)),
+            indptr=pending.indptr,
             alpha=pending.alpha,
+            variance=pending.variance,
             tag=pending.tag,
             digest=digest_pages(self.pool, pending.pages) if self.spec.debug_checks else None,
         )

@@ -15,11 +15,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
 from pagedvid.cache.chunk import Chunk
 from pagedvid.cache.pool import PageIds
 from pagedvid.cache.stream import BranchHistory, Stream
+from pagedvid.chunk_codecs import ChunkCodecs
 
 
 @dataclass(frozen=True)
@@ -62,13 +64,15 @@ class PendingChunk:
     position: int
     """Where rotary embedding places its first token in this step."""
     num_tokens: int
-    codec: str
+    codecs: ChunkCodecs
     source: Chunk | None = None
-    """The chunk whose stored values it takes over in another codec; None: the keys and values of this pass."""
+    """The chunk whose stored values it takes over in other codecs; None: the keys and values of this pass."""
     replaces: Chunk | None = None
     """The chunk whose place it takes with new keys and values (KV recache)."""
     pages: PageIds = field(default_factory=lambda: np.empty(0, dtype=np.int32))
+    indptr: NDArray[np.int64] = field(default_factory=lambda: np.zeros(1, dtype=np.int64))
     alpha: Tensor | None = None
+    variance: Tensor | None = None
     tag: Any = None
     layers_written: set[int] = field(default_factory=set)
 
@@ -156,7 +160,7 @@ def wanted_chunks(asked: QueryRange) -> tuple[PendingChunk, ...]:
         (old,) = history.select((asked.replaces,))
         position = positions[old.index]
         return (
-            PendingChunk(old.index, old.first_token, position, old.num_tokens, old.codec, replaces=old, tag=asked.tag),
+            PendingChunk(old.index, old.first_token, position, old.num_tokens, old.codecs, replaces=old, tag=asked.tag),
         )
     index = history.num_committed
     own = PendingChunk(
@@ -164,14 +168,14 @@ def wanted_chunks(asked: QueryRange) -> tuple[PendingChunk, ...]:
         first_token=history.num_committed_tokens,
         position=next_position(history),
         num_tokens=tokens_of(asked),
-        codec=stream.codecs.at_commit(index, stream.window),
+        codecs=stream.codecs.at_commit(index, stream.window),
         tag=asked.tag,
     )
     last = history.chunks.get(index - 1)
     if last is None or not (last.index in history.pinned or stream.codecs.recodes(last.index, stream.window)):
         return (own,)
     final = stream.codecs.final(last.index, stream.window)
-    if last.codec == final:
+    if last.codecs == final:
         return (own,)
     recoded = PendingChunk(
         last.index, last.first_token, positions[last.index], last.num_tokens, final, source=last, tag=last.tag

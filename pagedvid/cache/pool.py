@@ -1,4 +1,4 @@
-"""Page storage: one byte tensor for K pages, one for V pages, and a stack of free page ids.
+"""Page storage: one byte tensor, and a stack of free page ids.
 
     free stack   [ 7 3 9 | 4 0 5 1 ... ]        take(n): the n ids below the top;  give_back(ids): pushed again
                          ^ top = num_free
@@ -14,31 +14,26 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pagedvid.errors import CapacityError, IntegrityError
-from pagedvid.geometry import page_bytes
 
 PageIds = NDArray[np.int32]
 
 
 class PagePool:
-    """`num_pages` page ids; id p owns `keys[p]` and `values[p]`, uint8 [page_bytes] each.
+    """`num_pages` pages; page p is `records[p]`, uint8 [page_bytes], and holds keys or values.
 
     The device "meta" gives a pool without bytes, for simulating the bookkeeping alone.
     """
 
-    def __init__(self, num_pages: int, head_dim: int, device: torch.device | str = "cpu") -> None:
+    def __init__(self, num_pages: int, page_bytes: int, device: torch.device | str = "cpu") -> None:
         if num_pages < 1:
-            raise CapacityError(
-                f"the memory holds {num_pages} pages; one K and one V page need {2 * page_bytes(head_dim)} bytes. "
-                "Give the pool more memory."
-            )
+            raise CapacityError(f"the memory holds no page; one needs {page_bytes} bytes. Give the pool more memory.")
         self.num_pages = num_pages
-        self.page_bytes = page_bytes(head_dim)
+        self.page_bytes = page_bytes
         try:
-            self.keys = torch.empty(num_pages, self.page_bytes, dtype=torch.uint8, device=device)
-            self.values = torch.empty(num_pages, self.page_bytes, dtype=torch.uint8, device=device)
+            self.records = torch.empty(num_pages, page_bytes, dtype=torch.uint8, device=device)
         except RuntimeError as error:
             raise CapacityError(
-                f"cannot allocate a pool of {2 * num_pages * self.page_bytes} bytes on {device}: {error}. "
+                f"cannot allocate a pool of {num_pages * page_bytes} bytes on {device}: {error}. "
                 "Give the pool less memory."
             ) from error
         self._free: PageIds = np.arange(num_pages - 1, -1, -1, dtype=np.int32)
@@ -48,7 +43,7 @@ class PagePool:
     @property
     def device(self) -> torch.device:
         """Where the bytes lie."""
-        return self.keys.device
+        return self.records.device
 
     @property
     def num_free_pages(self) -> int:
@@ -82,7 +77,12 @@ class PagePool:
         self._free[self._num_free : self._num_free + len(ids)] = ids[::-1]
         self._num_free += len(ids)
 
-    def page_bytes_of(self, ids: PageIds) -> tuple[Tensor, Tensor]:
-        """Copies of the K and V records of the ids, uint8 [len(ids), page_bytes]."""
-        index = torch.from_numpy(ids).to(self.device)
-        return self.keys.index_select(0, index), self.values.index_select(0, index)
+    def read(self, ids: PageIds) -> Tensor:
+        """Copies of the pages with these ids, in their shape: uint8 [*ids.shape, page_bytes]."""
+        index = torch.from_numpy(ids.ravel()).to(self.device)
+        return self.records.index_select(0, index).unflatten(0, ids.shape)
+
+    def write(self, ids: PageIds, records: Tensor) -> None:
+        """Puts records [*ids.shape, page_bytes] into the pages with these ids."""
+        index = torch.from_numpy(ids.ravel()).long().to(self.device)
+        self.records.index_copy_(0, index, records.flatten(0, -2))

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from pagedvid.errors import ConfigError
 from pagedvid.geometry import KVShape, RoleCodecs
+from pagedvid.page_format import has_steps, is_quantized
 from pagedvid.quant.correction import MODES
 
 
@@ -19,8 +20,13 @@ class CacheSpec:
     num_query_heads: int | None = None
     """None: as many as KV heads. Otherwise a multiple of them (grouped-query attention)."""
     codecs: RoleCodecs = field(default_factory=RoleCodecs)
+    page_rows: int | None = None
+    """Rows of head_dim bytes in a page; None: what suits the keys of the history, see page_format.py."""
+    tokens_per_frame: int = 1
+    """Klt codecs transform the same place of `frames_per_block` consecutive frames together."""
+    frames_per_block: int = 1
     correction: str = "measured"
-    """"off", "formula" (b as derived) or "measured" (b times a factor fitted at commit); see quant/correction.py."""
+    """"off", "formula", "variance" or "measured"; see quant/correction.py."""
     keys_arrive: str = "before_rotary"
     """"before_rotary": `attend` rotates q and k. "rotated": the host has done so; keys are un-rotated at commit."""
     debug_checks: bool = False
@@ -38,11 +44,34 @@ class CacheSpec:
         ):
             if getattr(self, name) not in allowed:
                 raise ConfigError(f"{name} is {getattr(self, name)!r}; allowed are {', '.join(allowed)}")
+        self.check_codecs(self.codecs)
+
+    def check_codecs(self, codecs: RoleCodecs) -> None:
+        """Raises ConfigError for codecs that these pages, layers or this correction cannot have."""
+        beyond = [last for _, last, _ in codecs.layers if last >= self.num_layers]
+        if beyond:
+            raise ConfigError(f"codecs are given for layer {beyond[0]}; the layers are 0 to {self.num_layers - 1}")
+        for chunk in codecs.all():
+            for name in chunk.names(self.num_layers):
+                self.shape.page.page_tokens(name)
+            without = [
+                name for name in chunk.names(self.num_layers, ("keys",)) if is_quantized(name) and not has_steps(name)
+            ]
+            if self.correction == "formula" and without:
+                raise ConfigError(f'{without[0]} keys have no step size for correction "formula"; use "variance"')
 
     @property
     def shape(self) -> KVShape:
         """The integers that geometry works with."""
-        return KVShape(self.num_layers, self.num_kv_heads, self.head_dim)
+        return KVShape(
+            self.num_layers,
+            self.num_kv_heads,
+            self.head_dim,
+            page_rows=self.page_rows or self.codecs.page_rows,
+            tokens_per_frame=self.tokens_per_frame,
+            frames_per_block=self.frames_per_block,
+            correction=self.correction,
+        )
 
     @property
     def query_heads(self) -> int:

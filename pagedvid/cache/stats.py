@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pagedvid.cache.chunk import ChunkLedger
 from pagedvid.cache.pool import PagePool
 from pagedvid.cache.stream import Stream
-from pagedvid.geometry import KVShape, page_tokens
+from pagedvid.geometry import KVShape
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class CacheStats:
     pages_reserved: int
     """The budget: pages promised to streams, whether taken yet or not."""
     page_bytes: int
-    """Of one K page and one V page together."""
+    """Of one page."""
     num_streams: int
     num_chunks: int
     num_shared_chunks: int
@@ -38,18 +38,18 @@ def collect_stats(
 ) -> CacheStats:
     """Adds up the live chunks; changes nothing."""
     chunks = list(ledger)
-    capacity_tokens = sum(chunk.num_pages * page_tokens(chunk.codec) for chunk in chunks)
-    held_tokens = sum(chunk.num_tokens * shape.num_tables for chunk in chunks)
+    num_chunk_pages = sum(chunk.num_pages for chunk in chunks)
+    padding_pages = sum(shape.padding_pages(chunk.num_tokens, chunk.codecs) for chunk in chunks)
     return CacheStats(
         num_pages=pool.num_pages,
         pages_used=pool.num_used_pages,
         pages_peak=pool.peak_used_pages,
         pages_reserved=reserved_pages,
-        page_bytes=2 * pool.page_bytes,
+        page_bytes=pool.page_bytes,
         num_streams=len(streams),
         num_chunks=len(chunks),
         num_shared_chunks=sum(ledger.references(chunk) > 1 for chunk in chunks),
-        stored_bytes=sum(shape.stored_bytes(chunk.num_tokens, chunk.codec) for chunk in chunks),
+        stored_bytes=sum(shape.stored_bytes(chunk.num_tokens, chunk.codecs) for chunk in chunks),
         bf16_bytes=sum(shape.bf16_bytes(chunk.num_tokens) for chunk in chunks),
-        padding_waste_ratio=1.0 - held_tokens / capacity_tokens if chunks else 0.0,
+        padding_waste_ratio=padding_pages / num_chunk_pages if chunks else 0.0,
     )

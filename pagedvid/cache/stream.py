@@ -121,5 +121,5 @@ class Stream:
             for history in self.branches.values()
             for chunk in history.chunks.values()
             if (chunk.index < self.window.sink_chunks or chunk.index in history.pinned)
-            and chunk.codec == self.codecs.final(chunk.index, self.window)
+            and chunk.codecs == self.codecs.final(chunk.index, self.window)
         )

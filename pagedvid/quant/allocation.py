@@ -8,9 +8,7 @@ layout serves every head, while each head decides what its ranks are.
 from __future__ import annotations
 
 import heapq
-from collections.abc import Mapping
 
-import torch
 from torch import Tensor
 
 from pagedvid.quant.fields import WIDTHS
@@ -21,16 +19,15 @@ GRANULE = 8
 """Coefficients of a width come in eights, so that any number of blocks fills whole bytes."""
 
 
-def choose_segments(importance_HN: Tensor, bits_per_block: int) -> dict[int, int]:
-    """Coefficients by width that minimise the mean distortion over heads, {8: n8, 4: n4, 2: n2, 1: n1}.
+def choose_segments(spectrum_N: Tensor, bits_per_block: int) -> dict[int, int]:
+    """Coefficients by width that minimise the distortion, {8: n8, 4: n4, 2: n2, 1: n1}.
 
-    importance [heads, N]: any order. sum(width * count) <= bits_per_block, and misses it by less than GRANULE bits
-    unless only steps from 2 or 4 bits up are left. Greedy on the distortion saved per bit: optimal on a convex curve.
+    spectrum [N]: importance by rank, falling. sum(width * count) <= bits_per_block, and misses it by less than GRANULE
+    bits unless only steps from 2 or 4 bits up are left. Greedy on the distortion saved per bit: optimal on a convex
+    curve.
     """
-    share_HN = importance_HN / importance_HN.sum(-1, keepdim=True).clamp(min=torch.finfo(torch.float32).tiny)
-    curve = share_HN.sort(dim=-1, descending=True).values.mean(0)
-    usable = len(curve) // GRANULE * GRANULE
-    granules = curve[:usable].unflatten(0, (-1, GRANULE)).sum(-1).tolist()
+    usable = len(spectrum_N) // GRANULE * GRANULE
+    granules = spectrum_N[:usable].unflatten(0, (-1, GRANULE)).sum(-1).tolist()
     widths, left = [0] * len(granules), bits_per_block // GRANULE
     offers = [(-_best_gain(0, value, left)[0], number) for number, value in enumerate(granules)]
     heapq.heapify(offers)
@@ -56,20 +53,3 @@ def _best_gain(width: int, variance: float, bits_left: int) -> tuple[float, int]
         if 0 < wider - width <= bits_left
     ]
     return max(options, default=(0.0, width))
-
-
-def widths_by_rank(segments: Mapping[int, int], num_coefficients: int) -> Tensor:
-    """Bits of each rank, int64 [N], falling."""
-    widths = [width for width in WIDTHS for _ in range(segments[width])]
-    return torch.tensor(widths + [0] * (num_coefficients - len(widths)))
-
-
-def lloyd_max(values: Tensor, num_levels: int, num_rounds: int = 100) -> Tensor:
-    """Levels [num_levels], ascending, that locally minimise the mean square error of `values` [n] (Lloyd 1957)."""
-    levels = torch.quantile(values, (torch.arange(num_levels) + 0.5) / num_levels)
-    for _ in range(num_rounds):
-        cell = torch.bucketize(values, (levels[1:] + levels[:-1]) / 2)
-        count = torch.bincount(cell, minlength=num_levels)
-        total = torch.zeros(num_levels).index_add_(0, cell, values)
-        levels = torch.where(count > 0, total / count.clamp(min=1), levels)
-    return levels

@@ -1,13 +1,15 @@
 """Blocks: tokens at the same place of consecutive frames, which resemble each other and are transformed together.
 
 With S tokens per frame and F frames per block, block u = g * S + s of a chunk holds the tokens (g * F + f) * S + s for
-f = 0 .. F - 1. A chunk that does not fill its last frames repeats what it has there.
+f = 0 .. F - 1. A chunk that does not fill its last frames repeats what it has there. Pages hold b consecutive blocks
+each, frame by frame, [F, b]; the last page repeats its last block.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -37,12 +39,28 @@ class BlockLayout:
         token = token - frames_beyond * size
         return torch.where(token < 0, num_tokens - 1, token)
 
-    def places(self, num_tokens: int) -> Tensor:
-        """Where each token lies in the flattened [blocks, F], int64 [num_tokens]."""
-        token = torch.arange(num_tokens)
-        frame, place = token // self.tokens_per_frame, token % self.tokens_per_frame
-        block = frame // self.num_frames * self.tokens_per_frame + place
-        return block * self.num_frames + frame % self.num_frames
+
+@lru_cache(maxsize=64)
+def tokens_in_pages(layout: BlockLayout, num_tokens: int, page_blocks: int, device: torch.device) -> Tensor | None:
+    """Token of every place of every page, in the order of the pages, int64 [P * F * b]; None: they lie so."""
+    tokens_UF = layout.tokens(num_tokens)
+    num_pages = -(-len(tokens_UF) // page_blocks)
+    block = torch.arange(num_pages * page_blocks).clamp(max=len(tokens_UF) - 1)
+    return _unless_identity(tokens_UF[block].unflatten(0, (num_pages, page_blocks)).mT.flatten(), num_tokens, device)
+
+
+@lru_cache(maxsize=64)
+def places_in_pages(layout: BlockLayout, num_tokens: int, page_blocks: int, device: torch.device) -> Tensor | None:
+    """Place of every token in the order of the pages, int64 [num_tokens]; None: the first `num_tokens` places."""
+    token = torch.arange(num_tokens)
+    frame, place = token // layout.tokens_per_frame, token % layout.tokens_per_frame
+    block = frame // layout.num_frames * layout.tokens_per_frame + place
+    page_frame = block // page_blocks * layout.num_frames + frame % layout.num_frames
+    return _unless_identity(page_frame * page_blocks + block % page_blocks, num_tokens, device)
+
+
+def _unless_identity(index: Tensor, num_tokens: int, device: torch.device) -> Tensor | None:
+    return None if torch.equal(index, torch.arange(num_tokens)) else index.to(device)
 
 
 def cosine_transform(size: int) -> Tensor:

@@ -22,15 +22,26 @@ Assumptions, and where they break:
   frame by frame.
 - a whole chunk is corrected at once by the token-weighted mean of delta^2 over its pages; the spread inside a chunk is
   a second-order effect (tests/quant/test_correction.py compares with the per-key oracle).
-Keys stored as bf16 or fp32 have no step and are never corrected.
+- codecs whose errors are not uniform rounding (a dropped direction *loses* mass) have no step. In general, to second
+  order, b = s^2/2 sum_c q_c^2 (Var k'_c - Var k_c), with its sign; the change of variance is taken at commit.
+Keys stored as bf16 or fp32 have no noise worth a correction and are never corrected.
+
+    off        b = 0
+    formula    b from the step sizes
+    variance   b from the change of variance
+    measured   alpha * b, b from the step sizes where there are any, else from the change of variance
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
-MODES = ("off", "formula", "measured")
+from pagedvid.quant.rotary import pair_mean_square
+
+MODES = ("off", "formula", "variance", "measured")
 HOT_CHANNEL_X = 0.5
 """Channels in which some query reaches this x take the exact form: below it, second order is off by x^2/30 < 1 %."""
 
@@ -71,6 +82,60 @@ def bias(q_square: Tensor, step_square: Tensor, scale: float) -> Tensor:
     if columns.numel() == 0:
         return cold
     return cold + exact_bias(q_square[..., columns], (step_square * is_hot)[..., columns], scale)
+
+
+def variance_bias(q_square: Tensor, variance_change: Tensor, scale: float) -> Tensor:
+    """b from Var k' - Var k by channel; shapes as `exact_bias`, the change of variance in the place of step^2.
+
+    Gains count as uniform noise of that variance (step^2 = 12 Var), so that outlier channels do not overshoot; losses
+    are taken to second order.
+    """
+    gained = bias(q_square, 12 * variance_change.clamp(min=0), scale)
+    return gained + second_order_bias(q_square, 12 * variance_change.clamp(max=0), scale)
+
+
+class QuerySquares:
+    """Squares of queries [..., T, D] as the noise of keys meets them; each kind is computed once."""
+
+    def __init__(self, q: Tensor) -> None:
+        self._q = q
+        self._made: dict[tuple[bool, int | None], Tensor] = {}
+
+    def along(self, axes: Tensor | None, turns: bool) -> Tensor:
+        """Squared components, [..., T, D]: along `axes` [D, D] (rows; None: channels), means of rotary pairs if keys
+        turn after they were stored."""
+        key = (turns, None if axes is None else id(axes))
+        if key not in self._made:
+            q = self._q.float() if axes is None else self._q.float() @ axes.T.to(self._q.device)
+            self._made[key] = pair_mean_square(q) if turns else q.square()
+        return self._made[key]
+
+
+@dataclass(frozen=True)
+class KeyNoise:
+    """What is known of the noise of some stored keys: squared steps, or else the change of variance, [..., D]."""
+
+    step_square: Tensor | None
+    variance_change: Tensor | None
+    axes: Tensor | None = None
+    """Directions of the steps, rows of [D, D]; None: channels. Changes of variance are by channel always."""
+    turns: bool = False
+    """Whether keys turn by rotary angles between storage and score."""
+
+    def unflatten(self, shape: tuple[int, ...]) -> KeyNoise:
+        """The same with the first axis split into `shape`."""
+        step_square, variance_change = (
+            None if x is None else x.unflatten(0, shape) for x in (self.step_square, self.variance_change)
+        )
+        return KeyNoise(step_square, variance_change, self.axes, self.turns)
+
+    def bias(self, squares: QuerySquares, scale: float, rows: slice | Tensor = slice(None)) -> Tensor | float:
+        """b of the queries' `rows`, [..., T]; 0 when nothing is known to correct."""
+        if self.step_square is not None:
+            return bias(squares.along(self.axes, self.turns)[rows], self.step_square, scale)
+        if self.variance_change is not None:
+            return variance_bias(squares.along(None, self.turns)[rows], self.variance_change, scale)
+        return 0.0
 
 
 def log_mass_shift(q: Tensor, k: Tensor, k_stored: Tensor, scale: float) -> Tensor:

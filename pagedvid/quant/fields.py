@@ -1,28 +1,27 @@
 """Codes of 1, 2, 4 or 8 bits in bytes, for records whose codes are one long row.
 
-With n codes of w bits in R = n * w / 8 bytes, byte r holds codes r, r + R, r + 2R, ..., the first in the lowest bits:
-one field of all bytes is a contiguous run of codes, as in quant/pages.py.
+Neighbouring codes share a byte, the first in the lowest bits: byte r of codes of w bits holds the codes r * 8 / w and
+the next ones. So a table of what every byte stands for reads codes and values in one step.
 """
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn.functional import embedding
 
 WIDTHS = (8, 4, 2, 1)
 """Bits of a code that share bytes without crossing them."""
 
 
 def pack_fields(codes: Tensor, width: int) -> Tensor:
-    """uint8 codes [..., n], each below 2**width, n a multiple of 8 / width -> bytes [..., n * width / 8]."""
-    fields = codes.unflatten(-1, (8 // width, -1))
-    packed = fields[..., 0, :].clone()
-    for i in range(1, 8 // width):
-        packed |= fields[..., i, :] << (width * i)
-    return packed
+    """Codes [..., n], float32 whole numbers below 2**width, n a multiple of 8 / width -> bytes [..., n * width / 8]."""
+    if width == 8:
+        return codes.to(torch.uint8)
+    places = 2.0 ** torch.arange(0, 8, width, device=codes.device)
+    return (codes.unflatten(-1, (-1, 8 // width)) @ places).to(torch.uint8)
 
 
-def unpack_fields(packed: Tensor, width: int) -> Tensor:
-    """Bytes [..., R] -> uint8 codes [..., R * 8 / width]."""
-    mask = (1 << width) - 1
-    return torch.cat([(packed >> (width * i)) & mask for i in range(8 // width)], dim=-1)
+def unpack_fields(packed: Tensor, values: Tensor) -> Tensor:
+    """Bytes int32 [..., r] -> what their fields stand for, [..., r * 8 / width], by a table [256, 8 / width]."""
+    return embedding(packed, values).flatten(-2)

@@ -7,10 +7,14 @@ With the orthonormal symmetric H, q . k = (H q) . (H k): noise is added to H k, 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property, lru_cache
 
 import torch
 from torch import Tensor
 
+from pagedvid.errors import ConfigError
+from pagedvid.page_format import PageFormat, read_codec
+from pagedvid.quant.codec import FP16_MAX, not_storable
 from pagedvid.quant.token import TokenCodec
 
 
@@ -24,33 +28,55 @@ def hadamard_matrix(size: int) -> Tensor:
     return torch.block_diag(*[block / power**0.5] * (size // power))
 
 
+@lru_cache(maxsize=16)
+def _matrix_on(device: torch.device, size: int) -> Tensor:
+    return hadamard_matrix(size).to(device)
+
+
 @dataclass(frozen=True)
 class HadamardCodec:
     """`TokenCodec` on rotated channels."""
 
-    tokens: TokenCodec
+    page: PageFormat
+    name: str
+
+    def __post_init__(self) -> None:
+        if read_codec(self.name).family != "hadamard":
+            raise ConfigError(f"{self.name!r} is not a hadamard codec; these are called like hadamard2-g64")
+
+    @cached_property
+    def tokens(self) -> TokenCodec:
+        """What stores the rotated channels."""
+        return TokenCodec(self.page, self.name)
+
+    @property
+    def stores_rotated(self) -> bool:
+        """True: keys are stored after rotary embedding."""
+        return True
+
+    @cached_property
+    def axes(self) -> Tensor | None:
+        """H: its rows are the directions of the rotated channels."""
+        return self._matrix(torch.device("cpu"))
 
     def encode(self, x_RnD: Tensor) -> Tensor:
-        """See `TokenCodec.encode`."""
-        return self.tokens.encode(x_RnD.float() @ self._matrix(x_RnD))
+        """See `Codec.encode`. Rotated values, too, must lie below the largest fp16 number."""
+        if not bool(torch.isfinite(x_RnD).all()):  # or a single NaN is reported as a whole token of them
+            raise not_storable(x_RnD, FP16_MAX)
+        return self.tokens.encode(x_RnD.float() @ self._matrix(x_RnD.device))
 
     def decode(self, records_RPB: Tensor, num_tokens: int, out: Tensor) -> Tensor:
-        """See `TokenCodec.decode`."""
-        self.tokens.decode(records_RPB, num_tokens, out)
-        out.copy_(out @ self._matrix(out))
-        return out[:, :num_tokens]
+        """See `Codec.decode`."""
+        rotated = self.tokens.decode(records_RPB, num_tokens, torch.empty(out.shape, device=out.device))
+        return out[:, :num_tokens].copy_(rotated @ self._matrix(out.device))
 
-    def axes(self) -> Tensor:
-        """[D, D]: the rows are the directions that `directional_variance_change` speaks of."""
-        return hadamard_matrix(self.tokens.head_dim)
+    def mean_square_steps(self, records_RPB: Tensor, num_tokens: int, first_token: int = 0) -> Tensor | None:
+        """See `Codec.mean_square_steps`: along the rows of H."""
+        return self.tokens.mean_square_steps(records_RPB, num_tokens, first_token)
 
-    def directional_variance_change(self, records_RPB: Tensor, num_tokens: int) -> Tensor:
-        """Var k' - Var k by rotated channel, float32 [R, D]; to be weighted by (H q)^2."""
-        return self.tokens.variance_change(records_RPB, num_tokens)
+    def per_token_steps(self, records_RPB: Tensor, num_tokens: int) -> Tensor:
+        """The step of every token and group of rotated channels, float32 [R, n, G]."""
+        return self.tokens.per_token_steps(records_RPB, num_tokens)
 
-    def variance_change(self, records_RPB: Tensor, num_tokens: int) -> Tensor:
-        """Var k' - Var k by channel, float32 [R, D]; covariances between channels are left out."""
-        return self.directional_variance_change(records_RPB, num_tokens) @ self.axes().square()
-
-    def _matrix(self, x: Tensor) -> Tensor:
-        return self.axes().to(x.device, x.dtype if x.is_floating_point() else torch.float32)
+    def _matrix(self, device: torch.device) -> Tensor:
+        return _matrix_on(device, self.page.head_dim)

@@ -64,3 +64,11 @@ def pair_mean_square(q: Tensor) -> Tensor:
     first, second = square.chunk(2, dim=-1)
     mean = (first + second) / 2
     return torch.cat([mean, mean], dim=-1)
+
+
+def turned(k_HnD: Tensor, rope: RopeTables | None, position: int, *, backwards: bool = False) -> Tensor:
+    """Half-layout keys [H, n, D] turned to consecutive positions from `position` on, or back; None: as they are."""
+    if rope is None:
+        return k_HnD
+    cos, sin = (table.to(k_HnD.device) for table in rope.tables(position, k_HnD.shape[1]))
+    return unrotate(k_HnD, cos, sin) if backwards else rotate(k_HnD, cos, sin)

@@ -18,7 +18,7 @@ from pagedvid.attention.step import Step
 from pagedvid.cache.chunk import Chunk
 from pagedvid.paged_kv_cache import PagedKVCache
 from pagedvid.quant.correction import bias
-from tests.quant.page_reader import BITS, read_quantized
+from tests.quant.page_reader import read_pages
 
 RAW_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
@@ -41,12 +41,15 @@ class TableRope:
         return turns.real.float(), turns.imag.float()
 
 
-def turn(x_nHD: Tensor, rope: TableRope | None, first_token: int, layout: str | None = None) -> Tensor:
+def turn(
+    x_nHD: Tensor, rope: TableRope | None, first_token: int, layout: str | None = None, *, backwards: bool = False
+) -> Tensor:
     """x rotated by its positions, float64, in its own layout (`layout`: another one than the rope's)."""
     x = x_nHD.double()
     if rope is None:
         return x
     turns = rope.turns(first_token, len(x)).unsqueeze(1)
+    turns = turns.conj() if backwards else turns
     if (layout or rope.layout) == "half":
         turned = torch.complex(*x.chunk(2, dim=-1)) * turns
         return torch.cat([turned.real, turned.imag], dim=-1)
@@ -60,30 +63,76 @@ def pairs_together(x: Tensor, rope: TableRope | None) -> Tensor:
     return torch.cat([x[..., 0::2], x[..., 1::2]], dim=-1)
 
 
-def read_chunk(cache: PagedKVCache, chunk: Chunk, layer: int) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Stored keys, values and the keys' step sizes of one layer, float64 [H, n, D]; None: no steps."""
-    heads = cache.spec.num_kv_heads
-    first = layer * heads
+def read_table(cache: PagedKVCache, chunk: Chunk, kind: str, layer: int) -> tuple[Tensor, Tensor | None]:
+    """Stored keys or values and their step sizes of one layer, float64 [H, n, D]; None: no steps."""
+    heads, head_dim = cache.spec.num_kv_heads, cache.spec.head_dim
+    first = (("keys", "values").index(kind) * cache.spec.num_layers + layer) * heads
     bounds = [(chunk.indptr[first + head], chunk.indptr[first + head + 1]) for head in range(heads)]
     pages = np.stack([chunk.pages[begin:end] for begin, end in bounds]).astype(np.int64)
-    keys, values = cache.pool.keys[torch.from_numpy(pages)], cache.pool.values[torch.from_numpy(pages)]
-    if chunk.codec in BITS:
-        k, steps = read_quantized(keys, chunk.codec, chunk.num_tokens)
-        v, _ = read_quantized(values, chunk.codec, chunk.num_tokens)
-        return torch.from_numpy(k), torch.from_numpy(v), torch.from_numpy(steps)
-    dtype = RAW_DTYPES[chunk.codec]
-    k, v = (x.contiguous().view(dtype).view(heads, -1, cache.spec.head_dim) for x in (keys, values))
-    return k[:, : chunk.num_tokens].double(), v[:, : chunk.num_tokens].double(), None
+    records, name = cache.pool.records[torch.from_numpy(pages)], chunk.codecs.of(kind, layer)
+    if name in RAW_DTYPES:
+        values = records.contiguous().view(RAW_DTYPES[name]).view(heads, -1, head_dim)
+        return values[:, : chunk.num_tokens].double(), None
+    grid = read_pages(records, cache.spec.shape.page, name, chunk.num_tokens)
+    values = torch.from_numpy(np.ascontiguousarray(grid.values))
+    if name.startswith("hadamard"):
+        values = values @ hadamard(head_dim)
+    return values, torch.from_numpy(np.ascontiguousarray(grid.steps))
 
 
-def chunk_bias(cache: PagedKVCache, q_GTD: Tensor, step_nD: Tensor, has_rope: bool) -> Tensor:
-    """b of one chunk and KV head for rotated half-layout queries [G, T, D], float64 [G, T]."""
+def hadamard(size: int) -> Tensor:
+    """Sylvester's matrix of a power of two, orthonormal, float64."""
+    matrix = torch.ones(1, 1, dtype=torch.float64)
+    while len(matrix) < size:
+        matrix = torch.kron(torch.tensor([[1.0, 1.0], [1.0, -1.0]], dtype=torch.float64), matrix)
+    return matrix / size**0.5
+
+
+def read_chunk(cache: PagedKVCache, chunk: Chunk, layer: int) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Stored keys, values and the keys' step sizes of one layer, float64 [H, n, D]; None: no steps."""
+    keys, steps = read_table(cache, chunk, "keys", layer)
+    return keys, read_table(cache, chunk, "values", layer)[0], steps
+
+
+def stores_rotated(codec: str) -> bool:
+    """Whether keys lie in the pages as they are after rotary embedding."""
+    return codec.endswith("-post") or codec.startswith(("token", "hadamard"))
+
+
+def squares(q_GTD: Tensor, codec: str, has_rope: bool) -> Tensor:
+    """What the noise of stored keys meets: squared components of rotated half-layout queries, float64 [G, T, D]."""
+    if codec.startswith("hadamard"):
+        q_GTD = q_GTD @ hadamard(q_GTD.shape[-1])
     square = q_GTD.square()
-    if has_rope:
+    if has_rope and not stores_rotated(codec):
         first, second = square.chunk(2, dim=-1)
         square = torch.cat([first + second, first + second], dim=-1) / 2
-    mean_square_step = step_nD.square().mean(0)
-    return bias(square.flatten(0, 1), mean_square_step, cache.spec.scale).view(square.shape[:2])
+    return square
+
+
+def chunk_bias(cache: PagedKVCache, q_GTD: Tensor, step_nD: Tensor, has_rope: bool, codec: str = "int2") -> Tensor:
+    """b of one chunk and KV head for rotated half-layout queries [G, T, D], float64 [G, T]."""
+    square = squares(q_GTD, codec, has_rope)
+    return bias(square.flatten(0, 1), step_nD.square().mean(0), cache.spec.scale).view(square.shape[:2])
+
+
+def variance_bias(cache: PagedKVCache, q_GTD: Tensor, change_D: Tensor, has_rope: bool, codec: str) -> Tensor:
+    """b from the change of variance of each channel: gains like uniform noise, losses to second order."""
+    plain = codec if not codec.startswith("hadamard") else "token2-g64"
+    square = squares(q_GTD, plain, has_rope)
+    gains = bias(square.flatten(0, 1), 12 * change_D.clamp(min=0), cache.spec.scale).view(square.shape[:2])
+    return gains + cache.spec.scale**2 / 2 * square @ change_D.clamp(max=0)
+
+
+def correction(cache: PagedKVCache, chunk: Chunk, layer: int, head: int, q_GTD: Tensor, has_rope: bool, step_nD):
+    """What is taken off the scores of one chunk and KV head, [G, T] or 0."""
+    codec, mode = chunk.codecs.of("keys", layer), cache.spec.correction
+    if mode == "off" or codec in RAW_DTYPES:
+        return torch.zeros(())
+    alpha = float(chunk.alpha[layer, head]) if mode == "measured" else 1.0
+    if mode == "variance":
+        return variance_bias(cache, q_GTD, chunk.variance[layer, head].double(), has_rope, codec)
+    return alpha * chunk_bias(cache, q_GTD, step_nD, has_rope, codec)
 
 
 def expected_attention(
@@ -101,12 +150,13 @@ def expected_attention(
             q_GTD = q_range[:, head * group : (head + 1) * group].transpose(0, 1)
             scores, values = [], []
             for read, k_HnD, v_HnD, step_HnD in stored:
-                k_rotated = turn(k_HnD[head].unsqueeze(1), rope, read.first_token, layout="half").squeeze(1)
-                score = spec.scale * q_GTD @ k_rotated.T
-                if step_HnD is not None and spec.correction != "off":
-                    alpha = 1.0 if spec.correction == "formula" else float(read.chunk.alpha[layer, head])
-                    score = score - alpha * chunk_bias(cache, q_GTD, step_HnD[head], rope is not None).unsqueeze(-1)
-                scores.append(score)
+                k_plain = k_HnD[head].unsqueeze(1)
+                if stores_rotated(read.chunk.codecs.of("keys", layer)):
+                    k_plain = turn(k_plain, rope, read.chunk.position, layout="half", backwards=True)
+                k_rotated = turn(k_plain, rope, read.first_token, layout="half").squeeze(1)
+                step_nD = None if step_HnD is None else step_HnD[head]
+                b = correction(cache, read.chunk, layer, head, q_GTD, rope is not None, step_nD)
+                scores.append(spec.scale * q_GTD @ k_rotated.T - b.unsqueeze(-1))
                 values.append(v_HnD[head])
             for number in range_.current:
                 k_current, v_current = current[number]

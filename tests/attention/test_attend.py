@@ -78,6 +78,31 @@ def test_any_mix_of_videos(videos, codec, layout, scratch):
     run(cache, ranges, 1, rope)
 
 
+CODECS = ("int2", "int4/int2", "int2-pair-s8-post", "token2-g16/int8", "hadamard4-g32/token4-g16", "bf16/int2-s8")
+
+
+@pytest.mark.parametrize("mode", ["off", "formula", "variance", "measured"])
+@pytest.mark.parametrize("layout", [None, "half", "interleaved"])
+@pytest.mark.parametrize("codec", CODECS)
+def test_every_codec_under_every_correction(codec, layout, mode):
+    """The window slides, so that keys stored after rotary embedding are read where they were not stored."""
+    cache = make_cache(RoleCodecs(codec, sink="int8-post", layers=((1, 1, "int4-post/bf16"),)), correction=mode)
+    rope = ROPES[layout]
+    stream = cache.open(Window(1, 2, positions="window"), 150)
+    commit_all(cache, stream, [150, 17, 129, 150], 1, rope)
+    run(cache, [QueryRange(stream), QueryRange(cache.open(Window(1, 2), 20))], 30, rope)
+    run(cache, [QueryRange(stream, commit=True)], 31, rope)
+
+
+@pytest.mark.parametrize("newest", ["bf16", "token8-g16", "int8-post"])
+def test_a_chunk_may_change_between_codecs_that_store_keys_before_and_after_rotary_embedding(newest):
+    for history in ("int4", "hadamard4-g16/int4"):
+        cache, rope = make_cache(RoleCodecs(history, newest=newest), correction="variance"), ROPES["half"]
+        stream = cache.open(Window(1, 2, positions="window"), 50)
+        commit_all(cache, stream, [50] * 5, 1, rope)
+        run(cache, [QueryRange(stream)], 30, rope)
+
+
 @pytest.mark.parametrize("layout", [None, "half"])
 def test_chunks_in_flight_see_their_own_lists(layout):
     rope = ROPES[layout]

@@ -14,12 +14,13 @@ from pagedvid.cache.pool import PagePool
 from pagedvid.cache.spec import CacheSpec
 from pagedvid.errors import BackendError
 from pagedvid.paged_kv_cache import PagedKVCache
+from pagedvid.quant.book import CodecBook
 
 SPEC = CacheSpec(1, 1, 8)
 
 
 def select(name: str, device: str = "cpu"):
-    return select_backend(name, PagePool(4, 8, device), SPEC, 1024)
+    return select_backend(name, PagePool(4, 288, device), SPEC, CodecBook(SPEC.shape.page, 1), 1024)
 
 
 def test_auto_takes_the_first_that_can_run_and_says_which(caplog):
@@ -54,7 +55,7 @@ def test_the_torch_backend_runs_on_cpu_and_needs_its_kernel(monkeypatch):
 
 
 def test_auto_passes_over_what_cannot_run(monkeypatch):
-    def creator(pool, spec, scratch_bytes):
+    def creator(pool, spec, book, scratch_bytes):
         raise AssertionError("created although it cannot run")
 
     creators = {"fast": (lambda spec, device: ["needs a GPU"], creator), **backend._CREATORS}

@@ -125,7 +125,7 @@ def test_what_is_stored_does_not_depend_on_the_views():
             for layer in range(2):
                 step.attend(layer, *inputs(cache, 120, layer), ROPES["half"], projections=projections)
         (chunk,) = stream.chunks()
-        written.append((cache.pool.page_bytes_of(chunk.pages), chunk.num_pages, chunk.alpha))
+        written.append((cache.pool.read(chunk.pages), chunk.num_pages, chunk.alpha))
     assert written[0][1] == written[1][1]
     assert all(torch.equal(x, y) for x, y in zip(written[0][0], written[1][0], strict=True))
     assert not torch.equal(written[0][2], written[1][2])
@@ -180,7 +180,7 @@ def test_alpha_is_the_least_squares_factor_over_the_queries_of_both_views(layout
     sample = torch.tensor([i * 89 // max(1, num_queries - 1) for i in range(num_queries)])
     forward, inverse = projection.maps((5, 9))
     q_p = mapped(q, forward.mT, SIZE)[sample]
-    turned = pairs_together(turn(q, rope, position), rope)[sample]
+    turned = pairs_together(turn(q, rope, position + 90), rope)[sample]  # where the next chunk will stand
     for head in range(2):
         heads = slice(3 * head, 3 * head + 3)
         exact = pairs_together(k[:, head : head + 1].double(), rope)

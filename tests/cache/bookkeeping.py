@@ -8,13 +8,14 @@ from pagedvid.cache.manager import CacheManager
 from pagedvid.cache.plan import QueryRange, StepPlan
 from pagedvid.cache.spec import CacheSpec
 from pagedvid.cache.stream import Stream
-from pagedvid.geometry import RoleCodecs, page_bytes
+from pagedvid.geometry import RoleCodecs
 
 
 def make_manager(num_pages: int, codecs: RoleCodecs | str = "int2", num_layers: int = 1) -> CacheManager:
-    """One KV head of 8 channels, no bytes."""
+    """One KV head of 8 channels, no bytes. An int2 chunk of up to 128 tokens takes 2 pages per layer: keys, values."""
     codecs = RoleCodecs(codecs) if isinstance(codecs, str) else codecs
-    return CacheManager(CacheSpec(num_layers, 1, 8, codecs=codecs), num_pages * 2 * page_bytes(8), device="meta")
+    spec = CacheSpec(num_layers, 1, 8, codecs=codecs)
+    return CacheManager(spec, num_pages * spec.shape.page_bytes, device="meta")
 
 
 def mark_written(manager: CacheManager, plan: StepPlan) -> None:

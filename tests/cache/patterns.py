@@ -6,15 +6,53 @@ fp16, and 255 needs no more than the 8 significant bits of bf16.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import lru_cache
 
 import torch
 from torch import Tensor
 
-from pagedvid.attention.commit import read_layer
 from pagedvid.attention.step import Step
 from pagedvid.cache.chunk import Chunk
+from pagedvid.page_format import PageFormat
 from pagedvid.paged_kv_cache import PagedKVCache
+from pagedvid.quant.codec import not_storable
+
+ONE = 255.0 * 2.0**-7
+"""The number that is not 0."""
+
+
+@dataclass(frozen=True)
+class PatternCodec:
+    """Takes the place of a calibrated codec: one byte holds eight numbers of a pattern, on as many pages as its name
+    asks for. Stores keys before rotary embedding; like klt it has no step sizes."""
+
+    page: PageFormat
+    name: str
+    stores_rotated: bool = False
+    axes: Tensor | None = None
+
+    def encode(self, x_RnD: Tensor) -> Tensor:
+        """See `Codec.encode`."""
+        if not bool(torch.isfinite(x_RnD).all()):
+            raise not_storable(x_RnD, torch.inf)
+        num_rows, num_tokens, head_dim = x_RnD.shape
+        bits = torch.zeros(num_rows, self.page.padded_tokens(num_tokens, self.name), head_dim, dtype=torch.int32)
+        bits[:, :num_tokens] = x_RnD != 0
+        octets = bits.view(num_rows, self.page.num_pages(num_tokens, self.name), -1, 8)
+        codes = (octets << torch.arange(8, dtype=torch.int32)).sum(-1).to(torch.uint8)
+        return torch.nn.functional.pad(codes, (0, self.page.num_bytes - codes.shape[-1]))
+
+    def decode(self, records_RPB: Tensor, num_tokens: int, out: Tensor) -> Tensor:
+        """See `Codec.decode`."""
+        codes = records_RPB[..., : self.page.page_tokens(self.name) * self.page.head_dim // 8].int()
+        bits = codes.unsqueeze(-1) >> torch.arange(8, dtype=torch.int32) & 1
+        numbers = bits.reshape(len(records_RPB), -1, self.page.head_dim) * ONE
+        return out[:, :num_tokens].copy_(numbers[:, :num_tokens])
+
+    def mean_square_steps(self, records_RPB: Tensor, num_tokens: int, first_token: int = 0) -> Tensor | None:
+        """None: there is no step."""
+        return None
 
 
 @lru_cache(maxsize=4096)
@@ -22,7 +60,7 @@ def pattern(serial: int, layer: int, num_tokens: int, num_heads: int, head_dim: 
     """Keys and values [n, H, D] that belong to this serial number and layer only."""
     generator = torch.Generator().manual_seed(1000 * serial + layer)
     bits = torch.randint(0, 2, (2, num_tokens, num_heads, head_dim), generator=generator)
-    keys, values = bits * 255.0 * 2.0**-7
+    keys, values = bits * ONE
     return keys, values
 
 
@@ -48,7 +86,7 @@ def assert_holds(cache: PagedKVCache, chunk: Chunk, serial: int) -> None:
     """The chunk's pages decode to exactly the pattern of the serial number."""
     spec = cache.spec
     for layer in range(spec.num_layers):
-        stored = read_layer(cache.pool, spec, chunk, layer)
+        stored = cache.backend.store.read(chunk, layer, None)
         expected = pattern(serial, layer, chunk.num_tokens, spec.num_kv_heads, spec.head_dim)
         for read, written in zip(stored, expected, strict=True):
             assert torch.equal(read, written.transpose(0, 1)), (chunk, serial, layer)

@@ -2,7 +2,7 @@
 
 After every action: `check()` recomputes invariants I1 to I6 of cache/manager.py; live chunks, codecs, bytes, positions,
 pages in use and the budget equal the model's. Refusals for lack of capacity are predicted exactly, and a commit of an
-admitted stream is never refused.
+admitted stream is never refused. Each run draws a cache: its page size, its frames and its correction.
 """
 
 from __future__ import annotations
@@ -16,21 +16,73 @@ import pytest
 import torch
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from pagedvid.cache.chunk import Chunk
 from pagedvid.cache.plan import QueryRange, RangePlan
 from pagedvid.cache.spec import CacheSpec
 from pagedvid.cache.stream import Stream
 from pagedvid.errors import CapacityError, NonFiniteError, StateError
-from pagedvid.geometry import RoleCodecs, Window, page_bytes
+from pagedvid.geometry import RoleCodecs, Window
 from pagedvid.paged_kv_cache import PagedKVCache
-from tests.cache.patterns import assert_holds, attend_all, attend_layer, pattern
-from tests.stream_simulation import is_kept, settled_codec, simulated_peak, table_pages
+from pagedvid.quant.book import CodecBook
+from tests.cache.patterns import PatternCodec, assert_holds, attend_all, attend_layer, pattern
+from tests.stream_simulation import Form, Tables, first_form, is_kept, layer_codecs, settled_form, simulated_peak
 
-SPEC = CacheSpec(num_layers=2, num_kv_heads=2, head_dim=8, num_query_heads=4, debug_checks=True)
-NUM_TABLES = 4
-NUM_PAGES = 200
+NUM_LAYERS, NUM_KV_HEADS, HEAD_DIM = 2, 2, 16
+NUM_PAGES = 400
 MOST_STREAMS = 5
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of cache, and its page sizes by hand."""
+
+    page_rows: int
+    page_tokens: dict[str, int]
+    correction: str = "measured"
+    tokens_per_frame: int = 1
+    frames_per_block: int = 1
+
+    @property
+    def spec(self) -> CacheSpec:
+        return CacheSpec(
+            NUM_LAYERS,
+            NUM_KV_HEADS,
+            HEAD_DIM,
+            num_query_heads=4,
+            page_rows=self.page_rows,
+            tokens_per_frame=self.tokens_per_frame,
+            frames_per_block=self.frames_per_block,
+            correction=self.correction,
+            debug_checks=True,
+        )
+
+    @property
+    def tables(self) -> Tables:
+        return Tables(NUM_LAYERS, NUM_KV_HEADS, self.page_tokens, self.tokens_per_frame, self.frames_per_block)
+
+    def new_cache(self) -> PagedKVCache:
+        spec = self.spec
+        own = {name: PatternCodec(spec.shape.page, name) for name in ("klt2", "klt1.5")}
+        book = CodecBook(spec.shape.page, NUM_KV_HEADS, own=own)
+        return PagedKVCache(spec, NUM_PAGES * spec.shape.page_bytes, book=book)
+
+
+KINDS_OF_CACHE = [
+    Kind(36, {"bf16": 18, "int8": 32, "int4": 64, "int2": 128, "token2-g16": 72, "klt2": 144, "klt1.5": 192}),
+    Kind(
+        20,
+        {"bf16": 10, "int8": 16, "int4": 32, "int2": 64, "token2-g16": 40, "klt2": 80, "klt1.5": 107},
+        correction="variance",
+    ),
+    Kind(
+        32,
+        {"bf16": 16, "int8": 28, "int4": 56, "int2": 112, "token2-g16": 64, "klt2": 128, "klt1.5": 172},
+        tokens_per_frame=10,
+        frames_per_block=4,
+    ),
+]
 
 WINDOWS = st.builds(Window, st.integers(0, 2), st.integers(1, 3), st.sampled_from(["absolute", "window"]))
 CODECS = st.sampled_from(
@@ -40,6 +92,12 @@ CODECS = st.sampled_from(
         RoleCodecs("int2", newest="bf16"),
         RoleCodecs("int2", sink="int8", newest="bf16"),
         RoleCodecs("int8", sink="bf16", newest="int2"),
+        RoleCodecs("int4/int2", sink="int8/int4"),
+        RoleCodecs("int2", newest="int4/int2", layers=((1, 1, "int8/int2"),)),
+        RoleCodecs("int2", newest="int2", layers=((0, 1, "bf16"), (0, 0, "int2"))),
+        RoleCodecs("token2-g16", sink="int4/token2-g16", newest="bf16"),
+        RoleCodecs("klt2", sink="klt2/int4"),
+        RoleCodecs("klt1.5/klt2", newest="int8", layers=((0, 0, "int4/klt2"),)),
     ]
 )
 
@@ -53,11 +111,8 @@ class Entry:
     serial: int
     num_tokens: int
     first_token: int
-    codec: str
-
-    @property
-    def pages(self) -> int:
-        return NUM_TABLES * table_pages(self.num_tokens, self.codec)
+    form: Form
+    pages: int
 
 
 @dataclass
@@ -74,6 +129,7 @@ class BranchModel:
 @dataclass(eq=False)
 class StreamModel:
     stream: Stream
+    tables: Tables
     window: Window
     codecs: RoleCodecs
     chunk_tokens: int
@@ -83,8 +139,11 @@ class StreamModel:
     def __repr__(self) -> str:
         return f"stream {self.stream.id}"
 
-    def settled(self, index: int) -> str:
-        return settled_codec(self.codecs, self.window, index)
+    def settled(self, index: int) -> Form:
+        return settled_form(self.codecs, self.window, index)
+
+    def entry(self, serial: int, num_tokens: int, first_token: int, form: Form) -> Entry:
+        return Entry(serial, num_tokens, first_token, form, self.tables.chunk_pages(num_tokens, form))
 
     def entries(self) -> Iterator[Entry]:
         for branch in self.branches.values():
@@ -95,15 +154,15 @@ class StreamModel:
             entry
             for branch in self.branches.values()
             for index, entry in branch.entries.items()
-            if (index < self.window.sink_chunks or index in branch.pins) and entry.codec == self.settled(index)
+            if (index < self.window.sink_chunks or index in branch.pins) and entry.form == self.settled(index)
         ]
 
     def pin_pages(self, entry: Entry, index: int) -> int:
-        return max(entry.pages, NUM_TABLES * table_pages(entry.num_tokens, self.settled(index)))
+        return max(entry.pages, self.tables.chunk_pages(entry.num_tokens, self.settled(index)))
 
     def peak(self) -> int:
         commits = 60 if self.max_chunks is None else self.max_chunks
-        base = NUM_TABLES * simulated_peak(self.window, self.codecs, self.chunk_tokens, commits)
+        base = simulated_peak(self.tables, self.window, self.codecs, self.chunk_tokens, commits)
         pins = sum(self.pin_pages(b.entries[index], index) for b in self.branches.values() for index in b.pins)
         return len(self.branches) * base + pins
 
@@ -127,14 +186,15 @@ class StreamModel:
     def commit(self, branch: str, serial: int, num_tokens: int) -> None:
         model = self.branches[branch]
         index = model.num_committed
-        codec = self.codecs.newest or self.settled(index)
-        model.entries[index] = Entry(serial, num_tokens, model.num_tokens, codec)
+        form = first_form(self.codecs, self.window, index)
+        model.entries[index] = self.entry(serial, num_tokens, model.num_tokens, form)
         model.num_committed += 1
         model.num_tokens += num_tokens
         self.slide(branch)
         last = model.entries.get(index - 1)
-        if last is not None and last.codec != self.settled(index - 1):
-            model.entries[index - 1] = Entry(last.serial, last.num_tokens, last.first_token, self.settled(index - 1))
+        if last is not None and last.form != self.settled(index - 1):
+            final = self.entry(last.serial, last.num_tokens, last.first_token, self.settled(index - 1))
+            model.entries[index - 1] = final
 
     def slide(self, branch: str) -> None:
         model = self.branches[branch]
@@ -150,9 +210,13 @@ class Broken(Exception):
 class CacheMachine(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
-        self.cache = PagedKVCache(SPEC, NUM_PAGES * 2 * page_bytes(SPEC.head_dim))
         self.models: list[StreamModel] = []
         self.next_serial = 0
+
+    @initialize(kind=st.sampled_from(KINDS_OF_CACHE))
+    def make_cache(self, kind):
+        self.tables, self.correction = kind.tables, kind.correction
+        self.cache = kind.new_cache()
 
     # -------------------------------------------------------------- the model's view of capacity
 
@@ -212,7 +276,9 @@ class CacheMachine(RuleBasedStateMachine):
     )
     def open(self, window, codecs, chunk_tokens, num_branches, max_chunks):
         names = ("cond", "uncond")[:num_branches]
-        model = StreamModel(None, window, codecs, chunk_tokens, max_chunks, {name: BranchModel() for name in names})
+        model = StreamModel(
+            None, self.tables, window, codecs, chunk_tokens, max_chunks, {name: BranchModel() for name in names}
+        )
         refused = self.expect_capacity(model.peak())
 
         def open_it() -> Stream:
@@ -225,14 +291,17 @@ class CacheMachine(RuleBasedStateMachine):
             model.stream = open_it()
             self.models.append(model)
 
-    @precondition(lambda self: len(self.models) > 1 and self.budget() <= NUM_PAGES - 2 * NUM_TABLES)
+    @precondition(lambda self: len(self.models) > 1 and self.budget() <= NUM_PAGES - 4 * 8)
     @rule()
     def use_up_the_pool(self):
-        """A stream whose peak is exactly what is left, so that one page too many anywhere is noticed."""
-        num_chunks = (NUM_PAGES - self.budget()) // NUM_TABLES
-        window = Window(0, num_chunks - 1)
-        stream = self.cache.open(window, 128, codecs=RoleCodecs("int2"))
-        self.models.append(StreamModel(stream, window, RoleCodecs("int2"), 128, None, {"cond": BranchModel()}))
+        """Streams whose peaks are exactly what is left, so that one page too many anywhere is noticed."""
+        codecs = RoleCodecs("int2", layers=((0, 0, "bf16/int2"),))
+        page = self.tables.page_tokens["bf16"]  # so many tokens take a page in each of the 8 tables
+        num_chunks, rest = divmod(NUM_PAGES - self.budget(), 8)
+        for window, tokens, end in ((Window(0, 1), page * (1 + rest // 2), 1), (Window(0, num_chunks - 2), page, None)):
+            stream = self.cache.open(window, tokens, codecs=codecs, max_chunks=end)
+            self.models.append(StreamModel(stream, self.tables, window, codecs, tokens, end, {"cond": BranchModel()}))
+        assert self.budget() == NUM_PAGES
 
     @precondition(lambda self: 0 < len(self.models) < MOST_STREAMS)
     @rule(data=st.data())
@@ -247,7 +316,7 @@ class CacheMachine(RuleBasedStateMachine):
         twin = self.cache.fork(model.stream)
         branches = {name: branch.copy() for name, branch in model.branches.items()}
         self.models.append(
-            StreamModel(twin, model.window, model.codecs, model.chunk_tokens, model.max_chunks, branches)
+            StreamModel(twin, self.tables, model.window, model.codecs, model.chunk_tokens, model.max_chunks, branches)
         )
 
     @precondition(lambda self: len(self.models) > 1)
@@ -263,7 +332,7 @@ class CacheMachine(RuleBasedStateMachine):
     @rule(data=st.data())
     def pin(self, data):
         model, branch, index = self.any_chunk(
-            data, lambda m, b, i: i >= m.window.sink_chunks and b.entries[i].codec != m.settled(i)
+            data, lambda m, b, i: i >= m.window.sink_chunks and b.entries[i].form != m.settled(i)
         )
         entry = model.branches[branch].entries[index]
         if index in model.branches[branch].pins or index < model.window.sink_chunks:
@@ -377,7 +446,7 @@ class CacheMachine(RuleBasedStateMachine):
                 attend_layer(self.cache, step, 0, serials)
             if failure == "not a number":
                 row = data.draw(st.sampled_from([r.stop - 1 for r in step.plan.ranges if r.writes]), label="row")
-                x = torch.zeros(step.plan.num_tokens, 2, 8)
+                x = torch.zeros(step.plan.num_tokens, NUM_KV_HEADS, HEAD_DIM)
                 x[row, 1, 3] = torch.nan
                 step.attend(1, x.repeat(1, 2, 1), torch.zeros_like(x), x)
 
@@ -418,7 +487,7 @@ class CacheMachine(RuleBasedStateMachine):
             assert [read.chunk.index for read in planned.reads] == [i for i in sorted(positions) if i < index]
             attend_all(self.cache, step, [serial])
             self.cache.check()
-        model.branches[branch].entries[index] = Entry(serial, old.num_tokens, old.first_token, old.codec)
+        model.branches[branch].entries[index] = model.entry(serial, old.num_tokens, old.first_token, old.form)
 
     @precondition(lambda self: any(not m.may_commit(b) for m in self.models for b in m.branches))
     @rule()
@@ -449,13 +518,23 @@ class CacheMachine(RuleBasedStateMachine):
                 for index, entry in branch.entries.items():
                     chunk = history.chunks[index]
                     distinct[chunk.id] = entry
-                    assert (chunk.index, chunk.num_tokens, chunk.codec) == (index, entry.num_tokens, entry.codec)
+                    form = (chunk.codecs.keys, chunk.codecs.values, chunk.codecs.layers)
+                    assert (chunk.index, chunk.num_tokens, form) == (index, entry.num_tokens, entry.form)
                     assert chunk.num_pages == entry.pages
                     assert_holds(self.cache, chunk, entry.serial)
+                    self.assert_keeps_what_the_correction_needs(chunk, entry)
         assert len({id(entry) for entry in distinct.values()}) == len(distinct)  # forks share chunks, not copies
         stats = self.cache.stats()
         assert stats.num_chunks == len(distinct) and stats.num_streams == len(self.models)
         assert stats.pages_used == sum(entry.pages for entry in distinct.values())
+
+    def assert_keeps_what_the_correction_needs(self, chunk: Chunk, entry: Entry) -> None:
+        keys = {layer_codecs(entry.form, layer)[0] for layer in range(NUM_LAYERS)}
+        if self.correction == "variance":
+            wanted = (False, keys != {"bf16"})
+        else:
+            wanted = (keys != {"bf16"}, any(name.startswith("klt") for name in keys))
+        assert (chunk.alpha is not None, chunk.variance is not None) == wanted
 
     def teardown(self):
         for model in self.models:

@@ -1,4 +1,4 @@
-"""Page storage: ids on a stack, bytes in two tensors."""
+"""Page storage: ids on a stack, bytes in one tensor."""
 
 from __future__ import annotations
 
@@ -64,21 +64,33 @@ def test_nothing_may_be_taken():
     assert pool.num_free_pages == 1
 
 
-def test_page_bytes_of_copies_records_in_the_order_asked_for():
+def test_reading_copies_records_in_the_order_and_shape_asked_for():
+    pool = PagePool(6, 288)
+    pool.records.copy_(torch.arange(6, dtype=torch.uint8)[:, None].expand(6, 288))
+    records = pool.read(np.array([4, 1], dtype=np.int32))
+    assert records.shape == (2, 288) and records[:, 0].tolist() == [4, 1]
+    records.zero_()
+    assert int(pool.records[4, 0]) == 4
+    ids = np.array([[4, 1, 5], [0, 2, 4]], dtype=np.int32)
+    assert pool.read(ids)[..., 7].tolist() == ids.tolist()
+    assert pool.read(ids[:, :0]).shape == (2, 0, 288)
+
+
+def test_writing_changes_these_pages_and_no_others():
     pool = PagePool(6, 8)
-    pool.keys.copy_(torch.arange(6, dtype=torch.uint8)[:, None].expand(6, 288))
-    pool.values.copy_(pool.keys + 100)
-    keys, values = pool.page_bytes_of(np.array([4, 1], dtype=np.int32))
-    assert keys.shape == values.shape == (2, 288)
-    assert keys[:, 0].tolist() == [4, 1] and values[:, 7].tolist() == [104, 101]
-    keys.zero_()
-    assert int(pool.keys[4, 0]) == 4
+    pool.records.fill_(9)
+    ids = np.array([[5, 0], [2, 1]], dtype=np.int32)
+    written = torch.arange(32, dtype=torch.uint8).view(2, 2, 8)
+    pool.write(ids, written)
+    assert torch.equal(pool.read(ids), written)
+    assert (pool.records[[3, 4]] == 9).all()
+    assert pool.records[0].tolist() == list(range(8, 16))
 
 
 @pytest.mark.parametrize("num_pages", [0, -1])
 def test_a_pool_without_pages_is_refused(num_pages):
-    with pytest.raises(CapacityError, match=rf"holds {num_pages} pages; .* 576 bytes.*more memory"):
-        PagePool(num_pages, 8)
+    with pytest.raises(CapacityError, match=r"the memory holds no page; one needs 288 bytes.*more memory"):
+        PagePool(num_pages, 288)
 
 
 def test_more_memory_than_exists_is_refused():

@@ -11,14 +11,14 @@ from tests.cache.bookkeeping import commit, live, make_manager, mark_written
 
 WINDOW = Window(sink_chunks=1, recent_chunks=2)
 TOKENS = 100
-"""One int2 page in a cache of one layer and one head, so a stream of WINDOW peaks at 4 pages."""
+"""Two int2 pages in a cache of one layer and one head, so a stream of WINDOW peaks at 8 pages."""
 
 
 def test_a_commit_is_published_when_the_block_ends():
-    manager = make_manager(8)
+    manager = make_manager(16)
     a, b = manager.open(WINDOW, TOKENS), manager.open(WINDOW, TOKENS)
     with manager.transaction([QueryRange(a, commit=True), QueryRange(b, commit=True)]) as plan:
-        assert manager.pool.num_used_pages == 2
+        assert manager.pool.num_used_pages == 4
         assert live(a) == live(b) == []
         manager.check()
         mark_written(manager, plan)
@@ -31,13 +31,13 @@ class Broken(BaseException):
 
 @pytest.mark.parametrize("error", [Broken, KeyboardInterrupt, ValueError])
 def test_any_exception_rolls_everything_back(error):
-    manager = make_manager(60, RoleCodecs("int2", newest="bf16"))
+    manager = make_manager(120, RoleCodecs("int2", newest="bf16"))
     a, b = manager.open(WINDOW, TOKENS), manager.open(WINDOW, TOKENS)
     commit(manager, a, b)
     used, chunks = manager.pool.num_used_pages, [*a.chunks(), *b.chunks()]
     ranges = [QueryRange(a, commit=True), QueryRange(b, commit=True)]
     with pytest.raises(error), manager.transaction(ranges) as plan:
-        assert manager.pool.num_used_pages == used + 2 * (6 + 1)
+        assert manager.pool.num_used_pages == used + 2 * (12 + 2)
         mark_written(manager, plan)
         raise error
     assert manager.pool.num_used_pages == used and [*a.chunks(), *b.chunks()] == chunks
@@ -46,19 +46,19 @@ def test_any_exception_rolls_everything_back(error):
 
 
 def test_a_commit_that_forgets_a_layer_publishes_nothing():
-    manager = make_manager(12, num_layers=3)
+    manager = make_manager(24, num_layers=3)
     stream = manager.open(WINDOW, TOKENS)
     with (
         pytest.raises(StateError, match=r"chunk 0 ended before layers \[0, 2\] were attended.*Nothing was published"),
         manager.transaction([QueryRange(stream, commit=True)]) as plan,
     ):
         plan.pending[0].layers_written.add(1)
-    assert live(stream) == [] and manager.pool.num_free_pages == 12
+    assert live(stream) == [] and manager.pool.num_free_pages == 24
     manager.check()
 
 
 def test_a_busy_stream_refuses_everything_until_its_step_ends():
-    manager = make_manager(20)
+    manager = make_manager(40)
     stream, other = manager.open(WINDOW, TOKENS), manager.open(WINDOW, TOKENS)
     commit(manager, stream), commit(manager, stream)
 
@@ -82,7 +82,7 @@ def test_a_busy_stream_refuses_everything_until_its_step_ends():
 
 
 def test_a_released_or_foreign_stream_is_refused():
-    manager, elsewhere = make_manager(20), make_manager(20)
+    manager, elsewhere = make_manager(40), make_manager(40)
     stream, foreign = manager.open(WINDOW, TOKENS), elsewhere.open(WINDOW, TOKENS)
     commit(manager, stream)
     manager.release(stream)
@@ -95,7 +95,7 @@ def test_a_released_or_foreign_stream_is_refused():
 
 def test_after_all_releases_the_pool_is_as_new():
     """I10."""
-    manager = make_manager(100, RoleCodecs("int4", sink="int8", newest="bf16"))
+    manager = make_manager(200, RoleCodecs("int4", sink="int8", newest="bf16"))
     streams = [manager.open(Window(1, n), TOKENS) for n in (1, 2)]
     for i in range(5):
         commit(manager, *streams)
@@ -105,7 +105,7 @@ def test_after_all_releases_the_pool_is_as_new():
     for stream in streams:
         manager.release(stream)
         manager.check()
-    assert sorted(manager.pool.free_ids) == list(range(100))
+    assert sorted(manager.pool.free_ids) == list(range(200))
     stats = manager.stats()
     assert (stats.pages_used, stats.pages_reserved, stats.num_chunks, stats.num_streams) == (0, 0, 0, 0)
     assert stats.padding_waste_ratio == 0.0 and stats.stored_bytes == 0

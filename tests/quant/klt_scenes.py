@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import torch
 from torch import Tensor
 
-from pagedvid.geometry import PAGE_ROWS
+from pagedvid.page_format import PageFormat
 from pagedvid.quant.blocks import BlockLayout
-from pagedvid.quant.calibration import Observation, calibrate
+from pagedvid.quant.calibration import calibrate
 from pagedvid.quant.klt import KltCodec
+from pagedvid.quant.klt_tables import KltTables
+from pagedvid.quant.statistics import Observation
 
 HEAD_DIM = 16
 FRAME_TOKENS = 10
+NUM_FRAMES = 4
+"""Of a block."""
+SPAN_TOKENS = FRAME_TOKENS * NUM_FRAMES
+"""Chunks of so many tokens fill their blocks."""
 
 
-def draw(seed: int, num_chunks: int = 3, num_frames: int = 4, num_heads: int = 2) -> Observation:
+def draw(seed: int, num_chunks: int = 3, num_frames: int = NUM_FRAMES, num_heads: int = 2) -> Observation:
     """Slowly changing keys and values of falling variance over the channels, offset, all heads different."""
     generator = torch.Generator().manual_seed(seed)
     num_tokens = num_frames * FRAME_TOKENS
@@ -32,13 +40,27 @@ def draw(seed: int, num_chunks: int = 3, num_frames: int = 4, num_heads: int = 2
     )
 
 
-def codec(kind: str = "keys", page_blocks: int = 8, num_frames: int = 4, page_rows: int = PAGE_ROWS) -> KltCodec:
+def page(name: str, page_blocks: int = 8) -> PageFormat:
+    """Pages of so many blocks."""
+    rows = 5
+    while (found := PageFormat(HEAD_DIM, rows, FRAME_TOKENS, NUM_FRAMES)).page_blocks(name) < page_blocks:
+        rows += 1
+    return found
+
+
+@lru_cache(maxsize=16)
+def tables(kind: str = "keys") -> KltTables:
     """Calibrated on four videos of one layer."""
-    layout = BlockLayout(FRAME_TOKENS, num_frames)
-    return KltCodec(calibrate([[draw(seed) for seed in range(4)]], kind, layout, page_blocks, page_rows)[0])
+    return calibrate([[draw(seed) for seed in range(4)]], kind, BlockLayout(FRAME_TOKENS, NUM_FRAMES))[0]
 
 
-def decode(codec: KltCodec, records: Tensor, num_tokens: int) -> Tensor:
+def codec(name: str = "klt2", kind: str = "keys", page_blocks: int = 8, heads: slice = slice(None)) -> KltCodec:
+    """For the layer of `tables`."""
+    return KltCodec.of(name, page(name, page_blocks), tables(kind), heads)
+
+
+def decode(codec: KltCodec, records: Tensor, num_tokens: int, dtype: torch.dtype = torch.float32) -> Tensor:
     """Into a buffer full of NaN, so that whatever is not written shows."""
-    padded = records.shape[1] * codec.tables.page_tokens
-    return codec.decode(records, num_tokens, torch.full((len(records), padded, codec.tables.head_dim), torch.nan))
+    padded = codec.page.padded_tokens(num_tokens, codec.name)
+    out = torch.full((len(records), padded, codec.page.head_dim), torch.nan, dtype=dtype)
+    return codec.decode(records, num_tokens, out)

@@ -5,17 +5,43 @@ from __future__ import annotations
 import pytest
 import torch
 
-from pagedvid.quant.blocks import BlockLayout, cosine_transform
+from pagedvid.quant.blocks import BlockLayout, cosine_transform, places_in_pages, tokens_in_pages
+
+CPU = torch.device("cpu")
 
 
 @pytest.mark.parametrize("num_tokens", [1, 7, 15, 16, 45, 60, 61, 119])
 @pytest.mark.parametrize("num_frames", [1, 3, 4])
-def test_every_token_is_found_at_its_place(num_frames, num_tokens):
+@pytest.mark.parametrize("page_blocks", [1, 4, 15, 30])
+def test_every_token_is_found_at_its_place(page_blocks, num_frames, num_tokens):
     layout = BlockLayout(15, num_frames)
-    tokens = layout.tokens(num_tokens)
-    assert tokens.shape == (layout.num_blocks(num_tokens), num_frames)
+    tokens = tokens_in_pages(layout, num_tokens, page_blocks, CPU)
+    places = places_in_pages(layout, num_tokens, page_blocks, CPU)
+    tokens = torch.arange(num_tokens) if tokens is None else tokens
+    places = torch.arange(num_tokens) if places is None else places
+    num_pages = -(-layout.num_blocks(num_tokens) // page_blocks)
+    assert tokens.shape == (num_pages * num_frames * page_blocks,)
     assert tokens.min() >= 0 and tokens.max() < num_tokens
-    assert torch.equal(tokens.flatten()[layout.places(num_tokens)], torch.arange(num_tokens))
+    assert torch.equal(tokens[places], torch.arange(num_tokens))
+
+
+def test_a_page_of_whole_frames_keeps_the_order_of_tokens():
+    layout = BlockLayout(16, 8)
+    assert tokens_in_pages(layout, 256, 16, CPU) is None and places_in_pages(layout, 256, 16, CPU) is None
+    assert tokens_in_pages(layout, 256, 8, CPU) is not None
+
+
+def test_pages_hold_consecutive_blocks_frame_by_frame():
+    tokens = tokens_in_pages(BlockLayout(4, 3), 24, 2, CPU)
+    assert tokens is not None
+    assert tokens.view(4, 3, 2)[1].tolist() == [[2, 3], [6, 7], [10, 11]]  # blocks 2 and 3
+    assert tokens.view(4, 3, 2)[2].tolist() == [[12, 13], [16, 17], [20, 21]]
+
+
+def test_the_last_page_repeats_its_last_block():
+    tokens = tokens_in_pages(BlockLayout(4, 2), 8, 3, CPU)
+    assert tokens is not None
+    assert tokens.view(2, 2, 3)[1].tolist() == [[3, 3, 3], [7, 7, 7]]
 
 
 def test_a_block_is_one_place_of_consecutive_frames():

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from pagedvid.attention.oracle import Keys, oracle_attention
-from pagedvid.quant.codec import get_codec, page_steps
+from pagedvid.page_format import PageFormat
+from pagedvid.quant.channel import ChannelCodec
 from pagedvid.quant.correction import (
     HOT_CHANNEL_X,
     bias,
@@ -150,17 +151,18 @@ def test_bias_is_what_uniform_noise_does_on_average(size):
     assert abs(mean - predicted) < 4 * standard_error
 
 
-@pytest.mark.parametrize(("codec", "share_of_b_left"), [("int4", 0.0), ("int2", 0.1)])
-def test_correction_restores_the_mass_of_quantized_keys(codec, share_of_b_left):
+@pytest.mark.parametrize(("name", "share_of_b_left"), [("int4", 0.0), ("int2", 0.1)])
+def test_correction_restores_the_mass_of_quantized_keys(name, share_of_b_left):
     """64 independent sets of Gaussian keys: what is left of the shift of log Z is within 4 standard errors of zero.
 
     At 2 bits a step is wider than the keys' standard deviation, errors are not uniform, and b is about 6 % off.
     """
+    codec = ChannelCodec(PageFormat(64), name)
     keys, q = randn(64, 512, 64), randn(8, 64, seed=3).expand(64, 8, 64)
-    records = get_codec(codec).encode(keys)
-    stored = get_codec(codec).decode(records, 512, torch.empty(64, 512, 64))
+    records = codec.encode(keys)
+    stored = codec.decode(records, 512, torch.empty(64, 512, 64))
     shift = log_mass_shift(q, keys, stored, SCALE).double().mean(1)
-    b = bias(q.square(), get_codec(codec).mean_square_steps(records, 512), SCALE).double().mean(1)
+    b = bias(q.square(), codec.mean_square_steps(records, 512), SCALE).double().mean(1)
     standard_error = float((shift - b).std()) / len(keys) ** 0.5
     assert float(shift.mean()) > 10 * standard_error  # uncorrected, the mass is plainly wrong
     assert abs(float((shift - b).mean())) < 4 * standard_error + share_of_b_left * float(b.mean())
@@ -172,19 +174,20 @@ def test_chunk_mean_of_squared_steps_is_close_to_the_correction_of_every_key(num
     """One b per chunk (mean of delta^2, angle average) against the oracle's own b per key: log Z within 4 % of b."""
     k = randn(1, num_tokens, 64) * torch.linspace(0.3, 2, 64).repeat(1, 1, 1)[..., torch.arange(64) // 2]
     q = randn(40, 64, seed=1) * 1.5
-    records = get_codec("int2").encode(k)
-    stored = get_codec("int2").decode(records, num_tokens, torch.empty(1, records.shape[1] * 128, 64))[0]
+    codec = ChannelCodec(PageFormat(64), "int2")
+    records = codec.encode(k)
+    stored = codec.decode(records, num_tokens, torch.empty(1, records.shape[1] * 128, 64))[0]
     cos = sin = None
     rotated = stored
     if has_rope:
         angles = torch.arange(num_tokens)[:, None] * 10.0 ** -torch.linspace(0, 2, 32)
         cos, sin = angles.cos(), angles.sin()
         rotated = rotate(stored, cos, sin)
-    step_of_key = page_steps(records)[0].repeat_interleave(128, dim=0)[:num_tokens]
+    step_of_key = codec.page_steps(records)[0].repeat_interleave(128, dim=0)[:num_tokens]
     _, exact = oracle_attention(q, [Keys(stored, stored, step_of_key, cos, sin)], SCALE)
     _, uncorrected = oracle_attention(q, [Keys(rotated, rotated)], SCALE)
     q_square = pair_mean_square(q) if has_rope else q.square()
-    b = bias(q_square[None], get_codec("int2").mean_square_steps(records, num_tokens), SCALE)[0]
+    b = bias(q_square[None], codec.mean_square_steps(records, num_tokens), SCALE)[0]
     true_b = uncorrected - exact
     assert float(true_b.mean()) > 0.05
     relative = (b.double() - true_b).abs() / true_b

@@ -1,0 +1,174 @@
+"""What the kernels read in every layer of a step: page lists, positions and correction factors, on the device.
+
+They are made from integers of the plan and copied to the device once; denoise steps of the same chunks over the same
+history find them again (`TableCache`), so that within a step nothing waits for the host or for the device.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pagedvid.cache.plan import RangePlan, Read, StepPlan
+from pagedvid.cache.spec import CacheSpec
+from pagedvid.chunk_codecs import KINDS, ChunkCodecs
+from pagedvid.page_format import read_codec
+from pagedvid.quant.rotary import RopeTables
+
+Angles = tuple[Tensor, Tensor]
+Made = TypeVar("Made")
+KEPT_STEPS = 8
+"""Sets of tables kept: the conditional and unconditional steps of a few batches."""
+
+
+@dataclass(frozen=True)
+class History:
+    """All reads of chunks of the same codecs in one step, range by range. S reads, L layers, H KV heads."""
+
+    codecs: ChunkCodecs
+    reads: tuple[Read, ...]
+    readers: tuple[RangePlan, ...]
+    """The range of each read."""
+    pages: Tensor
+    """int32: page ids of all chunks, one after the other."""
+    first_page: tuple[int, ...]
+    """Where those of each read begin."""
+    segments: Tensor
+    """int32 [L, S, 6]; see `PagedWork.segments`."""
+    ranges: Tensor
+    """int32 [E, 4], on the CPU; see `PagedWork.ranges`."""
+    angles: Angles | None
+    """[rows, D/2] in the model's type, by which keys stored before rotary embedding turn."""
+    moves: Angles | None
+    """The same for keys stored after it; None: they do not turn."""
+    alpha: Tensor | None
+    """[L, S, H]."""
+    variance: Tensor | None
+    """[L, S, H, D]."""
+
+    def turn_of(self, layer: int) -> Angles | None:
+        """The tables that a layer's keys turn by."""
+        return self.moves if read_codec(self.codecs.of("keys", layer)).stores_rotated else self.angles
+
+
+def histories(
+    plan: StepPlan, spec: CacheSpec, rope: RopeTables | None, dtype: torch.dtype, device: torch.device
+) -> list[History]:
+    """One for each combination of codecs that the step reads."""
+    by_codecs: dict[ChunkCodecs, None] = dict.fromkeys(read.chunk.codecs for r in plan.ranges for read in r.reads)
+    return [_history(plan, codecs, spec, rope, dtype, device) for codecs in by_codecs]
+
+
+def _history(
+    plan: StepPlan,
+    codecs: ChunkCodecs,
+    spec: CacheSpec,
+    rope: RopeTables | None,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> History:
+    reads: list[Read] = []
+    readers: list[RangePlan] = []
+    ranges = []
+    for range_ in plan.ranges:
+        mine = [read for read in range_.reads if read.chunk.codecs == codecs]
+        ranges.append((range_.start, range_.num_tokens, len(reads), len(reads) + len(mine)))
+        reads += mine
+        readers += [range_] * len(mine)
+    chunks = list({read.chunk.id: read.chunk for read in reads}.values())
+    first_page = dict(zip((c.id for c in chunks), accumulate([0, *(c.num_pages for c in chunks)]), strict=False))
+    pages = torch.from_numpy(np.concatenate([chunk.pages for chunk in chunks])).to(device, torch.int32)
+    return History(
+        codecs,
+        tuple(reads),
+        tuple(readers),
+        pages,
+        tuple(int(first_page[read.chunk.id]) for read in reads),
+        torch.from_numpy(_segments(reads, first_page, spec)).to(device),
+        torch.tensor(ranges, dtype=torch.int32),
+        _angles(reads, rope, dtype, device),
+        _moves(codecs, reads, rope, dtype, device),
+        _by_layer([read.chunk.alpha for read in reads], device),
+        _by_layer([read.chunk.variance for read in reads], device),
+    )
+
+
+def _segments(reads: Sequence[Read], first_page: Mapping[int, int], spec: CacheSpec) -> np.ndarray[Any, Any]:
+    """[L, S, 6] int32."""
+    segments = np.empty((spec.num_layers, len(reads), 6), dtype=np.int32)
+    first_row = 0
+    for number, read in enumerate(reads):
+        starts = read.chunk.indptr[:-1].reshape(len(KINDS), spec.num_layers, spec.num_kv_heads)[..., 0]
+        lengths = np.diff(read.chunk.indptr).reshape(len(KINDS), spec.num_layers, spec.num_kv_heads)[..., 0]
+        for kind in range(len(KINDS)):
+            segments[:, number, 2 * kind] = first_page[read.chunk.id] + starts[kind]
+            segments[:, number, 2 * kind + 1] = lengths[kind]
+        segments[:, number, 4] = read.chunk.num_tokens
+        segments[:, number, 5] = first_row
+        first_row += read.chunk.num_tokens
+    return segments
+
+
+def _angles(reads: Sequence[Read], rope: RopeTables | None, dtype: torch.dtype, device: torch.device) -> Angles | None:
+    if rope is None:
+        return None
+    cos, sin = _tables(rope, [(read.first_token, read.chunk.num_tokens) for read in reads])
+    return cos.to(device, dtype), sin.to(device, dtype)
+
+
+def _moves(
+    codecs: ChunkCodecs, reads: Sequence[Read], rope: RopeTables | None, dtype: torch.dtype, device: torch.device
+) -> Angles | None:
+    """Rotary tables of the difference to where the chunks lay when they were stored."""
+    names = {codecs.keys, *(written.partition("/")[0] for _, _, written in codecs.layers)}
+    has_rotated = any(read_codec(name).stores_rotated for name in names)
+    if rope is None or not has_rotated or all(read.first_token == read.chunk.position for read in reads):
+        return None
+    cos, sin = _tables(rope, [(read.first_token, read.chunk.num_tokens) for read in reads])
+    stored_cos, stored_sin = _tables(rope, [(read.chunk.position, read.chunk.num_tokens) for read in reads])
+    moved = cos * stored_cos + sin * stored_sin, sin * stored_cos - cos * stored_sin
+    return moved[0].to(device, dtype), moved[1].to(device, dtype)
+
+
+def _tables(rope: RopeTables, places: Sequence[tuple[int, int]]) -> Angles:
+    tables = [rope.tables(first_token, num_tokens) for first_token, num_tokens in places]
+    return torch.cat([cos for cos, _ in tables]), torch.cat([sin for _, sin in tables])
+
+
+def _by_layer(kept: Sequence[Tensor | None], device: torch.device) -> Tensor | None:
+    """What chunks keep, [S][L, ...] -> [L, S, ...]; None when they keep nothing."""
+    given = [each.to(device) for each in kept if each is not None]
+    return torch.stack(given, dim=1).contiguous() if given else None
+
+
+class TableCache:
+    """The tables of the last few steps, by what they were made from."""
+
+    def __init__(self) -> None:
+        self._made: OrderedDict[Hashable, tuple[Any, Any]] = OrderedDict()
+
+    def find(self, plan: StepPlan, rope: RopeTables | None, more: Hashable, make: Callable[[], Made]) -> Made:
+        """What `make` made for the same ranges over the same chunks and the very same `rope`, or makes it now."""
+        key = (plan_key(plan), id(rope), more)
+        if key not in self._made:
+            self._made[key] = (rope, make())  # holding the tables' maker keeps its id from being given to another
+            if len(self._made) > KEPT_STEPS:
+                self._made.popitem(last=False)
+        self._made.move_to_end(key)
+        made: Made = self._made[key][1]
+        return made
+
+
+def plan_key(plan: StepPlan) -> Hashable:
+    """Ranges, positions and chunks of a step. Chunk ids are never given twice."""
+    return tuple(
+        (r.num_tokens, r.first_token, r.current, tuple((read.chunk.id, read.first_token) for read in r.reads))
+        for r in plan.ranges
+    )

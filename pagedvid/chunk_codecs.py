@@ -1,0 +1,79 @@
+"""Which codec each part of a chunk is stored in: keys and values, layer by layer; and how people write that.
+
+int2                 keys and values of all layers
+int4/int2            keys in int4, values in int2
+{0-1: int8, 5: int4/int2}    exceptions by layer, in a configuration file
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pagedvid.errors import ConfigError
+from pagedvid.page_format import read_codec
+
+KINDS = ("keys", "values")
+LayerCodecs = tuple[tuple[int, int, str], ...]
+"""Exceptions: (first layer, last layer, codecs as written); of two for one layer the later counts."""
+
+
+@dataclass(frozen=True)
+class ChunkCodecs:
+    """The codecs of one chunk."""
+
+    keys: str
+    values: str
+    layers: LayerCodecs = ()
+
+    @staticmethod
+    def read(written: str, layers: LayerCodecs = ()) -> ChunkCodecs:
+        """From "int2" or "int4/int2". Raises ConfigError."""
+        return ChunkCodecs(*split_pair(written), layers)
+
+    def of(self, kind: str, layer: int) -> str:
+        """The codec of "keys" or "values" in one layer."""
+        for first, last, written in reversed(self.layers):
+            if first <= layer <= last:
+                return split_pair(written)[KINDS.index(kind)]
+        return self.keys if kind == "keys" else self.values
+
+    def names(self, num_layers: int, kinds: Sequence[str] = KINDS) -> tuple[str, ...]:
+        """All codecs in use, each once."""
+        return tuple(dict.fromkeys(self.of(kind, layer) for layer in range(num_layers) for kind in kinds))
+
+    def __str__(self) -> str:
+        name = self.keys if self.keys == self.values else f"{self.keys}/{self.values}"
+        return name + "".join(f", {written} in layers {first} to {last}" for first, last, written in self.layers)
+
+
+def split_pair(written: str) -> tuple[str, str]:
+    """(codec of keys, codec of values) from "int2" or "int4/int2". Raises ConfigError."""
+    keys, slash, values = written.partition("/")
+    for name in (keys, values) if slash else (keys,):
+        read_codec(name)
+    return keys, values if slash else keys
+
+
+def read_layers(written: Mapping[Any, Any]) -> LayerCodecs:
+    """From {"0-1": "int8", 5: "int4/int2"}. Raises ConfigError."""
+    layers = []
+    for key, codecs in written.items():
+        match = re.fullmatch(r"(\d+)(?:-(\d+))?", str(key))
+        if match is None or not isinstance(codecs, str) or int(match[2] or match[1]) < int(match[1]):
+            raise ConfigError(f"{key!r}: {codecs!r} is no exception for layers; write it as 3: int4 or 0-1: int8/int4")
+        split_pair(codecs)
+        layers.append((int(match[1]), int(match[2] or match[1]), codecs))
+    return tuple(layers)
+
+
+def write_layers(layers: LayerCodecs) -> dict[str, str]:
+    """The inverse of `read_layers`; of two for the same layers the later remains, in its place."""
+    written: dict[str, str] = {}
+    for first, last, codecs in layers:
+        key = str(first) if first == last else f"{first}-{last}"
+        written.pop(key, None)
+        written[key] = codecs
+    return written

@@ -1,0 +1,193 @@
+"""The GPU backends behind `step.attend`, run by Triton's interpreter, against the slow reference of the CPU backend.
+
+With queries in float32 they differ from it by the correction alone: "fused" takes b page by page where the reference
+takes the chunk's mean of step^2, and both decide block by block which channels are hot.
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from pagedvid.attention.fused_backend import FusedBackend
+from pagedvid.attention.scratch_backend import ScratchBackend
+from pagedvid.attention.triton_backend import TritonBackend, unsupported_reasons
+from pagedvid.cache.plan import QueryRange
+from pagedvid.cache.spec import CacheSpec
+from pagedvid.chunk_codecs import ChunkCodecs
+from pagedvid.errors import BackendError, NonFiniteError
+from pagedvid.geometry import RoleCodecs, Window
+from pagedvid.paged_kv_cache import PagedKVCache
+from tests.attention.reference import TableRope, as_arriving, expected_attention, random_qkv
+from tests.attention.scenes import commit_all, make_cache
+
+BACKENDS = [ScratchBackend, FusedBackend]
+ROPE = TableRope("half", 32)
+EXACT = 1e-5
+BY_PAGE = 5e-2
+"""At two bits the steps of a chunk's full page and of the few tokens behind it differ much."""
+
+
+def with_backend(kind: type[TritonBackend], cache: PagedKVCache) -> PagedKVCache:
+    cache.backend = kind(cache.pool, cache.spec, cache.book, 0)
+    return cache
+
+
+def small_cache(kind: type[TritonBackend], codecs: RoleCodecs | str = "int2", **spec) -> PagedKVCache:
+    return with_backend(kind, make_cache(codecs, head_dim=32, **spec))
+
+
+def check_step(cache: PagedKVCache, ranges, tolerance: float, rope=ROPE, dtype=torch.float32) -> None:
+    with cache.step(ranges) as step:
+        for layer in range(cache.spec.num_layers):
+            q, k, v = random_qkv(cache, step.plan.num_tokens, 70 + layer, dtype)
+            out = step.attend(layer, *(as_arriving(cache, step, x, rope) for x in (q, k)), v, rope)
+            assert out.dtype == dtype
+            expected = expected_attention(cache, step, layer, q, k, v, rope)
+            torch.testing.assert_close(out.double(), expected, rtol=0, atol=tolerance * float(expected.abs().max()))
+
+
+@pytest.mark.parametrize("kind", BACKENDS)
+@pytest.mark.parametrize(
+    ("codec", "correction"),
+    [("fp32", "measured"), ("int4/int2", "off"), ("int2", "measured"), ("int8", "formula"), ("int4", "variance")],
+)
+def test_codecs_and_corrections(kind, codec: str, correction: str) -> None:
+    cache = small_cache(kind, codec, correction=correction)
+    stream = cache.open(Window(1, 2), 130)
+    commit_all(cache, stream, [130, 33], 1, ROPE)
+    is_exact = correction == "off" or codec == "fp32"
+    check_step(cache, [QueryRange(stream, num_tokens=9)], EXACT if is_exact else BY_PAGE)
+
+
+@pytest.mark.parametrize("kind", BACKENDS)
+def test_streams_of_all_lengths_with_mixed_codecs(kind) -> None:
+    """Sinks in int8, the newest chunk in bf16, grouped heads; one stream without history, one in a commit pass."""
+    cache = small_cache(kind, RoleCodecs("int2", sink="int8", newest="bf16"), group=3)
+    long = cache.open(Window(1, 2, positions="window"), 40)
+    commit_all(cache, long, [40, 17, 30, 40], 1, ROPE)
+    fresh = cache.open(Window(1, 1), 20)
+    ranges = [QueryRange(long, num_tokens=9), QueryRange(fresh, num_tokens=1)]
+    check_step(cache, ranges, BY_PAGE)
+    check_step(cache, [QueryRange(cache.fork(long), "cond", 17, commit=True)], BY_PAGE)
+
+
+@pytest.mark.parametrize("kind", BACKENDS)
+def test_keys_stored_after_rotary_embedding_move(kind) -> None:
+    cache = small_cache(kind, "int4-post", correction="off")
+    stream = cache.open(Window(0, 1, positions="window"), 40)
+    commit_all(cache, stream, [40, 33], 1, ROPE)
+    check_step(cache, [QueryRange(stream, num_tokens=9)], EXACT)
+
+
+@pytest.mark.parametrize("kind", BACKENDS)
+@pytest.mark.parametrize("codec", ["token4-g32", "hadamard4-g32", "int2-s8"])
+def test_codecs_without_kernels(kind, codec: str) -> None:
+    """token and hadamard pages are decoded by their codecs, and steps of 8 bits are encoded by theirs."""
+    cache = small_cache(kind, codec, correction="formula")
+    stream = cache.open(Window(1, 2), 40)
+    commit_all(cache, stream, [40, 33], 1, ROPE)
+    check_step(cache, [QueryRange(stream, num_tokens=9)], BY_PAGE)
+
+
+@pytest.mark.parametrize("kind", BACKENDS)
+@pytest.mark.parametrize("keys_arrive", ["before_rotary", "rotated"])
+@pytest.mark.parametrize("layout", [None, "interleaved"])
+def test_rotary_habits(kind, keys_arrive: str, layout: str | None) -> None:
+    rope = None if layout is None else TableRope(layout, 32)
+    cache = small_cache(kind, "int4", keys_arrive=keys_arrive, correction="off")
+    stream = cache.open(Window(1, 2), 40)
+    commit_all(cache, stream, [40], 1, rope)
+    check_step(cache, [QueryRange(stream, num_tokens=9)], EXACT, rope)
+
+
+@pytest.mark.parametrize("kind", BACKENDS)
+def test_ranges_in_flight_see_each_other(kind) -> None:
+    cache = small_cache(kind, "int4", correction="off")
+    stream = cache.open(Window(1, 2), 20)
+    commit_all(cache, stream, [20], 1, ROPE)
+    ranges = [QueryRange(stream, num_tokens=9), QueryRange(stream, num_tokens=9, sees_ranges=(0,), visible=())]
+    check_step(cache, ranges, EXACT)
+
+
+@pytest.mark.parametrize("kind", BACKENDS)
+def test_bfloat16(kind) -> None:
+    cache = small_cache(kind, "int2")
+    stream = cache.open(Window(1, 2), 70)
+    commit_all(cache, stream, [70], 1, ROPE)
+    check_step(cache, [QueryRange(stream, num_tokens=9)], 4e-2, dtype=torch.bfloat16)
+
+
+@pytest.mark.parametrize("kind", BACKENDS)
+def test_a_text_beside_the_pages(kind) -> None:
+    """Context keys of one range, none of the other: as on the CPU."""
+    outs = []
+    for make in (lambda cache: cache, lambda cache: with_backend(kind, cache)):
+        cache = make(make_cache("int4", head_dim=32, correction="off"))
+        stream = cache.open(Window(1, 2), 20)
+        commit_all(cache, stream, [20], 1, ROPE)
+        with cache.denoise([QueryRange(stream, num_tokens=9), QueryRange(stream, num_tokens=5)]) as step:
+            q, k, v = random_qkv(cache, 14, 5)
+            text = tuple(x[:6] for x in random_qkv(cache, 6, 6)[1:])
+            outs.append(step.attend(0, q, k, v, ROPE, context=[text, None]))
+    torch.testing.assert_close(outs[1], outs[0], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", BACKENDS)
+def test_a_commit_stores_the_bytes_of_the_cpu_backend(kind) -> None:
+    records = []
+    for make in (lambda cache: cache, lambda cache: with_backend(kind, cache)):
+        cache = make(make_cache(RoleCodecs("int2", newest="int8"), head_dim=32))
+        stream = cache.open(Window(1, 2), 140)
+        commit_all(cache, stream, [140, 33, 1], 1, ROPE)
+        chunks = stream.history("cond").chunks.values()
+        records.append([cache.pool.records[torch.from_numpy(chunk.pages).long()] for chunk in chunks])
+        alphas = [chunk.alpha for chunk in chunks]
+    assert all(torch.equal(a, b) for a, b in zip(*records, strict=True))
+    assert all(alpha is not None and torch.isfinite(alpha).all() for alpha in alphas)
+
+
+@pytest.mark.parametrize("kind", BACKENDS)
+def test_keys_that_cannot_be_stored_roll_the_commit_back(kind) -> None:
+    cache = small_cache(kind, "int2")
+    stream = cache.open(Window(1, 2), 20)
+    free = cache.pool.num_free_pages
+    with pytest.raises(NonFiniteError, match="keys of layer 0, KV head 1, chunk 0"), cache.commit([stream]) as step:
+        for layer in range(cache.spec.num_layers):
+            q, k, v = random_qkv(cache, 20, layer)
+            k[3, 1, 5] = torch.nan if layer == 0 else 0.0
+            step.attend(layer, q, k, v, ROPE)
+    assert cache.pool.num_free_pages == free
+    cache.check()
+
+
+def test_tables_are_made_once_for_the_denoise_steps_of_a_chunk() -> None:
+    cache = small_cache(FusedBackend, "int2")
+    stream = cache.open(Window(1, 2), 20)
+    commit_all(cache, stream, [20], 1, ROPE)
+    seen = []
+    for _ in range(2):
+        with cache.denoise([stream]) as step:
+            q, k, v = random_qkv(cache, 20, 1)
+            step.attend(0, q, k, v, ROPE)
+            seen.append(step._rotary[2].histories)
+    assert seen[0] is seen[1]
+    commit_all(cache, stream, [20], 2, ROPE)
+    with cache.denoise([stream]) as step:
+        step.attend(0, *random_qkv(cache, 20, 1), ROPE)
+        assert step._rotary[2].histories is not seen[0]
+
+
+def test_reasons_on_the_cpu() -> None:
+    spec = CacheSpec(1, 1, 64, codecs=RoleCodecs("int2"))
+    assert unsupported_reasons(spec, torch.device("cpu")) == ["it runs on cuda, not on cpu"]
+    assert ChunkCodecs.read("int2").keys == "int2"
+
+
+def test_projections_are_refused_by_name() -> None:
+    from pagedvid.attention.projection import StepProjection
+
+    cache = small_cache(FusedBackend, "int2")
+    view = StepProjection.__new__(StepProjection)
+    with pytest.raises(BackendError, match="projections; choose backend 'torch'"):
+        cache.backend.prepare(None, view, torch.float32)
