@@ -13,12 +13,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from pagedvid.chunk_codecs import read_layers, split_pair, write_layers
 from pagedvid.errors import ConfigError
-from pagedvid.geometry import BITS_PER_VALUE
+from pagedvid.page_format import CODEC_PATTERN
 from pagedvid.units import GIB, MIB, UNITS, format_setting_bytes, parse_bytes
 
-CODEC_NAMES = tuple(BITS_PER_VALUE)
-CORRECTIONS = ("off", "formula", "measured")
+CORRECTIONS = ("off", "formula", "variance", "measured")
 POLICIES = ("fcfs", "round_robin")
 DTYPES = ("float32", "bfloat16")
 
@@ -123,6 +123,35 @@ def nothing() -> Rule:
     return Rule("null", read)
 
 
+def codecs() -> Rule:
+    """One codec, or one for keys and one for values."""
+
+    def read(value: object) -> object:
+        _need(isinstance(value, str))
+        try:
+            split_pair(value)  # type: ignore[arg-type]
+        except ConfigError as error:
+            raise ValueError from error
+        return value
+
+    return Rule(f"a codec, or KEYS/VALUES such as int4/int2; codecs are {CODEC_PATTERN}", read)
+
+
+def layers() -> Rule:
+    """Codecs of single layers; kept as tuples, written as a mapping."""
+
+    def read(value: object) -> object:
+        if isinstance(value, tuple):
+            return value
+        _need(isinstance(value, dict))
+        try:
+            return read_layers(value)  # type: ignore[arg-type]
+        except ConfigError as error:
+            raise ValueError from error
+
+    return Rule("a mapping from layers to codecs, such as {0-1: int8, 5: int4/int2}", read, write_layers)
+
+
 def setting(default: Any, rule: Rule) -> Any:
     """A dataclass field that holds what `rule` allows."""
     return dataclasses.field(default=default, metadata={"rule": rule})
@@ -181,6 +210,12 @@ class ModelConfig(Section):
     """Device that holds the model and the cache."""
     dtype: str = setting("float32", one_of(*DTYPES))
     """Number format the model computes in."""
+    height: int | None = setting(None, nothing() | whole(16))
+    """Pixels of a frame from top to bottom, for models that take any size; null = the size it was published with."""
+    width: int | None = setting(None, nothing() | whole(16))
+    """Pixels of a frame from left to right; null = the size it was published with."""
+    ema: bool = setting(True, flag())
+    """Of a checkpoint with averaged and last weights, take the averaged ones."""
 
 
 @dataclass(frozen=True)
@@ -191,18 +226,25 @@ class CacheConfig(Section):
 
     memory: int = setting(2 * GIB, size())
     """Bytes of the page pool that all streams share (keys and values together)."""
-    codec: str = setting("int2", one_of(*CODEC_NAMES))
-    """Codec of the history: how keys and values are stored in pages."""
-    sink_codec: str | None = setting(None, nothing() | one_of(*CODEC_NAMES))
+    codec: str = setting("auto", one_of("auto") | codecs())
+    """Codec of the history, KEYS/VALUES to tell them apart; auto = klt1.5/klt3 with tables, otherwise int2."""
+    sink_codec: str | None = setting(None, nothing() | codecs())
     """Codec of the sink chunks; null = the same as `codec`."""
-    newest_codec: str | None = setting(None, nothing() | one_of(*CODEC_NAMES))
+    newest_codec: str | None = setting(None, nothing() | codecs())
     """Codec of the newest chunk until the next one is committed; null = the same as `codec`."""
+    layer_codecs: tuple[tuple[int, int, str], ...] = setting((), layers())
+    """Layers whose codec differs from `codec`."""
+    page_rows: int | str = setting("auto", one_of("auto") | whole(5, 4096))
+    """Bytes of a page in units of head_dim; auto = what suits `codec`."""
+    tables: str | None = setting(None, nothing() | text("a path"))
+    """File with the tables of klt codecs (`pagedvid calibrate`); null = the one beside the weights, if any."""
     sink_chunks: int = setting(1, whole(0))
     """First chunks of a stream that are never evicted."""
     recent_chunks: int = setting(4, whole(1))
     """Newest committed chunks that are kept; neither sinks nor the current chunk count."""
-    correction: str = setting("measured", one_of(*CORRECTIONS))
-    """Correction of the attention mass that quantized keys gain: off, the closed formula, or measured at commit."""
+    correction: str = setting("auto", one_of("auto", *CORRECTIONS))
+    """Correction of the attention mass that quantized keys gain: off, by the closed formula, by the change of variance,
+    or measured at commit; auto = measured where codes have step sizes, off for klt, which hardly moves the mass."""
     debug_checks: bool = setting(False, flag())
     """Recompute all bookkeeping after every step and stop at the first contradiction (slow)."""
 
@@ -242,11 +284,11 @@ class GenerateConfig(Section):
     name_in_file = "generate"
 
     num_frames: int = setting(48, whole(1))
-    """Frames of a video whose prompt does not say otherwise."""
+    """Frames of a video whose prompt does not say otherwise; latent frames where a VAE makes several of each."""
     seed: int = setting(0, whole(0))
     """Seed of the first prompt; the prompt with index i gets seed + i unless it names its own."""
-    scale: int = setting(8, whole(1, 64))
-    """Enlargement of the shown pixels in the files (nearest neighbour)."""
+    scale: int | None = setting(None, nothing() | whole(1, 64))
+    """Enlargement of the shown pixels in the files (nearest neighbour); null = the model's (demo: 8, others: 1)."""
     frames_per_second: float | None = setting(None, nothing() | positive(240))
     """Speed of the videos; null = the model's."""
     threads: int | None = setting(None, nothing() | whole(1, 4096))

@@ -10,7 +10,6 @@ import pytest
 
 from pagedvid import config as config_module
 from pagedvid.config import (
-    CODEC_NAMES,
     CORRECTIONS,
     DTYPES,
     POLICIES,
@@ -60,10 +59,8 @@ class TestDeclarations:
     def test_names_agree_with_the_modules_that_they_stand_for(self):
         from pagedvid.engine.build import DTYPES as ENGINE_DTYPES
         from pagedvid.engine.scheduler import POLICIES as ENGINE_POLICIES
-        from pagedvid.quant.codec import CODECS
         from pagedvid.quant.correction import MODES
 
-        assert set(CODEC_NAMES) == set(CODECS)
         assert set(CORRECTIONS) == set(MODES)
         assert set(POLICIES) == set(ENGINE_POLICIES)
         assert set(DTYPES) == set(ENGINE_DTYPES)
@@ -92,17 +89,39 @@ class TestRules:
             (lambda: CacheConfig(memory=True), "cache.memory is True"),
             (
                 lambda: CacheConfig(codec="int3"),
-                "cache.codec is 'int3'; allowed is one of fp32, bf16, int8, int4, int2",
+                "cache.codec is 'int3'; allowed is auto, or a codec, or KEYS/VALUES such as int4/int2; codecs are fp32",
             ),
-            (lambda: CacheConfig(codec=["int2"]), r"cache.codec is \['int2'\]; allowed is one of"),
-            (lambda: CacheConfig(sink_codec="x"), "cache.sink_codec is 'x'; allowed is null, or one of"),
+            (lambda: CacheConfig(codec="int2/"), "cache.codec is 'int2/'; allowed is auto, or a codec"),
+            (lambda: CacheConfig(codec="auto/int2"), "cache.codec is 'auto/int2'; allowed is auto, or a codec"),
+            (lambda: CacheConfig(codec="klt9"), r"cache.codec is 'klt9'; .* klt2 \(0.5 to 8 bits"),
+            (lambda: CacheConfig(codec=["int2"]), r"cache.codec is \['int2'\]; allowed is auto, or a codec"),
+            (
+                lambda: CacheConfig(sink_codec="x"),
+                "cache.sink_codec is 'x'; allowed is null, or a codec, or KEYS/VALUES",
+            ),
+            (lambda: CacheConfig(sink_codec="auto"), "cache.sink_codec is 'auto'; allowed is null, or a codec"),
+            (lambda: CacheConfig(newest_codec="int4/x"), "cache.newest_codec is 'int4/x'; allowed is null, or a codec"),
+            (
+                lambda: CacheConfig(layer_codecs={"0-1": "int3"}),
+                "cache.layer_codecs is {'0-1': 'int3'}; allowed is a mapping from layers to codecs, such as {0-1: int8",
+            ),
+            (lambda: CacheConfig(layer_codecs={"2-1": "int4"}), "allowed is a mapping from layers to codecs"),
+            (lambda: CacheConfig(layer_codecs="int4"), "cache.layer_codecs is 'int4'; allowed is a mapping"),
+            (lambda: CacheConfig(layer_codecs=["int4"]), r"cache.layer_codecs is \['int4'\]; allowed is a mapping"),
+            (
+                lambda: CacheConfig(page_rows=4),
+                "cache.page_rows is 4; allowed is auto, or a whole number of at least 5",
+            ),
+            (lambda: CacheConfig(page_rows=4097), "at least 5 and at most 4096"),
+            (lambda: CacheConfig(page_rows="36"), "cache.page_rows is '36'; allowed is auto, or a whole number"),
+            (lambda: CacheConfig(tables=""), "cache.tables is ''; allowed is null, or a path"),
             (lambda: CacheConfig(sink_chunks=-1), "cache.sink_chunks is -1; allowed is a whole number of at least 0"),
             (lambda: CacheConfig(recent_chunks=0), "cache.recent_chunks is 0; allowed is a whole number of at least 1"),
             (lambda: CacheConfig(recent_chunks=1.5), "cache.recent_chunks is 1.5"),
             (lambda: CacheConfig(recent_chunks=True), "cache.recent_chunks is True"),
             (
                 lambda: CacheConfig(correction=False),
-                "cache.correction is False; allowed is one of off, formula, measured",
+                "cache.correction is False; allowed is one of auto, off, formula, variance, measured",
             ),
             (lambda: CacheConfig(debug_checks="yes"), "cache.debug_checks is 'yes'; allowed is true or false"),
             (lambda: EngineConfig(concurrent="all"), "engine.concurrent is 'all'; allowed is auto, or a whole number"),
@@ -123,6 +142,10 @@ class TestRules:
     def test_values_are_read_into_what_the_program_uses(self):
         assert CacheConfig(memory="1.5GiB").memory == 3 * 2**29
         assert CacheConfig(memory="1.5GiB").written_field("memory") == "1536MiB"
+        layers = CacheConfig(layer_codecs={"0-1": "int8", 5: "int4/int2"})
+        assert layers.layer_codecs == ((0, 1, "int8"), (5, 5, "int4/int2"))
+        assert layers.written_field("layer_codecs") == {"0-1": "int8", "5": "int4/int2"}
+        assert CacheConfig(layer_codecs=layers.written_field("layer_codecs")) == layers
         assert GenerateConfig(frames_per_second=8).frames_per_second == 8.0
         assert isinstance(GenerateConfig(frames_per_second=8).frames_per_second, float)
 
@@ -137,6 +160,14 @@ class TestFile:
         assert resolved.sources["engine.concurrent"] == "settings.yaml:6"
         assert resolved.sources["cache.codec"] == "default"
 
+    def test_codecs_of_layers(self, tmp_path):
+        text = "cache:\n  codec: int4/int2\n  layer_codecs: {0-1: int8, 5: klt2/int4, 7-7: bf16}\n  page_rows: 32\n"
+        cache = load_config(written(tmp_path, text)).cache
+        assert (cache.codec, cache.page_rows) == ("int4/int2", 32)
+        assert cache.layer_codecs == ((0, 1, "int8"), (5, 5, "klt2/int4"), (7, 7, "bf16"))
+        block = written(tmp_path, "cache:\n  layer_codecs:\n    0-1: int8\n    5: klt2/int4\n    7: bf16\n")
+        assert load_config(block).cache.layer_codecs == cache.layer_codecs
+
     def test_an_empty_file_changes_nothing(self, tmp_path):
         assert load_config(written(tmp_path, "# nothing\n")) == Config()
 
@@ -146,8 +177,10 @@ class TestFile:
             ("cahce:\n  codec: int2\n", 'settings.yaml:1: unknown section "cahce" - did you mean "cache"'),
             ("cahce:\n", 'unknown section "cahce"'),
             ("\ncache:\n  codecs: int2\n", 'settings.yaml:3: unknown key "cache.codecs" - did you mean "cache.codec"'),
-            ("cache:\n  zzz: 1\n", "known: memory, codec, sink_codec, newest_codec"),
+            ("cache:\n  zzz: 1\n", "known: memory, codec, sink_codec, newest_codec, layer_codecs, page_rows, tables"),
             ("cache:\n  codec: int3\n", "settings.yaml:2: cache.codec is 'int3'"),
+            ("cache:\n  layer_codecs: {0: int3}\n", "settings.yaml:2: cache.layer_codecs is {0: 'int3'}"),
+            ("cache:\n\n  page_rows: 1\n", "settings.yaml:3: cache.page_rows is 1"),
             ("cache:\n  codec: int2\n  codec: int4\n", 'settings.yaml:3: "codec" is written twice'),
             ("cache: 3\n", 'section "cache" must hold `key: value` lines'),
             ("- cache\n", "the file must hold `key: value` lines"),
@@ -188,6 +221,8 @@ class TestLayers:
             ("cache.sink_codec=null", "cache", "sink_codec", None),
             ("cache.correction=off", "cache", "correction", "off"),
             ("cache.debug_checks=true", "cache", "debug_checks", True),
+            ("cache.layer_codecs={0-1: int8, 5: int4/int2}", "cache", "layer_codecs", {"0-1": "int8", 5: "int4/int2"}),
+            ("cache.codec=int4/klt1.5", "cache", "codec", "int4/klt1.5"),
             ("engine.concurrent = 4", "engine", "concurrent", 4),
             ("model.weights=a=b", "model", "weights", "a=b"),
         ],
@@ -205,5 +240,6 @@ class TestLayers:
 def test_frame_settings_leave_out_only_what_cannot_change_a_frame():
     settings = frame_settings(Config())
     assert json.loads(json.dumps(settings)) == settings
+    assert {"cache.layer_codecs", "cache.page_rows", "cache.tables"} <= settings.keys()
     assert {"cache.codec", "cache.correction", "cache.recent_chunks", "engine.denoise_steps"} <= settings.keys()
     assert not {"cache.memory", "engine.concurrent", "generate.seed"} & settings.keys()

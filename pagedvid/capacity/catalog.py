@@ -12,6 +12,7 @@ import pagedvid
 from pagedvid.capacity.card_file import read_card
 from pagedvid.capacity.model_card import ModelCard
 from pagedvid.config_file import load_config
+from pagedvid.engine.codecs import role_codecs
 from pagedvid.errors import ConfigError
 from pagedvid.geometry import RoleCodecs
 
@@ -68,5 +69,5 @@ def presets() -> dict[str, RoleCodecs]:
     found: dict[str, RoleCodecs] = {}
     for path in sorted(config_folder("presets").glob("*.yaml")):
         cache = load_config(path).cache
-        found[path.stem] = RoleCodecs(cache.codec, cache.sink_codec, cache.newest_codec)
+        found[path.stem] = role_codecs(cache)
     return found

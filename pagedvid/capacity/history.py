@@ -150,6 +150,10 @@ class StreamSize:
     seconds: float
     """Video that the history spans."""
 
+    def on_pages_for(self, codecs: RoleCodecs) -> StreamSize:
+        """The same on pages that suit the codecs."""
+        return replace(self, shape=self.shape.with_pages_for(codecs))
+
     def pages(self, codecs: RoleCodecs) -> int:
         """Pages that `open` reserves for it: `peak_pages` of all branches, at once for any window."""
         extra_recent = max(0, self.window.recent_chunks - LINEAR_FROM_CHUNKS)
@@ -157,8 +161,8 @@ class StreamSize:
         short = Window(self.window.sink_chunks - extra_sinks, self.window.recent_chunks - extra_recent)
         max_commits = None if self.max_commits is None else self.max_commits - extra_recent - extra_sinks
         pages = peak_pages(self.shape, short, codecs, self.chunk_tokens, max_commits)
-        pages += extra_recent * self.shape.chunk_pages(self.chunk_tokens, codecs.history)
-        pages += extra_sinks * self.shape.chunk_pages(self.chunk_tokens, codecs.sink or codecs.history)
+        pages += extra_recent * self.shape.chunk_pages(self.chunk_tokens, codecs.steady)
+        pages += extra_sinks * self.shape.chunk_pages(self.chunk_tokens, codecs.final(0, Window(sink_chunks=1)))
         return self.num_branches * pages
 
 
@@ -177,7 +181,7 @@ def stream_size(
         window = Window(history.sink_chunks, history.recent_chunks)
         chunk_tokens, max_commits = card.frames_per_chunk * frame_tokens, None
     return StreamSize(
-        shape=card.shape,
+        shape=card.shape.with_frames(frame_tokens, card.frames_per_chunk),
         window=window,
         chunk_tokens=chunk_tokens,
         num_branches=num_branches or len(card.branches),

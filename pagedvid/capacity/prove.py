@@ -14,7 +14,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from pagedvid.attention.commit import MEASURED_QUERIES, write_layer
+from pagedvid.attention.commit import MEASURED_QUERIES, LayerStore
 from pagedvid.cache.manager import CacheManager
 from pagedvid.cache.plan import QueryRange, RangePlan
 from pagedvid.cache.spec import CacheSpec
@@ -24,7 +24,8 @@ from pagedvid.capacity.measure import available_bytes, live_bytes, peak_extra_by
 from pagedvid.capacity.sizing import Answer, Question, answers
 from pagedvid.capacity.workspace import BF16_BYTES
 from pagedvid.errors import CapacityError, ConfigError
-from pagedvid.geometry import ALPHA_BYTES, RoleCodecs, is_quantized
+from pagedvid.geometry import KVShape, RoleCodecs
+from pagedvid.quant.book import CodecBook
 from pagedvid.units import format_bytes
 
 PEAK_TOLERANCE = 0.02
@@ -105,9 +106,8 @@ def prove(
     target = _device(device)
     (full,) = answers(question, {name: codecs})
     num_layers = max(1, round(question.card.num_layers * scale))
-    size = replace(question, card=replace(question.card, num_layers=num_layers)).size
-    tables, full_tables = size.shape.num_tables, question.size.shape.num_tables
-    pool_pages = full.pool_pages // full_tables * tables
+    size = replace(question, card=replace(question.card, num_layers=num_layers)).size.on_pages_for(codecs)
+    pool_pages = full.pool_pages * size.pages(codecs) // full.stream_pages  # holds as many streams as the whole pool
     pool_bytes = full.pool_bytes // full.pool_pages * pool_pages
     num_commits = size.max_commits or size.window.max_chunks + 2
     if num_commits > MAX_COMMITS:
@@ -119,7 +119,7 @@ def prove(
     run.fill(num_commits, progress)
     checks = (
         Check("pages of the pool", pool_pages, run.cache.pool.num_pages),
-        Check("bytes of the pool", pool_bytes, run.cache.pool.keys.nbytes + run.cache.pool.values.nbytes),
+        Check("bytes of the pool", pool_bytes, run.cache.pool.records.nbytes),
         Check("streams admitted", full.num_streams, len(run.streams)),
         Check("pages at the peak", full.num_streams * size.pages(codecs), run.cache.pool.peak_used_pages),
         _resident_check(run, full, pool_bytes, num_commits),
@@ -154,8 +154,8 @@ def _factor_bytes(run: _Run, full: Answer, num_commits: int, *, pending: bool) -
     else:
         live = window.live(num_commits)
         kept = [codecs.at_commit(j, window) if j == last else codecs.final(j, window) for j in live]
-    num_factors = sum(is_quantized(codec) for codec in kept) * run.size.shape.num_tables
-    return ALPHA_BYTES * num_factors * run.size.num_branches * full.num_streams
+    per_branch = sum(run.spec.shape.correction_bytes(chunk) for chunk in kept)
+    return per_branch * run.size.num_branches * full.num_streams
 
 
 class _Run:
@@ -164,12 +164,14 @@ class _Run:
     def __init__(self, size: StreamSize, codecs: RoleCodecs, pool_bytes: int, device: torch.device) -> None:
         self.size, self.codecs, self.device = size, codecs, device
         shape = size.shape
+        book = CodecBook(shape.page, shape.num_kv_heads)
+        book.check(codecs.all(), shape.num_layers)
         warm_up(device)
+        _make_constants(book, codecs, shape, device)
         self._before = live_bytes(device)
-        self.spec = CacheSpec(
-            shape.num_layers, shape.num_kv_heads, shape.head_dim, num_query_heads=size.num_query_heads, codecs=codecs
-        )
+        self.spec = _spec(size, codecs)
         self.cache = CacheManager(self.spec, pool_bytes, device)
+        self.store = LayerStore(self.cache.pool, self.spec, book)
         self.branches = tuple(f"branch{number}" for number in range(size.num_branches))
         self.streams = self._open_all()
         self.resident_bytes = self.peak_bytes = 0
@@ -209,7 +211,7 @@ class _Run:
     def _write(self, range_: RangePlan, inputs: tuple[Tensor, Tensor, Tensor], rope: _Rope) -> None:
         for pending in range_.writes:
             for layer in range(self.size.shape.num_layers):
-                write_layer(self.cache.pool, self.spec, pending, layer, *inputs, rope)
+                self.store.write(pending, layer, *inputs, rope)
 
     def _inputs(self) -> tuple[Tensor, Tensor, Tensor]:
         """Sampled queries, keys and values of one layer of one chunk."""
@@ -228,6 +230,29 @@ class _Run:
         for stream in self.streams:
             self.cache.release(stream)
         self.cache.check()
+
+
+def _make_constants(book: CodecBook, codecs: RoleCodecs, shape: KVShape, device: torch.device) -> None:
+    """Uses every codec once: what codecs keep for the whole process, such as Hadamard matrices, is no cache."""
+    for name in {name for chunk in codecs.all() for name in chunk.names(shape.num_layers)}:
+        codec = book.codec(name, "keys", 0, slice(0, shape.num_kv_heads))
+        records = codec.encode(torch.zeros(shape.num_kv_heads, 1, shape.head_dim, device=device))
+        room = torch.empty(shape.num_kv_heads, shape.page.padded_tokens(1, name), shape.head_dim, device=device)
+        codec.decode(records, 1, room)
+
+
+def _spec(size: StreamSize, codecs: RoleCodecs) -> CacheSpec:
+    shape: KVShape = size.shape
+    return CacheSpec(
+        shape.num_layers,
+        shape.num_kv_heads,
+        shape.head_dim,
+        num_query_heads=size.num_query_heads,
+        codecs=codecs,
+        page_rows=shape.page_rows,
+        tokens_per_frame=shape.tokens_per_frame,
+        frames_per_block=shape.frames_per_block,
+    )
 
 
 def _inputs_bytes(size: StreamSize) -> int:

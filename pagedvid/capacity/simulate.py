@@ -27,7 +27,7 @@ from pagedvid.capacity.sizing import Question, answer, check_memory
 from pagedvid.capacity.trace import Arrival
 from pagedvid.engine.admission import admit_in_order
 from pagedvid.errors import CapacityError, ConfigError
-from pagedvid.geometry import KVShape, RoleCodecs, page_bytes, peak_pages
+from pagedvid.geometry import KVShape, RoleCodecs, peak_pages
 
 MAX_POOL_PAGES = 2**28
 """Per-table pages of all pools: 1 GiB of free stacks."""
@@ -59,6 +59,8 @@ class Fleet:
     ) -> Fleet:
         """Pools beside the largest workspace that any arrival needs. Raises CapacityError, ConfigError."""
         check_memory(question)
+        if codecs.layers:
+            raise ConfigError("--trace counts by layer; it cannot simulate codecs that differ between layers")
         if question.size.window.max_chunks > MAX_WINDOW_CHUNKS:
             raise ConfigError(
                 f"--trace with a window of {question.size.window.max_chunks} chunks would take too long; at most "
@@ -82,8 +84,13 @@ class Fleet:
     @property
     def pool_bytes(self) -> int:
         """Of one GPU, all tables."""
-        shape = self.question.card.shape
-        return 2 * page_bytes(shape.head_dim) * self.table_pages * shape.num_tables
+        return self.table.page_bytes * self.table_pages * self.question.card.shape.num_tables
+
+    @property
+    def table(self) -> KVShape:
+        """One (layer, KV head) table, keys and values."""
+        shape = self.question.size.on_pages_for(self.codecs).shape
+        return replace(shape, num_layers=1, num_kv_heads=1)
 
 
 @dataclass(frozen=True)
@@ -110,12 +117,9 @@ class _Run:
     """The state between two events."""
 
     def __init__(self, fleet: Fleet) -> None:
-        head_dim = fleet.question.card.head_dim
         self._fleet = fleet
-        self._table = KVShape(1, 1, head_dim)
-        spec = CacheSpec(1, 1, head_dim, codecs=fleet.codecs)
-        memory = 2 * page_bytes(head_dim) * fleet.table_pages
-        self._gpus = [CacheManager(spec, memory, "meta") for _ in range(fleet.num_gpus)]
+        memory = fleet.table.page_bytes * fleet.table_pages
+        self._gpus = [CacheManager(self._spec(fleet), memory, "meta") for _ in range(fleet.num_gpus)]
         self._free_pages = np.full(fleet.num_gpus, fleet.table_pages, dtype=np.int64)
         self._reserved_pages = 0
         self._queue: deque[_Request] = deque()
@@ -124,6 +128,19 @@ class _Run:
         self._waits: list[float] = []
         self._moments: list[Moment] = []
         self._kinds: dict[tuple[Resolution, int, int], tuple[StreamSize, int, int]] = {}
+
+    @staticmethod
+    def _spec(fleet: Fleet) -> CacheSpec:
+        table = fleet.table
+        return CacheSpec(
+            1,
+            1,
+            table.head_dim,
+            codecs=fleet.codecs,
+            page_rows=table.page_rows,
+            tokens_per_frame=table.tokens_per_frame,
+            frames_per_block=table.frames_per_block,
+        )
 
     def arrive(self, arrival: Arrival) -> None:
         """Admits, queues or rejects a stream at its start."""
@@ -193,7 +210,7 @@ class _Run:
         if key not in self._kinds:
             size = arrival.size(self._fleet.question)
             commits = num_commits if size.max_commits is None else size.max_commits
-            pages = peak_pages(self._table, size.window, self._fleet.codecs, size.chunk_tokens, commits)
+            pages = peak_pages(self._fleet.table, size.window, self._fleet.codecs, size.chunk_tokens, commits)
             self._kinds[key] = (size, commits, size.num_branches * pages)
         return _Request(arrival, *self._kinds[key])
 

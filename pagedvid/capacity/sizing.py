@@ -14,7 +14,7 @@ from pagedvid.capacity.model_card import ModelCard, Resolution
 from pagedvid.capacity.workspace import commit_bytes, current_bytes, scratch_bytes
 from pagedvid.config import AttentionConfig
 from pagedvid.errors import CapacityError, ConfigError
-from pagedvid.geometry import RoleCodecs, padding_waste_ratio, page_bytes, pages_in_memory
+from pagedvid.geometry import RoleCodecs, Window
 from pagedvid.units import format_bytes
 
 CODEC_CHOICES: dict[str, RoleCodecs] = {
@@ -61,7 +61,7 @@ class Question:
 
 @dataclass(frozen=True)
 class Answer:
-    """What one choice of codecs gives. Bytes are bytes, pages are page ids (a K page and a V page each)."""
+    """What one choice of codecs gives."""
 
     name: str
     codecs: RoleCodecs
@@ -108,8 +108,9 @@ def check_memory(question: Question) -> None:
 
 def answer(question: Question, name: str, codecs: RoleCodecs) -> Answer:
     """One row of the table. Raises ConfigError for a resolution or weights format that the model does not have."""
-    size = question.size
+    size = question.size.on_pages_for(codecs)
     pages = size.pages(codecs)
+    bf16_bytes = question.size.pages(RoleCodecs("bf16")) * question.size.shape.page_bytes
     pool_pages = _pool_pages(question, size, codecs)
     longest = longest_history(question, codecs, num_streams=1)
     workspace = _workspace(size, codecs)
@@ -117,13 +118,13 @@ def answer(question: Question, name: str, codecs: RoleCodecs) -> Answer:
         name=name,
         codecs=codecs,
         bits_per_value=_bits_per_value(size, codecs),
-        chunk_bytes=size.shape.stored_bytes(size.chunk_tokens, codecs.history),
+        chunk_bytes=size.shape.stored_bytes(size.chunk_tokens, codecs.steady),
         stream_pages=pages,
-        stream_bytes=_pages_bytes(size, pages),
-        ratio_to_bf16=size.pages(RoleCodecs("bf16")) / pages,
-        padding_waste_ratio=padding_waste_ratio(size.chunk_tokens, codecs.history),
+        stream_bytes=size.shape.page_bytes * pages,
+        ratio_to_bf16=bf16_bytes / (size.shape.page_bytes * pages),
+        padding_waste_ratio=size.shape.padding_waste_ratio(size.chunk_tokens, codecs.steady),
         pool_pages=pool_pages,
-        pool_bytes=_pages_bytes(size, pool_pages),
+        pool_bytes=size.shape.page_bytes * pool_pages,
         num_streams=pool_pages // pages,
         longest=longest,
         longest_seconds=question.with_history(longest).size.seconds if longest else 0.0,
@@ -161,7 +162,7 @@ def longest_history(question: Question, codecs: RoleCodecs, num_streams: int) ->
     """The longest history at which that many streams fit; None when not even the shortest does."""
 
     def fits(length: int) -> bool:
-        size = question.with_history(question.history.with_length(length)).size
+        size = question.with_history(question.history.with_length(length)).size.on_pages_for(codecs)
         return num_streams * size.pages(codecs) <= _pool_pages(question, size, codecs)
 
     if not fits(1):
@@ -177,7 +178,7 @@ def longest_history(question: Question, codecs: RoleCodecs, num_streams: int) ->
 
 def _pool_pages(question: Question, size: StreamSize, codecs: RoleCodecs) -> int:
     left = question.memory_bytes - question.weights_bytes - question.reserve_bytes - sum(_workspace(size, codecs))
-    return pages_in_memory(max(0, left), size.shape.head_dim)
+    return size.shape.pages_in_memory(max(0, left))
 
 
 def _workspace(size: StreamSize, codecs: RoleCodecs) -> tuple[int, int, int]:
@@ -189,16 +190,13 @@ def _workspace(size: StreamSize, codecs: RoleCodecs) -> tuple[int, int, int]:
     )
 
 
-def _pages_bytes(size: StreamSize, num_pages: int) -> int:
-    return 2 * page_bytes(size.shape.head_dim) * num_pages
-
-
 def _bits_per_value(size: StreamSize, codecs: RoleCodecs) -> float:
     """Mean over the chunks that a stream keeps between two commits."""
     num_sinks, num_recent = size.window.sink_chunks, size.window.recent_chunks
-    counts = {codecs.sink or codecs.history: num_sinks}
-    counts[codecs.history] = counts.get(codecs.history, 0) + num_recent - 1
-    newest = codecs.newest or codecs.history
-    counts[newest] = counts.get(newest, 0) + 1
-    total = sum(count * size.shape.bits_per_value(size.chunk_tokens, codec) for codec, count in counts.items())
+    roles = (
+        (codecs.final(0, Window(sink_chunks=1)), num_sinks),
+        (codecs.steady, num_recent - 1),
+        (codecs.at_commit(num_sinks, size.window), 1),
+    )
+    total = sum(count * size.shape.bits_per_value(size.chunk_tokens, chunk) for chunk, count in roles)
     return total / (num_sinks + num_recent)

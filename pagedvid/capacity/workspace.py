@@ -1,27 +1,27 @@
 """Bytes that come and go beside the pages: the current chunk, the scratch of reading, the temporaries of a commit.
 
-The temporaries of a commit mirror attention/commit.py and quant/codec.py step by step, for one layer of one chunk,
-which is all that is alive at once. `pagedvid capacity --prove` measures them and fails when this file no longer tells
-the truth. Activations of the model itself, its VAE and text encoder are not counted: that is what --reserve is for.
+The temporaries of a commit mirror attention/commit.py and the codecs of quant/ step by step, for one layer of one
+chunk, which is all that is alive at once. `pagedvid capacity --prove` measures them and fails when this file no longer
+tells the truth. Activations of the model itself, its VAE and text encoder are not counted: that is what --reserve is
+for.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from pagedvid.capacity.history import StreamSize
-from pagedvid.geometry import (
-    BITS_PER_VALUE,
-    RoleCodecs,
-    is_quantized,
-    page_bytes,
-    page_tokens,
-    pages_for_tokens,
-)
+from pagedvid.chunk_codecs import KINDS, ChunkCodecs
+from pagedvid.geometry import RoleCodecs
+from pagedvid.page_format import is_quantized, read_codec
 
 BF16_BYTES, F32_BYTES = 2, 4
-MEASURED_QUERIES = 128
+MEASURED_QUERIES = 32
 """As in attention/commit.py, which imports PyTorch; a test compares the two."""
 READING_FACTOR = 5
 """Of the scratch: the buffers, and about four times as much beside them (attention/torch_backend.py)."""
+KLT_ENCODE_BYTES, KLT_DECODE_BYTES = 29, 21
+"""Temporaries of a klt codec for each value of its pages, measured with the tables of the demo model."""
 
 
 def current_bytes(size: StreamSize) -> int:
@@ -35,7 +35,7 @@ def scratch_bytes(size: StreamSize, codecs: RoleCodecs, scratch_setting_bytes: i
 
     One head of one chunk, decoded K and V in BF16, always fits in the buffers.
     """
-    widest = max(_padded_tokens(size.chunk_tokens, codec) for codec in _stored_codecs(size, codecs))
+    widest = max(_padded_tokens(size, codec) for codec in _stored_codecs(size, codecs))
     return READING_FACTOR * max(scratch_setting_bytes, 2 * BF16_BYTES * widest * size.shape.head_dim)
 
 
@@ -44,60 +44,103 @@ def commit_bytes(size: StreamSize, codecs: RoleCodecs, *, measured: bool, has_ro
 
     A chunk that leaves its `newest` codec is decoded into whole pages first; others arrive as they are.
     """
+    newest = codecs.at_commit(size.window.max_chunks, size.window)
     peaks = []
-    for codec in _stored_codecs(size, codecs):
-        is_recoded = codecs.newest not in (None, codec)
-        tokens = _padded_tokens(size.chunk_tokens, str(codecs.newest)) if is_recoded else size.chunk_tokens
-        peaks.append(_encode_bytes(size, codec, tokens))
-        if measured and is_quantized(codec):
-            peaks.append(_fit_bytes(size, codec, tokens, has_rope))
+    for chunk in _roles(size, codecs):
+        source = newest if codecs.newest is not None and chunk != newest else None
+        for layer in range(size.shape.num_layers):
+            keys, values = (chunk.of(kind, layer) for kind in KINDS)
+            inputs = F32_BYTES * sum(
+                size.chunk_tokens if source is None else _padded_tokens(size, source.of(kind, layer)) for kind in KINDS
+            )
+            peaks.append(_layer_bytes(size, keys, values, inputs * _row(size), measured, has_rope))
     return max(peaks)
 
 
-def _stored_codecs(size: StreamSize, codecs: RoleCodecs) -> set[str]:
+def _roles(size: StreamSize, codecs: RoleCodecs) -> Iterator[ChunkCodecs]:
     """The codecs of all roles that this stream's chunks play."""
-    sink = codecs.sink if size.window.sink_chunks else None
-    return {codec for codec in (codecs.history, sink, codecs.newest) if codec is not None}
+    yield codecs.steady
+    yield codecs.at_commit(size.window.max_chunks, size.window)
+    if size.window.sink_chunks:
+        yield codecs.final(0, size.window)
 
 
-def _encode_bytes(size: StreamSize, codec: str, inputs_tokens: int) -> int:
-    """`Codec.encode` of the values, while the encoded keys wait."""
-    row = size.shape.num_kv_heads * size.shape.head_dim
-    inputs, records = 2 * F32_BYTES * inputs_tokens * row, _record_bytes(size, codec)
-    if is_quantized(codec):
-        pages = size.shape.num_kv_heads * pages_for_tokens(size.chunk_tokens, codec)
-        padded = _padded_tokens(size.chunk_tokens, codec) * row
-        packed = padded * BITS_PER_VALUE[codec] // 8
-        # low, high and divisor in float32; zero and step in fp16
-        channels = (3 * F32_BYTES + 2 * 2) * pages * size.shape.head_dim
-        joined = 2 * packed if BITS_PER_VALUE[codec] < 8 else packed + records
-        return inputs + records + F32_BYTES * padded + padded + joined + channels
-    stored = size.chunk_tokens * row
-    width = BITS_PER_VALUE[codec] // 8
-    copy = 0 if width == F32_BYTES else width * stored
-    return inputs + records + copy + width * stored + 3 * stored  # isfinite: |x| and three masks
+def _stored_codecs(size: StreamSize, codecs: RoleCodecs) -> set[str]:
+    return {name for chunk in _roles(size, codecs) for name in chunk.names(size.shape.num_layers)}
 
 
-def _fit_bytes(size: StreamSize, codec: str, inputs_tokens: int, has_rope: bool) -> int:
-    """`measure_alpha`: while keys are rotated, or while scores are summed, whichever is more."""
-    num_heads, head_dim = size.shape.num_kv_heads, size.shape.head_dim
-    row = F32_BYTES * num_heads * head_dim
-    held = 2 * row * inputs_tokens + 2 * _record_bytes(size, codec)
-    padded, num_tokens = _padded_tokens(size.chunk_tokens, codec), size.chunk_tokens
-    num_queries = min(size.chunk_tokens, MEASURED_QUERIES) * (size.num_query_heads // num_heads)
-    queries, scores = row * num_queries, F32_BYTES * num_heads * num_queries * num_tokens
-    tables = F32_BYTES * num_tokens * head_dim
-    if has_rope:
-        summing = held + 2 * row * num_tokens + tables + 2 * scores + 3 * queries
-        rotating = held + row * padded + 2 * row * num_tokens + row * num_tokens // 2 + tables + queries
-        return max(summing, rotating)
-    return held + row * padded + 2 * scores + 3 * queries
+def _layer_bytes(size: StreamSize, keys: str, values: str, inputs_bytes: int, measured: bool, has_rope: bool) -> int:
+    """`LayerStore.write`: keys are encoded, then values, then the noise of the keys is looked at."""
+    is_turned = has_rope and read_codec(keys).stores_rotated
+    held = inputs_bytes + (F32_BYTES * size.chunk_tokens * _row(size) if is_turned else 0)
+    records = _record_bytes(size, keys)
+    peaks = [held + _encode_bytes(size, keys), held + records + _encode_bytes(size, values)]
+    if measured and is_quantized(keys):
+        peaks.append(held + records + _fit_bytes(size, keys, has_rope))
+    return max(peaks)
+
+
+def _encode_bytes(size: StreamSize, codec: str) -> int:
+    """`Codec.encode`: what it makes, and what it needs for that."""
+    name, row = read_codec(codec), _row(size)
+    padded, stored, records = _padded_tokens(size, codec) * row, size.chunk_tokens * row, _record_bytes(size, codec)
+    if name.family == "klt":
+        return KLT_ENCODE_BYTES * padded + records
+    if name.family == "raw":
+        width = int(name.bits) // 8
+        copy = 0 if width == F32_BYTES else width * stored
+        return copy + max((width + 3) * stored, width * padded + records)  # isfinite: |x| and three masks
+    # Values in float32, their codes in bytes, the packed codes; then these once more as records.
+    joining = (F32_BYTES + 1) * padded + int(padded * name.bits) // 8 + records
+    if name.family == "channel":  # low, high, step and divisor in float32, zero and step in fp16
+        return joining + 20 * size.shape.num_kv_heads * _num_pages(size, codec) * size.shape.head_dim
+    turned = F32_BYTES * stored if name.family == "hadamard" else 0
+    return joining + turned + 40 * padded // name.group
+
+
+def _decode_bytes(size: StreamSize, codec: str) -> int:
+    """`Codec.decode`, beside the buffer that it fills."""
+    name, row = read_codec(codec), _row(size)
+    padded, stored = _padded_tokens(size, codec) * row, size.chunk_tokens * row
+    if name.family == "klt":
+        return KLT_DECODE_BYTES * padded
+    if name.family == "hadamard":
+        return F32_BYTES * (padded + stored)
+    if name.family == "token":
+        return padded + 8 * padded // name.group
+    # Codes in bytes; step, zero, and the step of every bit field in float32.
+    numbers = F32_BYTES * (2 + 8 // int(name.bits)) * _num_pages(size, codec) * size.shape.num_kv_heads
+    return padded + numbers * size.shape.head_dim
+
+
+def _fit_bytes(size: StreamSize, codec: str, has_rope: bool) -> int:
+    """What is foretold of the stored keys, which are then turned and scored: whichever takes most."""
+    num_heads, head_dim, num_tokens = size.shape.num_kv_heads, size.shape.head_dim, size.chunk_tokens
+    buffer, keys = (F32_BYTES * tokens * _row(size) for tokens in (_padded_tokens(size, codec), num_tokens))
+    num_queries = min(num_tokens, MEASURED_QUERIES) * (size.num_query_heads // num_heads)
+    queries, scores = F32_BYTES * _row(size) * num_queries, F32_BYTES * num_heads * num_queries * num_tokens
+    decoding, summing = buffer + _decode_bytes(size, codec), 2 * scores + queries
+    if not has_rope or read_codec(codec).stores_rotated:
+        return max(decoding, buffer + 2 * queries, buffer + summing)
+    foretelling = buffer + 3 * queries + queries // 2  # queries, squares, means of pairs
+    rotating = buffer + 2 * keys + keys // 2 + F32_BYTES * num_tokens * head_dim
+    return max(decoding, foretelling, rotating, 2 * keys + summing)
+
+
+def _row(size: StreamSize) -> int:
+    """Values of one token in all KV heads."""
+    return size.shape.num_kv_heads * size.shape.head_dim
+
+
+def _num_pages(size: StreamSize, codec: str) -> int:
+    """Pages of the keys (or values) of one KV head."""
+    return size.shape.page.num_pages(size.chunk_tokens, codec)
 
 
 def _record_bytes(size: StreamSize, codec: str) -> int:
     """Encoded keys (or values) of one layer."""
-    return size.shape.num_kv_heads * pages_for_tokens(size.chunk_tokens, codec) * page_bytes(size.shape.head_dim)
+    return size.shape.num_kv_heads * _num_pages(size, codec) * size.shape.page_bytes
 
 
-def _padded_tokens(num_tokens: int, codec: str) -> int:
-    return pages_for_tokens(num_tokens, codec) * page_tokens(codec)
+def _padded_tokens(size: StreamSize, codec: str) -> int:
+    return size.shape.page.padded_tokens(size.chunk_tokens, codec)

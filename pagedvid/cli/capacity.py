@@ -20,11 +20,12 @@ from pagedvid.capacity.model_card import Resolution
 from pagedvid.capacity.sizing import CODEC_CHOICES, Question, answers
 from pagedvid.capacity.target import parse_targets, reach, target_question
 from pagedvid.cli.capacity_report import Report, sizing_report, target_report
-from pagedvid.config import CacheConfig
 from pagedvid.errors import ConfigError
 from pagedvid.geometry import RoleCodecs
+from pagedvid.page_format import CODEC_PATTERN
 from pagedvid.units import parse_bytes
 
+DEFAULT_CODEC = "int2"
 DEFAULT_MEMORY = "80GiB"
 MAX_MEMORY_BYTES = 2**60
 EXIT_FINE, EXIT_DISPROVED = 0, 1
@@ -118,17 +119,24 @@ def _choices(written: str | None) -> dict[str, RoleCodecs]:
     if written is None:
         return known
     names = [name.strip() for name in written.split(",")]
-    for name in names:
-        if name not in known:
-            raise ConfigError(f"--kv names {name!r}; allowed are {', '.join(known)}, several separated by commas")
-    return {name: known[name] for name in names}
+    return {name: known[name] if name in known else _codecs(name, known) for name in names}
+
+
+def _codecs(name: str, known: Mapping[str, RoleCodecs]) -> RoleCodecs:
+    """A choice that has no name of its own, such as int4/int2. Raises ConfigError."""
+    try:
+        return RoleCodecs(name)
+    except ConfigError:
+        raise ConfigError(
+            f"--kv names {name!r}; allowed are {', '.join(known)}, any codec ({CODEC_PATTERN}) and KEYS/VALUES such as "
+            "int4/int2, several separated by commas"
+        ) from None
 
 
 def _one_choice(args: argparse.Namespace, choices: Mapping[str, RoleCodecs], flag: str) -> tuple[str, RoleCodecs]:
     """The single choice of --kv; without --kv the default codec of the cache."""
     if args.kv is None:
-        default = CacheConfig().codec
-        return default, choices[default]
+        return DEFAULT_CODEC, choices[DEFAULT_CODEC]
     if len(choices) > 1:
         raise ConfigError(f"{flag} needs one --kv, not {args.kv}")
     ((name, codecs),) = choices.items()

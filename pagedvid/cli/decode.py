@@ -1,6 +1,6 @@
 """`pagedvid decode`: videos from the latents that `pagedvid generate` wrote, by a VAE of diffusers.
 
-A video VAE looks at a whole video at once, so this is a step of its own; it can run elsewhere and later.
+For models whose VAE decodes whole videos, or whose frames are wanted elsewhere or later.
 """
 
 from __future__ import annotations

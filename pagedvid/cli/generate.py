@@ -19,6 +19,7 @@ from pagedvid.cli.prompts import read_prompts
 from pagedvid.cli.summary import summary_lines
 from pagedvid.cli.video_run import RunResult, VideoRun
 from pagedvid.config import Config, frame_settings
+from pagedvid.engine.codecs import settled
 from pagedvid.engine.requests import VideoRequest
 from pagedvid.errors import ConfigError
 from pagedvid.geometry import Window
@@ -49,7 +50,7 @@ def add_parser(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Makes the videos that are missing and returns the exit code. Raises `PagedvidError` for bad input."""
-    config = resolve_options(args).config
+    config = settled(resolve_options(args).config)
     requests = read_prompts(args.prompts, config.generate)
     if args.plan:
         return _print_plan(config, requests)
@@ -71,26 +72,30 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _print_plan(config: Config, requests: Sequence[VideoRequest]) -> int:
+    from pagedvid.engine.build import model_choice
     from pagedvid.models.registry import model_geometry, model_schedule
 
-    model, cache = config.model, config.cache
-    weights = None if model.weights is None else Path(model.weights)
+    name, cache, choice = config.model.name, config.cache, model_choice(config)
     num_frames = max(request.num_frames for request in requests)
     window = Window(cache.sink_chunks, cache.recent_chunks)
-    schedule = model_schedule(model.name, weights, num_frames, config.engine.denoise_steps, window)
-    print("\n".join(plan_lines(config, model_geometry(model.name, weights), requests, schedule)))
+    schedule = model_schedule(name, choice, num_frames, config.engine.denoise_steps, window)
+    print("\n".join(plan_lines(config, model_geometry(name, choice), requests, schedule)))
     return EXIT_FINE
 
 
 def _writes_latents(config: Config) -> bool:
+    from pagedvid.engine.build import model_choice
     from pagedvid.models.registry import writes_latents
 
-    return writes_latents(config.model.name, None if config.model.vae is None else Path(config.model.vae))
+    return writes_latents(config.model.name, model_choice(config))
 
 
 def _make_videos(config: Config, folder: OutputFolder, requests: Sequence[VideoRequest]) -> RunResult:
+    from pagedvid.models.registry import default_scale
+
     with progress_view() as view, _spoken(view):
-        engine = create_engine(config)
+        to_encode = [request.prompt for request in requests if "embeddings" not in request.inputs]
+        engine = create_engine(config, to_encode)
         try:
             return VideoRun(
                 engine,
@@ -98,22 +103,23 @@ def _make_videos(config: Config, folder: OutputFolder, requests: Sequence[VideoR
                 requests,
                 view,
                 frames_per_second=config.generate.frames_per_second or engine.model.frames_per_second,
-                scale=config.generate.scale,
+                scale=config.generate.scale or default_scale(config.model.name),
                 versions=_versions(),
             ).run()
         finally:
             engine.close()
 
 
-def create_engine(config: Config) -> Engine:
-    """The engine of a configuration: model loaded, memory taken. PyTorch is imported here, not for `--help`."""
+def create_engine(config: Config, prompts: Sequence[str]) -> Engine:
+    """The engine of a configuration: prompts encoded, model loaded, memory taken. PyTorch is imported here, not for
+    `--help`."""
     import torch
 
     from pagedvid.engine.build import build_engine
 
     if config.generate.threads is not None:
         torch.set_num_threads(config.generate.threads)
-    return build_engine(config)
+    return build_engine(config, prompts)
 
 
 def _versions() -> dict[str, str]:

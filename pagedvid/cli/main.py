@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from pagedvid import __version__
-from pagedvid.cli import capacity, config_show, decode, generate, models
+from pagedvid.cli import calibrate, capacity, config_show, decode, env, generate, models
 from pagedvid.errors import PagedvidError
 
 EXIT_BAD_INPUT = 2
@@ -40,9 +40,11 @@ def build_parser() -> argparse.ArgumentParser:
     subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     generate.add_parser(subparsers)
     decode.add_parser(subparsers)
+    calibrate.add_parser(subparsers)
     capacity.add_parser(subparsers)
     models.add_parser(subparsers)
     config_show.add_parser(subparsers)
+    env.add_parser(subparsers)
     return parser
 
 

@@ -25,11 +25,11 @@ def add_config_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--config", metavar="FILE", type=Path, help="YAML file with settings")
     group.add_argument("--model", metavar="NAME", help="model.name")
     group.add_argument("--weights", metavar="PATH", help="model.weights")
-    group.add_argument("--kv", metavar="CODEC", help="cache.codec: int2, int4, int8, bf16 or fp32")
+    group.add_argument("--kv", metavar="CODEC", help="cache.codec: auto, klt2, int2, int4/int2 (keys/values), ...")
     group.add_argument("--no-correction", action="store_true", help="cache.correction=off")
     group.add_argument("--memory", metavar="SIZE", help="cache.memory, such as 2GiB")
     group.add_argument("--concurrent", metavar="N|auto", help="engine.concurrent: streams that run at once")
-    group.add_argument("--frames", metavar="N", help="generate.num_frames: frames per video")
+    group.add_argument("--frames", metavar="N", help="generate.num_frames: (latent) frames per video")
     group.add_argument("--seed", metavar="N", help="generate.seed of the first prompt; the next gets N + 1")
     group.add_argument(
         "--set", metavar="KEY=VALUE", dest="assignments", action="append", default=[], help="any setting; repeatable"

@@ -3,29 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from pagedvid.chunk_codecs import KINDS
 from pagedvid.config import CacheConfig, Config
+from pagedvid.engine.codecs import role_codecs
 from pagedvid.engine.requests import VideoRequest
-from pagedvid.geometry import (
-    BITS_PER_VALUE,
-    KVShape,
-    RoleCodecs,
-    Window,
-    padding_waste_ratio,
-    page_bytes,
-    page_tokens,
-    pages_for_tokens,
-    pages_in_memory,
-    peak_pages,
-    planned_peak_pages,
-    planned_peak_tokens,
-)
+from pagedvid.geometry import KVShape, RoleCodecs, Window, peak_pages, planned_peak_pages, planned_peak_tokens
 from pagedvid.units import format_bytes
 
 if TYPE_CHECKING:
     from pagedvid.models.base import ModelGeometry
     from pagedvid.models.rounds import Schedule
+
+
+COMPARED_CODECS = ("klt1.5", "klt2", "int2", "int4", "int8", "bf16", "fp32")
 
 
 def plan_lines(
@@ -53,44 +46,59 @@ def plan_lines(
 
 
 def _describe(config: Config, model: ModelGeometry, num_videos: int, num_frames: int, schedule: Schedule) -> list[str]:
-    cache, codec, tokens = config.cache, config.cache.codec, model.chunk_tokens
+    cache, tokens = config.cache, model.chunk_tokens
     tables = f"{model.num_layers} layers x {model.num_kv_heads} KV heads x {model.head_dim}"
     branches = f" x {len(model.branches)} branches" if len(model.branches) > 1 else ""
-    num_pages = pages_for_tokens(tokens, codec)
-    pages = f"{num_pages} page{'s' if num_pages > 1 else ''} of {page_tokens(codec)}"
-    padding = f"{padding_waste_ratio(tokens, codec):.1%} padding"
+    codecs = role_codecs(cache)
+    shape = _shape(model, codecs, cache)
+    pages = " and ".join(dict.fromkeys(_pages(shape, tokens, codecs.steady.of(kind, 0)) for kind in KINDS))
+    padding = f"{shape.padding_waste_ratio(tokens, codecs.steady):.1%} padding"
     num_chunks = -(-num_frames // model.frames_per_chunk)
-    codecs = [codec]
+    roles = [str(codecs.steady)]
     if cache.sink_codec:
-        codecs.append(f"sinks {cache.sink_codec}")
+        roles.append(f"sinks {cache.sink_codec}")
     if cache.newest_codec:
-        codecs.append(f"newest chunk {cache.newest_codec}")
+        roles.append(f"newest chunk {cache.newest_codec}")
     return [
         f"model    {config.model.name}: {tables}, {model.tokens_per_frame} tokens/frame{branches}",
         f"chunk    {model.frames_per_chunk} frames = {tokens} tokens = {pages} per head and layer ({padding})",
-        f"window   {_window(cache, model, schedule)}",
-        f"codecs   {', '.join(codecs)}",
+        f"window   {_window(model, schedule)}",
+        f"codecs   {', '.join(roles)}",
         f"videos   {num_videos}; the longest has {num_frames} frames = {num_chunks} chunks",
     ]
 
 
-def _window(cache: CacheConfig, model: ModelGeometry, schedule: Schedule) -> str:
+def _pages(shape: KVShape, num_tokens: int, codec: str) -> str:
+    num_pages = shape.page.num_pages(num_tokens, codec)
+    return f"{num_pages} page{'s' if num_pages > 1 else ''} of {shape.page.page_tokens(codec)}"
+
+
+def _window(model: ModelGeometry, schedule: Schedule) -> str:
     commits = schedule.planned_commits(model.tokens_per_frame)
     if commits is None:
-        return f"{cache.sink_chunks} sink + {cache.recent_chunks} recent chunks, and the one being committed"
+        window = schedule.window
+        return f"{window.sink_chunks} sink + {window.recent_chunks} recent chunks, and the one being committed"
     num_frames = planned_peak_tokens(schedule.window, commits) // model.tokens_per_frame
     return f"the model's own look-back: at most {num_frames} frames stored at once"
 
 
 def _choices(cache: CacheConfig) -> list[tuple[str, RoleCodecs]]:
     """The configured codecs, then every codec alone to compare with."""
-    chosen = RoleCodecs(cache.codec, cache.sink_codec, cache.newest_codec)
-    alone = [(codec, RoleCodecs(codec)) for codec in reversed(BITS_PER_VALUE)]
-    return [("as set", chosen), *alone]
+    return [("as set", role_codecs(cache)), *((codec, RoleCodecs(codec)) for codec in COMPARED_CODECS)]
+
+
+def _shape(model: ModelGeometry, codecs: RoleCodecs, cache: CacheConfig) -> KVShape:
+    """The model's tables on pages that suit these codecs, or, for the configured ones, as they are set."""
+    shape = KVShape(model.num_layers, model.num_kv_heads, model.head_dim)
+    shape = shape.with_frames(model.tokens_per_frame, model.frames_per_chunk).with_pages_for(codecs)
+    if codecs != role_codecs(cache):
+        return shape
+    rows = shape.page_rows if cache.page_rows == "auto" else int(cache.page_rows)
+    return replace(shape, page_rows=rows, correction=cache.correction)
 
 
 def _row(name: str, codecs: RoleCodecs, cache: CacheConfig, model: ModelGeometry, schedule: Schedule) -> str:
-    shape = KVShape(model.num_layers, model.num_kv_heads, model.head_dim)
+    shape = _shape(model, codecs, cache)
     num_branches, window = len(model.branches), schedule.window
     commits = schedule.planned_commits(model.tokens_per_frame)
     if commits is None:
@@ -99,9 +107,9 @@ def _row(name: str, codecs: RoleCodecs, cache: CacheConfig, model: ModelGeometry
     else:
         peak = planned_peak_pages(shape, window, codecs, commits)
         dense_tokens = planned_peak_tokens(window, commits)
-    bits = shape.bits_per_value(model.chunk_tokens, codecs.history)
+    bits = shape.bits_per_value(model.chunk_tokens, codecs.steady)
     pages = num_branches * peak
-    num_bytes = 2 * page_bytes(model.head_dim) * pages
+    num_bytes = shape.page_bytes * pages
     ratio = f"{num_bytes / (num_branches * shape.bf16_bytes(dense_tokens)):.3f}" if pages else "-"
-    num_fitting = str(pages_in_memory(cache.memory, model.head_dim) // pages) if pages else "any number"
+    num_fitting = str(shape.pages_in_memory(cache.memory) // pages) if pages else "any number"
     return f"{name:8}{bits:>10.2f}{pages:>8}{format_bytes(num_bytes):>12}{ratio:>9}   {num_fitting}"

@@ -2,59 +2,86 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
 from pagedvid.cache.spec import CacheSpec
-from pagedvid.config import CacheConfig, Config
+from pagedvid.config import Config
+from pagedvid.engine.codecs import role_codecs, settled, tables_path
 from pagedvid.engine.engine import Engine
 from pagedvid.engine.requests import EngineSettings
 from pagedvid.errors import ConfigError
-from pagedvid.geometry import RoleCodecs, Window
+from pagedvid.geometry import Window
 from pagedvid.models.base import ModelGeometry
+from pagedvid.models.choice import ModelChoice
 from pagedvid.models.registry import load_model
+from pagedvid.page_format import block_frames
 from pagedvid.paged_kv_cache import PagedKVCache
+from pagedvid.quant.book import CodecBook
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
-def role_codecs(cache: CacheConfig) -> RoleCodecs:
-    """The codecs of all roles."""
-    return RoleCodecs(history=cache.codec, sink=cache.sink_codec, newest=cache.newest_codec)
-
-
 def cache_spec(config: Config, geometry: ModelGeometry) -> CacheSpec:
-    """What the cache has to know of model and settings."""
+    """What the cache has to know of model and settings. `cache.codec` is settled (engine/codecs.py)."""
     return CacheSpec(
         num_layers=geometry.num_layers,
         num_kv_heads=geometry.num_kv_heads,
         head_dim=geometry.head_dim,
         num_query_heads=geometry.num_query_heads,
         codecs=role_codecs(config.cache),
+        page_rows=None if config.cache.page_rows == "auto" else int(config.cache.page_rows),
+        tokens_per_frame=geometry.tokens_per_frame,
+        frames_per_block=block_frames(geometry.frames_per_chunk),
         correction=config.cache.correction,
         debug_checks=config.cache.debug_checks,
     )
 
 
-def build_engine(config: Config) -> Engine:
-    """Loads the model, allocates the pool, picks the backend. Raises ConfigError, CapacityError, BackendError."""
+def codec_book(spec: CacheSpec, tables: Path | None) -> CodecBook:
+    """The codecs of a cache, with calibrated tables if a file is named. Raises ConfigError."""
+    if tables is None:
+        return CodecBook(spec.shape.page, spec.num_kv_heads)
+    from pagedvid.quant.klt_file import load_calibration
+
+    return CodecBook(spec.shape.page, spec.num_kv_heads, load_calibration(tables))
+
+
+def model_choice(config: Config, prompts: Sequence[str] = ()) -> ModelChoice:
+    """What the settings ask for besides the model's name."""
+    model = config.model
+    return ModelChoice(
+        weights=_path(model.weights),
+        text_encoder=_path(model.text_encoder),
+        vae=_path(model.vae),
+        height=model.height,
+        width=model.width,
+        ema=model.ema,
+        prompts=tuple(prompts),
+    )
+
+
+def build_engine(config: Config, prompts: Sequence[str] = (), cache_type: type[PagedKVCache] = PagedKVCache) -> Engine:
+    """Loads the model, allocates the pool, picks the backend. Raises ConfigError, CapacityError, BackendError.
+
+    `prompts`: those known now. They are encoded before the model is loaded, so that the text encoder need not stay.
+    `cache_type`: such as one that observes (engine/observe.py).
+    """
     if config.model.device.startswith("cuda") and not torch.cuda.is_available():
         raise ConfigError(f"model.device is {config.model.device!r}, but PyTorch sees no CUDA device here; use cpu")
-    model = load_model(
-        config.model.name,
-        _path(config.model.weights),
-        config.model.device,
-        DTYPES[config.model.dtype],
-        text_encoder=_path(config.model.text_encoder),
-        vae=_path(config.model.vae),
-    )
-    cache = PagedKVCache(
-        cache_spec(config, model.geometry),
+    config = settled(config)
+    choice = model_choice(config, prompts)
+    model = load_model(config.model.name, choice, config.model.device, DTYPES[config.model.dtype])
+    spec = cache_spec(config, model.geometry)
+    cache = cache_type(
+        spec,
         config.cache.memory,
         config.model.device,
         backend=config.attention.backend,
         scratch=config.attention.scratch,
+        book=codec_book(spec, tables_path(config)),
     )
     window = Window(config.cache.sink_chunks, config.cache.recent_chunks, positions=model.positions)
     settings = EngineSettings(

@@ -191,6 +191,7 @@ class Engine:
         latents = Latents(geometry, lambda chunk: self.model.initial_latents(condition, request.seed, chunk))
         first, following = next(later), next(later, None)
         latents.begin(first)
+        decode = self.model.decoder(condition)
         stream = self.cache.open(
             schedule.window,
             schedule.max_range_frames * geometry.tokens_per_frame,
@@ -199,7 +200,7 @@ class Engine:
             commits=schedule.planned_commits(geometry.tokens_per_frame),
         )
         number, self._num_started = self._num_started, self._num_started + 1
-        return Job(number, request, condition, stream, schedule.first_frame, latents, later, first, following)
+        return Job(number, request, condition, stream, schedule.first_frame, latents, decode, later, first, following)
 
     def _next_batch(self) -> list[Job]:
         size = self.model.geometry.tokens_per_frame
@@ -268,6 +269,6 @@ class Engine:
     def _note_bytes(self, job: Job) -> None:
         shape = self.cache.spec.shape
         chunks = list(job.stream.chunks())
-        stored = sum(shape.stored_bytes(chunk.num_tokens, chunk.codec) for chunk in chunks)
+        stored = sum(shape.stored_bytes(chunk.num_tokens, chunk.codecs) for chunk in chunks)
         bf16 = sum(shape.bf16_bytes(chunk.num_tokens) for chunk in chunks)
         self._peak_bytes[job.request.id] = max(self._peak_bytes[job.request.id], (stored, bf16))

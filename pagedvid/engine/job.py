@@ -11,6 +11,7 @@ from torch import Tensor
 from pagedvid.cache.stream import Stream
 from pagedvid.engine.latents import Latents
 from pagedvid.engine.requests import VideoRequest
+from pagedvid.models.base import Decoder
 from pagedvid.models.rounds import Round, Schedule
 
 
@@ -37,6 +38,8 @@ class Job:
     first_frame: int
     """The first frame of the video that goes out; those before it were given."""
     latents: Latents
+    decode: Decoder
+    """The video's own: it is given every latent frame that goes out, in order."""
     later: Iterator[Round]
     """The rounds after `following`."""
     round: Round
@@ -48,6 +51,7 @@ class Job:
     last_step: int = -1
     """The engine step in which it last ran."""
     num_frames_out: int = 0
+    """Latent frames that were decoded."""
 
     def go_on(self) -> None:
         """Makes the following round the current one and its chunks ready. Raises what the initial latents raise."""

@@ -48,14 +48,18 @@ def take_steps(model: VideoModel, job: Job, predictions: Sequence[Tensor]) -> No
 
 
 def finished_chunk(model: VideoModel, job: Job, chunk: int) -> ChunkOutput:
-    """The frames of a clean chunk, without those that were given and those beyond the end. Raises NonFiniteError."""
+    """The frames of a clean chunk, without those that were given and those beyond the end. Raises NonFiniteError.
+
+    Only latent frames that go out are decoded.
+    """
     latents = job.latents.chunks[chunk]
     if not bool(torch.isfinite(latents).all()):
         raise NonFiniteError(f"chunk {chunk} of {job.request.id!r} has NaN or infinite latents after denoising")
-    num_given = max(0, job.first_frame - chunk * model.geometry.frames_per_chunk)
-    frames = model.decode(latents[num_given * model.geometry.tokens_per_frame :])
-    frames = frames[: job.request.num_frames - job.num_frames_out]
-    job.num_frames_out += len(frames)
+    geometry = model.geometry
+    first = max(0, job.first_frame - chunk * geometry.frames_per_chunk)
+    num_frames = min(geometry.frames_per_chunk - first, job.request.num_frames - job.num_frames_out)
+    job.num_frames_out += num_frames
+    frames = job.decode(latents[first * geometry.tokens_per_frame : (first + num_frames) * geometry.tokens_per_frame])
     is_last = job.following is None and chunk == job.round.finished[-1]
     return ChunkOutput(job.request.id, chunk, frames, is_last)
 

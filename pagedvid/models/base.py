@@ -10,7 +10,7 @@ Axes: T packed tokens of all pieces, C latent channels, H heads, D head_dim.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -39,6 +39,11 @@ class ModelGeometry:
     def chunk_tokens(self) -> int:
         """Tokens of one chunk."""
         return self.tokens_per_frame * self.frames_per_chunk
+
+
+Decoder = Callable[[Tensor], np.ndarray]
+"""Clean latents [T, C] of a video's next frames -> what goes out: uint8 [frames, height, width, 3], or latents,
+float32 [frames, C, rows, columns]. One video's own: it is called with the video's frames in order and may remember."""
 
 
 class Attend(Protocol):
@@ -135,6 +140,6 @@ class VideoModel(Protocol):
         """One sampler step of one chunk: its latents at `next_noise_level` from the predictions by branch."""
         ...
 
-    def decode(self, latents_TC: Tensor) -> np.ndarray:
-        """Frames of one clean chunk: uint8 [frames, height, width, 3], or latents, float32 [frames, C, H, W]."""
+    def decoder(self, condition: Any) -> Decoder:
+        """What decodes one video, a new one for each: a causal VAE carries features from chunk to chunk."""
         ...

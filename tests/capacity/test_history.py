@@ -15,11 +15,13 @@ from pagedvid.capacity.history import (
     stream_size,
     window_of,
 )
+from pagedvid.chunk_codecs import ChunkCodecs
 from pagedvid.errors import ConfigError
-from pagedvid.geometry import BITS_PER_VALUE, KVShape, RoleCodecs, Window, peak_pages
+from pagedvid.geometry import KVShape, RoleCodecs, Window, peak_pages
 
-codec = st.sampled_from(sorted(BITS_PER_VALUE))
-role_codecs = st.builds(RoleCodecs, codec, st.none() | codec, st.none() | codec)
+codec = st.sampled_from(["fp32", "bf16", "int8", "int4", "int2", "int4/int2", "bf16/klt2", "klt1.5"])
+layers = st.sampled_from([(), ((0, 1, "int8"),), ((2, 2, "int2/bf16"), (1, 2, "int4"))])
+role_codecs = st.builds(RoleCodecs, codec, st.none() | codec, st.none() | codec, layers)
 
 
 @given(
@@ -30,7 +32,7 @@ role_codecs = st.builds(RoleCodecs, codec, st.none() | codec, st.none() | codec)
     num_branches=st.integers(1, 3),
 )
 def test_pages_of_long_windows_are_those_of_geometry(sinks, recent, codecs, chunk_tokens, num_branches):
-    shape, window = KVShape(3, 2, 64), Window(sinks, recent)
+    shape, window = KVShape(3, 2, 64, tokens_per_frame=10, frames_per_block=3), Window(sinks, recent)
     size = StreamSize(shape, window, chunk_tokens, num_branches, None, chunk_tokens, 2, 1.0)
     assert size.pages(codecs) == num_branches * peak_pages(shape, window, codecs, chunk_tokens)
 
@@ -42,10 +44,19 @@ def test_pages_of_a_rebuilt_memory_are_those_of_geometry(num_chunks, codecs):
     assert size.pages(codecs) == peak_pages(shape, window, codecs, 100, num_chunks)
 
 
+def test_a_stream_has_the_frames_of_its_model_and_pages_that_suit_the_codecs():
+    card = find_card("self-forcing")
+    size = stream_size(card, card.resolution, SlidingHistory(0, 6))
+    assert (size.shape.tokens_per_frame, size.shape.frames_per_block, size.shape.page_rows) == (1560, 3, 36)
+    klt = RoleCodecs("klt2")
+    assert size.on_pages_for(klt).shape.page_rows == 32
+    assert size.on_pages_for(klt).pages(klt) == 7 * 360 * 2 * 37  # 43 blocks of 3 frames in a page, 1560 blocks
+
+
 def test_a_window_of_a_billion_chunks_is_no_trouble():
     card = find_card("self-forcing")
     size = stream_size(card, card.resolution, SlidingHistory(0, MAX_LENGTH))
-    chunk_pages = size.shape.chunk_pages(4680, "int2")
+    chunk_pages = size.shape.chunk_pages(4680, ChunkCodecs.read("int2"))
     assert size.pages(RoleCodecs("int2")) == (MAX_LENGTH + 1) * chunk_pages
 
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from pagedvid.capacity import prove as module
+from pagedvid.attention.commit import LayerStore
 from pagedvid.capacity.catalog import find_card
 from pagedvid.capacity.history import RebuiltHistory, SlidingHistory
 from pagedvid.capacity.measure import live_bytes, peak_extra_bytes
@@ -15,7 +15,7 @@ from pagedvid.capacity.model_card import Resolution
 from pagedvid.capacity.prove import Check, prove
 from pagedvid.capacity.sizing import CODEC_CHOICES, Question
 from pagedvid.errors import CapacityError, ConfigError
-from pagedvid.geometry import RoleCodecs, page_bytes
+from pagedvid.geometry import RoleCodecs
 from pagedvid.units import GIB, MIB
 
 CPU = torch.device("cpu")
@@ -26,10 +26,21 @@ def small(model="demo", memory=24 * MIB, **changes):
     return replace(Question(card, card.resolution, card.window, memory, "none"), **changes)
 
 
-@pytest.mark.parametrize("name", CODEC_CHOICES)
+CHOICES = {
+    **CODEC_CHOICES,
+    "int4/int2": RoleCodecs("int4/int2"),
+    "bf16/int2": RoleCodecs("bf16/int2", newest="bf16"),
+    "layers": RoleCodecs("int2", newest="int4/int2", layers=((0, 1, "int8/int4"),)),
+    "token2-g64": RoleCodecs("token2-g64"),
+    "hadamard2-g64": RoleCodecs("hadamard2-g64", newest="int4-post"),
+    "int2-pair-s8": RoleCodecs("int2-pair-s8"),
+}
+
+
+@pytest.mark.parametrize("name", CHOICES)
 def test_predicted_is_measured(name):
-    memory = 30 * MIB if name in ("bf16", "mixed") else 27 * MIB  # with room for more than one stream
-    proof = prove(small(memory=memory), name, CODEC_CHOICES[name])
+    memory = 30 * MIB if name in ("bf16", "mixed", "bf16/int2") else 27 * MIB  # with room for more than one stream
+    proof = prove(small(memory=memory), name, CHOICES[name])
     assert proof.agrees, proof.checks
     checks = {check.what: check for check in proof.checks}
     assert checks["streams admitted"].measured > 1
@@ -53,19 +64,19 @@ def test_of_other_kinds_of_models_with_a_fraction_of_the_layers(model, changes):
     assert proof.num_layers == 2
     measured = {check.what: check.measured for check in proof.checks}
     tables, full_tables = 2 * asked.card.shape.num_kv_heads, asked.card.shape.num_tables
-    page = 2 * page_bytes(128)
-    assert measured["bytes of the pool"] == proof.full_bytes // page // full_tables * tables * page
+    page = 36 * 128
+    assert measured["bytes of the pool"] == proof.full_bytes // page * tables // full_tables * page
 
 
 def test_a_wrong_prediction_is_found_out(monkeypatch):
-    real = module.write_layer
+    real = LayerStore.write
 
     def leaky(*args):
         junk = torch.empty(2 * MIB, dtype=torch.uint8)
         real(*args)
         return junk
 
-    monkeypatch.setattr(module, "write_layer", leaky)
+    monkeypatch.setattr(LayerStore, "write", leaky)
     proof = prove(small(), "int2", RoleCodecs("int2"))
     wrong = [check.what for check in proof.checks if not check.agrees]
     assert wrong == ["peak bytes"] and not proof.agrees

@@ -109,17 +109,20 @@ def test_periods_add_up(tmp_path):
     assert all(p.mean_streams == pytest.approx(1) for p in result.periods)
 
 
-def test_pools_per_table_decide_as_whole_pools_do():
+@pytest.mark.parametrize("codecs", [INT2, RoleCodecs("int4/int2"), RoleCodecs("klt2", sink="int8", newest="bf16")])
+def test_pools_per_table_decide_as_whole_pools_do(codecs):
     """The claim of the module docstring."""
     card = replace(find_card("demo"), num_layers=2)
     asked = replace(
         question(), card=card, resolution=card.resolution, history=SlidingHistory(1, 3), memory_bytes=25 * 2**20
     )
-    size, row = asked.size, answer(asked, "", INT2)
+    size, row = asked.size, answer(asked, "", codecs)
     page_bytes = row.pool_bytes // row.pool_pages
-    for spare in range(0, 12, 5):
-        whole = CacheManager(CacheSpec(2, 3, 64, codecs=INT2), page_bytes * (row.pool_pages - spare), "meta")
-        table = CacheManager(CacheSpec(1, 1, 64, codecs=INT2), page_bytes * ((row.pool_pages - spare) // 6), "meta")
+    frames = {"tokens_per_frame": size.shape.tokens_per_frame, "frames_per_block": size.shape.frames_per_block}
+    for spare in range(0, 24, 5):
+        whole, table = CacheSpec(2, 3, 64, codecs=codecs, **frames), CacheSpec(1, 1, 64, codecs=codecs, **frames)
+        whole = CacheManager(whole, page_bytes * (row.pool_pages - spare), "meta")
+        table = CacheManager(table, page_bytes * ((row.pool_pages - spare) // 6), "meta")
         counts = []
         for cache in (whole, table):
             with pytest.raises(CapacityError):
@@ -162,6 +165,8 @@ def test_traces_that_cannot_be_used(tmp_path):
     arrivals = read_trace(trace(tmp_path, stream(0)), question())
     with pytest.raises(ConfigError, match="too many to simulate"):
         Fleet.of(question(2**50), INT2, arrivals, 1000)
+    with pytest.raises(ConfigError, match="cannot simulate codecs that differ between layers"):
+        Fleet.of(question(), RoleCodecs(layers=((0, 0, "int8"),)), arrivals, 1)
     with pytest.raises(ConfigError, match="would take too long"):
         Fleet.of(question(history=SlidingHistory(0, 10_000)), INT2, arrivals, 1)
     with pytest.raises(CapacityError, match="nothing of the memory is left"):

@@ -38,14 +38,31 @@ def test_self_forcing_in_60_gib():
     assert rows["int2"].bits_per_value == pytest.approx(37 * 128 / 4680 * (2 + 32 / 128), abs=0.001)
 
 
-@pytest.mark.parametrize("name", CODEC_CHOICES)
+CHOICES = {
+    **CODEC_CHOICES,
+    "int4/int2": RoleCodecs("int4/int2"),
+    "klt2": RoleCodecs("klt2"),
+    "klt1.5/klt2": RoleCodecs("klt1.5/klt2", sink="int8/int4", newest="bf16"),
+}
+
+
+@pytest.mark.parametrize("name", CHOICES)
 @pytest.mark.parametrize("model", ["demo", "hy-worldplay-8b", "skyreels-v2-1.3b"])
 def test_the_cache_admits_exactly_what_is_promised(model, name):
     asked = question(model, memory=32 * MIB if model == "demo" else 60 * GIB)
-    row = answer(asked, name, CODEC_CHOICES[name])
+    row = answer(asked, name, CHOICES[name])
     size, tables = asked.size, asked.card.shape.num_tables
     # The pool per table, so that its stack of free pages stays small: every count is a multiple of the tables.
-    spec = CacheSpec(1, 1, asked.card.head_dim, codecs=row.codecs)
+    shape = size.on_pages_for(row.codecs).shape
+    spec = CacheSpec(
+        1,
+        1,
+        asked.card.head_dim,
+        codecs=row.codecs,
+        tokens_per_frame=shape.tokens_per_frame,
+        frames_per_block=shape.frames_per_block,
+    )
+    assert row.pool_bytes // row.pool_pages == spec.shape.page_bytes
     memory = row.pool_bytes // row.pool_pages * (row.pool_pages // tables)
     cache, opened = CacheManager(spec, memory, "meta"), 0
     branches = tuple(map(str, range(size.num_branches)))
@@ -60,6 +77,34 @@ def test_bytes_are_those_that_geometry_reserves():
     asked = question("skyreels-v2-1.3b")
     row = answer(asked, "mixed", CODEC_CHOICES["mixed"])
     assert row.stream_bytes == stream_bytes(asked.card.shape, asked.size.window, row.codecs, 5 * 2040, num_branches=2)
+
+
+def test_layers_apart_are_admitted_as_promised():
+    """Tables of different length: the whole model, with a pool of its real number of pages."""
+    asked, codecs = question("demo", memory=32 * MIB), RoleCodecs("int4/int2", layers=((0, 1, "int8/bf16"),))
+    row, size = answer(asked, "", codecs), asked.size
+    card = asked.card
+    spec = CacheSpec(card.num_layers, card.num_kv_heads, card.head_dim, codecs=codecs)
+    cache, opened = CacheManager(spec, row.pool_bytes, "meta"), 0
+    assert cache.pool.num_pages == row.pool_pages
+    with pytest.raises(CapacityError):
+        while True:
+            cache.open(size.window, size.chunk_tokens)
+            opened += 1
+    assert opened == row.num_streams > 1
+    rows = by_name(asked)
+    assert rows["int2"].stream_bytes < row.stream_bytes < rows["int8"].stream_bytes
+
+
+def test_klt_in_60_gib():
+    """Wan 1.3B: 1560 blocks of 3 tokens, 43 in a page of 32 rows in 2 bits, so 37 pages; and 37 of 24 rows in 1.5."""
+    rows = {row.name: row for row in answers(question(), {"klt2": RoleCodecs("klt2"), "klt1.5": RoleCodecs("klt1.5")})}
+    assert rows["klt2"].stream_bytes == 7 * 2 * 360 * 37 * 32 * 128
+    assert rows["klt1.5"].stream_bytes == 7 * 2 * 360 * 37 * 24 * 128
+    assert rows["klt2"].chunk_bytes == 360 * 2 * 37 * 32 * 128  # its keys are not corrected
+    assert rows["klt2"].bits_per_value == pytest.approx(8 * 37 * 32 / 4680)
+    assert rows["klt2"].ratio_to_bf16 == pytest.approx(260 * 36 / (37 * 32))
+    assert rows["klt2"].num_streams > by_name(question())["int2"].num_streams
 
 
 def test_all_of_the_memory_is_accounted_for():

@@ -18,7 +18,7 @@ def engines(monkeypatch) -> list[FakeEngine]:
     """The fake engines that commands of this test have made, in order."""
     made: list[FakeEngine] = []
 
-    def create(config) -> FakeEngine:
+    def create(config, prompts) -> FakeEngine:
         made.append(FakeEngine())
         return made[-1]
 

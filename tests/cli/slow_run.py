@@ -16,5 +16,5 @@ if __name__ == "__main__":
     step_seconds, max_file_bytes = float(sys.argv[1]), int(sys.argv[2])
     if max_file_bytes:
         resource.setrlimit(resource.RLIMIT_FSIZE, (max_file_bytes, max_file_bytes))
-    generate.create_engine = lambda config: FakeEngine(step_seconds)
+    generate.create_engine = lambda config, prompts: FakeEngine(step_seconds)
     raise SystemExit(main.main(sys.argv[3:]))

@@ -40,6 +40,19 @@ def test_self_forcing_in_60_gib(command):
     assert max(map(len, out.splitlines())) <= 80
 
 
+def test_any_codecs_become_rows(command):
+    code, out, err = command(*SELF_FORCING, "--memory", "60GiB", "--weights", "none", "--kv", "int4,klt2,int4/int2")
+    assert (code, err) == (0, "")
+    rows = table(out)
+    assert list(rows) == ["int4", "klt2", "int4/int2"]
+    bits = {name: float(cells[0]) for name, cells in rows.items()}
+    assert bits["klt2"] == pytest.approx(2.02, abs=0.01)
+    assert bits["int4/int2"] == pytest.approx((bits["int4"] + 2.28) / 2, abs=0.01)
+    streams = {name: int(cells[6]) for name, cells in rows.items()}
+    assert streams["int4"] < streams["int4/int2"] < streams["klt2"]
+    assert max(map(len, out.splitlines())) <= 80
+
+
 @pytest.mark.parametrize("model", ["magi-1-4.5b", "hy-worldplay-8b", "longcat-13.6b", "skyreels-v2-1.3b", "demo"])
 def test_every_kind_of_model_fits_a_terminal(command, model):
     code, out, err = command("capacity", "--model", model, "--gpu", "h200", "--reserve", "4GiB")
@@ -70,7 +83,8 @@ def test_targets(command):
     assert (code, err) == (0, "")
     assert "int4 (4.55 bits) is the finest codec that reaches it" in out
     assert table(out)["int2"][2:] == ["74", "yes", "0+16", "12.0", "s"]
-    out = command(*SELF_FORCING, "--memory", "60GiB", "--target", "streams=100")[1]
+    plain = ("--kv", "bf16,int8,int4,int2")
+    out = command(*SELF_FORCING, "--memory", "60GiB", "--target", "streams=100", *plain)[1]
     assert "no codec reaches it with the window 0+6; int2 does with 0+" in out
     words = (*SELF_FORCING, "--memory", "60GiB", "--target", "seconds=60", "--target", "streams=3", "--format", "json")
     answer = json.loads(command(*words)[1])
@@ -128,7 +142,13 @@ def test_a_trace(command, lines):
         (["--window", "4s", "--target", "seconds=3"], "both set the window"),
         (["--target", "streams=many"], "--target streams=many"),
         (["--target", "streams=1000000"], "no codec reaches 1000000 stream(s)"),
-        (["--kv", "int3"], "--kv names 'int3'; allowed are bf16, int8, int4, int2, mixed"),
+        (["--kv", "int3"], "--kv names 'int3'; allowed are bf16, int8, int4, int2, mixed, "),
+        (["--kv", "int4/int3"], "any codec (fp32, bf16, int8, int4, int2 (with -pair"),
+        (["--kv", "int2,int4/x"], "--kv names 'int4/x'"),
+        (
+            ["--model", "demo", "--memory", "24MiB", "--weights", "none", "--kv", "klt2", "--prove"],
+            "klt2 needs tables of the model",
+        ),
         (["--branches", "0"], "'0' is not a whole number"),
         (["--scale", "0.5"], "--scale only means something with --prove"),
         (["--device", "cpu"], "--device only means something with --prove"),

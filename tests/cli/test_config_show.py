@@ -33,12 +33,21 @@ def test_json_holds_the_same(command):
 
 def test_yaml_can_be_read_back(command, tmp_path):
     options = ["--frames", 9, "--no-correction", "--memory", "1500MB", "--set", "cache.sink_codec=int8"]
+    options += ["--kv", "int4/klt1.5", "--set", "cache.layer_codecs={0-1: int8, 5: klt2/int4}"]
+    options += ["--set", "cache.page_rows=40", "--set", "cache.tables=my tables.safetensors"]
     _, out, _ = command("config", "show", "--format", "yaml", *options)
     (tmp_path / "copy.yaml").write_text(out)
     copy = load_config(tmp_path / "copy.yaml")
     assert copy != Config()
     assert (copy.generate.num_frames, copy.cache.memory) == (9, 1_500_000_000)
     assert (copy.cache.correction, copy.cache.sink_codec) == ("off", "int8")
+    assert copy.cache.layer_codecs == ((0, 1, "int8"), (5, 5, "klt2/int4"))
+    assert (copy.cache.codec, copy.cache.page_rows) == ("int4/klt1.5", 40)
+    assert copy.cache.tables == "my tables.safetensors"
+    _, again, _ = command("config", "show", "--format", "yaml", "--config", tmp_path / "copy.yaml")
+    assert [line.split(" #")[0].rstrip() for line in again.splitlines()] == [
+        line.split(" #")[0].rstrip() for line in out.splitlines()
+    ]
 
 
 @pytest.mark.parametrize("argv", [["config"], ["config", "hide"], ["config", "show", "--format", "xml"]])

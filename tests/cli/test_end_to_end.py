@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from importlib.resources import files
 
 import numpy as np
 import pytest
@@ -53,6 +54,45 @@ def test_a_video_does_not_depend_on_what_runs_beside_it(command, prompts, tmp_pa
         assert np.abs(frames[0] - frames[1]).mean() < 1.0
 
 
+def test_keys_and_values_and_layers_apart(command, prompts, tmp_path):
+    out = tmp_path / "out"
+    layers = "cache.layer_codecs={0: int8/int4, 2-3: bf16}"
+    code, stdout, stderr = command(
+        "generate", "--prompts", prompts(LINES[0]), "--out", out, *FAST, "--kv", "int4/int2", "--set", layers
+    )
+    assert code == 0, stderr
+    (id,) = assert_whole_videos(out, 20)
+    assert "codec   int4/int2, correction measured" in stdout
+    sidecar = json.loads((out / f"{id}.json").read_text())
+    assert sidecar["settings"]["cache.layer_codecs"] == {"0": "int8/int4", "2-3": "bf16"}
+    # Chunks of 128 tokens. Six layers: int8 (4 pages) and int4 (2), two in bf16 (8 + 8), three in int4 and int2 (1).
+    pages, factors = 3 * (6 + 2 * 16 + 3 * 3), 6 * 3
+    assert sidecar["cache_peak_bytes"] == 2 * (36 * 64 * pages + 4 * factors)
+    assert sidecar["cache_bf16_bytes"] == 2 * 128 * (2 * 2 * 6 * 3 * 64)
+
+
+@pytest.fixture
+def weights_without_tables(tmp_path):
+    shipped = files("pagedvid.models.demo") / "weights"
+    folder = tmp_path / "weights"
+    folder.mkdir()
+    for name in ("config.json", "model.safetensors"):
+        (folder / name).write_bytes((shipped / name).read_bytes())
+    return folder
+
+
+def test_without_tables_the_codec_is_int2(command, prompts, tmp_path, weights_without_tables):
+    out = tmp_path / "out"
+    words = ("generate", "--prompts", prompts(LINES[0]), "--out", out, *FAST, "--weights", weights_without_tables)
+    assert command(*words, "--plan")[1].count("\ncodecs   int2\n") == 1
+    code, _, stderr = command(*words, "--kv", "klt2")
+    assert code == 2
+    assert stderr.splitlines()[-1].startswith(
+        "pagedvid: error: klt2 needs tables of the model; make them with `pagedvid"
+    )
+    assert not out.exists() or not list(out.iterdir())
+
+
 def test_known_and_unknown_words(command, prompts, tmp_path):
     path = prompts("a sparkling red circle on a black background", "quantum entanglement")
     code, _, stderr = command("generate", "--prompts", path, "--out", tmp_path / "out", *FAST)
@@ -77,6 +117,9 @@ def test_known_and_unknown_words(command, prompts, tmp_path):
         (["--model", "sora"], "unknown model 'sora'"),
         (["--weights", "nowhere"], "nowhere"),
         (["--set", "model.device=cuda:9"], "cuda"),
+        (["--kv", "klt2", "--set", "cache.correction=formula"], 'klt2 keys have no step size for correction "formula"'),
+        (["--set", "cache.layer_codecs={6: int8}"], "codecs are given for layer 6; the layers are 0 to 5"),
+        (["--kv", "token2-g128"], "token2-g128 needs a head_dim that is a multiple of 128; it is 64"),
     ],
 )
 def test_what_cannot_work_here_is_one_line_and_leaves_no_folder(command, prompts, tmp_path, options, message):

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from pagedvid import __version__
+from pagedvid.engine.codecs import CALIBRATED_CODEC
 from pagedvid.output.manifest import Manifest
 from pagedvid.output.video import VideoWriter, read_frames
 from tests.cli.fake_engine import BF16_BYTES, COLORS, STORED_BYTES
@@ -59,11 +60,11 @@ class TestFiles:
         assert sidecar["seconds_after_start"] >= 0
 
     def test_the_summary_counts_everything(self, generate, out):
-        _, stdout, _ = generate("red", "blue", "green")
+        _, stdout, _ = generate("red", "blue", "green", options=["--frames", 6, "--kv", "int4/int2"])
         assert re.fullmatch(
             r"videos  3 done\n"
             r"frames  18 in [\d.]+ s = [\d.]+ frames/s\n"
-            r"codec   int2, correction measured\n"
+            r"codec   int4/int2, correction measured\n"
             r"cache   145 KiB per video, 0\.148 of its 977 KiB in bf16\n"
             r"pages   peak 20 of 100 \(4\.50 KiB each\), padding waste 12\.5%\n"
             rf"files   {out}/\n",
@@ -182,8 +183,10 @@ class TestResume:
         [
             (["--frames", 7], "frames: 6 -> 7"),
             (["--frames", 6, "--seed", 1], "seed: 0 -> 1"),
-            (["--frames", 6, "--kv", "int8"], "cache.codec: int2 -> int8"),
-            (["--frames", 6, "--no-correction"], "cache.correction: measured -> off"),
+            (["--frames", 6, "--kv", "int8"], f"cache.codec: {CALIBRATED_CODEC} -> int8"),
+            (["--frames", 6, "--set", "cache.layer_codecs={0: int8}"], "cache.layer_codecs: {} -> {'0': 'int8'}"),
+            (["--frames", 6, "--set", "cache.page_rows=40"], "cache.page_rows: auto -> 40"),
+            (["--frames", 6, "--no-correction"], "cache.correction: auto -> off"),
         ],
     )
     def test_other_settings_are_refused_by_name(self, generate, options, difference):
@@ -253,7 +256,11 @@ class TestBadInput:
     @pytest.mark.parametrize(
         ("options", "message"),
         [
-            (["--kv", "int3"], "--kv: cache.codec is 'int3'; allowed is one of fp32, bf16, int8, int4, int2"),
+            (["--kv", "int3"], "--kv: cache.codec is 'int3'; allowed is auto, or a codec, or KEYS/VALUES such as"),
+            (["--kv", "int4/"], "--kv: cache.codec is 'int4/'; allowed is auto, or a codec"),
+            (["--set", "cache.layer_codecs={3-1: int4}"], "--set: cache.layer_codecs is {'3-1': 'int4'}; allowed is a"),
+            (["--set", "cache.page_rows=4"], "--set: cache.page_rows is 4; allowed is auto, or a whole number"),
+            (["--set", "cache.tables=none.bin"], "none.bin is not a file; `pagedvid calibrate` makes one"),
             (["--frames", "0"], "--frames: generate.num_frames is 0; allowed is a whole number of at least 1"),
             (["--frames", "many"], "--frames: generate.num_frames is 'many'"),
             (["--seed", "1.5"], "--seed: generate.seed is 1.5"),

@@ -75,7 +75,7 @@ def test_the_plan_knows_the_look_back(command, prompts, weights):
     )
     assert code == 0
     assert "window   the model's own look-back: at most 6 frames stored at once" in out
-    pages = 34 * 8 * 675  # 12150 tokens, 18 a page
+    pages = 2 * 34 * 8 * 675  # keys and values of 12150 tokens, 18 a page
     assert f"{pages}" in next(line for line in out.splitlines() if line.startswith("bf16"))
 
 

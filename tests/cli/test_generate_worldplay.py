@@ -68,9 +68,9 @@ def test_a_vae_is_for_decode(command, prompts, tiny, tmp_path):
     assert code == 2 and "pagedvid decode" in stderr
 
 
-@pytest.mark.parametrize(("name", "pages"), [("hy-worldplay-8b", 210816), ("hy-worldplay-5b", 79200)])
+@pytest.mark.parametrize(("name", "pages"), [("hy-worldplay-8b", 421632), ("hy-worldplay-5b", 158400)])
 def test_plan_knows_the_published_sizes(command, prompts, name, pages):
-    """20 x 1560 and 16 x 880 tokens of memory, once: 244 pages for 54 x 16 heads, 110 for 30 x 24."""
+    """20 x 1560 and 16 x 880 tokens of memory, once: 2 x 244 pages for 54 x 16 heads, 2 x 110 for 30 x 24."""
     code, stdout, _ = command("generate", "--prompts", prompts("a walk"), "--model", name, "--frames", 60, "--plan")
     assert code == 0
     assert next(row for row in stdout.splitlines() if row.startswith("int2")).split()[2] == str(pages)

@@ -9,8 +9,8 @@ from pagedvid.errors import CapacityError, ConfigError, PromptError
 from pagedvid.geometry import Window
 from tests.engine.toy_model import CHUNK_TOKENS, ToyModel, assert_all_pages_free, toy_engine
 
-CHUNK_PAGES = 2 * 2 * 3
-"""fp32: two layers, two KV heads, three pages each."""
+CHUNK_PAGES = 2 * 2 * 2 * 3
+"""fp32: keys and values of two layers and two KV heads, three pages each."""
 PEAK_PAGES = 3 * CHUNK_PAGES
 """Sink, recent and the chunk being committed."""
 
@@ -22,12 +22,12 @@ PEAK_PAGES = 3 * CHUNK_PAGES
         (VideoRequest("b", "1", 0), ConfigError, r"request 'b' asks for 0 frames; at least 1"),
         (VideoRequest("b", "1", -3), ConfigError, r"-3 frames"),
         (VideoRequest("a", "1", 6), ConfigError, r"'a' was submitted before"),
-        (VideoRequest("b", "1", 12), CapacityError, r"'b' needs 36 pages at its peak; the pool has 35"),
+        (VideoRequest("b", "1", 12), CapacityError, r"'b' needs 72 pages at its peak; the pool has 71"),
     ],
     ids=["prompt", "no frames", "negative frames", "same id", "capacity"],
 )
 def test_a_request_that_cannot_run_is_refused_and_changes_nothing(request_, error, message):
-    engine = toy_engine(num_pages=35)
+    engine = toy_engine(num_pages=71)
     engine.submit(VideoRequest("a", "1", 6))
     with pytest.raises(error, match=message):
         engine.submit(request_)
@@ -37,7 +37,7 @@ def test_a_request_that_cannot_run_is_refused_and_changes_nothing(request_, erro
 
 
 def test_a_refused_id_may_be_used_again():
-    engine = toy_engine(num_pages=35)
+    engine = toy_engine(num_pages=71)
     for wrong in (VideoRequest("a", "red", 6), VideoRequest("a", "1", 0), VideoRequest("a", "1", 12)):
         with pytest.raises((PromptError, ConfigError, CapacityError)):
             engine.submit(wrong)
@@ -46,9 +46,9 @@ def test_a_refused_id_may_be_used_again():
 
 
 def test_capacity_counts_all_branches():
-    with pytest.raises(CapacityError, match="needs 72 pages at its peak; the pool has 71"):
-        toy_engine(ToyModel(("cond", "uncond")), num_pages=71).submit(VideoRequest("a", "1", 12))
-    toy_engine(ToyModel(("cond", "uncond")), num_pages=72).submit(VideoRequest("a", "1", 12))
+    with pytest.raises(CapacityError, match="needs 144 pages at its peak; the pool has 143"):
+        toy_engine(ToyModel(("cond", "uncond")), num_pages=143).submit(VideoRequest("a", "1", 12))
+    toy_engine(ToyModel(("cond", "uncond")), num_pages=144).submit(VideoRequest("a", "1", 12))
 
 
 def test_the_queue_drains_through_a_pool_for_two():
@@ -124,7 +124,7 @@ def test_pages_held_by_others_are_named_instead_of_waiting_for_ever():
     foreign = engine.cache.open(Window(0, 1), CHUNK_TOKENS)
     engine.submit(VideoRequest("a", "1", 12))
     for _ in range(2):
-        with pytest.raises(CapacityError, match=r"'a' cannot start although no video is running: .* 24 of 36 pages"):
+        with pytest.raises(CapacityError, match=r"'a' cannot start although no video is running: .* 48 of 72 pages"):
             engine.step()
     engine.cache.release(foreign)
     assert len(list(engine.run())) == 4

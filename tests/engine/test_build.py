@@ -36,7 +36,7 @@ def test_every_setting_reaches_the_engine():
     )
     assert spec.codecs == RoleCodecs("int4", sink="int8", newest="bf16")
     assert (spec.correction, spec.debug_checks) == ("formula", True)
-    assert engine.cache.pool.num_pages == 3 * 2**20 // (2 * 36 * geometry.head_dim)
+    assert engine.cache.pool.num_pages == 3 * 2**20 // (36 * geometry.head_dim)
     assert engine.window == Window(2, 3, positions="window")
     assert (settings.max_batch_tokens, settings.policy, settings.max_concurrent, settings.num_denoise_steps) == (
         512,
@@ -56,7 +56,7 @@ def test_auto_concurrency_is_limited_by_memory_alone():
         (Config(cache=CacheConfig(sink_chunks=3, recent_chunks=3)), ConfigError, r"exceed the 6 chunks that demo"),
         (Config(model=ModelConfig(name="nothing")), ConfigError, "demo"),
         (Config(attention=AttentionConfig(backend="nothing")), BackendError, r"'nothing'; allowed are auto, torch"),
-        (Config(cache=CacheConfig(memory="1KiB")), CapacityError, r"one K and one V page need 4608 bytes"),
+        (Config(cache=CacheConfig(memory="1KiB", codec="int2")), CapacityError, r"holds no page; one needs 2304 bytes"),
     ],
     ids=["window", "model", "backend", "memory"],
 )

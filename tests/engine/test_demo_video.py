@@ -33,7 +33,7 @@ class LatentDemo(DemoModel):
     """The demo model whose frames are its latents, bit by bit."""
 
     def decode(self, latents_TC: Tensor) -> np.ndarray:
-        return frames_of_latents(latents_TC, self.geometry.frames_per_chunk)
+        return frames_of_latents(latents_TC, len(latents_TC) // self.geometry.tokens_per_frame)
 
 
 @pytest.fixture(scope="module")

@@ -113,7 +113,7 @@ def test_every_video_runs_its_steps_in_order(
     engine = toy_engine(
         ToyModel(branches),
         "bf16",
-        num_pages=int(num_peaks * len(branches) * 24),
+        num_pages=int(num_peaks * len(branches) * 48),
         policy=policy,
         max_batch_tokens=max_batch_tokens,
         max_concurrent=max_concurrent,

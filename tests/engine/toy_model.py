@@ -21,8 +21,8 @@ from pagedvid.cache.spec import CacheSpec
 from pagedvid.engine.engine import Engine
 from pagedvid.engine.requests import EngineSettings
 from pagedvid.errors import PromptError
-from pagedvid.geometry import RoleCodecs, Window, page_bytes
-from pagedvid.models.base import Attend, ModelGeometry, Piece
+from pagedvid.geometry import RoleCodecs, Window
+from pagedvid.models.base import Attend, Decoder, ModelGeometry, Piece
 from pagedvid.models.chunk_by_chunk import ChunkByChunk
 from pagedvid.paged_kv_cache import PagedKVCache
 from tests.engine.latent_bytes import frames_of_latents
@@ -131,22 +131,25 @@ class ToyModel(ChunkByChunk):
             clean = predictions["uncond"] + 1.5 * (clean - predictions["uncond"])
         return clean + (next_noise_level / noise_level) * (latents_TC - clean)
 
+    def decoder(self, condition: ToyCondition) -> Decoder:
+        return self.decode
+
     def decode(self, latents_TC: Tensor) -> np.ndarray:
-        return frames_of_latents(latents_TC, FRAMES_PER_CHUNK)
+        return frames_of_latents(latents_TC, len(latents_TC) // TOKENS_PER_FRAME)
 
 
 def toy_engine(
     model: ToyModel | None = None,
     codecs: RoleCodecs | str = "fp32",
     window: tuple[int, int] = (1, 1),
-    num_pages: int = 400,
+    num_pages: int = 800,
     **settings: object,
 ) -> Engine:
     """An engine over the toy model, two denoise steps unless told; every step checks the whole cache."""
     model = model or ToyModel()
     codecs = RoleCodecs(codecs) if isinstance(codecs, str) else codecs
     spec = CacheSpec(NUM_LAYERS, KV_HEADS, HEAD_DIM, QUERY_HEADS, codecs=codecs, debug_checks=True)
-    cache = PagedKVCache(spec, num_pages * 2 * page_bytes(HEAD_DIM))
+    cache = PagedKVCache(spec, num_pages * spec.shape.page_bytes)
     settings.setdefault("num_denoise_steps", 2)
     return Engine(model, cache, Window(*window, positions=model.positions), EngineSettings(**settings))  # type: ignore[arg-type]
 

@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from pagedvid.errors import ConfigError, ShapeError
-from pagedvid.models.base import Attend, ModelGeometry, Piece
+from pagedvid.models.base import Attend, Decoder, ModelGeometry, Piece
 from pagedvid.models.chunk_by_chunk import ChunkByChunk
 from pagedvid.models.demo.captions import VOCABULARY, read_prompt
 from pagedvid.models.demo.latents import GRID_SIZE, TOKENS_PER_FRAME, images_of
@@ -100,8 +100,12 @@ class DemoModel(ChunkByChunk):
         clean_TC = predictions["cond"]
         return clean_TC + (next_noise_level / noise_level) * (latents_TC - clean_TC)
 
+    def decoder(self, condition: Expectation) -> Decoder:
+        """`decode`: a frame needs nothing of the others."""
+        return self.decode
+
     def decode(self, latents_TC: Tensor) -> np.ndarray:
-        """Frames of one clean chunk, uint8 [8, 32, 32, 3]."""
+        """Frames of clean latents, uint8 [frames, 32, 32, 3]."""
         images = images_of(latents_TC.float().cpu())
         return ((images + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).numpy()
 

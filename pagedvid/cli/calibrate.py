@@ -1,0 +1,117 @@
+"""`pagedvid calibrate`: the tables of klt codecs for a model, from a few of its own videos.
+
+The videos are generated with a cache in bf16 and thrown away; what stays are means, bases and variances of the keys and
+values of every layer. Beside the weights, under the name klt_tables.safetensors, the file is found by itself.
+"""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pagedvid.cli.options import add_config_options, resolve_options
+from pagedvid.cli.prompts import read_prompts
+from pagedvid.config import Config
+from pagedvid.engine.requests import ChunkOutput, VideoRequest
+from pagedvid.errors import ConfigError
+
+if TYPE_CHECKING:
+    from pagedvid.quant.klt_file import Calibration
+
+DEMO_PROMPTS = 72
+"""Prompts of the demo model when none are given."""
+DEMO_PROMPT_SEED = 20_260
+
+
+def add_parser(subparsers: Any) -> None:
+    """Adds `calibrate`."""
+    parser = subparsers.add_parser("calibrate", help="make the tables of klt codecs for a model", description=__doc__)
+    parser.add_argument(
+        "--prompts", metavar="FILE", type=Path, help=".txt (a prompt per line) or .jsonl; the demo model has its own"
+    )
+    parser.add_argument(
+        "--out", metavar="FILE", type=Path, required=True, help="such as WEIGHTS/klt_tables.safetensors"
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace an existing file")
+    add_config_options(parser)
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Generates, writes the file and returns the exit code. Raises `PagedvidError` for bad input."""
+    config = observing(resolve_options(args).config)
+    requests = calibration_requests(config, args.prompts)
+    if args.out.exists() and not args.overwrite:
+        raise ConfigError(f"{args.out} exists already; give --overwrite, or another --out")
+    if not args.out.parent.is_dir():
+        raise ConfigError(f"{args.out.parent} is not a folder; make it, or give another --out")
+    from pagedvid.quant.klt_file import save_calibration
+
+    calibration = calibrate_model(config, requests)
+    save_calibration(calibration, args.out)
+    print(f"{args.out}  {calibration.num_bytes} bytes, {calibration.calibrated_on}")
+    return 0
+
+
+def observing(config: Config) -> Config:
+    """The settings with a cache that changes nothing worth observing."""
+    cache = replace(
+        config.cache,
+        codec="bf16",
+        sink_codec=None,
+        newest_codec=None,
+        layer_codecs=(),
+        page_rows="auto",
+        tables=None,
+        correction="off",
+    )
+    return replace(config, cache=cache)
+
+
+def calibration_requests(config: Config, prompts: Path | None) -> list[VideoRequest]:
+    """What is generated. Raises ConfigError when no prompts are given for a model that needs some."""
+    if prompts is not None:
+        return read_prompts(prompts, config.generate)
+    if config.model.name != "demo":
+        raise ConfigError(f"calibrate needs --prompts FILE for {config.model.name}: some of what it will be used for")
+    import numpy as np
+
+    from pagedvid.models.demo.captions import caption
+    from pagedvid.models.demo.world import random_scene
+
+    seed = DEMO_PROMPT_SEED + config.generate.seed
+    chance = np.random.default_rng(seed)
+    return [
+        VideoRequest(str(number), caption(random_scene(chance)), config.generate.num_frames, seed + number)
+        for number in range(DEMO_PROMPTS)
+    ]
+
+
+def calibrate_model(config: Config, requests: list[VideoRequest]) -> Calibration:
+    """Generates all videos and fits the tables. Raises the error of the first video that fails, and ConfigError when
+    no chunk was read by a later one."""
+    import torch
+
+    from pagedvid.engine.build import build_engine
+    from pagedvid.engine.observe import ObservingCache
+    from pagedvid.quant.calibration import fit
+    from pagedvid.quant.klt_file import Calibration
+
+    if config.generate.threads is not None:
+        torch.set_num_threads(config.generate.threads)
+    engine = build_engine(config, [request.prompt for request in requests], ObservingCache)
+    cache, num_chunks = engine.cache, 0
+    assert isinstance(cache, ObservingCache)
+    try:
+        for request in requests:
+            engine.submit(request)
+        for output in engine.run():
+            if not isinstance(output, ChunkOutput):
+                raise output.error
+            num_chunks += 1
+    finally:
+        engine.close()
+    keys, values = (fit(cache.statistics, kind) for kind in ("keys", "values"))
+    return Calibration.of(config.model.name, keys, values, f"{len(requests)} videos, {num_chunks} chunks")

@@ -1,0 +1,107 @@
+"""A cache that watches what its model attends to: the statistics from which klt tables are made.
+
+Every chunk that is stored counts. Forwards that read chunks are sampled, alike in all layers: of each range the first
+few chunks of its own length that it reads, as they lie in the pages. A query's own chunk stands for everything that
+is not stored yet, and only the rotary view counts.
+
+Axes: T packed tokens; C chunks; G query heads of a KV head; H KV heads; n tokens of a chunk; D head_dim.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pagedvid.attention.commit import LayerStore
+from pagedvid.attention.step import Step
+from pagedvid.cache.plan import QueryRange, RangePlan, StepPlan
+from pagedvid.errors import ConfigError
+from pagedvid.paged_kv_cache import PagedKVCache
+from pagedvid.quant.blocks import BlockLayout
+from pagedvid.quant.rotary import RopeTables, to_half_layout
+from pagedvid.quant.statistics import LayerStatistics, Observation
+
+SHARE = 1 / 4
+"""Of the forwards, drawn by chance, so that every noise level is among them; the first that reads always is."""
+MAX_CHUNKS = 4
+"""Chunks that one range is seen to read: what bounds the memory."""
+
+
+class ObservingCache(PagedKVCache):
+    """A `PagedKVCache` for keys that arrive before rotary embedding. Give it codecs that lose little, such as bf16."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        """As `PagedKVCache`. Raises ConfigError for keys that arrive rotated."""
+        super().__init__(*args, **options)
+        if self.spec.keys_arrive != "before_rotary":
+            raise ConfigError(f"keys that arrive {self.spec.keys_arrive} cannot be observed; give them before rotation")
+        layout = BlockLayout(self.spec.tokens_per_frame, self.spec.frames_per_block)
+        self.statistics = [LayerStatistics(layout) for _ in range(self.spec.num_layers)]
+        self._chance = random.Random(0)
+
+    @contextmanager
+    def step(self, ranges: Sequence[QueryRange]) -> Iterator[Step]:
+        """See `PagedKVCache.step`."""
+        with self.transaction(ranges) as plan:
+            is_sampled = self._chance.random() < SHARE or not self.statistics[0].is_complete
+            step = _ObservingStep(plan, self, is_sampled)
+            try:
+                yield step
+            finally:
+                step.end()
+
+
+class _ObservingStep(Step):
+    def __init__(self, plan: StepPlan, cache: ObservingCache, is_sampled: bool) -> None:
+        super().__init__(plan, cache.pool, cache.spec, cache.backend)
+        self._store = LayerStore(cache.pool, cache.spec, cache.book)
+        self._statistics = cache.statistics
+        self._is_sampled = is_sampled
+
+    @torch.no_grad()
+    def attend(
+        self, layer: int, q_THD: Tensor, k_THD: Tensor, v_THD: Tensor, rope: RopeTables | None = None, **how: Any
+    ) -> Tensor:
+        """See `Step.attend`."""
+        out = super().attend(layer, q_THD, k_THD, v_THD, rope, **how)
+        for range_ in self.plan.ranges:
+            q_nHD, k_nHD, v_nHD = (_own(x, range_) for x in (q_THD, k_THD, v_THD))
+            if rope is not None:
+                q_nHD, k_nHD = to_half_layout(q_nHD, rope.layout), to_half_layout(k_nHD, rope.layout)
+            k_HnD, v_HnD = k_nHD.transpose(0, 1), v_nHD.transpose(0, 1)
+            if any(pending.source is None for pending in range_.writes):
+                self._statistics[layer].add_chunk(k_HnD, v_HnD)
+            if self._is_sampled:
+                q_GHnD = q_nHD.unflatten(1, (len(k_HnD), -1)).permute(2, 1, 0, 3)
+                self._add_reading(layer, range_, q_GHnD, k_HnD, v_HnD, rope)
+        return out
+
+    def _add_reading(
+        self, layer: int, range_: RangePlan, q_GHnD: Tensor, k_HnD: Tensor, v_HnD: Tensor, rope: RopeTables | None
+    ) -> None:
+        reads = [read for read in range_.reads if read.chunk.num_tokens == range_.num_tokens][:MAX_CHUNKS]
+        if not reads:
+            return
+        stored = [self._store.read(read.chunk, layer, rope) for read in reads]
+        keys_CHnD, values_CHnD = (torch.stack([pair[i] for pair in stored]).cpu() for i in (0, 1))
+        first_tokens = [*(read.first_token for read in reads), range_.first_token]
+        angles = [_angles(rope, first, range_.num_tokens, k_HnD.shape[-1]) for first in first_tokens]
+        cos, sin = (torch.stack([pair[i] for pair in angles]).float().cpu() for i in (0, 1))
+        own_k, own_v = (x.expand(len(q_GHnD), *x.shape) for x in (k_HnD, v_HnD))
+        self._statistics[layer].add_reading(Observation(keys_CHnD, values_CHnD, q_GHnD, own_k, own_v, cos, sin))
+
+
+def _own(x_THD: Tensor, range_: RangePlan) -> Tensor:
+    return x_THD[range_.start : range_.stop].float().cpu()
+
+
+def _angles(rope: RopeTables | None, first_token: int, num_tokens: int, head_dim: int) -> tuple[Tensor, Tensor]:
+    """(cos, sin) [n, D / 2]; nothing turns without rotary embedding."""
+    if rope is None:
+        return torch.ones(num_tokens, head_dim // 2), torch.zeros(num_tokens, head_dim // 2)
+    return rope.tables(first_token, num_tokens)
