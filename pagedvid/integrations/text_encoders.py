@@ -7,6 +7,8 @@ Everything comes from folders: nothing is ever downloaded.
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +25,9 @@ CLASSES = {"t5": "T5EncoderModel", "umt5": "UMT5EncoderModel"}
 class T5TextEncoder:
     """The encoder half of a T5 or UMT5, such as google/t5-v1_1-xxl and google/umt5-xxl (width 4096).
 
-    Its folder holds config.json, weights and tokenizer; or, as in a pipeline of diffusers, the folders `text_encoder`
-    and `tokenizer`. It computes in the type in which transformers loads the weights.
+    Its folder holds config.json, weights and tokenizer; or, as a pipeline of diffusers, the folders `text_encoder` and
+    `tokenizer`; or it is the first of these two, beside the other. It computes in the type in which transformers loads
+    the weights.
     """
 
     def __init__(self, folder: Path, kind: str, width: int, device: str = "cpu") -> None:
@@ -39,17 +42,13 @@ class T5TextEncoder:
                 f"model.text_encoder needs the library transformers ({error}): pip install 'pagedvid[text]', or leave "
                 "it out and give every request its embeddings in a file"
             ) from error
-        if not folder.is_dir():
-            raise ConfigError(
-                f"the text encoder {folder} is no folder; give one with config.json, tokenizer and weights "
-                "(nothing is downloaded)"
-            )
+        check_folder(folder, kind, width)
         weights, tokenizer = _parts(folder)
-        _check_config(weights, kind, width)
         loader = getattr(transformers, CLASSES[kind])
         try:
             self._tokenizer: Any = transformers.AutoTokenizer.from_pretrained(tokenizer, local_files_only=True)
-            model, found = loader.from_pretrained(weights, local_files_only=True, output_loading_info=True)
+            with _without_bars(transformers.utils.logging):
+                model, found = loader.from_pretrained(weights, local_files_only=True, output_loading_info=True)
         except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
             raise ConfigError(
                 f"the text encoder {folder} cannot be loaded: {error} (a tokenizer in the file spiece.model needs "
@@ -74,14 +73,41 @@ class T5TextEncoder:
         return {"embeddings": states[0].float().cpu(), "mask": mask[0].cpu()}
 
 
+def check_folder(folder: Path, kind: str, width: int) -> None:
+    """Whether a folder holds an encoder of a kind and width; nothing large is read. Raises ConfigError."""
+    if not folder.is_dir():
+        raise ConfigError(
+            f"the text encoder {folder} is no folder; give one with config.json, tokenizer and weights "
+            "(nothing is downloaded)"
+        )
+    _check_config(_parts(folder)[0], kind, width)
+
+
 def _parts(folder: Path) -> tuple[Path, Path]:
     """The folders of weights and tokenizer."""
-    weights, tokenizer = folder / "text_encoder", folder / "tokenizer"
-    return (weights, tokenizer) if weights.is_dir() and tokenizer.is_dir() else (folder, folder)
+    for weights, tokenizer in (
+        (folder / "text_encoder", folder / "tokenizer"),
+        (folder, folder.parent / "tokenizer"),
+    ):
+        if weights.is_dir() and tokenizer.is_dir() and not (weights / "tokenizer_config.json").is_file():
+            return weights, tokenizer
+    return folder, folder
+
+
+@contextmanager
+def _without_bars(logging: Any) -> Iterator[None]:
+    """Keeps the library's progress bars out of ours; `logging` is its module of that name."""
+    were_shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if were_shown:
+            logging.enable_progress_bar()
 
 
 def _check_config(folder: Path, kind: str, width: int) -> None:
-    """Before anything large is read. Raises ConfigError."""
+    """Raises ConfigError."""
     try:
         config = json.loads((folder / "config.json").read_text())
         found = config["model_type"], config["d_model"]

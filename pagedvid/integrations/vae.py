@@ -1,7 +1,8 @@
-"""Latents to frames by the VAEs of the library `diffusers`. The only file that imports it.
+"""Latents to frames by the VAEs of the library `diffusers`: whole videos, or frame by frame as a video is generated.
 
-`diffusers` is optional (pip install "pagedvid[vae]"); without it, latents are written as they are. A causal video VAE
-decodes whole videos: the first latent frame gives one frame, every further one four. Nothing is ever downloaded.
+The VAEs are causal in time: the first latent frame gives one frame, every further one four. What Wan's needs of
+earlier frames are the last inputs of its convolutions: `VideoVae.stream` keeps them for one video, so that its frames
+come out while it is generated, the same as at once. Nothing is ever downloaded.
 
 Axes: F latent frames, C latent channels, R and S rows and columns of the latent grid; N frames.
 """
@@ -14,13 +15,18 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 
 from pagedvid.errors import ConfigError
+from pagedvid.integrations.diffusers_library import load_pretrained
 
-CLASSES = ("AutoencoderKLWan", "AutoencoderKLHunyuanVideo15")
-"""VAEs of Wan 2.1 and 2.2 (hy-worldplay-5b) and of HunyuanVideo-1.5 (hy-worldplay-8b)."""
+STREAMING_CLASS = "AutoencoderKLWan"
+CLASSES = (STREAMING_CLASS, "AutoencoderKLHunyuanVideo15")
+"""VAEs of Wan 2.1 and 2.2 (hy-worldplay-5b, self-forcing, skyreels-v2) and of HunyuanVideo-1.5 (hy-worldplay-8b)."""
+
+
+CONVOLUTION = "WanCausalConv3d"
+"""The class of Wan's convolutions in time; each has its features."""
 
 
 class VideoVae:
@@ -29,25 +35,9 @@ class VideoVae:
     def __init__(self, folder: Path, device: str = "cpu", dtype: torch.dtype = torch.float32) -> None:
         """Loads the weights. Raises ConfigError when the library or the files are missing or of another kind."""
         kind = _class_name(folder)
-        try:
-            import diffusers
-        except ImportError as error:
-            raise ConfigError(
-                f"decoding latents needs the library diffusers ({error}): pip install 'pagedvid[vae]', or keep the "
-                "latents and decode them elsewhere"
-            ) from error
-        if not hasattr(diffusers, kind):
-            raise ConfigError(f"diffusers {diffusers.__version__} has no {kind}; install version 0.36 or newer")
-        try:
-            vae, found = getattr(diffusers, kind).from_pretrained(
-                folder, torch_dtype=dtype, local_files_only=True, low_cpu_mem_usage=False, output_loading_info=True
-            )
-        except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-            raise ConfigError(f"the VAE {folder} cannot be loaded: {error}") from error
-        if found["missing_keys"]:
-            raise ConfigError(f"the weights in {folder} lack {', '.join(sorted(found['missing_keys']))}")
-        self._vae: Any = vae.to(device).eval()
-        self._device, self._dtype = device, dtype
+        self._vae: Any = load_pretrained(kind, folder, "decoding latents", dtype).to(device)
+        self._vae.encoder = None  # nothing is encoded here
+        self._device, self._dtype, self._folder = device, dtype, folder
 
     @property
     def latent_channels(self) -> int:
@@ -62,12 +52,30 @@ class VideoVae:
         known = (getattr(config, name, None) for name in ("scale_factor_temporal", "temporal_compression_ratio"))
         return next((int(value) for value in known if value is not None), 4)
 
+    @property
+    def pixels_per_latent(self) -> int:
+        """Rows (and columns) of pixels that a row of latents gives."""
+        return int(self._vae.spatial_compression_ratio)
+
     @torch.no_grad()
     def decode(self, latents_FCRS: np.ndarray | Tensor) -> np.ndarray:
         """All latents of a video, as the model generated them -> frames uint8 [N, height, width, 3].
 
         Raises ConfigError for latents of another model.
         """
+        return _pixels(self._vae.decode(self.inputs(latents_FCRS), return_dict=False)[0][0])
+
+    def stream(self) -> VaeStream:
+        """A decoder for one more video. Raises ConfigError for a VAE that decodes whole videos only."""
+        if type(self._vae).__name__ != STREAMING_CLASS:
+            raise ConfigError(
+                f"the VAE {self._folder} decodes whole videos only; chunk by chunk decodes {STREAMING_CLASS}. "
+                "Leave model.vae out, and decode the latents that come out by `pagedvid decode`"
+            )
+        return VaeStream(self, self._vae)
+
+    def inputs(self, latents_FCRS: np.ndarray | Tensor) -> Tensor:
+        """Latents in the scale and layout of the VAE, [1, C, F, R, S]. Raises ConfigError for another model's."""
         latents = torch.as_tensor(latents_FCRS)
         if latents.ndim != 4 or latents.shape[1] != self.latent_channels:
             raise ConfigError(
@@ -75,10 +83,8 @@ class VideoVae:
                 f"this VAE decodes [frames, {self.latent_channels}, rows, columns]. "
                 "Give the VAE of the model that made them."
             )
-        x = self._unscaled(latents.to(self._device).float()).transpose(0, 1).unsqueeze(0)
-        frames = self._vae.decode(x.to(self._dtype), return_dict=False)[0][0]  # [3, N, height, width] in -1..1
-        pixels = ((frames.float() / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8)
-        return pixels.permute(1, 2, 3, 0).contiguous().cpu().numpy()
+        scaled = self._unscaled(latents.to(self._device).float()).transpose(0, 1).unsqueeze(0)
+        return scaled.to(self._dtype)
 
     def _unscaled(self, latents_FCRS: Tensor) -> Tensor:
         """The scale of the VAE: mean and deviation per channel (Wan), or one factor (HunyuanVideo).
@@ -94,6 +100,54 @@ class VideoVae:
             )
             return latents_FCRS / (1.0 / std) + mean
         return latents_FCRS / config.scaling_factor
+
+
+class VaeStream:
+    """Decodes one video of Wan's VAE chunk by chunk: a call with its next latent frames gives the frames they make.
+
+    Between calls it keeps the last inputs of every causal convolution, in main memory, not beside the pages: 3.8 GB in
+    float32 for a video of 480 x 832 pixels, whatever its length. Where that is too much for the streams that run at
+    once, let latents come out and decode them by `pagedvid decode`.
+    """
+
+    def __init__(self, owner: VideoVae, vae: Any) -> None:
+        self._owner, self._vae = owner, vae
+        convolutions = [module for module in vae.decoder.modules() if type(module).__name__ == CONVOLUTION]
+        self._features: list[Any] = [None] * len(convolutions)
+        self._is_first = True
+
+    @torch.no_grad()
+    def __call__(self, latents_FCRS: np.ndarray | Tensor) -> np.ndarray:
+        """The video's next latent frames -> uint8 [N, height, width, 3]. Raises ConfigError for another model's.
+
+        The loop is that of `AutoencoderKLWan._decode`, which empties its own features before and after.
+        """
+        x = self._vae.post_quant_conv(self._owner.inputs(latents_FCRS))
+        features = [_moved(feature, x.device) for feature in self._features]
+        parts = []
+        for frame in range(x.shape[2]):
+            how = {"first_chunk": True} if self._is_first else {}
+            self._is_first = False
+            parts.append(self._vae.decoder(x[:, :, frame : frame + 1], feat_cache=features, feat_idx=[0], **how))
+        self._features = [_moved(feature, "cpu") for feature in features]
+        return _pixels(_unpatched(torch.cat(parts, dim=2), self._vae.config.patch_size or 1)[0])
+
+
+def _moved(feature: Any, device: torch.device | str) -> Any:
+    """Features are tensors, and before a convolution's first use None or a mark of the library."""
+    return feature.to(device) if isinstance(feature, Tensor) else feature
+
+
+def _unpatched(x: Tensor, patch: int) -> Tensor:
+    """[1, 3 patch patch, N, R, S] -> [1, 3, N, R patch, S patch]; a patch's columns come first (Wan 2.2)."""
+    split = x.unflatten(1, (-1, patch, patch))  # 1 c q p N R S
+    return split.permute(0, 1, 4, 5, 3, 6, 2).flatten(5, 6).flatten(3, 4)
+
+
+def _pixels(video_3NHW: Tensor) -> np.ndarray:
+    """[3, N, height, width] in -1..1, or a little beyond -> uint8 [N, height, width, 3]."""
+    pixels = ((video_3NHW.float() / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8)
+    return pixels.permute(1, 2, 3, 0).contiguous().cpu().numpy()
 
 
 def _class_name(folder: Path) -> str:

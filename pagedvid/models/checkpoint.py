@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import pickle
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -22,7 +22,7 @@ from pagedvid.errors import ConfigError
 
 PICKLE_SUFFIXES = (".pt", ".pth", ".bin")
 WRAPPERS = ("state_dict", "model", "module")
-"""Keys under which a .pt file may keep its tensors."""
+"""Keys under which a .pt file may keep its tensors, besides those that a model names itself (`sections`)."""
 MAX_NAMED = 8
 """Keys that an error spells out; the rest are counted."""
 
@@ -65,8 +65,11 @@ def _indexed_files(index: Path) -> tuple[Path, ...]:
     return files
 
 
-def read_shard(file: Path) -> Iterator[tuple[str, Tensor]]:
-    """Names and tensors of one file, on the CPU, in the dtype of the file. Raises ConfigError."""
+def read_shard(file: Path, sections: Sequence[str] = ()) -> Iterator[tuple[str, Tensor]]:
+    """Names and tensors of one file, on the CPU, in the dtype of the file. Raises ConfigError.
+
+    `sections`: where a .pt file holds several tables of tensors, the names of those wanted, best first.
+    """
     if file.suffix == ".safetensors":
         try:
             with safe_open(file, framework="pt") as shard:
@@ -75,11 +78,14 @@ def read_shard(file: Path) -> Iterator[tuple[str, Tensor]]:
         except (SafetensorError, OSError) as error:
             raise ConfigError(f"{file} cannot be read ({error}); download it again") from error
         return
-    yield from _read_pickle(file).items()
+    yield from _read_pickle(file, sections).items()
 
 
-def tensor_shapes(path: Path) -> dict[str, tuple[int, ...]]:
-    """Shapes of all tensors of a checkpoint by their published names; no tensor is read. Raises ConfigError."""
+def tensor_shapes(path: Path, sections: Sequence[str] = ()) -> dict[str, tuple[int, ...]]:
+    """Shapes of all tensors of a checkpoint by their published names; no tensor is read. Raises ConfigError.
+
+    For `sections` see `read_shard`.
+    """
     shapes: dict[str, tuple[int, ...]] = {}
     for file in checkpoint_files(path):
         if file.suffix == ".safetensors":
@@ -89,21 +95,24 @@ def tensor_shapes(path: Path) -> dict[str, tuple[int, ...]]:
             except (SafetensorError, OSError) as error:
                 raise ConfigError(f"{file} cannot be read ({error}); download it again") from error
         else:
-            shapes |= {name: tuple(tensor.shape) for name, tensor in _read_pickle(file).items()}
+            shapes |= {name: tuple(tensor.shape) for name, tensor in _read_pickle(file, sections).items()}
     return shapes
 
 
-def _read_pickle(file: Path) -> dict[str, Tensor]:
+def _read_pickle(file: Path, sections: Sequence[str]) -> dict[str, Tensor]:
     try:
         content = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
     except (OSError, RuntimeError, pickle.UnpicklingError, EOFError, ValueError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ConfigError(f"{file} cannot be read as tensors only ({reason}); use a checkpoint without code") from error
-    for key in WRAPPERS:
+    for key in (*sections, *WRAPPERS):
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]
     if not isinstance(content, dict) or not all(isinstance(tensor, Tensor) for tensor in content.values()):
-        raise ConfigError(f"{file} holds a {type(content).__name__} that is not a table of tensors; export its weights")
+        keys = f" with the keys {_listed(sorted(map(str, content)))}" if isinstance(content, dict) else ""
+        raise ConfigError(
+            f"{file} holds a {type(content).__name__}{keys} that is not a table of tensors; export its weights"
+        )
     return content
 
 
@@ -113,17 +122,19 @@ def load_checkpoint(
     device: torch.device | str = "cpu",
     rename: Callable[[str], str | None] = lambda name: name,
     convert: Callable[[str, Tensor], Tensor] = lambda name, tensor: tensor,
+    sections: Sequence[str] = (),
 ) -> None:
     """Gives every parameter and buffer of `module` (which may lie on "meta") its published tensor, without gradient.
 
     `rename`: published name -> the module's name, or None for a tensor that the module does not use. `convert`: last
-    change to a tensor under its new name (order of channels, shape). The dtypes are those of the module's parameters.
+    change to a tensor under its new name (order of channels, shape). For `sections` see `read_shard`. The dtypes are
+    those of the module's parameters.
     Raises ConfigError naming missing and surplus keys and wrong shapes; the module is then not to be used.
     """
     wanted = dict(module.state_dict(keep_vars=True))
     surplus, wrong, filled = [], [], set()
     for file in checkpoint_files(path):
-        for published, tensor in read_shard(file):
+        for published, tensor in read_shard(file, sections):
             name = rename(published)
             if name is None:
                 continue

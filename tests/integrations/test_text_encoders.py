@@ -57,9 +57,22 @@ def test_bfloat16_weights_give_float32_rows(tmp_path):
 def test_the_folders_of_a_diffusers_pipeline_will_do(kind, tmp_path):
     write_tokenizer(tmp_path / "pipeline" / "tokenizer")
     write_encoder(tmp_path / "pipeline" / "text_encoder", kind, WIDTH)
-    apart = T5TextEncoder(tmp_path / "pipeline", kind, WIDTH).encode("a cat", 6)["embeddings"]
     together = T5TextEncoder(folder_of(tmp_path / "one", kind), kind, WIDTH).encode("a cat", 6)["embeddings"]
-    assert torch.equal(apart, together)
+    for folder in (tmp_path / "pipeline", tmp_path / "pipeline" / "text_encoder"):
+        assert torch.equal(T5TextEncoder(folder, kind, WIDTH).encode("a cat", 6)["embeddings"], together)
+
+
+def test_loading_prints_nothing_and_leaves_the_library_as_it_was(kind, tmp_path, capfd):
+    from transformers.utils import logging
+
+    folder = folder_of(tmp_path, kind)
+    capfd.readouterr()
+    for shown in (True, False):
+        (logging.enable_progress_bar if shown else logging.disable_progress_bar)()
+        T5TextEncoder(folder, kind, WIDTH)
+        assert logging.is_progress_bar_enabled() == shown
+    logging.enable_progress_bar()
+    assert capfd.readouterr().err == ""
 
 
 def test_a_sentencepiece_file_is_a_tokenizer_too(tmp_path):

@@ -91,7 +91,70 @@ def test_bfloat16_is_close(name, tmp_path):
     assert 0 < np.abs(exact - rounded).mean() < 4
 
 
+# ---------------------------------------------------------------------- chunk by chunk
+
+
+@pytest.mark.parametrize("name", ["wan", "wan22"])
+@pytest.mark.parametrize("sizes", [(1, 1, 1, 1, 1), (3, 2), (1, 4), (5,)])
+def test_frames_that_stream_out_are_those_decoded_at_once(name, sizes, tmp_path):
+    VAES[name]().save_pretrained(tmp_path)
+    vae = VideoVae(tmp_path)
+    latents = torch.randn(5, 4, 2, 4, generator=torch.Generator().manual_seed(1))
+    stream = vae.stream()
+    parts = [stream(part) for part in latents.split(sizes)]
+    assert [len(part) for part in parts] == [4 * size - 3 * (place == 0) for place, size in enumerate(sizes)]
+    distance = np.abs(np.concatenate(parts).astype(int) - vae.decode(latents).astype(int))
+    assert distance.max() <= 1 and (distance > 0).mean() < 1e-3  # a pixel halfway between two values may round apart
+
+
+def test_streams_do_not_disturb_each_other(tmp_path):
+    VAES["wan"]().save_pretrained(tmp_path)
+    vae = VideoVae(tmp_path)
+    draw = torch.Generator().manual_seed(1)
+    videos = [torch.randn(4, 4, 2, 4, generator=draw) for _ in range(2)]
+    alone = [vae.decode(video) for video in videos]
+    streams = [vae.stream(), vae.stream()]
+    parts = [[streams[i](videos[i][first : first + 2]) for i in range(2)] for first in (0, 2)]
+    for i in range(2):
+        assert np.array_equal(np.concatenate([part[i] for part in parts]), alone[i])
+    assert not np.array_equal(alone[0], alone[1])
+
+
+def test_without_what_went_before_a_chunk_would_look_different(tmp_path):
+    VAES["wan"]().save_pretrained(tmp_path)
+    vae = VideoVae(tmp_path)
+    latents = torch.randn(4, 4, 2, 4, generator=torch.Generator().manual_seed(1))
+    stream = vae.stream()
+    stream(latents[:2])
+    after, anew = stream(latents[2:]), vae.stream()(latents[2:])
+    assert (len(after), len(anew)) == (8, 5)
+    assert np.abs(after[-4:].astype(int) - anew[-4:].astype(int)).mean() > 1
+
+
+def test_a_vae_that_cannot_stream_says_so(tmp_path):
+    VAES["hunyuan"]().save_pretrained(tmp_path)
+    with pytest.raises(ConfigError, match="decodes whole videos only; chunk by chunk decodes AutoencoderKLWan"):
+        VideoVae(tmp_path).stream()
+
+
+def test_a_stream_refuses_latents_of_another_model(tmp_path):
+    VAES["wan"]().save_pretrained(tmp_path)
+    with pytest.raises(ConfigError, match=r"this VAE decodes \[frames, 4, rows, columns\]"):
+        VideoVae(tmp_path).stream()(torch.zeros(1, 16, 2, 2))
+
+
 # ---------------------------------------------------------------------- what is refused
+
+
+@pytest.mark.parametrize("version", ["0.35.2", "1.0.0"])
+def test_other_versions_of_the_library_are_refused(version, tmp_path, monkeypatch):
+    import diffusers
+
+    VAES["wan"]().save_pretrained(tmp_path)
+    monkeypatch.setattr(diffusers, "__version__", version)
+    message = f"needs diffusers 0.36 or newer and below 1.0; installed is {version}"
+    with pytest.raises(ConfigError, match=message):
+        VideoVae(tmp_path)
 
 
 def test_nothing_is_asked_of_the_network(tmp_path, monkeypatch):

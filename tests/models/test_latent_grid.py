@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from pagedvid.errors import ConfigError
-from pagedvid.models.worldplay.latents import LatentGrid
+from pagedvid.models.latent_grid import LatentGrid
 from tests.models.worldplay.recordings import VARIANTS, inputs, tokens_of
 from tests.models.worldplay.rollout import GRIDS
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from math import ceil
 
-from pagedvid.geometry import KVShape, RoleCodecs, page_bytes, planned_peak_pages
+from pagedvid.geometry import KVShape, RoleCodecs, planned_peak_pages
 from pagedvid.models.magi1.config import MagiConfig
 from pagedvid.models.magi1.schedule import magi_schedule
 
@@ -40,10 +40,11 @@ def stream_bytes(
     sampling = config.sampling if window_size is None else replace(config.sampling, window_size=window_size)
     num_frames = ceil(seconds * frames.fps / frames.temporal_downsample_factor)
     schedule = magi_schedule(sampling, frames.chunk_width, num_steps or sampling.num_steps, num_frames)
-    shape = KVShape(network.num_layers, network.num_query_groups, network.kv_channels)
+    codecs, shape = RoleCodecs(codec), KVShape(network.num_layers, network.num_query_groups, network.kv_channels)
+    shape = shape.with_frames(frames.tokens_per_frame, frames.chunk_width).with_pages_for(codecs)
     commits = schedule.planned_commits(frames.tokens_per_frame)
     assert commits is not None  # this schedule is always planned
-    pages = planned_peak_pages(shape, schedule.window, RoleCodecs(codec), commits)
+    pages = planned_peak_pages(shape, schedule.window, codecs, commits)
     num_chunks = -(-num_frames // frames.chunk_width)
     buffer_tokens = num_chunks * frames.chunk_width * frames.tokens_per_frame
-    return StreamBytes(shape.bf16_bytes(buffer_tokens), 2 * page_bytes(shape.head_dim) * pages)
+    return StreamBytes(shape.bf16_bytes(buffer_tokens), shape.page_bytes * pages)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from pagedvid.errors import ConfigError, PromptError, ShapeError
 from pagedvid.geometry import Window
-from pagedvid.models.base import Attend, ModelGeometry, Piece
+from pagedvid.models.base import Attend, Decoder, ModelGeometry, Piece
 from pagedvid.models.checkpoint import load_checkpoint
 from pagedvid.models.magi1.conditioning import MagiCondition, read_captions, read_prefix
 from pagedvid.models.magi1.config import PATCH, MagiConfig
@@ -120,6 +120,10 @@ class MagiModel:
     ) -> Tensor:
         """One Euler step along the guided velocity; levels are times, from 0 (noise) to 1 (clean)."""
         return latents_TC + (next_noise_level - noise_level) * velocity(predictions, noise_level, self.config.sampling)
+
+    def decoder(self, condition: MagiCondition) -> Decoder:
+        """`decode`: latents go out as they are."""
+        return self.decode
 
     def decode(self, latents_TC: Tensor) -> np.ndarray:
         """Latent frames, float32 [frames, C, H, W]."""

@@ -14,7 +14,7 @@ from typing import Any
 
 from pagedvid.errors import ConfigError
 from pagedvid.models.checkpoint import tensor_shapes
-from pagedvid.models.worldplay.latents import LatentGrid
+from pagedvid.models.latent_grid import LatentGrid
 from pagedvid.models.worldplay.network_8b import Config8B
 from pagedvid.models.worldplay.network_wan5b import ConfigWan5B
 

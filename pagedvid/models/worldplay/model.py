@@ -1,6 +1,6 @@
 """HY-WorldPlay as a `VideoModel`: what both variants share. The variants are in model_8b.py and model_wan5b.py.
 
-Frames are latent frames, and `decode` gives their latents: the VAE needs a whole video (pagedvid/integrations/vae.py).
+Frames are latent frames, and latents go out: the VAE needs a whole video (pagedvid/integrations/vae.py).
 Self-attention is seen in two views of the same stored keys and values, rotary and projective; nothing is kept twice.
 
 Axes: T packed tokens, F packed frames of n tokens each, C channels of a token, H heads, D head_dim.
@@ -17,11 +17,11 @@ import torch
 from torch import Tensor
 
 from pagedvid.geometry import Window
-from pagedvid.models.base import Attend, ModelGeometry, Piece
+from pagedvid.models.base import Attend, Decoder, ModelGeometry, Piece
+from pagedvid.models.latent_grid import LatentGrid
 from pagedvid.models.rounds import Schedule
 from pagedvid.models.worldplay.camera import CameraProjection, Cameras
 from pagedvid.models.worldplay.conditions import Condition, image_grid, read_inputs
-from pagedvid.models.worldplay.latents import LatentGrid
 from pagedvid.models.worldplay.layers import AttendTwice
 from pagedvid.models.worldplay.memory import BLOCK_FRAMES, MemoryPolicy, default_points, select_frames
 from pagedvid.models.worldplay.network_8b import Config8B
@@ -139,8 +139,12 @@ class WorldPlayModel(ABC):
         (velocity,) = predictions.values()
         return latents_TC + (next_noise_level - noise_level) / MAX_TIMESTEP * velocity
 
+    def decoder(self, condition: Condition) -> Decoder:
+        """`decode`: latents go out as they are."""
+        return self.decode
+
     def decode(self, latents_TC: Tensor) -> np.ndarray:
-        """Latents of one clean chunk, float32 [frames, channels, rows, columns]."""
+        """Latents of clean frames, float32 [frames, channels, rows, columns]."""
         tokens = latents_TC.float().unflatten(0, (-1, self.grid.tokens_per_frame))
         return self.grid.grid(tokens).transpose(0, 1).contiguous().cpu().numpy()
 

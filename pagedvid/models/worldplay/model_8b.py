@@ -11,10 +11,10 @@ from torch import Tensor
 from pagedvid.errors import ConfigError
 from pagedvid.models.base import ModelGeometry, Piece
 from pagedvid.models.checkpoint import load_checkpoint
+from pagedvid.models.latent_grid import LatentGrid
 from pagedvid.models.rounds import Schedule
 from pagedvid.models.worldplay.conditions import states
 from pagedvid.models.worldplay.config import read_config_8b, read_grid
-from pagedvid.models.worldplay.latents import LatentGrid
 from pagedvid.models.worldplay.layers import AttendTwice
 from pagedvid.models.worldplay.memory import MEMORY_8B
 from pagedvid.models.worldplay.model import ContextOf, WorldPlayModel, geometry_of, schedule_without_trajectory

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -12,11 +11,12 @@ from torch import Tensor
 from pagedvid.errors import ConfigError
 from pagedvid.models.base import ModelGeometry, Piece
 from pagedvid.models.checkpoint import load_checkpoint
+from pagedvid.models.latent_grid import LatentGrid
 from pagedvid.models.rounds import Schedule
 from pagedvid.models.text_encoder import TextEncoder
+from pagedvid.models.wan.text import cleaned
 from pagedvid.models.worldplay.conditions import Condition, states
 from pagedvid.models.worldplay.config import read_config_wan5b, read_grid
-from pagedvid.models.worldplay.latents import LatentGrid
 from pagedvid.models.worldplay.layers import AttendTwice
 from pagedvid.models.worldplay.memory import MEMORY_WAN
 from pagedvid.models.worldplay.model import ContextOf, WorldPlayModel, geometry_of, schedule_without_trajectory
@@ -113,11 +113,6 @@ class WorldPlayWan5B(WorldPlayModel):
         frames = [frame for piece in pieces for frame in piece.frames]
         is_given = torch.tensor([frame == 0 for frame in frames], device=velocity.device)
         return velocity.masked_fill(is_given[:, None, None], 0.0)
-
-
-def cleaned(prompt: str) -> str:
-    """A prompt as the model was given prompts: HTML entities (twice escaped ones too) spelled out, single spaces."""
-    return " ".join(html.unescape(html.unescape(prompt)).split())
 
 
 def read_geometry(path: Path | None = None) -> ModelGeometry:

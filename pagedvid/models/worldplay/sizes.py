@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from pagedvid.geometry import KVShape
+from pagedvid.chunk_codecs import ChunkCodecs
+from pagedvid.geometry import KVShape, RoleCodecs
 from pagedvid.models.base import ModelGeometry
 from pagedvid.models.worldplay.memory import BLOCK_FRAMES, MemoryPolicy
 
@@ -39,8 +40,10 @@ def memory_bytes(geometry: ModelGeometry, policy: MemoryPolicy, num_frames: int,
     if frames == 0:
         return MemoryBytes(0, 0, 0)
     shape = KVShape(geometry.num_layers, geometry.num_kv_heads, geometry.head_dim)
+    shape = shape.with_frames(geometry.tokens_per_frame, geometry.frames_per_chunk).with_pages_for(RoleCodecs(codec))
     num_tokens = frames * geometry.tokens_per_frame
-    return MemoryBytes(frames, ORIGINAL_COPIES * shape.bf16_bytes(num_tokens), shape.stored_bytes(num_tokens, codec))
+    stored_bytes = shape.stored_bytes(num_tokens, ChunkCodecs.read(codec))
+    return MemoryBytes(frames, ORIGINAL_COPIES * shape.bf16_bytes(num_tokens), stored_bytes)
 
 
 def text_bytes(geometry: ModelGeometry, num_text_tokens: int) -> int:

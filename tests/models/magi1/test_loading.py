@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from pagedvid.engine.requests import VideoRequest
 from pagedvid.errors import ConfigError, PromptError
 from pagedvid.geometry import Window
+from pagedvid.models.choice import ModelChoice
 from pagedvid.models.magi1.conditioning import read_captions, read_prefix
 from pagedvid.models.magi1.config import PUBLISHED, FrameConfig, MagiConfig, NetworkConfig, SamplingConfig, config_of
 from pagedvid.models.magi1.latents import frames_of
@@ -171,7 +172,7 @@ def test_incomplete_and_foreign_checkpoints_are_named(tmp_path: Path):
 )
 def test_parts_that_are_missing_or_have_no_use(options: dict[str, Path], message: str):
     with pytest.raises(ConfigError, match=message):
-        load_model("magi-1-4.5b", options.pop("weights", None), "cpu", torch.float32, **options)
+        load_model("magi-1-4.5b", ModelChoice(**options), "cpu", torch.float32)
 
 
 # ---------------------------------------------------------------------- captions and given frames
@@ -260,4 +261,5 @@ def test_noise_depends_on_seed_and_chunk_only():
 def test_without_transformers_the_message_says_what_to_do(tiny, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     monkeypatch.setitem(sys.modules, "transformers", None)
     with pytest.raises(ConfigError, match=r"needs the library transformers .* embeddings in a file"):
-        load_model("magi-1-4.5b", tiny("magi-1-4.5b"), "cpu", torch.float32, text_encoder=tmp_path)
+        choice = ModelChoice(tiny("magi-1-4.5b"), text_encoder=tmp_path, prompts=("a cat",))
+        load_model("magi-1-4.5b", choice, "cpu", torch.float32)

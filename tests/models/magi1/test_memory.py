@@ -39,7 +39,7 @@ def test_the_estimate_is_what_the_engine_reserves_and_uses():
     expected = stream_bytes(rollout.config, seconds, "int2", num_steps=rollout.num_steps).stored_bytes
     engine.submit(rollout.request())
     engine.step()
-    page = 2 * engine.cache.pool.page_bytes
+    page = engine.cache.pool.page_bytes
     assert engine.cache.reserved_pages * page == expected
     list(engine.run())
     assert engine.cache.pool.peak_used_pages * page == expected

@@ -6,10 +6,8 @@ from dataclasses import replace
 
 import pytest
 import torch
-from torch import Tensor
 
-from pagedvid.attention import commit
-from pagedvid.quant.codec import Codec, get_codec
+from pagedvid.quant.raw import RawCodec
 from tests.models.magi1.recordings import ROLLOUTS, engine_of, final_of, largest_difference, play, recorded_model
 from tests.models.magi1.shadow import VARIANTS, ShadowedCache
 
@@ -22,20 +20,9 @@ def test_bf16_pages_deviate_as_far_as_rounding_explains(name: str, measured: flo
     rollout = ROLLOUTS[name]
     in_bf16 = final_of(rollout, "bf16")
     assert measured / 2 < largest_difference(in_bf16, rollout.data["final"]) < 2 * measured
-    exact = get_codec("fp32")
-
-    class Rounding:
-        def encode(self, x: Tensor) -> Tensor:
-            return exact.encode(x.bfloat16().float())
-
-        def __getattr__(self, name: str) -> object:
-            return getattr(exact, name)
-
-    def codec_of(name: str) -> Codec:
-        return Rounding() if name == "fp32" else get_codec(name)
-
+    encode = RawCodec.encode
     with monkeypatch.context() as patched:
-        patched.setattr(commit, "get_codec", codec_of)
+        patched.setattr(RawCodec, "encode", lambda self, x: encode(self, x.bfloat16().float()))
         rounded = final_of(rollout, "fp32")
     assert largest_difference(in_bf16, rounded) <= 2e-4
 

@@ -13,8 +13,8 @@ from pagedvid.cache.spec import CacheSpec
 from pagedvid.engine.engine import Engine
 from pagedvid.engine.requests import ChunkOutput, EngineSettings, VideoRequest
 from pagedvid.geometry import RoleCodecs, Window
+from pagedvid.models.latent_grid import LatentGrid
 from pagedvid.models.worldplay.camera import Cameras
-from pagedvid.models.worldplay.latents import LatentGrid
 from pagedvid.models.worldplay.model import WorldPlayModel
 from pagedvid.models.worldplay.model_8b import WorldPlay8B
 from pagedvid.models.worldplay.model_wan5b import WorldPlayWan5B

@@ -17,10 +17,11 @@ from torch import Tensor
 
 from pagedvid.cache.plan import QueryRange
 from pagedvid.cache.spec import CacheSpec
-from pagedvid.geometry import RoleCodecs, page_tokens, pages_for_tokens
+from pagedvid.geometry import RoleCodecs
 from pagedvid.models.worldplay.schedule import WINDOW
+from pagedvid.page_format import PageFormat
 from pagedvid.paged_kv_cache import PagedKVCache
-from pagedvid.quant.codec import get_codec
+from pagedvid.quant.channel import ChannelCodec
 from pagedvid.quant.correction import bias
 from tests.models.worldplay.dense import attention, map_points, rotate_neighbours
 from tests.models.worldplay.recordings import VARIANTS, cameras, chunk_frames, memory_frames, rope
@@ -122,9 +123,10 @@ def test_four_bits_are_close(variant):
 
 def rounded(x_THD: Tensor, codec: str) -> tuple[Tensor, Tensor]:
     """(what a page gives back, mean squared steps [H, D])."""
-    rows, how = x_THD.transpose(0, 1), get_codec(codec)
+    rows, page = x_THD.transpose(0, 1), PageFormat(x_THD.shape[-1])
+    how = ChannelCodec(page, codec)
     records = how.encode(rows)
-    padded = pages_for_tokens(rows.shape[1], codec) * page_tokens(codec)
+    padded = page.padded_tokens(rows.shape[1], codec)
     decoded = how.decode(records, rows.shape[1], torch.empty(len(rows), padded, rows.shape[2]))
     return decoded.transpose(0, 1).clone(), how.mean_square_steps(records, rows.shape[1])
 

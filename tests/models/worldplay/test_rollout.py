@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from pagedvid.chunk_codecs import ChunkCodecs
 from pagedvid.engine.requests import VideoRequest
 from tests.models.worldplay.recordings import (
     NUM_CHUNKS,
@@ -106,6 +107,7 @@ def test_one_memory_is_held_at_a_time_and_none_of_it_twice(variant):
         if not held or held[-1] != used:
             held.append(used)
     shape, size = engine.cache.spec.shape, model.geometry.tokens_per_frame
-    expected = [shape.chunk_pages(size * len(memory_frames(variant, chunk)), "int2") for chunk in range(1, NUM_CHUNKS)]
+    int2, memories = ChunkCodecs.read("int2"), [memory_frames(variant, chunk) for chunk in range(1, NUM_CHUNKS)]
+    expected = [shape.chunk_pages(size * len(frames), int2) for frames in memories]
     assert set(held) == {0, *expected}
     assert engine.cache.pool.peak_used_pages == max(expected)

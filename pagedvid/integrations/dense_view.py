@@ -1,0 +1,253 @@
+"""Dense keys and values for hosts that insist on them: what one layer sees, decoded into a reused buffer.
+
+    window = DenseWindow(cache, stream, rope=rope)
+    view = window.update_and_get(layer, k, v, chunk_start)           # in every layer of every forward
+    out = attention(q, view.k, view.v, bias=view.key_bias(q))        # or partials per span, lse - view.lse_shift(q)
+
+Only the layer that is looked at is dense, and the current chunk of all layers: such hosts do not say which forward is
+a chunk's last, so what was written last is stored when the next chunk begins (or by `commit`). A host that can call
+`Step.attend` needs neither, and has the correction built in.
+
+Two contracts that are served by one `update_and_get`:
+
+SGLang 0.5, multimodal_gen/runtime/layers/kvcache/causal_attention_cache.py, an object per layer, [B, n, H, D]:
+    update_and_get_attention_kv(*, key, value, current_chunk_start, ...) -> CausalAttentionKVView
+    "write kv into the cache, returns the part visible to the current chunk",
+    "current_chunk_start: the global position of the start of the chunk"
+  A start that is known rewrites the chunk, the next one appends and evicts; the view's `k` and `v` are what this one's
+  are (with a batch axis), its `visible_global_end` is chunk_start + n, its `visible_local_end` len(view.k).
+
+LightX2V, lightx2v/common/kvcache/base.py and rolling.py, an object for all layers, [n, H, D]:
+    BaseKVCachePool.store_kv(k, v, start_idx, end_idx, layer_id);  k_cache(layer_id, attn_start, local_end) -> Tensor
+  The host counts the places (get_local_end, set_ends, roll_window), stores and then takes slices of both buffers: here
+  this is one call, whose `k` and `v` are those slices, and `Window` does the counting.
+
+Axes: n tokens, T queries, H KV heads, Hq query heads, D head_dim, S spans.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import accumulate, pairwise
+
+import torch
+from torch import Tensor
+
+from pagedvid.attention.commit import MEASURED_QUERIES
+from pagedvid.attention.noise import key_noise
+from pagedvid.attention.rotation import Rotation
+from pagedvid.cache.chunk import Chunk
+from pagedvid.cache.plan import QueryRange, chunk_positions, next_position
+from pagedvid.cache.stream import Stream
+from pagedvid.errors import ConfigError, ShapeError, StateError
+from pagedvid.page_format import is_quantized
+from pagedvid.paged_kv_cache import PagedKVCache
+from pagedvid.quant.correction import KeyNoise, QuerySquares
+from pagedvid.quant.rotary import RopeTables, turned
+
+
+@dataclass(frozen=True)
+class DenseView:
+    """What one layer sees: committed chunks, then the current one. Valid until the next `update_and_get`."""
+
+    k: Tensor
+    """[n, H, D], in the host's channel order; rotated, if the host's keys are when they arrive."""
+    v: Tensor
+    spans: tuple[slice, ...]
+    """The keys of each chunk; the last span is the current one."""
+    noise: tuple[tuple[KeyNoise, Tensor | None] | None, ...]
+    """For each span what is known of its rounding, and factors [H]; None where nothing is corrected."""
+    rotation: Rotation
+    scale: float
+
+    def lse_shift(self, q_THD: Tensor) -> Tensor:
+        """What to subtract from the log-sum-exp (natural log) of each span's partial, float32 [S, Hq, T].
+
+        `q_THD`: queries of the current chunk [T, Hq, D], before or after rotary embedding as the keys. The partials
+        are merged after that; see quant/correction.py for the formula, and `CacheSpec.correction` for the modes.
+        """
+        num_heads = self.k.shape[1]
+        q = self.rotation.rotated(q_THD, torch.arange(len(q_THD), device=q_THD.device))
+        squares = QuerySquares(q.unflatten(1, (num_heads, -1)).permute(1, 2, 0, 3).flatten(1, 2))
+        shift = torch.zeros(len(self.spans), num_heads, q.shape[0] * q.shape[1] // num_heads, device=q.device)
+        for span, known in enumerate(self.noise):
+            if known is not None:
+                noise, alpha = known
+                shift[span] = noise.bias(squares, self.scale) * (1.0 if alpha is None else alpha.unsqueeze(-1))
+        return shift.unflatten(2, (-1, len(q_THD))).flatten(1, 2)
+
+    def key_bias(self, q_THD: Tensor) -> Tensor:
+        """What to add to the scaled scores, float32 [Hq, T, n]: the negative shift of each key's span.
+
+        As large as the scores. Kernels that take a function of the scores can look `lse_shift` up by `span_of_key`.
+        """
+        return -self.lse_shift(q_THD)[self.span_of_key].permute(1, 2, 0)
+
+    @property
+    def span_of_key(self) -> Tensor:
+        """Which span each key belongs to, int64 [n]."""
+        lengths = torch.tensor([span.stop - span.start for span in self.spans], device=self.k.device)
+        return torch.repeat_interleave(lengths)
+
+
+@dataclass
+class _Current:
+    """One layer of the current chunk, as it was written last."""
+
+    k: Tensor
+    v: Tensor
+    q: Tensor
+    """Some of its queries, enough to fit alpha; none when none were given."""
+    sampled: Tensor
+    """Their tokens, int64."""
+
+    def all_queries(self) -> Tensor:
+        """Queries in their places [n, Hq, D]; zero where they were not sampled."""
+        return self.q.new_zeros(len(self.k), *self.q.shape[1:]).index_copy_(0, self.sampled, self.q)
+
+
+class DenseWindow:
+    """One branch of a stream as a host with dense attention sees it. `dtype`: that of views."""
+
+    def __init__(
+        self,
+        cache: PagedKVCache,
+        stream: Stream,
+        *,
+        rope: RopeTables | None = None,
+        dtype: torch.dtype = torch.bfloat16,
+        branch: str = "cond",
+    ) -> None:
+        """`rope`: the rotary tables by which the host turns its keys; None when keys have no positions."""
+        self._cache, self._stream, self._branch = cache, stream, branch
+        self._history = stream.history(branch)
+        self._rope = rope
+        self._current: dict[int, _Current] = {}
+        self._rotation = Rotation(None, False)
+        spec = cache.spec
+        self._buffer = torch.empty(2, 0, spec.num_kv_heads, spec.head_dim, dtype=dtype, device=cache.pool.device)
+        self._needs_queries = any(spec.shape.keeps_alpha(codecs) for codecs in stream.codecs.all())
+
+    @property
+    def position(self) -> int:
+        """Where rotary embedding places the first token of the chunk that is not committed yet."""
+        return next_position(self._history)
+
+    @property
+    def workspace_bytes(self) -> int:
+        """Dense bytes held now: one layer's window, and the current chunk of all layers."""
+        held = (x for layer in self._current.values() for x in (layer.k, layer.v, layer.q))
+        return self._buffer.nbytes + sum(x.nbytes for x in held)
+
+    @torch.no_grad()
+    def update_and_get(
+        self, layer: int, k_nHD: Tensor, v_nHD: Tensor, chunk_start: int, q_nHD: Tensor | None = None
+    ) -> DenseView:
+        """Writes one layer of the current chunk, and returns what it sees. No gradient flows through.
+
+        k, v [n, H, D]; `chunk_start`: tokens of the video before the chunk. The start of the current chunk writes it
+        anew; the one after its end commits it first, with what every layer wrote last. `q_nHD` [n, Hq, D]: needed for
+        correction "measured", which fits a factor to queries.
+        Raises StateError for any other start, ShapeError, ConfigError without queries; NonFiniteError by a commit.
+        """
+        self._check(layer, k_nHD, v_nHD, q_nHD)
+        self._turn_to(chunk_start, len(k_nHD))
+        if not self._current:
+            self._rotation = self._rotation_at(self.position, len(k_nHD))
+        self._write(layer, k_nHD, v_nHD, q_nHD)
+        return self._view(layer)
+
+    def commit(self) -> None:
+        """Stores the current chunk now: for the last one of a video, or before a fork. Raises StateError without any.
+
+        Then, or when `update_and_get` begins the next chunk, errors leave everything as it was.
+        """
+        missing = sorted(set(range(self._cache.spec.num_layers)) - self._current.keys())
+        if missing:
+            raise StateError(
+                f"chunk {self._history.num_committed} cannot be committed before layers {missing} have written it; "
+                "every layer calls update_and_get in each forward"
+            )
+        num_tokens = len(self._current[0].k)
+        ranges = [QueryRange(self._stream, self._branch, num_tokens, commit=True)]
+        with self._cache.transaction(ranges) as plan:
+            (range_,) = plan.ranges
+            for pending in range_.writes:
+                for layer, current in self._current.items():
+                    q = self._rotation.as_reading(current.all_queries(), current.sampled, range_, pending)
+                    k = self._rotation.plain(current.k, slice(0, num_tokens))
+                    self._cache.backend.store.write(pending, layer, q, k, current.v, self._rope)
+        self._current.clear()
+
+    def _turn_to(self, chunk_start: int, num_tokens: int) -> None:
+        begun = self._history.num_committed_tokens
+        held_tokens = len(next(iter(self._current.values())).k) if self._current else 0
+        if held_tokens and chunk_start == begun + held_tokens:
+            self.commit()
+        elif chunk_start != begun:
+            after = f" or {begun + held_tokens}, which commits the current chunk" if held_tokens else ""
+            raise StateError(f"chunk_start is {chunk_start}; allowed is {begun}{after}")
+        elif held_tokens not in (0, num_tokens):
+            raise ShapeError(f"the chunk at {begun} has {held_tokens} tokens; it was written anew with {num_tokens}")
+
+    def _rotation_at(self, position: int, num_tokens: int) -> Rotation:
+        arrive_rotated, device = self._cache.spec.keys_arrive == "rotated", self._cache.pool.device
+        if self._rope is None:
+            return Rotation(None, arrive_rotated)
+        cos, sin = (table.unsqueeze(1).to(device) for table in self._rope.tables(position, num_tokens))
+        return Rotation(self._rope, arrive_rotated, cos, sin)
+
+    def _write(self, layer: int, k: Tensor, v: Tensor, q: Tensor | None) -> None:
+        num_sampled = 0 if q is None else min(len(q), MEASURED_QUERIES)
+        sampled = torch.arange(num_sampled, device=k.device) * (len(k) - 1) // max(1, num_sampled - 1)
+        queries = k.new_empty(0, self._cache.spec.query_heads, k.shape[-1]) if q is None else q[sampled]
+        self._current[layer] = _Current(k.clone(), v.clone(), queries, sampled)
+
+    def _view(self, layer: int) -> DenseView:
+        current, positions = self._current[layer], chunk_positions(self._history)
+        chunks = list(self._history.chunks.values())
+        ends = [0, *accumulate((*(chunk.num_tokens for chunk in chunks), len(current.k)))]
+        if ends[-1] > self._buffer.shape[1]:
+            self._buffer = self._buffer.new_empty(2, ends[-1], *self._buffer.shape[2:])
+        k, v = self._buffer[:, : ends[-1]]
+        spans = tuple(slice(start, stop) for start, stop in pairwise(ends))
+        for chunk, span in zip(chunks, spans, strict=False):
+            k[span], v[span] = self._decoded(chunk, layer, positions[chunk.index])
+        k[spans[-1]], v[spans[-1]] = current.k, current.v
+        noise = (*(self._noise(chunk, layer) for chunk in chunks), None)
+        return DenseView(k, v, spans, noise, self._rotation, self._cache.spec.scale)
+
+    def _decoded(self, chunk: Chunk, layer: int, position: int) -> tuple[Tensor, Tensor]:
+        """Keys, in the form in which the host's own arrive, and values of a committed chunk, [n, H, D]."""
+        keys, values = self._cache.backend.store.read(chunk, layer, self._rope)
+        if self._rotation.arrive_rotated:
+            keys = turned(keys, self._rope, position)
+        if self._rope is not None and self._rope.layout == "interleaved":
+            keys = torch.stack(keys.chunk(2, dim=-1), dim=-1).flatten(-2)
+        return keys.transpose(0, 1), values.transpose(0, 1)
+
+    def _noise(self, chunk: Chunk, layer: int) -> tuple[KeyNoise, Tensor | None] | None:
+        spec, store, name = self._cache.spec, self._cache.backend.store, chunk.codecs.of("keys", layer)
+        if spec.correction == "off" or not is_quantized(name):
+            return None
+        codec = store.book.codec(name, "keys", layer, slice(0, spec.num_kv_heads))
+        records = store.pool.read(chunk.layer_pages("keys", layer, spec.num_kv_heads))
+        variance = None if chunk.variance is None else chunk.variance[layer].float()
+        noise = key_noise(spec.correction, codec, records, variance, self._rope is not None, chunk.num_tokens)
+        return noise, None if chunk.alpha is None else chunk.alpha[layer]
+
+    def _check(self, layer: int, k: Tensor, v: Tensor, q: Tensor | None) -> None:
+        spec = self._cache.spec
+        if self._stream.is_released:
+            raise StateError(f"stream {self._stream.id} was released")
+        if not 0 <= layer < spec.num_layers:
+            raise ShapeError(f"layer {layer} does not exist; the cache has layers 0 to {spec.num_layers - 1}")
+        if self._needs_queries and q is None:
+            raise ConfigError(
+                'correction "measured" fits a factor to queries: pass them to update_and_get, or open the cache with '
+                'correction "formula"'
+            )
+        for name, x, heads in (("k", k, spec.num_kv_heads), ("v", v, spec.num_kv_heads), ("q", q, spec.query_heads)):
+            expected = (len(k), heads, spec.head_dim)
+            if x is not None and tuple(x.shape) != expected:
+                raise ShapeError(f"{name} has shape {tuple(x.shape)}; tokens x heads x head_dim are {expected}")

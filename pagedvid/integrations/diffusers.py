@@ -1,0 +1,180 @@
+"""Self-attention of diffusers' Wan transformers through pagedvid, for Wan 2.1 and SkyReels-V2.
+
+    paged = install(transformer)                       # cross-attention keeps the library's processors
+    rope = paged.rope(rows, columns)                   # tokens of a frame
+    with cache.denoise([a, b]) as step, paged.attending(partial(step.attend, rope=rope)):
+        transformer(latents, timestep, text)           # one batch row per range, in the order of the ranges
+    paged.remove()
+
+The transformer hands every self-attention layer to its processor (`set_attn_processor`); there is no way to pass
+anything along, so the step of the moment lives in the object that `install` returns. Queries and keys are taken before
+rotary embedding, because quantized keys are far better there. The transformer's own tables, which start every call at
+frame 0, are not used; `rope` has the same angles for any frame.
+
+Axes: B batch rows (ranges), n tokens of each, H heads, D head_dim; T = B n packed tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pagedvid.errors import ConfigError, StateError
+from pagedvid.integrations.diffusers_library import import_diffusers
+from pagedvid.models.base import Attend
+
+SUPPORTED = ("WanTransformer3DModel", "SkyReelsV2Transformer3DModel")
+"""Transformers whose blocks are alike in all that is used here."""
+ROPE_THETA = 10000.0
+_PARTS = ("to_q", "to_k", "to_v", "to_out", "norm_q", "norm_k", "heads", "set_processor")
+"""What the processor below uses of a self-attention layer."""
+
+
+def install(transformer: Any) -> PagedSelfAttention:
+    """Replaces the processors of all self-attention layers of a transformer of diffusers.
+
+    Raises ConfigError for a class, or a version of the library, that is not known to work.
+    """
+    import_diffusers("attention processors")
+    names = [base.__name__ for base in type(transformer).__mro__]
+    if not any(name in SUPPORTED for name in names):
+        raise ConfigError(
+            f"a {names[0]} cannot take pagedvid's attention processors; diffusers' {' and '.join(SUPPORTED)} can"
+        )
+    for number, block in enumerate(transformer.blocks):
+        missing = [part for part in _PARTS if not hasattr(getattr(block, "attn1", None), part)]
+        if missing:
+            raise ConfigError(
+                f"self-attention of block {number} of this {names[0]} lacks {', '.join(missing)}: its version of "
+                "diffusers is not supported; install 0.36 or newer"
+            )
+    return PagedSelfAttention(transformer)
+
+
+class PagedSelfAttention:
+    """The installed processors of one transformer, and the step that they serve at the moment."""
+
+    def __init__(self, transformer: Any) -> None:
+        """Use `install`, which checks first."""
+        self._transformer = transformer
+        self._attend: Attend | None = None
+        self._replaced = dict(transformer.attn_processors)
+        own = {f"blocks.{layer}.attn1.processor": _Processor(self, layer) for layer in range(len(transformer.blocks))}
+        transformer.set_attn_processor({**self._replaced, **own})
+
+    @contextmanager
+    def attending(self, attend: Attend) -> Iterator[None]:
+        """Inside the block, every self-attention layer calls `attend(layer, q [T, H, D], k, v)`, before rotary
+        embedding; batch rows are packed in their order. Raises StateError when blocks are nested."""
+        if self._attend is not None:
+            raise StateError("this transformer is already attending in another block; leave that one first")
+        self._attend = attend
+        try:
+            yield
+        finally:
+            self._attend = None
+
+    def remove(self) -> None:
+        """Gives the transformer its former processors back."""
+        self._transformer.set_attn_processor(dict(self._replaced))
+
+    def rope(self, rows: int, columns: int) -> FrameRope:
+        """The transformer's rotary embedding for frames of `rows` x `columns` tokens. Raises ConfigError."""
+        return FrameRope(self._transformer.rope, rows, columns)
+
+    def attend(self, layer: int, q_BnHD: Tensor, k_BnHD: Tensor, v_BnHD: Tensor) -> Tensor:
+        """One layer of all batch rows, [B, n, H D]. Raises StateError outside of an `attending` block."""
+        if self._attend is None:
+            raise StateError(
+                "a transformer with pagedvid's attention processors was called outside of an `attending` block; "
+                "open a step of the cache and hand its attend over, or call `remove` first"
+            )
+        packed = (x.flatten(0, 1) for x in (q_BnHD, k_BnHD, v_BnHD))
+        return self._attend(layer, *packed).flatten(1).unflatten(0, q_BnHD.shape[:2])
+
+
+class _Processor:
+    """An attention processor as diffusers calls it, of one self-attention layer."""
+
+    _attention_backend = None
+    """Where diffusers notes its choice of kernels (`set_attention_backend`); of no effect here."""
+
+    def __init__(self, paged: PagedSelfAttention, layer: int) -> None:
+        self._paged = paged
+        self._layer = layer
+
+    def __call__(
+        self,
+        attn: Any,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        rotary_emb: tuple[Tensor, Tensor] | None = None,
+    ) -> Tensor:
+        """Hidden states [B, n, H D] in and out; see WanAttnProcessor of diffusers, which this follows."""
+        if encoder_hidden_states is not None or attention_mask is not None:
+            raise StateError(
+                "pagedvid's processor does self-attention without a mask: what a chunk sees is the step's to say. "
+                "For SkyReels-V2 call `transformer._set_ar_attention(1)`, which turns its block mask off"
+            )
+        if getattr(attn, "fused_projections", False):
+            q, k, v = attn.to_qkv(hidden_states).chunk(3, dim=-1)
+        else:
+            q, k, v = attn.to_q(hidden_states), attn.to_k(hidden_states), attn.to_v(hidden_states)
+        q, k, v = (x.unflatten(2, (attn.heads, -1)) for x in (attn.norm_q(q), attn.norm_k(k), v))
+        attended = self._paged.attend(self._layer, q, k, v).type_as(hidden_states)
+        for part in attn.to_out:
+            attended = part(attended)
+        return attended
+
+
+class FrameRope:
+    """`RopeTables` of a Wan transformer: (time, row, column) each turn their own channels, neighbours (2c, 2c + 1).
+
+    The angles are computed in float64, as in WanRotaryPosEmbed, and not read from its buffers: these end at
+    `rope_max_seq_len` frames, and are rounded when the whole transformer is moved to bfloat16.
+    """
+
+    layout = "interleaved"
+
+    def __init__(self, module: Any, rows: int, columns: int) -> None:
+        """From a transformer's `rope`. Raises ConfigError when its tables are not those computed here."""
+        self._grid = (rows, columns)
+        self._frequencies = tuple(
+            ROPE_THETA ** -(torch.arange(0, channels, 2, dtype=torch.float64) / channels)
+            for channels in (module.t_dim, module.h_dim, module.w_dim)
+        )
+        self._check(module)
+        self.tables = lru_cache(maxsize=32)(self._tables)
+
+    def _tables(self, first_token: int, num_tokens: int) -> tuple[Tensor, Tensor]:
+        """(cos, sin), float32 [num_tokens, D / 2]; cached tensors: do not modify them."""
+        rows, columns = self._grid
+        tokens = torch.arange(first_token, first_token + num_tokens)
+        positions = (tokens // (rows * columns), tokens // columns % rows, tokens % columns)
+        angles = torch.cat(
+            [torch.outer(place.double(), each) for place, each in zip(positions, self._frequencies, strict=True)], dim=1
+        )
+        return angles.cos().float(), angles.sin().float()
+
+    def _check(self, module: Any) -> None:
+        if module.freqs_cos.is_meta:
+            raise ConfigError(
+                f"the rotary tables of this {type(module).__name__} have no content, and no checkpoint brings them: "
+                "make the module anew, outside of torch.device('meta')"
+            )
+        places = torch.arange(len(module.freqs_cos), dtype=torch.float64)
+        angles = torch.cat([torch.outer(places, each) for each in self._frequencies], dim=1)
+        for table, expected in ((module.freqs_cos, angles.cos()), (module.freqs_sin, angles.sin())):
+            given = table[:, ::2].double().cpu()
+            tolerance = max(1e-3, 2 * torch.finfo(table.dtype).eps)
+            if given.shape != expected.shape or not torch.allclose(given, expected, rtol=0, atol=tolerance):
+                raise ConfigError(
+                    f"the rotary tables of this {type(module).__name__} are not those of base {ROPE_THETA:g}; "
+                    "this version of diffusers is not supported"
+                )

@@ -1,0 +1,212 @@
+"""flashdreams' Wan networks with their history in pages. The only file that imports flashdreams.
+
+    transformer = config.setup()                    # Wan21Transformer, Wan22Transformer, or a model that contains one
+    rollouts = install(transformer, memory="8GiB")  # int2 history, measured correction
+    ...                                             # generate and finalize as ever
+
+flashdreams writes a chunk's keys and values into its cache at every forward; what the last one, `finalize_kv_cache`,
+leaves there stays. Here that forward is the commit pass, and the only one that stores. Keys are stored before rotary
+embedding and turned by the rollout's own embedding (`rope_adapter`) when they are read, so that flashdreams' rotary
+kernel has no part in self-attention. Its window counts the chunk being denoised, `Window.recent_chunks` does not:
+
+    sink_size 1 chunk, window_size 3 chunks   =   Window(sink_chunks=1, recent_chunks=2)
+
+flashdreams is optional (pip install "pagedvid[flashdreams]"). Written for version 0.1, whose names are kept.
+Axes: L tokens of a chunk, n heads, d channels of a head.
+"""
+
+from __future__ import annotations
+
+import inspect
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import wraps
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pagedvid.cache.spec import CacheSpec
+from pagedvid.cache.stream import Stream
+from pagedvid.errors import ConfigError
+from pagedvid.geometry import RoleCodecs
+from pagedvid.integrations.flashdreams_history import ChunkRope, PagedHistory, PagedLayer, release
+from pagedvid.paged_kv_cache import PagedKVCache
+
+
+def install(
+    transformer: nn.Module, memory: int | str, *, codecs: RoleCodecs | None = None, correction: str = "measured"
+) -> PagedRollouts:
+    """Puts the history of every Wan network in `transformer` into one new pool of `memory` bytes (or "8GiB").
+
+    Applies to rollouts opened from now on (`initialize_autoregressive_cache`); weights and their names stay.
+    Raises ConfigError for what cannot run on pages: no Wan network, networks of different shapes, compiled or captured
+    ones, context parallelism.
+    """
+    networks = _wan_networks(transformer)
+    spec, *others = (_spec(network, codecs or RoleCodecs(), correction) for network in networks)
+    if any(other != spec for other in others):
+        raise ConfigError(
+            "these networks differ in layers, heads or head_dim; they cannot share a pool: install each by itself"
+        )
+    rollouts = PagedRollouts(PagedKVCache(spec, memory, next(networks[0].parameters()).device))
+    for network in networks:
+        rollouts.take_over(network)
+    for module in transformer.modules():
+        if hasattr(module, "finalize_kv_cache"):
+            rollouts.commit_in(module)
+        if any(getattr(module, "network", None) is network for network in networks):
+            rollouts.find_rope_in(module)
+    return rollouts
+
+
+class PagedRollouts:
+    """What `install` returns: the cache of all rollouts, and which forwards are commit passes."""
+
+    def __init__(self, cache: PagedKVCache) -> None:
+        self.cache = cache
+        self._commit_passes = 0
+        self._abandoned: list[list[Stream]] = []
+
+    @contextmanager
+    def commit_pass(self) -> Iterator[None]:
+        """Every forward inside the block is a commit pass: for hosts that have no `finalize_kv_cache`."""
+        self._commit_passes += 1
+        try:
+            yield
+        finally:
+            self._commit_passes -= 1
+
+    def release_dropped(self) -> None:
+        """Frees the pages of rollouts that the host has let go of. Opening a rollout does so too."""
+        while self._abandoned:
+            release(self.cache, self._abandoned.pop())
+
+    def open_history(self, layers: Sequence[PagedLayer]) -> None:
+        """Gives the layers of a new rollout their history. Raises ConfigError, CapacityError."""
+        self.release_dropped()
+        history = PagedHistory(self.cache, layers[0])
+        # A finalizer may run in the middle of anything, so it makes no more than a note.
+        weakref.finalize(history, self._abandoned.append, history.streams)
+        for layer in layers:
+            layer.history = history
+
+    def use_rope(self, network_cache: Any, embedding: Any) -> None:
+        """The rotary embedding of a rollout: for hosts that have no `initialize_autoregressive_cache`."""
+        layer: PagedLayer = network_cache[0].self_attn
+        layer.history.rope = ChunkRope(embedding, layer.positions, layer.chunk_size)
+
+    def take_over(self, network: Any) -> None:
+        """Replaces a network's self-attention, and opens a step around each of its forwards."""
+        for number, block in enumerate(network.blocks):
+            block.self_attn = PagedSelfAttention(block.self_attn, number)
+        initialize, forward = network.initialize_cache, network.forward
+        parameters = inspect.signature(forward)
+
+        @wraps(initialize)
+        def initialize_cache(*args: Any, **kwargs: Any) -> Any:
+            rollout = initialize(*args, **kwargs)
+            self.open_history([block_cache.self_attn for block_cache in rollout.block_caches])
+            return rollout
+
+        @wraps(forward)
+        def forward_in_a_step(*args: Any, **kwargs: Any) -> Tensor:
+            history = parameters.bind(*args, **kwargs).arguments["cache"][0].self_attn.history
+            with history.step(commit=self._commit_passes > 0):
+                return forward(*args, **kwargs)
+
+        network.initialize_cache, network.forward = initialize_cache, forward_in_a_step
+
+    def commit_in(self, transformer: Any) -> None:
+        """Makes the forwards of a transformer's `finalize_kv_cache` commit passes."""
+        finalize: Callable[..., None] = transformer.finalize_kv_cache
+
+        @wraps(finalize)
+        def finalize_kv_cache(*args: Any, **kwargs: Any) -> None:
+            with self.commit_pass():
+                finalize(*args, **kwargs)
+
+        transformer.finalize_kv_cache = finalize_kv_cache
+
+    def find_rope_in(self, transformer: Any) -> None:
+        """Takes the rotary embedding of each rollout from what `initialize_autoregressive_cache` returns."""
+        initialize = transformer.initialize_autoregressive_cache
+
+        @wraps(initialize)
+        def initialize_autoregressive_cache(*args: Any, **kwargs: Any) -> Any:
+            rollout = initialize(*args, **kwargs)
+            for network_cache in (rollout.network_cache, rollout.network_cache_uncond):
+                if network_cache is not None:
+                    self.use_rope(network_cache, rollout.rope_adapter)
+            return rollout
+
+        transformer.initialize_autoregressive_cache = initialize_autoregressive_cache
+
+
+class PagedSelfAttention(nn.Module):
+    """A Wan block's self-attention on pages, with the same weights under the same names."""
+
+    def __init__(self, attention: Any, layer: int) -> None:
+        super().__init__()
+        self.q, self.k, self.v, self.o = attention.q, attention.k, attention.v, attention.o
+        self.norm_q, self.norm_k = attention.norm_q, attention.norm_k
+        self._heads = (-1, attention.n_heads, attention.head_dim)
+        self._positions = "absolute" if attention.apply_rope_before_kvcache else "window"
+        self._layer = layer
+
+    def initialize_cache(
+        self,
+        batch_size: int,
+        chunk_size: int,
+        window_size: int,
+        sink_size: int,
+        device: torch.device,
+        dtype: torch.dtype,
+    ) -> PagedLayer:
+        """As `SelfAttention.initialize_cache` of flashdreams; sizes in tokens. Its history comes with the network's."""
+        return PagedLayer(batch_size, chunk_size, window_size, sink_size, self._positions)
+
+    def forward(self, x: Tensor, kv_cache: PagedLayer, rope_freqs: Tensor) -> Tensor:
+        """x [..., L, n * d] -> the same shape. `rope_freqs` are known from the rollout's rotary embedding."""
+        q, k = (norm(project(x)) for norm, project in ((self.norm_q, self.q), (self.norm_k, self.k)))
+        q, k, v = (each.reshape(self._heads) for each in (q, k, self.v(x)))
+        return self.o(kv_cache.history.attend(self._layer, q, k, v).reshape(x.shape))
+
+
+def _wan_networks(transformer: nn.Module) -> list[Any]:
+    """Every Wan network inside. Raises ConfigError when there is none, or one that cannot run on pages."""
+    try:
+        from flashdreams.recipes.wan.transformer.impl.network import WanDiTNetwork
+    except ImportError as error:
+        raise ConfigError(
+            f"rollouts of flashdreams need the library flashdreams ({error}): pip install 'pagedvid[flashdreams]'"
+        ) from error
+    networks = [module for module in transformer.modules() if isinstance(module, WanDiTNetwork)]
+    if not networks:
+        raise ConfigError(f"{type(transformer).__name__} contains no WanDiTNetwork; give a Wan transformer, set up")
+    for module in transformer.modules():
+        config = getattr(module, "config", None)
+        captured = [name for name in ("compile_network", "use_cuda_graph") if getattr(config, name, False)]
+        if captured:
+            raise ConfigError(
+                f"{type(module).__name__} was set up with {' and '.join(captured)}; which pages are read changes from "
+                "chunk to chunk and cannot be captured: set it up with both off"
+            )
+    for network in networks:
+        attention = network.blocks[0].self_attn
+        if isinstance(attention, PagedSelfAttention):
+            raise ConfigError("this network is on pages already; set up a new one for another pool")
+        if attention.is_context_parallel_enabled():
+            raise ConfigError("context parallelism splits a chunk over devices; pages need it on one")
+    return networks
+
+
+def _spec(network: Any, codecs: RoleCodecs, correction: str) -> CacheSpec:
+    return CacheSpec(
+        num_layers=len(network.blocks),
+        num_kv_heads=network.num_heads,
+        head_dim=network.dim // network.num_heads,
+        codecs=codecs,
+        correction=correction,
+    )
