@@ -13,18 +13,21 @@ Extra memory is the peak of all tensor bytes alive inside the call beyond its in
 temporaries of the first layer of a step, with a new backend), to be compared with one chunk's K and V in BF16.
 
     python benchmarks/attention.py --device cpu
+    python benchmarks/attention.py --device cuda         # many shapes and streams: attention_streams.py
     python benchmarks/attention.py --codecs int2 int4 int8 bf16 --rounds 9
 """
 
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from statistics import median
 from typing import Any
 
+import attention_streams
 import torch
 import torch.nn.functional as F
 from memory import extra_bytes
@@ -34,7 +37,7 @@ from torch import Tensor
 from pagedvid.attention.backend import select_backend
 from pagedvid.cache.plan import QueryRange
 from pagedvid.cache.spec import CacheSpec
-from pagedvid.config import CODEC_NAMES, AttentionConfig
+from pagedvid.config import AttentionConfig
 from pagedvid.geometry import KVShape, RoleCodecs, Window, stream_bytes
 from pagedvid.paged_kv_cache import PagedKVCache
 from pagedvid.quant.rotary import rotate
@@ -112,7 +115,7 @@ class PagedLayer:
     def extra_bytes(self) -> int:
         """Extra memory of `attend`; a new backend has to allocate its scratch."""
         cache = self._cache
-        cache.backend = select_backend(cache.backend.name, cache.pool, cache.spec, self._scratch)
+        cache.backend = select_backend(cache.backend.name, cache.pool, cache.spec, cache.book, self._scratch)
         return extra_bytes(self.attend)
 
 
@@ -140,16 +143,22 @@ def measure(arguments: argparse.Namespace) -> list[dict[str, Any]]:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Measures, prints the table, writes the JSON file."""
+    given = list(sys.argv[1:] if argv is None else argv)
+    if "cuda" in given or "--device=cuda" in given:
+        attention_streams.main(given)
+        return
     parser = make_parser("attention", __doc__)
-    parser.add_argument("--device", choices=("cpu",), default="cpu", help="where to run; this benchmark knows the CPU")
+    parser.add_argument(
+        "--device", choices=("cpu", "cuda"), default="cpu", help="cuda: see attention_streams.py --help"
+    )
     parser.add_argument("--heads", type=int, default=12)
     parser.add_argument("--head-dim", type=int, default=128)
     parser.add_argument("--tokens", type=int, default=4680, help="tokens of a chunk, cached and current")
     parser.add_argument("--chunks", type=int, default=6, help="cached chunks")
-    parser.add_argument("--codecs", nargs="+", choices=CODEC_NAMES, default=["int2"])
+    parser.add_argument("--codecs", nargs="+", default=["int2"], metavar="CODEC", help="such as int4 or int4/int2")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--scratch", type=parse_bytes, default=AttentionConfig().scratch, help="see attention.scratch")
-    arguments = parser.parse_args(argv)
+    arguments = parser.parse_args(given)
     use_threads(arguments.threads)
     rows = measure(arguments)
     print(

@@ -21,16 +21,17 @@ chance). "full" are the prompts above; "open" are the same without color, kind a
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from demo_fidelity import Case, Lab
+from caches import DEFAULT, OWN, Case
 from demo_sheet import draw_sheet
 from forced_run import ForcedRun
+from lab import Lab, note
 from quality_scores import (
     READ_FRAMES,
     Scores,
@@ -43,28 +44,28 @@ from quality_scores import (
 )
 from report import make_parser, mean_and_error, use_threads, write_report
 
-from pagedvid.config import CODEC_NAMES, CacheConfig
+from pagedvid.chunk_codecs import split_pair
 from pagedvid.engine.requests import EngineSettings
-from pagedvid.geometry import is_quantized
-from pagedvid.models.base import VideoModel
+from pagedvid.errors import ConfigError
 from pagedvid.models.registry import load_model
 
 UNCORRECTED = "-off"
-CACHE_NAMES = (*CODEC_NAMES, *(f"{name}{UNCORRECTED}" for name in CODEC_NAMES if is_quantized(name)))
 MAX_CACHES = 4
 """More do not fit the table."""
 IDENTITY_CHUNKS = 4
 """The first is compared with the others."""
 BATCH_VIDEOS = 16
-SHEET_CACHES = ("bf16", "int2")
+SHEET_CACHES = ("bf16", DEFAULT)
 SHEET_ROWS = 8
 SHEET_STEP_FRAMES = 6
 
 
 def case_of(cache: str) -> Case:
-    """Codec and correction of a cache's name."""
-    codec = cache.removesuffix(UNCORRECTED)
-    return codec, CacheConfig().correction if codec == cache else "off"
+    """Storage and correction of a cache's name. Raises ConfigError for an unknown codec."""
+    storage = cache.removesuffix(UNCORRECTED)
+    if storage != DEFAULT:
+        split_pair(storage)
+    return Case(storage, OWN if storage == cache else "off")
 
 
 def first_chunks(lab: Lab, emptied: bool) -> np.ndarray:
@@ -80,17 +81,18 @@ def first_chunks(lab: Lab, emptied: bool) -> np.ndarray:
     return np.concatenate(chunks, axis=1)
 
 
-def measure_identity(model: VideoModel, tasks: Sequence[Task], num_denoise_steps: int) -> dict[str, Scores]:
-    """By prompts and cache, e.g. "open, emptied"."""
-    size = model.geometry.frames_per_chunk
+def measure_identity(like: Lab, tasks: Sequence[Task]) -> dict[str, Scores]:
+    """By prompts and cache, e.g. "open, emptied"; model and steps of a lab."""
+    size = like.model.geometry.frames_per_chunk
     results = {}
     for prompts, asked in (("open", [task.opened() for task in tasks]), ("full", tasks)):
         batches = [asked[start : start + BATCH_VIDEOS] for start in range(0, len(asked), BATCH_VIDEOS)]
         labs = [
-            Lab(model, [task.request for task in batch], IDENTITY_CHUNKS * size, num_denoise_steps) for batch in batches
+            replace(like, requests=[task.request for task in batch], num_frames=IDENTITY_CHUNKS * size)
+            for batch in batches
         ]
         for cache in ("whole", "emptied"):
-            print(f"identity: {prompts} prompts, {cache} cache", file=sys.stderr, flush=True)
+            note(f"identity: {prompts} prompts, {cache} cache")
             videos = np.concatenate([first_chunks(lab, cache == "emptied") for lab in labs])
             results[f"{prompts}, {cache}"] = score_identity(asked, videos, size)
     return results
@@ -114,15 +116,18 @@ def main(argv: Sequence[str] | None = None) -> None:
     use_threads(arguments.threads)
     model = load_model("demo", arguments.weights, "cpu", torch.float32)
     tasks = draw_tasks(arguments.prompts, arguments.seed)
-    lab = Lab(model, [task.request for task in tasks], arguments.frames, arguments.steps)
-    videos = {name: lab.engine_frames(case_of(name)) for name in arguments.codecs}
+    lab = Lab(model, [task.request for task in tasks], arguments.frames, arguments.steps, arguments.weights)
+    videos = {}
+    for name in arguments.codecs:
+        note(f"engine: {name}")
+        videos[name] = lab.engine_frames(lab.cache(case_of(name)))
     late = arguments.frames - READ_FRAMES
     windows = {f"{first}-{first + READ_FRAMES}": first for first in (0, late)}
     attributes = {
         window: {name: score_attributes(tasks, made, first) for name, made in videos.items()}
         for window, first in windows.items()
     }
-    identity = measure_identity(model, tasks, arguments.steps)
+    identity = measure_identity(lab, tasks)
     for window, by_cache in attributes.items():
         print(f"frames {window} of {arguments.prompts} prompts\n\n{attributes_table(tasks, by_cache)}\n")
     print(f"identity of the chunks after the first, bf16\n\n{identity_table(identity)}")
@@ -153,9 +158,9 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = make_parser("demo_quality", __doc__)
     parser.add_argument("--prompts", type=int, default=64, help="half of them of one thing, half of two")
     parser.add_argument("--frames", type=int, default=224, help="length of a video; the first and last 24 are read")
-    codecs = f"caches to compare with the first: {', '.join(CACHE_NAMES)}"
-    default = ["bf16", "int4", "int2", "int2-off"]
-    parser.add_argument("--codecs", nargs="+", choices=CACHE_NAMES, default=default, metavar="CODEC", help=codecs)
+    codecs = f"caches to compare with the first: codecs, or {DEFAULT}; with {UNCORRECTED!r} behind: uncorrected"
+    default = ["bf16", DEFAULT, "int2", "int2-off"]
+    parser.add_argument("--codecs", nargs="+", default=default, metavar="CODEC", help=codecs)
     parser.add_argument("--steps", type=int, default=EngineSettings().num_denoise_steps, help="denoise steps")
     parser.add_argument("--weights", type=Path, help="folder of the demo model's weights (default: the shipped ones)")
     arguments = parser.parse_args(argv)
@@ -165,6 +170,11 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         parser.error(f"--frames is {arguments.frames}; at least {2 * READ_FRAMES}: the first and last 24 are compared")
     if len(arguments.codecs) > MAX_CACHES or len(set(arguments.codecs)) < len(arguments.codecs):
         parser.error(f"--codecs are {', '.join(arguments.codecs)}; name at most {MAX_CACHES}, none twice")
+    try:
+        for name in arguments.codecs:
+            case_of(name)
+    except ConfigError as error:
+        parser.error(f"--codecs: {error}")
     if arguments.threads is not None and arguments.threads < 1:
         parser.error(f"--threads is {arguments.threads}; at least 1, or leave it out for PyTorch's choice")
     if arguments.steps < 1:

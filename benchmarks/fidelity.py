@@ -1,133 +1,135 @@
-"""How much of attention survives storage, over honest bits: pagedvid's codecs and published ones on the same tensors.
+"""The best video per stored bit: pagedvid's codecs, presets and corrections beside published quantizers, in one run.
 
-Tensor level, for each family of tensors (the demo model's own, and synthetic ones with known traits), means over
-videos, layers, heads and forwards:
+tensor    the same queries, keys and values of the demo model and of synthetic families (tensor_level.py)
+video     whole videos of the demo model through the engine, with a sweep of the correction's strength (video_level.py)
+drift     long videos (drift.py)
+cost      encoding next to denoising (encoding_cost.py)
 
-bits      stored bits per element, mean of keys and values, everything counted
-keys      relative error of the attention output with stored keys and exact values, uncorrected
-vals      the same with stored values and exact keys
-off ...   both stored, under each correction (attention_error.py says what they are)
-dP, dPm   shift of the attention mass on cached keys, uncorrected, and measured
-
-Transform codecs ("kltROWS") fill pages of ROWS rows of head_dim bytes with 128 tokens, or as many whole blocks as go
-into 128; "1-frame" leaves the resemblance of frames unused. They are calibrated on videos that are not measured.
+fidelity_show.py prints their tables, fidelity_answers.py says what they show, fidelity_plot.py draws the first two.
 
     python benchmarks/fidelity.py
-    python benchmarks/fidelity.py --prompts 4 --families demo "outlier channels"
+    python benchmarks/fidelity.py --parts video --prompts 4 --storages int2 klt2 "QVG tern"
+    python benchmarks/fidelity.py --show benchmarks/results/fidelity.json
 """
 
 from __future__ import annotations
 
 import argparse
-import sys
-from collections.abc import Mapping, Sequence
+import json
+import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+import drift
+import encoding_cost
 import torch
-from attention_error import CORRECTIONS, measure, store
-from families import FAMILIES, draw_family
-from report import format_table, make_parser, use_threads, write_report
-from schemes import Scheme, klt_scheme, own_schemes, peer_schemes
-from tensors import Sample, capture
+import video_level
+from caches import DEFAULT, OWN, PRESETS, Case
+from families import FAMILIES
+from fidelity_answers import answers
+from fidelity_show import show
+from lab import Lab
+from processes import shared
+from quality_scores import READ_FRAMES, draw_tasks
+from report import make_parser, use_threads, write_report
+from tensor_families import DEMO, Sampling
 
-from pagedvid.models.demo.captions import caption
-from pagedvid.models.demo.model import DemoModel
-from pagedvid.models.demo.world import random_scene
+from pagedvid.engine.requests import EngineSettings
+from pagedvid.models.base import VideoModel
+from pagedvid.models.registry import load_model
 
-KLT_ROWS = (18, 24, 36)
-"""Rows of a page of about 128 tokens: 1.125, 1.5 and 2.25 bits."""
-KLT_TOKENS = 128
-Videos = list[list[Sample]]
-"""Samples by layer, by video."""
-
-
-def demo_videos(weights: Path | None, num_videos: int, seed: int, num_chunks: int) -> Videos:
-    """Videos of the demo model, the first ones of any larger number."""
-    model = DemoModel.load(weights)
-    generator = np.random.default_rng(seed)
-    return [capture(model, caption(random_scene(generator)), seed + i, num_chunks) for i in range(num_videos)]
+PARTS = ("tensor", "video", "drift", "cost")
+STUDIED = ("token2-g64", "int2")
+"""The paper's quantizer and the package's, with every form of the correction."""
+COST_VIDEOS = (1, 8)
+COST_ROUNDS = 15
 
 
-def schemes_for(calibration: Videos) -> list[Scheme]:
-    """Every row of a family's table."""
-    num_chunks, _, chunk_tokens, head_dim = calibration[0][0].k_CHTD.shape
-    layers = [list(samples) for samples in zip(*calibration, strict=True)]
-    num_frames = chunk_tokens // calibration[0][0].tokens_per_frame
-    klt = [klt_scheme(layers, KLT_TOKENS // num_frames, rows, num_frames, f"klt{rows}") for rows in KLT_ROWS]
-    still = klt_scheme(layers, KLT_TOKENS, KLT_ROWS[-1], 1, f"klt{KLT_ROWS[-1]} 1-frame")
-    return [*peer_schemes(num_chunks * chunk_tokens, head_dim), *own_schemes(head_dim), *klt, still]
+def measure_tensors(arguments: argparse.Namespace, model: VideoModel) -> dict[str, Any]:
+    """Schemes by family, and the study of corrections by storage and family."""
+    sampling = Sampling(arguments.tensor_prompts, arguments.seed, arguments.storages, arguments.weights, STUDIED)
+    measured = shared(sampling.measure, arguments.families, arguments.processes)
+    by_family = dict(zip(arguments.families, measured, strict=True))
+    studies = {storage: {name: family["studies"][storage] for name, family in by_family.items()} for storage in STUDIED}
+    return {"families": {name: family["schemes"] for name, family in by_family.items()}, "studies": studies}
 
 
-def measure_scheme(scheme: Scheme, videos: Videos) -> dict[str, Any]:
-    """Bits, and by correction and quantity the values [video][layer][forward][head]."""
-    bits: list[float] = []
-    values: dict[str, dict[str, list[Any]]] = {}
-    for samples in videos:
-        for sample in samples:
-            stored = store(scheme, sample)
-            bits.append((stored.key_bits + stored.value_bits) / 2)
-            for number in range(len(sample.q_LHTD)):
-                for correction, quantities in measure(sample, stored, number).items():
-                    for quantity, by_head in quantities.items():
-                        values.setdefault(correction, {}).setdefault(quantity, []).append(by_head.tolist())
-    return {"bits": sum(bits) / len(bits), "values": values}
+def measure_videos(arguments: argparse.Namespace, model: VideoModel) -> list[dict[str, Any]]:
+    """One row per case."""
+    tasks = draw_tasks(arguments.prompts, arguments.seed)
+    lab = Lab(model, [task.request for task in tasks], arguments.frames, arguments.steps, arguments.weights)
+    bench = video_level.Bench.of(lab, tasks)
+    return video_level.to_rows(
+        video_level.measure_jobs(bench, video_level.jobs(lab, arguments.storages), arguments.processes)
+    )
 
 
-def family_table(results: Mapping[str, Mapping[str, Any]]) -> str:
-    """One row per scheme, by rising bits."""
+def measure_drift(arguments: argparse.Namespace, model: VideoModel) -> list[dict[str, Any]]:
+    """One row per cache."""
+    tasks = draw_tasks(arguments.drift_prompts, arguments.seed)
+    lab = Lab(model, [task.request for task in tasks], arguments.drift_frames, arguments.steps, arguments.weights)
+    cases = drift.CASES + drift.CALIBRATED_CASES * lab.caches.has_tables
+    return drift.to_rows(drift.measure_drift(lab, tasks, cases))
 
-    def mean(result: Mapping[str, Any], correction: str, quantity: str) -> str:
-        values = result["values"].get(correction)
-        return f"{np.mean(values[quantity]):.3f}" if values else "-"
 
-    rows = [
-        (
-            name,
-            f"{result['bits']:.2f}",
-            mean(result, "off", "error of keys"),
-            mean(result, "off", "error of values"),
-            *(mean(result, correction, "error") for correction in CORRECTIONS),
-            mean(result, "off", "dP"),
-            mean(result, "measured", "dP"),
-        )
-        for name, result in sorted(results.items(), key=lambda item: item[1]["bits"])
-    ]
-    shown = ("off", "formula", "var.", "meas.")
-    return format_table(("scheme", "bits", "keys", "vals", *shown, "dP", "dPm"), rows)
+def measure_costs(arguments: argparse.Namespace, model: VideoModel) -> list[dict[str, Any]]:
+    """One row per cache and number of videos."""
+    requests = [task.request for task in draw_tasks(max(COST_VIDEOS), arguments.seed)]
+    labs = [Lab(model, requests[:count], arguments.frames, arguments.steps, arguments.weights) for count in COST_VIDEOS]
+    cases = (Case(DEFAULT, OWN), Case("int2", "measured"))
+    return encoding_cost.measure_costs(labs, cases, arguments.cost_rounds)
+
+
+def preset_codecs(model: VideoModel, weights: Path | None) -> dict[str, str]:
+    """Codecs of the history by preset."""
+    caches = Lab(model, [], 1, 1, weights).caches
+    names = (DEFAULT, *PRESETS) if caches.has_tables else (DEFAULT,)
+    return {name: caches.settings(Case(name, OWN)).codec for name in names}
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Measures, prints the tables, writes the JSON file."""
+    """Measures, writes the JSON file, prints tables and answers, draws the plot beside the file."""
     arguments = parse(argv)
     use_threads(arguments.threads)
-    results: dict[str, Any] = {}
-    for family in arguments.families:
-        total = arguments.calibration_prompts + arguments.prompts
-        if family == "demo":
-            videos = demo_videos(arguments.weights, total, arguments.seed, arguments.chunks)
-        else:
-            videos = [[draw_family(family, arguments.seed + i)] for i in range(total)]
-        calibration, measured = videos[: arguments.calibration_prompts], videos[arguments.calibration_prompts :]
-        results[family] = {}
-        with torch.no_grad():
-            for scheme in schemes_for(calibration):
-                print(f"{family}: {scheme.name}", file=sys.stderr, flush=True)
-                results[family][scheme.name] = measure_scheme(scheme, measured)
-        print(f"\n{family}, {len(measured)} videos\n\n{family_table(results[family])}")
-    write_report(arguments, "fidelity", {"tensor_level": results})
+    if arguments.show is not None:
+        show(json.loads(arguments.show.read_text())["results"], arguments.show.with_suffix(".png"))
+        return
+    model = load_model("demo", arguments.weights, "cpu", torch.float32)
+    parts = {"tensor": measure_tensors, "video": measure_videos, "drift": measure_drift, "cost": measure_costs}
+    results: dict[str, Any] = {name: parts[name](arguments, model) for name in arguments.parts}
+    results["presets"] = preset_codecs(model, arguments.weights)
+    results["answers"] = answers(results)
+    write_report(arguments, "fidelity", results)
+    show(results, arguments.out.with_suffix(".png"))
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    """The arguments."""
+    """The arguments; ends with a message for those that cannot be measured."""
     parser = make_parser("fidelity", __doc__)
-    parser.add_argument("--prompts", type=int, default=8, help="videos that are measured, by family")
-    parser.add_argument("--calibration-prompts", type=int, default=8, help="other videos, for calibration")
-    parser.add_argument("--chunks", type=int, default=4, help="cached chunks of the demo model's videos")
-    parser.add_argument("--families", nargs="*", choices=["demo", *FAMILIES], default=["demo", *FAMILIES])
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
+    parser.add_argument("--prompts", type=int, default=32, help="videos of the part video")
+    parser.add_argument("--frames", type=int, default=READ_FRAMES, help="their length")
+    parser.add_argument("--tensor-prompts", type=int, default=8, help="videos by family of the part tensor")
+    parser.add_argument("--families", nargs="*", choices=[DEMO, *FAMILIES], default=[DEMO, *FAMILIES])
+    parser.add_argument("--storages", nargs="+", metavar="NAME", help="rows to measure (default: all)")
+    parser.add_argument("--drift-prompts", type=int, default=8, help="videos of the part drift")
+    parser.add_argument("--drift-frames", type=int, default=320, help="their length; 8 frames are a chunk")
+    parser.add_argument("--cost-rounds", type=int, default=COST_ROUNDS, help="rounds of the part cost")
+    parser.add_argument("--steps", type=int, default=EngineSettings().num_denoise_steps, help="denoise steps")
+    parser.add_argument(
+        "--processes", type=int, default=os.cpu_count() or 1, help="processes of the parts tensor and video"
+    )
+    parser.add_argument(
+        "--show", type=Path, metavar="FILE", help="print and draw an earlier run's file, measure nothing"
+    )
     parser.add_argument("--weights", type=Path, help="folder of the demo model's weights (default: the shipped ones)")
-    return parser.parse_args(argv)
+    arguments = parser.parse_args(argv)
+    if arguments.frames < READ_FRAMES or arguments.drift_frames < 2 * READ_FRAMES:
+        parser.error(f"videos are read in windows of {READ_FRAMES} frames: --frames needs one, --drift-frames two")
+    if arguments.prompts < 2 or arguments.drift_prompts < 2 or arguments.tensor_prompts < 1:
+        parser.error("standard errors need two videos: raise --prompts or --drift-prompts")
+    return arguments
 
 
 if __name__ == "__main__":

@@ -64,11 +64,13 @@ class ForcedRun:
         """
         streams = [self.cache.open(self.window, self.model.geometry.chunk_tokens) for _ in self.requests]
         conditions = [self.model.encode_prompt(request.prompt) for request in self.requests]
+        decoders = [self.model.decoder(condition) for condition in conditions]
         made = Generated([], [])
         for chunk in range(first_chunk, self.num_chunks):
             latents = self._denoise(streams, conditions, chunk, watch)
             made.latents.append(latents)
-            made.frames.append(np.stack([self.model.decode(part) for part in latents.chunk(len(streams))]))
+            parts = zip(decoders, latents.chunk(len(streams)), strict=True)
+            made.frames.append(np.stack([decode(part) for decode, part in parts]))
             if chunk < self.num_chunks - 1:
                 stored = latents if history is None else history[chunk]
                 self._forward(streams, conditions, stored, 0.0, watch)

@@ -20,14 +20,15 @@ def psnr(a_FHWC: np.ndarray, b_FHWC: np.ndarray) -> float:
 def ssim(a_FHWC: np.ndarray, b_FHWC: np.ndarray) -> float:
     """Structural similarity: mean over all uniform 7 x 7 windows inside the frames, all channels and all frames."""
     a, b = a_FHWC.astype(np.float64), b_FHWC.astype(np.float64)
-    mean_a, mean_b = _window_mean(a), _window_mean(b)
-    variance_a = _window_mean(a * a) - mean_a**2
-    variance_b = _window_mean(b * b) - mean_b**2
-    covariance = _window_mean(a * b) - mean_a * mean_b
+    mean_a, mean_b = window_mean(a), window_mean(b)
+    variance_a = window_mean(a * a) - mean_a**2
+    variance_b = window_mean(b * b) - mean_b**2
+    covariance = window_mean(a * b) - mean_a * mean_b
     c1, c2 = (0.01 * PEAK) ** 2, (0.03 * PEAK) ** 2
     luminance = (2 * mean_a * mean_b + c1) / (mean_a**2 + mean_b**2 + c1)
     return float((luminance * (2 * covariance + c2) / (variance_a + variance_b + c2)).mean())
 
 
-def _window_mean(x_FHWC: np.ndarray) -> np.ndarray:
-    return sliding_window_view(x_FHWC, (SSIM_WINDOW, SSIM_WINDOW), axis=(1, 2)).mean(axis=(-2, -1))
+def window_mean(x_FHWC: np.ndarray, size: int = SSIM_WINDOW) -> np.ndarray:
+    """Means over all size x size windows inside the frames, [F, H - size + 1, W - size + 1, C]."""
+    return sliding_window_view(x_FHWC, (size, size), axis=(1, 2)).mean(axis=(-2, -1))

@@ -1,13 +1,13 @@
 """Bookkeeping of one chunk: microseconds to open, commit, fork and release, from 1 to 1000 open streams.
 
 Nothing but integers move: the pool has no bytes (device "meta"), and a commit marks its layers as written instead of
-encoding them. The chunk is Wan-1.3B's: 30 layers x 12 heads x 37 pages of int2. In the pool there are always `streams`
+encoding them. The chunk is Wan-1.3B's: 30 layers x 12 heads x 74 pages of int2. In the pool there are always `streams`
 other streams, each with its window reserved and one chunk committed. Every repetition then runs, on one more stream,
 
 open      reserve the peak of a window of 1 sink + 6 recent chunks
-commit    plan the step, take 13320 page ids, publish the chunk
+commit    plan the step, take 26640 page ids, publish the chunk
 fork      a second stream that shares the chunk
-release   end the fork (its chunk is shared), then the stream: 13320 page ids are free again
+release   end the fork (its chunk is shared), then the stream: 26640 page ids are free again
 
 Shown are medians of the repetitions and their growth from the fewest to the most streams; flat is 1.0.
 
@@ -114,14 +114,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = parser.parse_args(argv)
     use_threads(arguments.threads)
     results = measure(arguments)
-    pages = KVShape(arguments.layers, arguments.heads, arguments.head_dim).chunk_pages(arguments.tokens, "int2")
+    shape = KVShape(arguments.layers, arguments.heads, arguments.head_dim)
+    pages = shape.chunk_pages(arguments.tokens, RoleCodecs("int2").steady)
     print(f"microseconds for one chunk of {pages} pages, medians of {arguments.repetitions}\n")
     fewest, most = min(results), max(results)
     growth = {operation: results[most][operation] / results[fewest][operation] for operation in OPERATIONS}
     rows = [(str(n), *(f"{times[operation]:.1f}" for operation in OPERATIONS)) for n, times in results.items()]
     rows.append((f"{most} / {fewest}", *(f"{growth[operation]:.2f}" for operation in OPERATIONS)))
     print(format_table(("streams", *OPERATIONS), rows))
-    write_report(arguments, "pool", {"pages": pages, "microseconds": results, "growth": growth})
+    microseconds = {str(num_streams): times for num_streams, times in results.items()}
+    write_report(arguments, "pool", {"pages": pages, "microseconds": microseconds, "growth": growth})
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ import pagedvid
 
 FOLDER = Path(__file__).resolve().parent
 TABLE_WIDTH = 80
+JSON_WIDTH = 120
 Case = TypeVar("Case", bound=Hashable)
 
 
@@ -82,8 +83,23 @@ def write_report(arguments: argparse.Namespace, name: str, results: Mapping[str,
     settings = {key: str(value) if isinstance(value, Path) else value for key, value in given.items()}
     report = {"benchmark": name, "environment": environment(), "settings": settings, "results": dict(results)}
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    arguments.out.write_text(json.dumps(report, indent=2) + "\n")
+    arguments.out.write_text(to_json(report) + "\n")
     print(f"\nwritten to {arguments.out}")
+
+
+def to_json(value: Any, indent: int = 0) -> str:
+    """Indented, but what fits on a line, and any list of numbers, stays on one. Keys must be strings."""
+    flat = json.dumps(value)
+    is_numbers = isinstance(value, list) and all(isinstance(item, int | float) for item in value)
+    if not isinstance(value, dict | list) or is_numbers or indent + len(flat) <= JSON_WIDTH:
+        return flat
+    if isinstance(value, dict):
+        items = [f"{json.dumps(key)}: {to_json(item, indent + 2)}" for key, item in value.items()]
+    else:
+        items = [to_json(item, indent + 2) for item in value]
+    lines = ",".join(f"\n{' ' * (indent + 2)}{item}" for item in items)
+    opening, closing = "{}" if isinstance(value, dict) else "[]"
+    return f"{opening}{lines}\n{' ' * indent}{closing}"
 
 
 def environment() -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Everything that stores keys and values in the fidelity table, peers and pagedvid's codecs alike, behind one call.
+"""Everything that stores keys and values in the fidelity tables, published quantizers and pagedvid's codecs alike.
 
 Bits are those of a chunk as it would lie in memory: for pagedvid whole pages with their metadata and padding. Tables
 that belong to the model and serve every stream (the KLT bases) are not part of a chunk.
@@ -6,10 +6,9 @@ that belong to the model and serve every stream (the KLT bases) are not part of 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import torch
 from peers.kivi import kivi_keys, kivi_values
@@ -18,103 +17,140 @@ from peers.quarot import quarot
 from peers.rtn import rtn
 from peers.stored import Stored
 from peers.turboquant import turboquant
-from tensors import Sample
 from torch import Tensor
 
-from pagedvid.geometry import CODE_ROWS, PAGE_ROWS
-from pagedvid.quant.blocks import BlockLayout
-from pagedvid.quant.calibration import calibrate
-from pagedvid.quant.codec import get_codec
+from pagedvid.chunk_codecs import split_pair
+from pagedvid.page_format import PageFormat, page_rows_for, read_codec
+from pagedvid.quant.book import CodecBook
+from pagedvid.quant.codec import Codec
 from pagedvid.quant.hadamard import HadamardCodec
-from pagedvid.quant.klt import KltCodec
 from pagedvid.quant.token import TokenCodec
 
-Store = Callable[[Tensor, int], Stored]
-"""(x [H, n, D], layer) -> what comes back."""
-QVG_SMALL_SPAN_RATIO = 36
+QVG_SPAN_RATIO = 36
 """Tokens per cluster in the paper's smallest span (9360 tokens, 256 clusters)."""
+PLAIN_PAGE_BITS = 256
+"""Code bits of a channel in a default page: 128 tokens of int2."""
+Quantize = Callable[[Tensor], Stored]
+Store = Callable[[str, int, Tensor], Stored]
+"""(kind, layer, x [H, n, D]) -> what comes back."""
+
+
+@dataclass(frozen=True)
+class Peer:
+    """A published quantizer."""
+
+    name: str
+    keys: Quantize
+    values: Quantize
+    keys_rotated: bool = True
+    """Whether keys are stored after rotary embedding."""
+    uniform: bool = True
+    """Whether levels are uniform, so that there are steps."""
+    whole_span: bool = False
+    """Whether it gains from more than one chunk at once."""
+
+    def quantize(self, kind: str) -> Quantize:
+        """Of "keys" or "values"."""
+        return self.keys if kind == "keys" else self.values
+
+
+@dataclass(frozen=True)
+class Paged:
+    """A pair of pagedvid's codecs."""
+
+    name: str
+    keys: str
+    values: str
+    rows: int
+    """Of a page."""
 
 
 @dataclass(frozen=True)
 class Scheme:
-    """One row of the table."""
+    """One row of a table of the tensor level."""
 
     name: str
-    keys: Store
-    values: Store
-    keys_rotated: bool = False
-    """Whether keys are stored after rotary embedding."""
+    store: Store
+    keys_rotated: bool
     whole_span: bool = False
     """Whether all cached chunks are stored at once."""
 
 
-def peer_schemes(span_tokens: int, head_dim: int) -> list[Scheme]:
-    """The published quantizers. `span_tokens`: of all cached chunks together."""
+def peers(span_tokens: int, head_dim: int) -> list[Peer]:
+    """The published quantizers. `span_tokens`: how many tokens share one set of k-means clusters."""
 
-    def both(name: str, function: Callable[..., Stored], **how: Any) -> Scheme:
-        return Scheme(name, *[lambda x, layer: function(x, **how)] * 2, keys_rotated=True)
+    def both(name: str, function: Callable[..., Stored], uniform: bool = True, **how: object) -> Peer:
+        return Peer(name, *[partial(function, **how)] * 2, uniform=uniform)
 
-    few = max(2, span_tokens // QVG_SMALL_SPAN_RATIO)
-    schemes = [both(f"RTN {bits} g{group}", rtn, bits=bits, group=group) for bits, group in ((2, 64), (2, 32), (4, 64))]
-    schemes += [both(f"QuaRot {bits} g64", quarot, bits=bits, group=64) for bits in (2, 4)]
-    schemes += [both(f"TurboQuant {bits}", turboquant, bits=bits) for bits in (2, 3)]
-    for rotated, where in ((True, "post"), (False, "pre")):
-        keys, values = partial(_call, kivi_keys, bits=2, group=64), partial(_call, kivi_values, bits=2, group=64)
-        schemes.append(Scheme(f"KIVI2 {where}", keys, values, keys_rotated=rotated))
+    rows = [both(f"RTN{bits} g{group}", rtn, bits=bits, group=group) for bits, group in ((2, 64), (2, 32), (4, 64))]
+    rows += [both(f"QuaRot{bits} g64", quarot, bits=bits, group=64) for bits in (2, 4)]
+    rows += [both(f"TurboQuant{bits}", turboquant, uniform=False, bits=bits) for bits in (2, 3)]
+    kivi = partial(kivi_keys, bits=2, group=64), partial(kivi_values, bits=2, group=64)
+    rows += [Peer("KIVI2 post", *kivi), Peer("KIVI2 pre", *kivi, keys_rotated=False)]
+    clusters = min(max(2, -(-span_tokens // QVG_SPAN_RATIO)), 256)
     for stages, block, grid in ((1, 64, "ternary"), (1, 64, "asymmetric"), (4, 16, "ternary")):
-        store = partial(
-            _call, quant_videogen, num_stages=stages, block=min(block, head_dim), grid=grid, num_clusters=min(few, 256)
-        )
         name = f"QVG{'-Pro' if stages > 1 else ''} {'tern' if grid == 'ternary' else 'asym'}"
-        schemes.append(Scheme(name, store, store, whole_span=True))
-    return schemes
+        how = {"num_stages": stages, "block": min(block, head_dim), "grid": grid, "num_clusters": clusters}
+        store = partial(quant_videogen, **how)  # type: ignore[arg-type]
+        rows.append(Peer(name, store, store, keys_rotated=False, uniform=False, whole_span=True))
+    return rows
 
 
-def own_schemes(head_dim: int) -> list[Scheme]:
-    """pagedvid's codecs that need no calibration."""
-    token = [TokenCodec(head_dim, 2, 64)]
-    schemes = [Scheme(f"{name} channel", *[partial(_through_named_pages, name)] * 2) for name in ("int2", "int4")]
-    schemes += [Scheme("token2 g64", *[partial(_through_pages, token)] * 2, keys_rotated=True)]
-    schemes += [Scheme("hadamard2 g64", *[partial(_through_pages, [HadamardCodec(token[0])])] * 2, keys_rotated=True)]
-    return schemes
+def paged(codecs: str, head_dim: int) -> Paged:
+    """Of "int2", or "int4/int2" for keys and values.
+
+    Pages suit the keys: with other metadata than int2, they still hold as many tokens.
+    """
+    keys, values = split_pair(codecs)
+    name, rows = read_codec(keys), page_rows_for(keys)
+    tokens = int(PLAIN_PAGE_BITS / name.bits)
+    if name.family == "channel":
+        rows = PLAIN_PAGE_BITS // 8 + name.metadata_rows
+    elif name.family in ("token", "hadamard"):
+        rows = -(-tokens * PageFormat(head_dim).token_bytes(keys) // head_dim)
+    return Paged(codecs, keys, values, rows)
 
 
-def klt_scheme(
-    layers: Sequence[Sequence[Sample]], page_blocks: int, page_rows: int, block_frames: int, name: str
-) -> Scheme:
-    """The transform codec, calibrated on other videos than those it is measured on. `layers[l]`: samples of layer l."""
-    layout = BlockLayout(layers[0][0].tokens_per_frame, block_frames)
-    keys, values = (
-        [KltCodec(tables) for tables in calibrate(layers, kind, layout, page_blocks, page_rows)]
-        for kind in ("keys", "values")
-    )
-    return Scheme(name, partial(_through_pages, keys), partial(_through_pages, values))
+def peer_scheme(peer: Peer) -> Scheme:
+    """A peer at the tensor level."""
+    return Scheme(peer.name, lambda kind, layer, x: peer.quantize(kind)(x), peer.keys_rotated, peer.whole_span)
 
 
-def _call(function: Callable[..., Stored], x_HnD: Tensor, layer: int, **how: Any) -> Stored:
-    return function(x_HnD, **how)
+def paged_scheme(codecs: Paged, page: PageFormat, book: CodecBook) -> Scheme:
+    """A pair of codecs at the tensor level. `book`: made for this page."""
+
+    def store(kind: str, layer: int, x_HnD: Tensor) -> Stored:
+        name = codecs.keys if kind == "keys" else codecs.values
+        return through_pages(page, book.codec(name, kind, layer, slice(0, len(x_HnD))), x_HnD)
+
+    return Scheme(codecs.name, store, read_codec(codecs.keys).stores_rotated)
 
 
-def _through_pages(codecs: Sequence[Any], x_HnD: Tensor, layer: int) -> Stored:
-    codec = codecs[layer % len(codecs)]
+def through_pages(page: PageFormat, codec: Codec, x_HnD: Tensor) -> Stored:
+    """Encoded, decoded, and the steps token by token where there are any."""
+    num_rows, num_tokens, head_dim = x_HnD.shape
     records = codec.encode(x_HnD)
-    tokens = records.shape[1] * (codec.tables.page_tokens if isinstance(codec, KltCodec) else _page_tokens(codec))
-    out = torch.empty(len(x_HnD), tokens, x_HnD.shape[2])
-    values = codec.decode(records, x_HnD.shape[1], out)
-    change = codec.variance_change(records, x_HnD.shape[1])
-    # Uniform rounding adds step^2 / 12 and is reported as steps; what loses variance has no steps.
-    return Stored(values, 8 * records.numel() / x_HnD.numel(), 12 * change if bool((change >= 0).all()) else None)
+    out = torch.empty(num_rows, page.padded_tokens(num_tokens, codec.name), head_dim)
+    values = codec.decode(records, num_tokens, out)
+    steps = _token_steps(page, codec, records, num_tokens)
+    return Stored(values, bits_per_value(page, codec.name, num_tokens), steps, codec.axes)
 
 
-def _page_tokens(codec: TokenCodec | HadamardCodec) -> int:
-    return codec.page_tokens if isinstance(codec, TokenCodec) else codec.tokens.page_tokens
+def _token_steps(page: PageFormat, codec: Codec, records: Tensor, num_tokens: int) -> Tensor | None:
+    """Squared, [H, n, D]."""
+    if isinstance(codec, TokenCodec | HadamardCodec):
+        steps = codec.per_token_steps(records, num_tokens)
+        return steps.square().repeat_interleave(page.head_dim // steps.shape[-1], dim=-1)
+    size, parts = page.page_tokens(codec.name), []
+    for first in range(0, num_tokens, size):
+        count = min(size, num_tokens - first)
+        step = codec.mean_square_steps(records, count, first)
+        if step is None:
+            return None
+        parts.append(step[:, None].expand(-1, count, -1))
+    return torch.cat(parts, dim=1)
 
 
-def _through_named_pages(name: str, x_HnD: Tensor, layer: int) -> Stored:
-    codec, head_dim = get_codec(name), x_HnD.shape[2]
-    records = codec.encode(x_HnD)
-    per_page = CODE_ROWS * 8 // int(name.removeprefix("int"))
-    values = codec.decode(records, x_HnD.shape[1], torch.empty(len(x_HnD), records.shape[1] * per_page, head_dim))
-    assert records.shape[2] == PAGE_ROWS * head_dim
-    steps = codec.mean_square_steps(records, x_HnD.shape[1])
-    return Stored(values, 8 * records.numel() / x_HnD.numel(), steps)
+def bits_per_value(page: PageFormat, codec: str, num_tokens: int) -> float:
+    """Stored bits of an element of a chunk, padding of its last page included."""
+    return 8 * page.num_bytes * page.num_pages(num_tokens, codec) / (num_tokens * page.head_dim)

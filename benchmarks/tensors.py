@@ -16,8 +16,8 @@ from torch import Tensor
 
 from pagedvid.models.base import Piece
 from pagedvid.models.demo.model import DemoModel
-from pagedvid.quant.calibration import Observation
 from pagedvid.quant.rotary import rotate
+from pagedvid.quant.statistics import Observation
 
 
 @dataclass(frozen=True)

@@ -32,8 +32,9 @@ import torch
 from memory import peak_resident_bytes, resident_bytes
 from report import format_table, interleaved, make_parser, median_ratio, seconds_of, use_threads, write_report
 
-from pagedvid.config import CODEC_NAMES, CacheConfig, Config
-from pagedvid.engine.build import cache_spec
+from pagedvid.config import CacheConfig, Config, ModelConfig
+from pagedvid.engine.build import cache_spec, codec_book
+from pagedvid.engine.codecs import settled, tables_path
 from pagedvid.engine.engine import Engine
 from pagedvid.engine.requests import ChunkOutput, EngineSettings, VideoRequest
 from pagedvid.geometry import Window, stream_bytes
@@ -63,6 +64,7 @@ class Workload:
 
     def __init__(self, weights: Path | None, num_frames: int, seed: int) -> None:
         self._model: VideoModel = load_model("demo", weights, "cpu", torch.float32)
+        self._weights = None if weights is None else str(weights)
         self._num_frames = num_frames
         self._seed = seed
 
@@ -71,10 +73,12 @@ class Workload:
         num_streams, codec = case
         geometry = self._model.geometry
         window = Window(CacheConfig().sink_chunks, CacheConfig().recent_chunks, positions=self._model.positions)
-        spec = cache_spec(Config(cache=CacheConfig(codec=codec)), geometry)
+        config = settled(Config(model=ModelConfig(weights=self._weights), cache=CacheConfig(codec=codec)))
+        spec = cache_spec(config, geometry)
         per_stream = stream_bytes(spec.shape, window, spec.codecs, geometry.chunk_tokens)
         settings = EngineSettings(max_batch_tokens=num_streams * geometry.chunk_tokens, max_concurrent=num_streams)
-        engine = Engine(self._model, PagedKVCache(spec, num_streams * per_stream), window, settings)
+        cache = PagedKVCache(spec, num_streams * per_stream, book=codec_book(spec, tables_path(config)))
+        engine = Engine(self._model, cache, window, settings)
         for number in range(num_streams):
             engine.submit(VideoRequest(str(number), PROMPT, self._num_frames, self._seed + number))
         return engine
@@ -178,7 +182,9 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """The arguments."""
     parser = make_parser("throughput", __doc__)
     parser.add_argument("--streams", type=int, nargs="+", default=[1, 2, 4, 8, 16])
-    parser.add_argument("--codecs", nargs="+", choices=CODEC_NAMES, default=["bf16", "int2"])
+    parser.add_argument(
+        "--codecs", nargs="+", default=["bf16", "int2"], metavar="CODEC", help="such as int4 or int4/int2"
+    )
     parser.add_argument("--frames", type=int, default=48, help="length of every video")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--weights", type=Path, help="folder of the demo model's weights (default: the shipped ones)")

@@ -10,8 +10,7 @@ from peers.stored import Stored
 
 
 def quarot(x_HnD: Tensor, bits: int, group: int) -> Stored:
-    """Rotated, rounded, rotated back. The step is reported as its mean over channels: rotation spreads the noise."""
+    """Rotated, rounded, rotated back; steps are those of the rotated channels."""
     matrix = hadamard_matrix(x_HnD.shape[-1])
     stored = rtn(x_HnD @ matrix, bits, group)
-    assert stored.step_square_HD is not None  # rtn always has a step
-    return Stored(stored.values_HnD @ matrix, stored.bits, stored.step_square_HD @ matrix.square())
+    return Stored(stored.values_HnD @ matrix, stored.bits, stored.step_square_HnD, axes_DD=matrix)

@@ -15,5 +15,4 @@ METADATA_BITS = 24
 def rtn(x_HnD: Tensor, bits: int, group: int) -> Stored:
     """`group` channels of a token share a step; it must divide D."""
     values, step = min_max(x_HnD.unflatten(-1, (-1, group)), bits, dim=-1)
-    step_square_HD = step.square().mean(1).expand(-1, -1, group).flatten(-2)
-    return Stored(values.flatten(-2), bits + METADATA_BITS / group, step_square_HD)
+    return Stored(values.flatten(-2), bits + METADATA_BITS / group, step.square().flatten(-2))

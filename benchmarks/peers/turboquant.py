@@ -9,7 +9,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from pagedvid.quant.allocation import lloyd_max
 from pagedvid.quant.hadamard import hadamard_matrix
 from peers.stored import Stored
 
@@ -27,3 +26,14 @@ def turboquant(x_HnD: Tensor, bits: int) -> Stored:
     levels = lloyd_max(torch.special.ndtri((torch.arange(NUM_QUANTILES) + 0.5) / NUM_QUANTILES), 1 << bits)
     nearest = levels[torch.bucketize(unit, (levels[1:] + levels[:-1]) / 2)]
     return Stored(nearest @ matrix.T * norm / head_dim**0.5, bits + 16 / head_dim)
+
+
+def lloyd_max(values: Tensor, num_levels: int, num_rounds: int = 100) -> Tensor:
+    """Levels [num_levels], ascending, that locally minimise the mean square error of `values` [n] (Lloyd 1957)."""
+    levels = torch.quantile(values, (torch.arange(num_levels) + 0.5) / num_levels)
+    for _ in range(num_rounds):
+        cell = torch.bucketize(values, (levels[1:] + levels[:-1]) / 2)
+        count = torch.bincount(cell, minlength=num_levels)
+        total = torch.zeros(num_levels).index_add_(0, cell, values)
+        levels = torch.where(count > 0, total / count.clamp(min=1), levels)
+    return levels

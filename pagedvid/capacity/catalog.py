@@ -15,6 +15,7 @@ from pagedvid.config_file import load_config
 from pagedvid.engine.codecs import role_codecs
 from pagedvid.errors import ConfigError
 from pagedvid.geometry import RoleCodecs
+from pagedvid.page_format import read_codec
 
 PACKAGE = Path(pagedvid.__file__).parent
 
@@ -65,9 +66,11 @@ def find_card(name: str, own_folder: Path | None = None) -> ModelCard:
 
 
 def presets() -> dict[str, RoleCodecs]:
-    """The codecs of every shipped preset, by name."""
-    found: dict[str, RoleCodecs] = {}
-    for path in sorted(config_folder("presets").glob("*.yaml")):
-        cache = load_config(path).cache
-        found[path.stem] = role_codecs(cache)
-    return found
+    """The codecs of every shipped preset, by name, finest first."""
+    paths = config_folder("presets").glob("*.yaml")
+    found = {path.stem: role_codecs(load_config(path).cache) for path in paths}
+    return dict(sorted(found.items(), key=lambda item: -_bits(item[1])))
+
+
+def _bits(codecs: RoleCodecs) -> float:
+    return read_codec(codecs.steady.keys).bits + read_codec(codecs.steady.values).bits

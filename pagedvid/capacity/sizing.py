@@ -1,7 +1,7 @@
 """How many streams fit, from integers alone. Pages, peaks and bytes are those of geometry.py, so what is promised here
 is what `open` reserves.
 
-    memory = weights + reserve + workspace (current chunk, scratch, commit) + pool;   streams = pool pages // peak pages
+    memory = weights + reserve + workspace (current chunk, scratch, commit, tables) + pool;   streams = pool pages // peak pages
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 from pagedvid.capacity.history import MAX_LENGTH, History, StreamSize, stream_size
 from pagedvid.capacity.model_card import ModelCard, Resolution
-from pagedvid.capacity.workspace import commit_bytes, current_bytes, scratch_bytes
+from pagedvid.capacity.workspace import commit_bytes, current_bytes, scratch_bytes, table_bytes
 from pagedvid.config import AttentionConfig
 from pagedvid.errors import CapacityError, ConfigError
 from pagedvid.geometry import RoleCodecs, Window
@@ -84,11 +84,13 @@ class Answer:
     current_bytes: int
     scratch_bytes: int
     commit_bytes: int
+    table_bytes: int
+    """Of klt codecs, once per model."""
 
     @property
     def workspace_bytes(self) -> int:
         """Everything beside weights, reserve and pages."""
-        return self.current_bytes + self.scratch_bytes + self.commit_bytes
+        return self.current_bytes + self.scratch_bytes + self.commit_bytes + self.table_bytes
 
 
 def check_memory(question: Question) -> None:
@@ -131,6 +133,7 @@ def answer(question: Question, name: str, codecs: RoleCodecs) -> Answer:
         current_bytes=workspace[0],
         scratch_bytes=workspace[1],
         commit_bytes=workspace[2],
+        table_bytes=workspace[3],
     )
 
 
@@ -181,12 +184,13 @@ def _pool_pages(question: Question, size: StreamSize, codecs: RoleCodecs) -> int
     return size.shape.pages_in_memory(max(0, left))
 
 
-def _workspace(size: StreamSize, codecs: RoleCodecs) -> tuple[int, int, int]:
-    """Bytes of the current chunk, of the scratch, of a commit's temporaries."""
+def _workspace(size: StreamSize, codecs: RoleCodecs) -> tuple[int, int, int, int]:
+    """Bytes of the current chunk, of the scratch, of a commit's temporaries, of tables."""
     return (
         current_bytes(size),
         scratch_bytes(size, codecs, AttentionConfig().scratch),
-        commit_bytes(size, codecs, measured=True, has_rope=True),
+        commit_bytes(size, codecs, measured=codecs.correction == "measured", has_rope=True),
+        table_bytes(size, codecs),
     )
 
 

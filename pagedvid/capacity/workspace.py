@@ -1,4 +1,4 @@
-"""Bytes that come and go beside the pages: the current chunk, the scratch of reading, the temporaries of a commit.
+"""Bytes beside the pages: the current chunk, the scratch of reading, the temporaries of a commit; tables of klt codecs.
 
 The temporaries of a commit mirror attention/commit.py and the codecs of quant/ step by step, for one layer of one
 chunk, which is all that is alive at once. `pagedvid capacity --prove` measures them and fails when this file no longer
@@ -55,6 +55,24 @@ def commit_bytes(size: StreamSize, codecs: RoleCodecs, *, measured: bool, has_ro
             )
             peaks.append(_layer_bytes(size, keys, values, inputs * _row(size), measured, has_rope))
     return max(peaks)
+
+
+def table_bytes(size: StreamSize, codecs: RoleCodecs) -> int:
+    """What klt codecs keep of the model, once for all streams (`KltCoding`): two matrices and the order of coefficients.
+
+    All N coefficients are counted as coded; numbers are float32, places int64.
+    """
+    head_dim = size.shape.head_dim
+    num_coefficients = head_dim * size.shape.frames_per_block
+    per_head = F32_BYTES * (2 * head_dim**2 + 2 * head_dim + 2 * num_coefficients) + 3 * 8 * num_coefficients
+    names = {
+        (name, kind, layer)
+        for chunk in _roles(size, codecs)
+        for kind in KINDS
+        for layer in range(size.shape.num_layers)
+        if read_codec(name := chunk.of(kind, layer)).family == "klt"
+    }
+    return len(names) * size.shape.num_kv_heads * per_head
 
 
 def _roles(size: StreamSize, codecs: RoleCodecs) -> Iterator[ChunkCodecs]:

@@ -115,11 +115,13 @@ def sizing_report(question: Question, rows: Sequence[Answer]) -> Report:
         for row in rows
     ]
     workspace = max(rows, key=lambda row: row.workspace_bytes)
+    table_bytes = max(row.table_bytes for row in rows)
+    tables = f", klt tables {format_bytes(table_bytes)}" if table_bytes else ""
     lines = [
         *question_lines(question),
         (
             f"beside   current chunk {format_bytes(workspace.current_bytes)}, scratch "
-            f"{format_bytes(workspace.scratch_bytes)}, commit {format_bytes(workspace.commit_bytes)}"
+            f"{format_bytes(workspace.scratch_bytes)}, commit {format_bytes(workspace.commit_bytes)}{tables}"
         ),
         "",
         *columns(headers, cells),
@@ -151,6 +153,7 @@ def answer_facts(row: Answer) -> dict[str, object]:
         "current_bytes": row.current_bytes,
         "scratch_bytes": row.scratch_bytes,
         "commit_bytes": row.commit_bytes,
+        "table_bytes": row.table_bytes,
     }
 
 

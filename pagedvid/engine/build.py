@@ -17,7 +17,7 @@ from pagedvid.geometry import Window
 from pagedvid.models.base import ModelGeometry
 from pagedvid.models.choice import ModelChoice
 from pagedvid.models.registry import load_model
-from pagedvid.page_format import block_frames
+from pagedvid.page_format import block_frames, read_codec
 from pagedvid.paged_kv_cache import PagedKVCache
 from pagedvid.quant.book import CodecBook
 
@@ -41,8 +41,9 @@ def cache_spec(config: Config, geometry: ModelGeometry) -> CacheSpec:
 
 
 def codec_book(spec: CacheSpec, tables: Path | None) -> CodecBook:
-    """The codecs of a cache, with calibrated tables if a file is named. Raises ConfigError."""
-    if tables is None:
+    """The codecs of a cache; the tables are read when one of its codecs needs them. Raises ConfigError."""
+    names = {name for chunk in spec.codecs.all() for name in chunk.names(spec.num_layers)}
+    if tables is None or not any(read_codec(name).family == "klt" for name in names):
         return CodecBook(spec.shape.page, spec.num_kv_heads)
     from pagedvid.quant.klt_file import load_calibration
 

@@ -50,7 +50,7 @@ class CodecBook:
         first, end, _ = heads.indices(self._num_kv_heads)
         key = (name, kind, layer, first, end) if is_calibrated else (name, "", 0, 0, 0)
         if key not in self._codecs:
-            self._codecs[key] = self._klt(name, kind, layer, slice(first, end)) if is_calibrated else self._plain(name)
+            self._codecs[key] = self._klt(name, kind, layer, first, end) if is_calibrated else self._plain(name)
         return self._codecs[key]
 
     def check(self, chunks: Iterable[ChunkCodecs], num_layers: int) -> None:
@@ -71,7 +71,11 @@ class CodecBook:
         self.page.page_tokens(name)  # raises when no token fits
         return FAMILIES[read_codec(name).family](self.page, name)
 
-    def _klt(self, name: str, kind: str, layer: int, heads: slice) -> Codec:
+    def _klt(self, name: str, kind: str, layer: int, first_head: int, end_head: int) -> Codec:
+        if (first_head, end_head) != (0, self._num_kv_heads):
+            whole = self.codec(name, kind, layer, slice(0, self._num_kv_heads))
+            assert isinstance(whole, KltCodec)
+            return whole.of_heads(slice(first_head, end_head))
         if self._tables is None:
             raise ConfigError(
                 f"{name} needs tables of the model; make them with `pagedvid calibrate` and name the file, or choose a "
@@ -82,4 +86,4 @@ class CodecBook:
                 f"the tables for {name} are of {self._tables.model} with {self._tables.num_kv_heads} KV heads; the "
                 f"cache has {self._num_kv_heads}. Calibrate this model: pagedvid calibrate"
             )
-        return KltCodec.of(name, self.page, self._tables.tables(kind, layer), heads)
+        return KltCodec.of(name, self.page, self._tables.tables(kind, layer))

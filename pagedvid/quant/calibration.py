@@ -16,7 +16,6 @@ Axes: H KV heads, D head_dim, F frames of a block, N = F * D coefficients.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -53,14 +52,10 @@ def fit(layers: Sequence[LayerStatistics], kind: str) -> list[KltTables]:
         raise ConfigError(f"kind is {kind!r}; allowed are 'keys' and 'values'")
     if not layers or not all(layer.is_complete for layer in layers):
         raise ConfigError("a layer was not observed; run the model on a prompt, for more than one chunk")
-    fitted = [_fit(layer, kind) for layer in layers]
-    importance = torch.cat([importance_HN for _, importance_HN in fitted]).sort(dim=-1, descending=True).values
-    spectrum_N = (importance / importance.sum(-1, keepdim=True)).mean(0)
-    return [replace(tables, spectrum_N=spectrum_N) for tables, _ in fitted]
+    return [_fit(layer, kind) for layer in layers]
 
 
-def _fit(layer: LayerStatistics, kind: str) -> tuple[KltTables, Tensor]:
-    """(tables, importance of every coefficient [H, N])."""
+def _fit(layer: LayerStatistics, kind: str) -> KltTables:
     moments, weight_HF = (layer.keys, layer.key_weight_HF) if kind == "keys" else (layer.values, layer.value_weight_HF)
     covariance_HFDD = moments.covariance_HFDD()
     root_HDD = torch.eye(covariance_HFDD.shape[-1]).expand_as(covariance_HFDD[:, 0])
@@ -71,15 +66,15 @@ def _fit(layer: LayerStatistics, kind: str) -> tuple[KltTables, Tensor]:
     variance_HFD = torch.einsum("hdj,hfde,hej->hfj", analysis_HDD, covariance_HFDD, analysis_HDD)
     variance_HFD = variance_HFD.clamp(min=SMALLEST_DEVIATION**2)
     importance_HN = (variance_HFD * (weight_HF / weight_HF.mean(-1, keepdim=True))[..., None]).flatten(1)
-    tables = KltTables(
+    falling_HN, order_HN = importance_HN.sort(dim=-1, descending=True)
+    return KltTables(
         layer.layout,
-        importance_HN[0],
+        (falling_HN / falling_HN.sum(-1, keepdim=True)).mean(0),
         moments.mean_HD(),
         analysis_HDD,
         variance_HFD.flatten(1).sqrt(),
-        importance_HN.argsort(dim=-1, descending=True),
+        order_HN,
     )
-    return tables, importance_HN
 
 
 def _square_root(metric_HDD: Tensor) -> Tensor:

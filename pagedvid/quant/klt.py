@@ -55,6 +55,10 @@ class KltCodec:
         another shape, or a page that holds no block."""
         return KltCodec(name, page, KltCoding.of(name, page, tables, heads))
 
+    def of_heads(self, heads: slice) -> KltCodec:
+        """The same for some of the heads; constants are shared."""
+        return KltCodec(self.name, self.page, self.coding.of_heads(heads))
+
     @property
     def layout(self) -> BlockLayout:
         """Which tokens form a block."""

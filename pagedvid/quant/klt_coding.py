@@ -46,7 +46,7 @@ class KltCoding:
 
     @staticmethod
     def of(name: str, page: PageFormat, tables: KltTables, heads: slice) -> KltCoding:
-        """Bits are given out for all heads and layers alike, then the tables narrowed to `heads`.
+        """Bits are given out for all heads of the layer alike, then the tables narrowed to `heads`.
 
         Raises ConfigError when the tables are not of the model that the pages are for.
         """
@@ -74,10 +74,27 @@ class KltCoding:
         """Coefficients of a block that are stored."""
         return self.direction_h1K.shape[-1]
 
+    def of_heads(self, heads: slice) -> KltCoding:
+        """That of some of the heads, as views."""
+        return replace(self, **{name: getattr(self, name)[heads] for name in _BY_HEAD})
+
     def to(self, device: torch.device) -> KltCoding:
         """The same on another device."""
         tensors = {each.name: getattr(self, each.name) for each in fields(self) if each.name != "segments"}
         return replace(self, **{name: tensor.to(device) for name, tensor in tensors.items()})
+
+
+_BY_HEAD = (
+    "mean_h1D",
+    "analysis_hDD",
+    "synthesis_hDD",
+    "analysed_mean_h1D",
+    "rank_hN",
+    "taken_h1K1",
+    "direction_h1K",
+    "deviation_h1K",
+    "deviation_h1F1D",
+)
 
 
 def bits_per_block(name: str, page: PageFormat) -> int:

@@ -3,7 +3,7 @@
 safetensors, half precision where it does no harm, since what is stored and what is read go by the same rounded numbers.
 For each kind, "keys" and "values" (L layers, H KV heads, D head_dim, F frames of a block, N = F * D coefficients):
 
-    {kind}.spectrum   float32 [N]            importance by rank
+    {kind}.spectrum   float32 [L, N]         importance by rank
     {kind}.mean       float32 [L, H, D]
     {kind}.analysis   float16 [L, H, D, D]
     {kind}.deviation  float16 [L, H, N]      log2
@@ -61,7 +61,7 @@ class Calibration:
         tensors: dict[str, Tensor] = {}
         for kind, layers in zip(KINDS, (keys, values), strict=True):
             columns = {
-                "spectrum": layers[0].spectrum_N,
+                "spectrum": torch.stack([tables.spectrum_N for tables in layers]),
                 "mean": torch.stack([tables.mean_hD for tables in layers]),
                 "analysis": torch.stack([tables.analysis_hDD for tables in layers]),
                 "deviation": torch.stack([tables.deviation_hN for tables in layers]).log2(),
@@ -86,7 +86,7 @@ class Calibration:
             )
         return KltTables(
             BlockLayout(self.tokens_per_frame, self.frames_per_block),
-            self.tensors[f"{kind}.spectrum"],
+            self.tensors[f"{kind}.spectrum"][layer],
             self.tensors[f"{kind}.mean"][layer],
             self.tensors[f"{kind}.analysis"][layer].float(),
             self.tensors[f"{kind}.deviation"][layer].float().exp2(),
@@ -139,7 +139,7 @@ def _check_tensors(calibration: Calibration, path: Path) -> None:
     by_head = (calibration.num_layers, calibration.num_kv_heads)
     size, head_dim = calibration.frames_per_block * calibration.head_dim, calibration.head_dim
     shapes = {
-        "spectrum": (size,),
+        "spectrum": (calibration.num_layers, size),
         "mean": (*by_head, head_dim),
         "analysis": (*by_head, head_dim, head_dim),
         "deviation": (*by_head, size),

@@ -21,7 +21,7 @@ class KltTables:
 
     layout: BlockLayout
     spectrum_N: Tensor
-    """Importance by rank, as a share of its head's, mean over the heads of all layers: what bits are given out by."""
+    """Importance by rank, as a share of its head's, mean over the layer's heads: what bits are given out by."""
     mean_hD: Tensor
     analysis_hDD: Tensor
     """Tokens (rows) times this give coefficients along D directions."""

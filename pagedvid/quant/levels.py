@@ -26,7 +26,7 @@ _CELLS_PER_UNIT, _CELLS_REACH = 128, 4
 """Levels of 4 bits are found by a table of cells up to the reach; a number beside an edge may get the other level,
 which is as near but for half a cell."""
 _MISS_AT_ZERO, _MISS_SLOPE = 0.067, 0.055
-"""Cells of levels of 4 bits widen about linearly, from 0.26 at 0 to 0.53 at 1.6; a number misses by 1/sqrt(12) of it."""
+"""Cells of levels of 4 bits widen about linearly, from 0.26 at 0 to 0.53 at 1.6; numbers miss by 1/sqrt(12) of it."""
 
 
 @lru_cache(maxsize=64)

@@ -21,29 +21,30 @@ class LaterNoise(DemoModel):
 
 
 def test_emptied_cache_sees_nothing_of_the_first_chunk(weights: Path) -> None:
-    from demo_fidelity import Lab
     from demo_quality import first_chunks
+    from lab import Lab
     from quality_scores import draw_tasks
 
     requests = [task.request for task in draw_tasks(2, 0)]
     model = DemoModel.load(weights)
-    whole = first_chunks(Lab(model, requests, 32, 2), emptied=False)
-    emptied = first_chunks(Lab(model, requests, 32, 2), emptied=True)
+    whole = first_chunks(Lab(model, requests, 32, 2, weights), emptied=False)
+    emptied = first_chunks(Lab(model, requests, 32, 2, weights), emptied=True)
     assert whole.shape == emptied.shape == (2, 32, 32, 32, 3)
     np.testing.assert_array_equal(whole[:, :8], emptied[:, :8])
     difference = np.abs(whole[:, 8:].astype(int) - emptied[:, 8:])
     assert all(difference[:, start : start + 8].mean() > 0.1 for start in (0, 8, 16))
     later = LaterNoise(model.network, model.rope, model.geometry)
-    fresh = first_chunks(Lab(later, requests, 32, 2), emptied=False)
+    fresh = first_chunks(Lab(later, requests, 32, 2, weights), emptied=False)
     np.testing.assert_array_equal(emptied[:, 8:], fresh[:, :24])
 
 
 def test_uncorrected_cache_goes_by_its_own_name() -> None:
-    from demo_quality import CACHE_NAMES, case_of
+    from caches import Case
+    from demo_quality import case_of
 
-    assert case_of("int2") == ("int2", "measured")
-    assert case_of("int2-off") == ("int2", "off")
-    assert "bf16-off" not in CACHE_NAMES and len({case_of(name) for name in CACHE_NAMES}) == len(CACHE_NAMES)
+    assert case_of("int2") == Case("int2", "own")
+    assert case_of("int2-off") == Case("int2", "off")
+    assert case_of("default") == Case("default", "own")
 
 
 def test_runs_and_writes(weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -98,7 +99,7 @@ def test_sheet_shows_the_right_frames_under_each_prompt() -> None:
         (["--prompts", "5"], "even number of at least 4"),
         (["--prompts", "2"], "even number of at least 4"),
         (["--frames", "47"], "at least 48"),
-        (["--codecs", "int3"], "invalid choice"),
+        (["--codecs", "int3"], "unknown codec 'int3'"),
         (["--codecs", "bf16", "bf16"], "none twice"),
         (["--codecs", "fp32", "bf16", "int8", "int4", "int2"], "at most 4"),
         (["--threads", "0"], "at least 1"),

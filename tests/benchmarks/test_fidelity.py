@@ -1,122 +1,66 @@
-"""The tensor-level measurement: exact storage costs nothing, the correction does its work, families are as named."""
+"""The entry of the fidelity benchmark on an untrained model: every part runs, prints tables that fit and writes."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
-import numpy as np
 import pytest
-import torch
+
+TINY = ["--prompts", "2", "--tensor-prompts", "1", "--steps", "1", "--processes", "1", "--cost-rounds", "1"]
 
 
-@pytest.fixture
-def scripts(scripts_on_path: None):
-    import attention_error
-    import families
-    import fidelity
-    import schemes
-    import tensors
-    from peers import stored
+def run(weights: Path, out: Path, *arguments: str) -> dict:
+    from fidelity import main
 
-    class Scripts:
-        pass
-
-    for module in (attention_error, families, fidelity, schemes, tensors, stored):
-        setattr(Scripts, module.__name__.removeprefix("peers."), module)
-    return Scripts
+    main([*TINY, *arguments, "--weights", str(weights), "--out", str(out)])
+    return json.loads(out.read_text())["results"]
 
 
-def small(scripts, name: str = "low rank", seed: int = 0):
-    return scripts.families.draw_family(name, seed, num_chunks=2, num_frames=3, frame_tokens=40)
-
-
-def test_exact_storage_changes_nothing(scripts):
-    def exact(x, layer):
-        return scripts.stored.Stored(x, 32.0, torch.zeros(x.shape[0], x.shape[2]))
-
-    sample = small(scripts)
-    stored = scripts.attention_error.store(scripts.schemes.Scheme("exact", exact, exact), sample)
-    for quantities in scripts.attention_error.measure(sample, stored, 0).values():
-        for by_head in quantities.values():
-            torch.testing.assert_close(by_head, torch.zeros(2), atol=1e-5, rtol=0)
-
-
-def test_independent_noise_gains_mass_and_corrections_give_it_back(scripts):
-    generator = torch.Generator().manual_seed(0)
-
-    def noisy(x, layer):
-        step = 0.8 * x.std()
-        noise = (torch.rand(x.shape, generator=generator) - 0.5) * step
-        return scripts.stored.Stored(x + noise, 2.0, (step**2).expand(x.shape[0], x.shape[2]))
-
-    def exact(x, layer):
-        return scripts.stored.Stored(x, 32.0)
-
-    sample = scripts.families.draw_family("full rank, no redundancy", 0, num_chunks=2, num_frames=3, frame_tokens=150)
-    stored = scripts.attention_error.store(scripts.schemes.Scheme("noisy", noisy, exact), sample)
-    measured = scripts.attention_error.measure(sample, stored, 0)
-    shift = {correction: float(values["dlogZ"].mean()) for correction, values in measured.items()}
-    assert shift["off"] > 0.04
-    assert abs(shift["formula"]) < 0.3 * shift["off"] and abs(shift["variance"]) < 0.3 * shift["off"]
-    # Queries of the commit pass find their own tokens among these keys; later queries do not, and need more.
-    assert 0 < shift["measured"] < shift["off"]
-
-
-def test_the_capture_is_what_the_model_attends_to(scripts, weights: Path):
-    from pagedvid.models.demo.captions import caption
-    from pagedvid.models.demo.model import DemoModel
-    from pagedvid.models.demo.world import random_scene
-
-    model = DemoModel.load(weights)
-    text = caption(random_scene(np.random.default_rng(0)))
-    samples = scripts.tensors.capture(model, text, 3, num_cached_chunks=2, num_steps=2)
-    size = model.geometry.chunk_tokens
-    assert len(samples) == model.geometry.num_layers
-    assert samples[1].k_CHTD.shape == samples[1].commit_q_CHTD.shape == (2, 1, size, 64)
-    assert samples[1].q_LHTD.shape == (2, 1, size, 64) and samples[1].layer == 1
-    again = scripts.tensors.capture(model, text, 3, num_cached_chunks=2, num_steps=2)
-    assert torch.equal(again[1].v_CHTD, samples[1].v_CHTD)
-    longer = scripts.tensors.capture(model, text, 3, num_cached_chunks=3, num_steps=2)
-    torch.testing.assert_close(longer[1].k_CHTD[:2], samples[1].k_CHTD)
-
-
-def test_families_are_as_their_names_say(scripts):
-    def share_of_previous_frame(sample):
-        frames = sample.v_CHTD[0].unflatten(1, (3, 40))
-        return float((frames[:, 1:] - frames[:, :-1]).square().mean() / frames.var())
-
-    assert share_of_previous_frame(small(scripts, "static scene")) < 0.1
-    assert share_of_previous_frame(small(scripts, "full rank, no redundancy")) > 1.5
-    deviation = small(scripts, "outlier channels").k_CHTD.flatten(0, 2).square().mean(0).sqrt()
-    assert int((deviation > 4 * deviation.median()).sum()) == 4
-    heavy, plain = (small(scripts, name).v_CHTD for name in ("heavy tails", "fast scene"))
-    assert float((heavy.abs().amax() / heavy.std()) / (plain.abs().amax() / plain.std())) > 1.5
-
-
-def test_videos_of_a_family_share_a_model_but_no_token(scripts):
-    first, second = small(scripts, seed=0), small(scripts, seed=1)
-    assert not torch.equal(first.k_CHTD, second.k_CHTD)
-    _, _, basis = torch.linalg.svd(first.v_CHTD[:, 0].flatten(0, 1), full_matrices=False)
-    outside = second.v_CHTD[:, 0].flatten(0, 1) @ basis[6:].T
-    assert float(outside.norm() / second.v_CHTD[:, 0].norm()) < 0.3
-
-
-def test_the_transform_codec_beats_equal_bits_where_there_is_something_to_share(scripts):
-    calibration = [[small(scripts, seed=seed)] for seed in range(2)]
-    layers = [list(samples) for samples in zip(*calibration, strict=True)]
-    klt = scripts.schemes.klt_scheme(layers, 42, 36, 3, "klt")
-    channel = scripts.schemes.own_schemes(64)[0]
-    measured = [[small(scripts, seed=9)]]
-    results = [scripts.fidelity.measure_scheme(scheme, measured) for scheme in (klt, channel)]
-    assert results[0]["bits"] == results[1]["bits"]  # 120 tokens in one page either way
-    errors = [sum(map(sum, result["values"]["off"]["error"])) for result in results]
-    assert errors[0] < 0.5 * errors[1]
-
-
-def test_scripts_write_what_they_print(scripts, tmp_path, weights, monkeypatch, capsys):
-    monkeypatch.setattr(scripts.fidelity, "draw_family", lambda name, seed: small(scripts, name, seed))
+def test_tensors_and_videos(weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    storages = ["--storages", "RTN2 g64", "int2", "token4-g64"]
     out = tmp_path / "fidelity.json"
-    families = ["--families", "low rank", "--prompts", "1", "--calibration-prompts", "1"]
-    scripts.fidelity.main([*families, "--out", str(out)])
+    results = run(weights, out, "--parts", "tensor", "video", "--families", "demo", *storages)
+    schemes = results["tensor"]["families"]["demo"]
+    assert list(schemes) == ["RTN2 g64", "int2", "token4-g64"]
+    by_layer = schemes["int2"]["corrections"]["measured"]["dP"]["by_layer_and_head"]
+    assert len(by_layer) == 2 and len(by_layer[0]) == 1
+    rows = {(row["storage"], row["correction"], row["factor"]): row for row in results["video"]}
+    assert ("RTN2 g64", "variance", None) in rows and ("int2", "measured", None) in rows
+    assert {factor for storage, _, factor in rows if storage == "int2"} == {None, 0.5, 2.0, 4.0}
+    for row in rows.values():
+        assert len(row["psnr"]) == len(row["ssim"]) == len(row["right"]) == 2
+    assert min(rows["token4-g64", "off", None]["psnr"]) > max(rows["RTN2 g64", "off", None]["psnr"])
     printed = capsys.readouterr().out
-    assert "klt18" in printed and "QVG-Pro tern" in printed and out.is_file()
+    assert "|ahead|" in printed and "gain in dB" in printed and "forced dB" in printed
+    assert max(map(len, printed.splitlines()[:-1])) <= 80
+    assert results["answers"] and "2. At <= 2.3 bits" in printed
+    assert out.with_suffix(".png").is_file()
+
+
+def test_drift_and_cost(weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    drift_frames = ["--drift-prompts", "2", "--drift-frames", "48"]
+    results = run(weights, tmp_path / "x.json", "--parts", "drift", "cost", *drift_frames)
+    assert results["drift"][0]["storage"] == "bf16"
+    assert all(len(row["detail"]) == 2 and len(row["detail"][0]) == 2 for row in results["drift"])
+    assert {row["videos"] for row in results["cost"]} == {1, 8}
+    assert all(0 < row["encode_ratio"] < 1 for row in results["cost"])
+    assert not (tmp_path / "x.png").exists()
+    assert max(map(len, capsys.readouterr().out.splitlines()[:-1])) <= 80
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (["--frames", "16"], "windows of 24 frames"),
+        (["--drift-frames", "47"], "windows of 24 frames"),
+        (["--prompts", "1"], "two videos"),
+        (["--parts", "sound"], "invalid choice"),
+    ],
+)
+def test_what_cannot_be_measured_is_refused(given: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    from fidelity import parse
+
+    with pytest.raises(SystemExit):
+        parse(given)
+    assert said in capsys.readouterr().err

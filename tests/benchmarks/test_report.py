@@ -55,3 +55,18 @@ def test_file_says_what_ran_where(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert re.fullmatch(r"[0-9a-f]{40}(-modified)?|unknown", report["environment"]["git_revision"])
     assert report["environment"]["device"] and report["environment"]["torch"]
     assert str(out) in capsys.readouterr().out
+
+
+def test_json_keeps_its_values_and_is_short() -> None:
+    from report import to_json
+
+    report = {
+        "a": [1.5, -3e-5] * 40, "b": [[1, 2], [3]], "c": [{"x": [1e20], "y": "[1, 2]"}], "e": [], "f": {}, "n": None,
+        "s": ["nine", "ab" * 60],
+    }  # fmt: skip
+    written = to_json(report)
+    assert json.loads(written) == report
+    lines = written.splitlines()
+    assert lines[0] == "{" and lines[1].startswith('  "a": [1.5, -3e-05, 1.5') and lines[2] == '  "b": [[1, 2], [3]],'
+    assert lines[-5:-3] == ['  "s": [', '    "nine",'] and len(lines) == 12
+    assert to_json([float("nan"), float("-inf")]) == "[NaN, -Infinity]"

@@ -186,7 +186,7 @@ class TestResume:
             (["--frames", 6, "--kv", "int8"], f"cache.codec: {CALIBRATED_CODEC} -> int8"),
             (["--frames", 6, "--set", "cache.layer_codecs={0: int8}"], "cache.layer_codecs: {} -> {'0': 'int8'}"),
             (["--frames", 6, "--set", "cache.page_rows=40"], "cache.page_rows: auto -> 40"),
-            (["--frames", 6, "--no-correction"], "cache.correction: auto -> off"),
+            (["--frames", 6, "--set", "cache.correction=variance"], "cache.correction: off -> variance"),
         ],
     )
     def test_other_settings_are_refused_by_name(self, generate, options, difference):

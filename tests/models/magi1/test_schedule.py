@@ -135,7 +135,7 @@ def test_resident_chunks_are_bounded_by_the_look_back_however_long_the_video(win
         schedule = magi_schedule(sampling, CHUNK_FRAMES, 16, num_chunks * CHUNK_FRAMES)
         commits = schedule.planned_commits(TOKENS_PER_FRAME)
         peak = planned_peak_pages(shape, schedule.window, codecs, commits)
-        assert peak == resident * shape.chunk_pages(CHUNK_FRAMES * TOKENS_PER_FRAME, "int2")
+        assert peak == resident * shape.chunk_pages(CHUNK_FRAMES * TOKENS_PER_FRAME, codecs.steady)
 
 
 @pytest.mark.parametrize(("num_steps", "window_size"), [(6, 4), (2, 1), (0, 4), (12, 5)])

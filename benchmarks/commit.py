@@ -1,0 +1,135 @@
+"""What storing one layer of a chunk costs: keys and values to pages, and the correction's measure.
+
+`kernels` is the store of the GPU backends, `torch` the codecs' own operations on the same device. Shapes are those of
+real models (layer_shapes.py). `/ denoising` compares with the attention of the chunk's denoise steps over its own chunk
+and six cached ones, whose products alone take 4 * tokens * keys * heads * head_dim operations per step: measured here
+with the fastest dense library, so the true share, with linear layers and history to decode, is smaller.
+
+    python benchmarks/commit.py --device cuda
+    python benchmarks/commit.py --device cpu --shapes tiny
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from statistics import median
+from typing import Any
+
+import torch
+from attention_streams import dense_call
+from layer_shapes import SHAPES, LayerInputs, LayerShape, seconds_on
+from report import FOLDER, format_table, make_parser, use_threads, write_report
+
+from pagedvid.attention.commit import LayerStore
+from pagedvid.attention.providers.choice import provider_reasons
+from pagedvid.cache.spec import CacheSpec
+from pagedvid.geometry import RoleCodecs, Window, stream_bytes
+from pagedvid.paged_kv_cache import PagedKVCache
+
+CACHED_CHUNKS = 6
+
+
+def store_seconds(
+    store: str, shape: LayerShape, codec: str, correction: str, rounds: int, device: torch.device, seed: int
+) -> list[float]:
+    """One layer per round, after one to warm up."""
+    spec = CacheSpec(
+        rounds + 1,
+        shape.kv_heads,
+        shape.head_dim,
+        num_query_heads=shape.query_heads,
+        codecs=RoleCodecs(codec),
+        correction=correction,
+    )
+    window = Window(sink_chunks=0, recent_chunks=1)
+    memory = stream_bytes(spec.shape, window, spec.codecs, shape.chunk_tokens)
+    cache = PagedKVCache(spec, memory, device)
+    stream = cache.open(window, shape.chunk_tokens)
+    inputs = LayerInputs(shape, device, seed)
+    q, k, v = inputs.draw(shape.chunk_tokens)
+    sampled = inputs.turned(q, 0)[:: max(1, shape.chunk_tokens // 128)]
+    writer = cache.backend.store if store == "kernels" else LayerStore(cache.pool, cache.spec, cache.book)
+    with cache.commit([stream]) as step:
+        (pending,) = step.plan.pending
+        seconds = [
+            seconds_on(device, lambda: writer.write(pending, layer, sampled, k, v, inputs.rope))  # noqa: B023
+            for layer in range(spec.num_layers)
+        ]
+    return seconds[1:]
+
+
+def denoise_seconds(shape: LayerShape, device: torch.device, rounds: int, seed: int) -> float:
+    """Attention of all denoise steps of a chunk, with the fastest library on dense keys."""
+    usable = [name for name, why in provider_reasons(device, torch.bfloat16, shape.head_dim).items() if not why]
+    medians = []
+    for provider in usable:
+        call = dense_call(provider, LayerInputs(shape, device, seed), CACHED_CHUNKS, 1, device)
+        medians.append(median([seconds_on(device, call) for _ in range(rounds + 1)][1:]))
+    return shape.denoise_steps * min(medians)
+
+
+def measure(arguments: argparse.Namespace) -> list[dict[str, Any]]:
+    """One row per shape, codec, correction and store."""
+    device = torch.device(arguments.device)
+    rows = []
+    for name in arguments.shapes:
+        shape = SHAPES[name]
+        denoising = denoise_seconds(shape, device, arguments.rounds, arguments.seed)
+        for codec in arguments.codecs:
+            for correction in arguments.corrections:
+                for store in ("kernels", "torch") if device.type == "cuda" else ("torch",):
+                    seconds = store_seconds(store, shape, codec, correction, arguments.rounds, device, arguments.seed)
+                    given_bytes = 2 * 2 * shape.chunk_tokens * shape.kv_heads * shape.head_dim
+                    rows.append(
+                        {
+                            "shape": name,
+                            "codec": codec,
+                            "correction": correction,
+                            "store": store,
+                            "seconds": seconds,
+                            "median_seconds": median(seconds),
+                            "given_gigabytes_per_second": given_bytes / median(seconds) / 1e9,
+                            "over_denoising": median(seconds) / denoising,
+                        }
+                    )
+    return rows
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Measures, prints the table, writes the JSON file with the device's name."""
+    parser = make_parser("commit", __doc__)
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=[name for name in SHAPES if name != "tiny"])
+    parser.add_argument("--codecs", nargs="+", default=["int2", "int4", "bf16"])
+    parser.add_argument("--corrections", nargs="+", default=["off", "measured"])
+    parser.add_argument("--rounds", type=int, default=11)
+    arguments = parser.parse_args(argv)
+    use_threads(arguments.threads)
+    rows = measure(arguments)
+    print(
+        format_table(
+            ("shape", "codec", "correction", "store", "median ms", "GB/s", "/ denoising"),
+            [
+                (
+                    row["shape"],
+                    row["codec"],
+                    row["correction"],
+                    row["store"],
+                    f"{1e3 * row['median_seconds']:.3f}",
+                    f"{row['given_gigabytes_per_second']:.1f}",
+                    f"{100 * row['over_denoising']:.2f} %",
+                )
+                for row in rows
+            ],
+        )
+    )
+    device = torch.device(arguments.device)
+    device_name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    if arguments.out == FOLDER / "results" / "commit.json":
+        arguments.out = arguments.out.with_name(f"commit_{device_name.replace(' ', '_').lower()}.json")
+    write_report(arguments, "commit", {"device": device_name, "rows": rows})
+
+
+if __name__ == "__main__":
+    main()

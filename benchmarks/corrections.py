@@ -1,0 +1,177 @@
+"""What is subtracted from the scores of stored keys, in every way worth comparing (b: pagedvid/quant/correction.py).
+
+formula     b as the package takes it: second order, channels of large x in the exact form, steps averaged over a chunk
+paper       second order throughout        exact       the exact form throughout
+per key     b of each key's own steps, which a kernel adds as so many more columns of the scores as there are groups
+per page    b of the mean square steps of each page
+variance    b from Var k' - Var k over a chunk's tokens
+measured    alpha * b, alpha fitted on queries of the commit pass; b is the formula's, or the variance's without steps
+ahead       the same, with those queries turned to the positions of the next chunk, whose queries will read the keys
+
+Multiply-adds of one query and chunk: T * G per key (G channel groups), D per page, D per chunk; measured takes one more
+and, at commit, two score matrices of the sampled queries.
+
+Axes: C cached chunks, H heads, T tokens of a chunk, Q queries, D head_dim. Shifts are [C, H, Q, 1] or [C, H, Q, T].
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from tensors import Sample
+from torch import Tensor
+
+from pagedvid.quant.correction import (
+    QuerySquares,
+    bias,
+    exact_bias,
+    fit_alpha,
+    log_mass_shift,
+    log_sinhc,
+    second_order_bias,
+    variance_bias,
+)
+
+MEASURED_QUERIES = 128
+"""Of a commit pass, evenly spread: what the package takes."""
+
+
+@dataclass(frozen=True)
+class StoredSample:
+    """A sample's history as it comes back from storage."""
+
+    k_CHTD: Tensor
+    """After rotary embedding."""
+    v_CHTD: Tensor
+    key_bits: float
+    value_bits: float
+    variance_change_CHD: Tensor
+    """By channel, after rotary embedding if `keys_rotated`, before it otherwise."""
+    step_square_CHTD: Tensor | None
+    """Along `axes_DD`; None where levels are not uniform."""
+    axes_DD: Tensor | None
+    keys_rotated: bool
+
+
+@dataclass(frozen=True)
+class Readout:
+    """One sample, stored; what a correction may know of it."""
+
+    sample: Sample
+    stored: StoredSample
+    exact_k_CHTD: Tensor
+    """After rotary embedding."""
+
+    @property
+    def scale(self) -> float:
+        """Softmax scale."""
+        return float(self.exact_k_CHTD.shape[-1] ** -0.5)
+
+    def squares(self, q_HQD: Tensor) -> Tensor:
+        """Squares of rotated queries along the directions of the steps."""
+        return QuerySquares(q_HQD).along(self.stored.axes_DD, not self.stored.keys_rotated)
+
+    def steps(self) -> Tensor:
+        """[C, H, T, D]; only where there are any."""
+        assert self.stored.step_square_CHTD is not None
+        return self.stored.step_square_CHTD
+
+
+Correction = Callable[[Readout, Tensor], Tensor]
+"""Shifts for rotated queries [H, Q, D] of the chunk after the cached ones."""
+
+
+def by_chunk(function: Callable[[Tensor, Tensor, float], Tensor], readout: Readout, q_HQD: Tensor) -> Tensor:
+    """b of the mean square step of each chunk, in the form of `function`."""
+    square = readout.squares(q_HQD)
+    return torch.stack([function(square, steps.mean(1), readout.scale) for steps in readout.steps()])[..., None]
+
+
+def by_page(page_tokens: int, readout: Readout, q_HQD: Tensor) -> Tensor:
+    """b of the mean square step of each page of a chunk."""
+    square = readout.squares(q_HQD)
+    return torch.stack(
+        [
+            torch.cat(
+                [
+                    second_order_bias(square, page.mean(1), readout.scale)[..., None].expand(-1, -1, page.shape[1])
+                    for page in steps.split(page_tokens, dim=1)
+                ],
+                dim=-1,
+            )
+            for steps in readout.steps()
+        ]
+    )
+
+
+def by_key(readout: Readout, q_HQD: Tensor) -> Tensor:
+    """b of each key's own steps, second order, as in the paper."""
+    return readout.squares(q_HQD) @ readout.steps().mT * (readout.scale**2 / 24)
+
+
+def by_key_exact(readout: Readout, q_HQD: Tensor) -> Tensor:
+    """The same in the exact form, which no rank-G term can express."""
+    x_CHQTD = readout.squares(q_HQD).sqrt()[..., None, :] * readout.steps().sqrt()[:, :, None]
+    return log_sinhc(x_CHQTD * (readout.scale / 2)).sum(-1)
+
+
+def by_variance(readout: Readout, q_HQD: Tensor) -> Tensor:
+    """b of the change of variance."""
+    square = QuerySquares(q_HQD).along(None, not readout.stored.keys_rotated)
+    changes = readout.stored.variance_change_CHD
+    return torch.stack([variance_bias(square, change, readout.scale) for change in changes])[..., None]
+
+
+def measured(readout: Readout, q_HQD: Tensor, num_queries: int = MEASURED_QUERIES, chunks_ahead: int = 0) -> Tensor:
+    """alpha * b; alpha as a commit pass fits it, one for each chunk and head."""
+    foretold = by_variance if readout.stored.step_square_CHTD is None else formula
+    alphas = []
+    for chunk, exact in enumerate(readout.exact_k_CHTD):
+        commit_q = readout.sample.commit_q_CHTD[chunk]
+        count = min(num_queries, commit_q.shape[1])
+        sampled = torch.arange(count) * (commit_q.shape[1] - 1) // max(1, count - 1)
+        q = readout.sample.rotated(commit_q, chunk + chunks_ahead)[:, sampled]
+        shift = log_mass_shift(q, exact, readout.stored.k_CHTD[chunk], readout.scale)
+        alphas.append(fit_alpha(shift, foretold(readout, q)[chunk, ..., 0]))
+    return foretold(readout, q_HQD) * torch.stack(alphas)[..., None, None]
+
+
+formula: Correction = partial(by_chunk, bias)
+CORRECTIONS: dict[str, Correction] = {
+    "formula": formula,
+    "exact": partial(by_chunk, exact_bias),
+    "variance": by_variance,
+    "measured": measured,
+    "ahead": partial(measured, chunks_ahead=1),
+}
+"""Those of the table of all schemes, beside "off"."""
+NEED_STEPS = ("formula", "exact")
+
+
+def factored(factor: float) -> Correction:
+    """The formula's b times `factor`."""
+    return lambda readout, q_HQD: factor * formula(readout, q_HQD)
+
+
+def granularities(page_tokens: int) -> dict[str, Correction]:
+    """Forms and granularities of the formula."""
+    return {
+        "per key, paper": by_key,
+        "per key, exact": by_key_exact,
+        f"per page of {page_tokens}, paper": partial(by_page, page_tokens),
+        "per chunk, paper": partial(by_chunk, second_order_bias),
+        "per chunk, exact": partial(by_chunk, exact_bias),
+        "per chunk, formula": formula,
+    }
+
+
+def samplings(counts: Sequence[int]) -> dict[str, Correction]:
+    """`measured` from so many queries of a commit pass and from all, and from the same turned one chunk ahead."""
+    by_name: dict[str, int] = {str(count): count for count in counts} | {"all": sys.maxsize}
+    own: dict[str, Correction] = {f"measured, {name}": partial(measured, num_queries=by_name[name]) for name in by_name}
+    ahead = {f"ahead, {name}": partial(measured, num_queries=by_name[name], chunks_ahead=1) for name in by_name}
+    return own | ahead
