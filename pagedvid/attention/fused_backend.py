@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import torch
 from torch import Tensor
 
 from pagedvid.attention.kernels.layout import PageLayout
 from pagedvid.attention.kernels.paged_attention import paged_attention
-from pagedvid.attention.kernels.work import PagedWork
+from pagedvid.attention.kernels.work import PagedWork, Tiling
 from pagedvid.attention.step_tables import History
 from pagedvid.attention.triton_backend import Prepared, Total, TritonBackend
 
@@ -19,8 +20,8 @@ class FusedBackend(TritonBackend[PagedWork]):
     name = "fused"
     merges_often = False
 
-    def _cut(self, history: History) -> PagedWork:
-        return PagedWork.cut(history.pages, history.segments[0], history.ranges, self.group)
+    def _cut(self, history: History, dtype: torch.dtype) -> PagedWork:
+        return PagedWork.cut(history.pages, history.segments[0], history.ranges, self.group, Tiling.of(dtype))
 
     def _attend_history(
         self,

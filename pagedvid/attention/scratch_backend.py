@@ -6,35 +6,31 @@ and values lie in memory in the model's type.
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from pagedvid.attention.kernels.decode import decode
 from pagedvid.attention.kernels.layout import PageLayout
 from pagedvid.attention.kernels.merge import corrected_merge
 from pagedvid.attention.kernels.work import Noise
-from pagedvid.attention.providers.ragged import Ragged
 from pagedvid.attention.step_tables import History
 from pagedvid.attention.triton_backend import Prepared, Total, TritonBackend
 from pagedvid.chunk_codecs import KINDS
 
 
-class ScratchBackend(TritonBackend[list[Ragged]]):
+class ScratchBackend(TritonBackend[None]):
     """See the module docstring."""
 
     name = "scratch"
 
-    def _cut(self, history: History) -> list[Ragged]:
-        device = self._pool.device
-        return [
-            Ragged.of([range_.num_tokens], [read.chunk.num_tokens], device)
-            for read, range_ in zip(history.reads, history.readers, strict=True)
-        ]
+    def _cut(self, history: History, dtype: torch.dtype) -> None:
+        return None
 
     def _attend_history(
         self,
-        prepared: Prepared[list[Ragged]],
+        prepared: Prepared[None],
         history: History,
-        work: list[Ragged],
+        work: None,
         layer: int,
         q_THD: Tensor,
         layouts: tuple[PageLayout, PageLayout],
@@ -47,14 +43,14 @@ class ScratchBackend(TritonBackend[list[Ragged]]):
             num_tokens = read.chunk.num_tokens
             rows = slice(first_row, first_row + num_tokens)
             first_row += num_tokens
-            pages = [self._pages(history, number, kind, layer) for kind in KINDS]
+            pages = [history.pages_of(number, kind, layer) for kind in KINDS]
             shape = (num_tokens, spec.num_kv_heads, spec.head_dim)
             keys, values = (self.buffer(kind, shape, q_THD.dtype) for kind in KINDS)
             angles = None if turn is None else (turn[0][rows], turn[1][rows])
             decode(self._pool.records, layouts[0], pages[0], keys, angles)
             decode(self._pool.records, layouts[1], pages[1], values)
             tokens = slice(range_.start, range_.stop)
-            partial = prepared.dense(q_THD[tokens], keys, values, work[number], spec.scale)
+            partial = prepared.dense(q_THD[tokens], keys, values, history.sequences[number], spec.scale)
             corrected_merge(
                 (total[0][tokens], total[1][tokens]),
                 partial,
@@ -66,14 +62,6 @@ class ScratchBackend(TritonBackend[list[Ragged]]):
                 spec.scale,
                 None if noise is None else _of_segment(noise, number),
             )
-
-    def _pages(self, history: History, number: int, kind: str, layer: int) -> Tensor:
-        """int32 [H, P] on the device: a view of the step's page lists."""
-        chunk = history.reads[number].chunk
-        table = (KINDS.index(kind) * self._spec.num_layers + layer) * self._spec.num_kv_heads
-        offset = history.first_page[number]
-        first, last = (int(chunk.indptr[table + heads]) for heads in (0, self._spec.num_kv_heads))
-        return history.pages[offset + first : offset + last].view(self._spec.num_kv_heads, -1)
 
 
 def _of_segment(noise: Noise, number: int) -> Noise:

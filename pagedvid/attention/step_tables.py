@@ -16,9 +16,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pagedvid.attention.providers.ragged import Ragged
 from pagedvid.cache.plan import RangePlan, Read, StepPlan
 from pagedvid.cache.spec import CacheSpec
 from pagedvid.chunk_codecs import KINDS, ChunkCodecs
+from pagedvid.errors import IntegrityError
 from pagedvid.page_format import read_codec
 from pagedvid.quant.rotary import RopeTables
 
@@ -52,6 +54,17 @@ class History:
     """[L, S, H]."""
     variance: Tensor | None
     """[L, S, H, D]."""
+
+    sequences: tuple[Ragged, ...]
+    """Each read as the one sequence of a dense call: the range's queries over the chunk's keys."""
+
+    def pages_of(self, number: int, kind: str, layer: int) -> Tensor:
+        """Pages of the "keys" or "values" of one read, int32 [H, P] on the device."""
+        num_layers, indptr = len(self.segments), self.reads[number].chunk.indptr
+        num_kv_heads = (len(indptr) - 1) // (len(KINDS) * num_layers)
+        table = (KINDS.index(kind) * num_layers + layer) * num_kv_heads
+        first, last = (self.first_page[number] + int(indptr[table + heads]) for heads in (0, num_kv_heads))
+        return self.pages[first:last].view(num_kv_heads, -1)
 
     def turn_of(self, layer: int) -> Angles | None:
         """The tables that a layer's keys turn by."""
@@ -97,6 +110,10 @@ def _history(
         _moves(codecs, reads, rope, dtype, device),
         _by_layer([read.chunk.alpha for read in reads], device),
         _by_layer([read.chunk.variance for read in reads], device),
+        tuple(
+            Ragged.of([range_.num_tokens], [read.chunk.num_tokens], device)
+            for read, range_ in zip(reads, readers, strict=True)
+        ),
     )
 
 
@@ -145,6 +162,8 @@ def _tables(rope: RopeTables, places: Sequence[tuple[int, int]]) -> Angles:
 def _by_layer(kept: Sequence[Tensor | None], device: torch.device) -> Tensor | None:
     """What chunks keep, [S][L, ...] -> [L, S, ...]; None when they keep nothing."""
     given = [each.to(device) for each in kept if each is not None]
+    if len(given) not in (0, len(kept)):
+        raise IntegrityError(f"of {len(kept)} chunks of the same codecs only {len(given)} keep correction factors")
     return torch.stack(given, dim=1).contiguous() if given else None
 
 

@@ -16,11 +16,13 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor
 
+from pagedvid.attention.commit import LayerStore
 from pagedvid.attention.kernels import layout
 from pagedvid.attention.kernels.layout import PageLayout, layout_of
 from pagedvid.attention.kernels.merge import merge
@@ -43,6 +45,8 @@ from pagedvid.quant.book import CodecBook
 from pagedvid.quant.correction import QuerySquares
 from pagedvid.quant.rotary import rotate
 
+OLDEST_CAPABILITY = (8, 0)
+"""BF16 on tensor cores."""
 Work = TypeVar("Work")
 """What a backend prepares for a history."""
 Total = tuple[Tensor, Tensor]
@@ -57,6 +61,8 @@ def unsupported_reasons(spec: CacheSpec, device: torch.device) -> list[str]:
     by_provider = provider_reasons(device, torch.bfloat16, spec.head_dim)
     if all(by_provider.values()):
         reasons += [f"{name}: {', '.join(why)}" for name, why in by_provider.items()]
+    if torch.cuda.get_device_capability(device) < OLDEST_CAPABILITY:
+        reasons.append("kernels need compute capability 8.0 or newer")
     return reasons
 
 
@@ -81,14 +87,15 @@ class TritonBackend(ABC, Generic[Work]):
 
     name = "triton"
     merges_often = True
-    """Whether a history is merged chunk by chunk, so that the running partial has to be float32."""
+    """Whether a history is merged chunk by chunk: a partial that is merged more than once is kept in float32."""
 
     def __init__(self, pool: PagePool, spec: CacheSpec, book: CodecBook, scratch_bytes: int) -> None:
-        self.store = TritonStore(pool, spec, book)
+        self.store: LayerStore = TritonStore(pool, spec, book)
         self._pool = pool
         self._spec = spec
         self._book = book
         self._tables = TableCache()
+        self._dense: dict[torch.dtype, DenseAttention] = {}
         self._buffers: dict[str, Tensor] = {}
 
     @property
@@ -109,14 +116,15 @@ class TritonBackend(ABC, Generic[Work]):
             seen = [sum(lengths[number] for number in range_.current) for range_ in plan.ranges]
             context = Ragged.of(lengths, context_tokens, device) if any(context_tokens) else None
             found = histories(plan, self._spec, view.rope, dtype, device)
-            made = [(history, self._cut(history)) for history in found]
+            made = [(history, self._cut(history, dtype)) for history in found]
             return made, Ragged.of(lengths, seen, device), _current_keys(plan, device), context
 
         made, current, current_keys, context = self._tables.find(plan, view.rope, (dtype, *context_tokens), make)
         turns = view.cos is not None and view.sin is not None and not view.arrive_rotated
         angles = (view.cos[:, 0], view.sin[:, 0]) if turns and view.cos is not None and view.sin is not None else None
-        dense = choose_provider(device, dtype, self._spec.head_dim)
-        return Prepared(plan, view, angles, current, current_keys, context, made, dense)
+        if dtype not in self._dense:
+            self._dense[dtype] = choose_provider(device, dtype, self._spec.head_dim)
+        return Prepared(plan, view, angles, current, current_keys, context, made, self._dense[dtype])
 
     def attend(
         self, prepared: Prepared[Work], layer: int, q_THD: Tensor, k_THD: Tensor, v_THD: Tensor, context: Context = ()
@@ -129,21 +137,21 @@ class TritonBackend(ABC, Generic[Work]):
         keys, values = (k, v) if prepared.current_keys is None else (k[prepared.current_keys], v[prepared.current_keys])
         scale = self._spec.scale
         total = prepared.dense(q, keys, values, prepared.current, scale)
-        if self.merges_often or len(prepared.histories) > 1 or prepared.context is not None:
+        layouts = [self._layouts(history, layer) for history, _ in prepared.histories]
+        if self.merges_often or len(layouts) > 1 or None in layouts or prepared.context is not None:
             total = total[0].float(), total[1]
         if prepared.context is not None:
             context_keys, context_values = self._context(prepared, context)
             merge(total, prepared.dense(q, context_keys, context_values, prepared.context, scale))
-        for history, work in prepared.histories:
-            layouts = self._layouts(history, layer)
-            if layouts is None:
+        for (history, work), pair in zip(prepared.histories, layouts, strict=True):
+            if pair is None:
                 self._attend_decoded(prepared, history, layer, q, total)
             else:
-                self._attend_history(prepared, history, work, layer, q, layouts, total)
+                self._attend_history(prepared, history, work, layer, q, pair, total)
         return total[0].to(q_THD.dtype)
 
     @abstractmethod
-    def _cut(self, history: History) -> Work:
+    def _cut(self, history: History, dtype: torch.dtype) -> Work:
         """What `_attend_history` needs of a history in all layers."""
 
     @abstractmethod
@@ -164,11 +172,13 @@ class TritonBackend(ABC, Generic[Work]):
         if self._spec.correction == "off" or not is_quantized(codec):
             return None
         by_variance = self._spec.correction == "variance"
+        if by_variance and history.variance is None:  # nothing is known to correct, as in KeyNoise.bias
+            return None
         return Noise(
             "variance" if by_variance else "steps",
             history.angles is not None and history.turn_of(layer) is history.angles,
             None if history.alpha is None else history.alpha[layer],
-            history.variance[layer] if by_variance and history.variance is not None else None,
+            None if history.variance is None else history.variance[layer],
         )
 
     def buffer(self, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
@@ -198,12 +208,12 @@ class TritonBackend(ABC, Generic[Work]):
         """Chunks that no kernel reads: their codecs decode them."""
         spec, heads = self._spec, slice(0, self._spec.num_kv_heads)
         angles = history.turn_of(layer)
-        rows = torch.tensor([0, *(read.chunk.num_tokens for read in history.reads)]).cumsum(0).tolist()
+        rows = [0, *accumulate(read.chunk.num_tokens for read in history.reads)]
         for number, (read, range_) in enumerate(zip(history.reads, history.readers, strict=True)):
             dense, records = {}, {}
             for kind in ("keys", "values"):
                 codec = self._book.codec(history.codecs.of(kind, layer), kind, layer, heads)
-                records[kind] = self._pool.read(read.chunk.layer_pages(kind, layer, spec.num_kv_heads))
+                records[kind] = self._pool.records[history.pages_of(number, kind, layer)]
                 padded = self._book.page.padded_tokens(read.chunk.num_tokens, codec.name)
                 buffer = self.buffer(kind, (spec.num_kv_heads, padded, spec.head_dim), q.dtype)
                 dense[kind] = codec.decode(records[kind], read.chunk.num_tokens, buffer)
@@ -211,9 +221,8 @@ class TritonBackend(ABC, Generic[Work]):
                 mine = slice(rows[number], rows[number + 1])
                 dense["keys"] = rotate(dense["keys"], angles[0][mine], angles[1][mine])
             tokens = slice(range_.start, range_.stop)
-            ragged = Ragged.of([range_.num_tokens], [read.chunk.num_tokens], q.device)
             keys, values = (dense[kind].transpose(0, 1).contiguous() for kind in ("keys", "values"))
-            out, lse = prepared.dense(q[tokens], keys, values, ragged, spec.scale)
+            out, lse = prepared.dense(q[tokens], keys, values, history.sequences[number], spec.scale)
             lse = lse - self._decoded_bias(history, layer, number, q[tokens], records["keys"])
             merge((total[0][tokens], total[1][tokens]), (out, lse))
 

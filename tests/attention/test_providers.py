@@ -143,6 +143,20 @@ def older_torch_flash(monkeypatch: pytest.MonkeyPatch) -> None:
     torch_flash(monkeypatch, padded=True)
 
 
+def torch_efficient(monkeypatch: pytest.MonkeyPatch) -> None:
+    def _scaled_dot_product_efficient_attention(query, key, value, attn_bias, compute_log_sumexp, *, scale=None):
+        assert compute_log_sumexp and attn_bias is None and query.shape[1] == key.shape[1]
+        out, lse = dense(*(x[0].transpose(0, 1) for x in (query, key, value)), scale)
+        rows = torch.nn.functional.pad(lse.T.float(), (0, -len(lse) % 32), value=7.0)
+        return out.transpose(0, 1).unsqueeze(0).to(query.dtype), rows.unsqueeze(0), None, None
+
+    class Operators:
+        pass
+
+    Operators._scaled_dot_product_efficient_attention = staticmethod(_scaled_dot_product_efficient_attention)
+    monkeypatch.setattr(torch.ops, "aten", Operators)
+
+
 def nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     """torch-cpu is the real thing."""
 
@@ -155,6 +169,7 @@ CASES = [
     ("xformers", xformers),
     ("torch-flash", torch_flash),
     ("torch-flash", older_torch_flash),
+    ("torch-efficient", torch_efficient),
     ("torch-cpu", nothing),
 ]
 
@@ -197,9 +212,9 @@ def test_no_provider_is_an_error_with_all_reasons(monkeypatch) -> None:
     ("capability", "usable"),
     [
         ((7, 5), []),
-        ((8, 0), ["flash-attn-2", "torch-flash", "xformers"]),
-        ((9, 0), ["flash-attn-3", "flash-attn-4", "flash-attn-2", "torch-flash", "xformers"]),
-        ((10, 0), ["flash-attn-4", "flash-attn-2", "torch-flash", "xformers"]),
+        ((8, 0), ["flash-attn-2", "torch-flash", "xformers", "torch-efficient"]),
+        ((9, 0), ["flash-attn-3", "flash-attn-4", "flash-attn-2", "torch-flash", "xformers", "torch-efficient"]),
+        ((10, 0), ["flash-attn-4", "flash-attn-2", "torch-flash", "xformers", "torch-efficient"]),
     ],
 )
 def test_what_each_device_may_use_in_order(monkeypatch, capability: tuple[int, int], usable: list[str]) -> None:
@@ -214,8 +229,10 @@ def test_what_each_device_may_use_in_order(monkeypatch, capability: tuple[int, i
     xformers(monkeypatch)
     reasons = provider_reasons(torch.device("cuda"), torch.bfloat16, 128)
     assert [name for name, why in reasons.items() if not why] == usable, reasons
-    wide = provider_reasons(torch.device("cuda"), torch.float32, 260)
-    assert all(any("float32" in why for why in reasons) for name, reasons in wide.items() if name != "torch-cpu")
+    in_float32 = provider_reasons(torch.device("cuda"), torch.float32, 128)
+    only = [name for name, why in in_float32.items() if not why]
+    assert only == (["torch-efficient"] if usable else [])
+    assert "float32 activations; it takes bfloat16 and float16" in in_float32["flash-attn-2"]
 
 
 def test_an_old_or_hollow_flash_attn_is_refused(monkeypatch) -> None:

@@ -18,9 +18,12 @@ from pagedvid.chunk_codecs import ChunkCodecs
 from pagedvid.errors import BackendError, NonFiniteError
 from pagedvid.geometry import RoleCodecs, Window
 from pagedvid.paged_kv_cache import PagedKVCache
+from pagedvid.quant.book import CodecBook
 from tests.attention.reference import TableRope, as_arriving, expected_attention, random_qkv
 from tests.attention.scenes import commit_all, make_cache
+from tests.quant import klt_scenes
 
+pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="needs the interpreter; test_gpu.py runs on a GPU")
 BACKENDS = [ScratchBackend, FusedBackend]
 ROPE = TableRope("half", 32)
 EXACT = 1e-5
@@ -33,8 +36,12 @@ def with_backend(kind: type[TritonBackend], cache: PagedKVCache) -> PagedKVCache
     return cache
 
 
-def small_cache(kind: type[TritonBackend], codecs: RoleCodecs | str = "int2", **spec) -> PagedKVCache:
-    return with_backend(kind, make_cache(codecs, head_dim=32, **spec))
+def small_cache(
+    kind: type[TritonBackend], codecs: RoleCodecs | str = "int2", *, layers: int = 1, group: int = 1, **settings
+) -> PagedKVCache:
+    codecs = RoleCodecs(codecs) if isinstance(codecs, str) else codecs
+    spec = CacheSpec(layers, 2, 32, num_query_heads=2 * group, codecs=codecs, **settings)
+    return with_backend(kind, PagedKVCache(spec, "2MiB"))
 
 
 def check_step(cache: PagedKVCache, ranges, tolerance: float, rope=ROPE, dtype=torch.float32) -> None:
@@ -55,7 +62,7 @@ def check_step(cache: PagedKVCache, ranges, tolerance: float, rope=ROPE, dtype=t
 def test_codecs_and_corrections(kind, codec: str, correction: str) -> None:
     cache = small_cache(kind, codec, correction=correction)
     stream = cache.open(Window(1, 2), 130)
-    commit_all(cache, stream, [130, 33], 1, ROPE)
+    commit_all(cache, stream, [40 if codec == "fp32" else 130, 33], 1, ROPE)  # longer than a page of the codec
     is_exact = correction == "off" or codec == "fp32"
     check_step(cache, [QueryRange(stream, num_tokens=9)], EXACT if is_exact else BY_PAGE)
 
@@ -63,13 +70,13 @@ def test_codecs_and_corrections(kind, codec: str, correction: str) -> None:
 @pytest.mark.parametrize("kind", BACKENDS)
 def test_streams_of_all_lengths_with_mixed_codecs(kind) -> None:
     """Sinks in int8, the newest chunk in bf16, grouped heads; one stream without history, one in a commit pass."""
-    cache = small_cache(kind, RoleCodecs("int2", sink="int8", newest="bf16"), group=3)
-    long = cache.open(Window(1, 2, positions="window"), 40)
-    commit_all(cache, long, [40, 17, 30, 40], 1, ROPE)
+    cache = small_cache(kind, RoleCodecs("int2", sink="int8", newest="bf16"), layers=2, group=3)
+    long = cache.open(Window(1, 2, positions="window"), 20)
+    commit_all(cache, long, [20, 17, 19, 20], 1, ROPE)
     fresh = cache.open(Window(1, 1), 20)
-    ranges = [QueryRange(long, num_tokens=9), QueryRange(fresh, num_tokens=1)]
+    ranges = [QueryRange(long, num_tokens=5), QueryRange(fresh, num_tokens=1)]
     check_step(cache, ranges, BY_PAGE)
-    check_step(cache, [QueryRange(cache.fork(long), "cond", 17, commit=True)], BY_PAGE)
+    check_step(cache, [QueryRange(cache.fork(long), "cond", 9, commit=True)], BY_PAGE)
 
 
 @pytest.mark.parametrize("kind", BACKENDS)
@@ -88,6 +95,32 @@ def test_codecs_without_kernels(kind, codec: str) -> None:
     stream = cache.open(Window(1, 2), 40)
     commit_all(cache, stream, [40, 33], 1, ROPE)
     check_step(cache, [QueryRange(stream, num_tokens=9)], BY_PAGE)
+
+
+@pytest.mark.parametrize("kind", BACKENDS)
+@pytest.mark.parametrize("correction", ["off", "variance"])
+def test_calibrated_codecs_as_on_the_cpu(kind, correction: str) -> None:
+    outs = []
+    for make in (lambda cache: cache, lambda cache: with_backend(kind, cache)):
+        page = klt_scenes.page("klt2")
+        spec = CacheSpec(
+            1,
+            2,
+            page.head_dim,
+            codecs=RoleCodecs("klt2"),
+            page_rows=page.rows,
+            tokens_per_frame=page.tokens_per_frame,
+            frames_per_block=page.frames_per_block,
+            correction=correction,
+        )
+        book = CodecBook(page, 2, own={"klt2": klt_scenes.codec("klt2")})
+        cache = make(PagedKVCache(spec, "1MiB", book=book))
+        rope = TableRope("half", page.head_dim)
+        stream = cache.open(Window(1, 2), 40)
+        commit_all(cache, stream, [40, 40], 1, rope)
+        with cache.denoise([QueryRange(stream, num_tokens=9)]) as step:
+            outs.append(step.attend(0, *random_qkv(cache, 9, 5), rope))
+    torch.testing.assert_close(outs[1], outs[0], rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", BACKENDS)
@@ -138,8 +171,8 @@ def test_a_commit_stores_the_bytes_of_the_cpu_backend(kind) -> None:
     records = []
     for make in (lambda cache: cache, lambda cache: with_backend(kind, cache)):
         cache = make(make_cache(RoleCodecs("int2", newest="int8"), head_dim=32))
-        stream = cache.open(Window(1, 2), 140)
-        commit_all(cache, stream, [140, 33, 1], 1, ROPE)
+        stream = cache.open(Window(1, 2), 130)
+        commit_all(cache, stream, [130, 1], 1, ROPE)
         chunks = stream.history("cond").chunks.values()
         records.append([cache.pool.records[torch.from_numpy(chunk.pages).long()] for chunk in chunks])
         alphas = [chunk.alpha for chunk in chunks]
@@ -147,6 +180,7 @@ def test_a_commit_stores_the_bytes_of_the_cpu_backend(kind) -> None:
     assert all(alpha is not None and torch.isfinite(alpha).all() for alpha in alphas)
 
 
+@pytest.mark.filterwarnings("ignore:invalid value encountered")
 @pytest.mark.parametrize("kind", BACKENDS)
 def test_keys_that_cannot_be_stored_roll_the_commit_back(kind) -> None:
     cache = small_cache(kind, "int2")

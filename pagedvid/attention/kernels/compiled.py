@@ -1,0 +1,94 @@
+"""Compiles kernels for a GPU that need not be there, and reads what the assembler says of them."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+SHARED_MEMORY_LIMIT_BYTES = {80: 163 * 1024, 90: 227 * 1024}
+"""Most dynamic shared memory of one block, by compute capability (CUDA programming guide, technical specifications)."""
+
+
+@dataclass(frozen=True)
+class Launch:
+    """One configuration of a kernel."""
+
+    label: str
+    kernel: Any
+    types: Mapping[str, str]
+    """Type of every argument that is not a constant, as Triton writes it: "*bf16", "i32", "fp32"."""
+    constants: Mapping[str, Any]
+    num_warps: int
+    num_stages: int = 1
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What one compiled kernel takes."""
+
+    label: str
+    kernel: str
+    capability: int
+    registers: int
+    """Per thread."""
+    spilled_bytes: int
+    """Per thread: loads and stores of registers that did not fit."""
+    shared_bytes: int
+    """Per block."""
+    num_warps: int
+
+
+def compile_launch(launch: Launch, capability: int) -> Resources:
+    """Compiles for compute capability 80 or 90; needs no device."""
+    kernel = launch.kernel
+    signature = {name: launch.types.get(name, "constexpr") for name in kernel.arg_names}
+    source = ASTSource(kernel, signature, dict(launch.constants), _alignments(kernel.arg_names, launch.types))
+    options = {"num_warps": launch.num_warps, "num_stages": launch.num_stages}
+    compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
+    registers, spilled_bytes = _assemble(compiled.asm["ptx"], capability)
+    return Resources(
+        launch.label,
+        kernel.__name__,
+        capability,
+        registers,
+        spilled_bytes,
+        compiled.metadata.shared,
+        launch.num_warps,
+    )
+
+
+def _alignments(names: list[str], types: Mapping[str, str]) -> dict[tuple[int, ...], list[list[Any]]]:
+    """Pointers and strides are multiples of 16, as they are in launches."""
+    aligned = [
+        index
+        for index, name in enumerate(names)
+        if name in types and (types[name].startswith("*") or name.endswith("_stride"))
+    ]
+    return {(index,): [["tt.divisibility", 16]] for index in aligned}
+
+
+def _assemble(ptx: str, capability: int) -> tuple[int, int]:
+    """(registers, spilled bytes) per thread, from the assembler's report."""
+    with tempfile.TemporaryDirectory() as folder:
+        source = Path(folder) / "kernel.ptx"
+        source.write_text(ptx)
+        architecture = f"sm_{capability}" + ("a" if capability == 90 else "")
+        report = subprocess.run(
+            [triton.knobs.nvidia.ptxas.path, "-v", f"--gpu-name={architecture}", str(source), "-o", f"{source}.cubin"],
+            check=True,
+            capture_output=True,
+            text=True,
+        ).stderr
+    registers = re.search(r"Used (\d+) registers", report)
+    spills = re.findall(r"(\d+) bytes spill (?:stores|loads)", report)
+    assert registers is not None and spills, report
+    return int(registers[1]), sum(map(int, spills))

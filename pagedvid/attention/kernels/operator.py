@@ -1,0 +1,63 @@
+"""`torch.ops.pagedvid.paged_attention`: the fused kernel as an operator that torch.compile leaves whole.
+
+It makes new tensors instead of writing into given ones, so that a compiled graph may reorder it, and its fake
+implementation says their shapes without running. Importing this file registers it.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from pagedvid.attention.kernels.layout import PageLayout
+from pagedvid.attention.kernels.paged_attention import paged_attention
+from pagedvid.attention.kernels.work import Noise, PagedWork, Tiling
+from pagedvid.page_format import PageFormat
+
+
+@torch.library.custom_op("pagedvid::paged_attention", mutates_args=())
+def paged_attention_operator(
+    q_THD: Tensor,
+    records: Tensor,
+    pages: Tensor,
+    segments: Tensor,
+    ranges: Tensor,
+    blocks: Tensor,
+    cos: Tensor | None,
+    sin: Tensor | None,
+    alpha: Tensor | None,
+    variance: Tensor | None,
+    group: int,
+    scale: float,
+    codecs: str,
+    noise: str,
+    pairs: bool,
+    block_rows: int,
+) -> tuple[Tensor, Tensor]:
+    """(out float32 [T, Hq, D], lse [T, Hq]) over history alone; arguments as `paged_attention`, `PagedWork`, `Noise`.
+
+    `codecs`: of keys and values, "int4/int2"; `noise`: "off", "steps" or "variance"; `block_rows`: how `blocks` were
+    cut.
+    """
+    head_dim = q_THD.shape[2]
+    page = PageFormat(head_dim, records.shape[1] // head_dim)
+    key_codec, value_codec = codecs.split("/")
+    out = torch.empty(q_THD.shape, dtype=torch.float32, device=q_THD.device)
+    lse = torch.empty(q_THD.shape[:2], dtype=torch.float32, device=q_THD.device)
+    paged_attention(
+        q_THD,
+        out,
+        lse,
+        records,
+        (PageLayout.of(page, key_codec), PageLayout.of(page, value_codec)),
+        PagedWork(pages, segments, ranges, blocks, group, Tiling(block_rows)),
+        scale,
+        angles=None if cos is None or sin is None else (cos, sin),
+        noise=None if noise == "off" else Noise(noise, pairs, alpha, variance),
+    )
+    return out, lse
+
+
+@paged_attention_operator.register_fake
+def _shapes(q_THD: Tensor, *_: object) -> tuple[Tensor, Tensor]:
+    return q_THD.new_empty(q_THD.shape, dtype=torch.float32), q_THD.new_empty(q_THD.shape[:2], dtype=torch.float32)

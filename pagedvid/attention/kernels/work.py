@@ -1,0 +1,81 @@
+"""What a launch is told beside the tensors of the model: tables of pages, how the work is cut, what is corrected."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+NOISE_MODES = {"off": 0, "steps": 1, "variance": 2}
+"""`Noise.mode` as kernels know it."""
+
+
+@dataclass(frozen=True)
+class Tiling:
+    """How a launch is cut; the defaults suit tensor cores of compute capability 8.0 and 9.0."""
+
+    block_rows: int = 128
+    max_block_tokens: int = 64
+    num_warps: int = 8
+    num_stages: int = 2
+
+    @staticmethod
+    def of(dtype: torch.dtype) -> Tiling:
+        """For queries of this type: float32 operands are twice as large, and not multiplied by tensor cores."""
+        return Tiling() if dtype.itemsize == 2 else Tiling(block_rows=32, max_block_tokens=32, num_stages=1)
+
+
+@dataclass(frozen=True)
+class PagedWork:
+    """Which pages the queries of a step see; made once per step, the same for all layers but for `segments`.
+
+    A segment is one chunk that a range reads. All tensors are int32, contiguous and on the device.
+    """
+
+    pages: Tensor
+    """Page lists of all chunks, one after the other."""
+    segments: Tensor
+    """[S, 6]: where head 0's key pages begin in `pages`, key pages per head, the same two for values, tokens of the
+    chunk, row of the rotary tables where its first token is."""
+    ranges: Tensor
+    """[E, 4]: first packed token, number of tokens, first segment, end of its segments."""
+    blocks: Tensor
+    """[B, 2]: range, first row, for every block of `Tiling.block_rows` rows; a row is a token times a query head of the
+    group."""
+    group: int
+    """Query heads per KV head."""
+    tiling: Tiling
+
+    @staticmethod
+    def cut(pages: Tensor, segments: Tensor, ranges: Tensor, group: int, tiling: Tiling | None = None) -> PagedWork:
+        """From tensors on the CPU; the others are moved to the device of `pages`."""
+        tiling = tiling or Tiling()
+        blocks = [
+            (number, row)
+            for number, (_, num_tokens, *_) in enumerate(ranges.tolist())
+            for row in range(0, num_tokens * group, tiling.block_rows)
+        ]
+        device = pages.device
+        return PagedWork(
+            pages,
+            segments.to(device, torch.int32),
+            ranges.to(device, torch.int32),
+            torch.tensor(blocks, dtype=torch.int32).to(device),
+            group,
+            tiling,
+        )
+
+
+@dataclass(frozen=True)
+class Noise:
+    """What is subtracted from the scores of quantized keys; see quant/correction.py."""
+
+    mode: str
+    """"steps": of the pages; "variance": `variance`."""
+    pairs: bool
+    """Whether keys turn after storage."""
+    alpha: Tensor | None = None
+    """Factor of every segment and KV head, float32 [S, H], contiguous; None: 1."""
+    variance: Tensor | None = None
+    """Var k' - Var k, [S, H, D], contiguous."""
