@@ -128,7 +128,7 @@ class PageFormat:
         return int(self.head_dim * name.bits) // 8 + 4 * (self.head_dim // name.group)
 
     def page_blocks(self, codec: str) -> int:
-        """Blocks of `frames_per_block` tokens in a klt page: so many that no value gets more than the bits of the name."""
+        """Blocks of `frames_per_block` tokens in a klt page: so many that no value has more bits than the name says."""
         return math.ceil(8 * self.rows / (read_codec(codec).bits * self.frames_per_block) - 1e-9)
 
     def num_pages(self, num_tokens: int, codec: str) -> int:

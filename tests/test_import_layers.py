@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).parents[1] / "pagedvid"
 
 ROOMS = (
     ("pagedvid.errors", "pagedvid.units", "pagedvid.page_format", "pagedvid.chunk_codecs", "pagedvid.geometry"),
-    ("pagedvid.config", "pagedvid.config_file"),
+    ("pagedvid.rules", "pagedvid.config", "pagedvid.config_file"),
     ("pagedvid.quant",),
     ("pagedvid.models.base", "pagedvid.models.rounds"),
     ("pagedvid.cache",),

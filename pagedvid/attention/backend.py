@@ -111,8 +111,9 @@ def select_backend(name: str, pool: PagePool, spec: CacheSpec, book: CodecBook, 
     if name not in backend_names():
         raise BackendError(f"unknown attention backend {name!r}; allowed are {', '.join(backend_names())}")
     candidates: Sequence[str] = tuple(_CREATORS) if name == "auto" else (name,)
-    reasons = {candidate: _CREATORS[candidate][0](spec, pool.device) for candidate in candidates}
+    reasons: dict[str, list[str]] = {}
     for candidate in candidates:
+        reasons[candidate] = _CREATORS[candidate][0](spec, pool.device)
         if not reasons[candidate]:
             logger.info("attention backend: %s", candidate)
             return _CREATORS[candidate][1](pool, spec, book, scratch_bytes)

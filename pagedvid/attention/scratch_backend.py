@@ -24,7 +24,7 @@ class ScratchBackend(TritonBackend[None]):
     name = "scratch"
 
     def _cut(self, history: History, dtype: torch.dtype) -> None:
-        return None
+        """Nothing more than the history itself."""
 
     def _attend_history(
         self,

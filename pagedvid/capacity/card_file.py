@@ -12,8 +12,8 @@ import yaml
 
 from pagedvid.capacity.history import History, RebuiltHistory, SlidingHistory, read_history
 from pagedvid.capacity.model_card import ModelCard, Published, Resolution
-from pagedvid.config import Rule, one_of, positive, size, text, whole
 from pagedvid.errors import ConfigError
+from pagedvid.rules import Rule, one_of, positive, size, text, whole
 
 MAX_COUNT = 2**20
 """Layers, heads, frames; more is a slip of the keyboard."""

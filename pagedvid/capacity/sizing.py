@@ -1,7 +1,8 @@
 """How many streams fit, from integers alone. Pages, peaks and bytes are those of geometry.py, so what is promised here
 is what `open` reserves.
 
-    memory = weights + reserve + workspace (current chunk, scratch, commit, tables) + pool;   streams = pool pages // peak pages
+    memory = weights + reserve + workspace (current chunk, scratch, commit, tables) + pool
+    streams = pool pages // peak pages
 """
 
 from __future__ import annotations

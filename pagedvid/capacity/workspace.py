@@ -58,7 +58,7 @@ def commit_bytes(size: StreamSize, codecs: RoleCodecs, *, measured: bool, has_ro
 
 
 def table_bytes(size: StreamSize, codecs: RoleCodecs) -> int:
-    """What klt codecs keep of the model, once for all streams (`KltCoding`): two matrices and the order of coefficients.
+    """What klt codecs keep of the model, once for all streams (`KltCoding`): two matrices, the order of coefficients.
 
     All N coefficients are counted as coded; numbers are float32, places int64.
     """
