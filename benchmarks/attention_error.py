@@ -43,8 +43,8 @@ def store(scheme: Scheme, sample: Sample) -> Readout:
 def measure(
     readout: Readout, number: int, corrections: Mapping[str, Correction] = CORRECTIONS
 ) -> dict[str, dict[str, Tensor]]:
-    """By correction, "off" first: the relative "error" of the output, "dP" and "dlogZ", each [H], for the queries of one
-    forward. Uncorrected also "error of keys", with exact values, and "error of values", with exact keys."""
+    """By correction, "off" first: the relative "error" of the output, "dP" and "dlogZ", each [H], for the queries of
+    one forward. Uncorrected also "error of keys", with exact values, and "error of values", with exact keys."""
     sample, stored = readout.sample, readout.stored
     q = sample.rotated(sample.q_LHTD[number], -1)[:, ::QUERY_STRIDE]
     current = sample.rotated(sample.current_k_LHTD[number], -1), sample.current_v_LHTD[number]

@@ -5,9 +5,9 @@ keys are at hand both as they were and as they are stored:
 
     variance   Var k' - Var k of every channel over the chunk's tokens
     alpha      the true shift of log Z that the rounding just caused, against the foretold b, under queries of this very
-               pass (quant/correction.py). A chunk that is read in several views has one factor, fitted to the queries
-               of all of them (attention/measure.py). The queries are turned to where those of the next chunk will stand,
-               the first that read these keys: at their own place they find their own tokens, and alpha comes out wrong
+               pass (quant/correction.py), turned to where those of the next chunk will stand, which read these keys
+               first: at their own place they find their own tokens, and alpha comes out wrong. A chunk that is read in
+               several views has one factor, fitted to the queries of all of them (attention/measure.py)
 """
 
 from __future__ import annotations

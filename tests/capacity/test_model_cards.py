@@ -186,7 +186,7 @@ def test_shipped_presets_grow_from_small_to_quality():
     bits = {
         name: shape.with_pages_for(codecs).bits_per_value(4680, codecs.steady) for name, codecs in presets().items()
     }
-    assert list(bits) == ["balanced", "quality", "small"]
+    assert list(bits) == ["quality", "balanced", "small"]
     assert 1 < bits["small"] < bits["balanced"] < bits["quality"] < 4
 
 
