@@ -22,7 +22,8 @@ def live_bytes(device: torch.device) -> int:
     gc.collect()
     storages: dict[int, int] = {}
     for thing in gc.get_objects():
-        if issubclass(type(thing), torch.Tensor) and thing.device.type == device.type:
+        # Other subclasses, such as the fake tensors of torch.compile, have no memory of their own.
+        if type(thing) in (torch.Tensor, torch.nn.Parameter) and thing.device.type == device.type:
             storage = thing.untyped_storage()
             storages[storage.data_ptr()] = storage.nbytes()
     return sum(storages.values())

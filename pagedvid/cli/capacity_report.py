@@ -116,13 +116,14 @@ def sizing_report(question: Question, rows: Sequence[Answer]) -> Report:
     ]
     workspace = max(rows, key=lambda row: row.workspace_bytes)
     table_bytes = max(row.table_bytes for row in rows)
-    tables = f", klt tables {format_bytes(table_bytes)}" if table_bytes else ""
+    tables = [f"tables   of klt codecs {format_bytes(table_bytes)}, once for all streams"] if table_bytes else []
     lines = [
         *question_lines(question),
         (
             f"beside   current chunk {format_bytes(workspace.current_bytes)}, scratch "
-            f"{format_bytes(workspace.scratch_bytes)}, commit {format_bytes(workspace.commit_bytes)}{tables}"
+            f"{format_bytes(workspace.scratch_bytes)}, commit {format_bytes(workspace.commit_bytes)}"
         ),
+        *tables,
         "",
         *columns(headers, cells),
         "",

@@ -19,7 +19,7 @@ from tests.models.magi1.recordings import (
 )
 
 CHUNK_TOKENS = 36
-CASES = [*((rollout, "fp32", 2e-5) for rollout in ROLLOUTS.values()), (ROLLOUTS["w1"], "int8", 2e-3)]
+CASES = [*((rollout, "fp32", 2e-5) for rollout in ROLLOUTS.values()), (ROLLOUTS["w1"], "int8", 4e-3)]
 """Rollout, codec, tolerance. Float32 sums differ with the batch; in a quantized page that tips single codes."""
 
 
