@@ -235,6 +235,7 @@ class RoleCodecs:
         return None if written is None else ChunkCodecs.read(written)
 
 
+@lru_cache(maxsize=1024)
 def peak_pages(
     shape: KVShape, window: Window, codecs: RoleCodecs, chunk_tokens: int, max_commits: int | None = None
 ) -> int:

@@ -84,8 +84,9 @@ class CacheManager:
             )
         if max_chunks is not None and max_chunks < 0:
             raise ShapeError(f"max_chunks is {max_chunks}; it must be 0 or more, or None for an open end")
+        if codecs is not None:
+            self.check_codecs(codecs)
         codecs = codecs or self.spec.codecs
-        self.check_codecs(codecs)
         peak = self.pages_needed(
             window, chunk_tokens, num_branches=len(branches), max_chunks=max_chunks, codecs=codecs, commits=commits
         )
