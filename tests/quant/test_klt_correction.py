@@ -35,7 +35,7 @@ def log_mean_exp(q_QD: Tensor, k_nD: Tensor) -> Tensor:
 @pytest.mark.parametrize("name", ["klt0.5", "klt0.75", "klt1"])
 @pytest.mark.parametrize("head", [0, 1])
 def test_the_change_of_variance_foretells_the_shift_within_a_third(head, name):
-    """Stored keys are not Gaussian, and covariances between channels are left out. Shifts are small: -0.001 to -0.01."""
+    """Stored keys are not Gaussian, covariances between channels are left out. Shifts are small: -0.001 to -0.01."""
     k = draw_keys(head)
     tried = codec(name, "keys", FRAME_TOKENS, slice(head, head + 1))
     stored = decode(tried, tried.encode(k[None]), NUM_TOKENS)[0]
