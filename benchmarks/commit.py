@@ -21,7 +21,7 @@ from attention_streams import dense_call
 from layer_shapes import SHAPES, LayerInputs, LayerShape, seconds_on
 from report import FOLDER, format_table, make_parser, use_threads, write_report
 
-from pagedvid.attention.commit import LayerStore
+from pagedvid.attention.commit import LayerStore, Writing
 from pagedvid.attention.providers.choice import provider_reasons
 from pagedvid.cache.spec import CacheSpec
 from pagedvid.geometry import RoleCodecs, Window, stream_bytes
@@ -53,7 +53,7 @@ def store_seconds(
     with cache.commit([stream]) as step:
         (pending,) = step.plan.pending
         seconds = [
-            seconds_on(device, lambda: writer.write(pending, layer, sampled, k, v, inputs.rope))  # noqa: B023
+            seconds_on(device, lambda: writer.write(layer, [Writing(pending, sampled, k, v)], inputs.rope))  # noqa: B023
             for layer in range(spec.num_layers)
         ]
     return seconds[1:]

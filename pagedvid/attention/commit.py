@@ -40,6 +40,24 @@ def sampled_tokens(range_: RangePlan) -> Tensor:
     return range_.start + torch.arange(num_sampled) * (range_.num_tokens - 1) // max(1, num_sampled - 1)
 
 
+TOGETHER_VALUES = 2**19
+"""Keys (or values) of a layer that are encoded in one call at most; with more, calls cost nothing next to the work."""
+
+
+@dataclass(frozen=True)
+class Writing:
+    """One layer of a pending chunk as it arrives."""
+
+    pending: PendingChunk
+    q_SHD: Tensor
+    """Sampled queries of the range, as those that will read the chunk (`Rotation.as_reading`)."""
+    k_nHD: Tensor
+    """Before rotary embedding."""
+    v_nHD: Tensor
+    projected: Sequence[ProjectedQueries] = ()
+    """The same queries for every further view in which the chunk will be read."""
+
+
 @dataclass(frozen=True)
 class LayerStore:
     """Whole layers of chunks, in and out of the pool. Axes: H KV heads, n tokens, S sampled queries, D head_dim."""
@@ -48,36 +66,71 @@ class LayerStore:
     spec: CacheSpec
     book: CodecBook
 
-    def write(
-        self,
-        pending: PendingChunk,
-        layer: int,
-        q_SHD: Tensor,
-        k_nHD: Tensor,
-        v_nHD: Tensor,
-        rope: RopeTables | None,
-        projected: Sequence[ProjectedQueries] = (),
-    ) -> None:
-        """Stores one layer of a pending chunk. `q_SHD`: sampled queries of the range, rotated; k: before that.
+    def write(self, layer: int, writings: Sequence[Writing], rope: RopeTables | None) -> None:
+        """Stores one layer of pending chunks; small ones alike are encoded in one call.
 
-        `projected`: the same queries for every further view in which the chunk will be read.
-        Raises NonFiniteError naming layer and heads, StateError when the layer was written before.
+        Raises NonFiniteError naming layer and heads, StateError when a layer was written before.
         """
-        if layer in pending.layers_written:
-            raise StateError(f"layer {layer} of chunk {pending.index} was attended twice in one commit pass")
-        if pending.source is not None:
-            k_HnD, v_HnD = self.read(pending.source, layer, rope)
-        else:
-            k_HnD, v_HnD = k_nHD.transpose(0, 1).float(), v_nHD.transpose(0, 1).float()
-        codec = self._codec(pending.codecs.of("keys", layer), "keys", layer)
-        exact = turned(k_HnD, rope, pending.position) if codec.stores_rotated else k_HnD
-        records = self._write(pending, "keys", layer, exact)
-        self._write(pending, "values", layer, v_HnD)
-        if is_quantized(codec.name):
-            padded_tokens = self.book.page.padded_tokens(pending.num_tokens, codec.name)
-            stored = StoredKeys(exact, codec, records, padded_tokens, rope, pending.position)
-            self._note_correction(pending, layer, stored, q_SHD, projected)
-        pending.layers_written.add(layer)
+        for writing in writings:
+            if layer in writing.pending.layers_written:
+                raise StateError(
+                    f"layer {layer} of chunk {writing.pending.index} was attended twice in one commit pass"
+                )
+        for batch in self._batches(writings):
+            self._write_batch(layer, batch, rope)
+
+    def _batches(self, writings: Sequence[Writing]) -> list[list[Writing]]:
+        """Neighbours of equal length and codecs, as many as stay small together; a large chunk is alone."""
+        batches: list[list[Writing]] = []
+        for writing in writings:
+            pending = writing.pending
+            most = TOGETHER_VALUES // (pending.num_tokens * self.spec.num_kv_heads * self.spec.head_dim)
+            first = batches[-1][0].pending if batches else None
+            is_alike = first and (first.num_tokens, first.codecs) == (pending.num_tokens, pending.codecs)
+            if is_alike and len(batches[-1]) < most:
+                batches[-1].append(writing)
+            else:
+                batches.append([writing])
+        return batches
+
+    def _write_batch(self, layer: int, batch: Sequence[Writing], rope: RopeTables | None) -> None:
+        """Writings of one length and one set of codecs."""
+        codec = self._codec(batch[0].pending.codecs.of("keys", layer), "keys", layer)
+        keys, values = [], []
+        for writing in batch:
+            k_HnD, v_HnD = self._arrived(writing, layer, rope)
+            keys.append(turned(k_HnD, rope, writing.pending.position) if codec.stores_rotated else k_HnD)
+            values.append(v_HnD)
+        records = self._encode_all([writing.pending for writing in batch], "keys", layer, keys)
+        self._encode_all([writing.pending for writing in batch], "values", layer, values)
+        for writing, exact, records_HPB in zip(batch, keys, records, strict=True):
+            if is_quantized(codec.name):
+                padded_tokens = self.book.page.padded_tokens(writing.pending.num_tokens, codec.name)
+                stored = StoredKeys(exact, codec, records_HPB, padded_tokens, rope, writing.pending.position)
+                self._note_correction(writing.pending, layer, stored, writing.q_SHD, writing.projected)
+            writing.pending.layers_written.add(layer)
+
+    def _arrived(self, writing: Writing, layer: int, rope: RopeTables | None) -> tuple[Tensor, Tensor]:
+        """Keys before rotary embedding and values, float32 [H, n, D]."""
+        if writing.pending.source is not None:
+            return self.read(writing.pending.source, layer, rope)
+        return writing.k_nHD.transpose(0, 1).float(), writing.v_nHD.transpose(0, 1).float()
+
+    def _encode_all(
+        self, pending: Sequence[PendingChunk], kind: str, layer: int, tensors: Sequence[Tensor]
+    ) -> Sequence[Tensor]:
+        """Encodes and stores; returns the records [H, P, B] of each chunk."""
+        if len(pending) == 1:
+            return [self._write(pending[0], kind, layer, tensors[0])]
+        name = pending[0].codecs.of(kind, layer)
+        try:
+            together = self._codec(name, kind, layer).encode(torch.cat(list(tensors)))
+        except NonFiniteError:  # one by one, so that the error names the chunk that is to blame
+            return [self._write(chunk, kind, layer, x) for chunk, x in zip(pending, tensors, strict=True)]
+        records = together.chunk(len(pending))
+        for chunk, records_HPB in zip(pending, records, strict=True):
+            self.pool.write(self._pages(chunk, kind, layer), records_HPB)
+        return records
 
     def read(self, chunk: Chunk, layer: int, rope: RopeTables | None) -> tuple[Tensor, Tensor]:
         """Stored keys (before rotary embedding) and values of one layer of a chunk, float32 [H, n, D].

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from pagedvid.attention.backend import AttentionBackend
-from pagedvid.attention.commit import sampled_tokens
+from pagedvid.attention.commit import Writing, sampled_tokens
 from pagedvid.attention.measure import sample_queries
 from pagedvid.attention.projection import StepProjection
 from pagedvid.attention.rotation import Rotation
@@ -78,13 +78,15 @@ class Step:
     def _write(
         self, layer: int, q: Tensor, k: Tensor, v: Tensor, rotation: Rotation, views: Sequence[StepProjection]
     ) -> None:
+        writings = []
         for range_ in self.plan.ranges:
             tokens = slice(range_.start, range_.stop)
             for pending in range_.writes:
                 sampled = sampled_tokens(range_).to(q.device)
                 projected = [sample_queries(view, range_, pending, q, sampled) for view in views]
                 q_SHD, k_nHD = rotation.as_reading(q, sampled, range_, pending), rotation.plain(k, tokens)
-                self._backend.store.write(pending, layer, q_SHD, k_nHD, v[tokens], rotation.rope, projected)
+                writings.append(Writing(pending, q_SHD, k_nHD, v[tokens], projected))
+        self._backend.store.write(layer, writings, rotation.rope)
 
     def _rotary_view(
         self, rope: RopeTables | None, dtype: torch.dtype, context_tokens: tuple[int, ...]

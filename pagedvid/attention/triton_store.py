@@ -9,10 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pagedvid.attention.commit import LayerStore
+from pagedvid.attention.commit import LayerStore, Writing
 from pagedvid.attention.kernels import encode
 from pagedvid.attention.kernels.layout import layout_of
-from pagedvid.attention.measure import ProjectedQueries
 from pagedvid.cache.plan import PendingChunk
 from pagedvid.chunk_codecs import KINDS
 from pagedvid.errors import NonFiniteError
@@ -36,22 +35,21 @@ class TritonStore(LayerStore):
 
     _writing: dict[int, _Writing] = field(default_factory=dict)
 
-    def write(
-        self,
-        pending: PendingChunk,
-        layer: int,
-        q_SHD: Tensor,
-        k_nHD: Tensor,
-        v_nHD: Tensor,
-        rope: RopeTables | None,
-        projected: Sequence[ProjectedQueries] = (),
-    ) -> None:
+    def write(self, layer: int, writings: Sequence[Writing], rope: RopeTables | None) -> None:
         """See `LayerStore.write`. NonFiniteError comes with the last layer."""
-        if not pending.layers_written:
-            self._writing[id(pending)] = _Writing(torch.from_numpy(pending.pages).to(self.pool.device))
-        super().write(pending, layer, q_SHD, k_nHD, v_nHD, rope, projected)
-        if len(pending.layers_written) == self.spec.num_layers:
-            self._require_storable(pending, self._writing.pop(id(pending)).flags)
+        for writing in writings:
+            pending = writing.pending
+            if not pending.layers_written:
+                self._writing[id(pending)] = _Writing(torch.from_numpy(pending.pages).to(self.pool.device))
+        super().write(layer, writings, rope)
+        for writing in writings:
+            if len(writing.pending.layers_written) == self.spec.num_layers:
+                self._require_storable(writing.pending, self._writing.pop(id(writing.pending)).flags)
+
+    def _encode_all(
+        self, pending: Sequence[PendingChunk], kind: str, layer: int, tensors: Sequence[Tensor]
+    ) -> Sequence[Tensor]:
+        return [self._write(chunk, kind, layer, x) for chunk, x in zip(pending, tensors, strict=True)]
 
     def _write(self, pending: PendingChunk, kind: str, layer: int, x_HnD: Tensor) -> Tensor:
         name = pending.codecs.of(kind, layer)

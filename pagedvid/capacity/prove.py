@@ -14,7 +14,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from pagedvid.attention.commit import MEASURED_QUERIES, LayerStore
+from pagedvid.attention.commit import MEASURED_QUERIES, LayerStore, Writing
 from pagedvid.cache.manager import CacheManager
 from pagedvid.cache.plan import QueryRange, RangePlan
 from pagedvid.cache.spec import CacheSpec
@@ -211,7 +211,7 @@ class _Run:
     def _write(self, range_: RangePlan, inputs: tuple[Tensor, Tensor, Tensor], rope: _Rope) -> None:
         for pending in range_.writes:
             for layer in range(self.size.shape.num_layers):
-                self.store.write(pending, layer, *inputs, rope)
+                self.store.write(layer, [Writing(pending, *inputs)], rope)
 
     def _inputs(self) -> tuple[Tensor, Tensor, Tensor]:
         """Sampled queries, keys and values of one layer of one chunk."""

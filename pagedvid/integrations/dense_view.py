@@ -33,7 +33,7 @@ from itertools import accumulate, pairwise
 import torch
 from torch import Tensor
 
-from pagedvid.attention.commit import MEASURED_QUERIES
+from pagedvid.attention.commit import MEASURED_QUERIES, Writing
 from pagedvid.attention.noise import key_noise
 from pagedvid.attention.rotation import Rotation
 from pagedvid.cache.chunk import Chunk
@@ -176,7 +176,7 @@ class DenseWindow:
                 for layer, current in self._current.items():
                     q = self._rotation.as_reading(current.all_queries(), current.sampled, range_, pending)
                     k = self._rotation.plain(current.k, slice(0, num_tokens))
-                    self._cache.backend.store.write(pending, layer, q, k, current.v, self._rope)
+                    self._cache.backend.store.write(layer, [Writing(pending, q, k, current.v)], self._rope)
         self._current.clear()
 
     def _turn_to(self, chunk_start: int, num_tokens: int) -> None:

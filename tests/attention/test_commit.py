@@ -237,3 +237,29 @@ def test_one_bad_stream_rolls_back_all_that_commit_with_it():
     with pytest.raises(NonFiniteError, match="values of layer 0, KV head 0, chunk 0"), cache.commit([a, b]) as step:
         step.attend(0, q, k, v)
     assert list(a.chunks()) == list(b.chunks()) == [] and cache.stats().pages_used == 0
+
+
+@pytest.mark.parametrize("correction", ["measured", "variance"])
+@pytest.mark.parametrize("codec", ["bf16", "int4/int2", "int2-post", "hadamard2-g32/token4-g16"])
+def test_chunks_stored_together_are_those_stored_alone(codec, correction):
+    """Of two lengths, so that not all are encoded in one call; one of them leaves its newest codec."""
+    codecs, rope = RoleCodecs(codec, newest="bf16"), TableRope("half", 64)
+    together = make_cache(codecs, correction=correction)
+    streams = [together.open(Window(1, 2), 60) for _ in range(4)]
+    sizes = [60, 60, 17, 60]
+    for seed in range(2):
+        qkv = [layers(together, size, 10 * seed + number) for number, size in enumerate(sizes)]
+        ranges = [QueryRange(stream, num_tokens=size) for stream, size in zip(streams, sizes, strict=True)]
+        with together.commit(ranges) as step:
+            for layer in range(2):
+                step.attend(layer, *(torch.cat([each[layer][i] for each in qkv]) for i in range(3)), rope)
+    for number, (stream, size) in enumerate(zip(streams, sizes, strict=True)):
+        alone = make_cache(codecs, correction=correction)
+        own = alone.open(Window(1, 2), 60)
+        for seed in range(2):
+            commit(alone, own, layers(alone, size, 10 * seed + number), rope, size)
+        for mine, theirs in zip(stream.chunks(), own.chunks(), strict=True):
+            assert torch.equal(together.pool.read(mine.pages), alone.pool.read(theirs.pages))
+            for name in ("alpha", "variance"):
+                a, b = getattr(mine, name), getattr(theirs, name)
+                assert (a is None) == (b is None) and (a is None or torch.allclose(a, b, atol=1e-2, rtol=1e-2))
