@@ -50,10 +50,12 @@ class KltCodec:
     axes: Tensor | None = field(default=None, init=False)
 
     @staticmethod
-    def of(name: str, page: PageFormat, tables: KltTables, heads: slice = slice(None)) -> KltCodec:
-        """The codec of some KV heads of the layer that the tables are of. Raises ConfigError for tables of a model of
-        another shape, or a page that holds no block."""
-        return KltCodec(name, page, KltCoding.of(name, page, tables, heads))
+    def of(name: str, page: PageFormat, tables: KltTables) -> KltCodec:
+        """The codec of the layer that the tables are of.
+
+        Raises ConfigError for tables of a model of another shape, or a page that holds no block.
+        """
+        return KltCodec(name, page, KltCoding.of(name, page, tables))
 
     def of_heads(self, heads: slice) -> KltCodec:
         """The same for some of the heads; constants are shared."""

@@ -45,8 +45,8 @@ class KltCoding:
     """The largest level of each rank."""
 
     @staticmethod
-    def of(name: str, page: PageFormat, tables: KltTables, heads: slice) -> KltCoding:
-        """Bits are given out for all heads of the layer alike, then the tables narrowed to `heads`.
+    def of(name: str, page: PageFormat, tables: KltTables) -> KltCoding:
+        """Bits are given out for all heads of the layer alike.
 
         Raises ConfigError when the tables are not of the model that the pages are for.
         """
@@ -62,7 +62,7 @@ class KltCoding:
         widths = {width: count for width, count in segments.items() if count}
         if not widths:
             raise ConfigError(f"pages of {page.num_bytes} bytes leave the blocks of {name} no bits; raise page_rows")
-        return _coding(widths, num_blocks, tables.heads(heads))
+        return _coding(widths, num_blocks, tables)
 
     @property
     def num_heads(self) -> int:

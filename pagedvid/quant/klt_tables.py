@@ -5,7 +5,7 @@ Axes: h KV heads; D head_dim; F frames of a block; N = F * D coefficients, numbe
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 
 import torch
@@ -57,13 +57,3 @@ class KltTables:
     def synthesis_hDD(self) -> Tensor:
         """The inverse of the analysis."""
         return torch.linalg.inv(self.analysis_hDD.double()).float()
-
-    def heads(self, heads: slice) -> KltTables:
-        """The tables of some of the heads, copied, so that those of the others need not stay in memory."""
-        return replace(
-            self,
-            mean_hD=self.mean_hD[heads].clone(),
-            analysis_hDD=self.analysis_hDD[heads].clone(),
-            deviation_hN=self.deviation_hN[heads].clone(),
-            order_hN=self.order_hN[heads].clone(),
-        )

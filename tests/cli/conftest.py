@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -11,6 +11,16 @@ import pytest
 from pagedvid.cli import generate
 from pagedvid.cli.main import main
 from tests.cli.fake_engine import FakeEngine
+
+
+@pytest.fixture(scope="module")
+def restore_threads() -> Iterator[None]:
+    """`generate.threads` is a setting of the whole process."""
+    import torch
+
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture

@@ -27,12 +27,7 @@ LINES = (
 )
 
 
-@pytest.fixture(scope="module", autouse=True)
-def restore_threads():
-    """`generate.threads` is a setting of the whole process."""
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("restore_threads")
 
 
 def test_prompts_become_tables_for_every_layer(command, prompts, tmp_path):

@@ -18,14 +18,7 @@ LINES = (
 )
 
 
-@pytest.fixture(scope="module", autouse=True)
-def restore_threads():
-    """`generate.threads` is a setting of the whole process."""
-    import torch
-
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("restore_threads")
 
 
 def test_two_prompts_to_two_videos(command, prompts, tmp_path):

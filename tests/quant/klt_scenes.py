@@ -41,11 +41,11 @@ def draw(seed: int, num_chunks: int = 3, num_frames: int = NUM_FRAMES, num_heads
 
 
 def page(name: str, page_blocks: int = 8) -> PageFormat:
-    """Pages of so many blocks."""
+    """Pages of so many blocks, with as many of the bits of the name as whole rows allow."""
     rows = 5
-    while (found := PageFormat(HEAD_DIM, rows, FRAME_TOKENS, NUM_FRAMES)).page_blocks(name) < page_blocks:
+    while PageFormat(HEAD_DIM, rows + 1, FRAME_TOKENS, NUM_FRAMES).page_blocks(name) <= page_blocks:
         rows += 1
-    return found
+    return PageFormat(HEAD_DIM, rows, FRAME_TOKENS, NUM_FRAMES)
 
 
 @lru_cache(maxsize=16)
@@ -56,7 +56,7 @@ def tables(kind: str = "keys") -> KltTables:
 
 def codec(name: str = "klt2", kind: str = "keys", page_blocks: int = 8, heads: slice = slice(None)) -> KltCodec:
     """For the layer of `tables`."""
-    return KltCodec.of(name, page(name, page_blocks), tables(kind), heads)
+    return KltCodec.of(name, page(name, page_blocks), tables(kind)).of_heads(heads)
 
 
 def decode(codec: KltCodec, records: Tensor, num_tokens: int, dtype: torch.dtype = torch.float32) -> Tensor:

@@ -34,8 +34,8 @@ def log_mean_exp(q_QD: Tensor, k_nD: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("name", ["klt0.5", "klt0.75", "klt1"])
 @pytest.mark.parametrize("head", [0, 1])
-def test_the_change_of_variance_foretells_the_shift_within_a_third(head, name):
-    """Stored keys are not Gaussian, covariances between channels are left out. Shifts are small: -0.001 to -0.01."""
+def test_the_change_of_variance_foretells_the_shift(head, name):
+    """To 5e-4 of log Z and to a quarter. Shifts are small, -0.001 to -0.01: what is left is of higher order."""
     k = draw_keys(head)
     tried = codec(name, "keys", FRAME_TOKENS, slice(head, head + 1))
     stored = decode(tried, tried.encode(k[None]), NUM_TOKENS)[0]
@@ -44,4 +44,4 @@ def test_the_change_of_variance_foretells_the_shift_within_a_third(head, name):
     change = stored.double().var(0) - k.double().var(0)
     b = float((SCALE**2 / 2 * q.square() @ change).mean())
     assert -0.02 < shift < 0
-    assert b == pytest.approx(shift, rel=0.34)
+    assert abs(b - shift) < min(5e-4, abs(shift) / 4)
