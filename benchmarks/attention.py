@@ -30,7 +30,6 @@ from typing import Any
 import attention_streams
 import torch
 import torch.nn.functional as F
-from layer_shapes import LineRope
 from memory import extra_bytes
 from report import format_table, interleaved, make_parser, median_ratio, seconds_of, use_threads, write_report
 from torch import Tensor
@@ -47,6 +46,20 @@ from pagedvid.units import format_bytes, parse_bytes
 DENSE = "dense bf16"
 NUM_LARGE_CHANNELS = 4
 LARGE_CHANNEL_FACTOR = 8.0
+
+
+@dataclass(frozen=True)
+class LineRope:
+    """One-dimensional rotary embedding, for chunks of any number of tokens."""
+
+    head_dim: int
+    layout: str = "half"
+
+    def tables(self, first_token: int, num_tokens: int) -> tuple[Tensor, Tensor]:
+        """See `RopeTables`."""
+        frequencies = 10000.0 ** -torch.linspace(0, 1, self.head_dim // 2)
+        angles = torch.arange(first_token, first_token + num_tokens)[:, None] * frequencies
+        return angles.cos(), angles.sin()
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pagedvid.models.worldplay.rope import SlotRope
 from pagedvid.quant.rotary import rotate
 
 LARGE_CHANNELS = 4
@@ -18,37 +19,38 @@ LARGE_CHANNEL_FACTOR = 8.0
 
 @dataclass(frozen=True)
 class LayerShape:
-    """Heads of one layer, tokens of one chunk, denoise steps of a chunk (configs/models/ has the sources)."""
+    """Heads of one layer, frames of one chunk, denoise steps of a chunk (configs/models/ has the sources)."""
 
     query_heads: int
     kv_heads: int
     head_dim: int
-    chunk_tokens: int
+    frames: int
+    rows: int
+    """Of tokens in a frame."""
+    columns: int
     denoise_steps: int
+
+    @property
+    def chunk_tokens(self) -> int:
+        """Tokens of one chunk."""
+        return self.frames * self.rows * self.columns
+
+    def rope(self) -> SlotRope:
+        """Wan's rotary embedding, for all models alike: of 128 channels 44 turn with time, 42 with rows, 42 with
+        columns."""
+        side = self.head_dim // 6 * 2
+        channels = (self.head_dim - 2 * side, side, side)
+        return SlotRope(channels, self.rows, self.columns, theta=10000.0, layout="half")
 
 
 SHAPES = {
-    "wan-1.3b": LayerShape(12, 12, 128, 3 * 1560, 4),
-    "wan-14b": LayerShape(40, 40, 128, 3 * 1560, 4),
-    "magi-1-4.5b": LayerShape(24, 8, 128, 6 * 2025, 32),
-    "hy-worldplay-8b": LayerShape(16, 16, 128, 4 * 1560, 4),
-    "tiny": LayerShape(4, 2, 32, 70, 4),
+    "wan-1.3b": LayerShape(12, 12, 128, 3, 30, 52, 4),
+    "wan-14b": LayerShape(40, 40, 128, 3, 30, 52, 4),
+    "magi-1-4.5b": LayerShape(24, 8, 128, 6, 45, 45, 32),
+    "hy-worldplay-8b": LayerShape(16, 16, 128, 4, 30, 52, 4),
+    "tiny": LayerShape(4, 2, 32, 2, 5, 7, 4),
 }
 """"tiny" is for trying the scripts out."""
-
-
-@dataclass(frozen=True)
-class LineRope:
-    """One-dimensional rotary embedding; the cost does not depend on the angles."""
-
-    head_dim: int
-    layout: str = "half"
-
-    def tables(self, first_token: int, num_tokens: int) -> tuple[Tensor, Tensor]:
-        """See `RopeTables`."""
-        frequencies = 10000.0 ** -torch.linspace(0, 1, self.head_dim // 2)
-        angles = torch.arange(first_token, first_token + num_tokens)[:, None] * frequencies
-        return angles.cos(), angles.sin()
 
 
 class LayerInputs:
@@ -56,7 +58,7 @@ class LayerInputs:
 
     def __init__(self, shape: LayerShape, device: torch.device, seed: int) -> None:
         self.shape = shape
-        self.rope = LineRope(shape.head_dim)
+        self.rope = shape.rope()
         self._generator = torch.Generator(device).manual_seed(seed)
         self._device = device
         self._key_scale = torch.ones(shape.head_dim, device=device)

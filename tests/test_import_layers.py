@@ -12,7 +12,14 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "pagedvid"
 
 ROOMS = (
-    ("pagedvid.errors", "pagedvid.units", "pagedvid.page_format", "pagedvid.chunk_codecs", "pagedvid.geometry"),
+    (
+        "pagedvid.errors",
+        "pagedvid.units",
+        "pagedvid.page_format",
+        "pagedvid.chunk_codecs",
+        "pagedvid.geometry",
+        "pagedvid.rope_grid",
+    ),
     ("pagedvid.rules", "pagedvid.config", "pagedvid.config_file"),
     ("pagedvid.quant",),
     ("pagedvid.models.base", "pagedvid.models.rounds"),

@@ -27,6 +27,7 @@ from torch import Tensor
 from pagedvid.errors import ConfigError, StateError
 from pagedvid.integrations.diffusers_library import import_diffusers
 from pagedvid.models.base import Attend
+from pagedvid.rope_grid import RopeGrid
 
 SUPPORTED = ("WanTransformer3DModel", "SkyReelsV2Transformer3DModel")
 """Transformers whose blocks are alike in all that is used here."""
@@ -144,17 +145,17 @@ class FrameRope:
 
     def __init__(self, module: Any, rows: int, columns: int) -> None:
         """From a transformer's `rope`. Raises ConfigError when its tables are not those computed here."""
-        self._grid = (rows, columns)
         self._frequencies = tuple(
             ROPE_THETA ** -(torch.arange(0, channels, 2, dtype=torch.float64) / channels)
             for channels in (module.t_dim, module.h_dim, module.w_dim)
         )
         self._check(module)
+        self.grid = RopeGrid.split(rows, columns, [len(each) for each in self._frequencies])
         self.tables = lru_cache(maxsize=32)(self._tables)
 
     def _tables(self, first_token: int, num_tokens: int) -> tuple[Tensor, Tensor]:
         """(cos, sin), float32 [num_tokens, D / 2]; cached tensors: do not modify them."""
-        rows, columns = self._grid
+        rows, columns = self.grid.height, self.grid.width
         tokens = torch.arange(first_token, first_token + num_tokens)
         positions = (tokens // (rows * columns), tokens // columns % rows, tokens % columns)
         angles = torch.cat(

@@ -25,6 +25,8 @@ from pagedvid.cache.stream import Stream
 from pagedvid.errors import ConfigError, StateError
 from pagedvid.geometry import Window
 from pagedvid.paged_kv_cache import PagedKVCache
+from pagedvid.quant.rope_axes import follows_grid
+from pagedvid.rope_grid import RopeGrid
 
 
 @dataclass
@@ -154,6 +156,11 @@ class ChunkRope:
         self._embedding = embedding
         self._is_relative = positions == "window"
         self._chunk_size = chunk_size
+        num_pairs = self.tables(0, chunk_size)[0].shape[1]
+        self.grid = _told_grid(embedding, num_pairs)
+        """That of the embedding where its frequencies follow it, else frames of one token."""
+        if not follows_grid(self, [(0, chunk_size), (chunk_size, chunk_size)]):
+            self.grid = RopeGrid.by_token(num_pairs)
 
     def tables(self, first_token: int, num_tokens: int) -> tuple[Tensor, Tensor]:
         """See `RopeTables.tables`; `first_token` is that of a chunk."""
@@ -169,6 +176,15 @@ class ChunkRope:
             return slots[slot]
         # One chunk beyond the last slot stands the query that sees a chunk from the next chunk's place.
         return 2 * slots[-1] - slots[-2] if len(slots) > 1 else slots[-1]
+
+
+def _told_grid(embedding: Any, num_pairs: int) -> RopeGrid:
+    """What flashdreams' embeddings say of themselves: frames of `len_h` x `len_w` tokens, and as many pairs for time,
+    row and column as there are raw frequencies. Frames of one token for an embedding that says nothing of the kind."""
+    frequencies = [getattr(embedding, f"raw_freqs_{axis}", ()) for axis in "thw"]
+    height, width = (getattr(embedding, f"len_{axis}", 1) for axis in "hw")
+    pairs = [len(each) for each in frequencies]
+    return RopeGrid.split(height, width, pairs) if sum(pairs) == num_pairs else RopeGrid.by_token(num_pairs)
 
 
 def release(cache: PagedKVCache, streams: Sequence[Stream]) -> None:

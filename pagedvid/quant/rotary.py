@@ -7,12 +7,13 @@ scores do not change when both are permuted alike, and values and outputs are no
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
 from pagedvid.errors import ConfigError
+from pagedvid.rope_grid import RopeGrid
 
 LAYOUTS = ("half", "interleaved")
 
@@ -30,6 +31,56 @@ class RopeTables(Protocol):
         ...
 
 
+@runtime_checkable
+class GridRope(RopeTables, Protocol):
+    """Rotary tables that know their grid: kernels then read a row for each frame in place of one for each token."""
+
+    @property
+    def grid(self) -> RopeGrid:
+        """What `tables` follow; `AxisTables.at` shows what is made of it."""
+        ...
+
+
+def grid_of(rope: RopeTables, num_pairs: int) -> RopeGrid:
+    """The grid of rotary tables of `num_pairs` columns: their own, or else frames of one token.
+
+    Raises ConfigError for a grid that is not one of these tables.
+    """
+    if not isinstance(rope, GridRope):
+        return RopeGrid.by_token(num_pairs)
+    if not isinstance(rope.grid, RopeGrid):
+        raise ConfigError(f"the grid of a {type(rope).__name__} is {rope.grid!r}; give a RopeGrid, or leave it out")
+    if len(rope.grid.axes) != num_pairs:
+        raise ConfigError(
+            f"the grid of a {type(rope).__name__} has axes of {len(rope.grid.axes)} pairs, its tables have {num_pairs} "
+            "columns; give one axis for each column"
+        )
+    return rope.grid
+
+
+class DeviceRope:
+    """Rotary tables on a device, each copied there once."""
+
+    def __init__(self, rope: RopeTables, device: torch.device) -> None:
+        self.layout = rope.layout
+        self._rope = rope
+        self._device = device
+        self._tables: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
+
+    def tables(self, first_token: int, num_tokens: int) -> tuple[Tensor, Tensor]:
+        """See `RopeTables.tables`."""
+        key = (first_token, num_tokens)
+        if key not in self._tables:
+            cos, sin = self._rope.tables(first_token, num_tokens)
+            self._tables[key] = cos.to(self._device), sin.to(self._device)
+        return self._tables[key]
+
+
+def on_device(rope: RopeTables, device: torch.device) -> RopeTables:
+    """The rope with tables on the device; on a CPU itself."""
+    return rope if device.type == "cpu" else DeviceRope(rope, device)
+
+
 def to_half_layout(x: Tensor, layout: str) -> Tensor:
     """Channels of `x` [..., D] in half layout; returns `x` itself when it already is."""
     if layout == "half":
@@ -37,6 +88,11 @@ def to_half_layout(x: Tensor, layout: str) -> Tensor:
     if layout == "interleaved":
         return torch.cat([x[..., 0::2], x[..., 1::2]], dim=-1)
     raise ConfigError(f"unknown rotary layout {layout!r}; allowed are {', '.join(LAYOUTS)}")
+
+
+def from_half_layout(x: Tensor, layout: str) -> Tensor:
+    """Inverse of `to_half_layout`."""
+    return x if layout == "half" else torch.stack(x.chunk(2, dim=-1), dim=-1).flatten(-2)
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor, out: Tensor | None = None) -> Tensor:

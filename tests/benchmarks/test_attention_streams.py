@@ -8,6 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from pagedvid.quant.rope_axes import follows_grid
+from pagedvid.rope_grid import RopeGrid
+
 CPU = torch.device("cpu")
 
 
@@ -20,6 +23,21 @@ def test_without_history_paged_equals_dense() -> None:
     paged = paged_call("torch", "int2", LayerInputs(SHAPES["tiny"], CPU, 0), 0, 1, CPU)().float()
     assert paged.shape == dense.shape == (70, 4, 32)
     assert (paged - dense).norm() < 0.02 * dense.norm()
+
+
+def test_the_rotary_embedding_has_the_grid_of_the_shape() -> None:
+    from layer_shapes import SHAPES
+
+    assert {name: shape.chunk_tokens for name, shape in SHAPES.items()} == {
+        "wan-1.3b": 3 * 1560,
+        "wan-14b": 3 * 1560,
+        "magi-1-4.5b": 6 * 2025,
+        "hy-worldplay-8b": 4 * 1560,
+        "tiny": 70,
+    }
+    shape = SHAPES["tiny"]
+    assert shape.rope().grid == RopeGrid.split(5, 7, (6, 5, 5))
+    assert follows_grid(shape.rope(), [(0, 70), (70, 70)])
 
 
 def test_attention_writes_a_row_per_case(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -10,6 +10,7 @@ import torch
 from pagedvid.errors import ConfigError, ShapeError, StateError
 from pagedvid.geometry import Window
 from pagedvid.integrations.diffusers import SUPPORTED, FrameRope, install
+from pagedvid.quant.rope_axes import follows_grid
 from tests.models.wan.forwards import cache_for
 from tests.models.wan.tiny import TEXT_WIDTH, tiny_transformer
 from tests.models.wan_causal.test_rollout import tiny_model
@@ -96,6 +97,7 @@ def test_the_tables_are_those_of_the_library_and_go_on_behind_them(head_dim):
     longer = FrameRope(type(transformer.rope)(head_dim, (1, 2, 2), 1024), 3, 5)
     assert torch.equal(rope.tables(500 * 15, 15)[1], longer.tables(500 * 15, 15)[1])
     assert rope.layout == "interleaved"
+    assert (rope.grid.frame_tokens, rope.grid.width) == (15, 5) and follows_grid(rope, [(0, 45), (1500, 30)])
 
 
 def test_tables_of_another_base_or_without_content_are_refused():

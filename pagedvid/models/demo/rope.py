@@ -7,6 +7,8 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from pagedvid.rope_grid import RopeGrid
+
 
 class DemoRope:
     """Rotary tables by token offset, half-split layout: channel c is rotated together with channel c + head_dim / 2.
@@ -23,12 +25,12 @@ class DemoRope:
         # Fastest pair: one radian per step. Slowest: about one turn over several windows (time) or frames (space).
         self._time_frequencies = 64.0 ** (-torch.arange(num_pairs // 2) / (num_pairs // 2))
         self._space_frequencies = 8.0 ** (-torch.arange(num_pairs // 4) / (num_pairs // 4))
-        self._grid = (grid_height, grid_width)
+        self.grid = RopeGrid.split(grid_height, grid_width, (num_pairs // 2, num_pairs // 4, num_pairs // 4))
         self.tables = lru_cache(maxsize=256)(self._tables)
 
     def _tables(self, first_token: int, num_tokens: int) -> tuple[Tensor, Tensor]:
         """(cos, sin), each float32 [num_tokens, head_dim / 2]; cached tensors: do not modify them."""
-        height, width = self._grid
+        height, width = self.grid.height, self.grid.width
         tokens = torch.arange(first_token, first_token + num_tokens)
         frame, row, column = tokens // (height * width), tokens // width % height, tokens % width
         angles = torch.cat(

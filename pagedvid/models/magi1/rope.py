@@ -16,6 +16,8 @@ from math import sqrt
 import torch
 from torch import Tensor
 
+from pagedvid.rope_grid import RopeGrid
+
 REFERENCE_TOKENS = 256
 """Row and column positions are scaled as if a frame had 16 x 16 tokens."""
 
@@ -36,7 +38,7 @@ class MagiRope:
     def __init__(self, bands: Tensor, rows: int, columns: int) -> None:
         """`bands`: float32 [head_dim / 8], as trained."""
         self._bands = bands.detach().float()
-        self._grid = (rows, columns)
+        self.grid = RopeGrid.split(rows, columns, (len(bands), len(bands), 2 * len(bands)))  # the last are still
         scale = sqrt(rows * columns / REFERENCE_TOKENS)
         self._row_positions = _centred(rows, scale).to(bands.device)
         self._column_positions = _centred(columns, scale).to(bands.device)
@@ -44,7 +46,7 @@ class MagiRope:
 
     def _tables(self, first_token: int, num_tokens: int) -> tuple[Tensor, Tensor]:
         """(cos, sin), each float32 [num_tokens, head_dim / 2]; cached tensors: do not modify them."""
-        rows, columns = self._grid
+        rows, columns = self.grid.height, self.grid.width
         tokens = torch.arange(first_token, first_token + num_tokens, device=self._bands.device)
         positions = (
             (tokens // (rows * columns)).float(),

@@ -12,11 +12,12 @@ import torch
 from torch import Tensor
 
 from pagedvid.errors import ShapeError
+from pagedvid.rope_grid import RopeGrid
 
 
 @dataclass(frozen=True)
 class SlotRope:
-    """`RopeTables` of a grid of `rows` x `columns` tokens per frame; pairs are neighbours (2c, 2c + 1)."""
+    """`RopeTables` of a grid of `rows` x `columns` tokens per frame."""
 
     axis_channels: tuple[int, int, int]
     """Channels that turn with time, row, column; their sum is head_dim."""
@@ -24,12 +25,18 @@ class SlotRope:
     columns: int
     theta: float
     layout: str = "interleaved"
+    """Of this model. The tables have a column for each pair, whichever channels form it."""
     _cache: dict[tuple[int, int], tuple[Tensor, Tensor]] = field(default_factory=dict, compare=False, repr=False)
 
     @property
     def tokens_per_frame(self) -> int:
         """Tokens of one latent frame."""
         return self.rows * self.columns
+
+    @property
+    def grid(self) -> RopeGrid:
+        """See `GridRope`."""
+        return RopeGrid.split(self.rows, self.columns, [channels // 2 for channels in self.axis_channels])
 
     def tables(self, first_token: int, num_tokens: int) -> tuple[Tensor, Tensor]:
         """(cos, sin), float32 [num_tokens, head_dim / 2]. Raises ShapeError when a frame is cut."""

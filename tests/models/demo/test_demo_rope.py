@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from pagedvid.models.demo.rope import DemoRope, rotate_half
+from pagedvid.quant.rope_axes import follows_grid
 
 ROPE = DemoRope(head_dim=64, grid_height=4, grid_width=4)
 
@@ -30,6 +31,12 @@ def test_half_of_the_pairs_turn_with_time_and_a_quarter_with_each_side() -> None
     assert same[0] == [False] * 16 + [True] * 16
     assert same[1] == [True] * 16 + [False] * 8 + [True] * 8
     assert same[2] == [True] * 24 + [False] * 8
+
+
+def test_the_tables_follow_their_grid() -> None:
+    rope = DemoRope(head_dim=32, grid_height=3, grid_width=5)
+    assert (rope.grid.frame_tokens, rope.grid.width) == (15, 5)
+    assert follows_grid(rope, [(0, 45), (1500, 30), (30, 7)])
 
 
 def test_scores_depend_on_the_distance_only() -> None:

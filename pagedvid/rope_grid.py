@@ -1,0 +1,55 @@
+"""What a rotary embedding says of its tokens: how they lie in frames, and which axis every pair turns with.
+
+Plain integers, so that a model, which sees nothing of the cache, can say it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from pagedvid.errors import ConfigError
+
+AXES = ("time", "row", "column")
+
+
+@dataclass(frozen=True)
+class RopeGrid:
+    """How tokens lie in frames, and what every pair turns with: its angle depends on one coordinate of a token alone.
+
+    Token n is in frame n // frame_tokens, and there in row n % frame_tokens // width and column n % width.
+    """
+
+    frame_tokens: int
+    width: int
+    axes: tuple[int, ...]
+    """What each column of the rotary tables turns with, an index into `AXES`; any for pairs that do not turn."""
+
+    def __post_init__(self) -> None:
+        if self.width < 1 or self.frame_tokens < 1 or self.frame_tokens % self.width:
+            raise ConfigError(
+                f"a frame of {self.frame_tokens} tokens cannot lie in rows of {self.width}; frame_tokens must be a "
+                "multiple of width, both at least 1"
+            )
+        unknown = sorted(set(self.axes) - set(range(len(AXES))))
+        if unknown:
+            raise ConfigError(
+                f"axes of rotary pairs are {unknown}; allowed are "
+                + ", ".join(f"{number} ({name})" for number, name in enumerate(AXES))
+            )
+
+    @property
+    def height(self) -> int:
+        """Rows of a frame."""
+        return self.frame_tokens // self.width
+
+    @staticmethod
+    def by_token(num_pairs: int) -> RopeGrid:
+        """Frames of one token, in which everything turns with time: these fit any tables."""
+        return RopeGrid(1, 1, (0,) * num_pairs)
+
+    @staticmethod
+    def split(height: int, width: int, pairs: Sequence[int]) -> RopeGrid:
+        """Frames of `height` x `width` tokens; the first `pairs[0]` pairs turn with time, then come those that turn
+        with the row, then those that turn with the column."""
+        return RopeGrid(height * width, width, tuple(axis for axis, count in enumerate(pairs) for _ in range(count)))
