@@ -13,12 +13,13 @@ keys are at hand both as they were and as they are stored:
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
 from pagedvid.attention.measure import ProjectedQueries, StoredKeys, projected_effect, rotary_effect
+from pagedvid.attention.rotation import Arrival
 from pagedvid.cache.chunk import Chunk, layer_pages
 from pagedvid.cache.plan import PendingChunk, RangePlan
 from pagedvid.cache.pool import PageIds, PagePool
@@ -34,10 +35,11 @@ MEASURED_QUERIES = 32
 """Queries of the pass, evenly spread, on which alpha is fitted. More do no better (benchmarks/fidelity.py)."""
 
 
-def sampled_tokens(range_: RangePlan) -> Tensor:
-    """Packed tokens of a range whose queries measure alpha, int64."""
+def sampled_tokens(range_: RangePlan, device: torch.device) -> Tensor:
+    """Packed tokens of a range whose queries measure alpha, int64; made on the device, so that nothing waits for it."""
     num_sampled = min(range_.num_tokens, MEASURED_QUERIES)
-    return range_.start + torch.arange(num_sampled) * (range_.num_tokens - 1) // max(1, num_sampled - 1)
+    sample = torch.arange(num_sampled, device=device)
+    return range_.start + sample * (range_.num_tokens - 1) // max(1, num_sampled - 1)
 
 
 TOGETHER_VALUES = 2**19
@@ -52,8 +54,9 @@ class Writing:
     q_SHD: Tensor
     """Sampled queries of the range, as those that will read the chunk (`Rotation.as_reading`)."""
     k_nHD: Tensor
-    """Before rotary embedding."""
+    """As the model gave them."""
     v_nHD: Tensor
+    arrival: Arrival = field(default_factory=Arrival)
     projected: Sequence[ProjectedQueries] = ()
     """The same queries for every further view in which the chunk will be read."""
 
@@ -104,17 +107,28 @@ class LayerStore:
         records = self._encode_all([writing.pending for writing in batch], "keys", layer, keys)
         self._encode_all([writing.pending for writing in batch], "values", layer, values)
         for writing, exact, records_HPB in zip(batch, keys, records, strict=True):
-            if is_quantized(codec.name):
-                padded_tokens = self.book.page.padded_tokens(writing.pending.num_tokens, codec.name)
-                stored = StoredKeys(exact, codec, records_HPB, padded_tokens, rope, writing.pending.position)
+            if self._is_measured(writing.pending, codec.name):
+                stored = self._stored(writing.pending, layer, exact.float(), records_HPB, rope)
                 self._note_correction(writing.pending, layer, stored, writing.q_SHD, writing.projected)
             writing.pending.layers_written.add(layer)
+
+    def _stored(
+        self, pending: PendingChunk, layer: int, exact_HnD: Tensor, records_HPB: Tensor, rope: RopeTables | None
+    ) -> StoredKeys:
+        codec = self._codec(pending.codecs.of("keys", layer), "keys", layer)
+        padded_tokens = self.book.page.padded_tokens(pending.num_tokens, codec.name)
+        return StoredKeys(exact_HnD, codec, records_HPB, padded_tokens, rope, pending.position)
+
+    def _is_measured(self, pending: PendingChunk, key_codec: str) -> bool:
+        """Whether the correction takes something at commit."""
+        return is_quantized(key_codec) and (pending.alpha is not None or pending.variance is not None)
 
     def _arrived(self, writing: Writing, layer: int, rope: RopeTables | None) -> tuple[Tensor, Tensor]:
         """Keys before rotary embedding and values, float32 [H, n, D]."""
         if writing.pending.source is not None:
             return self.read(writing.pending.source, layer, rope)
-        return writing.k_nHD.transpose(0, 1).float(), writing.v_nHD.transpose(0, 1).float()
+        k_nHD = writing.arrival.plain(writing.k_nHD)
+        return k_nHD.transpose(0, 1).float(), writing.v_nHD.transpose(0, 1).float()
 
     def _encode_all(
         self, pending: Sequence[PendingChunk], kind: str, layer: int, tensors: Sequence[Tensor]

@@ -14,7 +14,21 @@ from torch import Tensor
 from pagedvid.cache.plan import PendingChunk, RangePlan, StepPlan
 from pagedvid.cache.spec import CacheSpec
 from pagedvid.errors import ShapeError
-from pagedvid.quant.rotary import RopeTables, rotate, to_half_layout, unrotate
+from pagedvid.quant.rotary import RopeTables, on_device, rotate, to_half_layout, unrotate
+
+
+@dataclass(frozen=True)
+class Arrival:
+    """How some keys come from the model."""
+
+    layout: str = "half"
+    turned_by: tuple[Tensor, Tensor] | None = None
+    """(cos, sin) float32 [n, 1, D/2]; None: keys arrive before rotary embedding."""
+
+    def plain(self, k_nHD: Tensor) -> Tensor:
+        """Keys [n, h, D] before rotary embedding, in half layout."""
+        k = to_half_layout(k_nHD, self.layout)
+        return k if self.turned_by is None else unrotate(k.float(), *self.turned_by)
 
 
 @dataclass(frozen=True)
@@ -26,6 +40,8 @@ class Rotation:
     cos: Tensor | None = None
     """float32 [T, 1, D/2] of all packed tokens; None without rotary embedding."""
     sin: Tensor | None = None
+    stored_by: RopeTables | None = None
+    """The same rope with tables on the step's device: what layers that are stored one after the other turn by."""
 
     @staticmethod
     def of(plan: StepPlan, spec: CacheSpec, rope: RopeTables | None, device: torch.device) -> Rotation:
@@ -42,7 +58,7 @@ class Rotation:
                     "(channels that do not turn have cos 1 and sin 0)"
                 )
         cos, sin = (torch.cat([table[i] for table in tables]).unsqueeze(1).to(device) for i in (0, 1))
-        return Rotation(rope, arrive_rotated, cos, sin)
+        return Rotation(rope, arrive_rotated, cos, sin, on_device(rope, device))
 
     def rotated(self, x_ThD: Tensor, tokens: Tensor) -> Tensor:
         """The packed `tokens` [...] of queries or keys as the model gave them: [..., h, D], rotated, in half layout."""
@@ -65,18 +81,17 @@ class Rotation:
         q = to_half_layout(q_ThD[tokens], self.rope.layout).float()
         if self.arrive_rotated:
             q = unrotate(q, self.cos[tokens], self.sin[tokens])
-        ahead = self.rope.tables(range_.first_token + range_.num_tokens, range_.num_tokens)
-        cos, sin = (table.to(q.device)[tokens - range_.start].unsqueeze(1) for table in ahead)
+        assert self.stored_by is not None
+        ahead = self.stored_by.tables(range_.first_token + range_.num_tokens, range_.num_tokens)
+        cos, sin = (table[tokens - range_.start].unsqueeze(1) for table in ahead)
         return rotate(q, cos, sin).to(q_ThD.dtype)
 
     def in_page_order(self, x: Tensor) -> Tensor:
         """Queries or keys [..., D] in the channel order of the pages, not turned."""
         return x if self.rope is None else to_half_layout(x, self.rope.layout)
 
-    def plain(self, k_ThD: Tensor, tokens: slice) -> Tensor:
-        """Consecutive packed keys as the model gave them: [n, h, D] before rotary embedding, in half layout."""
-        k = k_ThD[tokens]
+    def arrival(self, tokens: slice) -> Arrival:
+        """How consecutive packed keys come from the model."""
         if self.rope is None or self.cos is None or self.sin is None:
-            return k
-        k = to_half_layout(k, self.rope.layout)
-        return unrotate(k.float(), self.cos[tokens], self.sin[tokens]) if self.arrive_rotated else k
+            return Arrival()
+        return Arrival(self.rope.layout, (self.cos[tokens], self.sin[tokens]) if self.arrive_rotated else None)

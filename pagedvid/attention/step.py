@@ -82,11 +82,11 @@ class Step:
         for range_ in self.plan.ranges:
             tokens = slice(range_.start, range_.stop)
             for pending in range_.writes:
-                sampled = sampled_tokens(range_).to(q.device)
+                sampled = sampled_tokens(range_, q.device)
                 projected = [sample_queries(view, range_, pending, q, sampled) for view in views]
-                q_SHD, k_nHD = rotation.as_reading(q, sampled, range_, pending), rotation.plain(k, tokens)
-                writings.append(Writing(pending, q_SHD, k_nHD, v[tokens], projected))
-        self._backend.store.write(layer, writings, rotation.rope)
+                q_SHD, arrival = rotation.as_reading(q, sampled, range_, pending), rotation.arrival(tokens)
+                writings.append(Writing(pending, q_SHD, k[tokens], v[tokens], arrival, projected))
+        self._backend.store.write(layer, writings, rotation.stored_by)
 
     def _rotary_view(
         self, rope: RopeTables | None, dtype: torch.dtype, context_tokens: tuple[int, ...]

@@ -16,18 +16,34 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pagedvid.attention.kernels.turns import Turns
 from pagedvid.attention.providers.ragged import Ragged
 from pagedvid.cache.plan import RangePlan, Read, StepPlan
 from pagedvid.cache.spec import CacheSpec
 from pagedvid.chunk_codecs import KINDS, ChunkCodecs
 from pagedvid.errors import IntegrityError
 from pagedvid.page_format import read_codec
+from pagedvid.quant.rope_axes import AxisTables
 from pagedvid.quant.rotary import RopeTables
 
-Angles = tuple[Tensor, Tensor]
 Made = TypeVar("Made")
 KEPT_STEPS = 8
 """Sets of tables kept: the conditional and unconditional steps of a few batches."""
+
+
+@dataclass(frozen=True)
+class Turning:
+    """How the keys of a history turn."""
+
+    turns: Turns
+    frame_rows: tuple[int, ...]
+    """Row of the first frame of each read."""
+
+    @staticmethod
+    def of(tables: AxisTables, device: torch.device) -> Turning:
+        """The tables on the device, in float32: they are small."""
+        cos, sin, axes = (table.to(device).contiguous() for table in (tables.cos, tables.sin, tables.axes))
+        return Turning(Turns(cos, sin, axes, tables.frame_tokens, tables.width), tables.frame_rows)
 
 
 @dataclass(frozen=True)
@@ -46,9 +62,9 @@ class History:
     """int32 [L, S, 6]; see `PagedWork.segments`."""
     ranges: Tensor
     """int32 [E, 4], on the CPU; see `PagedWork.ranges`."""
-    angles: Angles | None
-    """[rows, D/2] in the model's type, by which keys stored before rotary embedding turn."""
-    moves: Angles | None
+    turning: Turning | None
+    """How keys stored before rotary embedding turn."""
+    moving: Turning | None
     """The same for keys stored after it; None: they do not turn."""
     alpha: Tensor | None
     """[L, S, H]."""
@@ -66,26 +82,19 @@ class History:
         first, last = (self.first_page[number] + int(indptr[table + heads]) for heads in (0, num_kv_heads))
         return self.pages[first:last].view(num_kv_heads, -1)
 
-    def turn_of(self, layer: int) -> Angles | None:
-        """The tables that a layer's keys turn by."""
-        return self.moves if read_codec(self.codecs.of("keys", layer)).stores_rotated else self.angles
+    def turning_of(self, layer: int) -> Turning | None:
+        """How a layer's keys turn."""
+        return _turning_of(self.codecs, layer, self.turning, self.moving)
 
 
-def histories(
-    plan: StepPlan, spec: CacheSpec, rope: RopeTables | None, dtype: torch.dtype, device: torch.device
-) -> list[History]:
+def histories(plan: StepPlan, spec: CacheSpec, rope: RopeTables | None, device: torch.device) -> list[History]:
     """One for each combination of codecs that the step reads."""
     by_codecs: dict[ChunkCodecs, None] = dict.fromkeys(read.chunk.codecs for r in plan.ranges for read in r.reads)
-    return [_history(plan, codecs, spec, rope, dtype, device) for codecs in by_codecs]
+    return [_history(plan, codecs, spec, rope, device) for codecs in by_codecs]
 
 
 def _history(
-    plan: StepPlan,
-    codecs: ChunkCodecs,
-    spec: CacheSpec,
-    rope: RopeTables | None,
-    dtype: torch.dtype,
-    device: torch.device,
+    plan: StepPlan, codecs: ChunkCodecs, spec: CacheSpec, rope: RopeTables | None, device: torch.device
 ) -> History:
     reads: list[Read] = []
     readers: list[RangePlan] = []
@@ -95,6 +104,7 @@ def _history(
         ranges.append((range_.start, range_.num_tokens, len(reads), len(reads) + len(mine)))
         reads += mine
         readers += [range_] * len(mine)
+    turning, moving = _turning(reads, rope, device), _moving(codecs, reads, rope, device)
     chunks = list({read.chunk.id: read.chunk for read in reads}.values())
     first_page = dict(zip((c.id for c in chunks), accumulate([0, *(c.num_pages for c in chunks)]), strict=False))
     pages = torch.from_numpy(np.concatenate([chunk.pages for chunk in chunks])).to(device, torch.int32)
@@ -104,10 +114,10 @@ def _history(
         tuple(readers),
         pages,
         tuple(int(first_page[read.chunk.id]) for read in reads),
-        torch.from_numpy(_segments(reads, first_page, spec)).to(device),
+        torch.from_numpy(_segments(codecs, reads, first_page, spec, turning, moving)).to(device),
         torch.tensor(ranges, dtype=torch.int32),
-        _angles(reads, rope, dtype, device),
-        _moves(codecs, reads, rope, dtype, device),
+        turning,
+        moving,
         _by_layer([read.chunk.alpha for read in reads], device),
         _by_layer([read.chunk.variance for read in reads], device),
         tuple(
@@ -117,10 +127,16 @@ def _history(
     )
 
 
-def _segments(reads: Sequence[Read], first_page: Mapping[int, int], spec: CacheSpec) -> np.ndarray[Any, Any]:
+def _segments(
+    codecs: ChunkCodecs,
+    reads: Sequence[Read],
+    first_page: Mapping[int, int],
+    spec: CacheSpec,
+    turning: Turning | None,
+    moving: Turning | None,
+) -> np.ndarray[Any, Any]:
     """[L, S, 6] int32."""
-    segments = np.empty((spec.num_layers, len(reads), 6), dtype=np.int32)
-    first_row = 0
+    segments = np.zeros((spec.num_layers, len(reads), 6), dtype=np.int32)
     for number, read in enumerate(reads):
         starts = read.chunk.indptr[:-1].reshape(len(KINDS), spec.num_layers, spec.num_kv_heads)[..., 0]
         lengths = np.diff(read.chunk.indptr).reshape(len(KINDS), spec.num_layers, spec.num_kv_heads)[..., 0]
@@ -128,35 +144,32 @@ def _segments(reads: Sequence[Read], first_page: Mapping[int, int], spec: CacheS
             segments[:, number, 2 * kind] = first_page[read.chunk.id] + starts[kind]
             segments[:, number, 2 * kind + 1] = lengths[kind]
         segments[:, number, 4] = read.chunk.num_tokens
-        segments[:, number, 5] = first_row
-        first_row += read.chunk.num_tokens
+    for layer in range(spec.num_layers):
+        if (layer_turning := _turning_of(codecs, layer, turning, moving)) is not None:
+            segments[layer, :, 5] = layer_turning.frame_rows
     return segments
 
 
-def _angles(reads: Sequence[Read], rope: RopeTables | None, dtype: torch.dtype, device: torch.device) -> Angles | None:
-    if rope is None:
+def _turning_of(codecs: ChunkCodecs, layer: int, turning: Turning | None, moving: Turning | None) -> Turning | None:
+    return moving if read_codec(codecs.of("keys", layer)).stores_rotated else turning
+
+
+def _turning(reads: Sequence[Read], rope: RopeTables | None, device: torch.device) -> Turning | None:
+    if rope is None or not reads:
         return None
-    cos, sin = _tables(rope, [(read.first_token, read.chunk.num_tokens) for read in reads])
-    return cos.to(device, dtype), sin.to(device, dtype)
+    return Turning.of(AxisTables.of(rope, [(read.first_token, read.chunk.num_tokens) for read in reads]), device)
 
 
-def _moves(
-    codecs: ChunkCodecs, reads: Sequence[Read], rope: RopeTables | None, dtype: torch.dtype, device: torch.device
-) -> Angles | None:
-    """Rotary tables of the difference to where the chunks lay when they were stored."""
+def _moving(
+    codecs: ChunkCodecs, reads: Sequence[Read], rope: RopeTables | None, device: torch.device
+) -> Turning | None:
+    """By the difference to where the chunks lay when they were stored."""
     names = {codecs.keys, *(written.partition("/")[0] for _, _, written in codecs.layers)}
     has_rotated = any(read_codec(name).stores_rotated for name in names)
     if rope is None or not has_rotated or all(read.first_token == read.chunk.position for read in reads):
         return None
-    cos, sin = _tables(rope, [(read.first_token, read.chunk.num_tokens) for read in reads])
-    stored_cos, stored_sin = _tables(rope, [(read.chunk.position, read.chunk.num_tokens) for read in reads])
-    moved = cos * stored_cos + sin * stored_sin, sin * stored_cos - cos * stored_sin
-    return moved[0].to(device, dtype), moved[1].to(device, dtype)
-
-
-def _tables(rope: RopeTables, places: Sequence[tuple[int, int]]) -> Angles:
-    tables = [rope.tables(first_token, num_tokens) for first_token, num_tokens in places]
-    return torch.cat([cos for cos, _ in tables]), torch.cat([sin for _, sin in tables])
+    places = [(read.first_token, read.chunk.num_tokens) for read in reads]
+    return Turning.of(AxisTables.moved(rope, places, [read.chunk.position for read in reads]), device)
 
 
 def _by_layer(kept: Sequence[Tensor | None], device: torch.device) -> Tensor | None:

@@ -1,8 +1,12 @@
-"""Layers written to pages by kernels: one pass over keys and values, and no look at the device until the last layer."""
+"""Layers written to pages by kernels, with no look at the device until the last layer of a commit pass.
+
+Keys of channel codes and raw pages that nothing is measured of are read as the model gave them: their channels put in
+order, turned back, reduced, rounded, packed and written in one pass.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,17 +14,18 @@ import torch
 from torch import Tensor
 
 from pagedvid.attention.commit import LayerStore, Writing
-from pagedvid.attention.kernels import encode
-from pagedvid.attention.kernels.layout import layout_of
+from pagedvid.attention.kernels.rotate import turned
+from pagedvid.attention.measure import StoredKeys
+from pagedvid.attention.page_kernels import ChannelKernels, KernelBook, PageKernels
 from pagedvid.cache.plan import PendingChunk
 from pagedvid.chunk_codecs import KINDS
 from pagedvid.errors import NonFiniteError
-from pagedvid.page_format import is_quantized
+from pagedvid.quant.correction import KeyNoise
 from pagedvid.quant.rotary import RopeTables
 
 
 @dataclass
-class _Writing:
+class _Progress:
     """What is remembered of a chunk between its layers."""
 
     pages: Tensor
@@ -29,45 +34,111 @@ class _Writing:
     """(kind, layer, flags [H, F] of what could not be stored)."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class PooledKeys(StoredKeys):
+    """Keys that are read from the pool by kernels."""
+
+    kernels: PageKernels
+    pages_HP: Tensor
+
+    def decoded(self) -> Tensor:
+        """See `StoredKeys.decoded`."""
+        keys_nHD = torch.empty_like(self.exact_HnD.transpose(0, 1), memory_format=torch.contiguous_format)
+        self.kernels.decode(self.records_HPB, self.pages_HP, keys_nHD, None, 0)
+        return keys_nHD.transpose(0, 1)
+
+    def noise(self, num_tokens: int, first_token: int = 0) -> KeyNoise:
+        """See `StoredKeys.noise`."""
+        tokens = slice(first_token, first_token + num_tokens)
+        steps = self.kernels.step_square(self.records_HPB, self.pages_HP, tokens)
+        turns = self.rope is not None and not self.codec.stores_rotated
+        return KeyNoise(steps, self.variance_change_HD, self.kernels.axes, turns)
+
+
 @dataclass(frozen=True)
 class TritonStore(LayerStore):
-    """See `LayerStore`. Codecs that kernels do not write go through their own `encode`."""
+    """See the module docstring, and `LayerStore`."""
 
-    _writing: dict[int, _Writing] = field(default_factory=dict)
+    kernels: KernelBook
+    _progress: dict[int, _Progress] = field(default_factory=dict)
 
     def write(self, layer: int, writings: Sequence[Writing], rope: RopeTables | None) -> None:
         """See `LayerStore.write`. NonFiniteError comes with the last layer."""
         for writing in writings:
             pending = writing.pending
             if not pending.layers_written:
-                self._writing[id(pending)] = _Writing(torch.from_numpy(pending.pages).to(self.pool.device))
+                self._progress[id(pending)] = _Progress(torch.from_numpy(pending.pages).to(self.pool.device))
         super().write(layer, writings, rope)
         for writing in writings:
             if len(writing.pending.layers_written) == self.spec.num_layers:
-                self._require_storable(writing.pending, self._writing.pop(id(writing.pending)).flags)
+                self._require_storable(writing.pending, self._progress.pop(id(writing.pending)).flags)
 
-    def _encode_all(
-        self, pending: Sequence[PendingChunk], kind: str, layer: int, tensors: Sequence[Tensor]
-    ) -> Sequence[Tensor]:
-        return [self._write(chunk, kind, layer, x) for chunk, x in zip(pending, tensors, strict=True)]
+    def _write_batch(self, layer: int, batch: Sequence[Writing], rope: RopeTables | None) -> None:
+        for writing in batch:
+            name = writing.pending.codecs.of("keys", layer)
+            kernels = self._kernels(name, "keys", layer)
+            if isinstance(kernels, ChannelKernels) and self._can_take_as_given(writing, name, kernels):
+                self._store(writing.pending, "keys", layer, kernels.encode_given, writing.k_nHD, writing.arrival)
+                self._write(writing.pending, "values", layer, writing.v_nHD.transpose(0, 1))
+                writing.pending.layers_written.add(layer)
+            else:
+                super()._write_batch(layer, [writing], rope)
+
+    def _can_take_as_given(self, writing: Writing, name: str, kernels: ChannelKernels) -> bool:
+        is_measured = self._is_measured(writing.pending, name)
+        return writing.pending.source is None and not is_measured and not kernels.layout.stores_rotated
+
+    def _arrived(self, writing: Writing, layer: int, rope: RopeTables | None) -> tuple[Tensor, Tensor]:
+        """See `LayerStore._arrived`; what need not be turned back stays as it is."""
+        if writing.pending.source is not None:
+            return super()._arrived(writing, layer, rope)
+        k_nHD, arrival = writing.k_nHD, writing.arrival
+        if arrival.turned_by is not None:
+            cos, sin = (table[:, 0].contiguous() for table in arrival.turned_by)
+            k_nHD = turned(k_nHD, arrival.layout, (cos, -sin), out=torch.empty_like(k_nHD, dtype=torch.float32))
+        elif arrival.layout != "half":
+            k_nHD = turned(k_nHD, arrival.layout, None)
+        return k_nHD.transpose(0, 1), writing.v_nHD.transpose(0, 1)
 
     def _write(self, pending: PendingChunk, kind: str, layer: int, x_HnD: Tensor) -> Tensor:
-        name = pending.codecs.of(kind, layer)
-        pages = layout_of(self.book.page, self._codec(name, kind, layer))
-        if pages is None or encode.unsupported_reasons(pages):
-            return super()._write(pending, kind, layer, x_HnD)
-        writing = self._writing[id(pending)]
+        kernels = self._kernels(pending.codecs.of(kind, layer), kind, layer)
+        self._store(pending, kind, layer, kernels.encode, x_HnD.transpose(0, 1))
+        return self.pool.records[:0]  # what is measured of them reads the pool: `_stored`
+
+    def _store(
+        self, pending: PendingChunk, kind: str, layer: int, encode: Callable[..., Tensor], x_nHD: Tensor, *how: Any
+    ) -> None:
+        flags = encode(x_nHD, self.pool.records, self._page_ids(pending, kind, layer), *how)
+        self._progress[id(pending)].flags.append((kind, layer, flags))
+
+    def _page_ids(self, pending: PendingChunk, kind: str, layer: int) -> Tensor:
+        """int32 [H, P] on the device."""
         table = (KINDS.index(kind) * self.spec.num_layers + layer) * self.spec.num_kv_heads
         first, last = (int(pending.indptr[table + number]) for number in (0, self.spec.num_kv_heads))
-        pages_HP = writing.pages[first:last].view(self.spec.num_kv_heads, -1)
-        flags = encode.encode(x_HnD.transpose(0, 1), self.pool.records, pages, pages_HP)
-        writing.flags.append((kind, layer, flags))
-        needs_records = kind == "keys" and is_quantized(name)  # for what the correction takes at commit
-        return self.pool.records[pages_HP.long()] if needs_records else self.pool.records[:0]
+        return self._progress[id(pending)].pages[first:last].view(self.spec.num_kv_heads, -1)
+
+    def _stored(
+        self, pending: PendingChunk, layer: int, exact_HnD: Tensor, records_HPB: Tensor, rope: RopeTables | None
+    ) -> StoredKeys:
+        codec = self._codec(pending.codecs.of("keys", layer), "keys", layer)
+        pages_HP = self._page_ids(pending, "keys", layer)
+        return PooledKeys(
+            exact_HnD=exact_HnD,
+            codec=codec,
+            records_HPB=self.pool.records,
+            padded_tokens=pending.num_tokens,
+            rope=rope,
+            position=pending.position,
+            kernels=self.kernels.of(codec),
+            pages_HP=pages_HP,
+        )
+
+    def _kernels(self, name: str, kind: str, layer: int) -> PageKernels:
+        return self.kernels.of(self._codec(name, kind, layer))
 
     def _require_storable(self, pending: PendingChunk, flags: Sequence[tuple[str, int, Tensor]]) -> None:
         by_head = [flag.bool().any(1) for _, _, flag in flags]
-        if not by_head or not bool(torch.stack(by_head).any()):  # the one look at the device of a commit pass
+        if not bool(torch.stack(by_head).any()):  # the one look at the device of a commit pass
             return
         for (kind, layer, _), bad in zip(flags, by_head, strict=True):
             heads: list[Any] = torch.nonzero(bad).flatten().tolist()

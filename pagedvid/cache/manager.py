@@ -328,9 +328,10 @@ class CacheManager:
         pending.indptr = page_tables(self.shape, pending.num_tokens, pending.codecs)
         tables = (self.spec.num_layers, self.spec.num_kv_heads)
         if self.shape.keeps_alpha(pending.codecs):
-            pending.alpha = torch.ones(tables)
+            pending.alpha = torch.ones(tables, device=self.pool.device)
         if self.shape.keeps_variance(pending.codecs):
-            pending.variance = torch.zeros(*tables, self.spec.head_dim, dtype=torch.bfloat16)
+            shape = (*tables, self.spec.head_dim)
+            pending.variance = torch.zeros(shape, dtype=torch.bfloat16, device=self.pool.device)
         self._pending.append(pending)
 
     def _require_written(self, plan: StepPlan) -> None:

@@ -43,7 +43,7 @@ from pagedvid.errors import ConfigError, ShapeError, StateError
 from pagedvid.page_format import is_quantized
 from pagedvid.paged_kv_cache import PagedKVCache
 from pagedvid.quant.correction import KeyNoise, QuerySquares
-from pagedvid.quant.rotary import RopeTables, turned
+from pagedvid.quant.rotary import RopeTables, on_device, turned
 
 
 @dataclass(frozen=True)
@@ -175,8 +175,8 @@ class DenseWindow:
             for pending in range_.writes:
                 for layer, current in self._current.items():
                     q = self._rotation.as_reading(current.all_queries(), current.sampled, range_, pending)
-                    k = self._rotation.plain(current.k, slice(0, num_tokens))
-                    self._cache.backend.store.write(layer, [Writing(pending, q, k, current.v)], self._rope)
+                    writing = Writing(pending, q, current.k, current.v, self._rotation.arrival(slice(0, num_tokens)))
+                    self._cache.backend.store.write(layer, [writing], self._rotation.stored_by)
         self._current.clear()
 
     def _turn_to(self, chunk_start: int, num_tokens: int) -> None:
@@ -195,7 +195,7 @@ class DenseWindow:
         if self._rope is None:
             return Rotation(None, arrive_rotated)
         cos, sin = (table.unsqueeze(1).to(device) for table in self._rope.tables(position, num_tokens))
-        return Rotation(self._rope, arrive_rotated, cos, sin)
+        return Rotation(self._rope, arrive_rotated, cos, sin, on_device(self._rope, device))
 
     def _write(self, layer: int, k: Tensor, v: Tensor, q: Tensor | None) -> None:
         num_sampled = 0 if q is None else min(len(q), MEASURED_QUERIES)

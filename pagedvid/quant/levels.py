@@ -14,18 +14,18 @@ from torch import Tensor
 
 UNIFORM_REACH = 5.0
 """Largest of the 256 levels of 8 bits."""
-_UNIFORM_STEP = 2 * UNIFORM_REACH / 255
+UNIFORM_STEP = 2 * UNIFORM_REACH / 255
 POSITIVE_LEVELS = {
     1: (0.7071,),
     2: (0.4197, 1.8339),
     4: (0.1239, 0.4047, 0.7283, 1.1104, 1.5770, 2.1761, 3.0151, 4.4283),
-    8: tuple(_UNIFORM_STEP * (i + 0.5) for i in range(128)),
+    8: tuple(UNIFORM_STEP * (i + 0.5) for i in range(128)),
 }
 """The upper half of the levels of each width, ascending."""
 _CELLS_PER_UNIT, _CELLS_REACH = 128, 4
 """Levels of 4 bits are found by a table of cells up to the reach; a number beside an edge may get the other level,
 which is as near but for half a cell."""
-_MISS_AT_ZERO, _MISS_SLOPE = 0.067, 0.055
+MISS_AT_ZERO, MISS_SLOPE = 0.067, 0.055
 """Cells of levels of 4 bits widen about linearly, from 0.26 at 0 to 0.53 at 1.6; numbers miss by 1/sqrt(12) of it."""
 
 
@@ -47,7 +47,7 @@ def byte_values(width: int, device: torch.device) -> Tensor:
 def nearest(x: Tensor, width: int) -> Tensor:
     """Numbers of the nearest levels, counted from the lowest, as float32 in the shape of `x`."""
     if width == 8:
-        return x.div(_UNIFORM_STEP).add_(127.5).round_().clamp_(0, 255)
+        return x.div(UNIFORM_STEP).add_(127.5).round_().clamp_(0, 255)
     if width == 1:
         return (x > 0).float()
     if width == 2:
@@ -63,7 +63,7 @@ def likely_miss_(x: Tensor, width: int) -> Tensor:
     Of 4 bits, what is to be expected: the root mean square over the levels around, or the way to the last one.
     """
     if width == 8:
-        return x.div(_UNIFORM_STEP).sub_(0.5).round_().clamp_(-128, 127).add_(0.5).mul_(_UNIFORM_STEP).sub_(x)
+        return x.div(UNIFORM_STEP).sub_(0.5).round_().clamp_(-128, 127).add_(0.5).mul_(UNIFORM_STEP).sub_(x)
     magnitude = x.abs_()
     if width == 1:
         return magnitude.sub_(POSITIVE_LEVELS[1][0])
@@ -71,7 +71,7 @@ def likely_miss_(x: Tensor, width: int) -> Tensor:
         low, high = POSITIVE_LEVELS[2]
         return magnitude.sub_((low + high) / 2).abs_().sub_((high - low) / 2)
     beyond = magnitude - POSITIVE_LEVELS[4][-1]
-    return magnitude.mul_(_MISS_SLOPE).add_(_MISS_AT_ZERO).maximum(beyond)
+    return magnitude.mul_(MISS_SLOPE).add_(MISS_AT_ZERO).maximum(beyond)
 
 
 @lru_cache(maxsize=64)

@@ -10,38 +10,25 @@ import pytest
 import torch
 
 from pagedvid.attention.fused_backend import FusedBackend
-from pagedvid.attention.scratch_backend import ScratchBackend
-from pagedvid.attention.triton_backend import TritonBackend, unsupported_reasons
+from pagedvid.attention.triton_backend import unsupported_reasons
 from pagedvid.cache.plan import QueryRange
 from pagedvid.cache.spec import CacheSpec
 from pagedvid.chunk_codecs import ChunkCodecs
-from pagedvid.errors import BackendError, NonFiniteError
+from pagedvid.errors import NonFiniteError
 from pagedvid.geometry import RoleCodecs, Window
 from pagedvid.paged_kv_cache import PagedKVCache
 from pagedvid.quant.book import CodecBook
+from tests.attention.kernels.klt_scenes import klt_codec
 from tests.attention.reference import TableRope, as_arriving, expected_attention, random_qkv
 from tests.attention.scenes import commit_all, make_cache
+from tests.attention.triton_scenes import BACKENDS, small_cache, with_backend
 from tests.quant import klt_scenes
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="needs the interpreter; test_gpu.py runs on a GPU")
-BACKENDS = [ScratchBackend, FusedBackend]
 ROPE = TableRope("half", 32)
 EXACT = 1e-5
 BY_PAGE = 5e-2
 """At two bits the steps of a chunk's full page and of the few tokens behind it differ much."""
-
-
-def with_backend(kind: type[TritonBackend], cache: PagedKVCache) -> PagedKVCache:
-    cache.backend = kind(cache.pool, cache.spec, cache.book, 0)
-    return cache
-
-
-def small_cache(
-    kind: type[TritonBackend], codecs: RoleCodecs | str = "int2", *, layers: int = 1, group: int = 1, **settings
-) -> PagedKVCache:
-    codecs = RoleCodecs(codecs) if isinstance(codecs, str) else codecs
-    spec = CacheSpec(layers, 2, 32, num_query_heads=2 * group, codecs=codecs, **settings)
-    return with_backend(kind, PagedKVCache(spec, "2MiB"))
 
 
 def check_step(cache: PagedKVCache, ranges, tolerance: float, rope=ROPE, dtype=torch.float32) -> None:
@@ -89,38 +76,59 @@ def test_keys_stored_after_rotary_embedding_move(kind) -> None:
 
 @pytest.mark.parametrize("kind", BACKENDS)
 @pytest.mark.parametrize("codec", ["token4-g32", "hadamard4-g32", "int2-s8"])
-def test_codecs_without_kernels(kind, codec: str) -> None:
-    """token and hadamard pages are decoded by their codecs, and steps of 8 bits are encoded by theirs."""
+def test_codecs_with_steps_per_token_and_short_steps(kind, codec: str) -> None:
     cache = small_cache(kind, codec, correction="formula")
     stream = cache.open(Window(1, 2), 40)
     commit_all(cache, stream, [40, 33], 1, ROPE)
     check_step(cache, [QueryRange(stream, num_tokens=9)], BY_PAGE)
 
 
+def calibrated_cache(correction: str, head_dim: int = 32) -> PagedKVCache:
+    """On the CPU backend; made-up tables, for head_dim 16 of those that kernels do not take."""
+    codec = klt_scenes.codec("klt2") if head_dim == 16 else klt_codec("klt2", head_dim)
+    page = codec.page
+    spec = CacheSpec(
+        1,
+        2,
+        head_dim,
+        codecs=RoleCodecs("klt2"),
+        page_rows=page.rows,
+        tokens_per_frame=page.tokens_per_frame,
+        frames_per_block=page.frames_per_block,
+        correction=correction,
+    )
+    return PagedKVCache(spec, "1MiB", book=CodecBook(page, 2, own={"klt2": codec}))
+
+
 @pytest.mark.parametrize("kind", BACKENDS)
-@pytest.mark.parametrize("correction", ["off", "variance"])
-def test_calibrated_codecs_as_on_the_cpu(kind, correction: str) -> None:
+@pytest.mark.parametrize("correction", ["off", "variance", "measured"])
+@pytest.mark.parametrize("head_dim", [16, 32])
+def test_calibrated_codecs_are_read_as_on_the_cpu(kind, correction: str, head_dim: int) -> None:
+    cache, rope = calibrated_cache(correction, head_dim), TableRope("half", head_dim)
+    stream = cache.open(Window(1, 2), 40)
+    commit_all(cache, stream, [40, 33], 1, rope)
     outs = []
-    for make in (lambda cache: cache, lambda cache: with_backend(kind, cache)):
-        page = klt_scenes.page("klt2")
-        spec = CacheSpec(
-            1,
-            2,
-            page.head_dim,
-            codecs=RoleCodecs("klt2"),
-            page_rows=page.rows,
-            tokens_per_frame=page.tokens_per_frame,
-            frames_per_block=page.frames_per_block,
-            correction=correction,
-        )
-        book = CodecBook(page, 2, own={"klt2": klt_scenes.codec("klt2")})
-        cache = make(PagedKVCache(spec, "1MiB", book=book))
-        rope = TableRope("half", page.head_dim)
-        stream = cache.open(Window(1, 2), 40)
-        commit_all(cache, stream, [40, 40], 1, rope)
+    for backend in (cache.backend, with_backend(kind, cache).backend):
+        cache.backend = backend
         with cache.denoise([QueryRange(stream, num_tokens=9)]) as step:
             outs.append(step.attend(0, *random_qkv(cache, 9, 5), rope))
     torch.testing.assert_close(outs[1], outs[0], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", BACKENDS)
+@pytest.mark.parametrize("head_dim", [16, 32])
+def test_calibrated_codecs_are_written_as_on_the_cpu(kind, head_dim: int) -> None:
+    """Kernels may give a code beside an edge another level. Blocks are full: those that repeat a frame have
+    coefficients of nothing but rounding, whose sign is anything."""
+    stored = []
+    for make in (lambda cache: cache, lambda cache: with_backend(kind, cache)):
+        cache = make(calibrated_cache("variance", head_dim))
+        stream, rope = cache.open(Window(1, 2), 40), TableRope("interleaved", head_dim)
+        commit_all(cache, stream, [40 if head_dim == 16 else 30], 1, rope)
+        (chunk,) = stream.history("cond").chunks.values()
+        stored.append((*cache.backend.store.read(chunk, 0, rope), chunk.variance.float()))
+    for kernel, codec in zip(stored[1], stored[0], strict=True):
+        assert float((kernel - codec).norm()) <= 0.02 * float(codec.norm())
 
 
 @pytest.mark.parametrize("kind", BACKENDS)
@@ -216,12 +224,3 @@ def test_reasons_on_the_cpu() -> None:
     spec = CacheSpec(1, 1, 64, codecs=RoleCodecs("int2"))
     assert unsupported_reasons(spec, torch.device("cpu")) == ["it runs on cuda, not on cpu"]
     assert ChunkCodecs.read("int2").keys == "int2"
-
-
-def test_projections_are_refused_by_name() -> None:
-    from pagedvid.attention.projection import StepProjection
-
-    cache = small_cache(FusedBackend, "int2")
-    view = StepProjection.__new__(StepProjection)
-    with pytest.raises(BackendError, match="projections; choose backend 'torch'"):
-        cache.backend.prepare(None, view, torch.float32)

@@ -47,13 +47,10 @@ def test_attention_writes_a_row_per_case(tmp_path: Path, capsys: pytest.CaptureF
     main([*settings, "--chunks", "0", "2", "--streams", "2", "--out", str(tmp_path / "x.json")])
     rows = json.loads((tmp_path / "x.json").read_text())["results"]["rows"]
     assert [(row["chunks"], row["case"]) for row in rows] == [
-        (0, "dense torch-cpu"),
-        (0, "torch int2"),
-        (2, "dense torch-cpu"),
-        (2, "torch int2"),
+        (chunks, case) for chunks in (0, 2) for case in ("dense torch-cpu", "torch int2", "torch klt1.5/klt3")
     ]
     assert rows[0]["ratio_to_fastest_dense"] == 1 and len(rows[1]["seconds"]) == 2
-    assert rows[2]["tflops"] == pytest.approx(4 * 2 * 70 * 210 * 4 * 32 / rows[2]["median_seconds"] / 1e12)
+    assert rows[3]["tflops"] == pytest.approx(4 * 2 * 70 * 210 * 4 * 32 / rows[3]["median_seconds"] / 1e12)
 
 
 def test_attention_on_cuda_is_handed_over(monkeypatch: pytest.MonkeyPatch) -> None:

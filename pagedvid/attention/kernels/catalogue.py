@@ -15,25 +15,28 @@ from pagedvid.attention.kernels import decode, encode
 from pagedvid.attention.kernels.compiled import Launch
 from pagedvid.attention.kernels.decode import decode_constants, decode_kernel
 from pagedvid.attention.kernels.encode import encode_constants, encode_kernel, encode_raw_kernel, raw_constants
+from pagedvid.attention.kernels.klt_catalogue import klt_launches
 from pagedvid.attention.kernels.layout import PageLayout
 from pagedvid.attention.kernels.merge import corrected_merge_kernel, merge_constants
 from pagedvid.attention.kernels.paged_attention import attention_constants, paged_attention_kernel
 from pagedvid.attention.kernels.rotate import rotate_constants, rotate_kernel
-from pagedvid.attention.kernels.work import Noise, Tiling
+from pagedvid.attention.kernels.token_catalogue import token_launches
+from pagedvid.attention.kernels.turns import Turns
+from pagedvid.attention.kernels.work import ChunkNoise, Noise, Tiling
 from pagedvid.page_format import PageFormat
 
 HEAD_DIM = 128
 NUM_WARPS = 4
-KEY_TABLES = {"cos": "*bf16", "sin": "*bf16"}
-"""Rotary tables of history are in the model's type: they are read as often as keys, and half the bytes are enough."""
+WAN_FRAME = Turns(torch.empty(0), torch.empty(0), torch.empty(0), 30 * 52, 52)
+"""What keys turn by: frames of 30 x 52 tokens, as at 480p."""
 STEPS = Noise("steps", pairs=True, alpha=torch.ones(1))
 VARIANCE = Noise("variance", pairs=True, alpha=torch.ones(1))
 
 _TYPES = {
     "*bf16": ("q", "x", "out", "total_out"),
-    "*fp32": ("lse", "total_lse", "alpha", "cos", "sin"),
+    "*fp32": ("lse", "total_lse", "alpha", "cos", "sin", "step_square", "short_steps"),
     "*u8": ("records", "bad"),
-    "*i32": ("pages", "segments", "ranges", "blocks"),
+    "*i32": ("pages", "segments", "ranges", "blocks", "axes"),
     "fp32": ("scale",),
 }
 TYPES = {"variance": "*bf16", **{name: kind for kind, names in _TYPES.items() for name in names}}
@@ -48,27 +51,38 @@ def launches() -> Iterator[Launch]:
         yield _launch(
             f"{codec}, turned",
             decode_kernel,
-            decode_constants(layout, turn=True),
+            decode_constants(layout, WAN_FRAME),
             layout,
             num_warps=decode.NUM_WARPS,
-            types=KEY_TABLES,
         )
-        yield _launch(codec, decode_kernel, decode_constants(layout, turn=False), layout, num_warps=decode.NUM_WARPS)
+        yield _launch(codec, decode_kernel, decode_constants(layout, None), layout, num_warps=decode.NUM_WARPS)
     for codec in ("int2", "int4", "int8", "int2-pair"):
         layout = _layout(codec)
         yield _launch(
-            f"{codec}, turned back", encode_kernel, encode_constants(layout, -1), layout, num_warps=encode.NUM_WARPS
+            f"{codec}, turned back",
+            encode_kernel,
+            encode_constants(layout, "interleaved", -1),
+            layout,
+            num_warps=encode.num_warps(layout),
         )
-        yield _launch(codec, encode_kernel, encode_constants(layout, 0), layout, num_warps=encode.NUM_WARPS)
-    layout = _layout("bf16")
-    yield _launch("bf16, turned back", encode_raw_kernel, raw_constants(layout, -1), layout, num_warps=encode.NUM_WARPS)
-    for label, codec, noise in (("int2 steps", "int2", STEPS), ("variance", "int2", VARIANCE), ("bf16", "bf16", None)):
-        layout = _layout(codec)
         yield _launch(
-            label, corrected_merge_kernel, merge_constants(layout, 1, noise), layout, types={"total_out": "*fp32"}
+            codec, encode_kernel, encode_constants(layout, "half", 0), layout, num_warps=encode.num_warps(layout)
         )
+    layout = _layout("bf16")
+    yield _launch(
+        "bf16, turned back",
+        encode_raw_kernel,
+        raw_constants(layout, "interleaved", -1),
+        layout,
+        num_warps=encode.NUM_WARPS,
+    )
+    for label, noise in (("corrected", ChunkNoise(torch.ones(1), pairs=True, alpha=torch.ones(1))), ("plain", None)):
+        constants = merge_constants(HEAD_DIM, 1, noise)
+        yield _launch(label, corrected_merge_kernel, constants, layout, types={"total_out": "*fp32"})
     for pairs in ("half", "interleaved"):
         yield _launch(f"{pairs} pairs", rotate_kernel, rotate_constants(HEAD_DIM, pairs, turn=True), layout)
+    yield from klt_launches(WAN_FRAME)
+    yield from token_launches(WAN_FRAME)
 
 
 def _attention_launches() -> Iterator[Launch]:
@@ -83,7 +97,7 @@ def _attention_launches() -> Iterator[Launch]:
     tiling = Tiling()
     for label, key_codec, value_codec, noise, group in cases:
         layouts = (_layout(key_codec), _layout(value_codec))
-        constants = attention_constants(layouts, torch.bfloat16, group, tiling, noise, turn=True, merge=True)
+        constants = attention_constants(layouts, torch.bfloat16, group, tiling, noise, WAN_FRAME, merge=True)
         yield _launch(
             label,
             paged_attention_kernel,
@@ -91,7 +105,6 @@ def _attention_launches() -> Iterator[Launch]:
             *layouts,
             num_warps=tiling.num_warps,
             num_stages=tiling.num_stages,
-            types=KEY_TABLES,
         )
 
 

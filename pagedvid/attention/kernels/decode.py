@@ -12,34 +12,22 @@ import triton.language as tl
 from torch import Tensor
 
 from pagedvid.attention.kernels.layout import PageLayout
-from pagedvid.attention.kernels.tokens import load_angles, load_tokens
+from pagedvid.attention.kernels.tokens import load_tokens
+from pagedvid.attention.kernels.turns import Turns, load_turns, turn, turn_constants, turn_tensors
 
 NUM_WARPS = 8
+MAX_BLOCK_TOKENS = 64
+"""With 128 tokens at once, turned keys need more registers than there are."""
 
 
-@triton.jit(do_not_specialize=["num_tokens", "pages_per_head"])
+@triton.jit(do_not_specialize=["num_tokens", "pages_per_head", "frame_row"])
 def decode_kernel(
-    records,
-    typed,
-    pages,
-    cos,
-    sin,
-    out,
-    num_tokens,
-    pages_per_head,
-    out_token_stride,
+    records, typed, pages, cos, sin, axes, out, num_tokens, pages_per_head, frame_row, out_token_stride,
     out_head_stride,
-    BLOCK_TOKENS: tl.constexpr,
-    HEAD_DIM: tl.constexpr,
-    PAGE_BYTES: tl.constexpr,
-    BITS: tl.constexpr,
-    PAGE_TOKENS: tl.constexpr,
-    CODE_ROWS: tl.constexpr,
-    PAIR_STEPS: tl.constexpr,
-    SHORT_STEPS: tl.constexpr,
-    GATHER: tl.constexpr,
-    TURN: tl.constexpr,
-):
+    BLOCK_TOKENS: tl.constexpr, HEAD_DIM: tl.constexpr, PAGE_BYTES: tl.constexpr, BITS: tl.constexpr,
+    PAGE_TOKENS: tl.constexpr, CODE_ROWS: tl.constexpr, PAIR_STEPS: tl.constexpr, SHORT_STEPS: tl.constexpr,
+    GATHER: tl.constexpr, TURN: tl.constexpr, FRAME_TOKENS: tl.constexpr, WIDTH: tl.constexpr,
+):  # fmt: skip
     """See `decode`. A program decodes one block of tokens of one head: grid (blocks, heads)."""
     HALF: tl.constexpr = HEAD_DIM // 2
     head = tl.program_id(1)
@@ -61,10 +49,10 @@ def decode_kernel(
         records, typed, pages, first, end, HALF + channel,
         BLOCK_TOKENS, HEAD_DIM, PAGE_BYTES, BITS, PAGE_TOKENS, CODE_ROWS, PAIR_STEPS, SHORT_STEPS, GATHER,
     )  # fmt: skip
-    if TURN:
-        cos_tile, sin_tile = load_angles(cos, sin, first, end, BLOCK_TOKENS, HALF)
-        x, y = x * cos_tile - y * sin_tile, y * cos_tile + x * sin_tile
     token = first + tl.arange(0, BLOCK_TOKENS)
+    if TURN:
+        cos_tile, sin_tile = load_turns(cos, sin, axes, token, frame_row, token < end, HALF, FRAME_TOKENS, WIDTH)
+        x, y = turn(x, y, cos_tile, sin_tile)
     places = out + token.to(tl.int64)[:, None] * out_token_stride + head.to(tl.int64) * out_head_stride
     places += channel[None, :]
     mask = (token < end)[:, None]
@@ -77,41 +65,38 @@ def decode(
     layout: PageLayout,
     pages_HP: Tensor,
     out_nHD: Tensor,
-    angles: tuple[Tensor, Tensor] | None = None,
+    turns: Turns | None = None,
+    frame_row: int = 0,
 ) -> None:
     """Writes the tokens that lie in `pages_HP` int32 [H, P], token order, to `out_nHD` [n, H, D], D contiguous.
 
-    `records`: the pool, uint8 [num_pages, page_bytes]. `angles`: (cos, sin) [n, D/2], contiguous, by which tokens turn.
+    `records`: the pool, uint8 [num_pages, page_bytes]. `turns`: by which the tokens turn; `frame_row` is the row of
+    their first frame.
     """
     num_tokens, num_heads, _ = out_nHD.shape
-    block = layout.block_tokens()
-    cos, sin = angles if angles is not None else (records, records)
+    block = block_tokens(layout)
     blocks = -(-num_tokens // block)
     if not layout.is_raw:
         blocks = pages_HP.shape[1] * -(-layout.page_tokens // block)
     decode_kernel[(blocks, num_heads)](
-        records,
-        layout.view(records),
-        pages_HP,
-        cos,
-        sin,
-        out_nHD,
-        num_tokens,
-        pages_HP.stride(0),
-        out_nHD.stride(0),
-        out_nHD.stride(1),
-        **decode_constants(layout, turn=angles is not None),
-        num_warps=NUM_WARPS,
-    )
+        records, layout.view(records), pages_HP, *turn_tensors(turns, records), out_nHD, num_tokens,
+        pages_HP.stride(0), frame_row, *out_nHD.stride()[:2],
+        **decode_constants(layout, turns), num_warps=NUM_WARPS,
+    )  # fmt: skip
 
 
-def decode_constants(layout: PageLayout, *, turn: bool) -> dict[str, Any]:
+def block_tokens(layout: PageLayout) -> int:
+    """Tokens of one program."""
+    return min(layout.block_tokens(), MAX_BLOCK_TOKENS)
+
+
+def decode_constants(layout: PageLayout, turns: Turns | None) -> dict[str, Any]:
     """Compile-time arguments of the kernel."""
     return {
-        "BLOCK_TOKENS": layout.block_tokens(),
+        "BLOCK_TOKENS": block_tokens(layout),
         "HEAD_DIM": layout.head_dim,
         "PAGE_BYTES": layout.page_bytes,
         **layout.constants(""),
         "GATHER": layout.is_raw,
-        "TURN": turn,
+        **turn_constants(turns),
     }

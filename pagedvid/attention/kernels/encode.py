@@ -17,8 +17,8 @@ import triton.language as tl
 from torch import Tensor
 
 from pagedvid.attention.kernels.layout import RAW_BLOCK_TOKENS, PageLayout
-from pagedvid.errors import ConfigError
 from pagedvid.quant.codec import FP16_MAX
+from pagedvid.quant.steps import short_steps
 
 LIMIT = tl.constexpr(FP16_MAX)
 ROUND = tl.constexpr(12582912.0)
@@ -50,12 +50,16 @@ def round_up_fp16(x):
 
 
 @triton.jit
-def load_turned(x, cos, sin, token, token_stride, HALF: tl.constexpr, TURN: tl.constexpr):
-    """Both halves of some tokens' channels, float32 [N, HALF] each. TURN: 1 turned, -1 turned back, 0 as they are."""
+def load_turned(x, cos, sin, token, token_stride, HALF: tl.constexpr, INTERLEAVED: tl.constexpr, TURN: tl.constexpr):
+    """Both channels of the pairs of some tokens, float32 [N, HALF] each. TURN: 1 turned, -1 back, 0 as they are."""
     half = tl.arange(0, HALF)[None, :]
-    places = x + token.to(tl.int64)[:, None] * token_stride + half
-    first = tl.load(places).to(tl.float32)
-    second = tl.load(places + HALF).to(tl.float32)
+    row = x + token.to(tl.int64)[:, None] * token_stride
+    if INTERLEAVED:
+        first = tl.load(row + 2 * half).to(tl.float32)
+        second = tl.load(row + 2 * half + 1).to(tl.float32)
+    else:
+        first = tl.load(row + half).to(tl.float32)
+        second = tl.load(row + HALF + half).to(tl.float32)
     if TURN != 0:
         rows = token.to(tl.int64)[:, None] * HALF + half
         cos_tile = tl.load(cos + rows).to(tl.float32)
@@ -65,8 +69,18 @@ def load_turned(x, cos, sin, token, token_stride, HALF: tl.constexpr, TURN: tl.c
 
 
 @triton.jit
+def short_step(short_steps, least):
+    """(byte int32, step) of the smallest step of 8 bits that is not below `least`; see quant/steps.py."""
+    guess = tl.ceil(tl.log2(tl.maximum(least, 1e-30)) * 8.0 + 128.0).to(tl.int32)
+    byte = tl.minimum(tl.maximum(guess - 1, 0), 255)  # the logarithm may be one off, in both directions
+    for _ in tl.static_range(2):
+        byte = tl.where(tl.load(short_steps + byte) < least, tl.minimum(byte + 1, 255), byte)
+    return byte, tl.load(short_steps + byte)
+
+
+@triton.jit
 def to_codes(x, zero, step, LEVELS: tl.constexpr):
-    """int32 codes of x [N, C]; zero and step fp16 [C]."""
+    """int32 codes of x [N, C]; zero fp16, step fp16 or float32 [C]."""
     divisor = tl.where(step == 0.0, 1.0, step.to(tl.float32))[None, :]
     scaled = tl.div_rn(x - zero.to(tl.float32)[None, :], tl.zeros_like(x) + divisor)
     rounded = (scaled + ROUND) - ROUND
@@ -75,13 +89,12 @@ def to_codes(x, zero, step, LEVELS: tl.constexpr):
 
 @triton.jit(do_not_specialize=["num_tokens", "pages_per_head"])
 def encode_kernel(
-    x, records, typed, pages, cos, sin, bad, num_tokens, pages_per_head, x_token_stride, x_head_stride,
-    BLOCK_ROWS: tl.constexpr, HEAD_DIM: tl.constexpr, PAGE_BYTES: tl.constexpr, TURN: tl.constexpr,
-    BITS: tl.constexpr, PAGE_TOKENS: tl.constexpr, CODE_ROWS: tl.constexpr, PAIR_STEPS: tl.constexpr,
-    SHORT_STEPS: tl.constexpr,
+    x, records, typed, pages, cos, sin, short_steps, bad, num_tokens, pages_per_head, x_token_stride, x_head_stride,
+    BLOCK_ROWS: tl.constexpr, HEAD_DIM: tl.constexpr, PAGE_BYTES: tl.constexpr, INTERLEAVED: tl.constexpr,
+    TURN: tl.constexpr, BITS: tl.constexpr, PAGE_TOKENS: tl.constexpr, CODE_ROWS: tl.constexpr,
+    PAIR_STEPS: tl.constexpr, SHORT_STEPS: tl.constexpr,
 ):  # fmt: skip
     """See `encode`. Grid (pages, heads)."""
-    tl.static_assert(not SHORT_STEPS)
     HALF: tl.constexpr = HEAD_DIM // 2
     LEVELS: tl.constexpr = (1 << BITS) - 1
     head = tl.program_id(1)
@@ -99,7 +112,7 @@ def encode_kernel(
     is_bad = tl.zeros([HALF], tl.int32)
     for field in tl.static_range(8 // BITS):
         token = tl.minimum(first_token + field * CODE_ROWS, num_tokens - 1)
-        first, second = load_turned(x, cos, sin, token, x_token_stride, HALF, TURN)
+        first, second = load_turned(x, cos, sin, token, x_token_stride, HALF, INTERLEAVED, TURN)
         storable = (tl.abs(first) < LIMIT) & (tl.abs(second) < LIMIT)  # false for NaN
         is_bad = tl.maximum(is_bad, tl.max(tl.where(storable, 0, 1), axis=0))
         low = tl.minimum(low, tl.min(first, axis=0))
@@ -116,21 +129,28 @@ def encode_kernel(
     if PAIR_STEPS:
         least_step = tl.maximum(least_step, other_least_step)
         other_least_step = least_step
-    step = round_up_fp16(least_step)
-    other_step = round_up_fp16(other_least_step)
     zeros = typed + page * (PAGE_BYTES // 2) + (PAGE_BYTES // 2 - HEAD_DIM) + half
     tl.store(zeros, zero)
     tl.store(zeros + HALF, other_zero)
-    steps = typed + page * (PAGE_BYTES // 2) + CODE_ROWS * HEAD_DIM // 2 + half
-    tl.store(steps, step)
-    if not PAIR_STEPS:
-        tl.store(steps + HALF, other_step)
+    if SHORT_STEPS:
+        byte, step = short_step(short_steps, least_step)
+        other_byte, other_step = short_step(short_steps, other_least_step)
+        steps = records + page * PAGE_BYTES + CODE_ROWS * HEAD_DIM + half
+        tl.store(steps, byte.to(tl.uint8))
+        tl.store(steps + HALF, 0 if PAIR_STEPS else other_byte.to(tl.uint8))
+    else:
+        step = round_up_fp16(least_step)
+        other_step = round_up_fp16(other_least_step)
+        steps = typed + page * (PAGE_BYTES // 2) + CODE_ROWS * HEAD_DIM // 2 + half
+        tl.store(steps, step)
+        if not PAIR_STEPS:
+            tl.store(steps + HALF, other_step)
 
     packed = tl.zeros([BLOCK_ROWS, HALF], tl.int32)
     other_packed = tl.zeros([BLOCK_ROWS, HALF], tl.int32)
     for field in tl.static_range(8 // BITS):
         token = tl.minimum(first_token + field * CODE_ROWS, num_tokens - 1)
-        first, second = load_turned(x, cos, sin, token, x_token_stride, HALF, TURN)
+        first, second = load_turned(x, cos, sin, token, x_token_stride, HALF, INTERLEAVED, TURN)
         packed |= to_codes(first, zero, step, LEVELS) << (BITS * field)
         other_packed |= to_codes(second, other_zero, other_step, LEVELS) << (BITS * field)
     places = records + page * PAGE_BYTES + row[:, None] * HEAD_DIM + half[None, :]
@@ -142,8 +162,8 @@ def encode_kernel(
 @triton.jit(do_not_specialize=["num_tokens", "padded_tokens", "pages_per_head"])
 def encode_raw_kernel(
     x, typed, pages, cos, sin, bad, num_tokens, padded_tokens, pages_per_head, x_token_stride, x_head_stride,
-    BLOCK_TOKENS: tl.constexpr, HEAD_DIM: tl.constexpr, PAGE_BYTES: tl.constexpr, TURN: tl.constexpr,
-    BITS: tl.constexpr, PAGE_TOKENS: tl.constexpr,
+    BLOCK_TOKENS: tl.constexpr, HEAD_DIM: tl.constexpr, PAGE_BYTES: tl.constexpr, INTERLEAVED: tl.constexpr,
+    TURN: tl.constexpr, BITS: tl.constexpr, PAGE_TOKENS: tl.constexpr,
 ):  # fmt: skip
     """See `encode`, for pages of plain numbers. Grid (blocks of tokens, heads)."""
     HALF: tl.constexpr = HEAD_DIM // 2
@@ -152,8 +172,9 @@ def encode_raw_kernel(
     has_place = token < padded_tokens
     page = tl.load(pages + head * pages_per_head + token // PAGE_TOKENS, mask=has_place, other=0).to(tl.int64)
     first, second = load_turned(
-        x + head.to(tl.int64) * x_head_stride, cos, sin, tl.minimum(token, num_tokens - 1), x_token_stride, HALF, TURN
-    )
+        x + head.to(tl.int64) * x_head_stride, cos, sin, tl.minimum(token, num_tokens - 1), x_token_stride, HALF,
+        INTERLEAVED, TURN,
+    )  # fmt: skip
     is_token = (token < num_tokens)[:, None]
     first = tl.where(is_token, first, 0.0).to(typed.dtype.element_ty)
     second = tl.where(is_token, second, 0.0).to(typed.dtype.element_ty)
@@ -166,11 +187,6 @@ def encode_raw_kernel(
     tl.store(places + HALF, second, mask=has_place[:, None])
 
 
-def unsupported_reasons(layout: PageLayout) -> list[str]:
-    """Why these kernels cannot write pages that others can read; empty when they can."""
-    return ["steps of 8 bits are found by a search"] if layout.short_steps else []
-
-
 def encode(
     x_nHD: Tensor,
     records: Tensor,
@@ -179,14 +195,14 @@ def encode(
     angles: tuple[Tensor, Tensor] | None = None,
     *,
     turn: int = 0,
+    pairs: str = "half",
 ) -> Tensor:
     """Writes tokens [n, H, D] (float32 or bfloat16, D contiguous) into the pages `pages_HP` int32 [H, P] of the pool.
 
+    `pairs`: which channels of x form a pair, "half" or "interleaved" (quant/rotary.py); pages hold them in half layout.
     `angles`: (cos, sin) [n, D/2], contiguous; `turn` is 1 to turn the tokens by them first, -1 to turn them back.
     Returns flags uint8 [H, F]: nonzero somewhere in the row of a head whose values cannot be stored.
     """
-    if reasons := unsupported_reasons(layout):
-        raise ConfigError(f"no kernel writes these pages: {', '.join(reasons)}")
     num_tokens, num_heads, _ = x_nHD.shape
     num_pages = pages_HP.shape[1]
     cos, sin = angles if angles is not None and turn else (records, records)
@@ -197,34 +213,42 @@ def encode(
         bad = x_nHD.new_empty(num_heads, blocks, dtype=records.dtype)
         encode_raw_kernel[(blocks, num_heads)](
             x_nHD, typed, pages_HP, cos, sin, bad, num_tokens, padded_tokens, pages_HP.stride(0), *x_nHD.stride()[:2],
-            **raw_constants(layout, turn), num_warps=NUM_WARPS,
+            **raw_constants(layout, pairs, turn), num_warps=NUM_WARPS,
         )  # fmt: skip
         return bad
     bad = x_nHD.new_empty(num_heads, num_pages, dtype=records.dtype)
     encode_kernel[(num_pages, num_heads)](
-        x_nHD, records, typed, pages_HP, cos, sin, bad, num_tokens, pages_HP.stride(0), *x_nHD.stride()[:2],
-        **encode_constants(layout, turn), num_warps=NUM_WARPS,
+        x_nHD, records, typed, pages_HP, cos, sin, short_steps(x_nHD.device), bad, num_tokens, pages_HP.stride(0),
+        *x_nHD.stride()[:2],
+        **encode_constants(layout, pairs, turn), num_warps=num_warps(layout),
     )  # fmt: skip
     return bad
 
 
-def encode_constants(layout: PageLayout, turn: int) -> dict[str, Any]:
+def num_warps(layout: PageLayout) -> int:
+    """Of the kernel for channel codes: pages of 33 rows of codes are padded to 64, and would spill with 8 warps."""
+    return NUM_WARPS if layout.code_rows <= 32 else 2 * NUM_WARPS
+
+
+def encode_constants(layout: PageLayout, pairs: str, turn: int) -> dict[str, Any]:
     """Compile-time arguments of the kernel for channel codes."""
     return {
         "BLOCK_ROWS": triton.next_power_of_2(layout.code_rows),
         "HEAD_DIM": layout.head_dim,
         "PAGE_BYTES": layout.page_bytes,
+        "INTERLEAVED": pairs == "interleaved",
         "TURN": turn,
         **layout.constants(""),
     }
 
 
-def raw_constants(layout: PageLayout, turn: int) -> dict[str, Any]:
+def raw_constants(layout: PageLayout, pairs: str, turn: int) -> dict[str, Any]:
     """Compile-time arguments of the kernel for raw pages."""
     return {
         "BLOCK_TOKENS": RAW_BLOCK_TOKENS,
         "HEAD_DIM": layout.head_dim,
         "PAGE_BYTES": layout.page_bytes,
+        "INTERLEAVED": pairs == "interleaved",
         "TURN": turn,
         "BITS": layout.bits,
         "PAGE_TOKENS": layout.page_tokens,

@@ -1,7 +1,5 @@
-"""What a kernel has to know of a page at compile time, taken from `PageFormat` and the codec's name.
-
-Kernels read channel codecs (int2, int4 and int8 with all their options) and raw ones (bf16, fp32). Everything else is
-decoded and encoded by its codec in quant/, on the same device, which is slower and just as right.
+"""What a kernel has to know of a page at compile time: here for channel codecs (int2, int4 and int8 with all their
+options) and raw ones (bf16, fp32); see token_layout.py and klt_layout.py for the others.
 """
 
 from __future__ import annotations
@@ -102,8 +100,14 @@ def unsupported_reasons(page: PageFormat, codec: str) -> list[str]:
     reasons = []
     if codec == "sim" or read_codec(codec).family not in ("raw", "channel"):
         reasons.append(f"{codec} is neither raw nor a channel codec")
-    if page.head_dim & (page.head_dim - 1) or page.head_dim < MIN_HEAD_DIM:
-        reasons.append(f"head_dim is {page.head_dim}; it must be a power of two from {MIN_HEAD_DIM} on")
+    reasons += head_dim_reasons(page.head_dim)
     if page.num_bytes % 16:
         reasons.append(f"pages of {page.num_bytes} bytes; they must be multiples of 16")
     return reasons
+
+
+def head_dim_reasons(head_dim: int) -> list[str]:
+    """Why no kernel can handle this head_dim; empty when they can."""
+    if head_dim & (head_dim - 1) or head_dim < MIN_HEAD_DIM:
+        return [f"head_dim is {head_dim}; it must be a power of two from {MIN_HEAD_DIM} on"]
+    return []

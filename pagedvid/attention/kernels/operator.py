@@ -11,6 +11,7 @@ from torch import Tensor
 
 from pagedvid.attention.kernels.layout import PageLayout
 from pagedvid.attention.kernels.paged_attention import paged_attention
+from pagedvid.attention.kernels.turns import Turns
 from pagedvid.attention.kernels.work import Noise, PagedWork, Tiling
 from pagedvid.page_format import PageFormat
 
@@ -25,6 +26,9 @@ def paged_attention_operator(
     blocks: Tensor,
     cos: Tensor | None,
     sin: Tensor | None,
+    axes: Tensor | None,
+    frame_tokens: int,
+    width: int,
     alpha: Tensor | None,
     variance: Tensor | None,
     group: int,
@@ -34,7 +38,8 @@ def paged_attention_operator(
     pairs: bool,
     block_rows: int,
 ) -> tuple[Tensor, Tensor]:
-    """(out float32 [T, Hq, D], lse [T, Hq]) over history alone; arguments as `paged_attention`, `PagedWork`, `Noise`.
+    """(out float32 [T, Hq, D], lse [T, Hq]) over history alone; arguments as `paged_attention`, `PagedWork`, `Turns`,
+    `Noise`.
 
     `codecs`: of keys and values, "int4/int2"; `noise`: "off", "steps" or "variance"; `block_rows`: how `blocks` were
     cut.
@@ -44,6 +49,7 @@ def paged_attention_operator(
     key_codec, value_codec = codecs.split("/")
     out = torch.empty(q_THD.shape, dtype=torch.float32, device=q_THD.device)
     lse = torch.empty(q_THD.shape[:2], dtype=torch.float32, device=q_THD.device)
+    turns = None if cos is None or sin is None or axes is None else Turns(cos, sin, axes, frame_tokens, width)
     paged_attention(
         q_THD,
         out,
@@ -52,7 +58,7 @@ def paged_attention_operator(
         (PageLayout.of(page, key_codec), PageLayout.of(page, value_codec)),
         PagedWork(pages, segments, ranges, blocks, group, Tiling(block_rows)),
         scale,
-        angles=None if cos is None or sin is None else (cos, sin),
+        turns=turns,
         noise=None if noise == "off" else Noise(noise, pairs, alpha, variance),
     )
     return out, lse

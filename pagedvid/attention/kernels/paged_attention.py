@@ -31,7 +31,8 @@ from torch import Tensor
 from pagedvid.attention.kernels.layout import PageLayout
 from pagedvid.attention.kernels.noise import SLOTS, noise_bias
 from pagedvid.attention.kernels.partials import load_rows, merge_rows
-from pagedvid.attention.kernels.tokens import load_angles, load_steps, load_tokens
+from pagedvid.attention.kernels.tokens import load_steps, load_tokens
+from pagedvid.attention.kernels.turns import Turns, load_turns, turn, turn_constants, turn_tensors
 from pagedvid.attention.kernels.work import NOISE_MODES, Noise, PagedWork, Tiling
 
 LOG2_E = tl.constexpr(1.4426950408889634)
@@ -66,11 +67,12 @@ def page_group_bias(
 
 @triton.jit
 def paged_attention_kernel(
-    q, out, lse, records, key_typed, value_typed, pages, segments, ranges, blocks, cos, sin, alpha, variance,
-    scale, q_token_stride, q_head_stride, out_token_stride, out_head_stride, lse_token_stride, lse_head_stride,
+    q, out, lse, records, key_typed, value_typed, pages, segments, ranges, blocks, cos, sin, axes,
+    alpha, variance, scale, q_token_stride, q_head_stride, out_token_stride, out_head_stride, lse_token_stride,
+    lse_head_stride,
     GROUP: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_TOKENS: tl.constexpr, HEAD_DIM: tl.constexpr,
     PAGE_BYTES: tl.constexpr, MATMUL: tl.constexpr, NOISE: tl.constexpr, ALPHA: tl.constexpr, PAIRS: tl.constexpr,
-    TURN: tl.constexpr, MERGE: tl.constexpr,
+    TURN: tl.constexpr, FRAME_TOKENS: tl.constexpr, WIDTH: tl.constexpr, MERGE: tl.constexpr,
     KEY_BITS: tl.constexpr, KEY_PAGE_TOKENS: tl.constexpr, KEY_CODE_ROWS: tl.constexpr,
     KEY_PAIR_STEPS: tl.constexpr, KEY_SHORT_STEPS: tl.constexpr, KEY_GATHER: tl.constexpr, KEY_SPAN: tl.constexpr,
     VALUE_BITS: tl.constexpr, VALUE_PAGE_TOKENS: tl.constexpr, VALUE_CODE_ROWS: tl.constexpr,
@@ -107,7 +109,7 @@ def paged_attention_kernel(
         keys = pages + tl.load(segment) + head * tl.load(segment + 1)
         values = pages + tl.load(segment + 2) + head * tl.load(segment + 3)
         num_keys = tl.load(segment + 4)
-        table_row = tl.load(segment + 5)
+        frame_row = tl.load(segment + 5)
         num_spans = tl.cdiv(num_keys, KEY_SPAN)
         factor = LOG2_E
         if ALPHA:
@@ -138,13 +140,14 @@ def paged_attention_kernel(
                     BLOCK_TOKENS, HEAD_DIM, PAGE_BYTES, KEY_BITS, KEY_PAGE_TOKENS, KEY_CODE_ROWS, KEY_PAIR_STEPS,
                     KEY_SHORT_STEPS, KEY_GATHER,
                 )  # fmt: skip
+                key = first + tl.arange(0, BLOCK_TOKENS)
+                is_key = key < end
                 if TURN:
-                    cos_tile, sin_tile = load_angles(cos, sin, table_row + first, table_row + end, BLOCK_TOKENS, HALF)
-                    x, y = x * cos_tile - y * sin_tile, y * cos_tile + x * sin_tile
+                    cos_tile, sin_tile = load_turns(cos, sin, axes, key, frame_row, is_key, HALF, FRAME_TOKENS, WIDTH)
+                    x, y = turn(x, y, cos_tile, sin_tile)
                 stored = q.dtype.element_ty
                 scores = tl.dot(q_first, tl.trans(x.to(stored).to(MATMUL)), input_precision="ieee")
                 scores = tl.dot(q_second, tl.trans(y.to(stored).to(MATMUL)), scores, input_precision="ieee")
-                is_key = first + tl.arange(0, BLOCK_TOKENS) < end
                 scores = scores * scale_log2 + tl.where(is_key, 0.0, float("-inf"))[None, :]
                 if NOISE > 0:
                     in_slot = (tl.arange(0, NUM_SLOTS) == slot)[None, :]
@@ -190,28 +193,27 @@ def paged_attention(
     work: PagedWork,
     scale: float,
     *,
-    angles: tuple[Tensor, Tensor] | None = None,
+    turns: Turns | None = None,
     noise: Noise | None = None,
     merge: bool = False,
 ) -> None:
     """Attention of turned queries [T, Hq, D] over the pages of their segments, into `out_THD` and `lse_TH` float32.
 
-    `layouts`: of keys and of values. `angles`: tables (cos, sin) [rows, D/2], contiguous, that keys turn by; a segment
-    names its first row. `merge`: what `out` and `lse` hold is another partial of the same queries and is merged; else
-    they are overwritten, with (0, -inf) where a range has no segment. D is contiguous in q and out.
+    `layouts`: of keys and of values. `turns`: what keys turn by; a segment names the row of its first
+    frame. `merge`: what `out` and `lse` hold is another partial of the same queries and is merged; else they are
+    overwritten, with (0, -inf) where a range has no segment. D is contiguous in q and out.
     """
     keys, values = layouts
     tiling, num_kv_heads = work.tiling, q_THD.shape[1] // work.group
-    cos, sin = angles if angles is not None else (records, records)
     if len(work.blocks) == 0:
         return
     paged_attention_kernel[(num_kv_heads, len(work.blocks))](
         q_THD, out_THD, lse_TH, records, keys.view(records), values.view(records),
-        work.pages, work.segments, work.ranges, work.blocks, cos, sin,
+        work.pages, work.segments, work.ranges, work.blocks, *turn_tensors(turns, records),
         records if noise is None or noise.alpha is None else noise.alpha,
         records if noise is None or noise.variance is None else noise.variance,
         scale, *q_THD.stride()[:2], *out_THD.stride()[:2], *lse_TH.stride(),
-        **attention_constants(layouts, q_THD.dtype, work.group, tiling, noise, turn=angles is not None, merge=merge),
+        **attention_constants(layouts, q_THD.dtype, work.group, tiling, noise, turns, merge=merge),
         num_warps=tiling.num_warps,
         num_stages=tiling.num_stages,
     )  # fmt: skip
@@ -223,8 +225,8 @@ def attention_constants(
     group: int,
     tiling: Tiling,
     noise: Noise | None,
+    turns: Turns | None,
     *,
-    turn: bool,
     merge: bool,
 ) -> dict[str, Any]:
     """Compile-time arguments of the kernel."""
@@ -244,7 +246,7 @@ def attention_constants(
         "NOISE": NOISE_MODES[noise.mode if noise is not None else "off"],
         "ALPHA": noise is not None and noise.alpha is not None,
         "PAIRS": noise is not None and noise.pairs,
-        "TURN": turn,
+        **turn_constants(turns),
         "MERGE": merge,
         **keys.constants("KEY_"),
         "KEY_GATHER": keys.is_raw,

@@ -10,10 +10,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from pagedvid.attention.kernels.turns import Turns
+from pagedvid.attention.kernels.work import ChunkNoise
 from pagedvid.attention.partial import Partial, merge
 from pagedvid.page_format import PageFormat, is_quantized, read_codec
 from pagedvid.quant.channel import ChannelCodec
-from pagedvid.quant.correction import bias, log_sinhc, variance_bias
+from pagedvid.quant.correction import log_sinhc, variance_bias
 from pagedvid.quant.raw import RawCodec
 from pagedvid.quant.rotary import pair_mean_square, rotate, to_half_layout
 
@@ -38,6 +40,17 @@ def decode(
     if angles is not None:
         x_HnD = rotate(x_HnD, *(table.float() for table in angles))
     return x_HnD.transpose(0, 1)
+
+
+def turns_of(turns: Turns, num_tokens: int, frame_row: int) -> tuple[Tensor, Tensor]:
+    """(cos, sin) [n, D/2] of the tokens of a chunk, looked up pair by pair; see turns.py."""
+    token = torch.arange(num_tokens, device=turns.cos.device)
+    place = token % turns.frame_tokens
+    height = turns.frame_tokens // turns.width
+    rows_3n = torch.stack([frame_row + token // turns.frame_tokens, place // turns.width, height + place % turns.width])
+    rows_nP = rows_3n[turns.axes.long()].T
+    pairs = torch.arange(turns.cos.shape[1], device=turns.cos.device)
+    return turns.cos[rows_nP, pairs], turns.sin[rows_nP, pairs]
 
 
 @dataclass(frozen=True)
@@ -101,31 +114,21 @@ def _step_squares(page: PageFormat, codec: str, records: Tensor, segment: Segmen
 
 
 def corrected_merge(
-    page: PageFormat,
-    codec: str,
-    records: Tensor,
     total: tuple[Tensor, Tensor],
     partial: tuple[Tensor, Tensor],
     q_THD: Tensor,
-    segment: Segment,
     scale: float,
-    *,
-    pairs: bool,
+    noise: ChunkNoise | None,
 ) -> tuple[Tensor, Tensor]:
-    """Merged (out, lse) float32; b from the mean of step^2, see quant/correction.bias and variance_bias."""
-    num_heads = len(segment.keys_HP)
-    q_HMD = q_THD.float().unflatten(1, (num_heads, -1)).permute(1, 0, 2, 3).flatten(1, 2)
-    q_square = pair_mean_square(q_HMD) if pairs else q_HMD.square()
-    steps = codec_of(page, codec).mean_square_steps(records[segment.keys_HP.long()], segment.num_tokens)
-    b_HM: Tensor | float = 0.0
-    if segment.variance is not None:
-        b_HM = variance_bias(q_square, segment.variance.float(), scale)
-    elif steps is not None:
-        b_HM = bias(q_square, steps, scale)
+    """Merged (out, lse) float32; b from quant/correction.py: gains of variance as noise, losses to second order."""
     out, lse_TH = partial
-    if isinstance(b_HM, Tensor):
-        if segment.alpha is not None:
-            b_HM = segment.alpha[:, None] * b_HM
+    if noise is not None:
+        num_heads = len(noise.step_square)
+        q_HMD = q_THD.float().unflatten(1, (num_heads, -1)).permute(1, 0, 2, 3).flatten(1, 2)
+        q_square = pair_mean_square(q_HMD) if noise.pairs else q_HMD.square()
+        b_HM = variance_bias(q_square, noise.step_square / 12, scale)
+        if noise.alpha is not None:
+            b_HM = noise.alpha[:, None] * b_HM
         lse_TH = lse_TH - b_HM.unflatten(1, (len(q_THD), -1)).transpose(0, 1).flatten(1)
     merged = merge(Partial(total[0].float(), total[1]), Partial(out.float(), lse_TH))
     return merged.out, merged.lse

@@ -81,13 +81,3 @@ def load_tokens(
         step = load_steps(records, typed, page, columns, HEAD_DIM, PAGE_BYTES, CODE_ROWS, PAIR_STEPS, SHORT_STEPS)
         x = load_zeros(typed, page, columns, HEAD_DIM, PAGE_BYTES) + step * code.to(tl.float32)
     return x
-
-
-@triton.jit
-def load_angles(cos, sin, first_row, end_row, BLOCK_TOKENS: tl.constexpr, HALF_DIM: tl.constexpr):
-    """(cos, sin) of table rows first_row, ... below end_row, float32 [BLOCK_TOKENS, HALF_DIM]."""
-    row = first_row + tl.arange(0, BLOCK_TOKENS)
-    places = row.to(tl.int64)[:, None] * HALF_DIM + tl.arange(0, HALF_DIM)[None, :]
-    mask = (row < end_row)[:, None]
-    cos_tile = tl.load(cos + places, mask=mask, other=1.0).to(tl.float32)
-    return cos_tile, tl.load(sin + places, mask=mask, other=0.0).to(tl.float32)

@@ -13,10 +13,11 @@ NOISE_MODES = {"off": 0, "steps": 1, "variance": 2}
 
 @dataclass(frozen=True)
 class Tiling:
-    """How a launch is cut; the defaults suit tensor cores of compute capability 8.0 and 9.0."""
+    """How a launch is cut. The defaults are the largest blocks that correct by steps without spilled registers, on
+    compute capability 8.0 and 9.0: 64 tokens at once spill 80 and 24 bytes."""
 
     block_rows: int = 128
-    max_block_tokens: int = 64
+    max_block_tokens: int = 32
     num_warps: int = 8
     num_stages: int = 2
 
@@ -37,7 +38,7 @@ class PagedWork:
     """Page lists of all chunks, one after the other."""
     segments: Tensor
     """[S, 6]: where head 0's key pages begin in `pages`, key pages per head, the same two for values, tokens of the
-    chunk, row of the rotary tables where its first token is."""
+    chunk, row of its first frame in the rotary tables (turns.py)."""
     ranges: Tensor
     """[E, 4]: first packed token, number of tokens, first segment, end of its segments."""
     blocks: Tensor
@@ -79,3 +80,15 @@ class Noise:
     """Factor of every segment and KV head, float32 [S, H], contiguous; None: 1."""
     variance: Tensor | None = None
     """Var k' - Var k, [S, H, D], contiguous."""
+
+
+@dataclass(frozen=True)
+class ChunkNoise:
+    """What is known of one chunk's keys as a whole, to correct its log-sum-exp at once."""
+
+    step_square: Tensor
+    """float32 [H, D], contiguous: the mean of step^2, or 12 times a change of variance."""
+    pairs: bool
+    """Whether keys turn after storage."""
+    alpha: Tensor | None = None
+    """float32 [H], contiguous; None: 1."""

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from pagedvid.attention.kernels.layout import PageLayout
-from pagedvid.attention.kernels.reference import Segment, codec_of
+from pagedvid.attention.kernels.reference import Segment, codec_of, turns_of
+from pagedvid.attention.kernels.turns import Turns
 from pagedvid.attention.kernels.work import Noise, PagedWork, Tiling
 from pagedvid.page_format import PageFormat
 
@@ -18,6 +19,10 @@ DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 SMALL = Tiling(block_rows=32, max_block_tokens=64, num_warps=4, num_stages=1)
 """Blocks that the interpreter gets through quickly; the arithmetic is that of large ones."""
+
+
+FRAME_TOKENS, WIDTH = 12, 4
+"""Of the grid that keys turn by."""
 
 
 @dataclass
@@ -47,7 +52,8 @@ class Scene:
         self._free = torch.randperm(len(self.records), generator=self.generator, device="cpu").int().to(DEVICE)
         self._rows: list[tuple[int, ...]] = []
         self._lists: list[Tensor] = []
-        self._angles: list[Tensor] = []
+        self._height_and_width = self.randn(FRAME_TOKENS // WIDTH + WIDTH, self.head_dim // 2)
+        self._frames: list[Tensor] = []
 
     def randn(self, *shape: int) -> Tensor:
         return torch.randn(*shape, generator=self.generator, device="cpu").to(DEVICE)
@@ -58,19 +64,18 @@ class Scene:
         keys[..., 3] *= self.large_channel
         values = self.randn(self.num_kv_heads, num_tokens, self.head_dim)
         tables = [self.store(codec, x) for codec, x in zip(self.codecs, (keys, values), strict=True)]
-        angles = self.randn(num_tokens, self.head_dim // 2)
+        frame_row = self.turns().first_frame_row + sum(len(frames) for frames in self._frames)
+        self._frames.append(self.randn(-(-num_tokens // FRAME_TOKENS), self.head_dim // 2))
         segment = Segment(
             *tables,
             num_tokens,
-            (angles.cos(), angles.sin()) if turns else None,
+            turns_of(self.turns(), num_tokens, frame_row) if turns else None,
             self.randn(self.num_kv_heads).sigmoid() + 0.5 if alpha else None,
             0.05 * self.randn(self.num_kv_heads, self.head_dim) if variance else None,
         )
         starts = [sum(len(pages) for pages in self._lists) + offset for offset in (0, tables[0].numel())]
-        table_row = sum(len(rows) for rows in self._angles)
-        self._rows.append((starts[0], tables[0].shape[1], starts[1], tables[1].shape[1], num_tokens, table_row))
+        self._rows.append((starts[0], tables[0].shape[1], starts[1], tables[1].shape[1], num_tokens, frame_row))
         self._lists += [table.flatten() for table in tables]
-        self._angles.append(angles)
         self.segments.append(segment)
         return segment
 
@@ -97,9 +102,16 @@ class Scene:
         segments, bounds = (torch.tensor(rows, device="cpu") for rows in (self._rows, ranges))
         return PagedWork.cut(pages, segments.view(-1, 6), bounds, group, tiling)
 
-    def angles(self) -> tuple[Tensor, Tensor]:
-        angles = torch.cat([*self._angles, torch.zeros(1, self.head_dim // 2)])
-        return angles.cos(), angles.sin()
+    def turns(self) -> Turns:
+        """Of all chunks; pairs turn with time, rows and columns in no order."""
+        angles = torch.cat([self._height_and_width, *self._frames])
+        axes = (torch.arange(self.head_dim // 2) * 5 + 1) % 7 % 3
+        return Turns(angles.cos(), angles.sin(), axes.int().to(DEVICE), FRAME_TOKENS, WIDTH)
+
+    def frame_row(self, segment: Segment) -> int:
+        """Row of a chunk's first frame."""
+        (number,) = [i for i, each in enumerate(self.segments) if each is segment]
+        return self._rows[number][5]
 
     def noise(self, mode: str, *, pairs: bool) -> Noise:
         alphas = [segment.alpha for segment in self.segments if segment.alpha is not None]

@@ -8,11 +8,11 @@ from torch import Tensor
 
 from pagedvid.attention.kernels import reference
 from pagedvid.attention.kernels.encode import encode
-from pagedvid.errors import ConfigError
 from pagedvid.quant.channel import ChannelCodec
+from pagedvid.quant.steps import short_steps
 from tests.attention.kernels.scenes import Scene
 
-CODECS = ("int2", "int4", "int8", "int2-pair")
+CODECS = ("int2", "int4", "int8", "int2-pair", "int4-s8", "int2-pair-s8")
 
 
 def awkward(scene: Scene, num_tokens: int, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -60,14 +60,15 @@ def test_frames_and_chunks_that_are_no_multiple_of_a_page(num_tokens: int) -> No
 
 @pytest.mark.parametrize("codec", CODECS)
 @pytest.mark.parametrize("turn", [1, -1])
-def test_turned_tokens_stay_within_half_a_step(codec: str, turn: int) -> None:
+@pytest.mark.parametrize("pairs", ["half", "interleaved"])
+def test_turned_tokens_stay_within_half_a_step(codec: str, turn: int, pairs: str) -> None:
     """Rounding of the turn may differ in the last bit from the reference's, so bytes are not compared here."""
     scene = Scene((codec, codec), 64, num_kv_heads=2)
     x, angle = scene.randn(70, 2, 64), scene.randn(70, 32)
     angles = (angle.cos(), angle.sin())
     pages = scene.take(scene.page.num_pages(70, codec))
-    encode(x, scene.records, scene.layouts[0], pages, angles, turn=turn)
-    exact = reference.turned(x, "half", (angles[0], turn * angles[1]))
+    encode(x, scene.records, scene.layouts[0], pages, angles, turn=turn, pairs=pairs)
+    exact = reference.turned(x, pairs, (angles[0], turn * angles[1]))
     stored = reference.decode(scene.page, codec, scene.records, pages, 70)
     channel_codec = reference.codec_of(scene.page, codec)
     assert isinstance(channel_codec, ChannelCodec)
@@ -95,7 +96,24 @@ def test_values_beyond_fp16_are_flagged() -> None:
     assert bad.bool().any(1).tolist() == [True, False]
 
 
-def test_short_steps_are_refused() -> None:
-    scene = Scene(("int2-s8", "int2-s8"), 64, num_kv_heads=1)
-    with pytest.raises(ConfigError, match="8 bits"):
-        encode(scene.randn(10, 1, 64), scene.records, scene.layouts[0], scene.take(1))
+@pytest.mark.parametrize("codec", ["int2", "bf16"])
+def test_channels_of_interleaved_pairs_are_put_in_order(codec: str) -> None:
+    scene = Scene((codec, codec), 64, num_kv_heads=2)
+    x = scene.randn(40, 2, 64).bfloat16()
+    pages = scene.take(scene.page.num_pages(40, codec))
+    encode(x, scene.records, scene.layouts[0], pages, pairs="interleaved")
+    ordered = reference.turned(x, "interleaved", None)
+    assert torch.equal(scene.records[pages.long()], reference.encode(scene.page, codec, ordered))
+
+
+def test_short_steps_are_the_smallest_that_reach() -> None:
+    """Ranges around each of the 255 steps: just below, at and just above."""
+    scene = Scene(("int8-s8", "int8-s8"), 128, num_kv_heads=1, num_pages=20)
+    steps = short_steps(scene.records.device)[1:]
+    for factor in (1 - 1e-6, 1.0, 1 + 1e-6):
+        for part in (factor * steps * 255).clamp(max=6e4).split(128):
+            x = torch.zeros(2, 1, 128)
+            x[1, 0, : len(part)] = part
+            pages = torch.zeros(1, 1, dtype=torch.int32)
+            encode(x, scene.records, scene.layouts[0], pages)
+            assert torch.equal(scene.records[pages.long()], reference.encode(scene.page, "int8-s8", x))

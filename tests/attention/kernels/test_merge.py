@@ -6,27 +6,51 @@ import pytest
 import torch
 
 from pagedvid.attention.kernels import reference
-from pagedvid.attention.kernels.merge import corrected_merge
-from pagedvid.attention.kernels.work import Noise
-from tests.attention.kernels.scenes import Scene
+from pagedvid.attention.kernels.merge import corrected_merge, merge
+from pagedvid.attention.kernels.work import ChunkNoise
+from tests.attention.kernels.scenes import DEVICE
 
 
-@pytest.mark.parametrize("codec", ["int2", "int4-s8", "int2-pair", "bf16"])
-@pytest.mark.parametrize("pairs", [True, False])
-@pytest.mark.parametrize(("large_channel", "variance"), [(1.0, False), (30.0, False), (1.0, True)])
-def test_equals_bias_and_merge(codec: str, pairs: bool, large_channel: float, variance: bool) -> None:
-    scene = Scene((codec, codec), 32, num_kv_heads=2, large_channel=large_channel)
-    segment = scene.add(300, variance=variance and codec != "bf16")
-    q, scale = scene.randn(20, 6, 32), 0.18  # one block of rows: the same channels are hot in both
-    total, partial = ((scene.randn(20, 6, 32), scene.randn(6, 20).T) for _ in range(2))
+def randn(*shape: int, seed: int) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), device="cpu").to(DEVICE)
+
+
+def partials() -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Total and partial of 20 queries of 6 heads; row 5 of both is empty."""
+    total, partial = ((randn(20, 6, 32, seed=i), randn(6, 20, seed=i + 2).T) for i in range(2))
     for lse, row in ((total[1], 3), (partial[1], 4), (total[1], 5), (partial[1], 5)):
         lse[row] = -torch.inf
-    expected = reference.corrected_merge(
-        scene.page, codec, scene.records, total, partial, q, segment, scale, pairs=pairs
-    )
-    got = (total[0].clone(), total[1].clone())
-    noise = Noise("variance" if segment.variance is not None else "steps", pairs, segment.alpha, segment.variance)
-    corrected_merge(got, partial, q, scene.records, scene.layouts[0], segment.keys_HP, 300, scale, noise)
-    torch.testing.assert_close(got[0], expected[0], rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(got[1], expected[1], rtol=1e-5, atol=1e-5)
+    return [total, partial]
+
+
+def check(got: tuple[torch.Tensor, torch.Tensor], expected: tuple[torch.Tensor, torch.Tensor]) -> None:
+    for tensor, value in zip(got, expected, strict=True):
+        torch.testing.assert_close(tensor, value, rtol=1e-5, atol=1e-5)
     assert (got[1][5] == -torch.inf).all() and (got[0][5] == 0).all()
+
+
+@pytest.mark.parametrize("pairs", [True, False])
+@pytest.mark.parametrize("has_alpha", [True, False])
+@pytest.mark.parametrize("kind", ["even", "hot channel", "some lose variance"])
+def test_equals_bias_and_merge(kind: str, has_alpha: bool, pairs: bool) -> None:
+    total, partial = partials()
+    q, scale = randn(20, 6, 32, seed=4), 0.18  # one block of rows: the same channels are hot in both
+    step_square = randn(2, 32, seed=5).square()
+    if kind == "hot channel":
+        step_square[1, 3] = 900.0
+    if kind == "some lose variance":
+        step_square = 0.6 * randn(2, 32, seed=5)
+    noise = ChunkNoise(step_square, pairs, torch.tensor([0.5, 1.2]) if has_alpha else None)
+    expected = reference.corrected_merge(total, partial, q, scale, noise)
+    uncorrected = reference.corrected_merge(total, partial, q, scale, None)
+    assert float((expected[1] - uncorrected[1]).nan_to_num().abs().max()) > 1e-2
+    got = (total[0].clone(), total[1].clone())
+    corrected_merge(got, partial, q, scale, noise)
+    check(got, expected)
+
+
+def test_without_correction() -> None:
+    total, partial = partials()
+    got = (total[0].clone(), total[1].clone())
+    merge(got, partial)
+    check(got, reference.corrected_merge(total, partial, partial[0], 1.0, None))

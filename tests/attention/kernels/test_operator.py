@@ -13,8 +13,10 @@ from tests.attention.kernels.scenes import Scene
 def arguments(scene: Scene, work: PagedWork, q: torch.Tensor) -> tuple:
     noise = scene.noise("steps", pairs=True)
     tables = (work.pages, work.segments, work.ranges, work.blocks)
+    turns = scene.turns()
+    rotary = (turns.cos, turns.sin, turns.axes, turns.frame_tokens, turns.width)
     settings = (work.group, 0.125, "/".join(scene.codecs), "steps", True, work.tiling.block_rows)
-    return (q, scene.records, *tables, *scene.angles(), noise.alpha, None, *settings)
+    return (q, scene.records, *tables, *rotary, noise.alpha, None, *settings)
 
 
 def test_equals_the_launch_and_compiles_whole() -> None:
@@ -23,8 +25,8 @@ def test_equals_the_launch_and_compiles_whole() -> None:
     work = scene.work([9], [1], 3)
     q = scene.randn(9, 3, 64)
     out, lse = torch.empty(9, 3, 64), torch.empty(9, 3)
-    angles, noise = scene.angles(), scene.noise("steps", pairs=True)
-    paged_attention(q, out, lse, scene.records, scene.layouts, work, 0.125, angles=angles, noise=noise)
+    turns, noise = scene.turns(), scene.noise("steps", pairs=True)
+    paged_attention(q, out, lse, scene.records, scene.layouts, work, 0.125, turns=turns, noise=noise)
 
     def model(q: torch.Tensor) -> torch.Tensor:
         history, log_mass = paged_attention_operator(*arguments(scene, work, 1.0 * q))

@@ -43,7 +43,7 @@ def run(
         scene.layouts,
         scene.work(lengths, reads, group),
         scale,
-        angles=scene.angles() if turns else None,
+        turns=scene.turns() if turns else None,
         noise=None if mode is None else scene.noise(mode, pairs=turns),
         merge=total is not None,
     )
@@ -185,7 +185,7 @@ def test_one_range_does_not_depend_on_its_neighbours() -> None:
         work = scene.work(lengths, reads, 1)
         noise = scene.noise("steps", pairs=True)
         paged_attention(
-            q[: sum(lengths)], out, lse, scene.records, scene.layouts, work, 0.125, angles=scene.angles(), noise=noise
+            q[: sum(lengths)], out, lse, scene.records, scene.layouts, work, 0.125, turns=scene.turns(), noise=noise
         )
         results.append((out[:9], lse[:9]))
     assert torch.equal(results[0][0], results[1][0]) and torch.equal(results[0][1], results[1][1])

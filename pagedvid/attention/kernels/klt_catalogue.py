@@ -1,0 +1,71 @@
+"""The kernels that read and write klt pages in the configurations that real models run; part of catalogue.py.
+
+Shapes: klt1.5 with pages of 24 rows of 128 channels, frames of 30 x 52 tokens, blocks of a chunk's 3, 4 or 6 frames.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+
+from pagedvid.attention.kernels import klt_pack, klt_scales, klt_transform
+from pagedvid.attention.kernels.compiled import Launch
+from pagedvid.attention.kernels.klt_decode import klt_decode_constants, klt_decode_kernel, num_warps
+from pagedvid.attention.kernels.klt_layout import KltLayout
+from pagedvid.attention.kernels.turns import Turns
+from pagedvid.page_format import PageFormat, page_rows_for
+from pagedvid.quant.blocks import BlockLayout
+from pagedvid.quant.klt import KltCodec
+from pagedvid.quant.klt_tables import KltTables
+
+CODEC = "klt1.5"
+HEAD_DIM = 128
+_TYPES = {
+    "*bf16": ("x", "out"),
+    "*fp32": ("levels", "cosines", "synthesis", "analysis", "mean", "deviations", "deviation", "normal", "cos", "sin"),
+    "*u8": ("records", "bad"),
+    "*i32": ("pages", "first_bits", "widths", "width", "axes"),
+    "*i64": ("rank", "direction"),
+}
+TYPES = {name: kind for kind, names in _TYPES.items() for name in names}
+"""Of arguments that are not constants; all others are 32-bit integers."""
+
+
+def klt_launches(frame: Turns) -> Iterator[Launch]:
+    """All configurations; `frame`: what keys turn by."""
+    for num_frames in (3, 4, 6):
+        layout = klt_layout(num_frames, frame.frame_tokens)
+        for turns in (frame, None):
+            constants = klt_decode_constants(layout, torch.bfloat16, turns)
+            label = f"{CODEC}, {num_frames} frames" + (", turned" if turns is not None else "")
+            yield _launch(label, klt_decode_kernel, constants, num_warps(layout, torch.bfloat16))
+    for num_frames in (3, 6):
+        layout = klt_layout(num_frames, frame.frame_tokens)
+        for kernel, constants, warps in (
+            (klt_transform.klt_transform_kernel, klt_transform.transform_constants(layout), klt_transform.NUM_WARPS),
+            (klt_scales.klt_scales_kernel, klt_scales.scales_constants(layout), klt_scales.NUM_WARPS),
+            (klt_pack.klt_pack_kernel, klt_pack.pack_constants(layout), klt_pack.NUM_WARPS),
+        ):
+            yield _launch(f"{CODEC}, {num_frames} frames", kernel, constants, warps)
+
+
+def _launch(label: str, kernel: Any, constants: Mapping[str, Any], warps: int) -> Launch:
+    chosen = {name: TYPES.get(name, "i32") for name in kernel.arg_names if name not in constants}
+    return Launch(label, kernel, chosen, constants, warps)
+
+
+def klt_layout(num_frames: int, tokens_per_frame: int) -> KltLayout:
+    """Of one head, with tables that change nothing and codes of all widths."""
+    size = num_frames * HEAD_DIM
+    tables = KltTables(
+        BlockLayout(tokens_per_frame, num_frames),
+        spectrum_N=torch.exp(-torch.arange(size) * 14 / size),
+        mean_hD=torch.zeros(1, HEAD_DIM),
+        analysis_hDD=torch.eye(HEAD_DIM)[None],
+        deviation_hN=torch.ones(1, size),
+        order_hN=torch.arange(size)[None],
+    )
+    page = PageFormat(HEAD_DIM, page_rows_for(CODEC), tokens_per_frame, num_frames)
+    return KltLayout.of(KltCodec.of(CODEC, page, tables), torch.device("cpu"))

@@ -1,0 +1,163 @@
+"""Attention through a projection on a GPU: keys and values are mapped, a chunk at a time, to meet mapped queries.
+
+With P of a query's frame i and of a key's frame f (quant/projective.py), and A the first frame of the query's range:
+
+    q' = (P_i A^-1)^T q      k' = (A P_f^-1) k      v' = (A P_f^-1) v      out = (P_i A^-1) out'
+
+so one dense call reads a whole chunk. A keeps the numbers small: P_i and P_f^-1 alone would hold the distance to the
+world's origin, which cancels in P_i P_f^-1 only. Both factors are computed in float64. Where keys are corrected, b
+wants the query pulled back to each frame of keys, (P_i P_f^-1)^T q, and so a dense call for each frame.
+
+The backend for the CPU pulls queries back in every case (projective_tile.py): there a call costs nothing.
+
+Axes: T packed tokens, H heads, n keys, F frames, D head_dim.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from pagedvid.attention.chunk_scratch import ChunkScratch
+from pagedvid.attention.kernels.merge import corrected_merge, merge
+from pagedvid.attention.projection import StepProjection
+from pagedvid.attention.providers.ragged import DenseAttention, Ragged
+from pagedvid.attention.sources import Sources
+from pagedvid.attention.step_tables import History
+from pagedvid.attention.tile import Context
+from pagedvid.cache.plan import StepPlan
+from pagedvid.errors import StateError
+from pagedvid.page_format import read_codec
+from pagedvid.quant.projective import map_points
+from pagedvid.quant.rotary import from_half_layout
+
+Maps = Tensor
+"""float32 [F, 4, 4], on the device."""
+
+
+@dataclass(frozen=True)
+class StoredMaps:
+    """Those of one chunk that a range reads."""
+
+    keys: Maps
+    """A P_f^-1 of its frames."""
+    frames: Tensor
+    """P_i P_f^-1, [F of keys, F of queries, 4, 4]."""
+    one_frame: Ragged
+    """The range's queries over one frame of keys."""
+
+
+@dataclass(frozen=True)
+class Projected:
+    """A step in a projective view."""
+
+    view: StepProjection
+    sources: Sources
+    histories: list[History]
+    dense: DenseAttention
+    queries: Maps
+    """P_i A^-1 of the frames of all packed queries."""
+    current: Maps
+    """A P_f^-1 of the frames of all ranges' current keys, one range after the other."""
+    context: Maps
+    """A of every range: a context is one frame that is not mapped itself."""
+    stored: list[list[StoredMaps]]
+    """Of every read of every history."""
+
+    @staticmethod
+    def of(
+        plan: StepPlan, view: StepProjection, sources: Sources, histories: list[History], dense: DenseAttention
+    ) -> Projected:
+        """Raises StateError for keys stored after rotary embedding."""
+        for history in histories:
+            _require_stored_before(history)
+        anchors = [forward[0] for forward in view.forward]
+        queries = [forward @ inverse[0] for forward, inverse in zip(view.forward, view.inverse, strict=True)]
+        current = [
+            anchor @ view.inverse[number]
+            for anchor, range_ in zip(anchors, plan.ranges, strict=True)
+            for number in range_.current
+        ]
+        return Projected(
+            view,
+            sources,
+            histories,
+            dense,
+            torch.cat(queries).float().to(view.device),
+            torch.cat(current).float().to(view.device),
+            torch.stack(anchors).float().to(view.device),
+            [_stored_maps(plan, view, history) for history in histories],
+        )
+
+    def attend(
+        self,
+        scratch: ChunkScratch,
+        scale: float,
+        layer: int,
+        q_THD: Tensor,
+        k_THD: Tensor,
+        v_THD: Tensor,
+        text: Context,
+    ) -> Tensor:
+        """See `AttentionBackend.attend`; queries and keys in the channel order of the model."""
+        q = mapped(q_THD, self.queries.mT)
+        seen = slice(None) if self.sources.current_keys is None else self.sources.current_keys
+        k, v = (mapped(x[seen], self.current) for x in (k_THD, v_THD))
+        out, lse = self.dense(q, k, v, self.sources.current, scale)
+        total = out.float(), lse
+        if self.sources.context is not None:
+            merge(total, self.dense(q, *self._mapped_context(text), self.sources.context, scale))
+        for history, stored in zip(self.histories, self.stored, strict=True):
+            for number, (range_, maps) in enumerate(zip(history.readers, stored, strict=True)):
+                tokens = slice(range_.start, range_.stop)
+                keys, values = scratch.decode(history, number, layer, q.dtype)
+                keys = mapped(from_half_layout(keys, self.view.projection.layout), maps.keys)
+                values = mapped(values, maps.keys)
+                running = total[0][tokens], total[1][tokens]
+                if not scratch.is_corrected(history, layer):
+                    merge(running, self.dense(q[tokens], keys, values, history.sequences[number], scale))
+                    continue
+                size = self.view.tokens_per_frame
+                for frame, relative in enumerate(maps.frames):
+                    part = slice(frame * size, (frame + 1) * size)
+                    partial = self.dense(q[tokens], keys[part], values[part], maps.one_frame, scale)
+                    pulled = self.view.in_page_order(mapped(q_THD[tokens], relative.mT))
+                    corrected_merge(running, partial, pulled, scale, scratch.noise(history, number, layer, part))
+        return mapped(total[0], self.queries).to(q_THD.dtype)
+
+    def _mapped_context(self, text: Context) -> tuple[Tensor, Tensor]:
+        pairs = [(number, pair) for number, pair in enumerate(text) if pair is not None and len(pair[0])]
+        keys, values = (
+            torch.cat([mapped(pair[i], self.context[number : number + 1]) for number, pair in pairs]) for i in (0, 1)
+        )
+        return keys, values
+
+
+def mapped(x_nHD: Tensor, maps: Maps) -> Tensor:
+    """Tokens [n, H, D] of F frames, every four consecutive channels mapped by the matrix of their frame."""
+    rows = x_nHD.float().unflatten(0, (len(maps), -1)).flatten(1, 2)
+    return map_points(rows, maps).view(x_nHD.shape).to(x_nHD.dtype)
+
+
+def _stored_maps(plan: StepPlan, view: StepProjection, history: History) -> list[StoredMaps]:
+    number_of = {id(range_): number for number, range_ in enumerate(plan.ranges)}
+    made = []
+    for read, range_, sequence in zip(history.reads, history.readers, history.sequences, strict=True):
+        forward = view.forward[number_of[id(range_)]]
+        inverse = view.stored([read])[0]
+        keys, frames = forward[0] @ inverse, forward @ inverse.unsqueeze(1)
+        one_frame = Ragged.of(sequence.query_lengths, [view.tokens_per_frame], view.device)
+        made.append(StoredMaps(keys.float().to(view.device), frames.float().to(view.device), one_frame))
+    return made
+
+
+def _require_stored_before(history: History) -> None:
+    names = {history.codecs.of("keys", layer) for layer in range(len(history.segments))}
+    for name in sorted(names):
+        if read_codec(name).stores_rotated:
+            raise StateError(
+                f"{name} stores keys after rotary embedding; a projection reads them before it. Use another codec for "
+                "keys"
+            )

@@ -1,0 +1,48 @@
+"""What the ranges of a step see beside their history: the keys of the step itself, and a text's.
+
+Made once for all layers and denoise steps of the same chunks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from pagedvid.attention.providers.ragged import Ragged
+from pagedvid.attention.tile import Context
+from pagedvid.cache.plan import StepPlan
+
+
+@dataclass(frozen=True)
+class Sources:
+    """See the module docstring."""
+
+    current: Ragged
+    current_keys: Tensor | None
+    """Packed tokens of every range's current keys; None: each range sees itself alone."""
+    context: Ragged | None
+
+    @staticmethod
+    def of(plan: StepPlan, context_tokens: Sequence[int], device: torch.device) -> Sources:
+        """`context_tokens`: how many context keys each range has; empty when none has any."""
+        lengths = [range_.num_tokens for range_ in plan.ranges]
+        seen = [sum(lengths[number] for number in range_.current) for range_ in plan.ranges]
+        context = Ragged.of(lengths, context_tokens, device) if any(context_tokens) else None
+        return Sources(Ragged.of(lengths, seen, device), _current_keys(plan, device), context)
+
+
+def context_keys(context: Context) -> tuple[Tensor, Tensor]:
+    """Keys and values of all contexts, one after the other."""
+    pairs = [pair for pair in context if pair is not None and len(pair[0])]
+    return torch.cat([k for k, _ in pairs]), torch.cat([v for _, v in pairs])
+
+
+def _current_keys(plan: StepPlan, device: torch.device) -> Tensor | None:
+    """Packed tokens of the current keys that each range sees, one range after the other; None: those of the step."""
+    if all(len(range_.current) == 1 for range_ in plan.ranges):
+        return None
+    seen = [plan.ranges[number] for range_ in plan.ranges for number in range_.current]
+    return torch.cat([torch.arange(range_.start, range_.stop) for range_ in seen]).to(device)
