@@ -2,7 +2,8 @@
 same tokens: `benchmarks/attention.py --device cuda` runs this. One layer; shapes of real models (layer_shapes.py).
 
 paged   `step.attend` in a denoise step, with each backend and codec: planning, rotation of queries and current keys,
-        history, correction (mode "measured"), merge; tables are found again as in the second denoise step of a chunk
+        history, correction (the mode that suits the codec), merge; tables are found again as in the second denoise
+        step of a chunk
 dense   one call of the fastest library that can run here, over all keys, which lie there in BF16, rotated, contiguous
 
 All cases of a shape run once per round; printed are medians, and the median of the ratio inside each round. TFLOP/s
@@ -21,6 +22,7 @@ from statistics import median
 from typing import Any
 
 import torch
+from layer_cache import layer_cache
 from layer_shapes import SHAPES, LayerInputs, LayerShape, seconds_on, workspace_bytes
 from report import FOLDER, format_table, interleaved, make_parser, median_ratio, use_threads, write_report
 from torch import Tensor
@@ -28,9 +30,7 @@ from torch import Tensor
 from pagedvid.attention.providers.choice import create_provider, provider_reasons
 from pagedvid.attention.providers.ragged import Ragged
 from pagedvid.cache.plan import QueryRange
-from pagedvid.cache.spec import CacheSpec
-from pagedvid.geometry import RoleCodecs, Window, stream_bytes
-from pagedvid.paged_kv_cache import PagedKVCache
+from pagedvid.geometry import Window
 
 DENSE = "dense"
 
@@ -58,10 +58,8 @@ def paged_call(
 ) -> Callable[[], Tensor]:
     """A denoise step of one layer, of streams that have committed `num_chunks` chunks each."""
     shape = inputs.shape
-    spec = CacheSpec(1, shape.kv_heads, shape.head_dim, num_query_heads=shape.query_heads, codecs=RoleCodecs(codec))
     window = Window(sink_chunks=0, recent_chunks=max(1, num_chunks))
-    memory = num_streams * stream_bytes(spec.shape, window, spec.codecs, shape.chunk_tokens)
-    cache = PagedKVCache(spec, memory, device, backend=backend)
+    cache = layer_cache(shape, codec, window, device, num_streams=num_streams, backend=backend)
     streams = [cache.open(window, shape.chunk_tokens) for _ in range(num_streams)]
     for _ in range(num_chunks):
         for stream in streams:
@@ -125,7 +123,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--chunks", type=int, nargs="+", default=[0, 1, 3, 6, 12], help="cached chunks")
     parser.add_argument("--streams", type=int, nargs="+", default=[1, 4, 16])
     parser.add_argument("--backends", nargs="+", default=["scratch", "fused"])
-    parser.add_argument("--codecs", nargs="+", default=["int2"])
+    parser.add_argument("--codecs", nargs="+", default=["int2", "klt1.5/klt3"])
     parser.add_argument("--rounds", type=int, default=11)
     arguments = parser.parse_args(argv)
     use_threads(arguments.threads)

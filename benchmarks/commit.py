@@ -18,14 +18,13 @@ from typing import Any
 
 import torch
 from attention_streams import dense_call
+from layer_cache import layer_cache
 from layer_shapes import SHAPES, LayerInputs, LayerShape, seconds_on
 from report import FOLDER, format_table, make_parser, use_threads, write_report
 
 from pagedvid.attention.commit import LayerStore, Writing
 from pagedvid.attention.providers.choice import provider_reasons
-from pagedvid.cache.spec import CacheSpec
-from pagedvid.geometry import RoleCodecs, Window, stream_bytes
-from pagedvid.paged_kv_cache import PagedKVCache
+from pagedvid.geometry import Window
 
 CACHED_CHUNKS = 6
 
@@ -34,17 +33,9 @@ def store_seconds(
     store: str, shape: LayerShape, codec: str, correction: str, rounds: int, device: torch.device, seed: int
 ) -> list[float]:
     """One layer per round, after one to warm up."""
-    spec = CacheSpec(
-        rounds + 1,
-        shape.kv_heads,
-        shape.head_dim,
-        num_query_heads=shape.query_heads,
-        codecs=RoleCodecs(codec),
-        correction=correction,
-    )
     window = Window(sink_chunks=0, recent_chunks=1)
-    memory = stream_bytes(spec.shape, window, spec.codecs, shape.chunk_tokens)
-    cache = PagedKVCache(spec, memory, device)
+    cache = layer_cache(shape, codec, window, device, num_layers=rounds + 1, correction=correction)
+    spec = cache.spec
     stream = cache.open(window, shape.chunk_tokens)
     inputs = LayerInputs(shape, device, seed)
     q, k, v = inputs.draw(shape.chunk_tokens)
@@ -101,7 +92,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = make_parser("commit", __doc__)
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=[name for name in SHAPES if name != "tiny"])
-    parser.add_argument("--codecs", nargs="+", default=["int2", "int4", "bf16"])
+    parser.add_argument("--codecs", nargs="+", default=["int2", "klt1.5/klt3", "bf16"])
     parser.add_argument("--corrections", nargs="+", default=["off", "measured"])
     parser.add_argument("--rounds", type=int, default=11)
     arguments = parser.parse_args(argv)

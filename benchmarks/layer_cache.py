@@ -1,0 +1,69 @@
+"""Caches of single layers for the GPU benchmarks, in any codec: klt gets made-up tables, whose numbers cost no time."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from layer_shapes import LayerShape
+
+from pagedvid.cache.spec import CacheSpec
+from pagedvid.chunk_codecs import ChunkCodecs
+from pagedvid.geometry import RoleCodecs, Window, stream_bytes
+from pagedvid.page_format import PageFormat, block_frames, read_codec
+from pagedvid.paged_kv_cache import PagedKVCache
+from pagedvid.quant.blocks import BlockLayout
+from pagedvid.quant.book import CodecBook
+from pagedvid.quant.klt import KltCodec
+from pagedvid.quant.klt_tables import KltTables
+
+
+def layer_cache(
+    shape: LayerShape,
+    codec: str,
+    window: Window,
+    device: torch.device,
+    *,
+    num_layers: int = 1,
+    num_streams: int = 1,
+    backend: str = "auto",
+    **settings: Any,
+) -> PagedKVCache:
+    """Room for the streams' windows. `settings`: of `CacheSpec`; the correction is the one that suits the codec."""
+    codecs = RoleCodecs(codec)
+    spec = CacheSpec(
+        num_layers,
+        shape.kv_heads,
+        shape.head_dim,
+        num_query_heads=shape.query_heads,
+        codecs=codecs,
+        tokens_per_frame=shape.rows * shape.columns,
+        frames_per_block=block_frames(shape.frames),
+        **{"correction": codecs.correction, **settings},
+    )
+    memory = num_streams * stream_bytes(spec.shape, window, spec.codecs, shape.chunk_tokens)
+    return PagedKVCache(spec, memory, device, backend=backend, book=_book(codec, spec))
+
+
+def _book(codec: str, spec: CacheSpec) -> CodecBook:
+    page = spec.shape.page
+    codecs = ChunkCodecs.read(codec)
+    calibrated = {name for name in (codecs.keys, codecs.values) if read_codec(name).family == "klt"}
+    own = {name: KltCodec.of(name, page, _tables(page, spec.num_kv_heads)) for name in calibrated}
+    return CodecBook(page, spec.num_kv_heads, own=own)
+
+
+def _tables(page: PageFormat, num_heads: int) -> KltTables:
+    """Falling deviations, and directions of no meaning."""
+    generator = torch.Generator().manual_seed(0)
+    size = page.frames_per_block * page.head_dim
+    directions, _ = torch.linalg.qr(torch.randn(num_heads, page.head_dim, page.head_dim, generator=generator))
+    deviation_hN = torch.exp(-4 * torch.rand(num_heads, size, generator=generator))
+    return KltTables(
+        BlockLayout(page.tokens_per_frame, page.frames_per_block),
+        deviation_hN.square().sort(-1, descending=True).values.mean(0),
+        torch.zeros(num_heads, page.head_dim),
+        directions,
+        deviation_hN,
+        deviation_hN.argsort(-1, descending=True),
+    )
