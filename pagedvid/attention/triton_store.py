@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -17,21 +18,15 @@ from pagedvid.attention.commit import LayerStore, Writing
 from pagedvid.attention.kernels.rotate import turned
 from pagedvid.attention.measure import StoredKeys
 from pagedvid.attention.page_kernels import ChannelKernels, KernelBook, PageKernels
+from pagedvid.cache.chunk import Chunk
 from pagedvid.cache.plan import PendingChunk
 from pagedvid.chunk_codecs import KINDS
 from pagedvid.errors import NonFiniteError
 from pagedvid.quant.correction import KeyNoise
 from pagedvid.quant.rotary import RopeTables
 
-
-@dataclass
-class _Progress:
-    """What is remembered of a chunk between its layers."""
-
-    pages: Tensor
-    """Its page ids on the device."""
-    flags: list[tuple[str, int, Tensor]] = field(default_factory=list)
-    """(kind, layer, flags [H, F] of what could not be stored)."""
+Flags = list[tuple[str, int, Tensor]]
+"""(kind, layer, flags [H, F] of what could not be stored)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,18 +55,16 @@ class TritonStore(LayerStore):
     """See the module docstring, and `LayerStore`."""
 
     kernels: KernelBook
-    _progress: dict[int, _Progress] = field(default_factory=dict)
+    _page_ids: WeakKeyDictionary[Chunk | PendingChunk, Tensor] = field(default_factory=WeakKeyDictionary)
+    """Page ids on the device, copied there once."""
+    _flags: WeakKeyDictionary[PendingChunk, Flags] = field(default_factory=WeakKeyDictionary)
 
     def write(self, layer: int, writings: Sequence[Writing], rope: RopeTables | None) -> None:
         """See `LayerStore.write`. NonFiniteError comes with the last layer."""
-        for writing in writings:
-            pending = writing.pending
-            if not pending.layers_written:
-                self._progress[id(pending)] = _Progress(torch.from_numpy(pending.pages).to(self.pool.device))
         super().write(layer, writings, rope)
         for writing in writings:
             if len(writing.pending.layers_written) == self.spec.num_layers:
-                self._require_storable(writing.pending, self._progress.pop(id(writing.pending)).flags)
+                self._require_storable(writing.pending, self._flags.pop(writing.pending))
 
     def _write_batch(self, layer: int, batch: Sequence[Writing], rope: RopeTables | None) -> None:
         for writing in batch:
@@ -108,20 +101,29 @@ class TritonStore(LayerStore):
     def _store(
         self, pending: PendingChunk, kind: str, layer: int, encode: Callable[..., Tensor], x_nHD: Tensor, *how: Any
     ) -> None:
-        flags = encode(x_nHD, self.pool.records, self._page_ids(pending, kind, layer), *how)
-        self._progress[id(pending)].flags.append((kind, layer, flags))
+        flags = encode(x_nHD, self.pool.records, self._pages_on_device(pending, kind, layer), *how)
+        self._flags.setdefault(pending, []).append((kind, layer, flags))
 
-    def _page_ids(self, pending: PendingChunk, kind: str, layer: int) -> Tensor:
-        """int32 [H, P] on the device."""
+    def _read(self, chunk: Chunk, kind: str, layer: int) -> Tensor:
+        shape = (chunk.num_tokens, self.spec.num_kv_heads, self.spec.head_dim)
+        x_nHD = torch.empty(shape, device=self.pool.device)
+        kernels = self._kernels(chunk.codecs.of(kind, layer), kind, layer)
+        kernels.decode(self.pool.records, self._pages_on_device(chunk, kind, layer), x_nHD, None, 0)
+        return x_nHD.transpose(0, 1)
+
+    def _pages_on_device(self, chunk: Chunk | PendingChunk, kind: str, layer: int) -> Tensor:
+        """int32 [H, P]."""
+        if chunk not in self._page_ids:
+            self._page_ids[chunk] = torch.from_numpy(chunk.pages).to(self.pool.device)
         table = (KINDS.index(kind) * self.spec.num_layers + layer) * self.spec.num_kv_heads
-        first, last = (int(pending.indptr[table + number]) for number in (0, self.spec.num_kv_heads))
-        return self._progress[id(pending)].pages[first:last].view(self.spec.num_kv_heads, -1)
+        first, last = (int(chunk.indptr[table + number]) for number in (0, self.spec.num_kv_heads))
+        return self._page_ids[chunk][first:last].view(self.spec.num_kv_heads, -1)
 
     def _stored(
         self, pending: PendingChunk, layer: int, exact_HnD: Tensor, records_HPB: Tensor, rope: RopeTables | None
     ) -> StoredKeys:
         codec = self._codec(pending.codecs.of("keys", layer), "keys", layer)
-        pages_HP = self._page_ids(pending, "keys", layer)
+        pages_HP = self._pages_on_device(pending, "keys", layer)
         return PooledKeys(
             exact_HnD=exact_HnD,
             codec=codec,
@@ -136,7 +138,7 @@ class TritonStore(LayerStore):
     def _kernels(self, name: str, kind: str, layer: int) -> PageKernels:
         return self.kernels.of(self._codec(name, kind, layer))
 
-    def _require_storable(self, pending: PendingChunk, flags: Sequence[tuple[str, int, Tensor]]) -> None:
+    def _require_storable(self, pending: PendingChunk, flags: Flags) -> None:
         by_head = [flag.bool().any(1) for _, _, flag in flags]
         if not bool(torch.stack(by_head).any()):  # the one look at the device of a commit pass
             return

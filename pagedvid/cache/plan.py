@@ -54,7 +54,7 @@ class Read:
     first_token: int
 
 
-@dataclass
+@dataclass(eq=False)
 class PendingChunk:
     """A chunk under construction: pages are taken, the bytes arrive layer by layer, nobody can see it yet."""
 

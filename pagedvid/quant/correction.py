@@ -78,7 +78,7 @@ def bias(q_square: Tensor, step_square: Tensor, scale: float) -> Tensor:
     # Decided per leading index (range and head), so that no video depends on its neighbours in a batch.
     is_hot = q_square.amax(-2) * step_square * (scale**2 / 4) >= HOT_CHANNEL_X**2
     cold = second_order_bias(q_square, step_square.masked_fill(is_hot, 0.0), scale)
-    if is_hot.is_cuda:  # to look which columns are hot would wait for the device
+    if is_hot.device.type != "cpu":  # to look which columns are hot would wait for the device
         return cold + exact_bias(q_square, step_square * is_hot, scale)
     columns = is_hot.reshape(-1, is_hot.shape[-1]).any(0).nonzero().flatten()
     if columns.numel() == 0:

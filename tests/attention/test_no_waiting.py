@@ -1,0 +1,155 @@
+"""Where a step would wait for a GPU, found without one: the GPU backends on the device "meta", kernels left out.
+
+Tensors of that device have no contents, so whatever looks at them raises, and so does an operation that mixes them with
+tensors of the CPU. Copies between the devices are counted: those to a GPU wait, too, when they come from memory that is
+not pinned.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from triton.runtime.interpreter import GridExecutor
+
+from pagedvid.attention import triton_backend
+from pagedvid.attention.triton_store import TritonStore
+from pagedvid.cache.plan import QueryRange
+from pagedvid.cache.spec import CacheSpec
+from pagedvid.geometry import RoleCodecs, Window
+from pagedvid.paged_kv_cache import PagedKVCache
+from pagedvid.quant.book import CodecBook
+from tests.attention.kernels.klt_scenes import klt_codec
+from tests.attention.projective_reference import SeededProjection
+from tests.attention.reference import TableRope
+from tests.attention.triton_scenes import BACKENDS, with_backend
+
+pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="test_gpu.py looks at the device itself")
+META = torch.device("meta")
+HEAD_DIM, LAYERS, KV_HEADS, GROUP = 32, 3, 2, 3
+FRAME_TOKENS, NUM_FRAMES = 10, 3
+NUM_TOKENS = FRAME_TOKENS * NUM_FRAMES
+CODECS = ("int2", "int4/int2", "int2-pair-s8", "int4-post", "bf16", "token4-g32", "hadamard4-g32", "klt2")
+
+
+class NoDense:
+    """A dense library that only knows shapes."""
+
+    name = "none"
+
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, ragged: Any, scale: float) -> tuple[Tensor, Tensor]:
+        assert q.is_meta and k.is_meta and v.is_meta and ragged.key_starts.is_meta
+        return torch.empty_like(q), q.new_empty(q.shape[:2], dtype=torch.float32)
+
+
+class Copies(TorchDispatchMode):
+    """Counts what goes from one device to the other."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        if func in (torch.ops.aten._to_copy.default, torch.ops.aten.copy_.default):
+            source = args[1] if func is torch.ops.aten.copy_.default else args[0]
+            self.count += out.device != source.device
+        return out
+
+
+@pytest.fixture(autouse=True)
+def without_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    def launch(self: GridExecutor, *args: Any, **kwargs: Any) -> None:
+        tensors = [each for each in (*args, *kwargs.values()) if isinstance(each, Tensor)]
+        assert tensors and all(tensor.is_meta for tensor in tensors), "a kernel is given a tensor of the CPU"
+
+    monkeypatch.setattr(GridExecutor, "__call__", launch)
+    monkeypatch.setattr(triton_backend, "choose_provider", lambda *_: NoDense())
+    monkeypatch.setattr(TritonStore, "_require_storable", lambda *_: None)  # the one look, in the last layer
+
+
+def make_cache(kind: Any, codec: str | RoleCodecs, **settings: Any) -> PagedKVCache:
+    calibrated = klt_codec("klt2", HEAD_DIM, KV_HEADS, 8, FRAME_TOKENS, NUM_FRAMES)
+    spec = CacheSpec(
+        LAYERS,
+        KV_HEADS,
+        HEAD_DIM,
+        num_query_heads=KV_HEADS * GROUP,
+        codecs=RoleCodecs(codec) if isinstance(codec, str) else codec,
+        page_rows=8,
+        tokens_per_frame=FRAME_TOKENS,
+        frames_per_block=NUM_FRAMES,
+        **settings,
+    )
+    book = CodecBook(calibrated.page, KV_HEADS, own={"klt2": calibrated})
+    cache = PagedKVCache(spec, "1MiB", book=book)
+    cache.pool.records = cache.pool.records.to(META)
+    return with_backend(kind, cache)
+
+
+def qkv(num_ranges: int = 1) -> list[Tensor]:
+    heads = (KV_HEADS * GROUP, KV_HEADS, KV_HEADS)
+    return [torch.empty(num_ranges * NUM_TOKENS, count, HEAD_DIM, dtype=torch.bfloat16, device=META) for count in heads]
+
+
+@contextmanager
+def no_waiting() -> Iterator[None]:
+    with Copies() as copies:
+        yield
+    assert copies.count == 0, f"{copies.count} copies between the devices"
+
+
+@pytest.mark.parametrize("kind", BACKENDS)
+@pytest.mark.parametrize("codec", CODECS)
+@pytest.mark.parametrize("correction", ["off", "variance", "measured"])
+@pytest.mark.parametrize("keys_arrive", ["before_rotary", "rotated"])
+def test_in_no_layer_but_the_first(kind, codec: str, correction: str, keys_arrive: str) -> None:
+    """The first one of a commit pass makes the tables; denoise steps of a chunk find them again from the second on."""
+    cache, rope = (
+        make_cache(kind, codec, correction=correction, keys_arrive=keys_arrive),
+        TableRope("interleaved", HEAD_DIM),
+    )
+    stream = cache.open(Window(1, 2), NUM_TOKENS)
+    for _ in range(2):
+        with cache.commit([stream]) as step:
+            step.attend(0, *qkv(), rope)
+            with no_waiting():
+                step.attend(1, *qkv(), rope)
+                step.attend(2, *qkv(), rope)
+    with cache.denoise([stream]) as step:
+        step.attend(0, *qkv(), rope)
+        with no_waiting():
+            step.attend(0, *qkv(), rope)
+            step.attend(1, *qkv(), rope)
+
+
+@pytest.mark.parametrize("kind", BACKENDS)
+def test_with_chunks_that_change_codec_and_ranges_of_all_kinds(kind) -> None:
+    """Sinks and the newest chunk in codecs of their own, so that commits read and write older ones; a text; ranges that
+    see each other; a projective view."""
+    cache = make_cache(kind, RoleCodecs("klt2", sink="int8", newest="bf16"), correction="variance")
+    rope, projection = TableRope("interleaved", HEAD_DIM), SeededProjection(FRAME_TOKENS, "interleaved")
+    streams = [cache.open(Window(1, 2, positions="window"), NUM_TOKENS) for _ in range(2)]
+    tag = (0, NUM_FRAMES)
+    for _ in range(4):
+        with cache.step([QueryRange(stream, commit=True, tag=tag) for stream in streams]) as step:
+            step.attend(0, *qkv(2), rope)
+            with no_waiting():
+                step.attend(1, *qkv(2), rope)
+                step.attend(2, *qkv(2), rope)
+    ranges = [QueryRange(streams[0], tag=tag), QueryRange(streams[1], tag=tag, sees_ranges=(0,))]
+    text = torch.empty(5, KV_HEADS, HEAD_DIM, dtype=torch.bfloat16, device=META)
+    how = {"projections": [projection], "context": [(text, text), None]}
+    with cache.step(ranges) as step:
+        step.attend(0, *qkv(2), rope, **how)
+        with no_waiting():
+            step.attend(0, *qkv(2), rope, **how)
+            step.attend(1, *qkv(2), rope, **how)
+
+
+def test_a_copy_is_seen() -> None:
+    with pytest.raises(AssertionError, match="1 copies"), no_waiting():
+        torch.zeros(3).to(META)
