@@ -13,12 +13,12 @@ keys are at hand both as they were and as they are stored:
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from pagedvid.attention.measure import ProjectedQueries, StoredKeys, projected_effect, rotary_effect
+from pagedvid.attention.measure import EncodedKeys, ProjectedQueries, StoredKeys, projected_effect, rotary_effect
 from pagedvid.attention.rotation import Arrival
 from pagedvid.cache.chunk import Chunk, layer_pages
 from pagedvid.cache.plan import PendingChunk, RangePlan
@@ -117,7 +117,7 @@ class LayerStore:
     ) -> StoredKeys:
         codec = self._codec(pending.codecs.of("keys", layer), "keys", layer)
         padded_tokens = self.book.page.padded_tokens(pending.num_tokens, codec.name)
-        return StoredKeys(exact_HnD, codec, records_HPB, padded_tokens, rope, pending.position)
+        return EncodedKeys(exact_HnD, codec, rope, pending.position, records_HPB, padded_tokens)
 
     def _is_measured(self, pending: PendingChunk, key_codec: str) -> bool:
         """Whether the correction takes something at commit."""
@@ -194,9 +194,9 @@ class LayerStore:
     ) -> None:
         if pending.variance is not None:
             pending.variance[layer] = stored.variance_change().to(pending.variance)
-            stored = replace(stored, variance_change_HD=pending.variance[layer].to(stored.exact_HnD))
         if pending.alpha is not None:
-            effects = [rotary_effect(stored, q_SHD, self.spec.scale)]
-            effects += [projected_effect(stored, queries, self.spec.scale) for queries in projected]
+            kept = None if pending.variance is None else pending.variance[layer].to(stored.exact_HnD)
+            effects = [rotary_effect(stored, kept, q_SHD, self.spec.scale)]
+            effects += [projected_effect(stored, kept, queries, self.spec.scale) for queries in projected]
             shift, b = (torch.cat([effect[i] for effect in effects], dim=-1) for i in (0, 1))
             pending.alpha[layer] = fit_alpha(shift, b).to(pending.alpha.device)

@@ -5,12 +5,12 @@ Axes: H KV heads, S sampled queries, Q = G * S rows of the query heads of one KV
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from pagedvid.attention.noise import key_noise
 from pagedvid.attention.projection import StepProjection
 from pagedvid.cache.plan import PendingChunk, RangePlan
 from pagedvid.quant.codec import Codec
@@ -20,35 +20,59 @@ from pagedvid.quant.rotary import RopeTables, turned
 
 
 @dataclass(frozen=True)
-class StoredKeys:
+class StoredKeys(ABC):
     """Keys of one layer of one quantized chunk: as they are handed to the codec, and as it stores them."""
 
     exact_HnD: Tensor
     codec: Codec
-    records_HPB: Tensor
-    padded_tokens: int
     rope: RopeTables | None
     position: int
     """Where rotary embedding places the chunk's first token in this pass."""
-    variance_change_HD: Tensor | None = None
-    """Var k' - Var k by channel, if the correction goes by it."""
 
+    @abstractmethod
     def decoded(self) -> Tensor:
         """The keys as they are stored now, float32 [H, n, D]; decoded anew, so that nobody holds them longer."""
-        num_heads, num_tokens, head_dim = self.exact_HnD.shape
-        buffer = torch.empty(num_heads, self.padded_tokens, head_dim, device=self.exact_HnD.device)
-        return self.codec.decode(self.records_HPB, num_tokens, buffer)
+
+    @abstractmethod
+    def step_square(self, num_tokens: int, first_token: int) -> Tensor | None:
+        """Mean of step^2 over some of the tokens along `axes`, float32 [H, D]; None: there is no uniform grid."""
+
+    @property
+    @abstractmethod
+    def axes(self) -> Tensor | None:
+        """`codec.axes`, where the keys are."""
 
     def variance_change(self) -> Tensor:
         """Var k' - Var k of every channel over the chunk's tokens, float32 [H, D]."""
         return self.decoded().var(1, correction=0) - self.exact_HnD.var(1, correction=0)
 
-    def noise(self, num_tokens: int, first_token: int = 0) -> KeyNoise:
-        """What alpha scales, of some of the tokens."""
-        turns = self.rope is not None
-        return key_noise(
-            "measured", self.codec, self.records_HPB, self.variance_change_HD, turns, num_tokens, first_token
-        )
+    def noise(self, variance_change_HD: Tensor | None, num_tokens: int, first_token: int = 0) -> KeyNoise:
+        """What alpha scales, of some of the tokens. `variance_change_HD`: what was kept, if anything was."""
+        turns = self.rope is not None and not self.codec.stores_rotated
+        return KeyNoise(self.step_square(num_tokens, first_token), variance_change_HD, self.axes, turns)
+
+
+@dataclass(frozen=True)
+class EncodedKeys(StoredKeys):
+    """Keys that their codec decodes."""
+
+    records_HPB: Tensor
+    padded_tokens: int
+
+    def decoded(self) -> Tensor:
+        """See `StoredKeys`."""
+        num_heads, num_tokens, head_dim = self.exact_HnD.shape
+        buffer = torch.empty(num_heads, self.padded_tokens, head_dim, device=self.exact_HnD.device)
+        return self.codec.decode(self.records_HPB, num_tokens, buffer)
+
+    def step_square(self, num_tokens: int, first_token: int) -> Tensor | None:
+        """See `StoredKeys`."""
+        return self.codec.mean_square_steps(self.records_HPB, num_tokens, first_token)
+
+    @property
+    def axes(self) -> Tensor | None:
+        """See `StoredKeys`."""
+        return self.codec.axes
 
 
 @dataclass(frozen=True)
@@ -72,18 +96,22 @@ def sample_queries(
     return ProjectedQueries(view, q_THD[sampled], queries.unsqueeze(1) @ keys.unsqueeze(0))
 
 
-def rotary_effect(keys: StoredKeys, q_SHD: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+def rotary_effect(
+    keys: StoredKeys, variance_change_HD: Tensor | None, q_SHD: Tensor, scale: float
+) -> tuple[Tensor, Tensor]:
     """(true shift of log Z, b) of rotated queries, [H, Q] each."""
     exact, stored = keys.exact_HnD, keys.decoded()
     num_heads, num_tokens, _ = exact.shape
-    b = keys.noise(num_tokens).bias(QuerySquares(by_kv_head(q_SHD, num_heads)), scale)
+    b = keys.noise(variance_change_HD, num_tokens).bias(QuerySquares(by_kv_head(q_SHD, num_heads)), scale)
     if not keys.codec.stores_rotated:
         exact, stored = (turned(k, keys.rope, keys.position) for k in (exact, stored))
     shift = log_mass_shift(by_kv_head(q_SHD, num_heads), exact, stored, scale)
     return shift, b if isinstance(b, Tensor) else torch.zeros_like(shift)
 
 
-def projected_effect(keys: StoredKeys, queries: ProjectedQueries, scale: float) -> tuple[Tensor, Tensor]:
+def projected_effect(
+    keys: StoredKeys, variance_change_HD: Tensor | None, queries: ProjectedQueries, scale: float
+) -> tuple[Tensor, Tensor]:
     """(true shift of log Z, what subtracting b frame by frame takes from it), [H, Q] each."""
     num_heads, size = len(keys.exact_HnD), queries.view.tokens_per_frame
     decoded = keys.decoded()
@@ -93,7 +121,9 @@ def projected_effect(keys: StoredKeys, queries: ProjectedQueries, scale: float) 
         pull = queries.relative_SF44[:, frame].mT.float().to(queries.q_SHD.device)
         q = by_kv_head(queries.view.in_page_order(map_points(queries.q_SHD.float(), pull)), num_heads)
         exact, stored = (torch.logsumexp(scale * q @ k[:, tokens].mT, dim=-1) for k in (keys.exact_HnD, decoded))
-        noise = replace(keys.noise(size, tokens.start), turns=False)  # a pulled-back query meets the stored keys
+        noise = replace(
+            keys.noise(variance_change_HD, size, tokens.start), turns=False
+        )  # a pulled-back query meets the stored keys
         b = noise.bias(QuerySquares(q), scale)
         for parts, value in zip(log_mass, (exact, stored, stored - b), strict=True):
             parts.append(value)

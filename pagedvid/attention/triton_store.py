@@ -22,32 +22,35 @@ from pagedvid.cache.chunk import Chunk
 from pagedvid.cache.plan import PendingChunk
 from pagedvid.chunk_codecs import KINDS
 from pagedvid.errors import NonFiniteError
-from pagedvid.quant.correction import KeyNoise
 from pagedvid.quant.rotary import RopeTables
 
 Flags = list[tuple[str, int, Tensor]]
 """(kind, layer, flags [H, F] of what could not be stored)."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class PooledKeys(StoredKeys):
-    """Keys that are read from the pool by kernels."""
+    """Keys that kernels decode where they lie."""
 
     kernels: PageKernels
+    records: Tensor
+    """The pool."""
     pages_HP: Tensor
 
     def decoded(self) -> Tensor:
-        """See `StoredKeys.decoded`."""
+        """See `StoredKeys`."""
         keys_nHD = torch.empty_like(self.exact_HnD.transpose(0, 1), memory_format=torch.contiguous_format)
-        self.kernels.decode(self.records_HPB, self.pages_HP, keys_nHD, None, 0)
+        self.kernels.decode(self.records, self.pages_HP, keys_nHD, None, 0)
         return keys_nHD.transpose(0, 1)
 
-    def noise(self, num_tokens: int, first_token: int = 0) -> KeyNoise:
-        """See `StoredKeys.noise`."""
-        tokens = slice(first_token, first_token + num_tokens)
-        steps = self.kernels.step_square(self.records_HPB, self.pages_HP, tokens)
-        turns = self.rope is not None and not self.codec.stores_rotated
-        return KeyNoise(steps, self.variance_change_HD, self.kernels.axes, turns)
+    def step_square(self, num_tokens: int, first_token: int) -> Tensor | None:
+        """See `StoredKeys`."""
+        return self.kernels.step_square(self.records, self.pages_HP, slice(first_token, first_token + num_tokens))
+
+    @property
+    def axes(self) -> Tensor | None:
+        """See `StoredKeys`."""
+        return self.kernels.axes
 
 
 @dataclass(frozen=True)
@@ -124,16 +127,8 @@ class TritonStore(LayerStore):
     ) -> StoredKeys:
         codec = self._codec(pending.codecs.of("keys", layer), "keys", layer)
         pages_HP = self._pages_on_device(pending, "keys", layer)
-        return PooledKeys(
-            exact_HnD=exact_HnD,
-            codec=codec,
-            records_HPB=self.pool.records,
-            padded_tokens=pending.num_tokens,
-            rope=rope,
-            position=pending.position,
-            kernels=self.kernels.of(codec),
-            pages_HP=pages_HP,
-        )
+        where = (self.kernels.of(codec), self.pool.records, pages_HP)
+        return PooledKeys(exact_HnD, codec, rope, pending.position, *where)
 
     def _kernels(self, name: str, kind: str, layer: int) -> PageKernels:
         return self.kernels.of(self._codec(name, kind, layer))
