@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -21,7 +22,7 @@ from torch import Tensor
 from pagedvid.attention.measure import EncodedKeys, ProjectedQueries, StoredKeys, projected_effect, rotary_effect
 from pagedvid.attention.rotation import Arrival
 from pagedvid.cache.chunk import Chunk, layer_pages
-from pagedvid.cache.plan import PendingChunk, RangePlan
+from pagedvid.cache.plan import PendingChunk
 from pagedvid.cache.pool import PageIds, PagePool
 from pagedvid.cache.spec import CacheSpec
 from pagedvid.errors import NonFiniteError, StateError
@@ -29,18 +30,7 @@ from pagedvid.page_format import is_quantized
 from pagedvid.quant.book import CodecBook
 from pagedvid.quant.codec import Codec
 from pagedvid.quant.correction import fit_alpha
-from pagedvid.quant.rotary import RopeTables, turned
-
-MEASURED_QUERIES = 32
-"""Queries of the pass, evenly spread, on which alpha is fitted. More do no better (benchmarks/fidelity.py)."""
-
-
-def sampled_tokens(range_: RangePlan, device: torch.device) -> Tensor:
-    """Packed tokens of a range whose queries measure alpha, int64; made on the device, so that nothing waits for it."""
-    num_sampled = min(range_.num_tokens, MEASURED_QUERIES)
-    sample = torch.arange(num_sampled, device=device)
-    return range_.start + sample * (range_.num_tokens - 1) // max(1, num_sampled - 1)
-
+from pagedvid.quant.rotary import DeviceRopes, RopeTables, turned
 
 TOGETHER_VALUES = 2**19
 """Keys (or values) of a layer that are encoded in one call at most; with more, calls cost nothing next to the work."""
@@ -68,6 +58,11 @@ class LayerStore:
     pool: PagePool
     spec: CacheSpec
     book: CodecBook
+
+    @cached_property
+    def ropes(self) -> DeviceRopes:
+        """Rotary tables where the pool is."""
+        return DeviceRopes(self.pool.device)
 
     def write(self, layer: int, writings: Sequence[Writing], rope: RopeTables | None) -> None:
         """Stores one layer of pending chunks; small ones alike are encoded in one call.
@@ -102,7 +97,8 @@ class LayerStore:
         keys, values = [], []
         for writing in batch:
             k_HnD, v_HnD = self._arrived(writing, layer, rope)
-            keys.append(turned(k_HnD, rope, writing.pending.position) if codec.stores_rotated else k_HnD)
+            is_turned = codec.stores_rotated  # in float32, whatever the keys arrive in
+            keys.append(turned(k_HnD.float(), rope, writing.pending.position) if is_turned else k_HnD)
             values.append(v_HnD)
         records = self._encode_all([writing.pending for writing in batch], "keys", layer, keys)
         self._encode_all([writing.pending for writing in batch], "values", layer, values)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from pagedvid.attention.kernels.layout import PageLayout, layout_of
-from pagedvid.attention.kernels.paged_attention import paged_attention
+from pagedvid.attention.kernels.paged_attention import MAX_HEAD_DIM, paged_attention
 from pagedvid.attention.kernels.work import Noise, PagedWork, Tiling
 from pagedvid.attention.step_tables import History
 from pagedvid.attention.triton_backend import Prepared, Total, TritonBackend
@@ -61,6 +61,8 @@ class FusedBackend(TritonBackend[PagedWork]):
 
     def _layouts(self, history: History, layer: int) -> tuple[PageLayout, PageLayout] | None:
         """Of keys and values; None when the kernel cannot read one of them."""
+        if self._spec.head_dim > MAX_HEAD_DIM:
+            return None
         heads = slice(0, self._spec.num_kv_heads)
         keys, values = (
             layout_of(self._book.page, self._book.codec(history.codecs.of(kind, layer), kind, layer, heads))

@@ -18,6 +18,15 @@ from pagedvid.quant.correction import KeyNoise, QuerySquares, log_mass_shift
 from pagedvid.quant.projective import map_points
 from pagedvid.quant.rotary import RopeTables, turned
 
+MEASURED_QUERIES = 32
+"""Queries of the pass, evenly spread, on which alpha is fitted. More do no better (benchmarks/fidelity.py)."""
+
+
+def sampled_offsets(range_: RangePlan, device: torch.device | str = "cpu") -> Tensor:
+    """Tokens of a range whose queries measure alpha, counted from its first one, int64."""
+    num_sampled = min(range_.num_tokens, MEASURED_QUERIES)
+    return torch.arange(num_sampled, device=device) * (range_.num_tokens - 1) // max(1, num_sampled - 1)
+
 
 @dataclass(frozen=True)
 class StoredKeys(ABC):
@@ -83,7 +92,7 @@ class ProjectedQueries:
     q_SHD: Tensor
     """As the model gave them."""
     relative_SF44: Tensor
-    """R = P_query P_key^-1 of each query and each frame of the chunk, float64."""
+    """R = P_query P_key^-1 of each query and each frame of the chunk, float32."""
 
 
 def sample_queries(
@@ -91,9 +100,9 @@ def sample_queries(
 ) -> ProjectedQueries:
     """The queries of the packed tokens `sampled`, all of `range_`, and where they stand towards a pending chunk."""
     keys = view.chunk(pending.tag, pending.num_tokens, pending.index)
-    query_frames = (sampled.cpu() - range_.start) // view.tokens_per_frame
-    queries = view.queries(range_.current[-1:])[0][query_frames]
-    return ProjectedQueries(view, q_THD[sampled], queries.unsqueeze(1) @ keys.unsqueeze(0))
+    queries = view.queries(range_.current[-1:])[0][sampled_offsets(range_) // view.tokens_per_frame]
+    relative = (queries.unsqueeze(1) @ keys.unsqueeze(0)).float()
+    return ProjectedQueries(view, q_THD[sampled], relative.to(q_THD.device))
 
 
 def rotary_effect(
@@ -118,7 +127,7 @@ def projected_effect(
     log_mass: list[list[Tensor]] = [[], [], []]
     for frame in range(queries.relative_SF44.shape[1]):
         tokens = slice(frame * size, (frame + 1) * size)
-        pull = queries.relative_SF44[:, frame].mT.float().to(queries.q_SHD.device)
+        pull = queries.relative_SF44[:, frame].mT
         q = by_kv_head(queries.view.in_page_order(map_points(queries.q_SHD.float(), pull)), num_heads)
         exact, stored = (torch.logsumexp(scale * q @ k[:, tokens].mT, dim=-1) for k in (keys.exact_HnD, decoded))
         noise = replace(

@@ -88,7 +88,7 @@ class Projected:
             torch.cat(queries).float().to(view.device),
             torch.cat(current).float().to(view.device),
             torch.stack(anchors).float().to(view.device),
-            [_stored_maps(plan, view, history) for history in histories],
+            [_stored_maps(view, history) for history in histories],
         )
 
     def attend(
@@ -110,8 +110,7 @@ class Projected:
         if self.sources.context is not None:
             merge(total, self.dense(q, *self._mapped_context(text), self.sources.context, scale))
         for history, stored in zip(self.histories, self.stored, strict=True):
-            for number, (range_, maps) in enumerate(zip(history.readers, stored, strict=True)):
-                tokens = slice(range_.start, range_.stop)
+            for number, (tokens, maps) in enumerate(zip(history.queries, stored, strict=True)):
                 keys, values = scratch.decode(history, number, layer, q.dtype)
                 keys = mapped(from_half_layout(keys, self.view.projection.layout), maps.keys)
                 values = mapped(values, maps.keys)
@@ -123,8 +122,9 @@ class Projected:
                 for frame, relative in enumerate(maps.frames):
                     part = slice(frame * size, (frame + 1) * size)
                     partial = self.dense(q[tokens], keys[part], values[part], maps.one_frame, scale)
+                    noise = scratch.noise_of_tokens(history, number, layer, part)
                     pulled = self.view.in_page_order(mapped(q_THD[tokens], relative.mT))
-                    corrected_merge(running, partial, pulled, scale, scratch.noise(history, number, layer, part))
+                    corrected_merge(running, partial, pulled if noise is None else noise.along(pulled), scale, noise)
         return mapped(total[0], self.queries).to(q_THD.dtype)
 
     def _mapped_context(self, text: Context) -> tuple[Tensor, Tensor]:
@@ -141,11 +141,10 @@ def mapped(x_nHD: Tensor, maps: Maps) -> Tensor:
     return map_points(rows, maps).view(x_nHD.shape).to(x_nHD.dtype)
 
 
-def _stored_maps(plan: StepPlan, view: StepProjection, history: History) -> list[StoredMaps]:
-    number_of = {id(range_): number for number, range_ in enumerate(plan.ranges)}
+def _stored_maps(view: StepProjection, history: History) -> list[StoredMaps]:
     made = []
-    for read, range_, sequence in zip(history.reads, history.readers, history.sequences, strict=True):
-        forward = view.forward[number_of[id(range_)]]
+    for read, number, sequence in zip(history.reads, history.ranges_of, history.sequences, strict=True):
+        forward = view.forward[number]
         inverse = view.stored([read])[0]
         keys, frames = forward[0] @ inverse, forward @ inverse.unsqueeze(1)
         one_frame = Ragged.of(sequence.query_lengths, [view.tokens_per_frame], view.device)

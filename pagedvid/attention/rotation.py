@@ -14,7 +14,7 @@ from torch import Tensor
 from pagedvid.cache.plan import PendingChunk, RangePlan, StepPlan
 from pagedvid.cache.spec import CacheSpec
 from pagedvid.errors import ShapeError
-from pagedvid.quant.rotary import RopeTables, on_device, rotate, to_half_layout, unrotate
+from pagedvid.quant.rotary import DeviceRopes, RopeTables, rotate, to_half_layout, unrotate
 
 
 @dataclass(frozen=True)
@@ -44,12 +44,13 @@ class Rotation:
     """The same rope with tables on the step's device: what layers that are stored one after the other turn by."""
 
     @staticmethod
-    def of(plan: StepPlan, spec: CacheSpec, rope: RopeTables | None, device: torch.device) -> Rotation:
+    def of(plan: StepPlan, spec: CacheSpec, rope: RopeTables | None, ropes: DeviceRopes) -> Rotation:
         """The tables of all ranges. Raises ShapeError when they do not fit head_dim."""
         arrive_rotated = spec.keys_arrive == "rotated"
         if rope is None:
             return Rotation(None, arrive_rotated)
-        tables = [rope.tables(range_.first_token, range_.num_tokens) for range_ in plan.ranges]
+        stored_by = ropes.of(rope)
+        tables = [stored_by.tables(range_.first_token, range_.num_tokens) for range_ in plan.ranges]
         expected = spec.head_dim // 2
         for cos, sin in tables:
             if cos.shape[-1] != expected or sin.shape[-1] != expected:
@@ -57,8 +58,8 @@ class Rotation:
                     f"rotary tables have {cos.shape[-1]} columns; head_dim {spec.head_dim} needs {expected} "
                     "(channels that do not turn have cos 1 and sin 0)"
                 )
-        cos, sin = (torch.cat([table[i] for table in tables]).unsqueeze(1).to(device) for i in (0, 1))
-        return Rotation(rope, arrive_rotated, cos, sin, on_device(rope, device))
+        cos, sin = (torch.cat([table[i] for table in tables]).unsqueeze(1) for i in (0, 1))
+        return Rotation(rope, arrive_rotated, cos, sin, stored_by)
 
     def rotated(self, x_ThD: Tensor, tokens: Tensor) -> Tensor:
         """The packed `tokens` [...] of queries or keys as the model gave them: [..., h, D], rotated, in half layout."""

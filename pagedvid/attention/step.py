@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from pagedvid.attention.backend import AttentionBackend
-from pagedvid.attention.commit import Writing, sampled_tokens
-from pagedvid.attention.measure import sample_queries
+from pagedvid.attention.commit import Writing
+from pagedvid.attention.measure import sample_queries, sampled_offsets
 from pagedvid.attention.projection import StepProjection
 from pagedvid.attention.rotation import Rotation
 from pagedvid.attention.tile import Context
@@ -82,8 +82,9 @@ class Step:
         for range_ in self.plan.ranges:
             tokens = slice(range_.start, range_.stop)
             for pending in range_.writes:
-                sampled = sampled_tokens(range_, q.device)
-                projected = [sample_queries(view, range_, pending, q, sampled) for view in views]
+                sampled = range_.start + sampled_offsets(range_, q.device)
+                measured = views if pending.alpha is not None else ()
+                projected = [sample_queries(view, range_, pending, q, sampled) for view in measured]
                 q_SHD, arrival = rotation.as_reading(q, sampled, range_, pending), rotation.arrival(tokens)
                 writings.append(Writing(pending, q_SHD, k[tokens], v[tokens], arrival, projected))
         self._backend.store.write(layer, writings, rotation.stored_by)
@@ -93,7 +94,7 @@ class Step:
     ) -> tuple[Rotation, Any]:
         made_from = (rope, dtype, context_tokens)
         if self._rotary is None or not _is_same(self._rotary[0], made_from):
-            rotation = Rotation.of(self.plan, self._spec, rope, self._pool.device)
+            rotation = Rotation.of(self.plan, self._spec, rope, self._backend.store.ropes)
             self._rotary = (made_from, rotation, self._backend.prepare(self.plan, rotation, dtype, context_tokens))
         return self._rotary[1], self._rotary[2]
 

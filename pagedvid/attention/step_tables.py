@@ -18,7 +18,7 @@ from torch import Tensor
 
 from pagedvid.attention.kernels.turns import Turns
 from pagedvid.attention.providers.ragged import Ragged
-from pagedvid.cache.plan import RangePlan, Read, StepPlan
+from pagedvid.cache.plan import Read, StepPlan
 from pagedvid.cache.spec import CacheSpec
 from pagedvid.chunk_codecs import KINDS, ChunkCodecs
 from pagedvid.errors import IntegrityError
@@ -46,14 +46,16 @@ class Turning:
         return Turning(Turns(cos, sin, axes, tables.frame_tokens, tables.width), tables.frame_rows)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class History:
     """All reads of chunks of the same codecs in one step, range by range. S reads, L layers, H KV heads."""
 
     codecs: ChunkCodecs
     reads: tuple[Read, ...]
-    readers: tuple[RangePlan, ...]
-    """The range of each read."""
+    ranges_of: tuple[int, ...]
+    """The number of each read's range."""
+    queries: tuple[slice, ...]
+    """The packed tokens of each read's range."""
     pages: Tensor
     """int32: page ids of all chunks, one after the other."""
     first_page: tuple[int, ...]
@@ -97,13 +99,13 @@ def _history(
     plan: StepPlan, codecs: ChunkCodecs, spec: CacheSpec, rope: RopeTables | None, device: torch.device
 ) -> History:
     reads: list[Read] = []
-    readers: list[RangePlan] = []
+    ranges_of: list[int] = []
     ranges = []
-    for range_ in plan.ranges:
+    for number, range_ in enumerate(plan.ranges):
         mine = [read for read in range_.reads if read.chunk.codecs == codecs]
         ranges.append((range_.start, range_.num_tokens, len(reads), len(reads) + len(mine)))
         reads += mine
-        readers += [range_] * len(mine)
+        ranges_of += [number] * len(mine)
     turning, moving = _turning(reads, rope, device), _moving(codecs, reads, rope, device)
     chunks = list({read.chunk.id: read.chunk for read in reads}.values())
     first_page = dict(zip((c.id for c in chunks), accumulate([0, *(c.num_pages for c in chunks)]), strict=False))
@@ -111,7 +113,8 @@ def _history(
     return History(
         codecs,
         tuple(reads),
-        tuple(readers),
+        tuple(ranges_of),
+        tuple(slice(plan.ranges[number].start, plan.ranges[number].stop) for number in ranges_of),
         pages,
         tuple(int(first_page[read.chunk.id]) for read in reads),
         torch.from_numpy(_segments(codecs, reads, first_page, spec, turning, moving)).to(device),
@@ -121,8 +124,8 @@ def _history(
         _by_layer([read.chunk.alpha for read in reads], device),
         _by_layer([read.chunk.variance for read in reads], device),
         tuple(
-            Ragged.of([range_.num_tokens], [read.chunk.num_tokens], device)
-            for read, range_ in zip(reads, readers, strict=True)
+            Ragged.of([plan.ranges[number].num_tokens], [read.chunk.num_tokens], device)
+            for read, number in zip(reads, ranges_of, strict=True)
         ),
     )
 

@@ -14,8 +14,10 @@ Axes: T packed tokens, H KV heads, Hq query heads, n keys, D head_dim.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import product
 from typing import Generic, TypeVar
 
 import torch
@@ -25,7 +27,7 @@ from pagedvid.attention.chunk_scratch import ChunkScratch
 from pagedvid.attention.commit import LayerStore
 from pagedvid.attention.kernels.layout import head_dim_reasons
 from pagedvid.attention.kernels.merge import corrected_merge, merge
-from pagedvid.attention.kernels.rotate import turned
+from pagedvid.attention.kernels.rotate import rows_contiguous, turned
 from pagedvid.attention.page_kernels import KernelBook
 from pagedvid.attention.projected_history import Projected
 from pagedvid.attention.projection import StepProjection
@@ -39,6 +41,7 @@ from pagedvid.attention.triton_store import TritonStore
 from pagedvid.cache.plan import StepPlan
 from pagedvid.cache.pool import PagePool
 from pagedvid.cache.spec import CacheSpec
+from pagedvid.chunk_codecs import KINDS
 from pagedvid.quant.book import CodecBook
 from pagedvid.quant.rope_axes import Angles
 
@@ -75,13 +78,16 @@ class Prepared(Generic[Work]):
     dense: DenseAttention
 
 
-class TritonBackend(Generic[Work]):
+class TritonBackend(ABC, Generic[Work]):
     """See the module docstring. `scratch_bytes` is not used: a GPU is not kept busy by a few heads of a chunk."""
 
-    name = "triton"
+    name: str
 
     def __init__(self, pool: PagePool, spec: CacheSpec, book: CodecBook, scratch_bytes: int) -> None:
         kernels = KernelBook(book.page, pool.device)
+        for codecs in spec.codecs.all():  # now, not in the middle of the first steps
+            for kind, layer in product(KINDS, range(spec.num_layers)):
+                kernels.of(book.codec(codecs.of(kind, layer), kind, layer, slice(0, spec.num_kv_heads)))
         self.store: LayerStore = TritonStore(pool, spec, book, kernels)
         self._pool = pool
         self._spec = spec
@@ -121,12 +127,14 @@ class TritonBackend(Generic[Work]):
         context: Context = (),
     ) -> Tensor:
         """See `AttentionBackend.attend`."""
-        q, k, v = q_THD.contiguous(), k_THD.contiguous(), v_THD.contiguous()
         if isinstance(prepared, Projected):
-            return prepared.attend(self._scratch, self._spec.scale, layer, q, k, v, context)
+            return prepared.attend(self._scratch, self._spec.scale, layer, q_THD, k_THD, v_THD, context)
         rope, sources, scale = prepared.rotation.rope, prepared.sources, self._spec.scale
         if rope is not None and (prepared.angles is not None or rope.layout != "half"):
-            q, k = (turned(x, rope.layout, prepared.angles) for x in (q, k))
+            q, k = (turned(rows_contiguous(x), rope.layout, prepared.angles) for x in (q_THD, k_THD))
+        else:
+            q, k = q_THD.contiguous(), k_THD.contiguous()
+        v = v_THD.contiguous()
         if sources.current_keys is not None:
             k, v = k[sources.current_keys], v[sources.current_keys]
         total = prepared.dense(q, k, v, sources.current, scale)
@@ -140,9 +148,9 @@ class TritonBackend(Generic[Work]):
             self._attend_history(prepared, history, work, layer, q, total)
         return total[0].to(q_THD.dtype)
 
+    @abstractmethod
     def _cut(self, history: History, dtype: torch.dtype) -> Work:
         """What `_attend_history` needs of a history in all layers."""
-        raise NotImplementedError
 
     def _merges_once(self, prepared: Prepared[Work], layer: int) -> bool:
         """Whether all of history is merged at once; a partial that is merged more often is kept in float32."""
@@ -152,10 +160,11 @@ class TritonBackend(Generic[Work]):
         self, prepared: Prepared[Work], history: History, work: Work, layer: int, q_THD: Tensor, total: Total
     ) -> None:
         """Merges attention over all chunks of a history into `total`, corrected: here chunk by chunk."""
-        noise_q = self._scratch.noise_queries(history, layer, q_THD)
-        for number, range_ in enumerate(history.readers):
-            tokens = slice(range_.start, range_.stop)
+        noise_q: Tensor | None = None
+        for number, tokens in enumerate(history.queries):
             keys, values = self._scratch.decode(history, number, layer, q_THD.dtype)
             partial = prepared.dense(q_THD[tokens], keys, values, history.sequences[number], self._spec.scale)
             noise = self._scratch.noise(history, number, layer)
+            if noise_q is None:
+                noise_q = q_THD if noise is None else noise.along(q_THD)
             corrected_merge((total[0][tokens], total[1][tokens]), partial, noise_q[tokens], self._spec.scale, noise)

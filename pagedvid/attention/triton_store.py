@@ -7,7 +7,7 @@ order, turned back, reduced, rounded, packed and written in one pass.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from pagedvid.attention.commit import LayerStore, Writing
-from pagedvid.attention.kernels.rotate import turned
+from pagedvid.attention.kernels.rotate import rows_contiguous, turned
 from pagedvid.attention.measure import StoredKeys
 from pagedvid.attention.page_kernels import ChannelKernels, KernelBook, PageKernels
 from pagedvid.cache.chunk import Chunk
@@ -70,7 +70,8 @@ class TritonStore(LayerStore):
                 self._require_storable(writing.pending, self._flags.pop(writing.pending))
 
     def _write_batch(self, layer: int, batch: Sequence[Writing], rope: RopeTables | None) -> None:
-        for writing in batch:
+        for given in batch:
+            writing = replace(given, k_nHD=rows_contiguous(given.k_nHD), v_nHD=rows_contiguous(given.v_nHD))
             name = writing.pending.codecs.of("keys", layer)
             kernels = self._kernels(name, "keys", layer)
             if isinstance(kernels, ChannelKernels) and self._can_take_as_given(writing, name, kernels):

@@ -14,7 +14,8 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from pagedvid.attention.commit import MEASURED_QUERIES, LayerStore, Writing
+from pagedvid.attention.commit import LayerStore, Writing
+from pagedvid.attention.measure import MEASURED_QUERIES
 from pagedvid.cache.manager import CacheManager
 from pagedvid.cache.plan import QueryRange, RangePlan
 from pagedvid.cache.spec import CacheSpec

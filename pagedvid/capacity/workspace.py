@@ -17,7 +17,7 @@ from pagedvid.page_format import is_quantized, read_codec
 
 BF16_BYTES, F32_BYTES = 2, 4
 MEASURED_QUERIES = 32
-"""As in attention/commit.py, which imports PyTorch; a test compares the two."""
+"""As in attention/measure.py, which imports PyTorch; a test compares the two."""
 READING_FACTOR = 5
 """Of the scratch: the buffers, and about four times as much beside them (attention/torch_backend.py)."""
 KLT_ENCODE_BYTES, KLT_DECODE_BYTES = 29, 21

@@ -33,7 +33,8 @@ from itertools import accumulate, pairwise
 import torch
 from torch import Tensor
 
-from pagedvid.attention.commit import MEASURED_QUERIES, Writing
+from pagedvid.attention.commit import Writing
+from pagedvid.attention.measure import MEASURED_QUERIES
 from pagedvid.attention.noise import key_noise
 from pagedvid.attention.rotation import Rotation
 from pagedvid.cache.chunk import Chunk
@@ -43,7 +44,7 @@ from pagedvid.errors import ConfigError, ShapeError, StateError
 from pagedvid.page_format import is_quantized
 from pagedvid.paged_kv_cache import PagedKVCache
 from pagedvid.quant.correction import KeyNoise, QuerySquares
-from pagedvid.quant.rotary import RopeTables, on_device, turned
+from pagedvid.quant.rotary import RopeTables, turned
 
 
 @dataclass(frozen=True)
@@ -87,7 +88,7 @@ class DenseView:
     def span_of_key(self) -> Tensor:
         """Which span each key belongs to, int64 [n]."""
         lengths = torch.tensor([span.stop - span.start for span in self.spans], device=self.k.device)
-        return torch.repeat_interleave(lengths)
+        return torch.repeat_interleave(lengths, output_size=self.spans[-1].stop)
 
 
 @dataclass
@@ -191,11 +192,12 @@ class DenseWindow:
             raise ShapeError(f"the chunk at {begun} has {held_tokens} tokens; it was written anew with {num_tokens}")
 
     def _rotation_at(self, position: int, num_tokens: int) -> Rotation:
-        arrive_rotated, device = self._cache.spec.keys_arrive == "rotated", self._cache.pool.device
+        arrive_rotated = self._cache.spec.keys_arrive == "rotated"
         if self._rope is None:
             return Rotation(None, arrive_rotated)
-        cos, sin = (table.unsqueeze(1).to(device) for table in self._rope.tables(position, num_tokens))
-        return Rotation(self._rope, arrive_rotated, cos, sin, on_device(self._rope, device))
+        stored_by = self._cache.backend.store.ropes.of(self._rope)
+        cos, sin = (table.unsqueeze(1) for table in stored_by.tables(position, num_tokens))
+        return Rotation(self._rope, arrive_rotated, cos, sin, stored_by)
 
     def _write(self, layer: int, k: Tensor, v: Tensor, q: Tensor | None) -> None:
         num_sampled = 0 if q is None else min(len(q), MEASURED_QUERIES)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from pagedvid.attention.commit import MEASURED_QUERIES
+from pagedvid.attention.measure import MEASURED_QUERIES
 from pagedvid.cache.chunk import Chunk
 from pagedvid.cache.plan import QueryRange
 from pagedvid.cache.spec import CacheSpec

@@ -1,9 +1,5 @@
-"""Where a step would wait for a GPU, found without one: the GPU backends on the device "meta", kernels left out.
-
-Tensors of that device have no contents, so whatever looks at them raises, and so does an operation that mixes them with
-tensors of the CPU. Copies between the devices are counted: those to a GPU wait, too, when they come from memory that is
-not pinned.
-"""
+"""Where a step would wait for a GPU, found without one (without_kernels.py). Copies to the device wait, too, when they
+come from memory that is not pinned: past the first layer there are none."""
 
 from __future__ import annotations
 
@@ -14,11 +10,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
-from triton.runtime.interpreter import GridExecutor
 
-from pagedvid.attention import triton_backend
-from pagedvid.attention.triton_store import TritonStore
 from pagedvid.cache.plan import QueryRange
 from pagedvid.cache.spec import CacheSpec
 from pagedvid.geometry import RoleCodecs, Window
@@ -27,48 +19,19 @@ from pagedvid.quant.book import CodecBook
 from tests.attention.kernels.klt_scenes import klt_codec
 from tests.attention.projective_reference import SeededProjection
 from tests.attention.reference import TableRope
-from tests.attention.triton_scenes import BACKENDS, with_backend
+from tests.attention.triton_scenes import BACKENDS
+from tests.attention.without_kernels import META, Copies, leave_out_kernels, on_meta
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="test_gpu.py looks at the device itself")
-META = torch.device("meta")
 HEAD_DIM, LAYERS, KV_HEADS, GROUP = 32, 3, 2, 3
 FRAME_TOKENS, NUM_FRAMES = 10, 3
 NUM_TOKENS = FRAME_TOKENS * NUM_FRAMES
 CODECS = ("int2", "int4/int2", "int2-pair-s8", "int4-post", "bf16", "token4-g32", "hadamard4-g32", "klt2")
 
 
-class NoDense:
-    """A dense library that only knows shapes."""
-
-    name = "none"
-
-    def __call__(self, q: Tensor, k: Tensor, v: Tensor, ragged: Any, scale: float) -> tuple[Tensor, Tensor]:
-        assert q.is_meta and k.is_meta and v.is_meta and ragged.key_starts.is_meta
-        return torch.empty_like(q), q.new_empty(q.shape[:2], dtype=torch.float32)
-
-
-class Copies(TorchDispatchMode):
-    """Counts what goes from one device to the other."""
-
-    count = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
-        if func in (torch.ops.aten._to_copy.default, torch.ops.aten.copy_.default):
-            source = args[1] if func is torch.ops.aten.copy_.default else args[0]
-            self.count += out.device != source.device
-        return out
-
-
 @pytest.fixture(autouse=True)
 def without_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
-    def launch(self: GridExecutor, *args: Any, **kwargs: Any) -> None:
-        tensors = [each for each in (*args, *kwargs.values()) if isinstance(each, Tensor)]
-        assert tensors and all(tensor.is_meta for tensor in tensors), "a kernel is given a tensor of the CPU"
-
-    monkeypatch.setattr(GridExecutor, "__call__", launch)
-    monkeypatch.setattr(triton_backend, "choose_provider", lambda *_: NoDense())
-    monkeypatch.setattr(TritonStore, "_require_storable", lambda *_: None)  # the one look, in the last layer
+    leave_out_kernels(monkeypatch)
 
 
 def make_cache(kind: Any, codec: str | RoleCodecs, **settings: Any) -> PagedKVCache:
@@ -85,9 +48,7 @@ def make_cache(kind: Any, codec: str | RoleCodecs, **settings: Any) -> PagedKVCa
         **settings,
     )
     book = CodecBook(calibrated.page, KV_HEADS, own={"klt2": calibrated})
-    cache = PagedKVCache(spec, "1MiB", book=book)
-    cache.pool.records = cache.pool.records.to(META)
-    return with_backend(kind, cache)
+    return on_meta(kind, PagedKVCache(spec, "1MiB", book=book))
 
 
 def qkv(num_ranges: int = 1) -> list[Tensor]:
@@ -97,9 +58,10 @@ def qkv(num_ranges: int = 1) -> list[Tensor]:
 
 @contextmanager
 def no_waiting() -> Iterator[None]:
-    with Copies() as copies:
+    copies = Copies()
+    with copies.noted():
         yield
-    assert copies.count == 0, f"{copies.count} copies between the devices"
+    assert not copies.by_place, f"copied between the devices: {dict(copies.by_place)}"
 
 
 @pytest.mark.parametrize("kind", BACKENDS)
@@ -150,6 +112,23 @@ def test_with_chunks_that_change_codec_and_ranges_of_all_kinds(kind) -> None:
             step.attend(1, *qkv(2), rope, **how)
 
 
-def test_a_copy_is_seen() -> None:
-    with pytest.raises(AssertionError, match="1 copies"), no_waiting():
-        torch.zeros(3).to(META)
+@pytest.mark.parametrize(
+    "copy",
+    [
+        lambda there: torch.zeros(3).to(META),
+        lambda there: there.copy_(torch.zeros(3)),
+        lambda there: torch.tensor([1.0], device=META),
+        lambda there: there.new_tensor(1.0),
+        lambda there: there[[0, 2]],
+        lambda there: there[torch.tensor([0, 2])],
+    ],
+)
+def test_a_copy_is_seen(copy) -> None:
+    with pytest.raises(AssertionError, match="'outside of pagedvid': 1"), no_waiting():
+        copy(torch.empty(3, device=META))
+
+
+def test_what_stays_on_its_device_is_none() -> None:
+    with no_waiting():
+        there = torch.arange(3, device=META)
+        there[0] = 2 * there[1] + torch.tensor(1)

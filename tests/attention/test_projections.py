@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from pagedvid.attention.commit import MEASURED_QUERIES
+from pagedvid.attention.measure import MEASURED_QUERIES
 from pagedvid.cache.plan import QueryRange
 from pagedvid.errors import ShapeError, StateError
 from pagedvid.geometry import RoleCodecs, Window

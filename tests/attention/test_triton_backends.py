@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from pagedvid.attention.fused_backend import FusedBackend
+from pagedvid.attention.scratch_backend import ScratchBackend
 from pagedvid.attention.triton_backend import unsupported_reasons
 from pagedvid.cache.plan import QueryRange
 from pagedvid.cache.spec import CacheSpec
@@ -186,6 +187,45 @@ def test_a_commit_stores_the_bytes_of_the_cpu_backend(kind) -> None:
         alphas = [chunk.alpha for chunk in chunks]
     assert all(torch.equal(a, b) for a, b in zip(*records, strict=True))
     assert all(alpha is not None and torch.isfinite(alpha).all() for alpha in alphas)
+
+
+@pytest.mark.parametrize("codec", ["int4", "bf16", "token4-g32", "int4-post", "klt2"])
+@pytest.mark.parametrize("keys_arrive", ["before_rotary", "rotated"])
+def test_keys_and_values_of_any_strides_are_stored(codec: str, keys_arrive: str) -> None:
+    stored = []
+    for strided in (False, True):
+        calibrated = klt_codec("klt2", rows=36)
+        spec = CacheSpec(
+            1, 2, 32, codecs=RoleCodecs(codec), keys_arrive=keys_arrive, page_rows=36, tokens_per_frame=10,
+            frames_per_block=3, correction="off",
+        )  # fmt: skip
+        cache = PagedKVCache(spec, "1MiB", book=CodecBook(calibrated.page, 2, own={"klt2": calibrated}))
+        cache = with_backend(ScratchBackend, cache)
+        stream = cache.open(Window(1, 2), 30)
+        q, k, v = random_qkv(cache, 30, 5)
+        if strided:
+            k, v = (x.transpose(1, 2).contiguous().transpose(1, 2) for x in (k, v))
+            assert k.stride(-1) != 1
+        with cache.commit([stream]) as step:
+            step.attend(0, q, k, v, TableRope("interleaved", 32))
+        (chunk,) = stream.history("cond").chunks.values()
+        stored.append(cache.pool.records[torch.from_numpy(chunk.pages).long()])
+    assert torch.equal(*stored)
+
+
+@pytest.mark.parametrize("codec", ["int8-post", "token8-g32"])
+def test_keys_are_turned_in_float32_before_they_are_stored(codec: str) -> None:
+    """The bytes of the CPU backend, which a turn in bfloat16 would not give."""
+    stored = []
+    for make in (lambda cache: cache, lambda cache: with_backend(ScratchBackend, cache)):
+        cache = make(make_cache(codec, head_dim=32, correction="off"))
+        stream = cache.open(Window(1, 2), 30)
+        with cache.commit([stream]) as step:
+            for layer in range(cache.spec.num_layers):
+                step.attend(layer, *random_qkv(cache, 30, layer, torch.bfloat16), ROPE)
+        (chunk,) = stream.history("cond").chunks.values()
+        stored.append(cache.pool.records[torch.from_numpy(chunk.pages).long()])
+    assert torch.equal(*stored)
 
 
 @pytest.mark.filterwarnings("ignore:invalid value encountered")

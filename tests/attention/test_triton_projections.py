@@ -72,6 +72,16 @@ def test_streams_in_flight_with_texts(kind, dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("kind", BACKENDS)
+def test_denoise_steps_and_the_commit_of_a_chunk_share_their_tables(kind) -> None:
+    """Other cameras of the same queries are seen all the same."""
+    cache = small_cache(kind, "int4", correction="measured")
+    stream = stream_of(cache, [3], "half")
+    for seed in (1, 2):
+        check_views(cache, [frames(stream, seed, 2)], 90, "half")
+    check_views(cache, [frames(stream, 2, 2, commit=True)], 90, "half")
+
+
+@pytest.mark.parametrize("kind", BACKENDS)
 def test_a_world_far_away_costs_no_precision(kind) -> None:
     """Only what lies between frames may matter: P_i P_f^-1 does not change when the world's origin moves."""
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from pagedvid.attention import commit
+from pagedvid.attention import measure
 from pagedvid.cache.manager import CacheManager
 from pagedvid.cache.spec import CacheSpec
 from pagedvid.capacity import workspace
@@ -221,4 +221,4 @@ def test_gpus_by_name():
 
 
 def test_the_workspace_samples_as_many_queries_as_a_commit():
-    assert workspace.MEASURED_QUERIES == commit.MEASURED_QUERIES
+    assert workspace.MEASURED_QUERIES == measure.MEASURED_QUERIES

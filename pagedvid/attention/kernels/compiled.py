@@ -51,7 +51,7 @@ def compile_launch(launch: Launch, capability: int) -> Resources:
     """Compiles for compute capability 80 or 90; needs no device."""
     kernel = launch.kernel
     signature = {name: launch.types.get(name, "constexpr") for name in kernel.arg_names}
-    source = ASTSource(kernel, signature, dict(launch.constants), _alignments(kernel.arg_names, launch.types))
+    source = ASTSource(kernel, signature, dict(launch.constants), _alignments(kernel, launch.types))
     options = {"num_warps": launch.num_warps, "num_stages": launch.num_stages}
     compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
     registers, spilled_bytes = _assemble(compiled.asm["ptx"], capability)
@@ -66,12 +66,14 @@ def compile_launch(launch: Launch, capability: int) -> Resources:
     )
 
 
-def _alignments(names: list[str], types: Mapping[str, str]) -> dict[tuple[int, ...], list[list[Any]]]:
-    """Pointers and strides are multiples of 16, as they are in launches."""
+def _alignments(kernel: Any, types: Mapping[str, str]) -> dict[tuple[int, ...], list[list[Any]]]:
+    """Pointers and strides are multiples of 16, but for those that a kernel says to know nothing of."""
     aligned = [
         index
-        for index, name in enumerate(names)
-        if name in types and (types[name].startswith("*") or name.endswith("_stride"))
+        for index, parameter in enumerate(kernel.params)
+        if parameter.name in types
+        and not (parameter.do_not_specialize or parameter.do_not_specialize_on_alignment)
+        and (types[parameter.name].startswith("*") or parameter.name.endswith("_stride"))
     ]
     return {(index,): [["tt.divisibility", 16]] for index in aligned}
 

@@ -20,7 +20,7 @@ MAX_BLOCK_TOKENS = 64
 """With 128 tokens at once, turned keys need more registers than there are."""
 
 
-@triton.jit(do_not_specialize=["num_tokens", "pages_per_head", "frame_row"])
+@triton.jit(do_not_specialize=["num_tokens", "pages_per_head", "frame_row"], do_not_specialize_on_alignment=["pages"])
 def decode_kernel(
     records, typed, pages, cos, sin, axes, out, num_tokens, pages_per_head, frame_row, out_token_stride,
     out_head_stride,

@@ -87,7 +87,7 @@ def to_codes(x, zero, step, LEVELS: tl.constexpr):
     return tl.minimum(tl.maximum(rounded, 0.0), LEVELS).to(tl.int32)
 
 
-@triton.jit(do_not_specialize=["num_tokens", "pages_per_head"])
+@triton.jit(do_not_specialize=["num_tokens", "pages_per_head"], do_not_specialize_on_alignment=["pages"])
 def encode_kernel(
     x, records, typed, pages, cos, sin, short_steps, bad, num_tokens, pages_per_head, x_token_stride, x_head_stride,
     BLOCK_ROWS: tl.constexpr, HEAD_DIM: tl.constexpr, PAGE_BYTES: tl.constexpr, INTERLEAVED: tl.constexpr,
@@ -159,7 +159,9 @@ def encode_kernel(
     tl.store(places + HALF, other_packed.to(tl.uint8), mask=is_row)
 
 
-@triton.jit(do_not_specialize=["num_tokens", "padded_tokens", "pages_per_head"])
+@triton.jit(
+    do_not_specialize=["num_tokens", "padded_tokens", "pages_per_head"], do_not_specialize_on_alignment=["pages"]
+)
 def encode_raw_kernel(
     x, typed, pages, cos, sin, bad, num_tokens, padded_tokens, pages_per_head, x_token_stride, x_head_stride,
     BLOCK_TOKENS: tl.constexpr, HEAD_DIM: tl.constexpr, PAGE_BYTES: tl.constexpr, INTERLEAVED: tl.constexpr,

@@ -41,6 +41,9 @@ def klt_launches(frame: Turns) -> Iterator[Launch]:
             constants = klt_decode_constants(layout, torch.bfloat16, turns)
             label = f"{CODEC}, {num_frames} frames" + (", turned" if turns is not None else "")
             yield _launch(label, klt_decode_kernel, constants, num_warps(layout, torch.bfloat16))
+        constants = klt_decode_constants(layout, torch.float32, None)  # what a commit measures, and what it reads again
+        label = f"{CODEC}, {num_frames} frames, float32"
+        yield _launch(label, klt_decode_kernel, constants, num_warps(layout, torch.float32), {"out": "*fp32"})
     for num_frames in (3, 6):
         layout = klt_layout(num_frames, frame.frame_tokens)
         for kernel, constants, warps in (
@@ -51,8 +54,11 @@ def klt_launches(frame: Turns) -> Iterator[Launch]:
             yield _launch(f"{CODEC}, {num_frames} frames", kernel, constants, warps)
 
 
-def _launch(label: str, kernel: Any, constants: Mapping[str, Any], warps: int) -> Launch:
-    chosen = {name: TYPES.get(name, "i32") for name in kernel.arg_names if name not in constants}
+def _launch(
+    label: str, kernel: Any, constants: Mapping[str, Any], warps: int, types: Mapping[str, str] | None = None
+) -> Launch:
+    known = {**TYPES, **(types or {})}
+    chosen = {name: known.get(name, "i32") for name in kernel.arg_names if name not in constants}
     return Launch(label, kernel, chosen, constants, warps)
 
 

@@ -59,7 +59,7 @@ def load_coefficients(record, levels, first_bit, width, unit, block):
     return tl.load(levels + (num_levels - 2 + code), mask=is_coded, other=0.0) * unit[:, None]
 
 
-@triton.jit(do_not_specialize=["num_tokens", "pages_per_head", "frame_row"])
+@triton.jit(do_not_specialize=["num_tokens", "pages_per_head", "frame_row"], do_not_specialize_on_alignment=["pages"])
 def klt_decode_kernel(
     records, pages, first_bits, widths, levels, deviations, cosines, synthesis, mean, cos, sin, axes, out,
     num_tokens, pages_per_head, frame_row, out_token_stride, out_head_stride,

@@ -44,7 +44,7 @@ def pack_codes(
         tl.store(record + first_byte + byte, tl.sum(codes << (field * WIDTH), axis=1).to(tl.uint8), mask=is_byte)
 
 
-@triton.jit(do_not_specialize=["num_blocks", "pages_per_head"])
+@triton.jit(do_not_specialize=["num_blocks", "pages_per_head"], do_not_specialize_on_alignment=["pages"])
 def klt_pack_kernel(
     normal, records, pages, direction, num_blocks, pages_per_head,
     TILE_CODES: tl.constexpr, HEAD_DIM: tl.constexpr, PAGE_BYTES: tl.constexpr, PAGE_BLOCKS: tl.constexpr,

@@ -35,7 +35,7 @@ def load_frequency(
     return x, tl.load(width + coefficient), tl.where(is_coded, size * size, 0.0)
 
 
-@triton.jit(do_not_specialize=["num_blocks", "pages_per_head"])
+@triton.jit(do_not_specialize=["num_blocks", "pages_per_head"], do_not_specialize_on_alignment=["pages"])
 def klt_scales_kernel(
     normal, records, pages, rank, width, deviation, num_blocks, pages_per_head,
     BLOCKS: tl.constexpr, DIRECTIONS: tl.constexpr, HEAD_DIM: tl.constexpr, PAGE_BYTES: tl.constexpr,

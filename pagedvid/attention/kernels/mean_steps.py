@@ -23,7 +23,7 @@ BLOCK_STEPS = 2048
 """Steps that a program loads at once: 16 a thread."""
 
 
-@triton.jit(do_not_specialize=["first_token", "num_tokens", "pages_per_head"])
+@triton.jit(do_not_specialize=["first_token", "num_tokens", "pages_per_head"], do_not_specialize_on_alignment=["pages"])
 def mean_steps_kernel(
     records, typed, pages, mean, first_token, num_tokens, pages_per_head,
     BLOCK_PAGES: tl.constexpr, HEAD_DIM: tl.constexpr, PAGE_BYTES: tl.constexpr, PAGE_TOKENS: tl.constexpr,
@@ -46,7 +46,7 @@ def mean_steps_kernel(
     tl.store(mean + head * HEAD_DIM + tl.arange(0, HEAD_DIM), tl.sum(total, axis=0) / num_tokens)
 
 
-@triton.jit(do_not_specialize=["first_token", "num_tokens", "pages_per_head"])
+@triton.jit(do_not_specialize=["first_token", "num_tokens", "pages_per_head"], do_not_specialize_on_alignment=["pages"])
 def mean_token_steps_kernel(
     typed, pages, mean, first_token, num_tokens, pages_per_head,
     BLOCK_TOKENS: tl.constexpr, HEAD_DIM: tl.constexpr, PAGE_BYTES: tl.constexpr, PAGE_TOKENS: tl.constexpr,

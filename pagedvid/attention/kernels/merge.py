@@ -20,7 +20,10 @@ BLOCK_ROWS = 64
 NUM_WARPS = 4
 
 
-@triton.jit(do_not_specialize=["num_rows"])
+@triton.jit(
+    do_not_specialize=["num_rows", "total_lse_head_stride", "lse_head_stride"],
+    do_not_specialize_on_alignment=["alpha"],
+)
 def corrected_merge_kernel(
     total_out, total_lse, out, lse, q, step_square, alpha, num_rows, scale, q_token_stride, q_head_stride,
     total_token_stride, total_head_stride, total_lse_token_stride, total_lse_head_stride, out_token_stride,
@@ -82,7 +85,7 @@ def corrected_merge(
 ) -> None:
     """Merges `partial` over the keys of one chunk into `total`; both are (out [T, Hq, D], lse [T, Hq]).
 
-    `q_THD`: queries along the directions that `noise` speaks of, float32 or bfloat16, D contiguous; None: nothing is
+    `q_THD`: queries as `noise.along` gives them, float32 or bfloat16, D contiguous; None: nothing is
     corrected.
     """
     (total_out, total_lse), (out, lse) = total, partial

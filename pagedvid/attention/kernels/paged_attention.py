@@ -38,6 +38,8 @@ from pagedvid.attention.kernels.work import NOISE_MODES, Noise, PagedWork, Tilin
 LOG2_E = tl.constexpr(1.4426950408889634)
 LN_2 = tl.constexpr(0.6931471805599453)
 NUM_SLOTS = tl.constexpr(SLOTS)
+MAX_HEAD_DIM = 128
+"""With 256, blocks take more shared memory than compute capability 8.0 has, and registers spill."""
 
 
 @triton.jit
@@ -65,7 +67,7 @@ def page_group_bias(
     return noise_bias(q_first.to(tl.float32), q_second.to(tl.float32), first, second, scale, MATMUL, HALF, PAIRS)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["lse_head_stride"], do_not_specialize_on_alignment=["pages", "segments", "alpha"])
 def paged_attention_kernel(
     q, out, lse, records, key_typed, value_typed, pages, segments, ranges, blocks, cos, sin, axes,
     alpha, variance, scale, q_token_stride, q_head_stride, out_token_stride, out_head_stride, lse_token_stride,
@@ -121,7 +123,9 @@ def paged_attention_kernel(
                     variance + (number * num_heads + head) * HEAD_DIM, first_span, num_spans, scale,
                     MATMUL, HEAD_DIM, PAGE_BYTES, KEY_CODE_ROWS, KEY_PAIR_STEPS, KEY_SHORT_STEPS, PAIRS, NOISE,
                 )  # fmt: skip
-            end_of_group = tl.minimum(num_keys, (first_span + GROUP_SPANS) * KEY_SPAN)
+            end_of_group = num_keys
+            if NOISE > 0:
+                end_of_group = tl.minimum(num_keys, (first_span + GROUP_SPANS) * KEY_SPAN)
             keys_in_group = end_of_group - first_span * KEY_SPAN
             whole_spans = keys_in_group // KEY_SPAN
             num_blocks = whole_spans * BLOCKS_PER_SPAN + tl.cdiv(keys_in_group - whole_spans * KEY_SPAN, BLOCK_TOKENS)

@@ -58,6 +58,11 @@ def turned(x_THD: Tensor, layout: str, angles: tuple[Tensor, Tensor] | None, out
     return out
 
 
+def rows_contiguous(x: Tensor) -> Tensor:
+    """x with its last axis contiguous, as all kernels want it; the others may have any strides."""
+    return x if x.stride(-1) == 1 else x.contiguous()
+
+
 def rotate_constants(head_dim: int, layout: str, *, turn: bool) -> dict[str, Any]:
     """Compile-time arguments of the kernel."""
     return {

@@ -43,7 +43,7 @@ def load_half(
     return tl.reshape(zero + step * code.to(tl.float32), [place.shape[0], HALF])
 
 
-@triton.jit(do_not_specialize=["num_tokens", "pages_per_head", "frame_row"])
+@triton.jit(do_not_specialize=["num_tokens", "pages_per_head", "frame_row"], do_not_specialize_on_alignment=["pages"])
 def decode_token_kernel(
     records, typed, pages, cos, sin, axes, out, num_tokens, pages_per_head, frame_row, out_token_stride,
     out_head_stride,

@@ -44,7 +44,9 @@ def load_rows(x, token, token_stride, HEAD_DIM: tl.constexpr, HADAMARD: tl.const
     return rows
 
 
-@triton.jit(do_not_specialize=["num_tokens", "padded_tokens", "pages_per_head"])
+@triton.jit(
+    do_not_specialize=["num_tokens", "padded_tokens", "pages_per_head"], do_not_specialize_on_alignment=["pages"]
+)
 def quantize_token_kernel(
     x, typed, pages, codes, bad, num_tokens, padded_tokens, pages_per_head, x_token_stride, x_head_stride,
     BLOCK_TOKENS: tl.constexpr, HEAD_DIM: tl.constexpr, PAGE_BYTES: tl.constexpr, PAGE_TOKENS: tl.constexpr,
@@ -82,7 +84,7 @@ def quantize_token_kernel(
     tl.store(places, tl.reshape(code, rows.shape), mask=has_place[:, None])
 
 
-@triton.jit(do_not_specialize=["pages_per_head"])
+@triton.jit(do_not_specialize=["pages_per_head"], do_not_specialize_on_alignment=["pages"])
 def pack_token_kernel(
     codes, records, pages, pages_per_head,
     BLOCK_BYTES: tl.constexpr, HEAD_DIM: tl.constexpr, PAGE_BYTES: tl.constexpr, PAGE_TOKENS: tl.constexpr,

@@ -92,3 +92,9 @@ class ChunkNoise:
     """Whether keys turn after storage."""
     alpha: Tensor | None = None
     """float32 [H], contiguous; None: 1."""
+    axes: Tensor | None = None
+    """[D, D], whose rows are the directions that `step_square` speaks of; None: the channels."""
+
+    def along(self, q_THD: Tensor) -> Tensor:
+        """Queries along these directions."""
+        return q_THD if self.axes is None else q_THD.float() @ self.axes.T
