@@ -60,7 +60,8 @@ class TimeEmbedder(nn.Module):
     def forward(self, times_N: Tensor) -> Tensor:
         """Float32 throughout: angles go up to 8000, where the last bit of a frequency, in which processors differ,
         moves the velocities by 1e-4."""
-        angles = (times_N.float()[:, None] * self.frequencies.to(times_N.device)) * TIME_SCALE
+        self.frequencies = self.frequencies.to(times_N.device)  # copied there by the first call
+        angles = (times_N.float()[:, None] * self.frequencies) * TIME_SCALE
         waves = torch.cat([angles.cos(), angles.sin()], dim=1)
         return self.mlp(waves.to(self._sinusoid_dtype).float())
 

@@ -105,10 +105,13 @@ class MagiModel:
         return noise.to(self._null_caption.device)
 
     def forward(self, latents_TC: Tensor, pieces: Sequence[Piece], attend: Attend) -> Tensor:
-        """Velocities [T, 4 C] of the packed ranges, each of them one chunk."""
-        sizes = [piece.num_tokens for piece in pieces]
-        if sum(sizes) != len(latents_TC):
-            raise ShapeError(f"pieces of {sizes} tokens for {len(latents_TC)} packed tokens")
+        """Velocities [T, 4 C] of the packed ranges, each of them one chunk. Raises ShapeError."""
+        sizes, size = [piece.num_tokens for piece in pieces], self.geometry.chunk_tokens
+        if any(num_tokens != size for num_tokens in sizes) or len(latents_TC) != size * len(pieces):
+            raise ShapeError(
+                f"pieces of {sizes} tokens for {len(latents_TC)} packed tokens; every piece of {self.name} is one "
+                f"chunk of {size}"
+            )
         given = torch.cat(
             [self._with_prefix(x, piece) for x, piece in zip(latents_TC.split(sizes), pieces, strict=True)]
         )

@@ -33,7 +33,7 @@ class RangeInputs:
     """What the network knows of the packed ranges."""
 
     sizes: Sequence[int]
-    """Tokens of each."""
+    """Tokens of each; all are equally long."""
     condition_NE: Tensor
     caption_rows: Sequence[Tensor]
     """Caption tokens of each, [m, X]; ranges with the same caption share one tensor."""
@@ -121,8 +121,8 @@ class Layer(nn.Module):
         """Hidden states [T, W] after the layer: gate first, then norm, then sum."""
         gates = self.ada_modulate_layer(inputs.condition_NE.to(x_TW.dtype))
         attended = self.self_attention(layer, x_TW, inputs, attend)
-        x_TW = (x_TW + self.self_attn_post_norm(_gated(attended, gates[0], inputs.sizes))).to(x_TW.dtype)
-        return (x_TW + self.mlp_post_norm(_gated(self.mlp(x_TW), gates[1], inputs.sizes))).to(x_TW.dtype)
+        x_TW = (x_TW + self.self_attn_post_norm(_gated(attended, gates[0]))).to(x_TW.dtype)
+        return (x_TW + self.mlp_post_norm(_gated(self.mlp(x_TW), gates[1]))).to(x_TW.dtype)
 
 
 class Blocks(nn.Module):
@@ -182,7 +182,6 @@ class MagiNetwork(nn.Module):
         return out / config.x_rescale_factor
 
 
-def _gated(x_TW: Tensor, gate_NW: Tensor, sizes: Sequence[int]) -> Tensor:
+def _gated(x_TW: Tensor, gate_NW: Tensor) -> Tensor:
     """Every token times the gate of its range."""
-    repeats = torch.tensor(sizes, device=x_TW.device)
-    return x_TW * gate_NW.repeat_interleave(repeats, dim=0)
+    return (x_TW.unflatten(0, (len(gate_NW), -1)) * gate_NW.unsqueeze(1)).flatten(0, 1)

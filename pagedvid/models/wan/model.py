@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -33,6 +33,14 @@ class Condition:
 
     text: Mapping[str, Tensor]
     """Rows for cross-attention by branch, [n, width] on the CPU."""
+    _placed: dict[str, Tensor] = field(default_factory=dict, init=False, repr=False)
+
+    def rows(self, branch: str, like: Tensor) -> Tensor:
+        """The rows of a branch on the device and in the type of `like`: copied there once, by the first forward, so
+        that videos that wait for their turn hold nothing there."""
+        if branch not in self._placed:
+            self._placed[branch] = self.text[branch].to(like)
+        return self._placed[branch]
 
 
 class WanModel(ABC):
@@ -106,7 +114,8 @@ class WanModel(ABC):
                 f"every piece of {self.name} is one chunk of {size}"
             )
         latents = torch.stack([self.grid_of(chunk).transpose(0, 1) for chunk in latents_TC.split(size)])
-        text = self._prompts.stacked([piece.condition.text[piece.branch] for piece in pieces], self._placement)
+        rows = [piece.condition.rows(piece.branch, self._placement) for piece in pieces]
+        text = self._prompts.stacked(rows, self._placement)
         with self._paged.attending(attend):
             out = self.predict(latents.to(self._placement.dtype), [piece.noise_level for piece in pieces], text)
         return torch.cat([self.grid.tokens(row.float()).flatten(0, 1) for row in out])

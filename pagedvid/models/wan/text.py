@@ -2,8 +2,8 @@
 
 An embeddings file is a safetensors file with `prompt_embeds` and, for models with guidance, `negative_prompt_embeds`
 (left out: the model's own negative prompt is encoded): float [L, width] or [1, L, width], L at most `text_tokens`.
-A request keeps no more than these rows, on the CPU; the zeros behind them that these models were trained with are added
-when a forward reads them.
+A request keeps no more than these rows, on the CPU until it runs; the zeros behind them that these models were trained
+with are added when a forward reads them.
 """
 
 from __future__ import annotations

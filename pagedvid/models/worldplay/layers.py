@@ -50,7 +50,8 @@ class Sinusoid(nn.Module):
 
     def forward(self, numbers: Tensor) -> Tensor:
         """[...] -> float32 [..., 256]."""
-        angles = numbers.float().unsqueeze(-1) * self.frequencies.to(numbers.device)
+        self.frequencies = self.frequencies.to(numbers.device)  # copied there by the first call
+        angles = numbers.float().unsqueeze(-1) * self.frequencies
         return torch.cat([angles.cos(), angles.sin()], dim=-1)
 
 

@@ -21,7 +21,7 @@ from pagedvid.models.base import Attend, Decoder, ModelGeometry, Piece
 from pagedvid.models.latent_grid import LatentGrid
 from pagedvid.models.rounds import Schedule
 from pagedvid.models.worldplay.camera import CameraProjection, Cameras
-from pagedvid.models.worldplay.conditions import Condition, image_grid, read_inputs
+from pagedvid.models.worldplay.conditions import Condition, image_grid, read_inputs, states
 from pagedvid.models.worldplay.layers import AttendTwice
 from pagedvid.models.worldplay.memory import BLOCK_FRAMES, MemoryPolicy, default_points, select_frames
 from pagedvid.models.worldplay.network_8b import Config8B
@@ -63,7 +63,7 @@ class WorldPlayModel(ABC):
 
     @abstractmethod
     def encode_text(self, embeddings: Mapping[str, Tensor]) -> Any:
-        """What the network takes of the text, computed once per video. Raises ConfigError."""
+        """What the network takes of the text, computed once per video from tensors of the CPU. Raises ConfigError."""
 
     @abstractmethod
     def velocity(self, latents_FnC: Tensor, timesteps_F: Tensor, actions_F: Tensor, pieces: Sequence[Piece],
@@ -87,9 +87,8 @@ class WorldPlayModel(ABC):
         trajectory, given = read_inputs(inputs, whole)
         embeddings = self.with_prompt(prompt, given)
         image = image_grid(embeddings, self.image_name, self.grid.channels, self.grid.rows, self.grid.columns)
-        placed = {name: self._placed(x) for name, x in embeddings.items()}
         tokens = self.grid.tokens(image)[0].to(self.placement.device, torch.float32)
-        return Condition(trajectory.cameras, trajectory.actions_F, self.encode_text(placed), tokens)
+        return Condition(trajectory.cameras, trajectory.actions_F, self.encode_text(embeddings), tokens)
 
     def schedule(self, condition: Condition, num_frames: int, num_denoise_steps: int, window: Window) -> Schedule:
         """A memory pass and denoise steps per chunk; `window` has no effect. Raises ConfigError."""
@@ -148,8 +147,9 @@ class WorldPlayModel(ABC):
         tokens = latents_TC.float().unflatten(0, (-1, self.grid.tokens_per_frame))
         return self.grid.grid(tokens).transpose(0, 1).contiguous().cpu().numpy()
 
-    def _placed(self, x: Tensor) -> Tensor:
-        return x.to(self.placement.device, self.placement.dtype) if x.is_floating_point() else x
+    def states(self, embeddings: Mapping[str, Tensor], name: str, channels: int, mask: str | None = None) -> Tensor:
+        """See `conditions.states`; checked on the CPU, then brought to where the network is."""
+        return states(embeddings, name, channels, mask).to(self.placement)
 
 
 def remembering(

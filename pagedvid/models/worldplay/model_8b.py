@@ -13,7 +13,6 @@ from pagedvid.models.base import ModelGeometry, Piece
 from pagedvid.models.checkpoint import load_checkpoint
 from pagedvid.models.latent_grid import LatentGrid
 from pagedvid.models.rounds import Schedule
-from pagedvid.models.worldplay.conditions import states
 from pagedvid.models.worldplay.config import read_config_8b, read_grid
 from pagedvid.models.worldplay.layers import AttendTwice
 from pagedvid.models.worldplay.memory import MEMORY_8B
@@ -66,9 +65,9 @@ class WorldPlay8B(WorldPlayModel):
         config = self.network.config
         return self.network.encode_text(
             TextInputs(
-                states(embeddings, "prompt_embeds", config.text_channels, "prompt_mask"),
-                states(embeddings, "byt5_states", config.glyph_channels, "byt5_mask"),
-                states(embeddings, "vision_states", config.vision_channels),
+                self.states(embeddings, "prompt_embeds", config.text_channels, "prompt_mask"),
+                self.states(embeddings, "byt5_states", config.glyph_channels, "byt5_mask"),
+                self.states(embeddings, "vision_states", config.vision_channels),
             )
         )
 

@@ -15,7 +15,7 @@ from pagedvid.models.latent_grid import LatentGrid
 from pagedvid.models.rounds import Schedule
 from pagedvid.models.text_encoder import TextEncoder
 from pagedvid.models.wan.text import cleaned
-from pagedvid.models.worldplay.conditions import Condition, states
+from pagedvid.models.worldplay.conditions import Condition
 from pagedvid.models.worldplay.config import read_config_wan5b, read_grid
 from pagedvid.models.worldplay.layers import AttendTwice
 from pagedvid.models.worldplay.memory import MEMORY_WAN
@@ -78,7 +78,7 @@ class WorldPlayWan5B(WorldPlayModel):
 
     def encode_text(self, embeddings: Mapping[str, Tensor]) -> Tensor:
         """Embedded text [L, N], padding rows included, as the model was trained."""
-        return self.network.encode_text(states(embeddings, "prompt_embeds", self.network.config.text_channels))
+        return self.network.encode_text(self.states(embeddings, "prompt_embeds", self.network.config.text_channels))
 
     def with_prompt(self, prompt: str, embeddings: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         """The prompt's rows, unless the request brings its own: padding rows are zeroed, and read all the same."""
@@ -110,9 +110,11 @@ class WorldPlayWan5B(WorldPlayModel):
         texts = [TextSpan(len(piece.frames), piece.condition.text) for piece in pieces]
         tokens = latents_FnC.to(self.placement.dtype)
         velocity = self.network(tokens, timesteps_F, actions_F, texts, attend_with(None))
-        frames = [frame for piece in pieces for frame in piece.frames]
-        is_given = torch.tensor([frame == 0 for frame in frames], device=velocity.device)
-        return velocity.masked_fill(is_given[:, None, None], 0.0)
+        is_given = torch.zeros(len(velocity), 1, 1, dtype=torch.bool, device=velocity.device)
+        for row, frame in enumerate(frame for piece in pieces for frame in piece.frames):
+            if frame == 0:
+                is_given[row] = True
+        return velocity.masked_fill(is_given, 0.0)
 
 
 def read_geometry(path: Path | None = None) -> ModelGeometry:
