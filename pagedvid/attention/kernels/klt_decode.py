@@ -163,5 +163,5 @@ def klt_decode_constants(layout: KltLayout, out: torch.dtype, turns: Turns | Non
 
 def num_warps(layout: KltLayout, out: torch.dtype) -> int:
     """As few as have registers for the coefficients of all frames: each reads all rows of a product."""
-    few = layout.num_frames <= 4 and out != torch.float32
+    few = layout.num_frames <= 3 and out != torch.float32
     return layout.head_dim // (32 if few else 16)
