@@ -51,7 +51,7 @@ class ChunkScratch:
         shape = (history.reads[number].chunk.num_tokens, self._spec.num_kv_heads, self._spec.head_dim)
         keys, values = (self._buffer(kind, shape, dtype) for kind in KINDS)
         turning, reads = history.turning_of(layer), self._layer_reads(history, layer)
-        turns, frame_row = (None, 0) if turning is None else (turning.turns, turning.frame_rows[number])
+        turns, frame_row = (None, 0) if turning is None else (turning, turning.frame_rows[number])
         key_pages, value_pages = reads.pages[number]
         reads.kernels[0].decode(self._pool.records, key_pages, keys, turns, frame_row)
         reads.kernels[1].decode(self._pool.records, value_pages, values, None, 0)

@@ -46,7 +46,6 @@ class FusedBackend(TritonBackend[PagedWork]):
         layouts = self._layouts(history, layer)
         if layouts is None:
             return super()._attend_history(prepared, history, work, layer, q_THD, total)
-        turning = history.turning_of(layer)
         paged_attention(
             q_THD,
             *total,
@@ -54,7 +53,7 @@ class FusedBackend(TritonBackend[PagedWork]):
             layouts,
             replace(work, segments=history.segments[layer]),
             self._spec.scale,
-            turns=None if turning is None else turning.turns,
+            turns=history.turning_of(layer),
             noise=self._noise(history, layer),
             merge=True,
         )

@@ -16,7 +16,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from pagedvid.attention.kernels import klt_layout, reference
+from pagedvid.attention.kernels import klt_layout
 from pagedvid.attention.kernels.decode import decode
 from pagedvid.attention.kernels.encode import encode
 from pagedvid.attention.kernels.klt_decode import decode_klt
@@ -27,12 +27,12 @@ from pagedvid.attention.kernels.mean_steps import mean_square_steps
 from pagedvid.attention.kernels.token_decode import decode_token
 from pagedvid.attention.kernels.token_encode import encode_token
 from pagedvid.attention.kernels.token_layout import TokenLayout
-from pagedvid.attention.kernels.turns import Turns
 from pagedvid.attention.rotation import Arrival
 from pagedvid.page_format import PageFormat
 from pagedvid.quant.codec import Codec
 from pagedvid.quant.hadamard import HadamardCodec
 from pagedvid.quant.klt import KltCodec
+from pagedvid.quant.rope_axes import Turns
 from pagedvid.quant.rotary import rotate
 from pagedvid.quant.token import TokenCodec
 
@@ -146,7 +146,7 @@ class CodecOperations:
         buffer = torch.empty(len(pages_HP), padded, self.page.head_dim, device=out_nHD.device)
         x_HnD = self.codec.decode(records[pages_HP.long()], num_tokens, buffer)
         if turns is not None:
-            x_HnD = rotate(x_HnD, *reference.turns_of(turns, num_tokens, frame_row))
+            x_HnD = rotate(x_HnD, *turns.of_chunk(frame_row, num_tokens))
         out_nHD.copy_(x_HnD.transpose(0, 1))
 
     def encode(self, x_nHD: Tensor, records: Tensor, pages_HP: Tensor) -> Tensor:

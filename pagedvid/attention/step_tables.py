@@ -16,7 +16,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pagedvid.attention.kernels.turns import Turns
 from pagedvid.attention.providers.ragged import Ragged
 from pagedvid.cache.plan import Read, StepPlan
 from pagedvid.cache.spec import CacheSpec
@@ -29,21 +28,6 @@ from pagedvid.quant.rotary import RopeTables
 Made = TypeVar("Made")
 KEPT_STEPS = 8
 """Sets of tables kept: the conditional and unconditional steps of a few batches."""
-
-
-@dataclass(frozen=True)
-class Turning:
-    """How the keys of a history turn."""
-
-    turns: Turns
-    frame_rows: tuple[int, ...]
-    """Row of the first frame of each read."""
-
-    @staticmethod
-    def of(tables: AxisTables, device: torch.device) -> Turning:
-        """The tables on the device, in float32: they are small."""
-        cos, sin, axes = (table.to(device).contiguous() for table in (tables.cos, tables.sin, tables.axes))
-        return Turning(Turns(cos, sin, axes, tables.frame_tokens, tables.width), tables.frame_rows)
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,9 +48,9 @@ class History:
     """int32 [L, S, 6]; see `PagedWork.segments`."""
     ranges: Tensor
     """int32 [E, 4], on the CPU; see `PagedWork.ranges`."""
-    turning: Turning | None
-    """How keys stored before rotary embedding turn."""
-    moving: Turning | None
+    turning: AxisTables | None
+    """How keys stored before rotary embedding turn, read by read."""
+    moving: AxisTables | None
     """The same for keys stored after it; None: they do not turn."""
     alpha: Tensor | None
     """[L, S, H]."""
@@ -84,7 +68,7 @@ class History:
         first, last = (self.first_page[number] + int(indptr[table + heads]) for heads in (0, num_kv_heads))
         return self.pages[first:last].view(num_kv_heads, -1)
 
-    def turning_of(self, layer: int) -> Turning | None:
+    def turning_of(self, layer: int) -> AxisTables | None:
         """How a layer's keys turn."""
         return _turning_of(self.codecs, layer, self.turning, self.moving)
 
@@ -135,8 +119,8 @@ def _segments(
     reads: Sequence[Read],
     first_page: Mapping[int, int],
     spec: CacheSpec,
-    turning: Turning | None,
-    moving: Turning | None,
+    turning: AxisTables | None,
+    moving: AxisTables | None,
 ) -> np.ndarray[Any, Any]:
     """[L, S, 6] int32."""
     segments = np.zeros((spec.num_layers, len(reads), 6), dtype=np.int32)
@@ -153,26 +137,28 @@ def _segments(
     return segments
 
 
-def _turning_of(codecs: ChunkCodecs, layer: int, turning: Turning | None, moving: Turning | None) -> Turning | None:
+def _turning_of(
+    codecs: ChunkCodecs, layer: int, turning: AxisTables | None, moving: AxisTables | None
+) -> AxisTables | None:
     return moving if read_codec(codecs.of("keys", layer)).stores_rotated else turning
 
 
-def _turning(reads: Sequence[Read], rope: RopeTables | None, device: torch.device) -> Turning | None:
+def _turning(reads: Sequence[Read], rope: RopeTables | None, device: torch.device) -> AxisTables | None:
     if rope is None or not reads:
         return None
-    return Turning.of(AxisTables.of(rope, [(read.first_token, read.chunk.num_tokens) for read in reads]), device)
+    return AxisTables.of(rope, [(read.first_token, read.chunk.num_tokens) for read in reads]).to(device)
 
 
 def _moving(
     codecs: ChunkCodecs, reads: Sequence[Read], rope: RopeTables | None, device: torch.device
-) -> Turning | None:
+) -> AxisTables | None:
     """By the difference to where the chunks lay when they were stored."""
     names = {codecs.keys, *(written.partition("/")[0] for _, _, written in codecs.layers)}
     has_rotated = any(read_codec(name).stores_rotated for name in names)
     if rope is None or not has_rotated or all(read.first_token == read.chunk.position for read in reads):
         return None
     places = [(read.first_token, read.chunk.num_tokens) for read in reads]
-    return Turning.of(AxisTables.moved(rope, places, [read.chunk.position for read in reads]), device)
+    return AxisTables.moved(rope, places, [read.chunk.position for read in reads]).to(device)
 
 
 def _by_layer(kept: Sequence[Tensor | None], device: torch.device) -> Tensor | None:

@@ -13,7 +13,7 @@ as with a rope that knows no grid: the tables then have a row for every token.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate
 
 import torch
@@ -30,16 +30,44 @@ Angles = tuple[Tensor, Tensor]
 
 
 @dataclass(frozen=True)
-class AxisTables:
-    """See the module docstring. D head_dim."""
+class Turns:
+    """The tables themselves, which is all that kernels want. D head_dim."""
 
     cos: Tensor
-    """float32 [height + width + frames of all chunks, D/2], contiguous, on the device of the rope's tables."""
+    """[height + width + frames of all chunks, D/2], contiguous."""
     sin: Tensor
     axes: Tensor
     """int32 [D/2]: what each pair turns with, 0 time, 1 row, 2 column."""
     frame_tokens: int
     width: int
+
+    @staticmethod
+    def by_token(cos: Tensor, sin: Tensor) -> Turns:
+        """Of tables [tokens, D/2] that know no grid: frames of one token."""
+        still = cos.new_zeros(2, cos.shape[1])
+        axes = torch.zeros(cos.shape[1], dtype=torch.int32, device=cos.device)
+        return Turns(torch.cat([still + 1, cos]), torch.cat([still, sin]), axes, 1, 1)
+
+    @property
+    def first_frame_row(self) -> int:
+        """Row of the first frame of the first chunk."""
+        return self.frame_tokens // self.width + self.width
+
+    def of_chunk(self, frame_row: int, num_tokens: int) -> Angles:
+        """(cos, sin), each [num_tokens, D/2], of the first tokens of the chunk whose first frame has the row
+        `frame_row`, looked up as kernels do."""
+        token = torch.arange(num_tokens, device=self.cos.device)
+        place = token % self.frame_tokens
+        column_row = self.frame_tokens // self.width + place % self.width
+        rows_n3 = torch.stack([frame_row + token // self.frame_tokens, place // self.width, column_row], dim=1)
+        rows = rows_n3[:, self.axes.long()]
+        return self.cos.gather(0, rows), self.sin.gather(0, rows)
+
+
+@dataclass(frozen=True)
+class AxisTables(Turns):
+    """Those of the chunks of a step, float32."""
+
     frame_rows: tuple[int, ...]
     """Row of the first frame of each chunk."""
 
@@ -76,12 +104,13 @@ class AxisTables:
         )
 
     def at(self, number: int, num_tokens: int) -> Angles:
-        """(cos, sin), each [num_tokens, D/2], of the first tokens of chunk `number`, looked up as kernels do."""
-        token = torch.arange(num_tokens, device=self.cos.device)
-        frame_row, place = self.frame_rows[number] + token // self.frame_tokens, token % self.frame_tokens
-        column_row = self.frame_tokens // self.width + place % self.width
-        rows = torch.stack([frame_row, place // self.width, column_row], dim=1)[:, self.axes.long()]
-        return self.cos.gather(0, rows), self.sin.gather(0, rows)
+        """`of_chunk` of chunk `number`."""
+        return self.of_chunk(self.frame_rows[number], num_tokens)
+
+    def to(self, device: torch.device) -> AxisTables:
+        """The same on another device."""
+        cos, sin, axes = (table.to(device) for table in (self.cos, self.sin, self.axes))
+        return replace(self, cos=cos, sin=sin, axes=axes)
 
 
 def follows_grid(rope: RopeTables, places: Sequence[Place]) -> bool:

@@ -21,9 +21,9 @@ from pagedvid.attention.kernels.merge import corrected_merge_kernel, merge_const
 from pagedvid.attention.kernels.paged_attention import attention_constants, paged_attention_kernel
 from pagedvid.attention.kernels.rotate import rotate_constants, rotate_kernel
 from pagedvid.attention.kernels.token_catalogue import token_launches
-from pagedvid.attention.kernels.turns import Turns
 from pagedvid.attention.kernels.work import ChunkNoise, Noise, Tiling
 from pagedvid.page_format import PageFormat
+from pagedvid.quant.rope_axes import Turns
 
 HEAD_DIM = 128
 NUM_WARPS = 4

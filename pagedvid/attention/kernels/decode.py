@@ -13,7 +13,8 @@ from torch import Tensor
 
 from pagedvid.attention.kernels.layout import PageLayout
 from pagedvid.attention.kernels.tokens import load_tokens
-from pagedvid.attention.kernels.turns import Turns, load_turns, turn, turn_constants, turn_tensors
+from pagedvid.attention.kernels.turns import load_turns, turn, turn_constants, turn_tensors
+from pagedvid.quant.rope_axes import Turns
 
 NUM_WARPS = 8
 MAX_BLOCK_TOKENS = 64

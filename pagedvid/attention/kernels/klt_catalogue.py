@@ -14,11 +14,11 @@ from pagedvid.attention.kernels import klt_pack, klt_scales, klt_transform
 from pagedvid.attention.kernels.compiled import Launch
 from pagedvid.attention.kernels.klt_decode import klt_decode_constants, klt_decode_kernel, num_warps
 from pagedvid.attention.kernels.klt_layout import KltLayout
-from pagedvid.attention.kernels.turns import Turns
 from pagedvid.page_format import PageFormat, page_rows_for
 from pagedvid.quant.blocks import BlockLayout
 from pagedvid.quant.klt import KltCodec
 from pagedvid.quant.klt_tables import KltTables
+from pagedvid.quant.rope_axes import Turns
 
 CODEC = "klt1.5"
 HEAD_DIM = 128

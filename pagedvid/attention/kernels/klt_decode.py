@@ -25,8 +25,9 @@ import triton.language as tl
 from torch import Tensor
 
 from pagedvid.attention.kernels.klt_layout import KltLayout
-from pagedvid.attention.kernels.turns import Turns, load_turns, turn, turn_constants, turn_tensors
+from pagedvid.attention.kernels.turns import load_turns, turn, turn_constants, turn_tensors
 from pagedvid.quant.klt_scales import SCALE_ONE, SCALE_STEPS
+from pagedvid.quant.rope_axes import Turns
 
 ONE = tl.constexpr(float(SCALE_ONE))
 STEPS = tl.constexpr(float(SCALE_STEPS))

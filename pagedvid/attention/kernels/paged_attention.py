@@ -32,8 +32,9 @@ from pagedvid.attention.kernels.layout import PageLayout
 from pagedvid.attention.kernels.noise import SLOTS, noise_bias
 from pagedvid.attention.kernels.partials import load_rows, merge_rows
 from pagedvid.attention.kernels.tokens import load_steps, load_tokens
-from pagedvid.attention.kernels.turns import Turns, load_turns, turn, turn_constants, turn_tensors
+from pagedvid.attention.kernels.turns import load_turns, turn, turn_constants, turn_tensors
 from pagedvid.attention.kernels.work import NOISE_MODES, Noise, PagedWork, Tiling
+from pagedvid.quant.rope_axes import Turns
 
 LOG2_E = tl.constexpr(1.4426950408889634)
 LN_2 = tl.constexpr(0.6931471805599453)

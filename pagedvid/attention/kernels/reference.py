@@ -10,7 +10,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pagedvid.attention.kernels.turns import Turns
 from pagedvid.attention.kernels.work import ChunkNoise
 from pagedvid.attention.partial import Partial, merge
 from pagedvid.page_format import PageFormat, is_quantized, read_codec
@@ -40,17 +39,6 @@ def decode(
     if angles is not None:
         x_HnD = rotate(x_HnD, *(table.float() for table in angles))
     return x_HnD.transpose(0, 1)
-
-
-def turns_of(turns: Turns, num_tokens: int, frame_row: int) -> tuple[Tensor, Tensor]:
-    """(cos, sin) [n, D/2] of the tokens of a chunk, looked up pair by pair; see turns.py."""
-    token = torch.arange(num_tokens, device=turns.cos.device)
-    place = token % turns.frame_tokens
-    height = turns.frame_tokens // turns.width
-    rows_3n = torch.stack([frame_row + token // turns.frame_tokens, place // turns.width, height + place % turns.width])
-    rows_nP = rows_3n[turns.axes.long()].T
-    pairs = torch.arange(turns.cos.shape[1], device=turns.cos.device)
-    return turns.cos[rows_nP, pairs], turns.sin[rows_nP, pairs]
 
 
 @dataclass(frozen=True)

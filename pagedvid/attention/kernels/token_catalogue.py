@@ -15,9 +15,9 @@ from pagedvid.attention.kernels import mean_steps, token_decode, token_encode
 from pagedvid.attention.kernels.compiled import Launch
 from pagedvid.attention.kernels.layout import PageLayout
 from pagedvid.attention.kernels.token_layout import TokenLayout
-from pagedvid.attention.kernels.turns import Turns
 from pagedvid.page_format import PageFormat, read_codec
 from pagedvid.quant.hadamard import HadamardCodec
+from pagedvid.quant.rope_axes import Turns
 from pagedvid.quant.token import TokenCodec
 
 CODECS = ("token2-g64", "hadamard2-g64", "token4-g32")

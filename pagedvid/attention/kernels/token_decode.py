@@ -16,7 +16,8 @@ from torch import Tensor
 from pagedvid.attention.kernels.hadamard import times_hadamard
 from pagedvid.attention.kernels.paged_attention import matmul_type
 from pagedvid.attention.kernels.token_layout import TokenLayout
-from pagedvid.attention.kernels.turns import Turns, load_turns, turn, turn_constants, turn_tensors
+from pagedvid.attention.kernels.turns import load_turns, turn, turn_constants, turn_tensors
+from pagedvid.quant.rope_axes import Turns
 
 BLOCK_TOKENS = 32
 NUM_WARPS = 4

@@ -1,52 +1,21 @@
 """Rotary angles of stored keys from small tables, one row per position on an axis instead of one per token.
 
-Every pair of channels turns with the time, the row or the column of its token. The tables have a row for each position:
+Every pair of channels turns with the time, the row or the column of its token; quant/rope_axes.py has the tables. For
+frames of 30 x 52 tokens, as Wan's, they have 82 rows and one for each frame of history: 42 KiB, which stay in the
+processor's first cache. One row per token would be 7 MiB for six chunks.
 
-    row of the tables    0 ..               the rows of a frame      only columns of pairs that turn with rows are read
-                         height ..          the columns of a frame   only those of pairs that turn with columns
-                         height + width ..  the frames, chunk by chunk
-
-A Wan frame of 30 x 52 tokens needs 82 rows beside one per frame of history, 42 KiB, which stay in the processor's first
-cache; one row per token would be 7 MiB for six chunks. Tables that know no grid have frames of one token.
-
-Reference: `reference.turns_of`.
+Reference: `Turns.of_chunk`.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-
-@dataclass(frozen=True)
-class Turns:
-    """See the module docstring. D head_dim."""
-
-    cos: Tensor
-    """[rows, D/2], contiguous, in any float type."""
-    sin: Tensor
-    axes: Tensor
-    """int32 [D/2]: what each pair turns with, 0 time, 1 row, 2 column."""
-    frame_tokens: int
-    width: int
-
-    @staticmethod
-    def by_token(cos: Tensor, sin: Tensor) -> Turns:
-        """Of tables [tokens, D/2] that know no grid: frames of one token."""
-        pairs = cos.shape[1]
-        still = torch.zeros(2, pairs, dtype=cos.dtype, device=cos.device)
-        axes = torch.zeros(pairs, dtype=torch.int32, device=cos.device)
-        return Turns(torch.cat([still + 1, cos]), torch.cat([still, sin]), axes, 1, 1)
-
-    @property
-    def first_frame_row(self) -> int:
-        """Row of the first frame of the first chunk."""
-        return self.frame_tokens // self.width + self.width
+from pagedvid.quant.rope_axes import Turns
 
 
 def turn_tensors(turns: Turns | None, unused: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from pagedvid.attention.kernels.layout import PageLayout
-from pagedvid.attention.kernels.reference import Segment, codec_of, turns_of
-from pagedvid.attention.kernels.turns import Turns
+from pagedvid.attention.kernels.reference import Segment, codec_of
 from pagedvid.attention.kernels.work import Noise, PagedWork, Tiling
 from pagedvid.page_format import PageFormat
+from pagedvid.quant.rope_axes import Turns
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 """Where there is a GPU the kernels run on it, otherwise in the interpreter (tests/conftest.py)."""
@@ -69,7 +69,7 @@ class Scene:
         segment = Segment(
             *tables,
             num_tokens,
-            turns_of(self.turns(), num_tokens, frame_row) if turns else None,
+            self.turns().of_chunk(frame_row, num_tokens) if turns else None,
             self.randn(self.num_kv_heads).sigmoid() + 0.5 if alpha else None,
             0.05 * self.randn(self.num_kv_heads, self.head_dim) if variance else None,
         )

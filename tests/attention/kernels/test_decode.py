@@ -8,7 +8,7 @@ import torch
 from pagedvid.attention.kernels import reference
 from pagedvid.attention.kernels.decode import decode
 from pagedvid.attention.kernels.reference import Segment
-from pagedvid.attention.kernels.turns import Turns
+from pagedvid.quant.rope_axes import Turns
 from tests.attention.kernels.scenes import Scene
 
 CODECS = ("int2", "int4", "int8", "bf16", "fp32", "int2-pair", "int4-s8", "int2-pair-s8")

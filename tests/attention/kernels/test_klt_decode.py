@@ -13,11 +13,10 @@ from torch import Tensor
 from pagedvid.attention.kernels import klt_decode
 from pagedvid.attention.kernels.klt_decode import decode_klt
 from pagedvid.attention.kernels.klt_layout import KltLayout, unsupported_reasons
-from pagedvid.attention.kernels.reference import turns_of
-from pagedvid.attention.kernels.turns import Turns
 from pagedvid.errors import ShapeError
 from pagedvid.page_format import PageFormat
 from pagedvid.quant.klt import KltCodec
+from pagedvid.quant.rope_axes import Turns
 from tests.attention.kernels.klt_scenes import klt_codec, klt_decoded, klt_tokens, random_pool, scattered_pages
 from tests.attention.kernels.scenes import DEVICE
 
@@ -60,7 +59,7 @@ def test_equals_the_codec(name: str, shape: Mapping[str, int], page_blocks: int,
     out = torch.full((num_tokens, 2, codec.page.head_dim), torch.nan)
     turns = grid_of(codec, num_frames=40) if num_tokens != 17 else None
     decode_klt(records, KltLayout.of(codec, DEVICE), pages, out, turns, frame_row=12)
-    angles = turns_of(turns, num_tokens, 12) if turns is not None else None
+    angles = turns.of_chunk(12, num_tokens) if turns is not None else None
     expected = klt_decoded(codec, records[pages.long()], num_tokens, angles)
     torch.testing.assert_close(out, expected, rtol=0, atol=1e-5)
 
@@ -123,7 +122,7 @@ def test_bfloat16_scratch(size: float, factor: float) -> None:
     turns = grid_of(codec, num_frames=7)
     out = torch.full((70, 2, 64), torch.nan, dtype=torch.bfloat16)
     decode_klt(records, KltLayout.of(codec, DEVICE), pages, out, turns, 7)
-    expected = klt_decoded(codec, records[pages.long()], 70, turns_of(turns, 70, 7))
+    expected = klt_decoded(codec, records[pages.long()], 70, turns.of_chunk(7, 70))
     scale = expected.abs().max().item()
     # the interpreter cuts off, it does not round
     torch.testing.assert_close(out.float(), expected, rtol=2**-7, atol=2e-3 * scale)

@@ -6,12 +6,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from pagedvid.attention.kernels.reference import turns_of
 from pagedvid.attention.kernels.token_decode import decode_token
 from pagedvid.attention.kernels.token_layout import TokenLayout
-from pagedvid.attention.kernels.turns import Turns
 from pagedvid.errors import ConfigError
 from pagedvid.page_format import PageFormat
+from pagedvid.quant.rope_axes import Turns
 from pagedvid.quant.rotary import rotate
 from pagedvid.quant.token import TokenCodec
 from tests.attention.kernels.scenes import DEVICE
@@ -25,7 +24,7 @@ def reference(
     out = torch.empty(len(pages), scene.page.padded_tokens(num_tokens, scene.codec_name), scene.head_dim)
     x_HnD = scene.codec.decode(scene.records[pages.long()], num_tokens, out)
     if turns is not None:
-        x_HnD = rotate(x_HnD, *turns_of(turns, num_tokens, frame_row))
+        x_HnD = rotate(x_HnD, *turns.of_chunk(frame_row, num_tokens))
     return x_HnD.transpose(0, 1)
 
 

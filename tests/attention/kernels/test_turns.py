@@ -8,8 +8,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from pagedvid.attention.kernels.reference import turns_of
-from pagedvid.attention.kernels.turns import Turns, load_turns, turn, turn_constants, turn_tensors
+from pagedvid.attention.kernels.turns import load_turns, turn, turn_constants, turn_tensors
+from pagedvid.quant.rope_axes import Turns
 from pagedvid.quant.rotary import rotate
 
 BLOCK = 32
@@ -46,10 +46,10 @@ def test_tokens_turn_by_time_row_and_column(head_dim: int, frame_tokens: int, wi
     angles = torch.randn(frame_tokens // width + width + 2 * 9, pairs)
     grid = Turns(angles.cos(), angles.sin(), axes.int(), frame_tokens, width)
     frame_row = grid.first_frame_row + 9
-    by_token = Turns.by_token(*turns_of(grid, 50, frame_row))
+    by_token = Turns.by_token(*grid.of_chunk(frame_row, 50))
     x = torch.randn(BLOCK, head_dim)
 
-    expected = rotate(x, *(table[9 : 9 + BLOCK] for table in turns_of(grid, 50, frame_row)))
+    expected = rotate(x, *(table[9 : 9 + BLOCK] for table in grid.of_chunk(frame_row, 50)))
     torch.testing.assert_close(turned(x, grid, frame_row, 9, 50), expected, rtol=0, atol=1e-6)
     found = turned(x, by_token, by_token.first_frame_row, 9, 50)
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
@@ -62,7 +62,7 @@ def test_places_without_a_token_do_not_turn() -> None:
     grid = Turns(angles.cos(), angles.sin(), axes, 12, 4)
     x = torch.randn(BLOCK, 32)
     out = turned(x, grid, grid.first_frame_row, 0, 17)
-    angles_17 = turns_of(grid, 17, grid.first_frame_row)
+    angles_17 = grid.of_chunk(grid.first_frame_row, 17)
     torch.testing.assert_close(out[:17], rotate(x[:17], *angles_17), rtol=0, atol=1e-6)
     assert torch.equal(out[17:], x[17:])
 
@@ -71,7 +71,7 @@ def test_tables_of_tokens_in_bfloat16() -> None:
     """The two rows before those of the tokens are never read."""
     angles = torch.randn(40, 16)
     turns = Turns.by_token(angles.cos().bfloat16(), angles.sin().bfloat16())
-    cos, sin = turns_of(turns, 40, turns.first_frame_row)
+    cos, sin = turns.of_chunk(turns.first_frame_row, 40)
     assert torch.equal(cos, angles.cos().bfloat16()) and torch.equal(sin, angles.sin().bfloat16())
     x = torch.randn(BLOCK, 32)
     found = turned(x, turns, turns.first_frame_row + 8, 0, BLOCK)

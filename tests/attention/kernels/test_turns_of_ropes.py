@@ -7,8 +7,7 @@ import torch
 import triton
 import triton.language as tl
 
-from pagedvid.attention.kernels.reference import turns_of
-from pagedvid.attention.kernels.turns import Turns, load_turns
+from pagedvid.attention.kernels.turns import load_turns
 from pagedvid.models.demo.rope import DemoRope
 from pagedvid.quant.rope_axes import AxisTables
 
@@ -33,13 +32,12 @@ def test_kernels_find_the_numbers_of_the_rope(places: list[tuple[int, int]], hea
     rope = DemoRope(head_dim, 3, 5)
     made = AxisTables.of(rope, places)
     assert made.frame_tokens == (1 if places[1][0] == 7 else 15)
-    turns = Turns(made.cos, made.sin, made.axes, made.frame_tokens, made.width)
     for (first_token, num_tokens), frame_row in zip(places, made.frame_rows, strict=True):
         expected = rope.tables(first_token, num_tokens)
         found = tuple(torch.empty_like(table) for table in expected)
         lookup_kernel[(1,)](
-            turns.cos, turns.sin, turns.axes, *found, frame_row, num_tokens, 64, head_dim // 2, turns.frame_tokens,
-            turns.width,
+            made.cos, made.sin, made.axes, *found, frame_row, num_tokens, 64, head_dim // 2, made.frame_tokens,
+            made.width,
         )  # fmt: skip
-        for ours, retold, theirs in zip(found, turns_of(turns, num_tokens, frame_row), expected, strict=True):
+        for ours, retold, theirs in zip(found, made.of_chunk(frame_row, num_tokens), expected, strict=True):
             assert torch.equal(ours, theirs) and torch.equal(retold, theirs)
