@@ -18,6 +18,22 @@ SHARED_MEMORY_LIMIT_BYTES = {80: 163 * 1024, 90: 227 * 1024}
 """Most dynamic shared memory of one block, by compute capability (CUDA programming guide, technical specifications)."""
 
 
+_TYPES = {
+    "*bf16": ("q", "x", "out", "total_out", "variance"),
+    "*fp16": ("typed", "key_typed", "value_typed"),
+    "*fp32": (
+        *("lse", "total_lse", "alpha", "step_square", "short_steps", "cos", "sin", "mean"),
+        *("levels", "cosines", "synthesis", "analysis", "deviations", "deviation", "normal"),
+    ),
+    "*u8": ("records", "codes", "bad"),
+    "*i32": ("pages", "segments", "ranges", "blocks", "axes", "first_bits", "widths", "width"),
+    "*i64": ("rank", "direction"),
+    "fp32": ("scale",),
+}
+ARGUMENT_TYPES = {name: kind for kind, names in _TYPES.items() for name in names}
+"""Of arguments that are not constants, in a BF16 model; all others are 32-bit integers."""
+
+
 @dataclass(frozen=True)
 class Launch:
     """One configuration of a kernel."""
@@ -29,6 +45,15 @@ class Launch:
     constants: Mapping[str, Any]
     num_warps: int
     num_stages: int = 1
+
+    @staticmethod
+    def of(
+        label: str, kernel: Any, constants: Mapping[str, Any], num_warps: int, num_stages: int = 1, **types: str
+    ) -> Launch:
+        """`types`: of arguments that are not what `ARGUMENT_TYPES` says."""
+        names = [name for name in kernel.arg_names if name not in constants]
+        chosen = {name: {**ARGUMENT_TYPES, **types}.get(name, "i32") for name in names}
+        return Launch(label, kernel, chosen, constants, num_warps, num_stages)
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,7 @@ Shapes: klt1.5 with pages of 24 rows of 128 channels, frames of 30 x 52 tokens, 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator
 
 import torch
 
@@ -22,15 +21,6 @@ from pagedvid.quant.rope_axes import Turns
 
 CODEC = "klt1.5"
 HEAD_DIM = 128
-_TYPES = {
-    "*bf16": ("x", "out"),
-    "*fp32": ("levels", "cosines", "synthesis", "analysis", "mean", "deviations", "deviation", "normal", "cos", "sin"),
-    "*u8": ("records", "bad"),
-    "*i32": ("pages", "first_bits", "widths", "width", "axes"),
-    "*i64": ("rank", "direction"),
-}
-TYPES = {name: kind for kind, names in _TYPES.items() for name in names}
-"""Of arguments that are not constants; all others are 32-bit integers."""
 
 
 def klt_launches(frame: Turns) -> Iterator[Launch]:
@@ -40,10 +30,10 @@ def klt_launches(frame: Turns) -> Iterator[Launch]:
         for turns in (frame, None):
             constants = klt_decode_constants(layout, torch.bfloat16, turns)
             label = f"{CODEC}, {num_frames} frames" + (", turned" if turns is not None else "")
-            yield _launch(label, klt_decode_kernel, constants, num_warps(layout, torch.bfloat16))
+            yield Launch.of(label, klt_decode_kernel, constants, num_warps(layout, torch.bfloat16))
         constants = klt_decode_constants(layout, torch.float32, None)  # what a commit measures, and what it reads again
         label = f"{CODEC}, {num_frames} frames, float32"
-        yield _launch(label, klt_decode_kernel, constants, num_warps(layout, torch.float32), {"out": "*fp32"})
+        yield Launch.of(label, klt_decode_kernel, constants, num_warps(layout, torch.float32), out="*fp32")
     for num_frames in (3, 6):
         layout = klt_layout(num_frames, frame.frame_tokens)
         for kernel, constants, warps in (
@@ -51,15 +41,7 @@ def klt_launches(frame: Turns) -> Iterator[Launch]:
             (klt_scales.klt_scales_kernel, klt_scales.scales_constants(layout), klt_scales.NUM_WARPS),
             (klt_pack.klt_pack_kernel, klt_pack.pack_constants(layout), klt_pack.NUM_WARPS),
         ):
-            yield _launch(f"{CODEC}, {num_frames} frames", kernel, constants, warps)
-
-
-def _launch(
-    label: str, kernel: Any, constants: Mapping[str, Any], warps: int, types: Mapping[str, str] | None = None
-) -> Launch:
-    known = {**TYPES, **(types or {})}
-    chosen = {name: known.get(name, "i32") for name in kernel.arg_names if name not in constants}
-    return Launch(label, kernel, chosen, constants, warps)
+            yield Launch.of(f"{CODEC}, {num_frames} frames", kernel, constants, warps)
 
 
 def klt_layout(num_frames: int, tokens_per_frame: int) -> KltLayout:

@@ -6,8 +6,7 @@ Shapes: pages of 36 rows of 128 channels, BF16 activations.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator
 
 import torch
 
@@ -22,15 +21,6 @@ from pagedvid.quant.token import TokenCodec
 
 CODECS = ("token2-g64", "hadamard2-g64", "token4-g32")
 PAGE = PageFormat(128)
-_TYPES = {
-    "*bf16": ("x", "out"),
-    "*fp16": ("typed",),
-    "*fp32": ("cos", "sin", "mean"),
-    "*u8": ("records", "codes", "bad"),
-    "*i32": ("pages", "axes"),
-}
-TYPES = {name: kind for kind, names in _TYPES.items() for name in names}
-"""Of arguments that are not constants; all others are 32-bit integers."""
 
 
 def token_launches(frame: Turns) -> Iterator[Launch]:
@@ -39,24 +29,19 @@ def token_launches(frame: Turns) -> Iterator[Launch]:
         layout = _layout(codec)
         for label, turns in ((codec, None), (f"{codec}, turned", frame)):
             constants = token_decode.decode_token_constants(layout, turns)
-            yield _launch(label, token_decode.decode_token_kernel, constants, token_decode.NUM_WARPS)
+            yield Launch.of(label, token_decode.decode_token_kernel, constants, token_decode.NUM_WARPS)
         for kernel, constants in (
             (token_encode.quantize_token_kernel, token_encode.quantize_constants(layout)),
             (token_encode.pack_token_kernel, token_encode.pack_constants(layout)),
         ):
-            yield _launch(codec, kernel, constants, token_encode.NUM_WARPS)
+            yield Launch.of(codec, kernel, constants, token_encode.NUM_WARPS)
         constants = mean_steps.token_constants(layout)
-        yield _launch(codec, mean_steps.mean_token_steps_kernel, constants, mean_steps.NUM_WARPS)
+        yield Launch.of(codec, mean_steps.mean_token_steps_kernel, constants, mean_steps.NUM_WARPS)
     for codec in ("int2", "int2-pair-s8"):
         constants = mean_steps.channel_constants(PageLayout.of(PAGE, codec))
-        yield _launch(codec, mean_steps.mean_steps_kernel, constants, mean_steps.NUM_WARPS)
+        yield Launch.of(codec, mean_steps.mean_steps_kernel, constants, mean_steps.NUM_WARPS)
 
 
 def _layout(codec: str) -> TokenLayout:
     kind = HadamardCodec if read_codec(codec).family == "hadamard" else TokenCodec
     return TokenLayout.of(kind(PAGE, codec), torch.device("cpu"))
-
-
-def _launch(label: str, kernel: Any, constants: Mapping[str, Any], warps: int) -> Launch:
-    chosen = {name: TYPES.get(name, "i32") for name in kernel.arg_names if name not in constants}
-    return Launch(label, kernel, chosen, constants, warps)
