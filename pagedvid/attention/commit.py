@@ -42,7 +42,8 @@ class Writing:
 
     pending: PendingChunk
     q_SHD: Tensor
-    """Sampled queries of the range, as those that will read the chunk (`Rotation.as_reading`)."""
+    """Sampled queries of the range, as those that will read the chunk (`Rotation.as_reading`); none where no alpha is
+    fitted."""
     k_nHD: Tensor
     """As the model gave them."""
     v_nHD: Tensor

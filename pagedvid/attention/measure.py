@@ -130,9 +130,8 @@ def projected_effect(
         pull = queries.relative_SF44[:, frame].mT
         q = by_kv_head(queries.view.in_page_order(map_points(queries.q_SHD.float(), pull)), num_heads)
         exact, stored = (torch.logsumexp(scale * q @ k[:, tokens].mT, dim=-1) for k in (keys.exact_HnD, decoded))
-        noise = replace(
-            keys.noise(variance_change_HD, size, tokens.start), turns=False
-        )  # a pulled-back query meets the stored keys
+        # A pulled-back query meets keys as they are stored: no turn lies between.
+        noise = replace(keys.noise(variance_change_HD, size, tokens.start), turns=False)
         b = noise.bias(QuerySquares(q), scale)
         for parts, value in zip(log_mass, (exact, stored, stored - b), strict=True):
             parts.append(value)

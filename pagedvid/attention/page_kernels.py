@@ -75,10 +75,8 @@ class ChannelKernels:
 
     def encode_given(self, x_nHD: Tensor, records: Tensor, pages_HP: Tensor, arrival: Arrival) -> Tensor:
         """`encode` of keys as the model gave them: pairs put in order and turned back in the same pass."""
-        if arrival.turned_by is None:
-            return encode(x_nHD, records, self.layout, pages_HP, pairs=arrival.layout)
-        cos, sin = (table[:, 0].contiguous() for table in arrival.turned_by)
-        return encode(x_nHD, records, self.layout, pages_HP, (cos, sin), turn=-1, pairs=arrival.layout)
+        turn = 0 if arrival.turned_by is None else -1
+        return encode(x_nHD, records, self.layout, pages_HP, arrival.turned_by, turn=turn, pairs=arrival.layout)
 
     def step_square(self, records: Tensor, pages_HP: Tensor, tokens: slice) -> Tensor | None:
         """See `PageKernels`."""

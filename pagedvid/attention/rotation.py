@@ -23,12 +23,14 @@ class Arrival:
 
     layout: str = "half"
     turned_by: tuple[Tensor, Tensor] | None = None
-    """(cos, sin) float32 [n, 1, D/2]; None: keys arrive before rotary embedding."""
+    """(cos, sin) float32 [n, D/2], contiguous; None: keys arrive before rotary embedding."""
 
     def plain(self, k_nHD: Tensor) -> Tensor:
         """Keys [n, h, D] before rotary embedding, in half layout."""
         k = to_half_layout(k_nHD, self.layout)
-        return k if self.turned_by is None else unrotate(k.float(), *self.turned_by)
+        if self.turned_by is None:
+            return k
+        return unrotate(k.float(), *(table.unsqueeze(1) for table in self.turned_by))
 
 
 @dataclass(frozen=True)
@@ -95,4 +97,5 @@ class Rotation:
         """How consecutive packed keys come from the model."""
         if self.rope is None or self.cos is None or self.sin is None:
             return Arrival()
-        return Arrival(self.rope.layout, (self.cos[tokens], self.sin[tokens]) if self.arrive_rotated else None)
+        turned_by = (self.cos[tokens, 0], self.sin[tokens, 0]) if self.arrive_rotated else None
+        return Arrival(self.rope.layout, turned_by)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -82,11 +83,13 @@ class Step:
         for range_ in self.plan.ranges:
             tokens = slice(range_.start, range_.stop)
             for pending in range_.writes:
-                sampled = range_.start + sampled_offsets(range_, q.device)
-                measured = views if pending.alpha is not None else ()
-                projected = [sample_queries(view, range_, pending, q, sampled) for view in measured]
-                q_SHD, arrival = rotation.as_reading(q, sampled, range_, pending), rotation.arrival(tokens)
-                writings.append(Writing(pending, q_SHD, k[tokens], v[tokens], arrival, projected))
+                writing = Writing(pending, q[:0], k[tokens], v[tokens], rotation.arrival(tokens))
+                if pending.alpha is not None:
+                    sampled = range_.start + sampled_offsets(range_, q.device)
+                    q_SHD = rotation.as_reading(q, sampled, range_, pending)
+                    projected = [sample_queries(view, range_, pending, q, sampled) for view in views]
+                    writing = replace(writing, q_SHD=q_SHD, projected=projected)
+                writings.append(writing)
         self._backend.store.write(layer, writings, rotation.stored_by)
 
     def _rotary_view(

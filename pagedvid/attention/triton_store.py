@@ -91,7 +91,7 @@ class TritonStore(LayerStore):
             return super()._arrived(writing, layer, rope)
         k_nHD, arrival = writing.k_nHD, writing.arrival
         if arrival.turned_by is not None:
-            cos, sin = (table[:, 0].contiguous() for table in arrival.turned_by)
+            cos, sin = arrival.turned_by
             k_nHD = turned(k_nHD, arrival.layout, (cos, -sin), out=torch.empty_like(k_nHD, dtype=torch.float32))
         elif arrival.layout != "half":
             k_nHD = turned(k_nHD, arrival.layout, None)

@@ -12,8 +12,8 @@ import triton.language as tl
 from torch import Tensor
 
 from pagedvid.attention.kernels.layout import PageLayout
-from pagedvid.attention.kernels.tokens import load_tokens
-from pagedvid.attention.kernels.turns import load_turns, turn, turn_constants, turn_tensors
+from pagedvid.attention.kernels.tokens import load_turned_tokens
+from pagedvid.attention.kernels.turns import turn_constants, turn_tensors
 from pagedvid.quant.rope_axes import Turns
 
 NUM_WARPS = 8
@@ -41,19 +41,13 @@ def decode_kernel(
         first = page * PAGE_TOKENS + tl.program_id(0) % blocks_per_page * BLOCK_TOKENS
         end = tl.minimum((page + 1) * PAGE_TOKENS, num_tokens)
     pages += head * pages_per_head
+    x, y = load_turned_tokens(
+        records, typed, pages, cos, sin, axes, first, end, frame_row,
+        BLOCK_TOKENS, HEAD_DIM, PAGE_BYTES, BITS, PAGE_TOKENS, CODE_ROWS, PAIR_STEPS, SHORT_STEPS, GATHER,
+        TURN, FRAME_TOKENS, WIDTH,
+    )  # fmt: skip
     channel = tl.arange(0, HALF)
-    x = load_tokens(
-        records, typed, pages, first, end, channel,
-        BLOCK_TOKENS, HEAD_DIM, PAGE_BYTES, BITS, PAGE_TOKENS, CODE_ROWS, PAIR_STEPS, SHORT_STEPS, GATHER,
-    )  # fmt: skip
-    y = load_tokens(
-        records, typed, pages, first, end, HALF + channel,
-        BLOCK_TOKENS, HEAD_DIM, PAGE_BYTES, BITS, PAGE_TOKENS, CODE_ROWS, PAIR_STEPS, SHORT_STEPS, GATHER,
-    )  # fmt: skip
     token = first + tl.arange(0, BLOCK_TOKENS)
-    if TURN:
-        cos_tile, sin_tile = load_turns(cos, sin, axes, token, frame_row, token < end, HALF, FRAME_TOKENS, WIDTH)
-        x, y = turn(x, y, cos_tile, sin_tile)
     places = out + token.to(tl.int64)[:, None] * out_token_stride + head.to(tl.int64) * out_head_stride
     places += channel[None, :]
     mask = (token < end)[:, None]

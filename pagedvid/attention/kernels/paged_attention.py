@@ -31,8 +31,8 @@ from torch import Tensor
 from pagedvid.attention.kernels.layout import PageLayout
 from pagedvid.attention.kernels.noise import SLOTS, noise_bias
 from pagedvid.attention.kernels.partials import load_rows, merge_rows
-from pagedvid.attention.kernels.tokens import load_steps, load_tokens
-from pagedvid.attention.kernels.turns import load_turns, turn, turn_constants, turn_tensors
+from pagedvid.attention.kernels.tokens import load_steps, load_tokens, load_turned_tokens
+from pagedvid.attention.kernels.turns import turn_constants, turn_tensors
 from pagedvid.attention.kernels.work import NOISE_MODES, Noise, PagedWork, Tiling
 from pagedvid.quant.rope_axes import Turns
 
@@ -135,21 +135,12 @@ def paged_attention_kernel(
                 span_first = (first_span + slot) * KEY_SPAN
                 first = span_first + block % BLOCKS_PER_SPAN * BLOCK_TOKENS
                 end = tl.minimum(span_first + KEY_SPAN, num_keys)
-                x = load_tokens(
-                    records, key_typed, keys, first, end, half,
+                x, y = load_turned_tokens(
+                    records, key_typed, keys, cos, sin, axes, first, end, frame_row,
                     BLOCK_TOKENS, HEAD_DIM, PAGE_BYTES, KEY_BITS, KEY_PAGE_TOKENS, KEY_CODE_ROWS, KEY_PAIR_STEPS,
-                    KEY_SHORT_STEPS, KEY_GATHER,
+                    KEY_SHORT_STEPS, KEY_GATHER, TURN, FRAME_TOKENS, WIDTH,
                 )  # fmt: skip
-                y = load_tokens(
-                    records, key_typed, keys, first, end, HALF + half,
-                    BLOCK_TOKENS, HEAD_DIM, PAGE_BYTES, KEY_BITS, KEY_PAGE_TOKENS, KEY_CODE_ROWS, KEY_PAIR_STEPS,
-                    KEY_SHORT_STEPS, KEY_GATHER,
-                )  # fmt: skip
-                key = first + tl.arange(0, BLOCK_TOKENS)
-                is_key = key < end
-                if TURN:
-                    cos_tile, sin_tile = load_turns(cos, sin, axes, key, frame_row, is_key, HALF, FRAME_TOKENS, WIDTH)
-                    x, y = turn(x, y, cos_tile, sin_tile)
+                is_key = first + tl.arange(0, BLOCK_TOKENS) < end
                 stored = q.dtype.element_ty
                 scores = tl.dot(q_first, tl.trans(x.to(stored).to(MATMUL)), input_precision="ieee")
                 scores = tl.dot(q_second, tl.trans(y.to(stored).to(MATMUL)), scores, input_precision="ieee")

@@ -10,6 +10,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from pagedvid.attention.kernels.turns import load_turns, turn
+
 
 @triton.jit
 def load_steps(
@@ -81,3 +83,28 @@ def load_tokens(
         step = load_steps(records, typed, page, columns, HEAD_DIM, PAGE_BYTES, CODE_ROWS, PAIR_STEPS, SHORT_STEPS)
         x = load_zeros(typed, page, columns, HEAD_DIM, PAGE_BYTES) + step * code.to(tl.float32)
     return x
+
+
+@triton.jit
+def load_turned_tokens(
+    records, typed, pages, cos, sin, axes, first, end, frame_row,
+    BLOCK_TOKENS: tl.constexpr, HEAD_DIM: tl.constexpr, PAGE_BYTES: tl.constexpr, BITS: tl.constexpr,
+    PAGE_TOKENS: tl.constexpr, CODE_ROWS: tl.constexpr, PAIR_STEPS: tl.constexpr, SHORT_STEPS: tl.constexpr,
+    GATHER: tl.constexpr, TURN: tl.constexpr, FRAME_TOKENS: tl.constexpr, WIDTH: tl.constexpr,
+):  # fmt: skip
+    """Both halves of the channels of tokens as `load_tokens` gives them, turned; see turns.py."""
+    HALF: tl.constexpr = HEAD_DIM // 2
+    channel = tl.arange(0, HALF)
+    x = load_tokens(
+        records, typed, pages, first, end, channel,
+        BLOCK_TOKENS, HEAD_DIM, PAGE_BYTES, BITS, PAGE_TOKENS, CODE_ROWS, PAIR_STEPS, SHORT_STEPS, GATHER,
+    )  # fmt: skip
+    y = load_tokens(
+        records, typed, pages, first, end, HALF + channel,
+        BLOCK_TOKENS, HEAD_DIM, PAGE_BYTES, BITS, PAGE_TOKENS, CODE_ROWS, PAIR_STEPS, SHORT_STEPS, GATHER,
+    )  # fmt: skip
+    if TURN:
+        token = first + tl.arange(0, BLOCK_TOKENS)
+        cos_tile, sin_tile = load_turns(cos, sin, axes, token, frame_row, token < end, HALF, FRAME_TOKENS, WIDTH)
+        x, y = turn(x, y, cos_tile, sin_tile)
+    return x, y
