@@ -13,7 +13,7 @@ import triton.language as tl
 from torch import Tensor
 
 from pagedvid.attention.kernels.noise import exact_part, is_hot
-from pagedvid.attention.kernels.partials import load_rows, merge_rows
+from pagedvid.attention.kernels.partials import load_rows, write_rows
 from pagedvid.attention.kernels.work import ChunkNoise
 
 BLOCK_ROWS = 64
@@ -66,14 +66,11 @@ def corrected_merge_kernel(
         rows_lse -= bias
     full = tl.arange(0, HEAD_DIM)
     rows_out = load_rows(out + token * out_token_stride + query_head * out_head_stride, full, is_query)
-    total_rows = total_out + token * total_token_stride + query_head * total_head_stride
-    total_lse_rows = total_lse + token * total_lse_token_stride + query_head * total_lse_head_stride
-    merged, merged_lse = merge_rows(
-        rows_out.to(tl.float32), rows_lse, load_rows(total_rows, full, is_query).to(tl.float32),
-        tl.load(total_lse_rows, mask=is_query, other=float("-inf")),
+    write_rows(
+        total_out + token * total_token_stride + query_head * total_head_stride,
+        total_lse + token * total_lse_token_stride + query_head * total_lse_head_stride,
+        rows_out.to(tl.float32), rows_lse, is_query, HEAD_DIM, True,
     )  # fmt: skip
-    tl.store(total_rows[:, None] + full[None, :], merged.to(total_out.dtype.element_ty), mask=is_query[:, None])
-    tl.store(total_lse_rows, merged_lse, mask=is_query)
 
 
 def corrected_merge(

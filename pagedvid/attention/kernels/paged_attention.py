@@ -30,7 +30,7 @@ from torch import Tensor
 
 from pagedvid.attention.kernels.layout import PageLayout
 from pagedvid.attention.kernels.noise import SLOTS, noise_bias
-from pagedvid.attention.kernels.partials import load_rows, merge_rows
+from pagedvid.attention.kernels.partials import load_rows, write_rows
 from pagedvid.attention.kernels.tokens import load_steps, load_tokens, load_turned_tokens
 from pagedvid.attention.kernels.turns import turn_constants, turn_tensors
 from pagedvid.attention.kernels.work import NOISE_MODES, Noise, PagedWork, Tiling
@@ -168,16 +168,11 @@ def paged_attention_kernel(
     divisor = tl.where(has_keys, total, 1.0)
     rows_lse = tl.where(has_keys, LN_2 * (largest + tl.log2(divisor)), float("-inf"))
     rows_out = acc / divisor[:, None]
-    out_rows = out + token * out_token_stride + query_head * out_head_stride
-    lse_rows = lse + token * lse_token_stride + query_head * lse_head_stride
-    channel = tl.arange(0, HEAD_DIM)
-    if MERGE:
-        rows_out, rows_lse = merge_rows(
-            rows_out, rows_lse, load_rows(out_rows, channel, is_query).to(tl.float32),
-            tl.load(lse_rows, mask=is_query, other=float("-inf")),
-        )  # fmt: skip
-    tl.store(out_rows[:, None] + channel[None, :], rows_out.to(out.dtype.element_ty), mask=is_query[:, None])
-    tl.store(lse_rows, rows_lse, mask=is_query)
+    write_rows(
+        out + token * out_token_stride + query_head * out_head_stride,
+        lse + token * lse_token_stride + query_head * lse_head_stride,
+        rows_out, rows_lse, is_query, HEAD_DIM, MERGE,
+    )  # fmt: skip
 
 
 def paged_attention(

@@ -24,3 +24,15 @@ def merge_rows(out, lse, other_out, other_lse):
     divisor = tl.where(total > 0.0, total, 1.0)
     merged = (out * weight[:, None] + other_out * other_weight[:, None]) / divisor[:, None]
     return merged, tl.where(total > 0.0, anchor + tl.log(divisor), float("-inf"))
+
+
+@triton.jit
+def write_rows(out_rows, lse_rows, out, lse, mask, HEAD_DIM: tl.constexpr, MERGE: tl.constexpr):
+    """Writes a partial (out [M, D], lse [M]) behind the pointers `out_rows` and `lse_rows` [M] where `mask` is set;
+    MERGE: merged with what is there."""
+    channel = tl.arange(0, HEAD_DIM)
+    if MERGE:
+        there = load_rows(out_rows, channel, mask).to(tl.float32)
+        out, lse = merge_rows(out, lse, there, tl.load(lse_rows, mask=mask, other=float("-inf")))
+    tl.store(out_rows[:, None] + channel[None, :], out.to(out_rows.dtype.element_ty), mask=mask[:, None])
+    tl.store(lse_rows, lse, mask=mask)
