@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 from pagedvid.errors import ConfigError
@@ -22,11 +23,14 @@ LayerCodecs = tuple[tuple[int, int, str], ...]
 
 @dataclass(frozen=True)
 class ChunkCodecs:
-    """The codecs of one chunk."""
+    """The codecs of one chunk. Two that store every layer alike are equal, however their exceptions were written."""
 
     keys: str
     values: str
     layers: LayerCodecs = ()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "layers", _exceptions(self.keys, self.values, self.layers))
 
     @staticmethod
     def read(written: str, layers: LayerCodecs = ()) -> ChunkCodecs:
@@ -35,7 +39,7 @@ class ChunkCodecs:
 
     def of(self, kind: str, layer: int) -> str:
         """The codec of "keys" or "values" in one layer."""
-        for first, last, written in reversed(self.layers):
+        for first, last, written in self.layers:
             if first <= layer <= last:
                 return split_pair(written)[KINDS.index(kind)]
         return self.keys if kind == "keys" else self.values
@@ -47,6 +51,23 @@ class ChunkCodecs:
     def __str__(self) -> str:
         name = self.keys if self.keys == self.values else f"{self.keys}/{self.values}"
         return name + "".join(f", {written} in layers {first} to {last}" for first, last, written in self.layers)
+
+
+def _exceptions(keys: str, values: str, layers: LayerCodecs) -> LayerCodecs:
+    """The same exceptions in ascending order: no overlap, none that repeats the rule, neighbours alike in one."""
+    bounds = sorted({bound for first, last, _ in layers for bound in (first, last + 1)})
+    merged: list[tuple[int, int, str]] = []
+    for first, end in pairwise(bounds):
+        written = next((codecs for a, b, codecs in reversed(layers) if a <= first <= b), None)
+        pair = (keys, values) if written is None else split_pair(written)
+        if pair == (keys, values):
+            continue
+        name = pair[0] if pair[0] == pair[1] else "/".join(pair)
+        if merged and merged[-1][1:] == (first - 1, name):
+            merged[-1] = (merged[-1][0], end - 1, name)
+        else:
+            merged.append((first, end - 1, name))
+    return tuple(merged)
 
 
 def split_pair(written: str) -> tuple[str, str]:

@@ -13,12 +13,15 @@ from functools import cached_property, lru_cache
 
 from pagedvid.chunk_codecs import KINDS, ChunkCodecs, LayerCodecs
 from pagedvid.errors import ConfigError
+from pagedvid.integers import whole_number, whole_numbers
 from pagedvid.page_format import DEFAULT_PAGE_ROWS, PageFormat, block_frames, has_steps, is_quantized, page_rows_for
 
 ALPHA_BYTES = 4
 """A measured correction factor is one float32 per (layer, KV head, chunk)."""
 VARIANCE_BYTES = 2
 """A change of variance is one bfloat16 per (layer, KV head, channel, chunk)."""
+MAX_WINDOW_CHUNKS = 2**20
+"""Most sinks, and most recent chunks, of a window: weeks of video. What a window takes is found chunk by chunk."""
 
 
 @dataclass(frozen=True)
@@ -36,8 +39,7 @@ class KVShape:
 
     def __post_init__(self) -> None:
         for name in ("num_layers", "num_kv_heads", "head_dim", "page_rows", "tokens_per_frame", "frames_per_block"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least 1")
+            object.__setattr__(self, name, whole_number(name, getattr(self, name), 1, error=ConfigError))
         if self.head_dim % 2:
             raise ConfigError(f"head_dim is {self.head_dim}; it must be even (rotary pairs, fp16 steps)")
 
@@ -122,7 +124,7 @@ class KVShape:
         return 16 * self.stored_bytes(num_tokens, codecs) / self.bf16_bytes(num_tokens)
 
 
-@lru_cache(maxsize=1024)
+@lru_cache(maxsize=1024, typed=True)
 def _table_pages(shape: KVShape, num_tokens: int, codecs: ChunkCodecs) -> tuple[int, ...]:
     pages = (
         shape.page.num_pages(num_tokens, codecs.of(kind, layer)) for kind in KINDS for layer in range(shape.num_layers)
@@ -143,10 +145,9 @@ class Window:
     positions: str = "absolute"
 
     def __post_init__(self) -> None:
-        if self.sink_chunks < 0:
-            raise ConfigError(f"sink_chunks is {self.sink_chunks}; it must be 0 or more")
-        if self.recent_chunks < 1:
-            raise ConfigError(f"recent_chunks is {self.recent_chunks}; at least the newest chunk must stay visible: 1")
+        for name, minimum in (("sink_chunks", 0), ("recent_chunks", 1)):  # the newest chunk must stay visible
+            number = whole_number(name, getattr(self, name), minimum, MAX_WINDOW_CHUNKS, error=ConfigError)
+            object.__setattr__(self, name, number)
         if self.positions not in ("absolute", "window"):
             raise ConfigError(f"positions is {self.positions!r}; allowed are 'absolute' and 'window'")
 
@@ -167,6 +168,11 @@ class Window:
         """Whether a committed chunk is among `live(num_committed)`."""
         return chunk_index < self.sink_chunks or chunk_index >= num_committed - self.recent_chunks
 
+    def leaves(self, num_committed: int) -> tuple[int, ...]:
+        """The chunk that the commit number `num_committed` pushes out, if it pushes one out."""
+        oldest = num_committed - self.recent_chunks - 1
+        return (oldest,) if oldest >= self.sink_chunks else ()
+
 
 @dataclass(frozen=True)
 class Commit:
@@ -175,6 +181,10 @@ class Commit:
     num_tokens: int
     drops: tuple[int, ...] = ()
     """Chunks that the stream still keeps and drops before this commit, because nobody will read them any more."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "num_tokens", whole_number("num_tokens of a commit", self.num_tokens, 1))
+        object.__setattr__(self, "drops", whole_numbers("drops of a commit", self.drops, 0))
 
 
 @dataclass(frozen=True)
@@ -235,7 +245,7 @@ class RoleCodecs:
         return None if written is None else ChunkCodecs.read(written)
 
 
-@lru_cache(maxsize=1024)
+@lru_cache(maxsize=1024, typed=True)
 def peak_pages(
     shape: KVShape, window: Window, codecs: RoleCodecs, chunk_tokens: int, max_commits: int | None = None
 ) -> int:
@@ -257,29 +267,29 @@ def planned_peak_pages(shape: KVShape, window: Window, codecs: RoleCodecs, commi
     the window would let them go.
     """
     held: dict[int, int] = {}
-    peak = 0
+    total = peak = 0
     for i, commit in enumerate(commits):
-        for index in commit.drops:
-            held.pop(index, None)
+        total -= sum(held.pop(index, 0) for index in commit.drops)
         new_pages = shape.chunk_pages(commit.num_tokens, codecs.at_commit(i, window))
         final = {}
         if i - 1 in held and codecs.recodes(i - 1, window):
             final = {i - 1: shape.chunk_pages(commits[i - 1].num_tokens, codecs.final(i - 1, window))}
-        peak = max(peak, sum(held.values()) + new_pages + sum(final.values()))
+        peak = max(peak, total + new_pages + sum(final.values()))
+        total += new_pages + sum(pages - held[index] for index, pages in final.items())
         held |= {**final, i: new_pages}
-        held = {index: pages for index, pages in held.items() if window.keeps(index, i + 1)}
+        total -= sum(held.pop(index, 0) for index in window.leaves(i + 1))
     return peak
 
 
 def planned_peak_tokens(window: Window, commits: Sequence[Commit]) -> int:
     """Most tokens that one branch of a stream ever holds while exactly these chunks are committed and dropped."""
     held: dict[int, int] = {}
-    peak = 0
+    total = peak = 0
     for i, commit in enumerate(commits):
-        held = {index: tokens for index, tokens in held.items() if index not in commit.drops}
+        total += commit.num_tokens - sum(held.pop(index, 0) for index in commit.drops)
         held[i] = commit.num_tokens
-        peak = max(peak, sum(held.values()))
-        held = {index: tokens for index, tokens in held.items() if window.keeps(index, i + 1)}
+        peak = max(peak, total)
+        total -= sum(held.pop(index, 0) for index in window.leaves(i + 1))
     return peak
 
 

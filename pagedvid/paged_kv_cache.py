@@ -19,10 +19,13 @@ import torch
 from pagedvid.attention.backend import select_backend
 from pagedvid.attention.step import Step
 from pagedvid.cache.manager import CacheManager
-from pagedvid.cache.plan import QueryRange
+from pagedvid.cache.plan import QueryRange, StepPlan
 from pagedvid.cache.spec import CacheSpec
 from pagedvid.cache.stream import Stream
+from pagedvid.errors import StateError
 from pagedvid.geometry import RoleCodecs
+from pagedvid.host_state import independent_of_host
+from pagedvid.integers import whole_numbers
 from pagedvid.quant.book import CodecBook
 from pagedvid.units import parse_bytes
 
@@ -30,6 +33,7 @@ from pagedvid.units import parse_bytes
 class PagedKVCache(CacheManager):
     """A `CacheManager` whose steps can attend."""
 
+    @independent_of_host
     def __init__(
         self,
         spec: CacheSpec,
@@ -56,32 +60,41 @@ class PagedKVCache(CacheManager):
         self.book.check(codecs.all(), self.spec.num_layers)
 
     @contextmanager
-    def step(self, ranges: Sequence[QueryRange]) -> Iterator[Step]:
-        """A forward over any mix of denoise steps and commit passes; see `CacheManager.transaction`."""
-        with self.transaction(ranges) as plan:
-            step = Step(plan, self.pool, self.spec, self.backend)
+    def step(self, ranges: Sequence[Stream | QueryRange]) -> Iterator[Step]:
+        """A forward over any mix of denoise steps and commit passes; see `CacheManager.transaction`. A bare stream only
+        reads."""
+        with self.transaction(as_ranges(ranges)) as plan:
+            step = self._new_step(plan)
             try:
                 yield step
             finally:
                 step.end()
 
+    def _new_step(self, plan: StepPlan) -> Step:
+        return Step(plan, self.pool, self.spec, self.backend)
+
     def denoise(self, ranges: Sequence[Stream | QueryRange]) -> AbstractContextManager[Step]:
         """A forward that only reads. A bare stream stands for its branch "cond" with chunk_tokens tokens."""
-        return self.step([replace(as_range(item), commit=False) for item in ranges])
+        return self.step([replace(range_, commit=False) for range_ in as_ranges(ranges)])
 
     def commit(self, ranges: Sequence[Stream | QueryRange]) -> AbstractContextManager[Step]:
         """A commit pass of every range: stores one chunk each, all published together or none."""
-        return self.step([replace(as_range(item), commit=True) for item in ranges])
+        return self.step([replace(range_, commit=True) for range_ in as_ranges(ranges)])
 
     def replace(self, stream: Stream, chunk_index: int, branch: str = "cond") -> AbstractContextManager[Step]:
         """A commit pass that puts new keys and values in the place of a live chunk (prompt switch, refreshed sink).
 
         The old ones stay readable until the block ends, so it can need pages beyond the stream's peak: CapacityError.
         """
-        (old,) = stream.history(branch).select((chunk_index,))
+        (old,) = stream.history(branch).select(whole_numbers("chunk_index", (chunk_index,)))
         return self.step([QueryRange(stream, branch, old.num_tokens, commit=True, replaces=chunk_index)])
 
 
-def as_range(item: Stream | QueryRange) -> QueryRange:
-    """A stream as the query range of its next chunk; a range stays what it is."""
-    return QueryRange(item) if isinstance(item, Stream) else item
+def as_ranges(items: Sequence[Stream | QueryRange]) -> list[QueryRange]:
+    """Streams as the query ranges of their next chunks; ranges stay what they are. Raises StateError for others."""
+    if isinstance(items, (Stream, QueryRange)):
+        raise StateError("a step takes a list of streams or ranges; write [stream] for a single one")
+    wrong = [item for item in items if not isinstance(item, (Stream, QueryRange))]
+    if wrong:
+        raise StateError(f"{wrong[0]!r} is neither a stream nor a QueryRange; a step takes a list of these")
+    return [QueryRange(item) if isinstance(item, Stream) else item for item in items]

@@ -47,6 +47,12 @@ def layer_codecs(form: Form, layer: int) -> tuple[str, str]:
     return keys, values
 
 
+def are_alike(a: Form, b: Form) -> bool:
+    """Whether both store every layer in the same codecs."""
+    last = max((last for form in (a, b) for _, last, _ in form[2]), default=0)
+    return all(layer_codecs(a, layer) == layer_codecs(b, layer) for layer in range(last + 2))
+
+
 def form_of(written: str, layers: LayerCodecs = ()) -> Form:
     """From "int2" or "int4/int2"."""
     keys, _, values = written.partition("/")
@@ -76,7 +82,7 @@ def simulated_peak(tables: Tables, window: Window, codecs: RoleCodecs, chunk_tok
     for new in range(num_commits):
         kept = {index for index in [*held, new] if is_kept(window, index, new + 1)}
         written = {new: first_form(codecs, window, new)}
-        if new - 1 in held and new - 1 in kept and held[new - 1] != settled_form(codecs, window, new - 1):
+        if new - 1 in held and new - 1 in kept and not are_alike(held[new - 1], settled_form(codecs, window, new - 1)):
             written[new - 1] = settled_form(codecs, window, new - 1)
         both = [*held.values(), *written.values()]  # what is read and what is written exist together
         peak = max(peak, sum(tables.chunk_pages(chunk_tokens, form) for form in both))

@@ -51,7 +51,7 @@ def test_layers_by_hand():
     assert codecs.names(7) == ("int8", "bf16", "int4", "int2")
     assert codecs.names(1) == ("int8",)
     assert codecs.names(7, ("values",)) == ("int8", "int4", "int2")
-    assert str(codecs) == "int2, int8 in layers 0 to 1, int4/int2 in layers 5 to 5, bf16/int4 in layers 1 to 1"
+    assert str(codecs) == "int2, int8 in layers 0 to 0, bf16/int4 in layers 1 to 1, int4/int2 in layers 5 to 5"
 
 
 @given(written_pairs, exceptions)
@@ -64,6 +64,21 @@ def test_the_last_exception_that_names_a_layer_counts(written, layers):
         assert (codecs.of("keys", layer), codecs.of("values", layer)) == split_pair(found)
     assert set(codecs.names(11)) == {codecs.of(kind, layer) for kind in KINDS for layer in range(11)}
     assert len(set(codecs.names(11))) == len(codecs.names(11))
+
+
+@given(written_pairs, exceptions)
+def test_chunks_that_store_every_layer_alike_are_equal(written, layers):
+    codecs = ChunkCodecs.read(written, layers)
+    one_by_one = tuple((layer, layer, "/".join(codecs.of(kind, layer) for kind in KINDS)) for layer in range(10))
+    assert ChunkCodecs.read(written, one_by_one) == codecs
+    assert hash(ChunkCodecs.read(written, one_by_one)) == hash(codecs)
+    assert all(codecs.of("keys", first) != codecs.keys or codecs.of("values", first) != codecs.values
+               for first, _, _ in codecs.layers)  # fmt: skip
+
+
+def test_exceptions_over_very_many_layers_cost_nothing():
+    codecs = ChunkCodecs.read("int2", ((0, 10**15, "int8"), (5, 10**12, "int2/int2"), (7, 7, "int4")))
+    assert codecs.layers == ((0, 4, "int8"), (7, 7, "int4"), (10**12 + 1, 10**15, "int8"))
 
 
 @given(exceptions)

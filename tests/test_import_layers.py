@@ -15,6 +15,9 @@ ROOMS = (
     (
         "pagedvid.errors",
         "pagedvid.units",
+        "pagedvid.integers",
+        "pagedvid.devices",
+        "pagedvid.host_state",
         "pagedvid.page_format",
         "pagedvid.chunk_codecs",
         "pagedvid.geometry",

@@ -30,7 +30,8 @@ from pagedvid.page_format import is_quantized
 from pagedvid.quant.book import CodecBook
 from pagedvid.quant.codec import Codec
 from pagedvid.quant.correction import fit_alpha
-from pagedvid.quant.rotary import DeviceRopes, RopeTables, turned
+from pagedvid.quant.ropes import Ropes
+from pagedvid.quant.rotary import RopeTables, turned
 
 TOGETHER_VALUES = 2**19
 """Keys (or values) of a layer that are encoded in one call at most; with more, calls cost nothing next to the work."""
@@ -61,9 +62,9 @@ class LayerStore:
     book: CodecBook
 
     @cached_property
-    def ropes(self) -> DeviceRopes:
-        """Rotary tables where the pool is."""
-        return DeviceRopes(self.pool.device)
+    def ropes(self) -> Ropes:
+        """Rotary tables, checked, where the pool is."""
+        return Ropes(self.spec.head_dim // 2, self.pool.device)
 
     def write(self, layer: int, writings: Sequence[Writing], rope: RopeTables | None) -> None:
         """Stores one layer of pending chunks; small ones alike are encoded in one call.
@@ -77,6 +78,8 @@ class LayerStore:
                 )
         for batch in self._batches(writings):
             self._write_batch(layer, batch, rope)
+        for writing in writings:
+            writing.pending.ropes[layer] = None if rope is None else self.ropes.checked(rope)
 
     def _batches(self, writings: Sequence[Writing]) -> list[list[Writing]]:
         """Neighbours of equal length and codecs, as many as stay small together; a large chunk is alone."""
@@ -104,7 +107,9 @@ class LayerStore:
         records = self._encode_all([writing.pending for writing in batch], "keys", layer, keys)
         self._encode_all([writing.pending for writing in batch], "values", layer, values)
         for writing, exact, records_HPB in zip(batch, keys, records, strict=True):
-            if self._is_measured(writing.pending, codec.name):
+            if self._is_kept(writing.pending, "keys", layer):
+                _copy_correction(writing.pending, layer)
+            elif self._is_measured(writing.pending, codec.name):
                 stored = self._stored(writing.pending, layer, exact.float(), records_HPB, rope)
                 self._note_correction(writing.pending, layer, stored, writing.q_SHD, writing.projected)
             writing.pending.layers_written.add(layer)
@@ -131,8 +136,13 @@ class LayerStore:
         self, pending: Sequence[PendingChunk], kind: str, layer: int, tensors: Sequence[Tensor]
     ) -> Sequence[Tensor]:
         """Encodes and stores; returns the records [H, P, B] of each chunk."""
-        if len(pending) == 1:
-            return [self._write(pending[0], kind, layer, tensors[0])]
+        if len(pending) == 1 or any(self._is_kept(chunk, kind, layer) for chunk in pending):
+            return [
+                self._copy(chunk, kind, layer)
+                if self._is_kept(chunk, kind, layer)
+                else self._write(chunk, kind, layer, x)
+                for chunk, x in zip(pending, tensors, strict=True)
+            ]
         name = pending[0].codecs.of(kind, layer)
         try:
             together = self._codec(name, kind, layer).encode(torch.cat(list(tensors)))
@@ -160,7 +170,9 @@ class LayerStore:
         name = chunk.codecs.of(kind, layer)
         records = self.pool.read(chunk.layer_pages(kind, layer, self.spec.num_kv_heads))
         padded = self.book.page.padded_tokens(chunk.num_tokens, name)
-        buffer = torch.empty(self.spec.num_kv_heads, padded, self.spec.head_dim, device=self.pool.device)
+        buffer = torch.empty(
+            self.spec.num_kv_heads, padded, self.spec.head_dim, dtype=torch.float32, device=self.pool.device
+        )
         return self._codec(name, kind, layer).decode(records, chunk.num_tokens, buffer)
 
     def _write(self, pending: PendingChunk, kind: str, layer: int, x_HnD: Tensor) -> Tensor:
@@ -175,6 +187,20 @@ class LayerStore:
                 "The commit was rolled back; look for an overflow in the model's forward.",
                 error.rows,
             ) from error
+        self.pool.write(self._pages(pending, kind, layer), records)
+        return records
+
+    def _is_kept(self, pending: PendingChunk, kind: str, layer: int) -> bool:
+        """Whether a chunk that changes its codec does not change it here: what is stored is never quantized again."""
+        if pending.source is None or pending.source.codecs.of(kind, layer) != pending.codecs.of(kind, layer):
+            return False
+        is_rotated = kind == "keys" and self._codec(pending.codecs.of(kind, layer), kind, layer).stores_rotated
+        return not is_rotated or pending.source.position == pending.position
+
+    def _copy(self, pending: PendingChunk, kind: str, layer: int) -> Tensor:
+        """Takes over the bytes that the chunk is stored in; returns the records [H, P, B]."""
+        assert pending.source is not None
+        records = self.pool.read(pending.source.layer_pages(kind, layer, self.spec.num_kv_heads))
         self.pool.write(self._pages(pending, kind, layer), records)
         return records
 
@@ -197,3 +223,13 @@ class LayerStore:
             effects += [projected_effect(stored, kept, queries, self.spec.scale) for queries in projected]
             shift, b = (torch.cat([effect[i] for effect in effects], dim=-1) for i in (0, 1))
             pending.alpha[layer] = fit_alpha(shift, b).to(pending.alpha.device)
+
+
+def _copy_correction(pending: PendingChunk, layer: int) -> None:
+    """Takes over what the chunk kept for the correction of one layer."""
+    source = pending.source
+    assert source is not None
+    if pending.alpha is not None and source.alpha is not None:
+        pending.alpha[layer] = source.alpha[layer]
+    if pending.variance is not None and source.variance is not None:
+        pending.variance[layer] = source.variance[layer]

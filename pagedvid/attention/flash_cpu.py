@@ -16,6 +16,8 @@ LARGE_BLOCKS_FROM_ROWS = 768
 
 def flash_partial(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Partial:
     """Attention of q [E, h, M, D] over k and v [E, h, n, D], with its log-sum-exp."""
+    # The operator takes the last axis to be innermost in memory; called directly, nothing checks that it is.
+    q, k, v = (x if x.stride(-1) == 1 else x.contiguous() for x in (q, k, v))
     parts = row_parts(q, torch.get_num_threads())
     if parts > 1:
         q = q[0].unflatten(1, (parts, -1))

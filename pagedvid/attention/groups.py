@@ -129,7 +129,9 @@ def _current_sources(plan: StepPlan, ranges: Sequence[RangePlan]) -> list[Source
         for pairs in by_length.values():
             numbers = tuple(number for _, number in pairs)
             seen = [torch.arange(plan.ranges[number].start, plan.ranges[number].stop) for number in numbers]
-            sources.append(CurrentSource(torch.tensor([row for row, _ in pairs]), numbers, torch.stack(seen)))
+            sources.append(
+                CurrentSource(torch.tensor([row for row, _ in pairs], dtype=torch.int64), numbers, torch.stack(seen))
+            )
     return sources
 
 
@@ -141,7 +143,7 @@ def _paged_sources(ranges: Sequence[RangePlan], rope: RopeTables | None, dtype: 
             if read is not None:
                 by_shape.setdefault((read.chunk.codecs, read.chunk.num_tokens), []).append((row, read))
         for (codecs, num_tokens), pairs in by_shape.items():
-            rows, reads = torch.tensor([row for row, _ in pairs]), tuple(read for _, read in pairs)
+            rows, reads = torch.tensor([row for row, _ in pairs], dtype=torch.int64), tuple(read for _, read in pairs)
             angles, moves = _angles(reads, rope, dtype), _moves(codecs, reads, rope, dtype)
             sources.append(PagedSource(rows, reads, codecs, num_tokens, angles, moves))
     return sources
@@ -153,7 +155,7 @@ def _context_sources(numbers: Sequence[int], context_tokens: Sequence[int]) -> l
         if context_tokens and context_tokens[number]:
             by_length.setdefault(context_tokens[number], []).append((row, number))
     return [
-        ContextSource(torch.tensor([row for row, _ in pairs]), tuple(number for _, number in pairs))
+        ContextSource(torch.tensor([row for row, _ in pairs], dtype=torch.int64), tuple(number for _, number in pairs))
         for pairs in by_length.values()
     ]
 

@@ -71,7 +71,7 @@ class EncodedKeys(StoredKeys):
     def decoded(self) -> Tensor:
         """See `StoredKeys`."""
         num_heads, num_tokens, head_dim = self.exact_HnD.shape
-        buffer = torch.empty(num_heads, self.padded_tokens, head_dim, device=self.exact_HnD.device)
+        buffer = torch.empty(num_heads, self.padded_tokens, head_dim, dtype=torch.float32, device=self.exact_HnD.device)
         return self.codec.decode(self.records_HPB, num_tokens, buffer)
 
     def step_square(self, num_tokens: int, first_token: int) -> Tensor | None:

@@ -141,7 +141,7 @@ class CodecOperations:
         """See `PageKernels`."""
         num_tokens = len(out_nHD)
         padded = self.page.padded_tokens(num_tokens, self.codec.name)
-        buffer = torch.empty(len(pages_HP), padded, self.page.head_dim, device=out_nHD.device)
+        buffer = torch.empty(len(pages_HP), padded, self.page.head_dim, dtype=torch.float32, device=out_nHD.device)
         x_HnD = self.codec.decode(records[pages_HP.long()], num_tokens, buffer)
         if turns is not None:
             x_HnD = rotate(x_HnD, *turns.of_chunk(frame_row, num_tokens))

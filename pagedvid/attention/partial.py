@@ -23,8 +23,8 @@ class Partial:
 
 def empty_partial(out_shape: tuple[int, ...], device: torch.device | str = "cpu") -> Partial:
     """The neutral element of `merge`."""
-    out = torch.zeros(out_shape, device=device)
-    return Partial(out, torch.full(out_shape[:-1], -torch.inf, device=device))
+    out = torch.zeros(out_shape, dtype=torch.float32, device=device)
+    return Partial(out, torch.full(out_shape[:-1], -torch.inf, dtype=torch.float32, device=device))
 
 
 def merge(a: Partial, b: Partial) -> Partial:

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from pagedvid.cache.plan import PendingChunk, RangePlan, StepPlan
 from pagedvid.cache.spec import CacheSpec
-from pagedvid.errors import ShapeError
-from pagedvid.quant.rotary import DeviceRopes, RopeTables, rotate, to_half_layout, unrotate
+from pagedvid.quant.ropes import CheckedRope, Ropes
+from pagedvid.quant.rotary import RopeTables, rotate, to_half_layout, unrotate
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Arrival:
 class Rotation:
     """The rotary tables of a step; axes T packed tokens, h heads, D head_dim."""
 
-    rope: RopeTables | None
+    rope: CheckedRope | None
     arrive_rotated: bool
     cos: Tensor | None = None
     """float32 [T, 1, D/2] of all packed tokens; None without rotary embedding."""
@@ -46,22 +46,15 @@ class Rotation:
     """The same rope with tables on the step's device: what layers that are stored one after the other turn by."""
 
     @staticmethod
-    def of(plan: StepPlan, spec: CacheSpec, rope: RopeTables | None, ropes: DeviceRopes) -> Rotation:
-        """The tables of all ranges. Raises ShapeError when they do not fit head_dim."""
+    def of(plan: StepPlan, spec: CacheSpec, rope: RopeTables | None, ropes: Ropes) -> Rotation:
+        """The tables of all ranges. Raises ShapeError when they do not fit head_dim or the ranges."""
         arrive_rotated = spec.keys_arrive == "rotated"
         if rope is None:
             return Rotation(None, arrive_rotated)
-        stored_by = ropes.of(rope)
+        stored_by = ropes.on_device(rope)
         tables = [stored_by.tables(range_.first_token, range_.num_tokens) for range_ in plan.ranges]
-        expected = spec.head_dim // 2
-        for cos, sin in tables:
-            if cos.shape[-1] != expected or sin.shape[-1] != expected:
-                raise ShapeError(
-                    f"rotary tables have {cos.shape[-1]} columns; head_dim {spec.head_dim} needs {expected} "
-                    "(channels that do not turn have cos 1 and sin 0)"
-                )
         cos, sin = (torch.cat([table[i] for table in tables]).unsqueeze(1) for i in (0, 1))
-        return Rotation(rope, arrive_rotated, cos, sin, stored_by)
+        return Rotation(ropes.checked(rope), arrive_rotated, cos, sin, stored_by)
 
     def rotated(self, x_ThD: Tensor, tokens: Tensor) -> Tensor:
         """The packed `tokens` [...] of queries or keys as the model gave them: [..., h, D], rotated, in half layout."""

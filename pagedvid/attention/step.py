@@ -19,8 +19,14 @@ from pagedvid.cache.plan import StepPlan
 from pagedvid.cache.pool import PagePool
 from pagedvid.cache.spec import CacheSpec
 from pagedvid.errors import ShapeError, StateError
+from pagedvid.host_state import independent_of_host, plain_tensor
+from pagedvid.integers import whole_number
 from pagedvid.quant.projective import Projection
+from pagedvid.quant.ropes import CheckedRope, require_same_rope
 from pagedvid.quant.rotary import RopeTables
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+"""Of queries, keys and values."""
 
 
 class Step:
@@ -34,9 +40,11 @@ class Step:
         self._rotary: tuple[Any, Rotation, Any] | None = None
         """What it was made from, the view, what the backend prepared for it."""
         self._projective: dict[int, tuple[Any, StepProjection, Any]] = {}
+        self._same_ropes: set[tuple[CheckedRope | None, CheckedRope | None]] = set()
+        """Pairs that were found to rotate alike."""
         self._has_ended = False
 
-    @torch.no_grad()
+    @independent_of_host
     def attend(
         self,
         layer: int,
@@ -50,9 +58,10 @@ class Step:
     ) -> Tensor:
         """Attention of all packed tokens over history and current chunks; in a commit pass also stores k and v, once.
 
-        q [T, Hq, D], k and v [T, Hkv, D], one dtype (float32 or bfloat16), packed in the order of the ranges; before or
-        after rotary embedding as `CacheSpec.keys_arrive` says. Returns [T, Hq, D] in that dtype. `rope` should be the
-        same object in all layers, or its tables are made anew; None: keys have no positions. No gradient flows through.
+        q [T, Hq, D], k and v [T, Hkv, D], one dtype (float32, bfloat16 or float16), packed in the order of the ranges;
+        before or after rotary embedding as `CacheSpec.keys_arrive` says. Returns [T, Hq, D] in that dtype. `rope`
+        should be the same object in all layers, or its tables are made anew; None: keys have no positions. No gradient
+        flows through. The result does not depend on strides, nor on what is set in PyTorch (host_state.py).
 
         `projections`: further views of the same queries and the same keys and values, current and stored; the result
         then is [1 + projections, T, Hq, D], the rotary view first. `context`: for every range keys and values
@@ -61,10 +70,12 @@ class Step:
         """
         if self._has_ended:
             raise StateError("this step has ended; its pages may belong to others by now. Open a new step.")
-        self._check(layer, q_THD, k_THD, v_THD)
-        made_for = (q_THD.dtype, self._context_tokens(context, q_THD.dtype))
+        q_THD, k_THD, v_THD = self._checked(layer, q_THD, k_THD, v_THD)
+        context = self._checked_context(context, q_THD.dtype)
+        made_for = (q_THD.dtype, tuple(0 if pair is None else len(pair[0]) for pair in context))
         rotation, prepared = self._rotary_view(rope, *made_for)
-        views = [self._projective_view(i, projection, rope, *made_for) for i, projection in enumerate(projections)]
+        self._require_same_rope(layer, rotation)
+        views = [self._projective_view(i, projection, rotation, *made_for) for i, projection in enumerate(projections)]
         outs = [
             self._backend.attend(each, layer, q_THD, k_THD, v_THD, context)
             for each in (prepared, *(prepared for _, prepared in views))
@@ -92,6 +103,15 @@ class Step:
                 writings.append(writing)
         self._backend.store.write(layer, writings, rotation.stored_by)
 
+    def _require_same_rope(self, layer: int, rotation: Rotation) -> None:
+        """Raises StateError when a chunk that is read was committed under another rope."""
+        for range_ in self.plan.ranges:
+            for read in range_.reads:
+                stored = read.chunk.ropes[layer]
+                if stored is not rotation.rope and (stored, rotation.rope) not in self._same_ropes:
+                    require_same_rope(rotation.rope, stored, read.chunk.position, read.chunk.num_tokens)
+                    self._same_ropes.add((stored, rotation.rope))
+
     def _rotary_view(
         self, rope: RopeTables | None, dtype: torch.dtype, context_tokens: tuple[int, ...]
     ) -> tuple[Rotation, Any]:
@@ -105,11 +125,11 @@ class Step:
         self,
         slot: int,
         projection: Projection,
-        rope: RopeTables | None,
+        rotation: Rotation,
         dtype: torch.dtype,
         context_tokens: tuple[int, ...],
     ) -> tuple[StepProjection, Any]:
-        stored_layout = "half" if rope is None else rope.layout
+        stored_layout = "half" if rotation.rope is None else rotation.rope.layout
         if projection.layout != stored_layout:
             raise ShapeError(
                 f"the projection's layout is {projection.layout!r}, but keys are stored from {stored_layout!r}; "
@@ -122,36 +142,46 @@ class Step:
             self._projective[slot] = (made_from, view, prepared)
         return self._projective[slot][1:]
 
-    def _context_tokens(self, context: Context, dtype: torch.dtype) -> tuple[int, ...]:
-        """Context keys of each range; empty when none has any. Raises ShapeError."""
-        if not context:
-            return ()
-        if len(context) != len(self.plan.ranges):
+    def _checked_context(self, context: Context, dtype: torch.dtype) -> Context:
+        """The context as plain tensors; empty when no range has any. Raises ShapeError."""
+        if len(context) not in (0, len(self.plan.ranges)):
             raise ShapeError(f"context for {len(context)} ranges was given; this step has {len(self.plan.ranges)}")
-        expected = (self._spec.num_kv_heads, self._spec.head_dim)
-        for number, pair in enumerate(context):
-            for x in pair or ():
-                if tuple(x.shape[1:]) != expected or len(x) != len(pair[0]) or x.dtype != dtype:  # type: ignore[index]
-                    raise ShapeError(
-                        f"context of range {number} has shape {tuple(x.shape)}, {x.dtype}; keys and values must both "
-                        f"be tokens x {expected} in {dtype}"
-                    )
-        return tuple(0 if pair is None else len(pair[0]) for pair in context)
+        return [
+            None if pair is None else self._checked_pair(number, pair, dtype) for number, pair in enumerate(context)
+        ]
 
-    def _check(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> None:
+    def _checked_pair(self, number: int, pair: tuple[Tensor, Tensor], dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        keys, values = (plain_tensor(f"context of range {number}", x) for x in pair)
+        expected = (self._spec.num_kv_heads, self._spec.head_dim)
+        for x in (keys, values):
+            if tuple(x.shape[1:]) != expected or len(x) != len(keys) or x.dtype != dtype:
+                raise ShapeError(
+                    f"context of range {number} has shape {tuple(x.shape)}, {x.dtype}; keys and values must both "
+                    f"be tokens x {expected} in {dtype}"
+                )
+            self._check_device(f"context of range {number}", x)
+        return keys, values
+
+    def _checked(self, layer: int, *qkv: Tensor) -> list[Tensor]:
+        """q, k and v as plain tensors. Raises ShapeError."""
         spec, num_tokens = self._spec, self.plan.num_tokens
-        if not 0 <= layer < spec.num_layers:
+        if not 0 <= whole_number("layer", layer) < spec.num_layers:
             raise ShapeError(f"layer {layer} does not exist; the cache has layers 0 to {spec.num_layers - 1}")
-        for name, x, heads in (("q", q, spec.query_heads), ("k", k, spec.num_kv_heads), ("v", v, spec.num_kv_heads)):
-            expected = (num_tokens, heads, spec.head_dim)
+        plain = [plain_tensor(name, x) for name, x in zip("qkv", qkv, strict=True)]
+        for name, x in zip("qkv", plain, strict=True):
+            expected = (num_tokens, spec.query_heads if name == "q" else spec.num_kv_heads, spec.head_dim)
             if tuple(x.shape) != expected:
                 raise ShapeError(
                     f"{name} has shape {tuple(x.shape)}; this step's packed tokens x heads x head_dim are {expected}"
                 )
-            if x.dtype != q.dtype or x.dtype not in (torch.float32, torch.bfloat16):
-                raise ShapeError(f"{name} is {x.dtype}; q, k and v must share one of torch.float32, torch.bfloat16")
-            if x.device.type != self._pool.device.type:
-                raise ShapeError(f"{name} is on {x.device}, the pool on {self._pool.device}; move one of them")
+            if x.dtype != plain[0].dtype or x.dtype not in DTYPES:
+                raise ShapeError(f"{name} is {x.dtype}; q, k and v must share one of {', '.join(map(str, DTYPES))}")
+            self._check_device(name, x)
+        return plain
+
+    def _check_device(self, name: str, x: Tensor) -> None:
+        if x.device != self._pool.device:
+            raise ShapeError(f"{name} is on {x.device}, the pool on {self._pool.device}; move one of them")
 
 
 def _is_same(a: tuple[Any, ...], b: tuple[Any, ...]) -> bool:

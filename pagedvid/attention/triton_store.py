@@ -102,6 +102,13 @@ class TritonStore(LayerStore):
         self._store(pending, kind, layer, kernels.encode, x_HnD.transpose(0, 1))
         return self.pool.records[:0]  # what is measured of them reads the pool: `_stored`
 
+    def _copy(self, pending: PendingChunk, kind: str, layer: int) -> Tensor:
+        """See `LayerStore._copy`; page ids are on the device already."""
+        assert pending.source is not None
+        source, target = (self._pages_on_device(chunk, kind, layer).flatten() for chunk in (pending.source, pending))
+        self.pool.records.index_copy_(0, target.long(), self.pool.records.index_select(0, source))
+        return self.pool.records[:0]
+
     def _store(
         self, pending: PendingChunk, kind: str, layer: int, encode: Callable[..., Tensor], x_nHD: Tensor, *how: Any
     ) -> None:
@@ -110,7 +117,7 @@ class TritonStore(LayerStore):
 
     def _read(self, chunk: Chunk, kind: str, layer: int) -> Tensor:
         shape = (chunk.num_tokens, self.spec.num_kv_heads, self.spec.head_dim)
-        x_nHD = torch.empty(shape, device=self.pool.device)
+        x_nHD = torch.empty(shape, dtype=torch.float32, device=self.pool.device)
         kernels = self._kernels(chunk.codecs.of(kind, layer), kind, layer)
         kernels.decode(self.pool.records, self._pages_on_device(chunk, kind, layer), x_nHD, None, 0)
         return x_nHD.transpose(0, 1)

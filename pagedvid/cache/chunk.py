@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -41,6 +41,8 @@ class Chunk:
     """Measured correction factors, float32 [num_layers, num_kv_heads]; None when nothing was measured."""
     variance: Tensor | None = field(default=None, repr=False)
     """Var k' - Var k by channel, bfloat16 [num_layers, num_kv_heads, head_dim]; None when the correction needs none."""
+    ropes: Mapping[int, Any] = field(default_factory=dict, repr=False)
+    """By layer the rotary tables under which its keys were given, or None."""
     tag: Any = field(default=None, repr=False)
     """What the model said about its tokens when it was committed (`QueryRange.tag`), such as their cameras."""
     digest: bytes | None = field(default=None, repr=False)

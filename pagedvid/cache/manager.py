@@ -32,7 +32,8 @@ from pagedvid.cache.pool import PagePool
 from pagedvid.cache.spec import CacheSpec
 from pagedvid.cache.stats import CacheStats, collect_stats
 from pagedvid.cache.stream import BranchHistory, Stream
-from pagedvid.errors import CapacityError, ShapeError, StateError
+from pagedvid.devices import read_device
+from pagedvid.errors import CapacityError, ConfigError, ShapeError, StateError
 from pagedvid.geometry import (
     Commit,
     RoleCodecs,
@@ -40,17 +41,24 @@ from pagedvid.geometry import (
     peak_pages,
     planned_peak_pages,
 )
+from pagedvid.host_state import independent_of_host
+from pagedvid.integers import whole_number, whole_numbers
 from pagedvid.units import parse_bytes
 
 
 class CacheManager:
     """Opens streams, promises and takes pages, publishes chunks, slides windows."""
 
+    @independent_of_host
     def __init__(self, spec: CacheSpec, memory: int | str, device: torch.device | str = "cpu") -> None:
         """`memory`: bytes, or text such as "24GiB", for the pages of keys and values together."""
+        if not isinstance(spec, CacheSpec):
+            raise ConfigError(f"spec is {spec!r}; give a CacheSpec(num_layers, num_kv_heads, head_dim, ...)")
         self.spec = spec
         self.shape = spec.shape
-        self.pool = PagePool(self.shape.pages_in_memory(parse_bytes(memory)), self.shape.page_bytes, device)
+        self.pool = PagePool(
+            self.shape.pages_in_memory(parse_bytes(memory)), self.shape.page_bytes, read_device(device)
+        )
         self._ledger = ChunkLedger(self.pool)
         self._streams: dict[int, Stream] = {}
         self._next_stream_id = 0
@@ -78,12 +86,9 @@ class CacheManager:
         stream must then keep to it (`max_chunks` is its length).
         Raises CapacityError (nothing is taken) when the peak does not fit, ShapeError for impossible sizes.
         """
-        if chunk_tokens < 1 or not branches or len(set(branches)) != len(branches):
-            raise ShapeError(
-                f"chunk_tokens is {chunk_tokens} (at least 1), branches {tuple(branches)} (at least one, no name twice)"
-            )
-        if max_chunks is not None and max_chunks < 0:
-            raise ShapeError(f"max_chunks is {max_chunks}; it must be 0 or more, or None for an open end")
+        chunk_tokens = whole_number("chunk_tokens", chunk_tokens, 1)
+        max_chunks = None if max_chunks is None else whole_number("max_chunks", max_chunks, 0)
+        _check_branches(branches)
         if codecs is not None:
             self.check_codecs(codecs)
         codecs = codecs or self.spec.codecs
@@ -112,9 +117,12 @@ class CacheManager:
         commits: Sequence[Commit] | None = None,
     ) -> int:
         """Pages that `open` would reserve; changes nothing."""
+        if not isinstance(window, Window):
+            raise ShapeError(f"window is {window!r}; give a Window(sink_chunks, recent_chunks)")
         codecs = codecs or self.spec.codecs
         if commits is not None:
             return num_branches * planned_peak_pages(self.shape, window, codecs, commits)
+        chunk_tokens = whole_number("chunk_tokens", chunk_tokens, 1)
         return num_branches * peak_pages(self.shape, window, codecs, chunk_tokens, max_chunks)
 
     def fork(self, stream: Stream) -> Stream:
@@ -161,6 +169,7 @@ class CacheManager:
         """Keeps a live chunk until it is unpinned, beside the window. Raises CapacityError, StateError."""
         self._require_idle(stream)
         history = stream.history(branch)
+        chunk_index = whole_number("chunk_index", chunk_index)
         (chunk,) = history.select((chunk_index,))
         if chunk_index in history.pinned or chunk_index < stream.window.sink_chunks:
             raise StateError(f"chunk {chunk_index} of stream {stream.id} is already kept for good")
@@ -186,7 +195,7 @@ class CacheManager:
         Raises StateError for a chunk that is not kept, or that is a sink or pinned, and for a busy stream.
         """
         self._require_idle(stream)
-        indices = tuple(chunk_indices)
+        indices = whole_numbers("chunk_indices", chunk_indices)
         for history in stream.branches.values():
             history.select(indices)
             lasting = [index for index in indices if index < stream.window.sink_chunks or index in history.pinned]
@@ -252,6 +261,7 @@ class CacheManager:
         """A summary; changes nothing."""
         return collect_stats(self.shape, self.pool, self._ledger, self.streams, self.reserved_pages)
 
+    @independent_of_host
     def check(self) -> None:
         """Recomputes every count from the streams and raises IntegrityError for the first that does not agree."""
         check_integrity(
@@ -298,6 +308,8 @@ class CacheManager:
             )
 
     def _require_idle(self, stream: Stream) -> None:
+        if not isinstance(stream, Stream):
+            raise StateError(f"{stream!r} is not a stream; give what `open` or `fork` returned")
         if stream.is_released or self._streams.get(stream.id) is not stream:
             raise StateError(f"stream {stream.id} was released or belongs to another cache")
         if stream.is_busy:
@@ -323,12 +335,13 @@ class CacheManager:
     def _pages_of(self, pending: PendingChunk) -> int:
         return self.shape.chunk_pages(pending.num_tokens, pending.codecs)
 
+    @independent_of_host
     def _lend(self, pending: PendingChunk) -> None:
         pending.pages = self.pool.take(self._pages_of(pending))
         pending.indptr = page_tables(self.shape, pending.num_tokens, pending.codecs)
         tables = (self.spec.num_layers, self.spec.num_kv_heads)
         if self.shape.keeps_alpha(pending.codecs):
-            pending.alpha = torch.ones(tables, device=self.pool.device)
+            pending.alpha = torch.ones(tables, dtype=torch.float32, device=self.pool.device)
         if self.shape.keeps_variance(pending.codecs):
             shape = (*tables, self.spec.head_dim)
             pending.variance = torch.zeros(shape, dtype=torch.bfloat16, device=self.pool.device)
@@ -352,6 +365,7 @@ class CacheManager:
                 is_new = chunk.index == history.num_committed
                 self._settle(range_.stream, history.append(chunk) if is_new else [history.swap(chunk)])
 
+    @independent_of_host
     def _seal(self, pending: PendingChunk) -> Chunk:
         self._next_chunk_id += 1
         return Chunk(
@@ -365,6 +379,7 @@ class CacheManager:
             indptr=pending.indptr,
             alpha=pending.alpha,
             variance=pending.variance,
+            ropes=pending.ropes,
             tag=pending.tag,
             digest=digest_pages(self.pool, pending.pages) if self.spec.debug_checks else None,
         )
@@ -374,3 +389,11 @@ class CacheManager:
         self._rebalance(stream)
         for chunk in dropped:
             self._ledger.drop(chunk)
+
+
+def _check_branches(branches: Sequence[str]) -> None:
+    """Raises ShapeError for what is not a list of different names."""
+    if isinstance(branches, str):
+        raise ShapeError(f"branches is {branches!r}; write a tuple of names: ({branches!r},)")
+    if not branches or len(set(branches)) != len(branches) or not all(isinstance(name, str) for name in branches):
+        raise ShapeError(f"branches are {tuple(branches)}; give at least one name, and no name twice")

@@ -22,6 +22,7 @@ from pagedvid.cache.chunk import Chunk
 from pagedvid.cache.pool import PageIds
 from pagedvid.cache.stream import BranchHistory, Stream
 from pagedvid.chunk_codecs import ChunkCodecs
+from pagedvid.integers import whole_number, whole_numbers
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,14 @@ class QueryRange:
     """Kept with the chunk that a commit pass stores, and of no meaning to the cache (cameras of its frames, ...)."""
     replaces: int | None = None
     """Stands in the place of this chunk (KV recache) and sees only the chunks before it; a commit takes its place."""
+
+    def __post_init__(self) -> None:
+        for name in ("num_tokens", "position", "replaces"):
+            if getattr(self, name) is not None:
+                object.__setattr__(self, name, whole_number(f"{name} of a range", getattr(self, name)))
+        object.__setattr__(self, "sees_ranges", whole_numbers("sees_ranges", self.sees_ranges))
+        if self.visible is not None:
+            object.__setattr__(self, "visible", whole_numbers("visible", self.visible))
 
 
 @dataclass(frozen=True)
@@ -73,6 +82,7 @@ class PendingChunk:
     indptr: NDArray[np.int64] = field(default_factory=lambda: np.zeros(1, dtype=np.int64))
     alpha: Tensor | None = None
     variance: Tensor | None = None
+    ropes: dict[int, Any] = field(default_factory=dict)
     tag: Any = None
     layers_written: set[int] = field(default_factory=set)
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from pagedvid.errors import ConfigError
 from pagedvid.geometry import KVShape, RoleCodecs
+from pagedvid.integers import whole_number
 from pagedvid.page_format import has_steps, is_quantized
 from pagedvid.quant.correction import MODES
 
@@ -33,7 +34,13 @@ class CacheSpec:
     """Keep a digest of every chunk's page bytes, so that `check` finds overwritten pages. Costs a hash per commit."""
 
     def __post_init__(self) -> None:
-        shape = self.shape  # validates the sizes
+        for name in ("num_layers", "num_kv_heads", "head_dim", "num_query_heads", "page_rows"):
+            if getattr(self, name) is not None:
+                object.__setattr__(self, name, whole_number(name, getattr(self, name), 1, error=ConfigError))
+        for name in ("tokens_per_frame", "frames_per_block"):
+            object.__setattr__(self, name, whole_number(name, getattr(self, name), 1, error=ConfigError))
+        _require_role_codecs(self.codecs)
+        shape = self.shape  # validates the sizes together
         if self.query_heads < 1 or self.query_heads % shape.num_kv_heads:
             raise ConfigError(
                 f"num_query_heads is {self.num_query_heads}; it must be a multiple of num_kv_heads {self.num_kv_heads}"
@@ -48,6 +55,7 @@ class CacheSpec:
 
     def check_codecs(self, codecs: RoleCodecs) -> None:
         """Raises ConfigError for codecs that these pages, layers or this correction cannot have."""
+        _require_role_codecs(codecs)
         beyond = [last for _, last, _ in codecs.layers if last >= self.num_layers]
         if beyond:
             raise ConfigError(f"codecs are given for layer {beyond[0]}; the layers are 0 to {self.num_layers - 1}")
@@ -82,3 +90,8 @@ class CacheSpec:
     def scale(self) -> float:
         """Softmax scale."""
         return float(self.head_dim**-0.5)
+
+
+def _require_role_codecs(codecs: object) -> None:
+    if not isinstance(codecs, RoleCodecs):
+        raise ConfigError(f"codecs is {codecs!r}; write RoleCodecs({str(codecs)!r})")

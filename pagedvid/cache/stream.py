@@ -93,7 +93,7 @@ class Stream:
 
     def history(self, branch: str) -> BranchHistory:
         """One branch. Raises StateError for an unknown one."""
-        if branch not in self.branches:
+        if not isinstance(branch, str) or branch not in self.branches:
             raise StateError(
                 f"stream {self.id} has no branch {branch!r}; it was opened with {', '.join(self.branches)}"
             )

@@ -10,8 +10,6 @@ Axes: T packed tokens; C chunks; G query heads of a KV head; H KV heads; n token
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -19,8 +17,9 @@ from torch import Tensor
 
 from pagedvid.attention.commit import LayerStore
 from pagedvid.attention.step import Step
-from pagedvid.cache.plan import QueryRange, RangePlan, StepPlan
+from pagedvid.cache.plan import RangePlan, StepPlan
 from pagedvid.errors import ConfigError
+from pagedvid.host_state import independent_of_host
 from pagedvid.paged_kv_cache import PagedKVCache
 from pagedvid.quant.blocks import BlockLayout
 from pagedvid.quant.rotary import RopeTables, to_half_layout
@@ -44,16 +43,9 @@ class ObservingCache(PagedKVCache):
         self.statistics = [LayerStatistics(layout) for _ in range(self.spec.num_layers)]
         self._chance = random.Random(0)
 
-    @contextmanager
-    def step(self, ranges: Sequence[QueryRange]) -> Iterator[Step]:
-        """See `PagedKVCache.step`."""
-        with self.transaction(ranges) as plan:
-            is_sampled = self._chance.random() < SHARE or not self.statistics[0].is_complete
-            step = _ObservingStep(plan, self, is_sampled)
-            try:
-                yield step
-            finally:
-                step.end()
+    def _new_step(self, plan: StepPlan) -> Step:
+        is_sampled = self._chance.random() < SHARE or not self.statistics[0].is_complete
+        return _ObservingStep(plan, self, is_sampled)
 
 
 class _ObservingStep(Step):
@@ -63,7 +55,7 @@ class _ObservingStep(Step):
         self._statistics = cache.statistics
         self._is_sampled = is_sampled
 
-    @torch.no_grad()
+    @independent_of_host
     def attend(
         self, layer: int, q_THD: Tensor, k_THD: Tensor, v_THD: Tensor, rope: RopeTables | None = None, **how: Any
     ) -> Tensor:
@@ -103,5 +95,6 @@ def _own(x_THD: Tensor, range_: RangePlan) -> Tensor:
 def _angles(rope: RopeTables | None, first_token: int, num_tokens: int, head_dim: int) -> tuple[Tensor, Tensor]:
     """(cos, sin) [n, D / 2]; nothing turns without rotary embedding."""
     if rope is None:
-        return torch.ones(num_tokens, head_dim // 2), torch.zeros(num_tokens, head_dim // 2)
+        still = torch.ones(num_tokens, head_dim // 2, dtype=torch.float32)
+        return still, torch.zeros_like(still)
     return rope.tables(first_token, num_tokens)

@@ -44,6 +44,7 @@ from pagedvid.errors import ConfigError, ShapeError, StateError
 from pagedvid.page_format import is_quantized
 from pagedvid.paged_kv_cache import PagedKVCache
 from pagedvid.quant.correction import KeyNoise, QuerySquares
+from pagedvid.quant.ropes import require_same_rope
 from pagedvid.quant.rotary import RopeTables, turned
 
 
@@ -70,7 +71,9 @@ class DenseView:
         num_heads = self.k.shape[1]
         q = self.rotation.rotated(q_THD, torch.arange(len(q_THD), device=q_THD.device))
         squares = QuerySquares(q.unflatten(1, (num_heads, -1)).permute(1, 2, 0, 3).flatten(1, 2))
-        shift = torch.zeros(len(self.spans), num_heads, q.shape[0] * q.shape[1] // num_heads, device=q.device)
+        shift = torch.zeros(
+            len(self.spans), num_heads, q.shape[0] * q.shape[1] // num_heads, dtype=torch.float32, device=q.device
+        )
         for span, known in enumerate(self.noise):
             if known is not None:
                 noise, alpha = known
@@ -87,7 +90,7 @@ class DenseView:
     @property
     def span_of_key(self) -> Tensor:
         """Which span each key belongs to, int64 [n]."""
-        lengths = torch.tensor([span.stop - span.start for span in self.spans], device=self.k.device)
+        lengths = torch.tensor([span.stop - span.start for span in self.spans], dtype=torch.int64, device=self.k.device)
         return torch.repeat_interleave(lengths, output_size=self.spans[-1].stop)
 
 
@@ -122,7 +125,10 @@ class DenseWindow:
         """`rope`: the rotary tables by which the host turns its keys; None when keys have no positions."""
         self._cache, self._stream, self._branch = cache, stream, branch
         self._history = stream.history(branch)
-        self._rope = rope
+        self._rope = None if rope is None else cache.backend.store.ropes.checked(rope)
+        for chunk in self._history.chunks.values():
+            for stored in set(chunk.ropes.values()):
+                require_same_rope(self._rope, stored, chunk.position, chunk.num_tokens)
         self._current: dict[int, _Current] = {}
         self._rotation = Rotation(None, False)
         spec = cache.spec
@@ -195,7 +201,7 @@ class DenseWindow:
         arrive_rotated = self._cache.spec.keys_arrive == "rotated"
         if self._rope is None:
             return Rotation(None, arrive_rotated)
-        stored_by = self._cache.backend.store.ropes.of(self._rope)
+        stored_by = self._cache.backend.store.ropes.on_device(self._rope.host)
         cos, sin = (table.unsqueeze(1) for table in stored_by.tables(position, num_tokens))
         return Rotation(self._rope, arrive_rotated, cos, sin, stored_by)
 

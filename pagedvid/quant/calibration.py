@@ -58,7 +58,7 @@ def fit(layers: Sequence[LayerStatistics], kind: str) -> list[KltTables]:
 def _fit(layer: LayerStatistics, kind: str) -> KltTables:
     moments, weight_HF = (layer.keys, layer.key_weight_HF) if kind == "keys" else (layer.values, layer.value_weight_HF)
     covariance_HFDD = moments.covariance_HFDD()
-    root_HDD = torch.eye(covariance_HFDD.shape[-1]).expand_as(covariance_HFDD[:, 0])
+    root_HDD = torch.eye(covariance_HFDD.shape[-1], dtype=torch.float32).expand_as(covariance_HFDD[:, 0])
     if kind == "keys":
         root_HDD = _square_root(layer.query_square_HDD)
     _, basis_HDD = torch.linalg.eigh(root_HDD @ covariance_HFDD.sum(1) @ root_HDD)

@@ -18,7 +18,7 @@ def pack_fields(codes: Tensor, width: int) -> Tensor:
     """Codes [..., n], float32 whole numbers below 2**width, n a multiple of 8 / width -> bytes [..., n * width / 8]."""
     if width == 8:
         return codes.to(torch.uint8)
-    places = 2.0 ** torch.arange(0, 8, width, device=codes.device)
+    places = 2.0 ** torch.arange(0, 8, width, dtype=torch.float32, device=codes.device)
     return (codes.unflatten(-1, (-1, 8 // width)) @ places).to(torch.uint8)
 
 

@@ -22,7 +22,7 @@ def hadamard_matrix(size: int) -> Tensor:
     """Orthonormal symmetric [size, size]: Sylvester's matrix of the largest power of two that divides `size`, repeated
     along the diagonal when that is not all of it."""
     power = size & -size
-    block = torch.ones(1, 1)
+    block = torch.ones(1, 1, dtype=torch.float32)
     while len(block) < power:
         block = torch.cat([torch.cat([block, block], dim=1), torch.cat([block, -block], dim=1)])
     return torch.block_diag(*[block / power**0.5] * (size // power))
@@ -67,7 +67,9 @@ class HadamardCodec:
 
     def decode(self, records_RPB: Tensor, num_tokens: int, out: Tensor) -> Tensor:
         """See `Codec.decode`."""
-        rotated = self.tokens.decode(records_RPB, num_tokens, torch.empty(out.shape, device=out.device))
+        rotated = self.tokens.decode(
+            records_RPB, num_tokens, torch.empty(out.shape, dtype=torch.float32, device=out.device)
+        )
         return out[:, :num_tokens].copy_(rotated @ self._matrix(out.device))
 
     def mean_square_steps(self, records_RPB: Tensor, num_tokens: int, first_token: int = 0) -> Tensor | None:

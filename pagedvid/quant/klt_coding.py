@@ -116,10 +116,12 @@ def _coding(segments: Mapping[int, int], num_blocks: int, tables: KltTables) -> 
         tables.synthesis_hDD,
         tables.mean_hD[:, None] @ tables.analysis_hDD,
         cosine_transform(tables.layout.num_frames),
-        torch.full((num_heads, size), num_coded).scatter_(1, order_hK, ranks_hK),
+        torch.full((num_heads, size), num_coded, dtype=torch.int64).scatter_(1, order_hK, ranks_hK),
         (frame_hK * num_blocks * head_dim + direction_hK)[:, None, :, None],
         direction_hK[:, None],
         tables.deviation_hN.gather(1, order_hK)[:, None],
         tables.deviation_hN.view(num_heads, 1, -1, 1, head_dim),
-        torch.cat([torch.full((count,), POSITIVE_LEVELS[width][-1]) for width, count in segments.items()]),
+        torch.cat(
+            [torch.full((count,), POSITIVE_LEVELS[width][-1], dtype=torch.float32) for width, count in segments.items()]
+        ),
     )

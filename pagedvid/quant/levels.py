@@ -76,13 +76,13 @@ def likely_miss_(x: Tensor, width: int) -> Tensor:
 
 @lru_cache(maxsize=64)
 def _positive(width: int, device: torch.device) -> Tensor:
-    return torch.tensor(POSITIVE_LEVELS[width], device=device)
+    return torch.tensor(POSITIVE_LEVELS[width], dtype=torch.float32, device=device)
 
 
 @lru_cache(maxsize=64)
 def _level_of_cell(device: torch.device) -> Tensor:
     """Number of the level of 4 bits that is nearest to the middle of each cell, float32 [cells, 1]."""
     num_cells = 2 * _CELLS_PER_UNIT * _CELLS_REACH + 1
-    middle = (torch.arange(num_cells, device=device) + 0.5) / _CELLS_PER_UNIT - _CELLS_REACH
+    middle = (torch.arange(num_cells, dtype=torch.float32, device=device) + 0.5) / _CELLS_PER_UNIT - _CELLS_REACH
     ascending = levels(4, device)
     return torch.bucketize(middle, (ascending[1:] + ascending[:-1]) / 2).float()[:, None]

@@ -7,7 +7,6 @@ scores do not change when both are permuted alike, and values and outputs are no
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -57,50 +56,6 @@ def grid_of(rope: RopeTables, num_pairs: int) -> RopeGrid:
             "columns; give one axis for each column"
         )
     return rope.grid
-
-
-KEPT_TABLES, KEPT_ROPES = 16, 4
-"""Tables of a rope, and ropes, that are kept on a device: the ranges of a few batches."""
-
-
-class DeviceRope:
-    """Rotary tables on a device; the last few are kept there."""
-
-    def __init__(self, rope: RopeTables, device: torch.device) -> None:
-        self.layout = rope.layout
-        self._rope = rope
-        self._device = device
-        self._tables: OrderedDict[tuple[int, int], tuple[Tensor, Tensor]] = OrderedDict()
-
-    def tables(self, first_token: int, num_tokens: int) -> tuple[Tensor, Tensor]:
-        """See `RopeTables.tables`."""
-        key = (first_token, num_tokens)
-        if key not in self._tables:
-            cos, sin = self._rope.tables(first_token, num_tokens)
-            self._tables[key] = cos.to(self._device), sin.to(self._device)
-            if len(self._tables) > KEPT_TABLES:
-                self._tables.popitem(last=False)
-        self._tables.move_to_end(key)
-        return self._tables[key]
-
-
-class DeviceRopes:
-    """The last few ropes of a cache, each with its tables on the device."""
-
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
-        self._ropes: OrderedDict[int, tuple[RopeTables, DeviceRope]] = OrderedDict()
-
-    def of(self, rope: RopeTables) -> RopeTables:
-        """The rope with tables on the device; on a CPU itself."""
-        if self._device.type == "cpu":
-            return rope
-        if id(rope) not in self._ropes:  # what is kept holds the rope, so that its id is given to no other
-            self._ropes[id(rope)] = rope, DeviceRope(rope, self._device)
-            if len(self._ropes) > KEPT_ROPES:
-                self._ropes.popitem(last=False)
-        self._ropes.move_to_end(id(rope))
-        return self._ropes[id(rope)][1]
 
 
 def to_half_layout(x: Tensor, layout: str) -> Tensor:

@@ -57,7 +57,7 @@ class BlockMoments:
         self._cosines_FF = cosine_transform(layout.num_frames)
         self._origin_H1D: Tensor | None = None
         """Subtracted from every token, so that large offsets cost no precision."""
-        self._sum_HD = self._square_HFDD = torch.zeros(())
+        self._sum_HD = self._square_HFDD = torch.zeros((), dtype=torch.float32)
         self._num_blocks = 0
 
     def add(self, x_HTD: Tensor) -> None:
@@ -99,11 +99,11 @@ class LayerStatistics:
     layout: BlockLayout
     keys: BlockMoments = field(init=False)
     values: BlockMoments = field(init=False)
-    query_square_HDD: Tensor = field(default_factory=lambda: torch.zeros(()))
+    query_square_HDD: Tensor = field(default_factory=lambda: torch.zeros((), dtype=torch.float32))
     """Sum of q q' as keys before rotary embedding meet it."""
-    key_weight_HF: Tensor = field(default_factory=lambda: torch.zeros(()))
+    key_weight_HF: Tensor = field(default_factory=lambda: torch.zeros((), dtype=torch.float32))
     """Sums of how much an error at each frequency of a block moves outputs."""
-    value_weight_HF: Tensor = field(default_factory=lambda: torch.zeros(()))
+    value_weight_HF: Tensor = field(default_factory=lambda: torch.zeros((), dtype=torch.float32))
 
     def __post_init__(self) -> None:
         self.keys, self.values = BlockMoments(self.layout), BlockMoments(self.layout)

@@ -81,7 +81,7 @@ class TokenCodec:
 
     def decode(self, records_RPB: Tensor, num_tokens: int, out: Tensor) -> Tensor:
         """See `Codec.decode`. Computed in float32, which is faster here, and rounded once."""
-        values = out if out.dtype == torch.float32 else torch.empty(out.shape, device=out.device)
+        values = out if out.dtype == torch.float32 else torch.empty(out.shape, dtype=torch.float32, device=out.device)
         fields = unpack_scaled(records_RPB[..., : self._code_bytes].unsqueeze(-1), self.bits).squeeze(-1)
         values.view(fields.shape).copy_(fields).mul_(field_scale(self.bits, values.dtype, out.device)[..., 0])
         step, zero = self._numbers(records_RPB).float().unsqueeze(-1).unbind(2)

@@ -25,7 +25,7 @@ BAD_CALLS = {
     "query heads": (0, qkv(query_heads=2), r"q has shape \(20, 2, 64\); .* are \(20, 6, 64\)"),
     "KV heads": (0, qkv(kv_heads=6), r"k has shape \(20, 6, 64\); .* are \(20, 2, 64\)"),
     "head_dim": (0, qkv(head_dim=32), r"q has shape \(20, 6, 32\)"),
-    "type": (0, qkv(dtype=torch.float16), "q is torch.float16; .* share one of torch.float32, torch.bfloat16"),
+    "type": (0, qkv(dtype=torch.float64), "q is torch.float64; .* torch.float32, torch.bfloat16, torch.float16"),
     "mixed types": (0, [*qkv()[:2], qkv(dtype=torch.bfloat16)[2]], "v is torch.bfloat16"),
     "device": (0, [x.to("meta") for x in qkv()], "q is on meta, the pool on cpu; move one of them"),
 }

@@ -116,7 +116,7 @@ def test_streams_may_differ_in_chunk_size_window_branches_and_codec():
         ({"chunk_tokens": 0}, "chunk_tokens is 0"),
         ({"branches": ()}, "at least one"),
         ({"branches": ("a", "a")}, "no name twice"),
-        ({"max_chunks": -1}, "max_chunks is -1; it must be 0 or more"),
+        ({"max_chunks": -1}, "max_chunks is -1; it must be at least 0"),
     ],
 )
 def test_impossible_streams_are_refused(arguments, message):

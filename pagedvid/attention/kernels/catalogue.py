@@ -25,10 +25,11 @@ from pagedvid.page_format import PageFormat
 from pagedvid.quant.rope_axes import Turns
 
 HEAD_DIM = 128
-WAN_FRAME = Turns(torch.empty(0), torch.empty(0), torch.empty(0), 30 * 52, 52)
+_EMPTY = torch.empty(0, dtype=torch.float32)
+WAN_FRAME = Turns(_EMPTY, _EMPTY, _EMPTY, 30 * 52, 52)
 """What keys turn by: frames of 30 x 52 tokens, as at 480p."""
-STEPS = Noise("steps", pairs=True, alpha=torch.ones(1))
-VARIANCE = Noise("variance", pairs=True, alpha=torch.ones(1))
+STEPS = Noise("steps", pairs=True, alpha=torch.ones(1, dtype=torch.float32))
+VARIANCE = Noise("variance", pairs=True, alpha=torch.ones(1, dtype=torch.float32))
 
 
 def launches() -> Iterator[Launch]:
@@ -47,7 +48,13 @@ def launches() -> Iterator[Launch]:
     layout = _layout("bf16")
     constants = raw_constants(layout, "interleaved", -1)
     yield Launch.of("bf16, turned back", encode_raw_kernel, constants, encode.NUM_WARPS, typed=_typed(layout))
-    for label, noise in (("corrected", ChunkNoise(torch.ones(1), pairs=True, alpha=torch.ones(1))), ("plain", None)):
+    for label, noise in (
+        (
+            "corrected",
+            ChunkNoise(torch.ones(1, dtype=torch.float32), pairs=True, alpha=torch.ones(1, dtype=torch.float32)),
+        ),
+        ("plain", None),
+    ):
         constants = merge_constants(HEAD_DIM, 1, noise)
         yield Launch.of(label, corrected_merge_kernel, constants, merge.NUM_WARPS, total_out="*fp32")
     for pairs in ("half", "interleaved"):

@@ -50,9 +50,9 @@ def klt_layout(num_frames: int, tokens_per_frame: int) -> KltLayout:
     tables = KltTables(
         BlockLayout(tokens_per_frame, num_frames),
         spectrum_N=torch.exp(-torch.arange(size) * 14 / size),
-        mean_hD=torch.zeros(1, HEAD_DIM),
-        analysis_hDD=torch.eye(HEAD_DIM)[None],
-        deviation_hN=torch.ones(1, size),
+        mean_hD=torch.zeros(1, HEAD_DIM, dtype=torch.float32),
+        analysis_hDD=torch.eye(HEAD_DIM, dtype=torch.float32)[None],
+        deviation_hN=torch.ones(1, size, dtype=torch.float32),
         order_hN=torch.arange(size)[None],
     )
     page = PageFormat(HEAD_DIM, page_rows_for(CODEC), tokens_per_frame, num_frames)

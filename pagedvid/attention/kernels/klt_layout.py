@@ -47,7 +47,9 @@ class KltLayout:
     def of(codec: KltCodec, device: torch.device) -> KltLayout:
         """Of all heads of the codec."""
         coding = _contiguous(codec.coding.to(device))
-        width_K = torch.cat([torch.full((count,), width) for width, count in coding.segments.items()])
+        width_K = torch.cat(
+            [torch.full((count,), width, dtype=torch.int64) for width, count in coding.segments.items()]
+        )
         bits_K = width_K * len(coding.blocks)
         padded_width, padded_first = (
             torch.cat([x_K, torch.zeros(1, dtype=torch.int64)]).to(device)[coding.rank_hN].int().contiguous()
@@ -93,7 +95,7 @@ def _contiguous(coding: KltCoding) -> KltCoding:
 
 
 def _level_table(device: torch.device) -> Tensor:
-    table = torch.zeros((2 << max(WIDTHS)) - 2, device=device)
+    table = torch.zeros((2 << max(WIDTHS)) - 2, dtype=torch.float32, device=device)
     for width in WIDTHS:
         table[(1 << width) - 2 :][: 1 << width] = levels(width, device)
     return table

@@ -79,7 +79,7 @@ def transform(x_nHD: Tensor, layout: KltLayout, num_pages: int) -> tuple[Tensor,
     num_tokens, num_heads, _ = x_nHD.shape
     num_blocks = num_pages * layout.page_blocks
     tiles = triton.cdiv(num_blocks, TILE_BLOCKS)
-    normal_HKU = torch.empty(num_heads, coding.num_coded, num_blocks, device=x_nHD.device)
+    normal_HKU = torch.empty(num_heads, coding.num_coded, num_blocks, dtype=torch.float32, device=x_nHD.device)
     bad = torch.empty(num_heads, layout.num_frames * tiles, dtype=torch.uint8, device=x_nHD.device)
     klt_transform_kernel[(tiles, layout.num_frames, num_heads)](
         x_nHD, coding.mean_h1D, coding.analysis_hDD, coding.cosines_FF, coding.deviation_h1F1D,

@@ -80,7 +80,7 @@ def mean_square_steps(
 
     `records`: the pool, uint8 [num_pages, page_bytes]. `pages_HP`: int32 [H, P], where the tokens lie from token 0 on.
     """
-    mean_HD = torch.empty(len(pages_HP), layout.head_dim, device=records.device)
+    mean_HD = torch.empty(len(pages_HP), layout.head_dim, dtype=torch.float32, device=records.device)
     grid, scalars = (len(pages_HP),), (first_token, num_tokens, pages_HP.stride(0))
     if isinstance(layout, TokenLayout):
         mean_token_steps_kernel[grid](

@@ -34,7 +34,7 @@ def decode(
 ) -> Tensor:
     """Tokens float32 [n, H, D]; see `decode.decode`."""
     padded = page.padded_tokens(num_tokens, codec)
-    out = torch.empty(len(pages_HP), padded, page.head_dim, device=records.device)
+    out = torch.empty(len(pages_HP), padded, page.head_dim, dtype=torch.float32, device=records.device)
     x_HnD = codec_of(page, codec).decode(records[pages_HP.long()], num_tokens, out)
     if angles is not None:
         x_HnD = rotate(x_HnD, *(table.float() for table in angles))

@@ -29,7 +29,8 @@ CASES = (
 )
 """Names, shapes, and tokens that fill their blocks; no page has a multiple of 8 blocks but those of klt0.5."""
 MOST_DIFFERENT = {8: 0.001, 4: 0.01, 2: 0.001, 1: 0.001}
-"""Share of codes, by width. A cell of the codec is 1/128 wide and an edge lies anywhere in it."""
+"""Share of codes, by width, or a single one: some cases have 256 of a width, and processors sum in other orders. A cell
+of the codec is 1/128 wide and an edge can be anywhere in it."""
 
 
 def written(codec: KltCodec, x_nHD: Tensor) -> Tensor:
@@ -89,7 +90,7 @@ def test_codes_are_those_of_the_codec(name: str, shape: Mapping[str, int], num_t
     for width, same in zip(codec.coding.segments, same_parts, strict=True):
         apart = (pairs[0][width] - pairs[1][width]).abs()[same]
         assert apart.max() <= 1
-        assert (apart > 0).float().mean() <= MOST_DIFFERENT[width], width
+        assert (apart > 0).sum() <= max(1.0, MOST_DIFFERENT[width] * apart.numel()), width
 
 
 def test_all_widths_are_tested() -> None:

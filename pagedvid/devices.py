@@ -1,0 +1,19 @@
+"""Names of devices, read once where they come in."""
+
+from __future__ import annotations
+
+import torch
+
+from pagedvid.errors import ConfigError
+
+
+def read_device(written: torch.device | str) -> torch.device:
+    """The device of that name, if PyTorch has it here. Raises ConfigError."""
+    try:
+        device = torch.device(written)
+    except (RuntimeError, TypeError):
+        raise ConfigError(f"device is {written!r}; write cpu, cuda or cuda:N") from None
+    num_gpus = torch.cuda.device_count() if device.type == "cuda" else 0
+    if device.type == "cuda" and (device.index or 0) >= num_gpus:
+        raise ConfigError(f"device is {written!r}, but PyTorch sees {num_gpus} CUDA devices here; use cpu")
+    return device
