@@ -7,7 +7,7 @@ pool.
     fp32 bf16                 values as they are
     int2 int4 int8            a step and a zero per channel and page (fp16): 4 rows, the other rows hold codes
       -pair                     the two channels of a rotary pair share their step
-      -s8                       steps in 8 bits (a power of 2^(1/8))
+      -s8                       steps in 8 bits (a power of 2^(1/6))
       -post                     keys are stored after rotary embedding
     token2-g64 token4-g32     a step and a zero per token and group of channels; keys after rotary embedding
     hadamard2-g64             the same on channels rotated by a Hadamard matrix

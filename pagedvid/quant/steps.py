@@ -1,6 +1,6 @@
 """How a page stores the steps of its channels: whole rows of D bytes.
 
-                  16 bits: fp16                      8 bits, b: 0 for 0, else 2^((b - 128) / 8)
+                  16 bits: fp16                      8 bits, b: 0 for 0, else 2^((b - 160) / 6)
     by channel    2 rows                             1 row
     by pair       1 row; channels c and c + D/2,     1 row, the second half of it zero bytes
                   a rotary pair, share the larger
@@ -17,6 +17,9 @@ import torch
 from torch import Tensor
 
 from pagedvid.quant.codec import round_up_fp16
+
+SHORT_ONE, SHORT_PER_OCTAVE = 160, 6
+"""The byte of the short step 1.0, and bytes per factor of two."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +51,11 @@ class StepFormat:
 
 @lru_cache(maxsize=8)
 def short_steps(device: torch.device) -> Tensor:
-    """The 256 steps of 8 bits, ascending, float32: 0, then 1.7e-5 to 6.0e4, each 9 % above the one before."""
-    steps = torch.exp2((torch.arange(256, dtype=torch.float64) - 128) / 8)
+    """The 256 steps of 8 bits, ascending, float32: 0, then 1.1e-8 to 5.8e4, each 12 % above the one before.
+
+    They reach as far down as fp16 does: a step that is rounded up to a larger smallest one would be many times as
+    large as the values of a channel that is nearly constant.
+    """
+    steps = torch.exp2((torch.arange(256, dtype=torch.float64) - SHORT_ONE) / SHORT_PER_OCTAVE)
     steps[0] = 0.0
     return steps.float().to(device)

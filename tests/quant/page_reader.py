@@ -33,7 +33,7 @@ def read_steps(step_bytes: np.ndarray, by_pair: bool, is_short: bool) -> np.ndar
     """Bytes uint8 [..., S * D] -> steps float64 [..., D]."""
     if is_short:
         short = step_bytes[..., : step_bytes.shape[-1] // (1 + by_pair)].astype(np.float64)
-        steps = np.where(short == 0, 0.0, 2 ** ((short - 128) / 8))
+        steps = np.where(short == 0, 0.0, 2 ** ((short - 160) / 6))
     else:
         steps = np.ascontiguousarray(step_bytes).view(np.float16).astype(np.float64)
     return np.concatenate([steps, steps], axis=-1) if by_pair else steps

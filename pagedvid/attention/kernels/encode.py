@@ -17,6 +17,7 @@ import triton.language as tl
 from torch import Tensor
 
 from pagedvid.attention.kernels.layout import RAW_BLOCK_TOKENS, PageLayout
+from pagedvid.attention.kernels.tokens import ONE, PER_OCTAVE
 from pagedvid.quant.codec import FP16_MAX
 from pagedvid.quant.steps import short_steps
 
@@ -71,7 +72,7 @@ def load_turned(x, cos, sin, token, token_stride, HALF: tl.constexpr, INTERLEAVE
 @triton.jit
 def short_step(short_steps, least):
     """(byte int32, step) of the smallest step of 8 bits that is not below `least`; see quant/steps.py."""
-    guess = tl.ceil(tl.log2(tl.maximum(least, 1e-30)) * 8.0 + 128.0).to(tl.int32)
+    guess = tl.ceil(tl.log2(tl.maximum(least, 1e-30)) * PER_OCTAVE + ONE).to(tl.int32)
     byte = tl.minimum(tl.maximum(guess - 1, 0), 255)  # the logarithm may be one off, in both directions
     for _ in tl.static_range(2):
         byte = tl.where(tl.load(short_steps + byte) < least, tl.minimum(byte + 1, 255), byte)

@@ -11,6 +11,9 @@ import triton
 import triton.language as tl
 
 from pagedvid.attention.kernels.turns import load_turns, turn
+from pagedvid.quant.steps import SHORT_ONE, SHORT_PER_OCTAVE
+
+ONE, PER_OCTAVE = tl.constexpr(float(SHORT_ONE)), tl.constexpr(float(SHORT_PER_OCTAVE))
 
 
 @triton.jit
@@ -29,7 +32,7 @@ def load_steps(
     place = channel % (HEAD_DIM // 2) if PAIR_STEPS else channel
     if SHORT_STEPS:
         byte = tl.load(records + page * PAGE_BYTES + CODE_ROWS * HEAD_DIM + place).to(tl.float32)
-        step = tl.where(byte == 0.0, 0.0, tl.exp2((byte - 128.0) * 0.125))
+        step = tl.where(byte == 0.0, 0.0, tl.exp2((byte - ONE) / PER_OCTAVE))
     else:
         step = tl.load(typed + page * (PAGE_BYTES // 2) + CODE_ROWS * HEAD_DIM // 2 + place).to(tl.float32)
     return step
