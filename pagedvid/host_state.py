@@ -49,14 +49,13 @@ def independent_of_host(function: Callable[P, R]) -> Callable[P, R]:
 @contextmanager
 def pytorch_defaults() -> Iterator[None]:
     """No gradients, no inference mode, no autocast, no function modes, float32 products in float32."""
-    with ExitStack() as stack:
+    with torch._C.DisableTorchFunction(), ExitStack() as stack:
         if torch.is_inference_mode_enabled():
             stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.no_grad())
         for device_type in ("cpu", "cuda"):
             if torch.is_autocast_enabled(device_type):
                 stack.enter_context(torch.autocast(device_type, enabled=False))
-        stack.enter_context(torch._C.DisableTorchFunction())
         stack.enter_context(_exact_float32_products())
         yield
 

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pagedvid.errors import ConfigError
+from pagedvid.integers import whole_number
 
 AXES = ("time", "row", "column")
 
@@ -26,6 +27,8 @@ class RopeGrid:
     """What each column of the rotary tables turns with, an index into `AXES`; any for pairs that do not turn."""
 
     def __post_init__(self) -> None:
+        for name in ("frame_tokens", "width"):
+            object.__setattr__(self, name, whole_number(name, getattr(self, name), error=ConfigError))
         if self.width < 1 or self.frame_tokens < 1 or self.frame_tokens % self.width:
             raise ConfigError(
                 f"a frame of {self.frame_tokens} tokens cannot lie in rows of {self.width}; frame_tokens must be a "

@@ -10,7 +10,7 @@ import torch
 
 import pagedvid
 from pagedvid import CacheSpec, PagedKVCache, QueryRange, RoleCodecs, Stream, Window
-from pagedvid.errors import CapacityError, ConfigError, NonFiniteError, StateError
+from pagedvid.errors import CapacityError, ConfigError, NonFiniteError, PagedvidError, StateError
 from tests.cache.patterns import assert_holds, attend_all, attend_layer
 
 SPEC = CacheSpec(num_layers=3, num_kv_heads=2, head_dim=8, num_query_heads=6, debug_checks=True)
@@ -213,3 +213,48 @@ def test_every_module_can_be_imported_by_itself():
             importlib.import_module(module.name)
         except ModuleNotFoundError as error:
             assert error.name == "triton" and module.name.startswith("pagedvid.attention.kernels."), module.name
+
+
+# ---------------------------------------------------------------------- what an embedder may write first
+
+
+def one_layer(**spec) -> PagedKVCache:
+    return PagedKVCache(CacheSpec(1, 2, 16, **spec), "64KiB")
+
+
+FIRST_TRIES = {
+    "codecs as text": (lambda c: CacheSpec(1, 2, 16, codecs="int2"), r"codecs is 'int2'; write RoleCodecs\('int2'\)"),
+    "codecs of a stream": (lambda c: c.open(Window(1, 2), 8, codecs="int2"), r"write RoleCodecs\('int2'\)"),
+    "no spec": (lambda c: PagedKVCache("int2", "64KiB"), r"spec is 'int2'; give a CacheSpec\(num_layers"),
+    "no CUDA": (lambda c: PagedKVCache(c.spec, "64KiB", "cuda"), "device is 'cuda', but PyTorch sees 0 CUDA devices"),
+    "a device that is none": (lambda c: PagedKVCache(c.spec, "64KiB", "gpu"), "device is 'gpu'; write cpu, cuda or"),
+    "a device of another type": (lambda c: PagedKVCache(c.spec, "64KiB", 1.5), r"device is 1\.5; write cpu"),
+    "branches as text": (lambda c: c.open(Window(1, 2), 8, branches="cond"), r"write a tuple of names: \('cond',\)"),
+    "branches as numbers": (lambda c: c.open(Window(1, 2), 8, branches=(0, 1)), "give at least one name"),
+    "window as a tuple": (lambda c: c.open((1, 2), 8), r"window is \(1, 2\); give a Window\("),
+    "one stream": (lambda c: c.denoise(c.open(Window(1, 2), 8)), r"a step takes a list .*; write \[stream\]"),
+    "one range": (lambda c: c.commit(QueryRange(c.open(Window(1, 2), 8))), r"write \[stream\]"),
+    "ids": (lambda c: c.denoise([0]), "0 is neither a stream nor a QueryRange"),
+    "a range of no stream": (lambda c: c.step([QueryRange(0)]).__enter__(), "0 is not a stream; give what `open`"),
+    "release of an id": (lambda c: c.release(0), "0 is not a stream"),
+    "a branch of another type": (lambda c: c.open(Window(1, 2), 8).history(["cond"]), "has no branch"),
+}
+
+
+@pytest.mark.parametrize("name", FIRST_TRIES)
+def test_what_cannot_be_meant_says_what_to_write(name):
+    call, message = FIRST_TRIES[name]
+    if name == "no CUDA" and torch.cuda.is_available():
+        pytest.skip("there is one")
+    cache = one_layer()
+    with pytest.raises(PagedvidError, match=message):
+        call(cache)
+    cache.check()
+
+
+def test_a_step_takes_bare_streams_and_reads():
+    cache = one_layer()
+    stream = cache.open(Window(1, 2), 8)
+    with cache.step([stream]) as step:
+        step.attend(0, *torch.zeros(3, 8, 2, 16).unbind())
+    assert stream.num_committed == 0

@@ -22,6 +22,7 @@ from pagedvid.cache.spec import CacheSpec
 from pagedvid.chunk_codecs import KINDS
 from pagedvid.page_format import is_quantized, read_codec
 from pagedvid.quant.book import CodecBook
+from pagedvid.quant.codec import saturated
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ class ChunkScratch:
         key_pages, value_pages = reads.pages[number]
         reads.kernels[0].decode(self._pool.records, key_pages, keys, turns, frame_row)
         reads.kernels[1].decode(self._pool.records, value_pages, values, None, 0)
-        return keys, values
+        return saturated(keys), saturated(values)
 
     def is_corrected(self, history: History, layer: int) -> bool:
         """Whether a layer's keys are rounded so that it matters, and the cache corrects for it."""

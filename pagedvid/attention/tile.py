@@ -23,7 +23,7 @@ from pagedvid.attention.partial import Partial, merge_into
 from pagedvid.attention.rotation import Rotation
 from pagedvid.cache.spec import CacheSpec
 from pagedvid.page_format import is_quantized
-from pagedvid.quant.codec import Codec
+from pagedvid.quant.codec import Codec, saturated
 from pagedvid.quant.correction import QuerySquares
 from pagedvid.quant.rotary import rotate
 
@@ -64,7 +64,7 @@ class Tile:
         pages = [read.chunk.layer_pages(kind, self.layer, num_heads)[self.heads] for read in source.reads]
         records = self.store.pool.read(np.concatenate(pages))
         shape = (len(records), self.padded_tokens(source, name), self.spec.head_dim)
-        tokens = codec.decode(records, source.num_tokens, self.buffer(buffer, shape, dtype))
+        tokens = saturated(codec.decode(records, source.num_tokens, self.buffer(buffer, shape, dtype)))
         return Decoded(tokens.unflatten(0, (len(source.reads), -1)), records, codec)
 
     def padded_tokens(self, source: PagedSource, name: str) -> int:

@@ -37,12 +37,16 @@ from pagedvid.attention.commit import Writing
 from pagedvid.attention.measure import MEASURED_QUERIES
 from pagedvid.attention.noise import key_noise
 from pagedvid.attention.rotation import Rotation
+from pagedvid.attention.step import DTYPES
 from pagedvid.cache.chunk import Chunk
 from pagedvid.cache.plan import QueryRange, chunk_positions, next_position
 from pagedvid.cache.stream import Stream
 from pagedvid.errors import ConfigError, ShapeError, StateError
+from pagedvid.host_state import independent_of_host, plain_tensor
+from pagedvid.integers import whole_number
 from pagedvid.page_format import is_quantized
 from pagedvid.paged_kv_cache import PagedKVCache
+from pagedvid.quant.codec import saturated
 from pagedvid.quant.correction import KeyNoise, QuerySquares
 from pagedvid.quant.ropes import require_same_rope
 from pagedvid.quant.rotary import RopeTables, turned
@@ -62,13 +66,14 @@ class DenseView:
     rotation: Rotation
     scale: float
 
+    @independent_of_host
     def lse_shift(self, q_THD: Tensor) -> Tensor:
         """What to subtract from the log-sum-exp (natural log) of each span's partial, float32 [S, Hq, T].
 
         `q_THD`: queries of the current chunk [T, Hq, D], before or after rotary embedding as the keys. The partials
         are merged after that; see quant/correction.py for the formula, and `CacheSpec.correction` for the modes.
         """
-        num_heads = self.k.shape[1]
+        num_heads, q_THD = self.k.shape[1], plain_tensor("q", q_THD)
         q = self.rotation.rotated(q_THD, torch.arange(len(q_THD), device=q_THD.device))
         squares = QuerySquares(q.unflatten(1, (num_heads, -1)).permute(1, 2, 0, 3).flatten(1, 2))
         shift = torch.zeros(
@@ -80,6 +85,7 @@ class DenseView:
                 shift[span] = noise.bias(squares, self.scale) * (1.0 if alpha is None else alpha.unsqueeze(-1))
         return shift.unflatten(2, (-1, len(q_THD))).flatten(1, 2)
 
+    @independent_of_host
     def key_bias(self, q_THD: Tensor) -> Tensor:
         """What to add to the scaled scores, float32 [Hq, T, n]: the negative shift of each key's span.
 
@@ -113,6 +119,7 @@ class _Current:
 class DenseWindow:
     """One branch of a stream as a host with dense attention sees it. `dtype`: that of views."""
 
+    @independent_of_host
     def __init__(
         self,
         cache: PagedKVCache,
@@ -146,7 +153,7 @@ class DenseWindow:
         held = (x for layer in self._current.values() for x in (layer.k, layer.v, layer.q))
         return self._buffer.nbytes + sum(x.nbytes for x in held)
 
-    @torch.no_grad()
+    @independent_of_host
     def update_and_get(
         self, layer: int, k_nHD: Tensor, v_nHD: Tensor, chunk_start: int, q_nHD: Tensor | None = None
     ) -> DenseView:
@@ -157,13 +164,15 @@ class DenseWindow:
         correction "measured", which fits a factor to queries.
         Raises StateError for any other start, ShapeError, ConfigError without queries; NonFiniteError by a commit.
         """
-        self._check(layer, k_nHD, v_nHD, q_nHD)
+        k_nHD, v_nHD, q_nHD = self._checked(layer, k_nHD, v_nHD, q_nHD)
+        chunk_start = whole_number("chunk_start", chunk_start, 0)
         self._turn_to(chunk_start, len(k_nHD))
         if not self._current:
             self._rotation = self._rotation_at(self.position, len(k_nHD))
         self._write(layer, k_nHD, v_nHD, q_nHD)
         return self._view(layer)
 
+    @independent_of_host
     def commit(self) -> None:
         """Stores the current chunk now: for the last one of a video, or before a fork. Raises StateError without any.
 
@@ -221,6 +230,7 @@ class DenseWindow:
         spans = tuple(slice(start, stop) for start, stop in pairwise(ends))
         for chunk, span in zip(chunks, spans, strict=False):
             k[span], v[span] = self._decoded(chunk, layer, positions[chunk.index])
+        saturated(self._buffer[:, : ends[-1]])
         k[spans[-1]], v[spans[-1]] = current.k, current.v
         noise = (*(self._noise(chunk, layer) for chunk in chunks), None)
         return DenseView(k, v, spans, noise, self._rotation, self._cache.spec.scale)
@@ -244,18 +254,25 @@ class DenseWindow:
         noise = key_noise(spec.correction, codec, records, variance, self._rope is not None, chunk.num_tokens)
         return noise, None if chunk.alpha is None else chunk.alpha[layer]
 
-    def _check(self, layer: int, k: Tensor, v: Tensor, q: Tensor | None) -> None:
+    def _checked(self, layer: int, k: Tensor, v: Tensor, q: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
         spec = self._cache.spec
         if self._stream.is_released:
             raise StateError(f"stream {self._stream.id} was released")
-        if not 0 <= layer < spec.num_layers:
+        if not 0 <= whole_number("layer", layer) < spec.num_layers:
             raise ShapeError(f"layer {layer} does not exist; the cache has layers 0 to {spec.num_layers - 1}")
         if self._needs_queries and q is None:
             raise ConfigError(
                 'correction "measured" fits a factor to queries: pass them to update_and_get, or open the cache with '
                 'correction "formula"'
             )
+        k, v, q = plain_tensor("k", k), plain_tensor("v", v), None if q is None else plain_tensor("q", q)
         for name, x, heads in (("k", k, spec.num_kv_heads), ("v", v, spec.num_kv_heads), ("q", q, spec.query_heads)):
             expected = (len(k), heads, spec.head_dim)
             if x is not None and tuple(x.shape) != expected:
                 raise ShapeError(f"{name} has shape {tuple(x.shape)}; tokens x heads x head_dim are {expected}")
+            if x is not None and (x.dtype not in DTYPES or x.device != self._cache.pool.device):
+                raise ShapeError(
+                    f"{name} is {x.dtype} on {x.device}; it must be one of {', '.join(map(str, DTYPES))} on "
+                    f"{self._cache.pool.device}"
+                )
+        return k, v, q

@@ -95,7 +95,7 @@ class VideoVae:
         config = self._vae.config
         if hasattr(config, "latents_mean"):
             mean, std = (
-                torch.tensor(values, device=latents_FCRS.device).view(1, -1, 1, 1)
+                torch.tensor(values, dtype=torch.float32, device=latents_FCRS.device).view(1, -1, 1, 1)
                 for values in (config.latents_mean, config.latents_std)
             )
             return latents_FCRS / (1.0 / std) + mean

@@ -44,7 +44,7 @@ class Codec(Protocol):
         ...
 
     def decode(self, records_RPB: Tensor, num_tokens: int, out: Tensor) -> Tensor:
-        """Records -> tokens, written into `out` [R, padded_tokens, D] in its dtype, float32 or bfloat16.
+        """Records -> tokens, written into `out` [R, padded_tokens, D] in its dtype, float32, bfloat16 or float16.
 
         Returns its view [R, num_tokens, D]; what lies behind it is overwritten with something finite, or left.
         """
@@ -56,6 +56,12 @@ class Codec(Protocol):
         None when nothing was rounded to a uniform grid.
         """
         ...
+
+
+def saturated(x: Tensor) -> Tensor:
+    """Decoded float16 values without infinities, in place: a code, or a bfloat16 number, that stands for the largest
+    float16 number may be above it. Other types are left alone: nothing that is stored is beyond their range."""
+    return x.clamp_(-FP16_MAX, FP16_MAX) if x.dtype == torch.float16 else x
 
 
 def round_down_fp16(x: Tensor) -> Tensor:

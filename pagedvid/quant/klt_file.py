@@ -25,6 +25,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from pagedvid.errors import ConfigError
+from pagedvid.host_state import independent_of_host
 from pagedvid.quant.blocks import BlockLayout
 from pagedvid.quant.klt_tables import KltTables
 
@@ -108,6 +109,7 @@ def save_calibration(calibration: Calibration, path: Path) -> None:
         temporary.unlink(missing_ok=True)
 
 
+@independent_of_host
 def load_calibration(path: Path) -> Calibration:
     """Reads and checks a file. Raises ConfigError when it is missing, damaged, or of another version of the format."""
     if not path.is_file():

@@ -32,7 +32,7 @@ class SeededProjection:
         generator = torch.Generator().manual_seed(seed)
         rotation, _ = torch.linalg.qr(torch.randn(num_frames, 3, 3, generator=generator, dtype=torch.float64))
         forward = torch.eye(4, dtype=torch.float64).repeat(num_frames, 1, 1)
-        forward[:, :3, :3] = rotation * torch.tensor([1.3, 0.8, 1.0]).double()[:, None]
+        forward[:, :3, :3] = rotation * torch.tensor([1.3, 0.8, 1.0], dtype=torch.float64)[:, None]
         forward[:, :3, 3] = 0.5 * torch.randn(num_frames, 3, generator=generator, dtype=torch.float64)
         return forward, torch.linalg.inv(forward)
 

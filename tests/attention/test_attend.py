@@ -29,7 +29,7 @@ def test_every_codec_with_every_correction(codec, correction, layout, keys_arriv
 @pytest.mark.parametrize("layout", [None, "half", "interleaved"])
 @pytest.mark.parametrize("keys_arrive", ["before_rotary", "rotated"])
 @pytest.mark.parametrize("group", [1, 3])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 def test_every_rotary_habit_with_grouped_heads_and_both_types(layout, keys_arrive, group, dtype):
     codecs = RoleCodecs("int2", sink="int8", newest="bf16")
     cache = make_cache(codecs, group=group, keys_arrive=keys_arrive)

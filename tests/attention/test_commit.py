@@ -263,3 +263,49 @@ def test_chunks_stored_together_are_those_stored_alone(codec, correction):
             for name in ("alpha", "variance"):
                 a, b = getattr(mine, name), getattr(theirs, name)
                 assert (a is None) == (b is None) and (a is None or torch.allclose(a, b, atol=1e-2, rtol=1e-2))
+
+
+# ---------------------------------------------------------------------- a chunk that leaves its newest codec
+
+
+def test_codecs_that_resolve_alike_are_not_stored_again():
+    """An exception that says what holds anyway is none."""
+    cache = make_cache(RoleCodecs("int2", newest="int2", layers=((0, 0, "int2"), (1, 1, "int2/int2"))))
+    stream = cache.open(Window(1, 3), 40)
+    first = commit(cache, stream, layers(cache, 40))
+    commit(cache, stream, layers(cache, 40, 1))
+    assert next(iter(stream.chunks())) is first
+
+
+@pytest.mark.parametrize("correction", ["measured", "variance", "formula"])
+@pytest.mark.parametrize("positions", ["absolute", "window"])
+@pytest.mark.parametrize("kept", ["int2", "int4-post", "token4-g32"])
+def test_what_does_not_change_is_copied_and_not_quantized_again(kept, positions, correction):
+    """Keys of layer 1 keep their codec, and so do the values of layer 0; a second rounding would move their codes."""
+    codecs = RoleCodecs("int4/int2", newest=f"{kept}/int2", layers=((1, 1, f"{kept}/int8"),))
+    rope = TableRope("half", 64)
+    cache = make_cache(codecs, correction=correction)
+    stream = cache.open(Window(0, 3, positions=positions), 40)
+    first = commit(cache, stream, layers(cache, 40), rope)
+    pages = {key: cache.pool.read(first.layer_pages(*key, 2)).clone() for key in (("keys", 1), ("values", 0))}
+    commit(cache, stream, layers(cache, 40, 1), rope)
+    again = next(iter(stream.chunks()))
+    assert again is not first and again.index == first.index
+    for key, records in pages.items():
+        assert torch.equal(cache.pool.read(again.layer_pages(*key, 2)), records)
+    for name in ("alpha", "variance"):
+        before, after = getattr(first, name), getattr(again, name)
+        assert (before is None) == (after is None) and (before is None or torch.equal(before[1], after[1]))
+
+
+@pytest.mark.parametrize("codec", ["bf16", "int2", "int4-s8", "int8", "token8-g16"])
+def test_float16_hosts_never_read_infinity(codec):
+    """65504 is the largest float16 number; codes and bfloat16 numbers that stand for it are above it."""
+    cache = make_cache(codec, correction="off")
+    stream = cache.open(Window(1, 2), 40)
+    q, k, v = (x.half() for x in random_qkv(cache, 40, 0))
+    v[::2, :, ::2], v[1::2, :, 1::2] = 65472.0, -65472.0
+    commit(cache, stream, [(q, k, v)] * 2)
+    with cache.denoise([stream]) as step:
+        out = step.attend(0, q, k, v)
+    assert out.dtype == torch.float16 and bool(torch.isfinite(out).all())

@@ -152,12 +152,14 @@ def test_ranges_in_flight_see_each_other(kind) -> None:
     check_step(cache, ranges, EXACT)
 
 
+@pytest.mark.parametrize("codec", ["int2", "token4-g32/hadamard4-g32", "bf16"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("kind", BACKENDS)
-def test_bfloat16(kind) -> None:
-    cache = small_cache(kind, "int2")
+def test_hosts_of_16_bits(kind, dtype: torch.dtype, codec: str) -> None:
+    cache = small_cache(kind, codec)
     stream = cache.open(Window(1, 2), 70)
     commit_all(cache, stream, [70], 1, ROPE)
-    check_step(cache, [QueryRange(stream, num_tokens=9)], 4e-2, dtype=torch.bfloat16)
+    check_step(cache, [QueryRange(stream, num_tokens=9)], 4e-2, dtype=dtype)
 
 
 @pytest.mark.parametrize("kind", BACKENDS)
