@@ -95,7 +95,8 @@ class PagedSelfAttention:
                 "a transformer with pagedvid's attention processors was called outside of an `attending` block; "
                 "open a step of the cache and hand its attend over, or call `remove` first"
             )
-        packed = (x.flatten(0, 1) for x in (q_BnHD, k_BnHD, v_BnHD))
+        # Under autocast, projections come in its type and norms in float32; attention takes them all in its type.
+        packed = (x.flatten(0, 1).to(v_BnHD.dtype) for x in (q_BnHD, k_BnHD, v_BnHD))
         return self._attend(layer, *packed).flatten(1).unflatten(0, q_BnHD.shape[:2])
 
 

@@ -170,7 +170,8 @@ class PagedSelfAttention(nn.Module):
     def forward(self, x: Tensor, kv_cache: PagedLayer, rope_freqs: Tensor) -> Tensor:
         """x [..., L, n * d] -> the same shape. `rope_freqs` are known from the rollout's rotary embedding."""
         q, k = (norm(project(x)) for norm, project in ((self.norm_q, self.q), (self.norm_k, self.k)))
-        q, k, v = (each.reshape(self._heads) for each in (q, k, self.v(x)))
+        v = self.v(x)  # under autocast in its type, while norms give float32
+        q, k, v = (each.reshape(self._heads).to(v.dtype) for each in (q, k, v))
         return self.o(kv_cache.history.attend(self._layer, q, k, v).reshape(x.shape))
 
 

@@ -14,6 +14,7 @@ from pagedvid.quant.rope_axes import follows_grid
 from tests.models.wan.forwards import cache_for
 from tests.models.wan.tiny import TEXT_WIDTH, tiny_transformer
 from tests.models.wan_causal.test_rollout import tiny_model
+from tests.test_host_state import default_dtype
 
 CHUNK_TOKENS = 45
 
@@ -26,8 +27,8 @@ def class_name(request):
 def call(transformer, num_videos=1):
     """One forward of chunks of 3 x 3 x 5 tokens at different noise levels."""
     generator = torch.Generator().manual_seed(7)
-    latents = torch.randn(num_videos, 4, 3, 6, 10, generator=generator)
-    text = torch.randn(num_videos, 6, TEXT_WIDTH, generator=generator)
+    latents = torch.randn(num_videos, 4, 3, 6, 10, generator=generator, dtype=torch.float32)
+    text = torch.randn(num_videos, 6, TEXT_WIDTH, generator=generator, dtype=torch.float32)
     timesteps = torch.tensor([900, 400][:num_videos])
     with torch.no_grad():
         return transformer(latents, timesteps, text, return_dict=False)[0]
@@ -51,6 +52,18 @@ def test_without_history_the_transformer_gives_what_it_gave(class_name, fused, n
     torch.testing.assert_close(
         paged_call(transformer, install(transformer), num_videos), expected, rtol=1e-4, atol=1e-5
     )
+
+
+@pytest.mark.parametrize("state", ["autocast", "default dtype", "inference mode"])
+def test_what_a_host_has_set_reaches_its_own_layers_only(class_name, state):
+    """Under autocast the library's attention is given its types, and so is this one."""
+    transformer = tiny_transformer(class_name)
+    tolerance = {"autocast": 3e-2}.get(state, 1e-4)
+    states = {"autocast": lambda: torch.autocast("cpu", torch.bfloat16), "inference mode": torch.inference_mode}
+    with states.get(state, lambda: default_dtype(torch.bfloat16))():
+        expected = call(transformer).float()
+        got = paged_call(transformer, install(transformer)).float()
+    assert float((got - expected).norm() / expected.norm()) < tolerance
 
 
 def test_cross_attention_keeps_its_processors_and_removing_gives_the_others_back(class_name):

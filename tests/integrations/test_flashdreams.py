@@ -38,6 +38,14 @@ def test_same_flows_as_with_its_own_cache(window_size_t, sink_size_t, relative_r
     assert float(own.std()) > 0.3
 
 
+@pytest.mark.parametrize("state", [lambda: torch.autocast("cpu", torch.bfloat16), torch.inference_mode])
+def test_what_a_host_has_set_reaches_its_own_layers_only(state):
+    """The same rollout under autocast, whose network computes in bfloat16 then, or in inference mode."""
+    with state():
+        own, ours = both(wan_config(), num_chunks=4)
+    assert float((own - ours).norm() / own.norm()) < 0.05
+
+
 def test_history_matters_here():
     """What the comparison above rests on: another window, other flows."""
     wide, _ = both(wan_config(window_size_t=6))
