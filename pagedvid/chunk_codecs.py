@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
+from pagedvid.arguments import list_of, whole_number
 from pagedvid.errors import ConfigError
 from pagedvid.page_format import read_codec
 
@@ -72,6 +73,8 @@ def _exceptions(keys: str, values: str, layers: LayerCodecs) -> LayerCodecs:
 
 def split_pair(written: str) -> tuple[str, str]:
     """(codec of keys, codec of values) from "int2" or "int4/int2". Raises ConfigError."""
+    if not isinstance(written, str):
+        raise ConfigError(f"{written!r} names no codec; write it as text, such as 'int2' or 'int4/int2'")
     keys, slash, values = written.partition("/")
     for name in (keys, values) if slash else (keys,):
         read_codec(name)
@@ -88,6 +91,24 @@ def read_layers(written: Mapping[Any, Any]) -> LayerCodecs:
         split_pair(codecs)
         layers.append((int(match[1]), int(match[2] or match[1]), codecs))
     return tuple(layers)
+
+
+def checked_layers(layers: object) -> LayerCodecs:
+    """Exceptions as they are kept, from what `read_layers` takes or from triples. Raises ConfigError."""
+    if isinstance(layers, Mapping):
+        return read_layers(layers)
+    example = "{0: 'int8', '2-5': 'int4/int2'}"
+    triples: list[Any] = list_of(tuple, "layers", layers, example, ConfigError)
+    if any(len(triple) != 3 for triple in triples):
+        raise ConfigError(f"layers is {layers!r}; write {example}")
+    return tuple(map(_checked_triple, triples))
+
+
+def _checked_triple(triple: tuple[Any, Any, Any]) -> tuple[int, int, str]:
+    first, last, written = triple
+    split_pair(written)
+    first = whole_number("first layer of an exception", first, 0, error=ConfigError)
+    return first, whole_number("last layer of an exception", last, first, error=ConfigError), written
 
 
 def write_layers(layers: LayerCodecs) -> dict[str, str]:

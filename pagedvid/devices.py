@@ -11,7 +11,7 @@ def read_device(written: torch.device | str) -> torch.device:
     """The device of that name, if PyTorch has it here. Raises ConfigError."""
     try:
         device = torch.device(written)
-    except (RuntimeError, TypeError):
+    except (RuntimeError, TypeError, ValueError):
         raise ConfigError(f"device is {written!r}; write cpu, cuda or cuda:N") from None
     num_gpus = torch.cuda.device_count() if device.type == "cuda" else 0
     if device.type == "cuda" and (device.index or 0) >= num_gpus:

@@ -11,15 +11,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 
-from pagedvid.chunk_codecs import KINDS, ChunkCodecs, LayerCodecs
+from pagedvid.arguments import one_of, whole_number, whole_numbers
+from pagedvid.chunk_codecs import KINDS, ChunkCodecs, LayerCodecs, checked_layers
 from pagedvid.errors import ConfigError
-from pagedvid.integers import whole_number, whole_numbers
 from pagedvid.page_format import DEFAULT_PAGE_ROWS, PageFormat, block_frames, has_steps, is_quantized, page_rows_for
 
 ALPHA_BYTES = 4
 """A measured correction factor is one float32 per (layer, KV head, chunk)."""
 VARIANCE_BYTES = 2
 """A change of variance is one bfloat16 per (layer, KV head, channel, chunk)."""
+MAX_SIZE = 2**20
+"""Largest number of layers, heads, channels, rows or tokens of a frame; no model comes near."""
 MAX_WINDOW_CHUNKS = 2**20
 """Most sinks, and most recent chunks, of a window: weeks of video. What a window takes is found chunk by chunk."""
 
@@ -39,7 +41,7 @@ class KVShape:
 
     def __post_init__(self) -> None:
         for name in ("num_layers", "num_kv_heads", "head_dim", "page_rows", "tokens_per_frame", "frames_per_block"):
-            object.__setattr__(self, name, whole_number(name, getattr(self, name), 1, error=ConfigError))
+            object.__setattr__(self, name, whole_number(name, getattr(self, name), 1, MAX_SIZE, error=ConfigError))
         if self.head_dim % 2:
             raise ConfigError(f"head_dim is {self.head_dim}; it must be even (rotary pairs, fp16 steps)")
 
@@ -148,8 +150,7 @@ class Window:
         for name, minimum in (("sink_chunks", 0), ("recent_chunks", 1)):  # the newest chunk must stay visible
             number = whole_number(name, getattr(self, name), minimum, MAX_WINDOW_CHUNKS, error=ConfigError)
             object.__setattr__(self, name, number)
-        if self.positions not in ("absolute", "window"):
-            raise ConfigError(f"positions is {self.positions!r}; allowed are 'absolute' and 'window'")
+        one_of(("absolute", "window"), "positions", self.positions, ConfigError)
 
     @property
     def max_chunks(self) -> int:
@@ -192,7 +193,7 @@ class RoleCodecs:
     """The codecs of a chunk by its role, each written as "int2" or, keys and values apart, "int4/int2".
 
     `newest`: the last committed chunk stays in it until the next is committed. `layers`: exceptions from `history`,
-    and from sinks that follow it.
+    and from sinks that follow it, such as {0: "int8", "2-5": "int4/int2"}.
     """
 
     history: str = "int2"
@@ -203,9 +204,10 @@ class RoleCodecs:
     def __post_init__(self) -> None:
         for role in ("history", "sink", "newest"):
             try:
-                self._codecs(getattr(self, role))
+                ChunkCodecs.read(self.history if getattr(self, role) is None else getattr(self, role))
             except ConfigError as error:
                 raise ConfigError(f"{role} codec: {error}") from None
+        object.__setattr__(self, "layers", checked_layers(self.layers))
 
     @property
     def page_rows(self) -> int:

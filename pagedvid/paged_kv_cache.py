@@ -13,19 +13,20 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
+from typing import Any
 
 import torch
 
+from pagedvid.arguments import instance_of, list_of, whole_numbers
 from pagedvid.attention.backend import select_backend
 from pagedvid.attention.step import Step
 from pagedvid.cache.manager import CacheManager
 from pagedvid.cache.plan import QueryRange, StepPlan
 from pagedvid.cache.spec import CacheSpec
 from pagedvid.cache.stream import Stream
-from pagedvid.errors import StateError
+from pagedvid.errors import ConfigError, StateError
 from pagedvid.geometry import RoleCodecs
 from pagedvid.host_state import independent_of_host
-from pagedvid.integers import whole_numbers
 from pagedvid.quant.book import CodecBook
 from pagedvid.units import parse_bytes
 
@@ -50,7 +51,8 @@ class PagedKVCache(CacheManager):
         Raises CapacityError, BackendError, ConfigError.
         """
         super().__init__(spec, memory, device)
-        self.book = book or CodecBook(self.shape.page, spec.num_kv_heads)
+        self.book = CodecBook(self.shape.page, spec.num_kv_heads) if book is None else book
+        instance_of(CodecBook, "book", self.book, "CodecBook(spec.shape.page, spec.num_kv_heads, tables)", ConfigError)
         self.check_codecs(spec.codecs)
         self.backend = select_backend(backend, self.pool, spec, self.book, parse_bytes(scratch))
 
@@ -92,9 +94,6 @@ class PagedKVCache(CacheManager):
 
 def as_ranges(items: Sequence[Stream | QueryRange]) -> list[QueryRange]:
     """Streams as the query ranges of their next chunks; ranges stay what they are. Raises StateError for others."""
-    if isinstance(items, (Stream, QueryRange)):
-        raise StateError("a step takes a list of streams or ranges; write [stream] for a single one")
-    wrong = [item for item in items if not isinstance(item, (Stream, QueryRange))]
-    if wrong:
-        raise StateError(f"{wrong[0]!r} is neither a stream nor a QueryRange; a step takes a list of these")
-    return [QueryRange(item) if isinstance(item, Stream) else item for item in items]
+    kinds: Any = (Stream, QueryRange)
+    listed: list[Stream | QueryRange] = list_of(kinds, "ranges", items, "[stream]", StateError)
+    return [QueryRange(item) if isinstance(item, Stream) else item for item in listed]

@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from pagedvid.arguments import whole_number, whole_numbers
 from pagedvid.errors import ConfigError
-from pagedvid.integers import whole_number
 
 AXES = ("time", "row", "column")
 
@@ -34,6 +34,7 @@ class RopeGrid:
                 f"a frame of {self.frame_tokens} tokens cannot lie in rows of {self.width}; frame_tokens must be a "
                 "multiple of width, both at least 1"
             )
+        object.__setattr__(self, "axes", whole_numbers("axes", self.axes, error=ConfigError))
         unknown = sorted(set(self.axes) - set(range(len(AXES))))
         if unknown:
             raise ConfigError(

@@ -14,8 +14,9 @@ PACKAGE = Path(__file__).parents[1] / "pagedvid"
 ROOMS = (
     (
         "pagedvid.errors",
+        "pagedvid.shown",
         "pagedvid.units",
-        "pagedvid.integers",
+        "pagedvid.arguments",
         "pagedvid.devices",
         "pagedvid.host_state",
         "pagedvid.page_format",

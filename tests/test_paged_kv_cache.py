@@ -223,20 +223,38 @@ def one_layer(**spec) -> PagedKVCache:
 
 
 FIRST_TRIES = {
-    "codecs as text": (lambda c: CacheSpec(1, 2, 16, codecs="int2"), r"codecs is 'int2'; write RoleCodecs\('int2'\)"),
-    "codecs of a stream": (lambda c: c.open(Window(1, 2), 8, codecs="int2"), r"write RoleCodecs\('int2'\)"),
-    "no spec": (lambda c: PagedKVCache("int2", "64KiB"), r"spec is 'int2'; give a CacheSpec\(num_layers"),
+    "codecs as text": (
+        lambda c: CacheSpec(1, 2, 16, codecs="int2"),
+        r"codecs is 'int2', of type str; give RoleCodecs\('int2'\)",
+    ),
+    "codecs of a stream": (lambda c: c.open(Window(1, 2), 8, codecs="int2"), r"give RoleCodecs\('int2'\)"),
+    "no spec": (lambda c: PagedKVCache("int2", "64KiB"), r"spec is 'int2', of type str; give CacheSpec\(num_layers"),
     "no CUDA": (lambda c: PagedKVCache(c.spec, "64KiB", "cuda"), "device is 'cuda', but PyTorch sees 0 CUDA devices"),
     "a device that is none": (lambda c: PagedKVCache(c.spec, "64KiB", "gpu"), "device is 'gpu'; write cpu, cuda or"),
     "a device of another type": (lambda c: PagedKVCache(c.spec, "64KiB", 1.5), r"device is 1\.5; write cpu"),
-    "branches as text": (lambda c: c.open(Window(1, 2), 8, branches="cond"), r"write a tuple of names: \('cond',\)"),
-    "branches as numbers": (lambda c: c.open(Window(1, 2), 8, branches=(0, 1)), "give at least one name"),
-    "window as a tuple": (lambda c: c.open((1, 2), 8), r"window is \(1, 2\); give a Window\("),
-    "one stream": (lambda c: c.denoise(c.open(Window(1, 2), 8)), r"a step takes a list .*; write \[stream\]"),
-    "one range": (lambda c: c.commit(QueryRange(c.open(Window(1, 2), 8))), r"write \[stream\]"),
-    "ids": (lambda c: c.denoise([0]), "0 is neither a stream nor a QueryRange"),
-    "a range of no stream": (lambda c: c.step([QueryRange(0)]).__enter__(), "0 is not a stream; give what `open`"),
-    "release of an id": (lambda c: c.release(0), "0 is not a stream"),
+    "branches as text": (
+        lambda c: c.open(Window(1, 2), 8, branches="cond"),
+        r"branches is 'cond'; give a list such as \('cond',\)",
+    ),
+    "branches as numbers": (
+        lambda c: c.open(Window(1, 2), 8, branches=(0, 1)),
+        r"branches\[0\] is 0, of type int; give \('cond',\)",
+    ),
+    "window as a tuple": (lambda c: c.open((1, 2), 8), r"window is \(1, 2\), of type tuple; give Window\("),
+    "one stream": (
+        lambda c: c.denoise(c.open(Window(1, 2), 8)),
+        r"ranges is Stream\(0, 0 chunks committed\); give a list such as \[stream\]",
+    ),
+    "one range": (
+        lambda c: c.commit(QueryRange(c.open(Window(1, 2), 8))),
+        r"ranges is QueryRange\(.*; give a list such as \[stream\]",
+    ),
+    "ids": (lambda c: c.denoise([0]), r"ranges\[0\] is 0, of type int; give \[stream\]"),
+    "a range of no stream": (
+        lambda c: c.step([QueryRange(0)]).__enter__(),
+        "stream is 0, of type int; give what `open` or",
+    ),
+    "release of an id": (lambda c: c.release(0), "stream is 0, of type int"),
     "a branch of another type": (lambda c: c.open(Window(1, 2), 8).history(["cond"]), "has no branch"),
 }
 

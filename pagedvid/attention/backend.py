@@ -108,7 +108,7 @@ def backend_reasons(spec: CacheSpec, device: torch.device) -> dict[str, list[str
 
 def select_backend(name: str, pool: PagePool, spec: CacheSpec, book: CodecBook, scratch_bytes: int) -> AttentionBackend:
     """The backend of that name, or the first that can run. Raises BackendError with every backend's reasons."""
-    if name not in backend_names():
+    if not isinstance(name, str) or name not in backend_names():
         raise BackendError(f"unknown attention backend {name!r}; allowed are {', '.join(backend_names())}")
     candidates: Sequence[str] = tuple(_CREATORS) if name == "auto" else (name,)
     reasons: dict[str, list[str]] = {}

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pagedvid.arguments import list_of, whole_number
 from pagedvid.attention.backend import AttentionBackend
 from pagedvid.attention.commit import Writing
 from pagedvid.attention.measure import sample_queries, sampled_offsets
@@ -20,7 +21,6 @@ from pagedvid.cache.pool import PagePool
 from pagedvid.cache.spec import CacheSpec
 from pagedvid.errors import ShapeError, StateError
 from pagedvid.host_state import independent_of_host, plain_tensor
-from pagedvid.integers import whole_number
 from pagedvid.quant.projective import Projection
 from pagedvid.quant.ropes import CheckedRope, require_same_rope
 from pagedvid.quant.rotary import RopeTables
@@ -72,6 +72,7 @@ class Step:
             raise StateError("this step has ended; its pages may belong to others by now. Open a new step.")
         q_THD, k_THD, v_THD = self._checked(layer, q_THD, k_THD, v_THD)
         context = self._checked_context(context, q_THD.dtype)
+        projections = _checked_projections(projections)
         made_for = (q_THD.dtype, tuple(0 if pair is None else len(pair[0]) for pair in context))
         rotation, prepared = self._rotary_view(rope, *made_for)
         self._require_same_rope(layer, rotation)
@@ -144,6 +145,10 @@ class Step:
 
     def _checked_context(self, context: Context, dtype: torch.dtype) -> Context:
         """The context as plain tensors; empty when no range has any. Raises ShapeError."""
+        if not isinstance(context, (list, tuple)):
+            raise ShapeError(
+                f"context is a {type(context).__name__}; give a list of (keys, values), one for each range"
+            )
         if len(context) not in (0, len(self.plan.ranges)):
             raise ShapeError(f"context for {len(context)} ranges was given; this step has {len(self.plan.ranges)}")
         return [
@@ -151,6 +156,8 @@ class Step:
         ]
 
     def _checked_pair(self, number: int, pair: tuple[Tensor, Tensor], dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        if not isinstance(pair, (list, tuple)) or len(pair) != 2:
+            raise ShapeError(f"context of range {number} is a {type(pair).__name__}; give (keys, values) or None")
         keys, values = (plain_tensor(f"context of range {number}", x) for x in pair)
         expected = (self._spec.num_kv_heads, self._spec.head_dim)
         for x in (keys, values):
@@ -187,3 +194,10 @@ class Step:
 def _is_same(a: tuple[Any, ...], b: tuple[Any, ...]) -> bool:
     """The very same tables or projection, and the same rest."""
     return a[0] is b[0] and a[1:] == b[1:]
+
+
+def _checked_projections(projections: object) -> list[Projection]:
+    """Raises ShapeError for what is no list of projections."""
+    protocol: Any = Projection
+    listed: list[Projection] = list_of(protocol, "projections", projections, "[projection]")
+    return listed

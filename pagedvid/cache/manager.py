@@ -24,12 +24,13 @@ from contextlib import contextmanager
 
 import torch
 
+from pagedvid.arguments import instance_of, list_of, whole_number, whole_numbers
 from pagedvid.cache.checks import check_ranges
 from pagedvid.cache.chunk import Chunk, ChunkLedger, digest_pages, page_tables
 from pagedvid.cache.integrity import check_integrity
 from pagedvid.cache.plan import PendingChunk, QueryRange, StepPlan, resolve_ranges, wanted_chunks
 from pagedvid.cache.pool import PagePool
-from pagedvid.cache.spec import CacheSpec
+from pagedvid.cache.spec import ROLE_CODECS, CacheSpec
 from pagedvid.cache.stats import CacheStats, collect_stats
 from pagedvid.cache.stream import BranchHistory, Stream
 from pagedvid.devices import read_device
@@ -42,7 +43,6 @@ from pagedvid.geometry import (
     planned_peak_pages,
 )
 from pagedvid.host_state import independent_of_host
-from pagedvid.integers import whole_number, whole_numbers
 from pagedvid.units import parse_bytes
 
 
@@ -52,9 +52,7 @@ class CacheManager:
     @independent_of_host
     def __init__(self, spec: CacheSpec, memory: int | str, device: torch.device | str = "cpu") -> None:
         """`memory`: bytes, or text such as "24GiB", for the pages of keys and values together."""
-        if not isinstance(spec, CacheSpec):
-            raise ConfigError(f"spec is {spec!r}; give a CacheSpec(num_layers, num_kv_heads, head_dim, ...)")
-        self.spec = spec
+        self.spec = instance_of(CacheSpec, "spec", spec, "CacheSpec(num_layers, num_kv_heads, head_dim)", ConfigError)
         self.shape = spec.shape
         self.pool = PagePool(
             self.shape.pages_in_memory(parse_bytes(memory)), self.shape.page_bytes, read_device(device)
@@ -88,7 +86,9 @@ class CacheManager:
         """
         chunk_tokens = whole_number("chunk_tokens", chunk_tokens, 1)
         max_chunks = None if max_chunks is None else whole_number("max_chunks", max_chunks, 0)
-        _check_branches(branches)
+        branches = list_of(str, "branches", branches, "('cond',)")
+        if not branches or len(set(branches)) != len(branches):
+            raise ShapeError(f"branches are {tuple(branches)}; give at least one name, and no name twice")
         if codecs is not None:
             self.check_codecs(codecs)
         codecs = codecs or self.spec.codecs
@@ -117,12 +117,16 @@ class CacheManager:
         commits: Sequence[Commit] | None = None,
     ) -> int:
         """Pages that `open` would reserve; changes nothing."""
-        if not isinstance(window, Window):
-            raise ShapeError(f"window is {window!r}; give a Window(sink_chunks, recent_chunks)")
-        codecs = codecs or self.spec.codecs
+        instance_of(Window, "window", window, "Window(sink_chunks=1, recent_chunks=4)", ShapeError)
+        num_branches = whole_number("num_branches", num_branches, 1)
+        if codecs is None:
+            codecs = self.spec.codecs
+        instance_of(RoleCodecs, "codecs", codecs, ROLE_CODECS, ConfigError)
         if commits is not None:
+            commits = list_of(Commit, "commits", commits, "[Commit(num_tokens)]")
             return num_branches * planned_peak_pages(self.shape, window, codecs, commits)
         chunk_tokens = whole_number("chunk_tokens", chunk_tokens, 1)
+        max_chunks = None if max_chunks is None else whole_number("max_chunks", max_chunks, 0)
         return num_branches * peak_pages(self.shape, window, codecs, chunk_tokens, max_chunks)
 
     def fork(self, stream: Stream) -> Stream:
@@ -181,7 +185,7 @@ class CacheManager:
     def unpin(self, stream: Stream, chunk_index: int, branch: str = "cond") -> None:
         """Undoes `pin`; a chunk outside the window is dropped at once. Raises StateError when it was not pinned."""
         self._require_idle(stream)
-        history = stream.history(branch)
+        history, chunk_index = stream.history(branch), whole_number("chunk_index", chunk_index)
         if chunk_index not in history.pinned:
             raise StateError(
                 f"chunk {chunk_index} of stream {stream.id} is not pinned; pinned are {sorted(history.pinned)}"
@@ -255,7 +259,7 @@ class CacheManager:
 
     def fits(self, num_pages: int) -> bool:
         """Whether that many more pages could be promised now."""
-        return self.reserved_pages + num_pages <= self.pool.num_pages
+        return self.reserved_pages + whole_number("num_pages", num_pages) <= self.pool.num_pages
 
     def stats(self) -> CacheStats:
         """A summary; changes nothing."""
@@ -308,8 +312,7 @@ class CacheManager:
             )
 
     def _require_idle(self, stream: Stream) -> None:
-        if not isinstance(stream, Stream):
-            raise StateError(f"{stream!r} is not a stream; give what `open` or `fork` returned")
+        instance_of(Stream, "stream", stream, "what `open` or `fork` returned", StateError)
         if stream.is_released or self._streams.get(stream.id) is not stream:
             raise StateError(f"stream {stream.id} was released or belongs to another cache")
         if stream.is_busy:
@@ -389,11 +392,3 @@ class CacheManager:
         self._rebalance(stream)
         for chunk in dropped:
             self._ledger.drop(chunk)
-
-
-def _check_branches(branches: Sequence[str]) -> None:
-    """Raises ShapeError for what is not a list of different names."""
-    if isinstance(branches, str):
-        raise ShapeError(f"branches is {branches!r}; write a tuple of names: ({branches!r},)")
-    if not branches or len(set(branches)) != len(branches) or not all(isinstance(name, str) for name in branches):
-        raise ShapeError(f"branches are {tuple(branches)}; give at least one name, and no name twice")

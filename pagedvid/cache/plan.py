@@ -18,11 +18,12 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from pagedvid.arguments import instance_of, whole_number, whole_numbers
 from pagedvid.cache.chunk import Chunk
 from pagedvid.cache.pool import PageIds
 from pagedvid.cache.stream import BranchHistory, Stream
 from pagedvid.chunk_codecs import ChunkCodecs
-from pagedvid.integers import whole_number, whole_numbers
+from pagedvid.errors import StateError
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,7 @@ class QueryRange:
         for name in ("num_tokens", "position", "replaces"):
             if getattr(self, name) is not None:
                 object.__setattr__(self, name, whole_number(f"{name} of a range", getattr(self, name)))
+        instance_of(bool, "commit of a range", self.commit, "True or False", StateError)
         object.__setattr__(self, "sees_ranges", whole_numbers("sees_ranges", self.sees_ranges))
         if self.visible is not None:
             object.__setattr__(self, "visible", whole_numbers("visible", self.visible))

@@ -31,7 +31,7 @@ class PagePool:
         self.page_bytes = page_bytes
         try:
             self.records = torch.empty(num_pages, page_bytes, dtype=torch.uint8, device=device)
-        except RuntimeError as error:
+        except (RuntimeError, TypeError) as error:  # the latter for sizes beyond 64 bits
             raise CapacityError(
                 f"cannot allocate a pool of {num_pages * page_bytes} bytes on {device}: {error}. "
                 "Give the pool less memory."

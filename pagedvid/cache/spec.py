@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from pagedvid.arguments import instance_of, one_of, whole_number
 from pagedvid.errors import ConfigError
-from pagedvid.geometry import KVShape, RoleCodecs
-from pagedvid.integers import whole_number
+from pagedvid.geometry import MAX_SIZE, KVShape, RoleCodecs
 from pagedvid.page_format import has_steps, is_quantized
 from pagedvid.quant.correction import MODES
+
+ROLE_CODECS = "RoleCodecs('int2')"
+"""What to write for codecs."""
 
 
 @dataclass(frozen=True)
@@ -36,10 +39,11 @@ class CacheSpec:
     def __post_init__(self) -> None:
         for name in ("num_layers", "num_kv_heads", "head_dim", "num_query_heads", "page_rows"):
             if getattr(self, name) is not None:
-                object.__setattr__(self, name, whole_number(name, getattr(self, name), 1, error=ConfigError))
+                number = whole_number(name, getattr(self, name), 1, MAX_SIZE, error=ConfigError)
+                object.__setattr__(self, name, number)
         for name in ("tokens_per_frame", "frames_per_block"):
-            object.__setattr__(self, name, whole_number(name, getattr(self, name), 1, error=ConfigError))
-        _require_role_codecs(self.codecs)
+            object.__setattr__(self, name, whole_number(name, getattr(self, name), 1, MAX_SIZE, error=ConfigError))
+        instance_of(RoleCodecs, "codecs", self.codecs, ROLE_CODECS, ConfigError)
         shape = self.shape  # validates the sizes together
         if self.query_heads < 1 or self.query_heads % shape.num_kv_heads:
             raise ConfigError(
@@ -49,13 +53,12 @@ class CacheSpec:
             ("correction", MODES),
             ("keys_arrive", ("before_rotary", "rotated")),
         ):
-            if getattr(self, name) not in allowed:
-                raise ConfigError(f"{name} is {getattr(self, name)!r}; allowed are {', '.join(allowed)}")
+            one_of(allowed, name, getattr(self, name), ConfigError)
         self.check_codecs(self.codecs)
 
     def check_codecs(self, codecs: RoleCodecs) -> None:
         """Raises ConfigError for codecs that these pages, layers or this correction cannot have."""
-        _require_role_codecs(codecs)
+        instance_of(RoleCodecs, "codecs", codecs, ROLE_CODECS, ConfigError)
         beyond = [last for _, last, _ in codecs.layers if last >= self.num_layers]
         if beyond:
             raise ConfigError(f"codecs are given for layer {beyond[0]}; the layers are 0 to {self.num_layers - 1}")
@@ -90,8 +93,3 @@ class CacheSpec:
     def scale(self) -> float:
         """Softmax scale."""
         return float(self.head_dim**-0.5)
-
-
-def _require_role_codecs(codecs: object) -> None:
-    if not isinstance(codecs, RoleCodecs):
-        raise ConfigError(f"codecs is {codecs!r}; write RoleCodecs({str(codecs)!r})")

@@ -67,7 +67,7 @@ class BranchHistory:
         return replace(self, chunks=dict(self.chunks))
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class Stream:
     """A handle that `CacheManager.open` returns. Read it freely; change it through the manager only."""
 
@@ -90,6 +90,10 @@ class Stream:
     is_busy: bool = False
     """Inside an open step."""
     is_released: bool = False
+
+    def __repr__(self) -> str:
+        state = "released" if self.is_released else f"{self.num_committed} chunks committed"
+        return f"Stream({self.id}, {state})"
 
     def history(self, branch: str) -> BranchHistory:
         """One branch. Raises StateError for an unknown one."""

@@ -33,6 +33,7 @@ from itertools import accumulate, pairwise
 import torch
 from torch import Tensor
 
+from pagedvid.arguments import instance_of, whole_number
 from pagedvid.attention.commit import Writing
 from pagedvid.attention.measure import MEASURED_QUERIES
 from pagedvid.attention.noise import key_noise
@@ -43,7 +44,6 @@ from pagedvid.cache.plan import QueryRange, chunk_positions, next_position
 from pagedvid.cache.stream import Stream
 from pagedvid.errors import ConfigError, ShapeError, StateError
 from pagedvid.host_state import independent_of_host, plain_tensor
-from pagedvid.integers import whole_number
 from pagedvid.page_format import is_quantized
 from pagedvid.paged_kv_cache import PagedKVCache
 from pagedvid.quant.codec import saturated
@@ -130,7 +130,11 @@ class DenseWindow:
         branch: str = "cond",
     ) -> None:
         """`rope`: the rotary tables by which the host turns its keys; None when keys have no positions."""
-        self._cache, self._stream, self._branch = cache, stream, branch
+        self._cache = instance_of(PagedKVCache, "cache", cache, "a PagedKVCache", ConfigError)
+        self._stream = instance_of(Stream, "stream", stream, "what `open` or `fork` returned", StateError)
+        self._branch = branch
+        if not isinstance(dtype, torch.dtype) or dtype not in DTYPES:
+            raise ConfigError(f"dtype is {dtype!r}; allowed are {', '.join(map(str, DTYPES))}")
         self._history = stream.history(branch)
         self._rope = None if rope is None else cache.backend.store.ropes.checked(rope)
         for chunk in self._history.chunks.values():

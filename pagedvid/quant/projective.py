@@ -19,13 +19,14 @@ Values and outputs stay in the order of the model.
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor
 
 POINT_CHANNELS = 4
 
 
+@runtime_checkable
 class Projection(Protocol):
     """How the keys and values of frames are mapped when they are read."""
 
