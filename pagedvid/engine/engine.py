@@ -2,7 +2,8 @@
 
 What a round is, the model says (models/rounds.py). Streams join and leave between any two steps; each is at its own
 round, and denoise steps of some share a forward with commit passes of others. A chunk is yielded as soon as it is
-clean. A video's frames do not depend on what ran beside it.
+clean. What runs next to a video changes its frames by rounding at most, and with `EngineSettings.reproducible` not at
+all.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor
 
 from pagedvid.engine.admission import admit_in_order
+from pagedvid.engine.failures import described, presentable
 from pagedvid.engine.job import Job, Waiting
 from pagedvid.engine.latents import Latents
 from pagedvid.engine.requests import (
@@ -27,7 +29,7 @@ from pagedvid.engine.requests import (
 )
 from pagedvid.engine.rounds import finished_chunk, packed_forward, take_steps
 from pagedvid.engine.scheduler import Candidate, next_batch
-from pagedvid.errors import CapacityError, ConfigError, IntegrityError
+from pagedvid.errors import CapacityError, ConfigError, IntegrityError, ModelError, PagedvidError
 from pagedvid.geometry import Window
 from pagedvid.models.base import VideoModel
 from pagedvid.paged_kv_cache import PagedKVCache
@@ -58,7 +60,7 @@ class Engine:
         self.settings = settings
         self._waiting: deque[Waiting] = deque()
         self._running: dict[int, Job] = {}
-        self._peak_bytes: dict[str, tuple[int, int]] = {}
+        self._ids: set[str] = set()  # of requests that are waiting or running
         self._num_started = self._num_finished = self._num_failed = self._num_chunks_done = self._num_steps = 0
         self._step_seconds = self._forward_seconds = 0.0
 
@@ -87,19 +89,25 @@ class Engine:
 
     @torch.no_grad()
     def submit(self, request: VideoRequest) -> None:
-        """Queues a video. Raises PromptError, ConfigError, or CapacityError when it could not run even alone."""
+        """Queues a video. Raises PromptError, ConfigError, CapacityError when it could not run even alone, and
+        ModelError for whatever else the model raises about it."""
         if request.num_frames < 1:
             raise ConfigError(f"request {request.id!r} asks for {request.num_frames} frames; at least 1")
-        if request.id in self._peak_bytes:
-            raise ConfigError(f"request id {request.id!r} was submitted before; ids must differ")
-        entry = self._plan(request)
+        if request.id in self._ids:
+            raise ConfigError(f"request {request.id!r} is still waiting or running; use another id, or cancel it first")
+        try:
+            entry = self._plan(request)
+        except PagedvidError:
+            raise
+        except Exception as error:
+            raise ModelError(f"request {request.id!r} cannot be prepared: {described(error)}") from error
         needed = entry.num_pages
         if needed > self.cache.pool.num_pages:
             raise CapacityError(
                 f"request {request.id!r} needs {needed} pages at its peak; the pool has {self.cache.pool.num_pages}. "
                 "Give the cache more memory, use fewer bits or a shorter window."
             )
-        self._peak_bytes[request.id] = (0, 0)
+        self._ids.add(request.id)
         self._waiting.append(entry)
 
     def cancel(self, request_id: str) -> None:
@@ -107,6 +115,7 @@ class Engine:
         for entry in self._waiting:
             if entry.request.id == request_id:
                 self._waiting.remove(entry)
+                self._ids.discard(request_id)
                 return
         for job in self._running.values():
             if job.request.id == request_id:
@@ -119,17 +128,12 @@ class Engine:
         self._waiting.clear()
         for job in list(self._running.values()):
             self._leave(job)
+        self._ids.clear()
 
     @property
     def has_work(self) -> bool:
         """Whether any request is waiting or running."""
         return bool(self._waiting or self._running)
-
-    def request_bytes(self, request_id: str) -> tuple[int, int]:
-        """(most bytes its stream held between two steps, the same tokens as dense bf16). Unknown id: ConfigError."""
-        if request_id not in self._peak_bytes:
-            raise ConfigError(f"request {request_id!r} was never submitted")
-        return self._peak_bytes[request_id]
 
     def stats(self) -> EngineStats:
         """Where the engine stands; changes nothing."""
@@ -156,6 +160,7 @@ class Engine:
             try:
                 job = self._start(entry)
             except Exception as error:
+                self._ids.discard(entry.request.id)
                 failures.append(self._report(entry.request, error))
             else:
                 self._running[job.number] = job
@@ -206,7 +211,10 @@ class Engine:
         size = self.model.geometry.tokens_per_frame
         jobs = self._running.values()
         candidates = [Candidate(job.number, job.last_step, job.round.num_frames * size) for job in jobs]
-        return [self._running[n] for n in next_batch(candidates, self.settings.policy, self.settings.max_batch_tokens)]
+        # The shape of a product decides how it is rounded, and the videos that share a forward decide its shape.
+        # A budget of one token keeps them apart, since one video always runs.
+        budget = 1 if self.settings.reproducible else self.settings.max_batch_tokens
+        return [self._running[number] for number in next_batch(candidates, self.settings.policy, budget)]
 
     def _run(self, batch: Sequence[Job]) -> list[EngineOutput]:
         """Runs a batch. If it fails, its jobs are run one by one, so that only the culprit fails."""
@@ -217,14 +225,16 @@ class Engine:
         except Exception as error:
             if len(batch) == 1:
                 return [self._fail(batch[0], error)]
-            logger.warning("a step of %d videos failed (%s); running them one by one", len(batch), error)
-            return [output for job in batch for output in self._run([job])]
-        self._forward_seconds += seconds
-        return [
-            output
-            for job, prediction in zip(batch, predictions, strict=True)
-            for output in self._advance(job, prediction)
-        ]
+            logger.warning("a step of %d videos failed (%s); running them one by one", len(batch), described(error))
+        else:
+            self._forward_seconds += seconds
+            return [
+                output
+                for job, prediction in zip(batch, predictions, strict=True)
+                for output in self._advance(job, prediction)
+            ]
+        # Outside of `except`: there the error would keep the failed forward's tensors while the others run.
+        return [output for job in batch for output in self._run([job])]
 
     def _advance(self, job: Job, predictions: Sequence[Tensor]) -> list[EngineOutput]:
         """Moves a job past the round that just ran; returns the chunks that became clean."""
@@ -232,9 +242,11 @@ class Engine:
         outputs: list[EngineOutput] = []
         try:
             take_steps(self.model, job, predictions)
+            self._drop_chunks(job)
             outputs += [finished_chunk(self.model, job, chunk) for chunk in job.round.finished]
             self._num_chunks_done += len(job.round.finished)
-            self._clean_up(job)
+            for chunk in job.round.forgets:
+                del job.latents.chunks[chunk]
             if job.following is None:
                 self._leave(job)
                 self._num_finished += 1
@@ -244,12 +256,10 @@ class Engine:
             outputs.append(self._fail(job, error))
         return outputs
 
-    def _clean_up(self, job: Job) -> None:
-        """Frees what no later round needs."""
+    def _drop_chunks(self, job: Job) -> None:
+        """Frees the pages that no later round reads, and notes what is left."""
         if job.round.drops:
             self.cache.drop(job.stream, job.round.drops)
-        for chunk in job.round.forgets:
-            del job.latents.chunks[chunk]
         if any(part.commits for part in job.round.ranges):
             self._note_bytes(job)
 
@@ -258,17 +268,19 @@ class Engine:
         return self._report(job.request, error)
 
     def _report(self, request: VideoRequest, error: Exception) -> RequestFailure:
+        error = presentable(error)
         logger.error("video %s failed: %s", request.id, error)
         self._num_failed += 1
         return RequestFailure(request.id, error)
 
     def _leave(self, job: Job) -> None:
-        self.cache.release(job.stream)
         del self._running[job.number]
+        self._ids.discard(job.request.id)
+        self.cache.release(job.stream)
 
     def _note_bytes(self, job: Job) -> None:
         shape = self.cache.spec.shape
         chunks = list(job.stream.chunks())
         stored = sum(shape.stored_bytes(chunk.num_tokens, chunk.codecs) for chunk in chunks)
         bf16 = sum(shape.bf16_bytes(chunk.num_tokens) for chunk in chunks)
-        self._peak_bytes[job.request.id] = max(self._peak_bytes[job.request.id], (stored, bf16))
+        job.peak_bytes = max(job.peak_bytes, (stored, bf16))

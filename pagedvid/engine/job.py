@@ -15,7 +15,7 @@ from pagedvid.models.base import Decoder
 from pagedvid.models.rounds import Round, Schedule
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Waiting:
     """A request that was accepted and has no stream yet."""
 
@@ -52,6 +52,8 @@ class Job:
     """The engine step in which it last ran."""
     num_frames_out: int = 0
     """Latent frames that were decoded."""
+    peak_bytes: tuple[int, int] = (0, 0)
+    """(Most bytes that `stream` held between two steps, the same tokens as dense BF16.)"""
 
     def go_on(self) -> None:
         """Makes the following round the current one and its chunks ready. Raises what the initial latents raise."""

@@ -1,0 +1,63 @@
+"""What a model raises, made fit to leave the engine: a message that can be shown, and no tensors held by its traceback.
+
+A model may raise anything: an error whose message cannot be made, is a megabyte long, or is not valid Unicode. Whoever
+logs, prints or stores a failure must not fail over it.
+"""
+
+from __future__ import annotations
+
+import traceback
+
+from pagedvid.errors import ModelError
+
+MOST_CHARACTERS = 4000
+"""Of a message. The longest of PyTorch, about memory of a device, have about a thousand."""
+
+
+def presentable(error: Exception) -> Exception:
+    """The error itself when its message can be shown as it is, otherwise a ModelError in its place.
+
+    Files and lines of its traceback stay; the variables of the calls are dropped, because they hold latents and
+    predictions that would live as long as the error.
+    """
+    _forget_variables(error)
+    text = _message(error)
+    return error if text is not None and _shown(text) == text else ModelError(described(error))
+
+
+def described(error: Exception) -> str:
+    """Kind and message of an error, in at most `MOST_CHARACTERS` and a few; never raises."""
+    text = _message(error)
+    return f"{type(error).__name__}: {'its message cannot be made' if text is None else _shown(text)}"
+
+
+def _message(error: Exception) -> str | None:
+    """None: making it raised an error of its own."""
+    try:
+        return str(error)
+    except Exception:
+        return None
+
+
+def _shown(text: str) -> str:
+    """The text without what no file or terminal takes (lone surrogates), cut to `MOST_CHARACTERS`."""
+    text = text.encode(errors="backslashreplace").decode()
+    if len(text) <= MOST_CHARACTERS:
+        return text
+    return f"{text[:MOST_CHARACTERS]}... ({len(text)} characters)"
+
+
+def _forget_variables(error: BaseException) -> None:
+    """Of the error and all errors that led to it. The first call of a traceback is the engine's own that caught it; it
+    is still running and leads to the error, so it is left out."""
+    waiting: list[BaseException | None] = [error]
+    seen: set[int] = set()
+    while waiting:
+        one = waiting.pop()
+        if one is None or id(one) in seen:
+            continue
+        seen.add(id(one))
+        if one is error and one.__traceback__ is not None:
+            one.__traceback__ = one.__traceback__.tb_next
+        traceback.clear_frames(one.__traceback__)
+        waiting += [one.__cause__, one.__context__]
