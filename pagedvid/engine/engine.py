@@ -268,6 +268,7 @@ class Engine:
         return self._report(job.request, error)
 
     def _report(self, request: VideoRequest, error: Exception) -> RequestFailure:
+        logger.debug("where video %s failed", request.id, exc_info=error)
         error = presentable(error)
         logger.error("video %s failed: %s", request.id, error)
         self._num_failed += 1

@@ -1,12 +1,10 @@
-"""What a model raises, made fit to leave the engine: a message that can be shown, and no tensors held by its traceback.
+"""What a model raises, made fit to leave the engine: a message that can be shown, and nothing that holds tensors.
 
 A model may raise anything: an error whose message cannot be made, is a megabyte long, or is not valid Unicode. Whoever
 logs, prints or stores a failure must not fail over it.
 """
 
 from __future__ import annotations
-
-import traceback
 
 from pagedvid.errors import ModelError
 
@@ -17,10 +15,10 @@ MOST_CHARACTERS = 4000
 def presentable(error: Exception) -> Exception:
     """The error itself when its message can be shown as it is, otherwise a ModelError in its place.
 
-    Files and lines of its traceback stay; the variables of the calls are dropped, because they hold latents and
-    predictions that would live as long as the error.
+    It comes without its traceback, which would keep the variables of all calls alive with it, latents and predictions
+    among them: log that first.
     """
-    _forget_variables(error)
+    _forget_tracebacks(error)
     text = _message(error)
     return error if text is not None and _shown(text) == text else ModelError(described(error))
 
@@ -47,17 +45,13 @@ def _shown(text: str) -> str:
     return f"{text[:MOST_CHARACTERS]}... ({len(text)} characters)"
 
 
-def _forget_variables(error: BaseException) -> None:
-    """Of the error and all errors that led to it. The first call of a traceback is the engine's own that caught it; it
-    is still running and leads to the error, so it is left out."""
+def _forget_tracebacks(error: BaseException) -> None:
+    """Of the error and of all errors that led to it."""
     waiting: list[BaseException | None] = [error]
     seen: set[int] = set()
     while waiting:
         one = waiting.pop()
-        if one is None or id(one) in seen:
-            continue
-        seen.add(id(one))
-        if one is error and one.__traceback__ is not None:
-            one.__traceback__ = one.__traceback__.tb_next
-        traceback.clear_frames(one.__traceback__)
-        waiting += [one.__cause__, one.__context__]
+        if one is not None and id(one) not in seen:
+            seen.add(id(one))
+            one.__traceback__ = None
+            waiting += [one.__cause__, one.__context__]
