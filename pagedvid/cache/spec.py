@@ -25,14 +25,17 @@ class CacheSpec:
     tokens_per_frame: int = 1
     """Klt codecs transform the same place of `frames_per_block` consecutive frames together."""
     frames_per_block: int = 1
-    correction: str = "measured"
-    """"off", "formula", "variance" or "measured"; see quant/correction.py."""
+    correction: str = "auto"
+    """"off", "formula", "variance" or "measured"; see quant/correction.py. "auto" (or None) becomes what suits the keys
+    of the history: "measured" where they have step sizes, "off" for klt. `replace` of codecs keeps what it became."""
     keys_arrive: str = "before_rotary"
     """"before_rotary": `attend` rotates q and k. "rotated": the host has done so; keys are un-rotated at commit."""
     debug_checks: bool = False
     """Keep a digest of every chunk's page bytes, so that `check` finds overwritten pages. Costs a hash per commit."""
 
     def __post_init__(self) -> None:
+        if self.correction in ("auto", None):
+            object.__setattr__(self, "correction", self.codecs.correction)
         shape = self.shape  # validates the sizes
         if self.query_heads < 1 or self.query_heads % shape.num_kv_heads:
             raise ConfigError(
