@@ -1,4 +1,4 @@
-"""A cache that watches what its model attends to: the statistics from which klt tables are made.
+"""A cache that watches what its model attends to: the statistics from which klt tables are made (docs/calibrate.md).
 
 Every chunk that is stored counts. Forwards that read chunks are sampled, alike in all layers: of each range the first
 few chunks of its own length that it reads, as they lie in the pages. A query's own chunk stands for everything that
@@ -20,10 +20,11 @@ from torch import Tensor
 from pagedvid.attention.commit import LayerStore
 from pagedvid.attention.step import Step
 from pagedvid.cache.plan import QueryRange, RangePlan, StepPlan
-from pagedvid.errors import ConfigError
 from pagedvid.paged_kv_cache import PagedKVCache
 from pagedvid.quant.blocks import BlockLayout
-from pagedvid.quant.rotary import RopeTables, to_half_layout
+from pagedvid.quant.calibration import calibration_of
+from pagedvid.quant.klt_file import Calibration
+from pagedvid.quant.rotary import RopeTables, to_half_layout, unrotate
 from pagedvid.quant.statistics import LayerStatistics, Observation
 
 SHARE = 1 / 4
@@ -33,16 +34,18 @@ MAX_CHUNKS = 4
 
 
 class ObservingCache(PagedKVCache):
-    """A `PagedKVCache` for keys that arrive before rotary embedding. Give it codecs that lose little, such as bf16."""
+    """A `PagedKVCache` that does not change what its steps return. Give it codecs that lose little, such as bf16."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
-        """As `PagedKVCache`. Raises ConfigError for keys that arrive rotated."""
+        """As `PagedKVCache`."""
         super().__init__(*args, **options)
-        if self.spec.keys_arrive != "before_rotary":
-            raise ConfigError(f"keys that arrive {self.spec.keys_arrive} cannot be observed; give them before rotation")
         layout = BlockLayout(self.spec.tokens_per_frame, self.spec.frames_per_block)
         self.statistics = [LayerStatistics(layout) for _ in range(self.spec.num_layers)]
         self._chance = random.Random(0)
+
+    def calibration(self, model: str, calibrated_on: str = "") -> Calibration:
+        """What was seen so far, as klt codecs need it; see `calibration_of`, also for the errors."""
+        return calibration_of(self.statistics, model, calibrated_on)
 
     @contextmanager
     def step(self, ranges: Sequence[QueryRange]) -> Iterator[Step]:
@@ -71,8 +74,7 @@ class _ObservingStep(Step):
         out = super().attend(layer, q_THD, k_THD, v_THD, rope, **how)
         for range_ in self.plan.ranges:
             q_nHD, k_nHD, v_nHD = (_own(x, range_) for x in (q_THD, k_THD, v_THD))
-            if rope is not None:
-                q_nHD, k_nHD = to_half_layout(q_nHD, rope.layout), to_half_layout(k_nHD, rope.layout)
+            q_nHD, k_nHD = self._plain(q_nHD, range_, rope), self._plain(k_nHD, range_, rope)
             k_HnD, v_HnD = k_nHD.transpose(0, 1), v_nHD.transpose(0, 1)
             if any(pending.source is None for pending in range_.writes):
                 self._statistics[layer].add_chunk(k_HnD, v_HnD)
@@ -80,6 +82,16 @@ class _ObservingStep(Step):
                 q_GHnD = q_nHD.unflatten(1, (len(k_HnD), -1)).permute(2, 1, 0, 3)
                 self._add_reading(layer, range_, q_GHnD, k_HnD, v_HnD, rope)
         return out
+
+    def _plain(self, x_nHD: Tensor, range_: RangePlan, rope: RopeTables | None) -> Tensor:
+        """Queries or keys of a range before rotary embedding, in half layout."""
+        if rope is None:
+            return x_nHD
+        x_nHD = to_half_layout(x_nHD, rope.layout)
+        if self._spec.keys_arrive == "before_rotary":
+            return x_nHD
+        cos, sin = (table.cpu().unsqueeze(1) for table in rope.tables(range_.first_token, range_.num_tokens))
+        return unrotate(x_nHD, cos, sin)
 
     def _add_reading(
         self, layer: int, range_: RangePlan, q_GHnD: Tensor, k_HnD: Tensor, v_HnD: Tensor, rope: RopeTables | None

@@ -94,8 +94,10 @@ class Calibration:
         )
 
 
-def save_calibration(calibration: Calibration, path: Path) -> None:
-    """Writes the file beside its place first, so that under its name there is a whole one or none."""
+def save_calibration(calibration: Calibration, path: Path | str) -> None:
+    """Writes the file under another name first, so that under its own there is a whole one or none. Raises ConfigError
+    when it cannot be written."""
+    path = Path(path)
     names = ("model", *_NUMBERS, "calibrated_on")
     metadata = {"format": VERSION} | {name: str(getattr(calibration, name)) for name in names}
     temporary = path.with_name(f".{path.name}.tmp")
@@ -108,8 +110,9 @@ def save_calibration(calibration: Calibration, path: Path) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def load_calibration(path: Path) -> Calibration:
+def load_calibration(path: Path | str) -> Calibration:
     """Reads and checks a file. Raises ConfigError when it is missing, damaged, or of another version of the format."""
+    path = Path(path)
     if not path.is_file():
         raise ConfigError(f"{path} is missing; `pagedvid calibrate --out {path}` makes it")
     try:
