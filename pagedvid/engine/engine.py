@@ -228,17 +228,30 @@ class Engine:
             logger.warning("a step of %d videos failed (%s); running them one by one", len(batch), described(error))
         else:
             self._forward_seconds += seconds
+            return self._advance_all(batch, predictions)
+        # Outside of `except`: there the error would keep the failed forward's tensors while the others run.
+        return [output for job in batch for output in self._run([job])]
+
+    def _advance_all(self, batch: Sequence[Job], predictions: Sequence[Sequence[Tensor]]) -> list[EngineOutput]:
+        """Moves the jobs past the round that just ran; returns the chunks that became clean.
+
+        An interrupt goes up to the caller and cancels them: what they stored is published, so the round cannot run
+        again, and the chunks that became clean are lost.
+        """
+        try:
             return [
                 output
                 for job, prediction in zip(batch, predictions, strict=True)
                 for output in self._advance(job, prediction)
             ]
-        # Outside of `except`: there the error would keep the failed forward's tensors while the others run.
-        return [output for job in batch for output in self._run([job])]
+        except BaseException:
+            for job in batch:
+                if job.number in self._running:
+                    self._leave(job)
+            raise
 
     def _advance(self, job: Job, predictions: Sequence[Tensor]) -> list[EngineOutput]:
-        """Moves a job past the round that just ran; returns the chunks that became clean."""
-        job.last_step = self._num_steps
+        job.last_step, is_over = self._num_steps, job.following is None
         outputs: list[EngineOutput] = []
         try:
             take_steps(self.model, job, predictions)
@@ -247,13 +260,13 @@ class Engine:
             self._num_chunks_done += len(job.round.finished)
             for chunk in job.round.forgets:
                 del job.latents.chunks[chunk]
-            if job.following is None:
-                self._leave(job)
-                self._num_finished += 1
-            else:
+            if not is_over:
                 job.go_on()
         except Exception as error:
-            outputs.append(self._fail(job, error))
+            return [*outputs, self._fail(job, error)]
+        if is_over:
+            self._leave(job)
+            self._num_finished += 1
         return outputs
 
     def _drop_chunks(self, job: Job) -> None:
