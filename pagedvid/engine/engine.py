@@ -19,7 +19,6 @@ from torch import Tensor
 from pagedvid.engine.admission import admit_in_order
 from pagedvid.engine.failures import described, presentable
 from pagedvid.engine.job import Job, Waiting
-from pagedvid.engine.latents import Latents
 from pagedvid.engine.requests import (
     EngineOutput,
     EngineSettings,
@@ -29,6 +28,7 @@ from pagedvid.engine.requests import (
 )
 from pagedvid.engine.rounds import finished_chunk, packed_forward, take_steps
 from pagedvid.engine.scheduler import Candidate, next_batch
+from pagedvid.engine.start import plan, start
 from pagedvid.errors import CapacityError, ConfigError, IntegrityError, ModelError, PagedvidError
 from pagedvid.geometry import Window
 from pagedvid.models.base import VideoModel
@@ -96,7 +96,7 @@ class Engine:
         if request.id in self._ids:
             raise ConfigError(f"request {request.id!r} is still waiting or running; use another id, or cancel it first")
         try:
-            entry = self._plan(request)
+            entry = plan(request, self.model, self.cache, self.window, self.settings.num_denoise_steps)
         except PagedvidError:
             raise
         except Exception as error:
@@ -158,12 +158,13 @@ class Engine:
         failures: list[EngineOutput] = []
         for entry in admit_in_order(self._waiting, self._can_start):
             try:
-                job = self._start(entry)
+                job = start(entry, self._num_started, self.model, self.cache)
             except Exception as error:
                 self._ids.discard(entry.request.id)
                 failures.append(self._report(entry.request, error))
             else:
                 self._running[job.number] = job
+                self._num_started += 1
         if self._waiting and not self._running and not failures:
             raise CapacityError(
                 f"request {self._waiting[0].request.id!r} cannot start although no video is running: streams from "
@@ -175,37 +176,6 @@ class Engine:
     def _can_start(self, entry: Waiting) -> bool:
         limit = self.settings.max_concurrent
         return (limit is None or len(self._running) < limit) and self.cache.fits(entry.num_pages)
-
-    def _plan(self, request: VideoRequest) -> Waiting:
-        """What the request's video takes: its schedule and, from that alone, its pages."""
-        geometry, steps = self.model.geometry, self.settings.num_denoise_steps
-        condition = self.model.prepare(request.prompt, request.inputs, request.num_frames)
-        schedule = self.model.schedule(condition, request.num_frames, steps, self.window)
-        num_pages = self.cache.pages_needed(
-            schedule.window,
-            schedule.max_range_frames * geometry.tokens_per_frame,
-            num_branches=len(geometry.branches),
-            max_chunks=schedule.num_commits,
-            commits=schedule.planned_commits(geometry.tokens_per_frame),
-        )
-        return Waiting(request, condition, schedule, num_pages)
-
-    def _start(self, entry: Waiting) -> Job:
-        request, condition, schedule, geometry = entry.request, entry.condition, entry.schedule, self.model.geometry
-        later = schedule.rounds()
-        latents = Latents(geometry, lambda chunk: self.model.initial_latents(condition, request.seed, chunk))
-        first, following = next(later), next(later, None)
-        latents.begin(first)
-        decode = self.model.decoder(condition)
-        stream = self.cache.open(
-            schedule.window,
-            schedule.max_range_frames * geometry.tokens_per_frame,
-            branches=geometry.branches,
-            max_chunks=schedule.num_commits,
-            commits=schedule.planned_commits(geometry.tokens_per_frame),
-        )
-        number, self._num_started = self._num_started, self._num_started + 1
-        return Job(number, request, condition, stream, schedule.first_frame, latents, decode, later, first, following)
 
     def _next_batch(self) -> list[Job]:
         size = self.model.geometry.tokens_per_frame
@@ -274,7 +244,7 @@ class Engine:
         if job.round.drops:
             self.cache.drop(job.stream, job.round.drops)
         if any(part.commits for part in job.round.ranges):
-            self._note_bytes(job)
+            job.note_bytes(self.cache.spec.shape)
 
     def _fail(self, job: Job, error: Exception) -> RequestFailure:
         self._leave(job)
@@ -291,10 +261,3 @@ class Engine:
         del self._running[job.number]
         self._ids.discard(job.request.id)
         self.cache.release(job.stream)
-
-    def _note_bytes(self, job: Job) -> None:
-        shape = self.cache.spec.shape
-        chunks = list(job.stream.chunks())
-        stored = sum(shape.stored_bytes(chunk.num_tokens, chunk.codecs) for chunk in chunks)
-        bf16 = sum(shape.bf16_bytes(chunk.num_tokens) for chunk in chunks)
-        job.peak_bytes = max(job.peak_bytes, (stored, bf16))
