@@ -1,7 +1,7 @@
 """A cache that watches what its model attends to: the statistics from which klt tables are made (docs/calibrate.md).
 
 Every chunk that is stored counts. Forwards that read chunks are sampled, alike in all layers: of each range the first
-few chunks of its own length that it reads, as they lie in the pages. A query's own chunk stands for everything that
+few chunks of its own length that it reads, as they are stored. A query's own chunk stands for everything that
 is not stored yet, and only the rotary view counts.
 
 Axes: T packed tokens; C chunks; G query heads of a KV head; H KV heads; n tokens of a chunk; D head_dim.
@@ -113,7 +113,7 @@ def _own(x_THD: Tensor, range_: RangePlan) -> Tensor:
 
 
 def _angles(rope: RopeTables | None, first_token: int, num_tokens: int, head_dim: int) -> tuple[Tensor, Tensor]:
-    """(cos, sin) [n, D / 2]; nothing turns without rotary embedding."""
+    """(cos, sin) [n, D / 2]; nothing rotates without rotary embedding."""
     if rope is None:
         return torch.ones(num_tokens, head_dim // 2), torch.zeros(num_tokens, head_dim // 2)
     return rope.tables(first_token, num_tokens)

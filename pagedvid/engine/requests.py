@@ -22,7 +22,7 @@ class VideoRequest:
     num_frames: int
     seed: int = 0
     inputs: Mapping[str, Any] = field(default_factory=dict)
-    """What the model takes beside the prompt, by name; see the model's `prepare`."""
+    """What the model takes besides the prompt, by name; see the model's `prepare`."""
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 Errors are counted as attention counts them, to first order in the error e of a key or value, with p the attention
 weights and o the output of a query:
 
-    keys     output moves by sum_i p_i (s q . e_i) (v_i - o)     channels weighted by E[q q'], queries turned back by
+    keys     output moves by sum_i p_i (s q . e_i) (v_i - o)     channels weighted by E[q q'], queries rotated back by
                                                                  each key's rotary angle; tokens by p_i |v_i - o|
     values   output moves by sum_i p_i e_i                       tokens weighted by p_i
 

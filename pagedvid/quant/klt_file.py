@@ -42,7 +42,7 @@ _NUMBERS = ("num_layers", "num_kv_heads", "head_dim", "tokens_per_frame", "frame
 
 @dataclass(frozen=True, eq=False)
 class Calibration:
-    """What klt codecs know of a model, as it lies in the file."""
+    """What klt codecs know of a model, as the file has it."""
 
     model: str
     num_layers: int

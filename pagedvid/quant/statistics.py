@@ -18,7 +18,7 @@ from pagedvid.quant.rotary import rotate, unrotate
 SAMPLED_QUERIES = 32
 """Queries per forward and head whose attention is looked at, evenly spread."""
 SAMPLED_ANGLES = 16
-"""Key positions per chunk by whose angles queries are turned back."""
+"""Key positions per chunk by whose angles queries are rotated back."""
 
 
 @dataclass(frozen=True)
