@@ -1,7 +1,7 @@
 """What a model raises, made fit to leave the engine: a message that can be shown, and nothing that holds tensors.
 
-A model may raise anything: an error whose message cannot be made, is a megabyte long, or is not valid Unicode. Whoever
-logs, prints or stores a failure must not fail over it.
+A model may raise anything: an error whose message is empty, cannot be made, is a megabyte long, or is not valid
+Unicode. Whoever logs, prints or stores a failure must not fail over it, and must have something to say.
 """
 
 from __future__ import annotations
@@ -20,13 +20,15 @@ def presentable(error: Exception) -> Exception:
     """
     _forget_tracebacks(error)
     text = _message(error)
-    return error if text is not None and _shown(text) == text else ModelError(described(error))
+    return error if text and _shown(text) == text else ModelError(described(error))
 
 
 def described(error: Exception) -> str:
     """Kind and message of an error, in at most `MOST_CHARACTERS` and a few; never raises."""
-    text = _message(error)
-    return f"{type(error).__name__}: {'its message cannot be made' if text is None else _shown(text)}"
+    kind, text = type(error).__name__, _message(error)
+    if text is None:
+        return f"{kind}, whose message cannot be made"
+    return f"{kind}: {_shown(text)}" if text else kind
 
 
 def _message(error: Exception) -> str | None:
