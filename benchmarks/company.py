@@ -19,6 +19,7 @@ interleaved rounds, frames per second.
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -108,6 +109,7 @@ def compare(workload: Workload, codecs: Sequence[str], others: Sequence[int]) ->
     """
     rows: list[dict[str, Any]] = []
     for codec in codecs:
+        print(f"videos in {codec}", file=sys.stderr, flush=True)
         alone = workload.videos(codec, 1)
         for reproducible, number in [*((False, number) for number in others), (True, max(others))]:
             found = difference(alone, workload.videos(codec, number + 1, reproducible))
@@ -194,8 +196,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
                         default=["fp32", "bf16", "int8", "int4", "int2", "klt1.5/klt3"])  # fmt: skip
     parser.add_argument("--others", type=int, nargs="+", default=[1, 3, 7], help="videos next to each")
     parser.add_argument("--videos", type=int, default=8, help="videos that are compared")
-    parser.add_argument("--frames", type=int, default=48, help="length of every video")
-    parser.add_argument("--streams", type=int, nargs="+", default=[1, 2, 4, 8, 16], help="videos at once, for speed")
+    parser.add_argument("--frames", type=int, default=40, help="length of every video")
+    parser.add_argument("--streams", type=int, nargs="+", default=[1, 2, 4, 8], help="videos at once, for speed")
     parser.add_argument("--rounds", type=int, default=3, help="rounds of the speed measurement; 0 leaves it out")
     parser.add_argument("--weights", help="folder of the demo model's weights (default: the shipped ones)")
     return parser.parse_args(argv)
