@@ -193,9 +193,9 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """The arguments."""
     parser = make_parser("company", __doc__)
     parser.add_argument("--codecs", nargs="+", metavar="CODEC",
-                        default=["fp32", "bf16", "int8", "int4", "int2", "klt1.5/klt3"])  # fmt: skip
+                        default=["fp32", "bf16", "int4", "int2", "klt1.5/klt3"])  # fmt: skip
     parser.add_argument("--others", type=int, nargs="+", default=[1, 3, 7], help="videos next to each")
-    parser.add_argument("--videos", type=int, default=8, help="videos that are compared")
+    parser.add_argument("--videos", type=int, default=16, help="videos that are compared")
     parser.add_argument("--frames", type=int, default=40, help="length of every video")
     parser.add_argument("--streams", type=int, nargs="+", default=[1, 2, 4, 8], help="videos at once, for speed")
     parser.add_argument("--rounds", type=int, default=3, help="rounds of the speed measurement; 0 leaves it out")
