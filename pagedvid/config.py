@@ -138,6 +138,9 @@ class EngineConfig(Section):
     """Most streams that run at once; auto = as many as the memory holds."""
     denoise_steps: int | None = setting(None, nothing() | whole(1, 1000))
     """Denoise steps per chunk; the commit pass comes on top. null = the model's own number."""
+    reproducible: bool = setting(False, flag())
+    """Frames of a video are the same to the last bit, whatever runs next to it; each then has its forwards to itself
+    (slower with many streams). Holds on one machine with one number of threads."""
 
 
 @dataclass(frozen=True)
@@ -192,13 +195,17 @@ _NOT_IN_FRAMES = {
     "generate.seed",
     "generate.threads",
 }
+_IN_LAST_BITS = {"model.device", "attention.backend", "attention.scratch", "generate.threads"}
+"""Of these, the ones that change how a video on its own is rounded."""
 
 
 def frame_settings(config: Config) -> dict[str, object]:
-    """The settings that decide a video's frames, by "section.key"; all others change them by rounding at most."""
+    """The settings that decide a video's frames, by "section.key"; all others change them by rounding at most, and not
+    at all when `engine.reproducible` is set."""
+    left_out = _NOT_IN_FRAMES - _IN_LAST_BITS if config.engine.reproducible else _NOT_IN_FRAMES
     return {
         f"{name}.{key}": getattr(config, name).written_field(key)
         for name, section in SECTIONS.items()
         for key in section.field_names()
-        if f"{name}.{key}" not in _NOT_IN_FRAMES
+        if f"{name}.{key}" not in left_out
     }

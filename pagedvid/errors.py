@@ -40,5 +40,9 @@ class IntegrityError(PagedvidError, AssertionError):
     """The bookkeeping contradicts itself: a bug in pagedvid or bytes overwritten from outside."""
 
 
+class ModelError(PagedvidError, RuntimeError):
+    """A model raised something of its own while it worked on one video; other videos are not affected."""
+
+
 class BackendError(PagedvidError, RuntimeError):
     """No attention backend can run here; the message lists each backend's reasons."""

@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -28,6 +29,7 @@ from pagedvid.errors import ConfigError, StateError
 from pagedvid.geometry import RoleCodecs
 from pagedvid.host_state import independent_of_host
 from pagedvid.quant.book import CodecBook
+from pagedvid.quant.klt_file import load_calibration
 from pagedvid.units import parse_bytes
 
 
@@ -43,15 +45,19 @@ class PagedKVCache(CacheManager):
         *,
         backend: str = "auto",
         scratch: int | str = "4MiB",
+        tables: Path | str | None = None,
         book: CodecBook | None = None,
     ) -> None:
-        """`scratch`: room for decoded keys and values; one head of one chunk always fits. `book`: the codecs, needed
-        for those with calibrated tables (klt).
+        """`scratch`: room for decoded keys and values; one head of one chunk always fits. `tables`: the file that klt
+        codecs need (docs/calibrate.md). `book`: codecs of your own, in place of `tables`.
 
         Raises CapacityError, BackendError, ConfigError.
         """
+        if tables is not None and book is not None:
+            raise ConfigError("both tables and book are given; a book has its tables already, so leave `tables` out")
         super().__init__(spec, memory, device)
-        self.book = CodecBook(self.shape.page, spec.num_kv_heads) if book is None else book
+        calibration = None if tables is None else load_calibration(tables)
+        self.book = CodecBook(self.shape.page, spec.num_kv_heads, calibration) if book is None else book
         instance_of(CodecBook, "book", self.book, "CodecBook(spec.shape.page, spec.num_kv_heads, tables)", ConfigError)
         self.check_codecs(spec.codecs)
         self.backend = select_backend(backend, self.pool, spec, self.book, parse_bytes(scratch))

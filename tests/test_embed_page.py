@@ -11,6 +11,7 @@ import torch
 
 import pagedvid
 from pagedvid.cache.spec import CacheSpec
+from pagedvid.geometry import RoleCodecs
 from pagedvid.quant.correction import MODES
 
 PAGE = (Path(__file__).parents[1] / "docs" / "embed.md").read_text()
@@ -70,7 +71,12 @@ def test_what_the_page_names_exists():
     """Corrections, settings and methods in `code`."""
     listed = re.findall(r'^\| `"(\w+)"` \|', PAGE, re.MULTILINE)
     assert set(listed) == set(MODES)
-    assert f'"{CacheSpec.correction}"` | the formula, times' in PAGE, "the first is called the default"
+    assert f'`"{CacheSpec.correction}"`, the default' in PAGE
+    rows = dict(re.findall(r'^\| `"(\w+)"` \|(.*)$', PAGE, re.MULTILINE))
+    for codec in ("int2", "klt2"):
+        chosen = CacheSpec(1, 1, 64, codecs=RoleCodecs(codec)).correction
+        assert rows.pop(chosen).endswith("the default then |")
+    assert not any("default" in row for row in rows.values())
     methods = {name for name in re.findall(r"`cache\.(\w+)", PAGE)}
     assert {"pin", "replace", "step", "stats", "check"} <= methods
     assert all(hasattr(pagedvid.PagedKVCache, name) for name in methods)

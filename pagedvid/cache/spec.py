@@ -29,8 +29,9 @@ class CacheSpec:
     tokens_per_frame: int = 1
     """Klt codecs transform the same place of `frames_per_block` consecutive frames together."""
     frames_per_block: int = 1
-    correction: str = "measured"
-    """"off", "formula", "variance" or "measured"; see quant/correction.py."""
+    correction: str = "auto"
+    """"off", "formula", "variance" or "measured"; see quant/correction.py. "auto" becomes what suits the keys
+    of the history: "measured" where they have step sizes, "off" for klt. `replace` of codecs keeps what it became."""
     keys_arrive: str = "before_rotary"
     """"before_rotary": `attend` rotates q and k. "rotated": the host has done so; keys are un-rotated at commit."""
     debug_checks: bool = False
@@ -44,6 +45,8 @@ class CacheSpec:
         for name in ("tokens_per_frame", "frames_per_block"):
             object.__setattr__(self, name, whole_number(name, getattr(self, name), 1, MAX_SIZE, error=ConfigError))
         instance_of(RoleCodecs, "codecs", self.codecs, ROLE_CODECS, ConfigError)
+        if isinstance(self.correction, str) and self.correction == "auto":
+            object.__setattr__(self, "correction", self.codecs.correction)
         shape = self.shape  # validates the sizes together
         if self.query_heads < 1 or self.query_heads % shape.num_kv_heads:
             raise ConfigError(

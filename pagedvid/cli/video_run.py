@@ -114,14 +114,14 @@ class VideoRun:
             self._chunks_done += 1
             self._frames_done += len(output.frames)
             if output.is_last:
-                self._end_done(request, writer)
+                self._end_done(request, writer, output)
         except WRITE_ERRORS as error:
             if not output.is_last:
                 self.engine.cancel(request.id)
             self._end_failed(request.id, error)
 
-    def _end_done(self, request: VideoRequest, writer: VideoWriter | LatentWriter) -> None:
-        stored_bytes, bf16_bytes = self.engine.request_bytes(request.id)
+    def _end_done(self, request: VideoRequest, writer: VideoWriter | LatentWriter, last: ChunkOutput) -> None:
+        stored_bytes, bf16_bytes = last.stored_bytes, last.bf16_bytes
         self.folder.record_done(request, writer, self._details(stored_bytes, bf16_bytes))
         del self._pending[request.id], self._writers[request.id]
         self.result.num_done += 1

@@ -16,7 +16,7 @@ from pagedvid.errors import ConfigError
 from pagedvid.geometry import Window
 from pagedvid.models.base import ModelGeometry
 from pagedvid.models.choice import ModelChoice
-from pagedvid.models.registry import load_model
+from pagedvid.models.registry import load_model, model_schedule
 from pagedvid.page_format import block_frames, read_codec
 from pagedvid.paged_kv_cache import PagedKVCache
 from pagedvid.quant.book import CodecBook
@@ -64,6 +64,16 @@ def model_choice(config: Config, prompts: Sequence[str] = ()) -> ModelChoice:
     )
 
 
+def check_denoise_steps(config: Config, choice: ModelChoice) -> None:
+    """Raises ConfigError for a number of denoise steps that the model cannot run; its weights are not read."""
+    name, window = config.model.name, Window(config.cache.sink_chunks, config.cache.recent_chunks)
+    model_schedule(name, choice, 1, None, window)  # what is wrong besides the number of steps is said first
+    try:
+        model_schedule(name, choice, 1, config.engine.denoise_steps, window)
+    except ConfigError as error:
+        raise ConfigError(f"engine.denoise_steps: {error}") from error
+
+
 def build_engine(config: Config, prompts: Sequence[str] = (), cache_type: type[PagedKVCache] = PagedKVCache) -> Engine:
     """Loads the model, allocates the pool, picks the backend. Raises ConfigError, CapacityError, BackendError.
 
@@ -74,6 +84,7 @@ def build_engine(config: Config, prompts: Sequence[str] = (), cache_type: type[P
         raise ConfigError(f"model.device is {config.model.device!r}, but PyTorch sees no CUDA device here; use cpu")
     config = settled(config)
     choice = model_choice(config, prompts)
+    check_denoise_steps(config, choice)
     model = load_model(config.model.name, choice, config.model.device, DTYPES[config.model.dtype])
     spec = cache_spec(config, model.geometry)
     cache = cache_type(
@@ -90,6 +101,7 @@ def build_engine(config: Config, prompts: Sequence[str] = (), cache_type: type[P
         policy=config.engine.policy,
         max_concurrent=None if config.engine.concurrent == "auto" else int(config.engine.concurrent),
         num_denoise_steps=config.engine.denoise_steps or model.default_denoise_steps,
+        reproducible=config.engine.reproducible,
     )
     return Engine(model, cache, window, settings)
 

@@ -1,4 +1,4 @@
-"""From settings to codecs: what `auto` means for a model, and where the tables of klt codecs lie."""
+"""From settings to codecs: what `auto` means for a model, and where the tables of klt codecs are."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def settled(config: Config) -> Config:
 
 
 def tables_path(config: Config) -> Path | None:
-    """Where the tables of klt codecs lie: as set, or beside the weights; None: nowhere. Raises ConfigError."""
+    """Where the tables of klt codecs are: as set, or next to the weights; None: nowhere. Raises ConfigError."""
     cache, model = config.cache, config.model
     if cache.tables is None:
         from pagedvid.models.registry import model_tables  # which imports PyTorch

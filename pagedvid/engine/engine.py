@@ -2,7 +2,8 @@
 
 What a round is, the model says (models/rounds.py). Streams join and leave between any two steps; each is at its own
 round, and denoise steps of some share a forward with commit passes of others. A chunk is yielded as soon as it is
-clean. A video's frames do not depend on what ran beside it.
+clean. What runs next to a video changes its frames by rounding at most, and with `EngineSettings.reproducible` not at
+all.
 """
 
 from __future__ import annotations
@@ -16,8 +17,8 @@ import torch
 from torch import Tensor
 
 from pagedvid.engine.admission import admit_in_order
+from pagedvid.engine.failures import described, presentable
 from pagedvid.engine.job import Job, Waiting
-from pagedvid.engine.latents import Latents
 from pagedvid.engine.requests import (
     EngineOutput,
     EngineSettings,
@@ -27,7 +28,8 @@ from pagedvid.engine.requests import (
 )
 from pagedvid.engine.rounds import finished_chunk, packed_forward, take_steps
 from pagedvid.engine.scheduler import Candidate, next_batch
-from pagedvid.errors import CapacityError, ConfigError, IntegrityError
+from pagedvid.engine.start import plan, start
+from pagedvid.errors import CapacityError, ConfigError, IntegrityError, ModelError, PagedvidError
 from pagedvid.geometry import Window
 from pagedvid.models.base import VideoModel
 from pagedvid.paged_kv_cache import PagedKVCache
@@ -58,7 +60,7 @@ class Engine:
         self.settings = settings
         self._waiting: deque[Waiting] = deque()
         self._running: dict[int, Job] = {}
-        self._peak_bytes: dict[str, tuple[int, int]] = {}
+        self._ids: set[str] = set()  # of requests that are waiting or running
         self._num_started = self._num_finished = self._num_failed = self._num_chunks_done = self._num_steps = 0
         self._step_seconds = self._forward_seconds = 0.0
 
@@ -87,19 +89,25 @@ class Engine:
 
     @torch.no_grad()
     def submit(self, request: VideoRequest) -> None:
-        """Queues a video. Raises PromptError, ConfigError, or CapacityError when it could not run even alone."""
+        """Queues a video. Raises PromptError, ConfigError, CapacityError when it could not run even alone, and
+        ModelError for whatever else the model raises about it."""
         if request.num_frames < 1:
             raise ConfigError(f"request {request.id!r} asks for {request.num_frames} frames; at least 1")
-        if request.id in self._peak_bytes:
-            raise ConfigError(f"request id {request.id!r} was submitted before; ids must differ")
-        entry = self._plan(request)
+        if request.id in self._ids:
+            raise ConfigError(f"request {request.id!r} is still waiting or running; use another id, or cancel it first")
+        try:
+            entry = plan(request, self.model, self.cache, self.window, self.settings.num_denoise_steps)
+        except PagedvidError:
+            raise
+        except Exception as error:
+            raise ModelError(f"request {request.id!r} cannot be prepared: {described(error)}") from error
         needed = entry.num_pages
         if needed > self.cache.pool.num_pages:
             raise CapacityError(
                 f"request {request.id!r} needs {needed} pages at its peak; the pool has {self.cache.pool.num_pages}. "
                 "Give the cache more memory, use fewer bits or a shorter window."
             )
-        self._peak_bytes[request.id] = (0, 0)
+        self._ids.add(request.id)
         self._waiting.append(entry)
 
     def cancel(self, request_id: str) -> None:
@@ -107,6 +115,7 @@ class Engine:
         for entry in self._waiting:
             if entry.request.id == request_id:
                 self._waiting.remove(entry)
+                self._ids.discard(request_id)
                 return
         for job in self._running.values():
             if job.request.id == request_id:
@@ -119,17 +128,12 @@ class Engine:
         self._waiting.clear()
         for job in list(self._running.values()):
             self._leave(job)
+        self._ids.clear()
 
     @property
     def has_work(self) -> bool:
         """Whether any request is waiting or running."""
         return bool(self._waiting or self._running)
-
-    def request_bytes(self, request_id: str) -> tuple[int, int]:
-        """(most bytes its stream held between two steps, the same tokens as dense bf16). Unknown id: ConfigError."""
-        if request_id not in self._peak_bytes:
-            raise ConfigError(f"request {request_id!r} was never submitted")
-        return self._peak_bytes[request_id]
 
     def stats(self) -> EngineStats:
         """Where the engine stands; changes nothing."""
@@ -154,11 +158,13 @@ class Engine:
         failures: list[EngineOutput] = []
         for entry in admit_in_order(self._waiting, self._can_start):
             try:
-                job = self._start(entry)
+                job = start(entry, self._num_started, self.model, self.cache)
             except Exception as error:
+                self._ids.discard(entry.request.id)
                 failures.append(self._report(entry.request, error))
             else:
                 self._running[job.number] = job
+                self._num_started += 1
         if self._waiting and not self._running and not failures:
             raise CapacityError(
                 f"request {self._waiting[0].request.id!r} cannot start although no video is running: streams from "
@@ -171,42 +177,14 @@ class Engine:
         limit = self.settings.max_concurrent
         return (limit is None or len(self._running) < limit) and self.cache.fits(entry.num_pages)
 
-    def _plan(self, request: VideoRequest) -> Waiting:
-        """What the request's video takes: its schedule and, from that alone, its pages."""
-        geometry, steps = self.model.geometry, self.settings.num_denoise_steps
-        condition = self.model.prepare(request.prompt, request.inputs, request.num_frames)
-        schedule = self.model.schedule(condition, request.num_frames, steps, self.window)
-        num_pages = self.cache.pages_needed(
-            schedule.window,
-            schedule.max_range_frames * geometry.tokens_per_frame,
-            num_branches=len(geometry.branches),
-            max_chunks=schedule.num_commits,
-            commits=schedule.planned_commits(geometry.tokens_per_frame),
-        )
-        return Waiting(request, condition, schedule, num_pages)
-
-    def _start(self, entry: Waiting) -> Job:
-        request, condition, schedule, geometry = entry.request, entry.condition, entry.schedule, self.model.geometry
-        later = schedule.rounds()
-        latents = Latents(geometry, lambda chunk: self.model.initial_latents(condition, request.seed, chunk))
-        first, following = next(later), next(later, None)
-        latents.begin(first)
-        decode = self.model.decoder(condition)
-        stream = self.cache.open(
-            schedule.window,
-            schedule.max_range_frames * geometry.tokens_per_frame,
-            branches=geometry.branches,
-            max_chunks=schedule.num_commits,
-            commits=schedule.planned_commits(geometry.tokens_per_frame),
-        )
-        number, self._num_started = self._num_started, self._num_started + 1
-        return Job(number, request, condition, stream, schedule.first_frame, latents, decode, later, first, following)
-
     def _next_batch(self) -> list[Job]:
         size = self.model.geometry.tokens_per_frame
         jobs = self._running.values()
         candidates = [Candidate(job.number, job.last_step, job.round.num_frames * size) for job in jobs]
-        return [self._running[n] for n in next_batch(candidates, self.settings.policy, self.settings.max_batch_tokens)]
+        # The shape of a product decides how it is rounded, and the videos that share a forward decide its shape.
+        # A budget of one token keeps them apart, since one video always runs.
+        budget = 1 if self.settings.reproducible else self.settings.max_batch_tokens
+        return [self._running[number] for number in next_batch(candidates, self.settings.policy, budget)]
 
     def _run(self, batch: Sequence[Job]) -> list[EngineOutput]:
         """Runs a batch. If it fails, its jobs are run one by one, so that only the culprit fails."""
@@ -217,58 +195,69 @@ class Engine:
         except Exception as error:
             if len(batch) == 1:
                 return [self._fail(batch[0], error)]
-            logger.warning("a step of %d videos failed (%s); running them one by one", len(batch), error)
-            return [output for job in batch for output in self._run([job])]
-        self._forward_seconds += seconds
-        return [
-            output
-            for job, prediction in zip(batch, predictions, strict=True)
-            for output in self._advance(job, prediction)
-        ]
+            logger.warning("a step of %d videos failed (%s); running them one by one", len(batch), described(error))
+        else:
+            self._forward_seconds += seconds
+            return self._advance_all(batch, predictions)
+        # Outside of `except`: there the error would keep the failed forward's tensors while the others run.
+        return [output for job in batch for output in self._run([job])]
+
+    def _advance_all(self, batch: Sequence[Job], predictions: Sequence[Sequence[Tensor]]) -> list[EngineOutput]:
+        """Moves the jobs past the round that just ran; returns the chunks that became clean.
+
+        An interrupt goes up to the caller and cancels them: what they stored is published, so the round cannot run
+        again, and the chunks that became clean are lost.
+        """
+        try:
+            return [
+                output
+                for job, prediction in zip(batch, predictions, strict=True)
+                for output in self._advance(job, prediction)
+            ]
+        except BaseException:
+            for job in batch:
+                if job.number in self._running:
+                    self._leave(job)
+            raise
 
     def _advance(self, job: Job, predictions: Sequence[Tensor]) -> list[EngineOutput]:
-        """Moves a job past the round that just ran; returns the chunks that became clean."""
-        job.last_step = self._num_steps
+        job.last_step, is_over = self._num_steps, job.following is None
         outputs: list[EngineOutput] = []
         try:
             take_steps(self.model, job, predictions)
+            self._drop_chunks(job)
             outputs += [finished_chunk(self.model, job, chunk) for chunk in job.round.finished]
             self._num_chunks_done += len(job.round.finished)
-            self._clean_up(job)
-            if job.following is None:
-                self._leave(job)
-                self._num_finished += 1
-            else:
+            for chunk in job.round.forgets:
+                del job.latents.chunks[chunk]
+            if not is_over:
                 job.go_on()
         except Exception as error:
-            outputs.append(self._fail(job, error))
+            return [*outputs, self._fail(job, error)]
+        if is_over:
+            self._leave(job)
+            self._num_finished += 1
         return outputs
 
-    def _clean_up(self, job: Job) -> None:
-        """Frees what no later round needs."""
+    def _drop_chunks(self, job: Job) -> None:
+        """Frees the pages that no later round reads, and notes what is left."""
         if job.round.drops:
             self.cache.drop(job.stream, job.round.drops)
-        for chunk in job.round.forgets:
-            del job.latents.chunks[chunk]
         if any(part.commits for part in job.round.ranges):
-            self._note_bytes(job)
+            job.note_bytes(self.cache.spec.shape)
 
     def _fail(self, job: Job, error: Exception) -> RequestFailure:
         self._leave(job)
         return self._report(job.request, error)
 
     def _report(self, request: VideoRequest, error: Exception) -> RequestFailure:
+        logger.debug("where video %s failed", request.id, exc_info=error)
+        error = presentable(error)
         logger.error("video %s failed: %s", request.id, error)
         self._num_failed += 1
         return RequestFailure(request.id, error)
 
     def _leave(self, job: Job) -> None:
-        self.cache.release(job.stream)
         del self._running[job.number]
-
-    def _note_bytes(self, job: Job) -> None:
-        shape = self.cache.spec.shape
-        chunks = list(job.stream.chunks())
-        stored = sum(shape.stored_bytes(chunk.num_tokens, chunk.codecs) for chunk in chunks)
-        bf16 = sum(shape.bf16_bytes(chunk.num_tokens) for chunk in chunks)
-        self._peak_bytes[job.request.id] = max(self._peak_bytes[job.request.id], (stored, bf16))
+        self._ids.discard(job.request.id)
+        self.cache.release(job.stream)

@@ -11,11 +11,12 @@ from torch import Tensor
 from pagedvid.cache.stream import Stream
 from pagedvid.engine.latents import Latents
 from pagedvid.engine.requests import VideoRequest
+from pagedvid.geometry import KVShape
 from pagedvid.models.base import Decoder
 from pagedvid.models.rounds import Round, Schedule
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Waiting:
     """A request that was accepted and has no stream yet."""
 
@@ -52,6 +53,15 @@ class Job:
     """The engine step in which it last ran."""
     num_frames_out: int = 0
     """Latent frames that were decoded."""
+    peak_bytes: tuple[int, int] = (0, 0)
+    """(Most bytes that `stream` held between two steps, the same tokens as dense BF16.)"""
+
+    def note_bytes(self, shape: KVShape) -> None:
+        """Raises `peak_bytes` to what the stream holds now, if that is more."""
+        chunks = list(self.stream.chunks())
+        stored = sum(shape.stored_bytes(chunk.num_tokens, chunk.codecs) for chunk in chunks)
+        bf16 = sum(shape.bf16_bytes(chunk.num_tokens) for chunk in chunks)
+        self.peak_bytes = max(self.peak_bytes, (stored, bf16))
 
     def go_on(self) -> None:
         """Makes the following round the current one and its chunks ready. Raises what the initial latents raise."""

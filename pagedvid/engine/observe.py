@@ -1,7 +1,7 @@
-"""A cache that watches what its model attends to: the statistics from which klt tables are made.
+"""A cache that watches what its model attends to: the statistics from which klt tables are made (docs/calibrate.md).
 
 Every chunk that is stored counts. Forwards that read chunks are sampled, alike in all layers: of each range the first
-few chunks of its own length that it reads, as they lie in the pages. A query's own chunk stands for everything that
+few chunks of its own length that it reads, as they are stored. A query's own chunk stands for everything that
 is not stored yet, and only the rotary view counts.
 
 Axes: T packed tokens; C chunks; G query heads of a KV head; H KV heads; n tokens of a chunk; D head_dim.
@@ -18,11 +18,12 @@ from torch import Tensor
 from pagedvid.attention.commit import LayerStore
 from pagedvid.attention.step import Step
 from pagedvid.cache.plan import RangePlan, StepPlan
-from pagedvid.errors import ConfigError
 from pagedvid.host_state import independent_of_host
 from pagedvid.paged_kv_cache import PagedKVCache
 from pagedvid.quant.blocks import BlockLayout
-from pagedvid.quant.rotary import RopeTables, to_half_layout
+from pagedvid.quant.calibration import calibration_of
+from pagedvid.quant.klt_file import Calibration
+from pagedvid.quant.rotary import RopeTables, to_half_layout, unrotate
 from pagedvid.quant.statistics import LayerStatistics, Observation
 
 SHARE = 1 / 4
@@ -32,16 +33,18 @@ MAX_CHUNKS = 4
 
 
 class ObservingCache(PagedKVCache):
-    """A `PagedKVCache` for keys that arrive before rotary embedding. Give it codecs that lose little, such as bf16."""
+    """A `PagedKVCache` that does not change what its steps return. Give it codecs that lose little, such as bf16."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
-        """As `PagedKVCache`. Raises ConfigError for keys that arrive rotated."""
+        """As `PagedKVCache`."""
         super().__init__(*args, **options)
-        if self.spec.keys_arrive != "before_rotary":
-            raise ConfigError(f"keys that arrive {self.spec.keys_arrive} cannot be observed; give them before rotation")
         layout = BlockLayout(self.spec.tokens_per_frame, self.spec.frames_per_block)
         self.statistics = [LayerStatistics(layout) for _ in range(self.spec.num_layers)]
         self._chance = random.Random(0)
+
+    def calibration(self, model: str, calibrated_on: str = "") -> Calibration:
+        """What was seen so far, as klt codecs need it; see `calibration_of`, also for the errors."""
+        return calibration_of(self.statistics, model, calibrated_on)
 
     def _new_step(self, plan: StepPlan) -> Step:
         is_sampled = self._chance.random() < SHARE or not self.statistics[0].is_complete
@@ -61,10 +64,10 @@ class _ObservingStep(Step):
     ) -> Tensor:
         """See `Step.attend`."""
         out = super().attend(layer, q_THD, k_THD, v_THD, rope, **how)
+        rope = None if rope is None else self._store.ropes.checked(rope)
         for range_ in self.plan.ranges:
             q_nHD, k_nHD, v_nHD = (_own(x, range_) for x in (q_THD, k_THD, v_THD))
-            if rope is not None:
-                q_nHD, k_nHD = to_half_layout(q_nHD, rope.layout), to_half_layout(k_nHD, rope.layout)
+            q_nHD, k_nHD = self._plain(q_nHD, range_, rope), self._plain(k_nHD, range_, rope)
             k_HnD, v_HnD = k_nHD.transpose(0, 1), v_nHD.transpose(0, 1)
             if any(pending.source is None for pending in range_.writes):
                 self._statistics[layer].add_chunk(k_HnD, v_HnD)
@@ -72,6 +75,16 @@ class _ObservingStep(Step):
                 q_GHnD = q_nHD.unflatten(1, (len(k_HnD), -1)).permute(2, 1, 0, 3)
                 self._add_reading(layer, range_, q_GHnD, k_HnD, v_HnD, rope)
         return out
+
+    def _plain(self, x_nHD: Tensor, range_: RangePlan, rope: RopeTables | None) -> Tensor:
+        """Queries or keys of a range before rotary embedding, in half layout."""
+        if rope is None:
+            return x_nHD
+        x_nHD = to_half_layout(x_nHD, rope.layout)
+        if self._spec.keys_arrive == "before_rotary":
+            return x_nHD
+        cos, sin = (table.cpu().unsqueeze(1) for table in rope.tables(range_.first_token, range_.num_tokens))
+        return unrotate(x_nHD, cos, sin)
 
     def _add_reading(
         self, layer: int, range_: RangePlan, q_GHnD: Tensor, k_HnD: Tensor, v_HnD: Tensor, rope: RopeTables | None
@@ -93,7 +106,7 @@ def _own(x_THD: Tensor, range_: RangePlan) -> Tensor:
 
 
 def _angles(rope: RopeTables | None, first_token: int, num_tokens: int, head_dim: int) -> tuple[Tensor, Tensor]:
-    """(cos, sin) [n, D / 2]; nothing turns without rotary embedding."""
+    """(cos, sin) [n, D / 2]; nothing rotates without rotary embedding."""
     if rope is None:
         still = torch.ones(num_tokens, head_dim // 2, dtype=torch.float32)
         return still, torch.zeros_like(still)

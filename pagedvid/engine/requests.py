@@ -17,11 +17,12 @@ class VideoRequest:
     """One video to generate. `num_frames` is rounded up to whole chunks by the engine; surplus frames are cut off."""
 
     id: str
+    """Free again as soon as the request has finished, failed or been cancelled."""
     prompt: str
     num_frames: int
     seed: int = 0
     inputs: Mapping[str, Any] = field(default_factory=dict)
-    """What the model takes beside the prompt, by name; see the model's `prepare`."""
+    """What the model takes besides the prompt, by name; see the model's `prepare`."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,9 @@ class EngineSettings:
     max_concurrent: int | None = None
     """Most streams open at once; None: as many as the memory holds."""
     num_denoise_steps: int = 8
+    reproducible: bool = False
+    """Each video has its forwards to itself, so that its frames are the same to the last bit whatever else runs. This
+    holds on one machine with one number of threads, one backend and one size of scratch."""
 
     def __post_init__(self) -> None:
         if self.policy not in POLICIES:
@@ -53,6 +57,10 @@ class ChunkOutput:
     chunk_index: int
     frames: np.ndarray
     is_last: bool
+    stored_bytes: int
+    """The most that the video's stream has held between two steps so far."""
+    bf16_bytes: int
+    """The same tokens as dense BF16."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +69,7 @@ class RequestFailure:
 
     request_id: str
     error: Exception
+    """What was raised, fit to be shown and kept (engine/failures.py)."""
 
 
 EngineOutput = ChunkOutput | RequestFailure

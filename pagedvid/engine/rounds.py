@@ -61,7 +61,7 @@ def finished_chunk(model: VideoModel, job: Job, chunk: int) -> ChunkOutput:
     job.num_frames_out += num_frames
     frames = job.decode(latents[first * geometry.tokens_per_frame : (first + num_frames) * geometry.tokens_per_frame])
     is_last = job.following is None and chunk == job.round.finished[-1]
-    return ChunkOutput(job.request.id, chunk, frames, is_last)
+    return ChunkOutput(job.request.id, chunk, frames, is_last, *job.peak_bytes)
 
 
 def query_ranges(job: Job, tokens_per_frame: int, first: int) -> list[QueryRange]:

@@ -3,7 +3,7 @@
 Errors are counted as attention counts them, to first order in the error e of a key or value, with p the attention
 weights and o the output of a query:
 
-    keys     output moves by sum_i p_i (s q . e_i) (v_i - o)     channels weighted by E[q q'], queries turned back by
+    keys     output moves by sum_i p_i (s q . e_i) (v_i - o)     channels weighted by E[q q'], queries rotated back by
                                                                  each key's rotary angle; tokens by p_i |v_i - o|
     values   output moves by sum_i p_i e_i                       tokens weighted by p_i
 
@@ -22,12 +22,23 @@ from torch import Tensor
 
 from pagedvid.errors import ConfigError
 from pagedvid.quant.blocks import BlockLayout
+from pagedvid.quant.klt_file import Calibration
 from pagedvid.quant.klt_tables import KltTables
 from pagedvid.quant.statistics import LayerStatistics, Observation
 
 METRIC_FLOOR = 1e-4
 """Directions that queries hardly touch still count this share of the strongest one: later queries may."""
 SMALLEST_DEVIATION = 1e-6
+
+
+def calibration_of(layers: Sequence[LayerStatistics], model: str, calibrated_on: str = "") -> Calibration:
+    """What klt codecs know of a model, from what was seen of each of its layers; `save_calibration` writes it.
+
+    `model` and `calibrated_on` are for people: its name, and on what it was observed. Raises ConfigError when a layer
+    saw no chunk, or no forward that reads one.
+    """
+    keys, values = (fit(layers, kind) for kind in ("keys", "values"))
+    return Calibration.of(model, keys, values, calibrated_on)
 
 
 def calibrate(layers: Sequence[Sequence[Observation]], kind: str, layout: BlockLayout) -> list[KltTables]:

@@ -43,7 +43,7 @@ _NUMBERS = ("num_layers", "num_kv_heads", "head_dim", "tokens_per_frame", "frame
 
 @dataclass(frozen=True, eq=False)
 class Calibration:
-    """What klt codecs know of a model, as it lies in the file."""
+    """What klt codecs know of a model, as the file has it."""
 
     model: str
     num_layers: int
@@ -95,8 +95,10 @@ class Calibration:
         )
 
 
-def save_calibration(calibration: Calibration, path: Path) -> None:
-    """Writes the file beside its place first, so that under its name there is a whole one or none."""
+def save_calibration(calibration: Calibration, path: Path | str) -> None:
+    """Writes the file under another name first, so that under its own there is a whole one or none. Raises ConfigError
+    when it cannot be written."""
+    path = Path(path)
     names = ("model", *_NUMBERS, "calibrated_on")
     metadata = {"format": VERSION} | {name: str(getattr(calibration, name)) for name in names}
     temporary = path.with_name(f".{path.name}.tmp")
@@ -110,8 +112,9 @@ def save_calibration(calibration: Calibration, path: Path) -> None:
 
 
 @independent_of_host
-def load_calibration(path: Path) -> Calibration:
+def load_calibration(path: Path | str) -> Calibration:
     """Reads and checks a file. Raises ConfigError when it is missing, damaged, or of another version of the format."""
+    path = Path(path)
     if not path.is_file():
         raise ConfigError(f"{path} is missing; `pagedvid calibrate --out {path}` makes it")
     try:

@@ -11,13 +11,14 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from pagedvid.errors import ShapeError
 from pagedvid.quant.blocks import BlockLayout, cosine_transform
 from pagedvid.quant.rotary import rotate, unrotate
 
 SAMPLED_QUERIES = 32
 """Queries per forward and head whose attention is looked at, evenly spread."""
 SAMPLED_ANGLES = 16
-"""Key positions per chunk by whose angles queries are turned back."""
+"""Key positions per chunk by whose angles queries are rotated back."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,26 @@ class Observation:
     cos_CTP: Tensor
     """Rotary tables [C + 1, T, D / 2] of the cached chunks and, last, of the reading one."""
     sin_CTP: Tensor
+
+    def __post_init__(self) -> None:
+        """Raises ShapeError for tensors that do not belong together."""
+        num_chunks, num_heads, num_tokens, head_dim = _four(self.k_CHTD.shape)
+        num_readers, inner = _four(self.q_LHTD.shape)[0], (num_heads, num_tokens, head_dim)
+        angles = (num_chunks + 1, num_tokens, head_dim // 2)
+        expected = {
+            "k_CHTD": (num_chunks, *inner),
+            "v_CHTD": (num_chunks, *inner),
+            "cos_CTP": angles,
+            "sin_CTP": angles,
+        }
+        expected |= dict.fromkeys(("q_LHTD", "current_k_LHTD", "current_v_LHTD"), (num_readers, *inner))
+        for name, shape in expected.items():
+            found: Tensor = getattr(self, name)
+            if tuple(found.shape) != shape or found.dtype != torch.float32:
+                raise ShapeError(
+                    f"{name} is {found.dtype} {list(found.shape)}; next to k_CHTD {list(self.k_CHTD.shape)} it must be "
+                    f"torch.float32 {list(shape)}"
+                )
 
     def rotated(self, x_HTD: Tensor, chunk: int) -> Tensor:
         """`x` [..., T, D] at the positions of a chunk; -1: the reading one."""
@@ -114,7 +135,13 @@ class LayerStatistics:
         return self.keys.num_blocks > 0 and self.query_square_HDD.ndim > 0
 
     def add_chunk(self, k_HTD: Tensor, v_HTD: Tensor) -> None:
-        """Counts a chunk that is being stored; float32, before rotary embedding, half layout."""
+        """Counts a chunk that is being stored; float32, before rotary embedding, half layout. Raises ShapeError."""
+        for name, x_HTD in (("k_HTD", k_HTD), ("v_HTD", v_HTD)):
+            if x_HTD.ndim != 3 or x_HTD.shape != k_HTD.shape or x_HTD.dtype != torch.float32:
+                raise ShapeError(
+                    f"{name} is {x_HTD.dtype} {list(x_HTD.shape)}; keys and values of a chunk must both be "
+                    "torch.float32 [KV heads, tokens, head_dim]"
+                )
         self.keys.add(k_HTD)
         self.values.add(v_HTD)
 
@@ -142,6 +169,13 @@ class LayerStatistics:
             for token in range(0, num_positions, _stride(num_positions, SAMPLED_ANGLES)):
                 turned_LHQD = unrotate(q_LHQD, seen.cos_CTP[chunk, token], seen.sin_CTP[chunk, token])
                 self.query_square_HDD = self.query_square_HDD + (turned_LHQD.mT @ turned_LHQD).sum(0)
+
+
+def _four(shape: torch.Size) -> torch.Size:
+    """Raises ShapeError for other than four axes."""
+    if len(shape) != 4:
+        raise ShapeError(f"a tensor of an observation has the shape {list(shape)}; four axes are needed")
+    return shape
 
 
 def _stride(num_tokens: int, num_samples: int) -> int:

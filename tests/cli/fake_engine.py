@@ -63,13 +63,10 @@ class FakeEngine:
         is_last = (index + 1) * FRAMES_PER_CHUNK >= request.num_frames
         if is_last:
             del self._active[request.id]
-        return ChunkOutput(request.id, index, frames_of(request, num_frames), is_last)
+        return ChunkOutput(request.id, index, frames_of(request, num_frames), is_last, STORED_BYTES, BF16_BYTES)
 
     def cancel(self, request_id: str) -> None:
         del self._active[request_id]
-
-    def request_bytes(self, request_id: str) -> tuple[int, int]:
-        return STORED_BYTES, BF16_BYTES
 
     def close(self) -> None:
         self.is_closed = True

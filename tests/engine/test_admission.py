@@ -21,7 +21,7 @@ PEAK_PAGES = 3 * CHUNK_PAGES
         (VideoRequest("b", "red", 6), PromptError, r"'red' does not begin with a number"),
         (VideoRequest("b", "1", 0), ConfigError, r"request 'b' asks for 0 frames; at least 1"),
         (VideoRequest("b", "1", -3), ConfigError, r"-3 frames"),
-        (VideoRequest("a", "1", 6), ConfigError, r"'a' was submitted before"),
+        (VideoRequest("a", "1", 6), ConfigError, r"'a' is still waiting or running"),
         (VideoRequest("b", "1", 12), CapacityError, r"'b' needs 72 pages at its peak; the pool has 71"),
     ],
     ids=["prompt", "no frames", "negative frames", "same id", "capacity"],

@@ -46,6 +46,23 @@ def test_every_setting_reaches_the_engine():
     )
 
 
+@pytest.mark.parametrize(
+    ("name", "steps", "message"),
+    [
+        ("self-forcing", 5, "num_denoise_steps is 5; self-forcing was distilled to 4 steps"),
+        ("causvid", 4, "num_denoise_steps is 4; causvid was distilled to 3 steps"),
+        ("hy-worldplay-5b", 50, "num_denoise_steps is 50; hy-worldplay-5b was distilled to 4 steps"),
+        ("magi-1-4.5b", 5, "5 denoise steps cannot be dealt out"),
+    ],
+)
+def test_denoise_steps_that_a_model_cannot_run_are_refused_at_the_start(name, steps, message):
+    """Before the weights are looked for: there are none here."""
+    for denoise_steps, expected in ((steps, f"^engine.denoise_steps: {message}"), (None, "ships without weights")):
+        config = Config(model=ModelConfig(name=name), engine=EngineConfig(denoise_steps=denoise_steps))
+        with pytest.raises(ConfigError, match=expected):
+            build_engine(config)
+
+
 def test_auto_concurrency_is_limited_by_memory_alone():
     assert build_engine(Config(cache=CacheConfig(memory="1MiB"))).settings.max_concurrent is None
 

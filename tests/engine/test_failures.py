@@ -136,6 +136,30 @@ def test_an_interrupt_is_no_failure_of_a_video(monkeypatch):
     assert_all_pages_free(engine)
 
 
+@pytest.mark.parametrize("function", ["take_steps", "finished_chunk"])
+@pytest.mark.parametrize("num_steps", [0, 2, 3])
+def test_an_interrupt_after_a_forward_cancels_its_videos(function, num_steps, monkeypatch):
+    """Their round is stored and cannot run again; after two steps it is a commit pass. The engine goes on."""
+    model = ToyModel()
+    engine = toy_engine(model, max_concurrent=2)
+    submit_around(engine, "bad", "3")
+    for _ in range(num_steps):
+        engine.step()
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(f"pagedvid.engine.engine.{function}", interrupt)
+        list(engine.run())
+    engine.cache.check()
+    assert engine.cache.streams == () and engine.stats().num_waiting == 1
+    engine.submit(VideoRequest("a", "1", 9, seed=1))
+    outputs = list(engine.run())
+    assert_others_are_whole(outputs, model, "fp32")
+    assert_all_pages_free(engine)
+
+
 @pytest.mark.parametrize("num_steps", range(8))
 def test_cancelling_at_any_step_frees_the_pages_at_once(num_steps):
     model = ToyModel()

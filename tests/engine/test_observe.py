@@ -14,7 +14,9 @@ from pagedvid.engine import observe
 from pagedvid.engine.observe import ObservingCache
 from pagedvid.errors import ConfigError
 from pagedvid.geometry import RoleCodecs, Window
-from pagedvid.quant.rotary import rotate, to_half_layout
+from pagedvid.quant.calibration import fit
+from pagedvid.quant.klt_file import Calibration
+from pagedvid.quant.rotary import from_half_layout, rotate, to_half_layout
 from pagedvid.quant.statistics import LayerStatistics, Observation
 from tests.attention.reference import TableRope
 from tests.engine.toy_model import toy_engine
@@ -140,6 +142,42 @@ def test_chunks_of_another_length_and_beyond_a_few_are_left_out(readings, monkey
     assert not readings
 
 
-def test_keys_that_arrive_rotated_are_refused():
-    with pytest.raises(ConfigError, match="cannot be observed"):
-        observing_cache(keys_arrive="rotated")
+@pytest.mark.parametrize("layout", ["half", "interleaved"])
+def test_keys_that_arrive_rotated_are_observed_before_rotation(readings, layout):
+    rope, seen = TableRope(layout, HEAD_DIM), []
+    for keys_arrive in ("before_rotary", "rotated"):
+        cache = observing_cache(keys_arrive=keys_arrive)
+        stream = cache.open(Window(1, 1), CHUNK_TOKENS)
+        for commit in (True, False):
+            with cache.step([QueryRange(stream, commit=commit)]) as step:
+                for layer in range(NUM_LAYERS):
+                    q, k, v = random_qkv(layer, CHUNK_TOKENS)
+                    if keys_arrive == "rotated":
+                        q, k = (rotated_by(rope, x, step.plan.ranges[0].first_token) for x in (q, k))
+                    step.attend(layer, q, k, v, rope)
+        seen.append((list(readings), cache.calibration("toy").tensors))
+        readings.clear()
+    for plain, rotated in zip(*(readings for readings, _ in seen), strict=True):
+        for name in ("k_CHTD", "v_CHTD", "q_LHTD", "current_k_LHTD", "current_v_LHTD", "cos_CTP", "sin_CTP"):
+            torch.testing.assert_close(getattr(rotated, name), getattr(plain, name), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(seen[1][1]["keys.mean"], seen[0][1]["keys.mean"], rtol=1e-4, atol=1e-5)
+
+
+def rotated_by(rope: TableRope, x_nHD: Tensor, first_token: int) -> Tensor:
+    """As a host rotates, in its own layout."""
+    cos, sin = (table.unsqueeze(1) for table in rope.tables(first_token, len(x_nHD)))
+    return from_half_layout(rotate(to_half_layout(x_nHD, rope.layout), cos, sin), rope.layout)
+
+
+def test_the_calibration_is_that_of_the_statistics():
+    cache = observing_cache()
+    stream = cache.open(Window(1, 1), CHUNK_TOKENS)
+    with pytest.raises(ConfigError, match=r"a layer was not observed; run the model .* for more than one chunk"):
+        cache.calibration("toy")
+    run(cache, [QueryRange(stream, commit=True)], 1)
+    run(cache, [QueryRange(stream)], 2)
+    made = cache.calibration("toy", "one video")
+    assert (made.model, made.calibrated_on, made.num_layers, made.num_kv_heads) == ("toy", "one video", 2, KV_HEADS)
+    assert (made.tokens_per_frame, made.frames_per_block) == (4, 3)
+    expected = Calibration.of("toy", *(fit(cache.statistics, kind) for kind in ("keys", "values")))
+    assert all(torch.equal(made.tensors[name], x) for name, x in expected.tensors.items())

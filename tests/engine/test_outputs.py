@@ -98,18 +98,17 @@ def test_round_robin_advances_all_videos_alike_and_fcfs_ends_the_first():
         assert "".join(output.request_id for output in engine.run()) == ids
 
 
-def test_request_bytes_are_those_of_the_stored_window():
+def test_the_last_chunk_tells_the_bytes_of_the_stored_window():
     engine = toy_engine(codecs="int2", window=(1, 2))
     engine.submit(VideoRequest("a", "1", 5 * FRAMES_PER_CHUNK))
     engine.submit(VideoRequest("single chunk", "1", FRAMES_PER_CHUNK))
-    list(engine.run())
+    outputs = list(engine.run())
     tables, num_chunks = NUM_LAYERS * KV_HEADS, 3
-    page = 2 * 36 * HEAD_DIM
-    assert engine.request_bytes("a") == (
-        num_chunks * tables * (page + 4),
-        num_chunks * tables * CHUNK_TOKENS * HEAD_DIM * 2 * 2,
-    )
-    assert engine.request_bytes("single chunk") == (0, 0)
+    stored, bf16 = tables * (2 * 36 * HEAD_DIM + 4), tables * CHUNK_TOKENS * HEAD_DIM * 2 * 2
+    by_chunk = [(output.stored_bytes, output.bf16_bytes) for output in outputs if output.request_id == "a"]
+    assert by_chunk == [(min(chunk, num_chunks) * stored, min(chunk, num_chunks) * bf16) for chunk in range(5)]
+    (single,) = (output for output in outputs if output.request_id == "single chunk")
+    assert (single.stored_bytes, single.bf16_bytes) == (0, 0)
 
 
 def test_stats_count_what_happened():

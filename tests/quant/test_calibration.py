@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
-from pagedvid.errors import ConfigError
+from pagedvid.errors import ConfigError, ShapeError
 from pagedvid.quant.blocks import BlockLayout, cosine_transform
-from pagedvid.quant.calibration import calibrate, fit
+from pagedvid.quant.calibration import calibrate, calibration_of, fit
 from pagedvid.quant.rotary import unrotate
 from pagedvid.quant.statistics import SAMPLED_ANGLES, SAMPLED_QUERIES, BlockMoments, LayerStatistics
 from tests.quant.klt_scenes import FRAME_TOKENS, HEAD_DIM, NUM_FRAMES, draw, tables
@@ -80,3 +82,43 @@ def test_other_kinds_and_layers_that_saw_nothing_are_refused():
     for layers in ([], [LayerStatistics(LAYOUT)], [only_stored]):
         with pytest.raises(ConfigError, match="not observed"):
             fit(layers, "keys")
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        ("v_CHTD", lambda x: x[:, :1], r"v_CHTD is .* \[3, 1, 40, 16\]; .* must be torch.float32 \[3, 2, 40, 16\]"),
+        ("k_CHTD", lambda x: x[0], r"has the shape \[2, 40, 16\]; four axes are needed"),
+        ("q_LHTD", lambda x: x.bfloat16(), r"q_LHTD is torch.bfloat16 \[2, 2, 40, 16\]"),
+        ("q_LHTD", lambda x: x.repeat(2, 1, 1, 1), r"current_k_LHTD is .* must be torch.float32 \[4, 2, 40, 16\]"),
+        ("cos_CTP", lambda x: x[1:], r"cos_CTP is torch.float32 \[3, 40, 8\]; .* must be torch.float32 \[4, 40, 8\]"),
+    ],
+)  # fmt: skip
+def test_tensors_of_an_observation_that_do_not_belong_together_are_refused(name, change, message):
+    seen = draw(0)
+    with pytest.raises(ShapeError, match=message):
+        replace(seen, **{name: change(getattr(seen, name))})
+
+
+def test_chunks_that_are_not_keys_and_values_of_one_length_are_refused():
+    layer, (k_HTD, *_), (v_HTD, *_) = LayerStatistics(LAYOUT), draw(0).k_CHTD, draw(0).v_CHTD
+    for k, v, name in ((k_HTD, v_HTD[:, 1:], "v_HTD"), (k_HTD[0], v_HTD, "k_HTD"), (k_HTD, v_HTD.bfloat16(), "v_HTD")):
+        with pytest.raises(ShapeError, match=f"{name} is .*; keys and values of a chunk must both be torch.float32"):
+            layer.add_chunk(k, v)
+    assert layer.keys.num_blocks == layer.values.num_blocks == 0
+
+
+def test_both_kinds_at_once():
+    seen = draw(0)
+    layer = LayerStatistics(LAYOUT)
+    for chunk in range(3):
+        layer.add_chunk(seen.k_CHTD[chunk], seen.v_CHTD[chunk])
+    with pytest.raises(ConfigError, match="a layer was not observed"):
+        calibration_of([layer], "toy")
+    layer.add_reading(seen)
+    made = calibration_of([layer, layer], "toy", "one draw")
+    assert (made.model, made.calibrated_on, made.num_layers) == ("toy", "one draw", 2)
+    for kind in ("keys", "values"):
+        (expected,) = fit([layer], kind)
+        assert torch.equal(made.tables(kind, 1).order_hN, expected.order_hN)
+        torch.testing.assert_close(made.tables(kind, 1).mean_hD, expected.mean_hD)

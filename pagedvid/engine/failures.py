@@ -1,0 +1,59 @@
+"""What a model raises, made fit to leave the engine: a message that can be shown, and nothing that holds tensors.
+
+A model may raise anything: an error whose message is empty, cannot be made, is a megabyte long, or is not valid
+Unicode. Whoever logs, prints or stores a failure must not fail over it, and must have something to say.
+"""
+
+from __future__ import annotations
+
+from pagedvid.errors import ModelError
+
+MOST_CHARACTERS = 4000
+"""Of a message. The longest of PyTorch, about memory of a device, have about a thousand."""
+
+
+def presentable(error: Exception) -> Exception:
+    """The error itself when its message can be shown as it is, otherwise a ModelError in its place.
+
+    It comes without its traceback, which would keep the variables of all calls alive with it, latents and predictions
+    among them: log that first.
+    """
+    _forget_tracebacks(error)
+    text = _message(error)
+    return error if text and _shown(text) == text else ModelError(described(error))
+
+
+def described(error: Exception) -> str:
+    """Kind and message of an error, in at most `MOST_CHARACTERS` and a few; never raises."""
+    kind, text = type(error).__name__, _message(error)
+    if text is None:
+        return f"{kind}, whose message cannot be made"
+    return f"{kind}: {_shown(text)}" if text else kind
+
+
+def _message(error: Exception) -> str | None:
+    """None: making it raised an error of its own."""
+    try:
+        return str(error)
+    except Exception:
+        return None
+
+
+def _shown(text: str) -> str:
+    """The text without what no file or terminal takes (lone surrogates), cut to `MOST_CHARACTERS`."""
+    text = text.encode(errors="backslashreplace").decode()
+    if len(text) <= MOST_CHARACTERS:
+        return text
+    return f"{text[:MOST_CHARACTERS]}... ({len(text)} characters)"
+
+
+def _forget_tracebacks(error: BaseException) -> None:
+    """Of the error and of all errors that led to it."""
+    waiting: list[BaseException | None] = [error]
+    seen: set[int] = set()
+    while waiting:
+        one = waiting.pop()
+        if one is not None and id(one) not in seen:
+            seen.add(id(one))
+            one.__traceback__ = None
+            waiting += [one.__cause__, one.__context__]
