@@ -14,11 +14,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
 
 from pagedvid.attention.measure import (
+    Effect,
     EncodedKeys,
     ProjectedQueries,
     StoredKeys,
@@ -65,6 +67,11 @@ class LayerStore:
     spec: CacheSpec
     book: CodecBook
 
+    _effects: WeakKeyDictionary[PendingChunk, dict[int, Effect]] = field(
+        default_factory=WeakKeyDictionary, init=False, repr=False
+    )
+    """What is measured of the layers of pending chunks, until all are."""
+
     @cached_property
     def ropes(self) -> DeviceRopes:
         """Rotary tables where the pool is."""
@@ -82,6 +89,9 @@ class LayerStore:
                 )
         for batch in self._batches(writings):
             self._write_batch(layer, batch, rope)
+        for writing in writings:
+            if len(writing.pending.layers_written) == self.spec.num_layers:
+                self._fit_alpha(writing.pending)
 
     def _batches(self, writings: Sequence[Writing]) -> list[list[Writing]]:
         """Neighbours of equal length and codecs, as many as stay small together; a large chunk is alone."""
@@ -197,11 +207,18 @@ class LayerStore:
         effects = [rotary_effect(stored, kept, readers, here, self.spec.scale)]
         for queries, log_mass_here in zip(writing.projected, projected_here, strict=True):
             effects.append(projected_effect(stored, kept, queries, log_mass_here, self.spec.scale))
-        log_odds, shift, b = (
-            torch.cat([getattr(effect, name) for effect in effects], dim=-1)
-            for name in ("log_odds", "mass_shift", "bias")
-        )
-        pending.alpha[layer] = fit_alpha(log_odds, shift, b).to(pending.alpha.device)
+        self._effects.setdefault(pending, {})[layer] = Effect.of_all(effects)
+
+    def _fit_alpha(self, pending: PendingChunk) -> None:
+        """All layers at once: next to a small chunk's own work, the fit of each by itself would take long."""
+        effects = self._effects.pop(pending, None)
+        if effects is None:
+            return
+        assert pending.alpha is not None
+        log_odds, shift, b = (torch.stack(parts) for parts in zip(*effects.values(), strict=True))
+        alpha = fit_alpha(log_odds, shift, b)
+        for layer, alpha_H in zip(effects, alpha.to(pending.alpha.device), strict=True):
+            pending.alpha[layer] = alpha_H
 
     def _log_masses_here(
         self, writing: Writing, readers: Readers, rope: RopeTables | None

@@ -8,7 +8,9 @@ Axes: H KV heads, S sampled queries, Q = G * S rows of the query heads of one KV
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,7 +19,7 @@ from pagedvid.attention.projection import StepProjection
 from pagedvid.attention.rotation import Readers
 from pagedvid.cache.plan import PendingChunk, RangePlan
 from pagedvid.quant.codec import Codec
-from pagedvid.quant.correction import KeyNoise, QuerySquares, leave_out, log_mass
+from pagedvid.quant.correction import KeyNoise, QuerySquares, leave_out, log_mass, reader_log_odds
 from pagedvid.quant.projective import map_points
 from pagedvid.quant.rotary import RopeTables, turned
 
@@ -132,16 +134,20 @@ def sample_queries(
     return ProjectedQueries(view, q_THD[sampled], chunk, here, None)
 
 
-@dataclass(frozen=True)
-class Effect:
+class Effect(NamedTuple):
     """What storing did to sampled readers of a chunk, [H, Q] each: the data behind alpha."""
 
     log_odds: Tensor
-    """Of the share that the unquantized keys have next to the readers' own chunk."""
+    """Of the share of the unquantized keys (`reader_log_odds`)."""
     mass_shift: Tensor
     """Of log Z over the keys."""
     bias: Tensor
     """What subtracting b takes from log Z."""
+
+    @staticmethod
+    def of_all(effects: Sequence[Effect]) -> Effect:
+        """On the readers of several views."""
+        return Effect(*(torch.cat(parts, dim=-1) for parts in zip(*effects, strict=True)))
 
 
 def rotary_effect(
@@ -158,7 +164,9 @@ def rotary_effect(
     before = log_mass(q, exact, scale, left_out)
     del exact  # room for the decoded keys
     shift = log_mass(q, keys.placed(keys.decoded()), scale, left_out) - before
-    return Effect(before - log_mass_here, shift, b if isinstance(b, Tensor) else torch.zeros_like(shift))
+    return Effect(
+        reader_log_odds(before, log_mass_here), shift, b if isinstance(b, Tensor) else torch.zeros_like(shift)
+    )
 
 
 def projected_effect(
@@ -183,7 +191,7 @@ def projected_effect(
         noise = replace(keys.noise(variance_change_HD, size, frame * size), turns=False)
         b_HQF[..., frame] = noise.bias(QuerySquares(q), scale)
     after, corrected = (x.logsumexp(-1) for x in (stored_HQF, stored_HQF - b_HQF))
-    return Effect(before - log_mass_here, after - before, after - corrected)
+    return Effect(reader_log_odds(before, log_mass_here), after - before, after - corrected)
 
 
 def own_keys(own_tokens: Tensor | None, rows: Tensor) -> Tensor | None:

@@ -46,8 +46,9 @@ keys are at hand both as they were and as they are stored, `fit_alpha` weighs ma
 
 - alpha is where the *mean share* of the sampled queries is what it was before rounding, so that v and P come in as they
   are. The share is that of a reader who sees two chunks: this one, and as its own current chunk the one that the
-  queries come from, unquantized. (With more cached chunks P is smaller if their errors are independent, and larger if
-  they are the same.)
+  queries come from, unquantized. That is a reader in its last denoise step. In its first, its own chunk is noise and
+  says no more than any other, log-odds 0; the fit takes the middle (`reader_log_odds`). (With more cached chunks P is
+  smaller if their errors are independent, and larger if they are the same.)
 - queries stand where those of the next chunk will stand, and leave the token that they were made with out of the cached
   chunk, but not out of their current one.
 - alpha differs from 1 only as far as different queries agree. The squared sum of what the formula leaves of each
@@ -189,6 +190,12 @@ def leave_out(scores: Tensor, left_out: Tensor | None) -> Tensor:
 def log_mass_shift(q: Tensor, k: Tensor, k_stored: Tensor, scale: float) -> Tensor:
     """The true shift of log Z over the keys, natural log units. q [..., T, D]; k, k_stored [..., n, D] -> [..., T]."""
     return log_mass(q, k_stored, scale) - log_mass(q, k, scale)
+
+
+def reader_log_odds(log_mass: Tensor, log_mass_here: Tensor) -> Tensor:
+    """Log-odds of a chunk's share next to a reader's own chunk, whose log Z is `log_mass_here` when it is clean: the
+    middle between that and noise, which holds as much as any other chunk."""
+    return (log_mass - log_mass_here) / 2
 
 
 def fit_alpha(log_odds: Tensor, mass_shift: Tensor, bias: Tensor) -> Tensor:

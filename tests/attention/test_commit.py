@@ -136,7 +136,7 @@ def remeasured(cache, chunk, layer, q, k, rope, position, k_exact=None, key_posi
         before, after = (log_masses(cache, reading_GTD, x, rope, place, own) for x in (exact, keys[head]))
         current = log_masses(cache, here_GTD, k[head], rope, position)
         b = chunk_bias(cache, reading_GTD, steps[head], rope is not None)
-        factors.append(balanced_alpha(*(x.flatten() for x in (before - current, after - before, b))))
+        factors.append(balanced_alpha(*(x.flatten() for x in ((before - current) / 2, after - before, b))))
     return torch.stack(factors)
 
 

@@ -201,7 +201,7 @@ def test_alpha_is_fitted_to_the_queries_of_both_views(layout):
         )
         current = (cache.spec.scale * here_GTD @ k_turned[0].T).logsumexp(-1)
         b = chunk_bias(cache, ahead_GTD, steps[head], rope is not None)
-        rotary = [x.flatten() for x in (before - current, after - before, b)]
+        rotary = [x.flatten() for x in ((before - current) / 2, after - before, b)]
         rows = q_p[:, heads].transpose(0, 1).flatten(0, 1)
         order = projection.layout
         k_p = [mapped(model_order(x, order), inverse, SIZE)[:, 0] for x in both]
@@ -215,7 +215,7 @@ def test_alpha_is_fitted_to_the_queries_of_both_views(layout):
             x.masked_fill(own.repeat(3, 1), -torch.inf).logsumexp(-1)
             for x in (*scores, scores[1] - torch.cat(b_p, dim=1))
         )
-        projected = exact - scores[0].logsumexp(-1), stored - exact, stored - corrected
+        projected = (exact - scores[0].logsumexp(-1)) / 2, stored - exact, stored - corrected
         expected = balanced_alpha(*(torch.cat(parts) for parts in zip(rotary, projected, strict=True)))
         torch.testing.assert_close(chunk.alpha[0, head].double(), expected, rtol=2e-2, atol=1e-2)
         assert abs(float(expected) - 1) > 0.1
