@@ -40,6 +40,7 @@ from pagedvid.quant.book import CodecBook
 
 SHOWN = ("off", "formula", "variance", "log Z", "measured")
 CACHED_CHUNKS = 4
+DIGITS = 5
 DEMO = "demo model"
 
 
@@ -131,11 +132,11 @@ def _summary(values: Sequence[dict[str, Tensor]]) -> dict[str, Any]:
     by_head = torch.cat([value["dP"].sum(0) for value in values])
     by_chunk = torch.stack([value["dP"].mean(1) for value in values if len(value["dP"]) == CACHED_CHUNKS]).mean(0)
     return {
-        "dP": float(by_head.mean()),
-        "|dP|": float(by_head.abs().mean()),
-        "error": float(torch.cat([value["error"] for value in values]).mean()),
-        "alpha": float(torch.stack([value["alpha"] for value in values]).mean()),
-        "dP of chunks": [round(float(x), 5) for x in by_chunk],
+        "dP": round(float(by_head.mean()), DIGITS),
+        "|dP|": round(float(by_head.abs().mean()), DIGITS),
+        "error": round(float(torch.cat([value["error"] for value in values]).mean()), DIGITS),
+        "alpha": round(float(torch.stack([value["alpha"] for value in values]).mean()), DIGITS),
+        "dP of chunks": [round(float(x), DIGITS) for x in by_chunk],
     }
 
 

@@ -183,6 +183,8 @@ def test_alpha_of_a_rewritten_chunk_is_measured_with_the_queries_that_read_it(ke
     rope = TableRope("half", 64)
     stored = read_chunk(cache, commit(cache, stream, flat_layers(cache, 200, 0), rope), 0)[0]
     written = layers(cache, 200, 1)
+    for q, k, _ in written:
+        q.copy_(1.5 * k)  # they find their own tokens, so that it matters where their chunk is
     commit(cache, stream, written, rope)
     settled = next(stream.chunks())
     q, k, _ = written[0]
