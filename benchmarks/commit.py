@@ -23,7 +23,9 @@ from layer_shapes import SHAPES, LayerInputs, LayerShape, seconds_on
 from report import FOLDER, format_table, make_parser, use_threads, write_report
 
 from pagedvid.attention.commit import LayerStore, Writing
+from pagedvid.attention.measure import MEASURED_QUERIES
 from pagedvid.attention.providers.choice import provider_reasons
+from pagedvid.attention.rotation import Readers
 from pagedvid.geometry import Window
 
 CACHED_CHUNKS = 6
@@ -39,12 +41,13 @@ def store_seconds(
     stream = cache.open(window, shape.chunk_tokens)
     inputs = LayerInputs(shape, device, seed)
     q, k, v = inputs.draw(shape.chunk_tokens)
-    sampled = inputs.turned(q, 0)[:: max(1, shape.chunk_tokens // 128)]
+    sampled = torch.arange(MEASURED_QUERIES, device=device) * (shape.chunk_tokens - 1) // (MEASURED_QUERIES - 1)
+    readers = Readers(inputs.turned(q, 0)[sampled], inputs.turned(q, shape.chunk_tokens)[sampled], 0, sampled)
     writer = cache.backend.store if store == "kernels" else LayerStore(cache.pool, cache.spec, cache.book)
     with cache.commit([stream]) as step:
         (pending,) = step.plan.pending
         seconds = [
-            seconds_on(device, lambda: writer.write(layer, [Writing(pending, sampled, k, v)], inputs.rope))  # noqa: B023
+            seconds_on(device, lambda: writer.write(layer, [Writing(pending, readers, k, v)], inputs.rope))  # noqa: B023
             for layer in range(spec.num_layers)
         ]
     return seconds[1:]

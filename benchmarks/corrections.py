@@ -5,11 +5,13 @@ paper       second order throughout        exact       the exact form throughout
 per key     b of each key's own steps, which a kernel adds as so many more columns of the scores as there are groups
 per page    b of the mean square steps of each page
 variance    b from Var k' - Var k over a chunk's tokens
-measured    alpha * b, alpha fitted on queries of the commit pass; b is the formula's, or the variance's without steps
-ahead       the same, with those queries turned to the positions of the next chunk, whose queries will read the keys
+measured    alpha * b, alpha as the package fits it to queries of the commit pass; b is the formula's, or the variance's
+            without steps
+log Z       the same with alpha as earlier versions fitted it: least squares on the shift of log Z itself, under these
+            queries, their own tokens among the keys
 
 Multiply-adds of one query and chunk: T * G per key (G channel groups), D per page, D per chunk; measured takes one more
-and, at commit, two score matrices of the sampled queries.
+and, at commit, three score matrices of the sampled queries.
 
 Axes: C cached chunks, H heads, T tokens of a chunk, Q queries, D head_dim. Shifts are [C, H, Q, 1] or [C, H, Q, T].
 """
@@ -25,19 +27,20 @@ import torch
 from tensors import Sample
 from torch import Tensor
 
+from pagedvid.attention.measure import MEASURED_QUERIES
 from pagedvid.quant.correction import (
+    SMALLEST,
     QuerySquares,
     bias,
     exact_bias,
     fit_alpha,
+    log_mass,
     log_mass_shift,
     log_sinhc,
+    reader_log_odds,
     second_order_bias,
     variance_bias,
 )
-
-MEASURED_QUERIES = 128
-"""Of a commit pass, evenly spread: what the package takes."""
 
 
 @dataclass(frozen=True)
@@ -126,18 +129,30 @@ def by_variance(readout: Readout, q_HQD: Tensor) -> Tensor:
     return torch.stack([variance_bias(square, change, readout.scale) for change in changes])[..., None]
 
 
-def measured(readout: Readout, q_HQD: Tensor, num_queries: int = MEASURED_QUERIES, chunks_ahead: int = 0) -> Tensor:
-    """alpha * b; alpha as a commit pass fits it, one for each chunk and head."""
-    foretold = by_variance if readout.stored.step_square_CHTD is None else formula
+def measured(readout: Readout, q_HQD: Tensor, num_queries: int = MEASURED_QUERIES, log_z: bool = False) -> Tensor:
+    """alpha * b; alpha as a commit pass fits it, one for each chunk and head. `log_z`: as earlier versions did."""
+    predicted = by_variance if readout.stored.step_square_CHTD is None else formula
+    fit = _log_z_alpha if log_z else _alpha
     alphas = []
-    for chunk, exact in enumerate(readout.exact_k_CHTD):
-        commit_q = readout.sample.commit_q_CHTD[chunk]
+    for chunk, commit_q in enumerate(readout.sample.commit_q_CHTD):
         count = min(num_queries, commit_q.shape[1])
         sampled = torch.arange(count) * (commit_q.shape[1] - 1) // max(1, count - 1)
-        q = readout.sample.rotated(commit_q, chunk + chunks_ahead)[:, sampled]
-        shift = log_mass_shift(q, exact, readout.stored.k_CHTD[chunk], readout.scale)
-        alphas.append(fit_alpha(shift, foretold(readout, q)[chunk, ..., 0]))
-    return foretold(readout, q_HQD) * torch.stack(alphas)[..., None, None]
+        reading = readout.sample.rotated(commit_q, chunk + 1)[:, sampled]
+        here = readout.sample.rotated(commit_q, chunk)[:, sampled]
+        alphas.append(fit(readout, chunk, here, reading, sampled, predicted(readout, reading)[chunk, ..., 0]))
+    return predicted(readout, q_HQD) * torch.stack(alphas)[..., None, None]
+
+
+def _alpha(readout: Readout, chunk: int, here: Tensor, reading: Tensor, own: Tensor, b: Tensor) -> Tensor:
+    exact, stored, scale = readout.exact_k_CHTD[chunk], readout.stored.k_CHTD[chunk], readout.scale
+    before = log_mass(reading, exact, scale, own)
+    shift = log_mass(reading, stored, scale, own) - before
+    return fit_alpha(reader_log_odds(before, log_mass(here, exact, scale)), shift, b)
+
+
+def _log_z_alpha(readout: Readout, chunk: int, here: Tensor, reading: Tensor, own: Tensor, b: Tensor) -> Tensor:
+    shift = log_mass_shift(reading, readout.exact_k_CHTD[chunk], readout.stored.k_CHTD[chunk], readout.scale)
+    return (shift * b).sum(-1) / b.square().sum(-1).clamp(min=SMALLEST)
 
 
 formula: Correction = partial(by_chunk, bias)
@@ -146,7 +161,7 @@ CORRECTIONS: dict[str, Correction] = {
     "exact": partial(by_chunk, exact_bias),
     "variance": by_variance,
     "measured": measured,
-    "ahead": partial(measured, chunks_ahead=1),
+    "log Z": partial(measured, log_z=True),
 }
 """Those of the table of all schemes, beside "off"."""
 NEED_STEPS = ("formula", "exact")
@@ -170,8 +185,7 @@ def granularities(page_tokens: int) -> dict[str, Correction]:
 
 
 def samplings(counts: Sequence[int]) -> dict[str, Correction]:
-    """`measured` from so many queries of a commit pass and from all, and from the same turned one chunk ahead."""
+    """`measured` from so many queries of a commit pass and from all, and the same fitted to log Z."""
     by_name: dict[str, int] = {str(count): count for count in counts} | {"all": sys.maxsize}
     own: dict[str, Correction] = {f"measured, {name}": partial(measured, num_queries=by_name[name]) for name in by_name}
-    ahead = {f"ahead, {name}": partial(measured, num_queries=by_name[name], chunks_ahead=1) for name in by_name}
-    return own | ahead
+    return own | {f"log Z, {name}": partial(measured, num_queries=by_name[name], log_z=True) for name in by_name}

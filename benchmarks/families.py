@@ -36,6 +36,8 @@ class Traits:
     """Channels enlarged by 5 to 13 and offset by as much, as video keys have them."""
     tail_freedom: float | None = None
     """Degrees of freedom of Student's t for field and noise; None: Gaussian."""
+    likeness: float = 0.0
+    """Tokens over which the field of a frame is alike; 0: none resembles its neighbours."""
 
 
 FAMILIES = {
@@ -52,7 +54,13 @@ def draw_family(
     name: str, seed: int, head_dim: int = 64, num_chunks: int = 3, num_frames: int = 3, frame_tokens: int = 195
 ) -> Sample:
     """One video of a family. Videos of other seeds share mixing matrices and channel scales: one model."""
-    traits = FAMILIES[name]
+    return draw_video(FAMILIES[name], name, seed, head_dim, num_chunks, num_frames, frame_tokens)
+
+
+def draw_video(
+    traits: Traits, name: str, seed: int, head_dim: int, num_chunks: int, num_frames: int, frame_tokens: int
+) -> Sample:
+    """One video with some traits. Videos of one name share mixing matrices and channel scales."""
     model = np.random.default_rng(sum(name.encode()))
     video = np.random.default_rng([seed, 1])
     shape = (NUM_HEADS, num_chunks + 1, num_frames, frame_tokens)
@@ -92,11 +100,22 @@ def _draw(random: np.random.Generator, shape: tuple[int, ...], traits: Traits) -
 def _field(random: np.random.Generator, shape: tuple[int, ...], traits: Traits) -> np.ndarray:
     """[H, C + 1, F, S, rank], an autoregression over all frames of the video."""
     heads, chunks, frames, tokens = shape
-    field = _draw(random, (chunks * frames, heads, tokens, traits.rank), traits)
+    field = _alike(_draw(random, (chunks * frames, heads, tokens, traits.rank), traits), traits.likeness)
     for frame in range(1, len(field)):
         keep = traits.persistence
         field[frame] = keep * field[frame - 1] + np.sqrt(1 - keep**2) * field[frame]
     return np.moveaxis(field.reshape(chunks, frames, heads, tokens, traits.rank), 2, 0)
+
+
+def _alike(field: np.ndarray, likeness: float) -> np.ndarray:
+    """Every token of [..., S, rank] as a mean of its neighbours on a circle, with Gaussian weights, variance kept."""
+    if not likeness:
+        return field
+    tokens = field.shape[-2]
+    distance = np.minimum(np.arange(tokens), tokens - np.arange(tokens))
+    weights = np.exp(-(distance**2) / (2 * likeness**2))
+    response = np.fft.rfft(weights / np.sqrt((weights**2).sum()))[:, None]
+    return np.fft.irfft(np.fft.rfft(field, axis=-2) * response, n=tokens, axis=-2)
 
 
 def _spread(random: np.random.Generator, field: np.ndarray, mixing: np.ndarray, traits: Traits) -> Tensor:

@@ -28,8 +28,8 @@ FORMS = {
     "per key, paper": "formula per key",
     "per chunk, formula": "formula per chunk",
     "per chunk, exact": "exact",
-    "measured, 128": "measured",
-    "ahead, 128": "measured one chunk ahead",
+    "measured, 32": "measured",
+    "log Z, 32": "fitted to log Z",
 }
 """Corrections of the study that are quoted."""
 Row = Mapping[str, Any]

@@ -4,7 +4,7 @@ Means over videos, layers, heads and forwards; the JSON file also has them by la
 
 bits           stored bits per element, mean of keys and values, everything but model-wide tables counted
 keys, vals     relative error of the attention output with stored keys and exact values, and the other way round
-off ... ahead  both stored, under each correction (corrections.py); "-" where levels are not uniform
+off ... log Z  both stored, under each correction (corrections.py); "-" where levels are not uniform
 dP             shift of the attention mass on cached keys; |dP| is its size head by head
 dlogZ          shift of log Z over the cached keys
 """
@@ -114,12 +114,12 @@ def error_table(results: Mapping[str, Mapping[str, Any]]) -> str:
 def mass_table(results: Mapping[str, Mapping[str, Any]]) -> str:
     """Shift of the cached mass of one family under each correction, and its size head by head for the extremes."""
     shown = ("off", *CORRECTIONS)
-    headers = ("scheme", *(SHORT.get(name, name) for name in shown), "|off|", "|ahead|")
+    headers = ("scheme", *(SHORT.get(name, name) for name in shown), "|off|", "|meas.|")
     rows = [
         (
             name,
             *(mean(result, correction, "dP", sign="+") for correction in shown),
-            *(mean(result, correction, "dP", "size") for correction in ("off", "ahead")),
+            *(mean(result, correction, "dP", "size") for correction in ("off", "measured")),
         )
         for name, result in by_bits(results)
     ]

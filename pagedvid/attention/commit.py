@@ -4,10 +4,9 @@ Keys arrive before rotary embedding and in half layout. What the correction need
 keys are at hand both as they were and as they are stored:
 
     variance   Var k' - Var k of every channel over the chunk's tokens
-    alpha      the true shift of log Z that the rounding just caused, against the foretold b, under queries of this very
-               pass (quant/correction.py), turned to where those of the next chunk will stand, which read these keys
-               first: at their own place they find their own tokens, and alpha comes out wrong. A chunk that is read in
-               several views has one factor, fitted to the queries of all of them (attention/measure.py)
+    alpha      the factor on b that leaves the chunk its share of the attention of queries of this very pass, in the
+               part of those that will read it (quant/correction.py, attention/measure.py). A chunk that is read in
+               several views has one factor, fitted to the queries of all of them
 """
 
 from __future__ import annotations
@@ -15,12 +14,21 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
 
-from pagedvid.attention.measure import EncodedKeys, ProjectedQueries, StoredKeys, projected_effect, rotary_effect
-from pagedvid.attention.rotation import Arrival
+from pagedvid.attention.measure import (
+    Effect,
+    EncodedKeys,
+    ProjectedQueries,
+    StoredKeys,
+    by_kv_head,
+    projected_effect,
+    rotary_effect,
+)
+from pagedvid.attention.rotation import Arrival, Readers
 from pagedvid.cache.chunk import Chunk, layer_pages
 from pagedvid.cache.plan import PendingChunk
 from pagedvid.cache.pool import PageIds, PagePool
@@ -29,7 +37,7 @@ from pagedvid.errors import NonFiniteError, StateError
 from pagedvid.page_format import is_quantized
 from pagedvid.quant.book import CodecBook
 from pagedvid.quant.codec import Codec
-from pagedvid.quant.correction import fit_alpha
+from pagedvid.quant.correction import fit_alpha, log_mass
 from pagedvid.quant.ropes import Ropes
 from pagedvid.quant.rotary import RopeTables, turned
 
@@ -42,9 +50,8 @@ class Writing:
     """One layer of a pending chunk as it arrives."""
 
     pending: PendingChunk
-    q_SHD: Tensor
-    """Sampled queries of the range, as those that will read the chunk (`Rotation.as_reading`); none where no alpha is
-    fitted."""
+    readers: Readers | None
+    """Sampled queries of the range (`Rotation.as_reading`); None where no alpha is fitted."""
     k_nHD: Tensor
     """As the model gave them."""
     v_nHD: Tensor
@@ -60,6 +67,11 @@ class LayerStore:
     pool: PagePool
     spec: CacheSpec
     book: CodecBook
+
+    _effects: WeakKeyDictionary[PendingChunk, dict[int, Effect]] = field(
+        default_factory=WeakKeyDictionary, init=False, repr=False
+    )
+    """What is measured of the layers of pending chunks, until all are."""
 
     @cached_property
     def ropes(self) -> Ropes:
@@ -80,6 +92,8 @@ class LayerStore:
             self._write_batch(layer, batch, rope)
         for writing in writings:
             writing.pending.ropes[layer] = None if rope is None else self.ropes.checked(rope)
+            if len(writing.pending.layers_written) == self.spec.num_layers:
+                self._fit_alpha(writing.pending)
 
     def _batches(self, writings: Sequence[Writing]) -> list[list[Writing]]:
         """Neighbours of equal length and codecs, as many as stay small together; a large chunk is alone."""
@@ -111,7 +125,7 @@ class LayerStore:
                 _copy_correction(writing.pending, layer)
             elif self._is_measured(writing.pending, codec.name):
                 stored = self._stored(writing.pending, layer, exact.float(), records_HPB, rope)
-                self._note_correction(writing.pending, layer, stored, writing.q_SHD, writing.projected)
+                self._note_correction(writing, layer, stored)
             writing.pending.layers_written.add(layer)
 
     def _stored(
@@ -207,22 +221,43 @@ class LayerStore:
     def _pages(self, pending: PendingChunk, kind: str, layer: int) -> PageIds:
         return layer_pages(pending.pages, pending.indptr, kind, layer, self.spec.num_kv_heads)
 
-    def _note_correction(
-        self,
-        pending: PendingChunk,
-        layer: int,
-        stored: StoredKeys,
-        q_SHD: Tensor,
-        projected: Sequence[ProjectedQueries],
-    ) -> None:
+    def _note_correction(self, writing: Writing, layer: int, stored: StoredKeys) -> None:
+        pending, readers = writing.pending, writing.readers
         if pending.variance is not None:
             pending.variance[layer] = stored.variance_change().to(pending.variance)
-        if pending.alpha is not None:
-            kept = None if pending.variance is None else pending.variance[layer].to(stored.exact_HnD)
-            effects = [rotary_effect(stored, kept, q_SHD, self.spec.scale)]
-            effects += [projected_effect(stored, kept, queries, self.spec.scale) for queries in projected]
-            shift, b = (torch.cat([effect[i] for effect in effects], dim=-1) for i in (0, 1))
-            pending.alpha[layer] = fit_alpha(shift, b).to(pending.alpha.device)
+        if pending.alpha is None or readers is None:
+            return
+        kept = None if pending.variance is None else pending.variance[layer].to(stored.exact_HnD)
+        here, *projected_here = self._log_masses_here(writing, readers, stored.rope)
+        effects = [rotary_effect(stored, kept, readers, here, self.spec.scale)]
+        for queries, log_mass_here in zip(writing.projected, projected_here, strict=True):
+            effects.append(projected_effect(stored, kept, queries, log_mass_here, self.spec.scale))
+        self._effects.setdefault(pending, {})[layer] = Effect.of_all(effects)
+
+    def _fit_alpha(self, pending: PendingChunk) -> None:
+        """All layers at once: next to a small chunk's own work, the fit of each by itself would take long."""
+        effects = self._effects.pop(pending, None)
+        if effects is None:
+            return
+        assert pending.alpha is not None
+        log_odds, shift, b = (torch.stack(parts) for parts in zip(*effects.values(), strict=True))
+        alpha = fit_alpha(log_odds, shift, b)
+        for layer, alpha_H in zip(effects, alpha.to(pending.alpha.device), strict=True):
+            pending.alpha[layer] = alpha_H
+
+    def _log_masses_here(
+        self, writing: Writing, readers: Readers, rope: RopeTables | None
+    ) -> list[Tensor] | list[None]:
+        """log Z of the readers over their own chunk, [H, Q] for each view; None where that is the stored chunk."""
+        if writing.pending.source is None:
+            return [None] * (1 + len(writing.projected))
+        k_HnD = writing.arrival.plain(writing.k_nHD).transpose(0, 1).float()
+        scale, num_heads = self.spec.scale, len(k_HnD)
+        rotary = log_mass(by_kv_head(readers.here_SHD, num_heads), turned(k_HnD, rope, readers.position), scale)
+        return [
+            rotary,
+            *(queries.scores(k_HnD, queries.here_SF44, scale).logsumexp(-1) for queries in writing.projected),
+        ]
 
 
 def _copy_correction(pending: PendingChunk, layer: int) -> None:

@@ -1,20 +1,25 @@
 """What rounding did to the attention mass of a chunk's keys, next to what the formula says: the data behind alpha.
 
+The readers are queries of the commit pass itself (quant/correction.py says which part they play).
+
 Axes: H KV heads, S sampled queries, Q = G * S rows of the query heads of one KV head, n keys, F frames, D head_dim.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from pagedvid.attention.projection import StepProjection
+from pagedvid.attention.rotation import Readers
 from pagedvid.cache.plan import PendingChunk, RangePlan
 from pagedvid.quant.codec import Codec
-from pagedvid.quant.correction import KeyNoise, QuerySquares, log_mass_shift
+from pagedvid.quant.correction import KeyNoise, QuerySquares, leave_out, log_mass, reader_log_odds
 from pagedvid.quant.projective import map_points
 from pagedvid.quant.rotary import RopeTables, turned
 
@@ -50,6 +55,10 @@ class StoredKeys(ABC):
     @abstractmethod
     def axes(self) -> Tensor | None:
         """`codec.axes`, where the keys are."""
+
+    def placed(self, k_HnD: Tensor) -> Tensor:
+        """These keys, exact or decoded, where rotary embedding places them in this pass."""
+        return k_HnD if self.codec.stores_rotated else turned(k_HnD, self.rope, self.position)
 
     def variance_change(self) -> Tensor:
         """Var k' - Var k of every channel over the chunk's tokens, float32 [H, D]."""
@@ -91,52 +100,103 @@ class ProjectedQueries:
     view: StepProjection
     q_SHD: Tensor
     """As the model gave them."""
-    relative_SF44: Tensor
-    """R = P_query P_key^-1 of each query and each frame of the chunk, float32."""
+    chunk_SF44: Tensor
+    """R = P_query P_key^-1 of each query and each frame of the pending chunk, float32."""
+    here_SF44: Tensor
+    """The same of each frame of the queries' own chunk."""
+    own_tokens: Tensor | None
+    """See `Readers.own_tokens`."""
+
+    def pulled(self, maps_SF44: Tensor, num_kv_heads: int) -> list[Tensor]:
+        """For each frame, the queries pulled back to it, float32 [H, Q, D]."""
+        points = (map_points(self.q_SHD.float(), maps.mT) for maps in maps_SF44.unbind(1))
+        return [by_kv_head(self.view.in_page_order(q_SHD), num_kv_heads) for q_SHD in points]
+
+    def scores(self, k_HnD: Tensor, maps_SF44: Tensor, scale: float) -> Tensor:
+        """[H, Q, n]. A pulled-back query meets keys as they are stored: no rotation lies between."""
+        frames = k_HnD.split(self.view.tokens_per_frame, dim=1)
+        queries = self.pulled(maps_SF44, len(k_HnD))
+        return torch.cat([scale * q @ k.mT for q, k in zip(queries, frames, strict=True)], dim=-1)
 
 
 def sample_queries(
     view: StepProjection, range_: RangePlan, pending: PendingChunk, q_THD: Tensor, sampled: Tensor
 ) -> ProjectedQueries:
     """The queries of the packed tokens `sampled`, all of `range_`, and where they stand towards a pending chunk."""
+    number = range_.current[-1]
+    queries = view.queries([number])[0][sampled_offsets(range_) // view.tokens_per_frame].unsqueeze(1)
+    here = (queries @ view.current([number])).float().to(q_THD.device)
+    if pending.source is None:
+        own_tokens = sampled - range_.start if range_.num_tokens > 1 else None
+        return ProjectedQueries(view, q_THD[sampled], here, here, own_tokens)
     keys = view.chunk(pending.tag, pending.num_tokens, pending.index)
-    queries = view.queries(range_.current[-1:])[0][sampled_offsets(range_) // view.tokens_per_frame]
-    relative = (queries.unsqueeze(1) @ keys.unsqueeze(0)).float()
-    return ProjectedQueries(view, q_THD[sampled], relative.to(q_THD.device))
+    chunk = (queries @ keys.unsqueeze(0)).float().to(q_THD.device)
+    return ProjectedQueries(view, q_THD[sampled], chunk, here, None)
+
+
+class Effect(NamedTuple):
+    """What storing did to sampled readers of a chunk, [H, Q] each: the data behind alpha."""
+
+    log_odds: Tensor
+    """Of the share of the unquantized keys (`reader_log_odds`)."""
+    mass_shift: Tensor
+    """Of log Z over the keys."""
+    bias: Tensor
+    """What subtracting b takes from log Z."""
+
+    @staticmethod
+    def of_all(effects: Sequence[Effect]) -> Effect:
+        """On the readers of several views."""
+        return Effect(*(torch.cat(parts, dim=-1) for parts in zip(*effects, strict=True)))
 
 
 def rotary_effect(
-    keys: StoredKeys, variance_change_HD: Tensor | None, q_SHD: Tensor, scale: float
-) -> tuple[Tensor, Tensor]:
-    """(true shift of log Z, b) of rotated queries, [H, Q] each."""
-    exact, stored = keys.exact_HnD, keys.decoded()
-    num_heads, num_tokens, _ = exact.shape
-    b = keys.noise(variance_change_HD, num_tokens).bias(QuerySquares(by_kv_head(q_SHD, num_heads)), scale)
-    if not keys.codec.stores_rotated:
-        exact, stored = (turned(k, keys.rope, keys.position) for k in (exact, stored))
-    shift = log_mass_shift(by_kv_head(q_SHD, num_heads), exact, stored, scale)
-    return shift, b if isinstance(b, Tensor) else torch.zeros_like(shift)
+    keys: StoredKeys, variance_change_HD: Tensor | None, readers: Readers, log_mass_here: Tensor | None, scale: float
+) -> Effect:
+    """The effect on rotated queries. `log_mass_here` [H, Q]: log Z over their own chunk; None: the keys are that."""
+    num_heads, num_tokens, _ = keys.exact_HnD.shape
+    q = by_kv_head(readers.reading_SHD, num_heads)
+    b = keys.noise(variance_change_HD, num_tokens).bias(QuerySquares(q), scale)
+    left_out = own_keys(readers.own_tokens, q)
+    exact = keys.placed(keys.exact_HnD)
+    if log_mass_here is None:
+        log_mass_here = log_mass(by_kv_head(readers.here_SHD, num_heads), exact, scale)
+    before = log_mass(q, exact, scale, left_out)
+    del exact  # room for the decoded keys
+    shift = log_mass(q, keys.placed(keys.decoded()), scale, left_out) - before
+    return Effect(
+        reader_log_odds(before, log_mass_here), shift, b if isinstance(b, Tensor) else torch.zeros_like(shift)
+    )
 
 
 def projected_effect(
-    keys: StoredKeys, variance_change_HD: Tensor | None, queries: ProjectedQueries, scale: float
-) -> tuple[Tensor, Tensor]:
-    """(true shift of log Z, what subtracting b frame by frame takes from it), [H, Q] each."""
-    num_heads, size = len(keys.exact_HnD), queries.view.tokens_per_frame
-    decoded = keys.decoded()
-    log_mass: list[list[Tensor]] = [[], [], []]
-    for frame in range(queries.relative_SF44.shape[1]):
-        tokens = slice(frame * size, (frame + 1) * size)
-        pull = queries.relative_SF44[:, frame].mT
-        q = by_kv_head(queries.view.in_page_order(map_points(queries.q_SHD.float(), pull)), num_heads)
-        exact, stored = (torch.logsumexp(scale * q @ k[:, tokens].mT, dim=-1) for k in (keys.exact_HnD, decoded))
-        # A pulled-back query meets keys as they are stored: no turn lies between.
-        noise = replace(keys.noise(variance_change_HD, size, tokens.start), turns=False)
-        b = noise.bias(QuerySquares(q), scale)
-        for parts, value in zip(log_mass, (exact, stored, stored - b), strict=True):
-            parts.append(value)
-    exact, stored, corrected = (torch.stack(parts).logsumexp(0) for parts in log_mass)
-    return stored - exact, stored - corrected
+    keys: StoredKeys,
+    variance_change_HD: Tensor | None,
+    queries: ProjectedQueries,
+    log_mass_here: Tensor | None,
+    scale: float,
+) -> Effect:
+    """The effect on queries of a projective view, whose b differs from frame to frame. Arguments as `rotary_effect`."""
+    size = queries.view.tokens_per_frame
+    exact = queries.scores(keys.exact_HnD, queries.chunk_SF44, scale)
+    if log_mass_here is None:
+        log_mass_here = exact.logsumexp(-1)
+    left_out = own_keys(queries.own_tokens, exact)
+    before = leave_out(exact, left_out).logsumexp(-1)
+    del exact
+    stored = leave_out(queries.scores(keys.decoded(), queries.chunk_SF44, scale), left_out)
+    stored_HQF = stored.unflatten(-1, (-1, size)).logsumexp(-1)
+    b_HQF = torch.zeros_like(stored_HQF)
+    for frame, q in enumerate(queries.pulled(queries.chunk_SF44, len(b_HQF))):
+        noise = replace(keys.noise(variance_change_HD, size, frame * size), turns=False)
+        b_HQF[..., frame] = noise.bias(QuerySquares(q), scale)
+    after, corrected = (x.logsumexp(-1) for x in (stored_HQF, stored_HQF - b_HQF))
+    return Effect(reader_log_odds(before, log_mass_here), after - before, after - corrected)
+
+
+def own_keys(own_tokens: Tensor | None, rows: Tensor) -> Tensor | None:
+    """Own tokens of the queries of a KV head, int64 [Q], of rows [H, Q, ...] that are G times the sampled queries."""
+    return None if own_tokens is None else own_tokens.repeat(rows.shape[1] // len(own_tokens))
 
 
 def by_kv_head(q_SHD: Tensor, num_kv_heads: int) -> Tensor:

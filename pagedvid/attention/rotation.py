@@ -34,6 +34,21 @@ class Arrival:
 
 
 @dataclass(frozen=True)
+class Readers:
+    """Sampled queries of a commit pass as readers of a chunk that it stores, [S, h, D], rotated, in half layout."""
+
+    here_SHD: Tensor
+    """Where they stand in this pass."""
+    reading_SHD: Tensor
+    """Where they stand when they read the chunk."""
+    position: int
+    """Where rotary embedding places the first token of their own chunk in this pass."""
+    own_tokens: Tensor | None
+    """The token of the stored chunk that each was made with, int64 [S]: no later reader has one there. None for a chunk
+    of an earlier pass, and for a chunk of one token."""
+
+
+@dataclass(frozen=True)
 class Rotation:
     """The rotary tables of a step; axes T packed tokens, h heads, D head_dim."""
 
@@ -66,20 +81,26 @@ class Rotation:
             return x
         return rotate(x.float(), self.cos[tokens], self.sin[tokens]).to(x.dtype)
 
-    def as_reading(self, q_ThD: Tensor, tokens: Tensor, range_: RangePlan, pending: PendingChunk) -> Tensor:
-        """Queries of packed `tokens` of a range as those that will read the pending chunk: [S, h, D], in half layout.
+    def as_reading(self, q_ThD: Tensor, tokens: Tensor, range_: RangePlan, pending: PendingChunk) -> Readers:
+        """Queries of packed `tokens` of a range as those that will read the pending chunk.
 
         A chunk that only changes its codec is read by them as they are; the range's own chunk is read by the next one
-        first, so its queries are turned one chunk ahead.
+        first, so its queries are rotated one chunk ahead.
         """
-        if pending.source is not None or self.rope is None or self.cos is None or self.sin is None:
-            return self.rotated(q_ThD, tokens)
+        here = self.rotated(q_ThD, tokens)
+        if pending.source is not None:
+            return Readers(here, here, range_.first_token, None)
+        offsets = tokens - range_.start
+        reading = here if self.rope is None else self._one_chunk_ahead(q_ThD, tokens, offsets, range_)
+        return Readers(here, reading, range_.first_token, offsets if range_.num_tokens > 1 else None)
+
+    def _one_chunk_ahead(self, q_ThD: Tensor, tokens: Tensor, offsets: Tensor, range_: RangePlan) -> Tensor:
+        assert self.rope is not None and self.stored_by is not None and self.cos is not None and self.sin is not None
         q = to_half_layout(q_ThD[tokens], self.rope.layout).float()
         if self.arrive_rotated:
             q = unrotate(q, self.cos[tokens], self.sin[tokens])
-        assert self.stored_by is not None
         ahead = self.stored_by.tables(range_.first_token + range_.num_tokens, range_.num_tokens)
-        cos, sin = (table[tokens - range_.start].unsqueeze(1) for table in ahead)
+        cos, sin = (table[offsets].unsqueeze(1) for table in ahead)
         return rotate(q, cos, sin).to(q_ThD.dtype)
 
     def in_page_order(self, x: Tensor) -> Tensor:

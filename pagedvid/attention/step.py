@@ -95,12 +95,12 @@ class Step:
         for range_ in self.plan.ranges:
             tokens = slice(range_.start, range_.stop)
             for pending in range_.writes:
-                writing = Writing(pending, q[:0], k[tokens], v[tokens], rotation.arrival(tokens))
+                writing = Writing(pending, None, k[tokens], v[tokens], rotation.arrival(tokens))
                 if pending.alpha is not None:
                     sampled = range_.start + sampled_offsets(range_, q.device)
-                    q_SHD = rotation.as_reading(q, sampled, range_, pending)
+                    readers = rotation.as_reading(q, sampled, range_, pending)
                     projected = [sample_queries(view, range_, pending, q, sampled) for view in views]
-                    writing = replace(writing, q_SHD=q_SHD, projected=projected)
+                    writing = replace(writing, readers=readers, projected=projected)
                 writings.append(writing)
         self._backend.store.write(layer, writings, rotation.stored_by)
 

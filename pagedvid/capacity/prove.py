@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from pagedvid.attention.commit import LayerStore, Writing
-from pagedvid.attention.measure import MEASURED_QUERIES
+from pagedvid.attention.measure import MEASURED_QUERIES, sampled_offsets
+from pagedvid.attention.rotation import Readers
 from pagedvid.cache.manager import CacheManager
 from pagedvid.cache.plan import QueryRange, RangePlan
 from pagedvid.cache.spec import CacheSpec
@@ -210,9 +211,12 @@ class _Run:
             progress(number, num_commits)
 
     def _write(self, range_: RangePlan, inputs: tuple[Tensor, Tensor, Tensor], rope: _Rope) -> None:
+        q, k, v = inputs
         for pending in range_.writes:
+            own_tokens = sampled_offsets(range_, self.device) if pending.source is None else None
+            readers = Readers(q, q, range_.first_token, own_tokens)
             for layer in range(self.size.shape.num_layers):
-                self.store.write(layer, [Writing(pending, *inputs)], rope)
+                self.store.write(layer, [Writing(pending, readers, k, v)], rope)
 
     def _inputs(self) -> tuple[Tensor, Tensor, Tensor]:
         """Sampled queries, keys and values of one layer of one chunk."""

@@ -132,17 +132,18 @@ def _decode_bytes(size: StreamSize, codec: str) -> int:
 
 
 def _fit_bytes(size: StreamSize, codec: str, has_rope: bool) -> int:
-    """What is foretold of the stored keys, which are then turned and scored: whichever takes most."""
+    """The exact keys are rotated and scored; then the stored ones are decoded, rotated and scored."""
     num_heads, head_dim, num_tokens = size.shape.num_kv_heads, size.shape.head_dim, size.chunk_tokens
     buffer, keys = (F32_BYTES * tokens * _row(size) for tokens in (_padded_tokens(size, codec), num_tokens))
     num_queries = min(num_tokens, MEASURED_QUERIES) * (size.num_query_heads // num_heads)
     queries, scores = F32_BYTES * _row(size) * num_queries, F32_BYTES * num_heads * num_queries * num_tokens
-    decoding, summing = buffer + _decode_bytes(size, codec), 2 * scores + queries
+    predicting = 3 * queries + queries // 2  # queries, squares, means of pairs
+    decoding = buffer + _decode_bytes(size, codec) + queries
+    summing = scores + max(scores, queries)  # scaled queries, then exponentials
     if not has_rope or read_codec(codec).stores_rotated:
-        return max(decoding, buffer + 2 * queries, buffer + summing)
-    foretelling = buffer + 3 * queries + queries // 2  # queries, squares, means of pairs
-    rotating = buffer + 2 * keys + keys // 2 + F32_BYTES * num_tokens * head_dim
-    return max(decoding, foretelling, rotating, 2 * keys + summing)
+        return max(predicting, decoding, 2 * queries + summing, buffer + queries + summing)
+    rotating = buffer + keys + keys // 2 + F32_BYTES * num_tokens * head_dim + queries
+    return max(predicting, decoding, rotating, keys + 2 * queries + summing)
 
 
 def _row(size: StreamSize) -> int:

@@ -194,8 +194,10 @@ class DenseWindow:
             (range_,) = plan.ranges
             for pending in range_.writes:
                 for layer, current in self._current.items():
-                    q = self._rotation.as_reading(current.all_queries(), current.sampled, range_, pending)
-                    writing = Writing(pending, q, current.k, current.v, self._rotation.arrival(slice(0, num_tokens)))
+                    readers = self._rotation.as_reading(current.all_queries(), current.sampled, range_, pending)
+                    writing = Writing(
+                        pending, readers, current.k, current.v, self._rotation.arrival(slice(0, num_tokens))
+                    )
                     self._cache.backend.store.write(layer, [writing], self._rotation.stored_by)
         self._current.clear()
 

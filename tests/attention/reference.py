@@ -135,6 +135,21 @@ def correction(cache: PagedKVCache, chunk: Chunk, layer: int, head: int, q_GTD: 
     return alpha * chunk_bias(cache, q_GTD, step_nD, has_rope, codec)
 
 
+def balanced_alpha(log_odds: Tensor, shift: Tensor, b: Tensor) -> Tensor:
+    """The factor on b >= 0 that leaves the mean share as it was, found by halving, and as far from 1 as the products of
+    different queries agree; all float64 [Q]."""
+    before, after = log_odds.clamp(-10, 10), log_odds.clamp(-10, 10) + shift
+    low, high = -100.0, 100.0
+    for _ in range(80):
+        middle = (low + high) / 2
+        is_too_heavy = torch.sigmoid(after - middle * b).mean() > torch.sigmoid(before).mean()
+        low, high = (middle, high) if is_too_heavy else (low, middle)
+    left = torch.sigmoid(after - b) - torch.sigmoid(before)
+    pairs, count = torch.outer(left, left), len(left)
+    others = (pairs.sum() - pairs.trace()) / (count * (count - 1)) if count > 1 else torch.zeros(())
+    return 1 + (others / pairs.mean()).clamp(min=0) * (low - 1)
+
+
 def expected_attention(
     cache: PagedKVCache, step: Step, layer: int, q: Tensor, k: Tensor, v: Tensor, rope: TableRope | None = None
 ) -> Tensor:

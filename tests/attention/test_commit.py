@@ -17,6 +17,7 @@ from pagedvid.paged_kv_cache import PagedKVCache
 from tests.attention.reference import (
     TableRope,
     as_arriving,
+    balanced_alpha,
     chunk_bias,
     pairs_together,
     random_qkv,
@@ -101,34 +102,53 @@ def test_the_newest_chunk_is_rewritten_from_what_was_stored():
 # ---------------------------------------------------------------------- the measured factor
 
 
-def remeasured(cache, chunk, layer, q, k_exact, rope, position, key_position) -> Tensor:
-    """alpha [H] from its definition in float64: sum(shift b) / sum(b^2) over evenly spread queries of the group."""
+def flat_layers(cache: PagedKVCache, num_tokens: int, seed: int):
+    """Five tokens, each many times: they round alike, and the formula is plainly wrong."""
+    written = layers(cache, num_tokens, seed)
+    for _, k, _ in written:
+        k.copy_(k[torch.arange(num_tokens) % 5 % num_tokens] + 0.1 * k)
+    return written
+
+
+def log_masses(cache, q_GTD: Tensor, k_nD: Tensor, rope, position: int, left_out=None) -> Tensor:
+    """log Z of rotated queries over keys at a position, [G, T]; `left_out`: a key for each of the T that counts not."""
+    turned = turn(k_nD.double().unsqueeze(1), rope, position, layout="half").squeeze(1)
+    scores = cache.spec.scale * q_GTD @ turned.T
+    for i, token in enumerate([] if left_out is None else left_out):
+        scores[:, i, token] = -torch.inf
+    return torch.logsumexp(scores, dim=-1)
+
+
+def remeasured(cache, chunk, layer, q, k, rope, position, k_exact=None, key_position=None) -> Tensor:
+    """alpha [H] from its definition in float64, of a chunk made from `k` [H, n, D] by the pass at `position`, or of the
+    chunk `k_exact` of an earlier pass, at `key_position`: evenly spread queries of the group are its readers."""
     group = cache.spec.query_heads // cache.spec.num_kv_heads
-    num_queries = min(len(q), MEASURED_QUERIES)
+    num_queries, is_own = min(len(q), MEASURED_QUERIES), k_exact is None
     sample = [int(i * (len(q) - 1) / max(1, num_queries - 1)) for i in range(num_queries)]
-    q_turned = pairs_together(turn(q, rope, position), rope)[sample]
+    here, ahead = (pairs_together(turn(q, rope, p), rope)[sample] for p in (position, position + len(q)))
     keys, _, steps = read_chunk(cache, chunk, layer)
     factors = []
     for head in range(cache.spec.num_kv_heads):
-        q_GTD = q_turned[:, head * group : (head + 1) * group].transpose(0, 1)
-        log_z = []
-        for k in (keys[head], k_exact[head].double()):
-            turned = turn(k.unsqueeze(1), rope, key_position, layout="half").squeeze(1)
-            log_z.append(torch.logsumexp(cache.spec.scale * q_GTD @ turned.T, dim=-1))
-        b = chunk_bias(cache, q_GTD, steps[head], rope is not None)
-        factors.append(((log_z[0] - log_z[1]) * b).sum() / b.square().sum())
+        here_GTD, ahead_GTD = (x[:, head * group : (head + 1) * group].transpose(0, 1) for x in (here, ahead))
+        reading_GTD = ahead_GTD if is_own else here_GTD
+        exact, place = (k[head], position) if is_own else (k_exact[head], key_position)
+        own = sample if is_own else None
+        before, after = (log_masses(cache, reading_GTD, x, rope, place, own) for x in (exact, keys[head]))
+        current = log_masses(cache, here_GTD, k[head], rope, position)
+        b = chunk_bias(cache, reading_GTD, steps[head], rope is not None)
+        factors.append(balanced_alpha(*(x.flatten() for x in ((before - current) / 2, after - before, b))))
     return torch.stack(factors)
 
 
 @pytest.mark.parametrize("layout", [None, "half", "interleaved"])
 @pytest.mark.parametrize("group", [1, 3])
 @pytest.mark.parametrize("num_tokens", [1, 17, 300])
-def test_alpha_is_the_least_squares_ratio_of_true_shift_to_formula(layout, group, num_tokens):
+def test_alpha_leaves_the_chunk_its_share_of_attention(layout, group, num_tokens):
     rope = layout and TableRope(layout, 64)
     cache = make_cache(group=group)
     stream = cache.open(Window(1, 2), 300)
     commit(cache, stream, layers(cache, 300), rope)
-    written = layers(cache, num_tokens, 1)
+    written = flat_layers(cache, num_tokens, 1)
     chunk = commit(cache, stream, written, rope, num_tokens)
     assert chunk.alpha.shape == (2, 2) and chunk.alpha.dtype == torch.float32
     for layer, (q, k, _) in enumerate(written):
@@ -136,8 +156,9 @@ def test_alpha_is_the_least_squares_ratio_of_true_shift_to_formula(layout, group
         if num_tokens == 1:  # one token is stored to half an fp16 step: nothing but rounding noise to measure
             assert torch.isfinite(chunk.alpha[layer]).all()
             continue
-        expected = remeasured(cache, chunk, layer, q, exact, rope, 300 + num_tokens, 300)
-        torch.testing.assert_close(chunk.alpha[layer].double(), expected, rtol=1e-3, atol=1e-3)
+        expected = remeasured(cache, chunk, layer, q, exact, rope, 300)
+        torch.testing.assert_close(chunk.alpha[layer].double(), expected, rtol=1e-2, atol=1e-2)
+        assert num_tokens == 17 or ((expected - 1).abs() > 0.1).any()  # the formula would not do
 
 
 def test_alpha_is_measured_where_the_chunk_lies_in_the_window():
@@ -146,24 +167,30 @@ def test_alpha_is_measured_where_the_chunk_lies_in_the_window():
     stream = cache.open(Window(0, 1, positions="window"), 300)
     rope = TableRope("half", 64)
     for seed in range(3):
-        written = layers(cache, 300, seed)
+        written = flat_layers(cache, 300, seed)
         chunk = commit(cache, stream, written, rope)
     assert chunk.first_token == 600
     for layer, (q, k, _) in enumerate(written):
-        expected = remeasured(cache, chunk, layer, q, k.transpose(0, 1), rope, 600, 300)
-        torch.testing.assert_close(chunk.alpha[layer].double(), expected, rtol=1e-3, atol=1e-3)
+        expected = remeasured(cache, chunk, layer, q, k.transpose(0, 1), rope, 300)
+        torch.testing.assert_close(chunk.alpha[layer].double(), expected, rtol=1e-2, atol=1e-2)
 
 
-def test_alpha_of_a_rewritten_chunk_is_measured_with_the_queries_that_read_it():
-    cache = make_cache(RoleCodecs("int2", newest="bf16"))
+@pytest.mark.parametrize("keys_arrive", ["before_rotary", "rotated"])
+def test_alpha_of_a_rewritten_chunk_is_measured_with_the_queries_that_read_it(keys_arrive):
+    """They have no token of their own in it, and stand where they stand, next to the keys of their own pass."""
+    cache = make_cache(RoleCodecs("int2", newest="bf16"), keys_arrive=keys_arrive)
     stream = cache.open(Window(1, 2), 200)
     rope = TableRope("half", 64)
-    stored = read_chunk(cache, commit(cache, stream, layers(cache, 200), rope), 0)[0]
+    stored = read_chunk(cache, commit(cache, stream, flat_layers(cache, 200, 0), rope), 0)[0]
     written = layers(cache, 200, 1)
+    for q, k, _ in written:
+        q.copy_(1.5 * k)  # they find their own tokens, so that it matters where their chunk is
     commit(cache, stream, written, rope)
     settled = next(stream.chunks())
-    expected = remeasured(cache, settled, 0, written[0][0], stored, rope, 200, 0)
-    torch.testing.assert_close(settled.alpha[0].double(), expected, rtol=1e-3, atol=1e-3)
+    q, k, _ = written[0]
+    expected = remeasured(cache, settled, 0, q, k.transpose(0, 1), rope, 200, stored, 0)
+    torch.testing.assert_close(settled.alpha[0].double(), expected, rtol=1e-2, atol=1e-2)
+    assert ((expected - 1).abs() > 0.1).any()
 
 
 @pytest.mark.parametrize(("codec", "correction"), [("bf16", "measured"), ("int2", "formula"), ("int2", "off")])

@@ -12,7 +12,15 @@ from pagedvid.errors import ShapeError, StateError
 from pagedvid.geometry import RoleCodecs, Window
 from pagedvid.paged_kv_cache import PagedKVCache
 from tests.attention.projective_reference import SeededProjection, expected_projection, mapped, model_order
-from tests.attention.reference import chunk_bias, expected_attention, pairs_together, random_qkv, read_chunk, turn
+from tests.attention.reference import (
+    balanced_alpha,
+    chunk_bias,
+    expected_attention,
+    pairs_together,
+    random_qkv,
+    read_chunk,
+    turn,
+)
 from tests.attention.scenes import HEAD_DIM, ROPES, TOLERANCE, make_cache
 
 SIZE = 10
@@ -166,11 +174,12 @@ def test_frame_by_frame_is_close_to_the_correction_of_every_key():
 
 
 @pytest.mark.parametrize("layout", [None, "half", "interleaved"])
-def test_alpha_is_the_least_squares_factor_over_the_queries_of_both_views(layout):
+def test_alpha_is_fitted_to_the_queries_of_both_views(layout):
     cache, rope, projection = make_cache(group=3), ROPES[layout], SeededProjection(SIZE, layout or "half")
     stream = history(cache, [12], 1, layout)
     with cache.commit([frames(stream, 5, 9)]) as step:
         q, k, v = inputs(cache, 90, 7)
+        k[::2] = k[:1].clone()  # a background that rounds alike, so that the formula is wrong
         for layer in range(2):
             step.attend(layer, q, k, v, rope, projections=[projection])
         position = step.plan.ranges[0].first_token
@@ -178,37 +187,38 @@ def test_alpha_is_the_least_squares_factor_over_the_queries_of_both_views(layout
     keys, _, steps = read_chunk(cache, chunk, 0)
     num_queries = min(90, MEASURED_QUERIES)
     sample = torch.tensor([i * 89 // max(1, num_queries - 1) for i in range(num_queries)])
+    own = torch.nn.functional.one_hot(sample, 90).bool()  # the token that a query was made with is left out
     forward, inverse = projection.maps((5, 9))
     q_p = mapped(q, forward.mT, SIZE)[sample]
-    turned = pairs_together(turn(q, rope, position + 90), rope)[sample]  # where the next chunk will stand
+    here, ahead = (pairs_together(turn(q, rope, p), rope)[sample] for p in (position, position + 90))
     for head in range(2):
         heads = slice(3 * head, 3 * head + 3)
-        exact = pairs_together(k[:, head : head + 1].double(), rope)
-        q_GTD = turned[:, heads].transpose(0, 1)
-        log_z = [
-            torch.logsumexp(cache.spec.scale * q_GTD @ turn(x, rope, position, layout="half")[:, 0].T, dim=-1)
-            for x in (exact, keys[head].unsqueeze(1))
-        ]
-        shifts, biases = (
-            [(log_z[1] - log_z[0]).flatten()],
-            [chunk_bias(cache, q_GTD, steps[head], rope is not None).flatten()],
+        both = pairs_together(k[:, head : head + 1].double(), rope), keys[head].unsqueeze(1)
+        here_GTD, ahead_GTD = (x[:, heads].transpose(0, 1) for x in (here, ahead))
+        k_turned = [turn(x, rope, position, layout="half")[:, 0] for x in both]
+        before, after = (
+            (cache.spec.scale * ahead_GTD @ x.T).masked_fill(own, -torch.inf).logsumexp(-1) for x in k_turned
         )
+        current = (cache.spec.scale * here_GTD @ k_turned[0].T).logsumexp(-1)
+        b = chunk_bias(cache, ahead_GTD, steps[head], rope is not None)
+        rotary = [x.flatten() for x in ((before - current) / 2, after - before, b)]
         rows = q_p[:, heads].transpose(0, 1).flatten(0, 1)
         order = projection.layout
-        k_p = [mapped(model_order(x, order), inverse, SIZE)[:, 0] for x in (exact, keys[head].unsqueeze(1))]
+        k_p = [mapped(model_order(x, order), inverse, SIZE)[:, 0] for x in both]
         scores = [cache.spec.scale * rows @ x.T for x in k_p]
-        b = []
+        b_p = []
         for frame, matrix in enumerate(inverse):
             pulled = torch.einsum("ij,tgi->tgj", matrix, rows.unflatten(-1, (-1, 4))).flatten(-2)
             step_square = model_order(steps[head], order)[frame * SIZE : (frame + 1) * SIZE].square().mean(0)
-            b.append((pulled.square() @ step_square * cache.spec.scale**2 / 24)[:, None].expand(-1, SIZE))
-        corrected = torch.logsumexp(scores[1] - torch.cat(b, dim=1), dim=1)
-        log_mass = [torch.logsumexp(x, dim=1) for x in scores]
-        shifts.append(log_mass[1] - log_mass[0])
-        biases.append(log_mass[1] - corrected)
-        shift, total = torch.cat(shifts), torch.cat(biases)
-        expected = (shift * total).sum() / total.square().sum()
-        torch.testing.assert_close(chunk.alpha[0, head].double(), expected, rtol=1e-2, atol=1e-3)
+            b_p.append((pulled.square() @ step_square * cache.spec.scale**2 / 24)[:, None].expand(-1, SIZE))
+        exact, stored, corrected = (
+            x.masked_fill(own.repeat(3, 1), -torch.inf).logsumexp(-1)
+            for x in (*scores, scores[1] - torch.cat(b_p, dim=1))
+        )
+        projected = (exact - scores[0].logsumexp(-1)) / 2, stored - exact, stored - corrected
+        expected = balanced_alpha(*(torch.cat(parts) for parts in zip(rotary, projected, strict=True)))
+        torch.testing.assert_close(chunk.alpha[0, head].double(), expected, rtol=2e-2, atol=1e-2)
+        assert abs(float(expected) - 1) > 0.1
 
 
 # ---------------------------------------------------------------------- what is refused

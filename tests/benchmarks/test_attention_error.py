@@ -56,10 +56,9 @@ def test_independent_noise_gains_mass_and_corrections_give_it_back(keys_rotated,
     assert shift["off"] > 0.04
     for name in ("formula", "exact", "variance", *scripts.corrections.granularities(128)):
         assert abs(shift[name]) < 0.3 * shift["off"]
-    # Queries of the commit pass find their own tokens among these keys, which mislead what is measured on them; turned
-    # to where later queries stand they find them less.
-    assert 0 < shift["ahead"] < shift["off"]
-    assert shift["ahead"] < shift["measured"]
+    # Queries of the commit pass find their own tokens among these keys, which mislead a fit to log Z.
+    assert abs(shift["measured"]) < 0.3 * shift["off"]
+    assert shift["measured"] < shift["log Z"] < shift["off"]
 
 
 def test_granularities_agree_where_all_steps_are_the_same(scripts):
@@ -74,27 +73,28 @@ def test_granularities_agree_where_all_steps_are_the_same(scripts):
     torch.testing.assert_close(2 * half, scripts.corrections.formula(readout, q))
 
 
-def test_measured_brings_the_shift_of_its_own_queries_to_nothing(scripts):
-    """The reading chunk's queries are those of the commit pass here, so alpha is fitted on what it is applied to."""
+def test_a_fit_to_log_z_is_least_squares_and_the_measured_factor_is_another(scripts):
+    """The queries are those that it is fitted to: of the commit pass, where those of the next chunk will stand."""
     sample = scripts.families.draw_family("static scene", 0, num_chunks=1, num_frames=3, frame_tokens=40)
     readout = scripts.attention_error.store(noisy_scheme(scripts, True, spread=1.5), sample)
-    q = sample.rotated(sample.commit_q_CHTD[0], 0)
+    q = sample.rotated(sample.commit_q_CHTD[0], 1)
     exact, stored = readout.exact_k_CHTD[0], readout.stored.k_CHTD[0]
     from pagedvid.quant.correction import log_mass_shift
 
     true = log_mass_shift(q, exact, stored, readout.scale)
-    foretold = scripts.corrections.formula(readout, q)[0, ..., 0]
-    left = true - scripts.corrections.measured(readout, q)[0, ..., 0]
-    assert float((left * foretold).sum(-1).abs().max()) < 1e-3 * float((true * foretold).sum(-1).abs().max())
-    few = scripts.corrections.samplings((16,))["measured, 16"](readout, q)
-    assert not torch.equal(few, scripts.corrections.measured(readout, q))
+    predicted = scripts.corrections.formula(readout, q)[0, ..., 0]
+    corrections = scripts.corrections.samplings((16,))
+    left = true - corrections["log Z, all"](readout, q)[0, ..., 0]
+    assert float((left * predicted).sum(-1).abs().max()) < 1e-3 * float((true * predicted).sum(-1).abs().max())
+    few, every = (corrections[f"measured, {name}"](readout, q) for name in ("16", "all"))
+    assert not torch.equal(few, every) and not torch.equal(few, corrections["log Z, 16"](readout, q))
 
 
 def test_schemes_without_steps_have_no_formula(scripts):
     peer = next(peer for peer in scripts.schemes.peers(120, 64) if peer.name == "TurboQuant2")
     sample = scripts.families.draw_family("low rank", 0, num_chunks=2, num_frames=3, frame_tokens=40)
     readout = scripts.attention_error.store(scripts.schemes.peer_scheme(peer), sample)
-    assert list(scripts.attention_error.measure(readout, 0)) == ["off", "variance", "measured", "ahead"]
+    assert list(scripts.attention_error.measure(readout, 0)) == ["off", "variance", "measured", "log Z"]
 
 
 def test_hadamard_steps_meet_the_rotated_query(scripts):

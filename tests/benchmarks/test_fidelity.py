@@ -37,7 +37,7 @@ def test_tensors_and_videos(weights: Path, tmp_path: Path, capsys: pytest.Captur
         assert len(row["psnr"]) == len(row["ssim"]) == len(row["right"]) == 2
     assert min(rows["token4-g64", "off", None]["psnr"]) > max(rows["RTN2 g64", "off", None]["psnr"])
     printed = capsys.readouterr().out
-    assert "|ahead|" in printed and "gain in dB" in printed and "forced dB" in printed
+    assert "|meas.|" in printed and "gain in dB" in printed and "forced dB" in printed
     assert max(map(len, tables_of(printed))) <= 80
     assert results["answers"] and "2. At <= 2.3 bits" in printed
     assert out.with_suffix(".png").is_file()

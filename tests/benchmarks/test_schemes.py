@@ -63,4 +63,4 @@ def test_the_transform_codec_beats_equal_bits_where_there_is_something_to_share(
     errors = [results[name]["corrections"]["off"]["error"]["mean"] for name in ("klt2.25", "int2")]
     assert errors[0] < 0.5 * errors[1]
     studied = tensor_families.study_corrections(family, "int2")
-    assert {"off", "per key, paper", "b x 4", "measured, all", "ahead, 16"} <= set(studied["corrections"])
+    assert {"off", "per key, paper", "b x 4", "measured, all", "log Z, 16"} <= set(studied["corrections"])

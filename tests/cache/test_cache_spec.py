@@ -23,7 +23,7 @@ from pagedvid.geometry import RoleCodecs
     ],
 )
 def test_the_correction_follows_the_codecs_as_on_the_command_line(codec, correction):
-    for asked in ({}, {"correction": "auto"}, {"correction": None}):
+    for asked in ({}, {"correction": "auto"}):
         spec = CacheSpec(1, 1, 64, codecs=RoleCodecs(codec), **asked)
         assert spec.correction == spec.shape.correction == correction
     assert settled(Config(cache=CacheConfig(codec=codec))).cache.correction == correction
