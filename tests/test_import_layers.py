@@ -15,6 +15,7 @@ ROOMS = (
     (
         "pagedvid.errors",
         "pagedvid.units",
+        "pagedvid.files",
         "pagedvid.page_format",
         "pagedvid.chunk_codecs",
         "pagedvid.geometry",

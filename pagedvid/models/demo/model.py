@@ -14,12 +14,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from pagedvid.errors import ConfigError, ShapeError
+from pagedvid.files import exists, is_folder, read_json, shown
 from pagedvid.models.base import Attend, Decoder, ModelGeometry, Piece
+from pagedvid.models.checkpoint import load_checkpoint
 from pagedvid.models.chunk_by_chunk import ChunkByChunk
 from pagedvid.models.demo.captions import VOCABULARY, read_prompt
 from pagedvid.models.demo.latents import GRID_SIZE, TOKENS_PER_FRAME, images_of
@@ -27,6 +28,7 @@ from pagedvid.models.demo.rope import DemoRope
 from pagedvid.models.demo.transformer import Expectation, Transformer, TransformerConfig
 
 SHIPPED_WEIGHTS = Path(__file__).parent / "weights"
+_FOLDER = "a folder with config.json and model.safetensors"
 LEVEL_SHIFT = 5.0
 """How far noise levels crowd towards pure noise, where place and colour of the thing are decided."""
 
@@ -56,9 +58,9 @@ class DemoModel(ChunkByChunk):
 
         Raises ConfigError when a file is missing or unreadable or when the two do not fit each other.
         """
-        folder = SHIPPED_WEIGHTS if path is None else Path(path)
+        folder = _folder_of(path)
         network = Transformer(_read_config(folder / "config.json"))
-        _load_weights(network, folder / "model.safetensors")
+        load_checkpoint(network, folder / "model.safetensors")
         return DemoModel.of(network.to(device=device, dtype=dtype))
 
     def encode_prompt(self, prompt: str) -> Expectation:
@@ -112,7 +114,7 @@ class DemoModel(ChunkByChunk):
 
 def read_geometry(path: Path | None = None) -> ModelGeometry:
     """The model's integers from its `config.json` alone (default: the shipped one). Raises ConfigError."""
-    return _geometry_of(_read_config((SHIPPED_WEIGHTS if path is None else Path(path)) / "config.json"))
+    return _geometry_of(_read_config(_folder_of(path) / "config.json"))
 
 
 def _geometry_of(config: TransformerConfig) -> ModelGeometry:
@@ -135,13 +137,20 @@ def save_weights(network: Transformer, folder: Path, facts: Mapping[str, Any]) -
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
 
 
+def _folder_of(path: Path | None) -> Path:
+    """The folder of the weights; None: of those shipped. Raises ConfigError when there is none."""
+    folder = SHIPPED_WEIGHTS if path is None else Path(path)
+    if not is_folder(folder):
+        found = "is a file" if exists(folder) else "does not exist"
+        raise ConfigError(f"the weights {shown(folder)}: this {found}; the demo model takes {_FOLDER}")
+    return folder
+
+
 def _read_config(path: Path) -> TransformerConfig:
+    config = read_json(path, f"give {_FOLDER}")
     try:
-        config = json.loads(path.read_text())
         architecture, vocabulary = config["architecture"], config["vocabulary"]
-    except FileNotFoundError as error:
-        raise ConfigError(f"{path} is missing; give a folder with config.json and model.safetensors") from error
-    except (ValueError, KeyError, TypeError) as error:
+    except (KeyError, TypeError) as error:
         raise ConfigError(f"{path} is not a config of the demo model ({error!r}); export the weights again") from error
     if tuple(vocabulary) != VOCABULARY:
         differing = sorted(set(vocabulary) ^ set(VOCABULARY)) or ["their order"]
@@ -150,24 +159,3 @@ def _read_config(path: Path) -> TransformerConfig:
         return TransformerConfig(**architecture)
     except TypeError as error:
         raise ConfigError(f"{path}: {error}; allowed: {', '.join(TransformerConfig.__dataclass_fields__)}") from error
-
-
-def _load_weights(network: Transformer, path: Path) -> None:
-    if not path.is_file():
-        raise ConfigError(f"{path} is missing; give a folder with config.json and model.safetensors")
-    try:
-        tensors = load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise ConfigError(f"{path} cannot be read ({error}); export or download it again") from error
-    expected = network.state_dict()
-    missing, surplus = sorted(expected.keys() - tensors.keys()), sorted(tensors.keys() - expected.keys())
-    if missing or surplus:
-        raise ConfigError(f"{path} does not fit its config.json: missing keys {missing}, surplus keys {surplus}")
-    wrong = [
-        f"{name} {list(tensors[name].shape)} instead of {list(expected[name].shape)}"
-        for name in expected
-        if tensors[name].shape != expected[name].shape
-    ]
-    if wrong:
-        raise ConfigError(f"{path} does not fit its config.json: {'; '.join(wrong)}")
-    network.load_state_dict(tensors)

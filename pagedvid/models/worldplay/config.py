@@ -7,12 +7,12 @@ published; and `latent_size`, [rows, columns] of a latent frame, to make videos 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from pagedvid.errors import ConfigError
+from pagedvid.files import is_file, is_folder, read_json, shown
 from pagedvid.models.checkpoint import tensor_shapes
 from pagedvid.models.latent_grid import LatentGrid
 from pagedvid.models.worldplay.network_8b import Config8B
@@ -21,9 +21,9 @@ from pagedvid.models.worldplay.network_wan5b import ConfigWan5B
 Shapes = Mapping[str, tuple[int, ...]]
 
 
-def read_config_8b(path: Path) -> Config8B:
+def read_config_8b(path: Path, prefer_ema: bool = True) -> Config8B:
     """Sizes of an 8B checkpoint (file, index or folder). Raises ConfigError when it is none."""
-    shapes, facts = tensor_shapes(path), _config_file(path)
+    shapes, facts = tensor_shapes(path, prefer_ema), _config_file(path)
     try:
         width, input_channels, *patch = shapes["img_in.proj.weight"]
         (head_dim,) = shapes["double_blocks.0.img_attn_q_norm.weight"]
@@ -45,9 +45,9 @@ def read_config_8b(path: Path) -> Config8B:
         raise _not_a_checkpoint(path, "8B", error) from error
 
 
-def read_config_wan5b(path: Path) -> ConfigWan5B:
+def read_config_wan5b(path: Path, prefer_ema: bool = True) -> ConfigWan5B:
     """Sizes of a WAN-5B checkpoint (file, index or folder). Raises ConfigError when it is none."""
-    shapes, facts = tensor_shapes(path), _config_file(path)
+    shapes, facts = tensor_shapes(path, prefer_ema), _config_file(path)
     try:
         width, latent_channels, *patch = shapes["patch_embedding.weight"]
         head_dim = int(facts.get("attention_head_dim", ConfigWan5B.head_dim))
@@ -91,17 +91,16 @@ def _num_blocks(shapes: Shapes, prefix: str) -> int:
 
 
 def _config_file(path: Path) -> dict[str, Any]:
-    file = (path if path.is_dir() else path.parent) / "config.json"
-    if not file.is_file():
+    file = (path if is_folder(path) else path.parent) / "config.json"
+    if not is_file(file):
         return {}
-    try:
-        content = json.loads(file.read_text())
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{file} cannot be read ({error}); download it again or remove it") from error
+    content = read_json(file, "download it again or remove it")
     if not isinstance(content, dict):
         raise ConfigError(f"{file} holds a {type(content).__name__}, not a table of settings")
     return content
 
 
 def _not_a_checkpoint(path: Path, variant: str, error: Exception) -> ConfigError:
-    return ConfigError(f"{path} is not a checkpoint of HY-WorldPlay {variant}: {error} is missing or has another shape")
+    return ConfigError(
+        f"{shown(path)} is not a checkpoint of HY-WorldPlay {variant}: {error} is missing or has another shape"
+    )

@@ -301,5 +301,5 @@ def test_missing_libraries_are_named(library, tmp_path, monkeypatch):
 def test_broken_configurations_are_refused(content, tmp_path):
     write_pipeline(tmp_path, WAN)
     (tmp_path / "transformer" / "config.json").write_text(content)
-    with pytest.raises(ConfigError, match=r"config.json (cannot be read|lacks patch_size)"):
+    with pytest.raises(ConfigError, match=r"config.json (cannot be read|lacks patch_size|holds a list)"):
         load(tmp_path)
