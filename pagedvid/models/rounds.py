@@ -18,6 +18,18 @@ from typing import Any
 from pagedvid.errors import ConfigError
 from pagedvid.geometry import Commit, Window
 
+MAX_PLANNED_CHUNKS = 10_000
+"""Most chunks of a video whose commits are planned one by one when it is submitted: hours of it."""
+
+
+def check_plannable(num_frames: int, num_chunks: int) -> None:
+    """Raises ConfigError for a video of more chunks than can be planned."""
+    if num_chunks > MAX_PLANNED_CHUNKS:
+        raise ConfigError(
+            f"a video of {num_frames} latent frames has {num_chunks} chunks; at most {MAX_PLANNED_CHUNKS} can be "
+            "planned: ask for fewer frames"
+        )
+
 
 @dataclass(frozen=True)
 class Range:

@@ -23,14 +23,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from pagedvid.errors import ConfigError
 from pagedvid.geometry import Window
 from pagedvid.models.magi1.config import SamplingConfig
 from pagedvid.models.magi1.times import check_steps, step_size, times
-from pagedvid.models.rounds import Advance, Hold, Range, Round, Schedule, planned, with_endings
-
-MAX_CHUNKS = 10_000
-"""All rounds of a video are planned when it is submitted; this is nearly three hours of it."""
+from pagedvid.models.rounds import Advance, Hold, Range, Round, Schedule, check_plannable, planned, with_endings
 
 
 @dataclass(frozen=True)
@@ -164,14 +160,11 @@ def magi_schedule(
 ) -> Schedule:
     """The schedule of a video of `num_frames` latent frames after `num_prefix_frames` given ones.
 
-    Raises ConfigError for steps that cannot be dealt out, and for a video of more than MAX_CHUNKS chunks.
+    Raises ConfigError for steps that cannot be dealt out, and for a video of too many chunks.
     """
     check_steps(num_steps, sampling)
     num_chunks = -(-(num_prefix_frames + num_frames) // chunk_frames)
-    if num_chunks > MAX_CHUNKS:
-        raise ConfigError(
-            f"a video of {num_frames} latent frames has {num_chunks} chunks; at most {MAX_CHUNKS} can be planned"
-        )
+    check_plannable(num_frames, num_chunks)
     rounds = MagiSchedule(sampling, chunk_frames, num_steps, num_chunks, num_prefix_frames // chunk_frames).rounds()
     window = Window(sink_chunks=0, recent_chunks=max(1, num_chunks))
     return planned(lambda: iter(rounds), window, first_frame=num_prefix_frames)
