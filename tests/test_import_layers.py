@@ -16,6 +16,7 @@ ROOMS = (
         "pagedvid.errors",
         "pagedvid.units",
         "pagedvid.files",
+        "pagedvid.weights",
         "pagedvid.page_format",
         "pagedvid.chunk_codecs",
         "pagedvid.geometry",

@@ -4,15 +4,13 @@
     load_checkpoint(network, path, device, rename)   # every parameter gets its tensor, its dtype, its device
 
 Which files these are, checkpoint_files.py says; what their names mean, checkpoint_names.py. Names and dtypes of all
-tensors are checked before the first one is read, and at no time is more than one shard held besides the module.
-
-A weight is taken as the number that is stored, in any floating-point format. Codes of quantized weights are none: their
-scales are in other tensors, in a configuration file, or unknown.
+tensors are checked before the first one is read (weights.py), and at no time is more than one shard held besides the
+module.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,21 +18,11 @@ import torch
 from torch import Tensor, nn
 
 from pagedvid.errors import ConfigError
-from pagedvid.files import is_file, is_folder, read_json, shown
-from pagedvid.models.checkpoint_files import checkpoint_files, listed
+from pagedvid.files import is_folder, shown
+from pagedvid.models.checkpoint_files import checkpoint_files
 from pagedvid.models.checkpoint_names import by_own_name, in_best_table, plain_name
-from pagedvid.models.shard import TensorFacts, read_shard, shard_facts
-
-PLAIN_DTYPES = ("float64", "float32", "float16", "bfloat16")
-EIGHT_BIT_DTYPES = ("float8_e4m3fn", "float8_e5m2")
-"""Weights too, unless there are scales."""
-SCALES = frozenset(
-    {
-        "scale_weight", "weight_scale", "weight_scale_inv", "scale_input", "input_scale", "scaled_fp8", "comfy_quant",
-        "qscale", "scales", "SCB", "absmax", "quant_map",
-    }
-)  # fmt: skip
-"""Last segments of names that quantized weights have beside them."""
+from pagedvid.models.shard import read_shard, shard_facts
+from pagedvid.weights import TensorFacts, listed, refuse_codes, refuse_non_finite
 
 
 @dataclass(frozen=True)
@@ -87,7 +75,7 @@ def load_checkpoint(
                 wrong.append(f"{published} {list(tensor.shape)} instead of {list(wanted[name].shape)}")
                 continue
             placed = tensor.to(device=device, dtype=wanted[name].dtype, copy=True)
-            _refuse_non_finite(placed, published, file)
+            refuse_non_finite(placed, published, file)
             _assign(module, name, placed)
     if wrong:
         raise ConfigError(f"{shown(path)} has the weights of another model: {listed(wrong)}")
@@ -109,35 +97,9 @@ def _entries(path: Path, prefer_ema: bool) -> dict[str, _Entry]:
     own = set(in_best_table((entry.published for entry in found), prefer_ema))
     entries = [entry for entry in found if entry.published in own]
     by_own_name(((entry.published, entry.published) for entry in entries), shown(path))
-    _refuse_codes(path, {entry.published: entry.facts.dtype for entry in entries})
+    folder = path if is_folder(path) else path.parent
+    refuse_codes(path, {entry.published: entry.facts.dtype for entry in entries}, folder)
     return {entry.published: entry for entry in entries}
-
-
-def _refuse_codes(path: Path, dtypes: Mapping[str, str]) -> None:
-    has_scales = any(name.rpartition(".")[2] in SCALES for name in dtypes)
-    allowed = PLAIN_DTYPES if has_scales or _says_quantized(path) else PLAIN_DTYPES + EIGHT_BIT_DTYPES
-    codes = [f"{name} ({dtype})" for name, dtype in dtypes.items() if dtype not in allowed]
-    if codes:
-        raise ConfigError(
-            f"{shown(path)} holds numbers that are no weights by themselves: {listed(codes)}; allowed are "
-            f"{', '.join(PLAIN_DTYPES)}, and float8 without scales. Give the checkpoint from before its quantization"
-        )
-
-
-def _says_quantized(path: Path) -> bool:
-    """Whether the configuration file next to the weights speaks of quantization."""
-    file = (path if is_folder(path) else path.parent) / "config.json"
-    content = read_json(file) if is_file(file) else None
-    return isinstance(content, dict) and "quantization_config" in content
-
-
-def _refuse_non_finite(tensor: Tensor, published: str, file: Path) -> None:
-    """Looks twice only where a sum, which needs no memory, is not finite."""
-    if not bool(torch.isfinite(tensor.sum(dtype=torch.float32))) and not bool(torch.isfinite(tensor).all()):
-        raise ConfigError(
-            f"{shown(file)}: {published} holds NaN or infinity, or numbers beyond {str(tensor.dtype)[6:]}; download it "
-            "again"
-        )
 
 
 def _assign(module: nn.Module, name: str, tensor: Tensor) -> None:

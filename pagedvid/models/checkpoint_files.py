@@ -5,13 +5,13 @@ What pagedvid writes, or is given with a request, may be in the same folder: tab
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
 from pagedvid.errors import ConfigError
 from pagedvid.files import is_file, is_folder, read_json, readable_file, shown
+from pagedvid.weights import listed
 
 PICKLE_SUFFIXES = (".pt", ".pth", ".bin")
 SUFFIXES = (".safetensors", *PICKLE_SUFFIXES)
@@ -19,8 +19,6 @@ ALLOWED = ", ".join(SUFFIXES)
 INDEX_SUFFIX = ".index.json"
 TABLES_FILE_NAME = "klt_tables.safetensors"
 """What `pagedvid calibrate` writes, when it is next to the weights."""
-MAX_NAMED = 8
-"""Names that an error spells out; the rest are counted."""
 _ADVICE = "give the file or folder of the model's weights"
 _OURS = "pagedvid "
 """Begins the `format` in the metadata of files that pagedvid writes."""
@@ -94,11 +92,3 @@ def _indexed_files(index: Path) -> tuple[Path, ...]:
     if missing:
         raise ConfigError(f"{shown(index)} names shards that are missing: {listed(missing)}; download them, too")
     return tuple(readable_file(file) for file in files)
-
-
-def listed(names: Sequence[str]) -> str:
-    """The first names, and how many more there are."""
-    if not names:
-        return "none"
-    more = f" and {len(names) - MAX_NAMED} more" if len(names) > MAX_NAMED else ""
-    return ", ".join(names[:MAX_NAMED]) + more

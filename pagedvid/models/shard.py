@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +16,8 @@ from torch import Tensor
 
 from pagedvid.errors import ConfigError
 from pagedvid.files import readable_file, shown
-from pagedvid.models.checkpoint_files import listed
 from pagedvid.models.checkpoint_names import TABLES
+from pagedvid.weights import TensorFacts, listed, safetensors_facts
 
 OUTER_TABLES = ("state_dict", "model", "module")
 """Keys under which a .pt file may keep its tensors, besides those that tell averaged weights from last ones."""
@@ -26,21 +25,6 @@ MAX_NESTED = 8
 """Tables within tables."""
 _ZIP = b"PK"
 """Begins a .pt file since PyTorch 1.6; older ones cannot be mapped into memory."""
-_DTYPES = {
-    "F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "F8_E4M3": "float8_e4m3fn",
-    "F8_E5M2": "float8_e5m2", "I64": "int64", "I32": "int32", "I16": "int16", "I8": "int8", "U8": "uint8",
-    "BOOL": "bool",
-}  # fmt: skip
-"""PyTorch's names of the dtypes of safetensors."""
-
-
-@dataclass(frozen=True)
-class TensorFacts:
-    """What is known of a tensor that is not read."""
-
-    shape: tuple[int, ...]
-    dtype: str
-    """As PyTorch calls it, without "torch."."""
 
 
 def read_shard(file: Path, prefer_ema: bool = True) -> Iterator[tuple[str, Tensor]]:
@@ -56,7 +40,7 @@ def read_shard(file: Path, prefer_ema: bool = True) -> Iterator[tuple[str, Tenso
             for name in shard.keys():  # noqa: SIM118 - it is no mapping
                 yield name, shard.get_tensor(name)
     except (SafetensorError, OSError) as error:
-        raise _damaged(file, error) from error
+        raise ConfigError(f"{shown(file)} cannot be read ({error}); download it again") from error
 
 
 def shard_facts(file: Path, prefer_ema: bool = True) -> dict[str, TensorFacts]:
@@ -66,19 +50,7 @@ def shard_facts(file: Path, prefer_ema: bool = True) -> dict[str, TensorFacts]:
             name: TensorFacts(tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."))
             for name, tensor in _read_pickle(file, prefer_ema).items()
         }
-    facts: dict[str, TensorFacts] = {}
-    try:
-        with safe_open(file, framework="pt") as shard:
-            for name in shard.keys():  # noqa: SIM118 - it is no mapping
-                part = shard.get_slice(name)
-                facts[name] = TensorFacts(tuple(part.get_shape()), _DTYPES.get(part.get_dtype(), part.get_dtype()))
-    except (SafetensorError, OSError) as error:
-        raise _damaged(file, error) from error
-    return facts
-
-
-def _damaged(file: Path, error: Exception) -> ConfigError:
-    return ConfigError(f"{shown(file)} cannot be read ({error}); download it again")
+    return safetensors_facts(file)
 
 
 def _read_pickle(file: Path, prefer_ema: bool) -> dict[str, Tensor]:
