@@ -157,6 +157,26 @@ def test_whatever_is_in_the_place_of_other_parts_is_refused_by_name(place: str, 
     assert len(str(caught.value)) < 900
 
 
+ODD = [None, True, "x", "3", -1, 0, 0.5, 2**70, [], [1], [1, 2, 3], {}, float("nan"), float("inf"), [None], [[1]]]
+
+
+@pytest.mark.parametrize("name", ["self-forcing", "skyreels-v2-1.3b"])
+def test_odd_values_in_a_configuration_file_of_diffusers_are_refused_or_run(name: str, tmp_path: Path):
+    wan = name == "self-forcing"
+    transformer = tiny_transformer("WanTransformer3DModel" if wan else "SkyReelsV2Transformer3DModel")
+    file = tmp_path / "config.json"
+    if wan:
+        write_self_forcing(tmp_path, generator=transformer)
+    else:
+        transformer.save_pretrained(tmp_path)
+    content, choice = json.loads(file.read_text()), ModelChoice(tmp_path, height=48, width=80)
+    for key, value in itertools.product([*content, "eps"], ODD):
+        file.write_text(json.dumps({**content, key: value}))
+        with contextlib.suppress(ConfigError):
+            assert model_geometry(name, choice).num_kv_heads > 0
+            model_schedule(name, choice, 12, None, Window(1, 2))
+
+
 @pytest.mark.parametrize("name", ("magi-1-4.5b-distill", "hy-worldplay-8b", "hy-worldplay-5b"))
 def test_odd_values_in_a_configuration_file_are_refused_or_run(name: str, tmp_path: Path, monkeypatch):
     """Every key that is read, with values of every kind: nothing but ConfigError comes, and at once."""
@@ -169,8 +189,7 @@ def test_odd_values_in_a_configuration_file_are_refused_or_run(name: str, tmp_pa
     sections = [key for key in content if key.endswith("_config")]
     keys = [(section, key) for section in sections for key in content[section]]
     keys += [("", key) for key in ("latent_size", "rope_theta", "rope_dim_list", "attention_head_dim", *sections)]
-    odd = [None, True, "x", "3", -1, 0, 0.5, 2**70, [], [1], [1, 2, 3], {}, float("nan"), float("inf"), [None], [[1]]]
-    for (section, key), value in itertools.product(keys, odd):
+    for (section, key), value in itertools.product(keys, ODD):
         changed = json.loads(json.dumps(content))
         (changed[section] if section else changed)[key] = value
         file.write_text(json.dumps(changed))

@@ -30,6 +30,9 @@ AnySettings = TypeVar("AnySettings", bound=WanSettings)
 NEEDED = ("patch_size", "num_attention_heads", "attention_head_dim", "in_channels", "out_channels", "text_dim",
           "num_layers", "rope_max_seq_len")  # fmt: skip
 """What a transformer's config.json must say."""
+MAY_BE_NULL = ("out_channels",)
+LARGEST = 1_000_000
+"""Of any size in a config.json."""
 PURPOSE = "running this model"
 """Begins the error when diffusers is missing."""
 
@@ -87,6 +90,14 @@ def library_config(transformer: Path, class_name: str) -> dict[str, Any] | None:
     missing = [name for name in NEEDED if name not in config]
     if missing:
         raise ConfigError(f"{file} lacks {', '.join(missing)}; download it again")
+    patch = config["patch_size"]
+    if not isinstance(patch, list) or len(patch) != 3:
+        raise ConfigError(f"{file}: patch_size is {patch!r}; it must be three whole numbers")
+    sizes = [(name, config[name]) for name in NEEDED if name != "patch_size"] + [("patch_size", side) for side in patch]
+    for name, size in sizes:
+        is_size = type(size) is int and 1 <= size <= LARGEST
+        if not is_size and not (size is None and name in MAY_BE_NULL):
+            raise ConfigError(f"{file}: {name} is {size!r}; it must be a whole number from 1 to {LARGEST}")
     return {name: value for name, value in config.items() if not name.startswith("_")}
 
 

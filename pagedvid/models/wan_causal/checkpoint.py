@@ -95,7 +95,7 @@ def transformer_config(path: Path, prefer_ema: bool = True) -> dict[str, Any]:
             "cross_attn_norm": "blocks.0.norm2.weight" in shapes,
             "eps": float(facts.get("eps", 1e-6)),
         }
-    except (KeyError, IndexError, ValueError, TypeError) as error:
+    except (KeyError, IndexError, ValueError, TypeError, ArithmeticError) as error:
         raise ConfigError(
             f"{shown(path)} is not a checkpoint of a Wan transformer ({error!r}); give one in the names of Wan's "
             "repository, as Self-Forcing publishes it, or a folder in the layout of diffusers"
