@@ -22,10 +22,11 @@ from pagedvid.files import exists, is_folder, read_json, shown
 from pagedvid.models.base import Attend, Decoder, ModelGeometry, Piece
 from pagedvid.models.checkpoint import load_checkpoint
 from pagedvid.models.chunk_by_chunk import ChunkByChunk
-from pagedvid.models.demo.captions import VOCABULARY, read_prompt
+from pagedvid.models.demo.captions import read_prompt
 from pagedvid.models.demo.latents import GRID_SIZE, TOKENS_PER_FRAME, images_of
 from pagedvid.models.demo.rope import DemoRope
 from pagedvid.models.demo.transformer import Expectation, Transformer, TransformerConfig
+from pagedvid.models.demo.vocabulary import VOCABULARY
 
 SHIPPED_WEIGHTS = Path(__file__).parent / "weights"
 _FOLDER = "a folder with config.json and model.safetensors"
