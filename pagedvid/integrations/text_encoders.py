@@ -151,4 +151,6 @@ def _check_config(folder: Path, kind: str, width: int) -> None:
 
 
 def _shortened(prompt: str) -> str:
-    return repr(prompt) if len(prompt) <= MAX_SHOWN_LETTERS else f"{prompt[:MAX_SHOWN_LETTERS]!r}..."
+    """Its beginning and its end: long prompts often begin alike."""
+    half = MAX_SHOWN_LETTERS // 2
+    return repr(prompt if len(prompt) <= MAX_SHOWN_LETTERS else f"{prompt[:half]} ... {prompt[-half:]}")

@@ -1,4 +1,4 @@
-"""The built-in demo model as a `VideoModel`: 32 x 32 frames of one or two coloured shapes, generated 8 frames at a time.
+"""The built-in demo model as a `VideoModel`: 32 x 32 frames of one or two coloured shapes, 8 frames at a time.
 
 Latents are the pixels themselves: 8 x 8 patches scaled to -1..1. The network predicts clean latents; a denoise step
 is an Euler step of flow matching, x_t = (1 - t) * clean + t * noise.
