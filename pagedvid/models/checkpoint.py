@@ -3,14 +3,14 @@
     network = build_on_meta()                        # parameters have shapes and dtypes, but no memory
     load_checkpoint(network, path, device, rename)   # every parameter gets its tensor, its dtype, its device
 
-Which files these are, checkpoint_files.py says; what their names mean, checkpoint_names.py. Names and dtypes of all
-tensors are checked before the first one is read (weights.py), and at no time is more than one shard held besides the
-module.
+Which files these are, checkpoint_files.py says; what their names mean, checkpoint_names.py; which numbers are weights,
+weights.py. Names, shapes and dtypes of all tensors are checked before the first one is read, and at no time is more
+than one shard held besides the module.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -55,7 +55,7 @@ def load_checkpoint(
     """Gives every parameter and buffer of `module` (which may be on "meta") its published tensor, without gradient.
 
     `rename`: plain name (checkpoint_names.py) -> the module's name, or None for a tensor that the module does not use.
-    `convert`: last change to a tensor under its new name (order of channels, shape). For `prefer_ema` see
+    `convert`: last change to a tensor under its new name that keeps its shape (order of channels). For `prefer_ema` see
     `tensor_shapes`. The dtypes are those of the module's parameters.
     Raises ConfigError naming missing and surplus keys, wrong shapes, quantized and non-finite weights; the module is
     then not to be used.
@@ -63,24 +63,29 @@ def load_checkpoint(
     entries, wanted = _entries(path, prefer_ema), dict(module.state_dict(keep_vars=True))
     renamed = ((published, rename(plain_name(published))) for published in entries)
     published_of = by_own_name(((published, own) for published, own in renamed if own is not None), shown(path))
-    own_of = {published: own for own, published in published_of.items() if own in wanted}
-    wrong: list[str] = []
+    _refuse_misfit(path, {own: entries[published] for own, published in published_of.items()}, wanted)
+    own_of = {published: own for own, published in published_of.items()}
     for file in dict.fromkeys(entry.file for entry in entries.values()):
         for published, tensor in read_shard(file, prefer_ema):
             if published not in own_of:
                 continue
             name = own_of[published]
-            tensor = convert(name, tensor)
-            if tensor.shape != wanted[name].shape:
-                wrong.append(f"{published} {list(tensor.shape)} instead of {list(wanted[name].shape)}")
-                continue
-            placed = tensor.to(device=device, dtype=wanted[name].dtype, copy=True)
+            placed = convert(name, tensor).to(device=device, dtype=wanted[name].dtype, copy=True)
             refuse_non_finite(placed, published, file)
             _assign(module, name, placed)
+
+
+def _refuse_misfit(path: Path, entries: Mapping[str, _Entry], wanted: Mapping[str, Tensor]) -> None:
+    """Raises ConfigError when tensors, by the module's names, are of another shape than wanted, missing or surplus."""
+    wrong = [
+        f"{entry.published} {list(entry.facts.shape)} instead of {list(wanted[name].shape)}"
+        for name, entry in entries.items()
+        if name in wanted and entry.facts.shape != wanted[name].shape
+    ]
     if wrong:
         raise ConfigError(f"{shown(path)} has the weights of another model: {listed(wrong)}")
-    missing = sorted(wanted.keys() - published_of.keys())
-    surplus = sorted(published for own, published in published_of.items() if own not in wanted)
+    missing = sorted(wanted.keys() - entries.keys())
+    surplus = sorted(entry.published for name, entry in entries.items() if name not in wanted)
     if missing or surplus:
         raise ConfigError(
             f"{shown(path)} does not fit the model: missing keys {listed(missing)}; surplus keys {listed(surplus)}"

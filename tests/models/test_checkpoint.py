@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from pagedvid.errors import ConfigError
+from pagedvid.models import checkpoint
 from pagedvid.models.checkpoint import checkpoint_files, load_checkpoint, tensor_shapes
 
 
@@ -97,7 +98,8 @@ def test_names_and_tensors_may_be_changed_on_the_way(tmp_path: Path):
     ids=["missing", "surplus", "shape"],
 )
 @pytest.mark.parametrize("form", ["folder of shards", "pt"])
-def test_weights_that_do_not_fit_are_named(change, message, form, tmp_path: Path):
+def test_weights_that_do_not_fit_are_named_before_any_is_read(change, message, form, tmp_path: Path, monkeypatch):
+    monkeypatch.setattr(checkpoint, "read_shard", None)
     content = tensors()
     change(content)
     with pytest.raises(ConfigError, match=message):
