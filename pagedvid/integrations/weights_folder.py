@@ -6,7 +6,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from pagedvid.files import is_file, is_folder, problem_of_content, readable_file
+from pagedvid.errors import ConfigError
+from pagedvid.files import is_file, is_folder, problem_of_content, readable_file, shown
 from pagedvid.weights import refuse_codes, refuse_non_finite, safetensors_facts, says_quantized
 
 _READ = (".json", ".safetensors", ".bin", ".model", ".txt")
@@ -39,4 +40,7 @@ def likely_reason(folders: Iterable[Path], error: Exception) -> str:
 
 
 def _entries(folder: Path) -> list[Path]:
-    return sorted(folder.iterdir()) if is_folder(folder) else []
+    try:
+        return sorted(folder.iterdir()) if is_folder(folder) else []
+    except OSError as error:
+        raise ConfigError(f"{shown(folder)} cannot be read: {error.strerror}") from error

@@ -15,6 +15,7 @@ from pagedvid.capacity.catalog import all_cards
 from pagedvid.errors import ConfigError
 from pagedvid.geometry import Window
 from pagedvid.models.choice import ModelChoice
+from pagedvid.models.demo.model import SHIPPED_WEIGHTS
 from pagedvid.models.magi1.config import PUBLISHED
 from pagedvid.models.registry import load_model, model_geometry, model_schedule, model_tables, writes_latents
 from tests.models.wan.published import write_self_forcing
@@ -126,7 +127,7 @@ PLACES = {
 }
 
 
-@pytest.mark.timeout(20)
+@pytest.mark.timeout(100)
 @pytest.mark.parametrize("place", PLACES)
 @pytest.mark.parametrize("name", FAMILIES)
 def test_whatever_is_in_the_place_of_weights_is_refused_by_name(name: str, place: str, tmp_path: Path):
@@ -144,7 +145,7 @@ def test_whatever_is_in_the_place_of_weights_is_refused_by_name(name: str, place
             look()
 
 
-@pytest.mark.timeout(20)
+@pytest.mark.timeout(100)
 @pytest.mark.parametrize("part", ["text_encoder", "vae"])
 @pytest.mark.parametrize("place", PLACES)
 def test_whatever_is_in_the_place_of_other_parts_is_refused_by_name(place: str, part: str, tmp_path: Path):
@@ -175,6 +176,16 @@ def test_odd_values_in_a_configuration_file_of_diffusers_are_refused_or_run(name
         with contextlib.suppress(ConfigError):
             assert model_geometry(name, choice).num_kv_heads > 0
             model_schedule(name, choice, 12, None, Window(1, 2))
+
+
+def test_odd_values_in_the_demo_s_configuration_file_are_refused_or_run(tmp_path: Path):
+    content = json.loads((SHIPPED_WEIGHTS / "config.json").read_text())
+    for key, value in itertools.product([*content["architecture"], *content], ODD):
+        changed = json.loads(json.dumps(content))
+        (changed["architecture"] if key in changed["architecture"] else changed)[key] = value
+        (tmp_path / "config.json").write_text(json.dumps(changed))
+        with contextlib.suppress(ConfigError):
+            assert model_geometry("demo", tmp_path).head_dim % 2 == 0
 
 
 @pytest.mark.parametrize("name", ("magi-1-4.5b-distill", "hy-worldplay-8b", "hy-worldplay-5b"))

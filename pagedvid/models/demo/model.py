@@ -29,6 +29,8 @@ from pagedvid.models.demo.transformer import Expectation, Transformer, Transform
 from pagedvid.models.demo.vocabulary import VOCABULARY
 
 SHIPPED_WEIGHTS = Path(__file__).parent / "weights"
+LARGEST_SIZE = 10_000
+"""Of any number in a config.json."""
 _FOLDER = "a folder with config.json and model.safetensors"
 LEVEL_SHIFT = 5.0
 """How far noise levels crowd towards pure noise, where place and colour of the thing are decided."""
@@ -150,12 +152,21 @@ def _folder_of(path: Path | None) -> Path:
 def _read_config(path: Path) -> TransformerConfig:
     config = read_json(path, f"give {_FOLDER}")
     try:
-        architecture, vocabulary = config["architecture"], config["vocabulary"]
-    except (KeyError, TypeError) as error:
-        raise ConfigError(f"{path} is not a config of the demo model ({error!r}); export the weights again") from error
+        architecture, vocabulary = dict(config["architecture"]), [str(word) for word in config["vocabulary"]]
+    except (KeyError, TypeError, ValueError) as error:
+        raise ConfigError(
+            f"{shown(path)} is not a config of the demo model ({error!r}); export the weights again"
+        ) from error
     if tuple(vocabulary) != VOCABULARY:
         differing = sorted(set(vocabulary) ^ set(VOCABULARY)) or ["their order"]
         raise ConfigError(f"{path}: the vocabulary differs from this version's in {', '.join(differing)}; train again")
+    odd = [name for name, size in architecture.items() if type(size) is not int or not 1 <= size <= LARGEST_SIZE]
+    if odd:
+        raise ConfigError(
+            f"{path}: {odd[0]} is {architecture[odd[0]]!r}; it must be a whole number from 1 to {LARGEST_SIZE}"
+        )
+    if architecture.get("width", 0) % (2 * architecture.get("num_heads", 1)):
+        raise ConfigError(f"{path}: width is {architecture['width']}; it must be a multiple of twice num_heads")
     try:
         return TransformerConfig(**architecture)
     except TypeError as error:
