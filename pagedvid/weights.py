@@ -6,7 +6,7 @@ float as they are, they would load and make noise.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
-from pagedvid.errors import ConfigError
+from pagedvid.errors import ConfigError, listed
 from pagedvid.files import is_file, read_json, readable_file, shown
 
 PLAIN_DTYPES = ("float64", "float32", "float16", "bfloat16")
@@ -28,8 +28,6 @@ SCALES = frozenset(
     }
 )  # fmt: skip
 """Last segments of names that quantized weights have next to them."""
-MAX_NAMED = 8
-"""Names that an error spells out; the rest are counted."""
 _DTYPES = {
     "F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "F8_E4M3": "float8_e4m3fn",
     "F8_E5M2": "float8_e5m2", "I64": "int64", "I32": "int32", "I16": "int16", "I8": "int8", "U8": "uint8",
@@ -105,11 +103,3 @@ def refuse_non_finite(tensor: Tensor, name: str, place: Path) -> None:
     if not bool(torch.isfinite(tensor.sum(dtype=torch.float32))) and not bool(torch.isfinite(tensor).all()):
         dtype = str(tensor.dtype).removeprefix("torch.")
         raise ConfigError(f"{shown(place)}: {name} holds NaN or infinity, or numbers beyond {dtype}; download it again")
-
-
-def listed(names: Sequence[str]) -> str:
-    """The first names, and how many more there are."""
-    if not names:
-        return "none"
-    more = f" and {len(names) - MAX_NAMED} more" if len(names) > MAX_NAMED else ""
-    return ", ".join(names[:MAX_NAMED]) + more

@@ -17,12 +17,12 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from pagedvid.errors import ConfigError
+from pagedvid.errors import ConfigError, listed
 from pagedvid.files import is_folder, shown
 from pagedvid.models.checkpoint_files import checkpoint_files
 from pagedvid.models.checkpoint_names import by_own_name, in_best_table, plain_name
 from pagedvid.models.shard import read_shard, shard_facts
-from pagedvid.weights import TensorFacts, listed, refuse_codes, refuse_non_finite
+from pagedvid.weights import TensorFacts, refuse_codes, refuse_non_finite
 
 
 @dataclass(frozen=True)

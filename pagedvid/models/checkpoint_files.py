@@ -9,9 +9,8 @@ from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
-from pagedvid.errors import ConfigError
+from pagedvid.errors import ConfigError, listed
 from pagedvid.files import is_file, is_folder, read_json, readable_file, shown
-from pagedvid.weights import listed
 
 PICKLE_SUFFIXES = (".pt", ".pth", ".bin")
 SUFFIXES = (".safetensors", *PICKLE_SUFFIXES)

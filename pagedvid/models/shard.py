@@ -14,10 +14,10 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from pagedvid.errors import ConfigError
+from pagedvid.errors import ConfigError, listed
 from pagedvid.files import readable_file, shown
 from pagedvid.models.checkpoint_names import TABLES
-from pagedvid.weights import TensorFacts, listed, safetensors_facts
+from pagedvid.weights import TensorFacts, safetensors_facts
 
 OUTER_TABLES = ("state_dict", "model", "module")
 """Keys under which a .pt file may keep its tensors, besides those that tell averaged weights from last ones."""

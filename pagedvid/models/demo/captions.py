@@ -17,7 +17,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from pagedvid.errors import PromptError
+from pagedvid.errors import PromptError, listed
 from pagedvid.models.demo.vocabulary import (
     ABSENT,
     ATTRIBUTES,
@@ -32,7 +32,6 @@ from pagedvid.models.demo.vocabulary import (
 )
 from pagedvid.models.demo.word_roles import Word, check_joined, check_plurals, check_roles, read_words, shown
 from pagedvid.models.demo.world import BACKGROUNDS, Scene, Thing
-from pagedvid.weights import listed
 
 _MOTION_PHRASES = {word: f"moving {word}" for word in ("left", "right", "up", "down")} | {"still": "staying still"}
 
