@@ -145,7 +145,7 @@ def _folder_of(path: Path | None) -> Path:
     folder = SHIPPED_WEIGHTS if path is None else Path(path)
     if not is_folder(folder):
         found = "is a file" if exists(folder) else "does not exist"
-        raise ConfigError(f"the weights {shown(folder)}: this {found}; the demo model takes {_FOLDER}")
+        raise ConfigError(f"model.weights is {shown(folder)}, which {found}; the demo model takes {_FOLDER}")
     return folder
 
 
