@@ -24,7 +24,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from path_reader import fit_path, wrapped
 
-from pagedvid.models.demo.captions import ATTRIBUTES
+from pagedvid.models.demo.vocabulary import ATTRIBUTES
 from pagedvid.models.demo.world import BACKGROUNDS, COLORS, FRAME_SIZE, HALF_WIDTHS, KINDS, Scene, Thing, coverage
 
 COLOR_TOLERANCE = 60.0

@@ -1,5 +1,12 @@
 """Named errors. Each message says what was given, what is allowed, and what to change."""
 
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+MAX_NAMED = 8
+"""Names that a message spells out; the rest are counted."""
+
 
 class PagedvidError(Exception):
     """Base of every error that pagedvid raises on purpose."""
@@ -46,3 +53,11 @@ class ModelError(PagedvidError, RuntimeError):
 
 class BackendError(PagedvidError, RuntimeError):
     """No attention backend can run here; the message lists each backend's reasons."""
+
+
+def listed(names: Sequence[str]) -> str:
+    """The first names, and how many more there are."""
+    if not names:
+        return "none"
+    more = f" and {len(names) - MAX_NAMED} more" if len(names) > MAX_NAMED else ""
+    return ", ".join(names[:MAX_NAMED]) + more

@@ -19,6 +19,8 @@ ROOMS = (
         "pagedvid.arguments",
         "pagedvid.devices",
         "pagedvid.host_state",
+        "pagedvid.files",
+        "pagedvid.weights",
         "pagedvid.page_format",
         "pagedvid.chunk_codecs",
         "pagedvid.geometry",

@@ -15,6 +15,8 @@ import torch
 from safetensors import SafetensorError
 
 from pagedvid.errors import ConfigError
+from pagedvid.files import shown
+from pagedvid.integrations.weights_folder import likely_reason
 
 OLDEST_VERSION = (0, 36)
 """The first that has all classes used here, with the arguments that are used."""
@@ -48,8 +50,10 @@ def load_pretrained(class_name: str, folder: Path, purpose: str, dtype: torch.dt
         model, found = getattr(library, class_name).from_pretrained(
             folder, torch_dtype=dtype, local_files_only=True, low_cpu_mem_usage=False, output_loading_info=True
         )
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise ConfigError(f"the {class_name} in {folder} cannot be loaded: {error}") from error
+    except (OSError, ValueError, TypeError, RuntimeError, RecursionError, SafetensorError) as error:
+        raise ConfigError(
+            f"the {class_name} in {shown(folder)} cannot be loaded: {likely_reason((folder,), error)}"
+        ) from error
     if found["missing_keys"]:
         missing = sorted(found["missing_keys"])
         more = f" and {len(missing) - 8} more" if len(missing) > 8 else ""

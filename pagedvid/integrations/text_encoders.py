@@ -6,7 +6,7 @@ Everything comes from folders: nothing is ever downloaded.
 
 from __future__ import annotations
 
-import json
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,8 +16,12 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from pagedvid.errors import ConfigError
+from pagedvid.errors import ConfigError, PromptError
+from pagedvid.files import is_file, is_folder, read_json, shown
+from pagedvid.integrations.weights_folder import check_after_loading, check_before_loading, likely_reason
 
+MAX_SHOWN_LETTERS = 60
+"""Of a prompt, in a message."""
 CLASSES = {"t5": "T5EncoderModel", "umt5": "UMT5EncoderModel"}
 """Classes of transformers by the `model_type` of config.json."""
 
@@ -45,26 +49,32 @@ class T5TextEncoder:
         check_folder(folder, kind, width)
         weights, tokenizer = _parts(folder)
         loader = getattr(transformers, CLASSES[kind])
+        for part in (weights, tokenizer):
+            check_before_loading(part)
         try:
             self._tokenizer: Any = transformers.AutoTokenizer.from_pretrained(tokenizer, local_files_only=True)
             with _without_bars(transformers.utils.logging):
                 model, found = loader.from_pretrained(weights, local_files_only=True, output_loading_info=True)
-        except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
+        except (OSError, ValueError, RuntimeError, ImportError, RecursionError, SafetensorError) as error:
             raise ConfigError(
-                f"the text encoder {folder} cannot be loaded: {error} (a tokenizer in the file spiece.model needs "
-                "what pip install 'pagedvid[text]' brings)"
+                f"the text encoder {shown(folder)} cannot be loaded: {likely_reason((weights, tokenizer), error)} "
+                "(a tokenizer in the file spiece.model needs what pip install 'pagedvid[text]' brings)"
             ) from error
         if found["missing_keys"]:
             raise ConfigError(f"the weights in {weights} lack {', '.join(sorted(found['missing_keys']))}")
+        check_after_loading(model, weights)
         self._model: Any = model.to(device).eval()
         self._device = device
 
     @torch.no_grad()
     def encode(self, prompt: str, max_tokens: int) -> dict[str, Tensor]:
-        """`embeddings` float32 [max_tokens, width] and `mask` [max_tokens] on the CPU; longer prompts are cut.
+        """`embeddings` float32 [max_tokens, width] and `mask` [max_tokens] on the CPU; longer prompts are cut, with a
+        warning that names them.
 
-        Rows behind the mask's ones are those of padding tokens, as the library gives them.
+        Rows behind the mask's ones are those of padding tokens, as the library gives them. Raises PromptError for text
+        that is no Unicode.
         """
+        self._check_prompt(prompt, max_tokens)
         tokens = self._tokenizer(
             prompt, max_length=max_tokens, padding="max_length", truncation=True, return_tensors="pt"
         )
@@ -72,12 +82,28 @@ class T5TextEncoder:
         states = self._model(input_ids=tokens["input_ids"].to(self._device), attention_mask=mask).last_hidden_state
         return {"embeddings": states[0].float().cpu(), "mask": mask[0].cpu()}
 
+    def _check_prompt(self, prompt: str, max_tokens: int) -> None:
+        try:
+            prompt.encode()
+        except UnicodeEncodeError as error:
+            raise PromptError(
+                f"the prompt {_shortened(prompt)} holds half a character at {error.start} (a lone surrogate), which no "
+                "text encoder reads; remove it"
+            ) from error
+        num_tokens = len(self._tokenizer(prompt, verbose=False)["input_ids"])
+        if num_tokens > max_tokens:
+            message = (
+                f"the prompt {_shortened(prompt)} has {num_tokens} tokens; this model reads {max_tokens}, and the rest "
+                "has no effect: shorten it"
+            )
+            warnings.warn(message, stacklevel=3)
+
 
 def check_folder(folder: Path, kind: str, width: int) -> None:
     """Whether a folder holds an encoder of a kind and width; nothing large is read. Raises ConfigError."""
-    if not folder.is_dir():
+    if not is_folder(folder):
         raise ConfigError(
-            f"the text encoder {folder} is no folder; give one with config.json, tokenizer and weights "
+            f"the text encoder {shown(folder)} is no folder; give one with config.json, tokenizer and weights "
             "(nothing is downloaded)"
         )
     _check_config(_parts(folder)[0], kind, width)
@@ -89,7 +115,7 @@ def _parts(folder: Path) -> tuple[Path, Path]:
         (folder / "text_encoder", folder / "tokenizer"),
         (folder, folder.parent / "tokenizer"),
     ):
-        if weights.is_dir() and tokenizer.is_dir() and not (weights / "tokenizer_config.json").is_file():
+        if is_folder(weights) and is_folder(tokenizer) and not is_file(weights / "tokenizer_config.json"):
             return weights, tokenizer
     return folder, folder
 
@@ -109,11 +135,12 @@ def _without_bars(logging: Any) -> Iterator[None]:
 def _check_config(folder: Path, kind: str, width: int) -> None:
     """Raises ConfigError."""
     try:
-        config = json.loads((folder / "config.json").read_text())
+        config = read_json(folder / "config.json")
         found = config["model_type"], config["d_model"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (ConfigError, KeyError, TypeError) as error:
+        reason = error if isinstance(error, ConfigError) else repr(error)
         raise ConfigError(
-            f"{folder} holds no text encoder ({error!r}); give a folder in the layout of transformers, with "
+            f"{shown(folder)} holds no text encoder ({reason}); give a folder in the layout of transformers, with "
             "model_type and d_model in config.json"
         ) from error
     if found != (kind, width):
@@ -121,3 +148,9 @@ def _check_config(folder: Path, kind: str, width: int) -> None:
             f"the text encoder {folder} is a {found[0]} of width {found[1]}; this model was trained on the rows of a "
             f"{kind} of width {width}"
         )
+
+
+def _shortened(prompt: str) -> str:
+    """Its beginning and its end: long prompts often begin alike."""
+    half = MAX_SHOWN_LETTERS // 2
+    return repr(prompt if len(prompt) <= MAX_SHOWN_LETTERS else f"{prompt[:half]} ... {prompt[-half:]}")

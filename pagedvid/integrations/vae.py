@@ -9,7 +9,6 @@ Axes: F latent frames, C latent channels, R and S rows and columns of the latent
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,9 @@ import torch
 from torch import Tensor
 
 from pagedvid.errors import ConfigError
+from pagedvid.files import read_json, shown
 from pagedvid.integrations.diffusers_library import load_pretrained
+from pagedvid.integrations.weights_folder import check_after_loading, check_before_loading
 
 STREAMING_CLASS = "AutoencoderKLWan"
 CLASSES = (STREAMING_CLASS, "AutoencoderKLHunyuanVideo15")
@@ -35,7 +36,10 @@ class VideoVae:
     def __init__(self, folder: Path, device: str = "cpu", dtype: torch.dtype = torch.float32) -> None:
         """Loads the weights. Raises ConfigError when the library or the files are missing or of another kind."""
         kind = _class_name(folder)
-        self._vae: Any = load_pretrained(kind, folder, "decoding latents", dtype).to(device)
+        check_before_loading(folder)
+        vae = load_pretrained(kind, folder, "decoding latents", dtype)
+        check_after_loading(vae, folder)
+        self._vae: Any = vae.to(device)
         self._vae.encoder = None  # nothing is encoded here
         self._device, self._dtype, self._folder = device, dtype, folder
 
@@ -152,11 +156,12 @@ def _pixels(video_3NHW: Tensor) -> np.ndarray:
 
 def _class_name(folder: Path) -> str:
     try:
-        kind = json.loads((folder / "config.json").read_text())["_class_name"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        kind = read_json(folder / "config.json")["_class_name"]
+    except (ConfigError, KeyError, TypeError) as error:
+        reason = error if isinstance(error, ConfigError) else repr(error)
         raise ConfigError(
-            f"{folder} is not a VAE ({error!r}); give the folder `vae` of a model in the layout of diffusers"
+            f"{shown(folder)} is not a VAE ({reason}); give the folder `vae` of a model in the layout of diffusers"
         ) from error
     if kind not in CLASSES:
-        raise ConfigError(f"{folder} holds a {kind}; allowed are {', '.join(CLASSES)}")
+        raise ConfigError(f"{shown(folder)} holds a {kind}; allowed are {', '.join(CLASSES)}")
     return str(kind)

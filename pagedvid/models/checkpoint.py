@@ -3,117 +3,45 @@
     network = build_on_meta()                        # parameters have shapes and dtypes, but no memory
     load_checkpoint(network, path, device, rename)   # every parameter gets its tensor, its dtype, its device
 
-At no time is more than one shard held besides the module. `.pt` files are read with `weights_only=True`: they can hold
-tensors, but no code.
+Which files these are, checkpoint_files.py says; what their names mean, checkpoint_names.py; which numbers are weights,
+weights.py. Names, shapes and dtypes of all tensors are checked before the first one is read, and at no time is more
+than one shard held besides the module.
 """
 
 from __future__ import annotations
 
-import json
-import pickle
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from pagedvid.errors import ConfigError
+from pagedvid.errors import ConfigError, listed
+from pagedvid.files import is_folder, shown
+from pagedvid.models.checkpoint_files import checkpoint_files
+from pagedvid.models.checkpoint_names import by_own_name, in_best_table, plain_name
+from pagedvid.models.shard import read_shard, shard_facts
+from pagedvid.weights import TensorFacts, refuse_codes, refuse_non_finite
 
-PICKLE_SUFFIXES = (".pt", ".pth", ".bin")
-WRAPPERS = ("state_dict", "model", "module")
-"""Keys under which a .pt file may keep its tensors, besides those that a model names itself (`sections`)."""
-MAX_NAMED = 8
-"""Keys that an error spells out; the rest are counted."""
+
+@dataclass(frozen=True)
+class _Entry:
+    """A tensor of a checkpoint, not read."""
+
+    file: Path
+    published: str
+    facts: TensorFacts
 
 
-def checkpoint_files(path: Path) -> tuple[Path, ...]:
-    """The files of a checkpoint. `path` is one of them, an index, or a folder with one checkpoint. Raises ConfigError.
+def tensor_shapes(path: Path, prefer_ema: bool = True) -> dict[str, tuple[int, ...]]:
+    """Shapes of all tensors of a checkpoint by their plain names; no tensor is read. Raises ConfigError.
 
-    In a folder an index wins over single files.
+    `prefer_ema`: of a checkpoint with averaged and last weights, take the averaged ones.
     """
-    if path.is_dir():
-        indices = sorted(path.glob("*.index.json"))
-        files = [file for suffix in (".safetensors", *PICKLE_SUFFIXES) for file in sorted(path.glob(f"*{suffix}"))]
-        if len(indices) == 1:
-            return _indexed_files(indices[0])
-        if len(indices) > 1 or len(files) != 1:
-            found = ", ".join(file.name for file in indices or files) or "none"
-            raise ConfigError(
-                f"{path} holds no single checkpoint: expected one *.index.json with its shards, or one file that ends "
-                f"in .safetensors, {', '.join(PICKLE_SUFFIXES)}; found {found}. Name the file itself."
-            )
-        return (files[0],)
-    if path.name.endswith(".index.json"):
-        return _indexed_files(path)
-    if path.suffix not in (".safetensors", *PICKLE_SUFFIXES):
-        raise ConfigError(f"{path} is no checkpoint: allowed are .safetensors, {', '.join(PICKLE_SUFFIXES)}, a folder")
-    if not path.is_file():
-        raise ConfigError(f"{path} is missing; give the file or folder of the model's weights")
-    return (path,)
-
-
-def _indexed_files(index: Path) -> tuple[Path, ...]:
-    try:
-        shards = json.loads(index.read_text())["weight_map"].values()
-        files = tuple(index.parent / name for name in sorted(set(shards)))
-    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
-        raise ConfigError(f"{index} is not an index of shards ({error!r}); download it again") from error
-    missing = [file.name for file in files if not file.is_file()]
-    if missing or not files:
-        raise ConfigError(f"{index} names shards that are missing: {_listed(missing)}; download them, too")
-    return files
-
-
-def read_shard(file: Path, sections: Sequence[str] = ()) -> Iterator[tuple[str, Tensor]]:
-    """Names and tensors of one file, on the CPU, in the dtype of the file. Raises ConfigError.
-
-    `sections`: where a .pt file holds several tables of tensors, the names of those wanted, best first.
-    """
-    if file.suffix == ".safetensors":
-        try:
-            with safe_open(file, framework="pt") as shard:
-                for name in shard.keys():  # noqa: SIM118 - it is no mapping
-                    yield name, shard.get_tensor(name)
-        except (SafetensorError, OSError) as error:
-            raise ConfigError(f"{file} cannot be read ({error}); download it again") from error
-        return
-    yield from _read_pickle(file, sections).items()
-
-
-def tensor_shapes(path: Path, sections: Sequence[str] = ()) -> dict[str, tuple[int, ...]]:
-    """Shapes of all tensors of a checkpoint by their published names; no tensor is read. Raises ConfigError.
-
-    For `sections` see `read_shard`.
-    """
-    shapes: dict[str, tuple[int, ...]] = {}
-    for file in checkpoint_files(path):
-        if file.suffix == ".safetensors":
-            try:
-                with safe_open(file, framework="pt") as shard:
-                    shapes |= {name: tuple(shard.get_slice(name).get_shape()) for name in shard.keys()}  # noqa: SIM118
-            except (SafetensorError, OSError) as error:
-                raise ConfigError(f"{file} cannot be read ({error}); download it again") from error
-        else:
-            shapes |= {name: tuple(tensor.shape) for name, tensor in _read_pickle(file, sections).items()}
-    return shapes
-
-
-def _read_pickle(file: Path, sections: Sequence[str]) -> dict[str, Tensor]:
-    try:
-        content = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
-    except (OSError, RuntimeError, pickle.UnpicklingError, EOFError, ValueError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ConfigError(f"{file} cannot be read as tensors only ({reason}); use a checkpoint without code") from error
-    for key in (*sections, *WRAPPERS):
-        if isinstance(content, dict) and isinstance(content.get(key), dict):
-            content = content[key]
-    if not isinstance(content, dict) or not all(isinstance(tensor, Tensor) for tensor in content.values()):
-        keys = f" with the keys {_listed(sorted(map(str, content)))}" if isinstance(content, dict) else ""
-        raise ConfigError(
-            f"{file} holds a {type(content).__name__}{keys} that is not a table of tensors; export its weights"
-        )
-    return content
+    entries = _entries(path, prefer_ema)
+    by_own_name(((published, plain_name(published)) for published in entries), shown(path))
+    return {plain_name(published): entry.facts.shape for published, entry in entries.items()}
 
 
 def load_checkpoint(
@@ -122,38 +50,61 @@ def load_checkpoint(
     device: torch.device | str = "cpu",
     rename: Callable[[str], str | None] = lambda name: name,
     convert: Callable[[str, Tensor], Tensor] = lambda name, tensor: tensor,
-    sections: Sequence[str] = (),
+    prefer_ema: bool = True,
 ) -> None:
-    """Gives every parameter and buffer of `module` (which may lie on "meta") its published tensor, without gradient.
+    """Gives every parameter and buffer of `module` (which may be on "meta") its published tensor, without gradient.
 
-    `rename`: published name -> the module's name, or None for a tensor that the module does not use. `convert`: last
-    change to a tensor under its new name (order of channels, shape). For `sections` see `read_shard`. The dtypes are
-    those of the module's parameters.
-    Raises ConfigError naming missing and surplus keys and wrong shapes; the module is then not to be used.
+    `rename`: plain name (checkpoint_names.py) -> the module's name, or None for a tensor that the module does not use.
+    `convert`: last change to a tensor under its new name that keeps its shape (order of channels). For `prefer_ema` see
+    `tensor_shapes`. The dtypes are those of the module's parameters.
+    Raises ConfigError naming missing and surplus keys, wrong shapes, quantized and non-finite weights; the module is
+    then not to be used.
     """
-    wanted = dict(module.state_dict(keep_vars=True))
-    surplus, wrong, filled = [], [], set()
-    for file in checkpoint_files(path):
-        for published, tensor in read_shard(file, sections):
-            name = rename(published)
-            if name is None:
+    entries, wanted = _entries(path, prefer_ema), dict(module.state_dict(keep_vars=True))
+    renamed = ((published, rename(plain_name(published))) for published in entries)
+    published_of = by_own_name(((published, own) for published, own in renamed if own is not None), shown(path))
+    _refuse_misfit(path, {own: entries[published] for own, published in published_of.items()}, wanted)
+    own_of = {published: own for own, published in published_of.items()}
+    for file in dict.fromkeys(entry.file for entry in entries.values()):
+        for published, tensor in read_shard(file, prefer_ema):
+            if published not in own_of:
                 continue
-            if name not in wanted:
-                surplus.append(published)
-                continue
-            tensor = convert(name, tensor)
-            if tensor.shape != wanted[name].shape:
-                wrong.append(f"{published} {list(tensor.shape)} instead of {list(wanted[name].shape)}")
-                continue
-            _assign(module, name, tensor.to(device=device, dtype=wanted[name].dtype, copy=True))
-            filled.add(name)
+            name = own_of[published]
+            placed = convert(name, tensor).to(device=device, dtype=wanted[name].dtype, copy=True)
+            refuse_non_finite(placed, published, file)
+            _assign(module, name, placed)
+
+
+def _refuse_misfit(path: Path, entries: Mapping[str, _Entry], wanted: Mapping[str, Tensor]) -> None:
+    """Raises ConfigError when tensors, by the module's names, are of another shape than wanted, missing or surplus."""
+    wrong = [
+        f"{entry.published} {list(entry.facts.shape)} instead of {list(wanted[name].shape)}"
+        for name, entry in entries.items()
+        if name in wanted and entry.facts.shape != wanted[name].shape
+    ]
     if wrong:
-        raise ConfigError(f"{path} has the weights of another model: {_listed(wrong)}")
-    missing = sorted(wanted.keys() - filled)
+        raise ConfigError(f"{shown(path)} has the weights of another model: {listed(wrong)}")
+    missing = sorted(wanted.keys() - entries.keys())
+    surplus = sorted(entry.published for name, entry in entries.items() if name not in wanted)
     if missing or surplus:
         raise ConfigError(
-            f"{path} does not fit the model: missing keys {_listed(missing)}; surplus keys {_listed(sorted(surplus))}"
+            f"{shown(path)} does not fit the model: missing keys {listed(missing)}; surplus keys {listed(surplus)}"
         )
+
+
+def _entries(path: Path, prefer_ema: bool) -> dict[str, _Entry]:
+    """The network's tensors in all files by published name, each once, and none of them a code."""
+    found = [
+        _Entry(file, name, facts)
+        for file in checkpoint_files(path)
+        for name, facts in shard_facts(file, prefer_ema).items()
+    ]
+    own = set(in_best_table((entry.published for entry in found), prefer_ema))
+    entries = [entry for entry in found if entry.published in own]
+    by_own_name(((entry.published, entry.published) for entry in entries), shown(path))
+    folder = path if is_folder(path) else path.parent
+    refuse_codes(path, {entry.published: entry.facts.dtype for entry in entries}, folder)
+    return {entry.published: entry for entry in entries}
 
 
 def _assign(module: nn.Module, name: str, tensor: Tensor) -> None:
@@ -163,10 +114,3 @@ def _assign(module: nn.Module, name: str, tensor: Tensor) -> None:
         owner._parameters[leaf] = nn.Parameter(tensor, requires_grad=False)
     else:
         owner._buffers[leaf] = tensor
-
-
-def _listed(names: list[str]) -> str:
-    if not names:
-        return "none"
-    more = f" and {len(names) - MAX_NAMED} more" if len(names) > MAX_NAMED else ""
-    return ", ".join(names[:MAX_NAMED]) + more

@@ -12,16 +12,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from pagedvid.errors import ConfigError
+from pagedvid.files import is_file, is_folder
 from pagedvid.geometry import Window
 from pagedvid.models.base import ModelGeometry, VideoModel
+from pagedvid.models.checkpoint_files import TABLES_FILE_NAME
 from pagedvid.models.choice import ModelChoice, ModelFamily
 from pagedvid.models.rounds import Schedule
 
 if TYPE_CHECKING:
     import torch
-
-TABLES_FILE_NAME = "klt_tables.safetensors"
-"""What `pagedvid calibrate` writes, when it lies beside the weights."""
 
 
 @dataclass(frozen=True)
@@ -80,8 +79,8 @@ def model_tables(name: str, weights: Path | None) -> Path | None:
     place = weights or _family(name).shipped
     if place is None:
         return None
-    path = (place if place.is_dir() else place.parent) / TABLES_FILE_NAME
-    return path if path.is_file() else None
+    path = (place if is_folder(place) else place.parent) / TABLES_FILE_NAME
+    return path if is_file(path) else None
 
 
 def default_scale(name: str) -> int:

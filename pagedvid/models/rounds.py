@@ -18,6 +18,18 @@ from typing import Any
 from pagedvid.errors import ConfigError
 from pagedvid.geometry import Commit, Window
 
+MAX_PLANNED_CHUNKS = 10_000
+"""Most chunks of a video whose commits are planned one by one when it is submitted: hours of it."""
+
+
+def check_plannable(num_frames: int, num_chunks: int) -> None:
+    """Raises ConfigError for a video of more chunks than can be planned."""
+    if num_chunks > MAX_PLANNED_CHUNKS:
+        raise ConfigError(
+            f"a video of {num_frames} latent frames has {num_chunks} chunks; at most {MAX_PLANNED_CHUNKS} can be "
+            "planned: ask for fewer frames"
+        )
+
 
 @dataclass(frozen=True)
 class Range:
@@ -108,28 +120,36 @@ class Schedule:
         return tuple(Commit(num_frames * tokens_per_frame, drops) for num_frames, drops in self.commits)
 
 
-def with_endings(rounds: Sequence[Round], frames_per_chunk: int) -> tuple[Round, ...]:
+def with_endings(rounds: Callable[[], Iterator[Round]], frames_per_chunk: int) -> Callable[[], Iterator[Round]]:
     """The rounds with `drops` and `forgets` filled in: each stored chunk leaves after its last reader, each chunk's
     latents after the last round that carries them. For models with one cache branch, whose ranges list what they see.
+
+    The rounds are made once now, to find what is last, and again by every iterator; they are never held together.
     """
     last_read: dict[int, int] = {}
     last_carried: dict[int, int] = {}
     num_commits = 0
-    for number, round_ in enumerate(rounds):
+    for number, round_ in enumerate(rounds()):
         for part in round_.ranges:
-            last_read |= dict.fromkeys(part.visible or (), number)
-            last_carried |= dict.fromkeys((frame // frames_per_chunk for frame in part.frames), number)
-        for _ in filter(lambda part: part.commits, round_.ranges):
-            last_read[num_commits] = number
-            num_commits += 1
+            for index in part.visible or ():
+                last_read[index] = number
+            for chunk in range(part.frames[0] // frames_per_chunk, part.frames[-1] // frames_per_chunk + 1):
+                last_carried[chunk] = number
+            if part.commits:
+                last_read[num_commits] = number
+                num_commits += 1
     drops, forgets = _by_round(last_read), _by_round(last_carried)
-    return tuple(
-        replace(round_, drops=tuple(drops[number]), forgets=tuple(forgets[number]))
-        for number, round_ in enumerate(rounds)
-    )
+
+    def ended() -> Iterator[Round]:
+        for number, round_ in enumerate(rounds()):
+            endings = tuple(drops.get(number, ())), tuple(forgets.get(number, ()))
+            changes = endings != (round_.drops, round_.forgets)
+            yield replace(round_, drops=endings[0], forgets=endings[1]) if changes else round_
+
+    return ended
 
 
-def _by_round(last_round: Mapping[int, int]) -> defaultdict[int, list[int]]:
+def _by_round(last_round: Mapping[int, int]) -> dict[int, list[int]]:
     """Chunks by the round that is their last, ascending."""
     chunks: defaultdict[int, list[int]] = defaultdict(list)
     for chunk in sorted(last_round):

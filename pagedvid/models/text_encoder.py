@@ -5,6 +5,7 @@ See pagedvid/integrations/text_encoders.py for the encoders themselves.
 
 from __future__ import annotations
 
+import contextlib
 import gc
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
@@ -13,6 +14,8 @@ from typing import Protocol
 
 import torch
 from torch import Tensor
+
+from pagedvid.errors import PromptError
 
 MIN_REMEMBERED = 256
 """Prompts whose rows are kept at least, 1.6 MB each at 100 tokens of width 4096."""
@@ -47,11 +50,13 @@ class RememberingTextEncoder:
         return self._encoder is not None
 
     def encode_all(self, prompts: Iterable[str], max_tokens: int) -> None:
-        """Encodes prompts for later and releases the encoder. Raises what loading and encoding raise."""
+        """Encodes prompts for later and releases the encoder. Raises what loading and encoding raise, but for
+        PromptError: that comes again when the prompt's own video is asked for, and ends no other."""
         unique = dict.fromkeys(prompts)
         self._num_remembered = max(self._num_remembered, len(unique))
         for prompt in unique:
-            self.encode(prompt, max_tokens)
+            with contextlib.suppress(PromptError):
+                self.encode(prompt, max_tokens)
         self.release()
 
     def encode(self, prompt: str, max_tokens: int) -> dict[str, Tensor]:

@@ -6,7 +6,8 @@ import dataclasses
 
 import numpy as np
 
-from pagedvid.models.demo.captions import ATTRIBUTES, read_prompt
+from pagedvid.models.demo.captions import read_prompt
+from pagedvid.models.demo.vocabulary import ATTRIBUTES
 from pagedvid.models.demo.world import is_held_out
 from tests.benchmarks.clips import draw_clip
 

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from pagedvid.errors import ConfigError
+from pagedvid.errors import ConfigError, PromptError
 from pagedvid.integrations.text_encoders import T5TextEncoder
+from tests.integrations.spoiled import SPOILED_FILES, spoiled_weights
 from tests.integrations.tiny_parts import watch_network, write_encoder, write_tokenizer
 
 WIDTH = 16
@@ -152,7 +154,7 @@ def test_folders_that_lack_a_file_are_refused(tmp_path, gone):
 
 def test_a_damaged_weights_file_is_refused(tmp_path):
     (folder_of(tmp_path) / "model.safetensors").write_bytes(b"no tensors")
-    with pytest.raises(ConfigError, match="cannot be loaded"):
+    with pytest.raises(ConfigError, match=r"model\.safetensors cannot be read"):
         T5TextEncoder(tmp_path, "t5", WIDTH)
 
 
@@ -173,3 +175,50 @@ def test_a_sentencepiece_tokenizer_without_its_library_says_what_to_install(tmp_
     monkeypatch.setitem(sys.modules, "sentencepiece", None)
     with pytest.raises(ConfigError, match=r"spiece.model needs what pip install 'pagedvid\[text\]' brings"):
         T5TextEncoder(tmp_path, "t5", WIDTH)
+
+
+@pytest.mark.parametrize("how", SPOILED_FILES)
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"])
+def test_what_stands_in_a_file_s_place_is_named(name, how, tmp_path):
+    spoil, message = SPOILED_FILES[how]
+    spoil(folder_of(tmp_path) / name)
+    with pytest.raises(ConfigError, match=rf"{name} {message}"):
+        T5TextEncoder(tmp_path, "t5", WIDTH)
+
+
+WEIGHTS = spoiled_weights("encoder.block.0.layer.0.SelfAttention.q.weight")
+
+
+@pytest.mark.parametrize("how", WEIGHTS)
+def test_weights_that_are_no_numbers_are_refused(how, kind, tmp_path):
+    spoil, message = WEIGHTS[how]
+    spoil(folder_of(tmp_path, kind) / "model.safetensors")
+    with pytest.raises(ConfigError, match=message):
+        T5TextEncoder(tmp_path, kind, WIDTH)
+
+
+# ---------------------------------------------------------------------- prompts
+
+
+def test_a_prompt_beyond_the_limit_is_named_with_its_tokens_and_the_limit(tmp_path):
+    encoder = T5TextEncoder(folder_of(tmp_path), "t5", WIDTH)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        encoder.encode("a cat " * 5 + "sits", 12)  # 11 words and the end
+    with pytest.warns(UserWarning) as caught:
+        encoder.encode("a cat " * 5 + "sits on", 12)
+    (message,) = (str(warning.message) for warning in caught)
+    assert message == (
+        "the prompt 'a cat a cat a cat a cat a cat sits on' has 13 tokens; this model reads 12, and the rest has no "
+        "effect: shorten it"
+    )
+    with pytest.warns(
+        UserWarning, match=r"prompt '(a cat ){5} \.\.\. (a cat ){5}' has 2002 tokens; this model reads 12"
+    ):
+        encoder.encode("a cat " * 1000, 12)
+
+
+def test_half_a_character_is_no_text(tmp_path):
+    encoder = T5TextEncoder(folder_of(tmp_path), "t5", WIDTH)
+    with pytest.raises(PromptError, match=r"the prompt 'a cat \\ud83d' holds half a character at 6"):
+        encoder.encode("a cat \ud83d", 12)

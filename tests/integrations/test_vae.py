@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from pagedvid.errors import ConfigError
 from pagedvid.integrations.vae import VideoVae
+from tests.integrations.spoiled import SPOILED_FILES, spoiled_weights
 from tests.integrations.tiny_parts import VAES, by_hand, watch_network
 
 
@@ -199,5 +200,27 @@ def test_folders_without_weights_are_refused(tmp_path):
 def test_other_folders_are_refused(tmp_path, content, message):
     if content is not None:
         (tmp_path / "config.json").write_text(content)
+    with pytest.raises(ConfigError, match=message):
+        VideoVae(tmp_path)
+
+
+@pytest.mark.parametrize("how", SPOILED_FILES)
+@pytest.mark.parametrize("name", ["config.json", "diffusion_pytorch_model.safetensors"])
+def test_what_stands_in_a_file_s_place_is_named(name, how, tmp_path):
+    VAES["wan"]().save_pretrained(tmp_path)
+    spoil, message = SPOILED_FILES[how]
+    spoil(tmp_path / name)
+    with pytest.raises(ConfigError, match=rf"{name} {message}"):
+        VideoVae(tmp_path)
+
+
+WEIGHTS = spoiled_weights("decoder.conv_in.weight")
+
+
+@pytest.mark.parametrize("how", WEIGHTS)
+def test_weights_that_are_no_numbers_are_refused(how, tmp_path):
+    VAES["wan"]().save_pretrained(tmp_path)
+    spoil, message = WEIGHTS[how]
+    spoil(tmp_path / "diffusion_pytorch_model.safetensors")
     with pytest.raises(ConfigError, match=message):
         VideoVae(tmp_path)

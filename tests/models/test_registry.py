@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
+import json
+import os
 from pathlib import Path
 
 import pytest
@@ -11,8 +15,11 @@ from pagedvid.capacity.catalog import all_cards
 from pagedvid.errors import ConfigError
 from pagedvid.geometry import Window
 from pagedvid.models.choice import ModelChoice
+from pagedvid.models.demo.model import SHIPPED_WEIGHTS
 from pagedvid.models.magi1.config import PUBLISHED
-from pagedvid.models.registry import load_model, model_geometry, model_schedule, writes_latents
+from pagedvid.models.registry import load_model, model_geometry, model_schedule, model_tables, writes_latents
+from tests.models.wan.published import write_self_forcing
+from tests.models.wan.tiny import tiny_transformer
 
 
 def test_unknown_names_are_answered_with_the_known_ones():
@@ -63,3 +70,140 @@ def test_the_order_of_work_is_known_without_weights(name: str):
     finished = [chunk for round_ in schedule.rounds() for chunk in round_.finished]
     assert finished == [0, 1, 2] and schedule.num_commits == 2
     assert (schedule.commits is None) == (name == "demo")
+
+
+# ---------------------------------------------------------------------- whatever is at a path
+
+FAMILIES = ("demo", "magi-1-4.5b", "hy-worldplay-8b", "hy-worldplay-5b", "self-forcing", "skyreels-v2-1.3b")
+
+
+def text_file(folder: Path) -> Path:
+    (folder / "p.txt").write_text("a red circle")
+    return folder / "p.txt"
+
+
+def pipe(folder: Path, name: str) -> Path:
+    os.mkfifo(folder / name)
+    return folder / name
+
+
+def dangling(folder: Path, name: str) -> Path:
+    (folder / name).symlink_to("gone")
+    return folder / name
+
+
+def folder_of_pipes(folder: Path) -> Path:
+    for name in ("config.json", "model.safetensors"):
+        pipe(folder, name)
+    return folder
+
+
+def folder_of_text(folder: Path) -> Path:
+    for name in ("config.json", "model.safetensors"):
+        (folder / name).write_text("a red circle")
+    return folder
+
+
+def folders_for_files(folder: Path) -> Path:
+    for name in ("config.json", "model.safetensors"):
+        (folder / name).mkdir()
+    return folder
+
+
+PLACES = {
+    "text file": text_file,
+    "below a file": lambda folder: text_file(folder) / "w",
+    "absent": lambda folder: folder / "absent",
+    "empty folder": lambda folder: folder,
+    "pipe": lambda folder: pipe(folder, "w.safetensors"),
+    "device": lambda folder: Path("/dev/zero"),
+    "dangling link": lambda folder: dangling(folder, "w.pt"),
+    "link to itself": lambda folder: dangling(folder, "gone"),
+    "NUL": lambda folder: folder / "a\0b.safetensors",
+    "10,000 letters": lambda folder: folder / ("a" * 10_000),
+    "folder of pipes": folder_of_pipes,
+    "folder of text": folder_of_text,
+    "folders for files": folders_for_files,
+}
+
+
+@pytest.mark.timeout(100)
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("name", FAMILIES)
+def test_whatever_is_in_the_place_of_weights_is_refused_by_name(name: str, place: str, tmp_path: Path):
+    choice = ModelChoice(PLACES[place](tmp_path))
+    with pytest.raises(ConfigError) as caught:
+        load_model(name, choice, "cpu", torch.float32)
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 900
+    for look in (
+        lambda: model_geometry(name, choice),
+        lambda: model_schedule(name, choice, 8, None, Window(1, 2)),
+        lambda: model_tables(name, choice.weights),
+        lambda: writes_latents(name, choice),
+    ):
+        with contextlib.suppress(ConfigError):  # some look at nothing but the name; none may fail otherwise, or wait
+            look()
+
+
+@pytest.mark.timeout(100)
+@pytest.mark.parametrize("part", ["text_encoder", "vae"])
+@pytest.mark.parametrize("place", PLACES)
+def test_whatever_is_in_the_place_of_other_parts_is_refused_by_name(place: str, part: str, tmp_path: Path):
+    (tmp_path / "weights").mkdir()
+    (tmp_path / "place").mkdir()
+    weights = write_self_forcing(tmp_path / "weights", generator=tiny_transformer("WanTransformer3DModel"))
+    choice = ModelChoice(weights, height=48, width=80, prompts=("a",), **{part: PLACES[place](tmp_path / "place")})
+    with pytest.raises(ConfigError) as caught:
+        load_model("self-forcing", choice, "cpu", torch.float32)
+    assert len(str(caught.value)) < 900
+
+
+ODD = [None, True, "x", "3", -1, 0, 0.5, 2**70, [], [1], [1, 2, 3], {}, float("nan"), float("inf"), [None], [[1]]]
+
+
+@pytest.mark.parametrize("name", ["self-forcing", "skyreels-v2-1.3b"])
+def test_odd_values_in_a_configuration_file_of_diffusers_are_refused_or_run(name: str, tmp_path: Path):
+    wan = name == "self-forcing"
+    transformer = tiny_transformer("WanTransformer3DModel" if wan else "SkyReelsV2Transformer3DModel")
+    file = tmp_path / "config.json"
+    if wan:
+        write_self_forcing(tmp_path, generator=transformer)
+    else:
+        transformer.save_pretrained(tmp_path)
+    content, choice = json.loads(file.read_text()), ModelChoice(tmp_path, height=48, width=80)
+    for key, value in itertools.product([*content, "eps"], ODD):
+        file.write_text(json.dumps({**content, key: value}))
+        with contextlib.suppress(ConfigError):
+            assert model_geometry(name, choice).num_kv_heads > 0
+            model_schedule(name, choice, 12, None, Window(1, 2))
+
+
+def test_odd_values_in_the_demo_s_configuration_file_are_refused_or_run(tmp_path: Path):
+    content = json.loads((SHIPPED_WEIGHTS / "config.json").read_text())
+    for key, value in itertools.product([*content["architecture"], *content], ODD):
+        changed = json.loads(json.dumps(content))
+        (changed["architecture"] if key in changed["architecture"] else changed)[key] = value
+        (tmp_path / "config.json").write_text(json.dumps(changed))
+        with contextlib.suppress(ConfigError):
+            assert model_geometry("demo", tmp_path).head_dim % 2 == 0
+
+
+@pytest.mark.parametrize("name", ("magi-1-4.5b-distill", "hy-worldplay-8b", "hy-worldplay-5b"))
+def test_odd_values_in_a_configuration_file_are_refused_or_run(name: str, tmp_path: Path, monkeypatch):
+    """Every key that is read, with values of every kind: nothing but ConfigError comes, and at once."""
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "tools"))
+    import make_tiny_checkpoint
+
+    make_tiny_checkpoint.write(make_tiny_checkpoint.MAKERS[name](name, 0), tmp_path, "safetensors")
+    file = tmp_path / "config.json"
+    content = json.loads(file.read_text())
+    sections = [key for key in content if key.endswith("_config")]
+    keys = [(section, key) for section in sections for key in content[section]]
+    keys += [("", key) for key in ("latent_size", "rope_theta", "rope_dim_list", "attention_head_dim", *sections)]
+    for (section, key), value in itertools.product(keys, ODD):
+        changed = json.loads(json.dumps(content))
+        (changed[section] if section else changed)[key] = value
+        file.write_text(json.dumps(changed))
+        with contextlib.suppress(ConfigError):
+            model_geometry(name, tmp_path)
+            model_schedule(name, tmp_path, 12, None, Window(1, 2))

@@ -18,22 +18,42 @@ def part(chunk: int, visible: tuple[int, ...] = (), commits: bool = False, frame
 
 
 def test_endings_are_the_last_reader_and_the_last_carrier():
-    rounds = with_endings(
-        [
-            Round((part(0, commits=True),)),
-            Round((part(0), part(1, (0,)))),
-            Round((part(1, commits=True), part(2, (0,)))),
-            Round((part(2, (1,)),)),
-            Round((part(3, commits=True),)),
-        ],
-        frames_per_chunk=2,
-    )
+    made = [
+        Round((part(0, commits=True),)),
+        Round((part(0), part(1, (0,)))),
+        Round((part(1, commits=True), part(2, (0,)))),
+        Round((part(2, (1,)),)),
+        Round((part(3, commits=True),)),
+    ]
+    ended = with_endings(lambda: iter(made), frames_per_chunk=2)
+    rounds = list(ended())
+    assert list(ended()) == rounds  # every iterator starts anew
     assert [round_.drops for round_ in rounds] == [(), (), (0,), (1,), (2,)]
     assert [round_.forgets for round_ in rounds] == [(), (0,), (1,), (2,), (3,)]
     schedule = planned(lambda: iter(rounds), KEEP, first_frame=1)
     assert schedule.commits == ((2, ()), (2, ()), (2, (0, 1)))
     assert (schedule.num_commits, schedule.max_range_frames, schedule.first_frame) == (3, 2, 1)
     assert schedule.planned_commits(10) == (Commit(20), Commit(20), Commit(20, (0, 1)))
+
+
+def test_rounds_are_made_one_by_one_and_never_held():
+    held, most = 0, 0
+
+    class Counted(Round):
+        def __del__(self) -> None:
+            nonlocal held
+            held -= 1
+
+    def rounds():
+        nonlocal held, most
+        for chunk in range(200):
+            held += 1
+            most = max(most, held)
+            yield Counted((part(chunk, (chunk - 1,) if chunk else (), commits=True),))
+
+    schedule = planned(with_endings(rounds, frames_per_chunk=2), KEEP)
+    assert schedule.num_commits == 200 and schedule.commits[150] == (2, (148,))
+    assert sum(1 for _ in schedule.rounds()) == 200 and most <= 4
 
 
 def test_a_memory_that_is_rebuilt_is_dropped_before_the_next_one():

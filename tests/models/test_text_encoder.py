@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import weakref
 
+import pytest
 import torch
 
+from pagedvid.errors import PromptError
 from pagedvid.models import text_encoder
 from pagedvid.models.text_encoder import RememberingTextEncoder
 
@@ -101,3 +103,19 @@ def test_as_many_are_remembered_as_were_known_beforehand(monkeypatch):
     for prompt in prompts:
         text.encode(prompt, 4)
     assert len(loader.log) == 5
+
+
+def test_a_prompt_that_cannot_be_encoded_ends_no_other(monkeypatch):
+    def encode(self, prompt, max_tokens):
+        if prompt == "bad":
+            raise PromptError("bad is no prompt")
+        return original(self, prompt, max_tokens)
+
+    original = Counting.encode
+    monkeypatch.setattr(Counting, "encode", encode)
+    loader = Loader()
+    text = RememberingTextEncoder(loader)
+    text.encode_all(["a cat", "bad", "a dog"], 4)
+    assert loader.log == ["a cat", "a dog"] and loader.num_alive == 0
+    with pytest.raises(PromptError, match="bad is no prompt"):
+        text.encode("bad", 4)

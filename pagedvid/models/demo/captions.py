@@ -6,79 +6,33 @@ A prompt describes one thing, or two joined by "and"; words come in any order. R
     slot     size color kind motion | size color kind motion | background
     value    large red circle left  | small blue  ?    ?     | teal                  ?: left open, 0
 
-Synonyms are mapped to one word first, so the model learns each meaning once.
+The words are in vocabulary.py; where they can be, in word_roles.py.
 """
 
 from __future__ import annotations
 
-import re
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from itertools import pairwise
 
 import numpy as np
 
-from pagedvid.errors import PromptError
-from pagedvid.models.demo.world import BACKGROUNDS, COLORS, HALF_WIDTHS, KINDS, MOTIONS, Scene, Thing
-
-MAX_THINGS = 2
-"""Most things of one scene."""
-ATTRIBUTES: Mapping[str, tuple[str, ...]] = {
-    "size": tuple(HALF_WIDTHS),
-    "color": tuple(COLORS),
-    "kind": KINDS,
-    "motion": MOTIONS,
-}
-"""What is said of one thing, and the words for it. A slot holds 0 or 1 + the word's place here."""
-NUM_SLOTS = MAX_THINGS * len(ATTRIBUTES) + 1
-"""The attributes of every thing, then the background."""
-ABSENT = 1 + max(len(words) for words in ATTRIBUTES.values())
-"""Value of all slots of a thing that the scene does not have."""
-NUM_VALUES = ABSENT + 1
-"""Slot values are below this number."""
-
-JOINING_WORD = "and"
-THING_WORD = "shape"
-"""Says that there is a thing, and nothing about it."""
-FILLER_WORDS = ("a", "on", "to", "the", "background", "moving", "staying")
-"""Words that say nothing about the picture by themselves."""
-VOCABULARY: tuple[str, ...] = (
+from pagedvid.errors import PromptError, listed
+from pagedvid.models.demo.vocabulary import (
+    ABSENT,
+    ATTRIBUTES,
+    BACKGROUND,
     JOINING_WORD,
+    MAX_THINGS,
+    SLOT_OF,
     THING_WORD,
-    *FILLER_WORDS,
-    *(word for words in ATTRIBUTES.values() for word in words),
-    *BACKGROUNDS,
+    VOCABULARY,
+    role_of,
+    words_for,
 )
+from pagedvid.models.demo.word_roles import Word, check_joined, check_plurals, check_roles, read_words, shown
+from pagedvid.models.demo.world import BACKGROUNDS, Scene, Thing
 
-SYNONYMS: Mapping[str, str] = {
-    "an": "a",
-    "backdrop": "background",
-    "object": "shape",
-    "thing": "shape",
-    "going": "moving",
-    "moves": "moving",
-    "stays": "staying",
-    "standing": "staying",
-    "big": "large",
-    "huge": "large",
-    "little": "small",
-    "tiny": "small",
-    "violet": "purple",
-    "grey": "gray",
-    "disc": "circle",
-    "ball": "circle",
-    "box": "square",
-    "plus": "cross",
-    "leftwards": "left",
-    "rightwards": "right",
-    "upwards": "up",
-    "downwards": "down",
-    "circles": "circling",
-    "orbiting": "circling",
-    "bounces": "bouncing",
-    "motionless": "still",
-}
-
-_SLOT_OF = {word: (slot, value) for slot, words in ATTRIBUTES.items() for value, word in enumerate(words, start=1)}
 _MOTION_PHRASES = {word: f"moving {word}" for word in ("left", "right", "up", "down")} | {"still": "staying still"}
 
 
@@ -105,56 +59,75 @@ def caption(scene: Scene, rng: np.random.Generator | None = None, drop: float = 
 
 def split_words(prompt: str) -> list[str]:
     """Lower-case words of a prompt with synonyms replaced; punctuation separates words."""
-    words = re.findall(r"[^\W\d_]+|\d+", prompt.lower())
-    return [SYNONYMS.get(word, word) for word in words]
+    return [word.meaning for word in read_words(prompt) if word.meaning.isalnum()]
 
 
 def read_prompt(prompt: str) -> np.ndarray:
     """Slot values of a prompt, int64 [NUM_SLOTS]; 0 where the prompt leaves an attribute open.
 
     Unknown words are left out with one warning that names them. Raises PromptError when no word says anything about
-    the picture, when one thing gets two words for one attribute, and for more than two things.
+    the picture, when a word is where it cannot be understood (word_roles.py), when one thing gets two words for one
+    attribute, and for more than two things.
     """
-    words = split_words(prompt)
-    if not set(words) & {*_SLOT_OF, *BACKGROUNDS, THING_WORD}:
-        raise PromptError(
-            f"no word of the prompt {prompt!r} is known to the demo model; it knows: {', '.join(VOCABULARY)}"
-        )
-    unknown = list(dict.fromkeys(word for word in words if word not in VOCABULARY))
-    if unknown:
-        warnings.warn(
-            f"the demo model does not know {', '.join(map(repr, unknown))} in {prompt!r} and ignores it", stacklevel=2
-        )
+    words = read_words(prompt)
+    check_plurals(words, prompt)
+    if not any(role_of(word.meaning) or word.meaning == THING_WORD for word in words):
+        said = f"no word of the prompt {shown(prompt)} is known to the demo model"
+        if not any(word.meaning.isalnum() for word in words):
+            said = "the prompt is empty"
+        raise PromptError(f"{said}; the demo model knows: {', '.join(VOCABULARY)}")
+    _warn_of_unknown(words, prompt)
+    check_roles(words, prompt)
     things = _split_things(words)
     if len(things) > MAX_THINGS:
-        raise PromptError(f"the prompt {prompt!r} describes {len(things)} things; at most {MAX_THINGS}: name fewer")
+        raise PromptError(
+            f"the prompt {shown(prompt)} describes {len(things)} things; at most {MAX_THINGS}: name fewer"
+        )
+    if len(things) > 1:
+        check_joined(things, prompt)
     slots = [_slots_of(thing, prompt) for thing in things]
     slots += [[ABSENT] * len(ATTRIBUTES)] * (MAX_THINGS - len(things))
-    backgrounds = list(dict.fromkeys(word for word in words if word in BACKGROUNDS))
+    backgrounds = list(dict.fromkeys(word.meaning for word in words if word.role == BACKGROUND))
     if len(backgrounds) > 1:
-        raise PromptError(f"the prompt {prompt!r} names the backgrounds {', '.join(backgrounds)}; name one")
+        raise PromptError(f"the prompt {shown(prompt)} names the backgrounds {', '.join(backgrounds)}; name one")
     background = 1 + list(BACKGROUNDS).index(backgrounds[0]) if backgrounds else 0
     return np.array([*(value for thing in slots for value in thing), background], dtype=np.int64)
 
 
-def _split_things(words: Sequence[str]) -> list[list[str]]:
-    """The words of each thing; an "and" without a thing on both sides joins nothing."""
-    things: list[list[str]] = [[]]
-    for word in words:
-        if word == JOINING_WORD:
-            things.append([])
-        elif word in _SLOT_OF or word == THING_WORD:
-            things[-1].append(word)
-    return [thing for thing in things if thing] or [[]]
+def _warn_of_unknown(words: Sequence[Word], prompt: str) -> None:
+    unknown = [word for word in words if word.meaning.isalnum() and word.meaning not in VOCABULARY]
+    if not unknown:
+        return
+    message = (
+        f"the demo model does not know {listed(list(dict.fromkeys(repr(word.written) for word in unknown)))} in "
+        f"{shown(prompt)} and ignores it"
+    )
+    names = {word.written for word in unknown}
+    if any(word.written in names and after.meaning == BACKGROUND for word, after in pairwise(words)):
+        message += f"; backgrounds are {', '.join(words_for(BACKGROUND))}"
+    warnings.warn(message, stacklevel=3)
 
 
-def _slots_of(words: Sequence[str], prompt: str) -> list[int]:
-    said: dict[str, str] = {}
+def _split_things(words: Sequence[Word]) -> list[list[Word]]:
+    """The words of each thing; an "and" without anything said of a thing on both sides joins nothing."""
+    parts: list[list[Word]] = [[]]
     for word in words:
-        if word in _SLOT_OF and said.setdefault(_SLOT_OF[word][0], word) != word:
-            slot = _SLOT_OF[word][0]
+        if word.meaning == JOINING_WORD:
+            parts.append([])
+        else:
+            parts[-1].append(word)
+    return [part for part in parts if any(word.meaning in SLOT_OF or word.names_thing for word in part)] or [[]]
+
+
+def _slots_of(words: Sequence[Word], prompt: str) -> list[int]:
+    said: dict[str, Word] = {}
+    for word in words:
+        if word.meaning not in SLOT_OF:
+            continue
+        slot = SLOT_OF[word.meaning][0]
+        if said.setdefault(slot, word).meaning != word.meaning:
             raise PromptError(
-                f"the prompt {prompt!r} gives one thing the {slot}s {said[slot]!r} and {word!r}; choose one, or "
-                f"describe two things joined by {JOINING_WORD!r}"
+                f"the prompt {shown(prompt)} gives one thing the {slot}s {said[slot].written!r} and {word.written!r}; "
+                f"choose one of {', '.join(words_for(slot))}, or describe two things joined by {JOINING_WORD!r}"
             )
-    return [_SLOT_OF[said[slot]][1] if slot in said else 0 for slot in ATTRIBUTES]
+    return [SLOT_OF[said[slot].meaning][1] if slot in said else 0 for slot in ATTRIBUTES]

@@ -1,4 +1,4 @@
-"""The built-in demo model as a `VideoModel`: 32 x 32 frames of one coloured shape, generated 8 frames at a time.
+"""The built-in demo model as a `VideoModel`: 32 x 32 frames of one or two coloured shapes, 8 frames at a time.
 
 Latents are the pixels themselves: 8 x 8 patches scaled to -1..1. The network predicts clean latents; a denoise step
 is an Euler step of flow matching, x_t = (1 - t) * clean + t * noise.
@@ -14,19 +14,24 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from pagedvid.errors import ConfigError, ShapeError
+from pagedvid.files import exists, is_folder, read_json, shown
 from pagedvid.models.base import Attend, Decoder, ModelGeometry, Piece
+from pagedvid.models.checkpoint import load_checkpoint
 from pagedvid.models.chunk_by_chunk import ChunkByChunk
-from pagedvid.models.demo.captions import VOCABULARY, read_prompt
+from pagedvid.models.demo.captions import read_prompt
 from pagedvid.models.demo.latents import GRID_SIZE, TOKENS_PER_FRAME, images_of
 from pagedvid.models.demo.rope import DemoRope
 from pagedvid.models.demo.transformer import Expectation, Transformer, TransformerConfig
+from pagedvid.models.demo.vocabulary import VOCABULARY
 
 SHIPPED_WEIGHTS = Path(__file__).parent / "weights"
+LARGEST_SIZE = 10_000
+"""Of any number in a config.json."""
+_FOLDER = "a folder with config.json and model.safetensors"
 LEVEL_SHIFT = 5.0
 """How far noise levels crowd towards pure noise, where place and colour of the thing are decided."""
 
@@ -56,9 +61,9 @@ class DemoModel(ChunkByChunk):
 
         Raises ConfigError when a file is missing or unreadable or when the two do not fit each other.
         """
-        folder = SHIPPED_WEIGHTS if path is None else Path(path)
+        folder = _folder_of(path)
         network = Transformer(_read_config(folder / "config.json"))
-        _load_weights(network, folder / "model.safetensors")
+        load_checkpoint(network, folder / "model.safetensors")
         return DemoModel.of(network.to(device=device, dtype=dtype))
 
     def encode_prompt(self, prompt: str) -> Expectation:
@@ -112,7 +117,7 @@ class DemoModel(ChunkByChunk):
 
 def read_geometry(path: Path | None = None) -> ModelGeometry:
     """The model's integers from its `config.json` alone (default: the shipped one). Raises ConfigError."""
-    return _geometry_of(_read_config((SHIPPED_WEIGHTS if path is None else Path(path)) / "config.json"))
+    return _geometry_of(_read_config(_folder_of(path) / "config.json"))
 
 
 def _geometry_of(config: TransformerConfig) -> ModelGeometry:
@@ -135,39 +140,34 @@ def save_weights(network: Transformer, folder: Path, facts: Mapping[str, Any]) -
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
 
 
+def _folder_of(path: Path | None) -> Path:
+    """The folder of the weights; None: of those shipped. Raises ConfigError when there is none."""
+    folder = SHIPPED_WEIGHTS if path is None else Path(path)
+    if not is_folder(folder):
+        found = "is a file" if exists(folder) else "does not exist"
+        raise ConfigError(f"model.weights is {shown(folder)}, which {found}; the demo model takes {_FOLDER}")
+    return folder
+
+
 def _read_config(path: Path) -> TransformerConfig:
+    config = read_json(path, f"give {_FOLDER}")
     try:
-        config = json.loads(path.read_text())
-        architecture, vocabulary = config["architecture"], config["vocabulary"]
-    except FileNotFoundError as error:
-        raise ConfigError(f"{path} is missing; give a folder with config.json and model.safetensors") from error
-    except (ValueError, KeyError, TypeError) as error:
-        raise ConfigError(f"{path} is not a config of the demo model ({error!r}); export the weights again") from error
+        architecture, vocabulary = dict(config["architecture"]), [str(word) for word in config["vocabulary"]]
+    except (KeyError, TypeError, ValueError) as error:
+        raise ConfigError(
+            f"{shown(path)} is not a config of the demo model ({error!r}); export the weights again"
+        ) from error
     if tuple(vocabulary) != VOCABULARY:
         differing = sorted(set(vocabulary) ^ set(VOCABULARY)) or ["their order"]
         raise ConfigError(f"{path}: the vocabulary differs from this version's in {', '.join(differing)}; train again")
+    odd = [name for name, size in architecture.items() if type(size) is not int or not 1 <= size <= LARGEST_SIZE]
+    if odd:
+        raise ConfigError(
+            f"{path}: {odd[0]} is {architecture[odd[0]]!r}; it must be a whole number from 1 to {LARGEST_SIZE}"
+        )
+    if architecture.get("width", 0) % (2 * architecture.get("num_heads", 1)):
+        raise ConfigError(f"{path}: width is {architecture['width']}; it must be a multiple of twice num_heads")
     try:
         return TransformerConfig(**architecture)
     except TypeError as error:
         raise ConfigError(f"{path}: {error}; allowed: {', '.join(TransformerConfig.__dataclass_fields__)}") from error
-
-
-def _load_weights(network: Transformer, path: Path) -> None:
-    if not path.is_file():
-        raise ConfigError(f"{path} is missing; give a folder with config.json and model.safetensors")
-    try:
-        tensors = load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise ConfigError(f"{path} cannot be read ({error}); export or download it again") from error
-    expected = network.state_dict()
-    missing, surplus = sorted(expected.keys() - tensors.keys()), sorted(tensors.keys() - expected.keys())
-    if missing or surplus:
-        raise ConfigError(f"{path} does not fit its config.json: missing keys {missing}, surplus keys {surplus}")
-    wrong = [
-        f"{name} {list(tensors[name].shape)} instead of {list(expected[name].shape)}"
-        for name in expected
-        if tensors[name].shape != expected[name].shape
-    ]
-    if wrong:
-        raise ConfigError(f"{path} does not fit its config.json: {'; '.join(wrong)}")
-    network.load_state_dict(tensors)

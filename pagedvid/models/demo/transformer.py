@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pagedvid.models.base import Attend
-from pagedvid.models.demo.captions import ABSENT, ATTRIBUTES, MAX_THINGS, NUM_SLOTS, NUM_VALUES
+from pagedvid.models.demo.vocabulary import ABSENT, ATTRIBUTES, MAX_THINGS, NUM_SLOTS, NUM_VALUES
 
 
 @dataclass(frozen=True)

@@ -18,12 +18,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
 from pagedvid.errors import ConfigError
 from pagedvid.models.magi1.config import FrameConfig, NetworkConfig
+from pagedvid.weights import read_tensors, refuse_odd_dtype
 
 
 @dataclass(frozen=True)
@@ -58,6 +57,7 @@ def read_captions(source: str | Path | Mapping[str, Tensor], config: NetworkConf
         )
     if rows.shape[1] > config.caption_max_length:
         raise ConfigError(f"{name}: {rows.shape[1]} caption rows; at most {config.caption_max_length} fit")
+    refuse_odd_dtype(rows, f"{name}: embeddings")
     if not bool(torch.isfinite(rows).all()):
         raise ConfigError(f"{name}: embeddings hold NaN or infinity")
     mask = tensors.get("mask", torch.ones(rows.shape[:2]))
@@ -81,6 +81,7 @@ def read_prefix(source: str | Path | Mapping[str, Tensor], network: NetworkConfi
         raise ConfigError(
             f"{name} holds {found}; expected latents [{expected[0]}, frames, {expected[1]}, {expected[2]}]"
         )
+    refuse_odd_dtype(latents, f"{name}: latents")
     if not bool(torch.isfinite(latents).all()):
         raise ConfigError(f"{name}: latents hold NaN or infinity")
     return latents.float()
@@ -90,7 +91,4 @@ def _read(source: str | Path | Mapping[str, Any], what: str) -> tuple[dict[str, 
     if isinstance(source, Mapping):
         return dict(source), f"the {what}"
     path = Path(source)
-    try:
-        return load_file(path), str(path)
-    except (OSError, SafetensorError) as error:
-        raise ConfigError(f"{what} {path} cannot be read ({error}); it must be a safetensors file") from error
+    return read_tensors(path, f"the {what}"), str(path)

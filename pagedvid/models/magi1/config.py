@@ -7,16 +7,18 @@ sections model_config, runtime_config, engine_config), so such a file beside the
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from pagedvid.errors import ConfigError
+from pagedvid.files import is_file, is_folder, read_json, shown
 
 PATCH = 2
 """Rows and columns of latents in a token; a token lasts one latent frame."""
+LARGEST = 1_000_000
+"""Of any number in a configuration file."""
 NUM_GROUPS_OUT = 8
 """Blocks in which outputs of self- and cross-attention alternate before the output projection, in all sizes."""
 
@@ -48,6 +50,11 @@ class NetworkConfig:
 
     def __post_init__(self) -> None:
         heads, groups, width = self.num_attention_heads, self.num_query_groups, self.kv_channels
+        if min(heads, groups, width, self.num_layers) < 1:
+            raise ConfigError(
+                f"num_layers is {self.num_layers}, num_attention_heads {heads}, num_query_groups {groups}, kv_channels "
+                f"{width}; all must be at least 1"
+            )
         if heads % groups or heads * width != self.hidden_size or width % 8 or self.hidden_size % NUM_GROUPS_OUT:
             raise ConfigError(
                 f"{heads} heads of {width} channels over {groups} query groups do not make hidden_size "
@@ -193,11 +200,11 @@ def config_of(name: str, weights: Path | None) -> MagiConfig:
     That file is config.json, or the only *_config.json, in the folder. Raises ConfigError.
     """
     config = PUBLISHED[name]
-    folder = None if weights is None else weights if weights.is_dir() else weights.parent
+    folder = None if weights is None else weights if is_folder(weights) else weights.parent
     if folder is None:
         return config
     own = folder / "config.json"
-    found = [own] if own.is_file() else sorted(folder.glob("*_config.json"))
+    found = [own] if is_file(own) else sorted(folder.glob("*_config.json"))
     return read_config(found[0], config) if len(found) == 1 else config
 
 
@@ -206,18 +213,18 @@ def read_config(path: Path, base: MagiConfig) -> MagiConfig:
 
     Raises ConfigError for a file that cannot be read and for values that cannot be run.
     """
+    content = read_json(path)
     try:
-        content = json.loads(path.read_text())
         model, runtime, engine = (
             dict(content.get(key, {})) for key in ("model_config", "runtime_config", "engine_config")
         )
-    except (OSError, ValueError, AttributeError, TypeError) as error:
-        raise ConfigError(f"{path} is not a configuration of MAGI-1 ({error!r})") from error
+    except (ValueError, AttributeError, TypeError) as error:
+        raise ConfigError(f"{shown(path)} is not a configuration of MAGI-1 ({error!r})") from error
     settings = {**model, **runtime, **engine}
     for side in ("h", "w"):
         if f"video_size_{side}" in settings:
             pixels = settings[f"video_size_{side}"]
-            if pixels % 8:
+            if type(pixels) is not int or pixels % 8:
                 raise ConfigError(f"{path}: video_size_{side} is {pixels}; it must be a multiple of 16")
             settings["latent_height" if side == "h" else "latent_width"] = pixels // 8
     return MagiConfig(
@@ -234,6 +241,24 @@ def _changed(section: Any, settings: Mapping[str, Any], path: Path) -> Any:
         key: tuple(value) if isinstance(value, list) else value for key, value in settings.items() if key in known
     }
     try:
+        for key, value in values.items():
+            _check_kind(key, value, getattr(section, key))
         return replace(section, **values)
-    except (ConfigError, TypeError, ValueError) as error:
-        raise ConfigError(f"{path}: {error}") from error
+    except ConfigError as error:
+        raise ConfigError(f"{shown(path)}: {error}") from error
+
+
+def _check_kind(key: str, value: Any, known: Any) -> None:
+    """Raises ConfigError for a value that is of another kind than a known one, or beyond any use."""
+    if isinstance(known, tuple) and isinstance(value, tuple):
+        for part in value:
+            _check_kind(key, part, known[0])
+        return
+    is_number = isinstance(known, int | float) and not isinstance(known, bool)
+    if is_number and type(value) in (int, type(known)) and 0 <= value <= LARGEST:
+        return
+    if is_number or type(value) is not type(known):
+        allowed = f"{'a whole number' if type(known) is int else 'a number'} from 0 to {LARGEST}"
+        if not is_number:
+            allowed = f"of the kind of {known!r}"
+        raise ConfigError(f"{key} is {value!r}; it must be {allowed}")

@@ -39,7 +39,7 @@ def load(name: str, choice: ModelChoice, device: str, dtype: torch.dtype) -> Mag
     config = config_of(name, weights)
     width, max_tokens = config.network.caption_channels, config.network.caption_max_length
     encoder = t5_encoder(choice.text_encoder, "t5", width, device, choice.prompts, max_tokens)
-    return MagiModel.load(config, weights, device, dtype, encoder)
+    return MagiModel.load(config, weights, device, dtype, encoder, choice.ema)
 
 
 def writes_latents(choice: ModelChoice) -> bool:

@@ -60,12 +60,19 @@ class MagiModel:
         device: str = "cpu",
         dtype: torch.dtype = torch.float32,
         text_encoder: TextEncoder | None = None,
+        prefer_ema: bool = True,
     ) -> MagiModel:
         """Published weights, shard by shard. Raises ConfigError when they do not fit the configuration."""
         with torch.device("meta"):
             network = MagiNetwork(config.network, dtype)
         order = channel_order(config.network.kv_channels)
-        load_checkpoint(network, weights, device, convert=lambda name, tensor: in_order(name, tensor, order))
+        load_checkpoint(
+            network,
+            weights,
+            device,
+            convert=lambda name, tensor: in_order(name, tensor, order),
+            prefer_ema=prefer_ema,
+        )
         return MagiModel(config, network, text_encoder)
 
     def prepare(self, prompt: str, inputs: Mapping[str, Any], num_frames: int) -> MagiCondition:

@@ -20,17 +20,14 @@ itself at the video's start. Noise levels are times: 0 is noise, 1 is clean.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from pagedvid.errors import ConfigError
 from pagedvid.geometry import Window
 from pagedvid.models.magi1.config import SamplingConfig
 from pagedvid.models.magi1.times import check_steps, step_size, times
-from pagedvid.models.rounds import Advance, Hold, Range, Round, Schedule, planned, with_endings
-
-MAX_CHUNKS = 10_000
-"""All rounds of a video are planned when it is submitted; this is nearly three hours of it."""
+from pagedvid.models.rounds import Advance, Hold, Range, Round, Schedule, check_plannable, planned, with_endings
 
 
 @dataclass(frozen=True)
@@ -44,10 +41,10 @@ class MagiSchedule:
     num_prefix_chunks: int = 0
     """Whole chunks that are given."""
 
-    def rounds(self) -> tuple[Round, ...]:
-        """All of them."""
-        rounds = [*self._prefix_rounds(), *self._denoise_rounds()]
-        return with_endings(rounds, self.chunk_frames)
+    def rounds(self) -> Iterator[Round]:
+        """All of them, in which nothing is dropped yet."""
+        yield from self._prefix_rounds()
+        yield from self._denoise_rounds()
 
     def _prefix_rounds(self) -> Iterator[Round]:
         """Chunk by chunk, so that what a chunk sees of those before it is already stored."""
@@ -71,9 +68,8 @@ class MagiSchedule:
             prompted = self._forward(steps, index, has_clean_pass, "cond", "clean", stores=False)
             null = self._forward(steps, index, has_clean_pass, "null", "null", stores=True)
             for ranges in (prompted, null):
-                yield Round(
-                    tuple(ranges), holds=tuple(Hold(chunk, self._carriers(chunk, ranges)[0]) for chunk in steps)
-                )
+                carriers = self._carriers(ranges)
+                yield Round(tuple(ranges), holds=tuple(Hold(chunk, carriers[chunk][0]) for chunk in steps))
             yield self._moving([self._alone(chunk, step, "uncond", 0, index) for chunk, step in steps.items()], steps)
             return
         ranges = self._forward(steps, index, has_clean_pass, "cond", "clean", stores=True)
@@ -84,12 +80,11 @@ class MagiSchedule:
 
     def _moving(self, ranges: Sequence[Range], steps: dict[int, int]) -> Round:
         """The round after which every chunk in flight takes its step."""
-        levels, first = self._times, min(steps)
+        levels, first, carriers = self._times, min(steps), self._carriers(ranges)
         return Round(
             tuple(ranges),
             tuple(
-                Advance(chunk, self._carriers(chunk, ranges), levels[step], levels[step + 1])
-                for chunk, step in steps.items()
+                Advance(chunk, tuple(carriers[chunk]), levels[step], levels[step + 1]) for chunk, step in steps.items()
             ),
             finished=(first,) if steps[first] == self.num_steps - 1 else (),
         )
@@ -143,9 +138,12 @@ class MagiSchedule:
             self._frames(chunk), self._times[step], branch, visible=(), position=position, tag=self._tag(index)
         )
 
-    def _carriers(self, chunk: int, ranges: Sequence[Range]) -> tuple[int, ...]:
-        first_frame = chunk * self.chunk_frames
-        return tuple(i for i, part in enumerate(ranges) if part.frames[0] == first_frame)
+    def _carriers(self, ranges: Sequence[Range]) -> Mapping[int, list[int]]:
+        """The ranges that carry a chunk, by chunk."""
+        carriers: defaultdict[int, list[int]] = defaultdict(list)
+        for place, part in enumerate(ranges):
+            carriers[part.frames[0] // self.chunk_frames].append(place)
+        return carriers
 
     def _frames(self, chunk: int) -> range:
         return range(chunk * self.chunk_frames, (chunk + 1) * self.chunk_frames)
@@ -164,14 +162,11 @@ def magi_schedule(
 ) -> Schedule:
     """The schedule of a video of `num_frames` latent frames after `num_prefix_frames` given ones.
 
-    Raises ConfigError for steps that cannot be dealt out, and for a video of more than MAX_CHUNKS chunks.
+    Raises ConfigError for steps that cannot be dealt out, and for a video of too many chunks.
     """
     check_steps(num_steps, sampling)
     num_chunks = -(-(num_prefix_frames + num_frames) // chunk_frames)
-    if num_chunks > MAX_CHUNKS:
-        raise ConfigError(
-            f"a video of {num_frames} latent frames has {num_chunks} chunks; at most {MAX_CHUNKS} can be planned"
-        )
-    rounds = MagiSchedule(sampling, chunk_frames, num_steps, num_chunks, num_prefix_frames // chunk_frames).rounds()
+    check_plannable(num_frames, num_chunks)
+    plan = MagiSchedule(sampling, chunk_frames, num_steps, num_chunks, num_prefix_frames // chunk_frames)
     window = Window(sink_chunks=0, recent_chunks=max(1, num_chunks))
-    return planned(lambda: iter(rounds), window, first_frame=num_prefix_frames)
+    return planned(with_endings(plan.rounds, chunk_frames), window, first_frame=num_prefix_frames)

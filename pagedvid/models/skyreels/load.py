@@ -67,7 +67,7 @@ def load(name: str, choice: ModelChoice, device: str, dtype: torch.dtype) -> Sky
     decoder = load_decoder(parts.vae, config["in_channels"], device)
     prompts = map(cleaned, (*choice.prompts, settings.negative_prompt) if choice.prompts else ())
     text = t5_encoder(parts.text_encoder, "umt5", config["text_dim"], device, prompts, settings.text_tokens)
-    transformer = load_transformer(TRANSFORMER, config, parts.transformer, device, dtype)
+    transformer = load_transformer(TRANSFORMER, config, parts.transformer, device, dtype, prefer_ema=choice.ema)
     return SkyReelsV2(transformer, settings, text, decoder)
 
 

@@ -11,8 +11,7 @@ Nothing is ever downloaded: a path that does not exist is an error.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,6 +20,7 @@ from typing import Any, TypeVar
 import torch
 
 from pagedvid.errors import ConfigError
+from pagedvid.files import exists, is_file, is_folder, read_json, shown
 from pagedvid.models.checkpoint import load_checkpoint
 from pagedvid.models.choice import ModelChoice
 from pagedvid.models.wan.model import LatentDecoder, shape_of
@@ -30,6 +30,9 @@ AnySettings = TypeVar("AnySettings", bound=WanSettings)
 NEEDED = ("patch_size", "num_attention_heads", "attention_head_dim", "in_channels", "out_channels", "text_dim",
           "num_layers", "rope_max_seq_len")  # fmt: skip
 """What a transformer's config.json must say."""
+MAY_BE_NULL = ("out_channels",)
+LARGEST = 1_000_000
+"""Of any size in a config.json."""
 PURPOSE = "running this model"
 """Begins the error when diffusers is missing."""
 
@@ -47,17 +50,17 @@ class WanParts:
 def find_parts(weights: Path, choice: ModelChoice) -> WanParts:
     """The parts of the model at `weights`; those that are named come before a pipeline's own. Raises ConfigError."""
     for what, path in (("weights", weights), ("text_encoder", choice.text_encoder), ("vae", choice.vae)):
-        if path is not None and not path.exists():
+        if path is not None and not exists(path):
             raise ConfigError(
-                f"model.{what} is {path}, which does not exist; give a file or folder (nothing is downloaded)"
+                f"model.{what} is {shown(path)}, which does not exist; give a file or folder (nothing is downloaded)"
             )
-    if not (weights / "transformer").is_dir():
+    if not is_folder(weights / "transformer"):
         return WanParts(weights, choice.text_encoder, choice.vae)
-    has_encoder = (weights / "text_encoder").is_dir() and (weights / "tokenizer").is_dir()
+    has_encoder = is_folder(weights / "text_encoder") and is_folder(weights / "tokenizer")
     return WanParts(
         weights / "transformer",
         choice.text_encoder or (weights if has_encoder else None),
-        choice.vae or (weights / "vae" if (weights / "vae").is_dir() else None),
+        choice.vae or (weights / "vae" if is_folder(weights / "vae") else None),
     )
 
 
@@ -74,13 +77,12 @@ def library_config(transformer: Path, class_name: str) -> dict[str, Any] | None:
     Raises ConfigError when the folder holds another class.
     """
     file = transformer / "config.json"
-    if not file.is_file():
+    if not is_file(file):
         return None
-    try:
-        config = json.loads(file.read_text())
-        found = config.get("_class_name")
-    except (OSError, ValueError, AttributeError) as error:
-        raise ConfigError(f"{file} cannot be read ({error!r}); download it again") from error
+    config = read_json(file)
+    if not isinstance(config, dict):
+        raise ConfigError(f"{file} holds a {type(config).__name__}, not a table of settings; download it again")
+    found = config.get("_class_name")
     if found is None:
         return None
     if found != class_name:
@@ -88,6 +90,14 @@ def library_config(transformer: Path, class_name: str) -> dict[str, Any] | None:
     missing = [name for name in NEEDED if name not in config]
     if missing:
         raise ConfigError(f"{file} lacks {', '.join(missing)}; download it again")
+    patch = config["patch_size"]
+    if not isinstance(patch, list) or len(patch) != 3:
+        raise ConfigError(f"{file}: patch_size is {patch!r}; it must be three whole numbers")
+    sizes = [(name, config[name]) for name in NEEDED if name != "patch_size"] + [("patch_size", side) for side in patch]
+    for name, size in sizes:
+        is_size = type(size) is int and 1 <= size <= LARGEST
+        if not is_size and not (size is None and name in MAY_BE_NULL):
+            raise ConfigError(f"{file}: {name} is {size!r}; it must be a whole number from 1 to {LARGEST}")
     return {name: value for name, value in config.items() if not name.startswith("_")}
 
 
@@ -103,13 +113,16 @@ def load_transformer(
     device: str,
     dtype: torch.dtype,
     rename: Callable[[str], str | None] = lambda name: name,
-    sections: Sequence[str] = (),
+    prefer_ema: bool = True,
 ) -> Any:
-    """A transformer of diffusers with the weights of a file or folder, shard by shard. Raises ConfigError."""
+    """A transformer of diffusers with the weights of a file or folder, shard by shard. Raises ConfigError.
+
+    For `rename` and `prefer_ema` see `load_checkpoint`.
+    """
     from pagedvid.integrations.diffusers_library import empty_transformer
 
     transformer = empty_transformer(class_name, config, PURPOSE, dtype)
-    load_checkpoint(transformer, path, device, rename, sections=sections)
+    load_checkpoint(transformer, path, device, rename, prefer_ema=prefer_ema)
     return transformer.to(device)
 
 

@@ -15,12 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
 from pagedvid.errors import ConfigError, PromptError
 from pagedvid.models.text_encoder import TextEncoder
+from pagedvid.weights import read_tensors, refuse_odd_dtype
 
 FILE_NAMES = {"cond": "prompt_embeds", "uncond": "negative_prompt_embeds"}
 """Names in an embeddings file by branch."""
@@ -64,7 +63,7 @@ class PromptReader:
         return encoded["embeddings"][: int(encoded["mask"].sum())]
 
     def _given(self, source: Any, prompts: Mapping[str, str]) -> dict[str, Tensor]:
-        tensors = source if isinstance(source, Mapping) else _read(Path(source))
+        tensors = source if isinstance(source, Mapping) else read_tensors(Path(source), "the embeddings")
         known = {FILE_NAMES[branch]: branch for branch in prompts}
         unknown = sorted(set(tensors) - set(known))
         if unknown or FILE_NAMES["cond"] not in tensors:
@@ -81,6 +80,7 @@ class PromptReader:
                 f"{name} has shape {list(x.shape)}; {self.model_name} takes [rows, {self.width}] of at most "
                 f"{self.num_tokens} rows"
             )
+        refuse_odd_dtype(rows, name)
         if not bool(torch.isfinite(rows).all()):
             raise ConfigError(f"{name} has NaN or infinite values; encode the prompt again")
         return rows
@@ -89,10 +89,3 @@ class PromptReader:
 def cleaned(prompt: str) -> str:
     """A prompt as these models know prompts: HTML entities (twice escaped ones too) spelled out, single spaces."""
     return " ".join(html.unescape(html.unescape(prompt)).split())
-
-
-def _read(path: Path) -> Mapping[str, Tensor]:
-    try:
-        return load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise ConfigError(f"the embeddings {path} cannot be read: {error}") from error

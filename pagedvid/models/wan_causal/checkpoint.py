@@ -4,14 +4,13 @@
     CausVid         .pt, {"generator": table}
     Krea            .safetensors, one table
 
-A table's names are `model.blocks.0.self_attn.q.weight`: the wrapper's `model.`, then the names of Wan's own network
-(wan/modules/model.py). They differ from those of diffusers' `WanTransformer3DModel` in words only: no tensor changes
-its shape (scripts/convert_wan_to_diffusers.py of diffusers).
+A table's names are `model.blocks.0.self_attn.q.weight`: the wrapper's `model.` (checkpoint_names.py), then the names of
+Wan's own network (wan/modules/model.py). They differ from those of diffusers' `WanTransformer3DModel` in words only: no
+tensor changes its shape (scripts/convert_wan_to_diffusers.py of diffusers).
 """
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from math import prod
@@ -19,12 +18,12 @@ from pathlib import Path
 from typing import Any
 
 from pagedvid.errors import ConfigError
+from pagedvid.files import is_file, is_folder, read_json, shown
 from pagedvid.models.checkpoint import tensor_shapes
+from pagedvid.models.checkpoint_names import plain_name
 
 WAN_HEAD_DIM = 128
 """Of all published sizes."""
-_WRAPPER = re.compile(r"^(generator(_ema)?\.)?(model\.)?|_fsdp_wrapped_module\.")
-"""What training wraps around the network's names."""
 _OUTSIDE = {
     "text_embedding.0": "condition_embedder.text_embedder.linear_1",
     "text_embedding.2": "condition_embedder.text_embedder.linear_2",
@@ -46,14 +45,10 @@ _INSIDE = {
 _ATTENTION = {"q": "to_q", "k": "to_k", "v": "to_v", "o": "to_out.0", "norm_q": "norm_q", "norm_k": "norm_k"}
 
 
-def sections(prefer_ema: bool) -> tuple[str, str]:
-    """The tables of a .pt file that hold the network, best first; `prefer_ema`: the average over training's end."""
-    return ("generator_ema", "generator") if prefer_ema else ("generator", "generator_ema")
-
-
 def library_name(published: str) -> str:
-    """The name in `WanTransformer3DModel` of a published tensor; a name that Wan does not have is given back."""
-    name = _WRAPPER.sub("", published)
+    """The name in `WanTransformer3DModel` of a published tensor; one that Wan does not have is given back, and so are
+    those of `WanTransformer3DModel` itself."""
+    name = plain_name(published)
     if name == "head.modulation":
         return "scale_shift_table"
     module, _, leaf = name.rpartition(".")
@@ -68,6 +63,8 @@ def _name_in_block(name: str) -> str:
     if name == "modulation":
         return "scale_shift_table"
     module, _, leaf = name.rpartition(".")
+    if not module:
+        return name
     attention, _, part = module.partition(".")
     if attention in ("self_attn", "cross_attn") and part in _ATTENTION:
         return f"{_INSIDE[attention]}.{_ATTENTION[part]}.{leaf}"
@@ -80,7 +77,7 @@ def transformer_config(path: Path, prefer_ema: bool = True) -> dict[str, Any]:
     The sizes are those of the tensors. How channels divide into heads they do not show: `num_heads` of a config.json
     beside them says it (Wan publishes one), otherwise heads have 128 channels. Raises ConfigError.
     """
-    shapes = {library_name(name): shape for name, shape in tensor_shapes(path, sections(prefer_ema)).items()}
+    shapes = {library_name(name): shape for name, shape in tensor_shapes(path, prefer_ema).items()}
     facts = _facts_beside(path)
     try:
         width, in_channels, *patch = shapes["patch_embedding.weight"]
@@ -98,10 +95,10 @@ def transformer_config(path: Path, prefer_ema: bool = True) -> dict[str, Any]:
             "cross_attn_norm": "blocks.0.norm2.weight" in shapes,
             "eps": float(facts.get("eps", 1e-6)),
         }
-    except (KeyError, IndexError, ValueError, TypeError) as error:
+    except (KeyError, IndexError, ValueError, TypeError, ArithmeticError) as error:
         raise ConfigError(
-            f"{path} is not a checkpoint of a Wan transformer ({error!r}); give one in the names of Wan's repository, "
-            "as Self-Forcing publishes it, or a folder in the layout of diffusers"
+            f"{shown(path)} is not a checkpoint of a Wan transformer ({error!r}); give one in the names of Wan's "
+            "repository, as Self-Forcing publishes it, or a folder in the layout of diffusers"
         ) from error
     if num_heads < 1 or width % num_heads:
         raise ConfigError(
@@ -111,13 +108,10 @@ def transformer_config(path: Path, prefer_ema: bool = True) -> dict[str, Any]:
 
 
 def _facts_beside(path: Path) -> Mapping[str, Any]:
-    file = (path if path.is_dir() else path.parent) / "config.json"
-    if not file.is_file():
+    file = (path if is_folder(path) else path.parent) / "config.json"
+    if not is_file(file):
         return {}
-    try:
-        facts = json.loads(file.read_text())
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{file} cannot be read ({error}); download it again or remove it") from error
+    facts = read_json(file, "download it again or remove it")
     if not isinstance(facts, dict):
         raise ConfigError(f"{file} holds a {type(facts).__name__}, not a table of settings")
     return facts

@@ -27,7 +27,7 @@ from pagedvid.models.wan.parts import (
 )
 from pagedvid.models.wan.settings import TransformerShape
 from pagedvid.models.wan.text import cleaned
-from pagedvid.models.wan_causal.checkpoint import library_name, sections, transformer_config
+from pagedvid.models.wan_causal.checkpoint import library_name, transformer_config
 from pagedvid.models.wan_causal.model import WanCausal, wan_causal_schedule
 from pagedvid.models.wan_causal.settings import WanCausalSettings
 
@@ -81,11 +81,7 @@ def load(name: str, choice: ModelChoice, device: str, dtype: torch.dtype) -> Wan
     decoder = load_decoder(parts.vae, config["in_channels"], device)
     prompts = map(cleaned, choice.prompts)
     text = t5_encoder(parts.text_encoder, "umt5", config["text_dim"], device, prompts, settings.text_tokens)
-    if library_config(parts.transformer, TRANSFORMER) is None:
-        names = library_name, sections(choice.ema)
-        transformer = load_transformer(TRANSFORMER, config, parts.transformer, device, dtype, *names)
-    else:
-        transformer = load_transformer(TRANSFORMER, config, parts.transformer, device, dtype)
+    transformer = load_transformer(TRANSFORMER, config, parts.transformer, device, dtype, library_name, choice.ema)
     return WanCausal(transformer, settings, text, decoder)
 
 

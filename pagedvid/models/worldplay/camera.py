@@ -40,11 +40,14 @@ class Cameras:
                 "expected are [frames, 4, 4] and [frames, 3, 3]"
             )
         focals = torch.stack([intrinsics[:, 0, 0], intrinsics[:, 1, 1]], dim=1)
-        for frame, (view, focal) in enumerate(zip(views, focals, strict=True)):
-            _check_rigid(frame, view)
-            if not bool(torch.isfinite(focal).all() and (focal > 0).all()):
-                raise ConfigError(f"the focal lengths of frame {frame} are {focal.tolist()}; they must be above 0")
+        _check(views, focals)
         return Cameras(views, focals)
+
+    @staticmethod
+    def standing(num_frames: int) -> Cameras:
+        """A camera at the origin that looks along +z all the time."""
+        view, focal = torch.eye(4, dtype=torch.float64), torch.ones(2, dtype=torch.float64)
+        return Cameras(view.expand(num_frames, 4, 4), focal.expand(num_frames, 2))
 
     def __len__(self) -> int:
         return len(self.views_F44)
@@ -84,16 +87,25 @@ def _diagonal(focals_F2: Tensor) -> Tensor:
     return torch.diag_embed(torch.cat([focals_F2, torch.ones_like(focals_F2)], dim=1))
 
 
-def _check_rigid(frame: int, view: Tensor) -> None:
-    rotation, last_row = view[:3, :3], view[3].tolist()
-    is_rigid = (
-        bool(torch.isfinite(view).all())
-        and last_row == [0.0, 0.0, 0.0, 1.0]
-        and float((rotation @ rotation.T - torch.eye(3, dtype=view.dtype)).abs().max()) < RIGID_TOLERANCE
-        and float(torch.linalg.det(rotation)) > 0
+def _check(views_F44: Tensor, focals_F2: Tensor) -> None:
+    """Raises ConfigError for the first frame that is no camera."""
+    rotation = views_F44[:, :3, :3]
+    last_row = torch.tensor([0.0, 0.0, 0.0, 1.0], dtype=views_F44.dtype)
+    deviation = (rotation @ rotation.mT - torch.eye(3, dtype=views_F44.dtype)).abs().flatten(1).amax(1)
+    is_rigid_F = (
+        torch.isfinite(views_F44).flatten(1).all(1)
+        & (views_F44[:, 3] == last_row).all(1)
+        & (deviation < RIGID_TOLERANCE)
+        & (torch.linalg.det(rotation) > 0)
     )
-    if not is_rigid:
+    has_focals_F = (torch.isfinite(focals_F2) & (focals_F2 > 0)).all(1)
+    wrong = (~(is_rigid_F & has_focals_F)).nonzero().flatten().tolist()
+    if not wrong:
+        return
+    frame = wrong[0]
+    if not is_rigid_F[frame]:
         raise ConfigError(
-            f"the view matrix of frame {frame} is not rigid: {view.tolist()}; a world-to-camera matrix is "
+            f"the view matrix of frame {frame} is not rigid: {views_F44[frame].tolist()}; a world-to-camera matrix is "
             "[R, t; 0 0 0 1] with a rotation R (rows orthogonal and of length 1, determinant +1)"
         )
+    raise ConfigError(f"the focal lengths of frame {frame} are {focals_F2[frame].tolist()}; they must be above 0")

@@ -17,13 +17,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
 from pagedvid.errors import ConfigError
 from pagedvid.models.worldplay.camera import Cameras
 from pagedvid.models.worldplay.trajectory import Trajectory, read_trajectory
+from pagedvid.weights import read_tensors, refuse_odd_dtype
 
 INPUT_NAMES = ("trajectory", "embeddings")
 
@@ -66,10 +65,7 @@ def read_embeddings(source: Any) -> Mapping[str, Tensor]:
     """The tensors of an embeddings file, or `source` itself when it is a table of tensors. Raises ConfigError."""
     if isinstance(source, Mapping):
         return source
-    try:
-        return load_file(source)
-    except (SafetensorError, OSError) as error:
-        raise ConfigError(f"the embeddings {source} cannot be read: {error}") from error
+    return read_tensors(Path(source), "the embeddings")
 
 
 def states(embeddings: Mapping[str, Tensor], name: str, channels: int, mask: str | None = None) -> Tensor:
@@ -77,6 +73,7 @@ def states(embeddings: Mapping[str, Tensor], name: str, channels: int, mask: str
     x = _tensor(embeddings, name)
     if x.ndim != 3 or x.shape[0] != 1 or x.shape[2] != channels:
         raise ConfigError(f"{name} has shape {list(x.shape)}; this model takes [1, rows, {channels}]")
+    refuse_odd_dtype(x, name)
     if mask is None:
         return x[0]
     kept = _tensor(embeddings, mask)
@@ -91,6 +88,7 @@ def image_grid(embeddings: Mapping[str, Tensor], name: str, channels: int, rows:
     expected = [1, channels, 1, rows, columns]
     if list(x.shape) != expected:
         raise ConfigError(f"{name} has shape {list(x.shape)}; this model and resolution take {expected}")
+    refuse_odd_dtype(x, name)
     return x[0]
 
 
@@ -98,6 +96,6 @@ def _tensor(embeddings: Mapping[str, Tensor], name: str) -> Tensor:
     if name not in embeddings:
         raise ConfigError(f"the embeddings lack {name}; they have {', '.join(sorted(embeddings)) or 'nothing'}")
     x = embeddings[name]
-    if x.is_floating_point() and not bool(torch.isfinite(x).all()):
+    if x.is_floating_point() and not bool(torch.isfinite(x.float()).all()):
         raise ConfigError(f"{name} has NaN or infinite values; encode the prompt and the image again")
     return x

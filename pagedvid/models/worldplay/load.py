@@ -22,7 +22,7 @@ _VARIANTS = {"hy-worldplay-8b": model_8b, "hy-worldplay-5b": model_wan5b}
 
 def geometry(name: str, choice: ModelChoice) -> ModelGeometry:
     """See `ModelFamily`."""
-    return _VARIANTS[name].read_geometry(choice.weights)
+    return _VARIANTS[name].read_geometry(choice.weights, choice.ema)
 
 
 def schedule(
@@ -47,13 +47,13 @@ def load(name: str, choice: ModelChoice, device: str, dtype: torch.dtype) -> Wor
             f"{name} reads three encoders (Qwen2.5-VL, ByT5, SigLIP) that are not run here: leave model.text_encoder "
             'out and give requests their outputs in a file (the input "embeddings")'
         )
-    return model_8b.WorldPlay8B.load(weights, device, dtype)
+    return model_8b.WorldPlay8B.load(weights, device, dtype, choice.ema)
 
 
 def _load_wan5b(weights: Path, choice: ModelChoice, device: str, dtype: torch.dtype) -> WorldPlayModel:
-    width, prompts = read_config_wan5b(weights).text_channels, map(cleaned, choice.prompts)
+    width, prompts = read_config_wan5b(weights, choice.ema).text_channels, map(cleaned, choice.prompts)
     encoder = t5_encoder(choice.text_encoder, "umt5", width, device, prompts, model_wan5b.TEXT_TOKENS)
-    return model_wan5b.WorldPlayWan5B.load(weights, device, dtype, encoder)
+    return model_wan5b.WorldPlayWan5B.load(weights, device, dtype, encoder, choice.ema)
 
 
 def writes_latents(choice: ModelChoice) -> bool:

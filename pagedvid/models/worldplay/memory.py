@@ -3,11 +3,12 @@
 The overlap of two cameras is counted on points in a ball around the first: the share of the points seen by camera a
 that camera b sees too. Frames are taken in blocks of four, at multiples of four.
 
-Axes: F frames, N points, n of them in a camera's view.
+Axes: F frames, N points, n of them in a camera's view, P pairs of cameras.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -19,6 +20,8 @@ RADIUS = 8.0
 HALF_WIDTH_DEGREES = 30.0
 HALF_HEIGHT_DEGREES = 17.5
 NUM_POINTS = 50_000
+PAIRS_AT_ONCE = 32
+"""Pairs of cameras that are compared in one go: so many that their points stay in a processor's cache."""
 
 
 @dataclass(frozen=True)
@@ -40,15 +43,27 @@ MEMORY_WAN = MemoryPolicy(16, 12, protects_first_chunk=False, keeps_all_until=15
 
 
 def select_frames(policy: MemoryPolicy, first_frame: int, views_F44: Tensor, points_N3: Tensor) -> tuple[int, ...]:
-    """Frames, ascending, that the chunk starting at `first_frame` remembers; `views` must reach to the chunk's end."""
+    """Frames, ascending, that the chunk starting at `first_frame` remembers; `views` must reach to the chunk's end.
+
+    A chunk late in a video is compared with every block before it, 8 pairs of cameras each.
+    """
+    return _selected(
+        policy, first_frame, lambda blocks: _most_alike_first(blocks, first_frame, views_F44.double(), points_N3)
+    )
+
+
+def num_selected(policy: MemoryPolicy, first_frame: int) -> int:
+    """How many frames `select_frames` gives, wherever the cameras are; none are compared."""
+    return len(_selected(policy, first_frame, lambda blocks: blocks))
+
+
+def _selected(policy: MemoryPolicy, first_frame: int, ranked: Callable[[range], Sequence[int]]) -> tuple[int, ...]:
+    """`ranked` puts old blocks, given by their first frames, into the order in which they are taken."""
     if first_frame <= policy.keeps_all_until:
         return tuple(range(first_frame))
     first_recent = first_frame - policy.recent_frames
     chosen = list(range(BLOCK_FRAMES)) if policy.protects_first_chunk else []
-    candidates = range(len(chosen), first_recent, BLOCK_FRAMES)
-    views, seen = views_F44.double(), points_in_view(points_N3)
-    distance = {block: _distance(first_frame, block, views, seen) for block in candidates}
-    for block in sorted(candidates, key=lambda block: distance[block]):
+    for block in ranked(range(len(chosen), first_recent, BLOCK_FRAMES)):
         if len(chosen) + policy.recent_frames >= policy.memory_frames:
             break
         chosen += range(block, block + BLOCK_FRAMES)
@@ -66,7 +81,8 @@ def default_points() -> Tensor:
 
 def view_overlap(view_a: Tensor, view_b: Tensor, points_N3: Tensor) -> float:
     """Share of the points in camera a's view that camera b sees too. `points` are relative to camera a."""
-    return _share_seen(view_a.double(), view_b.double(), points_in_view(points_N3))
+    relative = view_b.double() @ torch.linalg.inv(view_a.double())
+    return float(_shares_seen(relative[None], points_in_view(points_N3)))
 
 
 def points_in_view(points_N3: Tensor) -> Tensor:
@@ -75,31 +91,44 @@ def points_in_view(points_N3: Tensor) -> Tensor:
     return points[_is_inside(points, torch.tensor([0.0, 0.0, 1.0], dtype=torch.float64))]
 
 
-def _share_seen(view_a: Tensor, view_b: Tensor, seen_by_a_n3: Tensor) -> float:
-    relative = view_b @ torch.linalg.inv(view_a)
-    rotation, translation = relative[:3, :3], relative[:3, 3]
-    offset = seen_by_a_n3 + rotation.T @ translation  # from the centre -R^T t
-    in_b = _is_inside(offset, rotation[2]) & (offset.norm(dim=1) < RADIUS)
-    return float(in_b.sum()) / max(1, len(in_b))
+def _most_alike_first(blocks: range, first_frame: int, views_F44: Tensor, points_N3: Tensor) -> list[int]:
+    """Blocks by the mean overlap of two of their frames with the chunk's four; equal ones in their order."""
+    if not blocks:
+        return []
+    compared = [frame for block in blocks for frame in (block, block + BLOCK_FRAMES // 2)]
+    from_chunk = torch.linalg.inv(views_F44[first_frame : first_frame + BLOCK_FRAMES])
+    relative = views_F44[compared].view(len(blocks), 1, 2, 4, 4) @ from_chunk[:, None]  # [blocks, 4, 2, 4, 4]
+    shares = _shares_seen(relative.flatten(0, 2), points_in_view(points_N3)).view(len(blocks), -1)
+    distance = [1.0 - sum(overlaps) / len(overlaps) for overlaps in shares.tolist()]
+    return [blocks[place] for place in sorted(range(len(blocks)), key=lambda place: distance[place])]
 
 
-def _distance(first_frame: int, block: int, views_F44: Tensor, seen_n3: Tensor) -> float:
-    overlaps = [
-        _share_seen(views_F44[query], views_F44[frame], seen_n3)
-        for query in range(first_frame, first_frame + BLOCK_FRAMES)
-        for frame in (block, block + BLOCK_FRAMES // 2)
-    ]
-    return 1.0 - sum(overlaps) / len(overlaps)
+def _shares_seen(relative_P44: Tensor, seen_by_a_n3: Tensor) -> Tensor:
+    """Shares [P] of camera a's points that camera b sees, for pairs of cameras; `relative` leads from a to b."""
+    rotation, translation = relative_P44[:, :3, :3], relative_P44[:, :3, 3:]
+    shift = (rotation.mT @ translation).squeeze(2)  # the centre of b is at -R^T t
+    shares = torch.zeros(len(relative_P44), dtype=torch.float64)
+    # Further apart than two radii, no point is near both.
+    for pairs in (shift.norm(dim=1) <= 2 * RADIUS).nonzero().squeeze(1).split(PAIRS_AT_ONCE):
+        offset = seen_by_a_n3 + shift[pairs, None]
+        in_b = _is_inside(offset, rotation[pairs, 2, None]) & (offset.norm(dim=-1) < RADIUS)
+        shares[pairs] = in_b.sum(dim=1).double() / max(1, len(seen_by_a_n3))
+    return shares
 
 
-def _is_inside(offset_N3: Tensor, forward: Tensor) -> Tensor:
-    yaw = _degrees(offset_N3[:, 0], offset_N3[:, 2]) - _degrees(forward[0], forward[2])
-    pitch = _pitch(offset_N3) - _pitch(forward[None])
+def _is_inside(offset_N3: Tensor, forward_3: Tensor) -> Tensor:
+    """Whether offsets [..., 3] from a camera that looks `forward` [..., 3] are in its view."""
+    yaw = _yaw(offset_N3) - _yaw(forward_3)
+    pitch = _pitch(offset_N3) - _pitch(forward_3)
     return (_wrap(yaw).abs() < HALF_WIDTH_DEGREES) & (_wrap(pitch).abs() < HALF_HEIGHT_DEGREES)
 
 
+def _yaw(direction_N3: Tensor) -> Tensor:
+    return _degrees(direction_N3[..., 0], direction_N3[..., 2])
+
+
 def _pitch(direction_N3: Tensor) -> Tensor:
-    return _degrees(direction_N3[:, 1], torch.hypot(direction_N3[:, 0], direction_N3[:, 2]))
+    return _degrees(direction_N3[..., 1], torch.hypot(direction_N3[..., 0], direction_N3[..., 2]))
 
 
 def _degrees(y: Tensor, x: Tensor) -> Tensor:

@@ -19,11 +19,11 @@ from torch import Tensor
 from pagedvid.geometry import Window
 from pagedvid.models.base import Attend, Decoder, ModelGeometry, Piece
 from pagedvid.models.latent_grid import LatentGrid
-from pagedvid.models.rounds import Schedule
+from pagedvid.models.rounds import Schedule, check_plannable
 from pagedvid.models.worldplay.camera import CameraProjection, Cameras
 from pagedvid.models.worldplay.conditions import Condition, image_grid, read_inputs, states
 from pagedvid.models.worldplay.layers import AttendTwice
-from pagedvid.models.worldplay.memory import BLOCK_FRAMES, MemoryPolicy, default_points, select_frames
+from pagedvid.models.worldplay.memory import BLOCK_FRAMES, MemoryPolicy, default_points, num_selected, select_frames
 from pagedvid.models.worldplay.network_8b import Config8B
 from pagedvid.models.worldplay.network_wan5b import ConfigWan5B
 from pagedvid.models.worldplay.rope import SlotRope
@@ -155,17 +155,29 @@ class WorldPlayModel(ABC):
 def remembering(
     policy: MemoryPolicy, num_frames: int, timesteps: Sequence[float], cameras: Cameras, points_N3: Tensor
 ) -> Schedule:
-    """The schedule of at least `num_frames` frames along a trajectory."""
-    firsts = range(0, num_frames, BLOCK_FRAMES)
-    memories = [select_frames(policy, first, cameras.views_F44, points_N3) for first in firsts]
-    return rebuilt_memory(memories, timesteps, cameras)
+    """The schedule of at least `num_frames` frames along a trajectory. Raises ConfigError for too many."""
+
+    def memory_of(chunk: int) -> tuple[int, ...]:
+        return select_frames(policy, BLOCK_FRAMES * chunk, cameras.views_F44, points_N3)
+
+    return rebuilt_memory(memory_sizes(policy, num_frames), memory_of, timesteps, cameras)
 
 
 def schedule_without_trajectory(policy: MemoryPolicy, num_frames: int, timesteps: Sequence[float]) -> Schedule:
-    """One of a camera that stands still: how many frames are remembered does not depend on where the camera goes."""
-    whole = BLOCK_FRAMES * -(-num_frames // BLOCK_FRAMES)
-    standing = Cameras.of(torch.eye(4).repeat(whole, 1, 1), torch.eye(3).repeat(whole, 1, 1))
+    """One of a camera that stands still: how many frames are remembered does not depend on where the camera goes.
+
+    Raises ConfigError for too many frames.
+    """
+    sizes = memory_sizes(policy, num_frames)
+    standing = Cameras.standing(BLOCK_FRAMES * len(sizes))
     return remembering(policy, num_frames, timesteps, standing, default_points()[:1])
+
+
+def memory_sizes(policy: MemoryPolicy, num_frames: int) -> list[int]:
+    """Frames that each chunk of a video remembers. Raises ConfigError for more chunks than can be planned."""
+    num_chunks = -(-num_frames // BLOCK_FRAMES)
+    check_plannable(num_frames, num_chunks)
+    return [num_selected(policy, BLOCK_FRAMES * chunk) for chunk in range(num_chunks)]
 
 
 def geometry_of(config: Config8B | ConfigWan5B, grid: LatentGrid) -> ModelGeometry:

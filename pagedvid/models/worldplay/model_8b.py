@@ -40,15 +40,17 @@ class WorldPlay8B(WorldPlayModel):
         super().__init__(geometry_of(config, grid), grid, rope, points)
 
     @staticmethod
-    def load(path: Path | None, device: str = "cpu", dtype: torch.dtype = torch.bfloat16) -> WorldPlay8B:
+    def load(
+        path: Path | None, device: str = "cpu", dtype: torch.dtype = torch.bfloat16, prefer_ema: bool = True
+    ) -> WorldPlay8B:
         """The published checkpoint: a file, an index of shards, or a folder. Raises ConfigError."""
         if path is None:
             raise ConfigError(f"{WorldPlay8B.name} ships without weights: give --weights PATH")
-        config = read_config_8b(path)
+        config = read_config_8b(path, prefer_ema)
         grid = read_grid(path, config, LATENT_SIZE)
         with torch.device("meta"):
             network = Network8B(config).to(dtype)
-        load_checkpoint(network, path, device)
+        load_checkpoint(network, path, device, prefer_ema=prefer_ema)
         return WorldPlay8B(network, grid)
 
     @property
@@ -94,12 +96,12 @@ class WorldPlay8B(WorldPlayModel):
         return channels
 
 
-def read_geometry(path: Path | None = None) -> ModelGeometry:
+def read_geometry(path: Path | None = None, prefer_ema: bool = True) -> ModelGeometry:
     """The model's integers from a checkpoint's shapes alone, or those of the published model. Raises ConfigError."""
     if path is None:
         config = Config8B()
         return geometry_of(config, LatentGrid(config.latent_channels, *LATENT_SIZE, config.patch[1]))
-    config = read_config_8b(path)
+    config = read_config_8b(path, prefer_ema)
     return geometry_of(config, read_grid(path, config, LATENT_SIZE))
 
 

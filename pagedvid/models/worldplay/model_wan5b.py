@@ -56,15 +56,16 @@ class WorldPlayWan5B(WorldPlayModel):
         device: str = "cpu",
         dtype: torch.dtype = torch.bfloat16,
         text_encoder: TextEncoder | None = None,
+        prefer_ema: bool = True,
     ) -> WorldPlayWan5B:
         """The published checkpoint: a file, an index of shards, or a folder. Raises ConfigError."""
         if path is None:
             raise ConfigError(f"{WorldPlayWan5B.name} ships without weights: give --weights PATH")
-        config = read_config_wan5b(path)
+        config = read_config_wan5b(path, prefer_ema)
         grid = read_grid(path, config, LATENT_SIZE)
         with torch.device("meta"):
             network = NetworkWan5B(config).to(dtype)
-        load_checkpoint(network, path, device)
+        load_checkpoint(network, path, device, prefer_ema=prefer_ema)
         return WorldPlayWan5B(network, grid, text_encoder=text_encoder)
 
     @property
@@ -117,12 +118,12 @@ class WorldPlayWan5B(WorldPlayModel):
         return velocity.masked_fill(is_given, 0.0)
 
 
-def read_geometry(path: Path | None = None) -> ModelGeometry:
+def read_geometry(path: Path | None = None, prefer_ema: bool = True) -> ModelGeometry:
     """The model's integers from a checkpoint's shapes alone, or those of the published model. Raises ConfigError."""
     if path is None:
         config = ConfigWan5B()
         return geometry_of(config, LatentGrid(config.latent_channels, *LATENT_SIZE, config.patch[1]))
-    config = read_config_wan5b(path)
+    config = read_config_wan5b(path, prefer_ema)
     return geometry_of(config, read_grid(path, config, LATENT_SIZE))
 
 

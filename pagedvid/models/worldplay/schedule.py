@@ -9,12 +9,12 @@ A chunk's own keys and values are never stored. Timesteps run from 1000, pure no
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
 
 from pagedvid.errors import ConfigError
 from pagedvid.geometry import Window
-from pagedvid.models.rounds import Advance, Range, Round, Schedule, planned
+from pagedvid.models.rounds import Advance, Range, Round, Schedule
 from pagedvid.models.worldplay.camera import Cameras
 from pagedvid.models.worldplay.memory import BLOCK_FRAMES
 
@@ -44,20 +44,32 @@ def timesteps_wan(num_denoise_steps: int) -> tuple[float, ...]:
     return TIMESTEPS_WAN
 
 
-def rebuilt_memory(memories: Sequence[tuple[int, ...]], timesteps: Sequence[float], cameras: Cameras) -> Schedule:
-    """The schedule of a video whose chunk c remembers the frames `memories[c]`; ranges carry their cameras as tags."""
+def rebuilt_memory(
+    sizes: Sequence[int],
+    memory_of: Callable[[int], tuple[int, ...]],
+    timesteps: Sequence[float],
+    cameras: Cameras,
+) -> Schedule:
+    """The schedule of a video whose chunk c remembers the frames `memory_of(c)`, `sizes[c]` of them; ranges carry their
+    cameras as tags.
+
+    Sizes are all that a stream has to promise. Which frames these are is asked when the chunk's turn comes: comparing
+    all views with all others beforehand would take hours for an hour of video. Nobody knows, then, which frames are
+    never remembered again, so all latents are kept until the video ends.
+    """
 
     def rounds() -> Iterator[Round]:
         num_passes = 0
-        for chunk, memory in enumerate(memories):
-            if memory:
+        for chunk, size in enumerate(sizes):
+            if size:
+                memory = memory_of(chunk)
                 yield Round(
                     (Range(memory, MEMORY_TIMESTEP, MEMORY, visible=(), commits=True, tag=cameras.select(memory)),)
                 )
                 num_passes += 1
-            visible = (num_passes - 1,) if memory else ()
+            visible = (num_passes - 1,) if size else ()
             frames = tuple(range(BLOCK_FRAMES * chunk, BLOCK_FRAMES * (chunk + 1)))
-            tag = cameras.select(frames)
+            tag, is_last = cameras.select(frames), chunk == len(sizes) - 1
             for step, (level, next_level) in enumerate(pairwise(timesteps)):
                 is_clean = step == len(timesteps) - 2
                 yield Round(
@@ -65,18 +77,9 @@ def rebuilt_memory(memories: Sequence[tuple[int, ...]], timesteps: Sequence[floa
                     (Advance(chunk, (0,), level, next_level),),
                     finished=(chunk,) if is_clean else (),
                     drops=visible if is_clean else (),
-                    forgets=_never_again(memories, chunk) if is_clean else (),
+                    forgets=tuple(range(len(sizes))) if is_clean and is_last else (),
                 )
 
-    return planned(rounds, WINDOW)
-
-
-def _never_again(memories: Sequence[tuple[int, ...]], chunk: int) -> tuple[int, ...]:
-    """Chunks up to this one whose frames were remembered, or made, now for the last time."""
-    last_use = {number: number for number in range(chunk + 1)}
-    for reader, memory in enumerate(memories):
-        for frame in memory:
-            used = frame // BLOCK_FRAMES
-            if used in last_use:
-                last_use[used] = max(last_use[used], reader)
-    return tuple(number for number, last in last_use.items() if last == chunk)
+    stored = [size for size in sizes if size]
+    commits = tuple((size, (number - 1,) if number else ()) for number, size in enumerate(stored))
+    return Schedule(rounds, WINDOW, len(stored), max((BLOCK_FRAMES, *stored)), commits)

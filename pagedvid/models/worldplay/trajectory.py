@@ -15,7 +15,6 @@ rotation 0 for none, 1 to 4 for yaw right, yaw left, pitch up, pitch down, 5 to 
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ import torch
 from torch import Tensor
 
 from pagedvid.errors import ConfigError
+from pagedvid.files import read_json, shown
 from pagedvid.models.worldplay.camera import Cameras
 
 NUM_ACTIONS = 81
@@ -50,16 +50,19 @@ class Trajectory:
 def read_trajectory(path: Path) -> Trajectory:
     """The trajectory of a JSON file. Raises ConfigError naming the file and the first frame that is wrong."""
     try:
-        frames = json.loads(path.read_text())["frames"]
+        content = read_json(path, "give a trajectory as JSON")
+    except ConfigError as error:
+        raise ConfigError(f"the trajectory cannot be read: {error}") from error
+    try:
+        frames = content["frames"]
         views = torch.tensor([_matrix(frame, i, "viewmat", 4) for i, frame in enumerate(frames)], dtype=torch.float64)
         intrinsics = torch.tensor([_matrix(frame, i, "K", 3) for i, frame in enumerate(frames)], dtype=torch.float64)
         actions = torch.tensor([_action(frame, i) for i, frame in enumerate(frames)], dtype=torch.int64)
-    except OSError as error:
-        raise ConfigError(f"the trajectory {path} cannot be read: {error}") from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         reason = error if isinstance(error, ConfigError) else repr(error)
         raise ConfigError(
-            f'{path} is not a trajectory: {reason}; expected is {{"frames": [{{"viewmat", "K", "action"}}, ...]}}'
+            f'{shown(path)} is not a trajectory: {reason}; expected is {{"frames": [{{"viewmat", "K", "action"}}, '
+            "...]}"
         ) from error
     if not len(actions):
         raise ConfigError(f"{path} has no frames; give one entry per latent frame")

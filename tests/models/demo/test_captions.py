@@ -8,17 +8,8 @@ import numpy as np
 import pytest
 
 from pagedvid.errors import PromptError
-from pagedvid.models.demo.captions import (
-    ABSENT,
-    ATTRIBUTES,
-    NUM_SLOTS,
-    NUM_VALUES,
-    SYNONYMS,
-    VOCABULARY,
-    caption,
-    read_prompt,
-    split_words,
-)
+from pagedvid.models.demo.captions import caption, read_prompt, split_words
+from pagedvid.models.demo.vocabulary import ABSENT, ATTRIBUTES, NUM_SLOTS, NUM_VALUES, SYNONYMS, VOCABULARY
 from pagedvid.models.demo.world import BACKGROUNDS, Scene, Thing, random_scene
 
 RED_CIRCLE = Thing("circle", "red", "large", "left", 16, 16)
@@ -109,7 +100,9 @@ def test_a_prompt_that_says_nothing_known_is_an_error_with_the_vocabulary(prompt
 @pytest.mark.parametrize(
     ("prompt", "message"),
     [
-        ("a red blue circle", r"the colors 'red' and 'blue'.*joined by 'and'"),
+        ("a red blue circle", r"the colors 'red' and 'blue'; choose one of red, orange, .*joined by 'and'"),
+        ("a tiny huge circle", r"the sizes 'tiny' and 'huge'; choose one of small, large,"),
+        ("a ball moving up, box", r"the kinds 'ball' and 'box'; choose one of circle, square,"),
         ("a circle moving left, right", r"the motions 'left' and 'right'"),
         ("a red circle and a blue one and a green square", r"describes 3 things; at most 2"),
         ("a circle on teal on black", r"backgrounds teal, black; name one"),

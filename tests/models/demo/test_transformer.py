@@ -8,9 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pagedvid.models.demo.captions import ABSENT, ATTRIBUTES, NUM_VALUES, read_prompt
+from pagedvid.models.demo.captions import read_prompt
 from pagedvid.models.demo.latents import LATENT_CHANNELS, TOKENS_PER_FRAME, images_of, patches_of
 from pagedvid.models.demo.transformer import Canvas, Expectation, Transformer, TransformerConfig
+from pagedvid.models.demo.vocabulary import ABSENT, ATTRIBUTES, NUM_VALUES
 
 CONFIG = TransformerConfig(width=64, num_heads=1, num_layers=2)
 SIZE = CONFIG.chunk_tokens

@@ -124,7 +124,7 @@ def test_a_configuration_file_beside_the_weights_is_heeded(tmp_path: Path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("{", "is not a configuration of MAGI-1"),
+        ("{", "config.json cannot be read as JSON"),
         ("[]", "is not a configuration of MAGI-1"),
         ('{"model_config": {"num_query_groups": 7}}', "groups must divide the heads"),
         ('{"model_config": {"kv_channels": 64}}', "do not make hidden_size 3072"),
@@ -214,9 +214,22 @@ def test_caption_files_that_do_not_fit_are_refused(content: dict[str, torch.Tens
 
 def test_files_that_cannot_be_read_are_refused(tmp_path: Path):
     (tmp_path / "caption.safetensors").write_bytes(b"no tensors")
-    for file in ("caption.safetensors", "absent.safetensors"):
-        with pytest.raises(ConfigError, match=f"caption file .*{file} cannot be read"):
+    for file, message in (
+        ("caption.safetensors", "caption file .*caption.safetensors cannot be read"),
+        ("absent.safetensors", "caption file cannot be read: .*absent.safetensors is missing"),
+    ):
+        with pytest.raises(ConfigError, match=message):
             read_captions(tmp_path / file, NETWORK_A)
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.float8_e4m3fn, torch.bool])
+def test_embeddings_and_latents_that_are_codes_are_refused(dtype):
+    name = str(dtype).removeprefix("torch.")
+    with pytest.raises(ConfigError, match=f"embeddings holds {name}; allowed are float64, float32"):
+        read_captions({"embeddings": torch.ones(9, 32).to(dtype)}, NETWORK_A)
+    shape = (NETWORK_A.latent_channels, 2, FRAMES_A.latent_height, FRAMES_A.latent_width)
+    with pytest.raises(ConfigError, match=f"latents holds {name}; allowed are float64, float32"):
+        read_prefix({"latents": torch.ones(shape).to(dtype)}, NETWORK_A, FRAMES_A)
 
 
 @pytest.mark.parametrize(

@@ -49,8 +49,8 @@ def rescheduled(change: Callable[[Round], Round]) -> RecordedModel:
 
     def schedule(*arguments) -> Schedule:
         plan = original(*arguments)
-        rounds = with_endings([change(round_) for round_ in plan.rounds()], CHUNK_FRAMES)
-        return planned(lambda: iter(rounds), plan.window)
+        rounds = with_endings(lambda: map(change, plan.rounds()), CHUNK_FRAMES)
+        return planned(rounds, plan.window)
 
     made.schedule = schedule
     return made

@@ -9,10 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pagedvid.errors import ConfigError
-from pagedvid.geometry import KVShape, RoleCodecs, planned_peak_pages
+from pagedvid.geometry import KVShape, RoleCodecs, Window, planned_peak_pages
 from pagedvid.models.magi1.config import SamplingConfig
 from pagedvid.models.magi1.schedule import magi_schedule
 from pagedvid.models.magi1.times import interval, step_size, times
+from pagedvid.models.registry import model_schedule
 from pagedvid.models.rounds import Range, Round, Schedule
 from tests.models.magi1.recordings import CHUNK_FRAMES, ROLLOUTS, Rollout, tensors
 
@@ -147,3 +148,9 @@ def test_steps_that_cannot_be_dealt_out_are_refused(num_steps: int, window_size:
 def test_a_video_too_long_to_plan_is_refused():
     with pytest.raises(ConfigError, match="has 166666666667 chunks; at most 10000 can be planned"):
         magi_schedule(SamplingConfig(), 6, 8, 10**12)
+
+
+def test_an_hour_is_planned_chunk_by_chunk():
+    schedule = model_schedule("magi-1-4.5b-distill", None, 21_600, None, Window(1, 4))
+    assert schedule.num_commits == len(schedule.commits) == 3_599
+    assert schedule.commits[-1] == (6, (3_597,)) and schedule.max_range_frames == 6

@@ -88,6 +88,9 @@ def test_rows_that_do_not_fit_are_refused(embeddings, words):
 def test_unknown_inputs_and_unreadable_files_are_refused(tmp_path):
     with pytest.raises(ConfigError, match='takes the input "embeddings" only; remove trajectory'):
         reader(Encoder()).rows({"cond": ""}, {"trajectory": "x"})
+    for dtype in (torch.int8, torch.float8_e4m3fn):
+        with pytest.raises(ConfigError, match=r"prompt_embeds holds (int8|float8_e4m3fn); allowed are float64"):
+            reader().rows({"cond": ""}, {"embeddings": {"prompt_embeds": torch.ones(2, 4).to(dtype)}})
     (tmp_path / "broken.safetensors").write_bytes(b"nothing")
     with pytest.raises(ConfigError, match="cannot be read"):
         reader().rows({"cond": ""}, {"embeddings": tmp_path / "broken.safetensors"})

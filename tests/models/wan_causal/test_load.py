@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from pagedvid.cli.main import main
 from pagedvid.errors import ConfigError, PromptError
 from pagedvid.geometry import Window
 from pagedvid.models.choice import ModelChoice
@@ -301,5 +302,39 @@ def test_missing_libraries_are_named(library, tmp_path, monkeypatch):
 def test_broken_configurations_are_refused(content, tmp_path):
     write_pipeline(tmp_path, WAN)
     (tmp_path / "transformer" / "config.json").write_text(content)
-    with pytest.raises(ConfigError, match=r"config.json (cannot be read|lacks patch_size)"):
+    with pytest.raises(ConfigError, match=r"config.json (cannot be read|lacks patch_size|holds a list)"):
         load(tmp_path)
+
+
+# ---------------------------------------------------------------------- what the command line shows
+
+
+def test_prompts_that_are_cut_are_shown_once_each_and_make_their_videos(tmp_path, capsys):
+    """Two prompts that differ behind their 512 tokens make one and the same video."""
+    write_pipeline(tmp_path / "weights", WAN)
+    long = "a cat walks on the roof " * 100
+    lines = [
+        {"prompt": f"{long}cat", "id": "a"},
+        {"prompt": f"{long}and the dog sits", "id": "b"},
+        {"prompt": f"{long}cat", "id": "c", "seed": 7},
+        {"prompt": "a dog", "id": "d"},
+    ]
+    (tmp_path / "p.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    weights = tmp_path / "weights"
+    options = ("--model", "self-forcing", "--memory", "1MiB", "--frames", "3", "--kv", "int2")
+    sizes = ("--set", "model.height=48", "--set", "model.width=80", "--weights", str(weights / "transformer"))
+    places = (
+        "--set",
+        f"model.text_encoder={weights}",
+        "--prompts",
+        str(tmp_path / "p.jsonl"),
+        "--out",
+        str(tmp_path / "out"),
+    )
+    assert main(["generate", *options, *sizes, *places]) == 0
+    shown = capsys.readouterr().err
+    assert shown.count("this model reads 512") == 2 and shown.count("shorten it") == 2
+    for end, tokens in (("walks on the roof cat", 602), ("the dog sits", 605)):
+        assert f"{end}' has {tokens} tokens; this model reads 512, and the rest has no effect" in " ".join(
+            shown.split()
+        )

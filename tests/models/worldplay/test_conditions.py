@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import save_file
 
 from pagedvid.errors import ConfigError
+from pagedvid.models.worldplay.conditions import image_grid, states
 from tests.models.worldplay.recordings import VARIANTS, inputs, text_inputs
 from tests.models.worldplay.rollout import make_engine, make_model, request
 from tests.models.worldplay.test_trajectory import recorded_file
@@ -51,7 +52,7 @@ def test_padding_rows_of_the_8b_do_not_count():
         ({"embeddings": None}, "missing: embeddings, unknown: none"),
         ({"image": 1}, "missing: none, unknown: image"),
         ({"embeddings": {}}, "the embeddings lack"),
-        ({"embeddings": "nowhere.safetensors"}, "nowhere.safetensors cannot be read"),
+        ({"embeddings": "nowhere.safetensors"}, "embeddings cannot be read: nowhere.safetensors is missing"),
     ],
 )
 def test_missing_and_unknown_inputs_are_named(variant, changed, message):
@@ -97,3 +98,12 @@ def test_the_8b_takes_other_numbers_of_steps():
     engine = make_engine(make_model("hy8b"), num_denoise_steps=2)
     engine.submit(request("hy8b", num_frames=8))
     assert len([output.frames for output in engine.run()]) == 2
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.float8_e4m3fn])
+def test_states_that_are_codes_are_refused(dtype):
+    name = str(dtype).removeprefix("torch.")
+    with pytest.raises(ConfigError, match=f"a holds {name}; allowed are float64, float32"):
+        states({"a": torch.ones(1, 3, 4).to(dtype)}, "a", 4)
+    with pytest.raises(ConfigError, match=f"a holds {name}; allowed are float64, float32"):
+        image_grid({"a": torch.ones(1, 4, 1, 2, 2).to(dtype)}, "a", 4, 2, 2)

@@ -62,16 +62,23 @@ def test_wrong_frames_are_named(tmp_path, change, message):
         read_trajectory(recorded_file(tmp_path, change))
 
 
-@pytest.mark.parametrize("content", ["", "[]", "{}", '{"frames": 3}'])
-def test_other_files_are_refused(tmp_path, content):
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("", "the trajectory cannot be read: .*other.json is empty"),
+        ("{", "the trajectory cannot be read: .*other.json cannot be read as JSON"),
+        *((content, "is not a trajectory") for content in ("[]", "{}", '{"frames": 3}', "null")),
+    ],
+)
+def test_other_files_are_refused(tmp_path, content, message):
     path = tmp_path / "other.json"
     path.write_text(content)
-    with pytest.raises(ConfigError, match="is not a trajectory"):
+    with pytest.raises(ConfigError, match=message):
         read_trajectory(path)
 
 
 def test_a_missing_file_is_named(tmp_path):
-    with pytest.raises(ConfigError, match=r"nowhere\.json cannot be read"):
+    with pytest.raises(ConfigError, match=r"the trajectory cannot be read: .*nowhere\.json is missing"):
         read_trajectory(tmp_path / "nowhere.json")
 
 

@@ -1,0 +1,106 @@
+"""Files and folders that a user names. What is wrong with one is said here, by name, before any library opens it: a
+pipe would block it for ever, and of a Git LFS pointer it would say "header too large".
+
+Errors begin with the path and end with what to do about it.
+"""
+
+from __future__ import annotations
+
+import json
+import stat
+from pathlib import Path
+from typing import Any
+
+from pagedvid.errors import ConfigError
+
+MAX_SHOWN_LETTERS = 200
+"""Of a path, in a message."""
+_NUM_FIRST_BYTES = 64
+_LFS = b"version https://git-lfs.github.com/spec/"
+_PAGES = (b"<!doctype html", b"<html")
+_SPECIAL = {
+    stat.S_IFIFO: "a pipe",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+}
+
+
+def is_folder(path: Path) -> bool:
+    """Whether a folder is there. Raises ConfigError for a path that cannot be looked up."""
+    mode = _mode(path)
+    return mode is not None and stat.S_ISDIR(mode)
+
+
+def is_file(path: Path) -> bool:
+    """Whether a plain file is there. Raises ConfigError for a path that cannot be looked up."""
+    mode = _mode(path)
+    return mode is not None and stat.S_ISREG(mode)
+
+
+def exists(path: Path) -> bool:
+    """Whether anything is there. Raises ConfigError for a path that cannot be looked up."""
+    return _mode(path) is not None
+
+
+def readable_file(path: Path, advice: str = "download it again") -> Path:
+    """`path`, if a file with content is there that may be read. Raises ConfigError, which ends with `advice` unless
+    something better is known."""
+    mode = _mode(path)
+    if mode is None:
+        raise ConfigError(f"{shown(path)} is missing{_dangling(path)}; {advice}")
+    if stat.S_ISDIR(mode):
+        raise ConfigError(f"{shown(path)} is a folder where a file is expected; {advice}")
+    if not stat.S_ISREG(mode):
+        raise ConfigError(f"{shown(path)} is {_SPECIAL.get(stat.S_IFMT(mode), 'no plain file')}; give a plain file")
+    if problem := problem_of_content(path):
+        raise ConfigError(f"{shown(path)} {problem}")
+    return path
+
+
+def problem_of_content(path: Path) -> str | None:
+    """What stands in a plain file's place, and what to do, by its first bytes; None: its content may be good."""
+    try:
+        with path.open("rb") as file:
+            first = file.read(_NUM_FIRST_BYTES)
+    except OSError as error:
+        return f"cannot be read: {error.strerror or error}"
+    if not first:
+        return "is empty; download it again"
+    if first.startswith(_LFS):
+        return "is a Git LFS pointer, not the file itself; run `git lfs pull` in its repository, or download it"
+    if first.lstrip().lower().startswith(_PAGES):
+        return "is a web page, not the file itself: the download failed, or needs a login; download it again"
+    return None
+
+
+def read_json(path: Path, advice: str = "download it again") -> Any:
+    """What a JSON file says. Raises ConfigError when it is missing, cannot be read or is no JSON."""
+    try:
+        return json.loads(readable_file(path, advice).read_text(encoding="utf-8"))
+    except ConfigError:
+        raise
+    except (OSError, ValueError, RecursionError) as error:
+        raise ConfigError(f"{shown(path)} cannot be read as JSON ({error}); {advice}") from error
+
+
+def shown(path: Path) -> str:
+    """A path for a message: its first letters when it is endless, and nothing that a terminal would act upon."""
+    text = str(path)
+    text = text if text.isprintable() else ascii(text)[1:-1]
+    return text if len(text) <= MAX_SHOWN_LETTERS else f"{text[:MAX_SHOWN_LETTERS]}... ({len(text)} letters)"
+
+
+def _mode(path: Path) -> int | None:
+    """Its kind and rights; None: nothing is there."""
+    try:
+        return path.stat().st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise ConfigError(f"{shown(path)} cannot be looked up: {reason}; give the path of a file or folder") from error
+
+
+def _dangling(path: Path) -> str:
+    return f": the link leads to {shown(path.readlink())}, where nothing is" if path.is_symlink() else ""
