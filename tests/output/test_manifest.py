@@ -86,8 +86,19 @@ def test_starting_anew_forgets_everything(path, opened):
     manifest = opened()
     manifest.append(entry())
     manifest.close()
-    assert opened(start_anew=True).entries == {}
-    assert path.read_bytes() == b""
+    manifest = opened(start_anew=True)
+    assert manifest.entries == {}
+    manifest.append(entry("b"))
+    manifest.close()
+    assert set(opened().entries) == {"b"}
+
+
+def test_starting_anew_loses_nothing_before_there_is_something_new(path, opened):
+    manifest = opened()
+    manifest.append(entry())
+    manifest.close()
+    opened(start_anew=True).close()
+    assert set(opened().entries) == {"a"}
 
 
 def test_a_manifest_without_lines_leaves_no_file(path, opened):
