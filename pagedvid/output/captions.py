@@ -20,9 +20,14 @@ def one_line(text: str, most: int) -> str:
 
 
 def shorten(text: str, room: float, width_of: Callable[[str], float]) -> str:
-    """The text, cut with an ellipsis so that it is at most `room` pixels wide."""
-    if width_of(text) <= room:
+    """The text, cut with an ellipsis so that it is at most `room` pixels wide.
+
+    Letters beyond those that could fit, each a pixel wide or more, are not looked at; of the others, few lengths are.
+    """
+    most = max(int(room), 0) + 1
+    if len(text) <= most and width_of(text) <= room:
         return text
+    text = text[:most]
     length = bisect_right(range(1, len(text) + 1), room, key=lambda length: width_of(text[:length] + ELLIPSIS))
     return text[:length].rstrip() + ELLIPSIS
 

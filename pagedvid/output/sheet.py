@@ -96,7 +96,7 @@ def _thumbnails(video: Path, width: int) -> list[Image.Image]:
         num_frames = count_frames(video)
         frames = read_frames(video, spaced_indices(num_frames, min(MAX_COLUMNS, num_frames)))
     except Exception as error:  # whatever is wrong with this video, the others have their rows
-        logger.warning("%s is not on the sheet: it cannot be read (%s)", video.name, error)
+        logger.warning("%s has no frames on the sheet: it cannot be read (%s)", video.name, error)
         return []
     height = max(1, round(width * frames[0].shape[0] / frames[0].shape[1]))
     return [Image.fromarray(frame).resize((width, height), Image.Resampling.LANCZOS) for frame in frames]
@@ -115,13 +115,16 @@ def _draw_caption(draw: ImageDraw.ImageDraw, row: SheetRow) -> set[str]:
 
 def _line(draw: ImageDraw.ImageDraw, text: str, size: int, room: float) -> _Line:
     """The text in the font that lacks the fewest of its letters, cut to `room` pixels."""
-    text = one_line(text, most=SHEET_WIDTH)  # no letter is narrower than a pixel
+    text = one_line(text, most=SHEET_WIDTH)
     font: Font = ImageFont.load_default(size)
     missing = _missing(text, font)
     if missing and (other := _system_font(frozenset(text), size)):
         font, missing = min([(font, missing), (other, _missing(text, other))], key=lambda pair: len(pair[1]))
-    shown = shorten(escape(text, missing), room, lambda part: draw.textlength(part, font=font))
-    return _Line(shown, font, missing)
+    return _Line(_shorten(draw, escape(text, missing), font, room), font, missing)
+
+
+def _shorten(draw: ImageDraw.ImageDraw, text: str, font: Font, room: float) -> str:
+    return shorten(text, room, lambda part: draw.textlength(part, font=font))
 
 
 def _system_font(letters: frozenset[str], size: int) -> Font | None:
