@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
@@ -39,16 +40,6 @@ class SheetRow:
     caption: str
     note: str
     """Small print at the right: id and seed."""
-
-
-@dataclass
-class _Line:
-    """A text that can be drawn: in a font, and without letters that the font does not have."""
-
-    text: str
-    font: Font
-    missing: set[str] = field(default_factory=set)
-    """Letters whose codes are written in their place."""
 
 
 def write_sheet(path: Path, rows: Sequence[SheetRow]) -> int:
@@ -105,26 +96,51 @@ def _thumbnails(video: Path, width: int) -> list[Image.Image]:
 def _draw_caption(draw: ImageDraw.ImageDraw, row: SheetRow) -> set[str]:
     """Draws the two texts of a row; returns the letters that no font has."""
     baseline = _CAPTION_HEIGHT - 12
-    note = _line(draw, row.note, _NOTE_SIZE, _NOTE_SHARE * SHEET_WIDTH)
-    draw.text((SHEET_WIDTH - _MARGIN, baseline), note.text, fill=_FAINT, font=note.font, anchor="rs")
-    room = SHEET_WIDTH - 3 * _MARGIN - draw.textlength(note.text, font=note.font)
-    caption = _line(draw, row.caption, _CAPTION_SIZE, room)
-    draw.text((_MARGIN, baseline), caption.text, fill=_TEXT, font=caption.font, anchor="ls")
+    note = _Line(row.note, _NOTE_SIZE, room=_NOTE_SHARE * SHEET_WIDTH)
+    note_width = note.width(note.shown)
+    note.draw(draw, SHEET_WIDTH - _MARGIN - note_width, baseline, _FAINT)
+    caption = _Line(row.caption, _CAPTION_SIZE, room=SHEET_WIDTH - 3 * _MARGIN - note_width)
+    caption.draw(draw, _MARGIN, baseline, _TEXT)
     return note.missing | caption.missing
 
 
-def _line(draw: ImageDraw.ImageDraw, text: str, size: int, room: float) -> _Line:
-    """The text in the font that lacks the fewest of its letters, cut to `room` pixels."""
-    text = one_line(text, most=SHEET_WIDTH)
-    font: Font = ImageFont.load_default(size)
-    missing = _missing(text, font)
-    if missing and (other := _system_font(frozenset(text), size)):
-        font, missing = min([(font, missing), (other, _missing(text, other))], key=lambda pair: len(pair[1]))
-    return _Line(_shorten(draw, escape(text, missing), font, room), font, missing)
+class _Line:
+    """A text on one line of `room` pixels, each letter in a font that has it, or as its code if there is none.
 
+    The own font of the sheet has all codes. It draws a text alone if it can, else one installed font, else several.
+    """
 
-def _shorten(draw: ImageDraw.ImageDraw, text: str, font: Font, room: float) -> str:
-    return shorten(text, room, lambda part: draw.textlength(part, font=font))
+    def __init__(self, text: str, size: int, room: float) -> None:
+        text = one_line(text, most=SHEET_WIDTH)
+        self._font: Font = ImageFont.load_default(size)
+        self._others: dict[str, Font] = {}
+        """Fonts of letters that `_font` does not draw here."""
+        self.missing = _missing(text, self._font)
+        """Letters that no font has."""
+        if self.missing and (font := _system_font(frozenset(text), size)) and not _missing(text, font):
+            self._others, self.missing = dict.fromkeys(text, font), set()
+        while self.missing and (font := _system_font(frozenset(self.missing), size)):
+            found = self.missing - _missing(self.missing, font)
+            if not found:
+                break
+            self._others |= dict.fromkeys(found, font)
+            self.missing -= found
+        self.shown = shorten(escape(text, self.missing), room, self.width)
+        """What is drawn."""
+
+    def width(self, text: str) -> float:
+        """Pixels of a part of the text."""
+        return sum(font.getlength(piece) for piece, font in self._pieces(text))
+
+    def draw(self, draw: ImageDraw.ImageDraw, left: float, baseline: float, color: tuple[int, int, int]) -> None:
+        """Draws what is shown from `left` on."""
+        for piece, font in self._pieces(self.shown):
+            draw.text((left, baseline), piece, fill=color, font=font, anchor="ls")
+            left += font.getlength(piece)
+
+    def _pieces(self, text: str) -> Iterator[tuple[str, Font]]:
+        for font, letters in groupby(text, key=lambda letter: self._others.get(letter, self._font)):
+            yield "".join(letters), font
 
 
 def _system_font(letters: frozenset[str], size: int) -> Font | None:
@@ -139,10 +155,10 @@ def _system_font(letters: frozenset[str], size: int) -> Font | None:
         return None
 
 
-def _missing(text: str, font: Font) -> set[str]:
-    """The letters of a text that a font draws as it draws what no font has."""
+def _missing(letters: Iterable[str], font: Font) -> set[str]:
+    """The letters that a font draws as it draws what no font has."""
     box = _drawn(_NO_CHARACTER, font)
-    return {letter for letter in set(text) if letter != " " and _drawn(letter, font) == box}
+    return {letter for letter in set(letters) if letter != " " and _drawn(letter, font) == box}
 
 
 def _drawn(letter: str, font: Font) -> tuple[tuple[int, int], bytes]:

@@ -7,7 +7,6 @@ most one video. Bad luck before anything was started changes nothing. A run afte
 
 from __future__ import annotations
 
-import errno
 import json
 import re
 import shutil
@@ -15,13 +14,12 @@ from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 
-import numpy as np
 import pytest
 
-from pagedvid.cli import decode, generate
-from pagedvid.output.latents import LatentWriter, read_latents
+from pagedvid.cli import generate
+from pagedvid.output.latents import read_latents
 from pagedvid.output.video import count_frames
-from tests.cli.folders import manifest_lines, names
+from tests.cli.folders import manifest_lines
 from tests.output.faults import ERRORS, failing_call, file_size_limit
 
 NUM_FRAMES = 5
