@@ -61,8 +61,11 @@ def latents_files(paths: Sequence[Path]) -> list[Path]:
 
     Raises ConfigError when there is none, and when two would become one video.
     """
-    named = [file for path in paths for file in (sorted(path.glob("*.safetensors")) if path.is_dir() else [path])]
-    missing = [str(file) for file in named if not file.is_file()]
+    try:
+        named = [file for path in paths for file in (sorted(path.glob("*.safetensors")) if path.is_dir() else [path])]
+        missing = [str(file) for file in named if not file.is_file()]
+    except OSError as error:
+        raise ConfigError(f"{', '.join(map(str, paths))} cannot be read: {error.strerror}") from None
     if missing or not named:
         raise ConfigError(
             f"no latents to decode: {', '.join(missing or map(str, paths))} "
