@@ -27,6 +27,8 @@ half ticks in 32 bits."""
 _FINEST_DENOMINATOR = 1_000_000
 _KEYFRAME_INTERVAL = 250
 """Most frames that are decoded to reach a given one."""
+_PROBE_BYTES = 4096
+"""More than the header, which the library writes first."""
 _BT709 = 1
 _QUALITY: dict[str, object] = {"crf": "16", "preset": "medium", "rc-lookahead": "10"}
 """Fine enough to keep plain colours; a short look-ahead, because every running video holds its frames in memory."""
@@ -76,6 +78,8 @@ class VideoWriter:
         """Appends frames, uint8 [frames, height, width, 3]. Raises one of `WRITE_ERRORS`."""
         frames = enlarge(frames_FHWC, self._scale)
         if self.num_frames == 0:
+            # The library never closes a file whose first bytes do not fit; after enough of these, none can be opened.
+            atomic.temporary_path(self.path).write_bytes(bytes(_PROBE_BYTES))
             self._configure(height=frames.shape[1], width=frames.shape[2])
         for frame in frames:
             picture = self._reformatter.reformat(

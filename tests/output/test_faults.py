@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 from itertools import count
 
 import numpy as np
@@ -103,6 +104,16 @@ def test_the_disk_is_full_at_any_size(name, tmp_path):
         num_failed += not was_written
         assert_whole_or_as_before(path, is_whole, was_written)
     assert num_failed > 5
+
+
+def test_no_file_stays_open(tmp_path):
+    """A run on a full disk may meet more videos than a process may open files."""
+    open_before = len(os.listdir("/proc/self/fd"))
+    for write, _ in WRITERS.values():
+        for room in (0, 1, 40, 50, 5000):
+            with file_size_limit(room):
+                try_to_write(write, tmp_path / "a")
+    assert len(os.listdir("/proc/self/fd")) == open_before
 
 
 def entry(id):
