@@ -90,10 +90,11 @@ class OutputFolder:
             size = path.stat().st_size
         except OSError:
             return False
-        is_whole = size > 0 if expected is None else bool(size == expected)
-        if not is_whole:
-            logger.warning("%s has %d of its %s bytes: it is made again", path.name, size, expected or "")
-        return is_whole
+        if size > 0 if expected is None else size == expected:
+            return True
+        given = f"{size}" if expected is None else f"{size} of {expected}"
+        logger.warning("%s is not whole, it has %s bytes: it is made again", path.name, given)
+        return False
 
     def open_video(self, request: VideoRequest, frames_per_second: float, scale: int) -> VideoWriter | LatentWriter:
         """A writer for the video of a request.
@@ -114,11 +115,11 @@ class OutputFolder:
         """
         writer.finish()
         summary = {"file": writer.path.name, "bytes": temporary_path(writer.path).stat().st_size, **details}
-        sidecar = {**_request_fields(request), **summary, "settings": self.settings}
+        sidecar = json_text({**_request_fields(request), **summary, "settings": self.settings}, indent=2)
         writer.publish()
         try:
             with replacing(self.path / f"{request.id}.json") as path:
-                path.write_bytes(json_text(sidecar, indent=2))
+                path.write_bytes(sidecar)
             self._append(request, "done", details=summary)
         except OSError as error:
             what = f"{writer.path.name} is whole, but what is known of it could not be written down"

@@ -197,6 +197,7 @@ class TestTexts:
         stderr = capsys.readouterr().err
         assert "failed  odd  TypeError: Object of type object is not JSON serializable" in stderr
         assert "the manifest could not be written: TypeError" in stderr
+        assert names(tmp_path / "out") == {"fine.mp4", "fine.json", "manifest.jsonl"}
 
 
 def test_a_log_that_cannot_be_written_costs_no_video(tmp_path, prompts):
@@ -227,7 +228,7 @@ class TestResume:
         (out / "000-red.mp4").write_bytes(content)
         code, _, stderr = generate("red", "blue", options=["--frames", 8, "--resume"])
         assert (code, [request.id for request in engines[1].submitted]) == (0, ["000-red"])
-        assert f"warning 000-red.mp4 has {len(content)} of its" in stderr
+        assert f"warning 000-red.mp4 is not whole, it has {len(content)} of " in stderr
         assert assert_whole_videos(out, 8) == ["000-red", "001-blue"]
 
 

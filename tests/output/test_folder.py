@@ -52,7 +52,9 @@ class TestDone:
         size = video.stat().st_size
         with caplog.at_level(logging.WARNING), opened(resume=True) as folder:
             assert not folder.is_done(REQUEST)
-        assert caplog.messages == [f"{video.name} has {size} of its {len(content)} bytes: it is made again"]
+        assert caplog.messages == [
+            f"{video.name} is not whole, it has {size} of {len(content)} bytes: it is made again"
+        ]
 
     def test_a_folder_or_nothing_in_its_place_is_not(self, opened, video):
         video.unlink()
