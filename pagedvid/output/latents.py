@@ -51,7 +51,7 @@ class LatentWriter:
         latents_CFHW = np.empty((num_channels, self.num_frames, *size), np.float32)
         np.concatenate([chunk.swapaxes(0, 1) for chunk in self._chunks], axis=1, out=latents_CFHW)
         self._chunks.clear()
-        metadata = {"frames_per_second": repr(self._frames_per_second)}
+        metadata = {"frames_per_second": repr(self._frames_per_second).removesuffix(".0")}
         atomic.temporary_path(self.path).write_bytes(save({"latents": latents_CFHW}, metadata))
 
     def publish(self) -> None:
