@@ -6,8 +6,8 @@ from pagedvid.errors import PagedvidError
 
 
 def reason(error: Exception) -> str:
-    """What happened, in one line: the message of our own errors, for files what the system says (which file it was,
-    stands next to it), and for what nobody expected its kind too."""
+    """What happened, in one line. Of a file error only what the system says, because the line names the file already;
+    of an error that nobody expected its class too."""
     if isinstance(error, OSError) and error.strerror:
         return " ".join(error.strerror.split())
     message = " ".join(str(error).split())

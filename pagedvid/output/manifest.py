@@ -33,7 +33,7 @@ class ManifestEntry:
     settings: Mapping[str, Any]
     """The settings that decide the frames, by "section.key"."""
     inputs: Mapping[str, Any] = field(default_factory=dict)
-    """Files that the request brought beside its prompt, by name."""
+    """Files that the request brought next to its prompt, by name."""
     error: str | None = None
     details: Mapping[str, Any] = field(default_factory=dict)
     """File name, seconds, bytes: what a reader of the manifest may want without opening the video's own json."""
@@ -125,11 +125,12 @@ class Manifest:
     def prepare(self) -> None:
         """Removes what is not a whole line, and what is to be forgotten, from the file. Raises OSError.
 
-        A folder that was removed or replaced meanwhile is an error: lines would go where nobody reads them.
+        A file that somebody removed, replaced or cut meanwhile is an error: lines would go where nobody reads them.
         """
-        if not self._is_in_place():
-            raise FileNotFoundError(errno.ENOENT, "the manifest was removed or replaced while the run went on")
-        if self._file.seek(0, os.SEEK_END) != self._size:
+        size = self._file.seek(0, os.SEEK_END)
+        if size < self._size or not self._is_in_place():
+            raise FileNotFoundError(errno.ENOENT, "the manifest was removed, replaced or cut while the run went on")
+        if size > self._size:
             self._file.truncate(self._size)
 
     def append(self, entry: ManifestEntry) -> None:

@@ -105,7 +105,7 @@ class TestRecording:
                 path.unlink()
             folder.path.rmdir()
             folder.path.mkdir()
-            with pytest.raises(OSError, match="the manifest was removed or replaced"):
+            with pytest.raises(OSError, match="the manifest was removed, replaced or cut"):
                 folder.open_video(REQUEST, 8.0, 1)
         assert names(folder.path) == set()
 

@@ -132,18 +132,22 @@ def test_a_line_that_could_not_be_taken_back_is_cut_off_before_the_next(path, op
     assert [json.loads(line)["id"] for line in path.read_text().splitlines()] == ["a", "c"]
 
 
-@pytest.mark.parametrize("replaced", [False, True], ids=["removed", "replaced"])
-def test_a_manifest_that_is_not_there_any_more_takes_no_lines(path, opened, replaced):
+@pytest.mark.parametrize("how", ["removed", "replaced", "cut"])
+def test_a_manifest_that_is_not_there_any_more_takes_no_lines(path, opened, how):
     manifest = opened()
     manifest.append(entry("a"))
-    path.unlink()
-    if replaced:
+    if how == "cut":
+        os.truncate(path, 20)
+    else:
+        path.unlink()
+    if how == "replaced":
         path.write_text("")
-    with pytest.raises(OSError, match="removed or replaced"):
+    before = path.read_bytes() if path.exists() else None
+    with pytest.raises(OSError, match="removed, replaced or cut"):
         manifest.append(entry("b"))
     assert set(manifest.entries) == {"a"}
     manifest.close()
-    assert path.exists() == replaced, "what is there now is not ours to remove"
+    assert (path.read_bytes() if path.exists() else None) == before, "what is there now is not ours to change"
 
 
 def test_a_file_that_a_run_removed_as_it_ended_is_made_again(path, opened, monkeypatch):
