@@ -6,14 +6,18 @@ For models whose VAE decodes whole videos, or whose frames are wanted elsewhere 
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pagedvid.cli.reasons import reason
 from pagedvid.errors import ConfigError
 
 if TYPE_CHECKING:
     from pagedvid.integrations.vae import VideoVae
+
+EXIT_FINE, EXIT_FAILED, EXIT_BAD_INPUT = 0, 1, 2
 
 
 def add_parser(subparsers: Any) -> None:
@@ -27,43 +31,80 @@ def add_parser(subparsers: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Writes <name>.mp4 beside every <name>.safetensors."""
+    """Writes <name>.mp4 next to every <name>.safetensors. A file that fails is named; the others are decoded.
+
+    Returns the exit code: 2 when every file was refused as input, 1 when some failed. Raises ConfigError.
+    """
     files = latents_files(args.latents)
     import torch
 
     from pagedvid.integrations.vae import VideoVae
 
     vae = VideoVae(args.vae, args.device, getattr(torch, args.dtype))
+    failures: list[Exception] = []
     for file in files:
-        path, num_frames = decode_file(vae, file)
-        print(f"{path}  {num_frames} frames")
-    return 0
+        try:
+            path, num_frames = decode_file(vae, file)
+        except Exception as error:
+            failures.append(error)
+            print(f"failed  {file}  {reason(error)}", file=sys.stderr)
+        else:
+            print(f"{path}  {num_frames} frames")
+    if not failures:
+        return EXIT_FINE
+    is_bad_input = len(failures) == len(files) and all(isinstance(error, ConfigError) for error in failures)
+    return EXIT_BAD_INPUT if is_bad_input else EXIT_FAILED
 
 
 def latents_files(paths: Sequence[Path]) -> list[Path]:
-    """The files named, and those of the folders named. Raises ConfigError when there is none."""
-    files = [file for path in paths for file in (sorted(path.glob("*.safetensors")) if path.is_dir() else [path])]
-    missing = [str(file) for file in files if not file.is_file()]
-    if missing or not files:
+    """The files named, and those of the folders named, each once.
+
+    Raises ConfigError when there is none, and when two would become one video.
+    """
+    try:
+        named = [file for path in paths for file in (sorted(path.glob("*.safetensors")) if path.is_dir() else [path])]
+        missing = [str(file) for file in named if not file.is_file()]
+    except OSError as error:
+        raise ConfigError(f"{', '.join(map(str, paths))} cannot be read: {error.strerror}") from None
+    if missing or not named:
         raise ConfigError(
             f"no latents to decode: {', '.join(missing or map(str, paths))} "
             f"{'is no file' if missing else 'has no .safetensors files'}"
         )
+    files = list(dict.fromkeys(named))
+    _refuse_collisions(files)
     return files
 
 
+def _refuse_collisions(files: Sequence[Path]) -> None:
+    sources: dict[Path, Path] = {}
+    for file in files:
+        video = _video_path(file)
+        first = sources.setdefault(video, file)
+        if video == file:
+            raise ConfigError(f"the video of {file} would replace the latents; rename them to end in .safetensors")
+        if first != file:
+            raise ConfigError(f"{first} and {file} would both become {video}; rename one of them")
+
+
 def decode_file(vae: VideoVae, file: Path) -> tuple[Path, int]:
-    """Decodes one file; returns the video's path and its number of frames. Raises ConfigError."""
+    """Decodes one file; returns the video's path and its number of frames.
+
+    Raises ConfigError for what are no latents of this VAE, and one of `WRITE_ERRORS`.
+    """
     from pagedvid.output.latents import read_latents
     from pagedvid.output.video import VideoWriter
 
     latents_FCHW, latents_per_second = read_latents(file)
-    frames = vae.decode(latents_FCHW)
-    writer = VideoWriter(file.with_suffix(".mp4"), latents_per_second * vae.frames_per_latent, scale=1)
+    writer = VideoWriter(_video_path(file), latents_per_second * vae.frames_per_latent, scale=1)
     try:
-        writer.add(frames)
+        writer.add(vae.decode(latents_FCHW))
         writer.finish()
         writer.publish()
     finally:
         writer.discard()
-    return writer.path, len(frames)
+    return writer.path, writer.num_frames
+
+
+def _video_path(file: Path) -> Path:
+    return file.with_suffix(".mp4")

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import argparse
 import logging
-import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +16,7 @@ from pagedvid.cli.options import add_config_options, resolve_options
 from pagedvid.cli.plan import plan_lines
 from pagedvid.cli.progress import ProgressView, progress_view
 from pagedvid.cli.prompts import read_prompts
+from pagedvid.cli.reasons import reason
 from pagedvid.cli.summary import summary_lines
 from pagedvid.cli.video_run import RunResult, VideoRun
 from pagedvid.config import Config, frame_settings
@@ -24,11 +25,13 @@ from pagedvid.engine.requests import VideoRequest
 from pagedvid.errors import ConfigError
 from pagedvid.geometry import Window
 from pagedvid.output.folder import OutputFolder
-from pagedvid.output.sheet import SheetRow, write_sheet
-from pagedvid.output.video import AV_VERSION, WRITE_ERRORS
+from pagedvid.output.sheet import MAX_ROWS, SheetRow, write_sheet
+from pagedvid.output.video import AV_VERSION, frame_rate
 
 if TYPE_CHECKING:
     from pagedvid.engine.engine import Engine
+
+logger = logging.getLogger(__name__)
 
 EXIT_FINE, EXIT_FAILED, EXIT_INTERRUPTED = 0, 1, 130
 
@@ -52,19 +55,25 @@ def run(args: argparse.Namespace) -> int:
     """Makes the videos that are missing and returns the exit code. Raises `PagedvidError` for bad input."""
     config = settled(resolve_options(args).config)
     requests = read_prompts(args.prompts, config.generate)
+    if config.generate.frames_per_second is not None:
+        frame_rate(config.generate.frames_per_second)
     if args.plan:
         return _print_plan(config, requests)
     if args.out is None:
         raise ConfigError("generate needs --out DIR, the folder for the videos (or --plan)")
-    with OutputFolder(
-        args.out,
-        frame_settings(config),
-        resume=args.resume,
-        overwrite=args.overwrite,
-        holds_latents=_writes_latents(config),
-    ) as folder:
+    with (
+        progress_view() as view,
+        _spoken(view),
+        OutputFolder(
+            args.out,
+            frame_settings(config),
+            resume=args.resume,
+            overwrite=args.overwrite,
+            holds_latents=_writes_latents(config),
+        ) as folder,
+    ):
         missing = [request for request in requests if not folder.is_done(request)]
-        result = _make_videos(config, folder, missing) if missing else RunResult()
+        result = _make_videos(config, folder, missing, view) if missing else RunResult()
         if not (result.num_left or folder.holds_latents):
             _write_sheet(folder, requests)
     print("\n".join(summary_lines(result, len(requests) - len(missing), config.cache, args.out)))
@@ -90,24 +99,25 @@ def _writes_latents(config: Config) -> bool:
     return writes_latents(config.model.name, model_choice(config))
 
 
-def _make_videos(config: Config, folder: OutputFolder, requests: Sequence[VideoRequest]) -> RunResult:
+def _make_videos(
+    config: Config, folder: OutputFolder, requests: Sequence[VideoRequest], view: ProgressView
+) -> RunResult:
     from pagedvid.models.registry import default_scale
 
-    with progress_view() as view, _spoken(view):
-        to_encode = [request.prompt for request in requests if "embeddings" not in request.inputs]
-        engine = create_engine(config, to_encode)
-        try:
-            return VideoRun(
-                engine,
-                folder,
-                requests,
-                view,
-                frames_per_second=config.generate.frames_per_second or engine.model.frames_per_second,
-                scale=config.generate.scale or default_scale(config.model.name),
-                versions=_versions(),
-            ).run()
-        finally:
-            engine.close()
+    to_encode = [request.prompt for request in requests if "embeddings" not in request.inputs]
+    engine = create_engine(config, to_encode)
+    try:
+        return VideoRun(
+            engine,
+            folder,
+            requests,
+            view,
+            frames_per_second=config.generate.frames_per_second or engine.model.frames_per_second,
+            scale=config.generate.scale or default_scale(config.model.name),
+            versions=_versions(),
+        ).run()
+    finally:
+        engine.close()
 
 
 def create_engine(config: Config, prompts: Sequence[str]) -> Engine:
@@ -134,7 +144,7 @@ def _spoken(view: ProgressView) -> Iterator[None]:
 
     class Handler(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
-            view.note(record.getMessage())
+            view.note(f"{'warning ' if record.levelno == logging.WARNING else ''}{record.getMessage()}")
 
     logger, handler = logging.getLogger("pagedvid"), Handler(logging.INFO)
     level_before = logger.level
@@ -150,21 +160,20 @@ def _spoken(view: ProgressView) -> Iterator[None]:
 
 
 def _write_sheet(folder: OutputFolder, requests: Sequence[VideoRequest]) -> None:
-    """The sheet is an extra: when it cannot be written, the videos are as good as ever, so the run does not fail."""
+    """The sheet is an extra: when it cannot be drawn, the videos are as good as ever, so the run does not fail."""
     rows = [
         SheetRow(folder.video_path(request.id), request.prompt, f"{request.id}  seed {request.seed}")
-        for request in requests
-        if folder.is_done(request)
+        for request in islice((request for request in requests if folder.is_done(request)), MAX_ROWS)
     ]
     if not rows:
         return
     try:
         write_sheet(folder.sheet_path, rows)
-    except WRITE_ERRORS as error:
-        print(f"pagedvid: warning: {folder.sheet_path} could not be written: {error}", file=sys.stderr)
+    except Exception as error:
+        logger.warning("%s could not be written: %s", folder.sheet_path, reason(error))
 
 
 def _exit_code(result: RunResult) -> int:
     if result.num_left:
-        return EXIT_INTERRUPTED
+        return EXIT_INTERRUPTED if result.was_interrupted else EXIT_FAILED
     return EXIT_FAILED if result.num_failed else EXIT_FINE

@@ -34,4 +34,5 @@ class Interrupt:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         for number, handler in self._handlers_before.items():
-            signal.signal(number, handler)  # type: ignore[arg-type]
+            # None: a handler that Python did not install, which it cannot put back.
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)  # type: ignore[arg-type]

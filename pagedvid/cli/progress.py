@@ -1,9 +1,13 @@
-"""What the user sees while videos are made: bars on a terminal, plain lines anywhere else. All of it goes to stderr."""
+"""What the user sees while videos are made: bars on a terminal, plain lines anywhere else. All of it goes to stderr.
+
+Nothing of it can end a run: when the terminal is gone, or the disk full that holds the log, the videos go on unseen.
+"""
 
 from __future__ import annotations
 
 import sys
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Protocol
@@ -17,6 +21,9 @@ LINE_INTERVAL_SECONDS = 5.0
 
 _BAR_WIDTH = 36
 """Leaves room at the end of a line of 80: the "^C" that a terminal echoes must not wrap it and tear the bars."""
+
+_if_anyone_sees = suppress(OSError)
+"""What cannot be shown goes unsaid: the manifest has it all."""
 
 
 @dataclass(frozen=True)
@@ -74,14 +81,16 @@ class BarView:
 
     def note(self, line: str) -> None:
         """Prints a line above the bars."""
-        self._progress.console.print(escape(line), highlight=False, soft_wrap=True)
+        with _if_anyone_sees:
+            self._progress.console.print(escape(line), highlight=False, soft_wrap=True)
 
     def update(self, status: Status) -> None:
         """Redraws the bars; the first call makes them appear."""
-        self._progress.start()
-        self._set("videos", status.videos_ended, status.num_videos)
-        self._set("chunks", status.chunks_done, status.num_chunks, f"{status.frames_per_second:.1f} frames/s")
-        self._set("pages", status.pages_used, status.num_pages, "in use")
+        with _if_anyone_sees:
+            self._progress.start()
+            self._set("videos", status.videos_ended, status.num_videos)
+            self._set("chunks", status.chunks_done, status.num_chunks, f"{status.frames_per_second:.1f} frames/s")
+            self._set("pages", status.pages_used, status.num_pages, "in use")
 
     def _set(self, name: str, completed: int, total: int, remark: str = "") -> None:
         self._progress.update(self._bars[name], completed=completed, total=total, remark=remark)
@@ -92,7 +101,8 @@ class BarView:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._progress.stop()
+        with _if_anyone_sees:
+            self._progress.stop()
 
 
 class LineView:
@@ -103,7 +113,9 @@ class LineView:
 
     def note(self, line: str) -> None:
         """Prints the line."""
-        print(line, file=sys.stderr, flush=True)
+        if sys.stderr is not None:  # it is when the run was started without one: `2>&-`
+            with _if_anyone_sees:
+                print(line, file=sys.stderr, flush=True)
 
     def update(self, status: Status) -> None:
         """Prints the status when the last one is old enough."""

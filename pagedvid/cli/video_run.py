@@ -1,19 +1,25 @@
-"""The loop of `pagedvid generate`: engine outputs go into video files; what fails is noted and the rest goes on."""
+"""The loop of `pagedvid generate`: engine outputs go into video files; what fails is noted and the rest goes on.
+
+Whatever goes wrong with one video, expected or not, is caught where the loop handles that video, and ends it alone.
+Only the engine itself can stop a run early; what is finished by then counts as ever.
+"""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from pagedvid.cli.interrupt import Interrupt
 from pagedvid.cli.progress import ProgressView, Status
-from pagedvid.engine.requests import ChunkOutput, RequestFailure, VideoRequest
-from pagedvid.errors import CapacityError, PagedvidError
+from pagedvid.cli.reasons import reason
+from pagedvid.engine.requests import ChunkOutput, EngineOutput, VideoRequest
+from pagedvid.errors import CapacityError, ConfigError
 from pagedvid.output.folder import OutputFolder
 from pagedvid.output.latents import LatentWriter
-from pagedvid.output.video import WRITE_ERRORS, VideoWriter
+from pagedvid.output.video import VideoWriter
 
 if TYPE_CHECKING:
     from pagedvid.cache.stats import CacheStats
@@ -27,7 +33,9 @@ class RunResult:
     num_done: int = 0
     num_failed: int = 0
     num_left: int = 0
-    """Videos that an interrupt left unmade."""
+    """Videos that were left unmade because the run ended early."""
+    was_interrupted: bool = False
+    """Whether the user ended it early."""
     num_frames: int = 0
     """Frames of the videos that were finished."""
     seconds: float = 0.0
@@ -58,13 +66,13 @@ class VideoRun:
     def __post_init__(self) -> None:
         self._pending = {request.id: request for request in self.requests}
         self._writers: dict[str, VideoWriter | LatentWriter] = {}
-        self._num_chunks = {request.id: self._chunks_of(request) for request in self.requests}
+        self._num_chunks = sum(self._chunks_of(request) for request in self.requests)
         self._chunks_done = 0
         self._frames_done = 0
         self._started = time.monotonic()
 
     def run(self) -> RunResult:
-        """Runs until every video ended or the user interrupts; unfinished files are removed either way.
+        """Runs until every video ended, the user interrupts or the engine breaks; unfinished files are removed.
 
         Raises `CapacityError` when the pool is too small for every one of the videos.
         """
@@ -72,11 +80,10 @@ class VideoRun:
             with Interrupt(self.view.note) as interrupt:
                 self._submit_all()
                 self._show_status()
-                while self.engine.has_work and not interrupt.requested:
-                    for output in self.engine.step():
-                        self._take(output)
+                while self.engine.has_work and not interrupt.requested and self._step():
                     self._show_status()
                 self.result.num_left = len(self._pending)
+                self.result.was_interrupted = interrupt.requested
         finally:
             for writer in self._writers.values():
                 writer.discard()
@@ -84,41 +91,53 @@ class VideoRun:
         return self.result
 
     def _submit_all(self) -> None:
-        refusals: dict[str, PagedvidError] = {}
+        refusals: dict[str, Exception] = {}
         for request in self.requests:
             try:
                 self.engine.submit(request)
-            except PagedvidError as error:
+            except Exception as error:
                 refusals[request.id] = error
         if len(refusals) == len(self.requests) and all(isinstance(it, CapacityError) for it in refusals.values()):
             raise next(iter(refusals.values()))
         for request_id, refusal in refusals.items():
             self._end_failed(request_id, refusal)
 
-    def _take(self, output: ChunkOutput | RequestFailure) -> None:
+    def _step(self) -> bool:
+        """One step of the engine; False when it cannot go on. Failures of single videos are among its outputs."""
+        try:
+            outputs = self.engine.step()
+        except Exception as error:
+            self.view.note(f"stopped {reason(error)}")
+            return False
+        for output in outputs:
+            self._take(output)
+        return True
+
+    def _take(self, output: EngineOutput) -> None:
         if output.request_id not in self._pending:
             return  # of a video that could not be written and was cancelled within this very step
-        if isinstance(output, RequestFailure):
+        if not isinstance(output, ChunkOutput):
             self._end_failed(output.request_id, output.error)
-        else:
+            return
+        try:
             self._write_chunk(output)
+        except Exception as error:
+            if not output.is_last:
+                with suppress(ConfigError):  # a later output of this very step may be its end
+                    self.engine.cancel(output.request_id)
+            self._end_failed(output.request_id, error)
 
     def _write_chunk(self, output: ChunkOutput) -> None:
         request = self._pending[output.request_id]
-        try:
-            writer = self._writers.get(request.id)
-            if writer is None:
-                writer = self.folder.open_video(request, self.frames_per_second, self.scale)
-                self._writers[request.id] = writer
-            writer.add(output.frames)
-            self._chunks_done += 1
-            self._frames_done += len(output.frames)
-            if output.is_last:
-                self._end_done(request, writer, output)
-        except WRITE_ERRORS as error:
-            if not output.is_last:
-                self.engine.cancel(request.id)
-            self._end_failed(request.id, error)
+        writer = self._writers.get(request.id)
+        if writer is None:
+            writer = self.folder.open_video(request, self.frames_per_second, self.scale)
+            self._writers[request.id] = writer
+        writer.add(output.frames)
+        self._chunks_done += 1
+        self._frames_done += len(output.frames)
+        if output.is_last:
+            self._end_done(request, writer, output)
 
     def _end_done(self, request: VideoRequest, writer: VideoWriter | LatentWriter, last: ChunkOutput) -> None:
         stored_bytes, bf16_bytes = last.stored_bytes, last.bf16_bytes
@@ -144,11 +163,11 @@ class VideoRun:
         if writer := self._writers.pop(request_id, None):
             writer.discard()
         self.result.num_failed += 1
-        self.view.note(f"failed  {request_id}  {_reason(error)}")
+        self.view.note(f"failed  {request_id}  {reason(error)}")
         try:
             self.folder.record_failed(request, error)
-        except OSError as manifest_error:
-            self.view.note(f"        the manifest could not be written: {_reason(manifest_error)}")
+        except Exception as manifest_error:
+            self.view.note(f"        the manifest could not be written: {reason(manifest_error)}")
 
     def _show_status(self) -> None:
         self.result.pool = stats = self.engine.cache.stats()
@@ -160,7 +179,7 @@ class VideoRun:
                 videos_ended=self.result.num_done + self.result.num_failed,
                 num_videos=len(self.requests),
                 chunks_done=self._chunks_done,
-                num_chunks=sum(self._num_chunks.values()),
+                num_chunks=self._num_chunks,
                 pages_used=stats.pages_used,
                 num_pages=stats.num_pages,
                 frames_per_second=self._frames_done / elapsed if elapsed > 0 else 0.0,
@@ -170,10 +189,3 @@ class VideoRun:
     def _chunks_of(self, request: VideoRequest) -> int:
         frames_per_chunk = self.engine.model.geometry.frames_per_chunk
         return -(-request.num_frames // frames_per_chunk)
-
-
-def _reason(error: Exception) -> str:
-    """The message in one line; of a file error only what happened, since the video is named beside it."""
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
-    return " ".join(str(error).split())

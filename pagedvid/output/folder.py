@@ -1,4 +1,4 @@
-"""The output folder of one run: which videos are done, where each goes, and what is written beside it.
+"""The output folder of one run: which videos are done, where each goes, and what is written next to it.
 
 <id>.mp4        the video, or its latents:     manifest.jsonl   one line per video that ended
 <id>.safetensors
@@ -7,7 +7,7 @@
 
 from __future__ import annotations
 
-import json
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
@@ -15,10 +15,12 @@ from typing import Any
 
 from pagedvid.engine.requests import VideoRequest
 from pagedvid.errors import ConfigError
-from pagedvid.output.atomic import remove_stale, replacing
+from pagedvid.output.atomic import remove_stale, replacing, temporary_path
 from pagedvid.output.latents import LatentWriter
-from pagedvid.output.manifest import Manifest, ManifestEntry
+from pagedvid.output.manifest import Manifest, ManifestEntry, json_text
 from pagedvid.output.video import VideoWriter
+
+logger = logging.getLogger(__name__)
 
 MANIFEST_NAME, SHEET_NAME = "manifest.jsonl", "sheet.png"
 
@@ -48,7 +50,11 @@ class OutputFolder:
             if not (resume or overwrite):
                 _refuse_used(path)
             self._manifest = Manifest(path / MANIFEST_NAME, start_anew=overwrite)
-            self.num_stale = remove_stale(path)
+            try:
+                remove_stale(path)
+            except OSError:
+                self._manifest.close()
+                raise
         except OSError as error:
             raise ConfigError(f"cannot write to {path}: {error.strerror}; use another --out") from None
 
@@ -62,12 +68,12 @@ class OutputFolder:
         return self.path / SHEET_NAME
 
     def is_done(self, request: VideoRequest) -> bool:
-        """Whether an earlier run finished this very video.
+        """Whether an earlier run finished this very video, and its file is still whole.
 
         Raises `ConfigError` when the folder holds a video of that id that was made otherwise.
         """
         entry = self._manifest.entries.get(request.id)
-        if entry is None or entry.status != "done" or not self.video_path(request.id).exists():
+        if entry is None or entry.status != "done" or not self._is_whole(entry):
             return False
         if differences := entry.differences(request, self.settings):
             raise ConfigError(
@@ -76,8 +82,26 @@ class OutputFolder:
             )
         return True
 
+    def _is_whole(self, entry: ManifestEntry) -> bool:
+        """Whether the file of a finished video is as long as it was then. That is enough, because a file gets its name
+        only when it is complete. Entries of earlier versions do not say how long: then it must not be empty."""
+        path, expected = self.video_path(entry.id), entry.details.get("bytes")
+        try:
+            size = path.stat().st_size
+        except OSError:
+            return False
+        if size > 0 if expected is None else size == expected:
+            return True
+        given = f"{size}" if expected is None else f"{size} of {expected}"
+        logger.warning("%s is not whole, it has %s bytes: it is made again", path.name, given)
+        return False
+
     def open_video(self, request: VideoRequest, frames_per_second: float, scale: int) -> VideoWriter | LatentWriter:
-        """A writer for the video of a request. Raises one of `WRITE_ERRORS`."""
+        """A writer for the video of a request.
+
+        Raises one of `WRITE_ERRORS`, also when the manifest cannot be written: better now than when the video is made.
+        """
+        self._manifest.prepare()
         if self.holds_latents:
             return LatentWriter(self.video_path(request.id), frames_per_second)
         return VideoWriter(self.video_path(request.id), frames_per_second, scale)
@@ -85,14 +109,21 @@ class OutputFolder:
     def record_done(
         self, request: VideoRequest, writer: VideoWriter | LatentWriter, details: Mapping[str, Any]
     ) -> None:
-        """Ends a video: json, then the file under its name, then the manifest line. Raises one of `WRITE_ERRORS`."""
+        """Ends a video: the file under its name, then its json, then the manifest line. Raises one of `WRITE_ERRORS`.
+
+        Only the line makes it done. When that or the json cannot be written, the file stays.
+        """
         writer.finish()
-        summary = {"file": writer.path.name, **details}
-        sidecar = {**_request_fields(request), **summary, "settings": self.settings}
-        with replacing(self.path / f"{request.id}.json") as path:
-            path.write_text(json.dumps(sidecar, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        summary = {"file": writer.path.name, "bytes": temporary_path(writer.path).stat().st_size, **details}
+        sidecar = json_text({**_request_fields(request), **summary, "settings": self.settings}, indent=2)
         writer.publish()
-        self._append(request, "done", details=summary)
+        try:
+            with replacing(self.path / f"{request.id}.json") as path:
+                path.write_bytes(sidecar)
+            self._append(request, "done", details=summary)
+        except OSError as error:
+            what = f"{writer.path.name} is whole, but what is known of it could not be written down"
+            raise OSError(error.errno, f"{what}: {error.strerror}; --resume makes it again") from error
 
     def record_failed(self, request: VideoRequest, error: Exception) -> None:
         """Notes in the manifest that a video ended with an error. Raises OSError."""

@@ -11,10 +11,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 
 from pagedvid.errors import ConfigError
-from pagedvid.output.atomic import publish, temporary_path
+from pagedvid.output import atomic
 
 
 def read_latents(path: Path) -> tuple[NDArray[np.float32], float]:
@@ -33,7 +33,7 @@ class LatentWriter:
     def __init__(self, path: Path, frames_per_second: float) -> None:
         self.path = path
         self.num_frames = 0
-        self._frames_per_second = frames_per_second
+        self._frames_per_second = float(frames_per_second)
         self._chunks: list[NDArray[np.float32]] = []
 
     def add(self, frames_FCHW: NDArray[np.float32]) -> None:
@@ -42,16 +42,23 @@ class LatentWriter:
         self.num_frames += len(frames_FCHW)
 
     def finish(self) -> None:
-        """Writes the temporary file. Raises OSError."""
-        latents_CFHW = np.ascontiguousarray(np.concatenate(self._chunks).swapaxes(0, 1))
-        metadata = {"frames_per_second": f"{self._frames_per_second:g}"}
-        save_file({"latents": latents_CFHW}, temporary_path(self.path), metadata)
+        """Writes the temporary file. Raises OSError.
+
+        The library only makes the bytes: a file that it writes itself is readable by its owner alone, whatever the
+        umask, passes through a name that `remove_stale` does not know, and fails without an errno.
+        """
+        num_channels, *size = self._chunks[0].shape[1:]
+        latents_CFHW = np.empty((num_channels, self.num_frames, *size), np.float32)
+        np.concatenate([chunk.swapaxes(0, 1) for chunk in self._chunks], axis=1, out=latents_CFHW)
+        self._chunks.clear()
+        metadata = {"frames_per_second": repr(self._frames_per_second).removesuffix(".0")}
+        atomic.temporary_path(self.path).write_bytes(save({"latents": latents_CFHW}, metadata))
 
     def publish(self) -> None:
         """Moves the finished file to its name. Raises OSError."""
-        publish(self.path)
+        atomic.publish(self.path)
 
     def discard(self) -> None:
-        """Removes what was written, unless it was published."""
+        """Removes what was written, unless it was published. Never raises."""
         self._chunks.clear()
-        temporary_path(self.path).unlink(missing_ok=True)
+        atomic.discard(self.path)

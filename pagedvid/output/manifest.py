@@ -1,15 +1,17 @@
 """manifest.jsonl: one line per video that ended, written so that it survives a kill at any moment.
 
-Lines are appended and forced to disk; a later line about the same id replaces the earlier one. A kill can leave half a
-line at the end: it is cut off when the manifest is opened again.
+Lines are appended and forced to disk; a later line about the same id replaces the earlier one. A kill or a full disk
+can leave half a line at the end: it is cut off before the next line, and when the manifest is opened again.
 """
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -31,7 +33,7 @@ class ManifestEntry:
     settings: Mapping[str, Any]
     """The settings that decide the frames, by "section.key"."""
     inputs: Mapping[str, Any] = field(default_factory=dict)
-    """Files that the request brought beside its prompt, by name."""
+    """Files that the request brought next to its prompt, by name."""
     error: str | None = None
     details: Mapping[str, Any] = field(default_factory=dict)
     """File name, seconds, bytes: what a reader of the manifest may want without opening the video's own json."""
@@ -50,23 +52,55 @@ class ManifestEntry:
         return [f"{key}: {before.get(key)} -> {now.get(key)}" for key in keys if before.get(key) != now.get(key)]
 
 
+def json_text(data: Mapping[str, Any], indent: int | None = None) -> bytes:
+    """JSON in UTF-8, with letters as they are and a line end.
+
+    Half a surrogate pair, which UTF-8 cannot hold, becomes its JSON escape, so that any text can be written down.
+    """
+    return (json.dumps(data, ensure_ascii=False, indent=indent) + "\n").encode("utf-8", "backslashreplace")
+
+
 class Manifest:
     """The open manifest of one folder, locked against a second run."""
 
     def __init__(self, path: Path, *, start_anew: bool = False) -> None:
-        """Opens or creates the file. Raises `ConfigError` when another run holds it or a line is damaged."""
+        """Opens or creates the file. `start_anew`: what it holds is forgotten, and replaced by the first new line.
+
+        Raises `ConfigError` when another run holds it or a line is damaged, and OSError.
+        """
         self.path = path
-        self._file = path.open("a+b", buffering=0)
+        self._open()
         try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+            self.entries = {} if start_anew else self._read()
+            self._size = 0 if start_anew else self._file.seek(0, os.SEEK_END)
+        except BaseException:
             self._file.close()
-            raise ConfigError(
-                f"another pagedvid is writing to {path.parent}; wait for it or use another --out"
-            ) from None
-        if start_anew:
-            self._file.truncate(0)
-        self.entries = self._read()
+            raise
+
+    def _open(self) -> None:
+        """Opens and locks the file: again, if the run that held it removed it, empty, between the two."""
+        while True:
+            self._file = self.path.open("a+b", buffering=0)
+            try:
+                fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if self._is_in_place():
+                    return
+            except BlockingIOError:
+                self._file.close()
+                raise ConfigError(
+                    f"another pagedvid is writing to {self.path.parent}; wait for it or use another --out"
+                ) from None
+            except OSError:
+                self._file.close()
+                raise
+            self._file.close()
+
+    def _is_in_place(self) -> bool:
+        """Whether the open file is still the one of that name."""
+        try:
+            return os.path.samestat(os.fstat(self._file.fileno()), self.path.stat())
+        except FileNotFoundError:
+            return False
 
     def _read(self) -> dict[str, ManifestEntry]:
         """Entries by id, the newest of each; cuts off a torn last line."""
@@ -88,21 +122,37 @@ class Manifest:
             entries[entry.id] = entry
         return entries
 
+    def prepare(self) -> None:
+        """Removes what is not a whole line, and what is to be forgotten, from the file. Raises OSError.
+
+        A file that somebody removed, replaced or cut meanwhile is an error: lines would go where nobody reads them.
+        """
+        size = self._file.seek(0, os.SEEK_END)
+        if size < self._size or not self._is_in_place():
+            raise FileNotFoundError(errno.ENOENT, "the manifest was removed, replaced or cut while the run went on")
+        if size > self._size:
+            self._file.truncate(self._size)
+
     def append(self, entry: ManifestEntry) -> None:
-        """Adds a line and forces it to disk. Raises OSError, and then the manifest is as it was before."""
-        line = (json.dumps(asdict(entry), ensure_ascii=False) + "\n").encode()
-        size_before = self._file.seek(0, os.SEEK_END)
+        """Adds a line and forces it to disk. Raises OSError, and then the line does not count."""
+        self.prepare()
+        line = json_text(asdict(entry))
+        rest = line
         try:
-            while line:
-                line = line[self._file.write(line) :]
+            while rest:
+                rest = rest[self._file.write(rest) :]
             os.fsync(self._file.fileno())
         except OSError:
-            self._file.truncate(size_before)
+            with suppress(OSError):  # if it is not cut off now, then before the next line
+                self._file.truncate(self._size)
             raise
+        self._size += len(line)
         self.entries[entry.id] = entry
 
     def close(self) -> None:
-        """Gives the lock back; a manifest without lines is removed."""
-        if self._file.seek(0, os.SEEK_END) == 0:
-            self.path.unlink(missing_ok=True)
-        self._file.close()
+        """Gives the lock back; a manifest without lines is removed. Never raises: every line is on disk already."""
+        with suppress(OSError):
+            if self._is_in_place() and self._file.seek(0, os.SEEK_END) == 0:
+                self.path.unlink()
+        with suppress(OSError):
+            self._file.close()

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
 from pagedvid.output.atomic import replacing
+from pagedvid.output.captions import escape, one_line, shorten, system_font
 from pagedvid.output.video import count_frames, read_frames
+
+logger = logging.getLogger(__name__)
 
 SHEET_WIDTH = 1200
 MAX_COLUMNS = 8
@@ -18,6 +24,12 @@ MAX_ROWS = 48
 _MARGIN, _GAP, _CAPTION_HEIGHT = 24, 6, 34
 _BACKGROUND, _TEXT, _FAINT = (250, 250, 248), (24, 24, 28), (120, 120, 124)
 _CAPTION_SIZE, _NOTE_SIZE = 18, 14
+_NOTE_SHARE = 0.6
+"""Most of the width that the small print takes."""
+_NO_CHARACTER = "\U0010ffff"
+"""No font has it: it is drawn as the box that stands for any missing letter."""
+
+Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 
 @dataclass(frozen=True)
@@ -30,9 +42,13 @@ class SheetRow:
     """Small print at the right: id and seed."""
 
 
-def write_sheet(path: Path, rows: list[SheetRow]) -> int:
-    """Draws the sheet of the first `MAX_ROWS` videos and returns how many it shows. Raises OSError."""
-    strips = [_draw_row(row) for row in rows[:MAX_ROWS]]
+def write_sheet(path: Path, rows: Sequence[SheetRow]) -> int:
+    """Draws the sheet of the first `MAX_ROWS` videos and returns how many it shows. Raises OSError.
+
+    A video that cannot be read has an empty row. That, and letters that no font has, are logged as warnings.
+    """
+    missing: set[str] = set()
+    strips = [_draw_row(row, missing) for row in rows[:MAX_ROWS]]
     height = _MARGIN + sum(strip.height + _MARGIN for strip in strips)
     sheet = Image.new("RGB", (SHEET_WIDTH, height), _BACKGROUND)
     top = _MARGIN
@@ -41,6 +57,9 @@ def write_sheet(path: Path, rows: list[SheetRow]) -> int:
         top += strip.height + _MARGIN
     with replacing(path) as temporary:
         sheet.save(temporary, format="PNG")
+    if missing:
+        shown = escape("".join(sorted(missing)[:10]), missing)
+        logger.warning("%s: no font here has all letters of the prompts; some are shown as %s", path.name, shown)
     return len(strips)
 
 
@@ -51,36 +70,97 @@ def spaced_indices(num_frames: int, num_columns: int) -> list[int]:
     return [round(column * (num_frames - 1) / (num_columns - 1)) for column in range(num_columns)]
 
 
-def _draw_row(row: SheetRow) -> Image.Image:
-    num_frames = count_frames(row.video)
-    frames = read_frames(row.video, spaced_indices(num_frames, min(MAX_COLUMNS, num_frames)))
+def _draw_row(row: SheetRow, missing: set[str]) -> Image.Image:
+    """A caption and thumbnails; adds the letters that no font has to `missing`."""
     width = (SHEET_WIDTH - 2 * _MARGIN - (MAX_COLUMNS - 1) * _GAP) // MAX_COLUMNS
-    height = round(width * frames[0].shape[0] / frames[0].shape[1])
+    thumbnails = _thumbnails(row.video, width)
+    height = thumbnails[0].height if thumbnails else 0
     strip = Image.new("RGB", (SHEET_WIDTH, _CAPTION_HEIGHT + height), _BACKGROUND)
-    _draw_caption(strip, row)
-    for column, frame in enumerate(frames):
-        thumbnail = Image.fromarray(frame).resize((width, height), Image.Resampling.LANCZOS)
+    missing |= _draw_caption(ImageDraw.Draw(strip), row)
+    for column, thumbnail in enumerate(thumbnails):
         strip.paste(thumbnail, (_MARGIN + column * (width + _GAP), _CAPTION_HEIGHT))
     return strip
 
 
-def _draw_caption(strip: Image.Image, row: SheetRow) -> None:
-    draw = ImageDraw.Draw(strip)
+def _thumbnails(video: Path, width: int) -> list[Image.Image]:
+    try:
+        num_frames = count_frames(video)
+        frames = read_frames(video, spaced_indices(num_frames, min(MAX_COLUMNS, num_frames)))
+    except Exception as error:  # whatever is wrong with this video, the others have their rows
+        logger.warning("%s has no frames on the sheet: it cannot be read (%s)", video.name, error)
+        return []
+    height = max(1, round(width * frames[0].shape[0] / frames[0].shape[1]))
+    return [Image.fromarray(frame).resize((width, height), Image.Resampling.LANCZOS) for frame in frames]
+
+
+def _draw_caption(draw: ImageDraw.ImageDraw, row: SheetRow) -> set[str]:
+    """Draws the two texts of a row; returns the letters that no font has."""
     baseline = _CAPTION_HEIGHT - 12
-    note_font = ImageFont.load_default(_NOTE_SIZE)
-    draw.text((SHEET_WIDTH - _MARGIN, baseline), row.note, fill=_FAINT, font=note_font, anchor="rs")
-    room = SHEET_WIDTH - 3 * _MARGIN - draw.textlength(row.note, font=note_font)
-    caption_font = ImageFont.load_default(_CAPTION_SIZE)
-    caption = _shorten(draw, " ".join(row.caption.split()), caption_font, room)
-    draw.text((_MARGIN, baseline), caption, fill=_TEXT, font=caption_font, anchor="ls")
+    note = _Line(row.note, _NOTE_SIZE, room=_NOTE_SHARE * SHEET_WIDTH)
+    note_width = note.width(note.shown)
+    note.draw(draw, SHEET_WIDTH - _MARGIN - note_width, baseline, _FAINT)
+    caption = _Line(row.caption, _CAPTION_SIZE, room=SHEET_WIDTH - 3 * _MARGIN - note_width)
+    caption.draw(draw, _MARGIN, baseline, _TEXT)
+    return note.missing | caption.missing
 
 
-def _shorten(
-    draw: ImageDraw.ImageDraw, text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, room: float
-) -> str:
-    """The text, cut with an ellipsis so that it is at most `room` pixels wide."""
-    if draw.textlength(text, font=font) <= room:
-        return text
-    while text and draw.textlength(text + "...", font=font) > room:
-        text = text[:-1]
-    return text.rstrip() + "..."
+class _Line:
+    """A text on one line of `room` pixels, each letter in a font that has it, or as its code if there is none.
+
+    The own font of the sheet has all codes. It draws a text alone if it can, else one installed font, else several.
+    """
+
+    def __init__(self, text: str, size: int, room: float) -> None:
+        text = one_line(text, most=SHEET_WIDTH)
+        self._font: Font = ImageFont.load_default(size)
+        self._others: dict[str, Font] = {}
+        """Fonts of letters that `_font` does not draw here."""
+        self.missing = _missing(text, self._font)
+        """Letters that no font has."""
+        if self.missing and (font := _system_font(frozenset(text), size)) and not _missing(text, font):
+            self._others, self.missing = dict.fromkeys(text, font), set()
+        while self.missing and (font := _system_font(frozenset(self.missing), size)):
+            found = self.missing - _missing(self.missing, font)
+            if not found:
+                break
+            self._others |= dict.fromkeys(found, font)
+            self.missing -= found
+        self.shown = shorten(escape(text, self.missing), room, self.width)
+        """What is drawn."""
+
+    def width(self, text: str) -> float:
+        """Pixels of a part of the text."""
+        return sum(font.getlength(piece) for piece, font in self._pieces(text))
+
+    def draw(self, draw: ImageDraw.ImageDraw, left: float, baseline: float, color: tuple[int, int, int]) -> None:
+        """Draws what is shown from `left` on."""
+        for piece, font in self._pieces(self.shown):
+            draw.text((left, baseline), piece, fill=color, font=font, anchor="ls")
+            left += font.getlength(piece)
+
+    def _pieces(self, text: str) -> Iterator[tuple[str, Font]]:
+        for font, letters in groupby(text, key=lambda letter: self._others.get(letter, self._font)):
+            yield "".join(letters), font
+
+
+def _system_font(letters: frozenset[str], size: int) -> Font | None:
+    """The installed font that suits these letters best; None when none is known or it cannot be used."""
+    found = system_font(letters)
+    if found is None:
+        return None
+    file, number = found
+    try:
+        return ImageFont.truetype(str(file), size, number)
+    except OSError:  # bitmaps of another size, or the file is gone
+        return None
+
+
+def _missing(letters: Iterable[str], font: Font) -> set[str]:
+    """The letters that a font draws as it draws what no font has."""
+    box = _drawn(_NO_CHARACTER, font)
+    return {letter for letter in set(letters) if letter != " " and _drawn(letter, font) == box}
+
+
+def _drawn(letter: str, font: Font) -> tuple[tuple[int, int], bytes]:
+    mask = font.getmask(letter)
+    return mask.size, bytes(mask)

@@ -2,27 +2,51 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from fractions import Fraction
 from pathlib import Path
 
 import av
 import numpy as np
-from av.video.reformatter import ColorRange, Colorspace
+from av.container import InputContainer
+from av.video.reformatter import ColorRange, Colorspace, VideoReformatter
 from numpy.typing import NDArray
 
-from pagedvid.output.atomic import publish, temporary_path
+from pagedvid.errors import ConfigError
+from pagedvid.output import atomic
 
 AV_VERSION: str = av.__version__
 WRITE_ERRORS = (OSError, av.FFmpegError)
 """What writing a video can raise: the disk is full, the folder is gone, the encoder refuses."""
 
+MIN_FRAMES_PER_SECOND, MAX_FRAMES_PER_SECOND = 0.0001, 1000.0
+"""Speeds that an mp4 file holds. A frame lasts at most 2^31 ticks, of which a second has 10,000 or more; H.264 counts
+half ticks in 32 bits."""
+
+_FINEST_DENOMINATOR = 1_000_000
+_KEYFRAME_INTERVAL = 250
+"""Most frames that are decoded to reach a given one."""
+_PROBE_BYTES = 4096
+"""More than the header, which the library writes first."""
 _BT709 = 1
 _QUALITY: dict[str, object] = {"crf": "16", "preset": "medium", "rc-lookahead": "10"}
 """Fine enough to keep plain colours; a short look-ahead, because every running video holds its frames in memory."""
 
 Frames = NDArray[np.uint8]
+
+
+def frame_rate(frames_per_second: float) -> Fraction:
+    """The speed as the file holds it: what was written to six decimals, anything else within one part in a million.
+
+    Raises ConfigError for a speed that no mp4 file can hold.
+    """
+    if not MIN_FRAMES_PER_SECOND <= frames_per_second <= MAX_FRAMES_PER_SECOND:
+        raise ConfigError(
+            f"{frames_per_second:g} frames per second do not fit into an mp4 file, which holds "
+            f"{MIN_FRAMES_PER_SECOND:g} to {MAX_FRAMES_PER_SECOND:g}; change generate.frames_per_second"
+        )
+    return Fraction(frames_per_second).limit_denominator(_FINEST_DENOMINATOR)
 
 
 def enlarge(frames_FHWC: Frames, scale: int) -> Frames:
@@ -35,24 +59,35 @@ def enlarge(frames_FHWC: Frames, scale: int) -> Frames:
 
 
 class VideoWriter:
-    """Streams frames into a temporary file beside `path`; `publish` moves it there once it is whole."""
+    """Streams frames into a temporary file next to `path`; `publish` moves it there once it is whole."""
 
     def __init__(self, path: Path, frames_per_second: float, scale: int) -> None:
+        """Raises ConfigError for a speed that the file cannot hold."""
         self.path = path
         self.num_frames = 0
+        self._rate = frame_rate(frames_per_second)
         self._scale = scale
-        self._container = av.open(str(temporary_path(path)), "w", format="mp4", options={"movflags": "faststart"})
-        self._stream = self._container.add_stream("libx264", rate=Fraction(frames_per_second).limit_denominator(1001))
+        self._reformatter = VideoReformatter()
+        self._container = av.open(
+            str(atomic.temporary_path(path)), "w", format="mp4", options={"movflags": "faststart"}
+        )
+        self._stream = self._container.add_stream("libx264", rate=self._rate)
         self._is_open = True
 
     def add(self, frames_FHWC: Frames) -> None:
         """Appends frames, uint8 [frames, height, width, 3]. Raises one of `WRITE_ERRORS`."""
         frames = enlarge(frames_FHWC, self._scale)
         if self.num_frames == 0:
+            # The library never closes a file whose first bytes do not fit; after enough of these, none can be opened.
+            atomic.temporary_path(self.path).write_bytes(bytes(_PROBE_BYTES))
             self._configure(height=frames.shape[1], width=frames.shape[2])
         for frame in frames:
-            picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24").reformat(
-                format="yuv420p", dst_colorspace=Colorspace.ITU709, dst_color_range=ColorRange.MPEG
+            picture = self._reformatter.reformat(
+                av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24"),
+                format="yuv420p",
+                dst_colorspace=Colorspace.ITU709,
+                dst_color_range=ColorRange.MPEG,
+                threads=1,
             )
             picture.pts = self.num_frames
             self._container.mux(self._stream.encode(picture))
@@ -63,42 +98,74 @@ class VideoWriter:
         self._stream.pix_fmt = "yuv420p"
         self._stream.options = _QUALITY
         context = self._stream.codec_context
+        context.gop_size = _KEYFRAME_INTERVAL
         context.thread_count = 1  # the model's threads are busy; one is plenty for the encoder
         context.colorspace = context.color_primaries = context.color_trc = _BT709
         context.color_range = ColorRange.MPEG
 
     def finish(self) -> None:
-        """Writes what is left and the index: the temporary file is whole. Raises one of `WRITE_ERRORS`."""
+        """Writes what is left and the index: the temporary file is whole. Raises one of `WRITE_ERRORS`.
+
+        The index is read back, because the library does not report everything that goes wrong while it is written.
+        """
         self._container.mux(self._stream.encode(None))
         self._is_open = False
         self._container.close()
+        with av.open(str(atomic.temporary_path(self.path))) as container:
+            stream = container.streams.video[0]
+            if (stream.frames, stream.average_rate) != (self.num_frames, self._rate):
+                raise OSError(
+                    f"the file was written wrongly: it has {stream.frames} frames at {stream.average_rate} a second, "
+                    f"not {self.num_frames} at {self._rate}"
+                )
 
     def publish(self) -> None:
         """Moves the finished video to its name. Raises OSError."""
-        publish(self.path)
+        atomic.publish(self.path)
 
     def discard(self) -> None:
-        """Removes what was written, unless it was published."""
+        """Removes what was written, unless it was published. Never raises."""
         if self._is_open:
             self._is_open = False
             # Closing writes the index of a file that is removed right after: that this may fail changes nothing.
             with suppress(*WRITE_ERRORS):
                 self._container.close()
-        temporary_path(self.path).unlink(missing_ok=True)
+        atomic.discard(self.path)
 
 
 def read_frames(path: Path, indices: Sequence[int] | None = None) -> list[Frames]:
-    """Decoded frames of a video, each uint8 [height, width, 3]: all of them, or those at ascending `indices`."""
-    wanted = None if indices is None else set(indices)
+    """Decoded frames of a video of `VideoWriter`, each uint8 [height, width, 3]: all, or those at ascending `indices`.
+
+    Far apart, they are looked up, so that the time depends on how many are read and not on how long the video is.
+    Raises one of `WRITE_ERRORS`.
+    """
     with av.open(str(path)) as container:
-        return [
-            frame.to_ndarray(format="rgb24")
-            for index, frame in enumerate(container.decode(video=0))
-            if wanted is None or index in wanted
-        ]
+        if indices is None:
+            return [_pixels(frame) for frame in container.decode(video=0)]
+        return list(_frames_at(container, indices))
+
+
+def _frames_at(container: InputContainer, indices: Sequence[int]) -> Iterator[Frames]:
+    stream = container.streams.video[0]
+    rate, tick = stream.average_rate, stream.time_base
+    assert rate is not None and tick is not None, "a video stream that was opened from a file has both"
+    position, decoded = 0, container.decode(stream)
+    for index in indices:
+        if index - position > _KEYFRAME_INTERVAL:
+            container.seek(round(index / (rate * tick)), stream=stream)
+            decoded = container.decode(stream)
+        frame = next((frame for frame in decoded if round((frame.pts or 0) * tick * rate) >= index), None)
+        if frame is None:
+            raise OSError(f"the video ends before its frame {index}")
+        position = index + 1
+        yield _pixels(frame)
+
+
+def _pixels(frame: av.VideoFrame) -> Frames:
+    return frame.to_ndarray(format="rgb24")  # type: ignore[return-value]  # of this format always uint8
 
 
 def count_frames(path: Path) -> int:
-    """Number of frames that the video's index names."""
+    """Number of frames that the video's index names. Raises one of `WRITE_ERRORS`."""
     with av.open(str(path)) as container:
         return container.streams.video[0].frames

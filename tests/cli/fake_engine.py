@@ -14,7 +14,7 @@ import numpy as np
 
 from pagedvid.cache.stats import CacheStats
 from pagedvid.engine.requests import ChunkOutput, EngineOutput, RequestFailure, VideoRequest
-from pagedvid.errors import CapacityError, NonFiniteError, PromptError
+from pagedvid.errors import CapacityError, ConfigError, NonFiniteError, PromptError
 
 COLORS = {"red": (220, 30, 30), "green": (30, 200, 60), "blue": (40, 60, 230)}
 FRAMES_PER_CHUNK = 4
@@ -66,6 +66,8 @@ class FakeEngine:
         return ChunkOutput(request.id, index, frames_of(request, num_frames), is_last, STORED_BYTES, BF16_BYTES)
 
     def cancel(self, request_id: str) -> None:
+        if request_id not in self._active:
+            raise ConfigError(f"request {request_id!r} is neither waiting nor running")
         del self._active[request_id]
 
     def close(self) -> None:

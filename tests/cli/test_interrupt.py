@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from pagedvid.cli.interrupt import Interrupt
 from tests.cli.folders import assert_whole_videos, manifest_lines, names
 
 SLOW_RUN = Path(__file__).with_name("slow_run.py")
@@ -100,6 +101,15 @@ def test_the_second_interrupt_does_not_wait_for_the_step(start, tmp_path):
     assert "pagedvid: error: interrupted" in stderr
     assert "Traceback" not in stderr
     assert names(tmp_path / "out") == set()
+
+
+def test_a_handler_that_python_did_not_install_is_no_obstacle(monkeypatch):
+    """Of such a handler nothing is known but that it was there."""
+    installed = {}
+    monkeypatch.setattr(signal, "signal", lambda number, handler: installed.update({number: handler}))
+    with Interrupt(lambda line: None):
+        assert all(map(callable, installed.values()))
+    assert installed == {signal.SIGINT: signal.SIG_DFL, signal.SIGTERM: signal.SIG_DFL}
 
 
 def test_a_file_that_cannot_grow_fails_its_video_alone(start, tmp_path):

@@ -44,5 +44,31 @@ def test_lines_come_now_and_then(capsys, monkeypatch):
     assert capsys.readouterr().err == "videos 3/8  chunks 37/96  pages 412/2048  23.4 frames/s\n"
 
 
+class Gone(io.StringIO):
+    """A terminal that was closed, or a log on a full disk."""
+
+    def write(self, text):
+        raise OSError("gone")
+
+    flush = write
+
+
+@pytest.mark.parametrize("kind", ["bars", "lines"])
+def test_what_cannot_be_shown_goes_unsaid(monkeypatch, kind):
+    monkeypatch.setattr("sys.stderr", Gone())
+    monkeypatch.setattr(progress, "LINE_INTERVAL_SECONDS", 0.0)
+    with BarView(Console(file=Gone(), force_terminal=True)) if kind == "bars" else LineView() as view:
+        view.note("one")
+        view.update(STATUS)
+        view.note("two")
+
+
+def test_without_stderr_nothing_is_said_on_stdout(monkeypatch, capsys):
+    monkeypatch.setattr("sys.stderr", None)
+    with LineView() as view:
+        view.note("one")
+    assert capsys.readouterr().out == ""
+
+
 def test_without_a_terminal_there_are_lines():
     assert isinstance(progress.progress_view(), LineView)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from pagedvid.output.atomic import remove_stale, replacing, temporary_path
+from pagedvid.output.atomic import discard, remove_stale, replacing, temporary_path
 
 
 def test_the_file_appears_at_the_end(tmp_path):
@@ -22,6 +22,23 @@ def test_an_error_leaves_the_old_file_and_no_other(tmp_path):
         temporary.write_text("ne")
         raise OSError("full")
     assert [(file.name, file.read_text()) for file in tmp_path.iterdir()] == [("a.json", "old")]
+
+
+@pytest.mark.parametrize("obstacle", ["folder", "file in place of the folder", "nothing"])
+def test_discarding_never_raises(tmp_path, obstacle):
+    path = tmp_path / "out" / "a.json"
+    if obstacle == "folder":
+        temporary_path(path).mkdir(parents=True)
+    elif obstacle == "file in place of the folder":
+        path.parent.touch()
+    discard(path)
+
+
+def test_the_first_error_is_the_one_that_is_raised(tmp_path):
+    """Not the one of cleaning up after it."""
+    (tmp_path / "out").touch()
+    with pytest.raises(NotADirectoryError), replacing(tmp_path / "out" / "a.json") as temporary:
+        temporary.write_text("x")
 
 
 def test_only_our_own_temporary_files_are_stale(tmp_path):

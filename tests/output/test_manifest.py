@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import json
+import os
 
 import pytest
 
@@ -86,13 +88,93 @@ def test_starting_anew_forgets_everything(path, opened):
     manifest = opened()
     manifest.append(entry())
     manifest.close()
-    assert opened(start_anew=True).entries == {}
-    assert path.read_bytes() == b""
+    manifest = opened(start_anew=True)
+    assert manifest.entries == {}
+    manifest.append(entry("b"))
+    manifest.close()
+    assert set(opened().entries) == {"b"}
+
+
+def test_starting_anew_loses_nothing_before_there_is_something_new(path, opened):
+    manifest = opened()
+    manifest.append(entry())
+    manifest.close()
+    opened(start_anew=True).close()
+    assert set(opened().entries) == {"a"}
 
 
 def test_a_manifest_without_lines_leaves_no_file(path, opened):
     opened().close()
     assert not path.exists()
+
+
+@pytest.mark.parametrize("text", ["\ud83d", "a\udcffb", "\x00\x1f\u2028", "x" * 10**6, '"\\'])
+def test_any_text_is_kept(path, opened, text):
+    """Halves of surrogate pairs cannot be written in UTF-8; here they are escaped, and read back as they were."""
+    manifest = opened()
+    manifest.append(ManifestEntry("a", "failed", text, 1, 8, {"cache.codec": text}, error=text))
+    manifest.close()
+    path.read_text(encoding="utf-8")
+    (back,) = opened().entries.values()
+    assert (back.prompt, back.error, back.settings) == (text, text, {"cache.codec": text})
+
+
+def test_a_line_that_could_not_be_taken_back_is_cut_off_before_the_next(path, opened, monkeypatch):
+    manifest = opened()
+    manifest.append(entry("a"))
+    disk = DiskWithRoomFor(manifest._file, 20)
+    disk.truncate = DiskWithRoomFor(manifest._file, 0).write  # fails alike
+    manifest._file, whole = disk, manifest._file
+    with pytest.raises(OSError, match="No space left"):
+        manifest.append(entry("b"))
+    manifest._file = whole
+    manifest.append(entry("c"))
+    assert [json.loads(line)["id"] for line in path.read_text().splitlines()] == ["a", "c"]
+
+
+@pytest.mark.parametrize("how", ["removed", "replaced", "cut"])
+def test_a_manifest_that_is_not_there_any_more_takes_no_lines(path, opened, how):
+    manifest = opened()
+    manifest.append(entry("a"))
+    if how == "cut":
+        os.truncate(path, 20)
+    else:
+        path.unlink()
+    if how == "replaced":
+        path.write_text("")
+    before = path.read_bytes() if path.exists() else None
+    with pytest.raises(OSError, match="removed, replaced or cut"):
+        manifest.append(entry("b"))
+    assert set(manifest.entries) == {"a"}
+    manifest.close()
+    assert (path.read_bytes() if path.exists() else None) == before, "what is there now is not ours to change"
+
+
+def test_a_file_that_a_run_removed_as_it_ended_is_made_again(path, opened, monkeypatch):
+    """It was opened before that, and locked after it."""
+    lock, ended = fcntl.flock, []
+
+    def end_first(file, how):
+        if not ended:
+            ended.append(path.unlink())
+        lock(file, how)
+
+    monkeypatch.setattr(fcntl, "flock", end_first)
+    opened().append(entry("a"))
+    assert path.exists() and ended
+
+
+def test_a_lock_that_cannot_be_had_leaves_nothing_open(path, monkeypatch):
+    def no_locks(file, how):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    with pytest.raises(OSError, match="No locks available"):
+        Manifest(path)
+    before = len(os.listdir("/proc/self/fd"))
+    with pytest.raises(OSError, match="No locks available"):
+        Manifest(path)
+    assert len(os.listdir("/proc/self/fd")) == before
 
 
 class DiskWithRoomFor:

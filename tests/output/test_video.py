@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
+
 import av
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from pagedvid.errors import ConfigError
+from pagedvid.output import video
 from pagedvid.output.atomic import temporary_path
-from pagedvid.output.video import WRITE_ERRORS, VideoWriter, count_frames, enlarge, read_frames
+from pagedvid.output.video import WRITE_ERRORS, VideoWriter, count_frames, enlarge, frame_rate, read_frames
 
 COLORS = np.array([[230, 30, 35], [40, 200, 70], [50, 100, 255], [245, 245, 245]], dtype=np.uint8)
 
@@ -118,3 +124,93 @@ def test_enlarge_repeats_pixels_and_makes_sizes_even():
     assert (same[:, :3, :5] == frames).all()
     assert (same[:, 3] == same[:, 2]).all()
     assert (same[:, :, 5] == same[:, :, 4]).all()
+
+
+class TestSpeed:
+    SPEEDS = st.one_of(
+        st.floats(video.MIN_FRAMES_PER_SECOND, video.MAX_FRAMES_PER_SECOND),
+        st.integers(1, 10**6).map(lambda number: number / 10**4),
+        st.sampled_from([24000 / 1001, 30000 / 1001, 1 / 3, 0.0001, 1000.0, 240.000001, 1.0005, 12.345678]),
+    )
+
+    @settings(max_examples=25)
+    @given(SPEEDS)
+    def test_the_file_has_the_speed_that_was_asked_for(self, tmp_path_factory, speed):
+        path = tmp_path_factory.mktemp("speed") / "a.mp4"
+        write(path, four_squares(3, size=2), frames_per_second=speed)
+        with av.open(str(path)) as container:
+            stream = container.streams.video[0]
+            assert stream.average_rate == frame_rate(speed)
+            times = [frame.time for frame in container.decode(stream)]
+        assert float(frame_rate(speed)) == pytest.approx(speed, rel=1e-6)
+        assert np.array(times) * speed == pytest.approx([0, 1, 2], rel=1e-5)
+
+    @pytest.mark.parametrize(("written", "held"), [("23.976", "23.976"), ("0.0001", "0.0001"), ("29.97", "29.97")])
+    def test_a_decimal_is_held_exactly(self, written, held):
+        assert frame_rate(float(written)) == Fraction(held)
+
+    def test_broadcast_speeds_are_the_exact_fractions(self):
+        assert frame_rate(24000 / 1001) == Fraction(24000, 1001)
+
+    @pytest.mark.parametrize("speed", [0, -1, 0.00009, 1000.1, float("nan"), float("inf"), 1e-300])
+    def test_other_speeds_are_refused_before_there_is_a_file(self, tmp_path, speed):
+        with pytest.raises(ConfigError, match=r"an mp4 file, which holds 0\.0001 to 1000; change"):
+            VideoWriter(tmp_path / "a.mp4", speed, 1)
+        assert list(tmp_path.iterdir()) == []
+
+
+NUM_FRAMES = 900
+
+
+@pytest.fixture(scope="module")
+def long_video(tmp_path_factory):
+    """Every frame shows its number, a bit in each of ten stripes."""
+    path = tmp_path_factory.mktemp("long") / "a.mp4"
+    writer = VideoWriter(path, 23.976, 4)
+    numbers = np.arange(NUM_FRAMES)[:, None, None, None]
+    bits = ((numbers >> np.arange(10)[:, None]) & 1) * np.ones((4, 1, 3), int)
+    writer.add((bits * 255).astype(np.uint8))
+    writer.finish()
+    writer.publish()
+    return path
+
+
+class TestLongVideos:
+    @staticmethod
+    def number(frame):
+        return sum(int(frame[:, 4 * bit : 4 * bit + 4].mean() > 128) << bit for bit in range(10))
+
+    @pytest.mark.parametrize(
+        "indices", [[0, 1, 2], [899], [0, 129, 257, 385, 514, 642, 770, 899], [249, 250, 251, 501], [3, 400, 401, 898]]
+    )
+    def test_frames_are_found_exactly(self, long_video, indices):
+        assert [self.number(frame) for frame in read_frames(long_video, indices)] == indices
+
+    def test_frames_in_between_are_skipped(self, long_video):
+        decoded = []
+
+        class Watched:
+            def __init__(self, container):
+                self.container, self.streams, self.seek = container, container.streams, container.seek
+
+            def decode(self, stream):
+                return (decoded.append(frame) or frame for frame in self.container.decode(stream))
+
+        with av.open(str(long_video)) as container:
+            assert len(list(video._frames_at(Watched(container), [0, 5, 899]))) == 3
+        assert len(decoded) < NUM_FRAMES // 2
+
+    def test_a_frame_beyond_the_end_is_named(self, long_video):
+        with pytest.raises(OSError, match="ends before its frame 900"):
+            read_frames(long_video, [0, 900])
+
+
+def test_an_index_that_was_written_wrongly_is_noticed(tmp_path):
+    """The muxer ignores some failures; here it loses a frame."""
+    writer = VideoWriter(tmp_path / "a.mp4", 8, 1)
+    writer.add(four_squares(5))
+    writer.num_frames += 1
+    with pytest.raises(OSError, match="it has 5 frames at 8 a second, not 6 at 8"):
+        writer.finish()
+    writer.discard()
+    assert list(tmp_path.iterdir()) == []
