@@ -14,13 +14,21 @@ PACKAGE = Path(__file__).parents[1] / "pagedvid"
 ROOMS = (
     (
         "pagedvid.errors",
+        "pagedvid.shown",
         "pagedvid.units",
         "pagedvid.page_format",
         "pagedvid.chunk_codecs",
         "pagedvid.geometry",
         "pagedvid.rope_grid",
     ),
-    ("pagedvid.rules", "pagedvid.config", "pagedvid.config_file"),
+    (
+        "pagedvid.text_file",
+        "pagedvid.plain_json",
+        "pagedvid.plain_yaml",
+        "pagedvid.rules",
+        "pagedvid.config",
+        "pagedvid.config_file",
+    ),
     ("pagedvid.quant",),
     ("pagedvid.models.base", "pagedvid.models.rounds"),
     ("pagedvid.cache",),

@@ -27,6 +27,7 @@ from pagedvid.capacity.workspace import BF16_BYTES
 from pagedvid.errors import CapacityError, ConfigError
 from pagedvid.geometry import KVShape, RoleCodecs
 from pagedvid.quant.book import CodecBook
+from pagedvid.shown import shown
 from pagedvid.units import format_bytes
 
 PEAK_TOLERANCE = 0.02
@@ -266,12 +267,12 @@ def _device(name: str) -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError:
-        raise ConfigError(f"--device is {name!r}; allowed are cpu, cuda and cuda:N") from None
+        raise ConfigError(f"--device is {shown(name)}; allowed are cpu, cuda and cuda:N") from None
     if device.type not in ("cpu", "cuda"):
-        raise ConfigError(f"--device is {name!r}; allowed are cpu, cuda and cuda:N")
+        raise ConfigError(f"--device is {shown(name)}; allowed are cpu, cuda and cuda:N")
     if device.type == "cuda" and (not torch.cuda.is_available() or (device.index or 0) >= torch.cuda.device_count()):
         raise ConfigError(
-            f"--device is {name!r}, but PyTorch sees {torch.cuda.device_count()} CUDA devices here; use cpu"
+            f"--device is {shown(name)}, but PyTorch sees {torch.cuda.device_count()} CUDA devices here; use cpu"
         )
     return device
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import stat
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -16,6 +17,8 @@ from typing import Any
 
 from pagedvid.engine.requests import VideoRequest
 from pagedvid.errors import ConfigError
+from pagedvid.plain_json import read_json_object
+from pagedvid.shown import short, shown
 
 
 @dataclass(frozen=True)
@@ -50,6 +53,34 @@ class ManifestEntry:
         return [f"{key}: {before.get(key)} -> {now.get(key)}" for key in keys if before.get(key) != now.get(key)]
 
 
+_TYPES: dict[str, type | tuple[type, ...]] = {
+    "id": str,
+    "status": str,
+    "prompt": str,
+    "seed": int,
+    "num_frames": int,
+    "settings": dict,
+    "inputs": dict,
+    "error": (str, type(None)),
+    "details": dict,
+}
+"""Of an entry's fields in JSON."""
+
+
+def _read_entry(line: bytes) -> ManifestEntry:
+    """An entry from its line. Raises ValueError."""
+    values = read_json_object(line.decode("utf-8"))
+    for name, value in values.items():
+        if name not in _TYPES:
+            raise ConfigError(f'unknown field "{short(name)}"')
+        if not isinstance(value, _TYPES[name]) or isinstance(value, bool):
+            raise ConfigError(f'"{name}" is {shown(value)}')
+    try:
+        return ManifestEntry(**values)
+    except TypeError as error:  # fields are missing
+        raise ConfigError(str(error)) from None
+
+
 class Manifest:
     """The open manifest of one folder, locked against a second run."""
 
@@ -69,7 +100,10 @@ class Manifest:
         self.entries = self._read()
 
     def _read(self) -> dict[str, ManifestEntry]:
-        """Entries by id, the newest of each; cuts off a torn last line."""
+        """Entries by id, the newest of each; cuts off a torn last line. Raises `ConfigError`."""
+        if not stat.S_ISREG(os.fstat(self._file.fileno()).st_mode):
+            self._file.close()
+            raise ConfigError(f"{self.path} is no regular file; remove it, or use another --out")
         self._file.seek(0)
         content = self._file.read()
         whole = content[: content.rfind(b"\n") + 1]
@@ -78,8 +112,8 @@ class Manifest:
         entries = {}
         for number, line in enumerate(whole.splitlines(), start=1):
             try:
-                entry = ManifestEntry(**json.loads(line))
-            except (ValueError, TypeError) as error:
+                entry = _read_entry(line)
+            except ValueError as error:
                 self._file.close()
                 raise ConfigError(
                     f"{self.path} line {number} is not a manifest entry ({error}); "

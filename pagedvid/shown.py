@@ -1,0 +1,18 @@
+"""How messages quote what somebody wrote: long values are cut, so that the rest of the message stays readable."""
+
+from __future__ import annotations
+
+MAX_SHOWN_CHARS = 80
+
+
+def short(text: str, max_chars: int = MAX_SHOWN_CHARS) -> str:
+    """The text, or its beginning and its end when it is longer than `max_chars`."""
+    if len(text) <= max_chars:
+        return text
+    head = max_chars // 2 - 3
+    return f"{text[:head]} ... {text[head + 5 - max_chars :]}"
+
+
+def shown(value: object) -> str:
+    """A value as Python writes it, shortened. What is not printable is escaped."""
+    return short(repr(value))
