@@ -163,7 +163,7 @@ class GenerateConfig(Section):
     """Enlargement of the shown pixels in the files (nearest neighbour); null = the model's (demo: 8, others: 1)."""
     frames_per_second: float | None = setting(None, nothing() | number(0.01, 240))
     """Speed of the videos; null = the model's."""
-    threads: int | None = setting(None, nothing() | whole(1, 4096))
+    threads: int | None = setting(None, nothing() | whole(1, 512))
     """Threads of the CPU's tensor operations; null = PyTorch's choice."""
 
 

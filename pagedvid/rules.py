@@ -81,7 +81,7 @@ def size() -> Rule:
         return num_bytes
 
     allowed = (
-        f"a size above zero and at most 1EiB, such as 2GiB (units: {', '.join(UNITS)}; a plain number counts bytes)"
+        f"a size above zero and at most 1024TiB, such as 2GiB (units: {', '.join(UNITS)}; a plain number counts bytes)"
     )
     return Rule(allowed, read, format_setting_bytes)
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-MAX_SHOWN_CHARS = 80
+from pathlib import Path
+
+MAX_SHOWN_CHARS, MAX_PATH_CHARS = 80, 240
 
 
 def short(text: str, max_chars: int = MAX_SHOWN_CHARS) -> str:
@@ -11,6 +13,11 @@ def short(text: str, max_chars: int = MAX_SHOWN_CHARS) -> str:
         return text
     head = max_chars // 2 - 3
     return f"{text[:head]} ... {text[head + 5 - max_chars :]}"
+
+
+def named(path: str | Path) -> str:
+    """A path, which may be longer than other values, because it is copied from the message."""
+    return short(str(path), MAX_PATH_CHARS)
 
 
 def shown(value: object) -> str:

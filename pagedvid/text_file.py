@@ -7,7 +7,7 @@ import stat
 from pathlib import Path
 
 from pagedvid.errors import ConfigError
-from pagedvid.shown import shown
+from pagedvid.shown import named, shown
 from pagedvid.units import format_bytes
 
 
@@ -18,22 +18,22 @@ def read_text(path: Path, what: str, max_bytes: int) -> str:
     """
     try:
         if stat.S_ISDIR(mode := os.stat(path).st_mode):
-            raise ConfigError(f"{what} {path} cannot be read: it is a folder; give a file")
+            raise ConfigError(f"{what} {named(path)} cannot be read: it is a folder; give a file")
         if not stat.S_ISREG(mode):
-            raise ConfigError(f"{what} {path} cannot be read: it is a device or a pipe; give a regular file")
+            raise ConfigError(f"{what} {named(path)} cannot be read: it is a device or a pipe; give a regular file")
         with path.open("rb") as file:
             content = file.read(max_bytes + 1)
     except FileNotFoundError:
-        raise ConfigError(f"{what} {path} cannot be read: there is no such file") from None
+        raise ConfigError(f"{what} {named(path)} cannot be read: there is no such file") from None
     except OSError as error:
-        raise ConfigError(f"{what} {path} cannot be read: {error.strerror}") from None
+        raise ConfigError(f"{what} {named(path)} cannot be read: {error.strerror}") from None
     if len(content) > max_bytes:
-        raise ConfigError(f"{what} {path} is larger than the {format_bytes(max_bytes)} that are read; split it")
+        raise ConfigError(f"{what} {named(path)} is larger than the {format_bytes(max_bytes)} that are read; split it")
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise ConfigError(
-            f"{what} {path} cannot be read: not UTF-8 text (byte {error.start}); save it as UTF-8"
+            f"{what} {named(path)} cannot be read: not UTF-8 text (byte {error.start}); save it as UTF-8"
         ) from None
 
 

@@ -12,8 +12,8 @@ KIB, MIB, GIB, TIB = 2**10, 2**20, 2**30, 2**40
 
 UNITS = {"B": 1, "KiB": KIB, "MiB": MIB, "GiB": GIB, "TiB": TIB, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 
-MAX_BYTES = 2**60
-"""1 EiB; more is a slip of the keyboard."""
+MAX_BYTES = 1024 * TIB
+"""More is a slip of the keyboard."""
 
 _PATTERN = re.compile(r"([0-9]{1,20}(?:\.[0-9]{1,20})?)\s*([A-Za-z]*)", re.ASCII)
 
@@ -25,7 +25,7 @@ def parse_bytes(text: str | int) -> int:
     """
     num_bytes = text if isinstance(text, int) and not isinstance(text, bool) else _from_text(str(text))
     if num_bytes > MAX_BYTES:
-        raise ConfigError(f"{shown(text)} is too large a size: at most 1 EiB is allowed")
+        raise ConfigError(f"{shown(text)} is too large a size: at most 1024TiB is allowed")
     return num_bytes
 
 

@@ -86,7 +86,7 @@ class TestRules:
             (lambda: ModelConfig(dtype="float16"), "model.dtype is 'float16'; allowed is one of float32, bfloat16"),
             (
                 lambda: CacheConfig(memory="2 GG"),
-                "cache.memory is '2 GG'; allowed is a size above zero and at most 1EiB",
+                "cache.memory is '2 GG'; allowed is a size above zero and at most 1024TiB",
             ),
             (lambda: CacheConfig(memory=0), "cache.memory is 0; allowed is a size above zero"),
             (lambda: CacheConfig(memory=True), "cache.memory is True"),

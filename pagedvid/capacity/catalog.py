@@ -16,7 +16,7 @@ from pagedvid.engine.codecs import role_codecs
 from pagedvid.errors import ConfigError
 from pagedvid.geometry import RoleCodecs
 from pagedvid.page_format import read_codec
-from pagedvid.shown import short, shown
+from pagedvid.shown import named, shown
 
 PACKAGE = Path(pagedvid.__file__).parent
 
@@ -33,7 +33,7 @@ def config_folder(kind: str) -> Path:
 def all_cards(own_folder: Path | None = None) -> dict[str, tuple[ModelCard, Path]]:
     """Every card with its file, by name. Raises ConfigError for a card or folder that cannot be read."""
     if own_folder is not None and not own_folder.is_dir():
-        raise ConfigError(f"--models {short(str(own_folder))} is not a folder; give one with model cards (*.yaml)")
+        raise ConfigError(f"--models {named(own_folder)} is not a folder; give one with model cards (*.yaml)")
     cards: dict[str, tuple[ModelCard, Path]] = {}
     for folder in (config_folder("models"), own_folder):
         if folder is not None:
@@ -56,7 +56,7 @@ def find_card(name: str, own_folder: Path | None = None) -> ModelCard:
     if name.endswith((".yaml", ".yml")):
         path = Path(name)
         if not path.is_file():
-            raise ConfigError(f"model card {short(name)} does not exist; `pagedvid models` lists the known models")
+            raise ConfigError(f"model card {named(name)} does not exist; `pagedvid models` lists the known models")
         return read_card(path)
     cards = all_cards(own_folder)
     if name in cards:

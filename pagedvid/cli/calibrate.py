@@ -17,7 +17,7 @@ from pagedvid.cli.prompts import read_prompts
 from pagedvid.config import Config
 from pagedvid.engine.requests import ChunkOutput, VideoRequest
 from pagedvid.errors import ConfigError
-from pagedvid.shown import short
+from pagedvid.shown import named
 
 if TYPE_CHECKING:
     from pagedvid.quant.klt_file import Calibration
@@ -46,11 +46,11 @@ def run(args: argparse.Namespace) -> int:
     config = observing(resolve_options(args).config)
     requests = calibration_requests(config, args.prompts)
     if args.out.exists() and not args.overwrite:
-        raise ConfigError(f"{short(str(args.out))} exists already; give --overwrite, or another --out")
+        raise ConfigError(f"{named(args.out)} exists already; give --overwrite, or another --out")
     if args.out.is_dir():
-        raise ConfigError(f"--out {short(str(args.out))} is a folder; give a file in it")
+        raise ConfigError(f"--out {named(args.out)} is a folder; give a file in it")
     if not (args.out.parent.is_dir() and os.access(args.out.parent, os.W_OK)):
-        raise ConfigError(f"{short(str(args.out.parent))} is not a folder to write to; make it, or give another --out")
+        raise ConfigError(f"{named(args.out.parent)} is not a folder to write to; make it, or give another --out")
     from pagedvid.quant.klt_file import save_calibration
 
     calibration = calibrate_model(config, requests)

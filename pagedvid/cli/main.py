@@ -7,7 +7,6 @@ nothing was started, 130 interrupted.
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Sequence
 from typing import NoReturn
@@ -17,7 +16,7 @@ from pagedvid.cli import calibrate, capacity, config_show, decode, env, generate
 from pagedvid.cli.error_line import error_line
 from pagedvid.cli.streams import abandon, prepare_streams
 from pagedvid.errors import ConfigError, PagedvidError
-from pagedvid.shown import short
+from pagedvid.shown import named
 from pagedvid.text_file import check_text
 
 EXIT_FAILED, EXIT_BAD_INPUT, EXIT_INTERRUPTED = 1, 2, 130
@@ -91,7 +90,7 @@ def _report_os_error(error: OSError) -> int:
     """A path that cannot be looked at is bad input; without a path it is stdout that cannot be written."""
     reason = error.strerror or str(error)
     if error.filename is not None:
-        report_error(f"{short(os.fspath(error.filename))}: {reason}; give another path")
+        report_error(f"{named(str(error.filename))}: {reason}; give another path")
         return EXIT_BAD_INPUT
     abandon(sys.stdout)
     report_error(f"the output could not be written: {reason}")

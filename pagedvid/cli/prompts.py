@@ -13,7 +13,7 @@ from pagedvid.config import MAX_FRAMES, MAX_SEED, GenerateConfig
 from pagedvid.engine.requests import VideoRequest
 from pagedvid.errors import ConfigError
 from pagedvid.plain_json import read_json_object
-from pagedvid.shown import short, shown
+from pagedvid.shown import named, short, shown
 from pagedvid.text_file import check_text, read_text
 
 FIELDS = ("prompt", "id", "seed", "num_frames", "inputs")
@@ -42,7 +42,7 @@ def read_prompts(path: Path, generate: GenerateConfig) -> list[VideoRequest]:
     """The requests of a prompts file, in its order. Raises `ConfigError` with the line that is wrong."""
     readers = {".txt": _read_lines, ".jsonl": _read_json_lines}
     if path.suffix not in readers:
-        raise ConfigError(f"--prompts {short(str(path))}: the name must end in .txt (a prompt per line) or .jsonl")
+        raise ConfigError(f"--prompts {named(path)}: the name must end in .txt (a prompt per line) or .jsonl")
     entries = list(readers[path.suffix](path))
     if not entries:
         raise ConfigError(f"{path} holds no prompt: write at least one line that is neither empty nor a # comment")
@@ -130,9 +130,9 @@ def _files(place: str, inputs: object, folder: Path) -> dict[str, str]:
         try:
             is_there = path.is_file()
         except OSError as error:
-            raise ConfigError(f'{place}: the input "{short(name)}" is {short(str(path))}: {error.strerror}') from None
+            raise ConfigError(f'{place}: the input "{short(name)}" is {named(path)}: {error.strerror}') from None
         if not is_there:
-            raise ConfigError(f'{place}: the input "{short(name)}" is {short(str(path))}: there is no such file')
+            raise ConfigError(f'{place}: the input "{short(name)}" is {named(path)}: there is no such file')
     return {name: str(path) for name, path in paths.items()}
 
 
