@@ -68,7 +68,7 @@ def number(minimum: float, maximum: float) -> Rule:
         _need(isinstance(value, int | float) and not isinstance(value, bool) and minimum <= value <= maximum)
         return float(value)  # type: ignore[arg-type]
 
-    return Rule(f"a number from {minimum:g} to {maximum:g}", read)
+    return Rule(f"a number from {minimum:.12g} to {maximum:.12g}", read)
 
 
 def size() -> Rule:
