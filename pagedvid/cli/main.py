@@ -16,7 +16,7 @@ from pagedvid.cli import calibrate, capacity, config_show, decode, env, generate
 from pagedvid.cli.error_line import error_line
 from pagedvid.cli.streams import abandon, prepare_streams
 from pagedvid.errors import ConfigError, PagedvidError
-from pagedvid.shown import named
+from pagedvid.shown import named, short
 from pagedvid.text_file import check_text
 
 EXIT_FAILED, EXIT_BAD_INPUT, EXIT_INTERRUPTED = 1, 2, 130
@@ -78,6 +78,8 @@ def _run(argv: Sequence[str]) -> int:
             check_text(word)
         except ConfigError as error:
             raise ConfigError(f"argument {number}: {error}") from None
+        if word.startswith("--") and word.partition("=")[2] == "--":  # argparse would pass an empty list on
+            raise ConfigError(f"argument {number}: {short(word)} names no value; write one after the equals sign")
     try:
         args = build_parser().parse_args(argv)
     except SystemExit as exit:  # --help, --version, and `_Parser.error`
