@@ -22,7 +22,8 @@ from pagedvid.shown import short
 
 MAX_YAML_BYTES = 2**17
 MAX_DEPTH = 16
-_NULL, _BOOL, _INT, _FLOAT, _TEXT = (f"tag:yaml.org,2002:{name}" for name in ("null", "bool", "int", "float", "str"))
+_PREFIX = "tag:yaml.org,2002:"
+_NULL, _BOOL, _INT, _FLOAT, _TEXT = (f"{_PREFIX}{name}" for name in ("null", "bool", "int", "float", "str"))
 
 
 class YamlError(ConfigError):
@@ -52,7 +53,9 @@ class _Loader(Reader, Scanner, Parser, Composer, BaseResolver):
         if isinstance(event, yaml.AliasEvent):
             raise YamlError(line, f"the alias *{short(str(event.anchor))} is not read; write the value again")
         if event.tag not in (None, "!"):
-            raise YamlError(line, f"the tag {short(str(event.tag))} is not read; write the plain value")
+            raise YamlError(
+                line, f"the tag {short(event.tag.replace(_PREFIX, '!!'))} is not read; write the plain value"
+            )
         if self._depth == MAX_DEPTH:
             raise YamlError(line, f"values are nested more than {MAX_DEPTH} deep")
         self._depth += 1

@@ -41,5 +41,6 @@ def check_text(text: str) -> None:
     """Raises `ConfigError` for text that no UTF-8 file and no file name can hold: a NUL or half a surrogate pair."""
     wrong = next((char for char in text if char == "\0" or "\ud800" <= char <= "\udfff"), None)
     if wrong is not None:
-        what = "NUL" if wrong == "\0" else f"half a character (U+{ord(wrong):04X})"
-        raise ConfigError(f"{shown(text)} holds {what}, which is no text in UTF-8; remove it")
+        half = f"half of a surrogate pair (U+{ord(wrong):04X}), which UTF-8 cannot encode"
+        what = "a NUL character, which no file name can contain" if wrong == "\0" else half
+        raise ConfigError(f"{shown(text)} contains {what}; remove it")

@@ -25,10 +25,10 @@ def test_objects():
         ('{"a": -Infinity}', "-Infinity is no number"),
         ('{"a": 1, "a": 2}', '"a" is written twice'),
         ('{"a": {"b": 1, "b": 2}}', '"b" is written twice'),
-        ('{"a": "x\\ud83d"}', r"half a character \(U\+D83D\)"),
-        ('{"a": [["x\\ude00"]]}', r"half a character \(U\+DE00\)"),
-        ('{"a": {"b": "x\\u0000"}}', "holds NUL"),
-        ('{"\\u0000": 1}', "holds NUL"),
+        ('{"a": "x\\ud83d"}', r"half of a surrogate pair \(U\+D83D\)"),
+        ('{"a": [["x\\ude00"]]}', r"half of a surrogate pair \(U\+DE00\)"),
+        ('{"a": {"b": "x\\u0000"}}', "contains a NUL"),
+        ('{"\\u0000": 1}', "contains a NUL"),
     ],
 )
 def test_what_is_refused(line, reason):

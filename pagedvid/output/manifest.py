@@ -65,6 +65,7 @@ _TYPES: dict[str, type | tuple[type, ...]] = {
     "details": dict,
 }
 """Of an entry's fields in JSON."""
+_NEEDED = ("id", "status", "prompt", "seed", "num_frames", "settings")
 
 
 def _read_entry(line: bytes) -> ManifestEntry:
@@ -75,10 +76,10 @@ def _read_entry(line: bytes) -> ManifestEntry:
             raise ConfigError(f'unknown field "{short(name)}"')
         if not isinstance(value, _TYPES[name]) or isinstance(value, bool):
             raise ConfigError(f'"{name}" is {shown(value)}')
-    try:
-        return ManifestEntry(**values)
-    except TypeError as error:  # fields are missing
-        raise ConfigError(str(error)) from None
+    for name in _NEEDED:
+        if name not in values:
+            raise ConfigError(f'"{name}" is missing')
+    return ManifestEntry(**values)
 
 
 class Manifest:

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from pagedvid.cli.main import build_parser
 from pagedvid.config import SECTIONS, Config, frame_settings
+from pagedvid.engine.codecs import settled
 from tests.cli.fuzz_words import JSON_TEXTS, LONG, json_values, nasty_words
 
 
@@ -36,10 +37,11 @@ def valid_files(models: Path) -> dict[str, bytes]:
         for name, section in SECTIONS.items()
     )
     prompts = [{"prompt": "a red circle"}, {"prompt": "blue", "id": "sky", "seed": 3, "num_frames": 5, "inputs": {}}]
-    entry = {
-        **{"id": "sky", "status": "done", "prompt": "blue", "seed": 3, "num_frames": 5, "inputs": {}},
-        **{"settings": frame_settings(Config()), "error": None, "details": {"file": "sky.mp4"}},
-    }
+    settings = frame_settings(settled(Config()))
+    done = [
+        {"id": "000-a-red-circle", "status": "done", "prompt": "a red circle", "seed": 0, "num_frames": 48},
+        {"id": "sky", "status": "done", "prompt": "blue", "seed": 3, "num_frames": 5, "error": None, "details": {}},
+    ]
     trace = [
         {"start_seconds": 9.5, "length_seconds": 60, "resolution": "832x480", "num_branches": 1},
         {"start_seconds": 0, "length_seconds": 1},
@@ -50,7 +52,8 @@ def valid_files(models: Path) -> dict[str, bytes]:
         "prompts.jsonl": _lines(prompts),
         "trace.jsonl": _lines(trace),
         "cards/own.yaml": (models / "self-forcing.yaml").read_bytes(),
-        "out/manifest.jsonl": _lines([entry]),
+        "out/manifest.jsonl": _lines([{**fields, "settings": settings} for fields in done]),
+        "out/000-a-red-circle.mp4": b"a video",
         "out/sky.mp4": b"a video",
         "latents.safetensors": b"latents",
         "vae/config.json": b"{}",

@@ -86,4 +86,4 @@ def test_files(name: str, data: st.DataObject) -> None:
 def test_unchanged_files_are_read() -> None:
     """Otherwise the tests above would only ever see the first error."""
     codes = [check(Case(argv)) for argvs in READERS.values() for argv in argvs]
-    assert codes == [0, 0, 0, 2, 2, 0, 0, 0]  # the stand-in for calibrations and engines refuses
+    assert codes == [0, 0, 0, 2, 0, 0, 0, 0]  # the stand-in for calibrations refuses

@@ -70,10 +70,10 @@ def test_byte_order_mark_and_windows_line_ends(tmp_path):
             {"prompt": "red", "num_frames": 100_001},
             '"num_frames" is 100001; it must be a whole number from 1 to 100000',
         ),
-        ({"prompt": "red \ud83d"}, "prompts.jsonl:2: 'red \\ud83d' holds half a character"),
-        ({"prompt": "red \0"}, "prompts.jsonl:2: 'red \\x00' holds NUL"),
-        ({"prompt": "red", "id": "a\ud83d"}, "prompts.jsonl:2: 'a\\ud83d' holds half a character"),
-        ({"prompt": "red", "inputs": {"e": "a\0"}}, "prompts.jsonl:2: 'a\\x00' holds NUL"),
+        ({"prompt": "red \ud83d"}, "prompts.jsonl:2: 'red \\ud83d' contains half of a surrogate pair"),
+        ({"prompt": "red \0"}, "prompts.jsonl:2: 'red \\x00' contains a NUL"),
+        ({"prompt": "red", "id": "a\ud83d"}, "prompts.jsonl:2: 'a\\ud83d' contains half of a surrogate pair"),
+        ({"prompt": "red", "inputs": {"e": "a\0"}}, "prompts.jsonl:2: 'a\\x00' contains a NUL"),
         ({"prompt": "red", "inputs": {"e": "a" * 5000}}, "File name too long"),
         ({"prompt": "red", "inputs": {"e": "/dev/zero"}}, "there is no such file"),
         ({"prompt": "red " * 2501}, "prompts.jsonl:2: the prompt has 10004 characters; the most is 10000"),
@@ -94,7 +94,7 @@ def test_a_wrong_line_is_named(tmp_path, line, message):
 
 def test_text_lines_hold_text(tmp_path):
     (tmp_path / "prompts.txt").write_bytes("red\u2028circle\nred \0\n".encode())
-    with pytest.raises(ConfigError, match=r"prompts\.txt:2: .* holds NUL"):
+    with pytest.raises(ConfigError, match=r"prompts\.txt:2: .* contains a NUL"):
         read_prompts(tmp_path / "prompts.txt", GenerateConfig())
 
 

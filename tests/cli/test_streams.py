@@ -55,7 +55,7 @@ def test_closed_streams(tmp_path):
 def test_words_that_are_no_text(command):
     code, out, err = command("generate", "--prompts", "caf\udce9.txt")
     assert (code, out) == (2, "")
-    assert err.startswith("pagedvid: error: argument 3: 'caf\\udce9.txt' holds half a character (U+DCE9)")
+    assert err.startswith("pagedvid: error: argument 3: 'caf\\udce9.txt' contains half of a surrogate pair (U+DCE9)")
 
 
 def test_a_path_that_no_file_can_have(command, tmp_path):
