@@ -16,6 +16,7 @@ from typing import Any
 from pagedvid.arguments import list_of, whole_number
 from pagedvid.errors import ConfigError
 from pagedvid.page_format import read_codec
+from pagedvid.shown import shown
 
 KINDS = ("keys", "values")
 LayerCodecs = tuple[tuple[int, int, str], ...]
@@ -85,9 +86,11 @@ def read_layers(written: Mapping[Any, Any]) -> LayerCodecs:
     """From {"0-1": "int8", 5: "int4/int2"}. Raises ConfigError."""
     layers = []
     for key, codecs in written.items():
-        match = re.fullmatch(r"(\d+)(?:-(\d+))?", str(key))
+        match = re.fullmatch(r"([0-9]{1,6})(?:-([0-9]{1,6}))?", str(key))
         if match is None or not isinstance(codecs, str) or int(match[2] or match[1]) < int(match[1]):
-            raise ConfigError(f"{key!r}: {codecs!r} is no exception for layers; write it as 3: int4 or 0-1: int8/int4")
+            raise ConfigError(
+                f"{shown(key)}: {shown(codecs)} is no exception for layers; write it as 3: int4 or 0-1: int8/int4"
+            )
         split_pair(codecs)
         layers.append((int(match[1]), int(match[2] or match[1]), codecs))
     return tuple(layers)

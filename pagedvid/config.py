@@ -12,12 +12,21 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from pagedvid.errors import ConfigError
-from pagedvid.rules import Rule, codecs, flag, layers, nothing, one_of, positive, setting, size, text, whole
+from pagedvid.rules import Rule, codecs, flag, layers, nothing, number, one_of, setting, size, text, whole
+from pagedvid.shown import shown
 from pagedvid.units import GIB, MIB
 
 CORRECTIONS = ("off", "formula", "variance", "measured")
 POLICIES = ("fcfs", "round_robin")
 DTYPES = ("float32", "bfloat16")
+DEVICE = text("cpu, cuda or cuda:N", r"cpu|cuda(:[0-9]{1,3})?")
+"""The rule for devices, of flags too."""
+MAX_FRAMES = 100_000
+"""Of one video: hours. Planning takes time for each of them."""
+MAX_WINDOW_CHUNKS = 1024
+"""Sinks, or recent chunks, of one stream: minutes."""
+MAX_SEED = 2**63 - 1
+"""The largest that a tensor of whole numbers can hold."""
 
 
 class Section:
@@ -42,7 +51,7 @@ class Section:
         try:
             return rule.read(value)
         except ValueError:
-            raise ConfigError(f"{cls.name_in_file}.{name} is {value!r}; allowed is {rule.allowed}") from None
+            raise ConfigError(f"{cls.name_in_file}.{name} is {shown(value)}; allowed is {rule.allowed}") from None
 
     def written_field(self, name: str) -> object:
         """The field as a person writes it: sizes with their unit."""
@@ -69,13 +78,13 @@ class ModelConfig(Section):
     """Folder of the text encoder that turns prompts into embeddings; null = requests bring theirs from a file."""
     vae: str | None = setting(None, nothing() | text("a path"))
     """Folder of the VAE that turns latents into frames; null = latents are written (the demo model needs none)."""
-    device: str = setting("cpu", text("cpu, cuda or cuda:N", r"cpu|cuda(:\d+)?"))
+    device: str = setting("cpu", DEVICE)
     """Device that holds the model and the cache."""
     dtype: str = setting("float32", one_of(*DTYPES))
     """Number format the model computes in."""
-    height: int | None = setting(None, nothing() | whole(16))
+    height: int | None = setting(None, nothing() | whole(16, 2**14))
     """Pixels of a frame from top to bottom, for models that take any size; null = the size it was published with."""
-    width: int | None = setting(None, nothing() | whole(16))
+    width: int | None = setting(None, nothing() | whole(16, 2**14))
     """Pixels of a frame from left to right; null = the size it was published with."""
     ema: bool = setting(True, flag())
     """Of a checkpoint with averaged and last weights, take the averaged ones."""
@@ -101,9 +110,9 @@ class CacheConfig(Section):
     """Bytes of a page in units of head_dim; auto = what suits `codec`."""
     tables: str | None = setting(None, nothing() | text("a path"))
     """File with the tables of klt codecs (`pagedvid calibrate`); null = the one beside the weights, if any."""
-    sink_chunks: int = setting(1, whole(0))
+    sink_chunks: int = setting(1, whole(0, MAX_WINDOW_CHUNKS))
     """First chunks of a stream that are never evicted."""
-    recent_chunks: int = setting(4, whole(1))
+    recent_chunks: int = setting(4, whole(1, MAX_WINDOW_CHUNKS))
     """Newest committed chunks that are kept; neither sinks nor the current chunk count."""
     correction: str = setting("auto", one_of("auto", *CORRECTIONS))
     """Correction of the attention mass that quantized keys gain: off, by the closed formula, by the change of variance,
@@ -130,11 +139,11 @@ class EngineConfig(Section):
 
     name_in_file = "engine"
 
-    max_batch_tokens: int = setting(2048, whole(1))
+    max_batch_tokens: int = setting(2048, whole(1, 2**31 - 1))
     """Most tokens of one batched forward; a single chunk always fits."""
     policy: str = setting("fcfs", one_of(*POLICIES))
     """Which streams go first: fcfs finishes the oldest first, round_robin advances all alike."""
-    concurrent: int | str = setting("auto", one_of("auto") | whole(1))
+    concurrent: int | str = setting("auto", one_of("auto") | whole(1, 10**6))
     """Most streams that run at once; auto = as many as the memory holds."""
     denoise_steps: int | None = setting(None, nothing() | whole(1, 1000))
     """Denoise steps per chunk; the commit pass comes on top. null = the model's own number."""
@@ -149,15 +158,15 @@ class GenerateConfig(Section):
 
     name_in_file = "generate"
 
-    num_frames: int = setting(48, whole(1))
+    num_frames: int = setting(48, whole(1, MAX_FRAMES))
     """Frames of a video whose prompt does not say otherwise; latent frames where a VAE makes several of each."""
-    seed: int = setting(0, whole(0))
+    seed: int = setting(0, whole(0, MAX_SEED))
     """Seed of the first prompt; the prompt with index i gets seed + i unless it names its own."""
     scale: int | None = setting(None, nothing() | whole(1, 64))
     """Enlargement of the shown pixels in the files (nearest neighbour); null = the model's (demo: 8, others: 1)."""
-    frames_per_second: float | None = setting(None, nothing() | positive(240))
+    frames_per_second: float | None = setting(None, nothing() | number(0.0001, 240))
     """Speed of the videos; null = the model's."""
-    threads: int | None = setting(None, nothing() | whole(1, 4096))
+    threads: int | None = setting(None, nothing() | whole(1, 512))
     """Threads of the CPU's tensor operations; null = PyTorch's choice."""
 
 

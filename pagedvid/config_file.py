@@ -14,6 +14,9 @@ import yaml
 
 from pagedvid.config import SECTIONS, Config
 from pagedvid.errors import ConfigError
+from pagedvid.plain_yaml import MAX_YAML_BYTES, YamlError, compose, entries, line_of, read_scalar, value_of
+from pagedvid.shown import short, shown
+from pagedvid.text_file import read_text
 
 
 @dataclass(frozen=True)
@@ -34,16 +37,6 @@ class ResolvedConfig:
     config: Config
     sources: dict[str, str]
     """Source by "section.key"; "default" where nobody wrote a value."""
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML in which only true and false are booleans: in plain YAML 1.1 `correction: off` would read as false."""
-
-
-_Loader.yaml_implicit_resolvers = {
-    first: [(tag, pattern) for tag, pattern in resolvers if not tag.endswith(":bool") or first in "tTfF"]
-    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
 
 
 def load_config(path: str | Path) -> Config:
@@ -82,7 +75,7 @@ def _check_key(setting: Setting) -> None:
 def _unknown(given: str, known: tuple[str, ...], prefix: str = "") -> str:
     close = get_close_matches(given, known, n=1)
     hint = f' - did you mean "{prefix}{close[0]}"?' if close else ""
-    return f'"{prefix}{given}"{hint} (known: {", ".join(known)})'
+    return f'"{prefix}{short(given)}"{hint} (known: {", ".join(known)})'
 
 
 def read_assignment(assignment: str) -> Setting:
@@ -90,66 +83,44 @@ def read_assignment(assignment: str) -> Setting:
     target, equals, value = assignment.partition("=")
     section, dot, key = target.strip().partition(".")
     if not (equals and dot):
-        raise ConfigError(f"--set {assignment}: write it as section.key=value, such as cache.codec=int4")
-    return Setting(section, key, read_scalar(value), "--set")
+        raise ConfigError(f"--set {short(assignment)}: write it as section.key=value, such as cache.codec=int4")
+    return Setting(section, key, read_value(value, f"--set {target.strip()}"), "--set")
 
 
-def read_scalar(written: str) -> object:
+def read_value(written: str, source: str) -> object:
     """A single value as YAML reads it: "4" -> 4, "null" -> None, "off" -> "off". Raises `ConfigError`."""
     try:
-        return yaml.load(written, _Loader)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{written!r} cannot be read as a value: {_reason(error)}") from None
+        return read_scalar(written)
+    except YamlError as error:
+        raise ConfigError(f"{short(source)}: {shown(written)} cannot be read as a value: {error.reason}") from None
 
 
 def read_file(path: Path) -> list[Setting]:
     """The settings of a YAML file, each with its line. Raises `ConfigError` for anything that is not a setting."""
-    written = _read_text(path)
+    content = read_text(path, "configuration file", MAX_YAML_BYTES)
     try:
-        loader = _Loader(written)
-        root = loader.get_single_node()
-        return list(_settings(loader, root, path)) if root is not None else []
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path} is not valid YAML: {_reason(error)}") from None
+        root = compose(content)
+        return list(_settings(root, path)) if root is not None else []
+    except YamlError as error:
+        raise ConfigError(f"{path.name}:{error.line}: {error.reason}") from None
 
 
-def _settings(loader: _Loader, root: yaml.Node, path: Path) -> Iterator[Setting]:
+def _settings(root: yaml.Node, path: Path) -> Iterator[Setting]:
     for section, section_place, section_node in _entries(root, path, "the file"):
         _check_section(section, section_place)
-        if section_node.tag.endswith(":null"):
+        if value_of(section_node) is None:
             continue
         for key, place, node in _entries(section_node, path, f'section "{section}"'):
-            yield Setting(section, key, loader.construct_object(node, deep=True), place)
+            yield Setting(section, key, value_of(node), place)
 
 
 def _entries(node: yaml.Node, path: Path, what: str) -> Iterator[tuple[str, str, yaml.Node]]:
-    """(key, place, value node) of a mapping; a key written twice is an error, because one would be ignored."""
+    """(key, place, value node) of a mapping."""
     if not isinstance(node, yaml.MappingNode):
         raise ConfigError(f"{_place(path, node)}: {what} must hold `key: value` lines")
-    seen: set[str] = set()
-    for key_node, value_node in node.value:
-        key, place = str(key_node.value), _place(path, key_node)
-        if key in seen:
-            raise ConfigError(f'{place}: "{key}" is written twice; remove one of them')
-        seen.add(key)
-        yield key, place, value_node
+    for key, key_node, value_node in entries(node):
+        yield key, _place(path, key_node), value_node
 
 
 def _place(path: Path, node: yaml.Node) -> str:
-    return f"{path.name}:{node.start_mark.line + 1}"
-
-
-def _read_text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise ConfigError(f"configuration file {path} does not exist") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"configuration file {path} cannot be read: {error}") from None
-
-
-def _reason(error: yaml.YAMLError) -> str:
-    """The parser's message in one line."""
-    if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark:
-        return f"line {error.problem_mark.line + 1}: {error.problem}"
-    return " ".join(str(error).split())
+    return f"{path.name}:{line_of(node)}"

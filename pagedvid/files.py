@@ -12,9 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from pagedvid.errors import ConfigError
+from pagedvid.shown import named
 
-MAX_SHOWN_LETTERS = 200
-"""Of a path, in a message."""
 _NUM_FIRST_BYTES = 64
 _LFS = b"version https://git-lfs.github.com/spec/"
 _PAGES = (b"<!doctype html", b"<html")
@@ -48,13 +47,13 @@ def readable_file(path: Path, advice: str = "download it again") -> Path:
     something better is known."""
     mode = _mode(path)
     if mode is None:
-        raise ConfigError(f"{shown(path)} is missing{_dangling(path)}; {advice}")
+        raise ConfigError(f"{named(path)} is missing{_dangling(path)}; {advice}")
     if stat.S_ISDIR(mode):
-        raise ConfigError(f"{shown(path)} is a folder where a file is expected; {advice}")
+        raise ConfigError(f"{named(path)} is a folder where a file is expected; {advice}")
     if not stat.S_ISREG(mode):
-        raise ConfigError(f"{shown(path)} is {_SPECIAL.get(stat.S_IFMT(mode), 'no plain file')}; give a plain file")
+        raise ConfigError(f"{named(path)} is {_SPECIAL.get(stat.S_IFMT(mode), 'no plain file')}; give a plain file")
     if problem := problem_of_content(path):
-        raise ConfigError(f"{shown(path)} {problem}")
+        raise ConfigError(f"{named(path)} {problem}")
     return path
 
 
@@ -81,14 +80,7 @@ def read_json(path: Path, advice: str = "download it again") -> Any:
     except ConfigError:
         raise
     except (OSError, ValueError, RecursionError) as error:
-        raise ConfigError(f"{shown(path)} cannot be read as JSON ({error}); {advice}") from error
-
-
-def shown(path: Path) -> str:
-    """A path for a message: its first letters when it is endless, and nothing that a terminal would act upon."""
-    text = str(path)
-    text = text if text.isprintable() else ascii(text)[1:-1]
-    return text if len(text) <= MAX_SHOWN_LETTERS else f"{text[:MAX_SHOWN_LETTERS]}... ({len(text)} letters)"
+        raise ConfigError(f"{named(path)} cannot be read as JSON ({error}); {advice}") from error
 
 
 def _mode(path: Path) -> int | None:
@@ -99,8 +91,8 @@ def _mode(path: Path) -> int | None:
         return None
     except (OSError, ValueError) as error:  # ValueError: a NUL in the path
         reason = error.strerror if isinstance(error, OSError) else error
-        raise ConfigError(f"{shown(path)} cannot be looked up: {reason}; give the path of a file or folder") from error
+        raise ConfigError(f"{named(path)} cannot be looked up: {reason}; give the path of a file or folder") from error
 
 
 def _dangling(path: Path) -> str:
-    return f": the link leads to {shown(path.readlink())}, where nothing is" if path.is_symlink() else ""
+    return f": the link leads to {named(path.readlink())}, where nothing is" if path.is_symlink() else ""

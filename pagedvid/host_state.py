@@ -6,7 +6,8 @@
     default device, subclasses   would send tables to another device, or every operation through Python
     torch.compile                would trace each step anew, at every new length of the history
 
-A default dtype belongs to the whole process and is not touched: every tensor that pagedvid makes names its own.
+A default dtype belongs to the whole process and is not touched while videos are made: every tensor that pagedvid makes
+names its own.
 """
 
 from __future__ import annotations
@@ -58,6 +59,18 @@ def pytorch_defaults() -> Iterator[None]:
                 stack.enter_context(torch.autocast(device_type, enabled=False))
         stack.enter_context(_exact_float32_products())
         yield
+
+
+@contextmanager
+def float32_modules() -> Iterator[None]:
+    """PyTorch makes modules in its default dtype. Inside the block that is float32, or what is loaded into them would
+    be rounded. For loading only, as other threads see it too."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
 
 
 def plain_tensor(name: str, x: object) -> torch.Tensor:

@@ -25,6 +25,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from pagedvid.errors import ConfigError
+from pagedvid.shown import shown
 
 DEFAULT_PAGE_ROWS = 36
 KLT_PAGE_TOKENS = 128
@@ -34,7 +35,7 @@ MAX_BLOCK_FRAMES = 8
 RAW_BITS = {"fp32": 32, "bf16": 16, "sim": 32}
 _CHANNEL = re.compile(r"int(?P<bits>[248])(?P<pair>-pair)?(?P<s8>-s8)?(?P<post>-post)?")
 _TOKEN = re.compile(r"(?P<family>token|hadamard)(?P<bits>[248])-g(?P<group>16|32|64|128)")
-_KLT = re.compile(r"klt(?P<bits>\d+(\.\d+)?)")
+_KLT = re.compile(r"klt(?P<bits>[0-9](\.[0-9]{1,6})?)")
 CODEC_PATTERN = (
     "fp32, bf16, int8, int4, int2 (with -pair, -s8, -post in this order), token2-g64, hadamard2-g64 (2, 4 or 8 bits, "
     "groups of 16 to 128), klt2 (0.5 to 8 bits, such as klt1.5)"
@@ -76,7 +77,7 @@ def read_codec(name: str) -> CodecName:
         return CodecName(match["family"], int(match["bits"]), int(match["group"]), stores_rotated=True)
     if (match := _KLT.fullmatch(name)) and 0.5 <= float(match["bits"]) <= 8:
         return CodecName("klt", float(match["bits"]))
-    raise ConfigError(f"unknown codec {name!r}; allowed are {CODEC_PATTERN}")
+    raise ConfigError(f"unknown codec {shown(name)}; allowed are {CODEC_PATTERN}")
 
 
 def is_quantized(name: str) -> bool:

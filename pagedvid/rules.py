@@ -11,6 +11,7 @@ from typing import Any
 from pagedvid.chunk_codecs import read_layers, split_pair, write_layers
 from pagedvid.errors import ConfigError
 from pagedvid.page_format import CODEC_PATTERN
+from pagedvid.text_file import check_text
 from pagedvid.units import UNITS, format_setting_bytes, parse_bytes
 
 
@@ -50,25 +51,24 @@ def one_of(*names: str) -> Rule:
     return Rule(f"one of {', '.join(names)}" if len(names) > 1 else names[0], read)
 
 
-def whole(minimum: int, maximum: int = 2**63 - 1) -> Rule:
+def whole(minimum: int, maximum: int) -> Rule:
     """A whole number from `minimum` to `maximum`."""
 
     def read(value: object) -> object:
         _need(isinstance(value, int) and not isinstance(value, bool) and minimum <= value <= maximum)
         return value
 
-    limit = f" and at most {maximum}" if maximum < 2**63 - 1 else ""
-    return Rule(f"a whole number of at least {minimum}{limit}", read)
+    return Rule(f"a whole number from {minimum} to {maximum}", read)
 
 
-def positive(maximum: float) -> Rule:
-    """A number above zero."""
+def number(minimum: float, maximum: float) -> Rule:
+    """A number from `minimum` to `maximum`."""
 
     def read(value: object) -> object:
-        _need(isinstance(value, int | float) and not isinstance(value, bool) and 0 < value <= maximum)
+        _need(isinstance(value, int | float) and not isinstance(value, bool) and minimum <= value <= maximum)
         return float(value)  # type: ignore[arg-type]
 
-    return Rule(f"a number above 0 and at most {maximum:g}", read)
+    return Rule(f"a number from {minimum:.12g} to {maximum:.12g}", read)
 
 
 def size() -> Rule:
@@ -80,7 +80,9 @@ def size() -> Rule:
         _need(num_bytes > 0)
         return num_bytes
 
-    allowed = f"a size above zero such as 2GiB (units: {', '.join(UNITS)}; a plain number counts bytes)"
+    allowed = (
+        f"a size above zero and at most 1024TiB, such as 2GiB (units: {', '.join(UNITS)}; a plain number counts bytes)"
+    )
     return Rule(allowed, read, format_setting_bytes)
 
 
@@ -89,6 +91,7 @@ def text(allowed: str, pattern: str = r".+") -> Rule:
 
     def read(value: object) -> object:
         _need(isinstance(value, str) and re.fullmatch(pattern, value) is not None)
+        check_text(value)  # type: ignore[arg-type]
         return value
 
     return Rule(allowed, read)

@@ -16,8 +16,10 @@ def short(text: str, max_chars: int = MAX_SHOWN_CHARS) -> str:
 
 
 def named(path: str | Path) -> str:
-    """A path, which may be longer than other values, because it is copied from the message."""
-    return short(str(path), MAX_PATH_CHARS)
+    """A path, which may be longer than other values, because it is copied from the message. What is not printable is
+    escaped."""
+    text = str(path)
+    return short(text if text.isprintable() else ascii(text)[1:-1], MAX_PATH_CHARS)
 
 
 def shown(value: object) -> str:

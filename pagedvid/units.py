@@ -6,12 +6,16 @@ import re
 from decimal import Decimal
 
 from pagedvid.errors import ConfigError
+from pagedvid.shown import shown
 
 KIB, MIB, GIB, TIB = 2**10, 2**20, 2**30, 2**40
 
 UNITS = {"B": 1, "KiB": KIB, "MiB": MIB, "GiB": GIB, "TiB": TIB, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 
-_PATTERN = re.compile(r"(\d+(?:\.\d+)?)\s*([A-Za-z]*)", re.ASCII)
+MAX_BYTES = 1024 * TIB
+"""More is a slip of the keyboard."""
+
+_PATTERN = re.compile(r"([0-9]{1,20}(?:\.[0-9]{1,20})?)\s*([A-Za-z]*)", re.ASCII)
 
 
 def parse_bytes(text: str | int) -> int:
@@ -19,13 +23,18 @@ def parse_bytes(text: str | int) -> int:
 
     Raises `ConfigError`.
     """
-    if isinstance(text, int) and not isinstance(text, bool):
-        return text
-    match = _PATTERN.fullmatch(str(text).strip())
+    num_bytes = text if isinstance(text, int) and not isinstance(text, bool) else _from_text(str(text))
+    if num_bytes > MAX_BYTES:
+        raise ConfigError(f"{shown(text)} is too large a size: at most 1024TiB is allowed")
+    return num_bytes
+
+
+def _from_text(text: str) -> int:
+    match = _PATTERN.fullmatch(text.strip())
     unit = _unit(match[2]) if match else None
     if match is None or unit is None:
         allowed = ", ".join(name for name in UNITS if name != "B")
-        raise ConfigError(f"{text!r} is not a size: write a number and a unit, such as 2GiB (units: {allowed})")
+        raise ConfigError(f"{shown(text)} is not a size: write a number and a unit, such as 2GiB (units: {allowed})")
     return int(Decimal(match[1]) * unit)
 
 

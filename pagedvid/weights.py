@@ -16,7 +16,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from pagedvid.errors import ConfigError, listed
-from pagedvid.files import is_file, read_json, readable_file, shown
+from pagedvid.files import is_file, read_json, readable_file
+from pagedvid.shown import named
 
 PLAIN_DTYPES = ("float64", "float32", "float16", "bfloat16")
 EIGHT_BIT_DTYPES = ("float8_e4m3fn", "float8_e5m2")
@@ -54,7 +55,7 @@ def safetensors_facts(file: Path) -> dict[str, TensorFacts]:
                 part = content.get_slice(name)
                 facts[name] = TensorFacts(tuple(part.get_shape()), _DTYPES.get(part.get_dtype(), part.get_dtype()))
     except (SafetensorError, OSError) as error:
-        raise ConfigError(f"{shown(file)} cannot be read ({error}); download it again") from error
+        raise ConfigError(f"{named(file)} cannot be read ({error}); download it again") from error
     return facts
 
 
@@ -66,7 +67,7 @@ def read_tensors(file: Path, what: str) -> dict[str, Tensor]:
     except ConfigError as error:
         raise ConfigError(f"{what} cannot be read: {error}") from error
     except (SafetensorError, OSError) as error:
-        raise ConfigError(f"{what} {shown(file)} cannot be read ({error}); {advice}") from error
+        raise ConfigError(f"{what} {named(file)} cannot be read ({error}); {advice}") from error
 
 
 def refuse_codes(path: Path, dtypes: Mapping[str, str], folder: Path) -> None:
@@ -79,7 +80,7 @@ def refuse_codes(path: Path, dtypes: Mapping[str, str], folder: Path) -> None:
     codes = [f"{name} ({dtype})" for name, dtype in dtypes.items() if dtype not in allowed]
     if codes:
         raise ConfigError(
-            f"{shown(path)} holds numbers that are no weights by themselves: {listed(codes)}; allowed are "
+            f"{named(path)} holds numbers that are no weights by themselves: {listed(codes)}; allowed are "
             f"{', '.join(PLAIN_DTYPES)}, and float8 without scales. Give the checkpoint from before its quantization"
         )
 
@@ -102,4 +103,4 @@ def refuse_non_finite(tensor: Tensor, name: str, place: Path) -> None:
     """Raises ConfigError for weights with NaN or infinity. A sum, which needs no memory, finds nearly all of them."""
     if not bool(torch.isfinite(tensor.sum(dtype=torch.float32))) and not bool(torch.isfinite(tensor).all()):
         dtype = str(tensor.dtype).removeprefix("torch.")
-        raise ConfigError(f"{shown(place)}: {name} holds NaN or infinity, or numbers beyond {dtype}; download it again")
+        raise ConfigError(f"{named(place)}: {name} holds NaN or infinity, or numbers beyond {dtype}; download it again")

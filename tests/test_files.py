@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from pagedvid.errors import ConfigError
-from pagedvid.files import exists, is_file, is_folder, read_json, readable_file, shown
+from pagedvid.files import exists, is_file, is_folder, read_json, readable_file
+from pagedvid.shown import named
 
 
 def pipe(folder: Path) -> Path:
@@ -79,4 +80,4 @@ def test_what_is_there_is_found(tmp_path: Path):
 
 
 def test_control_letters_do_not_reach_the_terminal():
-    assert shown(Path("a\x1b[31mb")) == "a\\x1b[31mb" and shown(Path("日本/é")) == "日本/é"
+    assert named(Path("a\x1b[31mb")) == "a\\x1b[31mb" and named(Path("日本/é")) == "日本/é"

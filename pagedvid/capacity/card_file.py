@@ -8,15 +8,18 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from pagedvid.capacity.history import History, RebuiltHistory, SlidingHistory, read_history
 from pagedvid.capacity.model_card import ModelCard, Published, Resolution
 from pagedvid.errors import ConfigError
-from pagedvid.rules import Rule, one_of, positive, size, text, whole
+from pagedvid.plain_yaml import MAX_YAML_BYTES, YamlError, read_scalar
+from pagedvid.rules import Rule, number, one_of, size, text, whole
+from pagedvid.shown import short, shown
+from pagedvid.text_file import read_text
 
-MAX_COUNT = 2**20
-"""Layers, heads, frames; more is a slip of the keyboard."""
+MAX_COUNT = 2**12
+"""Channels, frames, steps, strides; more is a slip of the keyboard."""
+MAX_TABLES = 2**8
+"""Layers, and KV heads."""
 
 
 def read_card(path: Path) -> ModelCard:
@@ -27,7 +30,7 @@ def read_card(path: Path) -> ModelCard:
         if key not in known:
             close = get_close_matches(str(key), known, n=1)
             hint = f' - did you mean "{close[0]}"?' if close else ""
-            raise ConfigError(f'{path.name}: unknown key "{key}"{hint} (known: {", ".join(known)})')
+            raise ConfigError(f'{path.name}: unknown key "{short(str(key))}"{hint} (known: {", ".join(known)})')
     for key, item in known.items():
         if key not in values and item.default is dataclasses.MISSING:
             raise ConfigError(f'{path.name}: the key "{key}" is missing')
@@ -56,7 +59,7 @@ def _read_value(path: Path, key: str, value: object) -> Any:
     except ConfigError as error:
         raise ConfigError(f"{path.name}: {key}: {error}") from None
     except (ValueError, TypeError, KeyError):
-        raise ConfigError(f"{path.name}: {key} is {value!r}; allowed is {allowed}") from None
+        raise ConfigError(f"{path.name}: {key} is {shown(value)}; allowed is {allowed}") from None
 
 
 def _by_rule(rule: Rule) -> tuple[Callable[[Any], object], str]:
@@ -65,7 +68,7 @@ def _by_rule(rule: Rule) -> tuple[Callable[[Any], object], str]:
 
 def _triple(value: Any) -> tuple[int, ...]:
     time, rows, columns = value
-    return tuple(_whole(number, 1) for number in (time, rows, columns))
+    return tuple(_whole(amount, 1) for amount in (time, rows, columns))
 
 
 def _weights(value: Any) -> dict[str, int]:
@@ -95,9 +98,9 @@ def _window(value: Any) -> History:
 
 
 def _whole(value: object, minimum: int) -> int:
-    number = whole(minimum, MAX_COUNT).read(value)
-    assert isinstance(number, int)
-    return number
+    count = whole(minimum, MAX_COUNT).read(value)
+    assert isinstance(count, int)
+    return count
 
 
 def _bytes(value: object) -> int:
@@ -107,17 +110,18 @@ def _bytes(value: object) -> int:
 
 
 _COUNT = _by_rule(whole(1, MAX_COUNT))
+_TABLES = _by_rule(whole(1, MAX_TABLES))
 _READERS: dict[str, tuple[Callable[[Any], object], str]] = {
     "name": _by_rule(text("lower-case letters, digits, dots and dashes", r"[a-z0-9][a-z0-9.-]*")),
     "title": _by_rule(text("a text")),
-    "num_layers": _COUNT,
+    "num_layers": _TABLES,
     "num_query_heads": _COUNT,
-    "num_kv_heads": _COUNT,
+    "num_kv_heads": _TABLES,
     "head_dim": _COUNT,
     "patch": (_triple, "three whole numbers: latent frames, rows, columns"),
     "vae_stride": (_triple, "three whole numbers: frames, rows, columns"),
     "resolution": (Resolution.parse, "WIDTHxHEIGHT"),
-    "frames_per_second": _by_rule(positive(1000)),
+    "frames_per_second": _by_rule(number(0.01, 1000)),
     "frames_per_chunk": _COUNT,
     "denoise_steps": _COUNT,
     "window": (_window, "{sink_chunks: N, recent_chunks: N} or, when rebuilt for every chunk, {memory_frames: N}"),
@@ -129,25 +133,11 @@ _READERS: dict[str, tuple[Callable[[Any], object], str]] = {
 }
 
 
-class _UniqueLoader(yaml.SafeLoader):
-    """YAML that does not silently drop a key written twice."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        """See `yaml.SafeLoader`."""
-        keys = [key.value for key, _ in node.value]
-        twice = sorted({str(key) for key in keys if keys.count(key) > 1})
-        if twice:
-            raise yaml.constructor.ConstructorError(None, None, f'"{twice[0]}" is written twice', node.start_mark)
-        return super().construct_mapping(node, deep)
-
-
 def _read_mapping(path: Path) -> dict[str, object]:
     try:
-        values = yaml.load(path.read_text(encoding="utf-8"), _UniqueLoader)
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"model card {path} cannot be read: {error}") from None
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path.name} is not valid YAML: {' '.join(str(error).split())}") from None
+        values = read_scalar(read_text(path, "model card", MAX_YAML_BYTES))
+    except YamlError as error:
+        raise ConfigError(f"{path.name}:{error.line}: {error.reason}") from None
     if not isinstance(values, dict):
         raise ConfigError(f"{path.name} must hold `key: value` lines")
     return values

@@ -16,6 +16,7 @@ from pagedvid.engine.codecs import role_codecs
 from pagedvid.errors import ConfigError
 from pagedvid.geometry import RoleCodecs
 from pagedvid.page_format import read_codec
+from pagedvid.shown import named, shown
 
 PACKAGE = Path(pagedvid.__file__).parent
 
@@ -32,7 +33,7 @@ def config_folder(kind: str) -> Path:
 def all_cards(own_folder: Path | None = None) -> dict[str, tuple[ModelCard, Path]]:
     """Every card with its file, by name. Raises ConfigError for a card or folder that cannot be read."""
     if own_folder is not None and not own_folder.is_dir():
-        raise ConfigError(f"--models {own_folder} is not a folder; give one with model cards (*.yaml)")
+        raise ConfigError(f"--models {named(own_folder)} is not a folder; give one with model cards (*.yaml)")
     cards: dict[str, tuple[ModelCard, Path]] = {}
     for folder in (config_folder("models"), own_folder):
         if folder is not None:
@@ -55,14 +56,16 @@ def find_card(name: str, own_folder: Path | None = None) -> ModelCard:
     if name.endswith((".yaml", ".yml")):
         path = Path(name)
         if not path.is_file():
-            raise ConfigError(f"model card {name} does not exist; `pagedvid models` lists the known models")
+            raise ConfigError(f"model card {named(name)} does not exist; `pagedvid models` lists the known models")
         return read_card(path)
     cards = all_cards(own_folder)
     if name in cards:
         return cards[name][0]
     close = get_close_matches(name.lower(), cards, n=3, cutoff=0.4)
     hint = f"did you mean {' or '.join(close)}?" if close else f"known are {', '.join(cards)}."
-    raise ConfigError(f"unknown model {name!r}; {hint} `pagedvid models` lists all; a path to a YAML card works too")
+    raise ConfigError(
+        f"unknown model {shown(name)}; {hint} `pagedvid models` lists all; a path to a YAML card works too"
+    )
 
 
 def presets() -> dict[str, RoleCodecs]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from difflib import get_close_matches
 
 from pagedvid.errors import ConfigError
+from pagedvid.shown import shown
 from pagedvid.units import GIB
 
 CONTEXT_GIB = 0.5
@@ -40,5 +41,5 @@ def gpu_memory(name: str) -> int:
     if key not in _TOTAL_GIB:
         close = get_close_matches(key, _TOTAL_GIB, n=2)
         hint = f" - did you mean {' or '.join(close)}?" if close else ""
-        raise ConfigError(f"unknown GPU {name!r}{hint} (known: {', '.join(_TOTAL_GIB)}); or give --memory SIZE")
+        raise ConfigError(f"unknown GPU {shown(name)}{hint} (known: {', '.join(_TOTAL_GIB)}); or give --memory SIZE")
     return int((_TOTAL_GIB[key] - CONTEXT_GIB) * GIB)

@@ -17,10 +17,13 @@ from typing import TYPE_CHECKING
 
 from pagedvid.errors import ConfigError
 from pagedvid.geometry import KVShape, RoleCodecs, Window, peak_pages
+from pagedvid.shown import short, shown
 
 if TYPE_CHECKING:
     from pagedvid.capacity.model_card import ModelCard, Resolution
 
+MAX_BRANCHES = 16
+"""Predictions of one step that keep a history each."""
 MAX_LENGTH = 10**9
 """Chunks or frames; more is a slip of the keyboard."""
 LINEAR_FROM_CHUNKS = 12
@@ -100,8 +103,8 @@ def window_of(card: ModelCard, written: str) -> History:
         return history_of_frames(card, history.memory_frames)
     if isinstance(card.window, RebuiltHistory):
         raise ConfigError(
-            f"--window {written}: {card.name} rebuilds its memory for every chunk and has no sinks; give its length as "
-            f"frames or seconds, such as {card.window}"
+            f"--window {short(written)}: {card.name} rebuilds its memory for every chunk and has no sinks; give its "
+            f"length as frames or seconds, such as {card.window}"
         )
     return history
 
@@ -129,8 +132,8 @@ def _check_length(length: int, written: object) -> None:
 
 def _bad_window(written: object) -> ConfigError:
     return ConfigError(
-        f"window is {written!r}; write SINK+RECENT in chunks (0+6, at least one recent), frames (18frames) or seconds "
-        f"(4.5s); none counts the current chunk, and the most is {MAX_LENGTH}"
+        f"window is {shown(written)}; write SINK+RECENT in chunks (0+6, at least one recent), frames (18frames) or "
+        f"seconds (4.5s); none counts the current chunk, and the most is {MAX_LENGTH}"
     )
 
 

@@ -55,7 +55,7 @@ def _results(profiler: Any) -> Any:
 def warm_up(device: torch.device) -> None:
     """Lets libraries take what they keep for good: cuBLAS takes its workspace from PyTorch at the first product."""
     if device.type == "cuda":
-        square = torch.ones(8, 8, device=device)
+        square = torch.ones(8, 8, dtype=torch.float32, device=device)
         torch.cuda.synchronize(square.matmul(square).device)
 
 

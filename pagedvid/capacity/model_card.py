@@ -6,12 +6,14 @@ It says how long a video a number of tokens is (patch, VAE strides, frame rate),
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from pagedvid.capacity.history import History
 from pagedvid.errors import ConfigError
 from pagedvid.geometry import KVShape
+from pagedvid.shown import shown
 
 MAX_SIDE = 2**16
 """Pixels of a side; more is a slip of the keyboard."""
@@ -30,12 +32,12 @@ class Resolution:
     @staticmethod
     def parse(written: object) -> Resolution:
         """From "832x480". Raises ConfigError."""
-        sides = str(written).lower().split("x")
-        if len(sides) != 2 or not all(side.isascii() and side.isdigit() for side in sides):
-            raise ConfigError(f"resolution is {written!r}; write WIDTHxHEIGHT in pixels, such as 832x480")
-        width, height = map(int, sides)
+        sides = re.fullmatch(r"([0-9]{1,9})x([0-9]{1,9})", str(written).lower())
+        if sides is None:
+            raise ConfigError(f"resolution is {shown(written)}; write WIDTHxHEIGHT in pixels, such as 832x480")
+        width, height = map(int, sides.groups())
         if not (1 <= width <= MAX_SIDE and 1 <= height <= MAX_SIDE):
-            raise ConfigError(f"resolution is {written!r}; each side must be from 1 to {MAX_SIDE} pixels")
+            raise ConfigError(f"resolution is {shown(written)}; each side must be from 1 to {MAX_SIDE} pixels")
         return Resolution(width, height)
 
 

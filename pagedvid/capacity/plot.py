@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pagedvid.capacity.sizing import Question, answer, check_memory
+from pagedvid.capacity.sizing import Question, check_memory, streams_over_memory
 from pagedvid.errors import ConfigError
 from pagedvid.geometry import RoleCodecs
+from pagedvid.shown import shown
 from pagedvid.units import GIB, format_bytes
 
 SUFFIXES = (".png", ".svg", ".pdf")
@@ -27,7 +27,7 @@ class _Label(NamedTuple):
 def draw_streams_over_memory(question: Question, choices: Mapping[str, RoleCodecs], path: Path) -> None:
     """Writes the picture. Raises ConfigError when matplotlib is missing or the file cannot be written."""
     if path.suffix.lower() not in SUFFIXES:
-        raise ConfigError(f"--plot is {str(path)!r}; allowed endings are {', '.join(SUFFIXES)}")
+        raise ConfigError(f"--plot is {shown(str(path))}; allowed endings are {', '.join(SUFFIXES)}")
     check_memory(question)
     try:
         from matplotlib.figure import Figure  # type: ignore[import-not-found, unused-ignore]
@@ -41,7 +41,7 @@ def draw_streams_over_memory(question: Question, choices: Mapping[str, RoleCodec
     points: list[_Label] = []
     for number, (name, codecs) in enumerate(choices.items()):
         color = _COLORS[number % len(_COLORS)]
-        counts = [_streams(question, codecs, memory) for memory in memories]
+        counts = streams_over_memory(question, codecs, memories)
         at_memory = counts[memories.index(here)]
         axes.step([memory / GIB for memory in memories], counts, where="post", color=color, linewidth=2)
         axes.plot([here / GIB], [at_memory], "o", color=color, markersize=6)
@@ -86,10 +86,6 @@ def _frame(axes: Any, question: Question, highest: float) -> None:
     )
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="y", color="#eeeeee")
-
-
-def _streams(question: Question, codecs: RoleCodecs, memory_bytes: int) -> int:
-    return answer(replace(question, memory_bytes=max(1, memory_bytes)), "", codecs).num_streams
 
 
 def _apart(labels: list[_Label], gap: float) -> list[_Label]:

@@ -28,6 +28,7 @@ from pagedvid.capacity.workspace import BF16_BYTES
 from pagedvid.errors import CapacityError, ConfigError
 from pagedvid.geometry import KVShape, RoleCodecs
 from pagedvid.quant.book import CodecBook
+from pagedvid.shown import shown
 from pagedvid.units import format_bytes
 
 PEAK_TOLERANCE = 0.02
@@ -83,7 +84,7 @@ class _Rope:
     layout = "half"
 
     def __init__(self, head_dim: int, device: torch.device) -> None:
-        self._frequencies = 100.0 ** -torch.linspace(0, 1, head_dim // 2, device=device)
+        self._frequencies = 100.0 ** -torch.linspace(0, 1, head_dim // 2, dtype=torch.float32, device=device)
 
     def tables(self, first_token: int, num_tokens: int) -> tuple[Tensor, Tensor]:
         """See `RopeTables.tables`."""
@@ -241,8 +242,10 @@ def _make_constants(book: CodecBook, codecs: RoleCodecs, shape: KVShape, device:
     """Uses every codec once: what codecs keep for the whole process, such as Hadamard matrices, is no cache."""
     for name in {name for chunk in codecs.all() for name in chunk.names(shape.num_layers)}:
         codec = book.codec(name, "keys", 0, slice(0, shape.num_kv_heads))
-        records = codec.encode(torch.zeros(shape.num_kv_heads, 1, shape.head_dim, device=device))
-        room = torch.empty(shape.num_kv_heads, shape.page.padded_tokens(1, name), shape.head_dim, device=device)
+        records = codec.encode(torch.zeros(shape.num_kv_heads, 1, shape.head_dim, dtype=torch.float32, device=device))
+        room = torch.empty(
+            shape.num_kv_heads, shape.page.padded_tokens(1, name), shape.head_dim, dtype=torch.float32, device=device
+        )
         codec.decode(records, 1, room)
 
 
@@ -270,12 +273,12 @@ def _device(name: str) -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError:
-        raise ConfigError(f"--device is {name!r}; allowed are cpu, cuda and cuda:N") from None
+        raise ConfigError(f"--device is {shown(name)}; allowed are cpu, cuda and cuda:N") from None
     if device.type not in ("cpu", "cuda"):
-        raise ConfigError(f"--device is {name!r}; allowed are cpu, cuda and cuda:N")
+        raise ConfigError(f"--device is {shown(name)}; allowed are cpu, cuda and cuda:N")
     if device.type == "cuda" and (not torch.cuda.is_available() or (device.index or 0) >= torch.cuda.device_count()):
         raise ConfigError(
-            f"--device is {name!r}, but PyTorch sees {torch.cuda.device_count()} CUDA devices here; use cpu"
+            f"--device is {shown(name)}, but PyTorch sees {torch.cuda.device_count()} CUDA devices here; use cpu"
         )
     return device
 

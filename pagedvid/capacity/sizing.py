@@ -7,7 +7,7 @@ is what `open` reserves.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from pagedvid.capacity.history import MAX_LENGTH, History, StreamSize, stream_size
@@ -16,6 +16,7 @@ from pagedvid.capacity.workspace import commit_bytes, current_bytes, scratch_byt
 from pagedvid.config import AttentionConfig
 from pagedvid.errors import CapacityError, ConfigError
 from pagedvid.geometry import RoleCodecs, Window
+from pagedvid.shown import shown
 from pagedvid.units import format_bytes
 
 CODEC_CHOICES: dict[str, RoleCodecs] = {
@@ -47,7 +48,7 @@ class Question:
             return 0
         if self.weights_format not in self.card.weights:
             allowed = ", ".join([*self.card.weights, "none"])
-            raise ConfigError(f"--weights is {self.weights_format!r}; allowed for {self.card.name} are {allowed}")
+            raise ConfigError(f"--weights is {shown(self.weights_format)}; allowed for {self.card.name} are {allowed}")
         return self.card.weights[self.weights_format]
 
     @property
@@ -180,9 +181,20 @@ def longest_history(question: Question, codecs: RoleCodecs, num_streams: int) ->
     return question.history.with_length(low)
 
 
+def streams_over_memory(question: Question, codecs: RoleCodecs, memories: Sequence[int]) -> list[int]:
+    """Streams that fit in each of several memories, in bytes; that of the question does not count."""
+    size = question.size.on_pages_for(codecs)
+    stream_pages, fixed_bytes = size.pages(codecs), _fixed_bytes(question, size, codecs)
+    return [size.shape.pages_in_memory(max(0, memory - fixed_bytes)) // stream_pages for memory in memories]
+
+
 def _pool_pages(question: Question, size: StreamSize, codecs: RoleCodecs) -> int:
-    left = question.memory_bytes - question.weights_bytes - question.reserve_bytes - sum(_workspace(size, codecs))
-    return size.shape.pages_in_memory(max(0, left))
+    return size.shape.pages_in_memory(max(0, question.memory_bytes - _fixed_bytes(question, size, codecs)))
+
+
+def _fixed_bytes(question: Question, size: StreamSize, codecs: RoleCodecs) -> int:
+    """What is no page, however many streams there are."""
+    return question.weights_bytes + question.reserve_bytes + sum(_workspace(size, codecs))
 
 
 def _workspace(size: StreamSize, codecs: RoleCodecs) -> tuple[int, int, int, int]:

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from pagedvid.capacity.history import History, history_of_seconds
 from pagedvid.capacity.sizing import Answer, Question, answer, check_memory, longest_history
 from pagedvid.errors import CapacityError, ConfigError
 from pagedvid.geometry import RoleCodecs
+from pagedvid.plain_yaml import read_scalar
+from pagedvid.rules import Rule, number, whole
+from pagedvid.shown import short, shown
 
 
 @dataclass(frozen=True)
@@ -37,9 +41,9 @@ def parse_targets(written: list[str]) -> Target:
     for word in written:
         key, equals, value = word.partition("=")
         if not equals or key not in ("streams", "seconds"):
-            raise ConfigError(f"--target is {word!r}; write streams=N or seconds=S")
+            raise ConfigError(f"--target is {shown(word)}; write streams=N or seconds=S")
         if key in values:
-            raise ConfigError(f"--target {key} is given twice: {values[key]} and {value}; keep one")
+            raise ConfigError(f"--target {key} is given twice: {short(values[key])} and {short(value)}; keep one")
         values[key] = value
     return Target(_streams(values.get("streams")), _seconds(values.get("seconds")))
 
@@ -47,21 +51,20 @@ def parse_targets(written: list[str]) -> Target:
 def _streams(written: str | None) -> int | None:
     if written is None:
         return None
-    if not (written.isascii() and written.isdigit() and 1 <= int(written) <= 10**9):
-        raise ConfigError(f"--target streams={written}: allowed is a whole number from 1 to 1000000000")
-    return int(written)
+    return int(_read("streams", written, whole(1, 10**9)))
 
 
 def _seconds(written: str | None) -> float | None:
     if written is None:
         return None
+    return float(_read("seconds", written, number(0.001, 10**7)))
+
+
+def _read(key: str, written: str, rule: Rule) -> Any:
     try:
-        seconds = float(written)
+        return rule.read(read_scalar(written))
     except ValueError:
-        seconds = 0.0
-    if not 0 < seconds <= 10**7:
-        raise ConfigError(f"--target seconds={written}: allowed is a number above 0 and at most 10000000")
-    return seconds
+        raise ConfigError(f"--target {key}={short(written)}: allowed is {rule.allowed}") from None
 
 
 def target_question(question: Question, target: Target) -> Question:

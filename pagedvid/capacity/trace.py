@@ -7,18 +7,21 @@
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
 
-from pagedvid.capacity.history import StreamSize, stream_size
+from pagedvid.capacity.history import MAX_BRANCHES, StreamSize, stream_size
 from pagedvid.capacity.model_card import Resolution
 from pagedvid.capacity.sizing import Question
 from pagedvid.errors import ConfigError
+from pagedvid.plain_json import read_json_object
+from pagedvid.shown import shown
+from pagedvid.text_file import read_text
 
+MAX_TRACE_BYTES = 2**26
+"""About a million lines."""
 MAX_SECONDS = 10**8
-MAX_BRANCHES = 16
 _KEYS = ("start_seconds", "length_seconds", "resolution", "num_branches")
 
 
@@ -38,12 +41,8 @@ class Arrival:
 
 def read_trace(path: Path, question: Question) -> list[Arrival]:
     """All arrivals in order of time. Raises ConfigError naming the line that is wrong."""
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"trace {path} cannot be read: {error}") from None
     arrivals = []
-    for number, line in enumerate(lines, start=1):
+    for number, line in enumerate(read_text(path, "trace", MAX_TRACE_BYTES).split("\n"), start=1):
         if line.strip():
             try:
                 arrivals.append(_arrival(line, question))
@@ -55,15 +54,10 @@ def read_trace(path: Path, question: Question) -> list[Arrival]:
 
 
 def _arrival(line: str, question: Question) -> Arrival:
-    try:
-        values = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise ConfigError(f"not JSON: {error}") from None
-    if not isinstance(values, dict):
-        raise ConfigError("must be a JSON object, such as " + '{"start_seconds": 0, "length_seconds": 60}')
+    values = read_json_object(line)
     unknown = sorted(set(values) - set(_KEYS))
     if unknown:
-        raise ConfigError(f"unknown key {unknown[0]!r}; known are {', '.join(_KEYS)}")
+        raise ConfigError(f"unknown key {shown(unknown[0])}; known are {', '.join(_KEYS)}")
     written = values.get("resolution")
     resolution = question.resolution if written is None else Resolution.parse(written)
     question.card.tokens_per_frame(resolution)
@@ -78,7 +72,7 @@ def _arrival(line: str, question: Question) -> Arrival:
 def _seconds(values: dict[str, object], key: str, minimum: float) -> float:
     value = values.get(key)
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise ConfigError(f"{key} is {value!r}; it must be a number of seconds")
+        raise ConfigError(f"{key} is {shown(value)}; it must be a number of seconds")
     if not (math.isfinite(value) and minimum <= value <= MAX_SECONDS):
         raise ConfigError(f"{key} is {value}; allowed is {'0' if minimum == 0 else 'more than 0'} to {MAX_SECONDS}")
     return float(value)
@@ -88,5 +82,5 @@ def _branches(value: object, question: Question) -> int:
     if value is None:
         return question.size.num_branches
     if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= MAX_BRANCHES:
-        raise ConfigError(f"num_branches is {value!r}; it must be a whole number from 1 to {MAX_BRANCHES}")
+        raise ConfigError(f"num_branches is {shown(value)}; it must be a whole number from 1 to {MAX_BRANCHES}")
     return value

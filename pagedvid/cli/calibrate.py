@@ -7,15 +7,17 @@ values of every layer. Beside the weights, under the name klt_tables.safetensors
 from __future__ import annotations
 
 import argparse
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pagedvid.cli.options import add_config_options, resolve_options
+from pagedvid.cli.options import add_config_options, path_flag, resolve_options
 from pagedvid.cli.prompts import read_prompts
 from pagedvid.config import Config
 from pagedvid.engine.requests import ChunkOutput, VideoRequest
 from pagedvid.errors import ConfigError
+from pagedvid.shown import named
 
 if TYPE_CHECKING:
     from pagedvid.quant.klt_file import Calibration
@@ -29,10 +31,13 @@ def add_parser(subparsers: Any) -> None:
     """Adds `calibrate`."""
     parser = subparsers.add_parser("calibrate", help="make the tables of klt codecs for a model", description=__doc__)
     parser.add_argument(
-        "--prompts", metavar="FILE", type=Path, help=".txt (a prompt per line) or .jsonl; the demo model has its own"
+        "--prompts",
+        metavar="FILE",
+        type=path_flag,
+        help=".txt (a prompt per line) or .jsonl; the demo model has its own",
     )
     parser.add_argument(
-        "--out", metavar="FILE", type=Path, required=True, help="such as WEIGHTS/klt_tables.safetensors"
+        "--out", metavar="FILE", type=path_flag, required=True, help="such as WEIGHTS/klt_tables.safetensors"
     )
     parser.add_argument("--overwrite", action="store_true", help="replace an existing file")
     add_config_options(parser)
@@ -44,9 +49,11 @@ def run(args: argparse.Namespace) -> int:
     config = observing(resolve_options(args).config)
     requests = calibration_requests(config, args.prompts)
     if args.out.exists() and not args.overwrite:
-        raise ConfigError(f"{args.out} exists already; give --overwrite, or another --out")
-    if not args.out.parent.is_dir():
-        raise ConfigError(f"{args.out.parent} is not a folder; make it, or give another --out")
+        raise ConfigError(f"{named(args.out)} exists already; give --overwrite, or another --out")
+    if args.out.is_dir():
+        raise ConfigError(f"--out {named(args.out)} is a folder; give a file in it")
+    if not (args.out.parent.is_dir() and os.access(args.out.parent, os.W_OK)):
+        raise ConfigError(f"{named(args.out.parent)} is not a folder to write to; make it, or give another --out")
     from pagedvid.quant.klt_file import save_calibration
 
     calibration = calibrate_model(config, requests)

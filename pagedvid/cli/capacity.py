@@ -6,28 +6,29 @@
 from __future__ import annotations
 
 import argparse
-import math
-import re
 import sys
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from pagedvid.capacity.catalog import find_card, presets
 from pagedvid.capacity.gpus import gpu_memory, gpu_names
-from pagedvid.capacity.history import window_of
+from pagedvid.capacity.history import MAX_BRANCHES, window_of
 from pagedvid.capacity.model_card import Resolution
 from pagedvid.capacity.sizing import CODEC_CHOICES, Question, answers
 from pagedvid.capacity.target import parse_targets, reach, target_question
 from pagedvid.cli.capacity_report import Report, sizing_report, target_report
+from pagedvid.cli.options import by_rule, path_flag
+from pagedvid.config import DEVICE
 from pagedvid.errors import ConfigError
 from pagedvid.geometry import RoleCodecs
 from pagedvid.page_format import CODEC_PATTERN
+from pagedvid.rules import number, whole
+from pagedvid.shown import short, shown
 from pagedvid.units import parse_bytes
 
 DEFAULT_CODEC = "int2"
 DEFAULT_MEMORY = "80GiB"
-MAX_MEMORY_BYTES = 2**60
+MAX_GPUS = 10_000
 EXIT_FINE, EXIT_DISPROVED = 0, 1
 
 _NEEDS = {"scale": "prove", "device": "prove", "gpus": "trace", "max_wait": "trace", "concurrent": "trace"}
@@ -38,30 +39,38 @@ def add_parser(subparsers: Any) -> None:
     """Adds `capacity`."""
     parser = subparsers.add_parser("capacity", help="how many videos fit, without weights or GPU", description=__doc__)
     parser.add_argument("--model", metavar="NAME", required=True, help="see `pagedvid models`; or a YAML card")
-    parser.add_argument("--models", metavar="DIR", type=Path, help="folder with more model cards")
+    parser.add_argument("--models", metavar="DIR", type=path_flag, help="folder with more model cards")
     parser.add_argument("--resolution", metavar="WxH", help="pixels, such as 832x480 (default: the model's)")
     memory = parser.add_mutually_exclusive_group()
-    memory.add_argument("--memory", metavar="SIZE", help=f"memory of the device (default: {DEFAULT_MEMORY})")
+    memory.add_argument(
+        "--memory", metavar="SIZE", default=DEFAULT_MEMORY, help=f"memory of the device (default: {DEFAULT_MEMORY})"
+    )
     memory.add_argument("--gpu", metavar="NAME", help=f"or a GPU by name: {', '.join(gpu_names())}")
     parser.add_argument("--weights", metavar="FORMAT", default="bf16", help="bf16, fp8 or none (default: bf16)")
     parser.add_argument("--reserve", metavar="SIZE", default="0", help="set aside for activations, VAE, text encoder")
     parser.add_argument("--window", metavar="W", help="SINK+RECENT chunks (1+6), frames (18frames) or seconds (4.5s)")
     parser.add_argument("--kv", metavar="NAMES", help=f"some of {', '.join(CODEC_CHOICES)} and the presets")
-    parser.add_argument("--branches", metavar="N", type=_count, help="guidance branches (default: the model's)")
+    parser.add_argument(
+        "--branches", metavar="N", type=by_rule(whole(1, MAX_BRANCHES)), help="guidance branches (default: the model's)"
+    )
     parser.add_argument(
         "--target", metavar="T", dest="targets", action="append", help="streams=N or seconds=S; both: give it twice"
     )
     parser.add_argument("--format", choices=("table", "json", "csv"), default="table", help="default: table")
-    parser.add_argument("--plot", metavar="FILE", type=Path, help="draw streams over memory (.png, .svg, .pdf)")
+    parser.add_argument("--plot", metavar="FILE", type=path_flag, help="draw streams over memory (.png, .svg, .pdf)")
     prove = parser.add_argument_group("--prove: build the pool, fill it, compare with the prediction")
     prove.add_argument("--prove", action="store_true", help="exit code 1 when measured and predicted disagree")
-    prove.add_argument("--scale", metavar="F", type=_fraction, help="use this fraction of the layers")
-    prove.add_argument("--device", metavar="NAME", help="cpu (default), cuda or cuda:N")
+    prove.add_argument("--scale", metavar="F", type=by_rule(number(0.001, 1)), help="use this fraction of the layers")
+    prove.add_argument("--device", metavar="NAME", type=by_rule(DEVICE), help="cpu (default), cuda or cuda:N")
     trace = parser.add_argument_group("--trace: simulate arrivals against a pool of GPUs")
-    trace.add_argument("--trace", metavar="FILE", type=Path, help="jsonl; see tools/make_trace.py")
-    trace.add_argument("--gpus", metavar="N", type=_count, help="number of GPUs (default: 1)")
-    trace.add_argument("--max-wait", metavar="S", type=_seconds, help="seconds a stream waits before it is rejected")
-    trace.add_argument("--concurrent", metavar="N", type=_count, help="most streams of one GPU (default: memory)")
+    trace.add_argument("--trace", metavar="FILE", type=path_flag, help="jsonl; see tools/make_trace.py")
+    trace.add_argument("--gpus", metavar="N", type=by_rule(whole(1, MAX_GPUS)), help="number of GPUs (default: 1)")
+    trace.add_argument(
+        "--max-wait", metavar="S", type=by_rule(number(0, 10**9)), help="seconds a stream waits before it is rejected"
+    )
+    trace.add_argument(
+        "--concurrent", metavar="N", type=by_rule(whole(1, 10**6)), help="most streams of one GPU (default: memory)"
+    )
     parser.set_defaults(run=run)
 
 
@@ -96,18 +105,18 @@ def _check_flags(args: argparse.Namespace) -> None:
         if getattr(args, first) and getattr(args, second):
             names = [f"--{name.removesuffix('s')}" for name in (first, second)]
             raise ConfigError(f"{names[0]} and {names[1]} cannot be combined; drop one of them")
-    if args.window and any(word.startswith("seconds=") for word in args.targets or ()):
+    if args.window is not None and any(word.startswith("seconds=") for word in args.targets or ()):
         raise ConfigError("--window and --target seconds=S both set the window; drop one of them")
 
 
 def _question(args: argparse.Namespace) -> Question:
     card = find_card(args.model, args.models)
-    resolution = Resolution.parse(args.resolution) if args.resolution else card.resolution
-    memory_bytes = gpu_memory(args.gpu) if args.gpu else parse_bytes(args.memory or DEFAULT_MEMORY)
+    resolution = Resolution.parse(args.resolution) if args.resolution is not None else card.resolution
+    memory_bytes = gpu_memory(args.gpu) if args.gpu is not None else parse_bytes(args.memory)
     reserve_bytes = parse_bytes(args.reserve)
-    if not 0 < memory_bytes <= MAX_MEMORY_BYTES:
-        raise ConfigError(f"--memory is {args.memory!r}; allowed is a size above zero and at most 1 EiB, such as 80GiB")
-    history = window_of(card, args.window) if args.window else card.window
+    if memory_bytes == 0:
+        raise ConfigError(f"--memory is {shown(args.memory)}; allowed is a size above zero, such as 80GiB")
+    history = window_of(card, args.window) if args.window is not None else card.window
     question = Question(card, resolution, history, memory_bytes, args.weights, reserve_bytes, args.branches)
     card.tokens_per_frame(resolution)
     return question
@@ -128,8 +137,8 @@ def _codecs(name: str, known: Mapping[str, RoleCodecs]) -> RoleCodecs:
         return RoleCodecs(name)
     except ConfigError:
         raise ConfigError(
-            f"--kv names {name!r}; allowed are {', '.join(known)}, any codec ({CODEC_PATTERN}) and KEYS/VALUES such as "
-            "int4/int2, several separated by commas"
+            f"--kv names {shown(name)}; allowed are {', '.join(known)}, any codec ({CODEC_PATTERN}) and KEYS/VALUES "
+            "such as int4/int2, several separated by commas"
         ) from None
 
 
@@ -138,7 +147,7 @@ def _one_choice(args: argparse.Namespace, choices: Mapping[str, RoleCodecs], fla
     if args.kv is None:
         return DEFAULT_CODEC, choices[DEFAULT_CODEC]
     if len(choices) > 1:
-        raise ConfigError(f"{flag} needs one --kv, not {args.kv}")
+        raise ConfigError(f"{flag} needs one --kv, not {short(args.kv)}")
     ((name, codecs),) = choices.items()
     return name, codecs
 
@@ -175,30 +184,3 @@ def _plot(args: argparse.Namespace, question: Question, choices: Mapping[str, Ro
 
     question = target_question(question, parse_targets(args.targets)) if args.targets else question
     draw_streams_over_memory(question, choices, args.plot)
-
-
-def _count(written: str) -> int:
-    if re.fullmatch(r"[0-9]{1,7}", written) and int(written) >= 1:
-        return int(written)
-    raise argparse.ArgumentTypeError(f"{written!r} is not a whole number from 1 to 9999999")
-
-
-def _fraction(written: str) -> float:
-    value = _number(written)
-    if 0 < value <= 1:
-        return value
-    raise argparse.ArgumentTypeError(f"{written!r} is not a number above 0 and at most 1")
-
-
-def _seconds(written: str) -> float:
-    value = _number(written)
-    if 0 <= value <= 10**9:
-        return value
-    raise argparse.ArgumentTypeError(f"{written!r} is not a number of seconds from 0 to 1000000000")
-
-
-def _number(written: str) -> float:
-    try:
-        return float(written)
-    except ValueError:
-        return math.nan

@@ -11,6 +11,10 @@ import yaml
 from pagedvid.cli.options import add_config_options, resolve_options
 from pagedvid.config import SECTIONS
 from pagedvid.config_file import ResolvedConfig
+from pagedvid.plain_yaml import read_scalar
+
+MAX_WIDTH = 40
+"""Of a column; a longer value moves only its own line."""
 
 
 def add_parser(subparsers: Any) -> None:
@@ -42,7 +46,7 @@ def _rows(resolved: ResolvedConfig) -> list[tuple[str, object, str]]:
 
 def _table(resolved: ResolvedConfig) -> str:
     rows = [("setting", "value", "source"), *((key, _plain(value), source) for key, value, source in _rows(resolved))]
-    key_width, value_width = (max(len(row[column]) for row in rows) for column in (0, 1))
+    key_width, value_width = (min(MAX_WIDTH, max(len(row[column]) for row in rows)) for column in (0, 1))
     return "\n".join(f"{key:{key_width}}  {value:{value_width}}  {source}".rstrip() for key, value, source in rows)
 
 
@@ -62,9 +66,11 @@ def _yaml(resolved: ResolvedConfig) -> str:
 
 
 def _plain(value: object) -> str:
-    return value if isinstance(value, str) else _word(value)
+    """As written by hand; what a terminal would obey rather than show is escaped, as in YAML."""
+    return value if isinstance(value, str) and value.isprintable() else _word(value)
 
 
 def _word(value: object) -> str:
-    """A value as it is written in YAML."""
-    return yaml.safe_dump(value, default_flow_style=True, width=10**6).removesuffix("\n...\n").strip()
+    """A value as it is written in YAML, with quotes where `read_scalar` would take a word for something else."""
+    word = yaml.safe_dump(value, default_flow_style=True, width=10**6).removesuffix("\n...\n").strip()
+    return json.dumps(value, ensure_ascii=False) if isinstance(value, str) and read_scalar(word) != value else word

@@ -11,7 +11,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pagedvid.cli.options import by_rule, path_flag
 from pagedvid.cli.reasons import reason
+from pagedvid.config import DEVICE
 from pagedvid.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -23,9 +25,9 @@ EXIT_FINE, EXIT_FAILED, EXIT_BAD_INPUT = 0, 1, 2
 def add_parser(subparsers: Any) -> None:
     """Adds `decode`."""
     parser = subparsers.add_parser("decode", help="videos from latents, by a VAE of diffusers", description=__doc__)
-    parser.add_argument("latents", nargs="+", type=Path, help="latents files, or a folder with some")
-    parser.add_argument("--vae", type=Path, required=True, help="folder of the VAE in the layout of diffusers")
-    parser.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")
+    parser.add_argument("latents", nargs="+", type=path_flag, help="latents files, or a folder with some")
+    parser.add_argument("--vae", type=path_flag, required=True, help="folder of the VAE in the layout of diffusers")
+    parser.add_argument("--device", type=by_rule(DEVICE), default="cpu", help="cpu or cuda (default: cpu)")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="default: float32")
     parser.set_defaults(run=run)
 

@@ -8,6 +8,9 @@ from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
 from pagedvid import __version__
+from pagedvid.cli.options import by_rule
+from pagedvid.config import DEVICE
+from pagedvid.rules import whole
 
 if TYPE_CHECKING:
     import torch
@@ -18,8 +21,14 @@ PACKAGES = ("torch", "triton", "flash-attn", "flash-attn-3", "flash-attn-4", "xf
 def add_parser(subparsers: Any) -> None:
     """Adds `env`."""
     parser = subparsers.add_parser("env", help="versions, devices and backends", description=__doc__)
-    parser.add_argument("--device", help='device to judge backends for, such as "cuda" (default: the first there is)')
-    parser.add_argument("--head-dim", type=int, default=128, help="head size of the model (default: 128)")
+    parser.add_argument(
+        "--device",
+        type=by_rule(DEVICE),
+        help='device to judge backends for, such as "cuda" (default: the first there is)',
+    )
+    parser.add_argument(
+        "--head-dim", type=by_rule(whole(1, 2**12)), default=128, help="head size of the model (default: 128)"
+    )
     parser.set_defaults(run=run)
 
 

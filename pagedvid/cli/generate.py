@@ -8,11 +8,10 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import islice
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pagedvid import __version__
-from pagedvid.cli.options import add_config_options, resolve_options
+from pagedvid.cli.options import add_config_options, path_flag, resolve_options
 from pagedvid.cli.plan import plan_lines
 from pagedvid.cli.progress import ProgressView, progress_view
 from pagedvid.cli.prompts import read_prompts
@@ -26,7 +25,7 @@ from pagedvid.errors import ConfigError
 from pagedvid.geometry import Window
 from pagedvid.output.folder import OutputFolder
 from pagedvid.output.sheet import MAX_ROWS, SheetRow, write_sheet
-from pagedvid.output.video import AV_VERSION, frame_rate
+from pagedvid.output.video import AV_VERSION
 
 if TYPE_CHECKING:
     from pagedvid.engine.engine import Engine
@@ -40,9 +39,9 @@ def add_parser(subparsers: Any) -> None:
     """Adds `generate`."""
     parser = subparsers.add_parser("generate", help="generate videos from a file of prompts", description=__doc__)
     parser.add_argument(
-        "--prompts", metavar="FILE", type=Path, required=True, help=".txt (a prompt per line) or .jsonl"
+        "--prompts", metavar="FILE", type=path_flag, required=True, help=".txt (a prompt per line) or .jsonl"
     )
-    parser.add_argument("--out", metavar="DIR", type=Path, help="folder for the videos")
+    parser.add_argument("--out", metavar="DIR", type=path_flag, help="folder for the videos")
     existing = parser.add_mutually_exclusive_group()
     existing.add_argument("--resume", action="store_true", help="make only the videos that --out lacks")
     existing.add_argument("--overwrite", action="store_true", help="make all videos again")
@@ -55,8 +54,6 @@ def run(args: argparse.Namespace) -> int:
     """Makes the videos that are missing and returns the exit code. Raises `PagedvidError` for bad input."""
     config = settled(resolve_options(args).config)
     requests = read_prompts(args.prompts, config.generate)
-    if config.generate.frames_per_second is not None:
-        frame_rate(config.generate.frames_per_second)
     if args.plan:
         return _print_plan(config, requests)
     if args.out is None:

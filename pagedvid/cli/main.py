@@ -1,22 +1,25 @@
 """The `pagedvid` command: one file per subcommand, one line per error.
 
-Exit codes: 0 all is well, 1 a video or a proof failed, 2 the input is wrong and nothing was started, 130 interrupted.
+Exit codes: 0 all is well, 1 a video or a proof failed or the output could not be written, 2 the input is wrong and
+nothing was started, 130 interrupted.
 """
 
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
 from pagedvid import __version__
 from pagedvid.cli import calibrate, capacity, config_show, decode, env, generate, models
-from pagedvid.errors import PagedvidError
+from pagedvid.cli.error_line import error_line
+from pagedvid.cli.streams import abandon, prepare_streams
+from pagedvid.errors import ConfigError, PagedvidError
+from pagedvid.shown import named, short
+from pagedvid.text_file import check_text
 
-EXIT_BAD_INPUT = 2
-EXIT_INTERRUPTED = 130
+EXIT_FAILED, EXIT_BAD_INPUT, EXIT_INTERRUPTED = 1, 2, 130
 
 
 class _Parser(argparse.ArgumentParser):
@@ -30,7 +33,7 @@ class _Parser(argparse.ArgumentParser):
 
 def report_error(message: str) -> None:
     """One line to stderr."""
-    print("pagedvid: error:", " ".join(message.split()), file=sys.stderr)
+    print("pagedvid: error:", error_line(message), file=sys.stderr)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -50,9 +53,9 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command line and returns its exit code."""
+    prepare_streams()
     try:
-        args = build_parser().parse_args(argv)
-        code: int = args.run(args)
+        code = _run(sys.argv[1:] if argv is None else argv)
         sys.stdout.flush()
         return code
     except PagedvidError as error:
@@ -63,5 +66,34 @@ def main(argv: Sequence[str] | None = None) -> int:
         return EXIT_INTERRUPTED
     except BrokenPipeError:
         # The reader of stdout has gone (`pagedvid config show | head`): nothing may be flushed into it again.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
+        abandon(sys.stdout)
+        return EXIT_FAILED
+    except OSError as error:
+        return _report_os_error(error)
+
+
+def _run(argv: Sequence[str]) -> int:
+    for number, word in enumerate(argv, start=1):
+        try:
+            check_text(word)
+        except ConfigError as error:
+            raise ConfigError(f"argument {number}: {error}") from None
+        if word.startswith("--") and word.partition("=")[2] == "--":  # argparse would pass an empty list on
+            raise ConfigError(f"argument {number}: {short(word)} names no value; write one after the equals sign")
+    try:
+        args = build_parser().parse_args(argv)
+    except SystemExit as exit:  # --help, --version, and `_Parser.error`
+        return int(exit.code or 0)
+    code: int = args.run(args)
+    return code
+
+
+def _report_os_error(error: OSError) -> int:
+    """A path that cannot be looked at is bad input; without a path it is stdout that cannot be written."""
+    reason = error.strerror or str(error)
+    if error.filename is not None:
+        report_error(f"{named(str(error.filename))}: {reason}; give another path")
+        return EXIT_BAD_INPUT
+    abandon(sys.stdout)
+    report_error(f"the output could not be written: {reason}")
+    return EXIT_FAILED

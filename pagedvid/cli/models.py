@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import Any
 
 from pagedvid.capacity.catalog import all_cards
 from pagedvid.capacity.history import stream_size
 from pagedvid.capacity.model_card import ModelCard
 from pagedvid.cli.capacity_report import Report, columns
+from pagedvid.cli.options import path_flag
 from pagedvid.units import format_bytes
 
 
 def add_parser(subparsers: Any) -> None:
     """Adds `models`."""
     parser = subparsers.add_parser("models", help="list the models that `capacity` knows", description=__doc__)
-    parser.add_argument("--models", metavar="DIR", type=Path, help="folder with more model cards")
+    parser.add_argument("--models", metavar="DIR", type=path_flag, help="folder with more model cards")
     parser.add_argument("--format", choices=("table", "json", "csv"), default="table", help="default: table")
     parser.set_defaults(run=run)
 
@@ -24,7 +24,7 @@ def add_parser(subparsers: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     """Prints one line per card."""
     cards = all_cards(args.models)
-    rows = [_facts(card, str(path)) for card, path in cards.values()]
+    rows = [_facts(card, str(file)) for card, file in cards.values()]
     cells = [
         (
             card.name,
@@ -56,7 +56,7 @@ def second_bytes(card: ModelCard) -> int:
     return int(size.num_branches * card.shape.bf16_bytes(1) * tokens)
 
 
-def _facts(card: ModelCard, path: str) -> dict[str, object]:
+def _facts(card: ModelCard, file: str) -> dict[str, object]:
     return {
         "model": card.name,
         "title": card.title,
@@ -75,5 +75,5 @@ def _facts(card: ModelCard, path: str) -> dict[str, object]:
         "bf16_bytes_per_second": second_bytes(card),
         "weights_bf16_bytes": card.weights.get("bf16"),
         "weights_fp8_bytes": card.weights.get("fp8"),
-        "file": path,
+        "file": file,
     }

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-from pagedvid.config_file import ResolvedConfig, Setting, read_assignment, read_file, read_scalar, resolve
+from pagedvid.config_file import ResolvedConfig, Setting, read_assignment, read_file, read_value, resolve
+from pagedvid.plain_yaml import read_scalar
+from pagedvid.rules import Rule
+from pagedvid.shown import shown
 
 _FLAGS = {
     "model": "model.name",
@@ -19,10 +24,29 @@ _FLAGS = {
 _NUMBERS = ("concurrent", "frames", "seed")
 
 
+def by_rule(rule: Rule) -> Callable[[str], Any]:
+    """The type of a flag whose value follows a rule; it is read as in a configuration file."""
+
+    def read(written: str) -> object:
+        try:
+            return rule.read(read_scalar(written))
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{shown(written)} is not {rule.allowed}") from None
+
+    return read
+
+
+def path_flag(written: str) -> Path:
+    """The type of a flag that names a file or folder: an empty word would name the current folder."""
+    if not written:
+        raise argparse.ArgumentTypeError("the name is empty")
+    return Path(written)
+
+
 def add_config_options(parser: argparse.ArgumentParser) -> None:
     """Adds --config, --set and the short forms of the most used settings."""
     group = parser.add_argument_group("settings (defaults < --config < flags < --set)")
-    group.add_argument("--config", metavar="FILE", type=Path, help="YAML file with settings")
+    group.add_argument("--config", metavar="FILE", type=path_flag, help="YAML file with settings")
     group.add_argument("--model", metavar="NAME", help="model.name")
     group.add_argument("--weights", metavar="PATH", help="model.weights")
     group.add_argument("--kv", metavar="CODEC", help="cache.codec: auto, klt2, int2, int4/int2 (keys/values), ...")
@@ -43,7 +67,7 @@ def resolve_options(args: argparse.Namespace) -> ResolvedConfig:
         written = getattr(args, flag)
         if written is not None:
             section, _, key = target.partition(".")
-            value = read_scalar(written) if flag in _NUMBERS else written
+            value = read_value(written, f"--{flag}") if flag in _NUMBERS else written
             settings.append(Setting(section, key, value, f"--{flag}"))
     if args.no_correction:
         settings.append(Setting("cache", "correction", "off", "--no-correction"))

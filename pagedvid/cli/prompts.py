@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -10,13 +9,18 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from pagedvid.config import GenerateConfig
+from pagedvid.config import MAX_FRAMES, MAX_SEED, GenerateConfig
 from pagedvid.engine.requests import VideoRequest
 from pagedvid.errors import ConfigError
+from pagedvid.plain_json import check_texts, read_json_object
+from pagedvid.shown import named, short, shown
+from pagedvid.text_file import check_text, read_text
 
 FIELDS = ("prompt", "id", "seed", "num_frames", "inputs")
 MAX_ID_BYTES = 120
-MAX_SEED = 2**63 - 1
+MAX_FILE_BYTES = 2**26
+MAX_PROMPT_CHARS = 10_000
+"""More than any text encoder reads."""
 _SLUG_LENGTH = 56
 _ID = re.compile(r"[^\W_][\w.-]*")
 
@@ -38,7 +42,7 @@ def read_prompts(path: Path, generate: GenerateConfig) -> list[VideoRequest]:
     """The requests of a prompts file, in its order. Raises `ConfigError` with the line that is wrong."""
     readers = {".txt": _read_lines, ".jsonl": _read_json_lines}
     if path.suffix not in readers:
-        raise ConfigError(f"--prompts {path}: the name must end in .txt (a prompt per line) or .jsonl")
+        raise ConfigError(f"--prompts {named(path)}: the name must end in .txt (a prompt per line) or .jsonl")
     entries = list(readers[path.suffix](path))
     if not entries:
         raise ConfigError(f"{path} holds no prompt: write at least one line that is neither empty nor a # comment")
@@ -60,32 +64,24 @@ def read_prompts(path: Path, generate: GenerateConfig) -> list[VideoRequest]:
 def _read_lines(path: Path) -> Iterator[_Entry]:
     for number, line in _lines(path):
         if not line.startswith("#"):
-            yield _Entry(f"{path.name}:{number}", prompt=line)
+            place = f"{path.name}:{number}"
+            yield _Entry(place, prompt=_prompt(place, line))
 
 
 def _read_json_lines(path: Path) -> Iterator[_Entry]:
     for number, line in _lines(path):
         place = f"{path.name}:{number}"
         try:
-            fields = json.loads(line)
-        except ValueError as error:
-            raise ConfigError(f"{place}: not valid JSON: {error}") from None
-        if not isinstance(fields, dict):
-            raise ConfigError(f'{place}: each line must be a JSON object such as {{"prompt": "..."}}')
+            fields = read_json_object(line)
+            check_texts(fields)
+        except ConfigError as error:
+            raise ConfigError(f"{place}: {error}") from None
         yield _check_fields(place, fields, path.parent)
 
 
 def _lines(path: Path) -> Iterator[tuple[int, str]]:
     """Line numbers and stripped lines, without the empty ones."""
-    try:
-        content = path.read_text(encoding="utf-8-sig")
-    except FileNotFoundError:
-        raise ConfigError(f"--prompts {path}: there is no such file") from None
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"--prompts {path}: not UTF-8 text (byte {error.start}); save it as UTF-8") from None
-    except OSError as error:
-        raise ConfigError(f"--prompts {path}: cannot be read: {error.strerror}") from None
-    for number, line in enumerate(content.split("\n"), start=1):
+    for number, line in enumerate(read_text(path, "--prompts", MAX_FILE_BYTES).split("\n"), start=1):
         if line.strip():
             yield number, line.strip()
 
@@ -95,21 +91,30 @@ def _check_fields(place: str, fields: dict[str, Any], folder: Path) -> _Entry:
         if name not in FIELDS:
             close = get_close_matches(name, FIELDS, n=1)
             hint = f' - did you mean "{close[0]}"?' if close else ""
-            raise ConfigError(f'{place}: unknown field "{name}"{hint} (known: {", ".join(FIELDS)})')
-    prompt = fields.get("prompt")
-    if not isinstance(prompt, str) or not prompt.strip():
-        raise ConfigError(f'{place}: "prompt" is {prompt!r}; it must be a non-empty string')
+            raise ConfigError(f'{place}: unknown field "{short(name)}"{hint} (known: {", ".join(FIELDS)})')
     id = fields.get("id")
     if id is not None:
         _check_id(place, id)
     return _Entry(
         place,
-        prompt=prompt.strip(),
+        prompt=_prompt(place, fields.get("prompt")),
         id=id,
         seed=_whole_number(place, fields, "seed", minimum=0, maximum=MAX_SEED),
-        num_frames=_whole_number(place, fields, "num_frames", minimum=1, maximum=MAX_SEED),
+        num_frames=_whole_number(place, fields, "num_frames", minimum=1, maximum=MAX_FRAMES),
         inputs=_files(place, fields.get("inputs"), folder),
     )
+
+
+def _prompt(place: str, prompt: object) -> str:
+    if not isinstance(prompt, str) or not prompt.strip():
+        raise ConfigError(f'{place}: "prompt" is {shown(prompt)}; it must be a non-empty string')
+    if len(prompt) > MAX_PROMPT_CHARS:
+        raise ConfigError(f"{place}: the prompt has {len(prompt)} characters; the most is {MAX_PROMPT_CHARS}")
+    try:
+        check_text(prompt)
+    except ConfigError as error:
+        raise ConfigError(f"{place}: the prompt {error}") from None
+    return prompt.strip()
 
 
 def _files(place: str, inputs: object, folder: Path) -> dict[str, str]:
@@ -118,13 +123,17 @@ def _files(place: str, inputs: object, folder: Path) -> dict[str, str]:
         return {}
     if not isinstance(inputs, dict) or not all(isinstance(file, str) and file for file in inputs.values()):
         raise ConfigError(
-            f'{place}: "inputs" is {inputs!r}; it must be an object of file names such as '
+            f'{place}: "inputs" is {shown(inputs)}; it must be an object of file names such as '
             '{"embeddings": "caption.safetensors"}'
         )
     paths = {name: folder / file for name, file in inputs.items()}
     for name, path in paths.items():
-        if not path.is_file():
-            raise ConfigError(f'{place}: the input "{name}" is {path}: there is no such file')
+        try:
+            is_there = path.is_file()
+        except OSError as error:
+            raise ConfigError(f'{place}: the input "{short(name)}" is {named(path)}: {error.strerror}') from None
+        if not is_there:
+            raise ConfigError(f'{place}: the input "{short(name)}" is {named(path)}: there is no such file')
     return {name: str(path) for name, path in paths.items()}
 
 
@@ -132,7 +141,7 @@ def _check_id(place: str, id: object) -> None:
     """Ids become file names, so they hold nothing that a shell or file system reads in its own way."""
     if not isinstance(id, str) or not _ID.fullmatch(id) or len(id.encode()) > MAX_ID_BYTES:
         raise ConfigError(
-            f'{place}: "id" is {id!r}; it names files, so use letters, digits, ".", "_" and "-", begin with '
+            f'{place}: "id" is {shown(id)}; it names files, so use letters, digits, ".", "_" and "-", begin with '
             f"a letter or digit, and take at most {MAX_ID_BYTES} bytes"
         )
 
@@ -142,7 +151,7 @@ def _whole_number(place: str, fields: dict[str, Any], name: str, minimum: int, m
     if value is None:
         return None
     if not isinstance(value, int) or isinstance(value, bool) or not minimum <= value <= maximum:
-        raise ConfigError(f'{place}: "{name}" is {value!r}; it must be a whole number of at least {minimum}')
+        raise ConfigError(f'{place}: "{name}" is {shown(value)}; it must be a whole number from {minimum} to {maximum}')
     return value
 
 

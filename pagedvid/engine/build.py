@@ -9,11 +9,13 @@ import torch
 
 from pagedvid.cache.spec import CacheSpec
 from pagedvid.config import Config
+from pagedvid.devices import read_device
 from pagedvid.engine.codecs import role_codecs, settled, tables_path
 from pagedvid.engine.engine import Engine
 from pagedvid.engine.requests import EngineSettings
 from pagedvid.errors import ConfigError
 from pagedvid.geometry import Window
+from pagedvid.host_state import float32_modules, independent_of_host
 from pagedvid.models.base import ModelGeometry
 from pagedvid.models.choice import ModelChoice
 from pagedvid.models.registry import load_model, model_schedule
@@ -74,18 +76,19 @@ def check_denoise_steps(config: Config, choice: ModelChoice) -> None:
         raise ConfigError(f"engine.denoise_steps: {error}") from error
 
 
+@independent_of_host
 def build_engine(config: Config, prompts: Sequence[str] = (), cache_type: type[PagedKVCache] = PagedKVCache) -> Engine:
     """Loads the model, allocates the pool, picks the backend. Raises ConfigError, CapacityError, BackendError.
 
     `prompts`: those known now. They are encoded before the model is loaded, so that the text encoder need not stay.
     `cache_type`: such as one that observes (engine/observe.py).
     """
-    if config.model.device.startswith("cuda") and not torch.cuda.is_available():
-        raise ConfigError(f"model.device is {config.model.device!r}, but PyTorch sees no CUDA device here; use cpu")
+    read_device(config.model.device)
     config = settled(config)
     choice = model_choice(config, prompts)
     check_denoise_steps(config, choice)
-    model = load_model(config.model.name, choice, config.model.device, DTYPES[config.model.dtype])
+    with float32_modules():
+        model = load_model(config.model.name, choice, config.model.device, DTYPES[config.model.dtype])
     spec = cache_spec(config, model.geometry)
     cache = cache_type(
         spec,

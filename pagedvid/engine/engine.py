@@ -13,9 +13,9 @@ import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 
-import torch
 from torch import Tensor
 
+from pagedvid.arguments import instance_of
 from pagedvid.engine.admission import admit_in_order
 from pagedvid.engine.failures import described, presentable
 from pagedvid.engine.job import Job, Waiting
@@ -31,6 +31,7 @@ from pagedvid.engine.scheduler import Candidate, next_batch
 from pagedvid.engine.start import plan, start
 from pagedvid.errors import CapacityError, ConfigError, IntegrityError, ModelError, PagedvidError
 from pagedvid.geometry import Window
+from pagedvid.host_state import independent_of_host
 from pagedvid.models.base import VideoModel
 from pagedvid.paged_kv_cache import PagedKVCache
 
@@ -66,7 +67,7 @@ class Engine:
 
     # ------------------------------------------------------------------ the loop
 
-    @torch.no_grad()
+    @independent_of_host
     def step(self) -> list[EngineOutput]:
         """One batched forward and what it finished. Returns [] while chunks are still noisy."""
         started = time.perf_counter()
@@ -87,12 +88,11 @@ class Engine:
 
     # ------------------------------------------------------------------ requests
 
-    @torch.no_grad()
+    @independent_of_host
     def submit(self, request: VideoRequest) -> None:
         """Queues a video. Raises PromptError, ConfigError, CapacityError when it could not run even alone, and
         ModelError for whatever else the model raises about it."""
-        if request.num_frames < 1:
-            raise ConfigError(f"request {request.id!r} asks for {request.num_frames} frames; at least 1")
+        instance_of(VideoRequest, "request", request, "VideoRequest('a', 'a red circle', 48)", ConfigError)
         if request.id in self._ids:
             raise ConfigError(f"request {request.id!r} is still waiting or running; use another id, or cancel it first")
         try:

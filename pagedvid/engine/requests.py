@@ -8,8 +8,10 @@ from typing import Any
 
 import numpy as np
 
+from pagedvid.arguments import instance_of, one_of, whole_number
 from pagedvid.engine.scheduler import POLICIES
 from pagedvid.errors import ConfigError
+from pagedvid.shown import shown
 
 
 @dataclass(frozen=True)
@@ -23,6 +25,15 @@ class VideoRequest:
     seed: int = 0
     inputs: Mapping[str, Any] = field(default_factory=dict)
     """What the model takes besides the prompt, by name; see the model's `prepare`."""
+
+    def __post_init__(self) -> None:
+        instance_of(str, "id of a request", self.id, "text such as 'a'", ConfigError)
+        instance_of(str, "prompt of a request", self.prompt, "text such as 'a red circle'", ConfigError)
+        for name, minimum in (("num_frames", 1), ("seed", None)):
+            number = whole_number(
+                f"{name} of request {shown(self.id)}", getattr(self, name), minimum, error=ConfigError
+            )
+            object.__setattr__(self, name, number)
 
 
 @dataclass(frozen=True)
@@ -41,12 +52,10 @@ class EngineSettings:
     holds on one machine with one number of threads, one backend and one size of scratch."""
 
     def __post_init__(self) -> None:
-        if self.policy not in POLICIES:
-            raise ConfigError(f"policy is {self.policy!r}; allowed are {', '.join(POLICIES)}")
+        one_of(tuple(POLICIES), "policy", self.policy, ConfigError)
         for name in ("max_batch_tokens", "max_concurrent", "num_denoise_steps"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ConfigError(f"{name} is {value}; it must be at least 1")
+            if name != "max_concurrent" or self.max_concurrent is not None:
+                object.__setattr__(self, name, whole_number(name, getattr(self, name), 1, error=ConfigError))
 
 
 @dataclass(frozen=True)

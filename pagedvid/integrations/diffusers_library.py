@@ -15,8 +15,8 @@ import torch
 from safetensors import SafetensorError
 
 from pagedvid.errors import ConfigError
-from pagedvid.files import shown
 from pagedvid.integrations.weights_folder import likely_reason
+from pagedvid.shown import named
 
 OLDEST_VERSION = (0, 36)
 """The first that has all classes used here, with the arguments that are used."""
@@ -52,7 +52,7 @@ def load_pretrained(class_name: str, folder: Path, purpose: str, dtype: torch.dt
         )
     except (OSError, ValueError, TypeError, RuntimeError, RecursionError, SafetensorError) as error:
         raise ConfigError(
-            f"the {class_name} in {shown(folder)} cannot be loaded: {likely_reason((folder,), error)}"
+            f"the {class_name} in {named(folder)} cannot be loaded: {likely_reason((folder,), error)}"
         ) from error
     if found["missing_keys"]:
         missing = sorted(found["missing_keys"])

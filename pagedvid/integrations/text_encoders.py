@@ -17,8 +17,9 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from pagedvid.errors import ConfigError, PromptError
-from pagedvid.files import is_file, is_folder, read_json, shown
+from pagedvid.files import is_file, is_folder, read_json
 from pagedvid.integrations.weights_folder import check_after_loading, check_before_loading, likely_reason
+from pagedvid.shown import named
 
 MAX_SHOWN_LETTERS = 60
 """Of a prompt, in a message."""
@@ -57,7 +58,7 @@ class T5TextEncoder:
                 model, found = loader.from_pretrained(weights, local_files_only=True, output_loading_info=True)
         except (OSError, ValueError, RuntimeError, ImportError, RecursionError, SafetensorError) as error:
             raise ConfigError(
-                f"the text encoder {shown(folder)} cannot be loaded: {likely_reason((weights, tokenizer), error)} "
+                f"the text encoder {named(folder)} cannot be loaded: {likely_reason((weights, tokenizer), error)} "
                 "(a tokenizer in the file spiece.model needs what pip install 'pagedvid[text]' brings)"
             ) from error
         if found["missing_keys"]:
@@ -103,7 +104,7 @@ def check_folder(folder: Path, kind: str, width: int) -> None:
     """Whether a folder holds an encoder of a kind and width; nothing large is read. Raises ConfigError."""
     if not is_folder(folder):
         raise ConfigError(
-            f"the text encoder {shown(folder)} is no folder; give one with config.json, tokenizer and weights "
+            f"the text encoder {named(folder)} is no folder; give one with config.json, tokenizer and weights "
             "(nothing is downloaded)"
         )
     _check_config(_parts(folder)[0], kind, width)
@@ -140,7 +141,7 @@ def _check_config(folder: Path, kind: str, width: int) -> None:
     except (ConfigError, KeyError, TypeError) as error:
         reason = error if isinstance(error, ConfigError) else repr(error)
         raise ConfigError(
-            f"{shown(folder)} holds no text encoder ({reason}); give a folder in the layout of transformers, with "
+            f"{named(folder)} holds no text encoder ({reason}); give a folder in the layout of transformers, with "
             "model_type and d_model in config.json"
         ) from error
     if found != (kind, width):

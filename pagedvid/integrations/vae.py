@@ -17,9 +17,10 @@ import torch
 from torch import Tensor
 
 from pagedvid.errors import ConfigError
-from pagedvid.files import read_json, shown
+from pagedvid.files import read_json
 from pagedvid.integrations.diffusers_library import load_pretrained
 from pagedvid.integrations.weights_folder import check_after_loading, check_before_loading
+from pagedvid.shown import named
 
 STREAMING_CLASS = "AutoencoderKLWan"
 CLASSES = (STREAMING_CLASS, "AutoencoderKLHunyuanVideo15")
@@ -160,8 +161,8 @@ def _class_name(folder: Path) -> str:
     except (ConfigError, KeyError, TypeError) as error:
         reason = error if isinstance(error, ConfigError) else repr(error)
         raise ConfigError(
-            f"{shown(folder)} is not a VAE ({reason}); give the folder `vae` of a model in the layout of diffusers"
+            f"{named(folder)} is not a VAE ({reason}); give the folder `vae` of a model in the layout of diffusers"
         ) from error
     if kind not in CLASSES:
-        raise ConfigError(f"{shown(folder)} holds a {kind}; allowed are {', '.join(CLASSES)}")
+        raise ConfigError(f"{named(folder)} holds a {kind}; allowed are {', '.join(CLASSES)}")
     return str(kind)

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from pagedvid.errors import ConfigError
-from pagedvid.files import is_file, is_folder, problem_of_content, readable_file, shown
+from pagedvid.files import is_file, is_folder, problem_of_content, readable_file
+from pagedvid.shown import named
 from pagedvid.weights import refuse_codes, refuse_non_finite, safetensors_facts, says_quantized
 
 _READ = (".json", ".safetensors", ".bin", ".model", ".txt")
@@ -43,4 +44,4 @@ def _entries(folder: Path) -> list[Path]:
     try:
         return sorted(folder.iterdir()) if is_folder(folder) else []
     except OSError as error:
-        raise ConfigError(f"{shown(folder)} cannot be read: {error.strerror}") from error
+        raise ConfigError(f"{named(folder)} cannot be read: {error.strerror}") from error

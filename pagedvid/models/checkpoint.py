@@ -18,10 +18,11 @@ import torch
 from torch import Tensor, nn
 
 from pagedvid.errors import ConfigError, listed
-from pagedvid.files import is_folder, shown
+from pagedvid.files import is_folder
 from pagedvid.models.checkpoint_files import checkpoint_files
 from pagedvid.models.checkpoint_names import by_own_name, in_best_table, plain_name
 from pagedvid.models.shard import read_shard, shard_facts
+from pagedvid.shown import named
 from pagedvid.weights import TensorFacts, refuse_codes, refuse_non_finite
 
 
@@ -40,7 +41,7 @@ def tensor_shapes(path: Path, prefer_ema: bool = True) -> dict[str, tuple[int, .
     `prefer_ema`: of a checkpoint with averaged and last weights, take the averaged ones.
     """
     entries = _entries(path, prefer_ema)
-    by_own_name(((published, plain_name(published)) for published in entries), shown(path))
+    by_own_name(((published, plain_name(published)) for published in entries), named(path))
     return {plain_name(published): entry.facts.shape for published, entry in entries.items()}
 
 
@@ -62,7 +63,7 @@ def load_checkpoint(
     """
     entries, wanted = _entries(path, prefer_ema), dict(module.state_dict(keep_vars=True))
     renamed = ((published, rename(plain_name(published))) for published in entries)
-    published_of = by_own_name(((published, own) for published, own in renamed if own is not None), shown(path))
+    published_of = by_own_name(((published, own) for published, own in renamed if own is not None), named(path))
     _refuse_misfit(path, {own: entries[published] for own, published in published_of.items()}, wanted)
     own_of = {published: own for own, published in published_of.items()}
     for file in dict.fromkeys(entry.file for entry in entries.values()):
@@ -83,12 +84,12 @@ def _refuse_misfit(path: Path, entries: Mapping[str, _Entry], wanted: Mapping[st
         if name in wanted and entry.facts.shape != wanted[name].shape
     ]
     if wrong:
-        raise ConfigError(f"{shown(path)} has the weights of another model: {listed(wrong)}")
+        raise ConfigError(f"{named(path)} has the weights of another model: {listed(wrong)}")
     missing = sorted(wanted.keys() - entries.keys())
     surplus = sorted(entry.published for name, entry in entries.items() if name not in wanted)
     if missing or surplus:
         raise ConfigError(
-            f"{shown(path)} does not fit the model: missing keys {listed(missing)}; surplus keys {listed(surplus)}"
+            f"{named(path)} does not fit the model: missing keys {listed(missing)}; surplus keys {listed(surplus)}"
         )
 
 
@@ -101,7 +102,7 @@ def _entries(path: Path, prefer_ema: bool) -> dict[str, _Entry]:
     ]
     own = set(in_best_table((entry.published for entry in found), prefer_ema))
     entries = [entry for entry in found if entry.published in own]
-    by_own_name(((entry.published, entry.published) for entry in entries), shown(path))
+    by_own_name(((entry.published, entry.published) for entry in entries), named(path))
     folder = path if is_folder(path) else path.parent
     refuse_codes(path, {entry.published: entry.facts.dtype for entry in entries}, folder)
     return {entry.published: entry for entry in entries}

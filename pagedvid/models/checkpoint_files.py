@@ -10,7 +10,8 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 
 from pagedvid.errors import ConfigError, listed
-from pagedvid.files import is_file, is_folder, read_json, readable_file, shown
+from pagedvid.files import is_file, is_folder, read_json, readable_file
+from pagedvid.shown import named
 
 PICKLE_SUFFIXES = (".pt", ".pth", ".bin")
 SUFFIXES = (".safetensors", *PICKLE_SUFFIXES)
@@ -36,7 +37,7 @@ def checkpoint_files(path: Path) -> tuple[Path, ...]:
     if path.name.endswith(INDEX_SUFFIX):
         return _indexed_files(path)
     if path.suffix not in SUFFIXES:
-        raise ConfigError(f"{shown(path)} is no checkpoint: allowed are {ALLOWED}, a folder")
+        raise ConfigError(f"{named(path)} is no checkpoint: allowed are {ALLOWED}, a folder")
     return (readable_file(path, _ADVICE),)
 
 
@@ -44,7 +45,7 @@ def _files_in(folder: Path) -> tuple[Path, ...]:
     try:
         entries = sorted(entry for entry in folder.iterdir() if not entry.name.startswith("."))
     except OSError as error:
-        raise ConfigError(f"{shown(folder)} cannot be read: {error.strerror}; {_ADVICE}") from error
+        raise ConfigError(f"{named(folder)} cannot be read: {error.strerror}; {_ADVICE}") from error
     indices = [entry for entry in entries if entry.name.endswith(INDEX_SUFFIX)]
     if len(indices) == 1:
         return _indexed_files(indices[0])
@@ -53,7 +54,7 @@ def _files_in(folder: Path) -> tuple[Path, ...]:
         return (readable_file(weights[0]),)
     found = indices or weights or [entry for entry in entries if is_file(entry)]
     raise ConfigError(
-        f"{shown(folder)} holds no single checkpoint: expected one *{INDEX_SUFFIX} with its shards, or one file that "
+        f"{named(folder)} holds no single checkpoint: expected one *{INDEX_SUFFIX} with its shards, or one file that "
         f"ends in {ALLOWED}; found {listed([file.name for file in found])}. Name the file itself."
     )
 
@@ -77,17 +78,17 @@ def _indexed_files(index: Path) -> tuple[Path, ...]:
     weight_map = content.get("weight_map") if isinstance(content, dict) else None
     if not isinstance(weight_map, dict) or not weight_map or not all(isinstance(n, str) for n in weight_map.values()):
         raise ConfigError(
-            f"{shown(index)} is not an index of shards: weight_map is missing, or does not give a file to every "
+            f"{named(index)} is not an index of shards: weight_map is missing, or does not give a file to every "
             "tensor; download it again"
         )
     names = sorted(set(weight_map.values()))
     wrong = [name for name in names if Path(name).name != name or Path(name).suffix not in SUFFIXES]
     if wrong:
         raise ConfigError(
-            f"{shown(index)} names {listed(wrong)}; a shard is a file next to its index that ends in {ALLOWED}"
+            f"{named(index)} names {listed(wrong)}; a shard is a file next to its index that ends in {ALLOWED}"
         )
     files = tuple(index.parent / name for name in names)
     missing = [file.name for file in files if not is_file(file)]
     if missing:
-        raise ConfigError(f"{shown(index)} names shards that are missing: {listed(missing)}; download them, too")
+        raise ConfigError(f"{named(index)} names shards that are missing: {listed(missing)}; download them, too")
     return tuple(readable_file(file) for file in files)

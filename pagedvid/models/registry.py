@@ -18,6 +18,7 @@ from pagedvid.models.base import ModelGeometry, VideoModel
 from pagedvid.models.checkpoint_files import TABLES_FILE_NAME
 from pagedvid.models.choice import ModelChoice, ModelFamily
 from pagedvid.models.rounds import Schedule
+from pagedvid.shown import shown
 
 if TYPE_CHECKING:
     import torch
@@ -90,7 +91,7 @@ def default_scale(name: str) -> int:
 
 def _family(name: str) -> _Family:
     if name not in _BY_NAME:
-        raise ConfigError(f"unknown model {name!r}; known are {', '.join(_BY_NAME)}")
+        raise ConfigError(f"unknown model {shown(name)}; known are {', '.join(_BY_NAME)}")
     return _BY_NAME[name]
 
 

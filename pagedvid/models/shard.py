@@ -15,8 +15,9 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from pagedvid.errors import ConfigError, listed
-from pagedvid.files import readable_file, shown
+from pagedvid.files import readable_file
 from pagedvid.models.checkpoint_names import TABLES
+from pagedvid.shown import named
 from pagedvid.weights import TensorFacts, safetensors_facts
 
 OUTER_TABLES = ("state_dict", "model", "module")
@@ -40,7 +41,7 @@ def read_shard(file: Path, prefer_ema: bool = True) -> Iterator[tuple[str, Tenso
             for name in shard.keys():  # noqa: SIM118 - it is no mapping
                 yield name, shard.get_tensor(name)
     except (SafetensorError, OSError) as error:
-        raise ConfigError(f"{shown(file)} cannot be read ({error}); download it again") from error
+        raise ConfigError(f"{named(file)} cannot be read ({error}); download it again") from error
 
 
 def shard_facts(file: Path, prefer_ema: bool = True) -> dict[str, TensorFacts]:
@@ -61,13 +62,13 @@ def _read_pickle(file: Path, prefer_ema: bool) -> dict[str, Tensor]:
     except Exception as error:  # damaged bytes make the reader fail in many ways, and none of them is a checkpoint
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ConfigError(
-            f"{shown(file)} cannot be read as tensors only ({reason}); download it again, or use a checkpoint without "
+            f"{named(file)} cannot be read as tensors only ({reason}); download it again, or use a checkpoint without "
             "code"
         ) from error
     table = _table_of_tensors(content, file, prefer_ema)
     strange = [name for name, tensor in table.items() if tensor.is_meta or tensor.layout != torch.strided]
     if strange:
-        raise ConfigError(f"{shown(file)} holds tensors without values, or sparse ones: {listed(strange)}; export them")
+        raise ConfigError(f"{named(file)} holds tensors without values, or sparse ones: {listed(strange)}; export them")
     return table
 
 
@@ -80,7 +81,7 @@ def _table_of_tensors(content: Any, file: Path, prefer_ema: bool) -> dict[str, T
         if not filled:
             break
         if tables[0] != filled[0]:
-            message = f"{shown(file)}: the table {tables[0]!r} is empty; {filled[0]!r} is taken in its place"
+            message = f"{named(file)}: the table {tables[0]!r} is empty; {filled[0]!r} is taken in its place"
             warnings.warn(message, stacklevel=2)
         content = content[filled[0]]
     is_table = isinstance(content, dict) and all(
@@ -89,6 +90,6 @@ def _table_of_tensors(content: Any, file: Path, prefer_ema: bool) -> dict[str, T
     if not is_table:
         found = f" with the keys {listed(sorted(map(str, content)))}" if isinstance(content, dict) else ""
         raise ConfigError(
-            f"{shown(file)} holds a {type(content).__name__}{found} that is not a table of tensors; export its weights"
+            f"{named(file)} holds a {type(content).__name__}{found} that is not a table of tensors; export its weights"
         )
     return dict(content)

@@ -10,6 +10,7 @@ import errno
 import fcntl
 import json
 import os
+import stat
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
@@ -18,6 +19,8 @@ from typing import Any
 
 from pagedvid.engine.requests import VideoRequest
 from pagedvid.errors import ConfigError
+from pagedvid.plain_json import read_json_object
+from pagedvid.shown import short, shown
 
 
 @dataclass(frozen=True)
@@ -58,6 +61,35 @@ def json_text(data: Mapping[str, Any], indent: int | None = None) -> bytes:
     Half a surrogate pair, which UTF-8 cannot hold, becomes its JSON escape, so that any text can be written down.
     """
     return (json.dumps(data, ensure_ascii=False, indent=indent) + "\n").encode("utf-8", "backslashreplace")
+
+
+_TYPES: dict[str, type | tuple[type, ...]] = {
+    "id": str,
+    "status": str,
+    "prompt": str,
+    "seed": int,
+    "num_frames": int,
+    "settings": dict,
+    "inputs": dict,
+    "error": (str, type(None)),
+    "details": dict,
+}
+"""Of an entry's fields in JSON."""
+_NEEDED = ("id", "status", "prompt", "seed", "num_frames", "settings")
+
+
+def _read_entry(line: bytes) -> ManifestEntry:
+    """An entry from its line. Raises ValueError."""
+    values = read_json_object(line.decode("utf-8"))
+    for name, value in values.items():
+        if name not in _TYPES:
+            raise ConfigError(f'unknown field "{short(name)}"')
+        if not isinstance(value, _TYPES[name]) or isinstance(value, bool):
+            raise ConfigError(f'"{name}" is {shown(value)}')
+    for name in _NEEDED:
+        if name not in values:
+            raise ConfigError(f'"{name}" is missing')
+    return ManifestEntry(**values)
 
 
 class Manifest:
@@ -103,7 +135,10 @@ class Manifest:
             return False
 
     def _read(self) -> dict[str, ManifestEntry]:
-        """Entries by id, the newest of each; cuts off a torn last line."""
+        """Entries by id, the newest of each; cuts off a torn last line. Raises `ConfigError`."""
+        if not stat.S_ISREG(os.fstat(self._file.fileno()).st_mode):
+            self._file.close()
+            raise ConfigError(f"{self.path} is no regular file; remove it, or use another --out")
         self._file.seek(0)
         content = self._file.read()
         whole = content[: content.rfind(b"\n") + 1]
@@ -112,8 +147,8 @@ class Manifest:
         entries = {}
         for number, line in enumerate(whole.splitlines(), start=1):
             try:
-                entry = ManifestEntry(**json.loads(line))
-            except (ValueError, TypeError) as error:
+                entry = _read_entry(line)
+            except ValueError as error:
                 self._file.close()
                 raise ConfigError(
                     f"{self.path} line {number} is not a manifest entry ({error}); "

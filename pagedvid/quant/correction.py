@@ -205,7 +205,7 @@ def fit_alpha(log_odds: Tensor, mass_shift: Tensor, bias: Tensor) -> Tensor:
     Where b is zero for every query there is nothing to scale; alpha is then 1, as it is for a single query.
     """
     # Queries whose keys lose mass (b < 0) are seen from the other side: from there it is a gain.
-    side = torch.where(bias < 0, -1.0, 1.0)
+    side = 1 - 2 * (bias < 0).to(bias.dtype)
     before, b = side * log_odds.clamp(-DECIDED, DECIDED), bias.abs()
     after = before + side * mass_shift
     target, _ = mean_share(before)

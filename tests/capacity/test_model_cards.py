@@ -106,7 +106,7 @@ def write_card(folder: Path, **changes: object) -> Path:
     ("key", "value", "message"),
     [
         ("num_layer", 3, r'mine.yaml: unknown key "num_layer" - did you mean "num_layers"\?'),
-        ("num_layers", 0, "mine.yaml: num_layers is 0; allowed is a whole number of at least 1"),
+        ("num_layers", 0, "mine.yaml: num_layers is 0; allowed is a whole number from 1 to 256"),
         ("num_layers", "many", "mine.yaml: num_layers is 'many'"),
         ("head_dim", 127, "mine.yaml: head_dim is 127; it must be even"),
         ("num_query_heads", 13, "must be a multiple of num_kv_heads 12"),

@@ -217,7 +217,7 @@ class TestSpeeds:
     def test_a_speed_that_no_file_holds_is_refused_before_anything_is_made(self, generate, out, engines):
         code, _, stderr = generate("red", options=["--set", "generate.frames_per_second=0.00001"])
         assert (code, engines, stderr.count("\n")) == (2, [], 1)
-        assert "1e-05 frames per second do not fit into an mp4 file, which holds 0.0001 to 1000" in stderr
+        assert "generate.frames_per_second is 1e-05; allowed is null, or a number from 0.0001 to 240" in stderr
         assert not out.exists()
 
 

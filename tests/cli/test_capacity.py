@@ -7,12 +7,18 @@ import io
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from itertools import count
 from pathlib import Path
 
 import pytest
 
-from pagedvid.capacity import plot
+from pagedvid.capacity import plot, sizing
+from pagedvid.capacity.catalog import find_card
+from pagedvid.capacity.history import SlidingHistory
+from pagedvid.capacity.model_card import Resolution
+from pagedvid.capacity.sizing import CODEC_CHOICES, Question, answer, streams_over_memory
+from pagedvid.units import GIB
 
 SELF_FORCING = ("capacity", "--model", "self-forcing")
 
@@ -132,7 +138,7 @@ def test_a_trace(command, lines):
         (["--resolution", "9999999x480"], "from 1 to 65536 pixels"),
         (["--memory", "2GiB"], "the bf16 weights of self-forcing take 2.64 GiB"),
         (["--memory", "0"], "--memory is '0'; allowed is a size above zero"),
-        (["--memory", "9999999999TiB"], "at most 1 EiB"),
+        (["--memory", "9999999999TiB"], "at most 1024TiB"),
         (["--memory", "lots"], "'lots' is not a size"),
         (["--memory", "3GiB"], "no stream of self-forcing at 832x480"),
         (["--memory", "60GiB", "--gpu", "h100"], "not allowed with argument"),
@@ -155,12 +161,26 @@ def test_a_trace(command, lines):
         (["--max-wait", "5"], "--max-wait only means something with --trace"),
         (["--prove", "--trace", "x"], "--prove and --trace cannot be combined"),
         (["--prove", "--target", "streams=3"], "--prove and --target cannot be combined"),
-        (["--prove", "--scale", "2"], "'2' is not a number above 0 and at most 1"),
-        (["--prove", "--scale", "nan"], "'nan' is not a number above 0 and at most 1"),
+        (["--prove", "--scale", "2"], "'2' is not a number from 0.001 to 1"),
+        (["--prove", "--scale", "nan"], "'nan' is not a number from 0.001 to 1"),
         (["--prove", "--kv", "int2,int4"], "--prove needs one --kv"),
         (["--prove", "--memory", "100TiB"], "the proof would allocate"),
         (["--prove", "--device", "cuda:77"], "--device is 'cuda:77'"),
         (["--trace", "nowhere.jsonl"], "trace nowhere.jsonl cannot be read"),
+        (["--trace", "/dev/zero"], "trace /dev/zero cannot be read: it is a device or a pipe"),
+        (["--window", ""], "window is ''"),
+        (["--resolution", ""], "resolution is ''"),
+        (["--gpu", ""], "unknown GPU ''"),
+        (["--memory", ""], "'' is not a size"),
+        (["--models", ""], "argument --models: the name is empty"),
+        (["--resolution", "9" * 5000 + "x16"], "write WIDTHxHEIGHT in pixels"),
+        (["--target", "streams=" + "9" * 5000], "allowed is a whole number from 1 to 1000000000"),
+        (["--target", "seconds=\u0663"], "allowed is a number from 0.001 to 10000000"),
+        (["--target", "seconds=1_0"], "allowed is a number from 0.001 to 10000000"),
+        (["--reserve", "9" * 400], "is not a size"),
+        (["--max-wait", "inf"], "'inf' is not a number from 0 to 1000000000"),
+        (["--gpus", "10001"], "'10001' is not a whole number from 1 to 10000"),
+        (["--model", "m" * 5000 + ".yaml"], "File name too long"),
         (["--plot", "picture.txt"], "allowed endings are .png, .svg, .pdf"),
     ],
 )
@@ -201,6 +221,24 @@ def test_a_plot(command, tmp_path):
     assert path.read_bytes().startswith(b"\x89PNG") and path.stat().st_size > 10_000
     code, _, err = command(*SELF_FORCING, "--plot", tmp_path / "none" / "streams.png")
     assert code == 2 and "cannot be written" in err
+
+
+def test_a_plot_counts_what_the_table_counts():
+    question = Question(find_card("self-forcing"), Resolution(832, 480), SlidingHistory(0, 6), 80 * GIB, "bf16", GIB)
+    memories = [GIB, 20 * GIB, 80 * GIB]
+    for name, codecs in CODEC_CHOICES.items():
+        expected = [answer(replace(question, memory_bytes=memory), name, codecs).num_streams for memory in memories]
+        assert streams_over_memory(question, codecs, memories) == expected
+        assert 0 == expected[0] < expected[1] < expected[2]
+
+
+def test_a_plot_searches_for_nothing(command, tmp_path, monkeypatch):
+    pytest.importorskip("matplotlib")
+    searches = []
+    real = sizing.longest_history
+    monkeypatch.setattr(sizing, "longest_history", lambda *args, **words: searches.append(args) or real(*args, **words))
+    assert command(*SELF_FORCING, "--gpu", "h100", "--kv", "int2,bf16", "--plot", tmp_path / "streams.png")[0] == 0
+    assert len(searches) == 2  # one a row of the table
 
 
 def test_a_plot_without_matplotlib(command, tmp_path, monkeypatch):

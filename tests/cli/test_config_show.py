@@ -3,9 +3,14 @@
 import json
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from pagedvid.cli import config_show
 from pagedvid.config import Config
 from pagedvid.config_file import load_config
+from pagedvid.plain_yaml import read_scalar
+from tests.cli.fuzz_words import WORDS
 
 
 def test_the_table_names_values_and_sources(command, tmp_path):
@@ -48,6 +53,18 @@ def test_yaml_can_be_read_back(command, tmp_path):
     assert [line.split(" #")[0].rstrip() for line in again.splitlines()] == [
         line.split(" #")[0].rstrip() for line in out.splitlines()
     ]
+
+
+@given(st.one_of(st.from_regex(r"[-+.0-9eE_:x]{1,6}", fullmatch=True), st.text(min_size=1), st.sampled_from(WORDS)))
+def test_every_word_can_be_read_back(word):
+    if "\0" not in word and not any("\ud800" <= char <= "\udfff" for char in word):
+        assert read_scalar(config_show._word(word)) == word
+
+
+def test_a_table_obeys_nothing_and_stays_narrow(command):
+    _, out, _ = command("config", "show", "--weights", "\x1b[31mred", "--set", "model.vae=" + "v" * 3000)
+    assert "\x1b" not in out and '"\\e[31mred"' in out
+    assert sorted(map(len, out.splitlines()))[-2] <= 80
 
 
 @pytest.mark.parametrize("argv", [["config"], ["config", "hide"], ["config", "show", "--format", "xml"]])

@@ -105,7 +105,7 @@ def test_the_plan_needs_no_weights_and_no_libraries(command, prompts, monkeypatc
     [
         ("model.height=52", "model.height is 52; the VAE of self-forcing makes multiples of 8"),
         ("model.width=88", "both must be multiples of 2 (frames of a multiple of 16 pixels)"),
-        ("model.width=8", "model.width is 8; allowed is null, or a whole number of at least 16"),
+        ("model.width=8", "model.width is 8; allowed is null, or a whole number from 16 to 16384"),
         ("model.vae=nowhere", "model.vae is nowhere, which does not exist; give a file or folder (nothing is down"),
         ("model.weights=gdhe17/Self-Forcing", "model.weights is gdhe17/Self-Forcing, which does not exist"),
         ("model.text_encoder=vae", "holds no text encoder"),

@@ -32,6 +32,34 @@ def test_help_and_wrong_input_do_not_wait_for_pytorch():
     assert subprocess.check_output([sys.executable, "-c", probe], text=True) == "False\n"
 
 
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["env", "--device", "foo"], "argument --device: 'foo' is not cpu, cuda or cuda:N"),
+        (["env", "--head-dim", "\u0663"], "argument --head-dim: '\u0663' is not a whole number from 1 to 4096"),
+        (["config", "show", "--config", ""], "argument --config: the name is empty"),
+        (["capacity", "--model=--"], "argument 2: --model=-- names no value"),
+        (["config", "show", "--seed", "9" * 5000], "allowed is a whole number from 0 to 9223372036854775807"),
+        (["config", "show", "--seed", str(2**63)], "allowed is a whole number from 0 to 9223372036854775807"),
+        (
+            ["config", "show", "--set", "generate.seed=!!int x"],
+            "--set generate.seed: '!!int x' cannot be read as a value",
+        ),
+        (["config", "show", "--set", "cache.codec=klt\u0662"], "cache.codec is 'klt\u0662'"),
+        (["config", "show", "--set", 'model.weights="a\\0"'], "model.weights is 'a\\x00'; allowed is null, or a path"),
+        (["config", "show", "--memory", "9" * 400], "allowed is a size above zero and at most 1024TiB"),
+        (["config", "show", "--frames", "1000000000000"], "allowed is a whole number from 1 to 100000"),
+        (["config", "show", "--set", "cache.recent_chunks=1025"], "allowed is a whole number from 1 to 1024"),
+        (["config", "show", "--" + "x" * 5000], "unrecognized arguments"),
+    ],
+)
+def test_wrong_words_are_one_short_line(command, words, message):
+    code, out, err = command(*words)
+    assert (code, out) == (2, "")
+    assert err.startswith("pagedvid: error: ") and err.count("\n") == 1 and len(err) < 700
+    assert message in err
+
+
 def test_interrupt_outside_the_loop(command, monkeypatch):
     def interrupted(args):
         raise KeyboardInterrupt

@@ -52,10 +52,10 @@ def test_byte_order_mark_and_windows_line_ends(tmp_path):
         ({"id": "a"}, '"prompt" is None; it must be a non-empty string'),
         ({"prompt": "  "}, "\"prompt\" is '  '"),
         ({"prompt": 3}, '"prompt" is 3'),
-        ({"prompt": "red", "num_frames": 0}, '"num_frames" is 0; it must be a whole number of at least 1'),
+        ({"prompt": "red", "num_frames": 0}, '"num_frames" is 0; it must be a whole number from 1 to 100000'),
         ({"prompt": "red", "num_frames": 2.5}, '"num_frames" is 2.5'),
         ({"prompt": "red", "num_frames": True}, '"num_frames" is True'),
-        ({"prompt": "red", "seed": -1}, '"seed" is -1; it must be a whole number of at least 0'),
+        ({"prompt": "red", "seed": -1}, '"seed" is -1; it must be a whole number from 0 to 9223372036854775807'),
         ({"prompt": "red", "seed": 2**63}, '"seed" is'),
         ({"prompt": "red", "id": ""}, "\"id\" is ''"),
         ({"prompt": "red", "id": "a/b"}, "\"id\" is 'a/b'; it names files"),
@@ -66,6 +66,20 @@ def test_byte_order_mark_and_windows_line_ends(tmp_path):
         ({"prompt": "red", "id": "x" * 121}, "at most 120 bytes"),
         ({"prompt": "red", "id": "ü" * 61}, "at most 120 bytes"),
         ({"prompt": "red", "id": 7}, '"id" is 7'),
+        (
+            {"prompt": "red", "num_frames": 100_001},
+            '"num_frames" is 100001; it must be a whole number from 1 to 100000',
+        ),
+        ({"prompt": "red \ud83d"}, "prompts.jsonl:2: 'red \\ud83d' contains half of a surrogate pair"),
+        ({"prompt": "red \0"}, "prompts.jsonl:2: 'red \\x00' contains a NUL"),
+        ({"prompt": "red", "id": "a\ud83d"}, "prompts.jsonl:2: 'a\\ud83d' contains half of a surrogate pair"),
+        ({"prompt": "red", "inputs": {"e": "a\0"}}, "prompts.jsonl:2: 'a\\x00' contains a NUL"),
+        ({"prompt": "red", "inputs": {"e": "a" * 5000}}, "File name too long"),
+        ({"prompt": "red", "inputs": {"e": "/dev/zero"}}, "there is no such file"),
+        ({"prompt": "red " * 2501}, "prompts.jsonl:2: the prompt has 10004 characters; the most is 10000"),
+        ("[" * 200_000, "prompts.jsonl:2: not valid JSON: brackets are nested too deeply"),
+        ('{"prompt": "red", "seed": ' + "9" * 5000 + "}", "has 5000 digits"),
+        ('{"prompt": "red", "prompt": "blue"}', '"prompt" is written twice'),
         ({"prompt": "red", "id": "FIRST"}, 'prompts.jsonl:2: id "FIRST" is already used in prompts.jsonl:1'),
     ],
 )
@@ -75,6 +89,13 @@ def test_a_wrong_line_is_named(tmp_path, line, message):
     with pytest.raises(ConfigError) as caught:
         read_prompts(path, GenerateConfig())
     assert message in str(caught.value)
+    assert len(str(caught.value)) < 400
+
+
+def test_text_lines_hold_text(tmp_path):
+    (tmp_path / "prompts.txt").write_bytes("red\u2028circle\nred \0\n".encode())
+    with pytest.raises(ConfigError, match=r"prompts\.txt:2: .* contains a NUL"):
+        read_prompts(tmp_path / "prompts.txt", GenerateConfig())
 
 
 def test_a_default_id_can_clash_with_a_given_one(prompts):

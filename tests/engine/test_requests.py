@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from pagedvid.engine.requests import EngineSettings
+from pagedvid.engine.requests import EngineSettings, VideoRequest
 from pagedvid.errors import ConfigError
 
 
@@ -20,6 +20,29 @@ from pagedvid.errors import ConfigError
 def test_impossible_settings_are_refused(settings, message):
     with pytest.raises(ConfigError, match=message):
         EngineSettings(**settings)
+
+
+@pytest.mark.parametrize("name", ["max_batch_tokens", "max_concurrent", "num_denoise_steps"])
+@pytest.mark.parametrize("value", [8.0, True, "8"])
+def test_settings_are_whole_numbers(name, value):
+    with pytest.raises(ConfigError, match=f"{name} is .*; it must be a whole number"):
+        EngineSettings(**{name: value})
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"num_frames": 0}, "num_frames of request 'b' is 0; it must be at least 1"),
+        ({"num_frames": -3}, "num_frames of request 'b' is -3"),
+        ({"num_frames": 8.0}, r"num_frames of request 'b' is 8\.0, of type float"),
+        ({"seed": 1.5}, r"seed of request 'b' is 1\.5"),
+        ({"id": 7}, "id of a request is 7, of type int; give text such as 'a'"),
+        ({"prompt": ["red"]}, "prompt of a request is .*; give text such as"),
+    ],
+)
+def test_requests_that_nothing_can_be_made_of(fields, message):
+    with pytest.raises(ConfigError, match=message):
+        VideoRequest(**{"id": "b", "prompt": "red", "num_frames": 8, **fields})
 
 
 def test_the_smallest_settings_are_allowed():

@@ -6,6 +6,7 @@ import errno
 import fcntl
 import json
 import os
+from dataclasses import asdict
 
 import pytest
 
@@ -72,6 +73,33 @@ def test_a_torn_last_line_is_cut_off_and_written_over(path, opened, cut):
 def test_a_damaged_line_is_named(path, opened, line):
     path.write_text(line + "\n")
     with pytest.raises(ConfigError, match=r"manifest\.jsonl line 1 is not a manifest entry"):
+        opened()
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        *(("id", ["a"]), ("id", 7), ("prompt", ["x"]), ("seed", True), ("num_frames", "8"), ("settings", 1.5)),
+        *(("inputs", [1]), ("error", 3), ("details", None), ("zzz", 1)),
+    ],
+)
+def test_a_field_of_another_kind_is_named(path, opened, field, value):
+    fields = {**asdict(entry()), field: value}
+    path.write_text(json.dumps(asdict(entry("b"))) + "\n" + json.dumps(fields) + "\n")
+    with pytest.raises(ConfigError, match=r"manifest.jsonl line 2 is not a manifest entry") as caught:
+        opened()
+    assert len(str(caught.value)) < 400
+
+
+def test_a_deep_line_is_named(path, opened):
+    path.write_text("[" * 200_000 + "\n")
+    with pytest.raises(ConfigError, match=r"line 1 is not a manifest entry .*nested too deeply"):
+        opened()
+
+
+def test_a_device_is_no_manifest(path, opened):
+    path.symlink_to("/dev/zero")
+    with pytest.raises(ConfigError, match="no regular file"):
         opened()
 
 

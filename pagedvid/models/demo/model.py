@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from pagedvid.errors import ConfigError, ShapeError
-from pagedvid.files import exists, is_folder, read_json, shown
+from pagedvid.files import exists, is_folder, read_json
 from pagedvid.models.base import Attend, Decoder, ModelGeometry, Piece
 from pagedvid.models.checkpoint import load_checkpoint
 from pagedvid.models.chunk_by_chunk import ChunkByChunk
@@ -27,6 +27,7 @@ from pagedvid.models.demo.latents import GRID_SIZE, TOKENS_PER_FRAME, images_of
 from pagedvid.models.demo.rope import DemoRope
 from pagedvid.models.demo.transformer import Expectation, Transformer, TransformerConfig
 from pagedvid.models.demo.vocabulary import VOCABULARY
+from pagedvid.shown import named
 
 SHIPPED_WEIGHTS = Path(__file__).parent / "weights"
 LARGEST_SIZE = 10_000
@@ -83,7 +84,9 @@ class DemoModel(ChunkByChunk):
         # A seed sequence, because neighbouring integers as seeds would give related first numbers.
         state = int(np.random.SeedSequence([seed, chunk_index]).generate_state(1, np.uint64)[0])
         generator = torch.Generator().manual_seed(state)
-        noise = torch.randn(self.geometry.chunk_tokens, self.network.config.latent_channels, generator=generator)
+        noise = torch.randn(
+            self.geometry.chunk_tokens, self.network.config.latent_channels, generator=generator, dtype=torch.float32
+        )
         return noise.to(self.network.places)
 
     def forward(self, latents_TC: Tensor, pieces: Sequence[Piece], attend: Attend) -> Tensor:
@@ -94,7 +97,7 @@ class DemoModel(ChunkByChunk):
             raise ShapeError(
                 f"pieces of {sizes} tokens for {len(latents_TC)} packed tokens; every piece of this model has {size}"
             )
-        levels_N = torch.tensor([piece.noise_level for piece in pieces], device=latents_TC.device)
+        levels_N = torch.tensor([piece.noise_level for piece in pieces], dtype=torch.float32, device=latents_TC.device)
         expectation = Expectation.stack([piece.condition for piece in pieces])
         return self.network(latents_TC, levels_N, expectation, attend)
 
@@ -145,7 +148,7 @@ def _folder_of(path: Path | None) -> Path:
     folder = SHIPPED_WEIGHTS if path is None else Path(path)
     if not is_folder(folder):
         found = "is a file" if exists(folder) else "does not exist"
-        raise ConfigError(f"model.weights is {shown(folder)}, which {found}; the demo model takes {_FOLDER}")
+        raise ConfigError(f"model.weights is {named(folder)}, which {found}; the demo model takes {_FOLDER}")
     return folder
 
 
@@ -155,7 +158,7 @@ def _read_config(path: Path) -> TransformerConfig:
         architecture, vocabulary = dict(config["architecture"]), [str(word) for word in config["vocabulary"]]
     except (KeyError, TypeError, ValueError) as error:
         raise ConfigError(
-            f"{shown(path)} is not a config of the demo model ({error!r}); export the weights again"
+            f"{named(path)} is not a config of the demo model ({error!r}); export the weights again"
         ) from error
     if tuple(vocabulary) != VOCABULARY:
         differing = sorted(set(vocabulary) ^ set(VOCABULARY)) or ["their order"]

@@ -41,7 +41,7 @@ class RMSNorm(nn.Module):
 
     def __init__(self, size: int) -> None:
         super().__init__()
-        self.gain = nn.Parameter(torch.ones(size))
+        self.gain = nn.Parameter(torch.ones(size, dtype=torch.float32))
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalised x, same shape and dtype."""
@@ -120,7 +120,7 @@ class Canvas(nn.Module):
         nn.init.normal_(self.values.weight, std=0.5)
         self.thing_1, self.thing_2 = nn.Linear(width, 2 * width), nn.Linear(2 * width, width)
         self.pool = nn.Linear(MAX_THINGS * width, width)
-        self.places = nn.Parameter(torch.randn(config.chunk_tokens, width))
+        self.places = nn.Parameter(torch.randn(config.chunk_tokens, width, dtype=torch.float32))
         self.film = nn.Linear(width, 2 * width)
         self.hidden_1, self.hidden_2 = nn.Linear(width, 2 * width), nn.Linear(2 * width, 2 * width)
         self.out = nn.Linear(2 * width, width)
@@ -156,7 +156,7 @@ class Canvas(nn.Module):
 
 def noise_features(levels_N: Tensor, width: int) -> Tensor:
     """Sines and cosines of noise levels in 0..1 at geometric frequencies, float32 [N, width]."""
-    frequencies = torch.exp(torch.linspace(0, math.log(200), width // 2, device=levels_N.device))
+    frequencies = torch.exp(torch.linspace(0, math.log(200), width // 2, dtype=torch.float32, device=levels_N.device))
     angles = levels_N.float()[:, None] * frequencies
     return torch.cat([angles.cos(), angles.sin()], dim=-1)
 
@@ -172,7 +172,7 @@ class Transformer(nn.Module):
         self.noise_in, self.noise_out = nn.Linear(width, width), nn.Linear(width, width)
         self.patch_in = nn.Linear(config.latent_channels, width)
         # Rotary positions are relative; edges of the frame are not, so every token of a chunk has its own offset too.
-        self.places = nn.Parameter(torch.randn(config.chunk_tokens, width) * 0.02)
+        self.places = nn.Parameter(torch.randn(config.chunk_tokens, width, dtype=torch.float32) * 0.02)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.num_layers))
         self.final_modulation = nn.Linear(width, 2 * width)
         self.patch_out = nn.Linear(width, config.latent_channels)

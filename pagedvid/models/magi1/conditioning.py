@@ -60,12 +60,12 @@ def read_captions(source: str | Path | Mapping[str, Tensor], config: NetworkConf
     refuse_odd_dtype(rows, f"{name}: embeddings")
     if not bool(torch.isfinite(rows).all()):
         raise ConfigError(f"{name}: embeddings hold NaN or infinity")
-    mask = tensors.get("mask", torch.ones(rows.shape[:2]))
+    mask = tensors.get("mask", torch.ones(rows.shape[:2], dtype=torch.float32))
     mask = mask[None] if mask.ndim == 1 else mask
     if mask.shape != rows.shape[:2]:
         raise ConfigError(f"{name}: mask is {list(mask.shape)}; expected {list(rows.shape[:2])}, as the embeddings")
     lengths = mask.bool().sum(dim=1).tolist()
-    expected = torch.arange(rows.shape[1]) < torch.tensor(lengths)[:, None]
+    expected = torch.arange(rows.shape[1]) < torch.tensor(lengths, dtype=torch.int64)[:, None]
     if not bool((mask.bool() == expected).all()) or max(lengths) < 1:
         raise ConfigError(f"{name}: a mask must be ones followed by zeros, and not all zeros")
     return tuple(caption[:length].float() for caption, length in zip(rows, lengths, strict=True))

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from pagedvid.errors import ConfigError
-from pagedvid.files import is_file, is_folder, read_json, shown
+from pagedvid.files import is_file, is_folder, read_json
+from pagedvid.shown import named
 
 PATCH = 2
 """Rows and columns of latents in a token; a token lasts one latent frame."""
@@ -219,7 +220,7 @@ def read_config(path: Path, base: MagiConfig) -> MagiConfig:
             dict(content.get(key, {})) for key in ("model_config", "runtime_config", "engine_config")
         )
     except (ValueError, AttributeError, TypeError) as error:
-        raise ConfigError(f"{shown(path)} is not a configuration of MAGI-1 ({error!r})") from error
+        raise ConfigError(f"{named(path)} is not a configuration of MAGI-1 ({error!r})") from error
     settings = {**model, **runtime, **engine}
     for side in ("h", "w"):
         if f"video_size_{side}" in settings:
@@ -245,7 +246,7 @@ def _changed(section: Any, settings: Mapping[str, Any], path: Path) -> Any:
             _check_kind(key, value, getattr(section, key))
         return replace(section, **values)
     except ConfigError as error:
-        raise ConfigError(f"{shown(path)}: {error}") from error
+        raise ConfigError(f"{named(path)}: {error}") from error
 
 
 def _check_kind(key: str, value: Any, known: Any) -> None:

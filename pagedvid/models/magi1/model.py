@@ -108,7 +108,7 @@ class MagiModel:
         state = int(np.random.SeedSequence([seed, chunk_index]).generate_state(1, np.uint64)[0])
         generator = torch.Generator().manual_seed(state)
         channels = PATCH * PATCH * self.config.network.latent_channels
-        noise = torch.randn(self.geometry.chunk_tokens, channels, generator=generator)
+        noise = torch.randn(self.geometry.chunk_tokens, channels, generator=generator, dtype=torch.float32)
         return noise.to(self._null_caption.device)
 
     def forward(self, latents_TC: Tensor, pieces: Sequence[Piece], attend: Attend) -> Tensor:
@@ -156,9 +156,11 @@ class MagiModel:
     def _condition(self, pieces: Sequence[Piece]) -> Tensor:
         """[N, E], float32: time, step size of a distilled network, and whether there is a prompt."""
         device, embed = self._null_caption.device, self.network.t_embedder
-        times = embed(torch.tensor([piece.noise_level for piece in pieces], device=device))
+        times = embed(torch.tensor([piece.noise_level for piece in pieces], dtype=torch.float32, device=device))
         if self.config.sampling.distill:
-            times = times + embed(torch.tensor([float(piece.tag) for piece in pieces], device=device))
+            times = times + embed(
+                torch.tensor([float(piece.tag) for piece in pieces], dtype=torch.float32, device=device)
+            )
         return times + torch.stack([self._text_condition[piece.branch in CONDITIONAL] for piece in pieces])
 
 

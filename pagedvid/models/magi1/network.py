@@ -139,7 +139,9 @@ class Embedder(nn.Module):
 
     def __init__(self, config: NetworkConfig) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.empty(config.hidden_size, config.in_channels, 1, PATCH, PATCH))
+        self.weight = nn.Parameter(
+            torch.empty(config.hidden_size, config.in_channels, 1, PATCH, PATCH, dtype=torch.float32)
+        )
 
     def forward(self, patches_TC: Tensor) -> Tensor:
         """[T, 4 C] in (row, column, channel) order -> [T, W], float32."""

@@ -22,7 +22,9 @@ def times(num_steps: int, shortcut_mode: str = "8,16,16") -> tuple[float, ...]:
     steps are those of sixteen, less one in every quarter.
     """
     if num_steps == SHORTCUT_STEPS:
-        base = torch.tensor([0.0, 2.0, 3.0] if shortcut_mode == "8,16,16" else [0.0, 1.0, 2.0]) / 16
+        base = (
+            torch.tensor([0.0, 2.0, 3.0] if shortcut_mode == "8,16,16" else [0.0, 1.0, 2.0], dtype=torch.float32) / 16
+        )
         even = torch.cat([base + quarter / 4 for quarter in range(5)])[: num_steps + 1]
     else:
         even = torch.arange(num_steps + 1) / num_steps

@@ -67,7 +67,7 @@ class SkyReelsV2(WanModel):
         frame (`enable_diffusion_forcing`) would give the same, but spread all six modulations over all tokens.
         """
         timesteps = torch.tensor(
-            [self.sampler.timestep(level) for level in noise_levels_P], device=latents_PCFRS.device
+            [self.sampler.timestep(level) for level in noise_levels_P], dtype=torch.int64, device=latents_PCFRS.device
         )
         fps = [int(self.settings.fps != SLOW_FPS)] if self.transformer.config.inject_sample_info else None
         (velocity,) = self.transformer(latents_PCFRS, timesteps, text_PLN, fps=fps, return_dict=False)

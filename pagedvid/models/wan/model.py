@@ -144,7 +144,7 @@ class WanModel(ABC):
         draws = []
         for draw in range(num_draws):
             state = int(np.random.SeedSequence([seed, chunk_index, draw]).generate_state(1, np.uint64)[0])
-            draws.append(torch.randn(shape, generator=torch.Generator().manual_seed(state)))
+            draws.append(torch.randn(shape, generator=torch.Generator().manual_seed(state), dtype=torch.float32))
         return torch.cat(draws, dim=1).to(self._placement.device)
 
 

@@ -20,11 +20,12 @@ from typing import Any, TypeVar
 import torch
 
 from pagedvid.errors import ConfigError
-from pagedvid.files import exists, is_file, is_folder, read_json, shown
+from pagedvid.files import exists, is_file, is_folder, read_json
 from pagedvid.models.checkpoint import load_checkpoint
 from pagedvid.models.choice import ModelChoice
 from pagedvid.models.wan.model import LatentDecoder, shape_of
 from pagedvid.models.wan.settings import LATENT_FRAME_PIXELS, TransformerShape, WanSettings
+from pagedvid.shown import named
 
 AnySettings = TypeVar("AnySettings", bound=WanSettings)
 NEEDED = ("patch_size", "num_attention_heads", "attention_head_dim", "in_channels", "out_channels", "text_dim",
@@ -52,7 +53,7 @@ def find_parts(weights: Path, choice: ModelChoice) -> WanParts:
     for what, path in (("weights", weights), ("text_encoder", choice.text_encoder), ("vae", choice.vae)):
         if path is not None and not exists(path):
             raise ConfigError(
-                f"model.{what} is {shown(path)}, which does not exist; give a file or folder (nothing is downloaded)"
+                f"model.{what} is {named(path)}, which does not exist; give a file or folder (nothing is downloaded)"
             )
     if not is_folder(weights / "transformer"):
         return WanParts(weights, choice.text_encoder, choice.vae)

@@ -18,9 +18,10 @@ from pathlib import Path
 from typing import Any
 
 from pagedvid.errors import ConfigError
-from pagedvid.files import is_file, is_folder, read_json, shown
+from pagedvid.files import is_file, is_folder, read_json
 from pagedvid.models.checkpoint import tensor_shapes
 from pagedvid.models.checkpoint_names import plain_name
+from pagedvid.shown import named
 
 WAN_HEAD_DIM = 128
 """Of all published sizes."""
@@ -97,7 +98,7 @@ def transformer_config(path: Path, prefer_ema: bool = True) -> dict[str, Any]:
         }
     except (KeyError, IndexError, ValueError, TypeError, ArithmeticError) as error:
         raise ConfigError(
-            f"{shown(path)} is not a checkpoint of a Wan transformer ({error!r}); give one in the names of Wan's "
+            f"{named(path)} is not a checkpoint of a Wan transformer ({error!r}); give one in the names of Wan's "
             "repository, as Self-Forcing publishes it, or a folder in the layout of diffusers"
         ) from error
     if num_heads < 1 or width % num_heads:

@@ -60,7 +60,9 @@ class WanCausal(WanModel):
 
     def predict(self, latents_PCFRS: Tensor, noise_levels_P: Sequence[float], text_PLN: Tensor) -> Tensor:
         """Flow velocity; all frames of a chunk have one timestep."""
-        timesteps = torch.tensor([level * MAX_TIMESTEP for level in noise_levels_P], device=latents_PCFRS.device)
+        timesteps = torch.tensor(
+            [level * MAX_TIMESTEP for level in noise_levels_P], dtype=torch.float32, device=latents_PCFRS.device
+        )
         (velocity,) = self.transformer(latents_PCFRS, timesteps, text_PLN, return_dict=False)
         return velocity
 

@@ -54,7 +54,7 @@ class Cameras:
 
     def select(self, frames: tuple[int, ...]) -> Cameras:
         """The cameras of these frames, in this order."""
-        index = torch.tensor(frames)
+        index = torch.tensor(frames, dtype=torch.int64)
         return Cameras(self.views_F44[index], self.focals_F2[index])
 
     def image_from_world(self) -> Tensor:

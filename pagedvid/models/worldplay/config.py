@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from pagedvid.errors import ConfigError
-from pagedvid.files import is_file, is_folder, read_json, shown
+from pagedvid.files import is_file, is_folder, read_json
 from pagedvid.models.checkpoint import tensor_shapes
 from pagedvid.models.latent_grid import LatentGrid
 from pagedvid.models.worldplay.network_8b import Config8B
 from pagedvid.models.worldplay.network_wan5b import ConfigWan5B
+from pagedvid.shown import named
 
 LARGEST = 1_000_000
 """Of any number in a configuration file."""
@@ -44,7 +45,7 @@ def read_config_8b(path: Path, prefer_ema: bool = True) -> Config8B:
             vision_channels=shapes["vision_in.proj.1.weight"][1],
         )
     except ConfigError as error:
-        raise ConfigError(f"{shown(path)}: {error}") from error
+        raise ConfigError(f"{named(path)}: {error}") from error
     except (KeyError, ValueError, IndexError, ZeroDivisionError) as error:
         raise _not_a_checkpoint(path, "8B", error) from error
 
@@ -67,7 +68,7 @@ def read_config_wan5b(path: Path, prefer_ema: bool = True) -> ConfigWan5B:
             text_channels=shapes["condition_embedder.text_embedder.linear_1.weight"][1],
         )
     except ConfigError as error:
-        raise ConfigError(f"{shown(path)}: {error}") from error
+        raise ConfigError(f"{named(path)}: {error}") from error
     except (KeyError, ValueError, IndexError) as error:
         raise _not_a_checkpoint(path, "WAN-5B", error) from error
 
@@ -118,5 +119,5 @@ def _config_file(path: Path) -> dict[str, Any]:
 
 def _not_a_checkpoint(path: Path, variant: str, error: Exception) -> ConfigError:
     return ConfigError(
-        f"{shown(path)} is not a checkpoint of HY-WorldPlay {variant}: {error} is missing or has another shape"
+        f"{named(path)} is not a checkpoint of HY-WorldPlay {variant}: {error} is missing or has another shape"
     )

@@ -32,7 +32,7 @@ class RMSNorm(nn.Module):
 
     def __init__(self, size: int) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.ones(size))
+        self.weight = nn.Parameter(torch.ones(size, dtype=torch.float32))
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalised x, in its dtype."""

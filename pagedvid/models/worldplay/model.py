@@ -103,7 +103,9 @@ class WorldPlayModel(ABC):
         """Standard normal numbers that depend on seed and chunk only, float32 [chunk_tokens, C]."""
         state = int(np.random.SeedSequence([seed, chunk_index]).generate_state(1, np.uint64)[0])
         generator = torch.Generator().manual_seed(state)
-        drawn = torch.randn(self.geometry.chunk_tokens, self.grid.token_channels, generator=generator)
+        drawn = torch.randn(
+            self.geometry.chunk_tokens, self.grid.token_channels, generator=generator, dtype=torch.float32
+        )
         return drawn.to(self.placement.device)
 
     def forward(self, latents_TC: Tensor, pieces: Sequence[Piece], attend: Attend) -> Tensor:
@@ -123,7 +125,11 @@ class WorldPlayModel(ABC):
 
         device, latents = latents_TC.device, latents_TC.unflatten(0, (-1, self.grid.tokens_per_frame))
         velocity = self.velocity(
-            latents, torch.tensor(timesteps, device=device), actions.to(device), pieces, attend_with
+            latents,
+            torch.tensor(timesteps, dtype=torch.float32, device=device),
+            actions.to(device),
+            pieces,
+            attend_with,
         )
         return velocity.flatten(0, 1).float()
 

@@ -118,7 +118,7 @@ class Network8B(nn.Module):
     def encode_text(self, inputs: TextInputs) -> TextKeys:
         """The text pass: keys and values of every layer."""
         x = self.text_stream(inputs)
-        condition = self.time_in(torch.zeros((), device=x.device))
+        condition = self.time_in(torch.zeros((), dtype=torch.float32, device=x.device))
         keys, values = [], []
         for block in self.double_blocks:
             assert isinstance(block, DoubleBlock)

@@ -133,7 +133,7 @@ class Block(nn.Module):
         self.attn2 = _Attention(config.width, config.num_heads, has_projective_copy=False)
         self.norm2 = nn.LayerNorm(config.width, eps=EPSILON)
         self.ffn = _FeedForward(config.width, config.mlp_width)
-        self.scale_shift_table = nn.Parameter(torch.zeros(1, 6, config.width))
+        self.scale_shift_table = nn.Parameter(torch.zeros(1, 6, config.width, dtype=torch.float32))
 
     def forward(
         self, x_FnN: Tensor, modulation_F6N: Tensor, texts: Sequence[TextSpan], layer: int, attend: AttendTwice
@@ -166,7 +166,7 @@ class NetworkWan5B(nn.Module):
         self.patch_embedding = nn.Conv3d(config.latent_channels, config.width, config.patch, stride=config.patch)
         self.condition_embedder = _Conditions(config)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.num_layers))
-        self.scale_shift_table = nn.Parameter(torch.zeros(1, 2, config.width))
+        self.scale_shift_table = nn.Parameter(torch.zeros(1, 2, config.width, dtype=torch.float32))
         self.proj_out = nn.Linear(config.width, token_channels)
 
     def encode_text(self, states_LC: Tensor) -> Tensor:

@@ -101,7 +101,7 @@ class TokenRefiner(nn.Module):
 
     def forward(self, states_nC: Tensor) -> Tensor:
         """[n, C] -> [n, N]."""
-        zero = torch.zeros((), device=states_nC.device)
+        zero = torch.zeros((), dtype=torch.float32, device=states_nC.device)
         condition = self.t_embedder(zero) + self.c_embedder(states_nC.mean(0))
         x = self.input_embedder(states_nC)
         for block in self.individual_token_refiner.blocks:

@@ -23,8 +23,9 @@ import torch
 from torch import Tensor
 
 from pagedvid.errors import ConfigError
-from pagedvid.files import read_json, shown
+from pagedvid.files import read_json
 from pagedvid.models.worldplay.camera import Cameras
+from pagedvid.shown import named
 
 NUM_ACTIONS = 81
 
@@ -61,7 +62,7 @@ def read_trajectory(path: Path) -> Trajectory:
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         reason = error if isinstance(error, ConfigError) else repr(error)
         raise ConfigError(
-            f'{shown(path)} is not a trajectory: {reason}; expected is {{"frames": [{{"viewmat", "K", "action"}}, '
+            f'{named(path)} is not a trajectory: {reason}; expected is {{"frames": [{{"viewmat", "K", "action"}}, '
             "...]}"
         ) from error
     if not len(actions):
