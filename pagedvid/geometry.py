@@ -22,8 +22,6 @@ VARIANCE_BYTES = 2
 """A change of variance is one bfloat16 per (layer, KV head, channel, chunk)."""
 MAX_SIZE = 2**20
 """Largest number of layers, heads, channels, rows or tokens of a frame; no model comes near."""
-MAX_WINDOW_CHUNKS = 2**20
-"""Most sinks, and most recent chunks, of a window: weeks of video. What a window takes is found chunk by chunk."""
 
 
 @dataclass(frozen=True)
@@ -148,8 +146,7 @@ class Window:
 
     def __post_init__(self) -> None:
         for name, minimum in (("sink_chunks", 0), ("recent_chunks", 1)):  # the newest chunk must stay visible
-            number = whole_number(name, getattr(self, name), minimum, MAX_WINDOW_CHUNKS, error=ConfigError)
-            object.__setattr__(self, name, number)
+            object.__setattr__(self, name, whole_number(name, getattr(self, name), minimum, error=ConfigError))
         one_of(("absolute", "window"), "positions", self.positions, ConfigError)
 
     @property
@@ -253,12 +250,29 @@ def peak_pages(
 ) -> int:
     """Most pages that one branch of a stream ever holds.
 
-    Exact: after sinks + recent + 2 commits the pattern repeats. `max_commits`: the stream's known number of commits,
-    None when it is open-ended.
+    Exact, and as fast for a window of a billion chunks: pages only grow until the window is full, by as many with each
+    commit of the same role, so it is enough to look where roles change and where it ends. `max_commits`: the stream's
+    known number of commits, None when it is open-ended.
     """
-    steady = window.max_chunks + 2
-    num_commits = steady if max_commits is None else min(max_commits, steady)
-    return planned_peak_pages(shape, window, codecs, [Commit(chunk_tokens)] * num_commits)
+    full = window.max_chunks + 2
+    last = (full if max_commits is None else min(max_commits, full)) - 1
+    turns = {turn + i for turn in (0, window.sink_chunks, window.max_chunks, last) for i in (-1, 0, 1)}
+    return max((_pages_in_commit(shape, window, codecs, chunk_tokens, i) for i in turns if 0 <= i <= last), default=0)
+
+
+def _pages_in_commit(shape: KVShape, window: Window, codecs: RoleCodecs, chunk_tokens: int, i: int) -> int:
+    """Pages that exist while chunk i is committed and all chunks are alike; see `planned_peak_pages`."""
+    new = shape.chunk_pages(chunk_tokens, codecs.at_commit(i, window))
+    if i == 0:
+        return new
+    newest = shape.chunk_pages(chunk_tokens, codecs.at_commit(i - 1, window))
+    if codecs.recodes(i - 1, window):
+        newest += shape.chunk_pages(chunk_tokens, codecs.final(i - 1, window))
+    num_sinks = min(window.sink_chunks, i - 1)
+    num_recent = i - 1 - max(num_sinks, min(i - 1, i - window.recent_chunks))
+    sinks = num_sinks and num_sinks * shape.chunk_pages(chunk_tokens, codecs.final(0, window))
+    recent = num_recent and num_recent * shape.chunk_pages(chunk_tokens, codecs.final(i - 2, window))
+    return sinks + recent + newest + new
 
 
 def planned_peak_pages(shape: KVShape, window: Window, codecs: RoleCodecs, commits: Sequence[Commit]) -> int:

@@ -12,8 +12,8 @@ import torch
 
 from pagedvid import CacheSpec, PagedKVCache, QueryRange, Window
 from pagedvid.arguments import whole_number, whole_numbers
-from pagedvid.errors import ConfigError, PagedvidError, ShapeError
-from pagedvid.geometry import MAX_WINDOW_CHUNKS, Commit, KVShape, RoleCodecs
+from pagedvid.errors import CapacityError, ConfigError, PagedvidError, ShapeError
+from pagedvid.geometry import Commit, KVShape, RoleCodecs, peak_pages
 from pagedvid.rope_grid import RopeGrid
 
 NOT_WHOLE = [30.0, True, "30", None, Fraction(30), np.float64(30), np.bool_(True), [30], 3 + 0j, float("nan")]
@@ -138,7 +138,11 @@ def test_cached_functions_tell_types_apart() -> None:
     assert all(type(pages) is int for pages in shape.table_pages(31, codecs))
 
 
-def test_a_window_has_a_largest_size() -> None:
-    Window(MAX_WINDOW_CHUNKS, MAX_WINDOW_CHUNKS)
-    with pytest.raises(ConfigError, match=f"recent_chunks is 10+ ... 0+; it must be at most {MAX_WINDOW_CHUNKS}"):
-        Window(1, 10**400)
+def test_absurd_windows_are_planned_at_once() -> None:
+    """As many pages as the window has chunks, and one more for the chunk that is committed."""
+    shape, codecs = KVShape(1, 1, 16), RoleCodecs("int2", newest="bf16")
+    window = Window(10**9, 10**400)
+    chunk, newest = (shape.chunk_pages(30, RoleCodecs(name).steady) for name in ("int2", "bf16"))
+    assert peak_pages(shape, window, codecs, 30) == (10**9 + 10**400) * chunk + 2 * newest
+    with pytest.raises(CapacityError, match=r"needs \d+ \.\.\. \d+ pages"):
+        cache().open(window, 30)

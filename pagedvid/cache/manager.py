@@ -43,6 +43,7 @@ from pagedvid.geometry import (
     planned_peak_pages,
 )
 from pagedvid.host_state import independent_of_host
+from pagedvid.shown import shown
 from pagedvid.units import parse_bytes
 
 
@@ -97,8 +98,9 @@ class CacheManager:
         )
         plan = None if commits is None else tuple(commits)
         max_chunks = max_chunks if plan is None else len(plan)
-        self._require(peak, f"a stream of {window.sink_chunks} sink + {window.recent_chunks} recent + 1 current chunks "
-                            f"x {chunk_tokens} tokens x {len(branches)} branches ({codecs.history})")  # fmt: skip
+        chunks = f"{shown(window.sink_chunks)} sink + {shown(window.recent_chunks)} recent + 1 current chunks"
+        tokens = f"{shown(chunk_tokens)} tokens x {len(branches)} branches ({codecs.history})"
+        self._require(peak, f"a stream of {chunks} x {tokens}")
         histories = {branch: BranchHistory(window) for branch in branches}
         return self._admit(Stream(-1, window, codecs, chunk_tokens, max_chunks, plan, histories, peak, peak))
 
@@ -306,8 +308,8 @@ class CacheManager:
     def _require(self, num_pages: int, purpose: str) -> None:
         if not self.fits(num_pages):
             raise CapacityError(
-                f"{purpose} needs {num_pages} pages; {self.reserved_pages} of {self.pool.num_pages} are reserved, "
-                f"{self.pool.num_pages - self.reserved_pages} are left. Release a stream, shorten the window, "
+                f"{purpose} needs {shown(num_pages)} pages; {self.reserved_pages} of {self.pool.num_pages} are "
+                f"reserved, {self.pool.num_pages - self.reserved_pages} are left. Release a stream, shorten the window, "
                 "use fewer bits, or give the pool more memory."
             )
 

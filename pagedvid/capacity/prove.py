@@ -84,12 +84,13 @@ class _Rope:
     layout = "half"
 
     def __init__(self, head_dim: int, device: torch.device) -> None:
-        self._frequencies = 100.0 ** -torch.linspace(0, 1, head_dim // 2, dtype=torch.float32, device=device)
+        self._num_pairs, self._device = head_dim // 2, device  # no tensor: the cache keeps its ropes, and they count
 
     def tables(self, first_token: int, num_tokens: int) -> tuple[Tensor, Tensor]:
         """See `RopeTables.tables`."""
-        tokens = torch.arange(first_token, first_token + num_tokens, device=self._frequencies.device)
-        angles = tokens[:, None] * self._frequencies
+        tokens = torch.arange(first_token, first_token + num_tokens, device=self._device)
+        frequencies = 100.0 ** -torch.linspace(0, 1, self._num_pairs, dtype=torch.float32, device=self._device)
+        angles = tokens[:, None] * frequencies
         return angles.cos(), angles.sin()
 
 

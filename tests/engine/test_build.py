@@ -84,5 +84,5 @@ def test_what_cannot_be_built_is_refused(config, error, message):
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a CUDA device is there")
 def test_cuda_without_a_device_is_refused():
-    with pytest.raises(ConfigError, match=r"model.device is 'cuda:1', but PyTorch sees no CUDA device"):
+    with pytest.raises(ConfigError, match=r"device is 'cuda:1', but PyTorch sees 0 CUDA devices"):
         build_engine(Config(model=ModelConfig(device="cuda:1")))

@@ -71,7 +71,7 @@ def two(request: VideoRequest, num_frames: int) -> list[VideoRequest]:
 
 def demo() -> Family:
     levels = {"models/demo/model.py DemoModel.forward": 1}
-    return Family(DemoModel.load(device="meta"), two(VideoRequest("", PROMPT, 0), 32), levels, num_steps=3)
+    return Family(DemoModel.load(device="meta"), two(VideoRequest("", PROMPT, 1), 32), levels, num_steps=3)
 
 
 def magi_1(name: str) -> Family:
@@ -84,7 +84,7 @@ def magi_1(name: str) -> Family:
 def of_diffusers(make: Callable[..., Any], class_name: str, branches: Sequence[str], **changes: Any) -> Family:
     model = make(tiny.tiny_transformer(class_name, attention_head_dim=32, **changes))
     model.transformer.to(META)
-    request = VideoRequest("", "", 0, inputs={"embeddings": tiny.embeddings(0, branches)})
+    request = VideoRequest("", "", 1, inputs={"embeddings": tiny.embeddings(0, branches)})
     place = f"models/{type(model).__module__.split('.')[2]}/model.py {type(model).__name__}.predict"
     return Family(model, two(request, 12), {place: 1 + bool(changes)})  # timesteps, and the library's number for fps
 
