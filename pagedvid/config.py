@@ -23,8 +23,8 @@ DEVICE = text("cpu, cuda or cuda:N", r"cpu|cuda(:[0-9]{1,3})?")
 """The rule for devices, of flags too."""
 MAX_FRAMES = 100_000
 """Of one video: hours. Planning takes time for each of them."""
-MAX_WINDOW_CHUNKS = 1024
-"""Sinks, or recent chunks, of one stream: minutes."""
+MAX_WINDOW_CHUNKS = MAX_FRAMES
+"""Sinks, or recent chunks, of one stream: as many as a video can have."""
 MAX_SEED = 2**63 - 1
 """The largest that a tensor of whole numbers can hold."""
 

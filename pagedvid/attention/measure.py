@@ -113,7 +113,7 @@ class ProjectedQueries:
         return [by_kv_head(self.view.in_page_order(q_SHD), num_kv_heads) for q_SHD in points]
 
     def scores(self, k_HnD: Tensor, maps_SF44: Tensor, scale: float) -> Tensor:
-        """[H, Q, n]. A pulled-back query meets keys as they are stored: no rotation lies between."""
+        """[H, Q, n]. A pulled-back query meets keys as they are stored, not rotated."""
         frames = k_HnD.split(self.view.tokens_per_frame, dim=1)
         queries = self.pulled(maps_SF44, len(k_HnD))
         return torch.cat([scale * q @ k.mT for q, k in zip(queries, frames, strict=True)], dim=-1)

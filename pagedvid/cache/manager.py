@@ -307,10 +307,10 @@ class CacheManager:
 
     def _require(self, num_pages: int, purpose: str) -> None:
         if not self.fits(num_pages):
+            reserved, total = self.reserved_pages, self.pool.num_pages
             raise CapacityError(
-                f"{purpose} needs {shown(num_pages)} pages; {self.reserved_pages} of {self.pool.num_pages} are "
-                f"reserved, {self.pool.num_pages - self.reserved_pages} are left. Release a stream, shorten the window, "
-                "use fewer bits, or give the pool more memory."
+                f"{purpose} needs {shown(num_pages)} pages; {reserved} of {total} are reserved, {total - reserved} are "
+                "left. Release a stream, shorten the window, use fewer bits, or give the pool more memory."
             )
 
     def _require_idle(self, stream: Stream) -> None:
