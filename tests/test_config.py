@@ -118,7 +118,10 @@ class TestRules:
             (lambda: CacheConfig(page_rows=4097), "from 5 to 4096"),
             (lambda: CacheConfig(page_rows="36"), "cache.page_rows is '36'; allowed is auto, or a whole number"),
             (lambda: CacheConfig(tables=""), "cache.tables is ''; allowed is null, or a path"),
-            (lambda: CacheConfig(sink_chunks=-1), "cache.sink_chunks is -1; allowed is a whole number from 0 to 100000"),
+            (
+                lambda: CacheConfig(sink_chunks=-1),
+                "cache.sink_chunks is -1; allowed is a whole number from 0 to 100000",
+            ),
             (
                 lambda: CacheConfig(recent_chunks=0),
                 "cache.recent_chunks is 0; allowed is a whole number from 1 to 100000",
