@@ -15,6 +15,7 @@ from torch import Tensor
 
 from pagedvid.errors import ShapeError, StateError
 from pagedvid.host_state import plain_tensor
+from pagedvid.quant.rope_axes import Angles, AxisTables
 from pagedvid.quant.rotary import LAYOUTS, RopeTables, grid_of
 from pagedvid.rope_grid import RopeGrid
 
@@ -37,6 +38,7 @@ class CheckedRope:
         self.layout: str = layout
         self.host = rope
         self._num_pairs = num_pairs
+        self._is_grid_checked = not hasattr(rope, "grid")
 
     @property
     def grid(self) -> RopeGrid:
@@ -51,7 +53,19 @@ class CheckedRope:
         cos, sin = (_as_table(name, table) for name, table in zip(("cos", "sin"), given, strict=True))
         for table in (cos, sin):
             self._check(table, first_token, num_tokens)
+        if not (self._is_grid_checked or cos.device.type != "cpu" or first_token % self.grid.frame_tokens):
+            self._is_grid_checked = True
+            self._check_grid(first_token, num_tokens)
         return cos, sin
+
+    def _check_grid(self, first_token: int, num_tokens: int) -> None:
+        """Once, on tables that nobody has to wait for: kernels look angles up by the grid alone."""
+        looked_up = AxisTables.of(self, [(first_token, num_tokens)]).at(0, num_tokens)
+        if not _are_alike(looked_up, self.tables(first_token, num_tokens)):
+            raise ShapeError(
+                f"the tables of a {type(self.host).__name__} do not follow its grid, {self.host.grid}: the angle of a "  # type: ignore[attr-defined]
+                "pair depends on more than its axis there; correct the grid, or leave it out"
+            )
 
     def _check(self, table: Tensor, first_token: int, num_tokens: int) -> None:
         if table.ndim == 2 and table.shape[1] != self._num_pairs:
@@ -69,16 +83,22 @@ class CheckedRope:
 
 def require_same_rope(rope: CheckedRope | None, stored: CheckedRope | None, position: int, num_tokens: int) -> None:
     """Raises StateError unless keys that were stored under `stored` at `position` rotate alike under `rope`."""
-    if rope is stored or (rope is not None and stored is not None and rope.host is stored.host):
-        return
-    if rope is not None and stored is not None and rope.layout == stored.layout:
-        mine, theirs = (each.tables(position, num_tokens) for each in (rope, stored))
-        if all(torch.allclose(a, b.to(a.device), rtol=0, atol=SAME_ANGLE) for a, b in zip(mine, theirs, strict=True)):
-            return
-    raise StateError(
-        f"keys were stored under {_named(stored)} and are read under {_named(rope)}, which rotates otherwise; give all "
-        "passes of a stream the same rope, or open a new stream"
-    )
+    if rope is None or stored is None:
+        is_same = rope is stored
+    else:
+        is_same = rope.host is stored.host or (
+            rope.layout == stored.layout
+            and _are_alike(rope.tables(position, num_tokens), stored.tables(position, num_tokens))
+        )
+    if not is_same:
+        raise StateError(
+            f"keys were stored under {_named(stored)} and are read under {_named(rope)}, which rotates otherwise; give "
+            "all passes of a stream the same rope, or open a new stream"
+        )
+
+
+def _are_alike(a: Angles, b: Angles) -> bool:
+    return all(torch.allclose(x, y.to(x.device), rtol=0, atol=SAME_ANGLE) for x, y in zip(a, b, strict=True))
 
 
 def _named(rope: CheckedRope | None) -> str:

@@ -9,6 +9,7 @@ from torch import Tensor
 from pagedvid.errors import ShapeError, StateError
 from pagedvid.geometry import Window
 from pagedvid.quant.ropes import CheckedRope, Ropes
+from pagedvid.rope_grid import RopeGrid
 from tests.attention.reference import TableRope
 from tests.attention.scenes import HEAD_DIM, commit_all, make_cache
 
@@ -128,3 +129,17 @@ def test_a_rope_is_wrapped_once() -> None:
     checked = ropes.checked(RIGHT)
     assert isinstance(checked, CheckedRope) and ropes.checked(RIGHT) is checked and ropes.checked(checked) is checked
     assert ropes.on_device(RIGHT) is checked
+
+
+class OfGrid(Given):
+    def __init__(self, grid: RopeGrid) -> None:
+        super().__init__(lambda c, s: (c, s))
+        self.grid = grid
+
+
+def test_a_grid_that_the_tables_do_not_follow_is_refused() -> None:
+    """Kernels would look up the angles of other places, and nothing would show it."""
+    by_token = OfGrid(RopeGrid.by_token(PAIRS))
+    assert torch.equal(step_with(by_token), step_with(RIGHT))
+    with pytest.raises(ShapeError, match="the tables of a OfGrid do not follow its grid, RopeGrid"):
+        step_with(OfGrid(RopeGrid(10, 5, (2,) * PAIRS)))
