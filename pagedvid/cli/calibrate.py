@@ -1,26 +1,31 @@
 """`pagedvid calibrate`: the tables of klt codecs for a model, from a few of its own videos.
 
 The videos are generated with a cache in bf16 and thrown away; what stays are means, bases and variances of the keys and
-values of every layer. Beside the weights, under the name klt_tables.safetensors, the file is found by itself.
+values of every layer. Next to the weights, under the name klt_tables.safetensors, the file is found by itself. A video that
+fails is left out; the exit code is then 1.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pagedvid.cli.options import add_config_options, path_flag, resolve_options
 from pagedvid.cli.prompts import read_prompts
+from pagedvid.cli.reasons import reason
 from pagedvid.config import Config
 from pagedvid.engine.requests import ChunkOutput, VideoRequest
-from pagedvid.errors import ConfigError
+from pagedvid.errors import ConfigError, PagedvidError
 from pagedvid.shown import named
 
 if TYPE_CHECKING:
     from pagedvid.quant.klt_file import Calibration
+
+EXIT_FINE, EXIT_FAILED = 0, 1
 
 DEMO_PROMPTS = 72
 """Prompts of the demo model when none are given."""
@@ -56,10 +61,19 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError(f"{named(args.out.parent)} is not a folder to write to; make it, or give another --out")
     from pagedvid.quant.klt_file import save_calibration
 
-    calibration = calibrate_model(config, requests)
-    save_calibration(calibration, args.out)
+    calibration, num_failed = calibrate_model(config, requests)
+    try:
+        save_calibration(calibration, args.out)
+    except ConfigError as error:
+        report(f"failed  {error}")
+        return EXIT_FAILED
     print(f"{args.out}  {calibration.num_bytes} bytes, {calibration.calibrated_on}")
-    return 0
+    return EXIT_FAILED if num_failed else EXIT_FINE
+
+
+def report(line: str) -> None:
+    """One line of what went wrong, to stderr."""
+    print(line, file=sys.stderr)
 
 
 def observing(config: Config) -> Config:
@@ -96,29 +110,35 @@ def calibration_requests(config: Config, prompts: Path | None) -> list[VideoRequ
     ]
 
 
-def calibrate_model(config: Config, requests: list[VideoRequest]) -> Calibration:
-    """Generates all videos and fits the tables. Raises the error of the first video that fails, and ConfigError when
-    no chunk was read by a later one."""
+def calibrate_model(config: Config, requests: list[VideoRequest]) -> tuple[Calibration, int]:
+    """Generates the videos and fits the tables; returns them and how many videos failed, which are named on stderr.
+
+    Raises ConfigError when no chunk was read by a later one, as when all videos failed.
+    """
     import torch
 
     from pagedvid.engine.build import build_engine
     from pagedvid.engine.observe import ObservingCache
-    from pagedvid.quant.calibration import fit
-    from pagedvid.quant.klt_file import Calibration
 
     if config.generate.threads is not None:
         torch.set_num_threads(config.generate.threads)
     engine = build_engine(config, [request.prompt for request in requests], ObservingCache)
-    cache, num_chunks = engine.cache, 0
+    cache, num_chunks, failures = engine.cache, 0, list[str]()
     assert isinstance(cache, ObservingCache)
     try:
         for request in requests:
-            engine.submit(request)
+            try:
+                engine.submit(request)
+            except PagedvidError as error:
+                failures.append(f"failed  {request.id}  {reason(error)}")
         for output in engine.run():
-            if not isinstance(output, ChunkOutput):
-                raise output.error
-            num_chunks += 1
+            if isinstance(output, ChunkOutput):
+                num_chunks += 1
+            else:
+                failures.append(f"failed  {output.request_id}  {reason(output.error)}")
     finally:
         engine.close()
-    keys, values = (fit(cache.statistics, kind) for kind in ("keys", "values"))
-    return Calibration.of(config.model.name, keys, values, f"{len(requests)} videos, {num_chunks} chunks")
+    for line in failures:
+        report(line)
+    made = len(requests) - len(failures)
+    return cache.calibration(config.model.name, f"{made} videos, {num_chunks} chunks"), len(failures)

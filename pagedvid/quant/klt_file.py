@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,10 +25,13 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from pagedvid.arguments import instance_of
 from pagedvid.errors import ConfigError
+from pagedvid.files import readable_file
 from pagedvid.host_state import independent_of_host
 from pagedvid.quant.blocks import BlockLayout
 from pagedvid.quant.klt_tables import KltTables
+from pagedvid.shown import named
 
 VERSION = "pagedvid klt tables 1"
 KINDS = ("keys", "values")
@@ -108,15 +112,15 @@ def save_calibration(calibration: Calibration, path: Path | str) -> None:
     except OSError as error:
         raise ConfigError(f"{path} cannot be written: {error}") from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # it may be what failed; then the error above is what to say
+            temporary.unlink()
 
 
 @independent_of_host
 def load_calibration(path: Path | str) -> Calibration:
     """Reads and checks a file. Raises ConfigError when it is missing, damaged, or of another version of the format."""
-    path = Path(path)
-    if not path.is_file():
-        raise ConfigError(f"{path} is missing; `pagedvid calibrate --out {path}` makes it")
+    path = instance_of(Path, "tables", Path(path) if isinstance(path, str) else path, "the path of a file", ConfigError)
+    readable_file(path, f"`pagedvid calibrate --out {named(path)}` makes it")
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from dataclasses import replace
 
 import pytest
@@ -42,6 +43,28 @@ def test_prompts_become_tables_for_every_layer(command, prompts, tmp_path):
     assert again == 0
     same = load_calibration(out)
     assert all(torch.equal(made.tensors[name], same.tensors[name]) for name in made.tensors)
+
+
+def test_a_video_that_fails_is_left_out(command, prompts, tmp_path):
+    out = tmp_path / "tables.safetensors"
+    code, stdout, stderr = command(
+        "calibrate", "--prompts", prompts(LINES[0], "a sonnet", LINES[1]), "--out", out, *FAST
+    )
+    assert code == 1 and "failed  001-a-sonnet  " in stderr
+    assert load_calibration(out).calibrated_on == "2 videos, 4 chunks" and "2 videos" in stdout
+
+
+def test_tables_that_do_not_fit_on_the_disk(command, prompts, tmp_path, monkeypatch):
+    """The videos were made for nothing, but bad input is something else: exit code 1."""
+
+    def full(self, content):
+        raise OSError(errno.ENOSPC, "No space left on device", str(self))
+
+    monkeypatch.setattr("pathlib.Path.write_bytes", full)
+    out = tmp_path / "tables.safetensors"
+    code, _, stderr = command("calibrate", "--prompts", prompts(*LINES), "--out", out, *FAST)
+    assert code == 1 and "cannot be written" in stderr and "No space left" in stderr
+    assert not list(tmp_path.glob("*.safetensors*")) and not list(tmp_path.glob(".*.tmp"))
 
 
 def test_tables_serve_the_cache(command, prompts, tmp_path):

@@ -74,7 +74,7 @@ def test_a_torn_file_is_refused(tmp_path, kept):
     path = tmp_path / "tables.safetensors"
     save_calibration(calibration(), path)
     path.write_bytes(path.read_bytes()[:kept])
-    with pytest.raises(ConfigError, match="cannot be read"):
+    with pytest.raises(ConfigError, match=r"cannot be read|is empty"):
         load_calibration(path)
 
 
