@@ -1,8 +1,8 @@
 """`pagedvid calibrate`: the tables of klt codecs for a model, from a few of its own videos.
 
 The videos are generated with a cache in bf16 and thrown away; what stays are means, bases and variances of the keys and
-values of every layer. Next to the weights, under the name klt_tables.safetensors, the file is found by itself. A video that
-fails is left out; the exit code is then 1.
+values of every layer. Next to the weights, under the name klt_tables.safetensors, the file is found by itself. A video
+that fails is left out; the exit code is then 1.
 """
 
 from __future__ import annotations
