@@ -38,7 +38,7 @@ def make_cache(device: str, backend: str, codec: str, group: int = GROUP, **sett
         page_rows=calibrated.page.rows,
         tokens_per_frame=FRAME_TOKENS,
         frames_per_block=BLOCK_FRAMES,
-        **settings,
+        **{"correction": "measured", **settings},
     )
     book = CodecBook(calibrated.page, KV_HEADS, own=own)
     return PagedKVCache(spec, "64MiB", device, backend=backend, book=book)
@@ -70,10 +70,13 @@ def video(device: str, backend: str, codec: str, dtype: torch.dtype, **how) -> l
 
 
 @pytest.mark.parametrize("backend", ["scratch", "fused"])
-@pytest.mark.parametrize("codec", CODECS)
-def test_equals_the_cpu_backend(backend: str, codec: str) -> None:
-    expected = video("cpu", "torch", codec, torch.bfloat16)
-    for out, reference in zip(video("cuda", backend, codec, torch.bfloat16), expected, strict=True):
+@pytest.mark.parametrize(
+    ("codec", "dtype"),
+    [*((codec, torch.bfloat16) for codec in CODECS), ("int2", torch.float16), ("klt2", torch.float16)],
+)
+def test_equals_the_cpu_backend(backend: str, codec: str, dtype: torch.dtype) -> None:
+    expected = video("cpu", "torch", codec, dtype)
+    for out, reference in zip(video("cuda", backend, codec, dtype), expected, strict=True):
         assert (out - reference).norm() < 0.03 * reference.norm()
 
 
