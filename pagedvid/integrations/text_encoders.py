@@ -19,10 +19,8 @@ from torch import Tensor
 from pagedvid.errors import ConfigError, PromptError
 from pagedvid.files import is_file, is_folder, read_json
 from pagedvid.integrations.weights_folder import check_after_loading, check_before_loading, likely_reason
-from pagedvid.shown import named
+from pagedvid.shown import named, shown
 
-MAX_SHOWN_LETTERS = 60
-"""Of a prompt, in a message."""
 CLASSES = {"t5": "T5EncoderModel", "umt5": "UMT5EncoderModel"}
 """Classes of transformers by the `model_type` of config.json."""
 
@@ -88,13 +86,13 @@ class T5TextEncoder:
             prompt.encode()
         except UnicodeEncodeError as error:
             raise PromptError(
-                f"the prompt {_shortened(prompt)} holds half a character at {error.start} (a lone surrogate), which no "
+                f"the prompt {shown(prompt)} holds half a character at {error.start} (a lone surrogate), which no "
                 "text encoder reads; remove it"
             ) from error
         num_tokens = len(self._tokenizer(prompt, verbose=False)["input_ids"])
         if num_tokens > max_tokens:
             message = (
-                f"the prompt {_shortened(prompt)} has {num_tokens} tokens; this model reads {max_tokens}, and the rest "
+                f"the prompt {shown(prompt)} has {num_tokens} tokens; this model reads {max_tokens}, and the rest "
                 "has no effect: shorten it"
             )
             warnings.warn(message, stacklevel=3)
@@ -149,9 +147,3 @@ def _check_config(folder: Path, kind: str, width: int) -> None:
             f"the text encoder {folder} is a {found[0]} of width {found[1]}; this model was trained on the rows of a "
             f"{kind} of width {width}"
         )
-
-
-def _shortened(prompt: str) -> str:
-    """Its beginning and its end: long prompts often begin alike."""
-    half = MAX_SHOWN_LETTERS // 2
-    return repr(prompt if len(prompt) <= MAX_SHOWN_LETTERS else f"{prompt[:half]} ... {prompt[-half:]}")

@@ -213,7 +213,7 @@ def test_a_prompt_beyond_the_limit_is_named_with_its_tokens_and_the_limit(tmp_pa
         "effect: shorten it"
     )
     with pytest.warns(
-        UserWarning, match=r"prompt '(a cat ){5} \.\.\. (a cat ){5}' has 2002 tokens; this model reads 12"
+        UserWarning, match=r"prompt '(a cat ){6} \.\.\.  (a cat ){6}' has 2002 tokens; this model reads 12"
     ):
         encoder.encode("a cat " * 1000, 12)
 

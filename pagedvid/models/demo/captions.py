@@ -30,8 +30,9 @@ from pagedvid.models.demo.vocabulary import (
     role_of,
     words_for,
 )
-from pagedvid.models.demo.word_roles import Word, check_joined, check_plurals, check_roles, read_words, shown
+from pagedvid.models.demo.word_roles import Word, check_joined, check_plurals, check_roles, read_words
 from pagedvid.models.demo.world import BACKGROUNDS, Scene, Thing
+from pagedvid.shown import shown
 
 _MOTION_PHRASES = {word: f"moving {word}" for word in ("left", "right", "up", "down")} | {"still": "staying still"}
 

@@ -28,9 +28,8 @@ from pagedvid.models.demo.vocabulary import (
     role_of,
     words_for,
 )
+from pagedvid.shown import shown
 
-MAX_SHOWN_LETTERS = 100
-"""Of a prompt, in a message."""
 NUMBER = "one"
 """Stands for a thing ("a blue one"), or in front of it ("one blue square")."""
 _PATTERN = re.compile(r"[^\W\d_]+|\d+|[,.;:!?\n]")
@@ -73,11 +72,6 @@ def read_words(prompt: str) -> list[Word]:
     """The words of a prompt; punctuation ends a part of it."""
     found = _PATTERN.findall(prompt.lower())
     return [_END if text in _ENDS else Word(text, SYNONYMS.get(text, text)) for text in found]
-
-
-def shown(prompt: str) -> str:
-    """A prompt for a message."""
-    return repr(prompt) if len(prompt) <= MAX_SHOWN_LETTERS else f"{prompt[:MAX_SHOWN_LETTERS]!r}..."
 
 
 def check_roles(words: Sequence[Word], prompt: str) -> None:
