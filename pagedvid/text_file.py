@@ -14,12 +14,12 @@ from pagedvid.units import format_bytes
 def read_text(path: Path, what: str, max_bytes: int) -> str:
     """The content of a UTF-8 file without its byte order mark; `what` names the file's purpose in messages.
 
-    Devices, pipes and sockets are refused: reading them may never end. Raises `ConfigError`.
+    Devices, named pipes and sockets are refused: opening or reading them may never end. Raises `ConfigError`.
     """
     try:
         if stat.S_ISDIR(mode := os.stat(path).st_mode):
             raise ConfigError(f"{what} {named(path)} cannot be read: it is a folder; give a file")
-        if not stat.S_ISREG(mode):
+        if not (stat.S_ISREG(mode) or _is_shell_pipe(path)):
             raise ConfigError(f"{what} {named(path)} cannot be read: it is a device or a pipe; give a regular file")
         with path.open("rb") as file:
             content = file.read(max_bytes + 1)
@@ -35,6 +35,11 @@ def read_text(path: Path, what: str, max_bytes: int) -> str:
         raise ConfigError(
             f"{what} {named(path)} cannot be read: not UTF-8 text (byte {error.start}); save it as UTF-8"
         ) from None
+
+
+def _is_shell_pipe(path: Path) -> bool:
+    """Whether it is what a shell makes of <(command): the output of a program, which ends with it."""
+    return os.path.realpath(path).rpartition("/")[2].startswith("pipe:[")
 
 
 def check_text(text: str) -> None:

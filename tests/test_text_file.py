@@ -1,6 +1,7 @@
 """Text files: regular, bounded, UTF-8."""
 
 import os
+from pathlib import Path
 
 import pytest
 
@@ -46,3 +47,14 @@ def test_text_that_no_file_can_hold():
     for text, reason in (("a\0", "NUL character"), ("a\ud83d", r"U\+D83D"), ("\udcff", r"U\+DCFF")):
         with pytest.raises(ConfigError, match=f"contains .*{reason}"):
             check_text(text)
+
+
+def test_the_output_of_a_command_is_read(tmp_path):
+    """As bash has it: --config <(command)."""
+    read_end, write_end = os.pipe()
+    with os.fdopen(write_end, "wb") as pipe:
+        pipe.write(b"words")
+    try:
+        assert read_text(Path(f"/dev/fd/{read_end}"), "file", 10) == "words"
+    finally:
+        os.close(read_end)
