@@ -103,6 +103,9 @@ class Step:
                     writing = replace(writing, readers=readers, projected=projected)
                 writings.append(writing)
         self._backend.store.write(layer, writings, rotation.stored_by)
+        for range_ in self.plan.ranges:
+            for pending in range_.writes if range_.reads else ():  # one rope of a stream is kept, and not every pass's
+                pending.ropes[layer] = range_.reads[0].chunk.ropes[layer]
 
     def _require_same_rope(self, layer: int, rotation: Rotation) -> None:
         """Raises StateError when a chunk that is read was committed under another rope."""

@@ -143,3 +143,11 @@ def test_a_grid_that_the_tables_do_not_follow_is_refused() -> None:
     assert torch.equal(step_with(by_token), step_with(RIGHT))
     with pytest.raises(ShapeError, match="the tables of a OfGrid do not follow its grid, RopeGrid"):
         step_with(OfGrid(RopeGrid(10, 5, (2,) * PAIRS)))
+
+
+def test_a_stream_keeps_one_rope_alive_however_many_its_host_makes() -> None:
+    cache = make_cache("int2")
+    stream = cache.open(Window(0, 3), TOKENS)
+    for seed in range(6):
+        commit_all(cache, stream, [TOKENS], seed, TableRope("half", HEAD_DIM))
+    assert len({id(rope) for chunk in stream.chunks() for rope in chunk.ropes.values()}) == 1
