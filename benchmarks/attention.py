@@ -36,11 +36,13 @@ from torch import Tensor
 
 from pagedvid.attention.backend import select_backend
 from pagedvid.cache.plan import QueryRange
+from pagedvid.cache.sizes import KVShape, stream_bytes
 from pagedvid.cache.spec import CacheSpec
-from pagedvid.config import AttentionConfig
-from pagedvid.geometry import KVShape, RoleCodecs, Window, stream_bytes
+from pagedvid.cache.stream_codecs import StreamCodecs
+from pagedvid.cache.window import Window
+from pagedvid.config.sections import AttentionConfig
 from pagedvid.paged_kv_cache import PagedKVCache
-from pagedvid.quant.rotary import rotate
+from pagedvid.rotary.tables import rotate
 from pagedvid.units import format_bytes, parse_bytes
 
 DENSE = "dense bf16"
@@ -100,7 +102,7 @@ class PagedLayer:
         self._scratch = scratch
         chunk_tokens, num_heads, head_dim = inputs.chunks[0][0].shape
         window = Window(sink_chunks=0, recent_chunks=len(inputs.chunks) - 1)
-        spec = CacheSpec(1, num_heads, head_dim, codecs=RoleCodecs(codec))
+        spec = CacheSpec(1, num_heads, head_dim, codecs=StreamCodecs(codec))
         self._cache = PagedKVCache(spec, stream_bytes(spec.shape, window, spec.codecs, chunk_tokens), scratch=scratch)
         self._stream = self._cache.open(window, chunk_tokens)
         for q, k, v in inputs.chunks[:-1]:

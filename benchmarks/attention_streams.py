@@ -27,10 +27,10 @@ from layer_shapes import SHAPES, LayerInputs, LayerShape, seconds_on, workspace_
 from report import FOLDER, format_table, interleaved, make_parser, median_ratio, use_threads, write_report
 from torch import Tensor
 
-from pagedvid.attention.providers.choice import create_provider, provider_reasons
-from pagedvid.attention.providers.ragged import Ragged
+from pagedvid.attention.dense.choice import create_provider, provider_reasons
+from pagedvid.attention.dense.ragged import Ragged
 from pagedvid.cache.plan import QueryRange
-from pagedvid.geometry import Window
+from pagedvid.cache.window import Window
 
 DENSE = "dense"
 

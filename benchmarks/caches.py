@@ -15,14 +15,15 @@ from schemes import Peer, paged, peers
 
 from pagedvid.attention.step import Step
 from pagedvid.cache.plan import QueryRange
+from pagedvid.cache.sizes import stream_bytes
+from pagedvid.cache.window import Window
 from pagedvid.capacity.catalog import config_folder
-from pagedvid.config import CacheConfig, Config, ModelConfig
-from pagedvid.config_file import load_config
-from pagedvid.engine.build import cache_spec, codec_book
-from pagedvid.engine.codecs import settled, tables_path
-from pagedvid.geometry import Window, stream_bytes
-from pagedvid.models.base import ModelGeometry
+from pagedvid.config.file import load_config
+from pagedvid.config.sections import CacheConfig, Config, ModelConfig
+from pagedvid.engine.protocol import ModelGeometry
+from pagedvid.models.build import cache_spec, codec_book
 from pagedvid.models.registry import model_tables
+from pagedvid.models.settle import settled, tables_path
 from pagedvid.paged_kv_cache import PagedKVCache
 
 PRESETS = {path.stem: path for path in sorted(config_folder("presets").glob("*.yaml"))}

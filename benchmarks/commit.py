@@ -22,11 +22,11 @@ from layer_cache import layer_cache
 from layer_shapes import SHAPES, LayerInputs, LayerShape, seconds_on
 from report import FOLDER, format_table, make_parser, use_threads, write_report
 
-from pagedvid.attention.commit import LayerStore, Writing
+from pagedvid.attention.dense.choice import provider_reasons
 from pagedvid.attention.measure import MEASURED_QUERIES
-from pagedvid.attention.providers.choice import provider_reasons
 from pagedvid.attention.rotation import Readers
-from pagedvid.geometry import Window
+from pagedvid.attention.store import LayerStore, Writing
+from pagedvid.cache.window import Window
 
 CACHED_CHUNKS = 6
 

@@ -34,9 +34,9 @@ from schemes import Scheme, paged, paged_scheme
 from tensors import Sample, capture
 from torch import Tensor
 
+from pagedvid.codecs.book import CodecBook
+from pagedvid.codecs.page import PageFormat
 from pagedvid.models.demo.model import DemoModel
-from pagedvid.page_format import PageFormat
-from pagedvid.quant.book import CodecBook
 
 SHOWN = ("off", "formula", "variance", "log Z", "measured")
 CACHED_CHUNKS = 4

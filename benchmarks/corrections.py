@@ -1,4 +1,4 @@
-"""What is subtracted from the scores of stored keys, in every way worth comparing (b: pagedvid/quant/correction.py).
+"""What is subtracted from the scores of stored keys, in every way worth comparing (b: pagedvid/correction/formula.py).
 
 formula     b as the package takes it: second order, channels of large x in the exact form, steps averaged over a chunk
 paper       second order throughout        exact       the exact form throughout
@@ -28,7 +28,7 @@ from tensors import Sample
 from torch import Tensor
 
 from pagedvid.attention.measure import MEASURED_QUERIES
-from pagedvid.quant.correction import (
+from pagedvid.correction.formula import (
     SMALLEST,
     QuerySquares,
     bias,

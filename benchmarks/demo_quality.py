@@ -44,7 +44,7 @@ from quality_scores import (
 )
 from report import make_parser, mean_and_error, use_threads, write_report
 
-from pagedvid.chunk_codecs import split_pair
+from pagedvid.codecs.assignment import split_pair
 from pagedvid.engine.requests import EngineSettings
 from pagedvid.errors import ConfigError
 from pagedvid.models.registry import load_model

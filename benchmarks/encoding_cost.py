@@ -21,11 +21,11 @@ from lab import Lab
 from report import format_table, interleaved, seconds_of
 from torch import Tensor
 
-from pagedvid.attention.commit import TOGETHER_VALUES
+from pagedvid.attention.store import TOGETHER_VALUES
 from pagedvid.cache.plan import QueryRange
 from pagedvid.cache.stream import Stream
-from pagedvid.chunk_codecs import KINDS
-from pagedvid.models.base import Piece
+from pagedvid.codecs.assignment import KINDS
+from pagedvid.engine.protocol import Piece
 from pagedvid.paged_kv_cache import PagedKVCache
 
 WAYS = ("encode", "denoise", "commit")

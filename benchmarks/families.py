@@ -16,7 +16,7 @@ import torch
 from tensors import Sample
 from torch import Tensor
 
-from pagedvid.quant.rotary import rotate
+from pagedvid.rotary.tables import rotate
 
 SCORE_DEVIATION = 2.0
 NUM_HEADS = 2

@@ -35,8 +35,8 @@ from quality_scores import READ_FRAMES, draw_tasks
 from report import make_parser, use_threads, write_report
 from tensor_families import DEMO, Sampling
 
+from pagedvid.engine.protocol import VideoModel
 from pagedvid.engine.requests import EngineSettings
-from pagedvid.models.base import VideoModel
 from pagedvid.models.registry import load_model
 
 PARTS = ("tensor", "video", "drift", "cost")

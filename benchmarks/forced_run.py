@@ -18,8 +18,8 @@ from torch import Tensor
 from pagedvid.attention.step import Step
 from pagedvid.cache.plan import QueryRange
 from pagedvid.cache.stream import Stream
-from pagedvid.geometry import Window
-from pagedvid.models.base import Attend, Piece, VideoModel
+from pagedvid.cache.window import Window
+from pagedvid.engine.protocol import Attend, Piece, VideoModel
 from pagedvid.paged_kv_cache import PagedKVCache
 
 Watch = Callable[[Step, int, Tensor, Tensor, Tensor], None]

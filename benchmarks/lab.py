@@ -11,11 +11,11 @@ import numpy as np
 from caches import Caches, Case
 from forced_run import ForcedRun, Generated, Request
 
-from pagedvid.config import CacheConfig
+from pagedvid.cache.window import Window
+from pagedvid.config.sections import CacheConfig
 from pagedvid.engine.engine import Engine
+from pagedvid.engine.protocol import VideoModel
 from pagedvid.engine.requests import ChunkOutput, EngineSettings, VideoRequest
-from pagedvid.geometry import Window
-from pagedvid.models.base import VideoModel
 from pagedvid.paged_kv_cache import PagedKVCache
 
 COMPARED_CHUNKS = (1, 2)

@@ -7,15 +7,17 @@ from typing import Any
 import torch
 from layer_shapes import LayerShape
 
+from pagedvid.cache.sizes import stream_bytes
 from pagedvid.cache.spec import CacheSpec
-from pagedvid.chunk_codecs import ChunkCodecs
-from pagedvid.geometry import RoleCodecs, Window, stream_bytes
-from pagedvid.page_format import PageFormat, block_frames, read_codec
+from pagedvid.cache.stream_codecs import StreamCodecs
+from pagedvid.cache.window import Window
+from pagedvid.codecs.assignment import ChunkCodecs
+from pagedvid.codecs.book import CodecBook
+from pagedvid.codecs.klt.blocks import BlockLayout
+from pagedvid.codecs.klt.codec import KltCodec
+from pagedvid.codecs.klt.tables import KltTables
+from pagedvid.codecs.page import PageFormat, block_frames, read_codec
 from pagedvid.paged_kv_cache import PagedKVCache
-from pagedvid.quant.blocks import BlockLayout
-from pagedvid.quant.book import CodecBook
-from pagedvid.quant.klt import KltCodec
-from pagedvid.quant.klt_tables import KltTables
 
 
 def layer_cache(
@@ -30,7 +32,7 @@ def layer_cache(
     **settings: Any,
 ) -> PagedKVCache:
     """Room for the streams' windows. `settings`: of `CacheSpec`; the correction is the one that suits the codec."""
-    codecs = RoleCodecs(codec)
+    codecs = StreamCodecs(codec)
     spec = CacheSpec(
         num_layers,
         shape.kv_heads,

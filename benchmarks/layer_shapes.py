@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from pagedvid.models.worldplay.rope import SlotRope
-from pagedvid.quant.rotary import rotate
+from pagedvid.rotary.tables import rotate
 
 LARGE_CHANNELS = 4
 LARGE_CHANNEL_FACTOR = 8.0

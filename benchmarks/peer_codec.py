@@ -14,18 +14,18 @@ import torch
 from schemes import Peer
 from torch import Tensor
 
-from pagedvid.chunk_codecs import KINDS
+from pagedvid.codecs.assignment import KINDS
+from pagedvid.codecs.base import Codec
+from pagedvid.codecs.book import CodecBook
+from pagedvid.codecs.page import PageFormat
 from pagedvid.errors import ConfigError, NonFiniteError
-from pagedvid.page_format import PageFormat
-from pagedvid.quant.book import CodecBook
-from pagedvid.quant.codec import Codec
 
 FORMAT = "sim"
 
 
 @dataclass
 class PeerCodec:
-    """Keys or values of one peer; see `pagedvid.quant.codec.Codec` for the methods."""
+    """Keys or values of one peer; see `pagedvid.codecs.base.Codec` for the methods."""
 
     peer: Peer
     kind: str

@@ -26,9 +26,11 @@ from report import format_table, make_parser, use_threads, write_report
 
 from pagedvid.cache.manager import CacheManager
 from pagedvid.cache.plan import QueryRange
+from pagedvid.cache.sizes import KVShape, stream_bytes
 from pagedvid.cache.spec import CacheSpec
 from pagedvid.cache.stream import Stream
-from pagedvid.geometry import KVShape, RoleCodecs, Window, stream_bytes
+from pagedvid.cache.stream_codecs import StreamCodecs
+from pagedvid.cache.window import Window
 
 OPERATIONS = ("open", "commit", "fork", "release fork", "release")
 SPARE_STREAMS = 2
@@ -39,7 +41,7 @@ class Pool:
     """Open streams over a pool without bytes."""
 
     def __init__(self, shape: KVShape, chunk_tokens: int, window: Window, max_streams: int) -> None:
-        spec = CacheSpec(shape.num_layers, shape.num_kv_heads, shape.head_dim, codecs=RoleCodecs("int2"))
+        spec = CacheSpec(shape.num_layers, shape.num_kv_heads, shape.head_dim, codecs=StreamCodecs("int2"))
         per_stream = stream_bytes(shape, window, spec.codecs, chunk_tokens)
         self._manager = CacheManager(spec, (max_streams + SPARE_STREAMS) * per_stream, device="meta")
         self._window = window
@@ -115,7 +117,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     use_threads(arguments.threads)
     results = measure(arguments)
     shape = KVShape(arguments.layers, arguments.heads, arguments.head_dim)
-    pages = shape.chunk_pages(arguments.tokens, RoleCodecs("int2").steady)
+    pages = shape.chunk_pages(arguments.tokens, StreamCodecs("int2").steady)
     print(f"microseconds for one chunk of {pages} pages, medians of {arguments.repetitions}\n")
     fewest, most = min(results), max(results)
     growth = {operation: results[most][operation] / results[fewest][operation] for operation in OPERATIONS}

@@ -19,12 +19,12 @@ from peers.stored import Stored
 from peers.turboquant import turboquant
 from torch import Tensor
 
-from pagedvid.chunk_codecs import split_pair
-from pagedvid.page_format import PageFormat, page_rows_for, read_codec
-from pagedvid.quant.book import CodecBook
-from pagedvid.quant.codec import Codec
-from pagedvid.quant.hadamard import HadamardCodec
-from pagedvid.quant.token import TokenCodec
+from pagedvid.codecs.assignment import split_pair
+from pagedvid.codecs.base import Codec
+from pagedvid.codecs.book import CodecBook
+from pagedvid.codecs.page import PageFormat, page_rows_for, read_codec
+from pagedvid.codecs.token.codec import TokenCodec
+from pagedvid.codecs.token.hadamard import HadamardCodec
 
 QVG_SPAN_RATIO = 36
 """Tokens per cluster in the paper's smallest span (9360 tokens, 256 clusters)."""

@@ -17,13 +17,13 @@ from tensor_level import Family, Videos, measure_family, measure_scheme
 from tensors import capture
 from video_level import CODECS, FACTORS, KLT_CODECS
 
+from pagedvid.calibration.fit import calibrate
+from pagedvid.codecs.book import CodecBook
+from pagedvid.codecs.klt.blocks import BlockLayout
+from pagedvid.codecs.klt.file import Calibration, load_calibration
+from pagedvid.codecs.page import PageFormat, block_frames
 from pagedvid.models.demo.model import DemoModel
 from pagedvid.models.registry import model_tables
-from pagedvid.page_format import PageFormat, block_frames
-from pagedvid.quant.blocks import BlockLayout
-from pagedvid.quant.book import CodecBook
-from pagedvid.quant.calibration import calibrate
-from pagedvid.quant.klt_file import Calibration, load_calibration
 
 DEMO = "demo"
 CACHED_CHUNKS = (2, 4)

@@ -14,10 +14,10 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from pagedvid.models.base import Piece
+from pagedvid.calibration.statistics import Observation
+from pagedvid.engine.protocol import Piece
 from pagedvid.models.demo.model import DemoModel
-from pagedvid.quant.rotary import rotate
-from pagedvid.quant.statistics import Observation
+from pagedvid.rotary.tables import rotate
 
 
 @dataclass(frozen=True)

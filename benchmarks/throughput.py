@@ -32,14 +32,15 @@ import torch
 from memory import peak_resident_bytes, resident_bytes
 from report import format_table, interleaved, make_parser, median_ratio, seconds_of, use_threads, write_report
 
-from pagedvid.config import CacheConfig, Config, ModelConfig
-from pagedvid.engine.build import cache_spec, codec_book
-from pagedvid.engine.codecs import settled, tables_path
+from pagedvid.cache.sizes import stream_bytes
+from pagedvid.cache.window import Window
+from pagedvid.config.sections import CacheConfig, Config, ModelConfig
 from pagedvid.engine.engine import Engine
+from pagedvid.engine.protocol import VideoModel
 from pagedvid.engine.requests import ChunkOutput, EngineSettings, VideoRequest
-from pagedvid.geometry import Window, stream_bytes
-from pagedvid.models.base import VideoModel
+from pagedvid.models.build import cache_spec, codec_book
 from pagedvid.models.registry import load_model
+from pagedvid.models.settle import settled, tables_path
 from pagedvid.paged_kv_cache import PagedKVCache
 from pagedvid.units import format_bytes
 

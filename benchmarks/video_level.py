@@ -28,8 +28,8 @@ from quality_scores import Task, score_attributes
 from report import format_table, mean_and_error
 from torch import Tensor
 
+from pagedvid.codecs.page import has_steps
 from pagedvid.models.registry import load_model
-from pagedvid.page_format import has_steps
 
 CODECS = ("int4", "int4/int2", "int2", "int2-pair-s8", "int2-post", "token4-g64", "token2-g64", "hadamard2-g64")
 KLT_CODECS = ("klt3", "klt1.5/klt3", "klt2.25", "klt2", "klt1/klt2", "klt1.5", "klt1")

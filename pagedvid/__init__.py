@@ -10,21 +10,22 @@ if TYPE_CHECKING:
     from pagedvid.cache.spec import CacheSpec
     from pagedvid.cache.stats import CacheStats
     from pagedvid.cache.stream import Stream
-    from pagedvid.geometry import RoleCodecs, Window
+    from pagedvid.cache.stream_codecs import StreamCodecs
+    from pagedvid.cache.window import Window
     from pagedvid.paged_kv_cache import PagedKVCache
 
 __version__ = "0.1.0"
 
-__all__ = ["CacheSpec", "CacheStats", "PagedKVCache", "QueryRange", "RoleCodecs", "Stream", "Window", "__version__"]
+__all__ = ["CacheSpec", "CacheStats", "PagedKVCache", "QueryRange", "Stream", "StreamCodecs", "Window", "__version__"]
 
 _HOMES = {
     "CacheSpec": "pagedvid.cache.spec",
     "CacheStats": "pagedvid.cache.stats",
     "PagedKVCache": "pagedvid.paged_kv_cache",
     "QueryRange": "pagedvid.cache.plan",
-    "RoleCodecs": "pagedvid.geometry",
+    "StreamCodecs": "pagedvid.cache.sizes",
     "Stream": "pagedvid.cache.stream",
-    "Window": "pagedvid.geometry",
+    "Window": "pagedvid.cache.sizes",
 }
 
 

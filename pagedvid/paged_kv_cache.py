@@ -25,11 +25,11 @@ from pagedvid.cache.manager import CacheManager
 from pagedvid.cache.plan import QueryRange, StepPlan
 from pagedvid.cache.spec import CacheSpec
 from pagedvid.cache.stream import Stream
+from pagedvid.cache.stream_codecs import StreamCodecs
+from pagedvid.codecs.book import CodecBook
+from pagedvid.codecs.klt.file import load_calibration
 from pagedvid.errors import ConfigError, StateError
-from pagedvid.geometry import RoleCodecs
 from pagedvid.host_state import independent_of_host
-from pagedvid.quant.book import CodecBook
-from pagedvid.quant.klt_file import load_calibration
 from pagedvid.units import parse_bytes
 
 
@@ -62,7 +62,7 @@ class PagedKVCache(CacheManager):
         self.check_codecs(spec.codecs)
         self.backend = select_backend(backend, self.pool, spec, self.book, parse_bytes(scratch))
 
-    def check_codecs(self, codecs: RoleCodecs) -> None:
+    def check_codecs(self, codecs: StreamCodecs) -> None:
         """See `CacheManager.check_codecs`; raises ConfigError also for codecs whose tables are missing."""
         super().check_codecs(codecs)
         self.book.check(codecs.all(), self.spec.num_layers)

@@ -6,7 +6,10 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import nullcontext
 
+import pytest
 import torch
 from hypothesis import settings
 
@@ -18,3 +21,11 @@ torch.set_num_threads(1)
 settings.register_profile("fixed", deadline=None, derandomize=True, max_examples=50, database=None)
 settings.register_profile("explore", deadline=None, max_examples=1000)
 settings.load_profile("fixed")
+
+
+@pytest.fixture(autouse=True)
+def on_device(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Tensors of the kernels' tests, in folders called kernels, are made where the kernels run."""
+    runs_kernels = "kernels" in request.path.parts and torch.cuda.is_available()
+    with torch.device("cuda") if runs_kernels else nullcontext():
+        yield

@@ -12,9 +12,11 @@ import torch
 
 from pagedvid import CacheSpec, PagedKVCache, QueryRange, Window
 from pagedvid.arguments import whole_number, whole_numbers
+from pagedvid.cache.sizes import KVShape, peak_pages
+from pagedvid.cache.stream_codecs import StreamCodecs
+from pagedvid.cache.window import Commit
 from pagedvid.errors import CapacityError, ConfigError, PagedvidError, ShapeError
-from pagedvid.geometry import Commit, KVShape, RoleCodecs, peak_pages
-from pagedvid.rope_grid import RopeGrid
+from pagedvid.rotary.grid import RopeGrid
 
 NOT_WHOLE = [30.0, True, "30", None, Fraction(30), np.float64(30), np.bool_(True), [30], 3 + 0j, float("nan")]
 WHOLE = [30, np.int64(30), np.uint8(30), torch.tensor(30)]
@@ -133,16 +135,16 @@ def test_a_float_that_is_refused_poisons_no_other_cache() -> None:
 
 
 def test_cached_functions_tell_types_apart() -> None:
-    shape, codecs = KVShape(1, 1, 16), RoleCodecs().steady
+    shape, codecs = KVShape(1, 1, 16), StreamCodecs().steady
     assert shape.table_pages(31.0, codecs) == (1.0, 1.0)  # type: ignore[arg-type]
     assert all(type(pages) is int for pages in shape.table_pages(31, codecs))
 
 
 def test_absurd_windows_are_planned_at_once() -> None:
     """As many pages as the window has chunks, and one more for the chunk that is committed."""
-    shape, codecs = KVShape(1, 1, 16), RoleCodecs("int2", newest="bf16")
+    shape, codecs = KVShape(1, 1, 16), StreamCodecs("int2", newest="bf16")
     window = Window(10**9, 10**400)
-    chunk, newest = (shape.chunk_pages(30, RoleCodecs(name).steady) for name in ("int2", "bf16"))
+    chunk, newest = (shape.chunk_pages(30, StreamCodecs(name).steady) for name in ("int2", "bf16"))
     assert peak_pages(shape, window, codecs, 30) == (10**9 + 10**400) * chunk + 2 * newest
     with pytest.raises(CapacityError, match=r"needs \d+ \.\.\. \d+ pages"):
         cache().open(window, 30)

@@ -18,16 +18,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from pagedvid import CacheSpec, PagedKVCache, RoleCodecs, Window
+from pagedvid import CacheSpec, PagedKVCache, StreamCodecs, Window
 from pagedvid.cache.plan import QueryRange
+from pagedvid.codecs.book import CodecBook
+from pagedvid.codecs.klt.file import Calibration, load_calibration, save_calibration
 from pagedvid.errors import ShapeError
 from pagedvid.host_state import independent_of_host, plain_tensor
 from pagedvid.integrations.dense_view import DenseWindow
-from pagedvid.quant.book import CodecBook
-from pagedvid.quant.klt_file import Calibration, load_calibration, save_calibration
 from tests.attention.projective_reference import SeededProjection
 from tests.attention.reference import TableRope
-from tests.quant import klt_scenes
+from tests.codecs.klt import scenes as klt_scenes
 
 HEADS, HEAD_DIM, TOKENS, CHUNKS = 2, 16, 40, 3
 ROPES = {None: None, "half": TableRope("half", HEAD_DIM), "interleaved": TableRope("interleaved", HEAD_DIM)}
@@ -185,7 +185,7 @@ def make_cache(case: Case) -> PagedKVCache:
         HEADS,
         HEAD_DIM,
         num_query_heads=2 * HEADS,
-        codecs=RoleCodecs(case.codec, newest="bf16"),
+        codecs=StreamCodecs(case.codec, newest="bf16"),
         correction=case.correction,
         keys_arrive=case.arrive,
         **({"page_rows": page.rows, "tokens_per_frame": 10, "frames_per_block": 4} if page else {}),

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import pagedvid
-from pagedvid import CacheSpec, PagedKVCache, QueryRange, RoleCodecs, Stream, Window
+from pagedvid import CacheSpec, PagedKVCache, QueryRange, Stream, StreamCodecs, Window
 from pagedvid.errors import CapacityError, ConfigError, NonFiniteError, PagedvidError, StateError
 from tests.cache.patterns import assert_holds, attend_all, attend_layer
 
@@ -101,9 +101,9 @@ def test_forks_go_on_from_the_same_bytes_and_leave_each_other_alone(cache):
 @pytest.mark.parametrize(
     "codecs",
     [
-        RoleCodecs("int2"),
-        RoleCodecs("int2", sink="int8", newest="bf16"),
-        RoleCodecs("int4/int2", sink="bf16/int8", newest="int2/int4", layers=((1, 2, "int8/int2"),)),
+        StreamCodecs("int2"),
+        StreamCodecs("int2", sink="int8", newest="bf16"),
+        StreamCodecs("int4/int2", sink="bf16/int8", newest="int2/int4", layers=((1, 2, "int8/int2"),)),
     ],
     ids=str,
 )
@@ -188,11 +188,11 @@ def test_memory_is_bytes_or_text():
 
 def test_codecs_without_their_tables_are_refused_at_once(cache):
     with pytest.raises(ConfigError, match=r"klt2 needs tables of the model; .*`pagedvid calibrate`.* such as int2"):
-        PagedKVCache(CacheSpec(1, 1, 8, codecs=RoleCodecs("int2", sink="int4/klt2")), "1MiB")
+        PagedKVCache(CacheSpec(1, 1, 8, codecs=StreamCodecs("int2", sink="int4/klt2")), "1MiB")
     with pytest.raises(ConfigError, match="klt2 needs tables of the model"):
-        cache.open(Window(1, 1), 40, codecs=RoleCodecs("int2", layers=((2, 2, "klt2/int2"),)))
+        cache.open(Window(1, 1), 40, codecs=StreamCodecs("int2", layers=((2, 2, "klt2/int2"),)))
     with pytest.raises(ConfigError, match="stands for a codec under study"):
-        cache.open(Window(1, 1), 40, codecs=RoleCodecs("int2", newest="sim"))
+        cache.open(Window(1, 1), 40, codecs=StreamCodecs("int2", newest="sim"))
     assert cache.streams == ()
     cache.check()
 
@@ -225,9 +225,9 @@ def one_layer(**spec) -> PagedKVCache:
 FIRST_TRIES = {
     "codecs as text": (
         lambda c: CacheSpec(1, 2, 16, codecs="int2"),
-        r"codecs is 'int2', of type str; give RoleCodecs\('int2'\)",
+        r"codecs is 'int2', of type str; give StreamCodecs\('int2'\)",
     ),
-    "codecs of a stream": (lambda c: c.open(Window(1, 2), 8, codecs="int2"), r"give RoleCodecs\('int2'\)"),
+    "codecs of a stream": (lambda c: c.open(Window(1, 2), 8, codecs="int2"), r"give StreamCodecs\('int2'\)"),
     "no spec": (lambda c: PagedKVCache("int2", "64KiB"), r"spec is 'int2', of type str; give CacheSpec\(num_layers"),
     "no CUDA": (lambda c: PagedKVCache(c.spec, "64KiB", "cuda"), "device is 'cuda', but PyTorch sees 0 CUDA devices"),
     "a device that is none": (lambda c: PagedKVCache(c.spec, "64KiB", "gpu"), "device is 'gpu'; write cpu, cuda or"),

@@ -9,16 +9,16 @@ import numpy as np
 import pytest
 import torch
 
-from pagedvid import CacheSpec, PagedKVCache, QueryRange, RoleCodecs, Window
+from pagedvid import CacheSpec, PagedKVCache, QueryRange, StreamCodecs, Window
+from pagedvid.cache.window import Commit
 from pagedvid.engine.requests import EngineSettings, VideoRequest
 from pagedvid.errors import PagedvidError
-from pagedvid.geometry import Commit
 from pagedvid.integrations.dense_view import DenseWindow
-from pagedvid.rope_grid import RopeGrid
+from pagedvid.rotary.grid import RopeGrid
 
 WRONG: list[Any] = [
     *(None, 0, -1, 2.5, True, "x", "", b"x", [], [1], (1, 2), {}, {"a": 1}, {1}, object(), int, lambda: 0, range(3)),
-    *(float("nan"), float("inf"), 10**30, np.int64(3), np.zeros(3), torch.zeros(3), RoleCodecs(), Window(1, 2)),
+    *(float("nan"), float("inf"), 10**30, np.int64(3), np.zeros(3), torch.zeros(3), StreamCodecs(), Window(1, 2)),
 ]
 Call = Callable[[Any], object]
 
@@ -64,7 +64,7 @@ STREAM = {"window": Window(1, 2), "chunk_tokens": 8}
 CALLS: dict[str, Call] = {
     **fields(CacheSpec, SHAPE, *SHAPE, "num_query_heads", "codecs", "page_rows", "tokens_per_frame"),
     **fields(CacheSpec, SHAPE, "frames_per_block", "correction", "keys_arrive", "debug_checks"),
-    **fields(RoleCodecs, {}, "history", "sink", "newest", "layers"),
+    **fields(StreamCodecs, {}, "history", "sink", "newest", "layers"),
     **fields(Window, {}, "sink_chunks", "recent_chunks", "positions"),
     **fields(Commit, {"num_tokens": 3}, "num_tokens", "drops"),
     **fields(RopeGrid, {"frame_tokens": 4, "width": 2, "axes": (0,)}, "frame_tokens", "width", "axes"),

@@ -16,8 +16,8 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 
-from pagedvid.attention.kernels.catalogue import launches
-from pagedvid.attention.kernels.compiled import Resources, compile_launch
+from kernels.catalogue import launches
+from kernels.compiled import Resources, compile_launch
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from pagedvid.quant.hadamard import hadamard_matrix
+from pagedvid.codecs.token.hadamard import hadamard_matrix
 from peers.rtn import rtn
 from peers.stored import Stored
 

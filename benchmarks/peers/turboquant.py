@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from pagedvid.quant.hadamard import hadamard_matrix
+from pagedvid.codecs.token.hadamard import hadamard_matrix
 from peers.stored import Stored
 
 ROTATION_SEED = 0

@@ -14,15 +14,15 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from pagedvid.attention.commit import LayerStore
 from pagedvid.attention.projection import StepProjection
 from pagedvid.attention.rotation import Rotation
+from pagedvid.attention.store import LayerStore
 from pagedvid.attention.tile import Context
 from pagedvid.cache.plan import StepPlan
 from pagedvid.cache.pool import PagePool
 from pagedvid.cache.spec import CacheSpec
+from pagedvid.codecs.book import CodecBook
 from pagedvid.errors import BackendError
-from pagedvid.quant.book import CodecBook
 
 logger = logging.getLogger(__name__)
 

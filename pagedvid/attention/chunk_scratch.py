@@ -19,10 +19,10 @@ from pagedvid.attention.page_kernels import KernelBook, PageKernels
 from pagedvid.attention.step_tables import History
 from pagedvid.cache.pool import PagePool
 from pagedvid.cache.spec import CacheSpec
-from pagedvid.chunk_codecs import KINDS
-from pagedvid.page_format import is_quantized, read_codec
-from pagedvid.quant.book import CodecBook
-from pagedvid.quant.codec import saturated
+from pagedvid.codecs.assignment import KINDS
+from pagedvid.codecs.base import saturated
+from pagedvid.codecs.book import CodecBook
+from pagedvid.codecs.page import is_quantized, read_codec
 
 
 @dataclass(frozen=True)

@@ -12,13 +12,13 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from pagedvid.attention.kernels.layout import PageLayout, layout_of
 from pagedvid.attention.kernels.paged_attention import MAX_HEAD_DIM, paged_attention
 from pagedvid.attention.kernels.work import Noise, PagedWork, Tiling
 from pagedvid.attention.step_tables import History
 from pagedvid.attention.triton_backend import Prepared, Total, TritonBackend
-from pagedvid.chunk_codecs import KINDS
-from pagedvid.page_format import is_quantized, read_codec
+from pagedvid.codecs.assignment import KINDS
+from pagedvid.codecs.channel.kernels.layout import PageLayout, layout_of
+from pagedvid.codecs.page import is_quantized, read_codec
 
 
 class FusedBackend(TritonBackend[PagedWork]):

@@ -21,9 +21,9 @@ import torch
 from torch import Tensor
 
 from pagedvid.cache.plan import RangePlan, Read, StepPlan
-from pagedvid.chunk_codecs import ChunkCodecs
-from pagedvid.page_format import read_codec
-from pagedvid.quant.rotary import RopeTables
+from pagedvid.codecs.assignment import ChunkCodecs
+from pagedvid.codecs.page import read_codec
+from pagedvid.rotary.tables import RopeTables
 
 Angles = tuple[Tensor, Tensor]
 """Cosines and sines, [E, 1, n, D/2] each."""

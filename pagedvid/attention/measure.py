@@ -1,6 +1,6 @@
 """What rounding did to the attention mass of a chunk's keys, next to what the formula says: the data behind alpha.
 
-The readers are queries of the commit pass itself (quant/correction.py says which part they play).
+The readers are queries of the commit pass itself (correction/formula.py says which part they play).
 
 Axes: H KV heads, S sampled queries, Q = G * S rows of the query heads of one KV head, n keys, F frames, D head_dim.
 """
@@ -18,10 +18,10 @@ from torch import Tensor
 from pagedvid.attention.projection import StepProjection
 from pagedvid.attention.rotation import Readers
 from pagedvid.cache.plan import PendingChunk, RangePlan
-from pagedvid.quant.codec import Codec
-from pagedvid.quant.correction import KeyNoise, QuerySquares, leave_out, log_mass, reader_log_odds
-from pagedvid.quant.projective import map_points
-from pagedvid.quant.rotary import RopeTables, turned
+from pagedvid.codecs.base import Codec
+from pagedvid.correction.formula import KeyNoise, QuerySquares, leave_out, log_mass, reader_log_odds
+from pagedvid.rotary.projective import map_points
+from pagedvid.rotary.tables import RopeTables, turned
 
 MEASURED_QUERIES = 32
 """Queries of the pass, evenly spread, on which alpha is fitted. More do no better (benchmarks/fidelity.py)."""

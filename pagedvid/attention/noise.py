@@ -1,11 +1,11 @@
-"""What each correction mode goes by when stored keys are read. The modes: quant/correction.py."""
+"""What each correction mode goes by when stored keys are read. The modes: correction/formula.py."""
 
 from __future__ import annotations
 
 from torch import Tensor
 
-from pagedvid.quant.codec import Codec
-from pagedvid.quant.correction import KeyNoise
+from pagedvid.codecs.base import Codec
+from pagedvid.correction.formula import KeyNoise
 
 
 def key_noise(

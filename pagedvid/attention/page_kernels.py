@@ -16,25 +16,26 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from pagedvid.attention.kernels import klt_layout
-from pagedvid.attention.kernels.decode import decode
-from pagedvid.attention.kernels.encode import encode
-from pagedvid.attention.kernels.klt_decode import decode_klt
-from pagedvid.attention.kernels.klt_encode import encode_klt
-from pagedvid.attention.kernels.klt_layout import KltLayout
-from pagedvid.attention.kernels.layout import PageLayout, head_dim_reasons, layout_of
-from pagedvid.attention.kernels.mean_steps import mean_square_steps
-from pagedvid.attention.kernels.token_decode import decode_token
-from pagedvid.attention.kernels.token_encode import encode_token
-from pagedvid.attention.kernels.token_layout import TokenLayout
 from pagedvid.attention.rotation import Arrival
-from pagedvid.page_format import PageFormat
-from pagedvid.quant.codec import Codec
-from pagedvid.quant.hadamard import HadamardCodec
-from pagedvid.quant.klt import KltCodec
-from pagedvid.quant.rope_axes import Turns
-from pagedvid.quant.rotary import rotate
-from pagedvid.quant.token import TokenCodec
+from pagedvid.codecs.base import Codec
+from pagedvid.codecs.channel.kernels import step_sizes as channel_step_sizes
+from pagedvid.codecs.channel.kernels.decode import decode
+from pagedvid.codecs.channel.kernels.encode import encode
+from pagedvid.codecs.channel.kernels.layout import PageLayout, head_dim_reasons, layout_of
+from pagedvid.codecs.klt.codec import KltCodec
+from pagedvid.codecs.klt.kernels import layout as klt_layout
+from pagedvid.codecs.klt.kernels.decode import decode_klt
+from pagedvid.codecs.klt.kernels.encode import encode_klt
+from pagedvid.codecs.klt.kernels.layout import KltLayout
+from pagedvid.codecs.page import PageFormat
+from pagedvid.codecs.token.codec import TokenCodec
+from pagedvid.codecs.token.hadamard import HadamardCodec
+from pagedvid.codecs.token.kernels import step_sizes as token_step_sizes
+from pagedvid.codecs.token.kernels.decode import decode_token
+from pagedvid.codecs.token.kernels.encode import encode_token
+from pagedvid.codecs.token.kernels.layout import TokenLayout
+from pagedvid.rotary.axis_tables import Turns
+from pagedvid.rotary.tables import rotate
 
 
 class PageKernels(Protocol):
@@ -82,7 +83,9 @@ class ChannelKernels:
         """See `PageKernels`."""
         if self.layout.is_raw:
             return None
-        return mean_square_steps(records, self.layout, pages_HP, tokens.stop - tokens.start, tokens.start)
+        return channel_step_sizes.mean_square_steps(
+            records, self.layout, pages_HP, tokens.stop - tokens.start, tokens.start
+        )
 
 
 @dataclass(frozen=True)
@@ -106,7 +109,9 @@ class TokenKernels:
 
     def step_square(self, records: Tensor, pages_HP: Tensor, tokens: slice) -> Tensor | None:
         """See `PageKernels`."""
-        return mean_square_steps(records, self.layout, pages_HP, tokens.stop - tokens.start, tokens.start)
+        return token_step_sizes.mean_square_steps(
+            records, self.layout, pages_HP, tokens.stop - tokens.start, tokens.start
+        )
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """Attention through a projection on a GPU: keys and values are mapped, a chunk at a time, to meet mapped queries.
 
-With P of a query's frame i and of a key's frame f (quant/projective.py), and A the first frame of the query's range:
+With P of a query's frame i and of a key's frame f (rotary/projective.py), and A the first frame of the query's range:
 
     q' = (P_i A^-1)^T q      k' = (A P_f^-1) k      v' = (A P_f^-1) v      out = (P_i A^-1) out'
 
@@ -21,17 +21,17 @@ import torch
 from torch import Tensor
 
 from pagedvid.attention.chunk_scratch import ChunkScratch
+from pagedvid.attention.dense.ragged import DenseAttention, Ragged
 from pagedvid.attention.kernels.merge import corrected_merge, merge
 from pagedvid.attention.projection import StepProjection
-from pagedvid.attention.providers.ragged import DenseAttention, Ragged
 from pagedvid.attention.sources import Sources
 from pagedvid.attention.step_tables import History
 from pagedvid.attention.tile import Context
 from pagedvid.cache.plan import StepPlan
+from pagedvid.codecs.page import read_codec
 from pagedvid.errors import StateError
-from pagedvid.page_format import read_codec
-from pagedvid.quant.projective import map_points
-from pagedvid.quant.rotary import from_half_layout
+from pagedvid.rotary.projective import map_points
+from pagedvid.rotary.tables import from_half_layout
 
 Maps = Tensor
 """float32 [F, 4, 4], on the device."""

@@ -15,8 +15,8 @@ from torch import Tensor
 from pagedvid.cache.plan import Read, StepPlan
 from pagedvid.cache.spec import CacheSpec
 from pagedvid.errors import ShapeError, StateError
-from pagedvid.quant.projective import POINT_CHANNELS, Projection
-from pagedvid.quant.rotary import to_half_layout
+from pagedvid.rotary.projective import POINT_CHANNELS, Projection
+from pagedvid.rotary.tables import to_half_layout
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Attention through a projection: every frame of keys is met by a query pulled back to it (quant/projective.py).
+"""Attention through a projection: every frame of keys is met by a query pulled back to it (rotary/projective.py).
 
     for every frame f of every source:   q_f = R_f^T q     attend to the stored keys and values of f
                                          lse -= b(q_f)     exact per query and frame: the map is the frame's own
@@ -19,9 +19,9 @@ from pagedvid.attention.groups import ContextSource, CurrentSource, PagedSource,
 from pagedvid.attention.partial import Partial
 from pagedvid.attention.projection import StepProjection
 from pagedvid.attention.tile import Decoded, Tile, head_major
+from pagedvid.correction.formula import QuerySquares
 from pagedvid.errors import StateError
-from pagedvid.quant.correction import QuerySquares
-from pagedvid.quant.projective import map_points
+from pagedvid.rotary.projective import map_points
 
 
 @dataclass(frozen=True)

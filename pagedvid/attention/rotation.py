@@ -13,8 +13,8 @@ from torch import Tensor
 
 from pagedvid.cache.plan import PendingChunk, RangePlan, StepPlan
 from pagedvid.cache.spec import CacheSpec
-from pagedvid.quant.ropes import CheckedRope, Ropes
-from pagedvid.quant.rotary import RopeTables, rotate, to_half_layout, unrotate
+from pagedvid.rotary.checked import CheckedRope, Ropes
+from pagedvid.rotary.tables import RopeTables, rotate, to_half_layout, unrotate
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pagedvid.attention.providers.ragged import Ragged
+from pagedvid.attention.dense.ragged import Ragged
 from pagedvid.attention.tile import Context
 from pagedvid.cache.plan import StepPlan
 

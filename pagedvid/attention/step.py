@@ -11,19 +11,19 @@ from torch import Tensor
 
 from pagedvid.arguments import list_of, whole_number
 from pagedvid.attention.backend import AttentionBackend
-from pagedvid.attention.commit import Writing
 from pagedvid.attention.measure import sample_queries, sampled_offsets
 from pagedvid.attention.projection import StepProjection
 from pagedvid.attention.rotation import Rotation
+from pagedvid.attention.store import Writing
 from pagedvid.attention.tile import Context
 from pagedvid.cache.plan import StepPlan
 from pagedvid.cache.pool import PagePool
 from pagedvid.cache.spec import CacheSpec
 from pagedvid.errors import ShapeError, StateError
 from pagedvid.host_state import independent_of_host, plain_tensor
-from pagedvid.quant.projective import Projection
-from pagedvid.quant.ropes import CheckedRope, require_same_rope
-from pagedvid.quant.rotary import RopeTables
+from pagedvid.rotary.checked import CheckedRope, require_same_rope
+from pagedvid.rotary.projective import Projection
+from pagedvid.rotary.tables import RopeTables
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 """Of queries, keys and values."""

@@ -16,14 +16,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pagedvid.attention.providers.ragged import Ragged
+from pagedvid.attention.dense.ragged import Ragged
 from pagedvid.cache.plan import Read, StepPlan
 from pagedvid.cache.spec import CacheSpec
-from pagedvid.chunk_codecs import KINDS, ChunkCodecs
+from pagedvid.codecs.assignment import KINDS, ChunkCodecs
+from pagedvid.codecs.page import read_codec
 from pagedvid.errors import IntegrityError
-from pagedvid.page_format import read_codec
-from pagedvid.quant.rope_axes import AxisTables
-from pagedvid.quant.rotary import RopeTables
+from pagedvid.rotary.axis_tables import AxisTables
+from pagedvid.rotary.tables import RopeTables
 
 Made = TypeVar("Made")
 KEPT_STEPS = 8

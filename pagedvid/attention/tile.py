@@ -15,17 +15,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pagedvid.attention.commit import LayerStore
 from pagedvid.attention.flash_cpu import flash_partial
 from pagedvid.attention.groups import ContextSource, CurrentSource, PagedSource, RangeBatch, Source
 from pagedvid.attention.noise import key_noise
 from pagedvid.attention.partial import Partial, merge_into
 from pagedvid.attention.rotation import Rotation
+from pagedvid.attention.store import LayerStore
 from pagedvid.cache.spec import CacheSpec
-from pagedvid.page_format import is_quantized
-from pagedvid.quant.codec import Codec, saturated
-from pagedvid.quant.correction import QuerySquares
-from pagedvid.quant.rotary import rotate
+from pagedvid.codecs.base import Codec, saturated
+from pagedvid.codecs.page import is_quantized
+from pagedvid.correction.formula import QuerySquares
+from pagedvid.rotary.tables import rotate
 
 Context = Sequence[tuple[Tensor, Tensor] | None]
 """For each range of a step its context keys and values, [n, Hkv, D] each, or None; empty when no range has any."""

@@ -10,17 +10,17 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pagedvid.attention.commit import LayerStore
 from pagedvid.attention.groups import PagedSource, RangeBatch, group_ranges
 from pagedvid.attention.projection import StepProjection
 from pagedvid.attention.projective_tile import ProjectiveBatch, ProjectiveTile
 from pagedvid.attention.rotation import Rotation
+from pagedvid.attention.store import LayerStore
 from pagedvid.attention.tile import Context, RotaryTile
 from pagedvid.cache.plan import RangePlan, StepPlan
 from pagedvid.cache.pool import PagePool
 from pagedvid.cache.spec import CacheSpec
-from pagedvid.chunk_codecs import ChunkCodecs
-from pagedvid.quant.book import CodecBook
+from pagedvid.codecs.assignment import ChunkCodecs
+from pagedvid.codecs.book import CodecBook
 
 
 def unsupported_reasons(spec: CacheSpec, device: torch.device) -> list[str]:

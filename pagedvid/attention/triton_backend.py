@@ -24,26 +24,26 @@ import torch
 from torch import Tensor
 
 from pagedvid.attention.chunk_scratch import ChunkScratch
-from pagedvid.attention.commit import LayerStore
-from pagedvid.attention.kernels.layout import head_dim_reasons
+from pagedvid.attention.dense.choice import choose_provider, provider_reasons
+from pagedvid.attention.dense.ragged import DenseAttention
 from pagedvid.attention.kernels.merge import corrected_merge, merge
-from pagedvid.attention.kernels.rotate import rows_contiguous, turned
 from pagedvid.attention.page_kernels import KernelBook
 from pagedvid.attention.projected_history import Projected
 from pagedvid.attention.projection import StepProjection
-from pagedvid.attention.providers.choice import choose_provider, provider_reasons
-from pagedvid.attention.providers.ragged import DenseAttention
 from pagedvid.attention.rotation import Rotation
 from pagedvid.attention.sources import Sources, context_keys
 from pagedvid.attention.step_tables import History, TableCache, histories
+from pagedvid.attention.store import LayerStore
 from pagedvid.attention.tile import Context
 from pagedvid.attention.triton_store import TritonStore
 from pagedvid.cache.plan import StepPlan
 from pagedvid.cache.pool import PagePool
 from pagedvid.cache.spec import CacheSpec
-from pagedvid.chunk_codecs import KINDS
-from pagedvid.quant.book import CodecBook
-from pagedvid.quant.rope_axes import Angles
+from pagedvid.codecs.assignment import KINDS
+from pagedvid.codecs.book import CodecBook
+from pagedvid.codecs.channel.kernels.layout import head_dim_reasons
+from pagedvid.rotary.axis_tables import Angles
+from pagedvid.rotary.kernels import rows_contiguous, turned
 
 OLDEST_CAPABILITY = (8, 0)
 """BF16 on tensor cores."""

@@ -14,15 +14,15 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
-from pagedvid.attention.commit import LayerStore, Writing
-from pagedvid.attention.kernels.rotate import rows_contiguous, turned
 from pagedvid.attention.measure import StoredKeys
 from pagedvid.attention.page_kernels import ChannelKernels, KernelBook, PageKernels
+from pagedvid.attention.store import LayerStore, Writing
 from pagedvid.cache.chunk import Chunk
 from pagedvid.cache.plan import PendingChunk
-from pagedvid.chunk_codecs import KINDS
+from pagedvid.codecs.assignment import KINDS
 from pagedvid.errors import NonFiniteError
-from pagedvid.quant.rotary import RopeTables
+from pagedvid.rotary.kernels import rows_contiguous, turned
+from pagedvid.rotary.tables import RopeTables
 
 Flags = list[tuple[str, int, Tensor]]
 """(kind, layer, flags [H, F] of what could not be stored)."""

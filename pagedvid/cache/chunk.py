@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pagedvid.cache.pool import PageIds, PagePool
-from pagedvid.chunk_codecs import KINDS, ChunkCodecs
+from pagedvid.cache.sizes import KVShape
+from pagedvid.codecs.assignment import KINDS, ChunkCodecs
 from pagedvid.errors import IntegrityError
-from pagedvid.geometry import KVShape
 
 
 @dataclass(frozen=True, eq=False)

@@ -30,18 +30,14 @@ from pagedvid.cache.chunk import Chunk, ChunkLedger, digest_pages, page_tables
 from pagedvid.cache.integrity import check_integrity
 from pagedvid.cache.plan import PendingChunk, QueryRange, StepPlan, resolve_ranges, wanted_chunks
 from pagedvid.cache.pool import PagePool
-from pagedvid.cache.spec import ROLE_CODECS, CacheSpec
+from pagedvid.cache.sizes import peak_pages, planned_peak_pages
+from pagedvid.cache.spec import STREAM_CODECS, CacheSpec
 from pagedvid.cache.stats import CacheStats, collect_stats
 from pagedvid.cache.stream import BranchHistory, Stream
+from pagedvid.cache.stream_codecs import StreamCodecs
+from pagedvid.cache.window import Commit, Window
 from pagedvid.devices import read_device
 from pagedvid.errors import CapacityError, ConfigError, ShapeError, StateError
-from pagedvid.geometry import (
-    Commit,
-    RoleCodecs,
-    Window,
-    peak_pages,
-    planned_peak_pages,
-)
 from pagedvid.host_state import independent_of_host
 from pagedvid.shown import shown
 from pagedvid.units import parse_bytes
@@ -75,7 +71,7 @@ class CacheManager:
         *,
         branches: Sequence[str] = ("cond",),
         max_chunks: int | None = None,
-        codecs: RoleCodecs | None = None,
+        codecs: StreamCodecs | None = None,
         commits: Sequence[Commit] | None = None,
     ) -> Stream:
         """A new stream with its peak reserved.
@@ -104,7 +100,7 @@ class CacheManager:
         histories = {branch: BranchHistory(window) for branch in branches}
         return self._admit(Stream(-1, window, codecs, chunk_tokens, max_chunks, plan, histories, peak, peak))
 
-    def check_codecs(self, codecs: RoleCodecs) -> None:
+    def check_codecs(self, codecs: StreamCodecs) -> None:
         """Raises ConfigError for codecs in which this cache cannot store chunks."""
         self.spec.check_codecs(codecs)
 
@@ -115,7 +111,7 @@ class CacheManager:
         *,
         num_branches: int = 1,
         max_chunks: int | None = None,
-        codecs: RoleCodecs | None = None,
+        codecs: StreamCodecs | None = None,
         commits: Sequence[Commit] | None = None,
     ) -> int:
         """Pages that `open` would reserve; changes nothing."""
@@ -123,7 +119,7 @@ class CacheManager:
         num_branches = whole_number("num_branches", num_branches, 1)
         if codecs is None:
             codecs = self.spec.codecs
-        instance_of(RoleCodecs, "codecs", codecs, ROLE_CODECS, ConfigError)
+        instance_of(StreamCodecs, "codecs", codecs, STREAM_CODECS, ConfigError)
         if commits is not None:
             commits = list_of(Commit, "commits", commits, "[Commit(num_tokens)]")
             return num_branches * planned_peak_pages(self.shape, window, codecs, commits)

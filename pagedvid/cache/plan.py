@@ -22,7 +22,7 @@ from pagedvid.arguments import instance_of, whole_number, whole_numbers
 from pagedvid.cache.chunk import Chunk
 from pagedvid.cache.pool import PageIds
 from pagedvid.cache.stream import BranchHistory, Stream
-from pagedvid.chunk_codecs import ChunkCodecs
+from pagedvid.codecs.assignment import ChunkCodecs
 from pagedvid.errors import StateError
 
 

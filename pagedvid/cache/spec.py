@@ -5,12 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from pagedvid.arguments import instance_of, one_of, whole_number
+from pagedvid.cache.sizes import MAX_SIZE, KVShape
+from pagedvid.cache.stream_codecs import StreamCodecs
+from pagedvid.codecs.page import has_steps, is_quantized
+from pagedvid.correction.formula import MODES
 from pagedvid.errors import ConfigError
-from pagedvid.geometry import MAX_SIZE, KVShape, RoleCodecs
-from pagedvid.page_format import has_steps, is_quantized
-from pagedvid.quant.correction import MODES
 
-ROLE_CODECS = "RoleCodecs('int2')"
+STREAM_CODECS = "StreamCodecs('int2')"
 """What to write for codecs."""
 
 
@@ -23,14 +24,14 @@ class CacheSpec:
     head_dim: int
     num_query_heads: int | None = None
     """None: as many as KV heads. Otherwise a multiple of them (grouped-query attention)."""
-    codecs: RoleCodecs = field(default_factory=RoleCodecs)
+    codecs: StreamCodecs = field(default_factory=StreamCodecs)
     page_rows: int | None = None
-    """Rows of head_dim bytes in a page; None: what suits the keys of the history, see page_format.py."""
+    """Rows of head_dim bytes in a page; None: what suits the keys of the history, see codecs/page.py."""
     tokens_per_frame: int = 1
     """Klt codecs transform the same place of `frames_per_block` consecutive frames together."""
     frames_per_block: int = 1
     correction: str = "auto"
-    """"off", "formula", "variance" or "measured"; see quant/correction.py. "auto" becomes what suits the keys
+    """"off", "formula", "variance" or "measured"; see correction/formula.py. "auto" becomes what suits the keys
     of the history: "measured" where they have step sizes, "off" for klt. `replace` of codecs keeps what it became."""
     keys_arrive: str = "before_rotary"
     """"before_rotary": `attend` rotates q and k. "rotated": the host has done so; keys are un-rotated at commit."""
@@ -44,7 +45,7 @@ class CacheSpec:
                 object.__setattr__(self, name, number)
         for name in ("tokens_per_frame", "frames_per_block"):
             object.__setattr__(self, name, whole_number(name, getattr(self, name), 1, MAX_SIZE, error=ConfigError))
-        instance_of(RoleCodecs, "codecs", self.codecs, ROLE_CODECS, ConfigError)
+        instance_of(StreamCodecs, "codecs", self.codecs, STREAM_CODECS, ConfigError)
         if isinstance(self.correction, str) and self.correction == "auto":
             object.__setattr__(self, "correction", self.codecs.correction)
         shape = self.shape  # validates the sizes together
@@ -59,9 +60,9 @@ class CacheSpec:
             one_of(allowed, name, getattr(self, name), ConfigError)
         self.check_codecs(self.codecs)
 
-    def check_codecs(self, codecs: RoleCodecs) -> None:
+    def check_codecs(self, codecs: StreamCodecs) -> None:
         """Raises ConfigError for codecs that these pages, layers or this correction cannot have."""
-        instance_of(RoleCodecs, "codecs", codecs, ROLE_CODECS, ConfigError)
+        instance_of(StreamCodecs, "codecs", codecs, STREAM_CODECS, ConfigError)
         beyond = [last for _, last, _ in codecs.layers if last >= self.num_layers]
         if beyond:
             raise ConfigError(f"codecs are given for layer {beyond[0]}; the layers are 0 to {self.num_layers - 1}")

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from pagedvid.cache.chunk import ChunkLedger
 from pagedvid.cache.pool import PagePool
+from pagedvid.cache.sizes import KVShape
 from pagedvid.cache.stream import Stream
-from pagedvid.geometry import KVShape
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
 from pagedvid.cache.chunk import Chunk
+from pagedvid.cache.stream_codecs import StreamCodecs
+from pagedvid.cache.window import Commit, Window
 from pagedvid.errors import StateError
-from pagedvid.geometry import Commit, RoleCodecs, Window
 
 
 @dataclass
@@ -73,7 +74,7 @@ class Stream:
 
     id: int
     window: Window
-    codecs: RoleCodecs
+    codecs: StreamCodecs
     chunk_tokens: int
     """Most tokens of one chunk; a commit may bring fewer."""
     max_chunks: int | None

@@ -10,11 +10,11 @@ from typing import Any
 
 from pagedvid.capacity.history import History, RebuiltHistory, SlidingHistory, read_history
 from pagedvid.capacity.model_card import ModelCard, Published, Resolution
+from pagedvid.config.rules import Rule, number, one_of, size, text, whole
 from pagedvid.errors import ConfigError
-from pagedvid.plain_yaml import MAX_YAML_BYTES, YamlError, read_scalar
-from pagedvid.rules import Rule, number, one_of, size, text, whole
+from pagedvid.files.plain_yaml import MAX_YAML_BYTES, YamlError, read_scalar
+from pagedvid.files.text import read_text
 from pagedvid.shown import short, shown
-from pagedvid.text_file import read_text
 
 MAX_COUNT = 2**12
 """Channels, frames, steps, strides; more is a slip of the keyboard."""

@@ -9,13 +9,13 @@ from difflib import get_close_matches
 from pathlib import Path
 
 import pagedvid
+from pagedvid.cache.stream_codecs import StreamCodecs
 from pagedvid.capacity.card_file import read_card
 from pagedvid.capacity.model_card import ModelCard
-from pagedvid.config_file import load_config
-from pagedvid.engine.codecs import role_codecs
+from pagedvid.codecs.page import read_codec
+from pagedvid.config.file import load_config
 from pagedvid.errors import ConfigError
-from pagedvid.geometry import RoleCodecs
-from pagedvid.page_format import read_codec
+from pagedvid.models.settle import stream_codecs
 from pagedvid.shown import named, shown
 
 PACKAGE = Path(pagedvid.__file__).parent
@@ -68,12 +68,12 @@ def find_card(name: str, own_folder: Path | None = None) -> ModelCard:
     )
 
 
-def presets() -> dict[str, RoleCodecs]:
+def presets() -> dict[str, StreamCodecs]:
     """The codecs of every shipped preset, by name, finest first."""
     paths = config_folder("presets").glob("*.yaml")
-    found = {path.stem: role_codecs(load_config(path).cache) for path in paths}
+    found = {path.stem: stream_codecs(load_config(path).cache) for path in paths}
     return dict(sorted(found.items(), key=lambda item: -_bits(item[1])))
 
 
-def _bits(codecs: RoleCodecs) -> float:
+def _bits(codecs: StreamCodecs) -> float:
     return read_codec(codecs.steady.keys).bits + read_codec(codecs.steady.values).bits

@@ -15,8 +15,10 @@ import re
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from pagedvid.cache.sizes import KVShape, peak_pages
+from pagedvid.cache.stream_codecs import StreamCodecs
+from pagedvid.cache.window import Window
 from pagedvid.errors import ConfigError
-from pagedvid.geometry import KVShape, RoleCodecs, Window, peak_pages
 from pagedvid.shown import short, shown
 
 if TYPE_CHECKING:
@@ -153,11 +155,11 @@ class StreamSize:
     seconds: float
     """Video that the history spans."""
 
-    def on_pages_for(self, codecs: RoleCodecs) -> StreamSize:
+    def on_pages_for(self, codecs: StreamCodecs) -> StreamSize:
         """The same on pages that suit the codecs."""
         return replace(self, shape=self.shape.with_pages_for(codecs))
 
-    def pages(self, codecs: RoleCodecs) -> int:
+    def pages(self, codecs: StreamCodecs) -> int:
         """Pages that `open` reserves for it: `peak_pages` of all branches, at once for any window."""
         extra_recent = max(0, self.window.recent_chunks - LINEAR_FROM_CHUNKS)
         extra_sinks = max(0, self.window.sink_chunks - LINEAR_FROM_CHUNKS)

@@ -10,9 +10,9 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from pagedvid.cache.sizes import KVShape
 from pagedvid.capacity.history import History
 from pagedvid.errors import ConfigError
-from pagedvid.geometry import KVShape
 from pagedvid.shown import shown
 
 MAX_SIDE = 2**16

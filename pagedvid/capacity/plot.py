@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from pagedvid.cache.stream_codecs import StreamCodecs
 from pagedvid.capacity.sizing import Question, check_memory, streams_over_memory
 from pagedvid.errors import ConfigError
-from pagedvid.geometry import RoleCodecs
 from pagedvid.shown import shown
 from pagedvid.units import GIB, format_bytes
 
@@ -24,7 +24,7 @@ class _Label(NamedTuple):
     color: str
 
 
-def draw_streams_over_memory(question: Question, choices: Mapping[str, RoleCodecs], path: Path) -> None:
+def draw_streams_over_memory(question: Question, choices: Mapping[str, StreamCodecs], path: Path) -> None:
     """Writes the picture. Raises ConfigError when matplotlib is missing or the file cannot be written."""
     if path.suffix.lower() not in SUFFIXES:
         raise ConfigError(f"--plot is {shown(str(path))}; allowed endings are {', '.join(SUFFIXES)}")

@@ -14,20 +14,21 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from pagedvid.attention.commit import LayerStore, Writing
 from pagedvid.attention.measure import MEASURED_QUERIES, sampled_offsets
 from pagedvid.attention.rotation import Readers
+from pagedvid.attention.store import LayerStore, Writing
 from pagedvid.cache.manager import CacheManager
 from pagedvid.cache.plan import QueryRange, RangePlan
+from pagedvid.cache.sizes import KVShape
 from pagedvid.cache.spec import CacheSpec
 from pagedvid.cache.stream import Stream
+from pagedvid.cache.stream_codecs import StreamCodecs
 from pagedvid.capacity.history import StreamSize
 from pagedvid.capacity.measure import available_bytes, live_bytes, peak_extra_bytes, warm_up
 from pagedvid.capacity.sizing import Answer, Question, answers
 from pagedvid.capacity.workspace import BF16_BYTES
+from pagedvid.codecs.book import CodecBook
 from pagedvid.errors import CapacityError, ConfigError
-from pagedvid.geometry import KVShape, RoleCodecs
-from pagedvid.quant.book import CodecBook
 from pagedvid.shown import shown
 from pagedvid.units import format_bytes
 
@@ -97,7 +98,7 @@ class _Rope:
 def prove(
     question: Question,
     name: str,
-    codecs: RoleCodecs,
+    codecs: StreamCodecs,
     *,
     scale: float = 1.0,
     device: str = "cpu",
@@ -165,7 +166,7 @@ def _factor_bytes(run: _Run, full: Answer, num_commits: int, *, pending: bool) -
 class _Run:
     """One pool, filled."""
 
-    def __init__(self, size: StreamSize, codecs: RoleCodecs, pool_bytes: int, device: torch.device) -> None:
+    def __init__(self, size: StreamSize, codecs: StreamCodecs, pool_bytes: int, device: torch.device) -> None:
         self.size, self.codecs, self.device = size, codecs, device
         shape = size.shape
         book = CodecBook(shape.page, shape.num_kv_heads)
@@ -239,7 +240,7 @@ class _Run:
         self.cache.check()
 
 
-def _make_constants(book: CodecBook, codecs: RoleCodecs, shape: KVShape, device: torch.device) -> None:
+def _make_constants(book: CodecBook, codecs: StreamCodecs, shape: KVShape, device: torch.device) -> None:
     """Uses every codec once: what codecs keep for the whole process, such as Hadamard matrices, is no cache."""
     for name in {name for chunk in codecs.all() for name in chunk.names(shape.num_layers)}:
         codec = book.codec(name, "keys", 0, slice(0, shape.num_kv_heads))
@@ -250,7 +251,7 @@ def _make_constants(book: CodecBook, codecs: RoleCodecs, shape: KVShape, device:
         codec.decode(records, 1, room)
 
 
-def _spec(size: StreamSize, codecs: RoleCodecs) -> CacheSpec:
+def _spec(size: StreamSize, codecs: StreamCodecs) -> CacheSpec:
     shape: KVShape = size.shape
     return CacheSpec(
         shape.num_layers,

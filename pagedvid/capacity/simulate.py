@@ -18,8 +18,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from pagedvid.cache.manager import CacheManager
+from pagedvid.cache.sizes import KVShape, peak_pages
 from pagedvid.cache.spec import CacheSpec
 from pagedvid.cache.stream import Stream
+from pagedvid.cache.stream_codecs import StreamCodecs
 from pagedvid.capacity.history import StreamSize
 from pagedvid.capacity.model_card import Resolution
 from pagedvid.capacity.simulation_result import Moment, Simulation, Waits, periods_of
@@ -27,7 +29,6 @@ from pagedvid.capacity.sizing import Question, answer, check_memory
 from pagedvid.capacity.trace import Arrival
 from pagedvid.engine.admission import admit_in_order
 from pagedvid.errors import CapacityError, ConfigError
-from pagedvid.geometry import KVShape, RoleCodecs, peak_pages
 
 MAX_POOL_PAGES = 2**28
 """Per-table pages of all pools: 1 GiB of free stacks."""
@@ -41,7 +42,7 @@ class Fleet:
     """The GPUs, all alike."""
 
     question: Question
-    codecs: RoleCodecs
+    codecs: StreamCodecs
     num_gpus: int
     table_pages: int
     """Pages of one GPU's pool, per (layer, KV head) table."""
@@ -51,7 +52,7 @@ class Fleet:
     @staticmethod
     def of(
         question: Question,
-        codecs: RoleCodecs,
+        codecs: StreamCodecs,
         arrivals: Sequence[Arrival],
         num_gpus: int,
         max_streams: int | None = None,

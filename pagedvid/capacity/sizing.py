@@ -1,5 +1,5 @@
-"""How many streams fit, from integers alone. Pages, peaks and bytes are those of geometry.py, so what is promised here
-is what `open` reserves.
+"""How many streams fit, from integers alone. Pages, peaks and bytes are those of cache/sizes.py, so what is
+promised here is what `open` reserves.
 
     memory = weights + reserve + workspace (current chunk, scratch, commit, tables) + pool
     streams = pool pages // peak pages
@@ -10,18 +10,19 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from pagedvid.cache.stream_codecs import StreamCodecs
+from pagedvid.cache.window import Window
 from pagedvid.capacity.history import MAX_LENGTH, History, StreamSize, stream_size
 from pagedvid.capacity.model_card import ModelCard, Resolution
 from pagedvid.capacity.workspace import commit_bytes, current_bytes, scratch_bytes, table_bytes
-from pagedvid.config import AttentionConfig
+from pagedvid.config.sections import AttentionConfig
 from pagedvid.errors import CapacityError, ConfigError
-from pagedvid.geometry import RoleCodecs, Window
 from pagedvid.shown import shown
 from pagedvid.units import format_bytes
 
-CODEC_CHOICES: dict[str, RoleCodecs] = {
-    **{codec: RoleCodecs(codec) for codec in ("bf16", "int8", "int4", "int2")},
-    "mixed": RoleCodecs("int2", sink="int8", newest="bf16"),
+CODEC_CHOICES: dict[str, StreamCodecs] = {
+    **{codec: StreamCodecs(codec) for codec in ("bf16", "int8", "int4", "int2")},
+    "mixed": StreamCodecs("int2", sink="int8", newest="bf16"),
 }
 """Finest first. `mixed`: sinks in int8, the newest chunk in BF16 until the next one is committed, the rest in int2."""
 
@@ -66,7 +67,7 @@ class Answer:
     """What one choice of codecs gives."""
 
     name: str
-    codecs: RoleCodecs
+    codecs: StreamCodecs
     bits_per_value: float
     """Of the whole kept history: codes, steps, zeros, padding, correction factors."""
     chunk_bytes: int
@@ -110,11 +111,11 @@ def check_memory(question: Question) -> None:
     )
 
 
-def answer(question: Question, name: str, codecs: RoleCodecs) -> Answer:
+def answer(question: Question, name: str, codecs: StreamCodecs) -> Answer:
     """One row of the table. Raises ConfigError for a resolution or weights format that the model does not have."""
     size = question.size.on_pages_for(codecs)
     pages = size.pages(codecs)
-    bf16_bytes = question.size.pages(RoleCodecs("bf16")) * question.size.shape.page_bytes
+    bf16_bytes = question.size.pages(StreamCodecs("bf16")) * question.size.shape.page_bytes
     pool_pages = _pool_pages(question, size, codecs)
     longest = longest_history(question, codecs, num_streams=1)
     workspace = _workspace(size, codecs)
@@ -139,7 +140,7 @@ def answer(question: Question, name: str, codecs: RoleCodecs) -> Answer:
     )
 
 
-def answers(question: Question, choices: Mapping[str, RoleCodecs]) -> list[Answer]:
+def answers(question: Question, choices: Mapping[str, StreamCodecs]) -> list[Answer]:
     """All rows. Raises CapacityError with needed, available and the largest setting when no choice fits one stream."""
     check_memory(question)
     rows = [answer(question, name, codecs) for name, codecs in choices.items()]
@@ -163,7 +164,7 @@ def _nothing_fits(question: Question, rows: list[Answer]) -> CapacityError:
     )
 
 
-def longest_history(question: Question, codecs: RoleCodecs, num_streams: int) -> History | None:
+def longest_history(question: Question, codecs: StreamCodecs, num_streams: int) -> History | None:
     """The longest history at which that many streams fit; None when not even the shortest does."""
 
     def fits(length: int) -> bool:
@@ -181,23 +182,23 @@ def longest_history(question: Question, codecs: RoleCodecs, num_streams: int) ->
     return question.history.with_length(low)
 
 
-def streams_over_memory(question: Question, codecs: RoleCodecs, memories: Sequence[int]) -> list[int]:
+def streams_over_memory(question: Question, codecs: StreamCodecs, memories: Sequence[int]) -> list[int]:
     """Streams that fit in each of several memories, in bytes; that of the question does not count."""
     size = question.size.on_pages_for(codecs)
     stream_pages, fixed_bytes = size.pages(codecs), _fixed_bytes(question, size, codecs)
     return [size.shape.pages_in_memory(max(0, memory - fixed_bytes)) // stream_pages for memory in memories]
 
 
-def _pool_pages(question: Question, size: StreamSize, codecs: RoleCodecs) -> int:
+def _pool_pages(question: Question, size: StreamSize, codecs: StreamCodecs) -> int:
     return size.shape.pages_in_memory(max(0, question.memory_bytes - _fixed_bytes(question, size, codecs)))
 
 
-def _fixed_bytes(question: Question, size: StreamSize, codecs: RoleCodecs) -> int:
+def _fixed_bytes(question: Question, size: StreamSize, codecs: StreamCodecs) -> int:
     """What is no page, however many streams there are."""
     return question.weights_bytes + question.reserve_bytes + sum(_workspace(size, codecs))
 
 
-def _workspace(size: StreamSize, codecs: RoleCodecs) -> tuple[int, int, int, int]:
+def _workspace(size: StreamSize, codecs: StreamCodecs) -> tuple[int, int, int, int]:
     """Bytes of the current chunk, of the scratch, of a commit's temporaries, of tables."""
     return (
         current_bytes(size),
@@ -207,7 +208,7 @@ def _workspace(size: StreamSize, codecs: RoleCodecs) -> tuple[int, int, int, int
     )
 
 
-def _bits_per_value(size: StreamSize, codecs: RoleCodecs) -> float:
+def _bits_per_value(size: StreamSize, codecs: StreamCodecs) -> float:
     """Mean over the chunks that a stream keeps between two commits."""
     num_sinks, num_recent = size.window.sink_chunks, size.window.recent_chunks
     roles = (

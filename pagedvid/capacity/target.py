@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from pagedvid.cache.stream_codecs import StreamCodecs
 from pagedvid.capacity.history import History, history_of_seconds
 from pagedvid.capacity.sizing import Answer, Question, answer, check_memory, longest_history
+from pagedvid.config.rules import Rule, number, whole
 from pagedvid.errors import CapacityError, ConfigError
-from pagedvid.geometry import RoleCodecs
-from pagedvid.plain_yaml import read_scalar
-from pagedvid.rules import Rule, number, whole
+from pagedvid.files.plain_yaml import read_scalar
 from pagedvid.shown import short, shown
 
 
@@ -74,7 +74,7 @@ def target_question(question: Question, target: Target) -> Question:
     return question.with_history(history_of_seconds(question.card, target.seconds))
 
 
-def reach(question: Question, target: Target, choices: Mapping[str, RoleCodecs]) -> list[TargetAnswer]:
+def reach(question: Question, target: Target, choices: Mapping[str, StreamCodecs]) -> list[TargetAnswer]:
     """Every choice's answer, in the order given. Raises CapacityError when none reaches the target."""
     wanted = target_question(question, target)
     num_streams = target.num_streams or 1

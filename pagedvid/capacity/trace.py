@@ -15,9 +15,9 @@ from pagedvid.capacity.history import MAX_BRANCHES, StreamSize, stream_size
 from pagedvid.capacity.model_card import Resolution
 from pagedvid.capacity.sizing import Question
 from pagedvid.errors import ConfigError
-from pagedvid.plain_json import read_json_object
+from pagedvid.files.plain_json import read_json_object
+from pagedvid.files.text import read_text
 from pagedvid.shown import shown
-from pagedvid.text_file import read_text
 
 MAX_TRACE_BYTES = 2**26
 """About a million lines."""

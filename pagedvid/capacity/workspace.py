@@ -1,6 +1,6 @@
 """Bytes beside the pages: the current chunk, the scratch of reading, the temporaries of a commit; tables of klt codecs.
 
-The temporaries of a commit mirror attention/commit.py and the codecs of quant/ step by step, for one layer of one
+The temporaries of a commit mirror attention/store.py and the codecs of quant/ step by step, for one layer of one
 chunk, which is all that is alive at once. `pagedvid capacity --prove` measures them and fails when this file no longer
 tells the truth. Activations of the model itself, its VAE and text encoder are not counted: that is what --reserve is
 for.
@@ -10,10 +10,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from pagedvid.cache.stream_codecs import StreamCodecs
 from pagedvid.capacity.history import StreamSize
-from pagedvid.chunk_codecs import KINDS, ChunkCodecs
-from pagedvid.geometry import RoleCodecs
-from pagedvid.page_format import is_quantized, read_codec
+from pagedvid.codecs.assignment import KINDS, ChunkCodecs
+from pagedvid.codecs.page import is_quantized, read_codec
 
 BF16_BYTES, F32_BYTES = 2, 4
 MEASURED_QUERIES = 32
@@ -30,7 +30,7 @@ def current_bytes(size: StreamSize) -> int:
     return BF16_BYTES * size.num_branches * size.current_tokens * num_heads * size.shape.head_dim
 
 
-def scratch_bytes(size: StreamSize, codecs: RoleCodecs, scratch_setting_bytes: int) -> int:
+def scratch_bytes(size: StreamSize, codecs: StreamCodecs, scratch_setting_bytes: int) -> int:
     """What reading needs in the torch backend: the reused buffers and the temporaries of attention over them.
 
     One head of one chunk, decoded K and V in BF16, always fits in the buffers.
@@ -39,7 +39,7 @@ def scratch_bytes(size: StreamSize, codecs: RoleCodecs, scratch_setting_bytes: i
     return READING_FACTOR * max(scratch_setting_bytes, 2 * BF16_BYTES * widest * size.shape.head_dim)
 
 
-def commit_bytes(size: StreamSize, codecs: RoleCodecs, *, measured: bool, has_rope: bool) -> int:
+def commit_bytes(size: StreamSize, codecs: StreamCodecs, *, measured: bool, has_rope: bool) -> int:
     """Most bytes of temporaries while one layer of one chunk is stored; `measured`: alpha is fitted too.
 
     A chunk that leaves its `newest` codec is decoded into whole pages first; others arrive as they are.
@@ -57,7 +57,7 @@ def commit_bytes(size: StreamSize, codecs: RoleCodecs, *, measured: bool, has_ro
     return max(peaks)
 
 
-def table_bytes(size: StreamSize, codecs: RoleCodecs) -> int:
+def table_bytes(size: StreamSize, codecs: StreamCodecs) -> int:
     """What klt codecs keep of the model, once for all streams (`KltCoding`): two matrices, the order of coefficients.
 
     All N coefficients are counted as coded; numbers are float32, places int64.
@@ -75,7 +75,7 @@ def table_bytes(size: StreamSize, codecs: RoleCodecs) -> int:
     return len(names) * size.shape.num_kv_heads * per_head
 
 
-def _roles(size: StreamSize, codecs: RoleCodecs) -> Iterator[ChunkCodecs]:
+def _roles(size: StreamSize, codecs: StreamCodecs) -> Iterator[ChunkCodecs]:
     """The codecs of all roles that this stream's chunks play."""
     yield codecs.steady
     yield codecs.at_commit(size.window.max_chunks, size.window)
@@ -83,7 +83,7 @@ def _roles(size: StreamSize, codecs: RoleCodecs) -> Iterator[ChunkCodecs]:
         yield codecs.final(0, size.window)
 
 
-def _stored_codecs(size: StreamSize, codecs: RoleCodecs) -> set[str]:
+def _stored_codecs(size: StreamSize, codecs: StreamCodecs) -> set[str]:
     return {name for chunk in _roles(size, codecs) for name in chunk.names(size.shape.num_layers)}
 
 

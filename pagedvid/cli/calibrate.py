@@ -17,13 +17,13 @@ from typing import TYPE_CHECKING, Any
 from pagedvid.cli.options import add_config_options, path_flag, resolve_options
 from pagedvid.cli.prompts import read_prompts
 from pagedvid.cli.reasons import reason
-from pagedvid.config import Config
+from pagedvid.config.sections import Config
 from pagedvid.engine.requests import ChunkOutput, VideoRequest
 from pagedvid.errors import ConfigError, PagedvidError
 from pagedvid.shown import named
 
 if TYPE_CHECKING:
-    from pagedvid.quant.klt_file import Calibration
+    from pagedvid.codecs.klt.file import Calibration
 
 EXIT_FINE, EXIT_FAILED = 0, 1
 
@@ -59,7 +59,7 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError(f"--out {named(args.out)} is a folder; give a file in it")
     if not (args.out.parent.is_dir() and os.access(args.out.parent, os.W_OK)):
         raise ConfigError(f"{named(args.out.parent)} is not a folder to write to; make it, or give another --out")
-    from pagedvid.quant.klt_file import save_calibration
+    from pagedvid.codecs.klt.file import save_calibration
 
     calibration, num_failed = calibrate_model(config, requests)
     try:
@@ -117,8 +117,8 @@ def calibrate_model(config: Config, requests: list[VideoRequest]) -> tuple[Calib
     """
     import torch
 
-    from pagedvid.engine.build import build_engine
-    from pagedvid.engine.observe import ObservingCache
+    from pagedvid.calibration.observe import ObservingCache
+    from pagedvid.models.build import build_engine
 
     if config.generate.threads is not None:
         torch.set_num_threads(config.generate.threads)

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
+from pagedvid.cache.stream_codecs import StreamCodecs
 from pagedvid.capacity.catalog import find_card, presets
 from pagedvid.capacity.gpus import gpu_memory, gpu_names
 from pagedvid.capacity.history import MAX_BRANCHES, window_of
@@ -18,11 +19,10 @@ from pagedvid.capacity.sizing import CODEC_CHOICES, Question, answers
 from pagedvid.capacity.target import parse_targets, reach, target_question
 from pagedvid.cli.capacity_report import Report, sizing_report, target_report
 from pagedvid.cli.options import by_rule, path_flag
-from pagedvid.config import DEVICE
+from pagedvid.codecs.page import CODEC_PATTERN
+from pagedvid.config.rules import number, whole
+from pagedvid.config.sections import DEVICE
 from pagedvid.errors import ConfigError
-from pagedvid.geometry import RoleCodecs
-from pagedvid.page_format import CODEC_PATTERN
-from pagedvid.rules import number, whole
 from pagedvid.shown import short, shown
 from pagedvid.units import parse_bytes
 
@@ -122,7 +122,7 @@ def _question(args: argparse.Namespace) -> Question:
     return question
 
 
-def _choices(written: str | None) -> dict[str, RoleCodecs]:
+def _choices(written: str | None) -> dict[str, StreamCodecs]:
     """The codec choices that --kv names, or all. Raises ConfigError."""
     known = {**CODEC_CHOICES, **presets()}
     if written is None:
@@ -131,10 +131,10 @@ def _choices(written: str | None) -> dict[str, RoleCodecs]:
     return {name: known[name] if name in known else _codecs(name, known) for name in names}
 
 
-def _codecs(name: str, known: Mapping[str, RoleCodecs]) -> RoleCodecs:
+def _codecs(name: str, known: Mapping[str, StreamCodecs]) -> StreamCodecs:
     """A choice that has no name of its own, such as int4/int2. Raises ConfigError."""
     try:
-        return RoleCodecs(name)
+        return StreamCodecs(name)
     except ConfigError:
         raise ConfigError(
             f"--kv names {shown(name)}; allowed are {', '.join(known)}, any codec ({CODEC_PATTERN}) and KEYS/VALUES "
@@ -142,7 +142,7 @@ def _codecs(name: str, known: Mapping[str, RoleCodecs]) -> RoleCodecs:
         ) from None
 
 
-def _one_choice(args: argparse.Namespace, choices: Mapping[str, RoleCodecs], flag: str) -> tuple[str, RoleCodecs]:
+def _one_choice(args: argparse.Namespace, choices: Mapping[str, StreamCodecs], flag: str) -> tuple[str, StreamCodecs]:
     """The single choice of --kv; without --kv the default codec of the cache."""
     if args.kv is None:
         return DEFAULT_CODEC, choices[DEFAULT_CODEC]
@@ -152,7 +152,7 @@ def _one_choice(args: argparse.Namespace, choices: Mapping[str, RoleCodecs], fla
     return name, codecs
 
 
-def _prove(args: argparse.Namespace, question: Question, choices: Mapping[str, RoleCodecs]) -> int:
+def _prove(args: argparse.Namespace, question: Question, choices: Mapping[str, StreamCodecs]) -> int:
     from pagedvid.capacity.prove import prove  # imports PyTorch
     from pagedvid.cli.capacity_runs import proof_report
 
@@ -168,7 +168,7 @@ def _show_commits(done: int, total: int) -> None:
         print(f"\rcommit {done} of {total}", end="\n" if done == total else "", file=sys.stderr, flush=True)
 
 
-def _simulate(args: argparse.Namespace, question: Question, choices: Mapping[str, RoleCodecs]) -> Report:
+def _simulate(args: argparse.Namespace, question: Question, choices: Mapping[str, StreamCodecs]) -> Report:
     from pagedvid.capacity.simulate import Fleet, simulate  # imports PyTorch
     from pagedvid.capacity.trace import read_trace
     from pagedvid.cli.capacity_runs import simulation_report
@@ -179,7 +179,7 @@ def _simulate(args: argparse.Namespace, question: Question, choices: Mapping[str
     return simulation_report(question, name, fleet, simulate(fleet, arrivals))
 
 
-def _plot(args: argparse.Namespace, question: Question, choices: Mapping[str, RoleCodecs]) -> None:
+def _plot(args: argparse.Namespace, question: Question, choices: Mapping[str, StreamCodecs]) -> None:
     from pagedvid.capacity.plot import draw_streams_over_memory
 
     question = target_question(question, parse_targets(args.targets)) if args.targets else question

@@ -9,9 +9,9 @@ from typing import Any
 import yaml
 
 from pagedvid.cli.options import add_config_options, resolve_options
-from pagedvid.config import SECTIONS
-from pagedvid.config_file import ResolvedConfig
-from pagedvid.plain_yaml import read_scalar
+from pagedvid.config.file import ResolvedConfig
+from pagedvid.config.sections import SECTIONS
+from pagedvid.files.plain_yaml import read_scalar
 
 MAX_WIDTH = 40
 """Of a column; a longer value moves only its own line."""

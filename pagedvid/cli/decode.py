@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from pagedvid.cli.options import by_rule, path_flag
 from pagedvid.cli.reasons import reason
-from pagedvid.config import DEVICE
+from pagedvid.config.sections import DEVICE
 from pagedvid.errors import ConfigError
 
 if TYPE_CHECKING:

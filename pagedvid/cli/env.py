@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from pagedvid import __version__
 from pagedvid.cli.options import by_rule
-from pagedvid.config import DEVICE
-from pagedvid.rules import whole
+from pagedvid.config.rules import whole
+from pagedvid.config.sections import DEVICE
 
 if TYPE_CHECKING:
     import torch
@@ -85,7 +85,7 @@ def _backends(device: torch.device, head_dim: int) -> list[tuple[str, str]]:
 def _providers(device: torch.device, head_dim: int) -> list[tuple[str, str]]:
     import torch
 
-    from pagedvid.attention.providers.choice import provider_reasons
+    from pagedvid.attention.dense.choice import provider_reasons
 
     return [(name, _verdict(why)) for name, why in provider_reasons(device, torch.bfloat16, head_dim).items()]
 

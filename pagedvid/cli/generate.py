@@ -11,6 +11,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from pagedvid import __version__
+from pagedvid.cache.window import Window
 from pagedvid.cli.options import add_config_options, path_flag, resolve_options
 from pagedvid.cli.plan import plan_lines
 from pagedvid.cli.progress import ProgressView, progress_view
@@ -18,11 +19,10 @@ from pagedvid.cli.prompts import read_prompts
 from pagedvid.cli.reasons import reason
 from pagedvid.cli.summary import summary_lines
 from pagedvid.cli.video_run import RunResult, VideoRun
-from pagedvid.config import Config, frame_settings
-from pagedvid.engine.codecs import settled
+from pagedvid.config.sections import Config, frame_settings
 from pagedvid.engine.requests import VideoRequest
 from pagedvid.errors import ConfigError
-from pagedvid.geometry import Window
+from pagedvid.models.settle import settled
 from pagedvid.output.folder import OutputFolder
 from pagedvid.output.sheet import MAX_ROWS, SheetRow, write_sheet
 from pagedvid.output.video import AV_VERSION
@@ -78,7 +78,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _print_plan(config: Config, requests: Sequence[VideoRequest]) -> int:
-    from pagedvid.engine.build import model_choice
+    from pagedvid.models.build import model_choice
     from pagedvid.models.registry import model_geometry, model_schedule
 
     name, cache, choice = config.model.name, config.cache, model_choice(config)
@@ -90,7 +90,7 @@ def _print_plan(config: Config, requests: Sequence[VideoRequest]) -> int:
 
 
 def _writes_latents(config: Config) -> bool:
-    from pagedvid.engine.build import model_choice
+    from pagedvid.models.build import model_choice
     from pagedvid.models.registry import writes_latents
 
     return writes_latents(config.model.name, model_choice(config))
@@ -122,7 +122,7 @@ def create_engine(config: Config, prompts: Sequence[str]) -> Engine:
     `--help`."""
     import torch
 
-    from pagedvid.engine.build import build_engine
+    from pagedvid.models.build import build_engine
 
     if config.generate.threads is not None:
         torch.set_num_threads(config.generate.threads)

@@ -16,8 +16,8 @@ from pagedvid.cli import calibrate, capacity, config_show, decode, env, generate
 from pagedvid.cli.error_line import error_line
 from pagedvid.cli.streams import abandon, prepare_streams
 from pagedvid.errors import ConfigError, PagedvidError
+from pagedvid.files.text import check_text
 from pagedvid.shown import named, short
-from pagedvid.text_file import check_text
 
 EXIT_FAILED, EXIT_BAD_INPUT, EXIT_INTERRUPTED = 1, 2, 130
 

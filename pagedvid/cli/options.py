@@ -7,9 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from pagedvid.config_file import ResolvedConfig, Setting, read_assignment, read_file, read_value, resolve
-from pagedvid.plain_yaml import read_scalar
-from pagedvid.rules import Rule
+from pagedvid.config.file import ResolvedConfig, Setting, read_assignment, read_file, read_value, resolve
+from pagedvid.config.rules import Rule
+from pagedvid.files.plain_yaml import read_scalar
 from pagedvid.shown import shown
 
 _FLAGS = {

@@ -6,16 +6,18 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from pagedvid.chunk_codecs import KINDS
-from pagedvid.config import CacheConfig, Config
-from pagedvid.engine.codecs import role_codecs
+from pagedvid.cache.sizes import KVShape, peak_pages, planned_peak_pages
+from pagedvid.cache.stream_codecs import StreamCodecs
+from pagedvid.cache.window import Window, planned_peak_tokens
+from pagedvid.codecs.assignment import KINDS
+from pagedvid.config.sections import CacheConfig, Config
 from pagedvid.engine.requests import VideoRequest
-from pagedvid.geometry import KVShape, RoleCodecs, Window, peak_pages, planned_peak_pages, planned_peak_tokens
+from pagedvid.models.settle import stream_codecs
 from pagedvid.units import format_bytes
 
 if TYPE_CHECKING:
-    from pagedvid.models.base import ModelGeometry
-    from pagedvid.models.rounds import Schedule
+    from pagedvid.engine.protocol import ModelGeometry
+    from pagedvid.engine.schedule import Schedule
 
 
 COMPARED_CODECS = ("klt1.5", "klt2", "int2", "int4", "int8", "bf16", "fp32")
@@ -31,7 +33,7 @@ def plan_lines(
     cache = config.cache
     num_frames = max(request.num_frames for request in requests)
     if schedule is None:
-        from pagedvid.models.chunk_by_chunk import chunk_by_chunk
+        from pagedvid.models.common.chunk_by_chunk import chunk_by_chunk
 
         schedule = chunk_by_chunk(model, num_frames, (1.0, 0.0), Window(cache.sink_chunks, cache.recent_chunks))
     rows = (_row(name, codecs, cache, model, schedule) for name, codecs in _choices(cache))
@@ -49,7 +51,7 @@ def _describe(config: Config, model: ModelGeometry, num_videos: int, num_frames:
     cache, tokens = config.cache, model.chunk_tokens
     tables = f"{model.num_layers} layers x {model.num_kv_heads} KV heads x {model.head_dim}"
     branches = f" x {len(model.branches)} branches" if len(model.branches) > 1 else ""
-    codecs = role_codecs(cache)
+    codecs = stream_codecs(cache)
     shape = _shape(model, codecs, cache)
     pages = " and ".join(dict.fromkeys(_pages(shape, tokens, codecs.steady.of(kind, 0)) for kind in KINDS))
     padding = f"{shape.padding_waste_ratio(tokens, codecs.steady):.1%} padding"
@@ -82,22 +84,22 @@ def _window(model: ModelGeometry, schedule: Schedule) -> str:
     return f"the model's own look-back: at most {num_frames} frames stored at once"
 
 
-def _choices(cache: CacheConfig) -> list[tuple[str, RoleCodecs]]:
+def _choices(cache: CacheConfig) -> list[tuple[str, StreamCodecs]]:
     """The configured codecs, then every codec alone to compare with."""
-    return [("as set", role_codecs(cache)), *((codec, RoleCodecs(codec)) for codec in COMPARED_CODECS)]
+    return [("as set", stream_codecs(cache)), *((codec, StreamCodecs(codec)) for codec in COMPARED_CODECS)]
 
 
-def _shape(model: ModelGeometry, codecs: RoleCodecs, cache: CacheConfig) -> KVShape:
+def _shape(model: ModelGeometry, codecs: StreamCodecs, cache: CacheConfig) -> KVShape:
     """The model's tables on pages that suit these codecs, or, for the configured ones, as they are set."""
     shape = KVShape(model.num_layers, model.num_kv_heads, model.head_dim)
     shape = shape.with_frames(model.tokens_per_frame, model.frames_per_chunk).with_pages_for(codecs)
-    if codecs != role_codecs(cache):
+    if codecs != stream_codecs(cache):
         return shape
     rows = shape.page_rows if cache.page_rows == "auto" else int(cache.page_rows)
     return replace(shape, page_rows=rows, correction=cache.correction)
 
 
-def _row(name: str, codecs: RoleCodecs, cache: CacheConfig, model: ModelGeometry, schedule: Schedule) -> str:
+def _row(name: str, codecs: StreamCodecs, cache: CacheConfig, model: ModelGeometry, schedule: Schedule) -> str:
     shape = _shape(model, codecs, cache)
     num_branches, window = len(model.branches), schedule.window
     commits = schedule.planned_commits(model.tokens_per_frame)

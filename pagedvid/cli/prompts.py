@@ -9,12 +9,12 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from pagedvid.config import MAX_FRAMES, MAX_SEED, GenerateConfig
+from pagedvid.config.sections import MAX_FRAMES, MAX_SEED, GenerateConfig
 from pagedvid.engine.requests import VideoRequest
 from pagedvid.errors import ConfigError
-from pagedvid.plain_json import check_texts, read_json_object
+from pagedvid.files.plain_json import check_texts, read_json_object
+from pagedvid.files.text import check_text, read_text
 from pagedvid.shown import named, short, shown
-from pagedvid.text_file import check_text, read_text
 
 FIELDS = ("prompt", "id", "seed", "num_frames", "inputs")
 MAX_ID_BYTES = 120

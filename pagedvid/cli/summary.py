@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pagedvid.cli.video_run import RunResult
-from pagedvid.config import CacheConfig
+from pagedvid.config.sections import CacheConfig
 from pagedvid.units import format_bytes
 
 if TYPE_CHECKING:

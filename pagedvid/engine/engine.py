@@ -1,6 +1,6 @@
 """The engine: continuous batching of the rounds of many videos. `step` is the whole loop.
 
-What a round is, the model says (models/rounds.py). Streams join and leave between any two steps; each is at its own
+What a round is, the model says (engine/schedule.py). Streams join and leave between any two steps; each is at its own
 round, and denoise steps of some share a forward with commit passes of others. A chunk is yielded as soon as it is
 clean. What runs next to a video changes its frames by rounding at most, and with `EngineSettings.reproducible` not at
 all.
@@ -16,9 +16,12 @@ from collections.abc import Iterator, Sequence
 from torch import Tensor
 
 from pagedvid.arguments import instance_of
+from pagedvid.cache.window import Window
 from pagedvid.engine.admission import admit_in_order
 from pagedvid.engine.failures import described, presentable
+from pagedvid.engine.forward import finished_chunk, packed_forward, take_steps
 from pagedvid.engine.job import Job, Waiting
+from pagedvid.engine.protocol import VideoModel
 from pagedvid.engine.requests import (
     EngineOutput,
     EngineSettings,
@@ -26,13 +29,10 @@ from pagedvid.engine.requests import (
     RequestFailure,
     VideoRequest,
 )
-from pagedvid.engine.rounds import finished_chunk, packed_forward, take_steps
 from pagedvid.engine.scheduler import Candidate, next_batch
 from pagedvid.engine.start import plan, start
 from pagedvid.errors import CapacityError, ConfigError, IntegrityError, ModelError, PagedvidError
-from pagedvid.geometry import Window
 from pagedvid.host_state import independent_of_host
-from pagedvid.models.base import VideoModel
 from pagedvid.paged_kv_cache import PagedKVCache
 
 logger = logging.getLogger(__name__)

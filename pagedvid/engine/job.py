@@ -8,12 +8,12 @@ from typing import Any
 
 from torch import Tensor
 
+from pagedvid.cache.sizes import KVShape
 from pagedvid.cache.stream import Stream
 from pagedvid.engine.latents import Latents
+from pagedvid.engine.protocol import Decoder
 from pagedvid.engine.requests import VideoRequest
-from pagedvid.geometry import KVShape
-from pagedvid.models.base import Decoder
-from pagedvid.models.rounds import Round, Schedule
+from pagedvid.engine.schedule import Round, Schedule
 
 
 @dataclass(frozen=True, eq=False)

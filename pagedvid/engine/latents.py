@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from pagedvid.models.base import ModelGeometry
-from pagedvid.models.rounds import Round
+from pagedvid.engine.protocol import ModelGeometry
+from pagedvid.engine.schedule import Round
 
 
 @dataclass

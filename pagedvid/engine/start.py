@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from pagedvid.cache.window import Window
 from pagedvid.engine.job import Job, Waiting
 from pagedvid.engine.latents import Latents
+from pagedvid.engine.protocol import VideoModel
 from pagedvid.engine.requests import VideoRequest
-from pagedvid.geometry import Window
-from pagedvid.models.base import VideoModel
 from pagedvid.paged_kv_cache import PagedKVCache
 
 

@@ -34,22 +34,22 @@ import torch
 from torch import Tensor
 
 from pagedvid.arguments import instance_of, whole_number
-from pagedvid.attention.commit import Writing
 from pagedvid.attention.measure import MEASURED_QUERIES
 from pagedvid.attention.noise import key_noise
 from pagedvid.attention.rotation import Rotation
 from pagedvid.attention.step import DTYPES
+from pagedvid.attention.store import Writing
 from pagedvid.cache.chunk import Chunk
 from pagedvid.cache.plan import QueryRange, chunk_positions, next_position
 from pagedvid.cache.stream import Stream
+from pagedvid.codecs.base import saturated
+from pagedvid.codecs.page import is_quantized
+from pagedvid.correction.formula import KeyNoise, QuerySquares
 from pagedvid.errors import ConfigError, ShapeError, StateError
 from pagedvid.host_state import independent_of_host, plain_tensor
-from pagedvid.page_format import is_quantized
 from pagedvid.paged_kv_cache import PagedKVCache
-from pagedvid.quant.codec import saturated
-from pagedvid.quant.correction import KeyNoise, QuerySquares
-from pagedvid.quant.ropes import require_same_rope
-from pagedvid.quant.rotary import RopeTables, turned
+from pagedvid.rotary.checked import require_same_rope
+from pagedvid.rotary.tables import RopeTables, turned
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ class DenseView:
         """What to subtract from the log-sum-exp (natural log) of each span's partial, float32 [S, Hq, T].
 
         `q_THD`: queries of the current chunk [T, Hq, D], before or after rotary embedding as the keys. The partials
-        are merged after that; see quant/correction.py for the formula, and `CacheSpec.correction` for the modes.
+        are merged after that; see correction/formula.py for the formula, and `CacheSpec.correction` for the modes.
         """
         num_heads, q_THD = self.k.shape[1], plain_tensor("q", q_THD)
         q = self.rotation.rotated(q_THD, torch.arange(len(q_THD), device=q_THD.device))

@@ -24,10 +24,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pagedvid.engine.protocol import Attend
 from pagedvid.errors import ConfigError, StateError
 from pagedvid.integrations.diffusers_library import import_diffusers
-from pagedvid.models.base import Attend
-from pagedvid.rope_grid import RopeGrid
+from pagedvid.rotary.grid import RopeGrid
 
 SUPPORTED = ("WanTransformer3DModel", "SkyReelsV2Transformer3DModel")
 """Transformers whose blocks are alike in all that is used here."""

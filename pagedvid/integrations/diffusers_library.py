@@ -62,7 +62,7 @@ def load_pretrained(class_name: str, folder: Path, purpose: str, dtype: torch.dt
 
 
 def empty_transformer(class_name: str, config: Mapping[str, Any], purpose: str, dtype: torch.dtype) -> Any:
-    """A Wan-like transformer whose parameters have no memory yet: on "meta", to be filled by models/checkpoint.py.
+    """A Wan-like transformer whose parameters have no memory yet: on "meta", to be filled from a checkpoint.
 
     Parameters that its class keeps in float32 stay so. Its rotary tables, which no checkpoint holds, are there, on the
     CPU. Raises ConfigError when the library is missing or knows no such arguments.

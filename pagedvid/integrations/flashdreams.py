@@ -29,14 +29,14 @@ from torch import Tensor, nn
 
 from pagedvid.cache.spec import CacheSpec
 from pagedvid.cache.stream import Stream
+from pagedvid.cache.stream_codecs import StreamCodecs
 from pagedvid.errors import ConfigError
-from pagedvid.geometry import RoleCodecs
 from pagedvid.integrations.flashdreams_history import ChunkRope, PagedHistory, PagedLayer, release
 from pagedvid.paged_kv_cache import PagedKVCache
 
 
 def install(
-    transformer: nn.Module, memory: int | str, *, codecs: RoleCodecs | None = None, correction: str = "measured"
+    transformer: nn.Module, memory: int | str, *, codecs: StreamCodecs | None = None, correction: str = "measured"
 ) -> PagedRollouts:
     """Puts the history of every Wan network in `transformer` into one new pool of `memory` bytes (or "8GiB").
 
@@ -45,7 +45,7 @@ def install(
     ones, context parallelism.
     """
     networks = _wan_networks(transformer)
-    spec, *others = (_spec(network, codecs or RoleCodecs(), correction) for network in networks)
+    spec, *others = (_spec(network, codecs or StreamCodecs(), correction) for network in networks)
     if any(other != spec for other in others):
         raise ConfigError(
             "these networks differ in layers, heads or head_dim; they cannot share a pool: install each by itself"
@@ -203,7 +203,7 @@ def _wan_networks(transformer: nn.Module) -> list[Any]:
     return networks
 
 
-def _spec(network: Any, codecs: RoleCodecs, correction: str) -> CacheSpec:
+def _spec(network: Any, codecs: StreamCodecs, correction: str) -> CacheSpec:
     return CacheSpec(
         num_layers=len(network.blocks),
         num_kv_heads=network.num_heads,

@@ -22,11 +22,11 @@ from torch import Tensor
 from pagedvid.attention.step import Step
 from pagedvid.cache.plan import QueryRange
 from pagedvid.cache.stream import Stream
+from pagedvid.cache.window import Window
 from pagedvid.errors import ConfigError, StateError
-from pagedvid.geometry import Window
 from pagedvid.paged_kv_cache import PagedKVCache
-from pagedvid.quant.rope_axes import follows_grid
-from pagedvid.rope_grid import RopeGrid
+from pagedvid.rotary.axis_tables import follows_grid
+from pagedvid.rotary.grid import RopeGrid
 
 
 @dataclass

@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from pagedvid.errors import ConfigError, PromptError
-from pagedvid.files import is_file, is_folder, read_json
+from pagedvid.files.paths import is_file, is_folder, read_json
 from pagedvid.integrations.weights_folder import check_after_loading, check_before_loading, likely_reason
 from pagedvid.shown import named, shown
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from pagedvid.errors import ConfigError
-from pagedvid.files import read_json
+from pagedvid.files.paths import read_json
 from pagedvid.integrations.diffusers_library import load_pretrained
 from pagedvid.integrations.weights_folder import check_after_loading, check_before_loading
 from pagedvid.shown import named

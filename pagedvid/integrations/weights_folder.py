@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from pagedvid.errors import ConfigError
-from pagedvid.files import is_file, is_folder, problem_of_content, readable_file
+from pagedvid.files.paths import is_file, is_folder, problem_of_content, readable_file
+from pagedvid.files.weights import refuse_codes, refuse_non_finite, safetensors_facts, says_quantized
 from pagedvid.shown import named
-from pagedvid.weights import refuse_codes, refuse_non_finite, safetensors_facts, says_quantized
 
 _READ = (".json", ".safetensors", ".bin", ".model", ".txt")
 """Suffixes of files that the libraries read."""

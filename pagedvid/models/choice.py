@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
+from pagedvid.cache.window import Window
+from pagedvid.engine.protocol import ModelGeometry, VideoModel
+from pagedvid.engine.schedule import Schedule
 from pagedvid.errors import ConfigError
-from pagedvid.geometry import Window
-from pagedvid.models.base import ModelGeometry, VideoModel
-from pagedvid.models.rounds import Schedule
 
 if TYPE_CHECKING:
     import torch

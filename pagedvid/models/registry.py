@@ -11,13 +11,13 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
+from pagedvid.cache.window import Window
+from pagedvid.engine.protocol import ModelGeometry, VideoModel
+from pagedvid.engine.schedule import Schedule
 from pagedvid.errors import ConfigError
-from pagedvid.files import is_file, is_folder
-from pagedvid.geometry import Window
-from pagedvid.models.base import ModelGeometry, VideoModel
-from pagedvid.models.checkpoint_files import TABLES_FILE_NAME
+from pagedvid.files.paths import is_file, is_folder
 from pagedvid.models.choice import ModelChoice, ModelFamily
-from pagedvid.models.rounds import Schedule
+from pagedvid.models.common.checkpoint_files import TABLES_FILE_NAME
 from pagedvid.shown import shown
 
 if TYPE_CHECKING:
@@ -43,8 +43,8 @@ _FAMILIES = (
     _Family("demo", ("demo",), scale=8, shipped=Path(__file__).parent / "demo" / "weights"),
     _Family("magi1", ("magi-1-4.5b", "magi-1-4.5b-distill", "magi-1-24b", "magi-1-24b-distill")),
     _Family("worldplay", ("hy-worldplay-8b", "hy-worldplay-5b")),
-    _Family("wan_causal", ("self-forcing", "causvid", "krea-14b"), has_frame_size=True),
-    _Family("skyreels", ("skyreels-v2-1.3b", "skyreels-v2-14b"), has_frame_size=True),
+    _Family("wan.causal", ("self-forcing", "causvid", "krea-14b"), has_frame_size=True),
+    _Family("wan.skyreels", ("skyreels-v2-1.3b", "skyreels-v2-14b"), has_frame_size=True),
 )
 _BY_NAME = {name: family for family in _FAMILIES for name in family.names}
 

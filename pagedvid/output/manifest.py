@@ -19,7 +19,7 @@ from typing import Any
 
 from pagedvid.engine.requests import VideoRequest
 from pagedvid.errors import ConfigError
-from pagedvid.plain_json import read_json_object
+from pagedvid.files.plain_json import read_json_object
 from pagedvid.shown import short, shown
 
 

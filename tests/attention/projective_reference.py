@@ -14,8 +14,8 @@ from torch import Tensor
 from pagedvid.attention.step import Step
 from pagedvid.cache.chunk import Chunk
 from pagedvid.cache.plan import RangePlan
+from pagedvid.correction.formula import bias, log_sinhc
 from pagedvid.paged_kv_cache import PagedKVCache
-from pagedvid.quant.correction import bias, log_sinhc
 from tests.attention.reference import read_chunk
 
 

@@ -1,8 +1,8 @@
 """What `step.attend` must return, computed slowly in float64 from the bytes of the pages.
 
-Nothing of the package's layer call, grouping, decoding or rotation is used: tests/quant/page_reader.py reads the pages,
-rotation is a product of complex numbers in the channel layout of the model. Only the bias itself is the package's
-(tests/quant/test_correction.py compares it with its definition).
+Nothing of the package's layer call, grouping, decoding or rotation is used: tests/codecs/page_reader.py reads the
+pages, rotation is a product of complex numbers in the channel layout of the model. Only the bias itself is the
+package's (tests/correction/test_formula.py compares it with its definition).
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from torch import Tensor
 
 from pagedvid.attention.step import Step
 from pagedvid.cache.chunk import Chunk
+from pagedvid.correction.formula import bias
 from pagedvid.paged_kv_cache import PagedKVCache
-from pagedvid.quant.correction import bias
-from tests.quant.page_reader import read_pages
+from tests.codecs.page_reader import read_pages
 
 RAW_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 

@@ -10,7 +10,8 @@ from torch import Tensor
 from pagedvid.cache.plan import QueryRange
 from pagedvid.cache.spec import CacheSpec
 from pagedvid.cache.stream import Stream
-from pagedvid.geometry import RoleCodecs, Window
+from pagedvid.cache.stream_codecs import StreamCodecs
+from pagedvid.cache.window import Window
 from pagedvid.paged_kv_cache import PagedKVCache
 from tests.attention.reference import (
     TableRope,
@@ -25,10 +26,15 @@ TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 3e-2, torch.float16: 4e-3}
 
 
 def make_cache(
-    codecs: RoleCodecs | str = "int2", *, group: int = 1, head_dim: int = HEAD_DIM, scratch: int | str = "8MiB", **spec
+    codecs: StreamCodecs | str = "int2",
+    *,
+    group: int = 1,
+    head_dim: int = HEAD_DIM,
+    scratch: int | str = "8MiB",
+    **spec,
 ) -> PagedKVCache:
     """Two layers, two KV heads."""
-    codecs = RoleCodecs(codecs) if isinstance(codecs, str) else codecs
+    codecs = StreamCodecs(codecs) if isinstance(codecs, str) else codecs
     return PagedKVCache(
         CacheSpec(2, 2, head_dim, num_query_heads=2 * group, codecs=codecs, **spec), "16MiB", scratch=scratch
     )

@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pagedvid.cache.plan import QueryRange
-from pagedvid.geometry import RoleCodecs, Window
+from pagedvid.cache.stream_codecs import StreamCodecs
+from pagedvid.cache.window import Window
 from tests.attention.reference import (
     TableRope,
     pairs_together,
@@ -31,7 +32,7 @@ def test_every_codec_with_every_correction(codec, correction, layout, keys_arriv
 @pytest.mark.parametrize("group", [1, 3])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 def test_every_rotary_habit_with_grouped_heads_and_both_types(layout, keys_arrive, group, dtype):
-    codecs = RoleCodecs("int2", sink="int8", newest="bf16")
+    codecs = StreamCodecs("int2", sink="int8", newest="bf16")
     cache = make_cache(codecs, group=group, keys_arrive=keys_arrive)
     run(cache, ragged_ranges(cache, ROPES[layout]), 1, ROPES[layout], dtype)
 
@@ -68,7 +69,7 @@ videos = st.tuples(
     st.sampled_from([1, 3000, 2**20]),
 )
 def test_any_mix_of_videos(videos, codec, layout, scratch):
-    cache = make_cache(RoleCodecs(codec, newest="bf16"), head_dim=8, group=2, scratch=scratch)
+    cache = make_cache(StreamCodecs(codec, newest="bf16"), head_dim=8, group=2, scratch=scratch)
     rope = layout and TableRope(layout, 8)
     ranges = []
     for number, (window, history, num_tokens, commit) in enumerate(videos):
@@ -86,7 +87,7 @@ CODECS = ("int2", "int4/int2", "int2-pair-s8-post", "token2-g16/int8", "hadamard
 @pytest.mark.parametrize("codec", CODECS)
 def test_every_codec_under_every_correction(codec, layout, mode):
     """The window slides, so that keys stored after rotary embedding are read where they were not stored."""
-    cache = make_cache(RoleCodecs(codec, sink="int8-post", layers=((1, 1, "int4-post/bf16"),)), correction=mode)
+    cache = make_cache(StreamCodecs(codec, sink="int8-post", layers=((1, 1, "int4-post/bf16"),)), correction=mode)
     rope = ROPES[layout]
     stream = cache.open(Window(1, 2, positions="window"), 150)
     commit_all(cache, stream, [150, 17, 129, 150], 1, rope)
@@ -97,7 +98,7 @@ def test_every_codec_under_every_correction(codec, layout, mode):
 @pytest.mark.parametrize("newest", ["bf16", "token8-g16", "int8-post"])
 def test_a_chunk_may_change_between_codecs_that_store_keys_before_and_after_rotary_embedding(newest):
     for history in ("int4", "hadamard4-g16/int4"):
-        cache, rope = make_cache(RoleCodecs(history, newest=newest), correction="variance"), ROPES["half"]
+        cache, rope = make_cache(StreamCodecs(history, newest=newest), correction="variance"), ROPES["half"]
         stream = cache.open(Window(1, 2, positions="window"), 50)
         commit_all(cache, stream, [50] * 5, 1, rope)
         run(cache, [QueryRange(stream)], 30, rope)

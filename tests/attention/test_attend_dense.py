@@ -7,9 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pagedvid.attention.oracle import Keys, oracle_attention
 from pagedvid.cache.plan import QueryRange
-from pagedvid.geometry import Window
+from pagedvid.cache.window import Window
+from tests.attention.oracle import Keys, oracle_attention
 from tests.attention.reference import (
     as_arriving,
     random_qkv,

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from pagedvid.attention.step import Step
+from pagedvid.cache.window import Window
 from pagedvid.errors import ShapeError, StateError
-from pagedvid.geometry import Window
 from tests.attention.reference import (
     TableRope,
 )

@@ -7,7 +7,7 @@ import torch
 
 from pagedvid.attention.flash_cpu import row_parts
 from pagedvid.cache.plan import QueryRange
-from pagedvid.geometry import Window
+from pagedvid.cache.window import Window
 from tests.attention.reference import (
     random_qkv,
 )

@@ -12,9 +12,9 @@ from pagedvid.attention.backend import backend_names, select_backend
 from pagedvid.attention.torch_backend import TorchBackend, unsupported_reasons
 from pagedvid.cache.pool import PagePool
 from pagedvid.cache.spec import CacheSpec
+from pagedvid.codecs.book import CodecBook
 from pagedvid.errors import BackendError
 from pagedvid.paged_kv_cache import PagedKVCache
-from pagedvid.quant.book import CodecBook
 
 SPEC = CacheSpec(1, 1, 8)
 

@@ -11,12 +11,13 @@ from torch import Tensor
 
 from pagedvid.cache.plan import QueryRange
 from pagedvid.cache.spec import CacheSpec
-from pagedvid.geometry import RoleCodecs, Window
+from pagedvid.cache.stream_codecs import StreamCodecs
+from pagedvid.cache.window import Window
+from pagedvid.codecs.book import CodecBook
 from pagedvid.paged_kv_cache import PagedKVCache
-from pagedvid.quant.book import CodecBook
-from tests.attention.kernels.klt_scenes import klt_codec
 from tests.attention.projective_reference import SeededProjection
 from tests.attention.reference import TableRope
+from tests.codecs.klt.kernels.scenes import klt_codec
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 HEAD_DIM, LAYERS, KV_HEADS, GROUP = 128, 3, 2, 3
@@ -34,7 +35,7 @@ def make_cache(device: str, backend: str, codec: str, group: int = GROUP, **sett
         KV_HEADS,
         HEAD_DIM,
         num_query_heads=KV_HEADS * group,
-        codecs=RoleCodecs(codec),
+        codecs=StreamCodecs(codec),
         page_rows=calibrated.page.rows,
         tokens_per_frame=FRAME_TOKENS,
         frames_per_block=BLOCK_FRAMES,

@@ -13,14 +13,15 @@ from torch import Tensor
 
 from pagedvid.cache.plan import QueryRange
 from pagedvid.cache.spec import CacheSpec
-from pagedvid.geometry import RoleCodecs, Window
+from pagedvid.cache.stream_codecs import StreamCodecs
+from pagedvid.cache.window import Window
+from pagedvid.codecs.book import CodecBook
 from pagedvid.paged_kv_cache import PagedKVCache
-from pagedvid.quant.book import CodecBook
-from tests.attention.kernels.klt_scenes import klt_codec
 from tests.attention.projective_reference import SeededProjection
 from tests.attention.reference import TableRope
 from tests.attention.triton_scenes import BACKENDS
 from tests.attention.without_kernels import META, Copies, leave_out_kernels, on_meta
+from tests.codecs.klt.kernels.scenes import klt_codec
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="test_gpu.py looks at the device itself")
 HEAD_DIM, LAYERS, KV_HEADS, GROUP = 32, 3, 2, 3
@@ -34,14 +35,14 @@ def without_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     leave_out_kernels(monkeypatch)
 
 
-def make_cache(kind: Any, codec: str | RoleCodecs, **settings: Any) -> PagedKVCache:
+def make_cache(kind: Any, codec: str | StreamCodecs, **settings: Any) -> PagedKVCache:
     calibrated = klt_codec("klt2", HEAD_DIM, KV_HEADS, 8, FRAME_TOKENS, NUM_FRAMES)
     spec = CacheSpec(
         LAYERS,
         KV_HEADS,
         HEAD_DIM,
         num_query_heads=KV_HEADS * GROUP,
-        codecs=RoleCodecs(codec) if isinstance(codec, str) else codec,
+        codecs=StreamCodecs(codec) if isinstance(codec, str) else codec,
         page_rows=8,
         tokens_per_frame=FRAME_TOKENS,
         frames_per_block=NUM_FRAMES,
@@ -92,7 +93,7 @@ def test_in_no_layer_but_the_first(kind, codec: str, correction: str, keys_arriv
 def test_with_chunks_that_change_codec_and_ranges_of_all_kinds(kind) -> None:
     """Sinks and the newest chunk in codecs of their own, so that commits read and write older ones; a text; ranges that
     see each other; a projective view."""
-    cache = make_cache(kind, RoleCodecs("klt2", sink="int8", newest="bf16"), correction="variance")
+    cache = make_cache(kind, StreamCodecs("klt2", sink="int8", newest="bf16"), correction="variance")
     rope, projection = TableRope("interleaved", HEAD_DIM), SeededProjection(FRAME_TOKENS, "interleaved")
     streams = [cache.open(Window(1, 2, positions="window"), NUM_TOKENS) for _ in range(2)]
     tag = (0, NUM_FRAMES)

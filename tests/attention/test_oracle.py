@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pagedvid.attention.oracle import Keys, oracle_attention
+from tests.attention.oracle import Keys, oracle_attention
 
 SCALE = 64**-0.5
 

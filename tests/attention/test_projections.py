@@ -8,8 +8,9 @@ from torch import Tensor
 
 from pagedvid.attention.measure import MEASURED_QUERIES
 from pagedvid.cache.plan import QueryRange
+from pagedvid.cache.stream_codecs import StreamCodecs
+from pagedvid.cache.window import Window
 from pagedvid.errors import ShapeError, StateError
-from pagedvid.geometry import RoleCodecs, Window
 from pagedvid.paged_kv_cache import PagedKVCache
 from tests.attention.projective_reference import SeededProjection, expected_projection, mapped, model_order
 from tests.attention.reference import (
@@ -87,7 +88,7 @@ def test_every_codec_correction_and_layout(codec, correction, layout):
 @pytest.mark.parametrize("scratch", [1, "8MiB"])
 def test_several_streams_in_flight_with_context(dtype, group, scratch):
     """Histories of other lengths, ranges that see each other, a commit among them, texts of other lengths or none."""
-    cache = make_cache(RoleCodecs("int2", newest="bf16"), group=group, scratch=scratch)
+    cache = make_cache(StreamCodecs("int2", newest="bf16"), group=group, scratch=scratch)
     a, b, c = (
         history(cache, [12, 3], 1, "interleaved"),
         history(cache, [12], 2, "interleaved"),

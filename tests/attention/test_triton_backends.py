@@ -14,16 +14,17 @@ from pagedvid.attention.scratch_backend import ScratchBackend
 from pagedvid.attention.triton_backend import unsupported_reasons
 from pagedvid.cache.plan import QueryRange
 from pagedvid.cache.spec import CacheSpec
-from pagedvid.chunk_codecs import ChunkCodecs
+from pagedvid.cache.stream_codecs import StreamCodecs
+from pagedvid.cache.window import Window
+from pagedvid.codecs.assignment import ChunkCodecs
+from pagedvid.codecs.book import CodecBook
 from pagedvid.errors import NonFiniteError
-from pagedvid.geometry import RoleCodecs, Window
 from pagedvid.paged_kv_cache import PagedKVCache
-from pagedvid.quant.book import CodecBook
-from tests.attention.kernels.klt_scenes import klt_codec
 from tests.attention.reference import TableRope, as_arriving, expected_attention, random_qkv
 from tests.attention.scenes import commit_all, make_cache
 from tests.attention.triton_scenes import BACKENDS, small_cache, with_backend
-from tests.quant import klt_scenes
+from tests.codecs.klt import scenes as klt_scenes
+from tests.codecs.klt.kernels.scenes import klt_codec
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="needs the interpreter; test_gpu.py runs on a GPU")
 ROPE = TableRope("half", 32)
@@ -58,7 +59,7 @@ def test_codecs_and_corrections(kind, codec: str, correction: str) -> None:
 @pytest.mark.parametrize("kind", BACKENDS)
 def test_streams_of_all_lengths_with_mixed_codecs(kind) -> None:
     """Sinks in int8, the newest chunk in bf16, grouped heads; one stream without history, one in a commit pass."""
-    cache = small_cache(kind, RoleCodecs("int2", sink="int8", newest="bf16"), layers=2, group=3)
+    cache = small_cache(kind, StreamCodecs("int2", sink="int8", newest="bf16"), layers=2, group=3)
     long = cache.open(Window(1, 2, positions="window"), 20)
     commit_all(cache, long, [20, 17, 19, 20], 1, ROPE)
     fresh = cache.open(Window(1, 1), 20)
@@ -92,7 +93,7 @@ def calibrated_cache(correction: str, head_dim: int = 32) -> PagedKVCache:
         1,
         2,
         head_dim,
-        codecs=RoleCodecs("klt2"),
+        codecs=StreamCodecs("klt2"),
         page_rows=page.rows,
         tokens_per_frame=page.tokens_per_frame,
         frames_per_block=page.frames_per_block,
@@ -181,7 +182,7 @@ def test_a_text_beside_the_pages(kind) -> None:
 def test_a_commit_stores_the_bytes_of_the_cpu_backend(kind) -> None:
     records = []
     for make in (lambda cache: cache, lambda cache: with_backend(kind, cache)):
-        cache = make(make_cache(RoleCodecs("int2", newest="int8"), head_dim=32))
+        cache = make(make_cache(StreamCodecs("int2", newest="int8"), head_dim=32))
         stream = cache.open(Window(1, 2), 130)
         commit_all(cache, stream, [130, 1], 1, ROPE)
         chunks = stream.history("cond").chunks.values()
@@ -198,7 +199,7 @@ def test_keys_and_values_of_any_strides_are_stored(codec: str, keys_arrive: str)
     for strided in (False, True):
         calibrated = klt_codec("klt2", rows=36)
         spec = CacheSpec(
-            1, 2, 32, codecs=RoleCodecs(codec), keys_arrive=keys_arrive, page_rows=36, tokens_per_frame=10,
+            1, 2, 32, codecs=StreamCodecs(codec), keys_arrive=keys_arrive, page_rows=36, tokens_per_frame=10,
             frames_per_block=3, correction="off",
         )  # fmt: skip
         cache = PagedKVCache(spec, "1MiB", book=CodecBook(calibrated.page, 2, own={"klt2": calibrated}))
@@ -263,6 +264,6 @@ def test_tables_are_made_once_for_the_denoise_steps_of_a_chunk() -> None:
 
 
 def test_reasons_on_the_cpu() -> None:
-    spec = CacheSpec(1, 1, 64, codecs=RoleCodecs("int2"))
+    spec = CacheSpec(1, 1, 64, codecs=StreamCodecs("int2"))
     assert unsupported_reasons(spec, torch.device("cpu")) == ["it runs on cuda, not on cpu"]
     assert ChunkCodecs.read("int2").keys == "int2"

@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from pagedvid.cache.plan import QueryRange
+from pagedvid.cache.stream_codecs import StreamCodecs
+from pagedvid.cache.window import Window
 from pagedvid.errors import StateError
-from pagedvid.geometry import RoleCodecs, Window
 from pagedvid.paged_kv_cache import PagedKVCache
 from tests.attention.projective_reference import SeededProjection, expected_projection
 from tests.attention.reference import TableRope, random_qkv
@@ -60,7 +61,7 @@ def test_codecs_corrections_and_layouts(kind, codec: str, correction: str, layou
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
 def test_streams_in_flight_with_texts(kind, dtype: torch.dtype) -> None:
     """Histories of other lengths and codecs, grouped heads, a range that sees another, texts or none."""
-    cache = small_cache(kind, RoleCodecs("int4", newest="bf16"), layers=2, group=3)
+    cache = small_cache(kind, StreamCodecs("int4", newest="bf16"), layers=2, group=3)
     a, b = (stream_of(cache, lengths, "interleaved", dtype) for lengths in ([3, 2], [2]))
     ranges = [
         frames(a, 11, 2),

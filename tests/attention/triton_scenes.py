@@ -6,7 +6,7 @@ from pagedvid.attention.fused_backend import FusedBackend
 from pagedvid.attention.scratch_backend import ScratchBackend
 from pagedvid.attention.triton_backend import TritonBackend
 from pagedvid.cache.spec import CacheSpec
-from pagedvid.geometry import RoleCodecs
+from pagedvid.cache.stream_codecs import StreamCodecs
 from pagedvid.paged_kv_cache import PagedKVCache
 
 BACKENDS = [ScratchBackend, FusedBackend]
@@ -18,8 +18,8 @@ def with_backend(kind: type[TritonBackend], cache: PagedKVCache) -> PagedKVCache
 
 
 def small_cache(
-    kind: type[TritonBackend], codecs: RoleCodecs | str = "int2", *, layers: int = 1, group: int = 1, **settings
+    kind: type[TritonBackend], codecs: StreamCodecs | str = "int2", *, layers: int = 1, group: int = 1, **settings
 ) -> PagedKVCache:
-    codecs = RoleCodecs(codecs) if isinstance(codecs, str) else codecs
+    codecs = StreamCodecs(codecs) if isinstance(codecs, str) else codecs
     spec = CacheSpec(layers, 2, 32, num_query_heads=2 * group, codecs=codecs, **settings)
     return with_backend(kind, PagedKVCache(spec, "2MiB"))

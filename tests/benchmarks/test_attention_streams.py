@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from pagedvid.quant.rope_axes import follows_grid
-from pagedvid.rope_grid import RopeGrid
+from pagedvid.rotary.axis_tables import follows_grid
+from pagedvid.rotary.grid import RopeGrid
 
 CPU = torch.device("cpu")
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
+from pagedvid.cache.window import Window
+from pagedvid.codecs.page import PageFormat
+from pagedvid.engine.protocol import ModelGeometry
 from pagedvid.errors import ConfigError, NonFiniteError
-from pagedvid.geometry import Window
-from pagedvid.models.base import ModelGeometry
-from pagedvid.page_format import PageFormat
 
 GEOMETRY = ModelGeometry(2, 2, 2, 64, tokens_per_frame=16, frames_per_chunk=8)
 WINDOW = Window(1, 2)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from pagedvid.page_format import PageFormat, read_codec
-from pagedvid.quant.book import CodecBook
+from pagedvid.codecs.book import CodecBook
+from pagedvid.codecs.page import PageFormat, read_codec
 
 
 @pytest.mark.parametrize(

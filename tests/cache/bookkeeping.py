@@ -8,12 +8,12 @@ from pagedvid.cache.manager import CacheManager
 from pagedvid.cache.plan import QueryRange, StepPlan
 from pagedvid.cache.spec import CacheSpec
 from pagedvid.cache.stream import Stream
-from pagedvid.geometry import RoleCodecs
+from pagedvid.cache.stream_codecs import StreamCodecs
 
 
-def make_manager(num_pages: int, codecs: RoleCodecs | str = "int2", num_layers: int = 1) -> CacheManager:
+def make_manager(num_pages: int, codecs: StreamCodecs | str = "int2", num_layers: int = 1) -> CacheManager:
     """One KV head of 8 channels, no bytes. An int2 chunk of up to 128 tokens takes 2 pages per layer: keys, values."""
-    codecs = RoleCodecs(codecs) if isinstance(codecs, str) else codecs
+    codecs = StreamCodecs(codecs) if isinstance(codecs, str) else codecs
     spec = CacheSpec(num_layers, 1, 8, codecs=codecs)
     return CacheManager(spec, num_pages * spec.shape.page_bytes, device="meta")
 

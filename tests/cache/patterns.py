@@ -14,9 +14,9 @@ from torch import Tensor
 
 from pagedvid.attention.step import Step
 from pagedvid.cache.chunk import Chunk
-from pagedvid.page_format import PageFormat
+from pagedvid.codecs.base import not_storable
+from pagedvid.codecs.page import PageFormat
 from pagedvid.paged_kv_cache import PagedKVCache
-from pagedvid.quant.codec import not_storable
 
 ONE = 255.0 * 2.0**-7
 """The number that is not 0."""

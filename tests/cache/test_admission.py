@@ -8,11 +8,13 @@ import pytest
 
 from pagedvid.cache.manager import CacheManager
 from pagedvid.cache.plan import QueryRange
+from pagedvid.cache.sizes import peak_pages
 from pagedvid.cache.spec import CacheSpec
+from pagedvid.cache.stream_codecs import StreamCodecs
+from pagedvid.cache.window import Window
 from pagedvid.errors import CapacityError, ConfigError, ShapeError
-from pagedvid.geometry import RoleCodecs, Window, peak_pages
 from tests.cache.bookkeeping import commit, make_manager
-from tests.stream_simulation import Tables, form_of, simulated_peak
+from tests.cache.stream_simulation import Tables, form_of, simulated_peak
 
 WINDOW = Window(sink_chunks=1, recent_chunks=2)
 TOKENS = 100
@@ -23,16 +25,16 @@ TOKENS = 100
 @pytest.mark.parametrize(
     "codecs",
     [
-        RoleCodecs("fp32"),
-        RoleCodecs("int2"),
-        RoleCodecs("int2", sink="int8"),
-        RoleCodecs("int2", newest="bf16"),
-        RoleCodecs("int4", sink="bf16", newest="fp32"),
-        RoleCodecs("bf16", newest="int2"),
-        RoleCodecs("int4/int2"),
-        RoleCodecs("int2/bf16", sink="bf16/int2", newest="int8"),
-        RoleCodecs("int2", newest="int4/int2", layers=((0, 0, "int8"),)),
-        RoleCodecs("int4", newest="int4", layers=((0, 1, "int2/int8"), (1, 1, "fp32/int2"))),
+        StreamCodecs("fp32"),
+        StreamCodecs("int2"),
+        StreamCodecs("int2", sink="int8"),
+        StreamCodecs("int2", newest="bf16"),
+        StreamCodecs("int4", sink="bf16", newest="fp32"),
+        StreamCodecs("bf16", newest="int2"),
+        StreamCodecs("int4/int2"),
+        StreamCodecs("int2/bf16", sink="bf16/int2", newest="int8"),
+        StreamCodecs("int2", newest="int4/int2", layers=((0, 0, "int8"),)),
+        StreamCodecs("int4", newest="int4", layers=((0, 1, "int2/int8"), (1, 1, "fp32/int2"))),
     ],
     ids=str,
 )
@@ -56,7 +58,7 @@ def test_predicted_pages_are_allocated_and_never_exceeded(codecs, chunk_tokens):
 @pytest.mark.parametrize("num_tokens", [1, 17, 128, 129, 300, 880])
 def test_waste_is_less_than_one_page_per_table(num_tokens, codec):
     """I9; and the statistics count bytes as the geometry does."""
-    manager = CacheManager(CacheSpec(2, 3, 8, codecs=RoleCodecs(codec)), "2MiB", device="meta")
+    manager = CacheManager(CacheSpec(2, 3, 8, codecs=StreamCodecs(codec)), "2MiB", device="meta")
     stream = manager.open(WINDOW, 880)
     commit(manager, QueryRange(stream, num_tokens=num_tokens, commit=True))
     stats = manager.stats()
@@ -100,8 +102,8 @@ def test_a_short_video_reserves_only_what_it_can_hold():
 
 def test_streams_may_differ_in_chunk_size_window_branches_and_codec():
     manager = make_manager(200)
-    a = manager.open(Window(0, 1), 880, codecs=RoleCodecs("int8"))
-    b = manager.open(Window(2, 2), 17, branches=("cond", "uncond"), codecs=RoleCodecs("int2", newest="fp32"))
+    a = manager.open(Window(0, 1), 880, codecs=StreamCodecs("int8"))
+    b = manager.open(Window(2, 2), 17, branches=("cond", "uncond"), codecs=StreamCodecs("int2", newest="fp32"))
     assert a.peak_pages == 2 * 2 * 28
     assert b.peak_pages == 2 * 2 * (1 + 1 + 1 + 2 + 1 + 2)  # two sinks, recent, newest, its int2 form, current
     for _ in range(6):
@@ -135,14 +137,14 @@ def test_impossible_streams_are_refused(arguments, message):
         ({"page_rows": -1}, "page_rows is -1; it must be at least 1"),
         ({"page_rows": 4}, "a page of 4 rows holds no token of int2; raise page_rows"),
         ({"tokens_per_frame": 0}, "tokens_per_frame is 0"),
-        ({"codecs": RoleCodecs("token2-g16")}, "token2-g16 needs a head_dim that is a multiple of 16; it is 8"),
-        ({"codecs": RoleCodecs("int2", sink="fp32"), "page_rows": 3}, "a page of 3 rows holds no token of int2"),
-        ({"codecs": RoleCodecs(layers=((0, 1, "int8"),))}, "given for layer 1; the layers are 0 to 0"),
+        ({"codecs": StreamCodecs("token2-g16")}, "token2-g16 needs a head_dim that is a multiple of 16; it is 8"),
+        ({"codecs": StreamCodecs("int2", sink="fp32"), "page_rows": 3}, "a page of 3 rows holds no token of int2"),
+        ({"codecs": StreamCodecs(layers=((0, 1, "int8"),))}, "given for layer 1; the layers are 0 to 0"),
         (
-            {"codecs": RoleCodecs("klt2"), "correction": "formula"},
+            {"codecs": StreamCodecs("klt2"), "correction": "formula"},
             'klt2 keys have no step size for correction "formula"; use "variance"',
         ),
-        ({"codecs": RoleCodecs("int2", sink="klt2/int2"), "correction": "formula"}, "klt2 keys have no step size"),
+        ({"codecs": StreamCodecs("int2", sink="klt2/int2"), "correction": "formula"}, "klt2 keys have no step size"),
     ],
 )
 def test_impossible_specs_are_refused(arguments, message):
@@ -160,7 +162,7 @@ def test_memory_is_given_in_bytes_or_text():
 
 def test_pages_suit_the_keys_of_the_history_unless_their_rows_are_given():
     def page_bytes(history: str, page_rows: int | None = None) -> int:
-        return CacheSpec(1, 1, 8, codecs=RoleCodecs(history, sink="bf16"), page_rows=page_rows).shape.page_bytes
+        return CacheSpec(1, 1, 8, codecs=StreamCodecs(history, sink="bf16"), page_rows=page_rows).shape.page_bytes
 
     assert [page_bytes(history) for history in ("int2", "bf16", "klt2", "klt1.5/int2", "int2/klt2")] == [
         8 * rows for rows in (36, 36, 32, 24, 36)
@@ -175,8 +177,8 @@ def test_pages_suit_the_keys_of_the_history_unless_their_rows_are_given():
 def test_codecs_that_the_cache_cannot_have_are_refused_when_a_stream_opens():
     manager = make_manager(20)
     for codecs, message in (
-        (RoleCodecs(layers=((1, 1, "int8"),)), "given for layer 1; the layers are 0 to 0"),
-        (RoleCodecs("int2", newest="hadamard2-g64"), "hadamard2-g64 needs a head_dim that is a multiple of 64"),
+        (StreamCodecs(layers=((1, 1, "int8"),)), "given for layer 1; the layers are 0 to 0"),
+        (StreamCodecs("int2", newest="hadamard2-g64"), "hadamard2-g64 needs a head_dim that is a multiple of 64"),
     ):
         with pytest.raises(ConfigError, match=message):
             manager.open(WINDOW, TOKENS, codecs=codecs)
@@ -185,7 +187,7 @@ def test_codecs_that_the_cache_cannot_have_are_refused_when_a_stream_opens():
 
 def test_a_klt_stream_is_promised_whole_blocks_of_its_frames():
     """Frames of 10 tokens, 4 transformed together: a page of 32 rows holds 32 blocks, a chunk of 8 frames 20."""
-    codecs = RoleCodecs("klt2", newest="bf16")
+    codecs = StreamCodecs("klt2", newest="bf16")
     spec = CacheSpec(1, 1, 8, codecs=codecs, tokens_per_frame=10, frames_per_block=4)
     assert spec.shape.page_rows == 32
     tables = Tables(1, 1, {"klt2": 128, "bf16": 16}, tokens_per_frame=10, frames_per_block=4)

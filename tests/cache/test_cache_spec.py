@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 
 from pagedvid.cache.spec import CacheSpec
-from pagedvid.config import CacheConfig, Config
-from pagedvid.engine.codecs import settled
+from pagedvid.cache.stream_codecs import StreamCodecs
+from pagedvid.config.sections import CacheConfig, Config
 from pagedvid.errors import ConfigError
-from pagedvid.geometry import RoleCodecs
+from pagedvid.models.settle import settled
 
 
 @pytest.mark.parametrize(
@@ -24,14 +24,14 @@ from pagedvid.geometry import RoleCodecs
 )
 def test_the_correction_follows_the_codecs_as_on_the_command_line(codec, correction):
     for asked in ({}, {"correction": "auto"}):
-        spec = CacheSpec(1, 1, 64, codecs=RoleCodecs(codec), **asked)
+        spec = CacheSpec(1, 1, 64, codecs=StreamCodecs(codec), **asked)
         assert spec.correction == spec.shape.correction == correction
     assert settled(Config(cache=CacheConfig(codec=codec))).cache.correction == correction
-    assert spec == CacheSpec(1, 1, 64, codecs=RoleCodecs(codec), correction=correction)
+    assert spec == CacheSpec(1, 1, 64, codecs=StreamCodecs(codec), correction=correction)
 
 
 def test_chunks_of_klt_keep_nothing_for_a_correction_that_was_not_asked_for():
-    codecs = RoleCodecs("klt2")
+    codecs = StreamCodecs("klt2")
     sizes = {
         correction: CacheSpec(1, 1, 64, codecs=codecs, correction=correction).shape.correction_bytes(codecs.steady)
         for correction in ("auto", "measured")
@@ -42,7 +42,7 @@ def test_chunks_of_klt_keep_nothing_for_a_correction_that_was_not_asked_for():
 @pytest.mark.parametrize("codec", ["int2", "klt2"])
 def test_a_correction_that_was_asked_for_stays(codec):
     for asked in ("off", "variance", "measured"):
-        assert CacheSpec(1, 1, 64, codecs=RoleCodecs(codec), correction=asked).correction == asked
+        assert CacheSpec(1, 1, 64, codecs=StreamCodecs(codec), correction=asked).correction == asked
 
 
 def test_an_unknown_correction_is_refused():

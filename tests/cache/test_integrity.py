@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from pagedvid.cache.spec import CacheSpec
+from pagedvid.cache.stream_codecs import StreamCodecs
+from pagedvid.cache.window import Window
 from pagedvid.errors import IntegrityError
-from pagedvid.geometry import RoleCodecs, Window
 from pagedvid.paged_kv_cache import PagedKVCache
 from tests.cache.patterns import attend_all
 
@@ -20,7 +21,7 @@ NUM_PAGES = 120
 @pytest.fixture
 def cache() -> PagedKVCache:
     """Two streams of three chunks, one of them a fork with one chunk of its own and a pin."""
-    spec = CacheSpec(2, 1, 8, codecs=RoleCodecs("int4"), debug_checks=True)
+    spec = CacheSpec(2, 1, 8, codecs=StreamCodecs("int4"), debug_checks=True)
     cache = PagedKVCache(spec, NUM_PAGES * spec.shape.page_bytes)
     stream = cache.open(Window(1, 2), 100)
     for serial in range(3):

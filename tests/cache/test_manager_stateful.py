@@ -22,12 +22,13 @@ from pagedvid.cache.chunk import Chunk
 from pagedvid.cache.plan import QueryRange, RangePlan
 from pagedvid.cache.spec import CacheSpec
 from pagedvid.cache.stream import Stream
+from pagedvid.cache.stream_codecs import StreamCodecs
+from pagedvid.cache.window import Window
+from pagedvid.codecs.book import CodecBook
 from pagedvid.errors import CapacityError, NonFiniteError, StateError
-from pagedvid.geometry import RoleCodecs, Window
 from pagedvid.paged_kv_cache import PagedKVCache
-from pagedvid.quant.book import CodecBook
 from tests.cache.patterns import PatternCodec, assert_holds, attend_all, attend_layer, pattern
-from tests.stream_simulation import (
+from tests.cache.stream_simulation import (
     Form,
     Tables,
     are_alike,
@@ -96,17 +97,17 @@ KINDS_OF_CACHE = [
 WINDOWS = st.builds(Window, st.integers(0, 2), st.integers(1, 3), st.sampled_from(["absolute", "window"]))
 CODECS = st.sampled_from(
     [
-        RoleCodecs("int4"),
-        RoleCodecs("int2", sink="int8"),
-        RoleCodecs("int2", newest="bf16"),
-        RoleCodecs("int2", sink="int8", newest="bf16"),
-        RoleCodecs("int8", sink="bf16", newest="int2"),
-        RoleCodecs("int4/int2", sink="int8/int4"),
-        RoleCodecs("int2", newest="int4/int2", layers=((1, 1, "int8/int2"),)),
-        RoleCodecs("int2", newest="int2", layers=((0, 1, "bf16"), (0, 0, "int2"))),
-        RoleCodecs("token2-g16", sink="int4/token2-g16", newest="bf16"),
-        RoleCodecs("klt2", sink="klt2/int4"),
-        RoleCodecs("klt1.5/klt2", newest="int8", layers=((0, 0, "int4/klt2"),)),
+        StreamCodecs("int4"),
+        StreamCodecs("int2", sink="int8"),
+        StreamCodecs("int2", newest="bf16"),
+        StreamCodecs("int2", sink="int8", newest="bf16"),
+        StreamCodecs("int8", sink="bf16", newest="int2"),
+        StreamCodecs("int4/int2", sink="int8/int4"),
+        StreamCodecs("int2", newest="int4/int2", layers=((1, 1, "int8/int2"),)),
+        StreamCodecs("int2", newest="int2", layers=((0, 1, "bf16"), (0, 0, "int2"))),
+        StreamCodecs("token2-g16", sink="int4/token2-g16", newest="bf16"),
+        StreamCodecs("klt2", sink="klt2/int4"),
+        StreamCodecs("klt1.5/klt2", newest="int8", layers=((0, 0, "int4/klt2"),)),
     ]
 )
 
@@ -140,7 +141,7 @@ class StreamModel:
     stream: Stream
     tables: Tables
     window: Window
-    codecs: RoleCodecs
+    codecs: StreamCodecs
     chunk_tokens: int
     max_chunks: int | None
     branches: dict[str, BranchModel]
@@ -304,7 +305,7 @@ class CacheMachine(RuleBasedStateMachine):
     @rule()
     def use_up_the_pool(self):
         """Streams whose peaks are exactly what is left, so that one page too many anywhere is noticed."""
-        codecs = RoleCodecs("int2", layers=((0, 0, "bf16/int2"),))
+        codecs = StreamCodecs("int2", layers=((0, 0, "bf16/int2"),))
         page = self.tables.page_tokens["bf16"]  # so many tokens take a page in each of the 8 tables
         num_chunks, rest = divmod(NUM_PAGES - self.budget(), 8)
         for window, tokens, end in ((Window(0, 1), page * (1 + rest // 2), 1), (Window(0, num_chunks - 2), page, None)):

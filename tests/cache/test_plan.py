@@ -7,8 +7,9 @@ import pytest
 from pagedvid.cache.manager import CacheManager
 from pagedvid.cache.plan import QueryRange, StepPlan
 from pagedvid.cache.stream import Stream
+from pagedvid.cache.stream_codecs import StreamCodecs
+from pagedvid.cache.window import Window
 from pagedvid.errors import ShapeError, StateError
-from pagedvid.geometry import RoleCodecs, Window
 from tests.cache.bookkeeping import commit, live, make_manager, mark_written
 
 TOKENS = 100
@@ -107,7 +108,7 @@ def test_branches_have_histories_of_their_own():
 
 
 def test_a_commit_writes_its_chunk_and_the_last_one_in_its_final_codec():
-    manager = make_manager(120, RoleCodecs("int2", sink="int8", newest="bf16"))
+    manager = make_manager(120, StreamCodecs("int2", sink="int8", newest="bf16"))
     stream = stream_with(manager, 3, Window(1, 2))
     (range_,) = plan_of(manager, QueryRange(stream, commit=True)).ranges
     assert [(p.index, str(p.codecs), p.first_token, p.position) for p in range_.writes] == [

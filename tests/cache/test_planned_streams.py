@@ -7,17 +7,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pagedvid.cache.plan import QueryRange
+from pagedvid.cache.sizes import planned_peak_pages
+from pagedvid.cache.stream_codecs import StreamCodecs
+from pagedvid.cache.window import Commit, Window
 from pagedvid.errors import CapacityError, StateError
-from pagedvid.geometry import Commit, RoleCodecs, Window, planned_peak_pages
 from tests.cache.bookkeeping import commit, live, make_manager, mark_written
 
 CODECS = [
-    RoleCodecs("int2"),
-    RoleCodecs("int2", newest="bf16"),
-    RoleCodecs("int2", sink="int8", newest="int4"),
-    RoleCodecs("int4/int2", newest="bf16/int8"),
-    RoleCodecs("int2", newest="int8/int2", layers=((0, 0, "int8/int2"),)),
-    RoleCodecs("klt2/int4", sink="int4"),
+    StreamCodecs("int2"),
+    StreamCodecs("int2", newest="bf16"),
+    StreamCodecs("int2", sink="int8", newest="int4"),
+    StreamCodecs("int4/int2", newest="bf16/int8"),
+    StreamCodecs("int2", newest="int8/int2", layers=((0, 0, "int8/int2"),)),
+    StreamCodecs("klt2/int4", sink="int4"),
 ]
 
 
@@ -140,7 +142,7 @@ def test_a_range_may_stand_anywhere_but_a_commit_only_where_it_will_be_read():
 
 
 def test_the_tag_of_a_commit_stays_with_its_chunk():
-    manager = make_manager(40, RoleCodecs("int2", newest="bf16"))
+    manager = make_manager(40, StreamCodecs("int2", newest="bf16"))
     stream = manager.open(Window(0, 3), 100)
     commit(manager, QueryRange(stream, commit=True, tag="cameras of chunk 0"))
     commit(manager, QueryRange(stream, commit=True, tag="cameras of chunk 1"))

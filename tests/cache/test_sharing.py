@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 
 from pagedvid.cache.plan import QueryRange
+from pagedvid.cache.stream_codecs import StreamCodecs
+from pagedvid.cache.window import Window
 from pagedvid.errors import CapacityError, StateError
-from pagedvid.geometry import RoleCodecs, Window
 from tests.cache.bookkeeping import commit, live, make_manager, mark_written
 
 WINDOW = Window(sink_chunks=1, recent_chunks=2)
@@ -175,7 +176,7 @@ def test_a_second_pin_of_a_shared_chunk_is_free():
 
 
 def test_a_pinned_newest_chunk_takes_its_final_codec_with_the_next_commit():
-    manager = make_manager(120, RoleCodecs("int2", newest="bf16"))
+    manager = make_manager(120, StreamCodecs("int2", newest="bf16"))
     stream = manager.open(Window(0, 1), TOKENS)
     commit(manager, stream)
     manager.pin(stream, 0)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 
 from pagedvid.cache.plan import QueryRange
+from pagedvid.cache.stream_codecs import StreamCodecs
+from pagedvid.cache.window import Window
 from pagedvid.errors import StateError
-from pagedvid.geometry import RoleCodecs, Window
 from tests.cache.bookkeeping import commit, live, make_manager, mark_written
 
 WINDOW = Window(sink_chunks=1, recent_chunks=2)
@@ -31,7 +32,7 @@ class Broken(BaseException):
 
 @pytest.mark.parametrize("error", [Broken, KeyboardInterrupt, ValueError])
 def test_any_exception_rolls_everything_back(error):
-    manager = make_manager(120, RoleCodecs("int2", newest="bf16"))
+    manager = make_manager(120, StreamCodecs("int2", newest="bf16"))
     a, b = manager.open(WINDOW, TOKENS), manager.open(WINDOW, TOKENS)
     commit(manager, a, b)
     used, chunks = manager.pool.num_used_pages, [*a.chunks(), *b.chunks()]
@@ -95,7 +96,7 @@ def test_a_released_or_foreign_stream_is_refused():
 
 def test_after_all_releases_the_pool_is_as_new():
     """I10."""
-    manager = make_manager(200, RoleCodecs("int4", sink="int8", newest="bf16"))
+    manager = make_manager(200, StreamCodecs("int4", sink="int8", newest="bf16"))
     streams = [manager.open(Window(1, n), TOKENS) for n in (1, 2)]
     for i in range(5):
         commit(manager, *streams)

@@ -6,6 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pagedvid.cache.sizes import KVShape, peak_pages
+from pagedvid.cache.stream_codecs import StreamCodecs
+from pagedvid.cache.window import Window
 from pagedvid.capacity.catalog import find_card
 from pagedvid.capacity.history import (
     MAX_LENGTH,
@@ -15,19 +18,18 @@ from pagedvid.capacity.history import (
     stream_size,
     window_of,
 )
-from pagedvid.chunk_codecs import ChunkCodecs
+from pagedvid.codecs.assignment import ChunkCodecs
 from pagedvid.errors import ConfigError
-from pagedvid.geometry import KVShape, RoleCodecs, Window, peak_pages
 
 codec = st.sampled_from(["fp32", "bf16", "int8", "int4", "int2", "int4/int2", "bf16/klt2", "klt1.5"])
 layers = st.sampled_from([(), ((0, 1, "int8"),), ((2, 2, "int2/bf16"), (1, 2, "int4"))])
-role_codecs = st.builds(RoleCodecs, codec, st.none() | codec, st.none() | codec, layers)
+stream_codecs = st.builds(StreamCodecs, codec, st.none() | codec, st.none() | codec, layers)
 
 
 @given(
     sinks=st.integers(0, 30),
     recent=st.integers(1, 40),
-    codecs=role_codecs,
+    codecs=stream_codecs,
     chunk_tokens=st.integers(1, 400),
     num_branches=st.integers(1, 3),
 )
@@ -37,7 +39,7 @@ def test_pages_of_long_windows_are_those_of_geometry(sinks, recent, codecs, chun
     assert size.pages(codecs) == num_branches * peak_pages(shape, window, codecs, chunk_tokens)
 
 
-@given(num_chunks=st.integers(1, 40), codecs=role_codecs)
+@given(num_chunks=st.integers(1, 40), codecs=stream_codecs)
 def test_pages_of_a_rebuilt_memory_are_those_of_geometry(num_chunks, codecs):
     shape, window = KVShape(3, 2, 64), Window(0, num_chunks)
     size = StreamSize(shape, window, 100, 1, num_chunks, 100, 2, 1.0)
@@ -48,7 +50,7 @@ def test_a_stream_has_the_frames_of_its_model_and_pages_that_suit_the_codecs():
     card = find_card("self-forcing")
     size = stream_size(card, card.resolution, SlidingHistory(0, 6))
     assert (size.shape.tokens_per_frame, size.shape.frames_per_block, size.shape.page_rows) == (1560, 3, 36)
-    klt = RoleCodecs("klt2")
+    klt = StreamCodecs("klt2")
     assert size.on_pages_for(klt).shape.page_rows == 32
     assert size.on_pages_for(klt).pages(klt) == 7 * 360 * 2 * 37  # 43 blocks of 3 frames in a page, 1560 blocks
 
@@ -57,7 +59,7 @@ def test_a_window_of_a_billion_chunks_is_no_trouble():
     card = find_card("self-forcing")
     size = stream_size(card, card.resolution, SlidingHistory(0, MAX_LENGTH))
     chunk_pages = size.shape.chunk_pages(4680, ChunkCodecs.read("int2"))
-    assert size.pages(RoleCodecs("int2")) == (MAX_LENGTH + 1) * chunk_pages
+    assert size.pages(StreamCodecs("int2")) == (MAX_LENGTH + 1) * chunk_pages
 
 
 @pytest.mark.parametrize(

@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 import yaml
 
+from pagedvid.cache.stream_codecs import StreamCodecs
 from pagedvid.capacity import catalog
 from pagedvid.capacity.card_file import read_card
 from pagedvid.capacity.catalog import all_cards, find_card, presets
 from pagedvid.capacity.history import stream_size
 from pagedvid.capacity.model_card import Resolution
 from pagedvid.errors import ConfigError
-from pagedvid.geometry import RoleCodecs
 from pagedvid.models.demo.model import DemoModel
 from pagedvid.models.registry import model_geometry
 
@@ -28,7 +28,7 @@ PUBLISHED = [(name, published) for name, card in CARDS.items() for published in 
 def test_published_sizes_come_out_of_the_card(name, published):
     card = CARDS[name]
     size = stream_size(card, card.resolution, published.history)
-    num_bytes = card.original_copies * size.shape.page_bytes * size.pages(RoleCodecs("bf16"))
+    num_bytes = card.original_copies * size.shape.page_bytes * size.pages(StreamCodecs("bf16"))
     assert num_bytes == pytest.approx(published.num_bytes, rel=0.01), published.source
 
 
@@ -178,7 +178,7 @@ def test_unknown_models_get_the_closest_names():
 def test_presets_are_read_like_configurations(tmp_path, monkeypatch):
     (tmp_path / "careful.yaml").write_text("cache:\n  codec: int4\n  sink_codec: int8\n")
     monkeypatch.setattr(catalog, "config_folder", lambda kind: tmp_path)
-    assert presets() == {"careful": RoleCodecs("int4", sink="int8")}
+    assert presets() == {"careful": StreamCodecs("int4", sink="int8")}
 
 
 def test_shipped_presets_grow_from_small_to_quality():

@@ -7,7 +7,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from pagedvid.attention.commit import LayerStore
+from pagedvid.attention.store import LayerStore
+from pagedvid.cache.stream_codecs import StreamCodecs
 from pagedvid.capacity.catalog import find_card
 from pagedvid.capacity.history import RebuiltHistory, SlidingHistory
 from pagedvid.capacity.measure import live_bytes, peak_extra_bytes
@@ -15,7 +16,6 @@ from pagedvid.capacity.model_card import Resolution
 from pagedvid.capacity.prove import Check, prove
 from pagedvid.capacity.sizing import CODEC_CHOICES, Question
 from pagedvid.errors import CapacityError, ConfigError
-from pagedvid.geometry import RoleCodecs
 from pagedvid.units import GIB, MIB
 
 CPU = torch.device("cpu")
@@ -28,12 +28,12 @@ def small(model="demo", memory=24 * MIB, **changes):
 
 CHOICES = {
     **CODEC_CHOICES,
-    "int4/int2": RoleCodecs("int4/int2"),
-    "bf16/int2": RoleCodecs("bf16/int2", newest="bf16"),
-    "layers": RoleCodecs("int2", newest="int4/int2", layers=((0, 1, "int8/int4"),)),
-    "token2-g64": RoleCodecs("token2-g64"),
-    "hadamard2-g64": RoleCodecs("hadamard2-g64", newest="int4-post"),
-    "int2-pair-s8": RoleCodecs("int2-pair-s8"),
+    "int4/int2": StreamCodecs("int4/int2"),
+    "bf16/int2": StreamCodecs("bf16/int2", newest="bf16"),
+    "layers": StreamCodecs("int2", newest="int4/int2", layers=((0, 1, "int8/int4"),)),
+    "token2-g64": StreamCodecs("token2-g64"),
+    "hadamard2-g64": StreamCodecs("hadamard2-g64", newest="int4-post"),
+    "int2-pair-s8": StreamCodecs("int2-pair-s8"),
 }
 
 
@@ -59,7 +59,7 @@ def test_predicted_is_measured(name):
 )
 def test_of_other_kinds_of_models_with_a_fraction_of_the_layers(model, changes):
     asked = small(model, **{"history": SlidingHistory(1, 2), "memory": 80 * MIB, **changes})
-    proof = prove(asked, "int2", RoleCodecs("int2"), scale=0.05)
+    proof = prove(asked, "int2", StreamCodecs("int2"), scale=0.05)
     assert proof.agrees, proof.checks
     assert proof.num_layers == 2
     measured = {check.what: check.measured for check in proof.checks}
@@ -77,7 +77,7 @@ def test_a_wrong_prediction_is_found_out(monkeypatch):
         return junk
 
     monkeypatch.setattr(LayerStore, "write", leaky)
-    proof = prove(small(), "int2", RoleCodecs("int2"))
+    proof = prove(small(), "int2", StreamCodecs("int2"))
     wrong = [check.what for check in proof.checks if not check.agrees]
     assert wrong == ["peak bytes"] and not proof.agrees
 
@@ -89,7 +89,7 @@ def test_checks_are_exact_or_within_their_tolerance():
 
 def test_nothing_is_left_behind():
     before = live_bytes(CPU)
-    prove(small(), "int4", RoleCodecs("int4"))
+    prove(small(), "int4", StreamCodecs("int4"))
     assert live_bytes(CPU) == before
 
 
@@ -123,9 +123,9 @@ def test_errors_inside_the_measured_call_come_through():
 
 def test_what_cannot_be_proven_here():
     with pytest.raises(CapacityError, match=r"would allocate .* --scale"):
-        prove(small(memory=2**50), "int2", RoleCodecs("int2"))
+        prove(small(memory=2**50), "int2", StreamCodecs("int2"))
     with pytest.raises(ConfigError, match="would take too long"):
-        prove(small(memory=GIB, history=SlidingHistory(0, 1000)), "int2", RoleCodecs("int2"))
+        prove(small(memory=GIB, history=SlidingHistory(0, 1000)), "int2", StreamCodecs("int2"))
     for device in ("tpu9", "meta", "cuda:99"):
         with pytest.raises(ConfigError, match="--device is"):
-            prove(small(), "int2", RoleCodecs("int2"), device=device)
+            prove(small(), "int2", StreamCodecs("int2"), device=device)

@@ -12,16 +12,16 @@ import pytest
 
 from pagedvid.cache.manager import CacheManager
 from pagedvid.cache.spec import CacheSpec
+from pagedvid.cache.stream_codecs import StreamCodecs
 from pagedvid.capacity.catalog import find_card
 from pagedvid.capacity.history import SlidingHistory
 from pagedvid.capacity.simulate import Fleet, simulate
 from pagedvid.capacity.sizing import Question, answer
 from pagedvid.capacity.trace import read_trace
 from pagedvid.errors import CapacityError, ConfigError
-from pagedvid.geometry import RoleCodecs
 from pagedvid.units import GIB
 
-INT2 = RoleCodecs("int2")
+INT2 = StreamCodecs("int2")
 TOOL = Path(__file__).parents[2] / "tools" / "make_trace.py"
 
 
@@ -109,7 +109,7 @@ def test_periods_add_up(tmp_path):
     assert all(p.mean_streams == pytest.approx(1) for p in result.periods)
 
 
-@pytest.mark.parametrize("codecs", [INT2, RoleCodecs("int4/int2"), RoleCodecs("klt2", sink="int8", newest="bf16")])
+@pytest.mark.parametrize("codecs", [INT2, StreamCodecs("int4/int2"), StreamCodecs("klt2", sink="int8", newest="bf16")])
 def test_pools_per_table_decide_as_whole_pools_do(codecs):
     """The claim of the module docstring."""
     card = replace(find_card("demo"), num_layers=2)
@@ -166,7 +166,7 @@ def test_traces_that_cannot_be_used(tmp_path):
     with pytest.raises(ConfigError, match="too many to simulate"):
         Fleet.of(question(2**50), INT2, arrivals, 1000)
     with pytest.raises(ConfigError, match="cannot simulate codecs that differ between layers"):
-        Fleet.of(question(), RoleCodecs(layers=((0, 0, "int8"),)), arrivals, 1)
+        Fleet.of(question(), StreamCodecs(layers=((0, 0, "int8"),)), arrivals, 1)
     with pytest.raises(ConfigError, match="would take too long"):
         Fleet.of(question(history=SlidingHistory(0, 10_000)), INT2, arrivals, 1)
     with pytest.raises(CapacityError, match="nothing of the memory is left"):

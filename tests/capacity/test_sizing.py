@@ -8,7 +8,9 @@ import pytest
 
 from pagedvid.attention import measure
 from pagedvid.cache.manager import CacheManager
+from pagedvid.cache.sizes import stream_bytes
 from pagedvid.cache.spec import CacheSpec
+from pagedvid.cache.stream_codecs import StreamCodecs
 from pagedvid.capacity import workspace
 from pagedvid.capacity.catalog import find_card
 from pagedvid.capacity.gpus import gpu_memory, gpu_names
@@ -16,7 +18,6 @@ from pagedvid.capacity.history import RebuiltHistory, SlidingHistory
 from pagedvid.capacity.sizing import CODEC_CHOICES, Question, answer, answers, check_memory, longest_history
 from pagedvid.capacity.target import Target, parse_targets, reach, target_question
 from pagedvid.errors import CapacityError, ConfigError
-from pagedvid.geometry import RoleCodecs, stream_bytes
 from pagedvid.units import GIB, MIB
 
 
@@ -40,9 +41,9 @@ def test_self_forcing_in_60_gib():
 
 CHOICES = {
     **CODEC_CHOICES,
-    "int4/int2": RoleCodecs("int4/int2"),
-    "klt2": RoleCodecs("klt2"),
-    "klt1.5/klt2": RoleCodecs("klt1.5/klt2", sink="int8/int4", newest="bf16"),
+    "int4/int2": StreamCodecs("int4/int2"),
+    "klt2": StreamCodecs("klt2"),
+    "klt1.5/klt2": StreamCodecs("klt1.5/klt2", sink="int8/int4", newest="bf16"),
 }
 
 
@@ -81,7 +82,7 @@ def test_bytes_are_those_that_geometry_reserves():
 
 def test_layers_apart_are_admitted_as_promised():
     """Tables of different length: the whole model, with a pool of its real number of pages."""
-    asked, codecs = question("demo", memory=32 * MIB), RoleCodecs("int4/int2", layers=((0, 1, "int8/bf16"),))
+    asked, codecs = question("demo", memory=32 * MIB), StreamCodecs("int4/int2", layers=((0, 1, "int8/bf16"),))
     row, size = answer(asked, "", codecs), asked.size
     card = asked.card
     spec = CacheSpec(card.num_layers, card.num_kv_heads, card.head_dim, codecs=codecs)
@@ -98,7 +99,9 @@ def test_layers_apart_are_admitted_as_promised():
 
 def test_klt_in_60_gib():
     """Wan 1.3B: 1560 blocks of 3 tokens, 43 in a page of 32 rows in 2 bits, so 37 pages; and 37 of 24 rows in 1.5."""
-    rows = {row.name: row for row in answers(question(), {"klt2": RoleCodecs("klt2"), "klt1.5": RoleCodecs("klt1.5")})}
+    rows = {
+        row.name: row for row in answers(question(), {"klt2": StreamCodecs("klt2"), "klt1.5": StreamCodecs("klt1.5")})
+    }
     assert rows["klt2"].stream_bytes == 7 * 2 * 360 * 37 * 32 * 128
     assert rows["klt1.5"].stream_bytes == 7 * 2 * 360 * 37 * 24 * 128
     assert rows["klt2"].chunk_bytes == 360 * 2 * 37 * 32 * 128  # its keys are not corrected
@@ -109,7 +112,7 @@ def test_klt_in_60_gib():
 
 def test_all_of_the_memory_is_accounted_for():
     asked = question(weights="bf16", reserve_bytes=3 * GIB)
-    row = answer(asked, "int2", RoleCodecs("int2"))
+    row = answer(asked, "int2", StreamCodecs("int2"))
     left = asked.memory_bytes - asked.weights_bytes - asked.reserve_bytes - row.workspace_bytes - row.pool_bytes
     assert 0 <= left < row.pool_bytes // row.pool_pages
 
@@ -125,7 +128,7 @@ def test_mixed_pages_cost_what_they_hold():
 @pytest.mark.parametrize("model", ["self-forcing", "longcat-13.6b"])
 @pytest.mark.parametrize("num_streams", [1, 5])
 def test_the_longest_history_fits_and_the_next_does_not(model, num_streams):
-    asked, codecs = question(model), RoleCodecs("int2")
+    asked, codecs = question(model), StreamCodecs("int2")
     longest = longest_history(asked, codecs, num_streams)
 
     def streams(length):
@@ -135,7 +138,7 @@ def test_the_longest_history_fits_and_the_next_does_not(model, num_streams):
 
 
 def test_no_history_fits():
-    assert longest_history(question(memory=300 * MIB), RoleCodecs("bf16"), 1) is None
+    assert longest_history(question(memory=300 * MIB), StreamCodecs("bf16"), 1) is None
 
 
 def test_weights_that_fill_the_memory():

@@ -15,8 +15,8 @@ from typing import Any
 from hypothesis import strategies as st
 
 from pagedvid.cli.main import build_parser
-from pagedvid.config import SECTIONS, Config, frame_settings
-from pagedvid.engine.codecs import settled
+from pagedvid.config.sections import SECTIONS, Config, frame_settings
+from pagedvid.models.settle import settled
 from tests.cli.fuzz_words import JSON_TEXTS, LONG, json_values, nasty_words
 
 

@@ -8,18 +8,18 @@ from dataclasses import replace
 import pytest
 import torch
 
+from pagedvid.calibration.observe import ObservingCache
+from pagedvid.calibration.statistics import LayerStatistics, Observation
 from pagedvid.cli.calibrate import DEMO_PROMPTS, calibration_requests, observing
-from pagedvid.config import Config
-from pagedvid.engine.build import build_engine, cache_spec
-from pagedvid.engine.codecs import settled
-from pagedvid.engine.observe import ObservingCache
+from pagedvid.codecs.book import CodecBook
+from pagedvid.codecs.klt.file import Calibration, load_calibration
+from pagedvid.codecs.page import PageFormat
+from pagedvid.config.sections import Config
 from pagedvid.engine.requests import VideoRequest
+from pagedvid.models.build import build_engine, cache_spec
 from pagedvid.models.demo.model import SHIPPED_WEIGHTS
 from pagedvid.models.registry import model_geometry, model_tables
-from pagedvid.page_format import PageFormat
-from pagedvid.quant.book import CodecBook
-from pagedvid.quant.klt_file import Calibration, load_calibration
-from pagedvid.quant.statistics import LayerStatistics, Observation
+from pagedvid.models.settle import settled
 
 FAST = ("--frames", 16, "--set", "engine.denoise_steps=2", "--set", "generate.threads=1", "--memory", "16MiB")
 LINES = (

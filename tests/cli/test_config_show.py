@@ -7,9 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pagedvid.cli import config_show
-from pagedvid.config import Config
-from pagedvid.config_file import load_config
-from pagedvid.plain_yaml import read_scalar
+from pagedvid.config.file import load_config
+from pagedvid.config.sections import Config
+from pagedvid.files.plain_yaml import read_scalar
 from tests.cli.fuzz_words import WORDS
 
 

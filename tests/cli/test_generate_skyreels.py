@@ -7,7 +7,7 @@ import json
 import numpy as np
 
 from pagedvid.output.video import read_frames
-from tests.models.wan.published import write_pipeline
+from tests.models.wan.base.published import write_pipeline
 
 FAST = (
     "--model", "skyreels-v2-1.3b", "--memory", "4MiB", "--frames", 11, "--set", "engine.denoise_steps=2",

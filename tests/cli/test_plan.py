@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from pagedvid.cli.plan import plan_lines
-from pagedvid.config import CacheConfig, Config
+from pagedvid.config.sections import CacheConfig, Config
+from pagedvid.engine.protocol import ModelGeometry
 from pagedvid.engine.requests import VideoRequest
-from pagedvid.models.base import ModelGeometry
 
 INT2 = Config(cache=CacheConfig(codec="int2"))
 WAN = ModelGeometry(30, 12, 12, 128, tokens_per_frame=1560, frames_per_chunk=3)
@@ -97,7 +97,7 @@ def test_videos_of_one_chunk_cache_nothing():
 
 
 def test_through_the_command_line_without_weights_or_folder(command, prompts, tmp_path, monkeypatch):
-    from pagedvid.engine import build
+    from pagedvid.models import build
 
     monkeypatch.setattr(build, "load_model", None)
     code, out, err = command("generate", "--prompts", prompts("red", "blue"), "--plan", "--frames", 48, "--kv", "int8")

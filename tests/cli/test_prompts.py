@@ -5,7 +5,7 @@ import json
 import pytest
 
 from pagedvid.cli.prompts import read_prompts
-from pagedvid.config import GenerateConfig
+from pagedvid.config.sections import GenerateConfig
 from pagedvid.engine.requests import VideoRequest
 from pagedvid.errors import ConfigError
 

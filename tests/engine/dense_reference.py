@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from pagedvid.geometry import Window
-from pagedvid.models.base import Piece, VideoModel
+from pagedvid.cache.window import Window
+from pagedvid.engine.protocol import Piece, VideoModel
 
 Layers = dict[int, tuple[Tensor, Tensor]]
 """Keys (before rotary embedding) and values [n, H, D] of each layer."""

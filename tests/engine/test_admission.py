@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from pagedvid.cache.window import Window
 from pagedvid.engine.requests import ChunkOutput, RequestFailure, VideoRequest
 from pagedvid.errors import CapacityError, ConfigError, PromptError
-from pagedvid.geometry import Window
 from tests.engine.toy_model import CHUNK_TOKENS, ToyModel, assert_all_pages_free, toy_engine
 
 CHUNK_PAGES = 2 * 2 * 2 * 3

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from pagedvid.config import AttentionConfig, CacheConfig, Config, ModelConfig
-from pagedvid.engine.build import build_engine
+from pagedvid.config.sections import AttentionConfig, CacheConfig, Config, ModelConfig
 from pagedvid.engine.requests import ChunkOutput, VideoRequest
+from pagedvid.models.build import build_engine
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 PROMPT = "a large red circle moving left on a black background"

@@ -14,9 +14,10 @@ import torch
 from torch import Tensor
 
 from pagedvid.cache.spec import CacheSpec
+from pagedvid.cache.stream_codecs import StreamCodecs
+from pagedvid.cache.window import Window
 from pagedvid.engine.engine import Engine
 from pagedvid.engine.requests import EngineSettings, VideoRequest
-from pagedvid.geometry import RoleCodecs, Window
 from pagedvid.models.demo.model import DemoModel
 from pagedvid.paged_kv_cache import PagedKVCache
 from tests.engine.dense_reference import as_bf16, as_given, dense_video
@@ -45,7 +46,7 @@ def model() -> LatentDemo:
 def paged(model: LatentDemo, codec: str, prompts: Sequence[str], num_chunks: int = NUM_CHUNKS) -> list[Tensor]:
     """Latents of the prompts' videos, generated together."""
     geometry = model.geometry
-    spec = CacheSpec(geometry.num_layers, geometry.num_kv_heads, geometry.head_dim, codecs=RoleCodecs(codec))
+    spec = CacheSpec(geometry.num_layers, geometry.num_kv_heads, geometry.head_dim, codecs=StreamCodecs(codec))
     cache = PagedKVCache(spec, "16MiB")
     engine = Engine(model, cache, WINDOW, EngineSettings(num_denoise_steps=DENOISE_STEPS))
     for prompt in prompts:

@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from pagedvid.cache.stream_codecs import StreamCodecs
+from pagedvid.cache.window import Window
 from pagedvid.engine.requests import VideoRequest
-from pagedvid.geometry import RoleCodecs, Window
 from tests.engine.dense_reference import as_bf16, as_given, dense_video
 from tests.engine.latent_bytes import latents_of_frames, video_of
 from tests.engine.toy_model import CHUNK_TOKENS, FRAMES_PER_CHUNK, ToyModel, assert_all_pages_free, toy_engine
@@ -24,7 +25,7 @@ def largest_difference(a: Tensor, b: Tensor) -> float:
 
 
 def paged_videos(
-    model: ToyModel, codecs: RoleCodecs | str, numbers: Iterable[int], window: tuple[int, int] = (1, 1), **settings
+    model: ToyModel, codecs: StreamCodecs | str, numbers: Iterable[int], window: tuple[int, int] = (1, 1), **settings
 ) -> dict[int, Tensor]:
     """Latents of the videos "0", "1", ..., generated together; the number is prompt and seed."""
     engine = toy_engine(model, codecs, window, **settings)
@@ -61,7 +62,12 @@ def test_bf16_pages_equal_the_dense_loop_with_rounded_keys_and_values(positions,
 
 @pytest.mark.parametrize(
     "codecs",
-    [RoleCodecs("int2"), RoleCodecs("int4"), RoleCodecs("int8"), RoleCodecs("int2", sink="int8", newest="bf16")],
+    [
+        StreamCodecs("int2"),
+        StreamCodecs("int4"),
+        StreamCodecs("int8"),
+        StreamCodecs("int2", sink="int8", newest="bf16"),
+    ],
     ids=str,
 )
 def test_fewer_bits_stay_near_the_dense_loop(codecs):

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from pagedvid.engine.failures import MOST_CHARACTERS, described, presentable
 from pagedvid.engine.requests import RequestFailure, VideoRequest
+from pagedvid.engine.schedule import Round
 from pagedvid.errors import ModelError
-from pagedvid.models.rounds import Round
 from tests.engine.latent_bytes import latents_of_frames, video_of
 from tests.engine.toy_model import ToyCondition, ToyModel, assert_all_pages_free, toy_engine
 

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from pagedvid.config import CacheConfig, Config
-from pagedvid.engine.build import build_engine
+from pagedvid.config.sections import CacheConfig, Config
 from pagedvid.engine.requests import ChunkOutput, VideoRequest
+from pagedvid.models.build import build_engine
 from tests.test_host_state import STATES
 
 CODECS = ("klt1.5/klt3", "hadamard4-g64")

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from pagedvid.engine.latents import Latents
-from pagedvid.models.base import ModelGeometry
-from pagedvid.models.rounds import Range, Round
+from pagedvid.engine.protocol import ModelGeometry
+from pagedvid.engine.schedule import Range, Round
 
 GEOMETRY = ModelGeometry(1, 1, 1, 8, tokens_per_frame=2, frames_per_chunk=3)
 

@@ -16,18 +16,19 @@ import torch
 
 from pagedvid.attention.scratch_backend import ScratchBackend
 from pagedvid.cache.spec import CacheSpec
-from pagedvid.config import CacheConfig, Config
+from pagedvid.cache.stream_codecs import StreamCodecs
+from pagedvid.cache.window import Window
+from pagedvid.config.sections import CacheConfig, Config
 from pagedvid.engine import engine as engine_module
-from pagedvid.engine.build import cache_spec, codec_book
-from pagedvid.engine.codecs import settled, tables_path
 from pagedvid.engine.engine import Engine
+from pagedvid.engine.forward import finished_chunk, packed_forward
+from pagedvid.engine.protocol import VideoModel
 from pagedvid.engine.requests import ChunkOutput, EngineSettings, RequestFailure, VideoRequest
-from pagedvid.engine.rounds import finished_chunk, packed_forward
-from pagedvid.geometry import RoleCodecs, Window
-from pagedvid.models.base import VideoModel
+from pagedvid.engine.schedule import Round
+from pagedvid.models.build import cache_spec, codec_book
 from pagedvid.models.demo.model import DemoModel
 from pagedvid.models.magi1.model import MagiModel
-from pagedvid.models.rounds import Round
+from pagedvid.models.settle import settled, tables_path
 from pagedvid.models.worldplay.model_8b import WorldPlay8B
 from pagedvid.models.worldplay.model_wan5b import WorldPlayWan5B
 from pagedvid.models.worldplay.network_8b import Network8B
@@ -36,9 +37,9 @@ from pagedvid.paged_kv_cache import PagedKVCache
 from tests.attention.triton_scenes import BACKENDS
 from tests.attention.without_kernels import META, Copies, leave_out_kernels, on_meta
 from tests.models.magi1 import recordings as magi
-from tests.models.skyreels.test_rollout import tiny_model as tiny_skyreels
-from tests.models.wan import tiny
-from tests.models.wan_causal.test_rollout import tiny_model as tiny_wan
+from tests.models.wan.base import tiny
+from tests.models.wan.causal.test_rollout import tiny_model as tiny_wan
+from tests.models.wan.skyreels.test_rollout import tiny_model as tiny_skyreels
 from tests.models.worldplay import recordings as worldplay
 from tests.models.worldplay.rollout import GRIDS
 from tests.models.worldplay.rollout import request as worldplay_request
@@ -49,7 +50,7 @@ ATTENTION_BRINGS = {
     "attention/rotation.py Rotation.of": "the angles of a step's own tokens",
     "attention/projected_history.py Projected.of": "cameras of a step's own frames",
     "attention/projected_history.py _stored_maps": "cameras of the frames that it reads",
-    "attention/providers/ragged.py Ragged.of": "which tokens belong to them",
+    "attention/dense/ragged.py Ragged.of": "which tokens belong to them",
 }
 """In every step. Everything else is found again."""
 
@@ -189,7 +190,7 @@ def int2_cache(model: VideoModel, correction: str) -> PagedKVCache:
         geometry.num_kv_heads,
         geometry.head_dim,
         geometry.num_query_heads,
-        codecs=RoleCodecs("int2"),
+        codecs=StreamCodecs("int2"),
         correction=correction,
     )
     return on_meta(ScratchBackend, PagedKVCache(spec, "4MiB"))

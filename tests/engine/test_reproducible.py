@@ -17,22 +17,22 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from pagedvid.cache.window import Window
 from pagedvid.cli.main import main
-from pagedvid.config import AttentionConfig, CacheConfig, Config, EngineConfig, frame_settings
-from pagedvid.engine.build import build_engine, cache_spec, codec_book
-from pagedvid.engine.codecs import settled, tables_path
+from pagedvid.config.sections import AttentionConfig, CacheConfig, Config, EngineConfig, frame_settings
 from pagedvid.engine.engine import Engine
 from pagedvid.engine.requests import ChunkOutput, EngineSettings, RequestFailure, VideoRequest
-from pagedvid.geometry import Window
+from pagedvid.models.build import build_engine, cache_spec, codec_book
 from pagedvid.models.demo.model import DemoModel
-from pagedvid.models.skyreels.model import SkyReelsV2
-from pagedvid.models.skyreels.settings import SkyReelsSettings
-from pagedvid.models.wan_causal.model import WanCausal
-from pagedvid.models.wan_causal.settings import WanCausalSettings
+from pagedvid.models.settle import settled, tables_path
+from pagedvid.models.wan.causal.model import WanCausal
+from pagedvid.models.wan.causal.settings import WanCausalSettings
+from pagedvid.models.wan.skyreels.model import SkyReelsV2
+from pagedvid.models.wan.skyreels.settings import SkyReelsSettings
 from pagedvid.paged_kv_cache import PagedKVCache
 from tests.engine.toy_model import assert_all_pages_free
 from tests.models.magi1 import recordings as magi
-from tests.models.wan import tiny as wan
+from tests.models.wan.base import tiny as wan
 from tests.models.worldplay import rollout as worldplay
 
 PROMPT = "a large red circle moving left on a black background"

@@ -18,12 +18,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pagedvid.cache.spec import CacheSpec
+from pagedvid.cache.stream_codecs import StreamCodecs
+from pagedvid.cache.window import Window
 from pagedvid.engine.engine import Engine
+from pagedvid.engine.protocol import Attend, Decoder, ModelGeometry, Piece
 from pagedvid.engine.requests import EngineSettings
 from pagedvid.errors import PromptError
-from pagedvid.geometry import RoleCodecs, Window
-from pagedvid.models.base import Attend, Decoder, ModelGeometry, Piece
-from pagedvid.models.chunk_by_chunk import ChunkByChunk
+from pagedvid.models.common.chunk_by_chunk import ChunkByChunk
 from pagedvid.paged_kv_cache import PagedKVCache
 from tests.engine.latent_bytes import frames_of_latents
 
@@ -140,14 +141,14 @@ class ToyModel(ChunkByChunk):
 
 def toy_engine(
     model: ToyModel | None = None,
-    codecs: RoleCodecs | str = "fp32",
+    codecs: StreamCodecs | str = "fp32",
     window: tuple[int, int] = (1, 1),
     num_pages: int = 800,
     **settings: object,
 ) -> Engine:
     """An engine over the toy model, two denoise steps unless told; every step checks the whole cache."""
     model = model or ToyModel()
-    codecs = RoleCodecs(codecs) if isinstance(codecs, str) else codecs
+    codecs = StreamCodecs(codecs) if isinstance(codecs, str) else codecs
     spec = CacheSpec(NUM_LAYERS, KV_HEADS, HEAD_DIM, QUERY_HEADS, codecs=codecs, debug_checks=True)
     cache = PagedKVCache(spec, num_pages * spec.shape.page_bytes)
     settings.setdefault("num_denoise_steps", 2)

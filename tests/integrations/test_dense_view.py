@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from pagedvid import CacheSpec, PagedKVCache, QueryRange, RoleCodecs, Window
+from pagedvid import CacheSpec, PagedKVCache, QueryRange, StreamCodecs, Window
 from pagedvid.attention.partial import Partial, merge
 from pagedvid.errors import ConfigError, NonFiniteError, ShapeError, StateError
 from pagedvid.integrations.dense_view import DenseView, DenseWindow
@@ -18,8 +18,8 @@ ROPES = {None: None, "half": TableRope("half", HEAD_DIM), "interleaved": TableRo
 LENGTHS = (130, 17, 130, 64, 130)
 
 
-def make_cache(codecs: RoleCodecs | str = "int2", correction: str = "formula", **spec) -> PagedKVCache:
-    codecs = RoleCodecs(codecs) if isinstance(codecs, str) else codecs
+def make_cache(codecs: StreamCodecs | str = "int2", correction: str = "formula", **spec) -> PagedKVCache:
+    codecs = StreamCodecs(codecs) if isinstance(codecs, str) else codecs
     heads = {"num_kv_heads": NUM_KV_HEADS, "num_query_heads": NUM_KV_HEADS * GROUP, "head_dim": HEAD_DIM}
     return PagedKVCache(
         CacheSpec(NUM_LAYERS, codecs=codecs, correction=correction, keys_arrive="rotated", **heads, **spec), "4MiB"
@@ -56,7 +56,7 @@ def attend_by_span(q: Tensor, view: DenseView) -> Tensor:
 @pytest.mark.parametrize("layout", [None, "half", "interleaved"])
 @pytest.mark.parametrize("correction", ["off", "formula", "measured"])
 @pytest.mark.parametrize(
-    "codecs", [RoleCodecs("int2"), RoleCodecs("int4", sink="int8", newest="bf16")], ids=["int2", "by role"]
+    "codecs", [StreamCodecs("int2"), StreamCodecs("int4", sink="int8", newest="bf16")], ids=["int2", "by role"]
 )
 def test_a_hosts_attention_gives_what_attend_gives(codecs, correction, layout, host_attention):
     """Same keys and values into both: two denoise forwards and a final one per chunk, the window slides twice."""
@@ -110,7 +110,7 @@ def test_a_rolling_buffer_shows_the_same(rope):
 
 def test_keys_that_arrive_before_rotary_come_back_before_it():
     """The host turns the whole view, by positions that close the gap behind the sink."""
-    spec = CacheSpec(NUM_LAYERS, NUM_KV_HEADS, HEAD_DIM, codecs=RoleCodecs("fp32"), correction="off")
+    spec = CacheSpec(NUM_LAYERS, NUM_KV_HEADS, HEAD_DIM, codecs=StreamCodecs("fp32"), correction="off")
     cache = PagedKVCache(spec, "4MiB")
     stream = cache.open(Window(1, 1, positions="window"), 20)
     window = DenseWindow(cache, stream, rope=ROPES["interleaved"], dtype=torch.float32)
@@ -201,5 +201,5 @@ def test_measuring_needs_queries():
     window = DenseWindow(cache, cache.open(WINDOW, 64))
     with pytest.raises(ConfigError, match='pass them to update_and_get, or open the cache with correction "formula"'):
         write(window, 0, 64, seed=0)
-    unquantized = DenseWindow(cache, cache.open(WINDOW, 64, codecs=RoleCodecs("bf16")))
+    unquantized = DenseWindow(cache, cache.open(WINDOW, 64, codecs=StreamCodecs("bf16")))
     write(unquantized, 0, 64, seed=0)

@@ -7,13 +7,13 @@ from functools import partial
 import pytest
 import torch
 
+from pagedvid.cache.window import Window
 from pagedvid.errors import ConfigError, ShapeError, StateError
-from pagedvid.geometry import Window
 from pagedvid.integrations.diffusers import SUPPORTED, FrameRope, install
-from pagedvid.quant.rope_axes import follows_grid
-from tests.models.wan.forwards import cache_for
-from tests.models.wan.tiny import TEXT_WIDTH, tiny_transformer
-from tests.models.wan_causal.test_rollout import tiny_model
+from pagedvid.rotary.axis_tables import follows_grid
+from tests.models.wan.base.forwards import cache_for
+from tests.models.wan.base.tiny import TEXT_WIDTH, tiny_transformer
+from tests.models.wan.causal.test_rollout import tiny_model
 from tests.test_host_state import default_dtype
 
 CHUNK_TOKENS = 45

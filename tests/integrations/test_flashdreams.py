@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 import torch
 
-from pagedvid import RoleCodecs
+from pagedvid import StreamCodecs
 from pagedvid.integrations.flashdreams import install
 from tests.integrations.flashdreams_cpu import library, open_rollout, roll_out, set_up, wan_config
 
-FP32 = RoleCodecs("fp32")
+FP32 = StreamCodecs("fp32")
 HEIGHT, WIDTH = 6, 10  # 15 tokens in a frame, 30 in a chunk
 
 
@@ -98,7 +98,7 @@ def test_int2_takes_a_seventh_of_the_bytes():
     transformer = set_up(config)
     own = open_rollout(transformer, *size).network_cache
     own_bytes = sum(x.nbytes for block in own.block_caches for x in (block.self_attn._k, block.self_attn._v))
-    rollouts = install(transformer, "8MiB", codecs=RoleCodecs("int2"))
+    rollouts = install(transformer, "8MiB", codecs=StreamCodecs("int2"))
     flows = roll_out(transformer, open_rollout(transformer, *size), num_chunks=6)
     cache, (stream,) = rollouts.cache, rollouts.cache.streams
     held_bytes = stream.peak_pages * cache.pool.page_bytes
@@ -114,7 +114,7 @@ def test_the_correction_arrives():
 
     def flows(codec: str, correction: str) -> torch.Tensor:
         transformer = set_up(config)
-        install(transformer, "8MiB", codecs=RoleCodecs(codec), correction=correction)
+        install(transformer, "8MiB", codecs=StreamCodecs(codec), correction=correction)
         return roll_out(transformer, open_rollout(transformer, *size), num_chunks=6)[1:]
 
     exact = flows("fp32", "off")

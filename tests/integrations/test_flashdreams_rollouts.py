@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 import torch
 
-from pagedvid import RoleCodecs
+from pagedvid import StreamCodecs
 from pagedvid.errors import CapacityError, ConfigError, NonFiniteError, StateError
 from pagedvid.integrations.flashdreams import PagedRollouts, install
 from pagedvid.integrations.flashdreams_history import ChunkRope
-from pagedvid.quant.rope_axes import follows_grid
-from pagedvid.rope_grid import RopeGrid
+from pagedvid.rotary.axis_tables import follows_grid
+from pagedvid.rotary.grid import RopeGrid
 from tests.integrations.flashdreams_cpu import library, open_rollout, roll_out, set_up, wan_config
 
 SIZE = (6, 10)
@@ -26,7 +26,7 @@ def transformer() -> Any:
 
 @pytest.fixture
 def rollouts(transformer) -> PagedRollouts:
-    return install(transformer, "1MiB", codecs=RoleCodecs("int2"))
+    return install(transformer, "1MiB", codecs=StreamCodecs("int2"))
 
 
 def test_weights_keep_their_names(transformer):
@@ -53,7 +53,7 @@ def test_a_rollout_ends_when_the_host_lets_go_of_it(transformer, rollouts):
 
 def test_capacity_is_checked_when_a_rollout_opens():
     transformer = set_up(wan_config(batch_shape=(2,)))
-    rollouts = install(transformer, "32KiB", codecs=RoleCodecs("fp32"))
+    rollouts = install(transformer, "32KiB", codecs=StreamCodecs("fp32"))
     with pytest.raises(CapacityError, match="are left"):
         open_rollout(transformer, *SIZE, num_videos=2)
     assert rollouts.cache.streams == () and rollouts.cache.reserved_pages == 0
@@ -96,7 +96,7 @@ def test_a_network_without_its_transformer():
 
     def flows(on_pages: bool) -> torch.Tensor:
         network = set_up(wan_config()).network
-        rollouts = install(network, "1MiB", codecs=RoleCodecs("fp32")) if on_pages else None
+        rollouts = install(network, "1MiB", codecs=StreamCodecs("fp32")) if on_pages else None
         text = torch.randn(1, 5, 8, generator=torch.Generator().manual_seed(1))
         cache = network.initialize_cache(chunk_size=30, window_size=90, sink_size=0, text_embeddings=text)
         rope = library("core.attention").RotaryPositionEmbedding3D(

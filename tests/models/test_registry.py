@@ -11,15 +11,15 @@ from pathlib import Path
 import pytest
 import torch
 
+from pagedvid.cache.window import Window
 from pagedvid.capacity.catalog import all_cards
 from pagedvid.errors import ConfigError
-from pagedvid.geometry import Window
 from pagedvid.models.choice import ModelChoice
 from pagedvid.models.demo.model import SHIPPED_WEIGHTS
 from pagedvid.models.magi1.config import PUBLISHED
 from pagedvid.models.registry import load_model, model_geometry, model_schedule, model_tables, writes_latents
-from tests.models.wan.published import write_self_forcing
-from tests.models.wan.tiny import tiny_transformer
+from tests.models.wan.base.published import write_self_forcing
+from tests.models.wan.base.tiny import tiny_transformer
 
 
 def test_unknown_names_are_answered_with_the_known_ones():

@@ -1,7 +1,7 @@
 """Adds one chunk's dense partial to the running total: lse - b, then the merge by log-sum-exp, in one pass.
 
 Reference: `reference.corrected_merge`. b takes one step^2 per head and channel, as a backend that handles a whole chunk
-per call does (quant/correction.py): the mean over the chunk's tokens (mean_steps.py), or 12 times a change of variance.
+per call does (correction/formula.py): the mean over the chunk's tokens, or 12 times a change of variance.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from pagedvid.attention.kernels.noise import exact_part, is_hot
 from pagedvid.attention.kernels.partials import load_rows, write_rows
 from pagedvid.attention.kernels.work import ChunkNoise
+from pagedvid.correction.kernels import exact_part, is_hot
 
 BLOCK_ROWS = 64
 NUM_WARPS = 4

@@ -9,11 +9,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from pagedvid.attention.kernels.layout import PageLayout
 from pagedvid.attention.kernels.paged_attention import paged_attention
 from pagedvid.attention.kernels.work import Noise, PagedWork, Tiling
-from pagedvid.page_format import PageFormat
-from pagedvid.quant.rope_axes import Turns
+from pagedvid.codecs.channel.kernels.layout import PageLayout
+from pagedvid.codecs.page import PageFormat
+from pagedvid.rotary.axis_tables import Turns
 
 
 @torch.library.custom_op("pagedvid::paged_attention", mutates_args=())

@@ -28,13 +28,14 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from pagedvid.attention.kernels.layout import PageLayout
-from pagedvid.attention.kernels.noise import SLOTS, noise_bias
 from pagedvid.attention.kernels.partials import load_rows, write_rows
-from pagedvid.attention.kernels.tokens import load_steps, load_tokens, load_turned_tokens
-from pagedvid.attention.kernels.turns import turn_constants, turn_tensors
 from pagedvid.attention.kernels.work import NOISE_MODES, Noise, PagedWork, Tiling
-from pagedvid.quant.rope_axes import Turns
+from pagedvid.codecs.channel.kernels.layout import PageLayout
+from pagedvid.codecs.channel.kernels.tokens import load_steps, load_tokens, load_turned_tokens
+from pagedvid.codecs.triton_common import matmul_type
+from pagedvid.correction.kernels import SLOTS, noise_bias
+from pagedvid.rotary.axis_tables import Turns
+from pagedvid.rotary.kernels import turn_constants, turn_tensors
 
 LOG2_E = tl.constexpr(1.4426950408889634)
 LN_2 = tl.constexpr(0.6931471805599453)
@@ -245,9 +246,3 @@ def attention_constants(
         **values.constants("VALUE_"),
         "VALUE_GATHER": values.is_raw or not value_blocks_fit,
     }
-
-
-def matmul_type(dtype: torch.dtype) -> tl.dtype:
-    """Type in which products are taken. Triton's interpreter, which has no BF16 arithmetic, takes them in float32; the
-    operands have been rounded to BF16 before, so the numbers are those of a tensor core."""
-    return tl.bfloat16 if dtype == torch.bfloat16 and not triton.knobs.runtime.interpret else tl.float32

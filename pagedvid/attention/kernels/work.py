@@ -70,7 +70,7 @@ class PagedWork:
 
 @dataclass(frozen=True)
 class Noise:
-    """What is subtracted from the scores of quantized keys; see quant/correction.py."""
+    """What is subtracted from the scores of quantized keys; see correction/formula.py."""
 
     mode: str
     """"steps": of the pages; "variance": `variance`."""

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import torch
 
+from pagedvid.cache.window import Window
+from pagedvid.engine.protocol import ModelGeometry
+from pagedvid.engine.schedule import Schedule
 from pagedvid.errors import ConfigError
-from pagedvid.geometry import Window
-from pagedvid.models.base import ModelGeometry
 from pagedvid.models.choice import ModelChoice
-from pagedvid.models.chunk_by_chunk import chunk_by_chunk
+from pagedvid.models.common.chunk_by_chunk import chunk_by_chunk
 from pagedvid.models.demo.model import DemoModel, read_geometry
-from pagedvid.models.rounds import Schedule
 
 
 def geometry(name: str, choice: ModelChoice) -> ModelGeometry:

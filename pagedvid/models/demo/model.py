@@ -17,11 +17,11 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from pagedvid.engine.protocol import Attend, Decoder, ModelGeometry, Piece
 from pagedvid.errors import ConfigError, ShapeError
-from pagedvid.files import exists, is_folder, read_json
-from pagedvid.models.base import Attend, Decoder, ModelGeometry, Piece
-from pagedvid.models.checkpoint import load_checkpoint
-from pagedvid.models.chunk_by_chunk import ChunkByChunk
+from pagedvid.files.paths import exists, is_folder, read_json
+from pagedvid.models.common.checkpoint import load_checkpoint
+from pagedvid.models.common.chunk_by_chunk import ChunkByChunk
 from pagedvid.models.demo.captions import read_prompt
 from pagedvid.models.demo.latents import GRID_SIZE, TOKENS_PER_FRAME, images_of
 from pagedvid.models.demo.rope import DemoRope

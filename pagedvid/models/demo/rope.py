@@ -7,7 +7,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from pagedvid.rope_grid import RopeGrid
+from pagedvid.rotary.grid import RopeGrid
 
 
 class DemoRope:

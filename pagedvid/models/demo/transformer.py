@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pagedvid.models.base import Attend
+from pagedvid.engine.protocol import Attend
 from pagedvid.models.demo.vocabulary import ABSENT, ATTRIBUTES, MAX_THINGS, NUM_SLOTS, NUM_VALUES
 
 

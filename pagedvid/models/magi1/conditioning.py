@@ -21,8 +21,8 @@ import torch
 from torch import Tensor
 
 from pagedvid.errors import ConfigError
+from pagedvid.files.weights import read_tensors, refuse_odd_dtype
 from pagedvid.models.magi1.config import FrameConfig, NetworkConfig
-from pagedvid.weights import read_tensors, refuse_odd_dtype
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from pagedvid.errors import ConfigError
-from pagedvid.files import is_file, is_folder, read_json
+from pagedvid.files.paths import is_file, is_folder, read_json
 from pagedvid.shown import named
 
 PATCH = 2

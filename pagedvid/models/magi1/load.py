@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import torch
 
+from pagedvid.cache.window import Window
+from pagedvid.engine.protocol import ModelGeometry
+from pagedvid.engine.schedule import Schedule
 from pagedvid.errors import ConfigError
-from pagedvid.geometry import Window
-from pagedvid.models.base import ModelGeometry
 from pagedvid.models.choice import ModelChoice
+from pagedvid.models.common.text_encoder import t5_encoder
 from pagedvid.models.magi1.config import config_of
 from pagedvid.models.magi1.model import MagiModel, geometry_of
 from pagedvid.models.magi1.schedule import magi_schedule
-from pagedvid.models.rounds import Schedule
-from pagedvid.models.text_encoder import t5_encoder
 
 
 def geometry(name: str, choice: ModelChoice) -> ModelGeometry:

@@ -9,7 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from math import ceil
 
-from pagedvid.geometry import KVShape, RoleCodecs, planned_peak_pages
+from pagedvid.cache.sizes import KVShape, planned_peak_pages
+from pagedvid.cache.stream_codecs import StreamCodecs
 from pagedvid.models.magi1.config import MagiConfig
 from pagedvid.models.magi1.schedule import magi_schedule
 
@@ -40,7 +41,7 @@ def stream_bytes(
     sampling = config.sampling if window_size is None else replace(config.sampling, window_size=window_size)
     num_frames = ceil(seconds * frames.fps / frames.temporal_downsample_factor)
     schedule = magi_schedule(sampling, frames.chunk_width, num_steps or sampling.num_steps, num_frames)
-    codecs, shape = RoleCodecs(codec), KVShape(network.num_layers, network.num_query_groups, network.kv_channels)
+    codecs, shape = StreamCodecs(codec), KVShape(network.num_layers, network.num_query_groups, network.kv_channels)
     shape = shape.with_frames(frames.tokens_per_frame, frames.chunk_width).with_pages_for(codecs)
     commits = schedule.planned_commits(frames.tokens_per_frame)
     assert commits is not None  # this schedule is always planned

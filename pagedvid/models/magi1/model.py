@@ -13,10 +13,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pagedvid.cache.window import Window
+from pagedvid.engine.protocol import Attend, Decoder, ModelGeometry, Piece
+from pagedvid.engine.schedule import Schedule
 from pagedvid.errors import ConfigError, PromptError, ShapeError
-from pagedvid.geometry import Window
-from pagedvid.models.base import Attend, Decoder, ModelGeometry, Piece
-from pagedvid.models.checkpoint import load_checkpoint
+from pagedvid.models.common.checkpoint import load_checkpoint
+from pagedvid.models.common.text_encoder import TextEncoder
 from pagedvid.models.magi1.conditioning import MagiCondition, read_captions, read_prefix
 from pagedvid.models.magi1.config import PATCH, MagiConfig
 from pagedvid.models.magi1.guidance import velocity
@@ -24,8 +26,6 @@ from pagedvid.models.magi1.latents import frames_of, tokens_of
 from pagedvid.models.magi1.network import MagiNetwork, RangeInputs
 from pagedvid.models.magi1.rope import MagiRope, channel_order
 from pagedvid.models.magi1.schedule import magi_schedule
-from pagedvid.models.rounds import Schedule
-from pagedvid.models.text_encoder import TextEncoder
 
 OWN_PROMPT = {"cond", "alone"}
 """Branches whose ranges read their chunk's caption; the others read the null text."""

@@ -16,7 +16,7 @@ from math import sqrt
 import torch
 from torch import Tensor
 
-from pagedvid.rope_grid import RopeGrid
+from pagedvid.rotary.grid import RopeGrid
 
 REFERENCE_TOKENS = 256
 """Row and column positions are scaled as if a frame had 16 x 16 tokens."""

@@ -24,10 +24,10 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from pagedvid.geometry import Window
+from pagedvid.cache.window import Window
+from pagedvid.engine.schedule import Advance, Hold, Range, Round, Schedule, check_plannable, planned, with_endings
 from pagedvid.models.magi1.config import SamplingConfig
 from pagedvid.models.magi1.times import check_steps, step_size, times
-from pagedvid.models.rounds import Advance, Hold, Range, Round, Schedule, check_plannable, planned, with_endings
 
 
 @dataclass(frozen=True)

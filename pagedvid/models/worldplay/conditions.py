@@ -20,9 +20,9 @@ import torch
 from torch import Tensor
 
 from pagedvid.errors import ConfigError
+from pagedvid.files.weights import read_tensors, refuse_odd_dtype
 from pagedvid.models.worldplay.camera import Cameras
 from pagedvid.models.worldplay.trajectory import Trajectory, read_trajectory
-from pagedvid.weights import read_tensors, refuse_odd_dtype
 
 INPUT_NAMES = ("trajectory", "embeddings")
 

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from pagedvid.errors import ConfigError
-from pagedvid.files import is_file, is_folder, read_json
-from pagedvid.models.checkpoint import tensor_shapes
-from pagedvid.models.latent_grid import LatentGrid
+from pagedvid.files.paths import is_file, is_folder, read_json
+from pagedvid.models.common.checkpoint import tensor_shapes
+from pagedvid.models.common.latent_grid import LatentGrid
 from pagedvid.models.worldplay.network_8b import Config8B
 from pagedvid.models.worldplay.network_wan5b import ConfigWan5B
 from pagedvid.shown import named

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import torch
 
+from pagedvid.cache.window import Window
+from pagedvid.engine.protocol import ModelGeometry
+from pagedvid.engine.schedule import Schedule
 from pagedvid.errors import ConfigError
-from pagedvid.geometry import Window
-from pagedvid.models.base import ModelGeometry
 from pagedvid.models.choice import ModelChoice
-from pagedvid.models.rounds import Schedule
-from pagedvid.models.text_encoder import t5_encoder
-from pagedvid.models.wan.text import cleaned
+from pagedvid.models.common.text_encoder import t5_encoder
+from pagedvid.models.wan.base.text import cleaned
 from pagedvid.models.worldplay import model_8b, model_wan5b
 from pagedvid.models.worldplay.config import read_config_wan5b
 from pagedvid.models.worldplay.model import WorldPlayModel

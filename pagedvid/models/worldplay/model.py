@@ -16,10 +16,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pagedvid.geometry import Window
-from pagedvid.models.base import Attend, Decoder, ModelGeometry, Piece
-from pagedvid.models.latent_grid import LatentGrid
-from pagedvid.models.rounds import Schedule, check_plannable
+from pagedvid.cache.window import Window
+from pagedvid.engine.protocol import Attend, Decoder, ModelGeometry, Piece
+from pagedvid.engine.schedule import Schedule, check_plannable
+from pagedvid.models.common.latent_grid import LatentGrid
 from pagedvid.models.worldplay.camera import CameraProjection, Cameras
 from pagedvid.models.worldplay.conditions import Condition, image_grid, read_inputs, states
 from pagedvid.models.worldplay.layers import AttendTwice

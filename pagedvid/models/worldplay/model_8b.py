@@ -8,11 +8,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from pagedvid.engine.protocol import ModelGeometry, Piece
+from pagedvid.engine.schedule import Schedule
 from pagedvid.errors import ConfigError
-from pagedvid.models.base import ModelGeometry, Piece
-from pagedvid.models.checkpoint import load_checkpoint
-from pagedvid.models.latent_grid import LatentGrid
-from pagedvid.models.rounds import Schedule
+from pagedvid.models.common.checkpoint import load_checkpoint
+from pagedvid.models.common.latent_grid import LatentGrid
 from pagedvid.models.worldplay.config import read_config_8b, read_grid
 from pagedvid.models.worldplay.layers import AttendTwice
 from pagedvid.models.worldplay.memory import MEMORY_8B

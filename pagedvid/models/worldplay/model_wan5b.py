@@ -8,13 +8,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from pagedvid.engine.protocol import ModelGeometry, Piece
+from pagedvid.engine.schedule import Schedule
 from pagedvid.errors import ConfigError
-from pagedvid.models.base import ModelGeometry, Piece
-from pagedvid.models.checkpoint import load_checkpoint
-from pagedvid.models.latent_grid import LatentGrid
-from pagedvid.models.rounds import Schedule
-from pagedvid.models.text_encoder import TextEncoder
-from pagedvid.models.wan.text import cleaned
+from pagedvid.models.common.checkpoint import load_checkpoint
+from pagedvid.models.common.latent_grid import LatentGrid
+from pagedvid.models.common.text_encoder import TextEncoder
+from pagedvid.models.wan.base.text import cleaned
 from pagedvid.models.worldplay.conditions import Condition
 from pagedvid.models.worldplay.config import read_config_wan5b, read_grid
 from pagedvid.models.worldplay.layers import AttendTwice

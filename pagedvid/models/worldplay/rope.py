@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from pagedvid.errors import ShapeError
-from pagedvid.rope_grid import RopeGrid
+from pagedvid.rotary.grid import RopeGrid
 
 
 @dataclass(frozen=True)

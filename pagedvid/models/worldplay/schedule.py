@@ -12,9 +12,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
 
+from pagedvid.cache.window import Window
+from pagedvid.engine.schedule import Advance, Range, Round, Schedule
 from pagedvid.errors import ConfigError
-from pagedvid.geometry import Window
-from pagedvid.models.rounds import Advance, Range, Round, Schedule
 from pagedvid.models.worldplay.camera import Cameras
 from pagedvid.models.worldplay.memory import BLOCK_FRAMES
 

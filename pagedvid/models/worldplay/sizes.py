@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from pagedvid.chunk_codecs import ChunkCodecs
-from pagedvid.geometry import KVShape, RoleCodecs
-from pagedvid.models.base import ModelGeometry
+from pagedvid.cache.sizes import KVShape
+from pagedvid.cache.stream_codecs import StreamCodecs
+from pagedvid.codecs.assignment import ChunkCodecs
+from pagedvid.engine.protocol import ModelGeometry
 from pagedvid.models.worldplay.memory import BLOCK_FRAMES, MemoryPolicy
 
 ORIGINAL_COPIES = 2
@@ -40,7 +41,7 @@ def memory_bytes(geometry: ModelGeometry, policy: MemoryPolicy, num_frames: int,
     if frames == 0:
         return MemoryBytes(0, 0, 0)
     shape = KVShape(geometry.num_layers, geometry.num_kv_heads, geometry.head_dim)
-    shape = shape.with_frames(geometry.tokens_per_frame, geometry.frames_per_chunk).with_pages_for(RoleCodecs(codec))
+    shape = shape.with_frames(geometry.tokens_per_frame, geometry.frames_per_chunk).with_pages_for(StreamCodecs(codec))
     num_tokens = frames * geometry.tokens_per_frame
     stored_bytes = shape.stored_bytes(num_tokens, ChunkCodecs.read(codec))
     return MemoryBytes(frames, ORIGINAL_COPIES * shape.bf16_bytes(num_tokens), stored_bytes)

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from pagedvid.errors import ConfigError
-from pagedvid.files import read_json
+from pagedvid.files.paths import read_json
 from pagedvid.models.worldplay.camera import Cameras
 from pagedvid.shown import named
 

@@ -8,11 +8,11 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from pagedvid.attention.kernels.layout import PageLayout
-from pagedvid.attention.kernels.reference import Segment, codec_of
 from pagedvid.attention.kernels.work import Noise, PagedWork, Tiling
-from pagedvid.page_format import PageFormat
-from pagedvid.quant.rope_axes import Turns
+from pagedvid.codecs.channel.kernels.layout import PageLayout
+from pagedvid.codecs.page import PageFormat
+from pagedvid.rotary.axis_tables import Turns
+from tests.attention.kernels.reference import Segment, codec_of
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 """Where there is a GPU the kernels run on it, otherwise in the interpreter (tests/conftest.py)."""

@@ -1,13 +1,13 @@
-"""Correction and merge of a dense partial in one pass, against quant/correction.py and attention/partial.py."""
+"""Correction and merge of a dense partial in one pass, against correction/formula.py and attention/partial.py."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 
-from pagedvid.attention.kernels import reference
 from pagedvid.attention.kernels.merge import corrected_merge, merge
 from pagedvid.attention.kernels.work import ChunkNoise
+from tests.attention.kernels import reference
 from tests.attention.kernels.scenes import DEVICE
 
 

@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from pagedvid.attention.kernels import reference
 from pagedvid.attention.kernels.paged_attention import paged_attention
 from pagedvid.attention.partial import Partial, merge
+from tests.attention.kernels import reference
 from tests.attention.kernels.scenes import Scene
 
 EXACT = 1e-5

@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from pagedvid.engine.protocol import Piece, VideoModel
 from pagedvid.errors import ConfigError, PromptError, ShapeError
-from pagedvid.models.base import Piece, VideoModel
 from pagedvid.models.demo.model import SHIPPED_WEIGHTS, DemoModel, save_weights
 from pagedvid.models.demo.rope import rotate_half
 from pagedvid.models.demo.transformer import Transformer, TransformerConfig

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from pagedvid.models.demo.rope import DemoRope, rotate_half
-from pagedvid.quant.rope_axes import follows_grid
+from pagedvid.rotary.axis_tables import follows_grid
 
 ROPE = DemoRope(head_dim=64, grid_height=4, grid_width=4)
 

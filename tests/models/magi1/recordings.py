@@ -17,10 +17,11 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from pagedvid.cache.spec import CacheSpec
+from pagedvid.cache.stream_codecs import StreamCodecs
+from pagedvid.cache.window import Window
 from pagedvid.engine.engine import Engine
+from pagedvid.engine.protocol import Attend, Piece
 from pagedvid.engine.requests import ChunkOutput, EngineSettings, RequestFailure, VideoRequest
-from pagedvid.geometry import RoleCodecs, Window
-from pagedvid.models.base import Attend, Piece
 from pagedvid.models.magi1.config import FrameConfig, MagiConfig, NetworkConfig, SamplingConfig
 from pagedvid.models.magi1.latents import frames_of, tokens_of
 from pagedvid.models.magi1.model import MagiModel
@@ -152,7 +153,7 @@ def engine_of(model: MagiModel, num_steps: int, codec: str = "fp32", memory: int
         geometry.num_kv_heads,
         geometry.head_dim,
         geometry.num_query_heads,
-        codecs=RoleCodecs(codec),
+        codecs=StreamCodecs(codec),
         correction=correction,
         debug_checks=True,
     )

@@ -21,7 +21,7 @@ from pagedvid.attention.step import Step
 from pagedvid.cache.plan import QueryRange
 from pagedvid.cache.spec import CacheSpec
 from pagedvid.cache.stream import Stream
-from pagedvid.geometry import RoleCodecs
+from pagedvid.cache.stream_codecs import StreamCodecs
 from pagedvid.paged_kv_cache import PagedKVCache
 
 VARIANTS = (("fp32", "off"), ("int2", "off"), ("int2", "formula"), ("int2", "measured"))
@@ -53,7 +53,7 @@ class ShadowedCache(PagedKVCache):
     def __init__(self, spec: CacheSpec, memory: int | str, variants: Sequence[Variant] = VARIANTS) -> None:
         super().__init__(spec, memory)
         self.shadows = {
-            (variant, what): PagedKVCache(replace(spec, codecs=RoleCodecs(variant[0]), correction=variant[1]), memory)
+            (variant, what): PagedKVCache(replace(spec, codecs=StreamCodecs(variant[0]), correction=variant[1]), memory)
             for variant in variants
             for what in ("output", "mass")
         }

@@ -11,9 +11,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from pagedvid.cache.window import Window
 from pagedvid.engine.requests import VideoRequest
 from pagedvid.errors import ConfigError, PromptError
-from pagedvid.geometry import Window
 from pagedvid.models.choice import ModelChoice
 from pagedvid.models.magi1.conditioning import read_captions, read_prefix
 from pagedvid.models.magi1.config import PUBLISHED, FrameConfig, MagiConfig, NetworkConfig, SamplingConfig, config_of

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from pagedvid.geometry import Window
+from pagedvid.cache.window import Window
 from pagedvid.models.magi1.config import PUBLISHED
 from pagedvid.models.magi1.memory import stream_bytes
 from pagedvid.models.magi1.schedule import magi_schedule

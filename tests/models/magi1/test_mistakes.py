@@ -15,11 +15,11 @@ from torch import Tensor
 
 from pagedvid.cache import manager
 from pagedvid.cache.plan import StepPlan, resolve_ranges
-from pagedvid.models.base import Attend, Piece
+from pagedvid.engine.protocol import Attend, Piece
+from pagedvid.engine.schedule import Range, Round, Schedule, planned, with_endings
 from pagedvid.models.magi1 import layers, network
 from pagedvid.models.magi1 import model as model_file
 from pagedvid.models.magi1.model import MagiModel
-from pagedvid.models.rounds import Range, Round, Schedule, planned, with_endings
 from tests.models.magi1.recordings import (
     CHUNK_FRAMES,
     DATA,

@@ -7,13 +7,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pagedvid.models.base import Piece
+from pagedvid.engine.protocol import Piece
 from pagedvid.models.magi1.config import FrameConfig, MagiConfig, NetworkConfig, SamplingConfig
 from pagedvid.models.magi1.latents import frames_of, tokens_of
 from pagedvid.models.magi1.model import MagiModel
 from pagedvid.models.magi1.rope import MagiRope, channel_order
-from pagedvid.quant.rope_axes import follows_grid
-from pagedvid.quant.rotary import rotate
+from pagedvid.rotary.axis_tables import follows_grid
+from pagedvid.rotary.tables import rotate
 from tests.models.magi1.recordings import (
     CHUNK_FRAMES,
     DATA,

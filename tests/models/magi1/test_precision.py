@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from pagedvid.quant.raw import RawCodec
+from pagedvid.codecs.raw.codec import RawCodec
 from tests.models.magi1.recordings import ROLLOUTS, engine_of, final_of, largest_difference, play, recorded_model
 from tests.models.magi1.shadow import VARIANTS, ShadowedCache
 

@@ -8,13 +8,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pagedvid.cache.sizes import KVShape, planned_peak_pages
+from pagedvid.cache.stream_codecs import StreamCodecs
+from pagedvid.cache.window import Window
+from pagedvid.engine.schedule import Range, Round, Schedule
 from pagedvid.errors import ConfigError
-from pagedvid.geometry import KVShape, RoleCodecs, Window, planned_peak_pages
 from pagedvid.models.magi1.config import SamplingConfig
 from pagedvid.models.magi1.schedule import magi_schedule
 from pagedvid.models.magi1.times import interval, step_size, times
 from pagedvid.models.registry import model_schedule
-from pagedvid.models.rounds import Range, Round, Schedule
 from tests.models.magi1.recordings import CHUNK_FRAMES, ROLLOUTS, Rollout, tensors
 
 TOKENS_PER_FRAME = 12
@@ -131,7 +133,7 @@ def test_every_chunk_is_denoised_in_order_and_pages_are_held_no_longer_than_need
 @pytest.mark.parametrize("cfg_number", [1, 3])
 def test_resident_chunks_are_bounded_by_the_look_back_however_long_the_video(window_size, resident, cfg_number):
     sampling = replace(SamplingConfig(), window_size=window_size, cfg_number=cfg_number)
-    shape, codecs = KVShape(2, 2, 16), RoleCodecs("int2")
+    shape, codecs = KVShape(2, 2, 16), StreamCodecs("int2")
     for num_chunks in (10, 60):
         schedule = magi_schedule(sampling, CHUNK_FRAMES, 16, num_chunks * CHUNK_FRAMES)
         commits = schedule.planned_commits(TOKENS_PER_FRAME)

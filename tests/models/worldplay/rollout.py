@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 
 from pagedvid.cache.spec import CacheSpec
+from pagedvid.cache.stream_codecs import StreamCodecs
+from pagedvid.cache.window import Window
 from pagedvid.engine.engine import Engine
 from pagedvid.engine.requests import ChunkOutput, EngineSettings, VideoRequest
-from pagedvid.geometry import RoleCodecs, Window
-from pagedvid.models.latent_grid import LatentGrid
+from pagedvid.models.common.latent_grid import LatentGrid
 from pagedvid.models.worldplay.camera import Cameras
 from pagedvid.models.worldplay.model import WorldPlayModel
 from pagedvid.models.worldplay.model_8b import WorldPlay8B
@@ -50,7 +51,8 @@ def make_model(variant: str) -> WorldPlayModel:
 def make_engine(model: WorldPlayModel, codec: str = "fp32", correction: str = "measured", **settings) -> Engine:
     geometry = model.geometry
     spec = CacheSpec(
-        geometry.num_layers, geometry.num_kv_heads, geometry.head_dim, codecs=RoleCodecs(codec), correction=correction,
+        geometry.num_layers, geometry.num_kv_heads, geometry.head_dim, codecs=StreamCodecs(codec),
+        correction=correction,
         debug_checks=True,
     )  # fmt: skip
     settings = {"num_denoise_steps": 4, "max_batch_tokens": 10_000, **settings}

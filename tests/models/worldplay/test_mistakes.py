@@ -14,7 +14,7 @@ import torch
 
 from pagedvid.attention import projective_tile
 from pagedvid.attention.projective_tile import FrameMaps
-from pagedvid.geometry import Window
+from pagedvid.cache.window import Window
 from pagedvid.models.worldplay import model as model_module
 from pagedvid.models.worldplay import schedule as schedule_module
 from pagedvid.models.worldplay.model import WorldPlayModel

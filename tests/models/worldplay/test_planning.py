@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 import torch
 
+from pagedvid.cache.window import Window
+from pagedvid.engine.schedule import MAX_PLANNED_CHUNKS, planned
 from pagedvid.errors import ConfigError
-from pagedvid.geometry import Window
 from pagedvid.models.registry import model_schedule
-from pagedvid.models.rounds import MAX_PLANNED_CHUNKS, planned
 from pagedvid.models.worldplay import model as model_module
 from pagedvid.models.worldplay.camera import Cameras
 from pagedvid.models.worldplay.memory import MEMORY_8B, MEMORY_WAN, MemoryPolicy, default_points, num_selected

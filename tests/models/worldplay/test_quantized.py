@@ -17,12 +17,12 @@ from torch import Tensor
 
 from pagedvid.cache.plan import QueryRange
 from pagedvid.cache.spec import CacheSpec
-from pagedvid.geometry import RoleCodecs
+from pagedvid.cache.stream_codecs import StreamCodecs
+from pagedvid.codecs.channel.codec import ChannelCodec
+from pagedvid.codecs.page import PageFormat
+from pagedvid.correction.formula import bias
 from pagedvid.models.worldplay.schedule import WINDOW
-from pagedvid.page_format import PageFormat
 from pagedvid.paged_kv_cache import PagedKVCache
-from pagedvid.quant.channel import ChannelCodec
-from pagedvid.quant.correction import bias
 from tests.models.worldplay.dense import attention, map_points, rotate_neighbours
 from tests.models.worldplay.recordings import VARIANTS, cameras, chunk_frames, memory_frames, rope
 from tests.models.worldplay.rollout import make_engine, make_model, request
@@ -70,7 +70,7 @@ def through_pages(variant: str, codec: str, correction: str) -> list[Tensor]:
     model, stored = make_model(variant), layers(variant)
     geometry, chunk = model.geometry, CHUNK[variant]
     spec = CacheSpec(
-        geometry.num_layers, geometry.num_kv_heads, geometry.head_dim, codecs=RoleCodecs(codec), correction=correction
+        geometry.num_layers, geometry.num_kv_heads, geometry.head_dim, codecs=StreamCodecs(codec), correction=correction
     )
     cache = PagedKVCache(spec, "4MiB")
     frames = memory_frames(variant, chunk)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pagedvid.cache.plan import QueryRange
 from pagedvid.cache.spec import CacheSpec
-from pagedvid.geometry import RoleCodecs
+from pagedvid.cache.stream_codecs import StreamCodecs
 from pagedvid.models.worldplay.camera import CameraProjection
 from pagedvid.models.worldplay.schedule import WINDOW
 from pagedvid.paged_kv_cache import PagedKVCache
@@ -48,7 +48,7 @@ def test_both_copies_of_one_recorded_attention(variant, layer):
     back = {name: rotate_neighbours(recorded[name], at_own[0], -at_own[1]) for name in ("q_rope", "k_rope")}
     memory_k, memory_v = memory_of(variant, layer)
     memory_k = rotate_neighbours(memory_k, at_memory[0], -at_memory[1])
-    cache = PagedKVCache(CacheSpec(1, num_heads, head_dim, codecs=RoleCodecs("fp32")), "4MiB")
+    cache = PagedKVCache(CacheSpec(1, num_heads, head_dim, codecs=StreamCodecs("fp32")), "4MiB")
     stream = cache.open(WINDOW, num_stored)
     projection = CameraProjection(6, tables.layout)
     with cache.commit([QueryRange(stream, num_tokens=num_stored, tag=cameras(variant).select(memory))]) as step:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from pagedvid.chunk_codecs import ChunkCodecs
+from pagedvid.codecs.assignment import ChunkCodecs
 from pagedvid.engine.requests import VideoRequest
 from tests.models.worldplay.recordings import (
     NUM_CHUNKS,

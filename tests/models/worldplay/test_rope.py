@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from pagedvid.errors import ShapeError
-from pagedvid.quant.rope_axes import follows_grid
+from pagedvid.rotary.axis_tables import follows_grid
 from tests.models.worldplay.recordings import rope
 
 

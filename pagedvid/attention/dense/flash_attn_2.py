@@ -1,0 +1,56 @@
+"""flash-attn 2.x: `flash_attn_varlen_func`. PyPI: flash-attn."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from pagedvid.attention.dense.ragged import Ragged, device_reasons, missing
+
+MAX_HEAD_DIM = 256
+OLDEST = (2, 6)
+"""From this version on lse is [H, T], not padded."""
+
+
+def unsupported_reasons(device: torch.device, dtype: torch.dtype, head_dim: int) -> list[str]:
+    """Why this library cannot be used here; empty when it can."""
+    reasons = missing("flash_attn", "pip install flash-attn") + device_reasons(device, dtype, (8, 0))
+    if head_dim > MAX_HEAD_DIM or head_dim % 8:
+        reasons.append(f"head_dim {head_dim}; it takes multiples of 8 up to {MAX_HEAD_DIM}")
+    if not reasons:
+        import flash_attn
+
+        # The package `flash-attn-4` alone brings a folder of this name without the second version in it.
+        version = getattr(flash_attn, "__version__", "0.0")
+        if tuple(int(part) for part in version.split(".")[:2]) < OLDEST:
+            reasons.append(f"flash-attn {version}; it needs {OLDEST[0]}.{OLDEST[1]} or newer")
+    return reasons
+
+
+class FlashAttention2:
+    """See `DenseAttention`."""
+
+    name = "flash-attn-2"
+
+    def __init__(self) -> None:
+        from flash_attn import flash_attn_varlen_func
+
+        self._attend = flash_attn_varlen_func
+
+    def __call__(
+        self, q_THD: Tensor, k_NHD: Tensor, v_NHD: Tensor, ragged: Ragged, scale: float
+    ) -> tuple[Tensor, Tensor]:
+        """See `DenseAttention`. +inf where there are no keys becomes -inf."""
+        out, lse, _ = self._attend(
+            q_THD,
+            k_NHD,
+            v_NHD,
+            ragged.query_starts,
+            ragged.key_starts,
+            ragged.max_queries,
+            ragged.max_keys,
+            softmax_scale=scale,
+            causal=False,
+            return_attn_probs=True,  # this is how it hands out the lse; without dropout it makes no probabilities
+        )
+        return ragged.canonical(out, lse)

@@ -1,0 +1,47 @@
+"""FlashAttention 4, written in CuTe DSL: module `flash_attn.cute`. PyPI: flash-attn-4."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from pagedvid.attention.dense.ragged import Ragged, device_reasons, missing
+
+MAX_HEAD_DIM = 128
+
+
+def unsupported_reasons(device: torch.device, dtype: torch.dtype, head_dim: int) -> list[str]:
+    """Why this library cannot be used here; empty when it can."""
+    reasons = missing("flash_attn.cute", "pip install flash-attn-4") + device_reasons(device, dtype, (9, 0))
+    if head_dim > MAX_HEAD_DIM or head_dim % 8:
+        reasons.append(f"head_dim {head_dim}; it takes multiples of 8 up to {MAX_HEAD_DIM}")
+    return reasons
+
+
+class FlashAttention4:
+    """See `DenseAttention`."""
+
+    name = "flash-attn-4"
+
+    def __init__(self) -> None:
+        from flash_attn.cute import flash_attn_varlen_func
+
+        self._attend = flash_attn_varlen_func
+
+    def __call__(
+        self, q_THD: Tensor, k_NHD: Tensor, v_NHD: Tensor, ragged: Ragged, scale: float
+    ) -> tuple[Tensor, Tensor]:
+        """See `DenseAttention`."""
+        out, lse, *_ = self._attend(
+            q_THD,
+            k_NHD,
+            v_NHD,
+            cu_seqlens_q=ragged.query_starts,
+            cu_seqlens_k=ragged.key_starts,
+            max_seqlen_q=ragged.max_queries,
+            max_seqlen_k=ragged.max_keys,
+            softmax_scale=scale,
+            causal=False,
+            return_lse=True,
+        )
+        return ragged.canonical(out, lse)

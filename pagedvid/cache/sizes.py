@@ -1,0 +1,199 @@
+"""Every integer that memory depends on. Pure functions: the estimate shown to users, the reservation at admission and
+the allocation at commit all come from here, so they cannot disagree.
+
+What a page is and how many tokens it holds, codecs/page.py says. A chunk takes, for every layer and KV head, pages for
+its keys and pages for its values; all come from one pool and are counted alike.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property, lru_cache
+
+from pagedvid.arguments import whole_number
+from pagedvid.cache.stream_codecs import StreamCodecs
+from pagedvid.cache.window import Commit, Window
+from pagedvid.codecs.assignment import KINDS, ChunkCodecs
+from pagedvid.codecs.page import DEFAULT_PAGE_ROWS, PageFormat, block_frames, has_steps, is_quantized
+from pagedvid.errors import ConfigError
+
+ALPHA_BYTES = 4
+"""A measured correction factor is one float32 per (layer, KV head, chunk)."""
+VARIANCE_BYTES = 2
+"""A change of variance is one bfloat16 per (layer, KV head, channel, chunk)."""
+MAX_SIZE = 2**20
+"""Largest number of layers, heads, channels, rows or tokens of a frame; no model comes near."""
+
+
+@dataclass(frozen=True)
+class KVShape:
+    """The keys and values of one model: how many (layer, KV head) tables there are and how wide a token is."""
+
+    num_layers: int
+    num_kv_heads: int
+    head_dim: int
+    page_rows: int = DEFAULT_PAGE_ROWS
+    tokens_per_frame: int = 1
+    frames_per_block: int = 1
+    correction: str = "measured"
+    """Its mode (correction/formula.py), which decides what chunks keep beside their pages."""
+
+    def __post_init__(self) -> None:
+        for name in ("num_layers", "num_kv_heads", "head_dim", "page_rows", "tokens_per_frame", "frames_per_block"):
+            object.__setattr__(self, name, whole_number(name, getattr(self, name), 1, MAX_SIZE, error=ConfigError))
+        if self.head_dim % 2:
+            raise ConfigError(f"head_dim is {self.head_dim}; it must be even (rotary pairs, fp16 steps)")
+
+    def with_frames(self, tokens_per_frame: int, frames_per_chunk: int) -> KVShape:
+        """The same for a model whose chunks consist of such frames."""
+        return replace(self, tokens_per_frame=tokens_per_frame, frames_per_block=block_frames(frames_per_chunk))
+
+    def with_pages_for(self, codecs: StreamCodecs) -> KVShape:
+        """The same with pages and a correction that suit the codecs."""
+        return replace(self, page_rows=codecs.page_rows, correction=codecs.correction)
+
+    @property
+    def num_tables(self) -> int:
+        """Pairs of (layer, KV head)."""
+        return self.num_layers * self.num_kv_heads
+
+    @cached_property
+    def page(self) -> PageFormat:
+        """The pages of its pool."""
+        return PageFormat(self.head_dim, self.page_rows, self.tokens_per_frame, self.frames_per_block)
+
+    @property
+    def page_bytes(self) -> int:
+        """Bytes of one page."""
+        return self.page.num_bytes
+
+    def pages_in_memory(self, memory_bytes: int) -> int:
+        """Pages that fit in `memory_bytes`."""
+        return memory_bytes // self.page_bytes
+
+    def table_pages(self, num_tokens: int, codecs: ChunkCodecs) -> tuple[int, ...]:
+        """Pages of every table of a chunk, ordered by (kind, layer, KV head), keys before values."""
+        return _table_pages(self, num_tokens, codecs)
+
+    def chunk_pages(self, num_tokens: int, codecs: ChunkCodecs) -> int:
+        """Pages of one chunk, over all layers and KV heads, keys and values."""
+        return sum(self.table_pages(num_tokens, codecs))
+
+    def stored_bytes(self, num_tokens: int, codecs: ChunkCodecs) -> int:
+        """Bytes of one stored chunk: codes, steps, zeros, padding of partial pages, and the correction's numbers."""
+        return self.page_bytes * self.chunk_pages(num_tokens, codecs) + self.correction_bytes(codecs)
+
+    def keeps_alpha(self, codecs: ChunkCodecs) -> bool:
+        """Whether chunks in these codecs keep measured factors."""
+        return self.correction == "measured" and any(map(is_quantized, codecs.names(self.num_layers, ("keys",))))
+
+    def keeps_variance(self, codecs: ChunkCodecs) -> bool:
+        """Whether chunks in these codecs keep how storing them changed the variance of their keys.
+
+        That is what "variance" corrects by; "measured" scales it where codes have no step size.
+        """
+        quantized = [name for name in codecs.names(self.num_layers, ("keys",)) if is_quantized(name)]
+        without_steps = [name for name in quantized if not has_steps(name)]
+        return bool(quantized if self.correction == "variance" else without_steps and self.correction == "measured")
+
+    def correction_bytes(self, codecs: ChunkCodecs) -> int:
+        """What a chunk in these codecs keeps for the correction."""
+        per_table = ALPHA_BYTES * self.keeps_alpha(codecs) + VARIANCE_BYTES * self.head_dim * self.keeps_variance(
+            codecs
+        )
+        return per_table * self.num_tables
+
+    def padding_pages(self, num_tokens: int, codecs: ChunkCodecs) -> float:
+        """How many pages of a chunk would hold no token if all others were full."""
+        filled = sum(
+            num_tokens / self.page.page_tokens(codecs.of(kind, layer))
+            for layer in range(self.num_layers)
+            for kind in KINDS
+        )
+        return self.chunk_pages(num_tokens, codecs) - self.num_kv_heads * filled
+
+    def padding_waste_ratio(self, num_tokens: int, codecs: ChunkCodecs) -> float:
+        """Share of the page space of a chunk that holds no token."""
+        return self.padding_pages(num_tokens, codecs) / self.chunk_pages(num_tokens, codecs)
+
+    def bf16_bytes(self, num_tokens: int) -> int:
+        """Bytes of the same tokens as dense BF16 keys and values, without any padding."""
+        return 2 * 2 * num_tokens * self.num_tables * self.head_dim
+
+    def bits_per_value(self, num_tokens: int, codecs: ChunkCodecs) -> float:
+        """Stored bits per key or value element of a chunk, everything counted."""
+        return 16 * self.stored_bytes(num_tokens, codecs) / self.bf16_bytes(num_tokens)
+
+
+@lru_cache(maxsize=1024, typed=True)
+def _table_pages(shape: KVShape, num_tokens: int, codecs: ChunkCodecs) -> tuple[int, ...]:
+    pages = (
+        shape.page.num_pages(num_tokens, codecs.of(kind, layer)) for kind in KINDS for layer in range(shape.num_layers)
+    )
+    return tuple(number for number in pages for _ in range(shape.num_kv_heads))
+
+
+@lru_cache(maxsize=1024, typed=True)
+def peak_pages(
+    shape: KVShape, window: Window, codecs: StreamCodecs, chunk_tokens: int, max_commits: int | None = None
+) -> int:
+    """Most pages that one branch of a stream ever holds.
+
+    Exact, and as fast for a window of a billion chunks: pages only grow until the window is full, by as many with each
+    commit of the same role, so it is enough to look where roles change and where it ends. `max_commits`: the stream's
+    known number of commits, None when it is open-ended.
+    """
+    full = window.max_chunks + 2
+    last = (full if max_commits is None else min(max_commits, full)) - 1
+    turns = {turn + i for turn in (0, window.sink_chunks, window.max_chunks, last) for i in (-1, 0, 1)}
+    return max((_pages_in_commit(shape, window, codecs, chunk_tokens, i) for i in turns if 0 <= i <= last), default=0)
+
+
+def _pages_in_commit(shape: KVShape, window: Window, codecs: StreamCodecs, chunk_tokens: int, i: int) -> int:
+    """Pages that exist while chunk i is committed and all chunks are alike; see `planned_peak_pages`."""
+    new = shape.chunk_pages(chunk_tokens, codecs.at_commit(i, window))
+    if i == 0:
+        return new
+    newest = shape.chunk_pages(chunk_tokens, codecs.at_commit(i - 1, window))
+    if codecs.recodes(i - 1, window):
+        newest += shape.chunk_pages(chunk_tokens, codecs.final(i - 1, window))
+    num_sinks = min(window.sink_chunks, i - 1)
+    num_recent = i - 1 - max(num_sinks, min(i - 1, i - window.recent_chunks))
+    sinks = num_sinks and num_sinks * shape.chunk_pages(chunk_tokens, codecs.final(0, window))
+    recent = num_recent and num_recent * shape.chunk_pages(chunk_tokens, codecs.final(i - 2, window))
+    return sinks + recent + newest + new
+
+
+def planned_peak_pages(shape: KVShape, window: Window, codecs: StreamCodecs, commits: Sequence[Commit]) -> int:
+    """Most pages that one branch of a stream ever holds while exactly these chunks are committed and dropped.
+
+    While chunk i is committed, everything visible before is still being read; added are the pages of chunk i and, if
+    chunk i - 1 now leaves its `newest` codec, the pages of its final form. Chunks may differ in length and leave before
+    the window would let them go.
+    """
+    held: dict[int, int] = {}
+    total = peak = 0
+    for i, commit in enumerate(commits):
+        total -= sum(held.pop(index, 0) for index in commit.drops)
+        new_pages = shape.chunk_pages(commit.num_tokens, codecs.at_commit(i, window))
+        final = {}
+        if i - 1 in held and codecs.recodes(i - 1, window):
+            final = {i - 1: shape.chunk_pages(commits[i - 1].num_tokens, codecs.final(i - 1, window))}
+        peak = max(peak, total + new_pages + sum(final.values()))
+        total += new_pages + sum(pages - held[index] for index, pages in final.items())
+        held |= {**final, i: new_pages}
+        total -= sum(held.pop(index, 0) for index in window.leaves(i + 1))
+    return peak
+
+
+def stream_bytes(
+    shape: KVShape,
+    window: Window,
+    codecs: StreamCodecs,
+    chunk_tokens: int,
+    num_branches: int = 1,
+    max_commits: int | None = None,
+) -> int:
+    """Bytes of pages that `open` reserves for one stream."""
+    return shape.page_bytes * num_branches * peak_pages(shape, window, codecs, chunk_tokens, max_commits)

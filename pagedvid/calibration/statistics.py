@@ -1,0 +1,182 @@
+"""What a calibration remembers of one layer: sums, whose size does not depend on how much was seen.
+
+Axes: C cached chunks, L forwards that read them, H KV heads, T tokens of a chunk, Q sampled queries, D head_dim;
+F frames of a block, U blocks.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from pagedvid.codecs.klt.blocks import BlockLayout, cosine_transform
+from pagedvid.errors import ShapeError
+from pagedvid.rotary.tables import rotate, unrotate
+
+SAMPLED_QUERIES = 32
+"""Queries per forward and head whose attention is looked at, evenly spread."""
+SAMPLED_ANGLES = 16
+"""Key positions per chunk by whose angles queries are rotated back."""
+
+
+@dataclass(frozen=True)
+class Observation:
+    """Forwards of one layer that read cached chunks; float32, before rotary embedding, half layout."""
+
+    k_CHTD: Tensor
+    v_CHTD: Tensor
+    q_LHTD: Tensor
+    """Queries, one per KV head; the members of a group of query heads count as forwards of their own."""
+    current_k_LHTD: Tensor
+    current_v_LHTD: Tensor
+    cos_CTP: Tensor
+    """Rotary tables [C + 1, T, D / 2] of the cached chunks and, last, of the reading one."""
+    sin_CTP: Tensor
+
+    def __post_init__(self) -> None:
+        """Raises ShapeError for tensors that do not belong together."""
+        num_chunks, num_heads, num_tokens, head_dim = _four(self.k_CHTD.shape)
+        num_readers, inner = _four(self.q_LHTD.shape)[0], (num_heads, num_tokens, head_dim)
+        angles = (num_chunks + 1, num_tokens, head_dim // 2)
+        expected = {
+            "k_CHTD": (num_chunks, *inner),
+            "v_CHTD": (num_chunks, *inner),
+            "cos_CTP": angles,
+            "sin_CTP": angles,
+        }
+        expected |= dict.fromkeys(("q_LHTD", "current_k_LHTD", "current_v_LHTD"), (num_readers, *inner))
+        for name, shape in expected.items():
+            found: Tensor = getattr(self, name)
+            if tuple(found.shape) != shape or found.dtype != torch.float32:
+                raise ShapeError(
+                    f"{name} is {found.dtype} {list(found.shape)}; next to k_CHTD {list(self.k_CHTD.shape)} it must be "
+                    f"torch.float32 {list(shape)}"
+                )
+
+    def rotated(self, x_HTD: Tensor, chunk: int) -> Tensor:
+        """`x` [..., T, D] at the positions of a chunk; -1: the reading one."""
+        return rotate(x_HTD, self.cos_CTP[chunk], self.sin_CTP[chunk])
+
+    def attention(self, number: int, stride: int = 1) -> tuple[Tensor, Tensor]:
+        """(weights [H, Q, C * T] of the cached tokens, outputs [H, Q, D]) of every stride-th query of a forward."""
+        q_HQD = self.rotated(self.q_LHTD[number], -1)[:, ::stride]
+        current = self.rotated(self.current_k_LHTD[number], -1)
+        keys = [self.rotated(k_HTD, chunk) for chunk, k_HTD in enumerate(self.k_CHTD)]
+        scores = q_HQD @ torch.cat([*keys, current], dim=1).mT * q_HQD.shape[-1] ** -0.5
+        weights = scores.softmax(-1)
+        values = torch.cat([*self.v_CHTD.unbind(0), self.current_v_LHTD[number]], dim=1)
+        return weights[..., : -current.shape[1]], weights @ values
+
+
+class BlockMoments:
+    """Mean of the tokens and second moments of the cosine transform of their blocks, by KV head."""
+
+    def __init__(self, layout: BlockLayout) -> None:
+        self.layout = layout
+        self._cosines_FF = cosine_transform(layout.num_frames)
+        self._origin_H1D: Tensor | None = None
+        """Subtracted from every token, so that large offsets cost no precision."""
+        self._sum_HD = self._square_HFDD = torch.zeros((), dtype=torch.float32)
+        self._num_blocks = 0
+
+    def add(self, x_HTD: Tensor) -> None:
+        """Counts one chunk."""
+        if self._origin_H1D is None:
+            self._origin_H1D = x_HTD.mean(1, keepdim=True)
+        tokens_UF = self.layout.tokens(x_HTD.shape[1])
+        blocks_HUFD = (x_HTD - self._origin_H1D)[:, tokens_UF]
+        spectrum_HFUD = (self._cosines_FF @ blocks_HUFD).transpose(1, 2)
+        self._sum_HD = self._sum_HD + blocks_HUFD.sum((1, 2))
+        self._square_HFDD = self._square_HFDD + spectrum_HFUD.mT @ spectrum_HFUD
+        self._num_blocks += len(tokens_UF)
+
+    @property
+    def num_blocks(self) -> int:
+        """Blocks counted."""
+        return self._num_blocks
+
+    def mean_HD(self) -> Tensor:
+        """Mean token."""
+        assert self._origin_H1D is not None
+        return self._origin_H1D[:, 0] + self._offset_HD()
+
+    def covariance_HFDD(self) -> Tensor:
+        """E[c c'] of the coefficients [D] at every frequency, the mean token taken off."""
+        offset_HD = self._offset_HD()
+        covariance = self._square_HFDD / self._num_blocks
+        covariance[:, 0] -= self.layout.num_frames * offset_HD[:, :, None] * offset_HD[:, None]
+        return covariance
+
+    def _offset_HD(self) -> Tensor:
+        return self._sum_HD / (self._num_blocks * self.layout.num_frames)
+
+
+@dataclass
+class LayerStatistics:
+    """Everything that the tables of one layer are made from."""
+
+    layout: BlockLayout
+    keys: BlockMoments = field(init=False)
+    values: BlockMoments = field(init=False)
+    query_square_HDD: Tensor = field(default_factory=lambda: torch.zeros((), dtype=torch.float32))
+    """Sum of q q' as keys before rotary embedding meet it."""
+    key_weight_HF: Tensor = field(default_factory=lambda: torch.zeros((), dtype=torch.float32))
+    """Sums of how much an error at each frequency of a block moves outputs."""
+    value_weight_HF: Tensor = field(default_factory=lambda: torch.zeros((), dtype=torch.float32))
+
+    def __post_init__(self) -> None:
+        self.keys, self.values = BlockMoments(self.layout), BlockMoments(self.layout)
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether chunks and queries were seen."""
+        return self.keys.num_blocks > 0 and self.query_square_HDD.ndim > 0
+
+    def add_chunk(self, k_HTD: Tensor, v_HTD: Tensor) -> None:
+        """Counts a chunk that is being stored; float32, before rotary embedding, half layout. Raises ShapeError."""
+        for name, x_HTD in (("k_HTD", k_HTD), ("v_HTD", v_HTD)):
+            if x_HTD.ndim != 3 or x_HTD.shape != k_HTD.shape or x_HTD.dtype != torch.float32:
+                raise ShapeError(
+                    f"{name} is {x_HTD.dtype} {list(x_HTD.shape)}; keys and values of a chunk must both be "
+                    "torch.float32 [KV heads, tokens, head_dim]"
+                )
+        self.keys.add(k_HTD)
+        self.values.add(v_HTD)
+
+    def add_reading(self, seen: Observation) -> None:
+        """Counts queries and what they do with the cached chunks."""
+        self._add_queries(seen)
+        cosines_FF = cosine_transform(self.layout.num_frames)
+        size = seen.k_CHTD.shape[2]
+        tokens_UF = self.layout.tokens(size)
+        for number in range(len(seen.q_LHTD)):
+            weights_HQn, out_HQD = seen.attention(number, _stride(seen.q_LHTD.shape[2], SAMPLED_QUERIES))
+            for chunk, p_HQT in enumerate(weights_HQn.split(size, dim=-1)):
+                away_HQT = torch.cdist(out_HQD, seen.v_CHTD[chunk])
+                keys, values = (
+                    (weight_HQT[..., tokens_UF] @ cosines_FF.T).square().mean((1, 2))
+                    for weight_HQT in (p_HQT * away_HQT, p_HQT)
+                )
+                self.key_weight_HF = self.key_weight_HF + keys
+                self.value_weight_HF = self.value_weight_HF + values
+
+    def _add_queries(self, seen: Observation) -> None:
+        q_LHQD = seen.rotated(seen.q_LHTD, -1)[:, :, :: _stride(seen.q_LHTD.shape[2], SAMPLED_QUERIES)]
+        num_positions = seen.cos_CTP.shape[1]
+        for chunk in range(len(seen.k_CHTD)):
+            for token in range(0, num_positions, _stride(num_positions, SAMPLED_ANGLES)):
+                turned_LHQD = unrotate(q_LHQD, seen.cos_CTP[chunk, token], seen.sin_CTP[chunk, token])
+                self.query_square_HDD = self.query_square_HDD + (turned_LHQD.mT @ turned_LHQD).sum(0)
+
+
+def _four(shape: torch.Size) -> torch.Size:
+    """Raises ShapeError for other than four axes."""
+    if len(shape) != 4:
+        raise ShapeError(f"a tensor of an observation has the shape {list(shape)}; four axes are needed")
+    return shape
+
+
+def _stride(num_tokens: int, num_samples: int) -> int:
+    return max(1, num_tokens // num_samples)

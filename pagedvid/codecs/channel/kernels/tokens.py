@@ -1,0 +1,113 @@
+"""Device functions that read tokens out of pages: the layouts of codecs/channel/codec.py and codecs/raw/codec.py.
+
+All arguments in capitals are compile-time constants. `records` are the pool's bytes, `typed` the same memory as fp16
+(steps and zeros of codes) or in the type of a raw page; `pages` is the page list of one (chunk, kind, layer, KV head).
+Page ids are widened to 64 bits before they are multiplied: a pool is larger than 2 GiB.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from pagedvid.codecs.channel.step_sizes import SHORT_ONE, SHORT_PER_OCTAVE
+from pagedvid.rotary.kernels import load_turns, turn
+
+ONE, PER_OCTAVE = tl.constexpr(float(SHORT_ONE)), tl.constexpr(float(SHORT_PER_OCTAVE))
+
+
+@triton.jit
+def load_steps(
+    records,
+    typed,
+    page,
+    channel,
+    HEAD_DIM: tl.constexpr,
+    PAGE_BYTES: tl.constexpr,
+    CODE_ROWS: tl.constexpr,
+    PAIR_STEPS: tl.constexpr,
+    SHORT_STEPS: tl.constexpr,
+):
+    """Steps of some channels of some pages, float32; `page` (int64) and `channel` broadcast."""
+    place = channel % (HEAD_DIM // 2) if PAIR_STEPS else channel
+    if SHORT_STEPS:
+        byte = tl.load(records + page * PAGE_BYTES + CODE_ROWS * HEAD_DIM + place).to(tl.float32)
+        step = tl.where(byte == 0.0, 0.0, tl.exp2((byte - ONE) / PER_OCTAVE))
+    else:
+        step = tl.load(typed + page * (PAGE_BYTES // 2) + CODE_ROWS * HEAD_DIM // 2 + place).to(tl.float32)
+    return step
+
+
+@triton.jit
+def load_zeros(typed, page, channel, HEAD_DIM: tl.constexpr, PAGE_BYTES: tl.constexpr):
+    """Zeros of some channels of some pages, float32: the last two rows."""
+    return tl.load(typed + page * (PAGE_BYTES // 2) + (PAGE_BYTES // 2 - HEAD_DIM) + channel).to(tl.float32)
+
+
+@triton.jit
+def load_tokens(
+    records,
+    typed,
+    pages,
+    first,
+    end,
+    channel,
+    BLOCK_TOKENS: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    PAGE_BYTES: tl.constexpr,
+    BITS: tl.constexpr,
+    PAGE_TOKENS: tl.constexpr,
+    CODE_ROWS: tl.constexpr,
+    PAIR_STEPS: tl.constexpr,
+    SHORT_STEPS: tl.constexpr,
+    GATHER: tl.constexpr,
+):
+    """Tokens first, first + 1, ... of a page list, float32 [BLOCK_TOKENS, channels]; those from `end` on repeat others.
+
+    Without GATHER all tokens before `end` must lie in one page, whose steps are then loaded once. There is a token
+    before `end`.
+    """
+    if GATHER:
+        token = tl.minimum(first + tl.arange(0, BLOCK_TOKENS), end - 1)
+        page = tl.load(pages + token // PAGE_TOKENS).to(tl.int64)[:, None]
+    else:
+        token = first + tl.arange(0, BLOCK_TOKENS)
+        page = tl.load(pages + first // PAGE_TOKENS).to(tl.int64)
+    place = token % PAGE_TOKENS
+    columns = channel[None, :]
+    if BITS >= 16:
+        values = typed + page * (PAGE_BYTES * 8 // BITS) + place[:, None] * HEAD_DIM + columns
+        x = tl.load(values).to(tl.float32)
+    else:
+        row = place % CODE_ROWS
+        shift = (place // CODE_ROWS) * BITS
+        byte = tl.load(records + page * PAGE_BYTES + row[:, None] * HEAD_DIM + columns).to(tl.int32)
+        code = (byte >> shift[:, None]) & ((1 << BITS) - 1)
+        step = load_steps(records, typed, page, columns, HEAD_DIM, PAGE_BYTES, CODE_ROWS, PAIR_STEPS, SHORT_STEPS)
+        x = load_zeros(typed, page, columns, HEAD_DIM, PAGE_BYTES) + step * code.to(tl.float32)
+    return x
+
+
+@triton.jit
+def load_turned_tokens(
+    records, typed, pages, cos, sin, axes, first, end, frame_row,
+    BLOCK_TOKENS: tl.constexpr, HEAD_DIM: tl.constexpr, PAGE_BYTES: tl.constexpr, BITS: tl.constexpr,
+    PAGE_TOKENS: tl.constexpr, CODE_ROWS: tl.constexpr, PAIR_STEPS: tl.constexpr, SHORT_STEPS: tl.constexpr,
+    GATHER: tl.constexpr, TURN: tl.constexpr, FRAME_TOKENS: tl.constexpr, WIDTH: tl.constexpr,
+):  # fmt: skip
+    """Both halves of the channels of tokens as `load_tokens` gives them, turned; see turns.py."""
+    HALF: tl.constexpr = HEAD_DIM // 2
+    channel = tl.arange(0, HALF)
+    x = load_tokens(
+        records, typed, pages, first, end, channel,
+        BLOCK_TOKENS, HEAD_DIM, PAGE_BYTES, BITS, PAGE_TOKENS, CODE_ROWS, PAIR_STEPS, SHORT_STEPS, GATHER,
+    )  # fmt: skip
+    y = load_tokens(
+        records, typed, pages, first, end, HALF + channel,
+        BLOCK_TOKENS, HEAD_DIM, PAGE_BYTES, BITS, PAGE_TOKENS, CODE_ROWS, PAIR_STEPS, SHORT_STEPS, GATHER,
+    )  # fmt: skip
+    if TURN:
+        token = first + tl.arange(0, BLOCK_TOKENS)
+        cos_tile, sin_tile = load_turns(cos, sin, axes, token, frame_row, token < end, HALF, FRAME_TOKENS, WIDTH)
+        x, y = turn(x, y, cos_tile, sin_tile)
+    return x, y

@@ -1,0 +1,151 @@
+"""Transform coding of pages: what neighbouring frames and channels share is stored once.
+
+    x  --(- mean)--> analysis [D, D] over channels --> cosine transform over the F frames of a block
+       --> F * D coefficients, the important ones first: 8, 4, 2, 1 bits each, the rest dropped
+
+The channel transform is the Karhunen-Loeve basis of one (layer, KV head), for keys in a metric in which distance is the
+expected change of attention scores; bits follow reverse water-filling (codecs/klt/allocation.py). Both come from a
+calibration of the model (calibration/fit.py) and are the same for all streams. What is stored per page besides codes
+is one scale per channel direction (codecs/klt/scales.py).
+
+A record is the page's rows of D bytes:   | codes of width 8 | 4 | 2 | 1 | unused | D scale bytes |
+The codes of a width are ordered [coefficient, block].
+
+Axes: R = E * h rows, E chunks of the h heads of the tables; n tokens; P pages; F frames of a block; b blocks of a page;
+K coded coefficients of a block; D head_dim; B record bytes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from pagedvid.codecs.base import FP16_MAX, not_storable
+from pagedvid.codecs.klt.blocks import BlockLayout, places_in_pages, tokens_in_pages
+from pagedvid.codecs.klt.coding import KltCoding
+from pagedvid.codecs.klt.fields import pack_fields, unpack_fields
+from pagedvid.codecs.klt.levels import byte_values, nearest
+from pagedvid.codecs.klt.scales import choose_scales, coded_scales, scales, split
+from pagedvid.codecs.klt.tables import KltTables
+from pagedvid.codecs.page import PageFormat
+from pagedvid.errors import ShapeError
+
+ROW_PAGES_AT_ONCE = 64
+"""Pages of all rows together that are coded at once: their candidates stay in a CPU's cache."""
+
+
+@dataclass(frozen=True, eq=False)
+class KltCodec:
+    """See the module docstring and `Codec`. Row r belongs to head r % h of the tables."""
+
+    name: str
+    page: PageFormat
+    coding: KltCoding
+    """Of the heads of its rows."""
+    _codings: dict[torch.device, KltCoding] = field(default_factory=dict, repr=False)
+    stores_rotated: bool = field(default=False, init=False)
+    axes: Tensor | None = field(default=None, init=False)
+
+    @staticmethod
+    def of(name: str, page: PageFormat, tables: KltTables) -> KltCodec:
+        """The codec of the layer that the tables are of.
+
+        Raises ConfigError for tables of a model of another shape, or a page that holds no block.
+        """
+        return KltCodec(name, page, KltCoding.of(name, page, tables))
+
+    def of_heads(self, heads: slice) -> KltCodec:
+        """The same for some of the heads; constants are shared."""
+        return KltCodec(self.name, self.page, self.coding.of_heads(heads))
+
+    @property
+    def layout(self) -> BlockLayout:
+        """Which tokens form a block."""
+        return BlockLayout(self.page.tokens_per_frame, self.page.frames_per_block)
+
+    def encode(self, x_RnD: Tensor) -> Tensor:
+        """See `Codec.encode`. Raises ShapeError for rows that the tables do not describe."""
+        coding = self._coding(x_RnD)
+        low, high = torch.aminmax(x_RnD)
+        if not bool((low > -FP16_MAX) & (high < FP16_MAX)):
+            raise not_storable(x_RnD, FP16_MAX)
+        coefficients_EhPN = self._coefficients(coding, x_RnD.float())
+        taken = (coding.taken_h1K1 + self.page.head_dim * coding.blocks).flatten(2)
+        pages_at_once = max(1, ROW_PAGES_AT_ONCE // len(x_RnD))
+        records = []
+        for part_EhPN in coefficients_EhPN.split(pages_at_once, dim=2):
+            coded_EhPK = part_EhPN.gather(-1, taken.expand(*part_EhPN.shape[:3], -1))
+            records.append(self._pack(coding, coded_EhPK.unflatten(-1, (-1, len(coding.blocks)))))
+        return torch.cat(records, dim=2).flatten(0, 1)
+
+    def decode(self, records_RPB: Tensor, num_tokens: int, out: Tensor) -> Tensor:
+        """See `Codec.decode`. Raises ShapeError for rows that the tables do not describe."""
+        coding = self._coding(records_RPB)
+        num_blocks, head_dim = len(coding.blocks), self.page.head_dim
+        rows = (len(records_RPB) // coding.num_heads, coding.num_heads, records_RPB.shape[1])
+        bytes_RPB = records_RPB.int()
+        coded_EhPK = pad(self._unpack(coding, bytes_RPB), (0, num_blocks)).view(*rows, -1)  # zeros for what is not
+        rank = coding.rank_hN.view(coding.num_heads, -1, 1, head_dim)
+        place = torch.add(coding.blocks[:, None], rank, alpha=num_blocks).view(1, coding.num_heads, 1, -1)
+        y = coded_EhPK.gather(-1, place.expand(*coded_EhPK.shape[:3], -1))
+        scale_EhPD = scales(records_RPB[..., -head_dim:].float()).view(*rows, 1, 1, head_dim)
+        y = y.unflatten(-1, (-1, num_blocks, head_dim)).mul_(scale_EhPD * coding.deviation_h1F1D)
+        y = (coding.cosines_FF.T @ y.flatten(0, 2).flatten(2)).view(len(records_RPB), -1, head_dim)
+        x_RnD = torch.baddbmm(_rows(coding.mean_h1D, y), y, _rows(coding.synthesis_hDD, y))
+        places = places_in_pages(self.layout, num_tokens, num_blocks, y.device)
+        ordered = x_RnD[:, :num_tokens] if places is None else x_RnD.index_select(1, places)
+        return out[:, :num_tokens].copy_(ordered)
+
+    def mean_square_steps(self, records_RPB: Tensor, num_tokens: int, first_token: int = 0) -> Tensor | None:
+        """None: there is no uniform grid."""
+        return None
+
+    def _coefficients(self, coding: KltCoding, x_RnD: Tensor) -> Tensor:
+        """[E, h, P, F * b * D]."""
+        num_blocks = len(coding.blocks)
+        y = torch.baddbmm(_rows(coding.analysed_mean_h1D, x_RnD), x_RnD, _rows(coding.analysis_hDD, x_RnD), beta=-1)
+        tokens = tokens_in_pages(self.layout, x_RnD.shape[1], num_blocks, x_RnD.device)
+        y = y if tokens is None else y.index_select(1, tokens)
+        pages = y.view(-1, len(coding.cosines_FF), num_blocks * self.page.head_dim)
+        return (coding.cosines_FF @ pages).view(len(x_RnD) // coding.num_heads, coding.num_heads, -1, pages[0].numel())
+
+    def _pack(self, coding: KltCoding, coded_EhPKb: Tensor) -> Tensor:
+        """Records [E, h, P, B]."""
+        normal = coded_EhPKb.div_(coding.deviation_h1K[..., None])
+        scale_bytes_EhPD = choose_scales(coding, normal)
+        scaled = normal.div_(coded_scales(coding, scales(scale_bytes_EhPD))[..., None])
+        packed = [
+            pack_fields(nearest(part, width).flatten(-2), width)
+            for width, part in zip(coding.segments, split(coding, scaled), strict=True)
+        ]
+        num_unused = self.page.num_bytes - self.page.head_dim - sum(part.shape[-1] for part in packed)
+        return torch.cat([*packed[:-1], pad(packed[-1], (0, num_unused)), scale_bytes_EhPD.to(torch.uint8)], dim=-1)
+
+    def _unpack(self, coding: KltCoding, bytes_RPB: Tensor) -> Tensor:
+        """Values of the codes, in units of deviation times scale, [R, P, K * b]."""
+        parts, first = [], 0
+        for width, count in coding.segments.items():
+            end = first + count * width * len(coding.blocks) // 8
+            parts.append(unpack_fields(bytes_RPB[..., first:end], byte_values(width, bytes_RPB.device)))
+            first = end
+        return torch.cat(parts, dim=-1)
+
+    def _coding(self, rows: Tensor) -> KltCoding:
+        """The constants on the device of rows [R, ...] of tokens or records."""
+        if len(rows) % self.coding.num_heads or rows.shape[-1] not in (self.page.head_dim, self.page.num_bytes):
+            raise ShapeError(
+                f"{len(rows)} rows of {rows.shape[-1]}; {self.name} is for {self.page.head_dim} channels or pages of "
+                f"{self.page.num_bytes} bytes, in rows that are a multiple of its {self.coding.num_heads} heads"
+            )
+        if rows.device not in self._codings:
+            self._codings[rows.device] = self.coding.to(rows.device)
+        return self._codings[rows.device]
+
+
+def _rows(x_hnD: Tensor, rows: Tensor) -> Tensor:
+    """What belongs to a head, for every row."""
+    num_chunks = len(rows) // len(x_hnD)
+    return x_hnD if num_chunks == 1 else x_hnD.repeat(num_chunks, 1, 1)

@@ -1,0 +1,170 @@
+"""The calibration of a model in a file: tables of klt codecs for the keys and values of every layer.
+
+safetensors, half precision where it does no harm, since what is stored and what is read go by the same rounded numbers.
+For each kind, "keys" and "values" (L layers, H KV heads, D head_dim, F frames of a block, N = F * D coefficients):
+
+    {kind}.spectrum   float32 [L, N]         importance by rank
+    {kind}.mean       float32 [L, H, D]
+    {kind}.analysis   float16 [L, H, D, D]
+    {kind}.deviation  float16 [L, H, N]      log2
+    {kind}.order      int16   [L, H, N]      coefficients by falling importance
+
+The metadata are the fields of `Calibration` as strings, and the version of the format.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from pagedvid.arguments import instance_of
+from pagedvid.codecs.klt.blocks import BlockLayout
+from pagedvid.codecs.klt.tables import KltTables
+from pagedvid.errors import ConfigError
+from pagedvid.files.paths import readable_file
+from pagedvid.host_state import independent_of_host
+from pagedvid.shown import named
+
+VERSION = "pagedvid klt tables 1"
+KINDS = ("keys", "values")
+_DTYPES = {
+    "spectrum": torch.float32,
+    "mean": torch.float32,
+    "analysis": torch.float16,
+    "deviation": torch.float16,
+    "order": torch.int16,
+}
+_NUMBERS = ("num_layers", "num_kv_heads", "head_dim", "tokens_per_frame", "frames_per_block")
+
+
+@dataclass(frozen=True, eq=False)
+class Calibration:
+    """What klt codecs know of a model, as the file has it."""
+
+    model: str
+    num_layers: int
+    num_kv_heads: int
+    head_dim: int
+    tokens_per_frame: int
+    frames_per_block: int
+    calibrated_on: str
+    """For people: on what, in a few words."""
+    tensors: Mapping[str, Tensor]
+
+    @staticmethod
+    def of(model: str, keys: Sequence[KltTables], values: Sequence[KltTables], calibrated_on: str = "") -> Calibration:
+        """From the tables of every layer, which are rounded here as in the file."""
+        first = keys[0]
+        tensors: dict[str, Tensor] = {}
+        for kind, layers in zip(KINDS, (keys, values), strict=True):
+            columns = {
+                "spectrum": torch.stack([tables.spectrum_N for tables in layers]),
+                "mean": torch.stack([tables.mean_hD for tables in layers]),
+                "analysis": torch.stack([tables.analysis_hDD for tables in layers]),
+                "deviation": torch.stack([tables.deviation_hN for tables in layers]).log2(),
+                "order": torch.stack([tables.order_hN for tables in layers]),
+            }
+            tensors |= {f"{kind}.{name}": x.to(_DTYPES[name]).cpu().contiguous() for name, x in columns.items()}
+        layout = first.layout
+        shape = (len(keys), first.num_heads, first.head_dim, layout.tokens_per_frame, layout.num_frames)
+        return Calibration(model, *shape, calibrated_on, tensors)
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of all tables, once per model."""
+        return sum(x.numel() * x.element_size() for x in self.tensors.values())
+
+    def tables(self, kind: str, layer: int) -> KltTables:
+        """Those of the "keys" or "values" of one layer, all its KV heads. Raises ConfigError for others."""
+        if kind not in KINDS or not 0 <= layer < self.num_layers:
+            raise ConfigError(
+                f"there are no tables for {kind} of layer {layer}; those of {self.model} are for keys and values of "
+                f"layers 0 to {self.num_layers - 1}"
+            )
+        return KltTables(
+            BlockLayout(self.tokens_per_frame, self.frames_per_block),
+            self.tensors[f"{kind}.spectrum"][layer],
+            self.tensors[f"{kind}.mean"][layer],
+            self.tensors[f"{kind}.analysis"][layer].float(),
+            self.tensors[f"{kind}.deviation"][layer].float().exp2(),
+            self.tensors[f"{kind}.order"][layer].long(),
+        )
+
+
+def save_calibration(calibration: Calibration, path: Path | str) -> None:
+    """Writes the file under another name first, so that under its own there is a whole one or none. Raises ConfigError
+    when it cannot be written."""
+    path = Path(path)
+    names = ("model", *_NUMBERS, "calibrated_on")
+    metadata = {"format": VERSION} | {name: str(getattr(calibration, name)) for name in names}
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        temporary.write_bytes(save(dict(calibration.tensors), metadata))
+        os.replace(temporary, path)
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be written: {error}") from error
+    finally:
+        with suppress(OSError):  # it may be what failed; then the error above is what to say
+            temporary.unlink()
+
+
+@independent_of_host
+def load_calibration(path: Path | str) -> Calibration:
+    """Reads and checks a file. Raises ConfigError when it is missing, damaged, or of another version of the format."""
+    path = instance_of(Path, "tables", Path(path) if isinstance(path, str) else path, "the path of a file", ConfigError)
+    readable_file(path, f"`pagedvid calibrate --out {named(path)}` makes it")
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no mapping
+    except (SafetensorError, OSError) as error:
+        raise ConfigError(f"{path} cannot be read ({error}); make it again with `pagedvid calibrate`") from error
+    if metadata.get("format") != VERSION:
+        raise ConfigError(
+            f"{path} has the format {metadata.get('format')!r}; this version reads {VERSION!r}. "
+            "Make it again with `pagedvid calibrate`"
+        )
+    try:
+        numbers = {name: int(metadata[name]) for name in _NUMBERS}
+        calibration = Calibration(
+            model=metadata["model"], **numbers, calibrated_on=metadata["calibrated_on"], tensors=tensors
+        )
+    except (KeyError, ValueError) as error:
+        raise ConfigError(f"{path} says nothing useful of its model ({error!r}); make it again") from error
+    _check_tensors(calibration, path)
+    return calibration
+
+
+def _check_tensors(calibration: Calibration, path: Path) -> None:
+    """Raises ConfigError for tensors that are not there, not as large as the metadata say, or not usable."""
+    by_head = (calibration.num_layers, calibration.num_kv_heads)
+    size, head_dim = calibration.frames_per_block * calibration.head_dim, calibration.head_dim
+    shapes = {
+        "spectrum": (calibration.num_layers, size),
+        "mean": (*by_head, head_dim),
+        "analysis": (*by_head, head_dim, head_dim),
+        "deviation": (*by_head, size),
+        "order": (*by_head, size),
+    }
+    for kind in KINDS:
+        for name, shape in shapes.items():
+            tensor = calibration.tensors.get(f"{kind}.{name}")
+            if tensor is None or tuple(tensor.shape) != shape or tensor.dtype != _DTYPES[name]:
+                found = "missing" if tensor is None else f"{tensor.dtype} {list(tensor.shape)}"
+                raise ConfigError(
+                    f"{path}: {kind}.{name} is {found} instead of {_DTYPES[name]} {list(shape)}; make the file again "
+                    "with `pagedvid calibrate`"
+                )
+            if not bool(torch.isfinite(tensor).all()):
+                raise ConfigError(f"{path}: {kind}.{name} holds NaN or infinity; make the file again")
+        order = calibration.tensors[f"{kind}.order"].long()
+        if not bool((order.sort(dim=-1).values == torch.arange(size)).all()):
+            raise ConfigError(f"{path}: {kind}.order leaves coefficients out; make the file again")

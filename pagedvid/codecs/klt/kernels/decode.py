@@ -1,0 +1,168 @@
+"""Klt pages of one chunk -> tokens in a dense scratch, keys turned by their rotary angles on the way.
+
+Reference: `KltCodec.decode`. A program decodes one page of one head, some blocks at a time:
+
+    codes of every frequency --(levels, deviations, scales)--> coefficients [directions, blocks]
+        --(cosines)--> one frame after the other --(synthesis, + mean)--> channels --(turn)--> tokens
+
+The codes of a coefficient lie side by side, so neighbouring threads take neighbouring blocks. The synthesis, much
+larger than a page, is read once and serves all frames and blocks of the page.
+
+For a bfloat16 scratch the products with the synthesis are those of float16, at twice the speed of TF32 and with as many
+bits of each factor. Its range is small, so both are brought to about 1 first: every row of the synthesis by its largest
+entry, the coefficients by the largest unit of the page. Each factor then misses by 2^-11 of itself at most; together
+that is a thousandth of the energy that even codes of 8 bits lose, whether or not the synthesis is orthogonal. For a
+float32 scratch products are of float32.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from pagedvid.codecs.klt.kernels.layout import KltLayout
+from pagedvid.codecs.klt.scales import SCALE_ONE, SCALE_STEPS
+from pagedvid.rotary.axis_tables import Turns
+from pagedvid.rotary.kernels import load_turns, turn, turn_constants, turn_tensors
+
+ONE = tl.constexpr(float(SCALE_ONE))
+STEPS = tl.constexpr(float(SCALE_STEPS))
+BLOCKS = 16
+"""Decoded at once: the rows of one product on tensor cores. More would be padding, of 43 or 22 blocks in a page."""
+
+
+@triton.jit
+def load_synthesis(synthesis, direction, channel, HEAD_DIM: tl.constexpr, HALF: tl.constexpr, MATMUL: tl.constexpr):
+    """Both halves of the channels [D, HALF], rows divided by their largest entry, and these entries float32 [D]."""
+    places = synthesis + direction[:, None] * HEAD_DIM + channel[None, :]
+    first = tl.load(places)
+    second = tl.load(places + HALF)
+    largest = tl.max(tl.maximum(tl.abs(first), tl.abs(second)), axis=1)
+    inverse = (1.0 / largest)[:, None]
+    return (first * inverse).to(MATMUL), (second * inverse).to(MATMUL), largest
+
+
+@triton.jit
+def load_coefficients(record, levels, first_bit, width, unit, block):
+    """Coefficients float32 [N, BLOCKS] of the blocks `block` of a page: their levels times `unit` [N].
+
+    first_bit, width: int32 [N]; where the width is 0, nothing is read and coefficients are 0.
+    """
+    is_coded = (width > 0)[:, None]
+    bit = first_bit[:, None] + width[:, None] * block[None, :]
+    byte = tl.load(record + (bit >> 3), mask=is_coded, other=0).to(tl.int32)
+    num_levels = (1 << width)[:, None]
+    code = (byte >> (bit & 7)) & (num_levels - 1)
+    return tl.load(levels + (num_levels - 2 + code), mask=is_coded, other=0.0) * unit[:, None]
+
+
+@triton.jit(do_not_specialize=["num_tokens", "pages_per_head", "frame_row"], do_not_specialize_on_alignment=["pages"])
+def klt_decode_kernel(
+    records, pages, first_bits, widths, levels, deviations, cosines, synthesis, mean, cos, sin, axes, out,
+    num_tokens, pages_per_head, frame_row, out_token_stride, out_head_stride,
+    BLOCKS: tl.constexpr, HEAD_DIM: tl.constexpr, PAGE_BYTES: tl.constexpr, PAGE_BLOCKS: tl.constexpr,
+    FRAMES: tl.constexpr, TOKENS_PER_FRAME: tl.constexpr, MATMUL: tl.constexpr,
+    TURN: tl.constexpr, FRAME_TOKENS: tl.constexpr, WIDTH: tl.constexpr,
+):  # fmt: skip
+    """See `decode_klt`. Grid (pages, heads)."""
+    HALF: tl.constexpr = HEAD_DIM // 2
+    number = tl.program_id(0)
+    head = tl.program_id(1)
+    direction = tl.arange(0, HEAD_DIM)
+    channel = tl.arange(0, HALF)
+    record = records + tl.load(pages + head * pages_per_head + number).to(tl.int64) * PAGE_BYTES
+    out += head.to(tl.int64) * out_head_stride + channel[None, :]
+    first_bits += head * FRAMES * HEAD_DIM + direction
+    widths += head * FRAMES * HEAD_DIM + direction
+    deviations += head * FRAMES * HEAD_DIM + direction
+    mean_first = tl.load(mean + head * HEAD_DIM + channel)[None, :]
+    mean_second = tl.load(mean + head * HEAD_DIM + HALF + channel)[None, :]
+    synthesis_first, synthesis_second, weight = load_synthesis(
+        synthesis + head * HEAD_DIM * HEAD_DIM, direction, channel, HEAD_DIM, HALF, MATMUL
+    )
+    scale_byte = tl.load(record + (PAGE_BYTES - HEAD_DIM) + direction).to(tl.float32)
+    weight *= tl.exp2((scale_byte - ONE) / STEPS)
+    deviation = tl.load(deviations)
+    for frequency in tl.static_range(1, FRAMES):
+        deviation = tl.maximum(deviation, tl.load(deviations + frequency * HEAD_DIM))
+    largest = tl.max(deviation * weight, axis=0)
+    weight /= largest
+
+    num_blocks = tl.cdiv(num_tokens, FRAMES * TOKENS_PER_FRAME) * TOKENS_PER_FRAME - number * PAGE_BLOCKS
+    for first_block in range(0, tl.minimum(num_blocks, PAGE_BLOCKS), BLOCKS):
+        in_page = first_block + tl.arange(0, BLOCKS)
+        block = number * PAGE_BLOCKS + in_page
+        first_token = block // TOKENS_PER_FRAME * (FRAMES * TOKENS_PER_FRAME) + block % TOKENS_PER_FRAME
+        coefficients = tl.tuple(())
+        for frequency in tl.static_range(FRAMES):
+            unit = tl.load(deviations + frequency * HEAD_DIM) * weight
+            coefficients += (
+                load_coefficients(
+                    record, levels, tl.load(first_bits + frequency * HEAD_DIM), tl.load(widths + frequency * HEAD_DIM),
+                    unit, tl.minimum(in_page, PAGE_BLOCKS - 1),
+                ),
+            )  # fmt: skip
+        for frame in tl.static_range(FRAMES):
+            y = coefficients[0] * tl.load(cosines + frame)
+            for frequency in tl.static_range(1, FRAMES):
+                y += coefficients[frequency] * tl.load(cosines + frequency * FRAMES + frame)
+            y = tl.trans(y.to(MATMUL))
+            first = tl.dot(y, synthesis_first, input_precision="tf32x3") * largest + mean_first
+            second = tl.dot(y, synthesis_second, input_precision="tf32x3") * largest + mean_second
+            token = first_token + frame * TOKENS_PER_FRAME
+            is_token = (in_page < PAGE_BLOCKS) & (token < num_tokens)
+            if TURN:
+                cos_tile, sin_tile = load_turns(cos, sin, axes, token, frame_row, is_token, HALF, FRAME_TOKENS, WIDTH)
+                first, second = turn(first, second, cos_tile, sin_tile)
+            places = out + token.to(tl.int64)[:, None] * out_token_stride
+            tl.store(places, first.to(out.dtype.element_ty), mask=is_token[:, None])
+            tl.store(places + HALF, second.to(out.dtype.element_ty), mask=is_token[:, None])
+
+
+def decode_klt(
+    records: Tensor,
+    layout: KltLayout,
+    pages_HP: Tensor,
+    out_nHD: Tensor,
+    turns: Turns | None = None,
+    frame_row: int = 0,
+) -> None:
+    """Writes the tokens that lie in `pages_HP` int32 [H, P], token order, to `out_nHD` [n, H, D], D contiguous.
+
+    `records`: the pool, uint8 [num_pages, page_bytes]. `out_nHD`: float32 or bfloat16. `turns`: by which the tokens
+    turn; `frame_row` is the row of their first frame.
+    Raises ShapeError for other heads than the layout's, or pages that do not fit the tokens.
+    """
+    layout.check(out_nHD, pages_HP)
+    coding = layout.coding
+    klt_decode_kernel[(pages_HP.shape[1], coding.num_heads)](
+        records, pages_HP, layout.first_bit_hN, layout.width_hN, layout.levels, coding.deviation_h1F1D,
+        coding.cosines_FF, coding.synthesis_hDD, coding.mean_h1D, *turn_tensors(turns, records), out_nHD,
+        len(out_nHD), pages_HP.stride(0), frame_row, *out_nHD.stride()[:2],
+        **klt_decode_constants(layout, out_nHD.dtype, turns), num_warps=num_warps(layout, out_nHD.dtype),
+        num_stages=1,
+    )  # fmt: skip
+
+
+def klt_decode_constants(layout: KltLayout, out: torch.dtype, turns: Turns | None) -> dict[str, Any]:
+    """Compile-time arguments of the kernel."""
+    return {
+        "BLOCKS": BLOCKS,
+        "HEAD_DIM": layout.head_dim,
+        "PAGE_BYTES": layout.page_bytes,
+        "PAGE_BLOCKS": layout.page_blocks,
+        "FRAMES": layout.num_frames,
+        "TOKENS_PER_FRAME": layout.tokens_per_frame,
+        "MATMUL": tl.float32 if out == torch.float32 else tl.float16,
+        **turn_constants(turns),
+    }
+
+
+def num_warps(layout: KltLayout, out: torch.dtype) -> int:
+    """As few as have registers for the coefficients of all frames: each reads all rows of a product."""
+    few = layout.num_frames <= 3 and out != torch.float32
+    return layout.head_dim // (32 if few else 16)

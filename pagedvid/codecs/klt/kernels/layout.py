@@ -1,0 +1,102 @@
+"""What kernels know of a klt codec: where the code of every coefficient lies in a page, and what codes stand for.
+
+A page of b blocks of F frames holds, for each coefficient (frame frequency f, direction d), b codes of `width` bits one
+after the other, from bit `first_bit` of the record on. Coefficients that are not coded have width 0. See
+codecs/klt/codec.py.
+
+Axes: h KV heads; N = F * D coefficients, number f * D + direction; D head_dim.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+
+import torch
+from torch import Tensor
+
+from pagedvid.codecs.channel.kernels.layout import head_dim_reasons
+from pagedvid.codecs.klt.codec import KltCodec
+from pagedvid.codecs.klt.coding import KltCoding
+from pagedvid.codecs.klt.fields import WIDTHS
+from pagedvid.codecs.klt.levels import levels
+from pagedvid.codecs.page import PageFormat
+from pagedvid.errors import ShapeError
+
+MAX_HEAD_DIM = 128
+"""One float32 matrix of 256 x 256 is more than the shared memory of an A100 or H100."""
+
+
+@dataclass(frozen=True, eq=False)
+class KltLayout:
+    """The pages of one klt codec of one layer; tensors are contiguous and on the device."""
+
+    head_dim: int
+    page_bytes: int
+    page_blocks: int
+    num_frames: int
+    """Of a block."""
+    tokens_per_frame: int
+    coding: KltCoding
+    first_bit_hN: Tensor
+    """int32."""
+    width_hN: Tensor
+    """int32; 0: not coded."""
+    levels: Tensor
+    """float32: code c of width w stands for number (1 << w) - 2 + c."""
+
+    @staticmethod
+    def of(codec: KltCodec, device: torch.device) -> KltLayout:
+        """Of all heads of the codec."""
+        coding = _contiguous(codec.coding.to(device))
+        width_K = torch.cat(
+            [torch.full((count,), width, dtype=torch.int64) for width, count in coding.segments.items()]
+        )
+        bits_K = width_K * len(coding.blocks)
+        padded_width, padded_first = (
+            torch.cat([x_K, torch.zeros(1, dtype=torch.int64)]).to(device)[coding.rank_hN].int().contiguous()
+            for x_K in (width_K, bits_K.cumsum(0) - bits_K)
+        )
+        return KltLayout(
+            codec.page.head_dim,
+            codec.page.num_bytes,
+            len(coding.blocks),
+            codec.page.frames_per_block,
+            codec.page.tokens_per_frame,
+            coding,
+            padded_first,
+            padded_width,
+            _level_table(device),
+        )
+
+    def check(self, tokens_nHD: Tensor, pages_HP: Tensor) -> None:
+        """Raises ShapeError for other heads than the layout's, or pages that do not fit the tokens."""
+        num_tokens, *heads_and_channels = tokens_nHD.shape
+        span_tokens = self.tokens_per_frame * self.num_frames
+        num_pages = -(-self.tokens_per_frame * -(-num_tokens // span_tokens) // self.page_blocks)
+        wanted = [self.coding.num_heads, self.head_dim]
+        if heads_and_channels != wanted or tuple(pages_HP.shape) != (wanted[0], num_pages):
+            raise ShapeError(
+                f"tokens {tuple(tokens_nHD.shape)} for pages {tuple(pages_HP.shape)}; {num_tokens} tokens of the "
+                f"layout's (heads, head_dim) {tuple(wanted)} need pages {(wanted[0], num_pages)}"
+            )
+
+
+def unsupported_reasons(page: PageFormat) -> list[str]:
+    """Why kernels cannot read or write klt pages of this format; empty when they can."""
+    reasons = head_dim_reasons(page.head_dim)
+    if page.head_dim > MAX_HEAD_DIM:
+        reasons.append(f"head_dim is {page.head_dim}; transforms of more than {MAX_HEAD_DIM} channels have no room")
+    return reasons
+
+
+def _contiguous(coding: KltCoding) -> KltCoding:
+    """The same; matrices that come out of an inversion or a decomposition have their columns one after the other."""
+    tensors = {each.name: getattr(coding, each.name) for each in fields(coding) if each.name != "segments"}
+    return replace(coding, **{name: tensor.contiguous() for name, tensor in tensors.items()})
+
+
+def _level_table(device: torch.device) -> Tensor:
+    table = torch.zeros((2 << max(WIDTHS)) - 2, dtype=torch.float32, device=device)
+    for width in WIDTHS:
+        table[(1 << width) - 2 :][: 1 << width] = levels(width, device)
+    return table

@@ -1,0 +1,42 @@
+"""What kernels of several codecs share: rounding to fp16, and the type in which products are taken."""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+
+from pagedvid.codecs.base import FP16_MAX
+
+LIMIT = tl.constexpr(FP16_MAX)
+ROUND = tl.constexpr(12582912.0)
+"""1.5 * 2^23: adding and subtracting it rounds a float32 below 2^22 to an integer, half to even."""
+
+
+@triton.jit
+def next_below(half):
+    """The next smaller fp16 number."""
+    bits = half.to(tl.int16, bitcast=True)
+    below = tl.where(bits > 0, bits - 1, tl.where(bits == 0, -32767, bits + 1))
+    return below.to(tl.int16).to(tl.float16, bitcast=True)
+
+
+@triton.jit
+def round_down_fp16(x):
+    """See codecs/base.py."""
+    nearest = x.to(tl.float16)
+    return tl.where(nearest.to(tl.float32) > x, next_below(nearest), nearest)
+
+
+@triton.jit
+def round_up_fp16(x):
+    """See codecs/base.py; x >= 0."""
+    nearest = x.to(tl.float16)
+    above = (nearest.to(tl.int16, bitcast=True) + 1).to(tl.int16).to(tl.float16, bitcast=True)
+    return tl.where(nearest.to(tl.float32) < x, above, nearest)
+
+
+def matmul_type(dtype: torch.dtype) -> tl.dtype:
+    """Type in which products are taken. Triton's interpreter, which has no BF16 arithmetic, takes them in float32; the
+    operands have been rounded to BF16 before, so the numbers are those of a tensor core."""
+    return tl.bfloat16 if dtype == torch.bfloat16 and not triton.knobs.runtime.interpret else tl.float32

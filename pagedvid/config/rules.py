@@ -1,0 +1,151 @@
+"""What a setting may hold: rules that turn what was written ("2GiB") into what the program uses (bytes)."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from pagedvid.codecs.assignment import read_layers, split_pair, write_layers
+from pagedvid.codecs.page import CODEC_PATTERN
+from pagedvid.errors import ConfigError
+from pagedvid.files.text import check_text
+from pagedvid.units import UNITS, format_setting_bytes, parse_bytes
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What a field may hold: `read` returns the value to use and raises ValueError for one that is not allowed."""
+
+    allowed: str
+    read: Callable[[object], object]
+    write: Callable[[Any], object] = lambda value: value
+    """The value as a person writes it; `read` takes it back."""
+
+    def __or__(self, other: Rule) -> Rule:
+        """Either of two rules; the first that accepts a value reads it."""
+
+        def read(value: object) -> object:
+            try:
+                return self.read(value)
+            except ValueError:
+                return other.read(value)
+
+        return Rule(f"{self.allowed}, or {other.allowed}", read)
+
+
+def _need(is_allowed: bool) -> None:
+    if not is_allowed:
+        raise ValueError
+
+
+def one_of(*names: str) -> Rule:
+    """One of a few words."""
+
+    def read(value: object) -> object:
+        _need(value in names)
+        return value
+
+    return Rule(f"one of {', '.join(names)}" if len(names) > 1 else names[0], read)
+
+
+def whole(minimum: int, maximum: int) -> Rule:
+    """A whole number from `minimum` to `maximum`."""
+
+    def read(value: object) -> object:
+        _need(isinstance(value, int) and not isinstance(value, bool) and minimum <= value <= maximum)
+        return value
+
+    return Rule(f"a whole number from {minimum} to {maximum}", read)
+
+
+def number(minimum: float, maximum: float) -> Rule:
+    """A number from `minimum` to `maximum`."""
+
+    def read(value: object) -> object:
+        _need(isinstance(value, int | float) and not isinstance(value, bool) and minimum <= value <= maximum)
+        return float(value)  # type: ignore[arg-type]
+
+    return Rule(f"a number from {minimum:.12g} to {maximum:.12g}", read)
+
+
+def size() -> Rule:
+    """A number of bytes, written with a unit or as a plain number."""
+
+    def read(value: object) -> object:
+        _need(isinstance(value, str | int) and not isinstance(value, bool))
+        num_bytes = parse_bytes(value)  # type: ignore[arg-type]
+        _need(num_bytes > 0)
+        return num_bytes
+
+    allowed = (
+        f"a size above zero and at most 1024TiB, such as 2GiB (units: {', '.join(UNITS)}; a plain number counts bytes)"
+    )
+    return Rule(allowed, read, format_setting_bytes)
+
+
+def text(allowed: str, pattern: str = r".+") -> Rule:
+    """A non-empty string that fits a pattern."""
+
+    def read(value: object) -> object:
+        _need(isinstance(value, str) and re.fullmatch(pattern, value) is not None)
+        check_text(value)  # type: ignore[arg-type]
+        return value
+
+    return Rule(allowed, read)
+
+
+def flag() -> Rule:
+    """True or false."""
+
+    def read(value: object) -> object:
+        _need(isinstance(value, bool))
+        return value
+
+    return Rule("true or false", read)
+
+
+def nothing() -> Rule:
+    """No value."""
+
+    def read(value: object) -> object:
+        _need(value is None)
+        return None
+
+    return Rule("null", read)
+
+
+def codecs() -> Rule:
+    """One codec, or one for keys and one for values."""
+
+    def read(value: object) -> object:
+        _need(isinstance(value, str))
+        try:
+            split_pair(value)  # type: ignore[arg-type]
+        except ConfigError as error:
+            raise ValueError from error
+        return value
+
+    return Rule(f"a codec, or KEYS/VALUES such as int4/int2; codecs are {CODEC_PATTERN}", read)
+
+
+def layers() -> Rule:
+    """Codecs of single layers; kept as tuples, written as a mapping."""
+
+    def read(value: object) -> object:
+        if isinstance(value, tuple):
+            return value
+        _need(isinstance(value, dict))
+        try:
+            return read_layers(value)  # type: ignore[arg-type]
+        except ConfigError as error:
+            raise ValueError from error
+
+    return Rule("a mapping from layers to codecs, such as {0-1: int8, 5: int4/int2}", read, write_layers)
+
+
+def setting(default: Any, rule: Rule) -> Any:
+    """A dataclass field that holds what `rule` allows."""
+    return dataclasses.field(default=default, metadata={"rule": rule})

@@ -1,0 +1,232 @@
+"""Every setting of pagedvid: frozen dataclasses, one per section of the configuration file.
+
+A field's rule (rules.py) says which values are allowed and turns what was written into what the program uses. It is
+applied whenever a section is built, so no wrong value ever reaches the engine. `config/file.py` fills these
+classes from YAML, flags and `--set`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import ClassVar
+
+from pagedvid.config.rules import (
+    Rule,
+    codecs,
+    flag,
+    layers,
+    nothing,
+    number,
+    one_of,
+    setting,
+    size,
+    text,
+    whole,
+)
+from pagedvid.errors import ConfigError
+from pagedvid.shown import shown
+from pagedvid.units import GIB, MIB
+
+CORRECTIONS = ("off", "formula", "variance", "measured")
+POLICIES = ("fcfs", "round_robin")
+DTYPES = ("float32", "bfloat16")
+DEVICE = text("cpu, cuda or cuda:N", r"cpu|cuda(:[0-9]{1,3})?")
+"""The rule for devices, of flags too."""
+MAX_FRAMES = 100_000
+"""Of one video: hours. Planning takes time for each of them."""
+MAX_WINDOW_CHUNKS = MAX_FRAMES
+"""Sinks, or recent chunks, of one stream: as many as a video can have."""
+MAX_SEED = 2**63 - 1
+"""The largest that a tensor of whole numbers can hold."""
+
+
+class Section:
+    """Base of the sections: applies every field's rule."""
+
+    name_in_file: ClassVar[str]
+
+    def __post_init__(self) -> None:
+        """Reads every field through its rule. Raises `ConfigError`."""
+        for name in self.field_names():
+            object.__setattr__(self, name, self.read_field(name, getattr(self, name)))
+
+    @classmethod
+    def field_names(cls) -> tuple[str, ...]:
+        """Names of the section's fields, in order."""
+        return tuple(field.name for field in dataclasses.fields(cls))  # type: ignore[arg-type]
+
+    @classmethod
+    def read_field(cls, name: str, value: object) -> object:
+        """The value that field `name` takes when `value` is written. Raises `ConfigError`."""
+        rule = cls._rule(name)
+        try:
+            return rule.read(value)
+        except ValueError:
+            raise ConfigError(f"{cls.name_in_file}.{name} is {shown(value)}; allowed is {rule.allowed}") from None
+
+    def written_field(self, name: str) -> object:
+        """The field as a person writes it: sizes with their unit."""
+        return self._rule(name).write(getattr(self, name))
+
+    @classmethod
+    def _rule(cls, name: str) -> Rule:
+        (field,) = (field for field in dataclasses.fields(cls) if field.name == name)  # type: ignore[arg-type]
+        rule: Rule = field.metadata["rule"]
+        return rule
+
+
+@dataclass(frozen=True)
+class ModelConfig(Section):
+    """Which model runs, where and in which number format."""
+
+    name_in_file = "model"
+
+    name: str = setting("demo", text("the name of a model"))
+    """Name of the model; `demo` is the small one that ships with pagedvid."""
+    weights: str | None = setting(None, nothing() | text("a path"))
+    """Where the model's weights lie (the demo model wants a folder); null = those that ship with pagedvid."""
+    text_encoder: str | None = setting(None, nothing() | text("a path"))
+    """Folder of the text encoder that turns prompts into embeddings; null = requests bring theirs from a file."""
+    vae: str | None = setting(None, nothing() | text("a path"))
+    """Folder of the VAE that turns latents into frames; null = latents are written (the demo model needs none)."""
+    device: str = setting("cpu", DEVICE)
+    """Device that holds the model and the cache."""
+    dtype: str = setting("float32", one_of(*DTYPES))
+    """Number format the model computes in."""
+    height: int | None = setting(None, nothing() | whole(16, 2**14))
+    """Pixels of a frame from top to bottom, for models that take any size; null = the size it was published with."""
+    width: int | None = setting(None, nothing() | whole(16, 2**14))
+    """Pixels of a frame from left to right; null = the size it was published with."""
+    ema: bool = setting(True, flag())
+    """Of a checkpoint with averaged and last weights, take the averaged ones."""
+
+
+@dataclass(frozen=True)
+class CacheConfig(Section):
+    """How much of the past is kept, in how many bits, in how much memory."""
+
+    name_in_file = "cache"
+
+    memory: int = setting(2 * GIB, size())
+    """Bytes of the page pool that all streams share (keys and values together)."""
+    codec: str = setting("auto", one_of("auto") | codecs())
+    """Codec of the history, KEYS/VALUES to tell them apart; auto = klt1.5/klt3 with tables, otherwise int2."""
+    sink_codec: str | None = setting(None, nothing() | codecs())
+    """Codec of the sink chunks; null = the same as `codec`."""
+    newest_codec: str | None = setting(None, nothing() | codecs())
+    """Codec of the newest chunk until the next one is committed; null = the same as `codec`."""
+    layer_codecs: tuple[tuple[int, int, str], ...] = setting((), layers())
+    """Layers whose codec differs from `codec`."""
+    page_rows: int | str = setting("auto", one_of("auto") | whole(5, 4096))
+    """Bytes of a page in units of head_dim; auto = what suits `codec`."""
+    tables: str | None = setting(None, nothing() | text("a path"))
+    """File with the tables of klt codecs (`pagedvid calibrate`); null = the one beside the weights, if any."""
+    sink_chunks: int = setting(1, whole(0, MAX_WINDOW_CHUNKS))
+    """First chunks of a stream that are never evicted."""
+    recent_chunks: int = setting(4, whole(1, MAX_WINDOW_CHUNKS))
+    """Newest committed chunks that are kept; neither sinks nor the current chunk count."""
+    correction: str = setting("auto", one_of("auto", *CORRECTIONS))
+    """Correction of the attention mass that quantized keys gain: off, by the closed formula, by the change of variance,
+    or measured at commit; auto = measured where codes have step sizes, off for klt, which hardly moves the mass."""
+    debug_checks: bool = setting(False, flag())
+    """Recompute all bookkeeping after every step and stop at the first contradiction (slow)."""
+
+
+@dataclass(frozen=True)
+class AttentionConfig(Section):
+    """How attention over pages is computed."""
+
+    name_in_file = "attention"
+
+    backend: str = setting("auto", text("auto or the name of a backend"))
+    """Attention backend; auto takes the first that can run here."""
+    scratch: int = setting(4 * MIB, size())
+    """Bytes of the reused buffer that pages are decoded into; one head of one chunk always gets room."""
+
+
+@dataclass(frozen=True)
+class EngineConfig(Section):
+    """How the steps of many streams are batched."""
+
+    name_in_file = "engine"
+
+    max_batch_tokens: int = setting(2048, whole(1, 2**31 - 1))
+    """Most tokens of one batched forward; a single chunk always fits."""
+    policy: str = setting("fcfs", one_of(*POLICIES))
+    """Which streams go first: fcfs finishes the oldest first, round_robin advances all alike."""
+    concurrent: int | str = setting("auto", one_of("auto") | whole(1, 10**6))
+    """Most streams that run at once; auto = as many as the memory holds."""
+    denoise_steps: int | None = setting(None, nothing() | whole(1, 1000))
+    """Denoise steps per chunk; the commit pass comes on top. null = the model's own number."""
+    reproducible: bool = setting(False, flag())
+    """Frames of a video are the same to the last bit, whatever runs next to it; each then has its forwards to itself
+    (slower with many streams). Holds on one machine with one number of threads."""
+
+
+@dataclass(frozen=True)
+class GenerateConfig(Section):
+    """What the videos are."""
+
+    name_in_file = "generate"
+
+    num_frames: int = setting(48, whole(1, MAX_FRAMES))
+    """Frames of a video whose prompt does not say otherwise; latent frames where a VAE makes several of each."""
+    seed: int = setting(0, whole(0, MAX_SEED))
+    """Seed of the first prompt; the prompt with index i gets seed + i unless it names its own."""
+    scale: int | None = setting(None, nothing() | whole(1, 64))
+    """Enlargement of the shown pixels in the files (nearest neighbour); null = the model's (demo: 8, others: 1)."""
+    frames_per_second: float | None = setting(None, nothing() | number(0.0001, 240))
+    """Speed of the videos; null = the model's."""
+    threads: int | None = setting(None, nothing() | whole(1, 512))
+    """Threads of the CPU's tensor operations; null = PyTorch's choice."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """All settings."""
+
+    model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
+    """Which model runs, where and in which number format."""
+    cache: CacheConfig = dataclasses.field(default_factory=CacheConfig)
+    """How much of the past is kept, in how many bits, in how much memory."""
+    attention: AttentionConfig = dataclasses.field(default_factory=AttentionConfig)
+    """How attention over pages is computed."""
+    engine: EngineConfig = dataclasses.field(default_factory=EngineConfig)
+    """How the steps of many streams are batched."""
+    generate: GenerateConfig = dataclasses.field(default_factory=GenerateConfig)
+    """What the videos are."""
+
+
+SECTIONS: dict[str, type[Section]] = {
+    section.name_in_file: section
+    for section in (ModelConfig, CacheConfig, AttentionConfig, EngineConfig, GenerateConfig)
+}
+
+_NOT_IN_FRAMES = {
+    "model.device",
+    "cache.memory",
+    "cache.debug_checks",
+    "attention.backend",
+    "attention.scratch",
+    "engine.max_batch_tokens",
+    "engine.policy",
+    "engine.concurrent",
+    "generate.num_frames",  # every request carries its own frames and seed
+    "generate.seed",
+    "generate.threads",
+}
+_IN_LAST_BITS = {"model.device", "attention.backend", "attention.scratch", "generate.threads"}
+"""Of these, the ones that change how a video on its own is rounded."""
+
+
+def frame_settings(config: Config) -> dict[str, object]:
+    """The settings that decide a video's frames, by "section.key"; all others change them by rounding at most, and not
+    at all when `engine.reproducible` is set."""
+    left_out = _NOT_IN_FRAMES - _IN_LAST_BITS if config.engine.reproducible else _NOT_IN_FRAMES
+    return {
+        f"{name}.{key}": getattr(config, name).written_field(key)
+        for name, section in SECTIONS.items()
+        for key in section.field_names()
+        if f"{name}.{key}" not in left_out
+    }

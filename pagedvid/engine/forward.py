@@ -1,0 +1,97 @@
+"""One round of several jobs: packed into a forward, and its predictions turned into steps and finished chunks."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from pagedvid.cache.plan import QueryRange
+from pagedvid.engine.job import Job
+from pagedvid.engine.protocol import Piece, VideoModel
+from pagedvid.engine.requests import ChunkOutput
+from pagedvid.errors import NonFiniteError
+from pagedvid.paged_kv_cache import PagedKVCache
+
+
+def packed_forward(model: VideoModel, cache: PagedKVCache, jobs: Sequence[Job]) -> tuple[list[list[Tensor]], float]:
+    """One forward of all ranges of all jobs' rounds: each job's predictions by range, and the seconds it took.
+
+    Raises what the model and the cache raise; then nothing is stored.
+    """
+    tokens_per_frame = model.geometry.tokens_per_frame
+    ranges: list[QueryRange] = []
+    for job in jobs:
+        ranges += query_ranges(job, tokens_per_frame, len(ranges))
+    pieces = [piece for job in jobs for piece in model_pieces(job, tokens_per_frame)]
+    packed = torch.cat([job.latents.of(part.frames) for job in jobs for part in job.round.ranges])
+    with cache.step(ranges) as step:
+        started = time.perf_counter()
+        prediction = model.forward(packed, pieces, partial(step.attend, rope=model.rope))
+        seconds = time.perf_counter() - started
+        parts = iter(prediction.split([piece.num_tokens for piece in pieces]))
+    return [[next(parts) for _ in job.round.ranges] for job in jobs], seconds
+
+
+def take_steps(model: VideoModel, job: Job, predictions: Sequence[Tensor]) -> None:
+    """The sampler steps of the job's round, from its predictions by range and those held from earlier rounds."""
+    for step in job.round.advances:
+        by_branch = job.held.pop(step.chunk, {})
+        by_branch |= {job.round.ranges[i].branch: predictions[i] for i in step.ranges}
+        latents = job.latents.chunks[step.chunk]
+        job.latents.chunks[step.chunk] = model.advance(latents, by_branch, step.noise_level, step.next_noise_level)
+    for hold in job.round.holds:
+        job.held.setdefault(hold.chunk, {})[job.round.ranges[hold.range].branch] = predictions[hold.range]
+
+
+def finished_chunk(model: VideoModel, job: Job, chunk: int) -> ChunkOutput:
+    """The frames of a clean chunk, without those that were given and those beyond the end. Raises NonFiniteError.
+
+    Only latent frames that go out are decoded.
+    """
+    latents = job.latents.chunks[chunk]
+    if not bool(torch.isfinite(latents).all()):
+        raise NonFiniteError(f"chunk {chunk} of {job.request.id!r} has NaN or infinite latents after denoising")
+    geometry = model.geometry
+    first = max(0, job.first_frame - chunk * geometry.frames_per_chunk)
+    num_frames = min(geometry.frames_per_chunk - first, job.request.num_frames - job.num_frames_out)
+    job.num_frames_out += num_frames
+    frames = job.decode(latents[first * geometry.tokens_per_frame : (first + num_frames) * geometry.tokens_per_frame])
+    is_last = job.following is None and chunk == job.round.finished[-1]
+    return ChunkOutput(job.request.id, chunk, frames, is_last, *job.peak_bytes)
+
+
+def query_ranges(job: Job, tokens_per_frame: int, first: int) -> list[QueryRange]:
+    """The job's next round as the cache takes it, behind `first` ranges of other jobs."""
+    return [
+        QueryRange(
+            job.stream,
+            part.history,
+            len(part.frames) * tokens_per_frame,
+            commit=part.commits,
+            visible=part.visible,
+            sees_ranges=tuple(first + other for other in part.sees),
+            position=None if part.position is None else part.position * tokens_per_frame,
+            tag=part.tag,
+        )
+        for part in job.round.ranges
+    ]
+
+
+def model_pieces(job: Job, tokens_per_frame: int) -> list[Piece]:
+    """The job's next round as the model takes it, range by range."""
+    return [
+        Piece(
+            num_tokens=len(part.frames) * tokens_per_frame,
+            noise_level=part.noise_level,
+            branch=part.branch,
+            condition=job.condition,
+            frames=part.frames,
+            commits=part.commits,
+            tag=part.tag,
+        )
+        for part in job.round.ranges
+    ]

@@ -1,0 +1,145 @@
+"""What a video model must offer so that the engine can run it: the `VideoModel` protocol.
+
+A model says in which order its chunks are worked on (`schedule`, see engine/schedule.py) and computes packed forwards.
+It never sees the cache. Its packed forward receives an `Attend` callable and calls it exactly once in every
+self-attention layer, with queries and keys *before* rotary embedding; the callable rotates, reads the history, merges
+and (in a commit pass) stores.
+
+Axes: T packed tokens of all pieces, C latent channels, H heads, D head_dim.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from torch import Tensor
+
+from pagedvid.cache.window import Window
+from pagedvid.engine.schedule import Schedule
+from pagedvid.rotary.tables import RopeTables
+
+
+@dataclass(frozen=True)
+class ModelGeometry:
+    """The integers of a model that memory depends on."""
+
+    num_layers: int
+    num_query_heads: int
+    num_kv_heads: int
+    head_dim: int
+    tokens_per_frame: int
+    frames_per_chunk: int
+    branches: tuple[str, ...] = ("cond",)
+    """The histories that a stream keeps, one cache each."""
+
+    @property
+    def chunk_tokens(self) -> int:
+        """Tokens of one chunk."""
+        return self.tokens_per_frame * self.frames_per_chunk
+
+
+Decoder = Callable[[Tensor], np.ndarray]
+"""Clean latents [T, C] of a video's next frames -> what goes out: uint8 [frames, height, width, 3], or latents,
+float32 [frames, C, rows, columns]. One video's own: it is called with the video's frames in order and may remember."""
+
+
+class Attend(Protocol):
+    """One self-attention layer over history and current chunk: q [T, Hq, D], k and v [T, Hkv, D] -> [T, Hq, D]."""
+
+    def __call__(self, layer: int, q_THD: Tensor, k_THD: Tensor, v_THD: Tensor, /, **how: Any) -> Tensor:
+        """Attends in the given layer; call it exactly once per layer and forward. `how` goes to `Step.attend`."""
+        ...
+
+
+@dataclass(frozen=True)
+class Piece:
+    """One query range of one video inside a packed forward."""
+
+    num_tokens: int
+    noise_level: float
+    """On the model's own scale: what its schedule said."""
+    branch: str
+    """The role of its prediction, `Range.branch`."""
+    condition: Any
+    """What `prepare` returned for the video."""
+    frames: Sequence[int] = ()
+    """The latent frames of the video that it carries."""
+    commits: bool = False
+    """Whether its keys and values are being stored."""
+    tag: Any = None
+    """`Range.tag`."""
+
+
+class VideoModel(Protocol):
+    """A chunk-wise autoregressive video diffusion model."""
+
+    @property
+    def name(self) -> str:
+        """Its name in the registry."""
+        ...
+
+    @property
+    def geometry(self) -> ModelGeometry:
+        """Its integers."""
+        ...
+
+    @property
+    def rope(self) -> RopeTables | None:
+        """Rotary tables; None for a model without rotary embedding."""
+        ...
+
+    @property
+    def frames_per_second(self) -> float:
+        """Speed of its videos."""
+        ...
+
+    @property
+    def default_denoise_steps(self) -> int:
+        """Denoise steps of a chunk unless settings say otherwise."""
+        ...
+
+    @property
+    def positions(self) -> str:
+        """Where rotary positions start, see `geometry.Window`: "absolute" or "window"."""
+        ...
+
+    @property
+    def max_window_chunks(self) -> int:
+        """Most chunks (sinks + recent + current) that the model was trained on."""
+        ...
+
+    def prepare(self, prompt: str, inputs: Mapping[str, Any], num_frames: int) -> Any:
+        """Everything that steers one video, in the model's own form: text states, given frames, cameras.
+
+        `inputs`: what the request brings beside its prompt. Raises `PromptError` when nothing in the prompt is known
+        (warns about single unknown words), `ConfigError` for inputs that the model cannot use.
+        """
+        ...
+
+    def schedule(self, condition: Any, num_frames: int, num_denoise_steps: int, window: Window) -> Schedule:
+        """The rounds that generate at least `num_frames` frames. Raises `ConfigError` for settings it cannot run.
+
+        `window` is the configured one; a model whose look-back is fixed keeps to its own.
+        """
+        ...
+
+    def initial_latents(self, condition: Any, seed: int, chunk_index: int) -> Tensor:
+        """What a chunk starts from, [chunk_tokens, C]: noise, and what was given. Independent of device and batch."""
+        ...
+
+    def forward(self, latents_TC: Tensor, pieces: Sequence[Piece], attend: Attend) -> Tensor:
+        """Prediction for every packed token, [T, C]. One call of `attend` per self-attention layer."""
+        ...
+
+    def advance(
+        self, latents_TC: Tensor, predictions: Mapping[str, Tensor], noise_level: float, next_noise_level: float
+    ) -> Tensor:
+        """One sampler step of one chunk: its latents at `next_noise_level` from the predictions by branch."""
+        ...
+
+    def decoder(self, condition: Any) -> Decoder:
+        """What decodes one video, a new one for each: a causal VAE carries features from chunk to chunk."""
+        ...

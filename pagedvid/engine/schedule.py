@@ -1,0 +1,185 @@
+"""The order of work of one video, as plain data that its model gives: rounds of query ranges.
+
+A round is what one packed forward does for one video. The engine runs any number of videos together, each at its own
+round; it knows nothing else of what a model's chunks, passes and branches mean.
+
+    chunk by chunk      | 0 | 0 | 0 commit | 1 | 1 | 1 commit |
+    chunks in flight    | 0 | 0 1 | 0 1 2 | 0 commit, 1 2 3 | 1 2 3 |        several ranges, each at its own noise level
+    rebuilt memory      | 0 | 0 | frames 0..3 commit | 1 | 1 | drop, frames 0..7 commit | 2 |
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from pagedvid.cache.window import Commit, Window
+from pagedvid.errors import ConfigError
+
+MAX_PLANNED_CHUNKS = 10_000
+"""Most chunks of a video whose commits are planned one by one when it is submitted: hours of it."""
+
+
+def check_plannable(num_frames: int, num_chunks: int) -> None:
+    """Raises ConfigError for a video of more chunks than can be planned."""
+    if num_chunks > MAX_PLANNED_CHUNKS:
+        raise ConfigError(
+            f"a video of {num_frames} latent frames has {num_chunks} chunks; at most {MAX_PLANNED_CHUNKS} can be "
+            "planned: ask for fewer frames"
+        )
+
+
+@dataclass(frozen=True)
+class Range:
+    """Some frames of the video in one forward: a chunk being denoised, or frames whose keys and values are stored."""
+
+    frames: Sequence[int]
+    """The latent frames that it carries, ascending; a chunk's are `range(first, stop)`."""
+    noise_level: float
+    """What the model is told, on the model's own scale."""
+    branch: str = "cond"
+    """The role of its prediction, by which the model knows what to feed it (own prompt or null text, ...)."""
+    history: str = "cond"
+    """The cache branch that it reads and stores into, one of `ModelGeometry.branches`."""
+    visible: tuple[int, ...] | None = None
+    """The committed chunks that it sees, counted as committed, from 0; None: all that the stream keeps."""
+    sees: tuple[int, ...] = ()
+    """Other ranges of the same round whose current keys it sees besides its own."""
+    commits: bool = False
+    """Whether its keys and values are stored, as the next committed chunk. Then it is the first range of its history
+    without a `position`."""
+    position: int | None = None
+    """Frame at which rotary embedding places it; None: after everything that is committed and before it in flight."""
+    tag: Any = None
+    """Handed to `attend` with its tokens and kept with the chunk that it stores; of no meaning to engine and cache."""
+
+
+@dataclass(frozen=True)
+class Hold:
+    """The prediction of a range that the chunk's next `Advance`, in a later round, uses besides its own ranges."""
+
+    chunk: int
+    range: int
+
+
+@dataclass(frozen=True)
+class Advance:
+    """One sampler step of one chunk, from the predictions of some ranges of the round and those held for it."""
+
+    chunk: int
+    ranges: tuple[int, ...]
+    """Ranges of the round that carry the chunk; their branches differ. Predictions of other ranges are not used."""
+    noise_level: float
+    next_noise_level: float
+
+
+@dataclass(frozen=True)
+class Round:
+    """One video's share of a packed forward, and what happens after it."""
+
+    ranges: tuple[Range, ...]
+    advances: tuple[Advance, ...] = ()
+    finished: tuple[int, ...] = ()
+    """Chunks that are clean now: their frames go out."""
+    drops: tuple[int, ...] = ()
+    """Committed chunks that no later round reads: their pages are free at once."""
+    forgets: tuple[int, ...] = ()
+    """Chunks whose latents no later round carries."""
+    holds: tuple[Hold, ...] = ()
+    """For guidance in several forwards: what is kept of this one."""
+
+    @property
+    def num_frames(self) -> int:
+        """Latent frames of all ranges: what the round costs, in frames."""
+        return sum(len(part.frames) for part in self.ranges)
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """All rounds of one video, and what its stream must promise for them."""
+
+    rounds: Callable[[], Iterator[Round]]
+    """A new iterator from the first round on. It depends on nothing but what the schedule was made from."""
+    window: Window
+    """Which committed chunks stay until a round drops them."""
+    num_commits: int
+    """Chunks that each history commits in all."""
+    max_range_frames: int
+    """Frames of the longest range."""
+    commits: tuple[tuple[int, tuple[int, ...]], ...] | None = None
+    """(frames, chunks dropped before) of every commit; None: `max_range_frames` each, and only the window drops."""
+    first_frame: int = 0
+    """Frames of the video before it were given, not generated; they do not go out."""
+
+    def planned_commits(self, tokens_per_frame: int) -> tuple[Commit, ...] | None:
+        """`commits` in tokens, as `CacheManager.open` takes them."""
+        if self.commits is None:
+            return None
+        return tuple(Commit(num_frames * tokens_per_frame, drops) for num_frames, drops in self.commits)
+
+
+def with_endings(rounds: Callable[[], Iterator[Round]], frames_per_chunk: int) -> Callable[[], Iterator[Round]]:
+    """The rounds with `drops` and `forgets` filled in: each stored chunk leaves after its last reader, each chunk's
+    latents after the last round that carries them. For models with one cache branch, whose ranges list what they see.
+
+    The rounds are made once now, to find what is last, and again by every iterator; they are never held together.
+    """
+    last_read: dict[int, int] = {}
+    last_carried: dict[int, int] = {}
+    num_commits = 0
+    for number, round_ in enumerate(rounds()):
+        for part in round_.ranges:
+            for index in part.visible or ():
+                last_read[index] = number
+            for chunk in range(part.frames[0] // frames_per_chunk, part.frames[-1] // frames_per_chunk + 1):
+                last_carried[chunk] = number
+            if part.commits:
+                last_read[num_commits] = number
+                num_commits += 1
+    drops, forgets = _by_round(last_read), _by_round(last_carried)
+
+    def ended() -> Iterator[Round]:
+        for number, round_ in enumerate(rounds()):
+            endings = tuple(drops.get(number, ())), tuple(forgets.get(number, ()))
+            changes = endings != (round_.drops, round_.forgets)
+            yield replace(round_, drops=endings[0], forgets=endings[1]) if changes else round_
+
+    return ended
+
+
+def _by_round(last_round: Mapping[int, int]) -> dict[int, list[int]]:
+    """Chunks by the round that is their last, ascending."""
+    chunks: defaultdict[int, list[int]] = defaultdict(list)
+    for chunk in sorted(last_round):
+        chunks[last_round[chunk]].append(chunk)
+    return chunks
+
+
+def planned(rounds: Callable[[], Iterator[Round]], window: Window, first_frame: int = 0) -> Schedule:
+    """A schedule whose commits and drops are read off its rounds; for models with one cache branch.
+
+    Peak pages are then exact: those of what the rounds keep, not of the whole window. Raises ConfigError when a round
+    commits twice or reads a chunk that is not there.
+    """
+    commits: list[tuple[int, tuple[int, ...]]] = []
+    kept: set[int] = set()
+    dropped: tuple[int, ...] = ()
+    longest = 0
+    for number, round_ in enumerate(rounds()):
+        stored = [part for part in round_.ranges if part.commits]
+        wanted = {index for part in round_.ranges for index in part.visible or ()} | set(round_.drops) - {len(commits)}
+        if len(stored) > 1 or not wanted <= kept:
+            raise ConfigError(
+                f"round {number} commits {len(stored)} chunks (at most 1) and needs the chunks {sorted(wanted)}; "
+                f"kept are {sorted(kept)}"
+            )
+        for part in stored:
+            kept.add(len(commits))
+            commits.append((len(part.frames), dropped))
+            dropped = ()
+        kept = {index for index in kept - set(round_.drops) if window.keeps(index, len(commits))}
+        dropped += round_.drops
+        longest = max(longest, *(len(part.frames) for part in round_.ranges))
+    return Schedule(rounds, window, len(commits), longest, tuple(commits), first_frame)

@@ -1,0 +1,70 @@
+"""One line of a .jsonl file, read into plain values; what JSON leaves open is refused."""
+
+from __future__ import annotations
+
+import json
+from typing import Any, NoReturn
+
+from pagedvid.errors import ConfigError
+from pagedvid.files.text import check_text
+from pagedvid.shown import short
+
+MAX_DIGITS = 25
+"""Of a whole number; no field holds more, and Python refuses to read very long ones."""
+
+
+def read_json_object(line: str) -> dict[str, Any]:
+    """The fields of a JSON object.
+
+    Raises `ConfigError` for anything else, and for what readers of JSON disagree about: a field that is written twice,
+    NaN, infinity, numbers beyond any use. Text may be anything that JSON can escape, see `check_texts`.
+    """
+    try:
+        fields = _DECODER.decode(line)
+    except json.JSONDecodeError as error:
+        raise ConfigError(f"not valid JSON: {error.msg} at column {error.colno}") from None
+    except RecursionError:
+        raise ConfigError("not valid JSON: brackets are nested too deeply") from None
+    if not isinstance(fields, dict):
+        raise ConfigError("each line must be a JSON object, in braces")
+    return fields
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    fields = dict(pairs)
+    if len(fields) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ConfigError(f'"{short(twice)}" is written twice; remove one of them')
+    return fields
+
+
+def check_texts(value: Any) -> None:
+    """`check_text` of a value and all that it holds, names of fields included. Raises `ConfigError`."""
+    if isinstance(value, str):
+        check_text(value)
+    elif isinstance(value, list):
+        for item in value:
+            check_texts(item)
+    elif isinstance(value, dict):
+        check_texts([*value, *value.values()])
+
+
+def _whole(digits: str) -> int:
+    if len(digits) > MAX_DIGITS:
+        raise ConfigError(f"the number {short(digits)} has {len(digits)} digits; the most is {MAX_DIGITS}")
+    return int(digits)
+
+
+def _number(written: str) -> float:
+    number = float(written)
+    if number in (float("inf"), float("-inf")):
+        raise ConfigError(f"the number {short(written)} is too large")
+    return number
+
+
+def _constant(name: str) -> NoReturn:
+    raise ConfigError(f"not valid JSON: {name} is no number; leave the field out or write a number")
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_object, parse_int=_whole, parse_float=_number, parse_constant=_constant)

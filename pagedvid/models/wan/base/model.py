@@ -1,0 +1,166 @@
+"""What Wan-like models share as `VideoModel`s: a transformer of diffusers, its latents as tokens, text, frames out.
+
+Axes: T packed tokens of P pieces, each one chunk of F latent frames; C latent channels, R and S rows and columns of a
+latent frame; K channels of a token.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pagedvid.engine.protocol import Attend, Decoder, Piece
+from pagedvid.errors import ConfigError, ShapeError
+from pagedvid.integrations.diffusers import install
+from pagedvid.models.common.latent_grid import LatentGrid
+from pagedvid.models.common.text_encoder import TextEncoder
+from pagedvid.models.wan.base.settings import FRAMES_PER_LATENT, TransformerShape, WanSettings
+from pagedvid.models.wan.base.text import PromptReader
+
+LatentDecoder = Callable[[Tensor], np.ndarray]
+"""Latents of the next chunk of one video, float32 [F, C, R, S] -> frames uint8 [N, height, width, 3]."""
+
+
+@dataclass(frozen=True)
+class Condition:
+    """What steers one video."""
+
+    text: Mapping[str, Tensor]
+    """Rows for cross-attention by branch, [n, width] on the CPU."""
+    _placed: dict[str, Tensor] = field(default_factory=dict, init=False, repr=False)
+
+    def rows(self, branch: str, like: Tensor) -> Tensor:
+        """The rows of a branch on the device and in the type of `like`: copied there once, by the first forward, so
+        that videos that wait for their turn hold nothing there."""
+        if branch not in self._placed:
+            self._placed[branch] = self.text[branch].to(like)
+        return self._placed[branch]
+
+
+class WanModel(ABC):
+    """See the module docstring."""
+
+    max_window_chunks = 2**31
+    """The settings decide how far a chunk looks back."""
+
+    def __init__(
+        self,
+        transformer: Any,
+        settings: WanSettings,
+        text: TextEncoder | None = None,
+        decoder: Callable[[], LatentDecoder] | None = None,
+        branches: tuple[str, ...] = ("cond",),
+    ) -> None:
+        """`transformer`: one of `integrations.diffusers.SUPPORTED`; its self-attention is replaced. `decoder`: called
+        once per video; None: latents come out. Raises ConfigError."""
+        config = transformer.config
+        shape = shape_of(config)
+        self.settings = settings
+        self.geometry = shape.geometry(settings, branches)
+        self.grid = LatentGrid(config.in_channels, settings.latent_rows, settings.latent_columns, shape.patch)
+        self.transformer = transformer.eval().requires_grad_(False)
+        self._paged = install(transformer)
+        self.rope = self._paged.rope(self.grid.token_rows, self.grid.token_columns)
+        self._prompts = PromptReader(settings.name, text, settings.text_tokens, config.text_dim)
+        self._new_decoder = decoder
+
+    # ------------------------------------------------------------------ what a model gives
+
+    @abstractmethod
+    def predict(self, latents_PCFRS: Tensor, noise_levels_P: Sequence[float], text_PLN: Tensor) -> Tensor:
+        """The transformer's output, [P, C, F, R, S]."""
+
+    @abstractmethod
+    def prompts(self, prompt: str) -> Mapping[str, str]:
+        """The prompt of every branch."""
+
+    # ------------------------------------------------------------------ VideoModel
+
+    @property
+    def name(self) -> str:
+        """See `VideoModel`."""
+        return self.settings.name
+
+    @property
+    def positions(self) -> str:
+        """See `VideoModel`."""
+        return self.settings.positions
+
+    @property
+    def frames_per_second(self) -> float:
+        """Of decoded frames, or of latent ones without a decoder."""
+        return self.settings.fps / (FRAMES_PER_LATENT if self._new_decoder is None else 1)
+
+    def prepare(self, prompt: str, inputs: Mapping[str, Any], num_frames: int) -> Condition:
+        """Encodes the prompts, or takes the rows that the request brings (wan/text.py).
+
+        Raises ConfigError, PromptError.
+        """
+        return Condition(self._prompts.rows(self.prompts(prompt), inputs))
+
+    def forward(self, latents_TC: Tensor, pieces: Sequence[Piece], attend: Attend) -> Tensor:
+        """The transformer's prediction for every packed token, float32 [T, K]. Pieces are whole chunks, one batch row
+        each; of wider latents only the first K channels are read. Raises ShapeError."""
+        size = self.geometry.chunk_tokens
+        if any(piece.num_tokens != size for piece in pieces) or len(latents_TC) != size * len(pieces):
+            raise ShapeError(
+                f"pieces of {[piece.num_tokens for piece in pieces]} tokens for {len(latents_TC)} packed tokens; "
+                f"every piece of {self.name} is one chunk of {size}"
+            )
+        latents = torch.stack([self.grid_of(chunk).transpose(0, 1) for chunk in latents_TC.split(size)])
+        rows = [piece.condition.rows(piece.branch, self._placement) for piece in pieces]
+        text = self._prompts.stacked(rows, self._placement)
+        with self._paged.attending(attend):
+            out = self.predict(latents.to(self._placement.dtype), [piece.noise_level for piece in pieces], text)
+        return torch.cat([self.grid.tokens(row.float()).flatten(0, 1) for row in out])
+
+    def decoder(self, condition: Condition) -> Decoder:
+        """A new decoder for one video; without any, latents float32 [F, C, R, S] go out."""
+        decode = _as_they_are if self._new_decoder is None else self._new_decoder()
+        return lambda latents_TC: decode(self.grid_of(latents_TC).float())
+
+    # ------------------------------------------------------------------ for models
+
+    @property
+    def _placement(self) -> Tensor:
+        """A tensor on the device and in the type in which the transformer takes its inputs."""
+        weight: Tensor = self.transformer.patch_embedding.weight
+        return weight
+
+    def grid_of(self, latents_TC: Tensor) -> Tensor:
+        """Tokens of whole frames, [T, K or more], as latent frames [F, C, R, S]."""
+        tokens = latents_TC[:, : self.grid.token_channels]
+        return self.grid.grid(tokens.unflatten(0, (-1, self.grid.tokens_per_frame))).transpose(0, 1)
+
+    def noise(self, seed: int, chunk_index: int, num_draws: int = 1) -> Tensor:
+        """Standard normal numbers that depend on seed, chunk and draw only, float32 [chunk_tokens, num_draws K]."""
+        shape = (self.geometry.chunk_tokens, self.grid.token_channels)
+        draws = []
+        for draw in range(num_draws):
+            state = int(np.random.SeedSequence([seed, chunk_index, draw]).generate_state(1, np.uint64)[0])
+            draws.append(torch.randn(shape, generator=torch.Generator().manual_seed(state), dtype=torch.float32))
+        return torch.cat(draws, dim=1).to(self._placement.device)
+
+
+def shape_of(config: Any) -> TransformerShape:
+    """The integers of a transformer's configuration. Raises ConfigError for transformers that do more than text to
+    video."""
+    patch = tuple(config.patch_size)
+    if patch[0] != 1 or patch[1] != patch[2]:
+        raise ConfigError(f"patch_size is {patch}; only (1, p, p) is supported: chunks are cut between latent frames")
+    if config.out_channels not in (None, config.in_channels):
+        raise ConfigError(
+            f"the transformer reads {config.in_channels} channels and gives {config.out_channels}: it takes an image "
+            "beside the noise, which is not supported; use a text-to-video checkpoint"
+        )
+    return TransformerShape(config.num_layers, config.num_attention_heads, config.attention_head_dim, patch[1])
+
+
+def _as_they_are(latents_FCRS: Tensor) -> np.ndarray:
+    return latents_FCRS.contiguous().cpu().numpy()

@@ -1,0 +1,118 @@
+"""Checkpoints in the names of the original Wan repository, as Self-Forcing, CausVid and Krea publish them.
+
+    Self-Forcing    .pt, {"generator": table, "generator_ema": table, "critic": ...}, each part left out or not
+    CausVid         .pt, {"generator": table}
+    Krea            .safetensors, one table
+
+A table's names are `model.blocks.0.self_attn.q.weight`: the wrapper's `model.` (checkpoint_names.py), then the names of
+Wan's own network (wan/modules/model.py). They differ from those of diffusers' `WanTransformer3DModel` in words only: no
+tensor changes its shape (scripts/convert_wan_to_diffusers.py of diffusers).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from math import prod
+from pathlib import Path
+from typing import Any
+
+from pagedvid.errors import ConfigError
+from pagedvid.files.paths import is_file, is_folder, read_json
+from pagedvid.models.common.checkpoint import tensor_shapes
+from pagedvid.models.common.checkpoint_names import plain_name
+from pagedvid.shown import named
+
+WAN_HEAD_DIM = 128
+"""Of all published sizes."""
+_OUTSIDE = {
+    "text_embedding.0": "condition_embedder.text_embedder.linear_1",
+    "text_embedding.2": "condition_embedder.text_embedder.linear_2",
+    "time_embedding.0": "condition_embedder.time_embedder.linear_1",
+    "time_embedding.2": "condition_embedder.time_embedder.linear_2",
+    "time_projection.1": "condition_embedder.time_proj",
+    "patch_embedding": "patch_embedding",
+    "head.head": "proj_out",
+}
+"""Modules outside of the blocks, both ways of naming."""
+_INSIDE = {
+    "self_attn": "attn1",
+    "cross_attn": "attn2",
+    "ffn.0": "ffn.net.0.proj",
+    "ffn.2": "ffn.net.2",
+    "norm3": "norm2",
+}
+"""Modules of a block; Wan's norm3 stands before cross-attention, and its norm1 and norm2 have no weights."""
+_ATTENTION = {"q": "to_q", "k": "to_k", "v": "to_v", "o": "to_out.0", "norm_q": "norm_q", "norm_k": "norm_k"}
+
+
+def library_name(published: str) -> str:
+    """The name in `WanTransformer3DModel` of a published tensor; one that Wan does not have is given back, and so are
+    those of `WanTransformer3DModel` itself."""
+    name = plain_name(published)
+    if name == "head.modulation":
+        return "scale_shift_table"
+    module, _, leaf = name.rpartition(".")
+    if module in _OUTSIDE:
+        return f"{_OUTSIDE[module]}.{leaf}"
+    if match := re.fullmatch(r"blocks\.(\d+)\.(.+)", name):
+        return f"blocks.{match[1]}.{_name_in_block(match[2])}"
+    return published
+
+
+def _name_in_block(name: str) -> str:
+    if name == "modulation":
+        return "scale_shift_table"
+    module, _, leaf = name.rpartition(".")
+    if not module:
+        return name
+    attention, _, part = module.partition(".")
+    if attention in ("self_attn", "cross_attn") and part in _ATTENTION:
+        return f"{_INSIDE[attention]}.{_ATTENTION[part]}.{leaf}"
+    return f"{_INSIDE.get(module, module)}.{leaf}"
+
+
+def transformer_config(path: Path, prefer_ema: bool = True) -> dict[str, Any]:
+    """Arguments of `WanTransformer3DModel` for a checkpoint file, or a folder with one; no tensor is read.
+
+    The sizes are those of the tensors. How channels divide into heads they do not show: `num_heads` of a config.json
+    beside them says it (Wan publishes one), otherwise heads have 128 channels. Raises ConfigError.
+    """
+    shapes = {library_name(name): shape for name, shape in tensor_shapes(path, prefer_ema).items()}
+    facts = _facts_beside(path)
+    try:
+        width, in_channels, *patch = shapes["patch_embedding.weight"]
+        num_layers = 1 + max(int(name.split(".")[1]) for name in shapes if name.startswith("blocks."))
+        num_heads = int(facts.get("num_heads", width // WAN_HEAD_DIM))
+        config = {
+            "patch_size": tuple(patch),
+            "num_attention_heads": num_heads,
+            "in_channels": in_channels,
+            "out_channels": shapes["proj_out.weight"][0] // prod(patch),
+            "text_dim": shapes["condition_embedder.text_embedder.linear_1.weight"][1],
+            "freq_dim": shapes["condition_embedder.time_embedder.linear_1.weight"][1],
+            "ffn_dim": shapes["blocks.0.ffn.net.0.proj.weight"][0],
+            "num_layers": num_layers,
+            "cross_attn_norm": "blocks.0.norm2.weight" in shapes,
+            "eps": float(facts.get("eps", 1e-6)),
+        }
+    except (KeyError, IndexError, ValueError, TypeError, ArithmeticError) as error:
+        raise ConfigError(
+            f"{named(path)} is not a checkpoint of a Wan transformer ({error!r}); give one in the names of Wan's "
+            "repository, as Self-Forcing publishes it, or a folder in the layout of diffusers"
+        ) from error
+    if num_heads < 1 or width % num_heads:
+        raise ConfigError(
+            f"{path} has {width} channels, not {num_heads} equal heads; write num_heads into a config.json beside it"
+        )
+    return {**config, "attention_head_dim": width // num_heads}
+
+
+def _facts_beside(path: Path) -> Mapping[str, Any]:
+    file = (path if is_folder(path) else path.parent) / "config.json"
+    if not is_file(file):
+        return {}
+    facts = read_json(file, "download it again or remove it")
+    if not isinstance(facts, dict):
+        raise ConfigError(f"{file} holds a {type(facts).__name__}, not a table of settings")
+    return facts

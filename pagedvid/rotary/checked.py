@@ -1,0 +1,165 @@
+"""The rotary tables of a host: checked whenever they are asked for, and kept on the device.
+
+rope  ->  CheckedRope             every table has a row per token and a column per pair, or ShapeError says so
+             |
+             +->  DeviceRope      the last few tables, on the device; on a CPU the checked rope itself
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pagedvid.errors import ShapeError, StateError
+from pagedvid.host_state import plain_tensor
+from pagedvid.rotary.axis_tables import Angles, AxisTables
+from pagedvid.rotary.grid import RopeGrid
+from pagedvid.rotary.tables import LAYOUTS, RopeTables, grid_of
+
+KEPT_TABLES, KEPT_ROPES = 16, 4
+"""Tables of a rope, and ropes, that are kept on a device: the ranges of a few batches."""
+SAME_ANGLE = 1e-3
+"""Cosines and sines that differ by less are those of one embedding, computed in another way."""
+
+
+class CheckedRope:
+    """`RopeTables` of a host. Raises ShapeError for an object that has no such tables."""
+
+    def __init__(self, rope: RopeTables, num_pairs: int) -> None:
+        layout, tables = getattr(rope, "layout", None), getattr(rope, "tables", None)
+        if layout not in LAYOUTS or not callable(tables):
+            raise ShapeError(
+                f"the rope is a {type(rope).__name__} with layout {layout!r}; give an object with a layout "
+                f"({' or '.join(map(repr, LAYOUTS))}) and a method tables(first_token, num_tokens) -> (cos, sin)"
+            )
+        self.layout: str = layout
+        self.host = rope
+        self._num_pairs = num_pairs
+        self._is_grid_checked = not hasattr(rope, "grid")
+
+    @property
+    def grid(self) -> RopeGrid:
+        """See `GridRope`."""
+        return grid_of(self.host, self._num_pairs)
+
+    def tables(self, first_token: int, num_tokens: int) -> tuple[Tensor, Tensor]:
+        """See `RopeTables.tables`. Raises ShapeError for tables of any other size or type."""
+        given: Any = self.host.tables(first_token, num_tokens)
+        if not isinstance(given, (tuple, list)) or len(given) != 2:
+            raise ShapeError(f"rope.tables gave a {type(given).__name__}; it must return the pair (cos, sin)")
+        cos, sin = (_as_table(name, table) for name, table in zip(("cos", "sin"), given, strict=True))
+        for table in (cos, sin):
+            self._check(table, first_token, num_tokens)
+        if not (self._is_grid_checked or cos.device.type != "cpu" or first_token % self.grid.frame_tokens):
+            self._is_grid_checked = True
+            self._check_grid(first_token, num_tokens)
+        return cos, sin
+
+    def _check_grid(self, first_token: int, num_tokens: int) -> None:
+        """Once, on tables that nobody has to wait for: kernels look angles up by the grid alone."""
+        looked_up = AxisTables.of(self, [(first_token, num_tokens)]).at(0, num_tokens)
+        if not _are_alike(looked_up, self.tables(first_token, num_tokens)):
+            raise ShapeError(
+                f"the tables of a {type(self.host).__name__} do not follow its grid, {self.host.grid}: the angle of a "  # type: ignore[attr-defined]
+                "pair depends on more than its axis there; correct the grid, or leave it out"
+            )
+
+    def _check(self, table: Tensor, first_token: int, num_tokens: int) -> None:
+        if table.ndim == 2 and table.shape[1] != self._num_pairs:
+            raise ShapeError(
+                f"rotary tables have {table.shape[1]} columns; head_dim {2 * self._num_pairs} needs {self._num_pairs} "
+                "(channels that do not rotate have cos 1 and sin 0)"
+            )
+        if table.shape != (num_tokens, self._num_pairs):
+            raise ShapeError(
+                f"rope.tables({first_token}, {num_tokens}) gave a table of shape {tuple(table.shape)}; it must have a "
+                f"row for each token: {(num_tokens, self._num_pairs)}. Tables reach one chunk beyond the last one that "
+                "is committed: the next chunk's queries are what its correction is measured on"
+            )
+
+
+def require_same_rope(rope: CheckedRope | None, stored: CheckedRope | None, position: int, num_tokens: int) -> None:
+    """Raises StateError unless keys that were stored under `stored` at `position` rotate alike under `rope`."""
+    if rope is None or stored is None:
+        is_same = rope is stored
+    else:
+        is_same = rope.host is stored.host or (
+            rope.layout == stored.layout
+            and _are_alike(rope.tables(position, num_tokens), stored.tables(position, num_tokens))
+        )
+    if not is_same:
+        raise StateError(
+            f"keys were stored under {_named(stored)} and are read under {_named(rope)}, which rotates otherwise; give "
+            "all passes of a stream the same rope, or open a new stream"
+        )
+
+
+def _are_alike(a: Angles, b: Angles) -> bool:
+    return all(torch.allclose(x, y.to(x.device), rtol=0, atol=SAME_ANGLE) for x, y in zip(a, b, strict=True))
+
+
+def _named(rope: CheckedRope | None) -> str:
+    return "no rope" if rope is None else f"a {type(rope.host).__name__} ({rope.layout})"
+
+
+def _as_table(name: str, given: object) -> Tensor:
+    """A table as float32; numpy arrays are taken as they are."""
+    table = plain_tensor(name, given if isinstance(given, Tensor) else torch.as_tensor(given))
+    if not table.is_floating_point():
+        raise ShapeError(f"rope.tables gave {name} in {table.dtype}; cosines and sines are float32")
+    return table.detach().float()
+
+
+class DeviceRope:
+    """Rotary tables on a device; the last few are kept there."""
+
+    def __init__(self, rope: CheckedRope, device: torch.device) -> None:
+        self.layout = rope.layout
+        self.checked = rope
+        self._device = device
+        self._tables: OrderedDict[tuple[int, int], tuple[Tensor, Tensor]] = OrderedDict()
+
+    def tables(self, first_token: int, num_tokens: int) -> tuple[Tensor, Tensor]:
+        """See `RopeTables.tables`."""
+        key = (first_token, num_tokens)
+        if key not in self._tables:
+            cos, sin = self.checked.tables(first_token, num_tokens)
+            self._tables[key] = cos.to(self._device), sin.to(self._device)
+            if len(self._tables) > KEPT_TABLES:
+                self._tables.popitem(last=False)
+        self._tables.move_to_end(key)
+        return self._tables[key]
+
+
+class Ropes:
+    """The last few ropes of a cache."""
+
+    def __init__(self, num_pairs: int, device: torch.device) -> None:
+        self._num_pairs = num_pairs
+        self._device = device
+        self._ropes: OrderedDict[int, tuple[CheckedRope, RopeTables]] = OrderedDict()
+
+    def checked(self, rope: RopeTables) -> CheckedRope:
+        """The rope, its tables checked; one of these stays what it is. Raises ShapeError."""
+        if isinstance(rope, DeviceRope):
+            return rope.checked
+        return rope if isinstance(rope, CheckedRope) else self._find(rope)[0]
+
+    def on_device(self, rope: RopeTables) -> RopeTables:
+        """The same with tables on the device."""
+        return self._find(rope)[1]
+
+    def _find(self, rope: RopeTables) -> tuple[CheckedRope, RopeTables]:
+        if id(rope) not in self._ropes:  # what is kept holds the rope, so that its id is given to no other
+            checked = CheckedRope(rope, self._num_pairs)
+            self._ropes[id(rope)] = (
+                checked,
+                checked if self._device.type == "cpu" else DeviceRope(checked, self._device),
+            )
+            if len(self._ropes) > KEPT_ROPES:
+                self._ropes.popitem(last=False)
+        self._ropes.move_to_end(id(rope))
+        return self._ropes[id(rope)]

@@ -1,0 +1,121 @@
+"""Rotary embedding on a GPU: queries and keys of a step rotated in one pass, and the angles of stored keys.
+
+`rotated` puts a step's queries and keys in half layout and rotates them. The device functions look up the angles of
+stored keys from small tables, one row per position on an axis instead of one per token (rotary/axis_tables.py). For
+frames of 30 x 52 tokens, as Wan's, these have 82 rows and one for each frame of history: 42 KiB, which stay in the
+processor's first cache. One row per token would be 7 MiB for six chunks.
+
+References: `rotary.tables.rotate` and `Turns.of_chunk`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from pagedvid.rotary.axis_tables import Turns
+
+BLOCK_TOKENS = 32
+NUM_WARPS = 4
+
+
+def turn_tensors(turns: Turns | None, unused: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """(cos, sin, axes) of a launch; `unused` stands for what is not read."""
+    return (unused, unused, unused) if turns is None else (turns.cos, turns.sin, turns.axes)
+
+
+def turn_constants(turns: Turns | None) -> dict[str, Any]:
+    """Compile-time arguments TURN, FRAME_TOKENS and WIDTH of a launch."""
+    if turns is None:
+        return {"TURN": False, "FRAME_TOKENS": 1, "WIDTH": 1}
+    return {"TURN": True, "FRAME_TOKENS": turns.frame_tokens, "WIDTH": turns.width}
+
+
+@triton.jit
+def load_turns(
+    cos, sin, axes, token, frame_row, mask, HALF: tl.constexpr, FRAME_TOKENS: tl.constexpr, WIDTH: tl.constexpr
+):
+    """(cos, sin) float32 [N, HALF] of the tokens [N] of a chunk whose first frame has the row `frame_row`.
+
+    Where `mask` [N] is not set, nothing is read and nothing turns.
+    """
+    pair = tl.arange(0, HALF)[None, :]
+    if FRAME_TOKENS == 1:
+        row = (frame_row + token)[:, None].to(tl.int64)
+    else:
+        HEIGHT: tl.constexpr = FRAME_TOKENS // WIDTH
+        axis = tl.load(axes + pair)
+        place = token % FRAME_TOKENS
+        in_frame = tl.where(axis == 1, (place // WIDTH)[:, None], (HEIGHT + place % WIDTH)[:, None])
+        row = tl.where(axis == 0, (frame_row + token // FRAME_TOKENS)[:, None], in_frame)
+    places = row * HALF + pair
+    is_token = mask[:, None]
+    cos_tile = tl.load(cos + places, mask=is_token, other=1.0).to(tl.float32)
+    return cos_tile, tl.load(sin + places, mask=is_token, other=0.0).to(tl.float32)
+
+
+@triton.jit
+def turn(first, second, cos_tile, sin_tile):
+    """Both halves of channels, turned."""
+    return first * cos_tile - second * sin_tile, second * cos_tile + first * sin_tile
+
+
+@triton.jit(do_not_specialize=["num_tokens"])
+def rotate_kernel(
+    x, cos, sin, out, num_tokens, x_token_stride, x_head_stride, out_token_stride, out_head_stride,
+    BLOCK_TOKENS: tl.constexpr, HEAD_DIM: tl.constexpr, INTERLEAVED: tl.constexpr, TURN: tl.constexpr,
+):  # fmt: skip
+    """See `turned`. Grid (blocks of tokens, heads)."""
+    HALF: tl.constexpr = HEAD_DIM // 2
+    token = (tl.program_id(0) * BLOCK_TOKENS + tl.arange(0, BLOCK_TOKENS)).to(tl.int64)
+    mask = (token < num_tokens)[:, None]
+    half = tl.arange(0, HALF)[None, :]
+    places = x + token[:, None] * x_token_stride + tl.program_id(1).to(tl.int64) * x_head_stride
+    if INTERLEAVED:
+        first = tl.load(places + 2 * half, mask=mask, other=0.0)
+        second = tl.load(places + 2 * half + 1, mask=mask, other=0.0)
+    else:
+        first = tl.load(places + half, mask=mask, other=0.0)
+        second = tl.load(places + HALF + half, mask=mask, other=0.0)
+    if TURN:
+        cos_tile = tl.load(cos + token[:, None] * HALF + half, mask=mask, other=1.0).to(tl.float32)
+        sin_tile = tl.load(sin + token[:, None] * HALF + half, mask=mask, other=0.0).to(tl.float32)
+        first, second = first.to(tl.float32), second.to(tl.float32)
+        first, second = first * cos_tile - second * sin_tile, second * cos_tile + first * sin_tile
+    places = out + token[:, None] * out_token_stride + tl.program_id(1).to(tl.int64) * out_head_stride + half
+    tl.store(places, first.to(out.dtype.element_ty), mask=mask)
+    tl.store(places + HALF, second.to(out.dtype.element_ty), mask=mask)
+
+
+def turned(x_THD: Tensor, layout: str, angles: tuple[Tensor, Tensor] | None, out: Tensor | None = None) -> Tensor:
+    """x [T, H, D], D contiguous, in half layout and turned by (cos, sin) [T, D/2], contiguous, when given.
+
+    `layout`: which channels of x form a pair, see rotary/tables.py.
+    """
+    out = torch.empty(x_THD.shape, dtype=x_THD.dtype, device=x_THD.device) if out is None else out
+    num_tokens, num_heads, head_dim = x_THD.shape
+    cos, sin = angles if angles is not None else (x_THD, x_THD)
+    rotate_kernel[(triton.cdiv(num_tokens, BLOCK_TOKENS), num_heads)](
+        x_THD, cos, sin, out, num_tokens, *x_THD.stride()[:2], *out.stride()[:2],
+        **rotate_constants(head_dim, layout, turn=angles is not None), num_warps=NUM_WARPS,
+    )  # fmt: skip
+    return out
+
+
+def rows_contiguous(x: Tensor) -> Tensor:
+    """x with its last axis contiguous, as all kernels want it; the others may have any strides."""
+    return x if x.stride(-1) == 1 else x.contiguous()
+
+
+def rotate_constants(head_dim: int, layout: str, *, turn: bool) -> dict[str, Any]:
+    """Compile-time arguments of the kernel."""
+    return {
+        "BLOCK_TOKENS": BLOCK_TOKENS,
+        "HEAD_DIM": head_dim,
+        "INTERLEAVED": layout == "interleaved",
+        "TURN": turn,
+    }

@@ -1,0 +1,107 @@
+"""Rotary embedding, its inverse, and the one channel layout used inside pagedvid.
+
+Keys are stored before rotary embedding. Inside pagedvid the pairs are always "half": channel c turns with channel
+c + D/2. A host with the "interleaved" layout (2c with 2c + 1) has its query and key channels permuted once per call;
+scores do not change when both are permuted alike, and values and outputs are not touched at all.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from pagedvid.errors import ConfigError
+from pagedvid.rotary.grid import RopeGrid
+
+LAYOUTS = ("half", "interleaved")
+
+
+class RopeTables(Protocol):
+    """Rotary tables by token offset; `layout` says which channels form a pair."""
+
+    @property
+    def layout(self) -> str:
+        """Either "half" (channel c pairs with c + D/2) or "interleaved" (2c with 2c + 1)."""
+        ...
+
+    def tables(self, first_token: int, num_tokens: int) -> tuple[Tensor, Tensor]:
+        """(cos, sin), each float32 [num_tokens, D/2], of the tokens from `first_token` on."""
+        ...
+
+
+@runtime_checkable
+class GridRope(RopeTables, Protocol):
+    """Rotary tables that know their grid: kernels then read a row for each frame in place of one for each token."""
+
+    @property
+    def grid(self) -> RopeGrid:
+        """What `tables` follow; `AxisTables.at` shows what is made of it."""
+        ...
+
+
+def grid_of(rope: RopeTables, num_pairs: int) -> RopeGrid:
+    """The grid of rotary tables of `num_pairs` columns: their own, or else frames of one token.
+
+    Raises ConfigError for a grid that is not one of these tables.
+    """
+    if not isinstance(rope, GridRope):
+        return RopeGrid.by_token(num_pairs)
+    if not isinstance(rope.grid, RopeGrid):
+        raise ConfigError(f"the grid of a {type(rope).__name__} is {rope.grid!r}; give a RopeGrid, or leave it out")
+    if len(rope.grid.axes) != num_pairs:
+        raise ConfigError(
+            f"the grid of a {type(rope).__name__} has axes of {len(rope.grid.axes)} pairs, its tables have {num_pairs} "
+            "columns; give one axis for each column"
+        )
+    return rope.grid
+
+
+def to_half_layout(x: Tensor, layout: str) -> Tensor:
+    """Channels of `x` [..., D] in half layout; returns `x` itself when it already is."""
+    if layout == "half":
+        return x
+    if layout == "interleaved":
+        return torch.cat([x[..., 0::2], x[..., 1::2]], dim=-1)
+    raise ConfigError(f"unknown rotary layout {layout!r}; allowed are {', '.join(LAYOUTS)}")
+
+
+def from_half_layout(x: Tensor, layout: str) -> Tensor:
+    """Inverse of `to_half_layout`."""
+    return x if layout == "half" else torch.stack(x.chunk(2, dim=-1), dim=-1).flatten(-2)
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor, out: Tensor | None = None) -> Tensor:
+    """Half-layout `x` [..., D] turned by the angles of `cos`, `sin` (same dtype, broadcastable to [..., D/2]).
+
+    Written into `out` when given, which must not overlap `x`.
+    """
+    first, second = x.chunk(2, dim=-1)
+    out = torch.empty_like(x) if out is None else out
+    out_first, out_second = out.chunk(2, dim=-1)
+    torch.addcmul(first * cos, second, sin, value=-1, out=out_first)
+    torch.addcmul(second * cos, first, sin, out=out_second)
+    return out
+
+
+def unrotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Inverse of `rotate`."""
+    return rotate(x, cos, -sin)
+
+
+def pair_mean_square(q: Tensor) -> Tensor:
+    """(q_c^2 + q_c'^2) / 2 of each half-layout pair, [..., D] -> [..., D]. Rotation leaves it as it is, so it may be
+    taken before or after rotary embedding."""
+    square = q.float().square()
+    first, second = square.chunk(2, dim=-1)
+    mean = (first + second) / 2
+    return torch.cat([mean, mean], dim=-1)
+
+
+def turned(k_HnD: Tensor, rope: RopeTables | None, position: int, *, backwards: bool = False) -> Tensor:
+    """Half-layout keys [H, n, D] turned to consecutive positions from `position` on, or back; None: as they are."""
+    if rope is None:
+        return k_HnD
+    cos, sin = (table.to(k_HnD.device) for table in rope.tables(position, k_HnD.shape[1]))
+    return unrotate(k_HnD, cos, sin) if backwards else rotate(k_HnD, cos, sin)

@@ -1,0 +1,91 @@
+"""What a stream's chunks go through, retold without the package: plain dictionaries and page sizes by hand."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from pagedvid.cache.stream_codecs import StreamCodecs
+from pagedvid.cache.window import Window
+from pagedvid.codecs.assignment import LayerCodecs
+
+PAGE_TOKENS = {"fp32": 9, "bf16": 18, "int8": 32, "int4": 64, "int2": 128}
+"""With 36 rows in a page."""
+Form = tuple[str, str, LayerCodecs]
+"""What a chunk is stored in: codec of the keys, codec of the values, exceptions by layer."""
+
+
+@dataclass(frozen=True)
+class Tables:
+    """The tables of a model. A klt page holds whole blocks: the same place of `frames_per_block` frames."""
+
+    num_layers: int = 1
+    num_kv_heads: int = 1
+    page_tokens: Mapping[str, int] = field(default_factory=lambda: PAGE_TOKENS)
+    tokens_per_frame: int = 1
+    frames_per_block: int = 1
+
+    def table_pages(self, num_tokens: int, codec: str) -> int:
+        """Pages of the keys, or of the values, of one (layer, KV head)."""
+        if codec.startswith("klt"):
+            num_blocks = self.tokens_per_frame * math.ceil(num_tokens / (self.tokens_per_frame * self.frames_per_block))
+            return math.ceil(num_blocks / (self.page_tokens[codec] // self.frames_per_block))
+        return math.ceil(num_tokens / self.page_tokens[codec])
+
+    def chunk_pages(self, num_tokens: int, form: Form) -> int:
+        """Pages of a chunk."""
+        by_layer = [layer_codecs(form, layer) for layer in range(self.num_layers)]
+        return self.num_kv_heads * sum(self.table_pages(num_tokens, codec) for pair in by_layer for codec in pair)
+
+
+def layer_codecs(form: Form, layer: int) -> tuple[str, str]:
+    """Codecs of the keys and of the values of one layer."""
+    keys, values, exceptions = form
+    for first, last, written in exceptions:
+        if first <= layer <= last:
+            keys, values, _ = form_of(written)
+    return keys, values
+
+
+def are_alike(a: Form, b: Form) -> bool:
+    """Whether both store every layer in the same codecs."""
+    last = max((last for form in (a, b) for _, last, _ in form[2]), default=0)
+    return all(layer_codecs(a, layer) == layer_codecs(b, layer) for layer in range(last + 2))
+
+
+def form_of(written: str, layers: LayerCodecs = ()) -> Form:
+    """From "int2" or "int4/int2"."""
+    keys, _, values = written.partition("/")
+    return keys, values or keys, layers
+
+
+def settled_form(codecs: StreamCodecs, window: Window, index: int) -> Form:
+    """What a chunk ends up in."""
+    is_apart = codecs.sink is not None and index < window.sink_chunks
+    return form_of(codecs.sink) if is_apart else form_of(codecs.history, codecs.layers)
+
+
+def first_form(codecs: StreamCodecs, window: Window, index: int) -> Form:
+    """What a chunk is committed in."""
+    return form_of(codecs.newest) if codecs.newest else settled_form(codecs, window, index)
+
+
+def is_kept(window: Window, index: int, num_committed: int) -> bool:
+    """Whether the window keeps chunk `index` after so many commits."""
+    return index < window.sink_chunks or index >= num_committed - window.recent_chunks
+
+
+def simulated_peak(tables: Tables, window: Window, codecs: StreamCodecs, chunk_tokens: int, num_commits: int) -> int:
+    """Most pages that exist at any time while chunk after chunk is committed."""
+    held: dict[int, Form] = {}
+    peak = 0
+    for new in range(num_commits):
+        kept = {index for index in [*held, new] if is_kept(window, index, new + 1)}
+        written = {new: first_form(codecs, window, new)}
+        if new - 1 in held and new - 1 in kept and not are_alike(held[new - 1], settled_form(codecs, window, new - 1)):
+            written[new - 1] = settled_form(codecs, window, new - 1)
+        both = [*held.values(), *written.values()]  # what is read and what is written exist together
+        peak = max(peak, sum(tables.chunk_pages(chunk_tokens, form) for form in both))
+        held = {index: form for index, form in {**held, **written}.items() if index in kept}
+    return peak

@@ -1,0 +1,109 @@
+"""Mean square steps by kernels, against the codecs."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from pagedvid.codecs.channel.kernels.step_sizes import mean_square_steps
+from pagedvid.codecs.token.kernels.step_sizes import mean_square_steps as mean_square_token_steps
+from pagedvid.errors import ConfigError
+from tests.attention.kernels.reference import codec_of
+from tests.attention.kernels.scenes import Scene
+from tests.codecs.token.kernels.scenes import CODECS, TokenScene, widest
+
+CHANNEL_CODECS = ("int2", "int4", "int8", "int2-pair", "int4-s8", "int2-pair-s8")
+
+
+def stored(scene: Scene, num_tokens: int) -> Tensor:
+    """Pages of tokens whose size grows, so that steps differ from page to page."""
+    x = scene.randn(scene.num_kv_heads, num_tokens, scene.head_dim) * torch.linspace(0.1, 4, num_tokens)[:, None]
+    return scene.store(scene.codecs[0], x)
+
+
+def check(scene: Scene, num_tokens: int) -> None:
+    pages = stored(scene, num_tokens)
+    steps = mean_square_steps(scene.records, scene.layouts[0], pages, num_tokens)
+    codec = codec_of(scene.page, scene.codecs[0])
+    expected = codec.mean_square_steps(scene.records[pages.long()], num_tokens)
+    assert steps.dtype == torch.float32
+    torch.testing.assert_close(steps, expected, rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("codec", CHANNEL_CODECS)
+@pytest.mark.parametrize("num_tokens", [1, 17, 300])
+def test_of_channel_pages(codec: str, num_tokens: int) -> None:
+    check(Scene((codec, codec), 64, num_kv_heads=2), num_tokens)
+
+
+@pytest.mark.parametrize(("head_dim", "rows", "num_tokens"), [(128, 36, 1560), (128, 19, 4680), (32, 37, 150)])
+def test_of_channel_pages_of_other_shapes(head_dim: int, rows: int, num_tokens: int) -> None:
+    check(Scene(("int4", "int4"), head_dim, num_kv_heads=1, rows=rows, num_pages=200), num_tokens)
+
+
+def check_tokens(scene: TokenScene, num_tokens: int) -> None:
+    pages = scene.store(num_tokens)
+    steps = mean_square_token_steps(scene.records, scene.layout, pages, num_tokens)
+    expected = scene.codec.mean_square_steps(scene.records[pages.long()], num_tokens)
+    torch.testing.assert_close(steps, expected, rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("codec", CODECS)
+@pytest.mark.parametrize("head_dim", [32, 64, 128])
+@pytest.mark.parametrize("num_tokens", [1, 17, 300])
+def test_of_token_pages(codec: str, head_dim: int, num_tokens: int) -> None:
+    check_tokens(TokenScene(widest(codec, head_dim), head_dim), num_tokens)
+
+
+@pytest.mark.parametrize(("rows", "num_tokens"), [(19, 4680), (37, 1560)])
+def test_of_token_pages_of_other_lengths(rows: int, num_tokens: int) -> None:
+    check_tokens(TokenScene("token2-g64", 128, num_heads=1, rows=rows, num_pages=100), num_tokens)
+
+
+@pytest.mark.parametrize(("first_token", "num_tokens"), [(0, 20), (1, 1), (60, 70), (129, 40), (290, 10), (17, 283)])
+def test_of_some_tokens_of_a_chunk(first_token: int, num_tokens: int) -> None:
+    tokens = TokenScene("token4-g32", 64)
+    pages = tokens.store(300)
+    expected = tokens.codec.mean_square_steps(tokens.records[pages.long()], num_tokens, first_token)
+    steps = mean_square_token_steps(tokens.records, tokens.layout, pages, num_tokens, first_token)
+    torch.testing.assert_close(steps, expected, rtol=1e-5, atol=0)
+
+    channels = Scene(("int4", "int4"), 64, num_kv_heads=2)
+    pages = stored(channels, 300)
+    codec = codec_of(channels.page, "int4")
+    expected = codec.mean_square_steps(channels.records[pages.long()], num_tokens, first_token)
+    steps = mean_square_steps(channels.records, channels.layouts[0], pages, num_tokens, first_token)
+    torch.testing.assert_close(steps, expected, rtol=1e-5, atol=0)
+
+
+def test_some_columns_of_a_page_table() -> None:
+    scene = TokenScene("token2-g64", 64)
+    columns = scene.store(250)[:, :1]
+    expected = scene.codec.mean_square_steps(scene.records[columns.long()], 70)
+    torch.testing.assert_close(
+        mean_square_token_steps(scene.records, scene.layout, columns, 70), expected, rtol=1e-5, atol=0
+    )
+
+
+def test_pages_beyond_four_gibibytes_are_reached() -> None:
+    scene = TokenScene("token4-g32", 64)
+    pool, far = scene.move_far(scene.store(100))
+    expected = scene.codec.mean_square_steps(pool[far.long()], 100)
+    torch.testing.assert_close(mean_square_token_steps(pool, scene.layout, far, 100), expected, rtol=1e-5, atol=0)
+
+
+def test_channel_pages_beyond_four_gibibytes_are_reached() -> None:
+    scene = Scene(("int2", "int2"), 64, num_kv_heads=1)
+    pages = stored(scene, 100)
+    pool = torch.empty(2_000_000, scene.page.num_bytes, dtype=torch.uint8)
+    far = torch.full_like(pages, len(pool) - 1)
+    pool[far.long()] = scene.records[pages.long()]
+    expected = codec_of(scene.page, "int2").mean_square_steps(pool[far.long()], 100)
+    torch.testing.assert_close(mean_square_steps(pool, scene.layouts[0], far, 100), expected, rtol=1e-5, atol=0)
+
+
+def test_plain_numbers_have_no_steps() -> None:
+    scene = Scene(("bf16", "bf16"), 64, num_kv_heads=1)
+    with pytest.raises(ConfigError, match="without steps"):
+        mean_square_steps(scene.records, scene.layouts[0], stored(scene, 20), 20)

@@ -1,0 +1,84 @@
+"""Klt codecs of any shape with made-up tables, tokens that suit them, and their pages somewhere in a pool."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from pagedvid.codecs.klt.blocks import BlockLayout
+from pagedvid.codecs.klt.codec import KltCodec
+from pagedvid.codecs.klt.tables import KltTables
+from pagedvid.codecs.page import PageFormat
+from pagedvid.rotary.tables import rotate
+from tests.attention.kernels.scenes import DEVICE
+
+
+def klt_codec(
+    name: str,
+    head_dim: int = 32,
+    num_heads: int = 2,
+    rows: int = 6,
+    tokens_per_frame: int = 10,
+    num_frames: int = 3,
+    seed: int = 0,
+    size: float = 1.0,
+) -> KltCodec:
+    """All heads differ, means are not zero, and the directions are not orthogonal, as those of keys.
+
+    `size`: of the tokens that suit it.
+    """
+    generator = torch.Generator("cpu").manual_seed(seed)
+    with torch.device("cpu"):
+        turned, _ = torch.linalg.qr(torch.randn(num_heads, head_dim, head_dim, generator=generator))
+        stretch = torch.rand(num_heads, 1, head_dim, generator=generator) + 0.5
+        frame, direction = torch.arange(num_frames)[:, None], torch.arange(head_dim)
+        falling = torch.exp(-direction * 4 / head_dim - frame).flatten()
+        deviation_hN = size * falling * (torch.rand(num_heads, falling.numel(), generator=generator) + 0.5)
+        tables = KltTables(
+            BlockLayout(tokens_per_frame, num_frames),
+            deviation_hN.square().sort(-1, descending=True).values.mean(0),
+            size * torch.randn(num_heads, head_dim, generator=generator),
+            turned * stretch,
+            deviation_hN,
+            deviation_hN.argsort(-1, descending=True),
+        )
+        return KltCodec.of(name, PageFormat(head_dim, rows, tokens_per_frame, num_frames), tables)
+
+
+def klt_tokens(codec: KltCodec, num_tokens: int, seed: int = 0) -> Tensor:
+    """Tokens float32 [H, n, D] that change slowly, of the variances that the codec expects of a block's first frame."""
+    generator = torch.Generator("cpu").manual_seed(seed)
+    coding, size = codec.coding, codec.page.tokens_per_frame
+    shape = (coding.num_heads, num_tokens, codec.page.head_dim)
+    places = torch.randn(shape[0], size, shape[2], generator=generator, device="cpu")
+    places = places[:, torch.arange(num_tokens, device="cpu") % size]
+    changes = torch.randn(*shape, generator=generator, device="cpu")
+    normal = places + 0.3 * changes
+    deviation_h1D = coding.deviation_h1F1D[:, :, 0, 0]
+    return (coding.mean_h1D + (normal * deviation_h1D) @ coding.synthesis_hDD).to(DEVICE)
+
+
+def klt_decoded(
+    codec: KltCodec, records_HPB: Tensor, num_tokens: int, angles: tuple[Tensor, Tensor] | None = None
+) -> Tensor:
+    """What kernels must find in these pages, float32 [n, H, D]."""
+    padded = codec.page.padded_tokens(num_tokens, codec.name)
+    out = torch.empty(len(records_HPB), padded, codec.page.head_dim, device=records_HPB.device)
+    x_HnD = codec.decode(records_HPB, num_tokens, out)
+    return (x_HnD if angles is None else rotate(x_HnD, *angles)).transpose(0, 1)
+
+
+def random_pool(codec: KltCodec, num_pages: int, seed: int = 0) -> Tensor:
+    """Records uint8 [num_pages, page_bytes] full of anything: a page that is read by mistake shows."""
+    generator = torch.Generator("cpu").manual_seed(seed)
+    shape = (num_pages, codec.page.num_bytes)
+    return torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator, device="cpu").to(DEVICE)
+
+
+def scattered_pages(codec: KltCodec, num_tokens: int, records: Tensor, seed: int = 0) -> Tensor:
+    """Ids int32 [H, P] of different pages of the pool, for so many tokens of every head."""
+    generator = torch.Generator("cpu").manual_seed(seed)
+    count = codec.coding.num_heads * codec.page.num_pages(num_tokens, codec.name)
+    assert count <= len(records), "the pool of the test is too small"
+    pages = torch.randperm(len(records), generator=generator, device="cpu")[:count]
+    return pages.view(codec.coding.num_heads, -1).int().to(DEVICE)

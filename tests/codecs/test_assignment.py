@@ -1,0 +1,121 @@
+"""Which codec each part of a chunk has, and how that is written."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pagedvid.codecs.assignment import KINDS, ChunkCodecs, read_layers, split_pair, write_layers
+from pagedvid.errors import ConfigError
+
+names = st.sampled_from(["fp32", "bf16", "int8", "int4", "int2", "int2-pair-s8", "token2-g64", "klt2", "klt1.5"])
+written_pairs = names | st.builds("{}/{}".format, names, names)
+spans = st.tuples(st.integers(0, 9), st.integers(0, 9)).map(sorted)
+exceptions = st.lists(st.tuples(spans, written_pairs).map(lambda it: (*it[0], it[1])), max_size=4).map(tuple)
+
+
+@pytest.mark.parametrize(
+    ("written", "pair"),
+    [
+        ("int2", ("int2", "int2")),
+        ("int4/int2", ("int4", "int2")),
+        ("bf16/klt1.5", ("bf16", "klt1.5")),
+        ("token2-g64/int2-pair", ("token2-g64", "int2-pair")),
+    ],
+)
+def test_a_pair_is_keys_then_values(written, pair):
+    assert split_pair(written) == pair
+    codecs = ChunkCodecs.read(written)
+    assert tuple(codecs.of(kind, layer=3) for kind in KINDS) == pair
+
+
+@given(written_pairs)
+def test_codecs_are_printed_as_they_are_read(written):
+    codecs = ChunkCodecs.read(written)
+    assert ChunkCodecs.read(str(codecs)) == codecs
+    keys, values = split_pair(written)
+    assert str(codecs) == (keys if keys == values else f"{keys}/{values}")
+
+
+@pytest.mark.parametrize("written", ["", "/", "int2/", "/int2", "int2/int4/int8", "int2 / int4", "int3", "int4/int3"])
+def test_other_pairs_are_refused(written):
+    with pytest.raises(ConfigError, match=r"unknown codec '.*'; allowed are fp32, bf16"):
+        split_pair(written)
+
+
+def test_layers_by_hand():
+    codecs = ChunkCodecs.read("int2", ((0, 1, "int8"), (5, 5, "int4/int2"), (1, 1, "bf16/int4")))
+    assert [codecs.of("keys", layer) for layer in range(7)] == ["int8", "bf16", "int2", "int2", "int2", "int4", "int2"]
+    assert [codecs.of("values", layer) for layer in range(7)] == ["int8", "int4", *["int2"] * 5]
+    assert codecs.names(7) == ("int8", "bf16", "int4", "int2")
+    assert codecs.names(1) == ("int8",)
+    assert codecs.names(7, ("values",)) == ("int8", "int4", "int2")
+    assert str(codecs) == "int2, int8 in layers 0 to 0, bf16/int4 in layers 1 to 1, int4/int2 in layers 5 to 5"
+
+
+@given(written_pairs, exceptions)
+def test_the_last_exception_that_names_a_layer_counts(written, layers):
+    codecs = ChunkCodecs.read(written, layers)
+    for layer in range(11):
+        found = written
+        for first, last, exception in layers:
+            found = exception if first <= layer <= last else found
+        assert (codecs.of("keys", layer), codecs.of("values", layer)) == split_pair(found)
+    assert set(codecs.names(11)) == {codecs.of(kind, layer) for kind in KINDS for layer in range(11)}
+    assert len(set(codecs.names(11))) == len(codecs.names(11))
+
+
+@given(written_pairs, exceptions)
+def test_chunks_that_store_every_layer_alike_are_equal(written, layers):
+    codecs = ChunkCodecs.read(written, layers)
+    one_by_one = tuple((layer, layer, "/".join(codecs.of(kind, layer) for kind in KINDS)) for layer in range(10))
+    assert ChunkCodecs.read(written, one_by_one) == codecs
+    assert hash(ChunkCodecs.read(written, one_by_one)) == hash(codecs)
+    assert all(codecs.of("keys", first) != codecs.keys or codecs.of("values", first) != codecs.values
+               for first, _, _ in codecs.layers)  # fmt: skip
+
+
+def test_exceptions_over_very_many_layers_cost_nothing():
+    codecs = ChunkCodecs.read("int2", ((0, 10**15, "int8"), (5, 10**12, "int2/int2"), (7, 7, "int4")))
+    assert codecs.layers == ((0, 4, "int8"), (7, 7, "int4"), (10**12 + 1, 10**15, "int8"))
+
+
+@given(exceptions)
+def test_exceptions_mean_the_same_when_written_and_read_again(layers):
+    again = read_layers(write_layers(layers))
+    codecs, same = ChunkCodecs.read("int2", layers), ChunkCodecs.read("int2", again)
+    for layer in range(11):
+        assert [codecs.of(kind, layer) for kind in KINDS] == [same.of(kind, layer) for kind in KINDS]
+    if len({(first, last) for first, last, _ in layers}) == len(layers):
+        assert again == layers
+
+
+def test_exceptions_may_be_numbers_or_text():
+    assert read_layers({"0-1": "int8", 5: "int4/int2", "7": "klt2"}) == (
+        (0, 1, "int8"),
+        (5, 5, "int4/int2"),
+        (7, 7, "klt2"),
+    )
+    assert read_layers({}) == ()
+    assert write_layers(((0, 1, "int8"), (5, 5, "int4/int2"))) == {"0-1": "int8", "5": "int4/int2"}
+
+
+@pytest.mark.parametrize(
+    ("mapping", "message"),
+    [
+        ({"2-1": "int8"}, "'2-1': 'int8' is no exception for layers; write it as 3: int4 or 0-1: int8/int4"),
+        ({"-1": "int8"}, "'-1': 'int8' is no exception"),
+        ({-1: "int8"}, "-1: 'int8' is no exception"),
+        ({"a": "int8"}, "'a': 'int8' is no exception"),
+        ({"1-": "int8"}, "'1-': 'int8' is no exception"),
+        ({1.5: "int8"}, "1.5: 'int8' is no exception"),
+        ({3: 8}, "3: 8 is no exception"),
+        ({3: None}, "3: None is no exception"),
+        ({3: "int3"}, "unknown codec 'int3'"),
+        ({"0-3": "int4/x"}, "unknown codec 'x'"),
+    ],
+)
+def test_other_exceptions_are_refused(mapping, message):
+    with pytest.raises(ConfigError, match=message):
+        read_layers(mapping)

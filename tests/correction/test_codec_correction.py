@@ -1,0 +1,179 @@
+"""Every codec's steps, put into the correction's b, against the shift of log-mean-exp that its own keys suffer, in
+float64, over many tokens and queries.
+
+The formula assumes errors that are uniform and independent of the keys. Two kinds of keys:
+
+- smooth: sums of three uniform variables, each one step wide, well inside the grid. The characteristic function of such
+  keys vanishes to third order wherever quantization folds it back (Widrow's condition), so that the assumption holds
+  as far as b reaches, at any number of bits: b must agree within 2 %.
+- Gaussian: the grid ends at the keys' own extremes, which are rounded outwards, and at 2 bits a step is wider than the
+  keys' standard deviation. Mass grows by more than b, up to 35 %, which the change of variance foretells within 5 %.
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from pagedvid.codecs.base import Codec
+from pagedvid.codecs.book import CodecBook
+from pagedvid.codecs.page import PageFormat, read_codec
+from pagedvid.codecs.token.hadamard import hadamard_matrix
+from pagedvid.correction.formula import bias, variance_bias
+from pagedvid.rotary.tables import pair_mean_square, rotate
+from tests.codecs.page_reader import decode
+
+D = 64
+PAGE = PageFormat(D)
+SCALE = D**-0.5
+NUM_TOKENS = 20_000
+
+
+def generator(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def log_mean_exp(q_QD: Tensor, k_nD: Tensor) -> Tensor:
+    return (q_QD.double() @ k_nD.double().T * SCALE).logsumexp(-1)
+
+
+def round_trip(name: str, k_nD: Tensor) -> tuple[Codec, Tensor, Tensor]:
+    """(codec, records, stored keys [n, D])."""
+    codec = CodecBook(PAGE, 1).codec(name, "keys", 0, slice(0, 1))
+    records = codec.encode(k_nD[None])
+    return codec, records, decode(codec, PAGE, records, len(k_nD))[0]
+
+
+def shift_and_bias(
+    name: str, k_nD: Tensor, q_QD: Tensor, counted: Tensor | None = None, angles: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Shift of log-mean-exp over the `counted` tokens, and b, both [Q]. With `angles` [n, D/2], keys turn after they
+    were stored."""
+    codec, records, stored = round_trip(name, k_nD)
+    keys = [k_nD, stored]
+    if angles is not None:
+        keys = [rotate(k, angles.cos(), angles.sin()) for k in keys]
+    exact, noisy = (log_mean_exp(q_QD, k if counted is None else k[counted]) for k in keys)
+    along = q_QD if codec.axes is None else q_QD @ codec.axes.T
+    q_square = along.square() if angles is None else pair_mean_square(along)
+    return noisy - exact, bias(q_square, codec.mean_square_steps(records, len(k_nD))[0], SCALE).double()
+
+
+def queries() -> Tensor:
+    """Each with its opposite: what noise does to first order, which is chance only, cancels."""
+    q = torch.randn(32, D, generator=generator(1))
+    return torch.cat([q, -q])
+
+
+def random_angles() -> Tensor:
+    return 6.28 * torch.rand(NUM_TOKENS, D // 2, generator=generator(5))
+
+
+def smooth() -> Tensor:
+    """[NUM_TOKENS, D] in units of a step, three steps wide, around zero: the middle of the grid, or else an offset
+    would turn with the keys and outweigh their noise."""
+    return (torch.rand(3, NUM_TOKENS, D, generator=generator(0)) - 0.5).sum(0)
+
+
+def smooth_on_channel_grids(name: str, step_D: Tensor) -> tuple[Tensor, Tensor]:
+    """Keys, two tokens a page being the ends of the grid, and which tokens are the others."""
+    end, page_tokens = (2 ** int(read_codec(name).bits) - 1) / 2, PAGE.page_tokens(name)
+    k = smooth()
+    is_low, is_high = (torch.arange(NUM_TOKENS) % page_tokens == i for i in (0, 1))
+    k[is_low], k[is_high] = -end, end
+    return k * step_D, ~(is_low | is_high)
+
+
+CHANNEL = [f"int{bits}{options}" for bits in (2, 4, 8) for options in ("", "-pair", "-s8", "-pair-s8")]
+
+
+@pytest.mark.parametrize("name", [f"{name}-post" for name in CHANNEL])
+def test_smooth_keys_of_channel_codecs_shift_as_foretold(name):
+    # Steps that fp16 and, as powers of two, 8 bits hold exactly; pairs share them.
+    step_D = 2.0 ** -(torch.arange(D) % (D // 2) % 3)
+    k, counted = smooth_on_channel_grids(name, step_D)
+    q = 2 * queries()
+    shift, b = shift_and_bias(name, k, q, counted)
+    assert float(b.mean()) > 0.003
+    assert float(shift.mean() / b.mean()) == pytest.approx(1.0, abs=0.02)
+
+
+@pytest.mark.parametrize("name", ["int2-pair", "int4-pair-s8", "int2", "int8-s8"])
+def test_smooth_keys_that_turn_after_storage_shift_as_foretold(name):
+    """Steps of a pair differ where they may: b is the average over angles then."""
+    has_pairs = read_codec(name).pair_steps
+    step_D = 2.0 ** -(torch.arange(D) % (D // 2) % 3 if has_pairs else torch.arange(D) % 3.0)
+    k, counted = smooth_on_channel_grids(name, step_D)
+    q = 2 * queries()
+    shift, b = shift_and_bias(name, k, q, counted, random_angles())
+    assert float(shift.mean() / b.mean()) == pytest.approx(1.0, abs=0.02)
+
+
+@pytest.mark.parametrize("group", [16, 64])
+@pytest.mark.parametrize("family", ["token2", "token4", "token8", "hadamard2", "hadamard4", "hadamard8"])
+def test_smooth_keys_of_token_codecs_shift_as_foretold(family, group):
+    """Two channels of a group hold the ends of its grid, exactly; the queries do not see these, and are small: large
+    ones would weigh up the tokens of large steps, which are the large tokens."""
+    name = f"{family}-g{group}"
+    end = (2 ** int(read_codec(name).bits) - 1) / 2
+    is_end = torch.arange(D) % group < 2
+    k = smooth()
+    k[:, is_end] = end * (2.0 * (torch.arange(D) % group)[is_end] - 1)
+    k *= 2.0 ** -(torch.arange(NUM_TOKENS)[:, None] % 3)  # steps differ by token
+    q = 0.5 * queries() * ~is_end
+    if family.startswith("hadamard"):  # all this is so after rotation
+        k, q = k @ hadamard_matrix(D), q @ hadamard_matrix(D)
+    shift, b = shift_and_bias(name, k, q)
+    assert float(b.mean()) > 0.003
+    assert float(shift.mean() / b.mean()) == pytest.approx(1.0, abs=0.02)
+
+
+def test_a_step_per_key_corrects_what_their_mean_cannot():
+    """Under large queries the large keys, which have the large steps, carry the mass."""
+    is_end = torch.arange(D) % 16 < 2
+    k = smooth()
+    k[:, is_end] = 1.5 * (2.0 * (torch.arange(D) % 16)[is_end] - 1)
+    k *= 2.0 ** -(torch.arange(NUM_TOKENS)[:, None] % 3)
+    q = 2 * queries() * ~is_end
+    shift, b = shift_and_bias("token2-g16", k, q)
+    assert float(shift.mean() / b.mean()) > 1.15
+    codec, records, stored = round_trip("token2-g16", k)
+    step_square_nG = codec.per_token_steps(records, NUM_TOKENS)[0].square()
+    b_Qn = q.square().unflatten(-1, (-1, 16)).sum(-1) @ step_square_nG.T * (SCALE**2 / 24)
+    corrected = (q.double() @ stored.double().T * SCALE - b_Qn).logsumexp(-1)
+    assert float((corrected - log_mean_exp(q, k)).mean() / shift.mean()) == pytest.approx(0.0, abs=0.02)
+
+
+GAUSSIAN = {
+    **{f"int{bits}{options}-post": 1.15 for bits in (2, 4) for options in ("", "-pair", "-s8", "-pair-s8")},
+    **{f"{family}{bits}-g64": 1.15 for bits in (2, 4) for family in ("token", "hadamard")},
+    **{f"{family}{bits}-g16": 1.35 for bits in (2, 4) for family in ("token", "hadamard")},
+}
+"""How many times b the shift is, at most."""
+
+
+@pytest.mark.parametrize(("name", "most"), GAUSSIAN.items())
+def test_gaussian_keys_shift_by_somewhat_more_than_foretold(name, most):
+    k = torch.randn(NUM_TOKENS, D, generator=generator(0))
+    shift, b = shift_and_bias(name, k, queries())
+    assert 1.0 < float(shift.mean() / b.mean()) < most
+
+
+@pytest.mark.parametrize("name", GAUSSIAN)
+def test_gaussian_keys_shift_as_their_change_of_variance_foretells(name):
+    """It knows of the extremes; small queries, for which variances are all that counts."""
+    k, q = torch.randn(NUM_TOKENS, D, generator=generator(0)), 0.5 * queries()
+    stored = round_trip(name, k)[2]
+    b = variance_bias(q.square(), stored.var(0) - k.var(0), SCALE)
+    shift = log_mean_exp(q, stored) - log_mean_exp(q, k)
+    assert float(shift.mean() / b.mean()) == pytest.approx(1.0, abs=0.05)
+
+
+@pytest.mark.parametrize("name", ["int8-post", "int8-pair-s8-post", "token8-g16", "token8-g64", "hadamard8-g16"])
+def test_gaussian_keys_of_8_bits_need_no_correction(name):
+    """Their extremes, rounded outwards to fp16, add more than b does; both are negligible."""
+    k = torch.randn(NUM_TOKENS, D, generator=generator(0))
+    shift, b = shift_and_bias(name, k, queries())
+    assert 0 < float(b.mean()) < 1e-4
+    assert float(shift.abs().max()) < 1e-3
