@@ -18,7 +18,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import lru_cache
 from typing import Any
 
 import torch
@@ -27,7 +26,7 @@ from torch import Tensor
 from pagedvid.engine.protocol import Attend
 from pagedvid.errors import ConfigError, StateError
 from pagedvid.integrations.diffusers_library import import_diffusers
-from pagedvid.rotary.grid import RopeGrid
+from pagedvid.rotary.grid_rotary import GridRotary, theta_frequencies
 
 SUPPORTED = ("WanTransformer3DModel", "SkyReelsV2Transformer3DModel")
 """Transformers whose blocks are alike in all that is used here."""
@@ -84,9 +83,9 @@ class PagedSelfAttention:
         """Gives the transformer its former processors back."""
         self._transformer.set_attn_processor(dict(self._replaced))
 
-    def rope(self, rows: int, columns: int) -> FrameRope:
+    def rope(self, rows: int, columns: int) -> GridRotary:
         """The transformer's rotary embedding for frames of `rows` x `columns` tokens. Raises ConfigError."""
-        return FrameRope(self._transformer.rope, rows, columns)
+        return transformer_rotary(self._transformer.rope, rows, columns)
 
     def attend(self, layer: int, q_BnHD: Tensor, k_BnHD: Tensor, v_BnHD: Tensor) -> Tensor:
         """One layer of all batch rows, [B, n, H D]. Raises StateError outside of an `attending` block."""
@@ -135,48 +134,32 @@ class _Processor:
         return attended
 
 
-class FrameRope:
-    """`RopeTables` of a Wan transformer: (time, row, column) each turn their own channels, neighbours (2c, 2c + 1).
+def transformer_rotary(module: Any, rows: int, columns: int) -> GridRotary:
+    """The rotary embedding of a transformer's `rope` module, for frames of `rows` x `columns` tokens.
 
-    The angles are computed in float64, as in WanRotaryPosEmbed, and not read from its buffers: these end at
+    Angles are computed in float64, as in WanRotaryPosEmbed, and not read from its buffers: these end at
     `rope_max_seq_len` frames, and are rounded when the whole transformer is moved to bfloat16.
+
+    Raises ConfigError when the module's tables are not those computed here.
     """
+    channels = (module.t_dim, module.h_dim, module.w_dim)
+    _check_buffers(module, torch.cat([theta_frequencies(size, ROPE_THETA) for size in channels]))
+    return GridRotary.from_theta(channels, rows, columns, "interleaved", theta=ROPE_THETA)
 
-    layout = "interleaved"
 
-    def __init__(self, module: Any, rows: int, columns: int) -> None:
-        """From a transformer's `rope`. Raises ConfigError when its tables are not those computed here."""
-        self._frequencies = tuple(
-            ROPE_THETA ** -(torch.arange(0, channels, 2, dtype=torch.float64) / channels)
-            for channels in (module.t_dim, module.h_dim, module.w_dim)
+def _check_buffers(module: Any, frequencies: Tensor) -> None:
+    """The buffers hold a row for each position, whatever the axis, and each angle twice. Raises ConfigError."""
+    if module.freqs_cos.is_meta:
+        raise ConfigError(
+            f"the rotary tables of this {type(module).__name__} have no content, and no checkpoint brings them: "
+            "make the module anew, outside of torch.device('meta')"
         )
-        self._check(module)
-        self.grid = RopeGrid.split(rows, columns, [len(each) for each in self._frequencies])
-        self.tables = lru_cache(maxsize=32)(self._tables)
-
-    def _tables(self, first_token: int, num_tokens: int) -> tuple[Tensor, Tensor]:
-        """(cos, sin), float32 [num_tokens, D / 2]; cached tensors: do not modify them."""
-        rows, columns = self.grid.height, self.grid.width
-        tokens = torch.arange(first_token, first_token + num_tokens)
-        positions = (tokens // (rows * columns), tokens // columns % rows, tokens % columns)
-        angles = torch.cat(
-            [torch.outer(place.double(), each) for place, each in zip(positions, self._frequencies, strict=True)], dim=1
-        )
-        return angles.cos().float(), angles.sin().float()
-
-    def _check(self, module: Any) -> None:
-        if module.freqs_cos.is_meta:
+    expected = GridRotary.of_sequence(frequencies, "interleaved", num_cached=0).tables(0, len(module.freqs_cos))
+    for table, ours in zip((module.freqs_cos, module.freqs_sin), expected, strict=True):
+        given = table[:, ::2].float().cpu()
+        tolerance = max(1e-3, 2 * torch.finfo(table.dtype).eps)
+        if given.shape != ours.shape or not torch.allclose(given, ours, rtol=0, atol=tolerance):
             raise ConfigError(
-                f"the rotary tables of this {type(module).__name__} have no content, and no checkpoint brings them: "
-                "make the module anew, outside of torch.device('meta')"
+                f"the rotary tables of this {type(module).__name__} are not those of base {ROPE_THETA:g}; "
+                "this version of diffusers is not supported"
             )
-        places = torch.arange(len(module.freqs_cos), dtype=torch.float64)
-        angles = torch.cat([torch.outer(places, each) for each in self._frequencies], dim=1)
-        for table, expected in ((module.freqs_cos, angles.cos()), (module.freqs_sin, angles.sin())):
-            given = table[:, ::2].double().cpu()
-            tolerance = max(1e-3, 2 * torch.finfo(table.dtype).eps)
-            if given.shape != expected.shape or not torch.allclose(given, expected, rtol=0, atol=tolerance):
-                raise ConfigError(
-                    f"the rotary tables of this {type(module).__name__} are not those of base {ROPE_THETA:g}; "
-                    "this version of diffusers is not supported"
-                )

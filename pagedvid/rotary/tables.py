@@ -7,7 +7,7 @@ scores do not change when both are permuted alike, and values and outputs are no
 
 from __future__ import annotations
 
-from typing import Protocol, runtime_checkable
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -19,7 +19,11 @@ LAYOUTS = ("half", "interleaved")
 
 
 class RopeTables(Protocol):
-    """Rotary tables by token offset; `layout` says which channels form a pair."""
+    """Rotary tables by token offset. `rotary.grid_rotary.GridRotary` makes them from frequencies and positions.
+
+    An object with these two may have a third: `grid`, the `RopeGrid` that its tables follow. Kernels then read a row
+    for each frame and for each row and column of one, instead of a row for each token.
+    """
 
     @property
     def layout(self) -> str:
@@ -31,31 +35,22 @@ class RopeTables(Protocol):
         ...
 
 
-@runtime_checkable
-class GridRope(RopeTables, Protocol):
-    """Rotary tables that know their grid: kernels then read a row for each frame in place of one for each token."""
-
-    @property
-    def grid(self) -> RopeGrid:
-        """What `tables` follow; `AxisTables.at` shows what is made of it."""
-        ...
-
-
 def grid_of(rope: RopeTables, num_pairs: int) -> RopeGrid:
     """The grid of rotary tables of `num_pairs` columns: their own, or else frames of one token.
 
     Raises ConfigError for a grid that is not one of these tables.
     """
-    if not isinstance(rope, GridRope):
+    if not hasattr(rope, "grid"):
         return RopeGrid.by_token(num_pairs)
-    if not isinstance(rope.grid, RopeGrid):
-        raise ConfigError(f"the grid of a {type(rope).__name__} is {rope.grid!r}; give a RopeGrid, or leave it out")
-    if len(rope.grid.axes) != num_pairs:
+    grid = rope.grid
+    if not isinstance(grid, RopeGrid):
+        raise ConfigError(f"the grid of a {type(rope).__name__} is {grid!r}; give a RopeGrid, or leave it out")
+    if len(grid.axes) != num_pairs:
         raise ConfigError(
-            f"the grid of a {type(rope).__name__} has axes of {len(rope.grid.axes)} pairs, its tables have {num_pairs} "
+            f"the grid of a {type(rope).__name__} has axes of {len(grid.axes)} pairs, its tables have {num_pairs} "
             "columns; give one axis for each column"
         )
-    return rope.grid
+    return grid
 
 
 def to_half_layout(x: Tensor, layout: str) -> Tensor:
