@@ -127,7 +127,7 @@ def theta_frequencies(num_channels: int, theta: float = 10000.0, dtype: torch.dt
 
 def _vectors(name: str, given: Sequence[Tensor], axes: Sequence[str]) -> list[Tensor]:
     """A 1-D tensor for each axis, without gradients. Raises ConfigError."""
-    tensors = list_of(Tensor, name, given, "(torch.arange(30), torch.arange(52))", ConfigError)
+    tensors = list_of(Tensor, name, given, "[torch.tensor([1.0, 0.5])]", ConfigError)
     shapes = [tuple(each.shape) for each in tensors]
     if [len(shape) for shape in shapes] != [1] * len(axes):
         raise ConfigError(f"{name} are tensors of the shapes {shapes}; give one vector each for {', '.join(axes)}")
