@@ -1,8 +1,8 @@
 """Rotary embedding, its inverse, and the one channel layout used inside pagedvid.
 
-Keys are stored before rotary embedding. Inside pagedvid the pairs are always "half": channel c turns with channel
-c + D/2. A host with the "interleaved" layout (2c with 2c + 1) has its query and key channels permuted once per call;
-scores do not change when both are permuted alike, and values and outputs are not touched at all.
+Keys are stored before rotary embedding. Inside pagedvid the pairs are always "half": channel c rotates with channel
+c + D/2. Queries and keys of a host with the "interleaved" layout (2c with 2c + 1) have their channels permuted once per
+call. Scores do not change when both are permuted alike, and values and outputs are not touched at all.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def from_half_layout(x: Tensor, layout: str) -> Tensor:
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor, out: Tensor | None = None) -> Tensor:
-    """Half-layout `x` [..., D] turned by the angles of `cos`, `sin` (same dtype, broadcastable to [..., D/2]).
+    """Half-layout `x` [..., D] rotated by the angles of `cos`, `sin` (same dtype, broadcastable to [..., D/2]).
 
     Written into `out` when given, which must not overlap `x`.
     """
@@ -86,7 +86,7 @@ def unrotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 def pair_mean_square(q: Tensor) -> Tensor:
-    """(q_c^2 + q_c'^2) / 2 of each half-layout pair, [..., D] -> [..., D]. Rotation leaves it as it is, so it may be
+    """(q_c^2 + q_c'^2) / 2 of each half-layout pair, [..., D] -> [..., D]. Rotation does not change it, so it may be
     taken before or after rotary embedding."""
     square = q.float().square()
     first, second = square.chunk(2, dim=-1)
@@ -95,7 +95,10 @@ def pair_mean_square(q: Tensor) -> Tensor:
 
 
 def turned(k_HnD: Tensor, rope: RopeTables | None, position: int, *, backwards: bool = False) -> Tensor:
-    """Half-layout keys [H, n, D] turned to consecutive positions from `position` on, or back; None: as they are."""
+    """Half-layout keys [H, n, D] rotated to consecutive positions from `position` on, or un-rotated (`backwards`).
+
+    Without a rope, the keys themselves.
+    """
     if rope is None:
         return k_HnD
     cos, sin = (table.to(k_HnD.device) for table in rope.tables(position, k_HnD.shape[1]))
