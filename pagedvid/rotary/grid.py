@@ -54,6 +54,6 @@ class RopeGrid:
 
     @staticmethod
     def split(height: int, width: int, pairs: Sequence[int]) -> RopeGrid:
-        """Frames of `height` x `width` tokens. The first `pairs[0]` pairs rotate with time, the next `pairs[1]` with the
-        row and the last `pairs[2]` with the column."""
+        """Frames of `height` x `width` tokens. The first `pairs[0]` pairs rotate with time, the next `pairs[1]` with
+        the row and the last `pairs[2]` with the column."""
         return RopeGrid(height * width, width, tuple(axis for axis, count in enumerate(pairs) for _ in range(count)))
