@@ -6,10 +6,10 @@
         transformer(latents, timestep, text)           # one batch row per range, in the order of the ranges
     paged.remove()
 
-The transformer hands every self-attention layer to its processor (`set_attn_processor`); there is no way to pass
-anything along, so the step of the moment lives in the object that `install` returns. Queries and keys are taken before
-rotary embedding, because quantized keys are far better there. The transformer's own tables, which start every call at
-frame 0, are not used; `rope` has the same angles for any frame.
+The transformer calls a processor for every self-attention layer (`set_attn_processor`) and cannot pass it anything
+else, so the current step is kept in the object that `install` returns. Queries and keys are taken before rotary
+embedding, where quantized keys are far more accurate. The transformer's own tables start at frame 0 in every call and
+are not used; `rope` has the same angles for any frame.
 
 Axes: B batch rows (ranges), n tokens of each, H heads, D head_dim; T = B n packed tokens.
 """
@@ -29,16 +29,16 @@ from pagedvid.integrations.diffusers_library import import_diffusers
 from pagedvid.rotary.grid_rotary import GridRotary, theta_frequencies
 
 SUPPORTED = ("WanTransformer3DModel", "SkyReelsV2Transformer3DModel")
-"""Transformers whose blocks are alike in all that is used here."""
+"""Transformers whose blocks agree in everything that is used here."""
 ROPE_THETA = 10000.0
 _PARTS = ("to_q", "to_k", "to_v", "to_out", "norm_q", "norm_k", "heads", "set_processor")
-"""What the processor below uses of a self-attention layer."""
+"""Attributes of a self-attention layer that the processor below uses."""
 
 
 def install(transformer: Any) -> PagedSelfAttention:
-    """Replaces the processors of all self-attention layers of a transformer of diffusers.
+    """Replaces the processors of all self-attention layers of a diffusers transformer.
 
-    Raises ConfigError for a class, or a version of the library, that is not known to work.
+    Raises ConfigError for a class or a version of the library that is not supported.
     """
     import_diffusers("attention processors")
     names = [base.__name__ for base in type(transformer).__mro__]
@@ -57,10 +57,10 @@ def install(transformer: Any) -> PagedSelfAttention:
 
 
 class PagedSelfAttention:
-    """The installed processors of one transformer, and the step that they serve at the moment."""
+    """The installed processors of one transformer, and the attention of the current step."""
 
     def __init__(self, transformer: Any) -> None:
-        """Use `install`, which checks first."""
+        """Called by `install`, which checks the transformer first."""
         self._transformer = transformer
         self._attend: Attend | None = None
         self._replaced = dict(transformer.attn_processors)
@@ -69,10 +69,10 @@ class PagedSelfAttention:
 
     @contextmanager
     def attending(self, attend: Attend) -> Iterator[None]:
-        """Inside the block, every self-attention layer calls `attend(layer, q [T, H, D], k, v)`, before rotary
-        embedding; batch rows are packed in their order. Raises StateError when blocks are nested."""
+        """Inside the block, every self-attention layer calls `attend(layer, q [T, H, D], k, v)` with queries and keys
+        before rotary embedding, batch rows packed in order. Raises StateError for nested blocks."""
         if self._attend is not None:
-            raise StateError("this transformer is already attending in another block; leave that one first")
+            raise StateError("this transformer is already attending in another block; leave that block first")
         self._attend = attend
         try:
             yield
@@ -80,7 +80,7 @@ class PagedSelfAttention:
             self._attend = None
 
     def remove(self) -> None:
-        """Gives the transformer its former processors back."""
+        """Restores the transformer's former processors."""
         self._transformer.set_attn_processor(dict(self._replaced))
 
     def rope(self, rows: int, columns: int) -> GridRotary:
@@ -88,22 +88,22 @@ class PagedSelfAttention:
         return transformer_rotary(self._transformer.rope, rows, columns)
 
     def attend(self, layer: int, q_BnHD: Tensor, k_BnHD: Tensor, v_BnHD: Tensor) -> Tensor:
-        """One layer of all batch rows, [B, n, H D]. Raises StateError outside of an `attending` block."""
+        """One layer of all batch rows, [B, n, H D]. Raises StateError outside an `attending` block."""
         if self._attend is None:
             raise StateError(
                 "a transformer with pagedvid's attention processors was called outside of an `attending` block; "
-                "open a step of the cache and hand its attend over, or call `remove` first"
+                "open a step of the cache and pass its attend, or call `remove` first"
             )
-        # Under autocast, projections come in its type and norms in float32; attention takes them all in its type.
+        # Under autocast, projections return its dtype and norms float32; attention wants one dtype for all.
         packed = (x.flatten(0, 1).to(v_BnHD.dtype) for x in (q_BnHD, k_BnHD, v_BnHD))
         return self._attend(layer, *packed).flatten(1).unflatten(0, q_BnHD.shape[:2])
 
 
 class _Processor:
-    """An attention processor as diffusers calls it, of one self-attention layer."""
+    """The attention processor of one self-attention layer, with the interface of diffusers."""
 
     _attention_backend = None
-    """Where diffusers notes its choice of kernels (`set_attention_backend`); of no effect here."""
+    """Set by diffusers' `set_attention_backend`; without effect here."""
 
     def __init__(self, paged: PagedSelfAttention, layer: int) -> None:
         self._paged = paged
@@ -117,11 +117,11 @@ class _Processor:
         attention_mask: Tensor | None = None,
         rotary_emb: tuple[Tensor, Tensor] | None = None,
     ) -> Tensor:
-        """Hidden states [B, n, H D] in and out; see WanAttnProcessor of diffusers, which this follows."""
+        """Hidden states [B, n, H D] in and out, as in diffusers' WanAttnProcessor."""
         if encoder_hidden_states is not None or attention_mask is not None:
             raise StateError(
-                "pagedvid's processor does self-attention without a mask: what a chunk sees is the step's to say. "
-                "For SkyReels-V2 call `transformer._set_ar_attention(1)`, which turns its block mask off"
+                "pagedvid's processor does self-attention without a mask: the step decides what a chunk sees. "
+                "For SkyReels-V2 call `transformer._set_ar_attention(1)`, which disables its block mask"
             )
         if getattr(attn, "fused_projections", False):
             q, k, v = attn.to_qkv(hidden_states).chunk(3, dim=-1)

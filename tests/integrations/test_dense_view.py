@@ -164,7 +164,7 @@ def test_starts_that_do_not_follow_are_refused():
     write(window, 0, 64, seed=0)
     with pytest.raises(StateError, match="chunk_start is 32; allowed is 0 or 64, which commits the current chunk"):
         write(window, 32, 64, seed=0)
-    with pytest.raises(ShapeError, match="the chunk at 0 has 64 tokens; it was written anew with 63"):
+    with pytest.raises(ShapeError, match="the chunk at 0 has 64 tokens; it was overwritten with 63"):
         write(window, 0, 63, seed=0)
     with pytest.raises(ShapeError, match="layer 2 does not exist"):
         window.update_and_get(2, *draw(64, 0)[1:], 0)
