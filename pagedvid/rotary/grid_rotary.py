@@ -13,7 +13,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from pagedvid.arguments import list_of, one_of, whole_number, whole_numbers
+from pagedvid.arguments import instance_of, list_of, one_of, whole_number, whole_numbers
 from pagedvid.errors import ConfigError, ShapeError
 from pagedvid.rotary.grid import AXES, RopeGrid
 from pagedvid.rotary.tables import LAYOUTS
@@ -24,15 +24,14 @@ CACHED_TABLES = 32
 class GridRotary:
     """`RopeTables` made from frequencies and positions. Give the same object to all layers and passes.
 
-    `frequencies`: of the pairs that rotate with time, with the row and with the column, in the order of the tables'
-    columns: three tensors [pairs], float32 or float64; empty for an axis that no pair rotates with. Angles are computed
-    in their dtype and on their device.
-    `axis_positions`: of the rows and of the columns of a frame, two tensors [rows], [columns]; the position in time is
-    the frame number.
+    `frequencies`: three tensors [pairs], float32 or float64, of the pairs that rotate with time, row and column, in the
+        order of the tables' columns; empty for an axis that no pair rotates with. Angles are computed in their dtype
+        and on their device.
+    `axis_positions`: two tensors, [rows] and [columns] of a frame. The position in time is the frame number.
     `layout`: which channels form a pair, "half" (c and c + D/2) or "interleaved" (2c and 2c + 1).
-    `head_dim`: D, if some pairs do not rotate; they come after those that do. Default: two channels for each frequency.
+    `head_dim`: D, if some pairs do not rotate; these come last. None: every pair has a frequency.
     `whole_frames`: whether `tables` refuses tokens that cut a frame.
-    `num_cached`: how many tables are kept; 0 for none.
+    `num_cached`: how many of the last tables are kept.
 
     Raises ConfigError.
     """
@@ -68,9 +67,9 @@ class GridRotary:
         dtype: torch.dtype = torch.float64,
         whole_frames: bool = False,
     ) -> GridRotary:
-        """With `theta_frequencies` on every axis, at the positions 0, 1, 2, ...
+        """The usual rotary embedding: `theta_frequencies` on every axis, at the positions 0, 1, 2, ...
 
-        `channels`: of a head that rotate with time, row and column, such as (44, 42, 42) of Wan's 128.
+        `channels`: how many of a head's channels rotate with time, row and column; in Wan (44, 42, 42) of 128.
         Raises ConfigError.
         """
         sizes = whole_numbers("channels", channels, minimum=0, error=ConfigError)
@@ -88,14 +87,15 @@ class GridRotary:
 
     @staticmethod
     def of_sequence(frequencies: Tensor, layout: str, *, num_cached: int = CACHED_TABLES) -> GridRotary:
-        """Of tokens in one line, as those of a text: every pair rotates with the token's number. Raises ConfigError."""
+        """Of tokens in one line, as in a text: every pair rotates with the number of the token. Raises ConfigError."""
+        instance_of(Tensor, "frequencies", frequencies, "a tensor [pairs], such as theta_frequencies(64)", ConfigError)
         none, origin = frequencies.new_empty(0), frequencies.new_zeros(1)
         return GridRotary((frequencies, none, none), (origin, origin), layout, num_cached=num_cached)
 
     def tables(self, first_token: int, num_tokens: int) -> tuple[Tensor, Tensor]:
         """(cos, sin), each float32 [num_tokens, D/2], of the tokens from `first_token` on; cached: do not modify them.
 
-        Raises ShapeError for a cut frame if the grid is one of whole frames.
+        Raises ShapeError for tokens that cut a frame, if only whole frames are allowed.
         """
         frame_tokens = self.grid.frame_tokens
         if self._whole_frames and (first_token % frame_tokens or num_tokens % frame_tokens):
@@ -120,8 +120,7 @@ class GridRotary:
 
 
 def theta_frequencies(num_channels: int, theta: float = 10000.0, dtype: torch.dtype = torch.float64) -> Tensor:
-    """The usual frequencies of the pairs of `num_channels` channels, [num_channels / 2]: theta ** (-2 i / num_channels)
-    for pair i."""
+    """The usual frequencies of an even number of channels: theta ** (-2 i / num_channels) for pair i."""
     return theta ** -(torch.arange(0, num_channels, 2, dtype=dtype) / max(num_channels, 1))
 
 
@@ -145,7 +144,7 @@ def _checked_frequencies(given: Sequence[Tensor]) -> list[Tensor]:
 
 
 def _checked_positions(given: Sequence[Tensor], like: Tensor) -> list[Tensor]:
-    """Of rows and columns, in the dtype and on the device of `like`. Raises ConfigError where there is none."""
+    """Of rows and columns, in the dtype and on the device of `like`. Raises ConfigError if an axis has none."""
     positions = _vectors("axis_positions", given, AXES[1:])
     if any(len(each) == 0 for each in positions):
         raise ConfigError(

@@ -109,7 +109,7 @@ def test_a_rolling_buffer_shows_the_same(rope):
 
 
 def test_keys_that_arrive_before_rotary_come_back_before_it():
-    """The host turns the whole view, by positions that close the gap behind the sink."""
+    """The host rotates the whole view, by positions that close the gap behind the sink."""
     spec = CacheSpec(NUM_LAYERS, NUM_KV_HEADS, HEAD_DIM, codecs=StreamCodecs("fp32"), correction="off")
     cache = PagedKVCache(spec, "4MiB")
     stream = cache.open(Window(1, 1, positions="window"), 20)

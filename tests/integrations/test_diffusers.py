@@ -99,7 +99,7 @@ def test_every_layer_asks_once_with_packed_tokens_before_rotary_embedding(class_
 
 @pytest.mark.parametrize("head_dim", [16, 128])
 def test_the_tables_are_those_of_the_library_and_go_on_behind_them(head_dim):
-    """16: 8, 4 and 4 channels turn with time, row and column; 128, as published: 44, 42 and 42."""
+    """16: 8, 4 and 4 channels rotate with time, row and column; 128, as published: 44, 42 and 42."""
     transformer = tiny_transformer("WanTransformer3DModel", attention_head_dim=head_dim, num_layers=1)
     rope = transformer_rotary(transformer.rope, 3, 5)
     cos, sin = transformer.rope(torch.empty(1, 4, 64, 6, 10))

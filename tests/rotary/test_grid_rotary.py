@@ -193,6 +193,12 @@ REFUSED = {
 }
 
 
+@pytest.mark.parametrize("given", [[0.1], 0.1, None])
+def test_tokens_in_one_line_need_a_tensor_of_frequencies(given):
+    with pytest.raises(ConfigError, match=r"frequencies is .*; give a tensor"):
+        GridRotary.of_sequence(given, "half")
+
+
 @pytest.mark.parametrize("name", REFUSED)
 def test_what_makes_no_tables_is_refused(name):
     arguments, message = REFUSED[name]
