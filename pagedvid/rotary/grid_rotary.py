@@ -17,8 +17,12 @@ from pagedvid.arguments import instance_of, list_of, one_of, whole_number, whole
 from pagedvid.errors import ConfigError, ShapeError
 from pagedvid.rotary.grid import AXES, RopeGrid
 from pagedvid.rotary.tables import LAYOUTS
+from pagedvid.shown import shown
 
 CACHED_TABLES = 32
+LARGEST_SIZE = 2**20
+"""Of a head, a frame's rows and columns, and a cache of tables: what is larger is a mistake."""
+DTYPES = (torch.float32, torch.float64)
 
 
 class GridRotary:
@@ -54,7 +58,7 @@ class GridRotary:
         pairs[-1] += self._num_still
         self.grid = RopeGrid.split(len(self._rows), len(self._columns), pairs)
         self._whole_frames = whole_frames
-        self._cached_tables = lru_cache(maxsize=num_cached)(self._compute)
+        self._cached_tables = lru_cache(maxsize=_size("num_cached", num_cached, 0))(self._compute)
 
     @staticmethod
     def from_theta(
@@ -73,15 +77,14 @@ class GridRotary:
         Raises ConfigError.
         """
         sizes = whole_numbers("channels", channels, minimum=0, error=ConfigError)
-        if len(sizes) != 3 or any(size % 2 for size in sizes):
+        if len(sizes) != len(AXES):
             raise ConfigError(
-                f"channels is {sizes}; give three even numbers: how many channels of a head rotate with time, row and "
-                "column, such as (44, 42, 42)"
+                f"channels is {shown(sizes)}; give three numbers: how many channels of a head rotate with time, row "
+                "and column, such as (44, 42, 42)"
             )
         frequencies = [theta_frequencies(size, theta, dtype) for size in sizes]
         positions = [
-            torch.arange(whole_number(name, size, minimum=1, error=ConfigError), dtype=dtype)
-            for name, size in (("rows", rows), ("columns", columns))
+            torch.arange(_size(name, size, 1), dtype=dtype) for name, size in (("rows", rows), ("columns", columns))
         ]
         return GridRotary(frequencies, positions, layout, whole_frames=whole_frames)
 
@@ -120,8 +123,22 @@ class GridRotary:
 
 
 def theta_frequencies(num_channels: int, theta: float = 10000.0, dtype: torch.dtype = torch.float64) -> Tensor:
-    """The usual frequencies of an even number of channels: theta ** (-2 i / num_channels) for pair i."""
-    return theta ** -(torch.arange(0, num_channels, 2, dtype=dtype) / max(num_channels, 1))
+    """The usual frequencies of an even number of channels: theta ** (-2 i / num_channels) for pair i.
+
+    Raises ConfigError.
+    """
+    if _size("num_channels", num_channels, 0) % 2:
+        raise ConfigError(f"{num_channels} channels cannot rotate in pairs; give an even number")
+    if isinstance(theta, bool) or not isinstance(theta, (int, float)) or not 0 < theta < 1e30:
+        raise ConfigError(f"theta is {shown(theta)}; it must be a number above 0 and below 1e30, such as 10000.0")
+    if not isinstance(dtype, torch.dtype) or dtype not in DTYPES:
+        raise ConfigError(f"dtype is {shown(dtype)}; allowed are {', '.join(map(str, DTYPES))}")
+    return float(theta) ** -(torch.arange(0, num_channels, 2, dtype=dtype) / max(num_channels, 1))
+
+
+def _size(name: str, value: int, minimum: int) -> int:
+    """Raises ConfigError."""
+    return whole_number(name, value, minimum, LARGEST_SIZE, ConfigError)
 
 
 def _vectors(name: str, given: Sequence[Tensor], axes: Sequence[str]) -> list[Tensor]:
@@ -137,7 +154,7 @@ def _checked_frequencies(given: Sequence[Tensor]) -> list[Tensor]:
     """Of the three axes. Raises ConfigError for tensors that cannot be multiplied by the same positions."""
     frequencies = _vectors("frequencies", given, AXES)
     kinds = {(each.dtype, each.device) for each in frequencies}
-    if len(kinds) > 1 or frequencies[0].dtype not in (torch.float32, torch.float64):
+    if len(kinds) > 1 or frequencies[0].dtype not in DTYPES:
         found = ", ".join(f"{each.dtype} on {each.device}" for each in frequencies)
         raise ConfigError(f"frequencies are {found}; give all in float32 or all in float64, on one device")
     return frequencies
@@ -158,7 +175,7 @@ def _num_still_pairs(head_dim: int | None, num_rotating: int) -> int:
     """Pairs of a head that do not rotate. Raises ConfigError for a head that the rotating pairs do not fit into."""
     if head_dim is None:
         return 0
-    size = whole_number("head_dim", head_dim, error=ConfigError)
+    size = _size("head_dim", head_dim, 2)
     if size % 2 or size < 2 * num_rotating:
         raise ConfigError(
             f"head_dim is {size}; {num_rotating} frequencies need an even number of at least {2 * num_rotating} "

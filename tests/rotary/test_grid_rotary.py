@@ -216,8 +216,8 @@ def test_a_head_that_the_pairs_do_not_fit_into(head_dim):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (((4, 6), 3, 5), r"channels is \(4, 6\); give three even numbers"),
-        (((4, 5, 7), 3, 5), r"channels is \(4, 5, 7\); give three even numbers"),
+        (((4, 6), 3, 5), r"channels is \(4, 6\); give three numbers"),
+        (((4, 5, 7), 3, 5), "5 channels cannot rotate in pairs; give an even number"),
         (((4, -2, 6), 3, 5), "channels is -2; it must be at least 0"),
         (((4, 6, 6), 0, 5), "rows is 0; it must be at least 1"),
         (((4, 6, 6), 3, 5.0), "columns is 5.0, of type float; it must be a whole number"),
@@ -226,6 +226,19 @@ def test_a_head_that_the_pairs_do_not_fit_into(head_dim):
 def test_no_usual_grid(arguments, message):
     with pytest.raises(ConfigError, match=message):
         GridRotary.from_theta(*arguments, "half")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((9,), "9 channels cannot rotate in pairs"),
+        ((8, 0.0), "theta is 0.0; it must be a number above 0"),
+        ((8, 10.0, torch.bfloat16), "dtype is torch.bfloat16; allowed are torch.float32, torch.float64"),
+    ],
+)
+def test_no_usual_frequencies(arguments, message):
+    with pytest.raises(ConfigError, match=message):
+        theta_frequencies(*arguments)
 
 
 @pytest.mark.parametrize("layout", ["half", "interleaved"])
