@@ -11,10 +11,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from pagedvid.cache.stream_codecs import StreamCodecs
-from pagedvid.capacity.catalog import find_card, presets
+from pagedvid.capacity.card_files import find_card, presets
+from pagedvid.capacity.cards import MAX_BRANCHES, Resolution
 from pagedvid.capacity.gpus import gpu_memory, gpu_names
-from pagedvid.capacity.history import MAX_BRANCHES, window_of
-from pagedvid.capacity.model_card import Resolution
 from pagedvid.capacity.sizing import CODEC_CHOICES, Question, answers
 from pagedvid.capacity.target import parse_targets, reach, target_question
 from pagedvid.cli.capacity_report import Report, sizing_report, target_report
@@ -116,8 +115,8 @@ def _question(args: argparse.Namespace) -> Question:
     reserve_bytes = parse_bytes(args.reserve)
     if memory_bytes == 0:
         raise ConfigError(f"--memory is {shown(args.memory)}; allowed is a size above zero, such as 80GiB")
-    history = window_of(card, args.window) if args.window is not None else card.window
-    question = Question(card, resolution, history, memory_bytes, args.weights, reserve_bytes, args.branches)
+    look_back = card.window if args.window is None else card.look_back(args.window)
+    question = Question(card, resolution, look_back, memory_bytes, args.weights, reserve_bytes, args.branches)
     card.tokens_per_frame(resolution)
     return question
 

@@ -8,7 +8,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from pagedvid.capacity.history import SlidingHistory
+from pagedvid.capacity.look_back import SlidingLookBack
 from pagedvid.capacity.sizing import Answer, Question
 from pagedvid.capacity.target import Target, TargetAnswer
 from pagedvid.units import format_bytes
@@ -57,11 +57,11 @@ def question_lines(question: Question) -> list[str]:
     branches = f", {size.num_branches} branches" if size.num_branches > 1 else ""
     tokens = card.tokens_per_frame(question.resolution)
     rate = card.latent_frames_per_second
-    if isinstance(question.history, SlidingHistory):
-        sinks, recent = question.history.sink_chunks, question.history.recent_chunks
+    if isinstance(question.look_back, SlidingLookBack):
+        sinks, recent = question.look_back.sink_chunks, question.look_back.recent_chunks
         window = f"{sinks} sink + {recent} recent chunks = {size.seconds:.4g} s, and the chunk being committed"
     else:
-        frames = question.history.num_frames(card.frames_per_chunk)
+        frames = question.look_back.num_frames(card.frames_per_chunk)
         window = f"{frames} frames = {size.seconds:.4g} s, written anew for every chunk"
     weights = f"weights {question.weights_format} {format_bytes(question.weights_bytes)}"
     reserve = f", reserve {format_bytes(question.reserve_bytes)}" if question.reserve_bytes else ""
@@ -89,7 +89,7 @@ def question_facts(question: Question) -> dict[str, object]:
         "tokens_per_frame": question.card.tokens_per_frame(question.resolution),
         "chunk_tokens": size.chunk_tokens,
         "num_branches": size.num_branches,
-        "window": str(question.history),
+        "window": str(question.look_back),
         "window_seconds": size.seconds,
         "memory_bytes": question.memory_bytes,
         "weights": question.weights_format,
@@ -180,7 +180,7 @@ def target_report(question: Question, target: Target, found: Sequence[TargetAnsw
     else:
         best = max(found, key=lambda item: item.longest_seconds)
         verdict = (
-            f"no codec reaches it with the window {question.history}; {best.answer.name} does with {best.longest} "
+            f"no codec reaches it with the window {question.look_back}; {best.answer.name} does with {best.longest} "
             f"({_seconds(best.longest_seconds)})"
         )
     headers = ("codec", "stream", "streams", "reaches", f"longest window for {num_streams}", "seconds")

@@ -5,9 +5,8 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from pagedvid.capacity.catalog import all_cards
-from pagedvid.capacity.history import stream_size
-from pagedvid.capacity.model_card import ModelCard
+from pagedvid.capacity.card_files import all_cards
+from pagedvid.capacity.cards import ModelCard
 from pagedvid.cli.capacity_report import Report, columns
 from pagedvid.cli.options import path_flag
 from pagedvid.units import format_bytes
@@ -51,7 +50,7 @@ def run(args: argparse.Namespace) -> int:
 
 def second_bytes(card: ModelCard) -> int:
     """Keys and values of one second of video in BF16, all branches."""
-    size = stream_size(card, card.resolution, card.window)
+    size = card.stream_size(card.resolution, card.window)
     tokens = card.tokens_per_frame(card.resolution) * card.latent_frames_per_second
     return int(size.num_branches * card.shape.bf16_bytes(1) * tokens)
 

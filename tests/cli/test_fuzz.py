@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pagedvid.capacity import catalog, prove
+from pagedvid.capacity import card_files, prove
 from pagedvid.cli import calibrate, generate
 from pagedvid.cli.main import main
 from pagedvid.errors import CapacityError
@@ -22,8 +22,8 @@ from tests.cli.fuzz_inputs import READERS, Case, assignments, command_lines, fil
 
 MAX_LINE_CHARS = 1000
 MAX_SECONDS = 60
-FILES = valid_files(catalog.config_folder("models"))
-PRESETS = catalog.config_folder("presets")
+FILES = valid_files(card_files.config_folder("models"))
+PRESETS = card_files.config_folder("presets")
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -37,7 +37,7 @@ def no_real_work() -> Iterator[None]:
         patch.setattr(generate, "create_engine", refuse)
         patch.setattr(calibrate, "calibrate_model", refuse)
         patch.setattr(prove, "prove", refuse)
-        patch.setattr(catalog, "config_folder", lambda kind: Path("cards") if kind == "models" else PRESETS)
+        patch.setattr(card_files, "config_folder", lambda kind: Path("cards") if kind == "models" else PRESETS)
         yield
 
 
