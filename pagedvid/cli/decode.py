@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pagedvid.cli.messages import reason
 from pagedvid.cli.options import by_rule, path_flag
-from pagedvid.cli.reasons import reason
 from pagedvid.config.sections import DEVICE
 from pagedvid.errors import ConfigError
 

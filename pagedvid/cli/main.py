@@ -13,8 +13,8 @@ from typing import NoReturn
 
 from pagedvid import __version__
 from pagedvid.cli import calibrate, capacity, config_show, decode, env, generate, models
-from pagedvid.cli.error_line import error_line
-from pagedvid.cli.streams import abandon, prepare_streams
+from pagedvid.cli.messages import error_line
+from pagedvid.cli.terminal import abandon, prepare_streams
 from pagedvid.errors import ConfigError, PagedvidError
 from pagedvid.files.text import check_text
 from pagedvid.shown import named, short

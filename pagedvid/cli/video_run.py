@@ -12,9 +12,10 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from pagedvid.cli.interrupt import Interrupt
+from pagedvid.cli.messages import reason
 from pagedvid.cli.progress import ProgressView, Status
-from pagedvid.cli.reasons import reason
+from pagedvid.cli.run_result import RunResult
+from pagedvid.cli.terminal import Interrupt
 from pagedvid.engine.requests import ChunkOutput, EngineOutput, VideoRequest
 from pagedvid.errors import CapacityError, ConfigError
 from pagedvid.output.folder import OutputFolder
@@ -22,31 +23,7 @@ from pagedvid.output.latents import LatentWriter
 from pagedvid.output.video import VideoWriter
 
 if TYPE_CHECKING:
-    from pagedvid.cache.stats import CacheStats
     from pagedvid.engine.engine import Engine
-
-
-@dataclass
-class RunResult:
-    """What a run did."""
-
-    num_done: int = 0
-    num_failed: int = 0
-    num_left: int = 0
-    """Videos that were left unmade because the run ended early."""
-    was_interrupted: bool = False
-    """Whether the user ended it early."""
-    num_frames: int = 0
-    """Frames of the videos that were finished."""
-    seconds: float = 0.0
-    stored_bytes: int = 0
-    """Sum of the finished videos' peak cache bytes."""
-    bf16_bytes: int = 0
-    """The same tokens as dense BF16."""
-    pool: CacheStats | None = None
-    """The cache at the end; None when nothing ran."""
-    fullest: CacheStats | None = None
-    """The cache when it held the most bytes; None when nothing was committed."""
 
 
 @dataclass

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from pagedvid.cli.interrupt import Interrupt
+from pagedvid.cli.terminal import Interrupt
 from tests.cli.folders import assert_whole_videos, manifest_lines, names
 
 SLOW_RUN = Path(__file__).with_name("slow_run.py")
