@@ -1,4 +1,4 @@
-"""`pagedvid models`: the models whose size is known, from the cards in configs/models."""
+"""`pagedvid models`: the models that `pagedvid capacity` knows, from the cards in configs/models."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def add_parser(subparsers: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Prints one line per card."""
+    """Prints one line per card and returns the exit code."""
     cards = all_cards(args.models)
     rows = [_facts(card, str(file)) for card, file in cards.values()]
     cells = [
@@ -42,7 +42,7 @@ def run(args: argparse.Namespace) -> int:
         "",
         "tokens: of one latent frame. chunk: latent frames. window: sink + recent chunks,",
         "or frames rebuilt for every chunk. bf16/s: keys and values of a second of video.",
-        "Another model is one more YAML file like those in configs/models: --models DIR.",
+        "For another model, write a YAML file like those in configs/models: --models DIR.",
     ]
     print(Report({}, rows, lines).render(args.format))
     return 0

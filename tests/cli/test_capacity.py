@@ -123,7 +123,7 @@ def test_a_trace(command, lines):
     words = (*SELF_FORCING, "--gpu", "l4", "--kv", "bf16", "--trace", lines, "--gpus", 2, "--concurrent", 1)
     code, out, err = command(*words)
     assert (code, err) == (0, "")
-    assert "admitted     3, of them 1 after waiting" in out
+    assert "admitted     3, 1 of them after waiting" in out
     assert max(map(len, out.splitlines())) <= 80
     answer = json.loads(command(*words, "--max-wait", 30, "--format", "json")[1])
     assert (answer["num_admitted"], answer["num_rejected_waiting"]) == (2, 1)
@@ -156,14 +156,14 @@ def test_a_trace(command, lines):
             "klt2 needs tables of the model",
         ),
         (["--branches", "0"], "'0' is not a whole number"),
-        (["--scale", "0.5"], "--scale only means something with --prove"),
-        (["--device", "cpu"], "--device only means something with --prove"),
-        (["--max-wait", "5"], "--max-wait only means something with --trace"),
+        (["--scale", "0.5"], "--scale has no effect without --prove"),
+        (["--device", "cpu"], "--device has no effect without --prove"),
+        (["--max-wait", "5"], "--max-wait has no effect without --trace"),
         (["--prove", "--trace", "x"], "--prove and --trace cannot be combined"),
         (["--prove", "--target", "streams=3"], "--prove and --target cannot be combined"),
         (["--prove", "--scale", "2"], "'2' is not a number from 0.001 to 1"),
         (["--prove", "--scale", "nan"], "'nan' is not a number from 0.001 to 1"),
-        (["--prove", "--kv", "int2,int4"], "--prove needs one --kv"),
+        (["--prove", "--kv", "int2,int4"], "--prove takes one choice of codecs"),
         (["--prove", "--memory", "100TiB"], "the proof would allocate"),
         (["--prove", "--device", "cuda:77"], "device is 'cuda:77'"),
         (["--trace", "nowhere.jsonl"], "trace nowhere.jsonl cannot be read"),

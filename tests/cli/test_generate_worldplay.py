@@ -131,7 +131,7 @@ def test_folders_and_files_can_be_given(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("given", "message"), [("nowhere.safetensors", "is no file"), ("empty", "has no .safetensors")]
+    ("given", "message"), [("nowhere.safetensors", "is not a file"), ("empty", "has no .safetensors")]
 )
 def test_nothing_to_decode_is_said_before_the_vae_is_loaded(command, tmp_path, given, message):
     (tmp_path / "empty").mkdir()
