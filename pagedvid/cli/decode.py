@@ -96,7 +96,7 @@ def decode_file(vae: VideoVae, file: Path) -> tuple[Path, int]:
     Raises ConfigError for a file that does not contain latents of this VAE, and one of `WRITE_ERRORS`.
     """
     from pagedvid.output.latents import read_latents
-    from pagedvid.output.video import VideoWriter
+    from pagedvid.output.mp4 import VideoWriter
 
     latents_FCHW, latents_per_second = read_latents(file)
     writer = VideoWriter(_video_path(file), latents_per_second * vae.frames_per_latent, scale=1)

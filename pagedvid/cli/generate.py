@@ -22,8 +22,8 @@ from pagedvid.engine.requests import VideoRequest
 from pagedvid.errors import ConfigError
 from pagedvid.models.settle import settled
 from pagedvid.output.folder import OutputFolder
+from pagedvid.output.mp4 import AV_VERSION
 from pagedvid.output.sheet import MAX_ROWS, SheetRow, write_sheet
-from pagedvid.output.video import AV_VERSION
 
 if TYPE_CHECKING:
     from pagedvid.engine.engine import Engine

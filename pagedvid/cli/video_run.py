@@ -20,7 +20,7 @@ from pagedvid.engine.requests import ChunkOutput, EngineOutput, VideoRequest
 from pagedvid.errors import CapacityError, ConfigError
 from pagedvid.output.folder import OutputFolder
 from pagedvid.output.latents import LatentWriter
-from pagedvid.output.video import VideoWriter
+from pagedvid.output.mp4 import VideoWriter
 
 if TYPE_CHECKING:
     from pagedvid.engine.engine import Engine

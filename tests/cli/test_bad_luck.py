@@ -16,7 +16,7 @@ from pagedvid.cli.video_run import VideoRun
 from pagedvid.engine.requests import RequestFailure, VideoRequest
 from pagedvid.errors import CapacityError, ConfigError, IntegrityError, NonFiniteError
 from pagedvid.output.folder import OutputFolder
-from pagedvid.output.video import VideoWriter
+from pagedvid.output.mp4 import VideoWriter
 from tests.cli.fake_engine import FakeEngine
 from tests.cli.folders import assert_whole_videos, manifest_lines, names
 
@@ -228,7 +228,7 @@ class TestResume:
         (out / "000-red.mp4").write_bytes(content)
         code, _, stderr = generate("red", "blue", options=["--frames", 8, "--resume"])
         assert (code, [request.id for request in engines[1].submitted]) == (0, ["000-red"])
-        assert f"warning 000-red.mp4 is not whole, it has {len(content)} of " in stderr
+        assert f"warning 000-red.mp4 is incomplete, it has {len(content)} of " in stderr
         assert assert_whole_videos(out, 8) == ["000-red", "001-blue"]
 
 

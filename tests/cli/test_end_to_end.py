@@ -8,7 +8,7 @@ from importlib.resources import files
 import numpy as np
 import pytest
 
-from pagedvid.output.video import read_frames
+from pagedvid.output.mp4 import read_frames
 from tests.cli.folders import assert_whole_videos, manifest_lines
 
 FAST = ("--frames", 20, "--set", "engine.denoise_steps=2", "--set", "generate.threads=1", "--memory", "16MiB")

@@ -18,7 +18,7 @@ import pytest
 
 from pagedvid.cli import generate
 from pagedvid.output.latents import read_latents
-from pagedvid.output.video import count_frames
+from pagedvid.output.mp4 import count_frames
 from tests.cli.folders import manifest_lines
 from tests.output.faults import ERRORS, failing_call, file_size_limit
 

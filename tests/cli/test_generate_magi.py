@@ -66,7 +66,7 @@ def test_other_inputs_are_another_video(command, prompts, weights, tmp_path):
     assert command(*run, prompts(*first))[0] == 0
     first[0]["inputs"]["prefix"] = lines(weights)[1]["inputs"]["prefix"]
     code, _, stderr = command(*run, prompts(*first), "--resume")
-    assert code == 2 and "made otherwise (prefix: None -> " in stderr
+    assert code == 2 and "made differently (prefix: None -> " in stderr
 
 
 def test_the_plan_knows_the_look_back(command, prompts, weights):

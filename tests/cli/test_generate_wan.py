@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from pagedvid.integrations.vae import VideoVae
-from pagedvid.output.video import count_frames, read_frames
+from pagedvid.output.mp4 import count_frames, read_frames
 from tests.cli.folders import manifest_lines, names
 from tests.models.wan.base.published import write_pipeline, write_self_forcing, write_text_encoder, write_vae
 from tests.models.wan.base.tiny import tiny_transformer

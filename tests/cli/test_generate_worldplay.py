@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from pagedvid.cli import decode
 from pagedvid.errors import ConfigError
 from pagedvid.output.latents import LatentWriter, read_latents
-from pagedvid.output.video import VideoWriter, read_frames
+from pagedvid.output.mp4 import VideoWriter, read_frames
 from tests.cli.folders import names
 from tests.integrations.tiny_parts import VAES, by_hand, write_encoder, write_tokenizer
 

@@ -14,8 +14,8 @@ from pagedvid.engine.requests import VideoRequest
 from pagedvid.output.atomic import replacing
 from pagedvid.output.latents import LatentWriter, read_latents
 from pagedvid.output.manifest import Manifest, ManifestEntry
+from pagedvid.output.mp4 import WRITE_ERRORS, VideoWriter, read_frames
 from pagedvid.output.sheet import SheetRow, write_sheet
-from pagedvid.output.video import WRITE_ERRORS, VideoWriter, read_frames
 from tests.output.faults import ERRORS, failing_call, file_size_limit
 
 FRAMES = np.random.default_rng(0).integers(0, 256, (6, 16, 16, 3), dtype=np.uint8)

@@ -99,7 +99,7 @@ def test_a_deep_line_is_named(path, opened):
 
 def test_a_device_is_no_manifest(path, opened):
     path.symlink_to("/dev/zero")
-    with pytest.raises(ConfigError, match="no regular file"):
+    with pytest.raises(ConfigError, match="not a regular file"):
         opened()
 
 

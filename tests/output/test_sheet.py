@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from pagedvid.output import sheet
 from pagedvid.output.sheet import SHEET_WIDTH, SheetRow, spaced_indices, write_sheet
-from tests.output.test_video import write
+from tests.output.test_mp4 import write
 
 
 def video(tmp_path, name, color, num_frames=12, size=(16, 16)):

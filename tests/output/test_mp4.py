@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pagedvid.errors import ConfigError
-from pagedvid.output import video
+from pagedvid.output import mp4
 from pagedvid.output.atomic import temporary_path
-from pagedvid.output.video import WRITE_ERRORS, VideoWriter, count_frames, enlarge, frame_rate, read_frames
+from pagedvid.output.mp4 import WRITE_ERRORS, VideoWriter, count_frames, enlarge, frame_rate, read_frames
 
 COLORS = np.array([[230, 30, 35], [40, 200, 70], [50, 100, 255], [245, 245, 245]], dtype=np.uint8)
 
@@ -128,7 +128,7 @@ def test_enlarge_repeats_pixels_and_makes_sizes_even():
 
 class TestSpeed:
     SPEEDS = st.one_of(
-        st.floats(video.MIN_FRAMES_PER_SECOND, video.MAX_FRAMES_PER_SECOND),
+        st.floats(mp4.MIN_FRAMES_PER_SECOND, mp4.MAX_FRAMES_PER_SECOND),
         st.integers(1, 10**6).map(lambda number: number / 10**4),
         st.sampled_from([24000 / 1001, 30000 / 1001, 1 / 3, 0.0001, 1000.0, 240.000001, 1.0005, 12.345678]),
     )
@@ -197,7 +197,7 @@ class TestLongVideos:
                 return (decoded.append(frame) or frame for frame in self.container.decode(stream))
 
         with av.open(str(long_video)) as container:
-            assert len(list(video._frames_at(Watched(container), [0, 5, 899]))) == 3
+            assert len(list(mp4._frames_at(Watched(container), [0, 5, 899]))) == 3
         assert len(decoded) < NUM_FRAMES // 2
 
     def test_a_frame_beyond_the_end_is_named(self, long_video):
