@@ -1,4 +1,4 @@
-"""Whatever a host has set in PyTorch, and however its tensors lie in memory: the same result, or a refusal by name."""
+"""Whatever a host has set in PyTorch, and however its tensors are laid out: the same result, or an error by name."""
 
 from __future__ import annotations
 

@@ -36,7 +36,7 @@ MAX_TABLES = 2**8
 def config_folder(kind: str) -> Path:
     """The folder of shipped cards ("models") or presets ("presets").
 
-    A wheel carries configs/ inside the package; a checkout has it beside the package.
+    A wheel has configs/ inside the package; a checkout has it next to the package.
     """
     inside = PACKAGE / "configs" / kind
     return inside if inside.is_dir() else PACKAGE.parent / "configs" / kind

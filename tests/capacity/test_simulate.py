@@ -143,7 +143,7 @@ def test_pools_per_table_decide_as_whole_pools_do(codecs):
         (stream(0, 0), "trace.jsonl:2: length_seconds is 0; allowed is more than 0"),
         (stream(0, "long"), "trace.jsonl:2: length_seconds is 'long'"),
         (stream(0, True), "trace.jsonl:2: length_seconds is True"),
-        (stream(0, float("nan")), "trace.jsonl:2: not valid JSON: NaN is no number"),
+        (stream(0, float("nan")), "trace.jsonl:2: not valid JSON: NaN is not a number"),
         (stream(1e300), "trace.jsonl:2: start_seconds is 1e"),
         (stream(0, num_branches=0), "trace.jsonl:2: num_branches is 0"),
         (stream(0, num_branches="two"), "trace.jsonl:2: num_branches is 'two'"),

@@ -31,7 +31,7 @@ def test_two_prompts_to_two_videos(command, prompts, tmp_path):
     assert "attention backend: torch" in stderr
     for id in ids:
         sidecar = json.loads((out / f"{id}.json").read_text())
-        # three chunks of 8 frames, of which two are committed; all metadata and padding counted
+        # three chunks of 8 frames, two of them committed; all metadata and padding counted
         assert 0 < sidecar["cache_peak_bytes"] <= 0.155 * sidecar["cache_bf16_bytes"]
         assert sidecar["frames_per_second"] == 12
         assert read_frames(out / f"{id}.mp4")[0].shape == (256, 256, 3)

@@ -26,7 +26,7 @@ def test_what_might_never_end_is_refused(tmp_path):
     [
         (b"caf\xe9", r"not UTF-8 text \(byte 3\)"),
         ("text".encode("utf-16"), "not UTF-8 text"),
-        (b"x" * 101, "larger than the 100 B that are read"),
+        (b"x" * 101, "larger than 100 B, which is the most"),
     ],
 )
 def test_what_is_no_text(tmp_path, content, reason):

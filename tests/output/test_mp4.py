@@ -154,7 +154,7 @@ class TestSpeed:
 
     @pytest.mark.parametrize("speed", [0, -1, 0.00009, 1000.1, float("nan"), float("inf"), 1e-300])
     def test_other_speeds_are_refused_before_there_is_a_file(self, tmp_path, speed):
-        with pytest.raises(ConfigError, match=r"an mp4 file, which holds 0\.0001 to 1000; change"):
+        with pytest.raises(ConfigError, match=r"an mp4 file, which allows 0\.0001 to 1000; change"):
             VideoWriter(tmp_path / "a.mp4", speed, 1)
         assert list(tmp_path.iterdir()) == []
 
@@ -210,7 +210,7 @@ def test_an_index_that_was_written_wrongly_is_noticed(tmp_path):
     writer = VideoWriter(tmp_path / "a.mp4", 8, 1)
     writer.add(four_squares(5))
     writer.num_frames += 1
-    with pytest.raises(OSError, match="it has 5 frames at 8 a second, not 6 at 8"):
+    with pytest.raises(OSError, match="it has 5 frames at 8 per second instead of 6 at 8"):
         writer.finish()
     writer.discard()
     assert list(tmp_path.iterdir()) == []
