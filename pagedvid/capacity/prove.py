@@ -101,20 +101,20 @@ def prove(
     name: str,
     codecs: StreamCodecs,
     *,
-    scale: float = 1.0,
+    layer_fraction: float = 1.0,
     device: str = "cpu",
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Proof:
     """Builds a pool, fills it and measures.
 
-    `scale`: the fraction of the layers to build; the number of streams stays that of the whole model. Raises
+    `layer_fraction`: the share of the layers to build; the number of streams stays that of the whole model. Raises
     CapacityError when the pool does not fit on this machine, ConfigError for a device that does not exist.
     """
     target = read_device(device)
     if target.type not in ("cpu", "cuda"):
         raise ConfigError(f"device is {device!r}, which has no memory of its own to measure; write cpu, cuda or cuda:N")
     (full,) = answers(question, {name: codecs})
-    num_layers = max(1, round(question.card.num_layers * scale))
+    num_layers = max(1, round(question.card.num_layers * layer_fraction))
     size = replace(question, card=replace(question.card, num_layers=num_layers)).size.on_pages_for(codecs)
     pool_pages = full.pool_pages * size.pages(codecs) // full.stream_pages  # holds as many streams as the full pool
     pool_bytes = full.pool_bytes // full.pool_pages * pool_pages

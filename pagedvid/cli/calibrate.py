@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from pagedvid.cli.messages import logs_as_notes, reason
 from pagedvid.cli.options import add_config_options, path_flag, resolve_options
 from pagedvid.cli.prompts import read_prompts
+from pagedvid.cli.terminal import EXIT_FAILED, EXIT_SUCCESS
 from pagedvid.config.sections import Config
 from pagedvid.engine.requests import ChunkOutput, VideoRequest
 from pagedvid.errors import ConfigError, PagedvidError
@@ -24,8 +25,6 @@ from pagedvid.shown import named
 
 if TYPE_CHECKING:
     from pagedvid.codecs.klt.file import Calibration
-
-EXIT_FINE, EXIT_FAILED = 0, 1
 
 DEMO_PROMPTS = 72
 """Prompts for the demo model when none are given."""
@@ -71,7 +70,7 @@ def run(args: argparse.Namespace) -> int:
         report(f"failed  {error}")
         return EXIT_FAILED
     print(f"{args.out}  {calibration.num_bytes} bytes, {calibration.calibrated_on}")
-    return EXIT_FAILED if num_failed else EXIT_FINE
+    return EXIT_FAILED if num_failed else EXIT_SUCCESS
 
 
 def report(line: str) -> None:

@@ -18,6 +18,7 @@ from pagedvid.capacity.sizing import CODEC_CHOICES, Question, answers
 from pagedvid.capacity.target import parse_targets, reach, target_question
 from pagedvid.cli.capacity_report import Report, sizing_report, target_report
 from pagedvid.cli.options import by_rule, path_flag
+from pagedvid.cli.terminal import EXIT_FAILED, EXIT_SUCCESS
 from pagedvid.codecs.page import CODEC_PATTERN
 from pagedvid.config.rules import number, whole
 from pagedvid.config.sections import DEVICE
@@ -28,7 +29,6 @@ from pagedvid.units import parse_bytes
 DEFAULT_CODEC = "int2"
 DEFAULT_MEMORY = "80GiB"
 MAX_GPUS = 10_000
-EXIT_FINE, EXIT_DISPROVED = 0, 1
 
 _NEEDS = {"scale": "prove", "device": "prove", "gpus": "trace", "max_wait": "trace", "concurrent": "trace"}
 _EXCLUDES = (("prove", "trace"), ("prove", "targets"), ("trace", "targets"), ("prove", "plot"), ("trace", "plot"))
@@ -90,7 +90,7 @@ def run(args: argparse.Namespace) -> int:
     if args.plot:
         _plot(args, question, choices)
     print(report.render(args.format))
-    return EXIT_FINE
+    return EXIT_SUCCESS
 
 
 def _check_flags(args: argparse.Namespace) -> None:
@@ -156,9 +156,11 @@ def _prove(args: argparse.Namespace, question: Question, choices: Mapping[str, S
     from pagedvid.cli.capacity_runs import proof_report
 
     name, codecs = _one_choice(args, choices, "--prove")
-    proof = prove(question, name, codecs, scale=args.scale or 1.0, device=args.device or "cpu", progress=_show_commits)
+    proof = prove(
+        question, name, codecs, layer_fraction=args.scale or 1.0, device=args.device or "cpu", progress=_show_commits
+    )
     print(proof_report(proof).render(args.format))
-    return EXIT_FINE if proof.agrees else EXIT_DISPROVED
+    return EXIT_SUCCESS if proof.agrees else EXIT_FAILED
 
 
 def _show_commits(done: int, total: int) -> None:

@@ -13,13 +13,12 @@ from typing import TYPE_CHECKING, Any
 
 from pagedvid.cli.messages import reason
 from pagedvid.cli.options import by_rule, path_flag
+from pagedvid.cli.terminal import EXIT_BAD_INPUT, EXIT_FAILED, EXIT_SUCCESS
 from pagedvid.config.sections import DEVICE
 from pagedvid.errors import ConfigError
 
 if TYPE_CHECKING:
     from pagedvid.integrations.vae import VideoVae
-
-EXIT_FINE, EXIT_FAILED, EXIT_BAD_INPUT = 0, 1, 2
 
 
 def add_parser(subparsers: Any) -> None:
@@ -54,7 +53,7 @@ def run(args: argparse.Namespace) -> int:
         else:
             print(f"{path}  {num_frames} frames")
     if not failures:
-        return EXIT_FINE
+        return EXIT_SUCCESS
     is_bad_input = len(failures) == len(files) and all(isinstance(error, ConfigError) for error in failures)
     return EXIT_BAD_INPUT if is_bad_input else EXIT_FAILED
 

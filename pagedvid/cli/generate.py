@@ -16,6 +16,7 @@ from pagedvid.cli.options import add_config_options, path_flag, resolve_options
 from pagedvid.cli.progress import ProgressView, progress_view
 from pagedvid.cli.prompts import read_prompts
 from pagedvid.cli.run_result import RunResult, summary_lines
+from pagedvid.cli.terminal import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_SUCCESS
 from pagedvid.cli.video_run import VideoRun
 from pagedvid.config.sections import Config, frame_settings
 from pagedvid.engine.requests import VideoRequest
@@ -29,8 +30,6 @@ if TYPE_CHECKING:
     from pagedvid.engine.engine import Engine
 
 logger = logging.getLogger(__name__)
-
-EXIT_FINE, EXIT_FAILED, EXIT_INTERRUPTED = 0, 1, 130
 
 
 def add_parser(subparsers: Any) -> None:
@@ -84,7 +83,7 @@ def _print_plan(config: Config, requests: Sequence[VideoRequest]) -> int:
     window = Window(cache.sink_chunks, cache.recent_chunks)
     schedule = model_schedule(name, choice, num_frames, config.engine.denoise_steps, window)
     print("\n".join(plan_lines(config, model_geometry(name, choice), requests, schedule)))
-    return EXIT_FINE
+    return EXIT_SUCCESS
 
 
 def _writes_latents(config: Config) -> bool:
@@ -152,4 +151,4 @@ def _write_sheet(folder: OutputFolder, requests: Sequence[VideoRequest]) -> None
 def _exit_code(result: RunResult) -> int:
     if result.num_left:
         return EXIT_INTERRUPTED if result.was_interrupted else EXIT_FAILED
-    return EXIT_FAILED if result.num_failed else EXIT_FINE
+    return EXIT_FAILED if result.num_failed else EXIT_SUCCESS

@@ -16,12 +16,10 @@ from typing_extensions import override
 from pagedvid import __version__
 from pagedvid.cli import calibrate, capacity, config_show, decode, env, generate, models
 from pagedvid.cli.messages import error_line
-from pagedvid.cli.terminal import abandon, prepare_streams
+from pagedvid.cli.terminal import EXIT_BAD_INPUT, EXIT_FAILED, EXIT_INTERRUPTED, abandon, prepare_streams
 from pagedvid.errors import ConfigError, PagedvidError
 from pagedvid.files.text import check_text
 from pagedvid.shown import named, short
-
-EXIT_FAILED, EXIT_BAD_INPUT, EXIT_INTERRUPTED = 1, 2, 130
 
 
 class _Parser(argparse.ArgumentParser):

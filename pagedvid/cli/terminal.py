@@ -1,4 +1,4 @@
-"""What a command shares with the terminal that started it: standard streams and signals.
+"""What a command shares with the terminal that started it: standard streams, signals and exit codes.
 
 stdout and stderr are made usable however the command was started: open, and able to show every character. A result
 that cannot be written is an error. What is said about a run is not its result: when stderr cannot be written, because
@@ -17,6 +17,9 @@ from types import FrameType, TracebackType
 from typing import Any
 
 from typing_extensions import override
+
+EXIT_SUCCESS, EXIT_FAILED, EXIT_BAD_INPUT, EXIT_INTERRUPTED = 0, 1, 2, 130
+"""Failed: a video or a proof failed, or the output could not be written. Bad input: nothing was started."""
 
 _NUM_STANDARD = 3
 """File descriptors of stdin, stdout and stderr."""

@@ -59,7 +59,7 @@ def test_predicted_is_measured(name):
 )
 def test_of_other_kinds_of_models_with_a_fraction_of_the_layers(model, changes):
     asked = small(model, **{"look_back": SlidingLookBack(1, 2), "memory": 80 * MIB, **changes})
-    proof = prove(asked, "int2", StreamCodecs("int2"), scale=0.05)
+    proof = prove(asked, "int2", StreamCodecs("int2"), layer_fraction=0.05)
     assert proof.agrees, proof.checks
     assert proof.num_layers == 2
     measured = {check.what: check.measured for check in proof.checks}

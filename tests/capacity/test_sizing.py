@@ -81,7 +81,7 @@ def test_bytes_are_those_that_geometry_reserves():
 
 
 def test_layers_apart_are_admitted_as_promised():
-    """Tables of different length: the whole model, with a pool of its real number of pages."""
+    """Tables of different lengths, so the whole model is built, with its real number of pages."""
     asked, codecs = question("demo", memory=32 * MIB), StreamCodecs("int4/int2", layers=((0, 1, "int8/bf16"),))
     row, size = answer(asked, "", codecs), asked.size
     card = asked.card

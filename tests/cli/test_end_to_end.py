@@ -37,7 +37,7 @@ def test_two_prompts_to_two_videos(command, prompts, tmp_path):
         assert read_frames(out / f"{id}.mp4")[0].shape == (256, 256, 3)
 
 
-def test_a_video_does_not_depend_on_what_runs_beside_it(command, prompts, tmp_path):
+def test_a_video_does_not_depend_on_what_runs_next_to_it(command, prompts, tmp_path):
     path = prompts({"prompt": LINES[0], "id": "a", "seed": 3}, {"prompt": LINES[1], "id": "b", "seed": 4})
     alone, together = tmp_path / "alone", tmp_path / "together"
     command("generate", "--prompts", path, "--out", together, *FAST)

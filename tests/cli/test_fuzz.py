@@ -1,4 +1,4 @@
-"""Nothing that a person can write ends in a traceback: a result, or one line that says what is wrong."""
+"""Whatever a person writes, the command ends with a result or one line that says what is wrong, not a traceback."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ PRESETS = card_files.config_folder("presets")
 
 @pytest.fixture(autouse=True, scope="module")
 def no_real_work() -> Iterator[None]:
-    """Engines, proofs and calibrations end at once, as they do where memory is short; one model card is enough."""
+    """Engines, proofs and calibrations end at once, as when memory is short; one model card is enough."""
 
     def refuse(*args: object, **kwargs: object) -> None:
         raise CapacityError("the stand-in has no memory")

@@ -95,7 +95,7 @@ def write_latents(path: Path, num_frames: int = 3) -> None:
     writer.publish()
 
 
-def test_a_file_becomes_a_video_beside_it(tmp_path):
+def test_a_file_becomes_a_video_next_to_it(tmp_path):
     write_latents(tmp_path / "walk.safetensors")
     path, num_frames = decode.decode_file(FakeVae(), tmp_path / "walk.safetensors")
     assert path == tmp_path / "walk.mp4" and num_frames == 9
@@ -149,7 +149,7 @@ def test_a_folder_that_is_no_vae_is_refused(command, tmp_path):
     ("tiny", "vae_name"), [("hy-worldplay-8b", "hunyuan"), ("hy-worldplay-5b", "wan22")], indirect=["tiny"]
 )
 def test_the_whole_way_to_a_video(vae_name, command, prompts, tiny, tmp_path):
-    """Latents, then a video file like one written of the frames that diffusers makes of them."""
+    """The decoded latents are the video of the frames that diffusers decodes from them."""
     generate(command, prompts, tiny, tmp_path / "out")
     vae = VAES[vae_name]()
     vae.save_pretrained(tmp_path / "vae")

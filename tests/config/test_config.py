@@ -1,4 +1,4 @@
-"""Settings: rules, layers, sources, and the agreement of names with the modules that they stand for."""
+"""Settings: rules, layers, sources, and names that must agree with the modules that define them."""
 
 import ast
 import dataclasses

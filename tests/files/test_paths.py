@@ -1,4 +1,4 @@
-"""What can be at a path that a user names, other than what is wanted."""
+"""What can be at a path that a user names instead of the expected file."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Lines of .jsonl files: objects of plain values, and a reason for whatever is not."""
+"""Lines of .jsonl files: objects of plain values are read, anything else is refused with a reason."""
 
 import pytest
 

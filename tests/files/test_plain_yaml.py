@@ -1,4 +1,4 @@
-"""YAML as pagedvid reads it: plain values, and a line for whatever is not."""
+"""YAML as pagedvid reads it: plain values are read, anything else is refused with its line."""
 
 import time
 from contextlib import suppress

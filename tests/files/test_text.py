@@ -50,7 +50,7 @@ def test_text_that_no_file_can_hold():
 
 
 def test_the_output_of_a_command_is_read(tmp_path):
-    """As bash has it: --config <(command)."""
+    """In bash: --config <(command)."""
     read_end, write_end = os.pipe()
     with os.fdopen(write_end, "wb") as pipe:
         pipe.write(b"words")

@@ -118,7 +118,7 @@ class TestOverwriting:
         assert {path.name: path.read_bytes() for path in video.parent.iterdir()} == before
 
     def test_the_old_entries_are_gone_before_a_file_is_replaced(self, opened, video):
-        """Otherwise a kill right after it would leave a new video under the line of the old one."""
+        """Otherwise a kill right afterwards would leave a new video with the manifest line of the old one."""
         with opened(overwrite=True) as folder:
             writer = folder.open_video(REQUEST, 8.0, 1)
             assert (folder.path / "manifest.jsonl").read_bytes() == b""

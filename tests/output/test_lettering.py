@@ -1,4 +1,4 @@
-"""Captions: cut to a width in few looks, whatever their length, and no letter that cannot be drawn."""
+"""Captions: cut to a width with few measurements, however long they are, and without undrawable letters."""
 
 from __future__ import annotations
 

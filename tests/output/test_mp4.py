@@ -164,7 +164,7 @@ NUM_FRAMES = 900
 
 @pytest.fixture(scope="module")
 def long_video(tmp_path_factory):
-    """Every frame shows its number, a bit in each of ten stripes."""
+    """Frames that show their numbers, one bit in each of ten stripes."""
     path = tmp_path_factory.mktemp("long") / "a.mp4"
     writer = VideoWriter(path, 23.976, 4)
     numbers = np.arange(NUM_FRAMES)[:, None, None, None]
