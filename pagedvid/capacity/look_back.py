@@ -1,4 +1,4 @@
-"""How far back a model looks, and how people write that.
+"""How far back a model looks: what people write as its `window`, in a card or as --window.
 
     sliding    the first chunks (sinks) and the newest ones are kept; the current chunk joins them when it is committed
                0+6:       [ . . . . . . | current ]       7 chunks stored at the peak

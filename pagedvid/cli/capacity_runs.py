@@ -94,10 +94,10 @@ def simulation_report(question: Question, name: str, fleet: Fleet, result: Simul
         "",
         "A stream keeps its pages for its length; the speed of forwards is not simulated.",
     ]
-    return Report(simulation_facts(question, name, fleet, result), [vars(period) for period in result.periods], lines)
+    return Report(_simulation_facts(question, name, fleet, result), [vars(period) for period in result.periods], lines)
 
 
-def simulation_facts(question: Question, name: str, fleet: Fleet, result: Simulation) -> dict[str, object]:
+def _simulation_facts(question: Question, name: str, fleet: Fleet, result: Simulation) -> dict[str, object]:
     """The same for programs."""
     waits = result.waits
     return {

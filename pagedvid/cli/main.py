@@ -27,11 +27,11 @@ class _Parser(argparse.ArgumentParser):
 
     @override
     def error(self, message: str) -> NoReturn:
-        report_error(f"{message} (see {self.prog} --help)")
+        _report_error(f"{message} (see {self.prog} --help)")
         raise SystemExit(EXIT_BAD_INPUT)
 
 
-def report_error(message: str) -> None:
+def _report_error(message: str) -> None:
     """Prints an error in one line to stderr."""
     print("pagedvid: error:", error_line(message), file=sys.stderr)
 
@@ -59,10 +59,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
         return code
     except PagedvidError as error:
-        report_error(str(error))
+        _report_error(str(error))
         return EXIT_BAD_INPUT
     except KeyboardInterrupt:
-        report_error("interrupted")
+        _report_error("interrupted")
         return EXIT_INTERRUPTED
     except BrokenPipeError:
         # The reader of stdout is gone (`pagedvid config show | head`): nothing may be flushed to it any more.
@@ -92,8 +92,8 @@ def _report_os_error(error: OSError) -> int:
     """An error with a path is bad input; one without is about stdout, which cannot be written."""
     reason = error.strerror or str(error)
     if error.filename is not None:
-        report_error(f"{named(str(error.filename))}: {reason}; give another path")
+        _report_error(f"{named(str(error.filename))}: {reason}; give another path")
         return EXIT_BAD_INPUT
     abandon(sys.stdout)
-    report_error(f"the output could not be written: {reason}")
+    _report_error(f"the output could not be written: {reason}")
     return EXIT_FAILED

@@ -32,7 +32,7 @@ def run(args: argparse.Namespace) -> int:
             str(card.tokens_per_frame(card.resolution)),
             str(card.frames_per_chunk),
             str(card.window),
-            format_bytes(second_bytes(card)),
+            format_bytes(_second_bytes(card)),
         )
         for card, _ in cards.values()
     ]
@@ -48,7 +48,7 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def second_bytes(card: ModelCard) -> int:
+def _second_bytes(card: ModelCard) -> int:
     """Keys and values of one second of video in BF16, all branches."""
     size = card.stream_size(card.resolution, card.window)
     tokens = card.tokens_per_frame(card.resolution) * card.latent_frames_per_second
@@ -71,7 +71,7 @@ def _facts(card: ModelCard, file: str) -> dict[str, object]:
         "frames_per_chunk": card.frames_per_chunk,
         "denoise_steps": card.denoise_steps,
         "window": str(card.window),
-        "bf16_bytes_per_second": second_bytes(card),
+        "bf16_bytes_per_second": _second_bytes(card),
         "weights_bf16_bytes": card.weights.get("bf16"),
         "weights_fp8_bytes": card.weights.get("fp8"),
         "file": file,
