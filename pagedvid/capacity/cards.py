@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from pagedvid.cache.sizes import KVShape, peak_pages
 from pagedvid.cache.stream_codecs import StreamCodecs
@@ -16,6 +17,9 @@ from pagedvid.cache.window import Window
 from pagedvid.capacity.look_back import MAX_LENGTH, LookBack, RebuiltLookBack, read_look_back
 from pagedvid.errors import ConfigError
 from pagedvid.shown import short, shown
+
+if TYPE_CHECKING:
+    from pagedvid.cache.spec import CacheSpec
 
 MAX_SIDE = 2**16
 """Most pixels of a side; more is a typing mistake."""
@@ -65,6 +69,21 @@ class StreamSize:
     def on_pages_for(self, codecs: StreamCodecs) -> StreamSize:
         """The same stream on pages that suit the codecs."""
         return replace(self, shape=self.shape.with_pages_for(codecs))
+
+    def cache_spec(self, codecs: StreamCodecs) -> CacheSpec:
+        """What a cache for such streams is made for, on pages of this size."""
+        from pagedvid.cache.spec import CacheSpec  # imports PyTorch
+
+        return CacheSpec(
+            self.shape.num_layers,
+            self.shape.num_kv_heads,
+            self.shape.head_dim,
+            num_query_heads=self.num_query_heads,
+            codecs=codecs,
+            page_rows=self.shape.page_rows,
+            tokens_per_frame=self.shape.tokens_per_frame,
+            frames_per_block=self.shape.frames_per_block,
+        )
 
     def pages(self, codecs: StreamCodecs) -> int:
         """Pages that `open` reserves for the stream, all branches."""

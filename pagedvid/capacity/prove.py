@@ -20,7 +20,6 @@ from pagedvid.attention.store import LayerStore, Writing
 from pagedvid.cache.manager import CacheManager
 from pagedvid.cache.plan import QueryRange, RangePlan
 from pagedvid.cache.sizes import KVShape
-from pagedvid.cache.spec import CacheSpec
 from pagedvid.cache.stream import Stream
 from pagedvid.cache.stream_codecs import StreamCodecs
 from pagedvid.capacity.cards import StreamSize
@@ -181,7 +180,7 @@ class _Run:
         warm_up(device)
         _make_constants(book, codecs, shape, device)
         self._before = live_bytes(device)
-        self.spec = _spec(size, codecs)
+        self.spec = size.cache_spec(codecs)
         self.cache = CacheManager(self.spec, pool_bytes, device)
         self.store = LayerStore(self.cache.pool, self.spec, book)
         self.branches = tuple(f"branch{number}" for number in range(size.num_branches))
@@ -256,20 +255,6 @@ def _make_constants(book: CodecBook, codecs: StreamCodecs, shape: KVShape, devic
             shape.num_kv_heads, shape.page.padded_tokens(1, name), shape.head_dim, dtype=torch.float32, device=device
         )
         codec.decode(records, 1, room)
-
-
-def _spec(size: StreamSize, codecs: StreamCodecs) -> CacheSpec:
-    shape: KVShape = size.shape
-    return CacheSpec(
-        shape.num_layers,
-        shape.num_kv_heads,
-        shape.head_dim,
-        num_query_heads=size.num_query_heads,
-        codecs=codecs,
-        page_rows=shape.page_rows,
-        tokens_per_frame=shape.tokens_per_frame,
-        frames_per_block=shape.frames_per_block,
-    )
 
 
 def _inputs_bytes(size: StreamSize) -> int:

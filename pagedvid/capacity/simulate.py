@@ -19,7 +19,6 @@ import numpy as np
 
 from pagedvid.cache.manager import CacheManager
 from pagedvid.cache.sizes import KVShape, peak_pages
-from pagedvid.cache.spec import CacheSpec
 from pagedvid.cache.stream import Stream
 from pagedvid.cache.stream_codecs import StreamCodecs
 from pagedvid.capacity.cards import Resolution, StreamSize
@@ -119,7 +118,8 @@ class _Run:
     def __init__(self, fleet: Fleet) -> None:
         self._fleet = fleet
         memory = fleet.table.page_bytes * fleet.table_pages
-        self._gpus = [CacheManager(self._spec(fleet), memory, "meta") for _ in range(fleet.num_gpus)]
+        spec = replace(fleet.question.size, shape=fleet.table).cache_spec(fleet.codecs)
+        self._gpus = [CacheManager(spec, memory, "meta") for _ in range(fleet.num_gpus)]
         self._free_pages = np.full(fleet.num_gpus, fleet.table_pages, dtype=np.int64)
         self._reserved_pages = 0
         self._queue: deque[_Request] = deque()
@@ -128,19 +128,6 @@ class _Run:
         self._waits: list[float] = []
         self._moments: list[Moment] = []
         self._kinds: dict[tuple[Resolution, int, int], tuple[StreamSize, int, int]] = {}
-
-    @staticmethod
-    def _spec(fleet: Fleet) -> CacheSpec:
-        table = fleet.table
-        return CacheSpec(
-            1,
-            1,
-            table.head_dim,
-            codecs=fleet.codecs,
-            page_rows=table.page_rows,
-            tokens_per_frame=table.tokens_per_frame,
-            frames_per_block=table.frames_per_block,
-        )
 
     def arrive(self, arrival: Arrival) -> None:
         """Admits, queues or rejects a stream at its start."""
