@@ -35,6 +35,16 @@ def draw_streams_over_memory(question: Question, choices: Mapping[str, StreamCod
         raise ConfigError("--plot needs matplotlib; install it with: pip install 'pagedvid[plot]'") from None
     figure = Figure(figsize=(8, 5), dpi=150, layout="constrained")
     axes = figure.add_subplot()
+    highest = _curves(axes, question, choices)
+    _frame(axes, question, highest)
+    try:
+        figure.savefig(path)
+    except OSError as error:
+        raise ConfigError(f"--plot {path} cannot be written: {error}") from None
+
+
+def _curves(axes: Any, question: Question, choices: Mapping[str, StreamCodecs]) -> float:
+    """Draws a labelled curve per choice; returns the greatest height, at least 1."""
     here, top = question.memory_bytes, 2 * question.memory_bytes
     memories = sorted({here, *(top * i // NUM_POINTS for i in range(1, NUM_POINTS + 1))})
     ends: list[_Label] = []
@@ -62,11 +72,7 @@ def draw_streams_over_memory(question: Question, choices: Mapping[str, StreamCod
             fontweight="bold",
             bbox=backing,
         )
-    _frame(axes, question, highest)
-    try:
-        figure.savefig(path)
-    except OSError as error:
-        raise ConfigError(f"--plot {path} cannot be written: {error}") from None
+    return highest
 
 
 def _frame(axes: Any, question: Question, highest: float) -> None:

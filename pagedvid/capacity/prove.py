@@ -123,32 +123,30 @@ def prove(
             f"--prove with {num_commits} commits per stream would take too long; the most is {MAX_COMMITS}: give a "
             "shorter --window"
         )
-    inputs_bytes = _inputs_bytes(size)
-    _require_room(target, pool_bytes + inputs_bytes + full.commit_bytes)
+    _require_room(target, pool_bytes + _inputs_bytes(size) + full.commit_bytes)
     started = time.perf_counter()
     run = _Run(size, codecs, pool_bytes, target)
     run.fill(num_commits, progress)
-    checks = (
-        Check("pages of the pool", pool_pages, run.cache.pool.num_pages),
-        Check("bytes of the pool", pool_bytes, run.cache.pool.records.nbytes),
-        Check("streams admitted", full.num_streams, len(run.streams)),
-        Check("pages at the peak", full.num_streams * size.pages(codecs), run.cache.pool.peak_used_pages),
-        _resident_check(run, full, pool_bytes, num_commits),
-        Check(
-            "peak bytes",
-            pool_bytes + _factor_bytes(run, full, num_commits, pending=True) + inputs_bytes + full.commit_bytes,
-            run.peak_bytes,
-            PEAK_TOLERANCE,
-        ),
-    )
+    checks = _checks(run, full, pool_pages, pool_bytes, num_commits)
     run.release()
     seconds = time.perf_counter() - started
     return Proof(question, name, str(target), num_layers, num_commits, full.pool_bytes, checks, seconds)
 
 
-def _resident_check(run: _Run, full: Answer, pool_bytes: int, num_commits: int) -> Check:
-    predicted = pool_bytes + _factor_bytes(run, full, num_commits, pending=False)
-    return Check("resident bytes", predicted, run.resident_bytes, PEAK_TOLERANCE if run.device.type == "cuda" else 0.0)
+def _checks(run: _Run, full: Answer, pool_pages: int, pool_bytes: int, num_commits: int) -> tuple[Check, ...]:
+    pool, num_streams = run.cache.pool, full.num_streams
+    resident_bytes = pool_bytes + _factor_bytes(run, full, num_commits, pending=False)
+    peak_bytes = pool_bytes + _factor_bytes(run, full, num_commits, pending=True)
+    peak_bytes += _inputs_bytes(run.size) + full.commit_bytes
+    resident_tolerance = PEAK_TOLERANCE if run.device.type == "cuda" else 0.0
+    return (
+        Check("pages of the pool", pool_pages, pool.num_pages),
+        Check("bytes of the pool", pool_bytes, pool.records.nbytes),
+        Check("streams admitted", num_streams, len(run.streams)),
+        Check("pages at the peak", num_streams * run.size.pages(run.codecs), pool.peak_used_pages),
+        Check("resident bytes", resident_bytes, run.resident_bytes, resident_tolerance),
+        Check("peak bytes", peak_bytes, run.peak_bytes, PEAK_TOLERANCE),
+    )
 
 
 def _factor_bytes(run: _Run, full: Answer, num_commits: int, *, pending: bool) -> int:
