@@ -32,7 +32,7 @@ from pagedvid.errors import CapacityError, ConfigError
 from pagedvid.units import format_bytes
 
 PEAK_TOLERANCE = 0.02
-"""Relative; all other numbers must agree exactly."""
+"""Relative tolerance of the peak, and on CUDA of the resident bytes; all other numbers must agree exactly."""
 MAX_COMMITS = 512
 """Most commits per stream; a longer window would keep the machine busy for hours."""
 

@@ -1,4 +1,4 @@
-"""Which numbers in a file are weights: those whose values can be used as they are, in any floating-point format.
+"""Files of tensors, and which of their numbers are weights: those that can be used as they are, in any float format.
 
 Codes of quantized weights cannot: their scales are in other tensors, in a configuration file, or unknown. If they were
 cast to floats, they would load without an error and the model would produce garbage.
