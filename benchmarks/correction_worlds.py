@@ -1,6 +1,6 @@
 """Which correction suits which content: kinds of tokens, and persistence from frame to frame?
 
-A quarter of an hour. Synthetic worlds (lib/families.py) have four cached chunks, which the queries of the next chunk
+Ten minutes on one core. Synthetic worlds (lib/families.py) have four cached chunks, which the queries of the next chunk
 read, at a distance of one to four chunks. The demo model's own queries, keys and values are measured too. Keys and
 values both come from storage; the reference is float64 attention over unquantized ones. Means over videos, heads and
 queries:

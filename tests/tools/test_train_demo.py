@@ -3,40 +3,32 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
+import demo_batches
+import train_demo
 from pagedvid.models.demo.model import DemoModel
 from pagedvid.models.demo.rope import DemoRope, rotate_half
 from pagedvid.models.demo.world import Scene, Thing
 
-TOOLS = Path(__file__).resolve().parents[3] / "tools"
 TINY = ["--layers", "1", "--width", "64", "--chunks-per-batch", "3", "--threads", "1"]
 
 
-@pytest.fixture
-def train_demo(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    monkeypatch.syspath_prepend(str(TOOLS))
+@pytest.fixture(autouse=True)
+def same_threads() -> Iterator[None]:
+    """Training sets the number of threads."""
     threads = torch.get_num_threads()
-    import train_demo
-
-    yield train_demo
+    yield
     torch.set_num_threads(threads)
 
 
-@pytest.fixture
-def demo_batches(train_demo: ModuleType) -> ModuleType:
-    import demo_batches
-
-    return demo_batches
-
-
-def test_two_steps_resume_and_export(train_demo: ModuleType, tmp_path: Path) -> None:
+def test_two_steps_resume_and_export(tmp_path: Path) -> None:
     run, weights = tmp_path / "run", tmp_path / "weights"
     train_demo.main([*TINY, "--steps", "2", "--out", str(run)])
     train_demo.main([*TINY, "--steps", "3", "--out", str(run), "--resume"])
@@ -48,7 +40,7 @@ def test_two_steps_resume_and_export(train_demo: ModuleType, tmp_path: Path) -> 
     assert DemoModel.load(weights).geometry.num_layers == 1
 
 
-def test_a_cut_run_that_is_resumed_ends_like_a_whole_one(train_demo: ModuleType, tmp_path: Path) -> None:
+def test_a_cut_run_that_is_resumed_ends_like_a_whole_one(tmp_path: Path) -> None:
     states = []
     for name, stops in (("whole", [4]), ("cut", [2, 4])):
         for number, stop in enumerate(stops):
@@ -68,15 +60,13 @@ def test_a_cut_run_that_is_resumed_ends_like_a_whole_one(train_demo: ModuleType,
 
 
 @pytest.mark.parametrize("extra", [[], ["--steps", "2", "--minutes", "1"]])
-def test_a_run_needs_exactly_one_length(
-    train_demo: ModuleType, extra: list[str], capsys: pytest.CaptureFixture
-) -> None:
+def test_a_run_needs_exactly_one_length(extra: list[str], capsys: pytest.CaptureFixture) -> None:
     with pytest.raises(SystemExit):
         train_demo.main(extra)
     assert "exactly one of --minutes and --steps" in capsys.readouterr().err
 
 
-def test_batches_are_decided_by_the_generator_and_hold_a_constant_load(demo_batches: ModuleType) -> None:
+def test_batches_are_decided_by_the_generator_and_hold_a_constant_load() -> None:
     for seed in range(12):
         batch, again = (demo_batches.make_batch(np.random.default_rng(seed), 24) for _ in range(2))
         assert torch.equal(batch.clean_BISC, again.clean_BISC) and torch.equal(batch.slots_BK, again.slots_BK)
@@ -86,22 +76,20 @@ def test_batches_are_decided_by_the_generator_and_hold_a_constant_load(demo_batc
         assert batch.weight_BISC.shape == batch.clean_BISC.shape
 
 
-def test_pixels_around_a_thing_weigh_more(demo_batches: ModuleType) -> None:
+def test_pixels_around_a_thing_weigh_more() -> None:
     scene = Scene((Thing("cross", "red", "small", "still", 10, 20),), "black")
     (weight,) = demo_batches.loss_weight(scene, np.zeros(1))
     assert weight.dtype == np.float32
     assert weight[16:24, 6:14].min() == demo_batches.BOX_WEIGHT and weight[20, 18] == 1 and weight[0, 0] == 1
 
 
-def test_plain_attention_is_scaled_attention(demo_batches: ModuleType) -> None:
+def test_plain_attention_is_scaled_attention() -> None:
     q, k, v = torch.randn(2, 3, 5, 64), torch.randn(2, 3, 7, 64), torch.randn(2, 3, 7, 64)
     assert torch.allclose(demo_batches.plain_attention(q, k, v), F.scaled_dot_product_attention(q, k, v), atol=1e-5)
 
 
 @pytest.mark.parametrize("num_chunks", [1, 2, 3])
-def test_training_attention_is_dense_attention_with_the_block_triangular_mask(
-    demo_batches: ModuleType, num_chunks: int
-) -> None:
+def test_training_attention_is_dense_attention_with_the_block_triangular_mask(num_chunks: int) -> None:
     size, clips, heads = 128, 2, 2
     rope = DemoRope(16, 4, 4)
     attend = demo_batches.BlockTriangularAttention(rope, num_chunks, size, torch.device("cpu"))

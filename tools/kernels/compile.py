@@ -1,4 +1,4 @@
-"""Compiles kernels for a GPU that need not be there, and reads what the assembler says of them."""
+"""Compiles kernels for a GPU that need not be present, and reads the resources from the assembler's report."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 SHARED_MEMORY_LIMIT_BYTES = {80: 163 * 1024, 90: 227 * 1024}
-"""Most dynamic shared memory of one block, by compute capability (CUDA programming guide, technical specifications)."""
+"""Largest dynamic shared memory of one block, by compute capability (CUDA programming guide)."""
 
 
 _TYPES = {
@@ -31,7 +31,7 @@ _TYPES = {
     "fp32": ("scale",),
 }
 ARGUMENT_TYPES = {name: kind for kind, names in _TYPES.items() for name in names}
-"""Of arguments that are not constants, in a BF16 model; all others are 32-bit integers."""
+"""Types of arguments that are not constants, in a BF16 model; all others are 32-bit integers."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Launch:
     def of(
         label: str, kernel: Any, constants: Mapping[str, Any], num_warps: int, num_stages: int = 1, **types: str
     ) -> Launch:
-        """`types`: of arguments that are not what `ARGUMENT_TYPES` says."""
+        """`types`: exceptions from `ARGUMENT_TYPES`."""
         names = [name for name in kernel.arg_names if name not in constants]
         chosen = {name: {**ARGUMENT_TYPES, **types}.get(name, "i32") for name in names}
         return Launch(label, kernel, chosen, constants, num_warps, num_stages)
@@ -58,7 +58,7 @@ class Launch:
 
 @dataclass(frozen=True)
 class Resources:
-    """What one compiled kernel takes."""
+    """Resources of one compiled kernel."""
 
     label: str
     kernel: str
@@ -66,7 +66,7 @@ class Resources:
     registers: int
     """Per thread."""
     spilled_bytes: int
-    """Per thread: loads and stores of registers that did not fit."""
+    """Per thread: stores and loads of registers that did not fit."""
     shared_bytes: int
     """Per block."""
     num_warps: int
@@ -92,7 +92,7 @@ def compile_launch(launch: Launch, capability: int) -> Resources:
 
 
 def _alignments(kernel: Any, types: Mapping[str, str]) -> dict[tuple[int, ...], list[list[Any]]]:
-    """Pointers and strides are multiples of 16, but for those that a kernel says to know nothing of."""
+    """Pointers and strides are multiples of 16, except arguments marked do_not_specialize."""
     aligned = [
         index
         for index, parameter in enumerate(kernel.params)
