@@ -209,7 +209,8 @@ def cost_answer(rows: Sequence[Row]) -> list[str]:
     parts = []
     for row in rows:
         encode, store = (f"{100 * row[name]:.1f} %" for name in ("encode_ratio", "store_ratio"))
-        cache = f"{row['storage']} {row['correction']}, {row['videos']} videos at once"
+        videos = "1 video" if row["videos"] == 1 else f"{row['videos']} videos at once"
+        cache = f"{row['storage']} {row['correction']}, {videos}"
         parts.append(f"{cache}: encoding {encode}, all that storing adds {store}")
     return [f"4. Of the time of a chunk's denoise steps: {'; '.join(parts)}."]
 

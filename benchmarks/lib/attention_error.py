@@ -16,7 +16,7 @@ from torch import Tensor
 from lib.corrections import CORRECTIONS, NEED_STEP_SIZES, Correction, Readout, StoredSample
 from lib.schemes import Scheme
 from lib.tensors import Sample
-from peers.stored import Stored
+from peers import Stored
 
 QUERY_STRIDE = 4
 """Every fourth query of a forward is measured."""

@@ -18,8 +18,8 @@ from pagedvid.codecs.book import CodecBook
 from pagedvid.codecs.page import PageFormat, page_rows_for, read_codec
 from pagedvid.codecs.token.codec import TokenCodec
 from pagedvid.codecs.token.hadamard import HadamardCodec
+from peers import Stored
 from peers.catalogue import Peer
-from peers.stored import Stored
 
 PLAIN_PAGE_BITS = 256
 """Code bits of a channel in a default page: 128 tokens of int2."""

@@ -8,8 +8,8 @@ from functools import partial
 
 from torch import Tensor
 
+from peers import Stored
 from peers.quant_videogen import quant_videogen
-from peers.stored import Stored
 from peers.turboquant import turboquant
 from peers.uniform import kivi_keys, kivi_values, quarot, rtn
 

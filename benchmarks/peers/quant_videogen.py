@@ -13,7 +13,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from peers.stored import Stored
+from peers import Stored
 
 MAX_ROUNDS = 100
 CENTROID_BITS = 16

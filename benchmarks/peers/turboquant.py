@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from pagedvid.codecs.token.hadamard import hadamard_matrix
-from peers.stored import Stored
+from peers import Stored
 
 ROTATION_SEED = 0
 NUM_QUANTILES = 20_000

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from pagedvid.codecs.token.hadamard import hadamard_matrix
-from peers.stored import Stored
+from peers import Stored
 
 RTN_METADATA_BITS = 24
 KIVI_METADATA_BITS = 32

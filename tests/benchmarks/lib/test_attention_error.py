@@ -10,8 +10,8 @@ from lib.corrections import CORRECTIONS, factored, formula, granularities, sampl
 from lib.families import draw_family
 from lib.schemes import Scheme, peer_scheme
 from pagedvid.correction.formula import log_mass_shift
+from peers import Stored
 from peers.catalogue import peers
-from peers.stored import Stored
 
 
 def erring_scheme(keys_rotated: bool, spread: float = 0.8) -> Scheme:
