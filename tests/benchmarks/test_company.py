@@ -1,4 +1,4 @@
-"""The benchmark of company on an untrained model, and its numbers where they are known."""
+"""The company benchmark on an untrained model, and its numbers for known differences."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import company
 from company import difference, main
 
 NO_DIFFERENCE = 10 * np.log10(255**2 * 12)
-"""Of levels, in dB."""
+"""PSNR of equal videos in dB."""
 
 
 def test_runs_and_writes(weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,4 +1,4 @@
-"""The table of corrections by content: its worlds are as they say, and it sees what corrections do."""
+"""The table of corrections by content: its worlds are as described, and it sees what corrections do."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ def test_a_small_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert "full rank" in capsys.readouterr().out
 
 
-def test_what_a_reader_finds_is_what_a_step_of_attention_finds() -> None:
-    """The same as attention_error.py, which is float32, finds."""
+def test_shifts_and_errors_are_those_of_attention_error() -> None:
+    """lib/attention_error.py finds the same in float32."""
     (sample,) = world_videos("low rank", 0.5, 1, 0)
     readout = store(scheme_of("int2", sample), sample)
     found, expected = read(readout, 0), measure(readout, 0)

@@ -1,4 +1,4 @@
-"""Words from numbers: who wins, by how much, and where not."""
+"""Words from numbers: who wins, by how much, and who does not."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Drift: statistics that react to what they are named for, windows that cover a video, shifts in the right unit."""
+"""Drift: statistics react to what they are named after, windows cover a video, shifts have the right unit."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The plot: which points lie on the front, and that names do not lie on each other."""
+"""The plot: the Pareto front, and labels that do not overlap."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def test_labels_are_apart(tmp_path: Path) -> None:
     assert not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])
 
 
-def test_best_correction_stands_for_a_storage() -> None:
+def test_a_storage_has_its_best_correction() -> None:
     rows = [
         {"storage": storage, "factor": factor, "bits": bits, "psnr": [psnr]}
         for storage, bits, psnr, factor in (

@@ -17,7 +17,7 @@ BOX = Thing("square", "yellow", "small", "up", 20.0, 24.0)
 
 
 def share_right(num_things: int, first_frame: int, spoil: bool, num_clips: int) -> dict[str, float]:
-    """Part of all attributes of random scenes, usual and held-out ones, that is read as it was drawn."""
+    """Share of all attributes of random scenes, usual and held-out ones, that are read as drawn."""
     rng = np.random.default_rng([num_things, first_frame])
     right: dict[str, list[bool]] = defaultdict(list)
     for i in range(num_clips):
@@ -50,7 +50,7 @@ def test_a_thing_behind_another_is_read_from_what_is_in_view() -> None:
     assert all(all(values) for values in compare(scene, reading).values())
     (cross,) = (thing for thing in reading.things if thing.color == "yellow")
     hidden_F = np.isnan(cross.centers_F2[:, 0])
-    assert 3 <= hidden_F.sum() <= 12  # it is fully hidden for 5 frames of its way
+    assert 3 <= hidden_F.sum() <= 12  # it is completely hidden for 5 frames
     known_F = np.flatnonzero(~hidden_F)
     away = np.abs(cross.centers_F2[known_F] - behind.centers(known_F.astype(float)) % FRAME_SIZE)
     assert away.max() < 1.5 and away.mean() < 0.3
@@ -151,7 +151,7 @@ def test_a_video_keeps_its_identity_and_its_path(num_things: int) -> None:
 
     names = ("background", "color", "kind", "size", "motion", "path")
     assert min(share(same, name) for name in names) >= 0.99
-    assert share(restarted, "color") >= 0.99 and share(restarted, "path") <= 0.35  # what stands still, 1 of 7, goes on
+    assert share(restarted, "color") >= 0.99 and share(restarted, "path") <= 0.35  # the 1 of 7 that is still continues
     assert all(share(other, name) < 0.7 for name in names) and share(other, "path") <= 0.25
 
 

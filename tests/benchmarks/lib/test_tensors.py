@@ -1,4 +1,4 @@
-"""What codecs are tried on: the demo model's own tensors, and families that are as their names say."""
+"""Samples: the demo model's own tensors, and families that are as their names say."""
 
 from __future__ import annotations
 

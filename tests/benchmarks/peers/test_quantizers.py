@@ -1,4 +1,4 @@
-"""The published quantizers against their papers: bits, grids, and what they are good and bad at."""
+"""The published quantizers against their papers: bits, grids, and the data they are good or bad at."""
 
 from __future__ import annotations
 
