@@ -28,12 +28,13 @@ from typing import Any
 import numpy as np
 import torch
 
+from lib.lab import engine_videos
 from lib.measuring import interleaved, median_ratio, seconds_of
 from lib.quality import psnr
 from lib.report import format_table, make_parser, note, use_threads, write_report
 from pagedvid.config.sections import CacheConfig, Config, EngineConfig, ModelConfig
 from pagedvid.engine.engine import Engine
-from pagedvid.engine.requests import ChunkOutput, VideoRequest
+from pagedvid.engine.requests import VideoRequest
 from pagedvid.models.build import build_engine
 from pagedvid.models.demo.captions import caption
 from pagedvid.models.demo.world import random_scene
@@ -57,7 +58,7 @@ class Workload:
         """All videos, in batches of `num_together` that start together."""
         made: Videos = {}
         for first in range(0, len(self.requests), num_together):
-            made |= made_by(
+            made |= engine_videos(
                 self._engine(codec, num_together, reproducible), self.requests[first : first + num_together]
             )
         return made
@@ -66,25 +67,13 @@ class Workload:
         """Seconds to make `num_together` videos at once."""
         engine = self._engine(codec, num_together, reproducible)
         requests = [replace(self.requests[0], id=str(seed), seed=seed) for seed in range(num_together)]
-        return seconds_of(lambda: made_by(engine, requests))
+        return seconds_of(lambda: engine_videos(engine, requests))
 
     def _engine(self, codec: str, num_together: int, reproducible: bool) -> Engine:
         how = EngineConfig(
             max_batch_tokens=2**20, concurrent=num_together, policy="round_robin", reproducible=reproducible
         )
         return build_engine(Config(model=self._model, cache=CacheConfig(memory="64MiB", codec=codec), engine=how))
-
-
-def made_by(engine: Engine, requests: Sequence[VideoRequest]) -> Videos:
-    """The videos of an engine. Raises the error of the first one that fails."""
-    chunks: dict[str, list[np.ndarray]] = {request.id: [] for request in requests}
-    for request in requests:
-        engine.submit(request)
-    for output in engine.run():
-        if not isinstance(output, ChunkOutput):
-            raise output.error
-        chunks[output.request_id].append(output.frames)
-    return {id: np.concatenate(parts) for id, parts in chunks.items()}
 
 
 def difference(alone: Videos, together: Videos) -> dict[str, float]:

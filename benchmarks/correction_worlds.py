@@ -67,10 +67,8 @@ WORLDS = {
 def world_videos(kind: str, persistence: float, num_videos: int, seed: int) -> list[Sample]:
     """Videos of one world."""
     world = WORLDS[kind]
-    traits, shape = (
-        replace(world.traits, persistence=persistence),
-        (CACHED_CHUNKS, world.num_frames, world.frame_tokens),
-    )
+    traits = replace(world.traits, persistence=persistence)
+    shape = (CACHED_CHUNKS, world.num_frames, world.frame_tokens)
     return [draw_video(traits, kind, seed + i, 64, *shape) for i in range(num_videos)]
 
 

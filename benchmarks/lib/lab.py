@@ -29,6 +29,18 @@ COMPARED_CHUNKS = (1, 2)
 """The first two that read quantized pages. Later ones diverge chaotically and say nothing."""
 
 
+def engine_videos(engine: Engine, requests: Sequence[VideoRequest]) -> dict[str, np.ndarray]:
+    """Frames that an engine makes, uint8 [frames, H, W, 3], by id. Raises the error of the first video that fails."""
+    chunks: dict[str, list[np.ndarray]] = {request.id: [] for request in requests}
+    for request in requests:
+        engine.submit(request)
+    for output in engine.run():
+        if not isinstance(output, ChunkOutput):
+            raise output.error
+        chunks[output.request_id].append(output.frames)
+    return {id: np.concatenate(parts) for id, parts in chunks.items()}
+
+
 @dataclass(frozen=True)
 class Request:
     """One video."""
@@ -143,14 +155,11 @@ class Lab:
         """What a user would get, uint8 [videos, frames, H, W, 3]. Raises the error of the first video that fails."""
         settings = EngineSettings(num_denoise_steps=self.num_denoise_steps)
         engine = Engine(self.model, cache, self.window, settings)
-        for number, request in enumerate(self.requests):
-            engine.submit(VideoRequest(str(number), request.prompt, self.num_frames, request.seed))
-        videos: list[list[np.ndarray]] = [[] for _ in self.requests]
-        for output in engine.run():
-            if not isinstance(output, ChunkOutput):
-                raise output.error
-            videos[int(output.request_id)].append(output.frames)
-        return np.stack([np.concatenate(chunks) for chunks in videos])
+        requests = [
+            VideoRequest(str(number), request.prompt, self.num_frames, request.seed)
+            for number, request in enumerate(self.requests)
+        ]
+        return np.stack(list(engine_videos(engine, requests).values()))
 
     def loop(self, cache: PagedKVCache) -> VideoLoop:
         """A loop up to the last compared chunk, whose history can be given."""
