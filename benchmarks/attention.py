@@ -60,7 +60,6 @@ class LineRope:
     layout: str = "half"
 
     def tables(self, first_token: int, num_tokens: int) -> tuple[Tensor, Tensor]:
-        """See `RopeTables`."""
         frequencies = 10000.0 ** -torch.linspace(0, 1, self.head_dim // 2)
         angles = torch.arange(first_token, first_token + num_tokens)[:, None] * frequencies
         return angles.cos(), angles.sin()

@@ -129,7 +129,7 @@ def measure_speed(workload: Workload, codec: str, streams: Sequence[int], num_ro
 
 
 def comparison_table(rows: Sequence[Mapping[str, Any]], num_videos: int) -> str:
-    """The first table."""
+    """The table of differences."""
     headers = ("cache", "others", "forwards", "same", "max", "99.99 %", "> 1", "PSNR", "worst")
     cells = [
         (
@@ -149,7 +149,7 @@ def comparison_table(rows: Sequence[Mapping[str, Any]], num_videos: int) -> str:
 
 
 def speed_table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """The second table."""
+    """The table of speeds."""
     cells = [
         (
             str(row["streams"]),

@@ -25,7 +25,7 @@ from lib.schemes import Scheme
 from lib.tensors import Sample
 
 Videos = list[list[Sample]]
-"""Samples by layer, by video."""
+"""Samples [video][layer]."""
 Summary = dict[str, Any]
 DIGITS = 5
 

@@ -58,7 +58,6 @@ class FactorCache(PagedKVCache):
 
     @contextmanager
     def step(self, ranges: Sequence[QueryRange]) -> Iterator[Step]:
-        """See `PagedKVCache.step`."""
         with super().step(ranges) as step:
             yield step
         for range_ in ranges:
