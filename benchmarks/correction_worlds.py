@@ -1,6 +1,6 @@
 """Which correction suits which content: kinds of tokens, and persistence from frame to frame?
 
-Ten minutes on one core. Synthetic worlds (lib/families.py) have four cached chunks, which the queries of the next chunk
+Ten minutes on one core. Synthetic worlds (lib/samples.py) have four cached chunks, which the queries of the next chunk
 read, at a distance of one to four chunks. The demo model's own queries, keys and values are measured too. Keys and
 values both come from storage; the reference is float64 attention over unquantized ones. Means over videos, heads and
 queries:
@@ -29,11 +29,10 @@ from torch import Tensor
 
 from lib.attention_error import QUERY_STRIDE, store
 from lib.corrections import CORRECTIONS, Readout
-from lib.families import Traits, draw_video
 from lib.quality import draw_tasks
 from lib.report import format_table, make_parser, note, use_threads, write_report
+from lib.samples import Sample, Traits, capture, draw_video
 from lib.schemes import Scheme, paged, paged_scheme
-from lib.tensors import Sample, capture
 from pagedvid.codecs.book import CodecBook
 from pagedvid.codecs.page import PageFormat
 from pagedvid.models.demo.model import DemoModel

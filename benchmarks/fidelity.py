@@ -29,12 +29,12 @@ from fidelity import cost, drift, video
 from fidelity.answers import answers
 from fidelity.processes import shared
 from fidelity.show import show
-from fidelity.tensor_families import DEMO, Sampling
+from fidelity.tensor import DEMO, Sampling
 from lib.caches import DEFAULT, OWN, PRESETS, Case
-from lib.families import FAMILIES
 from lib.lab import Lab
 from lib.quality import READ_FRAMES, draw_tasks
 from lib.report import make_parser, use_threads, write_report
+from lib.samples import FAMILIES
 from pagedvid.engine.protocol import VideoModel
 from pagedvid.engine.requests import EngineSettings
 from pagedvid.models.registry import load_model

@@ -10,8 +10,7 @@ from fidelity import drift, video
 from fidelity.answers import answers
 from fidelity.cost import cost_table
 from fidelity.plot import draw
-from fidelity.tensor import error_table, families_table, mass_table, study_table
-from fidelity.tensor_families import DEMO
+from fidelity.tensor import DEMO, error_table, families_table, mass_table, study_table
 from lib.lab import COMPARED_CHUNKS
 
 Row = Mapping[str, Any]
@@ -39,9 +38,7 @@ def tensor_tables(tensor: Mapping[str, Any]) -> dict[str, str]:
     for correction in ("off", "variance"):
         tables[f"relative error by family, {correction}"] = families_table(families, correction)
     for storage, by_family in tensor["studies"].items():
-        tables[f"{storage}, every form of the correction: {DEMO}, and the mean of the others"] = study_table(
-            by_family, DEMO
-        )
+        tables[f"{storage}, every form of the correction: {DEMO}, and the mean of the others"] = study_table(by_family)
     return tables
 
 

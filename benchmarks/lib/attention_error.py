@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from lib.corrections import CORRECTIONS, NEED_STEP_SIZES, Correction, Readout, StoredSample
+from lib.samples import Sample
 from lib.schemes import Scheme
-from lib.tensors import Sample
 from peers import Stored
 
 QUERY_STRIDE = 4

@@ -27,7 +27,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from lib.tensors import Sample
+from lib.samples import Sample
 from pagedvid.attention.measure import MEASURED_QUERIES
 from pagedvid.correction.formula import (
     SMALLEST,

@@ -7,7 +7,7 @@ import torch
 
 from lib.attention_error import measure, store
 from lib.corrections import CORRECTIONS, factored, formula, granularities, samplings
-from lib.families import draw_family
+from lib.samples import draw_family
 from lib.schemes import Scheme, peer_scheme
 from pagedvid.correction.formula import log_mass_shift
 from peers import Stored

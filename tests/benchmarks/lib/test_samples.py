@@ -7,8 +7,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from lib.families import draw_family
-from lib.tensors import capture
+from lib.samples import capture, draw_family
 from pagedvid.models.demo.captions import caption
 from pagedvid.models.demo.model import DemoModel
 from pagedvid.models.demo.world import random_scene
