@@ -23,7 +23,7 @@ from lib.measuring import seconds_on
 from lib.report import format_table, make_parser, name_after_device, use_threads, write_report
 from pagedvid.attention.dense.choice import provider_reasons
 from pagedvid.attention.measure import MEASURED_QUERIES
-from pagedvid.attention.rotation import Readers
+from pagedvid.attention.rotation import Readers, Rotation
 from pagedvid.attention.store import LayerStore, Writing
 from pagedvid.cache.window import Window
 
@@ -44,9 +44,10 @@ def store_seconds(
     readers = Readers(inputs.rotated(q, 0)[sampled], inputs.rotated(q, shape.chunk_tokens)[sampled], 0, sampled)
     writer = cache.backend.store if store == "kernels" else LayerStore(cache.pool, cache.spec, cache.book)
     with cache.commit([stream]) as step:
-        (pending,) = step.plan.pending
+        writings = [Writing(pending, readers, k, v) for pending in step.plan.pending]
+        rotation = Rotation.of(step.plan, spec, inputs.rope, writer.ropes)
         seconds = [
-            seconds_on(device, lambda: writer.write(layer, [Writing(pending, readers, k, v)], inputs.rope))  # noqa: B023
+            seconds_on(device, lambda: writer.write(layer, writings, rotation))  # noqa: B023
             for layer in range(spec.num_layers)
         ]
     return seconds[1:]

@@ -221,7 +221,7 @@ def video(case: Case, chunks: list[list[Tensor]], state: AbstractContextManager[
                     outs.append(step.attend(0, q, k, v, rope, **more))
         cache.check()
     kept = [x for chunk in stream.chunks() for x in (chunk.alpha, chunk.variance) if x is not None]
-    pages = [cache.pool.read(chunk.pages) for chunk in stream.chunks()]
+    pages = [cache.pool.read(chunk.table.ids) for chunk in stream.chunks()]
     assert all(out.dtype == case.dtype and not out.requires_grad for out in outs)
     return [*outs, *kept, *pages]
 

@@ -44,9 +44,9 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def format_resources(resources: Sequence[Resources]) -> str:
-    head = f"{'kernel':<24}{'configuration':<38}{'sm':>4}{'warps':>7}{'registers':>11}{'spilled':>9}{'shared KiB':>12}"
+    head = f"{'kernel':<30}{'configuration':<38}{'sm':>4}{'warps':>7}{'registers':>11}{'spilled':>9}{'shared KiB':>12}"
     lines = [
-        f"{each.kernel:<24}{each.label:<38}{each.capability:>4}{each.num_warps:>7}{each.registers:>11}"
+        f"{each.kernel:<30}{each.label:<38}{each.capability:>4}{each.num_warps:>7}{each.registers:>11}"
         f"{each.spilled_bytes:>9}{each.shared_bytes / 1024:>12.1f}"
         for each in resources
     ]

@@ -151,7 +151,7 @@ def study_corrections(family: Family, storage: str) -> dict[str, Any]:
     note(f"{family.name}: corrections of {storage}")
     scheme = _scheme(storage, family.videos, None)
     page = PageFormat(family.videos[0][0].k_CHTD.shape[-1], codecs.rows)
-    corrections = granularities(page.page_tokens(storage))
+    corrections = granularities(codecs.pair.keys.page_tokens(page))
     corrections |= {f"b x {factor:g}": factored(factor) for factor in FACTORS}
     corrections |= samplings(SAMPLED_QUERIES)
     with torch.no_grad():

@@ -68,8 +68,8 @@ def measure(
 
 
 def _shifts(readout: Readout, q: Tensor, corrections: Mapping[str, Correction]) -> dict[str, Tensor | None]:
-    is_uniform = readout.stored.square_step_size_CHTD is not None
-    defined = {name: correct for name, correct in corrections.items() if is_uniform or name not in NEED_STEP_SIZES}
+    has_step_sizes = readout.stored.square_step_size_CHTD is not None
+    defined = {name: correct for name, correct in corrections.items() if has_step_sizes or name not in NEED_STEP_SIZES}
     return {"off": None, **{name: correct(readout, q) for name, correct in defined.items()}}
 
 

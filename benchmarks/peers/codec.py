@@ -8,7 +8,7 @@ Axes: R rows, one per (chunk, KV head); n tokens; P pages; B record bytes; D hea
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -17,28 +17,24 @@ from pagedvid.codecs.assignment import KINDS
 from pagedvid.codecs.base import Codec
 from pagedvid.codecs.book import CodecBook
 from pagedvid.codecs.page import PageFormat
+from pagedvid.codecs.registry import read_codec
+from pagedvid.codecs.spec import CodecSpec
 from pagedvid.errors import ConfigError, NonFiniteError
 from peers.catalogue import Peer
 
 FORMAT = "sim"
 
 
-@dataclass
-class PeerCodec:
-    """Stores the keys or values of one peer; a `pagedvid.codecs.base.Codec`."""
+class PeerCodec(Codec):
+    """Stores the keys or values of one peer."""
 
-    peer: Peer
-    kind: str
-    page: PageFormat
-    axes: Tensor | None = None
-    name: str = FORMAT
-    bits: list[float] = field(default_factory=list)
-    """Bits per element of every chunk that was stored."""
-
-    @property
-    def stores_rotated(self) -> bool:
-        """Whether keys are stored after rotary embedding."""
-        return self.kind == "keys" and self.peer.keys_rotated
+    def __init__(self, peer: Peer, kind: str, page: PageFormat) -> None:
+        self.peer = peer
+        self.kind = kind
+        self.page = page
+        self.spec = replace(read_codec(FORMAT), stores_rotated=kind == "keys" and peer.keys_rotated)
+        self.bits: list[float] = []
+        """Bits per element of every chunk that was stored."""
 
     def encode(self, x_RnD: Tensor) -> Tensor:
         """uint8 [R, P, B]. Raises NonFiniteError for NaN or infinity, ConfigError without padding for step sizes."""
@@ -47,7 +43,7 @@ class PeerCodec:
         stored = self.peer.quantize(self.kind)(x_RnD.float())
         self.bits.append(stored.bits)
         num_tokens = x_RnD.shape[1]
-        padded = self.page.padded_tokens(num_tokens, FORMAT)
+        padded = self.spec.padded_tokens(self.page, num_tokens)
         numbers_RnD = torch.zeros(len(x_RnD), padded, x_RnD.shape[2])
         numbers_RnD[:, :num_tokens] = stored.values_HnD
         if stored.square_step_size_HnD is not None:
@@ -65,7 +61,7 @@ class PeerCodec:
         tokens.copy_(self._numbers(records_RPB)[:, :num_tokens])
         return tokens
 
-    def mean_square_steps(self, records_RPB: Tensor, num_tokens: int, first_token: int = 0) -> Tensor | None:
+    def mean_square_step_sizes(self, records_RPB: Tensor, num_tokens: int, first_token: int = 0) -> Tensor | None:
         """Mean over the whole chunk, float32 [R, D]; None where levels are not uniform."""
         square = self._numbers(records_RPB)[:, -1]
         return square if bool(square.any()) else None
@@ -81,10 +77,10 @@ class PeerBook(CodecBook):
         super().__init__(page, num_kv_heads)
         self._by_kind = {kind: PeerCodec(peer, kind, page) for kind in KINDS}
 
-    def codec(self, name: str, kind: str, layer: int, heads: slice) -> Codec:
+    def codec(self, spec: CodecSpec, kind: str, layer: int, heads: slice) -> Codec:
         """The same for all layers and heads. Raises ConfigError for another name than "sim"."""
-        if name != FORMAT:
-            raise ConfigError(f"codec {name!r} was asked of a peer; only {FORMAT!r} is here")
+        if spec.name != FORMAT:
+            raise ConfigError(f"codec {spec.name!r} was asked of a peer; only {FORMAT!r} is here")
         return self._by_kind[kind]
 
     @property

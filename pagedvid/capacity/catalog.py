@@ -12,7 +12,6 @@ import pagedvid
 from pagedvid.cache.stream_codecs import StreamCodecs
 from pagedvid.capacity.card_file import read_card
 from pagedvid.capacity.model_card import ModelCard
-from pagedvid.codecs.page import read_codec
 from pagedvid.config.file import load_config
 from pagedvid.errors import ConfigError
 from pagedvid.models.settle import stream_codecs
@@ -76,4 +75,4 @@ def presets() -> dict[str, StreamCodecs]:
 
 
 def _bits(codecs: StreamCodecs) -> float:
-    return read_codec(codecs.steady.keys).bits + read_codec(codecs.steady.values).bits
+    return codecs.steady.keys.bits + codecs.steady.values.bits

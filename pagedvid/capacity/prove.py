@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from pagedvid.attention.measure import MEASURED_QUERIES, sampled_offsets
-from pagedvid.attention.rotation import Readers
+from pagedvid.attention.rotation import Readers, Rotation
 from pagedvid.attention.store import LayerStore, Writing
 from pagedvid.cache.manager import CacheManager
 from pagedvid.cache.plan import QueryRange, RangePlan
@@ -199,11 +199,14 @@ class _Run:
         self.cache.check()
 
     def _commit_all(self, num_commits: int, progress: Callable[[int, int], None]) -> None:
-        inputs, rope = self._inputs(), _Rope(self.size.shape.head_dim, self.device)
+        inputs, rope = self._inputs(), self.store.ropes.checked(_Rope(self.size.shape.head_dim, self.device))
         for number in range(1, num_commits + 1):
             ranges = [QueryRange(stream, branch, commit=True) for stream in self.streams for branch in self.branches]
             with self.cache.transaction(ranges) as plan:
-                *others, last = (partial(self._write, range_, inputs, rope) for range_ in plan.ranges)
+                *others, last = (
+                    partial(self._write, range_, inputs, Rotation(rope, False, stored_by=rope))
+                    for range_ in plan.ranges
+                )
                 for write in others:
                     write()
                 if number < num_commits:
@@ -213,13 +216,13 @@ class _Run:
                     self.peak_bytes = held + peak_extra_bytes(self.device, last)
             progress(number, num_commits)
 
-    def _write(self, range_: RangePlan, inputs: tuple[Tensor, Tensor, Tensor], rope: _Rope) -> None:
+    def _write(self, range_: RangePlan, inputs: tuple[Tensor, Tensor, Tensor], rotation: Rotation) -> None:
         q, k, v = inputs
         for pending in range_.writes:
             own_tokens = sampled_offsets(range_, self.device) if pending.source is None else None
             readers = Readers(q, q, range_.first_token, own_tokens)
             for layer in range(self.size.shape.num_layers):
-                self.store.write(layer, [Writing(pending, readers, k, v)], rope)
+                self.store.write(layer, [Writing(pending, readers, k, v)], rotation)
 
     def _inputs(self) -> tuple[Tensor, Tensor, Tensor]:
         """Sampled queries, keys and values of one layer of one chunk."""
@@ -242,11 +245,11 @@ class _Run:
 
 def _make_constants(book: CodecBook, codecs: StreamCodecs, shape: KVShape, device: torch.device) -> None:
     """Uses every codec once: what codecs keep for the whole process, such as Hadamard matrices, is no cache."""
-    for name in {name for chunk in codecs.all() for name in chunk.names(shape.num_layers)}:
-        codec = book.codec(name, "keys", 0, slice(0, shape.num_kv_heads))
+    for spec in {spec for chunk in codecs.all() for spec in chunk.in_layers(shape.num_layers)}:
+        codec = book.codec(spec, "keys", 0, slice(0, shape.num_kv_heads))
         records = codec.encode(torch.zeros(shape.num_kv_heads, 1, shape.head_dim, dtype=torch.float32, device=device))
         room = torch.empty(
-            shape.num_kv_heads, shape.page.padded_tokens(1, name), shape.head_dim, dtype=torch.float32, device=device
+            shape.num_kv_heads, spec.padded_tokens(shape.page, 1), shape.head_dim, dtype=torch.float32, device=device
         )
         codec.decode(records, 1, room)
 

@@ -19,7 +19,7 @@ from pagedvid.capacity.sizing import CODEC_CHOICES, Question, answers
 from pagedvid.capacity.target import parse_targets, reach, target_question
 from pagedvid.cli.capacity_report import Report, sizing_report, target_report
 from pagedvid.cli.options import by_rule, path_flag
-from pagedvid.codecs.page import CODEC_PATTERN
+from pagedvid.codecs.registry import codec_names
 from pagedvid.config.rules import number, whole
 from pagedvid.config.sections import DEVICE
 from pagedvid.errors import ConfigError
@@ -137,7 +137,7 @@ def _codecs(name: str, known: Mapping[str, StreamCodecs]) -> StreamCodecs:
         return StreamCodecs(name)
     except ConfigError:
         raise ConfigError(
-            f"--kv names {shown(name)}; allowed are {', '.join(known)}, any codec ({CODEC_PATTERN}) and KEYS/VALUES "
+            f"--kv names {shown(name)}; allowed are {', '.join(known)}, any codec ({codec_names()}) and KEYS/VALUES "
             "such as int4/int2, several separated by commas"
         ) from None
 

@@ -10,6 +10,7 @@ from pagedvid.cache.sizes import KVShape, peak_pages, planned_peak_pages
 from pagedvid.cache.stream_codecs import StreamCodecs
 from pagedvid.cache.window import Window, planned_peak_tokens
 from pagedvid.codecs.assignment import KINDS
+from pagedvid.codecs.spec import CodecSpec
 from pagedvid.config.sections import CacheConfig, Config
 from pagedvid.engine.requests import VideoRequest
 from pagedvid.models.settle import stream_codecs
@@ -70,9 +71,9 @@ def _describe(config: Config, model: ModelGeometry, num_videos: int, num_frames:
     ]
 
 
-def _pages(shape: KVShape, num_tokens: int, codec: str) -> str:
-    num_pages = shape.page.num_pages(num_tokens, codec)
-    return f"{num_pages} page{'s' if num_pages > 1 else ''} of {shape.page.page_tokens(codec)}"
+def _pages(shape: KVShape, num_tokens: int, codec: CodecSpec) -> str:
+    num_pages = codec.num_pages(shape.page, num_tokens)
+    return f"{num_pages} page{'s' if num_pages > 1 else ''} of {codec.page_tokens(shape.page)}"
 
 
 def _window(model: ModelGeometry, schedule: Schedule) -> str:

@@ -8,8 +8,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from pagedvid.codecs.assignment import read_layers, split_pair, write_layers
-from pagedvid.codecs.page import CODEC_PATTERN
+from pagedvid.codecs.assignment import CodecPair, read_layers, write_layers
+from pagedvid.codecs.registry import codec_names
 from pagedvid.errors import ConfigError
 from pagedvid.files.text import check_text
 from pagedvid.units import UNITS, format_setting_bytes, parse_bytes
@@ -123,12 +123,12 @@ def codecs() -> Rule:
     def read(value: object) -> object:
         _need(isinstance(value, str))
         try:
-            split_pair(value)  # type: ignore[arg-type]
+            CodecPair.read(value)  # type: ignore[arg-type]
         except ConfigError as error:
             raise ValueError from error
         return value
 
-    return Rule(f"a codec, or KEYS/VALUES such as int4/int2; codecs are {CODEC_PATTERN}", read)
+    return Rule(f"a codec, or KEYS/VALUES such as int4/int2; codecs are {codec_names()}", read)
 
 
 def layers() -> Rule:
@@ -139,7 +139,7 @@ def layers() -> Rule:
             return value
         _need(isinstance(value, dict))
         try:
-            return read_layers(value)  # type: ignore[arg-type]
+            return read_layers(value)
         except ConfigError as error:
             raise ValueError from error
 

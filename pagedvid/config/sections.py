@@ -11,6 +11,7 @@ import dataclasses
 from dataclasses import dataclass
 from typing import ClassVar
 
+from pagedvid.codecs.assignment import CodecPair
 from pagedvid.config.rules import (
     Rule,
     codecs,
@@ -116,7 +117,7 @@ class CacheConfig(Section):
     """Codec of the sink chunks; null = the same as `codec`."""
     newest_codec: str | None = setting(None, nothing() | codecs())
     """Codec of the newest chunk until the next one is committed; null = the same as `codec`."""
-    layer_codecs: tuple[tuple[int, int, str], ...] = setting((), layers())
+    layer_codecs: tuple[tuple[int, int, CodecPair], ...] = setting((), layers())
     """Layers whose codec differs from `codec`."""
     page_rows: int | str = setting("auto", one_of("auto") | whole(5, 4096))
     """Bytes of a page in units of head_dim; auto = what suits `codec`."""

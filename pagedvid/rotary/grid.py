@@ -1,4 +1,4 @@
-"""What a rotary embedding says of its tokens: how they lie in frames, and which axis every pair turns with.
+"""What a rotary embedding says of its tokens: how they lie in frames, and which axis every pair rotates with.
 
 Plain integers, so that a model, which sees nothing of the cache, can say it.
 """
@@ -16,7 +16,7 @@ AXES = ("time", "row", "column")
 
 @dataclass(frozen=True)
 class RopeGrid:
-    """How tokens lie in frames, and what every pair turns with: its angle depends on one coordinate of a token alone.
+    """How tokens lie in frames, and what every pair rotates with: its angle depends on one coordinate of a token alone.
 
     Token n is in frame n // frame_tokens, and there in row n % frame_tokens // width and column n % width.
     """
@@ -24,7 +24,7 @@ class RopeGrid:
     frame_tokens: int
     width: int
     axes: tuple[int, ...]
-    """What each column of the rotary tables turns with, an index into `AXES`; any for pairs that do not turn."""
+    """What each column of the rotary tables rotates with, an index into `AXES`; any for pairs that do not rotate."""
 
     def __post_init__(self) -> None:
         for name in ("frame_tokens", "width"):
@@ -49,11 +49,11 @@ class RopeGrid:
 
     @staticmethod
     def by_token(num_pairs: int) -> RopeGrid:
-        """Frames of one token, in which everything turns with time: these fit any tables."""
+        """Frames of one token, in which everything rotates with time: these fit any tables."""
         return RopeGrid(1, 1, (0,) * num_pairs)
 
     @staticmethod
     def split(height: int, width: int, pairs: Sequence[int]) -> RopeGrid:
-        """Frames of `height` x `width` tokens; the first `pairs[0]` pairs turn with time, then come those that turn
-        with the row, then those that turn with the column."""
+        """Frames of `height` x `width` tokens; the first `pairs[0]` pairs rotate with time, then come those that rotate
+        with the row, then those that rotate with the column."""
         return RopeGrid(height * width, width, tuple(axis for axis, count in enumerate(pairs) for _ in range(count)))

@@ -1,12 +1,13 @@
 """Rotary embedding, its inverse, and the one channel layout used inside pagedvid.
 
-Keys are stored before rotary embedding. Inside pagedvid the pairs are always "half": channel c turns with channel
+Keys are stored before rotary embedding. Inside pagedvid the pairs are always "half": channel c rotates with channel
 c + D/2. A host with the "interleaved" layout (2c with 2c + 1) has its query and key channels permuted once per call;
 scores do not change when both are permuted alike, and values and outputs are not touched at all.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -73,7 +74,7 @@ def from_half_layout(x: Tensor, layout: str) -> Tensor:
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor, out: Tensor | None = None) -> Tensor:
-    """Half-layout `x` [..., D] turned by the angles of `cos`, `sin` (same dtype, broadcastable to [..., D/2]).
+    """Half-layout `x` [..., D] rotated by the angles of `cos`, `sin` (same dtype, broadcastable to [..., D/2]).
 
     Written into `out` when given, which must not overlap `x`.
     """
@@ -99,9 +100,25 @@ def pair_mean_square(q: Tensor) -> Tensor:
     return torch.cat([mean, mean], dim=-1)
 
 
-def turned(k_HnD: Tensor, rope: RopeTables | None, position: int, *, backwards: bool = False) -> Tensor:
-    """Half-layout keys [H, n, D] turned to consecutive positions from `position` on, or back; None: as they are."""
+def rotated_at(k_HnD: Tensor, rope: RopeTables | None, position: int, *, backwards: bool = False) -> Tensor:
+    """Half-layout keys [H, n, D] rotated to consecutive positions from `position` on, or back; None: as they are."""
     if rope is None:
         return k_HnD
     cos, sin = (table.to(k_HnD.device) for table in rope.tables(position, k_HnD.shape[1]))
     return unrotate(k_HnD, cos, sin) if backwards else rotate(k_HnD, cos, sin)
+
+
+@dataclass(frozen=True)
+class Arrival:
+    """How some keys come from the model."""
+
+    layout: str = "half"
+    rotated_by: tuple[Tensor, Tensor] | None = None
+    """(cos, sin) float32 [n, D/2], contiguous; None: keys arrive before rotary embedding."""
+
+    def plain(self, k_nHD: Tensor) -> Tensor:
+        """Keys [n, h, D] before rotary embedding, in half layout."""
+        k = to_half_layout(k_nHD, self.layout)
+        if self.rotated_by is None:
+            return k
+        return unrotate(k.float(), *(table.unsqueeze(1) for table in self.rotated_by))

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from pagedvid.config import sections as config_module
 from pagedvid.config.file import Setting, load_config, read_assignment, read_file, resolve
 from pagedvid.config.sections import (
     CORRECTIONS,
@@ -21,10 +22,9 @@ from pagedvid.config.sections import (
     ModelConfig,
     frame_settings,
 )
-from pagedvid.config.sections import sections as config_module
 from pagedvid.errors import ConfigError
 
-CONFIGS = Path(__file__).parents[1] / "configs"
+CONFIGS = Path(__file__).parents[2] / "configs"
 
 
 def written(tmp_path, text):

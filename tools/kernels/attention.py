@@ -11,13 +11,14 @@ from kernels.compile import Launch
 from pagedvid.attention.kernels import merge
 from pagedvid.attention.kernels.merge import corrected_merge_kernel, merge_constants
 from pagedvid.attention.kernels.paged_attention import attention_constants, paged_attention_kernel
-from pagedvid.attention.kernels.work import ChunkNoise, Noise, Tiling
+from pagedvid.attention.kernels.work import PageBias, Tiling
+from pagedvid.correction.formula import QuantError
 from pagedvid.rotary import kernels as rotary_kernels
 from pagedvid.rotary.kernels import rotate_constants, rotate_kernel
 
 ONE = torch.ones(1, dtype=torch.float32)
-STEP_SIZES = Noise("steps", pairs=True, alpha=ONE)
-VARIANCE = Noise("variance", pairs=True, alpha=ONE)
+STEP_SIZES = PageBias("step_sizes", rotates=True, alpha=ONE)
+VARIANCE = PageBias("variance", rotates=True, alpha=ONE)
 
 
 def attention_launches() -> Iterator[Launch]:
@@ -31,22 +32,23 @@ def attention_launches() -> Iterator[Launch]:
         ("bf16 / bf16", "bf16", "bf16", None, 1),
     )
     tiling = Tiling()
-    for label, key_codec, value_codec, quant_error, group in cases:
+    for label, key_codec, value_codec, bias, group in cases:
         layouts = (page_layout(key_codec), page_layout(value_codec))
-        constants = attention_constants(layouts, torch.bfloat16, group, tiling, quant_error, FRAME, merge=True)
+        constants = attention_constants(layouts, torch.bfloat16, group, tiling, bias, FRAME, merge=True)
         types = {"key_typed": pool_type(layouts[0]), "value_typed": pool_type(layouts[1])}
         yield Launch.of(label, paged_attention_kernel, constants, tiling.num_warps, tiling.num_stages, **types)
 
 
 def merge_launches() -> Iterator[Launch]:
     """Merging with and without a correction."""
-    for label, quant_error in (("corrected", ChunkNoise(ONE, pairs=True, alpha=ONE)), ("plain", None)):
-        constants = merge_constants(HEAD_DIM, 1, quant_error)
+    quant_error = QuantError(ONE, is_variance=False, rotates=True, alpha=ONE)
+    for label, corrected in (("corrected", quant_error), ("plain", None)):
+        constants = merge_constants(HEAD_DIM, 1, corrected)
         yield Launch.of(label, corrected_merge_kernel, constants, merge.NUM_WARPS, total_out="*fp32")
 
 
 def rotate_launches() -> Iterator[Launch]:
     """Rotation of queries and current keys, by the layout of pairs."""
     for pairs in ("half", "interleaved"):
-        constants = rotate_constants(HEAD_DIM, pairs, turn=True)
+        constants = rotate_constants(HEAD_DIM, pairs, rotate=True)
         yield Launch.of(f"{pairs} pairs", rotate_kernel, constants, rotary_kernels.NUM_WARPS)

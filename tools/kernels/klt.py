@@ -9,12 +9,14 @@ import torch
 from kernels.channel import FRAME, HEAD_DIM
 from kernels.compile import Launch
 from pagedvid.codecs.klt.blocks import BlockLayout
-from pagedvid.codecs.klt.codec import KltCodec
+from pagedvid.codecs.klt.coding import KltCoding
 from pagedvid.codecs.klt.kernels import pack, scales, transform
 from pagedvid.codecs.klt.kernels.decode import klt_decode_constants, klt_decode_kernel, num_warps
 from pagedvid.codecs.klt.kernels.layout import KltLayout
+from pagedvid.codecs.klt.spec import KltSpec
 from pagedvid.codecs.klt.tables import KltTables
-from pagedvid.codecs.page import PageFormat, page_rows_for
+from pagedvid.codecs.page import PageFormat
+from pagedvid.codecs.registry import read_codec
 
 CODEC = "klt1.5"
 
@@ -23,9 +25,9 @@ def klt_launches() -> Iterator[Launch]:
     """Decoding, with and without rotation and in float32, and the three kernels of encoding."""
     for num_frames in (3, 4, 6):
         layout = klt_layout(num_frames)
-        for rotation in (FRAME, None):
-            constants = klt_decode_constants(layout, torch.bfloat16, rotation)
-            label = f"{CODEC}, {num_frames} frames" + (", rotated" if rotation is not None else "")
+        for angles in (FRAME, None):
+            constants = klt_decode_constants(layout, torch.bfloat16, angles)
+            label = f"{CODEC}, {num_frames} frames" + (", rotated" if angles is not None else "")
             yield Launch.of(label, klt_decode_kernel, constants, num_warps(layout, torch.bfloat16))
         constants = klt_decode_constants(layout, torch.float32, None)  # a commit pass measures the correction on these
         label = f"{CODEC}, {num_frames} frames, float32"
@@ -42,6 +44,8 @@ def klt_launches() -> Iterator[Launch]:
 
 def klt_layout(num_frames: int) -> KltLayout:
     """One head, with tables that change nothing and codes of all widths."""
+    spec = read_codec(CODEC)
+    assert isinstance(spec, KltSpec)
     size = num_frames * HEAD_DIM
     tables = KltTables(
         BlockLayout(FRAME.frame_tokens, num_frames),
@@ -51,5 +55,5 @@ def klt_layout(num_frames: int) -> KltLayout:
         deviation_hN=torch.ones(1, size, dtype=torch.float32),
         order_hN=torch.arange(size)[None],
     )
-    page = PageFormat(HEAD_DIM, page_rows_for(CODEC), FRAME.frame_tokens, num_frames)
-    return KltLayout.of(KltCodec.of(CODEC, page, tables), torch.device("cpu"))
+    page = PageFormat(HEAD_DIM, spec.page_rows, FRAME.frame_tokens, num_frames)
+    return KltLayout.of(page, KltCoding.of(spec, page, tables), torch.device("cpu"))

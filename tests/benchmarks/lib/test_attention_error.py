@@ -9,7 +9,7 @@ from lib.attention_error import measure, store
 from lib.corrections import CORRECTIONS, factored, formula, granularities, samplings
 from lib.samples import draw_family
 from lib.schemes import Scheme, peer_scheme
-from pagedvid.correction.formula import log_mass_shift
+from pagedvid.correction.fit import log_mass_shift
 from peers import Stored
 from peers.catalogue import peers
 

@@ -9,6 +9,7 @@ from attention import LineRope
 from lib.caches import Caches, Case
 from pagedvid.cache.window import Window
 from pagedvid.codecs.page import PageFormat
+from pagedvid.codecs.registry import read_codec
 from pagedvid.engine.protocol import ModelGeometry
 from pagedvid.errors import ConfigError, NonFiniteError
 from peers.codec import PeerBook, PeerCodec
@@ -43,11 +44,12 @@ def test_peers_are_read_as_they_reconstruct(name, caches) -> None:
         page = PageFormat(64)
         codec = PeerCodec(peer, kind, page)
         records = codec.encode(x)
-        assert records.shape == (2, page.num_pages(128, "sim"), page.num_bytes) and records.dtype == torch.uint8
+        assert records.dtype == torch.uint8
+        assert records.shape == (2, read_codec("sim").num_pages(page, 128), page.num_bytes)
         stored = peer.quantize(kind)(x)
-        out = torch.empty(2, page.padded_tokens(128, "sim"), 64)
+        out = torch.empty(2, read_codec("sim").padded_tokens(page, 128), 64)
         torch.testing.assert_close(codec.decode(records, 128, out), stored.values_HnD)
-        square = codec.mean_square_steps(records, 128)
+        square = codec.mean_square_step_sizes(records, 128)
         assert (square is None) == (stored.square_step_size_HnD is None) == (not peer.uniform)
         if square is not None:
             torch.testing.assert_close(square, stored.square_step_size_HnD.mean(1))
@@ -96,7 +98,7 @@ def test_what_a_peer_cannot_store_is_refused(caches) -> None:
     with pytest.raises(ConfigError, match="leave no room for step sizes"):
         PeerCodec(peer, "keys", PageFormat(64)).encode(torch.zeros(1, 9, 64))
     with pytest.raises(ConfigError, match="only 'sim' is here"):
-        PeerBook(peer, PageFormat(64), 2).codec("int2", "keys", 0, slice(0, 2))
+        PeerBook(peer, PageFormat(64), 2).codec(read_codec("int2"), "keys", 0, slice(0, 2))
 
 
 def test_unknown_storages_are_refused(caches) -> None:
