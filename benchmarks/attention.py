@@ -44,6 +44,7 @@ from pagedvid.cache.stream_codecs import StreamCodecs
 from pagedvid.cache.window import Window
 from pagedvid.config.sections import AttentionConfig
 from pagedvid.paged_kv_cache import PagedKVCache
+from pagedvid.rotary.grid_rotary import GridRotary
 from pagedvid.rotary.tables import rotate
 from pagedvid.units import format_bytes, parse_bytes
 
@@ -52,24 +53,17 @@ NUM_LARGE_CHANNELS = 4
 LARGE_CHANNEL_FACTOR = 8.0
 
 
-@dataclass(frozen=True)
-class LineRope:
-    """Rotary embedding along one axis, for chunks of any number of tokens."""
-
-    head_dim: int
-    layout: str = "half"
-
-    def tables(self, first_token: int, num_tokens: int) -> tuple[Tensor, Tensor]:
-        frequencies = 10000.0 ** -torch.linspace(0, 1, self.head_dim // 2)
-        angles = torch.arange(first_token, first_token + num_tokens)[:, None] * frequencies
-        return angles.cos(), angles.sin()
+def line_rotary(head_dim: int) -> GridRotary:
+    """One-dimensional rotary embedding, for chunks of any number of tokens; no tables are kept from call to call."""
+    frequencies = 10000.0 ** -torch.linspace(0, 1, head_dim // 2, dtype=torch.float32)
+    return GridRotary.of_sequence(frequencies, "half", num_cached=0)
 
 
 @dataclass(frozen=True)
 class Inputs:
     """q, k, v of each chunk before rotary embedding, BF16 [tokens, heads, head_dim]; the last chunk is current."""
 
-    rope: LineRope
+    rope: GridRotary
     chunks: tuple[tuple[Tensor, Tensor, Tensor], ...]
 
     @staticmethod
@@ -83,7 +77,7 @@ class Inputs:
             return torch.randn(chunk_tokens, num_heads, head_dim, generator=generator)
 
         chunks = [(draw(), draw() * channel_factor, draw()) for _ in range(num_chunks + 1)]
-        return Inputs(LineRope(head_dim), tuple((q.bfloat16(), k.bfloat16(), v.bfloat16()) for q, k, v in chunks))
+        return Inputs(line_rotary(head_dim), tuple((q.bfloat16(), k.bfloat16(), v.bfloat16()) for q, k, v in chunks))
 
     def dense_call(self) -> Callable[[], Tensor]:
         """Attention of the last chunk's queries over the keys of all chunks: [1, heads, tokens, head_dim]."""

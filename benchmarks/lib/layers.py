@@ -21,8 +21,8 @@ from pagedvid.codecs.book import CodecBook
 from pagedvid.codecs.klt.blocks import BlockLayout
 from pagedvid.codecs.klt.tables import KltTables
 from pagedvid.codecs.page import PageFormat, block_frames
-from pagedvid.models.worldplay.rope import SlotRope
 from pagedvid.paged_kv_cache import PagedKVCache
+from pagedvid.rotary.grid_rotary import GridRotary
 from pagedvid.rotary.tables import rotate
 
 LARGE_CHANNELS = 4
@@ -47,11 +47,11 @@ class LayerShape:
         """Tokens of one chunk."""
         return self.frames * self.rows * self.columns
 
-    def rope(self) -> SlotRope:
+    def rope(self) -> GridRotary:
         """Wan's rotary embedding, for all models alike: 44 of 128 channels encode time, 42 the row, 42 the column."""
         side = self.head_dim // 6 * 2
         channels = (self.head_dim - 2 * side, side, side)
-        return SlotRope(channels, self.rows, self.columns, theta=10000.0, layout="half")
+        return GridRotary.from_theta(channels, self.rows, self.columns, "half")
 
 
 SHAPES = {

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from pagedvid.cache.stream_codecs import StreamCodecs
-from pagedvid.capacity.history import StreamSize
+from pagedvid.capacity.cards import StreamSize
 from pagedvid.codecs.assignment import KINDS, ChunkCodecs
 from pagedvid.codecs.spec import F32_BYTES, CodecSpec
 

@@ -7,7 +7,7 @@ import json
 import pytest
 
 import capacity
-from pagedvid.capacity.catalog import all_cards
+from pagedvid.capacity.card_files import all_cards
 
 
 def test_the_table_of_all_models(tmp_path, capsys):

@@ -56,7 +56,7 @@ def test_a_video_that_fails_is_left_out(command, prompts, tmp_path):
 
 
 def test_tables_that_do_not_fit_on_the_disk(command, prompts, tmp_path, monkeypatch):
-    """The videos were made for nothing, but bad input is something else: exit code 1."""
+    """The input was not bad, although the videos were made for nothing: exit code 1."""
 
     def full(self, content):
         raise OSError(errno.ENOSPC, "No space left on device", str(self))
@@ -128,7 +128,7 @@ def shipped() -> Calibration:
 
 @pytest.fixture(scope="module")
 def readings() -> list[Observation]:
-    """The last forward of each layer that was seen to read; its prompt and seed are not calibrated on."""
+    """The last forward of each layer that read a history; its prompt and seed are not among those of the tables."""
     engine = build_engine(observing(Config()), (), ObservingCache)
     last: dict[int, Observation] = {}
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from attention import LineRope
+from attention import line_rotary
 from lib.caches import Caches, Case
 from pagedvid.cache.window import Window
 from pagedvid.codecs.page import PageFormat
@@ -25,7 +25,7 @@ def caches(tmp_path):
 
 def last_output(cache, num_chunks: int = 3):
     """Output of a denoise step over a history of fixed chunks."""
-    rope, size = LineRope(64), GEOMETRY.chunk_tokens
+    rope, size = line_rotary(64), GEOMETRY.chunk_tokens
     stream = cache.open(WINDOW, size)
     tensors = torch.randn(num_chunks + 1, 3, size, 2, 64, generator=torch.Generator().manual_seed(0))
     for q, k, v in tensors[:-1]:
