@@ -120,7 +120,7 @@ def test_what_chunks_will_need_is_checked_before():
     book = CodecBook(page("klt2"), 2, calibration(num_layers=2))
     chunks = [ChunkCodecs.read("int4/int2"), ChunkCodecs.read("bf16", layers=((1, 1, "klt2"),))]
     book.check(chunks, num_layers=2)
-    with pytest.raises(ConfigError, match="the klt tables are of small with 2 layers; the cache has 3"):
+    with pytest.raises(ConfigError, match="the klt tables are for small with 2 layers; the cache has 3"):
         book.check(chunks, num_layers=3)
     with pytest.raises(ConfigError, match="klt2 needs tables"):
         CodecBook(page("klt2"), 2).check(chunks, num_layers=2)

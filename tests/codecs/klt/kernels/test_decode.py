@@ -174,5 +174,5 @@ def test_heads_and_pages_must_fit() -> None:
 def test_says_which_head_dims_it_cannot_read() -> None:
     assert unsupported_reasons(PageFormat(128)) == []
     assert "power of two" in unsupported_reasons(PageFormat(96))[0]
-    assert "power of two from 32" in unsupported_reasons(PageFormat(16))[0]
+    assert "power of two, 32 or more" in unsupported_reasons(PageFormat(16))[0]
     assert "more than 128" in unsupported_reasons(PageFormat(256))[0]
