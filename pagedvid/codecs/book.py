@@ -73,7 +73,7 @@ class CodecBook:
 
     def _made(self, spec: CodecSpec, kind: str, layer: int, first_head: int, end_head: int) -> Codec:
         if spec.name == "sim":
-            raise ConfigError('"sim" stands for a codec under study; pass that as own={"sim": codec}')
+            raise ConfigError('"sim" stands for a codec under study; pass it as own={"sim": codec}')
         if not spec.needs_tables:
             return make_codec(spec, self.page)
         if (first_head, end_head) != (0, self._num_kv_heads):

@@ -1,4 +1,4 @@
-"""Which codec each part of a chunk has, and how that is written."""
+"""Which codec stores each part of a chunk, and how that is written."""
 
 from __future__ import annotations
 
