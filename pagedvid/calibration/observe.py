@@ -28,7 +28,7 @@ from pagedvid.paged_kv_cache import PagedKVCache
 from pagedvid.rotary.tables import RopeTables, to_half_layout, unrotate
 
 SHARE = 1 / 4
-"""Share of the forwards that are sampled, at random, so that every noise level occurs; until one was, all are."""
+"""Share of the forwards that are sampled: at random, so that every noise level occurs, after the first that reads."""
 MAX_CHUNKS = 4
 """Most chunks counted for one range, which bounds the memory."""
 

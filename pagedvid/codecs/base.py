@@ -107,7 +107,7 @@ class PageKernels(ABC):
 
     @abstractmethod
     def encode(self, x_nHD: Tensor, records: Tensor, pages_HP: Tensor, arrival: Arrival | None = None) -> Tensor:
-        """Writes tokens to the pages. Returns flags uint8 [H, F], nonzero somewhere if the head cannot be stored.
+        """Writes tokens to the pages. Returns flags uint8 [H, F]; any nonzero flag means that its head cannot be stored.
 
         `arrival`: how the model gives keys; they are put into half layout and un-rotated in the same pass.
         """

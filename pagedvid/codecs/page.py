@@ -21,7 +21,7 @@ class PageFormat:
     head_dim: int
     rows: int = DEFAULT_PAGE_ROWS
     tokens_per_frame: int = 1
-    """Of the model; klt transforms tokens at the same place of consecutive frames together."""
+    """Of the model. klt transforms the tokens at the same place of consecutive frames together."""
     frames_per_block: int = 1
     """Frames that klt transforms together."""
 

@@ -7,7 +7,7 @@
       -post                     keys are stored after rotary embedding
     token2-g64 token4-g32     a step size and a zero point per token and group of channels; keys after rotary embedding
     hadamard2-g64             the same on channels rotated by a Hadamard matrix
-    klt2 klt1.5               transform coding with so many bits per value, scales included; needs calibrated tables
+    klt2 klt1.5               transform coding with that many bits per value, scales included; needs calibrated tables
     sim                       fp32 pages for a codec under study: counts as quantized, see book.py
 
     tokens of a page of 36 rows:  int2 128, int4 64, int8 32, bf16 18, fp32 9       of 32 rows:  klt2 128

@@ -21,7 +21,7 @@ any reader. Hence `fit_alpha` balances attention mass:
 - queries are rotated to the positions of the next chunk; each leaves out the token that it was made with from the
   cached chunk, but not from its current one.
 - alpha differs from 1 only as far as different queries agree. The square of the summed share errors that the formula
-  leaves, less the sum of their squares, is an unbiased estimate of the part of the square that is not sampling noise.
+  leaves, less the sum of their squares, is an unbiased estimate of the part of the square that is not sampling error.
 
 benchmarks/correction_worlds.py compares these choices on content from still to unrelated from frame to frame.
 """
@@ -32,7 +32,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-NEWTON_STEPS = 2
+NEWTON_ITERATIONS = 2
 """Iterations of `fit_alpha`, starting at 1: accurate to 0.01 where b is 1 or less, to 0.02 at b = 6."""
 DECIDED = 10.0
 """Log-odds beyond which a share counts as none or all of the attention, since its changes are lost in rounding."""
@@ -80,7 +80,7 @@ def fit_alpha(log_odds: Tensor, mass_shift: Tensor, bias: Tensor) -> Tensor:
     after = before + side * mass_shift
     target, _ = mean_share(before)
     alpha = torch.ones_like(target)
-    for _ in range(NEWTON_STEPS):
+    for _ in range(NEWTON_ITERATIONS):
         share, response = mean_share(after - alpha.unsqueeze(-1) * b)
         slope = (response * b).sum(-1)
         alpha = alpha + torch.where(slope > 0, (share - target) / slope.clamp(min=SMALLEST), 0.0)
@@ -96,7 +96,7 @@ def mean_share(log_odds: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def agreement(x: Tensor) -> Tensor:
-    """The part of the squared mean of x [..., Q] that is not sampling noise, from 0 to 1; 0 for a single entry.
+    """The part of the squared mean of x [..., Q] that is not sampling error, from 0 to 1; 0 for a single entry.
 
     Estimated from the products of different entries as a share of the products of all.
     """

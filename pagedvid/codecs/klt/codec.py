@@ -112,7 +112,7 @@ class KltCodec(Codec):
         return (coding.cosines_FF @ pages).view(len(x_RnD) // coding.num_heads, coding.num_heads, -1, pages[0].numel())
 
     def _pack(self, coding: KltCoding, coded_EhPKb: Tensor) -> Tensor:
-        """Coded coefficients -> records uint8 [E, h, P, B]. Overwrites them."""
+        """Coded coefficients -> records uint8 [E, h, P, B]. Overwrites `coded_EhPKb`."""
         normal = coded_EhPKb.div_(coding.deviation_h1K[..., None])
         scale_bytes_EhPD = choose_scales(coding, normal)
         scaled = normal.div_(coded_scales(coding, scales(scale_bytes_EhPD))[..., None])

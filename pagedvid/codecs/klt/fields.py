@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.functional import embedding
 
 WIDTHS = (8, 4, 2, 1)
-"""Bits of a code: the widths of which several fit into a byte exactly."""
+"""Bits of a code: the widths that divide a byte."""
 
 
 def pack_fields(codes: Tensor, width: int) -> Tensor:
