@@ -107,9 +107,9 @@ class PageKernels(ABC):
 
     @abstractmethod
     def encode(self, x_nHD: Tensor, records: Tensor, pages_HP: Tensor, arrival: Arrival | None = None) -> Tensor:
-        """Writes tokens to the pages. Returns flags uint8 [H, F]; any nonzero flag means that its head cannot be stored.
+        """Writes tokens to the pages. `arrival`: how the model gives keys; they are brought to half layout and un-rotated.
 
-        `arrival`: how the model gives keys; they are put into half layout and un-rotated in the same pass.
+        Returns flags uint8 [H, F]; any nonzero flag means that the head's values cannot be stored.
         """
 
     def mean_square_step_sizes(self, records: Tensor, pages_HP: Tensor, tokens: slice) -> Tensor | None:

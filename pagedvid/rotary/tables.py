@@ -87,7 +87,7 @@ def unrotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 def angle_between(start: tuple[Tensor, Tensor], end: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-    """(cos, sin) of the angles by which what was rotated by `start` is rotated on to `end`; pairs (cos, sin)."""
+    """(cos, sin) of the angles that rotate on from the angles `start` to the angles `end`, each a pair (cos, sin)."""
     (cos, sin), (end_cos, end_sin) = start, end
     return end_cos * cos + end_sin * sin, end_sin * cos - end_cos * sin
 
