@@ -107,7 +107,7 @@ class PageKernels(ABC):
 
     @abstractmethod
     def encode(self, x_nHD: Tensor, records: Tensor, pages_HP: Tensor, arrival: Arrival | None = None) -> Tensor:
-        """Writes tokens to the pages. `arrival`: how the model gives keys; they are brought to half layout and un-rotated.
+        """Writes tokens to the pages. `arrival`: how the model gives keys; they are un-rotated, in half layout.
 
         Returns flags uint8 [H, F]; any nonzero flag means that the head's values cannot be stored.
         """
