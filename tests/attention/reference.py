@@ -77,7 +77,7 @@ def read_table(cache: PagedKVCache, chunk: Chunk, kind: str, layer: int) -> tupl
     values = torch.from_numpy(np.ascontiguousarray(grid.values))
     if name.startswith("hadamard"):
         values = values @ hadamard(head_dim)
-    return values, torch.from_numpy(np.ascontiguousarray(grid.steps))
+    return values, torch.from_numpy(np.ascontiguousarray(grid.step_sizes))
 
 
 def hadamard(size: int) -> Tensor:
