@@ -22,7 +22,7 @@ class Keys:
 
     k: Tensor
     v: Tensor
-    step: Tensor | None = None
+    step_size: Tensor | None = None
     """Step sizes of each key's page [n, D]; None: not quantized, not corrected."""
     cos: Tensor | None = None
     sin: Tensor | None = None
@@ -43,12 +43,12 @@ def _scores(q: Tensor, source: Keys, scale: float) -> Tensor:
     if source.cos is not None and source.sin is not None:
         k = rotate(k, source.cos.double(), source.sin.double())
     scores = scale * q @ k.T
-    return scores if source.step is None else scores - source.alpha * _key_bias(q, source, source.step, scale)
+    return scores if source.step_size is None else scores - source.alpha * _key_bias(q, source, source.step_size, scale)
 
 
-def _key_bias(q: Tensor, source: Keys, step: Tensor, scale: float) -> Tensor:
+def _key_bias(q: Tensor, source: Keys, step_size: Tensor, scale: float) -> Tensor:
     """[T, n]."""
     seen = q[:, None, :].expand(-1, len(source.k), -1)
     if source.cos is not None and source.sin is not None:
         seen = unrotate(seen, source.cos.double(), source.sin.double())
-    return log_sinhc(scale * seen.abs() * step.double() / 2).sum(-1)
+    return log_sinhc(scale * seen.abs() * step_size.double() / 2).sum(-1)

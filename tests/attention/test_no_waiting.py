@@ -70,7 +70,7 @@ def no_waiting() -> Iterator[None]:
 @pytest.mark.parametrize("correction", ["off", "variance", "measured"])
 @pytest.mark.parametrize("keys_arrive", ["before_rotary", "rotated"])
 def test_in_no_layer_but_the_first(kind, codec: str, correction: str, keys_arrive: str) -> None:
-    """The first one of a commit pass makes the tables; denoise steps of a chunk find them again from the second on."""
+    """The first layer of a commit pass makes the tables; the second and later denoise steps of a chunk reuse them."""
     cache, rope = (
         make_cache(kind, codec, correction=correction, keys_arrive=keys_arrive),
         TableRope("interleaved", HEAD_DIM),
@@ -105,12 +105,12 @@ def test_with_chunks_that_change_codec_and_ranges_of_all_kinds(kind) -> None:
                 step.attend(2, *qkv(2), rope)
     ranges = [QueryRange(streams[0], tag=tag), QueryRange(streams[1], tag=tag, sees_ranges=(0,))]
     text = torch.empty(5, KV_HEADS, HEAD_DIM, dtype=torch.bfloat16, device=META)
-    how = {"projections": [projection], "context": [(text, text), None]}
+    options = {"projections": [projection], "context": [(text, text), None]}
     with cache.step(ranges) as step:
-        step.attend(0, *qkv(2), rope, **how)
+        step.attend(0, *qkv(2), rope, **options)
         with no_waiting():
-            step.attend(0, *qkv(2), rope, **how)
-            step.attend(1, *qkv(2), rope, **how)
+            step.attend(0, *qkv(2), rope, **options)
+            step.attend(1, *qkv(2), rope, **options)
 
 
 @pytest.mark.parametrize(

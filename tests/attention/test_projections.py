@@ -87,7 +87,8 @@ def test_every_codec_correction_and_layout(codec, correction, layout):
 @pytest.mark.parametrize("group", [1, 3])
 @pytest.mark.parametrize("scratch", [1, "8MiB"])
 def test_several_streams_in_flight_with_context(dtype, group, scratch):
-    """Histories of other lengths, ranges that see each other, a commit among them, texts of other lengths or none."""
+    """Histories of different lengths, ranges that see each other, a commit among them, texts of different lengths or
+    none."""
     cache = make_cache(StreamCodecs("int2", newest="bf16"), group=group, scratch=scratch)
     a, b, c = (
         history(cache, [12, 3], 1, "interleaved"),
@@ -104,7 +105,7 @@ def test_several_streams_in_flight_with_context(dtype, group, scratch):
     run(cache, ranges, 90, "interleaved", dtype, lengths=[5, 17, 5, 0, 5])
 
 
-def test_context_in_the_rotary_view_is_not_turned():
+def test_context_in_the_rotary_view_is_not_rotated():
     cache, rope = make_cache("fp32"), ROPES["interleaved"]
     stream = history(cache, [5], 1, "interleaved")
     with cache.denoise([frames(stream, 1, 4)]) as step:
@@ -185,7 +186,7 @@ def test_alpha_is_fitted_to_the_queries_of_both_views(layout):
             step.attend(layer, q, k, v, rope, projections=[projection])
         position = step.plan.ranges[0].first_token
     chunk = list(stream.chunks())[-1]
-    keys, _, steps = read_chunk(cache, chunk, 0)
+    keys, _, step_sizes = read_chunk(cache, chunk, 0)
     num_queries = min(90, MEASURED_QUERIES)
     sample = torch.tensor([i * 89 // max(1, num_queries - 1) for i in range(num_queries)])
     own = torch.nn.functional.one_hot(sample, 90).bool()  # the token that a query was made with is left out
@@ -196,12 +197,12 @@ def test_alpha_is_fitted_to_the_queries_of_both_views(layout):
         heads = slice(3 * head, 3 * head + 3)
         both = pairs_together(k[:, head : head + 1].double(), rope), keys[head].unsqueeze(1)
         here_GTD, ahead_GTD = (x[:, heads].transpose(0, 1) for x in (here, ahead))
-        k_turned = [rotate(x, rope, position, layout="half")[:, 0] for x in both]
+        k_rotated = [rotate(x, rope, position, layout="half")[:, 0] for x in both]
         before, after = (
-            (cache.spec.scale * ahead_GTD @ x.T).masked_fill(own, -torch.inf).logsumexp(-1) for x in k_turned
+            (cache.spec.scale * ahead_GTD @ x.T).masked_fill(own, -torch.inf).logsumexp(-1) for x in k_rotated
         )
-        current = (cache.spec.scale * here_GTD @ k_turned[0].T).logsumexp(-1)
-        b = chunk_bias(cache, ahead_GTD, steps[head], rope is not None)
+        current = (cache.spec.scale * here_GTD @ k_rotated[0].T).logsumexp(-1)
+        b = chunk_bias(cache, ahead_GTD, step_sizes[head], rope is not None)
         rotary = [x.flatten() for x in ((before - current) / 2, after - before, b)]
         rows = q_p[:, heads].transpose(0, 1).flatten(0, 1)
         order = projection.layout
@@ -210,7 +211,7 @@ def test_alpha_is_fitted_to_the_queries_of_both_views(layout):
         b_p = []
         for frame, matrix in enumerate(inverse):
             pulled = torch.einsum("ij,tgi->tgj", matrix, rows.unflatten(-1, (-1, 4))).flatten(-2)
-            square_step_size = model_order(steps[head], order)[frame * SIZE : (frame + 1) * SIZE].square().mean(0)
+            square_step_size = model_order(step_sizes[head], order)[frame * SIZE : (frame + 1) * SIZE].square().mean(0)
             b_p.append((pulled.square() @ square_step_size * cache.spec.scale**2 / 24)[:, None].expand(-1, SIZE))
         exact, stored, corrected = (
             x.masked_fill(own.repeat(3, 1), -torch.inf).logsumexp(-1)
@@ -225,9 +226,9 @@ def test_alpha_is_fitted_to_the_queries_of_both_views(layout):
 # ---------------------------------------------------------------------- what is refused
 
 
-def attend_once(cache, asked: QueryRange, projection, rope=None, **how):
+def attend_once(cache, asked: QueryRange, projection, rope=None, **options):
     with cache.denoise([asked]) as step:
-        step.attend(0, *inputs(cache, step.plan.num_tokens, 0), rope, projections=[projection], **how)
+        step.attend(0, *inputs(cache, step.plan.num_tokens, 0), rope, projections=[projection], **options)
 
 
 def test_frames_and_maps_must_agree():

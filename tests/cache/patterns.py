@@ -1,7 +1,7 @@
 """Keys and values that every codec stores exactly, so that a chunk can be recognised by its bytes.
 
-Every number is 0 or 255 * 2**-k: 255 is a multiple of 3, 15 and 255, so the steps of int2, int4 and int8 are exact in
-fp16, and 255 needs no more than the 8 significant bits of bf16.
+Every number is 0 or 255 * 2**-k: 255 is a multiple of 3, 15 and 255, so the step sizes of int2, int4 and int8 are
+exact in fp16, and 255 needs no more than the 8 significant bits of bf16.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class PatternCodec:
     axes: Tensor | None = None
 
     def encode(self, x_RnD: Tensor) -> Tensor:
-        """See `Codec.encode`."""
+        """Packs 0 or 1 for each number."""
         if not bool(torch.isfinite(x_RnD).all()):
             raise not_storable(x_RnD, torch.inf)
         num_rows, num_tokens, head_dim = x_RnD.shape
@@ -47,14 +47,14 @@ class PatternCodec:
         return torch.nn.functional.pad(codes, (0, self.page.num_bytes - codes.shape[-1]))
 
     def decode(self, records_RPB: Tensor, num_tokens: int, out: Tensor) -> Tensor:
-        """See `Codec.decode`."""
+        """Unpacks the patterns into `out`."""
         codes = records_RPB[..., : read_codec(self.name).page_tokens(self.page) * self.page.head_dim // 8].int()
         bits = codes.unsqueeze(-1) >> torch.arange(8, dtype=torch.int32) & 1
         numbers = bits.reshape(len(records_RPB), -1, self.page.head_dim) * ONE
         return out[:, :num_tokens].copy_(numbers[:, :num_tokens])
 
     def mean_square_step_sizes(self, records_RPB: Tensor, num_tokens: int, first_token: int = 0) -> Tensor | None:
-        """None: there is no step."""
+        """None: it has no step sizes."""
         return None
 
 

@@ -58,7 +58,7 @@ def test_predicted_pages_are_allocated_and_never_exceeded(codecs, chunk_tokens):
 @pytest.mark.parametrize("codec", ["fp32", "bf16", "int8", "int4", "int2", "int8/int2", "fp32/int4"])
 @pytest.mark.parametrize("num_tokens", [1, 17, 128, 129, 300, 880])
 def test_waste_is_less_than_one_page_per_table(num_tokens, codec):
-    """I9; and the statistics count bytes as the geometry does."""
+    """I9; and the statistics count bytes as sizes.py does."""
     manager = CacheManager(CacheSpec(2, 3, 8, codecs=StreamCodecs(codec)), "2MiB", device="meta")
     stream = manager.open(WINDOW, 880)
     commit(manager, QueryRange(stream, num_tokens=num_tokens, commit=True))

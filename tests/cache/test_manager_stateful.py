@@ -387,7 +387,7 @@ class CacheMachine(RuleBasedStateMachine):
     # -------------------------------------------------------------- steps
 
     def assert_planned(self, model: StreamModel, asked: QueryRange, planned: RangePlan) -> None:
-        """Reads every live chunk at its position; stands after them."""
+        """Reads every live chunk at its position and comes after them."""
         positions, following = model.positions(asked.branch)
         assert {read.chunk.index: read.first_token for read in planned.reads} == positions
         assert [read.chunk.index for read in planned.reads] == sorted(positions)

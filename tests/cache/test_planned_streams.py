@@ -124,7 +124,7 @@ def test_a_fork_keeps_what_the_other_drops():
     assert (live(stream), live(twin), manager.pool.num_used_pages) == ([], [0], 2)
 
 
-def test_a_range_may_stand_anywhere_but_a_commit_only_where_it_will_be_read():
+def test_a_range_may_have_any_position_but_a_commit_only_the_one_where_it_will_be_read():
     manager = make_manager(20)
     stream = manager.open(Window(0, 3), 100)
     commit(manager, stream)

@@ -1,4 +1,4 @@
-"""What every kernel of this folder computes, in plain PyTorch, on the same raw tensors: slow and readable.
+"""What the kernels compute, in plain PyTorch on the same raw tensors: slow and readable.
 
 Axes: E ranges, S segments, H KV heads, G query heads per KV head, T tokens, n keys, P pages, D head_dim.
 """
@@ -22,14 +22,14 @@ from pagedvid.rotary.tables import pair_mean_square, rotate, to_half_layout
 
 
 def codec_of(page: PageFormat, name: str) -> ChannelCodec | RawCodec:
-    """The codec whose pages kernels read and write."""
+    """The codec of that name, one of those that the fused kernel reads."""
     codec = make_codec(read_codec(name), page)
     assert isinstance(codec, (ChannelCodec, RawCodec))
     return codec
 
 
 def layout_of(page: PageFormat, name: str) -> PageLayout:
-    """What kernels know of the pages of that codec."""
+    """The page layout of that codec as kernels see it."""
     layout = codec_of(page, name).kernels(torch.device("cpu")).fused_layout
     assert layout is not None, f"no kernel reads pages of {name}"
     return layout
@@ -43,7 +43,7 @@ def decode(
     num_tokens: int,
     angles: tuple[Tensor, Tensor] | None = None,
 ) -> Tensor:
-    """Tokens float32 [n, H, D]; see `decode.decode`."""
+    """Decoded tokens, float32 [n, H, D], rotated if `angles` are given."""
     padded = read_codec(codec).padded_tokens(page, num_tokens)
     out = torch.empty(len(pages_HP), padded, page.head_dim, dtype=torch.float32, device=records.device)
     x_HnD = codec_of(page, codec).decode(records[pages_HP.long()], num_tokens, out)
@@ -64,7 +64,7 @@ class Segment:
     alpha: Tensor | None = None
     """[H]."""
     variance: Tensor | None = None
-    """[H, D]; given: the noise is this, not the steps."""
+    """[H, D]; if given, b is taken from it instead of the step sizes."""
 
 
 def paged_attention(
@@ -76,12 +76,12 @@ def paged_attention(
     scale: float,
     *,
     corrected: bool = True,
-    pairs: bool = False,
+    rotates: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """One range: (out float64 [T, Hq, D], lse [T, Hq]), every key corrected by the exact b of its own page."""
     num_kv_heads = len(segments[0].keys_HP)
     q = q_THD.double().unflatten(1, (num_kv_heads, -1))
-    q_square = (pair_mean_square(q) if pairs else q.square()).double()
+    q_square = (pair_mean_square(q) if rotates else q.square()).double()
     scores, values = [], []
     for segment in segments:
         k_nHD = decode(page, codecs[0], records, segment.keys_HP, segment.num_tokens, segment.angles).double()
@@ -119,7 +119,7 @@ def corrected_merge(
     scale: float,
     error: QuantError | None,
 ) -> tuple[Tensor, Tensor]:
-    """Merged (out, lse) float32; b from correction/formula.py: gains of variance as errors, losses to second order."""
+    """Merged (out, lse) float32, with b from correction/formula.py."""
     out, lse_TH = partial
     if error is not None:
         num_heads = len(error.square)
@@ -133,18 +133,13 @@ def corrected_merge(
     return merged.out, merged.lse
 
 
-def encode(
-    page: PageFormat, codec: str, x_nHD: Tensor, angles: tuple[Tensor, Tensor] | None = None, *, rotate: int = 0
-) -> Tensor:
-    """Records uint8 [H, P, page_bytes]; see `encode.encode`."""
-    x_HnD = x_nHD.transpose(0, 1).float()
-    if angles is not None and rotate:
-        x_HnD = rotate(x_HnD, angles[0].float(), rotate * angles[1].float())
-    return codec_of(page, codec).encode(x_HnD)
+def encode(page: PageFormat, codec: str, x_nHD: Tensor) -> Tensor:
+    """Records of tokens [n, H, D], uint8 [H, P, page_bytes]."""
+    return codec_of(page, codec).encode(x_nHD.transpose(0, 1).float())
 
 
 def rotated(x_THD: Tensor, layout: str, angles: tuple[Tensor, Tensor] | None) -> Tensor:
-    """See `rotate.rotated`."""
+    """Queries or keys in half layout, rotated if `angles` are given; dtype kept."""
     x = to_half_layout(x_THD, layout)
     if angles is None:
         return x
