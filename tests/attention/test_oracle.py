@@ -36,9 +36,13 @@ def test_keys_before_rotary_embedding_are_rotated():
     torch.testing.assert_close(out, expected)
 
 
-def test_each_key_is_corrected_by_its_own_step_sizes():
-    q, k, v = randn(7, 64, seed=0), randn(9, 64, seed=1), randn(9, 64, seed=2)
-    step_size = randn(9, 64, seed=3).abs() * 4
+def test_each_key_is_corrected_by_its_own_step_size():
+    q, k, v, step_size = (
+        randn(7, 64, seed=0),
+        randn(9, 64, seed=1),
+        randn(9, 64, seed=2),
+        randn(9, 64, seed=3).abs() * 4,
+    )
     x = SCALE * q[:, None].abs() * step_size / 2
     b = torch.log(torch.sinh(x) / x).sum(-1)
     for alpha in (1.0, 0.4):
@@ -49,9 +53,13 @@ def test_each_key_is_corrected_by_its_own_step_sizes():
 
 
 def test_the_correction_sees_the_query_as_the_key_does():
-    """A rotated key is corrected with the query un-rotated by its angle: as if both had never been rotated."""
-    q, k, v = randn(1, 64, seed=0), randn(1, 64, seed=1), randn(1, 64, seed=2)
-    step_size = randn(1, 64, seed=3).abs() * 4
+    """A rotated key is corrected with the query un-rotated by its angle, as if neither had been rotated."""
+    q, k, v, step_size = (
+        randn(1, 64, seed=0),
+        randn(1, 64, seed=1),
+        randn(1, 64, seed=2),
+        randn(1, 64, seed=3).abs() * 4,
+    )
     cos, sin = tables(17, 1)
     rotated = torch.complex(*q.chunk(2, dim=-1)) * torch.complex(cos, sin)
     q_rotated = torch.cat([rotated.real, rotated.imag], dim=-1)
@@ -60,7 +68,7 @@ def test_the_correction_sees_the_query_as_the_key_does():
     torch.testing.assert_close(lse, expected)
 
 
-def test_step_size_zero_is_no_correction():
+def test_without_step_sizes_there_is_no_correction():
     q, k, v = randn(7, 64, seed=0), randn(9, 64, seed=1), randn(9, 64, seed=2)
     plain = oracle_attention(q, [Keys(k, v)], SCALE)
     for corrected in (Keys(k, v, torch.zeros(9, 64)), Keys(k, v, torch.ones(9, 64), alpha=0.0)):

@@ -1,4 +1,4 @@
-"""What the kernels compute, in plain PyTorch on the same raw tensors: slow and readable.
+"""What the kernels of attention, of channel codecs and of rotary embedding compute, in plain and slow PyTorch.
 
 Axes: E ranges, S segments, H KV heads, G query heads per KV head, T tokens, n keys, P pages, D head_dim.
 """
@@ -22,7 +22,7 @@ from pagedvid.rotary.tables import pair_mean_square, rotate, to_half_layout
 
 
 def codec_of(page: PageFormat, name: str) -> ChannelCodec | RawCodec:
-    """The codec of that name, one of those that the fused kernel reads."""
+    """The codec whose pages the kernels read and write."""
     codec = make_codec(read_codec(name), page)
     assert isinstance(codec, (ChannelCodec, RawCodec))
     return codec
@@ -43,7 +43,7 @@ def decode(
     num_tokens: int,
     angles: tuple[Tensor, Tensor] | None = None,
 ) -> Tensor:
-    """Decoded tokens, float32 [n, H, D], rotated if `angles` are given."""
+    """Tokens float32 [n, H, D], as `pagedvid.codecs.channel.kernels.decode.decode` returns them."""
     padded = read_codec(codec).padded_tokens(page, num_tokens)
     out = torch.empty(len(pages_HP), padded, page.head_dim, dtype=torch.float32, device=records.device)
     x_HnD = codec_of(page, codec).decode(records[pages_HP.long()], num_tokens, out)
@@ -64,7 +64,7 @@ class Segment:
     alpha: Tensor | None = None
     """[H]."""
     variance: Tensor | None = None
-    """[H, D]; if given, b is taken from it instead of the step sizes."""
+    """[H, D]. If given, the correction uses it instead of the step sizes."""
 
 
 def paged_attention(
@@ -119,7 +119,7 @@ def corrected_merge(
     scale: float,
     error: QuantError | None,
 ) -> tuple[Tensor, Tensor]:
-    """Merged (out, lse) float32, with b from correction/formula.py."""
+    """Merged (out, lse), float32. b is the one of correction/formula.py for a change of variance."""
     out, lse_TH = partial
     if error is not None:
         num_heads = len(error.square)
@@ -134,12 +134,12 @@ def corrected_merge(
 
 
 def encode(page: PageFormat, codec: str, x_nHD: Tensor) -> Tensor:
-    """Records of tokens [n, H, D], uint8 [H, P, page_bytes]."""
+    """Records uint8 [H, P, page_bytes], as `pagedvid.codecs.channel.kernels.encode.encode` writes them."""
     return codec_of(page, codec).encode(x_nHD.transpose(0, 1).float())
 
 
 def rotated(x_THD: Tensor, layout: str, angles: tuple[Tensor, Tensor] | None) -> Tensor:
-    """Queries or keys in half layout, rotated if `angles` are given; dtype kept."""
+    """x in half layout, rotated, as `pagedvid.rotary.kernels` returns it."""
     x = to_half_layout(x_THD, layout)
     if angles is None:
         return x
