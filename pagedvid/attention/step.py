@@ -62,7 +62,7 @@ class Step:
 
         q [T, Hq, D], k and v [T, Hkv, D] share one dtype (float32, bfloat16 or float16) and are packed in the order of
         the ranges, before or after rotary embedding as `CacheSpec.keys_arrive` says. Returns [T, Hq, D] in that dtype.
-        Pass the same `rope` object in all layers: another one has its tables made anew. None: keys have no positions.
+        Pass the same `rope` object in all layers: tables are made once per object. None: keys have no positions.
         No gradient flows through. The result does not depend on strides or on PyTorch's settings (host_state.py).
 
         `projections`: further views of the same queries and of the same current and stored keys and values; the result

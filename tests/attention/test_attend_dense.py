@@ -74,7 +74,7 @@ def test_the_correction_does_change_quantized_pages():
 
 @pytest.mark.parametrize("layout", [None, "half"])
 def test_one_correction_per_chunk_is_close_to_one_per_key(layout):
-    """Cached values are 1, current ones 0, so the output is the cached mass; the oracle corrects each key by itself."""
+    """Cached values are 1, current ones 0, so the output is the cached mass; the oracle corrects key by key."""
     rope = ROPES[layout]
     cache = make_cache("int2", correction="formula")
     stream = cache.open(Window(1, 1), 300)

@@ -67,7 +67,7 @@ def step_alone(cache, step, layer, q, k, v, rope) -> Tensor:
 
 
 def history(cache, lengths: list[int], seed: int, layout: str | None):
-    """A stream that has committed chunks of so many frames."""
+    """A stream that has committed chunks of these numbers of frames."""
     stream = cache.open(Window(1, 2, positions="window"), 120)
     for i, num_frames in enumerate(lengths):
         run(cache, [frames(stream, 100 * seed + i, num_frames, commit=True)], 50 * seed + i, layout)
@@ -126,7 +126,7 @@ def test_context_in_the_rotary_view_is_not_rotated():
 
 
 def test_what_is_stored_does_not_depend_on_the_views():
-    """Plain keys and values, once; only the measured factor knows of the second view's queries."""
+    """Plain keys and values, once; only the measured factor depends on the second view's queries."""
     written = []
     for projections in ([], [SeededProjection(SIZE, "half")]):
         cache = make_cache("int2")
@@ -274,7 +274,7 @@ def test_context_must_fit(context, message):
         attend_once(cache, frames(stream, 1, 4), SeededProjection(SIZE), context=context)
 
 
-def test_the_rotary_view_is_still_what_its_own_reference_says():
+def test_the_rotary_view_still_equals_its_own_reference():
     cache, rope = make_cache("int2"), ROPES["interleaved"]
     stream = history(cache, [12, 3], 1, "interleaved")
     with cache.denoise([frames(stream, 7, 4)]) as step:

@@ -135,7 +135,7 @@ def test_calibrated_codecs_are_written_as_on_the_cpu(kind, head_dim: int) -> Non
 @pytest.mark.parametrize("kind", BACKENDS)
 @pytest.mark.parametrize("keys_arrive", ["before_rotary", "rotated"])
 @pytest.mark.parametrize("layout", [None, "interleaved"])
-def test_rotary_habits(kind, keys_arrive: str, layout: str | None) -> None:
+def test_rotary_conventions(kind, keys_arrive: str, layout: str | None) -> None:
     rope = None if layout is None else TableRope(layout, 32)
     cache = small_cache(kind, "int4", keys_arrive=keys_arrive, correction="off")
     stream = cache.open(Window(1, 2), 40)
@@ -155,7 +155,7 @@ def test_ranges_in_flight_see_each_other(kind) -> None:
 @pytest.mark.parametrize("codec", ["int2", "token4-g32/hadamard4-g32", "bf16"])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("kind", BACKENDS)
-def test_hosts_of_16_bits(kind, dtype: torch.dtype, codec: str) -> None:
+def test_hosts_with_16_bit_dtypes(kind, dtype: torch.dtype, codec: str) -> None:
     cache = small_cache(kind, codec)
     stream = cache.open(Window(1, 2), 70)
     commit_all(cache, stream, [70], 1, ROPE)
@@ -164,7 +164,7 @@ def test_hosts_of_16_bits(kind, dtype: torch.dtype, codec: str) -> None:
 
 @pytest.mark.parametrize("kind", BACKENDS)
 def test_a_text_besides_the_pages(kind) -> None:
-    """Context keys of one range, none of the other: as on the CPU."""
+    """Context for one range and none for the other, as on the CPU."""
     outs = []
     for make in (lambda cache: cache, lambda cache: with_backend(kind, cache)):
         cache = make(make_cache("int4", head_dim=32, correction="off"))

@@ -1,6 +1,6 @@
 """The GPU backends without a GPU: on the device "meta", with kernels and dense libraries left out.
 
-Tensors of that device have no contents, so whatever looks at them raises, and so does an operation that mixes them with
+Tensors of that device have no contents, so whatever reads them raises, and so does an operation that mixes them with
 tensors of the CPU. What PyTorch moves to the device silently is noted (`Copies`): from memory that is not pinned,
 a GPU waits for it.
 """

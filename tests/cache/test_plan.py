@@ -54,7 +54,7 @@ def test_window_positions_close_the_gap():
 
 
 @pytest.mark.parametrize(("positions", "expected"), [("absolute", [0, 100, 117, 118]), ("window", [0, 100, 117, 118])])
-def test_short_chunks_move_what_follows_by_their_own_length(positions, expected):
+def test_short_chunks_shift_what_follows_by_their_own_length(positions, expected):
     manager = make_manager(40)
     stream = manager.open(Window(1, 3, positions), TOKENS)
     commit(manager, stream)
@@ -164,7 +164,7 @@ def bad_requests(a: Stream, b: Stream) -> dict[str, tuple[list[QueryRange], type
         "another length": (
             [QueryRange(a, num_tokens=99, commit=True, replaces=4)],
             ShapeError,
-            "99 tokens; chunk 4, which it replaces, 100",
+            "99 tokens; chunk 4, which it replaces, has 100",
         ),
         "beyond the end": ([QueryRange(b, commit=True)], StateError, "max_chunks=0, all of them are committed"),
     }
