@@ -35,7 +35,7 @@ class StepProjection:
     def of(plan: StepPlan, spec: CacheSpec, projection: Projection, device: torch.device) -> StepProjection:
         """Raises ShapeError when maps and tokens do not fit, StateError when keys arrive rotated."""
         if spec.keys_arrive == "rotated":
-            raise StateError("keys that arrive rotated cannot be read through a projection; pass them before")
+            raise StateError("a projection cannot read keys that arrive rotated; pass them before rotary embedding")
         if spec.head_dim % POINT_CHANNELS:
             raise ShapeError(f"head_dim is {spec.head_dim}; a projection needs a multiple of {POINT_CHANNELS}")
         maps = [_maps(projection, range_.tag, range_.num_tokens, f"range {i}") for i, range_ in enumerate(plan.ranges)]

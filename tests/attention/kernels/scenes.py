@@ -93,7 +93,7 @@ class Scene:
         return pages.view(self.num_kv_heads, -1)
 
     def work(self, lengths: Sequence[int], reads: Sequence[int], group: int, tiling: Tiling = SMALL) -> PagedWork:
-        """Ranges of lengths[e] queries, each of which reads the next reads[e] segments."""
+        """Ranges of lengths[e] queries; range e reads the next reads[e] segments."""
         ranges, start, segment = [], 0, 0
         for length, count in zip(lengths, reads, strict=True):
             ranges.append((start, length, segment, segment + count))
