@@ -12,7 +12,7 @@ from pagedvid.correction.formula import MODES
 from pagedvid.errors import ConfigError
 
 STREAM_CODECS = "StreamCodecs('int2')"
-"""What to write for codecs."""
+"""Example of codecs in error messages."""
 
 
 @dataclass(frozen=True)
@@ -28,13 +28,13 @@ class CacheSpec:
     page_rows: int | None = None
     """Rows of head_dim bytes in a page; None: what suits the keys of the history, see codecs/page.py."""
     tokens_per_frame: int = 1
-    """Klt codecs transform the same place of `frames_per_block` consecutive frames together."""
+    """Klt codecs transform the same place of `frames_per_block` successive frames together."""
     frames_per_block: int = 1
     correction: str = "auto"
     """"off", "formula", "variance" or "measured"; see correction/formula.py. "auto" becomes what suits the keys
-    of the history: "measured" where they have step sizes, "off" for klt. `replace` of codecs keeps what it became."""
+    of the history: "measured" where they have step sizes, "off" for klt. `dataclasses.replace` keeps the result."""
     keys_arrive: str = "before_rotary"
-    """"before_rotary": `attend` rotates q and k. "rotated": the host has done so; keys are un-rotated at commit."""
+    """"before_rotary": `attend` rotates q and k. "rotated": the host rotates them; keys are un-rotated at commit."""
     debug_checks: bool = False
     """Keep a digest of every chunk's page bytes, so that `check` finds overwritten pages. Costs a hash per commit."""
 
@@ -61,7 +61,7 @@ class CacheSpec:
         self.check_codecs(self.codecs)
 
     def check_codecs(self, codecs: StreamCodecs) -> None:
-        """Raises ConfigError for codecs that these pages, layers or this correction cannot have."""
+        """Raises ConfigError for codecs that do not fit the pages, the layers or the correction."""
         instance_of(StreamCodecs, "codecs", codecs, STREAM_CODECS, ConfigError)
         beyond = [last for _, last, _ in codecs.layers if last >= self.num_layers]
         if beyond:

@@ -1,4 +1,4 @@
-"""What a stream's chunks go through, retold without the package: plain dictionaries and page sizes by hand."""
+"""A stream's chunks simulated without the package: plain dictionaries, and page sizes worked out by hand."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def names_of(written: str) -> tuple[str, str]:
 
 
 def settled_form(codecs: StreamCodecs, window: Window, index: int) -> Form:
-    """What a chunk ends up in."""
+    """What a chunk is finally stored in."""
     is_apart = codecs.sink is not None and index < window.sink_chunks
     return form_of(codecs.sink) if is_apart else form_of(codecs.history, codecs.layers)
 
@@ -79,7 +79,7 @@ def first_form(codecs: StreamCodecs, window: Window, index: int) -> Form:
 
 
 def is_kept(window: Window, index: int, num_committed: int) -> bool:
-    """Whether the window keeps chunk `index` after so many commits."""
+    """Whether the window keeps chunk `index` after `num_committed` commits."""
     return index < window.sink_chunks or index >= num_committed - window.recent_chunks
 
 
