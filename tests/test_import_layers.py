@@ -23,12 +23,12 @@ ROOMS = (
     ("pagedvid.files",),
     ("pagedvid.rotary",),
     ("pagedvid.codecs",),
-    ("pagedvid.config",),
     ("pagedvid.correction",),
     ("pagedvid.cache",),
     ("pagedvid.attention",),
     ("pagedvid.paged_kv_cache", "pagedvid"),
     ("pagedvid.engine",),
+    ("pagedvid.config",),
     ("pagedvid.integrations",),
     ("pagedvid.models",),
     ("pagedvid.calibration",),
@@ -37,7 +37,7 @@ ROOMS = (
     ("pagedvid.cli",),
     ("pagedvid.__main__",),
 )
-"""From the bottom up, each once. Settings name codecs, so `config` stands above them."""
+"""From the bottom up, each once. Settings name codecs, corrections and policies, so `config` is above them."""
 
 NOT_FOR_MODELS = (
     "pagedvid.codecs",

@@ -24,12 +24,12 @@ from pagedvid.config.rules import (
     text,
     whole,
 )
+from pagedvid.correction import MODES
+from pagedvid.engine.scheduler import POLICIES
 from pagedvid.errors import ConfigError
 from pagedvid.shown import shown
 from pagedvid.units import GIB, MIB
 
-CORRECTIONS = ("off", "formula", "variance", "measured")
-POLICIES = ("fcfs", "round_robin")
 DTYPES = ("float32", "bfloat16")
 DEVICE = text("cpu, cuda or cuda:N", r"cpu|cuda(:[0-9]{1,3})?")
 """The rule for devices, of flags too."""
@@ -126,7 +126,7 @@ class CacheConfig(Section):
     """First chunks of a stream that are never evicted."""
     recent_chunks: int = setting(4, whole(1, MAX_WINDOW_CHUNKS))
     """Newest committed chunks that are kept; neither sinks nor the current chunk count."""
-    correction: str = setting("auto", one_of("auto", *CORRECTIONS))
+    correction: str = setting("auto", one_of("auto", *MODES))
     """Correction of the attention mass that quantized keys gain: off, by the closed formula, by the change of variance,
     or measured at commit; auto = measured where codes have step sizes, off for klt, which hardly moves the mass."""
     debug_checks: bool = setting(False, flag())

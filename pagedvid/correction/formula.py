@@ -67,7 +67,6 @@ from torch.nn.functional import logsigmoid
 
 from pagedvid.rotary.tables import pair_mean_square
 
-MODES = ("off", "formula", "variance", "measured")
 HOT_CHANNEL_X = 0.5
 """Channels in which some query reaches this x take the exact form: below it, second order is off by x^2/30 < 1 %."""
 NEWTON_STEPS = 2

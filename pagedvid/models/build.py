@@ -23,8 +23,6 @@ from pagedvid.models.registry import load_model, model_schedule
 from pagedvid.models.settle import settled, stream_codecs, tables_path
 from pagedvid.paged_kv_cache import PagedKVCache
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-
 
 def cache_spec(config: Config, geometry: ModelGeometry) -> CacheSpec:
     """What the cache has to know of model and settings. `cache.codec` is settled (models/settle.py)."""
@@ -88,7 +86,7 @@ def build_engine(config: Config, prompts: Sequence[str] = (), cache_type: type[P
     choice = model_choice(config, prompts)
     check_denoise_steps(config, choice)
     with float32_modules():
-        model = load_model(config.model.name, choice, config.model.device, DTYPES[config.model.dtype])
+        model = load_model(config.model.name, choice, config.model.device, getattr(torch, config.model.dtype))
     spec = cache_spec(config, model.geometry)
     cache = cache_type(
         spec,

@@ -12,7 +12,7 @@ import torch
 import pagedvid
 from pagedvid.cache.spec import CacheSpec
 from pagedvid.cache.stream_codecs import StreamCodecs
-from pagedvid.correction.formula import MODES
+from pagedvid.correction import MODES
 
 PAGE = (Path(__file__).parents[1] / "docs" / "embed.md").read_text()
 
