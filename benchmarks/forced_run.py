@@ -19,7 +19,8 @@ from pagedvid.attention.step import Step
 from pagedvid.cache.plan import QueryRange
 from pagedvid.cache.stream import Stream
 from pagedvid.cache.window import Window
-from pagedvid.engine.protocol import Attend, Piece, VideoModel
+from pagedvid.engine.protocol import Attend, VideoModel
+from pagedvid.engine.schedule import Range
 from pagedvid.paged_kv_cache import PagedKVCache
 
 Watch = Callable[[Step, int, Tensor, Tensor, Tensor], None]
@@ -90,10 +91,9 @@ class ForcedRun:
         self, streams: list[Stream], conditions: list[object], latents: Tensor, level: float, watch: Watch | None
     ) -> Tensor:
         """One packed forward; at noise level 0 it is the commit pass."""
-        size = self.model.geometry.chunk_tokens
-        pieces = [Piece(size, level, "cond", condition) for condition in conditions]
+        ranges = [Range(range(self.model.geometry.frames_per_chunk), level)] * len(conditions)
         with self.cache.step([QueryRange(stream, commit=level == 0.0) for stream in streams]) as step:
-            return self.model.forward(latents, pieces, self._attend(step, watch))
+            return self.model.forward(latents, ranges, conditions, self._attend(step, watch))
 
     def _attend(self, step: Step, watch: Watch | None) -> Attend:
         def attend(layer: int, q_THD: Tensor, k_THD: Tensor, v_THD: Tensor) -> Tensor:

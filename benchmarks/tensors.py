@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from pagedvid.calibration.statistics import Observation
-from pagedvid.engine.protocol import Piece
+from pagedvid.engine.schedule import Range
 from pagedvid.models.demo.model import DemoModel
 from pagedvid.rotary.tables import rotate
 
@@ -82,5 +82,5 @@ def _forward(
         return out_HTD.transpose(0, 1).to(q_THD.dtype)
 
     with torch.no_grad():
-        prediction = model.forward(latents, [Piece(size, level, "cond", condition)], attend)
+        prediction = model.forward(latents, [Range(range(model.geometry.frames_per_chunk), level)], [condition], attend)
     return seen, prediction

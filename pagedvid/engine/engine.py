@@ -19,7 +19,7 @@ from pagedvid.arguments import instance_of
 from pagedvid.cache.window import Window
 from pagedvid.engine.admission import admit_in_order
 from pagedvid.engine.failures import described, presentable
-from pagedvid.engine.forward import finished_chunk, packed_forward, take_steps
+from pagedvid.engine.forward import advance_chunks, finished_chunk, packed_forward
 from pagedvid.engine.job import Job, Waiting
 from pagedvid.engine.protocol import VideoModel
 from pagedvid.engine.requests import (
@@ -224,7 +224,7 @@ class Engine:
         job.last_step, is_over = self._num_steps, job.following is None
         outputs: list[EngineOutput] = []
         try:
-            take_steps(self.model, job, predictions)
+            advance_chunks(self.model, job, predictions)
             self._drop_chunks(job)
             outputs += [finished_chunk(self.model, job, chunk) for chunk in job.round.finished]
             self._num_chunks_done += len(job.round.finished)

@@ -48,7 +48,7 @@ class Job:
     following: Round | None
     """The one after it; None: `round` is the last."""
     held: dict[int, dict[str, Tensor]] = field(default_factory=dict)
-    """Predictions of earlier rounds by chunk and branch, which the chunk's next sampler step uses."""
+    """Predictions of earlier rounds by chunk and role, which the chunk's next `Advance` uses."""
     last_step: int = -1
     """The engine step in which it last ran."""
     num_frames_out: int = 0

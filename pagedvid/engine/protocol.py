@@ -5,7 +5,7 @@ It never sees the cache. Its packed forward receives an `Attend` callable and ca
 self-attention layer, with queries and keys *before* rotary embedding; the callable rotates, reads the history, merges
 and (in a commit pass) stores.
 
-Axes: T packed tokens of all pieces, C latent channels, H heads, D head_dim.
+Axes: T packed tokens of all ranges, C latent channels, H heads, D head_dim.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import numpy as np
 from torch import Tensor
 
 from pagedvid.cache.window import Window
-from pagedvid.engine.schedule import Schedule
+from pagedvid.engine.schedule import Range, Schedule
 from pagedvid.rotary.tables import RopeTables
 
 
@@ -52,25 +52,6 @@ class Attend(Protocol):
     def __call__(self, layer: int, q_THD: Tensor, k_THD: Tensor, v_THD: Tensor, /, **how: Any) -> Tensor:
         """Attends in the given layer; call it exactly once per layer and forward. `how` goes to `Step.attend`."""
         ...
-
-
-@dataclass(frozen=True)
-class Piece:
-    """One query range of one video inside a packed forward."""
-
-    num_tokens: int
-    noise_level: float
-    """On the model's own scale: what its schedule said."""
-    branch: str
-    """The role of its prediction, `Range.branch`."""
-    condition: Any
-    """What `prepare` returned for the video."""
-    frames: Sequence[int] = ()
-    """The latent frames of the video that it carries."""
-    commits: bool = False
-    """Whether its keys and values are being stored."""
-    tag: Any = None
-    """`Range.tag`."""
 
 
 class VideoModel(Protocol):
@@ -130,14 +111,18 @@ class VideoModel(Protocol):
         """What a chunk starts from, [chunk_tokens, C]: noise, and what was given. Independent of device and batch."""
         ...
 
-    def forward(self, latents_TC: Tensor, pieces: Sequence[Piece], attend: Attend) -> Tensor:
-        """Prediction for every packed token, [T, C]. One call of `attend` per self-attention layer."""
+    def forward(self, latents_TC: Tensor, ranges: Sequence[Range], conditions: Sequence[Any], attend: Attend) -> Tensor:
+        """Prediction for every packed token, [T, C]. One call of `attend` per self-attention layer.
+
+        `ranges`: what is packed, of one or many videos; each has `tokens_per_frame` tokens per frame. `conditions`: for
+        each range, what `prepare` returned for its video.
+        """
         ...
 
     def advance(
         self, latents_TC: Tensor, predictions: Mapping[str, Tensor], noise_level: float, next_noise_level: float
     ) -> Tensor:
-        """One sampler step of one chunk: its latents at `next_noise_level` from the predictions by branch."""
+        """One move of the sampler: a chunk's latents at `next_noise_level` from its predictions by role."""
         ...
 
     def decoder(self, condition: Any) -> Decoder:

@@ -1,7 +1,7 @@
 """The order of work of one video, as plain data that its model gives: rounds of query ranges.
 
 A round is what one packed forward does for one video. The engine runs any number of videos together, each at its own
-round; it knows nothing else of what a model's chunks, passes and branches mean.
+round; it knows nothing else of what a model's chunks, passes and roles mean.
 
     chunk by chunk      | 0 | 0 | 0 commit | 1 | 1 | 1 commit |
     chunks in flight    | 0 | 0 1 | 0 1 2 | 0 commit, 1 2 3 | 1 2 3 |        several ranges, each at its own noise level
@@ -39,16 +39,16 @@ class Range:
     """The latent frames that it carries, ascending; a chunk's are `range(first, stop)`."""
     noise_level: float
     """What the model is told, on the model's own scale."""
+    role: str = "cond"
+    """What its prediction is for, by which the model knows what to feed it (own prompt, null text, ...)."""
     branch: str = "cond"
-    """The role of its prediction, by which the model knows what to feed it (own prompt or null text, ...)."""
-    history: str = "cond"
-    """The cache branch that it reads and stores into, one of `ModelGeometry.branches`."""
+    """The cached history that it reads and stores into, one of `ModelGeometry.branches`."""
     visible: tuple[int, ...] | None = None
     """The committed chunks that it sees, counted as committed, from 0; None: all that the stream keeps."""
     sees: tuple[int, ...] = ()
     """Other ranges of the same round whose current keys it sees besides its own."""
     commits: bool = False
-    """Whether its keys and values are stored, as the next committed chunk. Then it is the first range of its history
+    """Whether its keys and values are stored, as the next committed chunk. Then it is the first range of its branch
     without a `position`."""
     position: int | None = None
     """Frame at which rotary embedding places it; None: after everything that is committed and before it in flight."""
@@ -66,11 +66,11 @@ class Hold:
 
 @dataclass(frozen=True)
 class Advance:
-    """One sampler step of one chunk, from the predictions of some ranges of the round and those held for it."""
+    """One move of the sampler for one chunk, from the predictions of some ranges of the round and those held for it."""
 
     chunk: int
     ranges: tuple[int, ...]
-    """Ranges of the round that carry the chunk; their branches differ. Predictions of other ranges are not used."""
+    """Ranges of the round that carry the chunk; their roles differ. Predictions of other ranges are not used."""
     noise_level: float
     next_noise_level: float
 
@@ -105,7 +105,7 @@ class Schedule:
     window: Window
     """Which committed chunks stay until a round drops them."""
     num_commits: int
-    """Chunks that each history commits in all."""
+    """Chunks that each branch commits over the whole video."""
     max_range_frames: int
     """Frames of the longest range."""
     commits: tuple[tuple[int, tuple[int, ...]], ...] | None = None

@@ -1,7 +1,7 @@
 """The plainest order of work: a chunk is denoised, then committed, then the next one begins.
 
-The last chunk has no reader and is not committed. All branches of a video run in the same rounds, each with a history
-of its own. Old chunks leave with the sliding window.
+The last chunk has no reader and is not committed. All branches of a video run in the same rounds, each with a range of
+its own, whose role has the branch's name. Old chunks leave with the sliding window.
 """
 
 from __future__ import annotations

@@ -17,11 +17,13 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from pagedvid.engine.protocol import Attend, Decoder, ModelGeometry, Piece
-from pagedvid.errors import ConfigError, ShapeError
+from pagedvid.engine.protocol import Attend, Decoder, ModelGeometry
+from pagedvid.engine.schedule import Range
+from pagedvid.errors import ConfigError
 from pagedvid.files.paths import exists, is_folder, read_json
 from pagedvid.models.common.checkpoint import load_checkpoint
 from pagedvid.models.common.chunk_by_chunk import ChunkByChunk
+from pagedvid.models.common.chunks import check_whole_chunks, chunk_noise
 from pagedvid.models.demo.captions import read_prompt
 from pagedvid.models.demo.latents import GRID_SIZE, TOKENS_PER_FRAME, images_of
 from pagedvid.models.demo.rope import DemoRope
@@ -81,25 +83,16 @@ class DemoModel(ChunkByChunk):
 
     def initial_noise(self, seed: int, chunk_index: int) -> Tensor:
         """Noise of one chunk, [128, 192], on the network's device; drawn on the CPU, so it is the same everywhere."""
-        # A seed sequence, because neighbouring integers as seeds would give related first numbers.
-        state = int(np.random.SeedSequence([seed, chunk_index]).generate_state(1, np.uint64)[0])
-        generator = torch.Generator().manual_seed(state)
-        noise = torch.randn(
-            self.geometry.chunk_tokens, self.network.config.latent_channels, generator=generator, dtype=torch.float32
-        )
+        noise = chunk_noise(self.geometry.chunk_tokens, self.network.config.latent_channels, seed, chunk_index)
         return noise.to(self.network.places)
 
-    def forward(self, latents_TC: Tensor, pieces: Sequence[Piece], attend: Attend) -> Tensor:
-        """Clean latents [T, C] of the packed pieces; every piece is one chunk of 128 tokens."""
-        size = self.geometry.chunk_tokens
-        sizes = [piece.num_tokens for piece in pieces]
-        if any(num_tokens != size for num_tokens in sizes) or len(latents_TC) != size * len(pieces):
-            raise ShapeError(
-                f"pieces of {sizes} tokens for {len(latents_TC)} packed tokens; every piece of this model has {size}"
-            )
-        levels_N = torch.tensor([piece.noise_level for piece in pieces], dtype=torch.float32, device=latents_TC.device)
-        expectation = Expectation.stack([piece.condition for piece in pieces])
-        return self.network(latents_TC, levels_N, expectation, attend)
+    def forward(
+        self, latents_TC: Tensor, ranges: Sequence[Range], conditions: Sequence[Expectation], attend: Attend
+    ) -> Tensor:
+        """Clean latents [T, C] of the packed ranges, each of them one chunk of 128 tokens. Raises ShapeError."""
+        check_whole_chunks(self.name, self.geometry, latents_TC, ranges)
+        levels_N = torch.tensor([part.noise_level for part in ranges], dtype=torch.float32, device=latents_TC.device)
+        return self.network(latents_TC, levels_N, Expectation.stack(conditions), attend)
 
     def advance(
         self, latents_TC: Tensor, predictions: Mapping[str, Tensor], noise_level: float, next_noise_level: float

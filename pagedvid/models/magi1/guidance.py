@@ -19,7 +19,7 @@ TIME_TOLERANCE = 1e-7
 
 
 def velocity(predictions: Mapping[str, Tensor], time: float, sampling: SamplingConfig) -> Tensor:
-    """The chunk's velocity from its predictions by branch; see schedule.py for the branches."""
+    """The chunk's velocity from its predictions by role; see schedule.py for the roles."""
     conditional = predictions["cond"]
     if "alone" in predictions:
         return (1 - ALONE_SHARE) * conditional + ALONE_SHARE * predictions["alone"]

@@ -14,10 +14,11 @@ import torch
 from torch import Tensor
 
 from pagedvid.cache.window import Window
-from pagedvid.engine.protocol import Attend, Decoder, ModelGeometry, Piece
-from pagedvid.engine.schedule import Schedule
-from pagedvid.errors import ConfigError, PromptError, ShapeError
+from pagedvid.engine.protocol import Attend, Decoder, ModelGeometry
+from pagedvid.engine.schedule import Range, Schedule
+from pagedvid.errors import ConfigError, PromptError
 from pagedvid.models.common.checkpoint import load_checkpoint
+from pagedvid.models.common.chunks import check_whole_chunks, chunk_noise
 from pagedvid.models.common.text_encoder import TextEncoder
 from pagedvid.models.magi1.conditioning import MagiCondition, read_captions, read_prefix
 from pagedvid.models.magi1.config import PATCH, MagiConfig
@@ -28,9 +29,9 @@ from pagedvid.models.magi1.rope import MagiRope, channel_order
 from pagedvid.models.magi1.schedule import magi_schedule
 
 OWN_PROMPT = {"cond", "alone"}
-"""Branches whose ranges read their chunk's caption; the others read the null text."""
+"""Roles whose ranges read their chunk's caption; the others read the null text."""
 CONDITIONAL = {"cond", "alone", "clean"}
-"""Branches of a conditional forward."""
+"""Roles of a conditional forward."""
 INPUTS = ("embeddings", "prefix")
 
 
@@ -105,25 +106,19 @@ class MagiModel:
 
     def initial_latents(self, condition: MagiCondition, seed: int, chunk_index: int) -> Tensor:
         """Noise of one chunk, [chunk_tokens, 4 C], drawn on the CPU, so it is the same everywhere."""
-        state = int(np.random.SeedSequence([seed, chunk_index]).generate_state(1, np.uint64)[0])
-        generator = torch.Generator().manual_seed(state)
         channels = PATCH * PATCH * self.config.network.latent_channels
-        noise = torch.randn(self.geometry.chunk_tokens, channels, generator=generator, dtype=torch.float32)
-        return noise.to(self._null_caption.device)
+        return chunk_noise(self.geometry.chunk_tokens, channels, seed, chunk_index).to(self._null_caption.device)
 
-    def forward(self, latents_TC: Tensor, pieces: Sequence[Piece], attend: Attend) -> Tensor:
+    def forward(
+        self, latents_TC: Tensor, ranges: Sequence[Range], conditions: Sequence[MagiCondition], attend: Attend
+    ) -> Tensor:
         """Velocities [T, 4 C] of the packed ranges, each of them one chunk. Raises ShapeError."""
-        sizes, size = [piece.num_tokens for piece in pieces], self.geometry.chunk_tokens
-        if any(num_tokens != size for num_tokens in sizes) or len(latents_TC) != size * len(pieces):
-            raise ShapeError(
-                f"pieces of {sizes} tokens for {len(latents_TC)} packed tokens; every piece of {self.name} is one "
-                f"chunk of {size}"
-            )
-        given = torch.cat(
-            [self._with_prefix(x, piece) for x, piece in zip(latents_TC.split(sizes), pieces, strict=True)]
-        )
-        captions = [self._caption(piece) for piece in pieces]
-        return self.network(given, RangeInputs(sizes, self._condition(pieces), captions), attend)
+        check_whole_chunks(self.name, self.geometry, latents_TC, ranges)
+        size = self.geometry.chunk_tokens
+        packed = zip(latents_TC.split(size), ranges, conditions, strict=True)
+        given = torch.cat([self._with_prefix(*chunk) for chunk in packed])
+        captions = [self._caption(part, condition) for part, condition in zip(ranges, conditions, strict=True)]
+        return self.network(given, RangeInputs([size] * len(ranges), self._condition(ranges), captions), attend)
 
     def advance(
         self, latents_TC: Tensor, predictions: Mapping[str, Tensor], noise_level: float, next_noise_level: float
@@ -139,29 +134,28 @@ class MagiModel:
         """Latent frames, float32 [frames, C, H, W]."""
         return frames_of(latents_TC.float().cpu(), self.config.frames).transpose(0, 1).contiguous().numpy()
 
-    def _with_prefix(self, latents_TC: Tensor, piece: Piece) -> Tensor:
+    def _with_prefix(self, latents_TC: Tensor, part: Range, condition: MagiCondition) -> Tensor:
         """The range's latents with the given frames in their places."""
-        prefix, size = piece.condition.prefix_TC, self.config.frames.tokens_per_frame
-        first = piece.frames[0] * size
+        prefix, size = condition.prefix_TC, self.config.frames.tokens_per_frame
+        first = part.frames[0] * size
         if prefix is None or first >= len(prefix):
             return latents_TC
         num_given = min(len(prefix) - first, len(latents_TC))
         return torch.cat([prefix[first : first + num_given], latents_TC[num_given:]])
 
-    def _caption(self, piece: Piece) -> Tensor:
-        if piece.branch not in OWN_PROMPT:
+    def _caption(self, part: Range, condition: MagiCondition) -> Tensor:
+        if part.role not in OWN_PROMPT:
             return self._null_caption
-        return piece.condition.caption(piece.frames[0] // self.config.frames.chunk_width)
+        return condition.caption(part.frames[0] // self.config.frames.chunk_width)
 
-    def _condition(self, pieces: Sequence[Piece]) -> Tensor:
+    def _condition(self, ranges: Sequence[Range]) -> Tensor:
         """[N, E], float32: time, step size of a distilled network, and whether there is a prompt."""
         device, embed = self._null_caption.device, self.network.t_embedder
-        times = embed(torch.tensor([piece.noise_level for piece in pieces], dtype=torch.float32, device=device))
+        times = embed(torch.tensor([part.noise_level for part in ranges], dtype=torch.float32, device=device))
         if self.config.sampling.distill:
-            times = times + embed(
-                torch.tensor([float(piece.tag) for piece in pieces], dtype=torch.float32, device=device)
-            )
-        return times + torch.stack([self._text_condition[piece.branch in CONDITIONAL] for piece in pieces])
+            step_sizes = [float(part.tag) for part in ranges]
+            times = times + embed(torch.tensor(step_sizes, dtype=torch.float32, device=device))
+        return times + torch.stack([self._text_condition[part.role in CONDITIONAL] for part in ranges])
 
 
 def in_order(name: str, tensor: Tensor, order: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ chunks in flight see them at once.
 A chunk sees itself and the chunks before it, as many as `noise2clean_kvrange` says for its quarter, wherever their keys
 are: in pages, or in this round. Stored chunks that no later round sees are dropped at once.
 
-Branches: "cond" own prompt; "clean" null text, making keys and values for the prompt's forward; "alone" own prompt,
+Roles: "cond" own prompt; "clean" null text, making keys and values for the prompt's forward; "alone" own prompt,
 seeing nothing but itself. With cfg_number 3 a step is three rounds: that of the prompt, which stores nothing; "null",
 null text over the same history, which alone is stored; and "uncond", null text without any history, every chunk by
 itself at the video's start. Noise levels are times: 0 is noise, 1 is clean.
@@ -90,7 +90,7 @@ class MagiSchedule:
         )
 
     def _forward(
-        self, steps: dict[int, int], index: int, has_clean_pass: bool, branch: str, clean: str, stores: bool
+        self, steps: dict[int, int], index: int, has_clean_pass: bool, role: str, clean: str, stores: bool
     ) -> list[Range]:
         """The chunks in flight, behind the clean pass of the chunk before them if there is one."""
         sampling, ranges = self.sampling, []
@@ -104,7 +104,7 @@ class MagiSchedule:
             first_seen = max(0, chunk + 1 - sampling.noise2clean_kvrange[step // (self.num_steps // 4)])
             level, sees = self._times[step], range(max(first_seen, slice_point) - slice_point, chunk - slice_point)
             ranges.append(
-                self._range(chunk, level, branch, index, first_seen=first_seen, slice_point=slice_point, sees=sees)
+                self._range(chunk, level, role, index, first_seen=first_seen, slice_point=slice_point, sees=sees)
             )
         return ranges
 
@@ -112,7 +112,7 @@ class MagiSchedule:
         self,
         chunk: int,
         level: float,
-        branch: str,
+        role: str,
         index: int,
         *,
         first_seen: int,
@@ -124,7 +124,7 @@ class MagiSchedule:
         return Range(
             self._frames(chunk),
             level,
-            branch,
+            role,
             visible=tuple(range(first_seen, chunk if slice_point is None else slice_point)),
             sees=tuple(sees),
             commits=commits,
@@ -132,11 +132,9 @@ class MagiSchedule:
             tag=self._tag(index),
         )
 
-    def _alone(self, chunk: int, step: int, branch: str, position: int, index: int) -> Range:
+    def _alone(self, chunk: int, step: int, role: str, position: int, index: int) -> Range:
         """One chunk that sees nothing else."""
-        return Range(
-            self._frames(chunk), self._times[step], branch, visible=(), position=position, tag=self._tag(index)
-        )
+        return Range(self._frames(chunk), self._times[step], role, visible=(), position=position, tag=self._tag(index))
 
     def _carriers(self, ranges: Sequence[Range]) -> Mapping[int, list[int]]:
         """The ranges that carry a chunk, by chunk."""

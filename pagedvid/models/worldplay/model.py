@@ -17,8 +17,9 @@ import torch
 from torch import Tensor
 
 from pagedvid.cache.window import Window
-from pagedvid.engine.protocol import Attend, Decoder, ModelGeometry, Piece
-from pagedvid.engine.schedule import Schedule, check_plannable
+from pagedvid.engine.protocol import Attend, Decoder, ModelGeometry
+from pagedvid.engine.schedule import Range, Schedule, check_plannable
+from pagedvid.models.common.chunks import chunk_noise
 from pagedvid.models.common.latent_grid import LatentGrid
 from pagedvid.models.worldplay.camera import CameraProjection, Cameras
 from pagedvid.models.worldplay.conditions import Condition, image_grid, read_inputs, states
@@ -30,7 +31,7 @@ from pagedvid.models.worldplay.rope import SlotRope
 from pagedvid.models.worldplay.schedule import MAX_TIMESTEP, rebuilt_memory
 
 ContextOf = Callable[[int], Sequence[tuple[Tensor, Tensor] | None]]
-"""Layer -> context keys and values of every piece."""
+"""Layer -> context keys and values of every range."""
 
 
 class WorldPlayModel(ABC):
@@ -66,9 +67,19 @@ class WorldPlayModel(ABC):
         """What the network takes of the text, computed once per video from tensors of the CPU. Raises ConfigError."""
 
     @abstractmethod
-    def velocity(self, latents_FnC: Tensor, timesteps_F: Tensor, actions_F: Tensor, pieces: Sequence[Piece],
-                 attend_with: Callable[[ContextOf | None], AttendTwice]) -> Tensor:  # fmt: skip
-        """Flow velocity [F, n, C]. `attend_with(context)` is the self-attention of this forward."""
+    def velocity(
+        self,
+        latents_FnC: Tensor,
+        timesteps_F: Tensor,
+        actions_F: Tensor,
+        frames: Sequence[Sequence[int]],
+        conditions: Sequence[Condition],
+        attend_with: Callable[[ContextOf | None], AttendTwice],
+    ) -> Tensor:
+        """Flow velocity [F, n, C] of ranges with these frames and conditions.
+
+        `attend_with(context)` is the self-attention of this forward.
+        """
 
     @property
     @abstractmethod
@@ -101,17 +112,16 @@ class WorldPlayModel(ABC):
 
     def noise(self, seed: int, chunk_index: int) -> Tensor:
         """Standard normal numbers that depend on seed and chunk only, float32 [chunk_tokens, C]."""
-        state = int(np.random.SeedSequence([seed, chunk_index]).generate_state(1, np.uint64)[0])
-        generator = torch.Generator().manual_seed(state)
-        drawn = torch.randn(
-            self.geometry.chunk_tokens, self.grid.token_channels, generator=generator, dtype=torch.float32
-        )
-        return drawn.to(self.placement.device)
+        noise = chunk_noise(self.geometry.chunk_tokens, self.grid.token_channels, seed, chunk_index)
+        return noise.to(self.placement.device)
 
-    def forward(self, latents_TC: Tensor, pieces: Sequence[Piece], attend: Attend) -> Tensor:
+    def forward(
+        self, latents_TC: Tensor, ranges: Sequence[Range], conditions: Sequence[Condition], attend: Attend
+    ) -> Tensor:
         """Flow velocity of every packed token, float32 [T, C]."""
-        timesteps = [self.timestep(piece, frame) for piece in pieces for frame in piece.frames]
-        actions = torch.cat([piece.condition.actions_F[list(piece.frames)] for piece in pieces])
+        frames = [part.frames for part in ranges]
+        timesteps = [self.timestep(part.noise_level, frame) for part in ranges for frame in part.frames]
+        actions = torch.cat([condition.actions_F[list(own)] for own, condition in zip(frames, conditions, strict=True)])
 
         def attend_with(context_of: ContextOf | None) -> AttendTwice:
             def attend_twice(layer: int, q_THD: Tensor, k_THD: Tensor, v_THD: Tensor) -> tuple[Tensor, Tensor]:
@@ -128,14 +138,15 @@ class WorldPlayModel(ABC):
             latents,
             torch.tensor(timesteps, dtype=torch.float32, device=device),
             actions.to(device),
-            pieces,
+            frames,
+            conditions,
             attend_with,
         )
         return velocity.flatten(0, 1).float()
 
-    def timestep(self, piece: Piece, frame: int) -> float:
-        """What the network is told of one frame of a piece."""
-        return piece.noise_level
+    def timestep(self, noise_level: float, frame: int) -> float:
+        """What the network is told of one frame of a range at this noise level."""
+        return noise_level
 
     def advance(
         self, latents_TC: Tensor, predictions: Mapping[str, Tensor], noise_level: float, next_noise_level: float

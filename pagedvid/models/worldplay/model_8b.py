@@ -8,11 +8,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from pagedvid.engine.protocol import ModelGeometry, Piece
+from pagedvid.engine.protocol import ModelGeometry
 from pagedvid.engine.schedule import Schedule
 from pagedvid.errors import ConfigError
 from pagedvid.models.common.checkpoint import load_checkpoint
 from pagedvid.models.common.latent_grid import LatentGrid
+from pagedvid.models.worldplay.conditions import Condition
 from pagedvid.models.worldplay.config import read_config_8b, read_grid
 from pagedvid.models.worldplay.layers import AttendTwice
 from pagedvid.models.worldplay.memory import MEMORY_8B
@@ -73,25 +74,34 @@ class WorldPlay8B(WorldPlayModel):
             )
         )
 
-    def velocity(self, latents_FnC: Tensor, timesteps_F: Tensor, actions_F: Tensor, pieces: Sequence[Piece],
-                 attend_with: Callable[[ContextOf | None], AttendTwice]) -> Tensor:  # fmt: skip
+    def velocity(
+        self,
+        latents_FnC: Tensor,
+        timesteps_F: Tensor,
+        actions_F: Tensor,
+        frames: Sequence[Sequence[int]],
+        conditions: Sequence[Condition],
+        attend_with: Callable[[ContextOf | None], AttendTwice],
+    ) -> Tensor:
         """See `WorldPlayModel.velocity`."""
 
         def text_of(layer: int) -> list[tuple[Tensor, Tensor] | None]:
-            texts = [piece.condition.text for piece in pieces]
+            texts = [condition.text for condition in conditions]
             return [(text.keys[layer], text.values[layer]) for text in texts]
 
-        tokens = torch.cat([latents_FnC, self._condition_channels(latents_FnC, pieces)], dim=-1)
+        tokens = torch.cat([latents_FnC, self._condition_channels(latents_FnC, frames, conditions)], dim=-1)
         return self.network(tokens.to(self.placement.dtype), timesteps_F, actions_F, attend_with(text_of))
 
-    def _condition_channels(self, latents_FnC: Tensor, pieces: Sequence[Piece]) -> Tensor:
+    def _condition_channels(
+        self, latents_FnC: Tensor, frames: Sequence[Sequence[int]], conditions: Sequence[Condition]
+    ) -> Tensor:
         """The first image and a mask of ones at frame 0, zeros elsewhere: [F, n, C + patch]."""
         num_mask = self.grid.token_channels // self.grid.channels
         channels = latents_FnC.new_zeros(*latents_FnC.shape[:2], self.grid.token_channels + num_mask)
-        places = [(piece, frame) for piece in pieces for frame in piece.frames]
-        for row, (piece, frame) in enumerate(places):
+        places = [(frame, condition) for own, condition in zip(frames, conditions, strict=True) for frame in own]
+        for row, (frame, condition) in enumerate(places):
             if frame == 0:
-                channels[row, :, : self.grid.token_channels] = piece.condition.image_nC
+                channels[row, :, : self.grid.token_channels] = condition.image_nC
                 channels[row, :, self.grid.token_channels :] = 1.0
         return channels
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from pagedvid.engine.protocol import ModelGeometry, Piece
+from pagedvid.engine.protocol import ModelGeometry
 from pagedvid.engine.schedule import Schedule
 from pagedvid.errors import ConfigError
 from pagedvid.models.common.checkpoint import load_checkpoint
@@ -101,18 +101,25 @@ class WorldPlayWan5B(WorldPlayModel):
             latents[: self.grid.tokens_per_frame] = condition.image_nC
         return latents
 
-    def timestep(self, piece: Piece, frame: int) -> float:
+    def timestep(self, noise_level: float, frame: int) -> float:
         """The first image is told to be nearly clean."""
-        return MEMORY_TIMESTEP if frame == 0 else piece.noise_level
+        return MEMORY_TIMESTEP if frame == 0 else noise_level
 
-    def velocity(self, latents_FnC: Tensor, timesteps_F: Tensor, actions_F: Tensor, pieces: Sequence[Piece],
-                 attend_with: Callable[[ContextOf | None], AttendTwice]) -> Tensor:  # fmt: skip
+    def velocity(
+        self,
+        latents_FnC: Tensor,
+        timesteps_F: Tensor,
+        actions_F: Tensor,
+        frames: Sequence[Sequence[int]],
+        conditions: Sequence[Condition],
+        attend_with: Callable[[ContextOf | None], AttendTwice],
+    ) -> Tensor:
         """See `WorldPlayModel.velocity`; zero for frame 0, which stays the first image."""
-        texts = [TextSpan(len(piece.frames), piece.condition.text) for piece in pieces]
+        texts = [TextSpan(len(own), condition.text) for own, condition in zip(frames, conditions, strict=True)]
         tokens = latents_FnC.to(self.placement.dtype)
         velocity = self.network(tokens, timesteps_F, actions_F, texts, attend_with(None))
         is_given = torch.zeros(len(velocity), 1, 1, dtype=torch.bool, device=velocity.device)
-        for row, frame in enumerate(frame for piece in pieces for frame in piece.frames):
+        for row, frame in enumerate(frame for own in frames for frame in own):
             if frame == 0:
                 is_given[row] = True
         return velocity.masked_fill(is_given, 0.0)

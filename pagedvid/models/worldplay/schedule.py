@@ -22,7 +22,7 @@ MAX_TIMESTEP = 1000.0
 MEMORY_TIMESTEP = 14.0
 """Finished frames are told to be nearly clean; no noise is added to them."""
 MEMORY, DENOISE = "memory", "cond"
-"""What a range is for; its `branch`."""
+"""The roles of ranges."""
 WINDOW = Window(sink_chunks=0, recent_chunks=1, positions="window")
 """One memory, placed at slot 0, and the chunk right behind it."""
 SHIFT_8B = 5.0

@@ -13,7 +13,8 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from pagedvid.engine.protocol import Piece, VideoModel
+from pagedvid.engine.protocol import VideoModel
+from pagedvid.engine.schedule import Range
 from pagedvid.errors import ConfigError, PromptError, ShapeError
 from pagedvid.models.demo.model import SHIPPED_WEIGHTS, DemoModel, save_weights
 from pagedvid.models.demo.rope import rotate_half
@@ -53,8 +54,9 @@ def first_chunks(model: VideoModel, prompts: list[str], seed: int) -> np.ndarray
     attend = FirstChunkAttend(model)
     levels = model.noise_levels(8)
     for level, next_level in itertools.pairwise(levels):
-        pieces = [Piece(size, level, "cond", condition) for condition in conditions]
-        latents = model.advance(latents, {"cond": model.forward(latents, pieces, attend)}, level, next_level)
+        ranges = [Range(range(model.geometry.frames_per_chunk), level)] * len(conditions)
+        prediction = model.forward(latents, ranges, conditions, attend)
+        latents = model.advance(latents, {"cond": prediction}, level, next_level)
     return np.stack([model.decode(chunk) for chunk in latents.split(size)])
 
 
@@ -104,10 +106,10 @@ def test_decode_scales_and_clips(model: VideoModel) -> None:
     assert set(frames[0].ravel()) == {128} and set(frames[1].ravel()) == {255} and set(frames[2].ravel()) == {0}
 
 
-def test_pieces_of_another_size_are_an_error(model: VideoModel) -> None:
-    piece = Piece(64, 1.0, "cond", model.encode_prompt("a red circle"))
+def test_ranges_of_another_size_are_an_error(model: VideoModel) -> None:
+    condition = model.encode_prompt("a red circle")
     with pytest.raises(ShapeError, match=r"\[64\].*128"):
-        model.forward(torch.zeros(64, 192), [piece], FirstChunkAttend(model))
+        model.forward(torch.zeros(64, 192), [Range(range(4), 1.0)], [condition], FirstChunkAttend(model))
 
 
 def test_a_prompt_without_known_words_is_an_error(model: VideoModel) -> None:

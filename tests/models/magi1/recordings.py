@@ -20,8 +20,9 @@ from pagedvid.cache.spec import CacheSpec
 from pagedvid.cache.stream_codecs import StreamCodecs
 from pagedvid.cache.window import Window
 from pagedvid.engine.engine import Engine
-from pagedvid.engine.protocol import Attend, Piece
+from pagedvid.engine.protocol import Attend
 from pagedvid.engine.requests import ChunkOutput, EngineSettings, RequestFailure, VideoRequest
+from pagedvid.engine.schedule import Range
 from pagedvid.models.magi1.config import FrameConfig, MagiConfig, NetworkConfig, SamplingConfig
 from pagedvid.models.magi1.latents import frames_of, tokens_of
 from pagedvid.models.magi1.model import MagiModel
@@ -117,7 +118,8 @@ class RecordedModel(MagiModel):
         super().__init__(config, network)
         self.network.t_embedder.frequencies = tensors("schedules")["sinusoid_freqs"]
         self.noise_CFHW = tensors("rollout_w4")["x0"]
-        self.forwards: list[tuple[Sequence[Piece], Tensor]] = []
+        self.forwards: list[tuple[Sequence[Range], Sequence[Any], Tensor]] = []
+        """Ranges, their conditions, velocities."""
         self.moved: list[Tensor] = []
         """Latents [T, C] after every sampler step of a chunk, in order."""
 
@@ -126,9 +128,9 @@ class RecordedModel(MagiModel):
         noise = tokens_of(self.noise_CFHW[:, first : first + CHUNK_FRAMES])
         return noise.roll(seed, 0)
 
-    def forward(self, latents_TC: Tensor, pieces: Sequence[Piece], attend: Attend) -> Tensor:
-        out = super().forward(latents_TC, pieces, attend)
-        self.forwards.append((pieces, out))
+    def forward(self, latents_TC: Tensor, ranges: Sequence[Range], conditions: Sequence[Any], attend: Attend) -> Tensor:
+        out = super().forward(latents_TC, ranges, conditions, attend)
+        self.forwards.append((ranges, conditions, out))
         return out
 
     def advance(

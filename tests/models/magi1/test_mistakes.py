@@ -15,7 +15,7 @@ from torch import Tensor
 
 from pagedvid.cache import manager
 from pagedvid.cache.plan import StepPlan, resolve_ranges
-from pagedvid.engine.protocol import Attend, Piece
+from pagedvid.engine.protocol import Attend
 from pagedvid.engine.schedule import Range, Round, Schedule, planned, with_endings
 from pagedvid.models.magi1 import layers, network
 from pagedvid.models.magi1 import model as model_file
@@ -83,7 +83,7 @@ def no_clean_pass(_: pytest.MonkeyPatch) -> RecordedModel:
     """The last, noisy step is stored instead."""
 
     def change(round_: Round) -> Round:
-        ranges = [part for part in round_.ranges if part.branch != "clean"]
+        ranges = [part for part in round_.ranges if part.role != "clean"]
         num_less = len(round_.ranges) - len(ranges)
         last = ranges[0].frames[0] == (6 - 1) * CHUNK_FRAMES
 
@@ -186,8 +186,8 @@ def heads_taken_in_turn(patch: pytest.MonkeyPatch) -> RecordedModel:
     made = build()
     whole = made.forward
 
-    def turning(latents: Tensor, pieces: Sequence[Piece], attend: Attend) -> Tensor:
-        return whole(latents, pieces, lambda layer, q, k, v: attend(layer, q[:, turned], k, v)[:, turned])
+    def turning(latents: Tensor, ranges: Sequence[Range], conditions: Sequence[Any], attend: Attend) -> Tensor:
+        return whole(latents, ranges, conditions, lambda layer, q, k, v: attend(layer, q[:, turned], k, v)[:, turned])
 
     made.forward = turning
     return made

@@ -45,8 +45,8 @@ def test_every_range_sees_the_recorded_chunks_at_the_recorded_times(name: str):
     for round_, call in zip(rounds, rollout.calls, strict=True):
         assert [part.noise_level for part in round_.ranges] == pytest.approx(call["t"], abs=1e-6)
         for part, (first, stop), y_index in zip(round_.ranges, call["k_range_chunks"], call["y_index"], strict=True):
-            assert y_index == (-1 if part.branch == "clean" else chunk_of(part))
-            if part.branch == "alone":
+            assert y_index == (-1 if part.role == "clean" else chunk_of(part))
+            if part.role == "alone":
                 assert (part.visible, part.sees) == ((), ()) and stop - first == 1
             else:
                 assert seen_chunks(round_, part) == list(range(first, stop))
@@ -57,8 +57,8 @@ def test_a_guided_step_is_three_forwards_of_which_the_null_text_one_is_stored():
     rollout = ROLLOUTS["w4_cfg3"]
     rounds = list(schedule_of(rollout).rounds())
     for number, (round_, call) in enumerate(zip(rounds, rollout.calls, strict=True)):
-        branches = {part.branch for part in round_.ranges}
-        assert branches <= ({"cond", "clean"}, {"null"}, {"uncond"})[number % 3]
+        roles = {part.role for part in round_.ranges}
+        assert roles <= ({"cond", "clean"}, {"null"}, {"uncond"})[number % 3]
         assert [part.noise_level for part in round_.ranges] == pytest.approx(call["t"], abs=1e-6)
         if number % 3 == 2:
             assert all((part.visible, part.sees, part.position) == ((), (), 0) for part in round_.ranges)

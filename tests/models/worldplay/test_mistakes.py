@@ -56,9 +56,11 @@ def with_rounds(model: WorldPlayModel, change: Callable) -> None:
 
 
 def with_attend(model: WorldPlayModel, change: Callable) -> None:
-    """Lets `change(attend, pieces)` give the model another `attend`."""
+    """Lets `change(attend, ranges)` give the model another `attend`."""
     original = model.forward
-    model.forward = lambda latents, pieces, attend: original(latents, pieces, change(attend, pieces))
+    model.forward = lambda latents, ranges, conditions, attend: original(
+        latents, ranges, conditions, change(attend, ranges)
+    )
 
 
 # ---------------------------------------------------------------------- schedule and memory
@@ -108,8 +110,8 @@ def no_action(model, monkeypatch):
 
 
 def no_text_in_the_memory_pass(model, monkeypatch):
-    def change(attend, pieces):
-        if not pieces[0].commits:
+    def change(attend, ranges):
+        if not ranges[0].commits:
             return attend
         return lambda *qkv, **how: attend(*qkv, **{**how, "context": ()})
 
@@ -117,10 +119,10 @@ def no_text_in_the_memory_pass(model, monkeypatch):
 
 
 def no_text_in_the_projective_copy(model, monkeypatch):
-    def change(attend, pieces):
+    def change(attend, ranges):
         def both(*qkv, **how):
             seen = attend(*qkv, **how)
-            return seen if pieces[0].commits else torch.stack([seen[0], attend(*qkv, **{**how, "context": ()})[1]])
+            return seen if ranges[0].commits else torch.stack([seen[0], attend(*qkv, **{**how, "context": ()})[1]])
 
         return both
 
@@ -164,10 +166,10 @@ def query_is_not_pulled_back(model, monkeypatch):
 
 
 def projection_of_rotated_queries_and_keys(model, monkeypatch):
-    def change(attend, pieces):
+    def change(attend, ranges):
         def both(layer, q, k, v, **how):
             seen = attend(layer, q, k, v, **how)
-            if pieces[0].commits:
+            if ranges[0].commits:
                 return seen
             tables = model.rope.tables(0, len(q))
             turned = attend(layer, rotate_neighbours(q, *tables), rotate_neighbours(k, *tables), v, **how)

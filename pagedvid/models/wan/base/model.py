@@ -1,6 +1,6 @@
 """What Wan-like models share as `VideoModel`s: a transformer of diffusers, its latents as tokens, text, frames out.
 
-Axes: T packed tokens of P pieces, each one chunk of F latent frames; C latent channels, R and S rows and columns of a
+Axes: T packed tokens of P ranges, each one chunk of F latent frames; C latent channels, R and S rows and columns of a
 latent frame; K channels of a token.
 """
 
@@ -15,9 +15,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pagedvid.engine.protocol import Attend, Decoder, Piece
-from pagedvid.errors import ConfigError, ShapeError
+from pagedvid.engine.protocol import Attend, Decoder
+from pagedvid.engine.schedule import Range
+from pagedvid.errors import ConfigError
 from pagedvid.integrations.diffusers import install
+from pagedvid.models.common.chunks import check_whole_chunks, chunk_noise
 from pagedvid.models.common.latent_grid import LatentGrid
 from pagedvid.models.common.text_encoder import TextEncoder
 from pagedvid.models.wan.base.settings import FRAMES_PER_LATENT, TransformerShape, WanSettings
@@ -32,15 +34,15 @@ class Condition:
     """What steers one video."""
 
     text: Mapping[str, Tensor]
-    """Rows for cross-attention by branch, [n, width] on the CPU."""
+    """Rows for cross-attention by role, [n, width] on the CPU."""
     _placed: dict[str, Tensor] = field(default_factory=dict, init=False, repr=False)
 
-    def rows(self, branch: str, like: Tensor) -> Tensor:
-        """The rows of a branch on the device and in the type of `like`: copied there once, by the first forward, so
+    def rows(self, role: str, like: Tensor) -> Tensor:
+        """The rows of a role on the device and in the type of `like`: copied there once, by the first forward, so
         that videos that wait for their turn hold nothing there."""
-        if branch not in self._placed:
-            self._placed[branch] = self.text[branch].to(like)
-        return self._placed[branch]
+        if role not in self._placed:
+            self._placed[role] = self.text[role].to(like)
+        return self._placed[role]
 
 
 class WanModel(ABC):
@@ -78,7 +80,7 @@ class WanModel(ABC):
 
     @abstractmethod
     def prompts(self, prompt: str) -> Mapping[str, str]:
-        """The prompt of every branch."""
+        """The prompt of every role."""
 
     # ------------------------------------------------------------------ VideoModel
 
@@ -104,20 +106,19 @@ class WanModel(ABC):
         """
         return Condition(self._prompts.rows(self.prompts(prompt), inputs))
 
-    def forward(self, latents_TC: Tensor, pieces: Sequence[Piece], attend: Attend) -> Tensor:
-        """The transformer's prediction for every packed token, float32 [T, K]. Pieces are whole chunks, one batch row
+    def forward(
+        self, latents_TC: Tensor, ranges: Sequence[Range], conditions: Sequence[Condition], attend: Attend
+    ) -> Tensor:
+        """The transformer's prediction for every packed token, float32 [T, K]. Ranges are whole chunks, one batch row
         each; of wider latents only the first K channels are read. Raises ShapeError."""
-        size = self.geometry.chunk_tokens
-        if any(piece.num_tokens != size for piece in pieces) or len(latents_TC) != size * len(pieces):
-            raise ShapeError(
-                f"pieces of {[piece.num_tokens for piece in pieces]} tokens for {len(latents_TC)} packed tokens; "
-                f"every piece of {self.name} is one chunk of {size}"
-            )
-        latents = torch.stack([self.grid_of(chunk).transpose(0, 1) for chunk in latents_TC.split(size)])
-        rows = [piece.condition.rows(piece.branch, self._placement) for piece in pieces]
+        check_whole_chunks(self.name, self.geometry, latents_TC, ranges)
+        chunks = latents_TC.split(self.geometry.chunk_tokens)
+        latents = torch.stack([self.grid_of(chunk).transpose(0, 1) for chunk in chunks])
+        packed = zip(ranges, conditions, strict=True)
+        rows = [condition.rows(part.role, self._placement) for part, condition in packed]
         text = self._prompts.stacked(rows, self._placement)
         with self._paged.attending(attend):
-            out = self.predict(latents.to(self._placement.dtype), [piece.noise_level for piece in pieces], text)
+            out = self.predict(latents.to(self._placement.dtype), [part.noise_level for part in ranges], text)
         return torch.cat([self.grid.tokens(row.float()).flatten(0, 1) for row in out])
 
     def decoder(self, condition: Condition) -> Decoder:
@@ -141,10 +142,7 @@ class WanModel(ABC):
     def noise(self, seed: int, chunk_index: int, num_draws: int = 1) -> Tensor:
         """Standard normal numbers that depend on seed, chunk and draw only, float32 [chunk_tokens, num_draws K]."""
         shape = (self.geometry.chunk_tokens, self.grid.token_channels)
-        draws = []
-        for draw in range(num_draws):
-            state = int(np.random.SeedSequence([seed, chunk_index, draw]).generate_state(1, np.uint64)[0])
-            draws.append(torch.randn(shape, generator=torch.Generator().manual_seed(state), dtype=torch.float32))
+        draws = [chunk_noise(*shape, seed, chunk_index, draw) for draw in range(num_draws)]
         return torch.cat(draws, dim=1).to(self._placement.device)
 
 

@@ -47,7 +47,7 @@ class WanCausal(WanModel):
         return len(self.settings.denoise_timesteps)
 
     def prompts(self, prompt: str) -> Mapping[str, str]:
-        """One branch: guidance is distilled into the weights."""
+        """One role: guidance is distilled into the weights."""
         return {"cond": prompt}
 
     def schedule(self, condition: Condition, num_frames: int, num_denoise_steps: int, window: Window) -> Schedule:

@@ -48,9 +48,9 @@ class SkyReelsV2(WanModel):
         return self.settings.num_denoise_steps
 
     def prompts(self, prompt: str) -> Mapping[str, str]:
-        """The negative prompt for the unconditional branch."""
+        """The negative prompt for the unconditional prediction."""
         both = {"cond": prompt, "uncond": self.settings.negative_prompt}
-        return {branch: both[branch] for branch in self.geometry.branches}
+        return {role: both[role] for role in self.geometry.branches}
 
     def schedule(self, condition: Condition, num_frames: int, num_denoise_steps: int, window: Window) -> Schedule:
         """See `skyreels_schedule`."""

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from pagedvid.engine.protocol import Piece
+from pagedvid.engine.schedule import Range
 from pagedvid.errors import ConfigError, ShapeError
 from pagedvid.models.wan.base.model import shape_of
 from tests.models.wan.base.forwards import denoise_after_commits, relative_error
@@ -52,20 +52,23 @@ def test_two_videos_in_one_batch_are_each_what_they_are_alone(name, codec, allow
     assert relative_error(together["a"][:3], together["b"][:3]) > 0.5
 
 
-def test_ranges_of_different_noise_and_branch_share_a_forward(name):
-    """A packed forward of two pieces is what two forwards give."""
+def test_ranges_of_different_noise_and_role_share_a_forward(name):
+    """A packed forward of two ranges is what two forwards give."""
     model = MODELS[name]()
     size = model.geometry.chunk_tokens
     conditions = [model.prepare("", {"embeddings": embeddings(seed, BRANCHES[name])}, 0) for seed in (0, 1)]
-    pieces = [Piece(size, 0.9, "cond", conditions[0]), Piece(size, 0.4, BRANCHES[name][-1], conditions[1])]
+    frames = range(model.geometry.frames_per_chunk)
+    ranges = [Range(frames, 0.9, "cond"), Range(frames, 0.4, BRANCHES[name][-1])]
     latents = [model.initial_latents(None, seed, 0) for seed in (0, 1)]
 
     def own_tokens(layer, q, k, v, **how):
         q, k, v = (x.unflatten(0, (-1, size)).transpose(1, 2) for x in (q, k, v))
         return torch.nn.functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(0, 1)
 
-    packed = model.forward(torch.cat(latents), pieces, own_tokens)
-    apart = [model.forward(x, [piece], own_tokens) for x, piece in zip(latents, pieces, strict=True)]
+    packed = model.forward(torch.cat(latents), ranges, conditions, own_tokens)
+    apart = [
+        model.forward(x, [part], [own], own_tokens) for x, part, own in zip(latents, ranges, conditions, strict=True)
+    ]
     torch.testing.assert_close(packed, torch.cat(apart), rtol=1e-4, atol=1e-5)
 
 
@@ -118,13 +121,13 @@ def test_latents_or_decoded_frames_go_out(name):
     assert model.frames_per_second == 4 * plain.frames_per_second == plain.settings.fps
 
 
-def test_a_piece_that_is_no_whole_chunk_is_refused(name):
+def test_a_range_that_is_no_whole_chunk_is_refused(name):
     model = MODELS[name]()
     condition = model.prepare("", {"embeddings": embeddings(0, BRANCHES[name])}, 0)
     latents = model.initial_latents(condition, 0, 0)
-    pieces = [Piece(15, 0.5, "cond", condition), Piece(30, 0.5, "cond", condition)]
-    with pytest.raises(ShapeError, match=r"pieces of \[15, 30\] tokens for 45.*chunk of 45"):
-        model.forward(latents, pieces, lambda *_: pytest.fail("not reached"))
+    ranges = [Range(range(1), 0.5), Range(range(1, 3), 0.5)]
+    with pytest.raises(ShapeError, match=r"ranges of \[15, 30\] tokens for 45.*chunk of 45"):
+        model.forward(latents, ranges, [condition] * 2, lambda *_: pytest.fail("not reached"))
 
 
 def test_transformers_for_more_than_text_to_video_are_refused():

@@ -70,7 +70,7 @@ def test_guidance_lies_beyond_the_conditional_prediction():
 def test_branches_have_histories_of_their_own_and_one_goes_without_guidance():
     model = tiny_model()
     first, *_ = model.schedule(None, 9, 2, Window(1, 4)).rounds()
-    assert [(part.branch, part.history) for part in first.ranges] == [("cond", "cond"), ("uncond", "uncond")]
+    assert [(part.role, part.branch) for part in first.ranges] == [("cond", "cond"), ("uncond", "uncond")]
     alone = tiny_model(guidance_scale=1.0)
     assert alone.geometry.branches == ("cond",) and set(alone.prompts("x")) == {"cond"}
 
