@@ -86,7 +86,7 @@ def of_diffusers(make: Callable[..., Any], class_name: str, branches: Sequence[s
     model = make(tiny.tiny_transformer(class_name, attention_head_dim=32, **changes))
     model.transformer.to(META)
     request = VideoRequest("", "", 1, inputs={"embeddings": tiny.embeddings(0, branches)})
-    place = f"models/{type(model).__module__.split('.')[2]}/model.py {type(model).__name__}.predict"
+    place = f"{type(model).__module__.removeprefix('pagedvid.').replace('.', '/')}.py {type(model).__name__}.predict"
     return Family(model, two(request, 12), {place: 1 + bool(changes)})  # timesteps, and the library's number for fps
 
 

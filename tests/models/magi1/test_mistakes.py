@@ -19,6 +19,7 @@ from pagedvid.engine.protocol import Attend
 from pagedvid.engine.schedule import Range, Round, Schedule, planned, with_endings
 from pagedvid.models.magi1 import layers, network
 from pagedvid.models.magi1 import model as model_file
+from pagedvid.models.magi1.conditioning import MagiCondition
 from pagedvid.models.magi1.model import MagiModel
 from tests.models.magi1.recordings import (
     CHUNK_FRAMES,
@@ -186,7 +187,9 @@ def heads_taken_in_turn(patch: pytest.MonkeyPatch) -> RecordedModel:
     made = build()
     whole = made.forward
 
-    def turning(latents: Tensor, ranges: Sequence[Range], conditions: Sequence[Any], attend: Attend) -> Tensor:
+    def turning(
+        latents: Tensor, ranges: Sequence[Range], conditions: Sequence[MagiCondition], attend: Attend
+    ) -> Tensor:
         return whole(latents, ranges, conditions, lambda layer, q, k, v: attend(layer, q[:, turned], k, v)[:, turned])
 
     made.forward = turning
