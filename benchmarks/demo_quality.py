@@ -45,7 +45,6 @@ from quality_scores import (
 from report import make_parser, mean_and_error, use_threads, write_report
 
 from pagedvid.codecs.assignment import split_pair
-from pagedvid.engine.requests import EngineSettings
 from pagedvid.errors import ConfigError
 from pagedvid.models.registry import load_model
 
@@ -161,7 +160,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     codecs = f"caches to compare with the first: codecs, or {DEFAULT}; with {UNCORRECTED!r} behind: uncorrected"
     default = ["bf16", DEFAULT, "int2", "int2-off"]
     parser.add_argument("--codecs", nargs="+", default=default, metavar="CODEC", help=codecs)
-    parser.add_argument("--steps", type=int, default=EngineSettings().num_denoise_steps, help="denoise steps")
+    parser.add_argument("--steps", type=int, default=8, help="denoise steps")
     parser.add_argument("--weights", type=Path, help="folder of the demo model's weights (default: the shipped ones)")
     arguments = parser.parse_args(argv)
     if arguments.prompts < 4 or arguments.prompts % 2:

@@ -36,7 +36,6 @@ from report import make_parser, use_threads, write_report
 from tensor_families import DEMO, Sampling
 
 from pagedvid.engine.protocol import VideoModel
-from pagedvid.engine.requests import EngineSettings
 from pagedvid.models.registry import load_model
 
 PARTS = ("tensor", "video", "drift", "cost")
@@ -116,7 +115,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--drift-prompts", type=int, default=8, help="videos of the part drift")
     parser.add_argument("--drift-frames", type=int, default=320, help="their length; 8 frames are a chunk")
     parser.add_argument("--cost-rounds", type=int, default=COST_ROUNDS, help="rounds of the part cost")
-    parser.add_argument("--steps", type=int, default=EngineSettings().num_denoise_steps, help="denoise steps")
+    parser.add_argument("--steps", type=int, default=8, help="denoise steps")
     parser.add_argument(
         "--processes", type=int, default=os.cpu_count() or 1, help="processes of the parts tensor and video"
     )

@@ -15,7 +15,7 @@ from pagedvid.cache.window import Window
 from pagedvid.config.sections import CacheConfig
 from pagedvid.engine.engine import Engine
 from pagedvid.engine.protocol import VideoModel
-from pagedvid.engine.requests import ChunkOutput, EngineSettings, VideoRequest
+from pagedvid.engine.requests import ChunkOutput, VideoRequest
 from pagedvid.paged_kv_cache import PagedKVCache
 
 COMPARED_CHUNKS = (1, 2)
@@ -54,8 +54,7 @@ class Lab:
 
     def engine_frames(self, cache: PagedKVCache) -> np.ndarray:
         """What a user gets: uint8 [videos, frames, H, W, 3]. Raises the error of the first video that fails."""
-        settings = EngineSettings(num_denoise_steps=self.num_denoise_steps)
-        engine = Engine(self.model, cache, self.window, settings)
+        engine = Engine(self.model, cache, self.window, num_denoise_steps=self.num_denoise_steps)
         for number, request in enumerate(self.requests):
             engine.submit(VideoRequest(str(number), request.prompt, self.num_frames, request.seed))
         videos: list[list[np.ndarray]] = [[] for _ in self.requests]

@@ -37,7 +37,7 @@ from pagedvid.cache.window import Window
 from pagedvid.config.sections import CacheConfig, Config, ModelConfig
 from pagedvid.engine.engine import Engine
 from pagedvid.engine.protocol import VideoModel
-from pagedvid.engine.requests import ChunkOutput, EngineSettings, VideoRequest
+from pagedvid.engine.requests import ChunkOutput, VideoRequest
 from pagedvid.models.build import cache_spec, codec_book
 from pagedvid.models.registry import load_model
 from pagedvid.models.settle import settled, tables_path
@@ -77,9 +77,9 @@ class Workload:
         config = settled(Config(model=ModelConfig(weights=self._weights), cache=CacheConfig(codec=codec)))
         spec = cache_spec(config, geometry)
         per_stream = stream_bytes(spec.shape, window, spec.codecs, geometry.chunk_tokens)
-        settings = EngineSettings(max_batch_tokens=num_streams * geometry.chunk_tokens, max_concurrent=num_streams)
+        max_batch_tokens = num_streams * geometry.chunk_tokens
         cache = PagedKVCache(spec, num_streams * per_stream, book=codec_book(spec, tables_path(config)))
-        engine = Engine(self._model, cache, window, settings)
+        engine = Engine(self._model, cache, window, max_batch_tokens=max_batch_tokens, max_concurrent=num_streams)
         for number in range(num_streams):
             engine.submit(VideoRequest(str(number), PROMPT, self._num_frames, self._seed + number))
         return engine

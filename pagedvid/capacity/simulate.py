@@ -1,7 +1,7 @@
 """A day of arrivals against many GPUs: the engine's and the cache's own admission, without tensors and without a clock.
 
 Every GPU is a `CacheManager` whose pool lies on PyTorch's "meta" device. Streams are opened in the engine's order
-(engine/admission.py), each on the GPU with the most unreserved pages.
+(engine/scheduler.py), each on the GPU with the most unreserved pages.
 
 All numbers of pages are multiples of the model's (layer, KV head) tables, so pools and streams are counted per table:
 the same decisions, a few hundred times less memory for the free stacks.
@@ -27,7 +27,7 @@ from pagedvid.capacity.model_card import Resolution
 from pagedvid.capacity.simulation_result import Moment, Simulation, Waits, periods_of
 from pagedvid.capacity.sizing import Question, answer, check_memory
 from pagedvid.capacity.trace import Arrival
-from pagedvid.engine.admission import admit_in_order
+from pagedvid.engine.scheduler import admit_in_order
 from pagedvid.errors import CapacityError, ConfigError
 
 MAX_POOL_PAGES = 2**28

@@ -78,11 +78,6 @@ class VideoModel(Protocol):
         ...
 
     @property
-    def default_denoise_steps(self) -> int:
-        """Denoise steps of a chunk unless settings say otherwise."""
-        ...
-
-    @property
     def positions(self) -> str:
         """Where rotary positions start, see `geometry.Window`: "absolute" or "window"."""
         ...
@@ -100,10 +95,11 @@ class VideoModel(Protocol):
         """
         ...
 
-    def schedule(self, condition: Any, num_frames: int, num_denoise_steps: int, window: Window) -> Schedule:
+    def schedule(self, condition: Any, num_frames: int, num_denoise_steps: int | None, window: Window) -> Schedule:
         """The rounds that generate at least `num_frames` frames. Raises `ConfigError` for settings it cannot run.
 
-        `window` is the configured one; a model whose look-back is fixed keeps to its own.
+        `num_denoise_steps`: of each chunk; None: the model's own number. `window` is the configured one; a model whose
+        look-back is fixed keeps to its own.
         """
         ...
 

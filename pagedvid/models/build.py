@@ -15,7 +15,6 @@ from pagedvid.config.sections import Config
 from pagedvid.devices import read_device
 from pagedvid.engine.engine import Engine
 from pagedvid.engine.protocol import ModelGeometry
-from pagedvid.engine.requests import EngineSettings
 from pagedvid.errors import ConfigError
 from pagedvid.host_state import float32_modules, independent_of_host
 from pagedvid.models.choice import ModelChoice
@@ -97,14 +96,16 @@ def build_engine(config: Config, prompts: Sequence[str] = (), cache_type: type[P
         book=codec_book(spec, tables_path(config)),
     )
     window = Window(config.cache.sink_chunks, config.cache.recent_chunks, positions=model.positions)
-    settings = EngineSettings(
+    return Engine(
+        model,
+        cache,
+        window,
         max_batch_tokens=config.engine.max_batch_tokens,
         policy=config.engine.policy,
         max_concurrent=None if config.engine.concurrent == "auto" else int(config.engine.concurrent),
-        num_denoise_steps=config.engine.denoise_steps or model.default_denoise_steps,
+        num_denoise_steps=config.engine.denoise_steps,
         reproducible=config.engine.reproducible,
     )
-    return Engine(model, cache, window, settings)
 
 
 def _path(written: str | None) -> Path | None:

@@ -23,7 +23,7 @@ from pagedvid.engine import engine as engine_module
 from pagedvid.engine.engine import Engine
 from pagedvid.engine.forward import finished_chunk, packed_forward
 from pagedvid.engine.protocol import VideoModel
-from pagedvid.engine.requests import ChunkOutput, EngineSettings, RequestFailure, VideoRequest
+from pagedvid.engine.requests import ChunkOutput, RequestFailure, VideoRequest
 from pagedvid.engine.schedule import Round
 from pagedvid.models.build import cache_spec, codec_book
 from pagedvid.models.demo.model import DemoModel
@@ -152,9 +152,8 @@ def forwards(monkeypatch: pytest.MonkeyPatch) -> list[Forward]:
 
 def run(family: Family, cache: PagedKVCache) -> None:
     """Every video to its end."""
-    num_steps = family.num_steps or family.model.default_denoise_steps
     window = Window(1, 1, positions=family.model.positions)
-    engine = Engine(family.model, cache, window, EngineSettings(10_000, num_denoise_steps=num_steps))
+    engine = Engine(family.model, cache, window, max_batch_tokens=10_000, num_denoise_steps=family.num_steps)
     for request in family.requests:
         engine.submit(request)
     num_frames = dict.fromkeys((request.id for request in family.requests), 0)

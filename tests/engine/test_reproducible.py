@@ -21,7 +21,7 @@ from pagedvid.cache.window import Window
 from pagedvid.cli.main import main
 from pagedvid.config.sections import AttentionConfig, CacheConfig, Config, EngineConfig, frame_settings
 from pagedvid.engine.engine import Engine
-from pagedvid.engine.requests import ChunkOutput, EngineSettings, RequestFailure, VideoRequest
+from pagedvid.engine.requests import ChunkOutput, RequestFailure, VideoRequest
 from pagedvid.models.build import build_engine, cache_spec, codec_book
 from pagedvid.models.demo.model import DemoModel
 from pagedvid.models.settle import settled, tables_path
@@ -74,8 +74,8 @@ def demo_engine(cache: CacheConfig, num_steps: int = 2, memory: str = "16MiB", *
     config = settled(Config(cache=cache))
     spec = cache_spec(config, demo().geometry)
     pages = PagedKVCache(spec, memory, book=codec_book(spec, tables_path(config)))
-    how = EngineSettings(num_denoise_steps=num_steps, reproducible=True, **changes)
-    return Engine(demo(), pages, Window(1, 4, positions="window"), how)
+    window = Window(1, 4, positions="window")
+    return Engine(demo(), pages, window, num_denoise_steps=num_steps, reproducible=True, **changes)
 
 
 def latents_of(outputs: Sequence[object], id: str) -> np.ndarray:
@@ -164,7 +164,7 @@ def wan_case(branches: tuple[str, ...]) -> tuple[Callable[..., Engine], list[Vid
 
     def new_engine(**changes) -> Engine:
         engine = wan.engine_of(model, "int4", correction="measured")
-        engine.settings = replace(engine.settings, **changes)
+        vars(engine).update(changes)
         return engine
 
     inputs = [{"embeddings": wan.embeddings(seed, branches)} for seed in (5, 6)]
@@ -200,7 +200,7 @@ def test_models_with_branches_memory_and_several_chunks_in_flight(case):
 
 def test_the_setting_reaches_the_engine():
     for value in (False, True):
-        assert build_engine(Config(engine=EngineConfig(reproducible=value))).settings.reproducible is value
+        assert build_engine(Config(engine=EngineConfig(reproducible=value))).reproducible is value
 
 
 def test_it_decides_frames_and_so_does_what_rounds_otherwise():

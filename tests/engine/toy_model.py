@@ -22,7 +22,6 @@ from pagedvid.cache.stream_codecs import StreamCodecs
 from pagedvid.cache.window import Window
 from pagedvid.engine.engine import Engine
 from pagedvid.engine.protocol import Attend, Decoder, ModelGeometry
-from pagedvid.engine.requests import EngineSettings
 from pagedvid.engine.schedule import Range
 from pagedvid.errors import PromptError
 from pagedvid.models.common.chunk_by_chunk import ChunkByChunk
@@ -156,7 +155,7 @@ def toy_engine(
     spec = CacheSpec(NUM_LAYERS, KV_HEADS, HEAD_DIM, QUERY_HEADS, codecs=codecs, debug_checks=True)
     cache = PagedKVCache(spec, num_pages * spec.shape.page_bytes)
     settings.setdefault("num_denoise_steps", 2)
-    return Engine(model, cache, Window(*window, positions=model.positions), EngineSettings(**settings))  # type: ignore[arg-type]
+    return Engine(model, cache, Window(*window, positions=model.positions), **settings)  # type: ignore[arg-type]
 
 
 def assert_all_pages_free(engine: Engine) -> None:

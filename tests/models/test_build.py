@@ -28,7 +28,7 @@ def test_every_setting_reaches_the_engine():
             engine=EngineConfig(max_batch_tokens=512, policy="round_robin", concurrent=3, denoise_steps=5),
         )
     )
-    geometry, spec, settings = engine.model.geometry, engine.cache.spec, engine.settings
+    geometry, spec = engine.model.geometry, engine.cache.spec
     assert (spec.num_layers, spec.num_kv_heads, spec.head_dim, spec.query_heads) == (
         geometry.num_layers,
         geometry.num_kv_heads,
@@ -39,7 +39,7 @@ def test_every_setting_reaches_the_engine():
     assert (spec.correction, spec.debug_checks) == ("formula", True)
     assert engine.cache.pool.num_pages == 3 * 2**20 // (36 * geometry.head_dim)
     assert engine.window == Window(2, 3, positions="window")
-    assert (settings.max_batch_tokens, settings.policy, settings.max_concurrent, settings.num_denoise_steps) == (
+    assert (engine.max_batch_tokens, engine.policy, engine.max_concurrent, engine.num_denoise_steps) == (
         512,
         "round_robin",
         3,
@@ -65,7 +65,7 @@ def test_denoise_steps_that_a_model_cannot_run_are_refused_at_the_start(name, st
 
 
 def test_auto_concurrency_is_limited_by_memory_alone():
-    assert build_engine(Config(cache=CacheConfig(memory="1MiB"))).settings.max_concurrent is None
+    assert build_engine(Config(cache=CacheConfig(memory="1MiB"))).max_concurrent is None
 
 
 @pytest.mark.parametrize(

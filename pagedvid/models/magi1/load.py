@@ -25,8 +25,7 @@ def schedule(
 ) -> Schedule:
     """See `ModelFamily`."""
     config = config_of(name, choice.weights)
-    num_steps = num_denoise_steps or config.sampling.num_steps
-    return magi_schedule(config.sampling, config.frames.chunk_width, num_steps, num_frames)
+    return magi_schedule(config.sampling, config.frames.chunk_width, num_denoise_steps, num_frames)
 
 
 def load(name: str, choice: ModelChoice, device: str, dtype: torch.dtype) -> MagiModel:

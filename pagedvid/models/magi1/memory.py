@@ -40,7 +40,7 @@ def stream_bytes(
     network, frames = config.network, config.frames
     sampling = config.sampling if window_size is None else replace(config.sampling, window_size=window_size)
     num_frames = ceil(seconds * frames.fps / frames.temporal_downsample_factor)
-    schedule = magi_schedule(sampling, frames.chunk_width, num_steps or sampling.num_steps, num_frames)
+    schedule = magi_schedule(sampling, frames.chunk_width, num_steps, num_frames)
     codecs, shape = StreamCodecs(codec), KVShape(network.num_layers, network.num_query_groups, network.kv_channels)
     shape = shape.with_frames(frames.tokens_per_frame, frames.chunk_width).with_pages_for(codecs)
     commits = schedule.planned_commits(frames.tokens_per_frame)

@@ -48,7 +48,6 @@ class MagiModel:
         self.name = config.name
         self.network = network.eval().requires_grad_(False)
         self.geometry = geometry_of(config)
-        self.default_denoise_steps = config.sampling.num_steps
         self.frames_per_second = config.frames.fps / config.frames.temporal_downsample_factor
         self.rope = MagiRope(network.rope.bands, config.frames.rows, config.frames.columns)
         self._null_caption = network.y_embedder.null_tokens()
@@ -98,7 +97,9 @@ class MagiModel:
         prefix = read_prefix(inputs["prefix"], self.config.network, self.config.frames)
         return MagiCondition(captions, tokens_of(prefix).to(device))
 
-    def schedule(self, condition: MagiCondition, num_frames: int, num_denoise_steps: int, window: Window) -> Schedule:
+    def schedule(
+        self, condition: MagiCondition, num_frames: int, num_denoise_steps: int | None, window: Window
+    ) -> Schedule:
         """Chunks in flight; `window` is not asked, the look-back is the model's own."""
         frames = self.config.frames
         given = 0 if condition.prefix_TC is None else len(condition.prefix_TC) // frames.tokens_per_frame

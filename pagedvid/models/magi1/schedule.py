@@ -156,12 +156,15 @@ class MagiSchedule:
 
 
 def magi_schedule(
-    sampling: SamplingConfig, chunk_frames: int, num_steps: int, num_frames: int, num_prefix_frames: int = 0
+    sampling: SamplingConfig, chunk_frames: int, num_steps: int | None, num_frames: int, num_prefix_frames: int = 0
 ) -> Schedule:
     """The schedule of a video of `num_frames` latent frames after `num_prefix_frames` given ones.
 
+    `num_steps`: denoise steps of a chunk; None: as many as `sampling` says.
+
     Raises ConfigError for steps that cannot be dealt out, and for a video of too many chunks.
     """
+    num_steps = sampling.num_steps if num_steps is None else num_steps
     check_steps(num_steps, sampling)
     num_chunks = -(-(num_prefix_frames + num_frames) // chunk_frames)
     check_plannable(num_frames, num_chunks)

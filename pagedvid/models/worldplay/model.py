@@ -46,7 +46,6 @@ class WorldPlayModel(ABC):
     positions = "absolute"
     """Of no effect, like the configured window: the memory is placed by the schedule's own."""
     max_window_chunks = 2**31
-    default_denoise_steps = 4
 
     def __init__(self, geometry: ModelGeometry, grid: LatentGrid, rope: SlotRope, points: Tensor | None = None) -> None:
         """`points` [N, 3]: what views are compared on; None: `memory.default_points`."""
@@ -59,8 +58,8 @@ class WorldPlayModel(ABC):
     # ------------------------------------------------------------------ what a variant gives
 
     @abstractmethod
-    def timesteps(self, num_denoise_steps: int) -> tuple[float, ...]:
-        """num_denoise_steps + 1 falling timesteps, from 1000 to 0. Raises ConfigError for what it cannot do."""
+    def timesteps(self, num_denoise_steps: int | None) -> tuple[float, ...]:
+        """Falling timesteps from 1000 to 0, one more than steps; None: 4 steps. Raises ConfigError."""
 
     @abstractmethod
     def encode_text(self, embeddings: Mapping[str, Tensor]) -> Any:
@@ -101,7 +100,9 @@ class WorldPlayModel(ABC):
         tokens = self.grid.tokens(image)[0].to(self.placement.device, torch.float32)
         return Condition(trajectory.cameras, trajectory.actions_F, self.encode_text(embeddings), tokens)
 
-    def schedule(self, condition: Condition, num_frames: int, num_denoise_steps: int, window: Window) -> Schedule:
+    def schedule(
+        self, condition: Condition, num_frames: int, num_denoise_steps: int | None, window: Window
+    ) -> Schedule:
         """A memory pass and denoise steps per chunk; `window` has no effect. Raises ConfigError."""
         points = default_points() if self._points is None else self._points
         return remembering(self.policy, num_frames, self.timesteps(num_denoise_steps), condition.cameras, points)

@@ -59,7 +59,7 @@ class WorldPlay8B(WorldPlayModel):
         """See `WorldPlayModel.placement`."""
         return self.network.cond_type_embedding.weight
 
-    def timesteps(self, num_denoise_steps: int) -> tuple[float, ...]:
+    def timesteps(self, num_denoise_steps: int | None) -> tuple[float, ...]:
         """See `timesteps_8b`."""
         return timesteps_8b(num_denoise_steps)
 
@@ -117,5 +117,4 @@ def read_geometry(path: Path | None = None, prefer_ema: bool = True) -> ModelGeo
 
 def read_schedule(num_frames: int, num_denoise_steps: int | None) -> Schedule:
     """How a video of so many frames is worked on; None: four steps. Raises ConfigError."""
-    steps = num_denoise_steps or WorldPlay8B.default_denoise_steps
-    return schedule_without_trajectory(MEMORY_8B, num_frames, timesteps_8b(steps))
+    return schedule_without_trajectory(MEMORY_8B, num_frames, timesteps_8b(num_denoise_steps))

@@ -73,7 +73,7 @@ class WorldPlayWan5B(WorldPlayModel):
         """See `WorldPlayModel.placement`."""
         return self.network.scale_shift_table
 
-    def timesteps(self, num_denoise_steps: int) -> tuple[float, ...]:
+    def timesteps(self, num_denoise_steps: int | None) -> tuple[float, ...]:
         """See `timesteps_wan`."""
         return timesteps_wan(num_denoise_steps)
 
@@ -136,5 +136,4 @@ def read_geometry(path: Path | None = None, prefer_ema: bool = True) -> ModelGeo
 
 def read_schedule(num_frames: int, num_denoise_steps: int | None) -> Schedule:
     """How a video of so many frames is worked on; None: four steps. Raises ConfigError."""
-    steps = num_denoise_steps or WorldPlayWan5B.default_denoise_steps
-    return schedule_without_trajectory(MEMORY_WAN, num_frames, timesteps_wan(steps))
+    return schedule_without_trajectory(MEMORY_WAN, num_frames, timesteps_wan(num_denoise_steps))

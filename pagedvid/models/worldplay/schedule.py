@@ -26,18 +26,20 @@ MEMORY, DENOISE = "memory", "cond"
 WINDOW = Window(sink_chunks=0, recent_chunks=1, positions="window")
 """One memory, placed at slot 0, and the chunk right behind it."""
 SHIFT_8B = 5.0
+NUM_STEPS_8B = 4
 TIMESTEPS_WAN = (1000.0, 960.0, 888.8889, 727.2728, 0.0)
 
 
-def timesteps_8b(num_denoise_steps: int) -> tuple[float, ...]:
-    """Evenly spaced, shifted towards noise: num_denoise_steps + 1 timesteps from 1000 to 0."""
-    even = (1 - step / num_denoise_steps for step in range(num_denoise_steps + 1))
+def timesteps_8b(num_denoise_steps: int | None) -> tuple[float, ...]:
+    """Evenly spaced, shifted towards noise: num_denoise_steps + 1 timesteps from 1000 to 0; None: 4 steps."""
+    num_steps = num_denoise_steps or NUM_STEPS_8B
+    even = (1 - step / num_steps for step in range(num_steps + 1))
     return tuple(MAX_TIMESTEP * SHIFT_8B * level / (1 + (SHIFT_8B - 1) * level) for level in even)
 
 
-def timesteps_wan(num_denoise_steps: int) -> tuple[float, ...]:
+def timesteps_wan(num_denoise_steps: int | None) -> tuple[float, ...]:
     """The fixed ones of the distilled model. Raises ConfigError for another number of steps."""
-    if num_denoise_steps != len(TIMESTEPS_WAN) - 1:
+    if num_denoise_steps not in (None, len(TIMESTEPS_WAN) - 1):
         raise ConfigError(
             f"num_denoise_steps is {num_denoise_steps}; hy-worldplay-5b was distilled to {len(TIMESTEPS_WAN) - 1} steps"
         )

@@ -21,7 +21,7 @@ from pagedvid.cache.stream_codecs import StreamCodecs
 from pagedvid.cache.window import Window
 from pagedvid.engine.engine import Engine
 from pagedvid.engine.protocol import Attend
-from pagedvid.engine.requests import ChunkOutput, EngineSettings, RequestFailure, VideoRequest
+from pagedvid.engine.requests import ChunkOutput, RequestFailure, VideoRequest
 from pagedvid.engine.schedule import Range
 from pagedvid.models.magi1.config import FrameConfig, MagiConfig, NetworkConfig, SamplingConfig
 from pagedvid.models.magi1.latents import frames_of, tokens_of
@@ -147,7 +147,9 @@ def recorded_model(rollout: Rollout, dtype: torch.dtype = torch.float32) -> Reco
     return model
 
 
-def engine_of(model: MagiModel, num_steps: int, codec: str = "fp32", memory: int | str = "4MiB", **settings) -> Engine:
+def engine_of(
+    model: MagiModel, num_steps: int | None, codec: str = "fp32", memory: int | str = "4MiB", **settings
+) -> Engine:
     """Every step checks the whole cache. The configured window is one that MAGI-1 must not heed."""
     geometry, correction = model.geometry, settings.pop("correction", "measured")
     spec = CacheSpec(
@@ -160,9 +162,7 @@ def engine_of(model: MagiModel, num_steps: int, codec: str = "fp32", memory: int
         debug_checks=True,
     )
     settings.setdefault("max_batch_tokens", 10_000)
-    return Engine(
-        model, PagedKVCache(spec, memory), Window(0, 1), EngineSettings(num_denoise_steps=num_steps, **settings)
-    )
+    return Engine(model, PagedKVCache(spec, memory), Window(0, 1), num_denoise_steps=num_steps, **settings)
 
 
 @dataclass

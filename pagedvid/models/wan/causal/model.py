@@ -41,22 +41,19 @@ class WanCausal(WanModel):
         super().__init__(transformer, settings, text, decoder)
         self._levels = settings.noise_levels
 
-    @property
-    def default_denoise_steps(self) -> int:
-        """As many as the model was distilled to."""
-        return len(self.settings.denoise_timesteps)
-
     def prompts(self, prompt: str) -> Mapping[str, str]:
         """One role: guidance is distilled into the weights."""
         return {"cond": prompt}
 
-    def schedule(self, condition: Condition, num_frames: int, num_denoise_steps: int, window: Window) -> Schedule:
+    def schedule(
+        self, condition: Condition, num_frames: int, num_denoise_steps: int | None, window: Window
+    ) -> Schedule:
         """See `wan_causal_schedule`."""
         return wan_causal_schedule(self.settings, self.geometry, num_frames, num_denoise_steps, window)
 
     def initial_latents(self, condition: Condition, seed: int, chunk_index: int) -> Tensor:
         """The chunk's noise and that of its later steps, float32 [chunk_tokens, steps * K]."""
-        return self.noise(seed, chunk_index, num_draws=self.default_denoise_steps)
+        return self.noise(seed, chunk_index, num_draws=len(self.settings.denoise_timesteps))
 
     def predict(self, latents_PCFRS: Tensor, noise_levels_P: Sequence[float], text_PLN: Tensor) -> Tensor:
         """Flow velocity; all frames of a chunk have one timestep."""

@@ -42,17 +42,14 @@ class SkyReelsV2(WanModel):
         transformer._set_ar_attention(1)
         self.sampler = FlowUniPC(settings.shift)
 
-    @property
-    def default_denoise_steps(self) -> int:
-        """As the settings say."""
-        return self.settings.num_denoise_steps
-
     def prompts(self, prompt: str) -> Mapping[str, str]:
         """The negative prompt for the unconditional prediction."""
         both = {"cond": prompt, "uncond": self.settings.negative_prompt}
         return {role: both[role] for role in self.geometry.branches}
 
-    def schedule(self, condition: Condition, num_frames: int, num_denoise_steps: int, window: Window) -> Schedule:
+    def schedule(
+        self, condition: Condition, num_frames: int, num_denoise_steps: int | None, window: Window
+    ) -> Schedule:
         """See `skyreels_schedule`."""
         return skyreels_schedule(self.settings, self.geometry, num_frames, num_denoise_steps, window)
 

@@ -77,7 +77,7 @@ def test_branches_have_histories_of_their_own_and_one_goes_without_guidance():
 
 def test_the_number_of_steps_may_be_chosen():
     model = tiny_model()
-    assert model.default_denoise_steps == 3
+    assert model.settings.num_denoise_steps == 3
     assert len(list(model.schedule(None, 3, 7, Window(1, 4)).rounds())) == 7
     with pytest.raises(ConfigError, match="num_denoise_steps is 0"):
         model.schedule(None, 3, 0, Window(1, 4))
