@@ -34,7 +34,7 @@ from report import format_table, interleaved, make_parser, median_ratio, seconds
 from pagedvid.config.sections import CacheConfig, Config, EngineConfig, ModelConfig
 from pagedvid.engine.engine import Engine
 from pagedvid.engine.requests import ChunkOutput, VideoRequest
-from pagedvid.models.build import build_engine
+from pagedvid.models.build import build_engine, resolve
 from pagedvid.models.demo.captions import caption
 from pagedvid.models.demo.world import random_scene
 
@@ -72,7 +72,8 @@ class Workload:
         how = EngineConfig(
             max_batch_tokens=2**20, concurrent=num_together, policy="round_robin", reproducible=reproducible
         )
-        return build_engine(Config(model=self._model, cache=CacheConfig(memory="64MiB", codec=codec), engine=how))
+        config = Config(model=self._model, cache=CacheConfig(memory="64MiB", codec=codec), engine=how)
+        return build_engine(resolve(config))
 
 
 def made_by(engine: Engine, requests: Sequence[VideoRequest]) -> Videos:

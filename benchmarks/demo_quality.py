@@ -27,7 +27,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from caches import DEFAULT, OWN, Case
 from demo_sheet import draw_sheet
 from forced_run import ForcedRun
@@ -46,7 +45,7 @@ from report import make_parser, mean_and_error, use_threads, write_report
 
 from pagedvid.codecs.assignment import split_pair
 from pagedvid.errors import ConfigError
-from pagedvid.models.registry import load_model
+from pagedvid.models.demo.weights import load_demo
 
 UNCORRECTED = "-off"
 MAX_CACHES = 4
@@ -113,7 +112,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Measures, prints the tables, writes the JSON file and the contact sheet beside it."""
     arguments = parse(argv)
     use_threads(arguments.threads)
-    model = load_model("demo", arguments.weights, "cpu", torch.float32)
+    model = load_demo(arguments.weights)
     tasks = draw_tasks(arguments.prompts, arguments.seed)
     lab = Lab(model, [task.request for task in tasks], arguments.frames, arguments.steps, arguments.weights)
     videos = {}

@@ -23,7 +23,6 @@ from typing import Any
 
 import drift
 import encoding_cost
-import torch
 import video_level
 from caches import DEFAULT, OWN, PRESETS, Case
 from families import FAMILIES
@@ -36,7 +35,7 @@ from report import make_parser, use_threads, write_report
 from tensor_families import DEMO, Sampling
 
 from pagedvid.engine.protocol import VideoModel
-from pagedvid.models.registry import load_model
+from pagedvid.models.demo.weights import load_demo
 
 PARTS = ("tensor", "video", "drift", "cost")
 STUDIED = ("token2-g64", "int2")
@@ -94,7 +93,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if arguments.show is not None:
         show(json.loads(arguments.show.read_text())["results"], arguments.show.with_suffix(".png"))
         return
-    model = load_model("demo", arguments.weights, "cpu", torch.float32)
+    model = load_demo(arguments.weights)
     parts = {"tensor": measure_tensors, "video": measure_videos, "drift": measure_drift, "cost": measure_costs}
     results: dict[str, Any] = {name: parts[name](arguments, model) for name in arguments.parts}
     results["presets"] = preset_codecs(model, arguments.weights)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from pagedvid.calibration.statistics import Observation
 from pagedvid.engine.schedule import Range
-from pagedvid.models.demo.model import DemoModel
+from pagedvid.models.demo.pipeline import DemoModel
 from pagedvid.rotary.tables import rotate
 
 

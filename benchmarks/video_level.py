@@ -19,7 +19,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 from caches import DEFAULT, OWN, PRESETS, REFERENCE, Case
 from frame_quality import psnr, ssim
 from lab import Lab, frames_of, note
@@ -29,7 +28,7 @@ from report import format_table, mean_and_error
 from torch import Tensor
 
 from pagedvid.codecs.page import has_steps
-from pagedvid.models.registry import load_model
+from pagedvid.models.demo.weights import load_demo
 
 CODECS = ("int4", "int4/int2", "int2", "int2-pair-s8", "int2-post", "token4-g64", "token2-g64", "hadamard2-g64")
 KLT_CODECS = ("klt3", "klt1.5/klt3", "klt2.25", "klt2", "klt1/klt2", "klt1.5", "klt1")
@@ -112,7 +111,7 @@ _bench: Bench | None = None
 def _start(lab: tuple[Any, ...], compared: tuple[Any, ...]) -> None:
     """Everything but the model travels between processes."""
     global _bench
-    _bench = Bench(Lab(load_model("demo", lab[-1], "cpu", torch.float32), *lab), *compared)
+    _bench = Bench(Lab(load_demo(lab[-1]), *lab), *compared)
 
 
 def _measure(job: Job) -> Result:

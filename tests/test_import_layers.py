@@ -54,8 +54,8 @@ PLAIN_OF_THE_CACHE = (
     "pagedvid.codecs.assignment",
 )
 """Integers: no tensor, and nothing that runs."""
-BUILDERS = ("pagedvid.models.build", "pagedvid.models.settle")
-"""They put a model and a cache together."""
+BUILDERS = ("pagedvid.models.build",)
+"""Puts a model and a cache together."""
 
 ONE_FILE_LIBRARIES = (
     "av",

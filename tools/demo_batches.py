@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from pagedvid.models.demo.captions import caption, read_prompt
-from pagedvid.models.demo.latents import patches_of
+from pagedvid.models.demo.network import Transformer
 from pagedvid.models.demo.rope import DemoRope, rotate_half
-from pagedvid.models.demo.transformer import Transformer
+from pagedvid.models.demo.spec import patches_of
 from pagedvid.models.demo.world import Scene, coverage, random_scene, render
 
 FRAMES_PER_CHUNK = 8

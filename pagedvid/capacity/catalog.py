@@ -15,7 +15,6 @@ from pagedvid.capacity.model_card import ModelCard
 from pagedvid.codecs.page import read_codec
 from pagedvid.config.file import load_config
 from pagedvid.errors import ConfigError
-from pagedvid.models.settle import stream_codecs
 from pagedvid.shown import named, shown
 
 PACKAGE = Path(pagedvid.__file__).parent
@@ -71,7 +70,7 @@ def find_card(name: str, own_folder: Path | None = None) -> ModelCard:
 def presets() -> dict[str, StreamCodecs]:
     """The codecs of every shipped preset, by name, finest first."""
     paths = config_folder("presets").glob("*.yaml")
-    found = {path.stem: stream_codecs(load_config(path).cache) for path in paths}
+    found = {path.stem: load_config(path).cache.stream_codecs for path in paths}
     return dict(sorted(found.items(), key=lambda item: -_bits(item[1])))
 
 

@@ -11,6 +11,7 @@ import dataclasses
 from dataclasses import dataclass
 from typing import ClassVar
 
+from pagedvid.cache.stream_codecs import StreamCodecs
 from pagedvid.config.rules import (
     Rule,
     codecs,
@@ -85,7 +86,7 @@ class ModelConfig(Section):
     name: str = setting("demo", text("the name of a model"))
     """Name of the model; `demo` is the small one that ships with pagedvid."""
     weights: str | None = setting(None, nothing() | text("a path"))
-    """Where the model's weights lie (the demo model wants a folder); null = those that ship with pagedvid."""
+    """File or folder of the model's weights (the demo model wants a folder); null = those that ship with pagedvid."""
     text_encoder: str | None = setting(None, nothing() | text("a path"))
     """Folder of the text encoder that turns prompts into embeddings; null = requests bring theirs from a file."""
     vae: str | None = setting(None, nothing() | text("a path"))
@@ -121,7 +122,7 @@ class CacheConfig(Section):
     page_rows: int | str = setting("auto", one_of("auto") | whole(5, 4096))
     """Bytes of a page in units of head_dim; auto = what suits `codec`."""
     tables: str | None = setting(None, nothing() | text("a path"))
-    """File with the tables of klt codecs (`pagedvid calibrate`); null = the one beside the weights, if any."""
+    """File with the tables of klt codecs (`pagedvid calibrate`); null = the one next to the weights, if any."""
     sink_chunks: int = setting(1, whole(0, MAX_WINDOW_CHUNKS))
     """First chunks of a stream that are never evicted."""
     recent_chunks: int = setting(4, whole(1, MAX_WINDOW_CHUNKS))
@@ -131,6 +132,11 @@ class CacheConfig(Section):
     or measured at commit; auto = measured where codes have step sizes, off for klt, which hardly moves the mass."""
     debug_checks: bool = setting(False, flag())
     """Recompute all bookkeeping after every step and stop at the first contradiction (slow)."""
+
+    @property
+    def stream_codecs(self) -> StreamCodecs:
+        """The codecs of every chunk; `codec` must not be "auto" any more."""
+        return StreamCodecs(self.codec, sink=self.sink_codec, newest=self.newest_codec, layers=self.layer_codecs)
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from pagedvid.models.demo.model import DemoModel
+from pagedvid.models.demo.weights import load_demo
 
 
 def test_loop_and_engine_make_the_same_frames(weights: Path) -> None:
@@ -16,7 +16,7 @@ def test_loop_and_engine_make_the_same_frames(weights: Path) -> None:
     from quality_scores import draw_tasks
 
     requests = [task.request for task in draw_tasks(2, 0)]
-    lab = Lab(DemoModel.load(weights), requests, num_frames=24, num_denoise_steps=2, weights=weights)
+    lab = Lab(load_demo(weights), requests, num_frames=24, num_denoise_steps=2, weights=weights)
     case = Case("int2", "measured")
     made = lab.forced(lab.cache(case)).generate()
     frames = frames_of(made)
@@ -35,7 +35,7 @@ def test_processes_only_share_the_work(weights: Path) -> None:
     from video_level import Bench, Job, measure_jobs
 
     tasks = draw_tasks(2, 0)
-    lab = Lab(DemoModel.load(weights), [task.request for task in tasks], 24, 1, weights)
+    lab = Lab(load_demo(weights), [task.request for task in tasks], 24, 1, weights)
     bench = Bench.of(lab, tasks)
     jobs = [Job(Case("int2"), is_forced=True), Job(Case("RTN2 g64", "variance"))]
     assert measure_jobs(bench, jobs, 1) == measure_jobs(bench, jobs, 2)

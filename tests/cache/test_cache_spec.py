@@ -8,7 +8,7 @@ from pagedvid.cache.spec import CacheSpec
 from pagedvid.cache.stream_codecs import StreamCodecs
 from pagedvid.config.sections import CacheConfig, Config
 from pagedvid.errors import ConfigError
-from pagedvid.models.settle import settled
+from pagedvid.models.build import resolve
 
 
 @pytest.mark.parametrize(
@@ -26,7 +26,7 @@ def test_the_correction_follows_the_codecs_as_on_the_command_line(codec, correct
     for asked in ({}, {"correction": None}):
         spec = CacheSpec(1, 1, 64, codecs=StreamCodecs(codec), **asked)
         assert spec.correction == spec.shape.correction == correction
-    assert settled(Config(cache=CacheConfig(codec=codec))).cache.correction == correction
+    assert resolve(Config(cache=CacheConfig(codec=codec))).config.cache.correction == correction
     assert spec == CacheSpec(1, 1, 64, codecs=StreamCodecs(codec), correction=correction)
 
 

@@ -18,7 +18,8 @@ from pagedvid.cache.stream_codecs import StreamCodecs
 from pagedvid.cache.window import Window
 from pagedvid.engine.engine import Engine
 from pagedvid.engine.requests import VideoRequest
-from pagedvid.models.demo.model import DemoModel
+from pagedvid.models.demo.pipeline import DemoModel
+from pagedvid.models.demo.weights import load_demo
 from pagedvid.paged_kv_cache import PagedKVCache
 from tests.engine.dense_reference import as_bf16, as_given, dense_video
 from tests.engine.latent_bytes import frames_of_latents, latents_of_frames, video_of
@@ -39,7 +40,7 @@ class LatentDemo(DemoModel):
 
 @pytest.fixture(scope="module")
 def model() -> LatentDemo:
-    shipped = DemoModel.load()
+    shipped = load_demo()
     return LatentDemo(**{field.name: getattr(shipped, field.name) for field in fields(shipped)})
 
 

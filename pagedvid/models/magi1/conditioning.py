@@ -22,7 +22,7 @@ from torch import Tensor
 
 from pagedvid.errors import ConfigError
 from pagedvid.files.weights import read_tensors, refuse_odd_dtype
-from pagedvid.models.magi1.config import FrameConfig, NetworkConfig
+from pagedvid.models.magi1.spec import FrameConfig, NetworkConfig
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from pagedvid.models.magi1.config import SamplingConfig
+from pagedvid.models.magi1.spec import SamplingConfig
 
 ALONE_SHARE = 0.3
 """Weight of the prediction that saw only the chunk itself."""

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pagedvid.models.magi1.config import NUM_GROUPS_OUT, NetworkConfig
+from pagedvid.models.magi1.spec import NUM_GROUPS_OUT, NetworkConfig
 
 NUM_FREQUENCIES = 128
 TIME_SCALE = 1000.0

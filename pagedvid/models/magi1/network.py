@@ -16,7 +16,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pagedvid.engine.protocol import Attend
-from pagedvid.models.magi1.config import PATCH, NetworkConfig
 from pagedvid.models.magi1.layers import (
     CaptionEmbedder,
     CrossAttention,
@@ -26,6 +25,7 @@ from pagedvid.models.magi1.layers import (
     TimeEmbedder,
     interleaved,
 )
+from pagedvid.models.magi1.spec import PATCH, NetworkConfig
 
 
 @dataclass(frozen=True)

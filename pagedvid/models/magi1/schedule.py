@@ -26,7 +26,7 @@ from dataclasses import dataclass
 
 from pagedvid.cache.window import Window
 from pagedvid.engine.schedule import Advance, Hold, Range, Round, Schedule, check_plannable, planned, with_endings
-from pagedvid.models.magi1.config import SamplingConfig
+from pagedvid.models.magi1.spec import SamplingConfig
 from pagedvid.models.magi1.times import check_steps, step_size, times
 
 

@@ -7,7 +7,7 @@ from functools import lru_cache
 import torch
 
 from pagedvid.errors import ConfigError
-from pagedvid.models.magi1.config import SamplingConfig
+from pagedvid.models.magi1.spec import SamplingConfig
 
 SHORTCUT_STEPS = 12
 SHIFT = 1 / 3

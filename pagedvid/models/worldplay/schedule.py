@@ -12,11 +12,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
 
+from torch import Tensor
+
 from pagedvid.cache.window import Window
-from pagedvid.engine.schedule import Advance, Range, Round, Schedule
+from pagedvid.engine.schedule import Advance, Range, Round, Schedule, check_plannable
 from pagedvid.errors import ConfigError
 from pagedvid.models.worldplay.camera import Cameras
-from pagedvid.models.worldplay.memory import BLOCK_FRAMES
+from pagedvid.models.worldplay.memory import BLOCK_FRAMES, MemoryPolicy, default_points, num_selected, select_frames
 
 MAX_TIMESTEP = 1000.0
 MEMORY_TIMESTEP = 14.0
@@ -85,3 +87,31 @@ def rebuilt_memory(
     stored = [size for size in sizes if size]
     commits = tuple((size, (number - 1,) if number else ()) for number, size in enumerate(stored))
     return Schedule(rounds, WINDOW, len(stored), max((BLOCK_FRAMES, *stored)), commits)
+
+
+def remembering(
+    policy: MemoryPolicy, num_frames: int, timesteps: Sequence[float], cameras: Cameras, points_N3: Tensor
+) -> Schedule:
+    """The schedule of at least `num_frames` frames along a trajectory. Raises ConfigError for too many."""
+
+    def memory_of(chunk: int) -> tuple[int, ...]:
+        return select_frames(policy, BLOCK_FRAMES * chunk, cameras.views_F44, points_N3)
+
+    return rebuilt_memory(memory_sizes(policy, num_frames), memory_of, timesteps, cameras)
+
+
+def schedule_without_trajectory(policy: MemoryPolicy, num_frames: int, timesteps: Sequence[float]) -> Schedule:
+    """One of a camera that stands still: how many frames are remembered does not depend on where the camera goes.
+
+    Raises ConfigError for too many frames.
+    """
+    sizes = memory_sizes(policy, num_frames)
+    standing = Cameras.standing(BLOCK_FRAMES * len(sizes))
+    return remembering(policy, num_frames, timesteps, standing, default_points()[:1])
+
+
+def memory_sizes(policy: MemoryPolicy, num_frames: int) -> list[int]:
+    """Frames that each chunk of a video remembers. Raises ConfigError for more chunks than can be planned."""
+    num_chunks = -(-num_frames // BLOCK_FRAMES)
+    check_plannable(num_frames, num_chunks)
+    return [num_selected(policy, BLOCK_FRAMES * chunk) for chunk in range(num_chunks)]

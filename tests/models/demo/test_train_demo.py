@@ -11,8 +11,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from pagedvid.models.demo.model import DemoModel
 from pagedvid.models.demo.rope import DemoRope, rotate_half
+from pagedvid.models.demo.weights import load_demo
 from pagedvid.models.demo.world import Scene, Thing
 
 TOOLS = Path(__file__).resolve().parents[3] / "tools"
@@ -45,7 +45,7 @@ def test_two_steps_resume_and_export(train_demo: ModuleType, tmp_path: Path) -> 
     assert [line["step"] for line in lines] == [2, 3]
     assert all(np.isfinite(line["loss"]) for line in lines)
     assert json.loads((weights / "config.json").read_text())["training"]["steps"] == 3
-    assert DemoModel.load(weights).geometry.num_layers == 1
+    assert load_demo(weights).geometry.num_layers == 1
 
 
 def test_a_cut_run_that_is_resumed_ends_like_a_whole_one(train_demo: ModuleType, tmp_path: Path) -> None:

@@ -23,9 +23,10 @@ from pagedvid.engine.engine import Engine
 from pagedvid.engine.protocol import Attend
 from pagedvid.engine.requests import ChunkOutput, RequestFailure, VideoRequest
 from pagedvid.engine.schedule import Range
-from pagedvid.models.magi1.config import FrameConfig, MagiConfig, NetworkConfig, SamplingConfig
 from pagedvid.models.magi1.latents import frames_of, tokens_of
-from pagedvid.models.magi1.model import MagiModel
+from pagedvid.models.magi1.pipeline import MagiModel
+from pagedvid.models.magi1.spec import FrameConfig, MagiConfig, NetworkConfig, SamplingConfig
+from pagedvid.models.magi1.weights import load_magi
 from pagedvid.paged_kv_cache import PagedKVCache
 
 DATA = Path(__file__).parents[2] / "data" / "magi1"
@@ -141,7 +142,7 @@ class RecordedModel(MagiModel):
 
 
 def recorded_model(rollout: Rollout, dtype: torch.dtype = torch.float32) -> RecordedModel:
-    loaded = MagiModel.load(rollout.config, DATA / "weights_a.safetensors", dtype=dtype)
+    loaded = load_magi(rollout.config, DATA / "weights_a.safetensors", dtype=dtype)
     model = RecordedModel(rollout.config, loaded.network)
     model.noise_CFHW = rollout.data["x0"]
     return model

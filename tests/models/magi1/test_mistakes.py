@@ -17,10 +17,9 @@ from pagedvid.cache import manager
 from pagedvid.cache.plan import StepPlan, resolve_ranges
 from pagedvid.engine.protocol import Attend
 from pagedvid.engine.schedule import Range, Round, Schedule, planned, with_endings
-from pagedvid.models.magi1 import layers, network
-from pagedvid.models.magi1 import model as model_file
+from pagedvid.models.magi1 import layers, network, pipeline
 from pagedvid.models.magi1.conditioning import MagiCondition
-from pagedvid.models.magi1.model import MagiModel
+from pagedvid.models.magi1.weights import load_magi
 from tests.models.magi1.recordings import (
     CHUNK_FRAMES,
     DATA,
@@ -38,7 +37,7 @@ Mistake = Callable[[pytest.MonkeyPatch], RecordedModel]
 def build(**sampling) -> RecordedModel:
     """The recorded model with some settings of the sampler changed."""
     config = replace(W1.config, sampling=replace(W1.sampling, **sampling))
-    made = RecordedModel(config, MagiModel.load(config, DATA / "weights_a.safetensors").network)
+    made = RecordedModel(config, load_magi(config, DATA / "weights_a.safetensors").network)
     made.noise_CFHW = W1.data["x0"]
     return made
 
@@ -104,12 +103,12 @@ def chunk_before(part: Range) -> tuple[int]:
 
 
 def own_caption_in_the_clean_pass(patch: pytest.MonkeyPatch) -> RecordedModel:
-    patch.setattr(model_file, "OWN_PROMPT", {"cond", "alone", "clean"})
+    patch.setattr(pipeline, "OWN_PROMPT", {"cond", "alone", "clean"})
     return build()
 
 
 def other_null_row(patch: pytest.MonkeyPatch) -> RecordedModel:
-    patch.setattr(model_file, "CONDITIONAL", set())
+    patch.setattr(pipeline, "CONDITIONAL", set())
     return build()
 
 

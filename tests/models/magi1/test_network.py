@@ -8,10 +8,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pagedvid.engine.schedule import Range
-from pagedvid.models.magi1.config import FrameConfig, MagiConfig, NetworkConfig, SamplingConfig
 from pagedvid.models.magi1.latents import frames_of, tokens_of
-from pagedvid.models.magi1.model import MagiModel
+from pagedvid.models.magi1.pipeline import MagiModel
 from pagedvid.models.magi1.rope import MagiRope, channel_order
+from pagedvid.models.magi1.spec import FrameConfig, MagiConfig, NetworkConfig, SamplingConfig
+from pagedvid.models.magi1.weights import load_magi
 from pagedvid.rotary.axis_tables import follows_grid
 from pagedvid.rotary.tables import rotate
 from tests.models.magi1.recordings import (
@@ -56,7 +57,7 @@ def plain_call(
     """Recording, velocity [C, F, H, W] and hidden states after each layer."""
     recorded = tensors(f"forward_{name}")
     config = MagiConfig("magi-1-tiny", network, frames, SamplingConfig(cfg_number=1))
-    model = RecordedModel(config, MagiModel.load(config, DATA / f"weights_{name}.safetensors").network)
+    model = RecordedModel(config, load_magi(config, DATA / f"weights_{name}.safetensors").network)
     inputs = {"embeddings": {"embeddings": recorded["captions"], "mask": recorded["caption_mask"]}}
     condition = model.prepare("recorded", inputs, 1)
     ranges = [

@@ -13,11 +13,11 @@ from pagedvid.cache.stream_codecs import StreamCodecs
 from pagedvid.cache.window import Window
 from pagedvid.engine.schedule import Range, Round, Schedule
 from pagedvid.errors import ConfigError
-from pagedvid.models.magi1.config import SamplingConfig
 from pagedvid.models.magi1.schedule import magi_schedule
+from pagedvid.models.magi1.spec import SamplingConfig
 from pagedvid.models.magi1.times import interval, step_size, times
-from pagedvid.models.registry import model_schedule
 from tests.models.magi1.recordings import CHUNK_FRAMES, ROLLOUTS, Rollout, tensors
+from tests.models.specs import spec_of
 
 TOKENS_PER_FRAME = 12
 
@@ -153,6 +153,6 @@ def test_a_video_too_long_to_plan_is_refused():
 
 
 def test_an_hour_is_planned_chunk_by_chunk():
-    schedule = model_schedule("magi-1-4.5b-distill", None, 21_600, None, Window(1, 4))
+    schedule = spec_of("magi-1-4.5b-distill").schedule(21_600, None, Window(1, 4))
     assert schedule.num_commits == len(schedule.commits) == 3_599
     assert schedule.commits[-1] == (6, (3_597,)) and schedule.max_range_frames == 6

@@ -16,9 +16,9 @@ from pagedvid.engine.engine import Engine
 from pagedvid.engine.requests import ChunkOutput, VideoRequest
 from pagedvid.models.common.latent_grid import LatentGrid
 from pagedvid.models.worldplay.camera import Cameras
-from pagedvid.models.worldplay.model import WorldPlayModel
-from pagedvid.models.worldplay.model_8b import WorldPlay8B
-from pagedvid.models.worldplay.model_wan5b import WorldPlayWan5B
+from pagedvid.models.worldplay.pipeline import WorldPlayModel
+from pagedvid.models.worldplay.pipeline_8b import WorldPlay8B
+from pagedvid.models.worldplay.pipeline_wan5b import WorldPlayWan5B
 from pagedvid.models.worldplay.trajectory import Trajectory
 from pagedvid.paged_kv_cache import PagedKVCache
 from tests.models.worldplay.recordings import call_names, calls, inputs, network, tokens_of

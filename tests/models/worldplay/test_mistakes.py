@@ -15,15 +15,14 @@ import torch
 from pagedvid.attention import projective_tile
 from pagedvid.attention.projective_tile import FrameMaps
 from pagedvid.cache.window import Window
-from pagedvid.models.worldplay import model as model_module
 from pagedvid.models.worldplay import schedule as schedule_module
-from pagedvid.models.worldplay.model import WorldPlayModel
+from pagedvid.models.worldplay.pipeline import WorldPlayModel
 from tests.models.worldplay.dense import rotate_neighbours
 from tests.models.worldplay.recordings import TOLERANCE, VARIANTS, call_names, calls, inputs, max_error, tokens_of
 from tests.models.worldplay.rollout import make_engine, make_model, request, watched
 
 SHOWN = 100 * TOLERANCE
-select_frames = model_module.select_frames
+select_frames = schedule_module.select_frames
 frame_maps = projective_tile.frame_maps
 
 
@@ -82,12 +81,12 @@ def newest_frames_only(model, monkeypatch):
     def newest(policy, first_frame, views, points):
         return tuple(range(max(0, first_frame - policy.memory_frames), first_frame))
 
-    monkeypatch.setattr(model_module, "select_frames", newest)
+    monkeypatch.setattr(schedule_module, "select_frames", newest)
 
 
 def chunk_7_reads_the_memory_of_chunk_6(model, monkeypatch):
     monkeypatch.setattr(
-        model_module, "select_frames", lambda policy, first, *views: select_frames(policy, min(first, 24), *views)
+        schedule_module, "select_frames", lambda policy, first, *views: select_frames(policy, min(first, 24), *views)
     )
 
 

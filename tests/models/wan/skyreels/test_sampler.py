@@ -9,7 +9,7 @@ import torch
 
 from pagedvid.cache.window import Window
 from pagedvid.errors import ConfigError
-from pagedvid.models.wan.skyreels.settings import SkyReelsSettings
+from pagedvid.models.wan.skyreels.spec import SkyReelsSettings
 from pagedvid.models.wan.skyreels.unipc import FlowUniPC
 from tests.models.wan.skyreels.test_rollout import pipeline_scheduler, tiny_model
 
