@@ -9,6 +9,9 @@ from pagedvid.cache.window import Window
 from pagedvid.codecs.page import PageFormat
 from pagedvid.engine.protocol import ModelGeometry
 from pagedvid.errors import ConfigError, NonFiniteError
+from pagedvid.models.demo.network import Transformer
+from pagedvid.models.demo.spec import TransformerConfig
+from pagedvid.models.demo.weights import save_weights
 
 GEOMETRY = ModelGeometry(2, 2, 2, 64, tokens_per_frame=16, frames_per_chunk=8)
 WINDOW = Window(1, 2)
@@ -18,6 +21,7 @@ WINDOW = Window(1, 2)
 def caches(tmp_path):
     from caches import Caches
 
+    save_weights(Transformer(TransformerConfig(width=128, num_heads=2, num_layers=2)), tmp_path, {})
     return Caches(GEOMETRY, WINDOW, tmp_path)
 
 
