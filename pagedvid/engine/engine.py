@@ -1,8 +1,9 @@
 """The engine: continuous batching of the rounds of many videos. `step` is the whole loop.
 
-What a round is, the model says (engine/schedule.py). Streams join and leave between any two steps; each is at its own
+The model says what a round is (engine/schedule.py). Streams join and leave between any two steps; each is at its own
 round, and denoise steps of some share a forward with commit passes of others. A chunk is yielded as soon as it is
-clean. What runs next to a video changes its frames by rounding at most, and not at all in a reproducible engine.
+clean. Other videos in the same batch change a video's frames by rounding at most, and not at all in a reproducible
+engine.
 """
 
 from __future__ import annotations
@@ -109,8 +110,8 @@ class Engine:
 
     @independent_of_host
     def submit(self, request: VideoRequest) -> None:
-        """Queues a video. Raises PromptError, ConfigError, CapacityError when it could not run even alone, and
-        ModelError for whatever else the model raises about it."""
+        """Queues a video. Raises PromptError, ConfigError, CapacityError when it would not fit even alone, and
+        ModelError for any other error of the model."""
         instance_of(VideoRequest, "request", request, "VideoRequest('a', 'a red circle', 48)", ConfigError)
         if request.id in self._ids:
             raise ConfigError(f"request {request.id!r} is still waiting or running; use another id, or cancel it first")
@@ -155,7 +156,7 @@ class Engine:
         return bool(self._waiting or self._running)
 
     def stats(self) -> EngineStats:
-        """Where the engine stands; changes nothing."""
+        """The engine's counters; reading them changes nothing."""
         return EngineStats(
             num_waiting=len(self._waiting),
             num_running=len(self._running),
@@ -167,7 +168,7 @@ class Engine:
             step_seconds=self._step_seconds,
         )
 
-    # ------------------------------------------------------------------ inside a step
+    # ------------------------------------------------------------------ parts of a step
 
     def _admit_waiting(self) -> list[EngineOutput]:
         """Opens streams in order of arrival while a slot and pages are free; the first that does not fit waits.
@@ -207,7 +208,7 @@ class Engine:
         try:
             predictions, seconds = packed_forward(self.model, self.cache, batch)
         except IntegrityError:
-            raise  # the bookkeeping is wrong: no video is to blame, and none is safe
+            raise  # the bookkeeping itself is wrong, so no single video is at fault and none is safe
         except Exception as error:
             if len(batch) == 1:
                 return [self._fail(batch[0], error)]
@@ -215,14 +216,14 @@ class Engine:
         else:
             self._forward_seconds += seconds
             return self._advance_all(batch, predictions)
-        # Outside of `except`: there the error would keep the failed forward's tensors while the others run.
+        # Outside `except`: inside it, the error would keep the failed forward's tensors alive while the others run.
         return [output for job in batch for output in self._run([job])]
 
     def _advance_all(self, batch: Sequence[Job], predictions: Sequence[Sequence[Tensor]]) -> list[EngineOutput]:
         """Moves the jobs past the round that just ran; returns the chunks that became clean.
 
-        An interrupt goes up to the caller and cancels them: what they stored is published, so the round cannot run
-        again, and the chunks that became clean are lost.
+        An interrupt cancels the jobs and is raised again: what they stored is published, so the round cannot be
+        repeated, and the chunks that became clean are lost.
         """
         try:
             return [
@@ -256,7 +257,7 @@ class Engine:
         return outputs
 
     def _drop_chunks(self, job: Job) -> None:
-        """Frees the pages that no later round reads, and notes what is left."""
+        """Frees the pages that no later round reads, and records how many bytes are left."""
         if job.round.drops:
             self.cache.drop(job.stream, job.round.drops)
         if any(part.commits for part in job.round.ranges):

@@ -18,9 +18,9 @@ from pagedvid.paged_kv_cache import PagedKVCache
 
 
 def packed_forward(model: VideoModel, cache: PagedKVCache, jobs: Sequence[Job]) -> tuple[list[list[Tensor]], float]:
-    """One forward of all ranges of all jobs' rounds: each job's predictions by range, and the seconds it took.
+    """One forward of all ranges of all jobs' rounds: each job's predictions by range, and the seconds that it took.
 
-    Raises what the model and the cache raise; then nothing is stored.
+    Raises what the model and the cache raise; nothing is stored in that case.
     """
     tokens_per_frame = model.geometry.tokens_per_frame
     ranges = [part for job in jobs for part in job.round.ranges]
@@ -48,9 +48,9 @@ def advance_chunks(model: VideoModel, job: Job, predictions: Sequence[Tensor]) -
 
 
 def finished_chunk(model: VideoModel, job: Job, chunk: int) -> ChunkOutput:
-    """The frames of a clean chunk, without those that were given and those beyond the end. Raises NonFiniteError.
+    """The decoded frames of a clean chunk, without given frames and without frames beyond the video's end.
 
-    Only latent frames that go out are decoded.
+    Only latent frames that are output are decoded. Raises NonFiniteError.
     """
     latents = job.latents.chunks[chunk]
     if not bool(torch.isfinite(latents).all()):
@@ -65,7 +65,7 @@ def finished_chunk(model: VideoModel, job: Job, chunk: int) -> ChunkOutput:
 
 
 def query_ranges(job: Job, tokens_per_frame: int, first: int) -> list[QueryRange]:
-    """The job's next round as the cache takes it, behind `first` ranges of other jobs."""
+    """The job's next round as the cache takes it, after `first` ranges of other jobs."""
     return [
         QueryRange(
             job.stream,

@@ -39,10 +39,10 @@ class Job:
     condition: Any
     stream: Stream
     first_frame: int
-    """The first frame of the video that goes out; those before it were given."""
+    """The first frame that is output; earlier ones were given."""
     latents: Latents
     decode: Decoder
-    """The video's own: it is given every latent frame that goes out, in order."""
+    """The video's own decoder: it gets every latent frame that is output, in order."""
     later: Iterator[Round]
     """The rounds after `following`."""
     round: Round
@@ -56,7 +56,7 @@ class Job:
     num_frames_out: int = 0
     """Latent frames that were decoded."""
     peak_bytes: tuple[int, int] = (0, 0)
-    """(Most bytes that `stream` held between two steps, the same tokens as dense BF16.)"""
+    """(Most bytes that `stream` held between two steps, bytes of the same tokens as dense BF16.)"""
 
     @property
     def num_tokens(self) -> int:

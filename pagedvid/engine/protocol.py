@@ -33,7 +33,7 @@ class ModelGeometry:
     tokens_per_frame: int
     frames_per_chunk: int
     branches: tuple[str, ...] = ("cond",)
-    """The histories that a stream keeps, one cache each."""
+    """The cached histories that a stream keeps, one each."""
 
     @property
     def chunk_tokens(self) -> int:
@@ -42,8 +42,8 @@ class ModelGeometry:
 
 
 Decoder = Callable[[Tensor], np.ndarray]
-"""Clean latents [T, C] of a video's next frames -> what goes out: uint8 [frames, height, width, 3], or latents,
-float32 [frames, C, rows, columns]. One video's own: it is called with the video's frames in order and may remember."""
+"""Clean latents [T, C] of a video's next frames -> output: uint8 [frames, height, width, 3], or latents, float32
+[frames, C, rows, columns]. Every video has its own decoder, called with its frames in order; it may keep state."""
 
 
 class Attend(Protocol):
@@ -79,7 +79,7 @@ class VideoModel(Protocol):
 
     @property
     def positions(self) -> str:
-        """Where rotary positions start, see `geometry.Window`: "absolute" or "window"."""
+        """Where rotary positions start, see `Window`: "absolute" or "window"."""
         ...
 
     @property
@@ -90,8 +90,8 @@ class VideoModel(Protocol):
     def prepare(self, prompt: str, inputs: Mapping[str, Any], num_frames: int) -> Any:
         """Everything that steers one video, in the model's own form: text states, given frames, cameras.
 
-        `inputs`: what the request brings beside its prompt. Raises `PromptError` when nothing in the prompt is known
-        (warns about single unknown words), `ConfigError` for inputs that the model cannot use.
+        `inputs`: what the request brings in addition to its prompt. Raises `PromptError` when nothing in the prompt is
+        known (warns about single unknown words), `ConfigError` for inputs that the model cannot use.
         """
         ...
 
@@ -122,5 +122,5 @@ class VideoModel(Protocol):
         ...
 
     def decoder(self, condition: Any) -> Decoder:
-        """What decodes one video, a new one for each: a causal VAE carries features from chunk to chunk."""
+        """A new decoder for one video: a causal VAE carries features from chunk to chunk."""
         ...

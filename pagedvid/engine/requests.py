@@ -23,7 +23,7 @@ class VideoRequest:
     num_frames: int
     seed: int = 0
     inputs: Mapping[str, Any] = field(default_factory=dict)
-    """What the model takes besides the prompt, by name; see the model's `prepare`."""
+    """What the model takes in addition to the prompt, by name; see the model's `prepare`."""
 
     def __post_init__(self) -> None:
         instance_of(str, "id of a request", self.id, "text such as 'a'", ConfigError)
@@ -63,7 +63,7 @@ EngineOutput = ChunkOutput | RequestFailure
 
 @dataclass(frozen=True)
 class EngineStats:
-    """Where the engine stands; every number is derived from its own state and the cache's."""
+    """Counters of the engine; reading them changes nothing."""
 
     num_waiting: int
     num_running: int
@@ -74,4 +74,4 @@ class EngineStats:
     forward_seconds: float
     """Time inside the model's forward, attention and page encoding included."""
     step_seconds: float
-    """Time of whole steps; the difference is the engine's own bookkeeping, sampling and decoding."""
+    """Time of whole steps; the difference is bookkeeping, sampling and decoding."""

@@ -108,7 +108,7 @@ def _decided(cache: CacheConfig, has_tables: bool) -> CacheConfig:
 
 def _check_denoise_steps(model: ModelSpec, num_denoise_steps: int | None, window: Window) -> None:
     """Raises ConfigError for a number of denoise steps that the model cannot run."""
-    model.schedule(1, None, window)  # what is wrong besides the number of steps is said first
+    model.schedule(1, None, window)  # raises what is wrong apart from the number of steps
     try:
         model.schedule(1, num_denoise_steps, window)
     except ConfigError as error:

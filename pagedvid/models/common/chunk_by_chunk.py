@@ -1,4 +1,4 @@
-"""The plainest order of work: a chunk is denoised, then committed, then the next one begins.
+"""The simplest schedule: a chunk is denoised, then committed, then the next one begins.
 
 The last chunk has no reader and is not committed. All branches of a video run in the same rounds, each with a range of
 its own, whose role has the branch's name. Old chunks leave with the sliding window.
@@ -20,7 +20,7 @@ from pagedvid.errors import ConfigError
 
 
 class ChunkByChunk(ABC):
-    """Gives a model that knows prompts, noise levels and noise the rest of what `VideoModel` asks for."""
+    """The rest of `VideoModel` for a model that gives prompts, noise levels and noise."""
 
     geometry: ModelGeometry
     default_denoise_steps: int = 8

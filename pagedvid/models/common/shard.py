@@ -21,7 +21,7 @@ from pagedvid.models.common.checkpoint_names import TABLES
 from pagedvid.shown import named
 
 OUTER_TABLES = ("state_dict", "model", "module")
-"""Keys under which a .pt file may keep its tensors, besides those that tell averaged weights from last ones."""
+"""Keys under which a .pt file may keep its tensors, in addition to `TABLES`."""
 MAX_NESTED = 8
 """Tables within tables."""
 _ZIP = b"PK"

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from pagedvid.engine.protocol import Attend, Decoder, ModelGeometry
 from pagedvid.engine.schedule import Range
@@ -25,7 +26,7 @@ from pagedvid.models.demo.spec import GRID_SIZE, NUM_DENOISE_STEPS, geometry_of,
 
 @dataclass(frozen=True)
 class DemoModel(ChunkByChunk):
-    """See `VideoModel`; `weights.load_demo` is the usual way to get one."""
+    """The demo model; `weights.load_demo` is the usual way to get one."""
 
     network: Transformer
     rope: DemoRope
@@ -47,8 +48,8 @@ class DemoModel(ChunkByChunk):
         slots = torch.from_numpy(read_prompt(prompt)).to(self.network.places.device)
         return self.network.canvas(slots[None]).of_prompt(0)
 
+    @override
     def noise_levels(self, num_denoise_steps: int = NUM_DENOISE_STEPS) -> tuple[float, ...]:
-        """See `spec.noise_levels`."""
         return noise_levels(num_denoise_steps)
 
     def initial_noise(self, seed: int, chunk_index: int) -> Tensor:

@@ -34,11 +34,10 @@ INPUTS = ("embeddings", "prefix")
 
 
 class MagiModel:
-    """See `VideoModel`."""
+    """MAGI-1 of any size. The schedule decides what is kept, not the configured window."""
 
     positions = "absolute"
     max_window_chunks = 2**31
-    """The schedule decides what is kept, not the configured window."""
 
     def __init__(self, config: MagiConfig, network: MagiNetwork, text_encoder: TextEncoder | None = None) -> None:
         self.config = config
@@ -76,7 +75,7 @@ class MagiModel:
     def schedule(
         self, condition: MagiCondition, num_frames: int, num_denoise_steps: int | None, window: Window
     ) -> Schedule:
-        """Chunks in flight; `window` is not asked, the look-back is the model's own."""
+        """Chunks in flight; `window` is ignored, the look-back is the model's own."""
         frames = self.config.frames
         given = 0 if condition.prefix_TC is None else len(condition.prefix_TC) // frames.tokens_per_frame
         return magi_schedule(self.config.sampling, frames.chunk_width, num_denoise_steps, num_frames, given)
@@ -104,7 +103,7 @@ class MagiModel:
         return latents_TC + (next_noise_level - noise_level) * velocity(predictions, noise_level, self.config.sampling)
 
     def decoder(self, condition: MagiCondition) -> Decoder:
-        """`decode`: latents go out as they are."""
+        """`decode`: the output is the latents themselves."""
         return self.decode
 
     def decode(self, latents_TC: Tensor) -> np.ndarray:

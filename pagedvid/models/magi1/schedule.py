@@ -1,9 +1,9 @@
-"""The order of work of MAGI-1: several chunks in flight, each at its own time, each seeing its own part of the past.
+"""MAGI-1's schedule: several chunks in flight, each at its own time, each seeing its own part of the past.
 
-A stage is window_size-th of a chunk's steps. In every stage the chunks in flight move up by one: the first one becomes
-clean at its end, a new one enters with pure noise. In the first round of the next stage the chunk that became clean
-runs once more in front, nearly clean and without a prompt: that pass makes the keys and values that are stored, and the
-chunks in flight see them at once.
+A chunk's steps are divided into window_size stages. In every stage the chunks in flight move up by one: the first one
+becomes clean at its end, a new one enters as pure noise. In the first round of the next stage the chunk that became
+clean runs once more, first in the packed forward, nearly clean and without a prompt: that pass makes the keys and
+values that are stored, and the chunks in flight see them at once.
 
     stage 3   | 0 | 1 | 2 | 3 |                  times   late ......... early
     stage 4   | 0 commit | 1 | 2 | 3 | 4 |       first round; then | 1 | 2 | 3 | 4 |, which see chunk 0 in its pages
@@ -70,16 +70,18 @@ class MagiSchedule:
             for ranges in (prompted, null):
                 carriers = self._carriers(ranges)
                 yield Round(tuple(ranges), holds=tuple(Hold(chunk, carriers[chunk][0]) for chunk in steps))
-            yield self._moving([self._alone(chunk, step, "uncond", 0, index) for chunk, step in steps.items()], steps)
+            yield self._advancing(
+                [self._alone(chunk, step, "uncond", 0, index) for chunk, step in steps.items()], steps
+            )
             return
         ranges = self._forward(steps, index, has_clean_pass, "cond", "clean", stores=True)
-        first, behind = min(steps), (max(steps) + 1) * self.chunk_frames
+        first, stop = min(steps), (max(steps) + 1) * self.chunk_frames
         if self._times[steps[first]] > self.sampling.distill_nearly_clean_chunk_threshold:
-            ranges.append(self._alone(first, steps[first], "alone", behind, index))
-        yield self._moving(ranges, steps)
+            ranges.append(self._alone(first, steps[first], "alone", stop, index))
+        yield self._advancing(ranges, steps)
 
-    def _moving(self, ranges: Sequence[Range], steps: dict[int, int]) -> Round:
-        """The round after which every chunk in flight takes its step."""
+    def _advancing(self, ranges: Sequence[Range], steps: dict[int, int]) -> Round:
+        """The round after which every chunk in flight advances."""
         levels, first, carriers = self._times, min(steps), self._carriers(ranges)
         return Round(
             tuple(ranges),
@@ -92,7 +94,7 @@ class MagiSchedule:
     def _forward(
         self, steps: dict[int, int], index: int, has_clean_pass: bool, role: str, clean: str, stores: bool
     ) -> list[Range]:
-        """The chunks in flight, behind the clean pass of the chunk before them if there is one."""
+        """The chunks in flight, after the clean pass of the chunk before them if there is one."""
         sampling, ranges = self.sampling, []
         slice_point = min(steps) - has_clean_pass
         if has_clean_pass:

@@ -1,4 +1,4 @@
-"""Times of MAGI-1's denoise steps, from 0 (noise) to 1 (clean), and the step sizes that distilled networks are told."""
+"""Times of MAGI-1's denoise steps, from 0 (noise) to 1 (clean), and the time steps that distilled networks are told."""
 
 from __future__ import annotations
 

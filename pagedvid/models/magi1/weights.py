@@ -69,7 +69,7 @@ def load_magi(
 
 
 def in_order(name: str, tensor: Tensor, order: Tensor) -> Tensor:
-    """A published tensor with the channels of queries and keys in the order of rope.py, if it has whole heads."""
+    """A published tensor with the channels of queries and keys in the order of rope.py; other tensors as they are."""
     if len(tensor) % len(order):
         return tensor
     if name.endswith(("linear_qkv.q.weight", "linear_qkv.k.weight")):
@@ -80,7 +80,7 @@ def in_order(name: str, tensor: Tensor, order: Tensor) -> Tensor:
 
 
 def config_of(name: str, weights: Path | None) -> MagiConfig:
-    """The published configuration `name`, changed by the configuration file beside the weights if there is one.
+    """The published configuration `name`, changed by the configuration file next to the weights if there is one.
 
     That file is config.json, or the only *_config.json, in the folder. Raises ConfigError.
     """
@@ -94,7 +94,7 @@ def config_of(name: str, weights: Path | None) -> MagiConfig:
 
 
 def read_config(path: Path, base: MagiConfig) -> MagiConfig:
-    """`base` with what a configuration file of SandAI's layout says. Keys of no meaning here are passed over.
+    """`base` with what a configuration file of SandAI's layout says. Keys that mean nothing here are ignored.
 
     Raises ConfigError for a file that cannot be read and for values that cannot be run.
     """
@@ -134,7 +134,7 @@ def _changed(section: Any, settings: Mapping[str, Any], path: Path) -> Any:
 
 
 def _check_kind(key: str, value: Any, known: Any) -> None:
-    """Raises ConfigError for a value that is of another kind than a known one, or beyond any use."""
+    """Raises ConfigError for a value of another kind than the known one, or beyond any use."""
     if isinstance(known, tuple) and isinstance(value, tuple):
         for part in value:
             _check_kind(key, part, known[0])

@@ -76,7 +76,7 @@ class DoubleBlock(TextSide):
 
 
 class Network8B(nn.Module):
-    """See the module docstring. Parameters are named as in the published checkpoint."""
+    """The whole network. Parameters are named as in the published checkpoint."""
 
     def __init__(self, config: Config8B) -> None:
         super().__init__()

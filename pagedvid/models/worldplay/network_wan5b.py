@@ -133,7 +133,7 @@ class Block(nn.Module):
 
 
 class NetworkWan5B(nn.Module):
-    """See the module docstring. Parameters are named as in the published checkpoint."""
+    """The whole network. Parameters are named as in the published checkpoint."""
 
     def __init__(self, config: ConfigWan5B) -> None:
         super().__init__()

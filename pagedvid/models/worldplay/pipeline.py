@@ -1,7 +1,7 @@
 """HY-WorldPlay as a `VideoModel`: what both variants share. The variants are in pipeline_8b.py and pipeline_wan5b.py.
 
-Frames are latent frames, and latents go out: the VAE needs a whole video (pagedvid/integrations/vae.py).
-Self-attention is seen in two views of the same stored keys and values, rotary and projective; nothing is kept twice.
+Frames are latent frames, and outputs are latents: the VAE needs a whole video (pagedvid/integrations/vae.py).
+Self-attention reads the same stored keys and values in two views, rotary and projective; nothing is stored twice.
 
 Axes: T packed tokens, F packed frames of n tokens each, C channels of a token, H heads, D head_dim.
 """
@@ -33,7 +33,7 @@ ContextOf = Callable[[int], Sequence[tuple[Tensor, Tensor] | None]]
 
 
 class WorldPlayModel(ABC):
-    """See the module docstring."""
+    """Both variants of HY-WorldPlay; subclasses give the network and what it is fed."""
 
     name: str
     policy: MemoryPolicy
@@ -42,7 +42,7 @@ class WorldPlayModel(ABC):
     frames_per_second = 6.0
     """Latent frames; the VAE makes four of each."""
     positions = "absolute"
-    """Of no effect, like the configured window: the memory is placed by the schedule's own."""
+    """Has no effect, like the configured window: the schedule brings its own window."""
     max_window_chunks = 2**31
 
     def __init__(self, geometry: ModelGeometry, grid: LatentGrid, rope: SlotRope, points: Tensor | None = None) -> None:
@@ -155,7 +155,7 @@ class WorldPlayModel(ABC):
         return latents_TC + (next_noise_level - noise_level) / MAX_TIMESTEP * velocity
 
     def decoder(self, condition: Condition) -> Decoder:
-        """`decode`: latents go out as they are."""
+        """`decode`: the output is the latents themselves."""
         return self.decode
 
     def decode(self, latents_TC: Tensor) -> np.ndarray:
@@ -164,5 +164,5 @@ class WorldPlayModel(ABC):
         return self.grid.grid(tokens).transpose(0, 1).contiguous().cpu().numpy()
 
     def states(self, embeddings: Mapping[str, Tensor], name: str, channels: int, mask: str | None = None) -> Tensor:
-        """See `conditions.states`; checked on the CPU, then brought to where the network is."""
+        """`conditions.states`, checked on the CPU, then moved to the network's device and dtype."""
         return states(embeddings, name, channels, mask).to(self.placement)

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from pagedvid.models.common.latent_grid import LatentGrid
 from pagedvid.models.worldplay.conditions import Condition
@@ -20,7 +21,7 @@ from pagedvid.models.worldplay.text_8b import TextInputs
 
 
 class WorldPlay8B(WorldPlayModel):
-    """See the module docstring; `weights.load_8b` is the usual way to get one."""
+    """HY-WorldPlay 8B; `weights.load_8b` is the usual way to get one."""
 
     name = "hy-worldplay-8b"
     policy = MEMORY_8B
@@ -33,12 +34,12 @@ class WorldPlay8B(WorldPlayModel):
         super().__init__(geometry_of(config, grid), grid, rope, points)
 
     @property
+    @override
     def placement(self) -> Tensor:
-        """See `WorldPlayModel.placement`."""
         return self.network.cond_type_embedding.weight
 
+    @override
     def timesteps(self, num_denoise_steps: int | None) -> tuple[float, ...]:
-        """See `timesteps_8b`."""
         return timesteps_8b(num_denoise_steps)
 
     def encode_text(self, embeddings: Mapping[str, Tensor]) -> TextKeys:
@@ -52,6 +53,7 @@ class WorldPlay8B(WorldPlayModel):
             )
         )
 
+    @override
     def velocity(
         self,
         latents_FnC: Tensor,
@@ -61,8 +63,6 @@ class WorldPlay8B(WorldPlayModel):
         conditions: Sequence[Condition],
         attend_with: Callable[[ContextOf | None], AttendTwice],
     ) -> Tensor:
-        """See `WorldPlayModel.velocity`."""
-
         def text_of(layer: int) -> list[tuple[Tensor, Tensor] | None]:
             texts = [condition.text for condition in conditions]
             return [(text.keys[layer], text.values[layer]) for text in texts]

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from pagedvid.errors import ConfigError
 from pagedvid.models.common.latent_grid import LatentGrid
@@ -25,7 +26,7 @@ TEXT_TOKENS = 512
 
 
 class WorldPlayWan5B(WorldPlayModel):
-    """See the module docstring; `weights.load_wan5b` is the usual way to get one."""
+    """HY-WorldPlay WAN-5B; `weights.load_wan5b` is the usual way to get one."""
 
     name = "hy-worldplay-5b"
     policy = MEMORY_WAN
@@ -45,12 +46,12 @@ class WorldPlayWan5B(WorldPlayModel):
         super().__init__(geometry_of(config, grid), grid, rope, points)
 
     @property
+    @override
     def placement(self) -> Tensor:
-        """See `WorldPlayModel.placement`."""
         return self.network.scale_shift_table
 
+    @override
     def timesteps(self, num_denoise_steps: int | None) -> tuple[float, ...]:
-        """See `timesteps_wan`."""
         return timesteps_wan(num_denoise_steps)
 
     def encode_text(self, embeddings: Mapping[str, Tensor]) -> Tensor:
@@ -90,7 +91,7 @@ class WorldPlayWan5B(WorldPlayModel):
         conditions: Sequence[Condition],
         attend_with: Callable[[ContextOf | None], AttendTwice],
     ) -> Tensor:
-        """See `WorldPlayModel.velocity`; zero for frame 0, which stays the first image."""
+        """Zero for frame 0, which stays the first image."""
         texts = [TextSpan(len(own), condition.text) for own, condition in zip(frames, conditions, strict=True)]
         tokens = latents_FnC.to(self.placement.dtype)
         velocity = self.network(tokens, timesteps_F, actions_F, texts, attend_with(None))

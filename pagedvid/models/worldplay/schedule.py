@@ -1,4 +1,4 @@
-"""The order of work of HY-WorldPlay: a memory pass and four denoise steps per chunk; timesteps of both variants.
+"""HY-WorldPlay's schedule: a memory pass and four denoise steps per chunk; timesteps of both variants.
 
     chunk 0   step step step step
     chunk c   memory pass: the selected finished frames together, committed as one chunk, seeing nothing older
@@ -26,7 +26,7 @@ MEMORY_TIMESTEP = 14.0
 MEMORY, DENOISE = "memory", "cond"
 """The roles of ranges."""
 WINDOW = Window(sink_chunks=0, recent_chunks=1, positions="window")
-"""One memory, placed at slot 0, and the chunk right behind it."""
+"""One memory with positions from 0, and the chunk directly after it."""
 SHIFT_8B = 5.0
 NUM_STEPS_8B = 4
 TIMESTEPS_WAN = (1000.0, 960.0, 888.8889, 727.2728, 0.0)
@@ -57,9 +57,9 @@ def rebuilt_memory(
     """The schedule of a video whose chunk c remembers the frames `memory_of(c)`, `sizes[c]` of them; ranges carry their
     cameras as tags.
 
-    Sizes are all that a stream has to promise. Which frames these are is asked when the chunk's turn comes: comparing
-    all views with all others beforehand would take hours for an hour of video. Nobody knows, then, which frames are
-    never remembered again, so all latents are kept until the video ends.
+    A stream is admitted by the sizes alone. Which frames they are is decided when the chunk begins: comparing all views
+    with all others in advance would take hours for an hour of video. It is therefore unknown which frames are never
+    remembered again, so all latents are kept until the video ends.
     """
 
     def rounds() -> Iterator[Round]:
@@ -101,13 +101,13 @@ def remembering(
 
 
 def schedule_without_trajectory(policy: MemoryPolicy, num_frames: int, timesteps: Sequence[float]) -> Schedule:
-    """One of a camera that stands still: how many frames are remembered does not depend on where the camera goes.
+    """For a camera that does not move: how many frames are remembered does not depend on the trajectory.
 
     Raises ConfigError for too many frames.
     """
     sizes = memory_sizes(policy, num_frames)
-    standing = Cameras.standing(BLOCK_FRAMES * len(sizes))
-    return remembering(policy, num_frames, timesteps, standing, default_points()[:1])
+    cameras = Cameras.fixed(BLOCK_FRAMES * len(sizes))
+    return remembering(policy, num_frames, timesteps, cameras, default_points()[:1])
 
 
 def memory_sizes(policy: MemoryPolicy, num_frames: int) -> list[int]:

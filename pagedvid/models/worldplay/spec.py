@@ -57,7 +57,7 @@ class ConfigWan5B:
 
     @property
     def rope_channels(self) -> tuple[int, int, int]:
-        """Channels that turn with time, row, column."""
+        """Channels rotated by time, row, column."""
         spatial = 2 * (self.head_dim // 6)
         return self.head_dim - 2 * spatial, spatial, spatial
 

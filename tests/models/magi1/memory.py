@@ -22,7 +22,7 @@ class StreamBytes:
     original_bytes: int
     """The whole-video buffer, bf16."""
     stored_bytes: int
-    """Pages at the peak: codes, steps, zeros, padding of partial pages."""
+    """Pages at the peak: codes, step sizes, zero points, padding of partial pages."""
 
     @property
     def ratio(self) -> float:

@@ -26,7 +26,7 @@ class MemoryBytes:
     original_bytes: int
     """BF16, both copies."""
     stored_bytes: int
-    """Pages of one copy: codes, steps, zeros, padding, correction factors."""
+    """Pages of one copy: codes, step sizes, zero points, padding, correction factors."""
 
     @property
     def ratio(self) -> float:

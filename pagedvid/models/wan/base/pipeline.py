@@ -37,18 +37,20 @@ class Condition:
     _placed: dict[str, Tensor] = field(default_factory=dict, init=False, repr=False)
 
     def rows(self, role: str, like: Tensor) -> Tensor:
-        """The rows of a role on the device and in the type of `like`: copied there once, by the first forward, so
-        that videos that wait for their turn hold nothing there."""
+        """The rows of a role on the device and in the dtype of `like`. The first forward copies them there, so that
+        waiting videos hold no memory on the device."""
         if role not in self._placed:
             self._placed[role] = self.text[role].to(like)
         return self._placed[role]
 
 
 class WanModel(ABC):
-    """See the module docstring."""
+    """A video model on a transformer of diffusers.
+
+    The settings, not the configured window, decide how far a chunk looks back.
+    """
 
     max_window_chunks = 2**31
-    """The settings decide how far a chunk looks back."""
 
     def __init__(
         self,
@@ -59,7 +61,7 @@ class WanModel(ABC):
         branches: tuple[str, ...] = ("cond",),
     ) -> None:
         """`transformer`: one of `integrations.diffusers.SUPPORTED`; its self-attention is replaced. `decoder`: called
-        once per video; None: latents come out. Raises ConfigError."""
+        once per video; None: outputs are latents. Raises ConfigError."""
         config = transformer.config
         shape = shape_of(config)
         self.settings = settings
@@ -85,12 +87,12 @@ class WanModel(ABC):
 
     @property
     def name(self) -> str:
-        """See `VideoModel`."""
+        """Its name in the registry."""
         return self.settings.name
 
     @property
     def positions(self) -> str:
-        """See `VideoModel`."""
+        """Where rotary positions start."""
         return self.settings.positions
 
     @property
@@ -121,7 +123,7 @@ class WanModel(ABC):
         return torch.cat([self.grid.tokens(row.float()).flatten(0, 1) for row in out])
 
     def decoder(self, condition: Condition) -> Decoder:
-        """A new decoder for one video; without any, latents float32 [F, C, R, S] go out."""
+        """A new decoder for one video; without a VAE its output is latents, float32 [F, C, R, S]."""
         decode = _as_they_are if self._new_decoder is None else self._new_decoder()
         return lambda latents_TC: decode(self.grid_of(latents_TC).float())
 
@@ -129,7 +131,7 @@ class WanModel(ABC):
 
     @property
     def _placement(self) -> Tensor:
-        """A tensor on the device and in the type in which the transformer takes its inputs."""
+        """A tensor whose device and dtype are those of the transformer's inputs."""
         weight: Tensor = self.transformer.patch_embedding.weight
         return weight
 

@@ -1,7 +1,7 @@
-"""What the models on a Wan transformer have in common beside its weights: size of a frame, length of a chunk, window.
+"""What the models on a Wan transformer have in common: integers of the transformer, frame size, chunk length, window.
 
-Their authors count a window in latent frames, sinks and current chunk included; pagedvid counts chunks without the
-current one.
+Their authors count a window in latent frames, including sinks and the current chunk; pagedvid counts chunks, without
+the current one.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from pagedvid.engine.protocol import ModelGeometry
 from pagedvid.errors import ConfigError
 
 LATENT_FRAME_PIXELS = 8
-"""Rows (and columns) of pixels behind one row of latents; the VAE of Wan 2.1."""
+"""Rows (and columns) of pixels per row (column) of latents in the VAE of Wan 2.1."""
 FRAMES_PER_LATENT = 4
-"""Frames that the VAE makes of a latent frame; of a video's first one it makes a single frame."""
+"""Frames that the VAE makes of a latent frame; the first latent frame of a video becomes a single frame."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,10 +33,10 @@ class WanSettings:
     sink_frames: int = 0
     """First latent frames that are never evicted (`sink_size`)."""
     window_frames: int | None = None
-    """Latent frames that attention sees at most: sinks, recent ones and the current chunk (`local_attn_size`). None:
-    the configured window counts."""
+    """Most latent frames that attention sees: sinks, recent ones and the current chunk (`local_attn_size`). None: the
+    configured window."""
     positions: str = "absolute"
-    """Where rotary positions start, see `geometry.Window`."""
+    """Where rotary positions start, see `Window`."""
     text_tokens: int = 512
     """Rows of an encoded prompt, padding included."""
 
@@ -61,8 +61,8 @@ class WanSettings:
 def window_in_chunks(frames_per_chunk: int, sink_frames: int, window_frames: int, positions: str) -> Window:
     """A window of frames that counts sinks and current chunk, as `Window`, which counts chunks without the current one.
 
-    Self-Forcing evicts just so many tokens that the new chunk fits. With whole chunks everywhere these are whole
-    chunks; otherwise the oldest chunk would lose a part of itself, which pagedvid does not do: ConfigError.
+    Self-Forcing evicts exactly as many tokens as the new chunk needs. These are whole chunks if all lengths are; a
+    window that would evict part of a chunk is refused with ConfigError.
     """
     for name, frames in (("sink_frames", sink_frames), ("window_frames", window_frames)):
         if frames < 0 or frames % frames_per_chunk:
@@ -107,7 +107,7 @@ class TransformerShape:
     patch: int = 2
 
     def geometry(self, settings: WanSettings, branches: tuple[str, ...] = ("cond",)) -> ModelGeometry:
-        """With the settings' frame and chunk. Raises ConfigError when a frame is no whole number of patches."""
+        """The geometry with the settings' frame and chunk. Raises ConfigError when patches do not divide a frame."""
         rows, columns = settings.latent_rows, settings.latent_columns
         if min(rows, columns) < self.patch or rows % self.patch or columns % self.patch:
             step = self.patch * LATENT_FRAME_PIXELS
@@ -135,6 +135,6 @@ def shape_of(config: Any) -> TransformerShape:
     if config.out_channels not in (None, config.in_channels):
         raise ConfigError(
             f"the transformer reads {config.in_channels} channels and gives {config.out_channels}: it takes an image "
-            "beside the noise, which is not supported; use a text-to-video checkpoint"
+            "in addition to the noise, which is not supported; use a text-to-video checkpoint"
         )
     return TransformerShape(config.num_layers, config.num_attention_heads, config.attention_head_dim, patch[1])

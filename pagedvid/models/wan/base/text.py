@@ -2,8 +2,8 @@
 
 An embeddings file is a safetensors file with `prompt_embeds` and, for models with guidance, `negative_prompt_embeds`
 (left out: the model's own negative prompt is encoded): float [L, width] or [1, L, width], L at most `text_tokens`.
-A request keeps no more than these rows, on the CPU until it runs; the zeros behind them that these models were trained
-with are added when a forward reads them.
+A request keeps only these rows, on the CPU until it runs; a forward pads them with the zeros that these models were
+trained with.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class PromptReader:
         return given | {role: self._encoded(role, prompt) for role, prompt in missing.items()}
 
     def stacked(self, rows: Sequence[Tensor], like: Tensor) -> Tensor:
-        """Rows of several ranges, zeros behind them, [P, num_tokens, width]; device and type are those of `like`."""
+        """Rows of several ranges padded with zeros, [P, num_tokens, width]; device and dtype are those of `like`."""
         padded = like.new_zeros(len(rows), self.num_tokens, self.width)
         for place, given in zip(padded, rows, strict=True):
             place[: len(given)] = given
@@ -87,5 +87,5 @@ class PromptReader:
 
 
 def cleaned(prompt: str) -> str:
-    """A prompt as these models know prompts: HTML entities (twice escaped ones too) spelled out, single spaces."""
+    """A prompt as in these models' training: HTML entities unescaped (twice), single spaces."""
     return " ".join(html.unescape(html.unescape(prompt)).split())

@@ -124,7 +124,7 @@ def load_transformer(
 def load_decoder(folder: Path | None, latent_channels: int, device: str) -> Callable[[], LatentDecoder] | None:
     """What makes a decoder per video, from the folder of a VAE. Raises ConfigError.
 
-    It computes in float32, in which Wan's VAE is run by its authors: it is small beside the transformer.
+    It computes in float32, as Wan's authors run their VAE: it is small compared with the transformer.
     """
     if folder is None:
         return None

@@ -34,7 +34,7 @@ class WanCausal(WanModel):
         text: TextEncoder | None = None,
         decoder: Callable[[], LatentDecoder] | None = None,
     ) -> None:
-        """See `WanModel`."""
+        """For the arguments see `WanModel`."""
         super().__init__(transformer, settings, text, decoder)
         self._levels = settings.noise_levels
 
@@ -45,7 +45,7 @@ class WanCausal(WanModel):
     def schedule(
         self, condition: Condition, num_frames: int, num_denoise_steps: int | None, window: Window
     ) -> Schedule:
-        """See `wan_causal_schedule`."""
+        """Chunk by chunk in the distilled steps, over the model's own window. Raises ConfigError."""
         return wan_causal_schedule(self.settings, self.geometry, num_frames, num_denoise_steps, window)
 
     def initial_latents(self, condition: Condition, seed: int, chunk_index: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""How Self-Forcing, CausVid, Krea and their kin run a Wan 2.1 transformer: chunk by chunk, in a few distilled steps."""
+"""How Self-Forcing, CausVid and Krea run a Wan 2.1 transformer: chunk by chunk, in a few distilled steps."""
 
 from __future__ import annotations
 
@@ -63,8 +63,8 @@ PUBLISHED: dict[str, tuple[TransformerShape, WanCausalSettings]] = {
         WAN_1_3B,
         WanCausalSettings(name="causvid", denoise_timesteps=(1000.0, 757.0, 522.0), shift=1.0),
     ),
-    # Krea: configs/self_forcing_server_14b.yaml; release_server.py keeps 3 frames beside the current 3 and places them
-    # from 0. It computes their keys anew for every chunk; here they stay as they were stored.
+    # Krea: configs/self_forcing_server_14b.yaml; release_server.py keeps 3 frames in addition to the current 3, with
+    # positions from 0. It recomputes their keys for every chunk; here they stay as they were stored.
     "krea-14b": (
         WAN_14B,
         WanCausalSettings(

@@ -34,8 +34,8 @@ class SkyReelsV2(WanModel):
         text: TextEncoder | None = None,
         decoder: Callable[[], LatentDecoder] | None = None,
     ) -> None:
-        """See `WanModel`. The transformer's own block mask is turned off: a call holds one block, which sees itself and
-        what the step reads."""
+        """For the arguments see `WanModel`. The transformer's own block mask is switched off: a range is one block that
+        sees itself and the history."""
         super().__init__(transformer, settings, text, decoder, settings.branches)
         transformer._set_ar_attention(1)
         self.sampler = FlowUniPC(settings.shift)
@@ -48,7 +48,7 @@ class SkyReelsV2(WanModel):
     def schedule(
         self, condition: Condition, num_frames: int, num_denoise_steps: int | None, window: Window
     ) -> Schedule:
-        """See `skyreels_schedule`."""
+        """Block by block, over the model's own window. Raises ConfigError."""
         return skyreels_schedule(self.settings, self.geometry, num_frames, num_denoise_steps, window)
 
     def initial_latents(self, condition: Condition, seed: int, chunk_index: int) -> Tensor:

@@ -115,7 +115,7 @@ class _Stretch:
         return self.end / self.start * x - self._weight * clean
 
     def _distance(self, earlier: _Earlier) -> float:
-        """Where the earlier prediction lies, in units of h from the start; negative."""
+        """Position of the earlier prediction relative to the start, in units of h; negative."""
         return (_log_ratio(earlier.sigma) - _log_ratio(self.start)) / self.h
 
     def _slope(self, clean: Tensor, earlier: _Earlier) -> Tensor:
