@@ -10,11 +10,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
+
 from corrections import CORRECTIONS, NEED_STEPS, Correction, Readout, StoredSample
 from peers.stored import Stored
 from schemes import Scheme
 from tensors import Sample
-from torch import Tensor
 
 QUERY_STRIDE = 4
 """Every so many queries of a forward are looked at."""
@@ -64,8 +65,8 @@ def measure(
 
 
 def _shifts(readout: Readout, q: Tensor, corrections: Mapping[str, Correction]) -> dict[str, Tensor | None]:
-    has_steps = readout.stored.step_square_CHTD is not None
-    defined = {name: correct for name, correct in corrections.items() if has_steps or name not in NEED_STEPS}
+    has_step_sizes = readout.stored.step_square_CHTD is not None
+    defined = {name: correct for name, correct in corrections.items() if has_step_sizes or name not in NEED_STEPS}
     return {"off": None, **{name: correct(readout, q) for name, correct in defined.items()}}
 
 

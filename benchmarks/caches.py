@@ -10,20 +10,19 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from peer_codec import FORMAT, PeerBook
-from schemes import Peer, paged, peers
-
 from pagedvid.attention.step import Step
 from pagedvid.cache.plan import QueryRange
 from pagedvid.cache.sizes import stream_bytes
 from pagedvid.cache.window import Window
-from pagedvid.capacity.catalog import config_folder
+from pagedvid.capacity.card_files import config_folder
 from pagedvid.config.file import load_config
 from pagedvid.config.sections import CacheConfig, Config, ModelConfig
 from pagedvid.engine.protocol import ModelGeometry
 from pagedvid.models.build import RunSpec, resolve
 from pagedvid.models.registry import model_tables
 from pagedvid.paged_kv_cache import PagedKVCache
+from peer_codec import FORMAT, PeerBook
+from schemes import Peer, paged, peers
 
 PRESETS = {path.stem: path for path in sorted(config_folder("presets").glob("*.yaml"))}
 DEFAULT = "default"

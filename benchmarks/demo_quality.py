@@ -27,10 +27,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
 from caches import DEFAULT, OWN, Case
 from demo_sheet import draw_sheet
 from forced_run import ForcedRun
 from lab import Lab, note
+from pagedvid.codecs.assignment import CodecPair
+from pagedvid.errors import ConfigError
+from pagedvid.models.demo.weights import load_demo
 from quality_scores import (
     READ_FRAMES,
     Scores,
@@ -42,10 +46,6 @@ from quality_scores import (
     score_identity,
 )
 from report import make_parser, mean_and_error, use_threads, write_report
-
-from pagedvid.codecs.assignment import split_pair
-from pagedvid.errors import ConfigError
-from pagedvid.models.demo.weights import load_demo
 
 UNCORRECTED = "-off"
 MAX_CACHES = 4
@@ -62,7 +62,7 @@ def case_of(cache: str) -> Case:
     """Storage and correction of a cache's name. Raises ConfigError for an unknown codec."""
     storage = cache.removesuffix(UNCORRECTED)
     if storage != DEFAULT:
-        split_pair(storage)
+        CodecPair.read(storage)
     return Case(storage, OWN if storage == cache else "off")
 
 

@@ -29,13 +29,12 @@ from families import FAMILIES
 from fidelity_answers import answers
 from fidelity_show import show
 from lab import Lab
+from pagedvid.engine.protocol import VideoModel
+from pagedvid.models.demo.weights import load_demo
 from processes import shared
 from quality_scores import READ_FRAMES, draw_tasks
 from report import make_parser, use_threads, write_report
 from tensor_families import DEMO, Sampling
-
-from pagedvid.engine.protocol import VideoModel
-from pagedvid.models.demo.weights import load_demo
 
 PARTS = ("tensor", "video", "drift", "cost")
 STUDIED = ("token2-g64", "int2")

@@ -8,22 +8,23 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
 from corrections import factored, granularities, samplings
 from families import draw_family
 from lab import note
-from quality_scores import draw_tasks
-from schemes import Scheme, paged, paged_scheme, peer_scheme, peers
-from tensor_level import Family, Videos, measure_family, measure_scheme
-from tensors import capture
-from video_level import CODECS, FACTORS, KLT_CODECS
-
 from pagedvid.calibration.fit import calibrate
 from pagedvid.codecs.book import CodecBook
 from pagedvid.codecs.klt.blocks import BlockLayout
 from pagedvid.codecs.klt.file import Calibration, load_calibration
 from pagedvid.codecs.page import PageFormat, block_frames
+from pagedvid.codecs.registry import read_codec
 from pagedvid.models.demo.weights import load_demo
 from pagedvid.models.registry import model_tables
+from quality_scores import draw_tasks
+from schemes import Scheme, paged, paged_scheme, peer_scheme, peers
+from tensor_level import Family, Videos, measure_family, measure_scheme
+from tensors import capture
+from video_level import CODECS, FACTORS, KLT_CODECS
 
 DEMO = "demo"
 CACHED_CHUNKS = (2, 4)
@@ -84,7 +85,7 @@ def study_corrections(family: Family, storage: str) -> dict[str, Any]:
     note(f"{family.name}: corrections of {storage}")
     scheme = _paged_scheme(storage, family.videos, None)
     page = PageFormat(family.videos[0][0].k_CHTD.shape[-1], codecs.rows)
-    corrections = granularities(page.page_tokens(storage))
+    corrections = granularities(read_codec(storage).page_tokens(page))
     corrections |= {f"b x {factor:g}": factored(factor) for factor in FACTORS}
     corrections |= samplings(SAMPLED_QUERIES)
     with torch.no_grad():

@@ -29,9 +29,8 @@ from statistics import median
 from typing import Any
 
 import torch
-from memory import peak_resident_bytes, resident_bytes
-from report import format_table, interleaved, make_parser, median_ratio, seconds_of, use_threads, write_report
 
+from memory import peak_resident_bytes, resident_bytes
 from pagedvid.cache.sizes import stream_bytes
 from pagedvid.cache.window import Window
 from pagedvid.config.sections import CacheConfig, Config, ModelConfig
@@ -42,6 +41,7 @@ from pagedvid.models.build import resolve
 from pagedvid.models.demo.weights import load_demo
 from pagedvid.paged_kv_cache import PagedKVCache
 from pagedvid.units import format_bytes
+from report import format_table, interleaved, make_parser, median_ratio, seconds_of, use_threads, write_report
 
 PROMPT = "a large red circle moving left on a black background"
 Case = tuple[int, str]

@@ -13,14 +13,26 @@ if TYPE_CHECKING:
     from pagedvid.cache.stream_codecs import StreamCodecs
     from pagedvid.cache.window import Window
     from pagedvid.paged_kv_cache import PagedKVCache
+    from pagedvid.rotary.grid_rotary import GridRotary
 
 __version__ = "0.1.0"
 
-__all__ = ["CacheSpec", "CacheStats", "PagedKVCache", "QueryRange", "Stream", "StreamCodecs", "Window", "__version__"]
+__all__ = [
+    "CacheSpec",
+    "CacheStats",
+    "GridRotary",
+    "PagedKVCache",
+    "QueryRange",
+    "Stream",
+    "StreamCodecs",
+    "Window",
+    "__version__",
+]
 
 _HOMES = {
     "CacheSpec": "pagedvid.cache.spec",
     "CacheStats": "pagedvid.cache.stats",
+    "GridRotary": "pagedvid.rotary.grid_rotary",
     "PagedKVCache": "pagedvid.paged_kv_cache",
     "QueryRange": "pagedvid.cache.plan",
     "StreamCodecs": "pagedvid.cache.sizes",

@@ -28,9 +28,7 @@ from torch import nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from demo_batches import FRAMES_PER_CHUNK, batch_loss, make_batch
-
-from pagedvid.models.demo.network import Transformer
-from pagedvid.models.demo.rope import DemoRope
+from pagedvid.models.demo.network import Transformer, demo_rotary
 from pagedvid.models.demo.spec import GRID_SIZE, LATENT_CHANNELS, TOKENS_PER_FRAME, TransformerConfig
 from pagedvid.models.demo.weights import save_weights
 
@@ -101,7 +99,7 @@ class Trainer:
         self.config = build_config(arguments)
         self.model = Transformer(self.config).to(self.device)
         self.average = copy.deepcopy(self.model).requires_grad_(False)
-        self.rope = DemoRope(self.config.head_dim, GRID_SIZE, GRID_SIZE)
+        self.rope = demo_rotary(self.config.head_dim, GRID_SIZE, GRID_SIZE)
         self.optimizers = build_optimizers(self.model, arguments.learning_rate)
         if arguments.compile:
             # In place, so that the names of the parameters stay what they are.

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from pagedvid.cache.spec import CacheSpec
 from pagedvid.cache.window import Window
-from pagedvid.codecs.page import block_frames, read_codec
+from pagedvid.codecs.page import block_frames
 from pagedvid.config.sections import CacheConfig, Config
 from pagedvid.devices import read_device
 from pagedvid.engine.engine import Engine
@@ -131,5 +131,4 @@ def _cache_spec(cache: CacheConfig, geometry: ModelGeometry) -> CacheSpec:
 
 
 def _needs_tables(spec: CacheSpec) -> bool:
-    names = {name for chunk in spec.codecs.all() for name in chunk.names(spec.num_layers)}
-    return any(read_codec(name).family == "klt" for name in names)
+    return any(codec.needs_tables for chunk in spec.codecs.all() for codec in chunk.in_layers(spec.num_layers))

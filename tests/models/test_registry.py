@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from pagedvid.cache.window import Window
-from pagedvid.capacity.catalog import all_cards
+from pagedvid.capacity.card_files import all_cards
 from pagedvid.errors import ConfigError
 from pagedvid.models.demo.weights import SHIPPED_WEIGHTS
 from pagedvid.models.magi1.spec import PUBLISHED

@@ -19,9 +19,9 @@ from pagedvid.engine.schedule import Range
 from pagedvid.models.common.chunk_by_chunk import ChunkByChunk
 from pagedvid.models.common.chunks import check_whole_chunks, chunk_noise
 from pagedvid.models.demo.captions import read_prompt
-from pagedvid.models.demo.network import Expectation, Transformer
-from pagedvid.models.demo.rope import DemoRope
+from pagedvid.models.demo.network import Expectation, Transformer, demo_rotary
 from pagedvid.models.demo.spec import GRID_SIZE, NUM_DENOISE_STEPS, geometry_of, images_of, noise_levels
+from pagedvid.rotary.grid_rotary import GridRotary
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class DemoModel(ChunkByChunk):
     """The demo model; `weights.load_demo` is the usual way to get one."""
 
     network: Transformer
-    rope: DemoRope
+    rope: GridRotary
     geometry: ModelGeometry
     name: str = "demo"
     frames_per_second: float = 12.0
@@ -40,7 +40,7 @@ class DemoModel(ChunkByChunk):
     def of(network: Transformer) -> DemoModel:
         """Wrap a network, trained or not."""
         config = network.config
-        rope = DemoRope(config.head_dim, GRID_SIZE, GRID_SIZE)
+        rope = demo_rotary(config.head_dim, GRID_SIZE, GRID_SIZE)
         return DemoModel(network.eval().requires_grad_(False), rope, geometry_of(config))
 
     def encode_prompt(self, prompt: str) -> Expectation:

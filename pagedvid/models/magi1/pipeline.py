@@ -21,8 +21,7 @@ from pagedvid.models.common.text_encoder import TextEncoder
 from pagedvid.models.magi1.conditioning import MagiCondition, read_captions, read_prefix
 from pagedvid.models.magi1.guidance import velocity
 from pagedvid.models.magi1.latents import frames_of, tokens_of
-from pagedvid.models.magi1.network import MagiNetwork, RangeInputs
-from pagedvid.models.magi1.rope import MagiRope
+from pagedvid.models.magi1.network import MagiNetwork, RangeInputs, magi_rotary
 from pagedvid.models.magi1.schedule import magi_schedule
 from pagedvid.models.magi1.spec import PATCH, MagiConfig, geometry_of
 
@@ -46,7 +45,7 @@ class MagiModel:
         self.network = network.eval().requires_grad_(False)
         self.geometry = geometry_of(config)
         self.frames_per_second = config.frames.fps / config.frames.temporal_downsample_factor
-        self.rope = MagiRope(network.rope.bands, config.frames.rows, config.frames.columns)
+        self.rope = magi_rotary(network.rope.bands, config.frames.rows, config.frames.columns)
         self._null_caption = network.y_embedder.null_tokens()
         self._text_condition = {has_prompt: network.y_embedder.condition(has_prompt) for has_prompt in (True, False)}
 

@@ -19,9 +19,8 @@ from pagedvid.files.paths import is_file, is_folder, read_json
 from pagedvid.models.common.checkpoint import load_checkpoint
 from pagedvid.models.common.model_spec import ModelSpec, needed_weights, path_or_none
 from pagedvid.models.common.text_encoder import TextEncoder, t5_encoder
-from pagedvid.models.magi1.network import MagiNetwork
+from pagedvid.models.magi1.network import MagiNetwork, channel_order
 from pagedvid.models.magi1.pipeline import MagiModel
-from pagedvid.models.magi1.rope import channel_order
 from pagedvid.models.magi1.schedule import magi_schedule
 from pagedvid.models.magi1.spec import PUBLISHED, MagiConfig, geometry_of
 from pagedvid.shown import named
@@ -69,7 +68,7 @@ def load_magi(
 
 
 def in_order(name: str, tensor: Tensor, order: Tensor) -> Tensor:
-    """A published tensor with the channels of queries and keys in the order of rope.py; other tensors as they are."""
+    """A published tensor with the channels of queries and keys in `channel_order`; other tensors as they are."""
     if len(tensor) % len(order):
         return tensor
     if name.endswith(("linear_qkv.q.weight", "linear_qkv.k.weight")):

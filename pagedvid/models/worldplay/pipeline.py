@@ -25,8 +25,8 @@ from pagedvid.models.worldplay.camera import CameraProjection
 from pagedvid.models.worldplay.conditions import Condition, image_grid, read_inputs, states
 from pagedvid.models.worldplay.layers import AttendTwice
 from pagedvid.models.worldplay.memory import BLOCK_FRAMES, MemoryPolicy, default_points
-from pagedvid.models.worldplay.rope import SlotRope
 from pagedvid.models.worldplay.schedule import MAX_TIMESTEP, remembering
+from pagedvid.rotary.grid_rotary import GridRotary
 
 ContextOf = Callable[[int], Sequence[tuple[Tensor, Tensor] | None]]
 """Layer -> context keys and values of every range."""
@@ -45,7 +45,9 @@ class WorldPlayModel(ABC):
     """Has no effect, like the configured window: the schedule brings its own window."""
     max_window_chunks = 2**31
 
-    def __init__(self, geometry: ModelGeometry, grid: LatentGrid, rope: SlotRope, points: Tensor | None = None) -> None:
+    def __init__(
+        self, geometry: ModelGeometry, grid: LatentGrid, rope: GridRotary, points: Tensor | None = None
+    ) -> None:
         """`points` [N, 3]: what views are compared on; None: `memory.default_points`."""
         self.geometry = geometry
         self.grid = grid

@@ -10,11 +10,10 @@ from typing_extensions import override
 
 from pagedvid.models.common.latent_grid import LatentGrid
 from pagedvid.models.worldplay.conditions import Condition
-from pagedvid.models.worldplay.layers import AttendTwice
+from pagedvid.models.worldplay.layers import AttendTwice, slot_rotary
 from pagedvid.models.worldplay.memory import MEMORY_8B
 from pagedvid.models.worldplay.network_8b import Network8B, TextKeys
 from pagedvid.models.worldplay.pipeline import ContextOf, WorldPlayModel
-from pagedvid.models.worldplay.rope import SlotRope
 from pagedvid.models.worldplay.schedule import timesteps_8b
 from pagedvid.models.worldplay.spec import geometry_of
 from pagedvid.models.worldplay.text_8b import TextInputs
@@ -30,7 +29,7 @@ class WorldPlay8B(WorldPlayModel):
     def __init__(self, network: Network8B, grid: LatentGrid, points: Tensor | None = None) -> None:
         self.network = network.eval().requires_grad_(False)
         config = network.config
-        rope = SlotRope(config.rope_channels, grid.token_rows, grid.token_columns, config.rope_theta)
+        rope = slot_rotary(config.rope_channels, grid.token_rows, grid.token_columns, config.rope_theta)
         super().__init__(geometry_of(config, grid), grid, rope, points)
 
     @property

@@ -13,11 +13,10 @@ from pagedvid.models.common.latent_grid import LatentGrid
 from pagedvid.models.common.text_encoder import TextEncoder
 from pagedvid.models.wan.base.text import cleaned
 from pagedvid.models.worldplay.conditions import Condition
-from pagedvid.models.worldplay.layers import AttendTwice
+from pagedvid.models.worldplay.layers import AttendTwice, slot_rotary
 from pagedvid.models.worldplay.memory import MEMORY_WAN
 from pagedvid.models.worldplay.network_wan5b import NetworkWan5B, TextSpan
 from pagedvid.models.worldplay.pipeline import ContextOf, WorldPlayModel
-from pagedvid.models.worldplay.rope import SlotRope
 from pagedvid.models.worldplay.schedule import MEMORY_TIMESTEP, timesteps_wan
 from pagedvid.models.worldplay.spec import geometry_of
 
@@ -42,7 +41,7 @@ class WorldPlayWan5B(WorldPlayModel):
         self._text_encoder = text_encoder
         self.network = network.eval().requires_grad_(False)
         config = network.config
-        rope = SlotRope(config.rope_channels, grid.token_rows, grid.token_columns, config.rope_theta)
+        rope = slot_rotary(config.rope_channels, grid.token_rows, grid.token_columns, config.rope_theta)
         super().__init__(geometry_of(config, grid), grid, rope, points)
 
     @property

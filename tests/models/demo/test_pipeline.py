@@ -17,9 +17,9 @@ from pagedvid.engine.protocol import VideoModel
 from pagedvid.engine.schedule import Range
 from pagedvid.errors import ConfigError, PromptError, ShapeError
 from pagedvid.models.demo.network import Transformer
-from pagedvid.models.demo.rope import rotate_half
 from pagedvid.models.demo.spec import TransformerConfig
 from pagedvid.models.demo.weights import SHIPPED_WEIGHTS, load_demo, save_weights
+from pagedvid.rotary.tables import rotate
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +42,8 @@ class FirstChunkAttend:
 
     def __call__(self, layer: int, q_THD: Tensor, k_THD: Tensor, v_THD: Tensor) -> Tensor:
         q, k, v = (x.view(-1, len(self.cos), *x.shape[1:]) for x in (q_THD, k_THD, v_THD))
-        heads_first = (rotate_half(q, self.cos, self.sin), rotate_half(k, self.cos, self.sin), v)
+        cos, sin = self.cos.unsqueeze(1), self.sin.unsqueeze(1)
+        heads_first = (rotate(q, cos, sin), rotate(k, cos, sin), v)
         out = F.scaled_dot_product_attention(*(x.transpose(1, 2) for x in heads_first))
         return out.transpose(1, 2).reshape(q_THD.shape)
 
