@@ -71,7 +71,7 @@ def test_what_the_page_names_exists():
     """Corrections, settings and methods in `code`."""
     listed = re.findall(r'^\| `"(\w+)"` \|', PAGE, re.MULTILINE)
     assert set(listed) == set(MODES)
-    assert f'`"{CacheSpec.correction}"`, the default' in PAGE
+    assert f"`{CacheSpec.correction}`, the default" in PAGE
     rows = dict(re.findall(r'^\| `"(\w+)"` \|(.*)$', PAGE, re.MULTILINE))
     for codec in ("int2", "klt2"):
         chosen = CacheSpec(1, 1, 64, codecs=StreamCodecs(codec)).correction

@@ -78,8 +78,8 @@ def demo() -> Family:
 def magi_1(name: str) -> Family:
     rollout = magi.ROLLOUTS[name]
     model = load_magi(rollout.config, magi.DATA / "weights_a.safetensors", "meta")
-    times_and_step_sizes = {"models/magi1/pipeline.py MagiModel._condition": 2 if rollout.sampling.distill else 1}
-    return Family(model, two(rollout.request(), 9), times_and_step_sizes, rollout.num_steps)
+    times_and_step_lengths = {"models/magi1/pipeline.py MagiModel._condition": 2 if rollout.sampling.distill else 1}
+    return Family(model, two(rollout.request(), 9), times_and_step_lengths, rollout.num_steps)
 
 
 def of_diffusers(make: Callable[..., Any], class_name: str, branches: Sequence[str], **changes: Any) -> Family:

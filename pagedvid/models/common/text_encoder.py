@@ -30,7 +30,7 @@ class TextEncoder(Protocol):
 
 
 class RememberingTextEncoder:
-    """Encodes a prompt once, however many videos are made of it, and holds the encoder's weights only while it must.
+    """Encodes a prompt once, however many videos are made of it, and keeps the encoder's weights no longer than needed.
 
     `encode_all` is for the prompts that are known before the model is loaded: they are encoded and the encoder is gone
     before the model takes its memory. A prompt that comes later, as in a server, loads the encoder again and leaves it
@@ -88,7 +88,7 @@ class RememberingTextEncoder:
 def t5_encoder(
     folder: Path | None, kind: str, width: int, device: str, prompts: Iterable[str], max_tokens: int
 ) -> RememberingTextEncoder | None:
-    """The encoder of a folder, of a kind ("t5", "umt5") and width, with `prompts` encoded and its weights gone again.
+    """The encoder of a folder, of a kind ("t5", "umt5") and width, with `prompts` encoded and its weights released.
 
     To be called before the model is loaded, so that the two are never in memory together. None without a folder.
     Raises ConfigError.

@@ -1,4 +1,4 @@
-"""From a chunk's predictions to the velocity that moves it.
+"""From a chunk's predictions to the velocity by which it advances.
 
 One forward a step: the prediction itself; for a nearly clean chunk mixed with the one that saw nothing but itself.
 Three forwards, one after the other: with prompt and history (c), with history only (h), with neither (u), combined as

@@ -124,10 +124,10 @@ class MagiModel:
         return condition.caption(part.frames[0] // self.config.frames.chunk_width)
 
     def _condition(self, ranges: Sequence[Range]) -> Tensor:
-        """[N, E], float32: time, step size of a distilled network, and whether there is a prompt."""
+        """[N, E], float32: time, step length for a distilled network, and whether there is a prompt."""
         device, embed = self._null_caption.device, self.network.t_embedder
         times = embed(torch.tensor([part.noise_level for part in ranges], dtype=torch.float32, device=device))
         if self.config.sampling.distill:
-            step_sizes = [float(part.tag) for part in ranges]
-            times = times + embed(torch.tensor(step_sizes, dtype=torch.float32, device=device))
+            lengths = [float(part.tag) for part in ranges]
+            times = times + embed(torch.tensor(lengths, dtype=torch.float32, device=device))
         return times + torch.stack([self._text_condition[part.role in CONDITIONAL] for part in ranges])

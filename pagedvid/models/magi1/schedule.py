@@ -27,7 +27,7 @@ from dataclasses import dataclass
 from pagedvid.cache.window import Window
 from pagedvid.engine.schedule import Advance, Hold, Range, Round, Schedule, check_plannable, planned, with_endings
 from pagedvid.models.magi1.spec import SamplingConfig
-from pagedvid.models.magi1.times import check_steps, step_size, times
+from pagedvid.models.magi1.times import check_steps, step_length, times
 
 
 @dataclass(frozen=True)
@@ -153,8 +153,8 @@ class MagiSchedule:
         return times(self.num_steps, self.sampling.shortcut_mode)
 
     def _tag(self, index: int) -> float | None:
-        """The step size that a distilled network is told."""
-        return step_size(self.num_steps, index, self.sampling.shortcut_mode) if self.sampling.distill else None
+        """What a distilled network is told of the length of its step."""
+        return step_length(self.num_steps, index, self.sampling.shortcut_mode) if self.sampling.distill else None
 
 
 def magi_schedule(

@@ -30,12 +30,12 @@ class NetworkConfig:
     kv_channels: int = 128
     """Channels of a head."""
     gated_linear_unit: bool = False
-    """SwiGLU instead of GELU."""
+    """Whether to use SwiGLU instead of GELU."""
     half_channel_vae: bool = False
-    """The network sees every latent channel twice."""
+    """Whether the network sees every latent channel twice."""
     x_rescale_factor: float = 1.0
     in_channels: int = 16
-    """Channels that the network sees; it predicts as many."""
+    """Input channels of the network, and its output channels."""
     caption_channels: int = 4096
     caption_max_length: int = 800
     cond_hidden_ratio: float = 0.25
@@ -111,12 +111,12 @@ class FrameConfig:
 
 @dataclass(frozen=True)
 class SamplingConfig:
-    """The order of work and the guidance."""
+    """The schedule and the guidance."""
 
     window_size: int = 4
     """Chunks in flight."""
     num_steps: int = 32
-    """Denoise steps of the published configuration; the engine's setting decides."""
+    """Denoise steps unless the engine's setting says otherwise."""
     noise2clean_kvrange: tuple[int, ...] = (5, 4, 3, 2)
     """Chunks that a chunk sees, itself included, in each quarter of its denoising."""
     clean_chunk_kvrange: int = 1
@@ -129,7 +129,7 @@ class SamplingConfig:
     prev_chunk_scales: tuple[float, ...] = (1.5, 1.5, 1.5, 1.0, 1.0)
     text_scales: tuple[float, ...] = (7.5, 7.5, 7.5, 0.0, 0.0)
     distill: bool = False
-    """The network is told its step size."""
+    """Whether the network is told the length of its steps."""
     distill_nearly_clean_chunk_threshold: float = 0.3
     """With one forward a step: from this time on the first chunk in flight runs a second time, seeing only itself."""
     shortcut_mode: str = "8,16,16"

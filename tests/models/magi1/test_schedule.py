@@ -15,7 +15,7 @@ from pagedvid.engine.schedule import Range, Round, Schedule
 from pagedvid.errors import ConfigError
 from pagedvid.models.magi1.schedule import magi_schedule
 from pagedvid.models.magi1.spec import SamplingConfig
-from pagedvid.models.magi1.times import interval, step_size, times
+from pagedvid.models.magi1.times import interval, step_length, times
 from tests.models.magi1.recordings import CHUNK_FRAMES, ROLLOUTS, Rollout, tensors
 from tests.models.specs import spec_of
 
@@ -80,13 +80,13 @@ def test_twelve_steps_are_sixteen_less_one_in_every_quarter(num_steps: int, mode
     assert list(times(num_steps, mode)) == recorded[f"ts.{key}"].tolist()
     intervals = recorded[f"interval.{key}"].tolist()
     assert [interval(num_steps, index, mode) for index in range(12)] == intervals
-    assert [step_size(num_steps, index, mode) for index in range(12)] == [8 / taken for taken in intervals]
+    assert [step_length(num_steps, index, mode) for index in range(12)] == [8 / taken for taken in intervals]
 
 
 @pytest.mark.parametrize("num_steps", [4, 8, 16, 32, 64])
 def test_times_are_bit_for_bit_those_of_the_original(num_steps: int):
     assert list(times(num_steps)) == tensors("schedules")[f"ts.{num_steps}"].tolist()
-    assert step_size(num_steps, 1) == num_steps / 2
+    assert step_length(num_steps, 1) == num_steps / 2
 
 
 SAMPLINGS = st.builds(

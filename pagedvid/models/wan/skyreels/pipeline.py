@@ -71,8 +71,8 @@ class SkyReelsV2(WanModel):
     def advance(
         self, latents_TC: Tensor, predictions: Mapping[str, Tensor], noise_level: float, next_noise_level: float
     ) -> Tensor:
-        """One step of the sampler along the guided velocity."""
+        """One move of the sampler along the guided velocity."""
         velocity = predictions["cond"]
         if "uncond" in predictions:
             velocity = predictions["uncond"].lerp(velocity, self.settings.guidance_scale)
-        return self.sampler.step(latents_TC, velocity, noise_level, next_noise_level)
+        return self.sampler.advance(latents_TC, velocity, noise_level, next_noise_level)

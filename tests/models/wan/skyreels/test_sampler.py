@@ -41,7 +41,7 @@ def test_steps_are_those_of_the_pipelines_scheduler(num_steps):
     for (level, next_level), timestep in zip(
         pairwise(SkyReelsSettings().noise_levels(num_steps)), scheduler.timesteps.tolist(), strict=True
     ):
-        latents = SAMPLER.step(latents, velocity(latents[:, :16], timestep), level, next_level)
+        latents = SAMPLER.advance(latents, velocity(latents[:, :16], timestep), level, next_level)
         expected = scheduler.step(velocity(expected, timestep), timestep, expected, return_dict=False)[0]
         torch.testing.assert_close(latents[:, :16], expected, rtol=1e-5, atol=1e-5)
     assert latents.shape == (45, 64) and expected.std() > 0.1
@@ -52,9 +52,9 @@ def test_first_and_second_order_differ():
     torch.manual_seed(0)
     x, *velocities = torch.randn(4, 45, 16)
     levels = SkyReelsSettings().noise_levels(5)
-    latents = SAMPLER.step(SAMPLER.begin(x), velocities[0], *levels[:2])
+    latents = SAMPLER.advance(SAMPLER.begin(x), velocities[0], *levels[:2])
     forgetful = torch.cat([latents[:, :16], torch.zeros(45, 48)], dim=1)
-    after, after_forgetting = (SAMPLER.step(each, velocities[1], *levels[1:3]) for each in (latents, forgetful))
+    after, after_forgetting = (SAMPLER.advance(each, velocities[1], *levels[1:3]) for each in (latents, forgetful))
     assert float((after[:, :16] - after_forgetting[:, :16]).abs().mean()) > 0.01
 
 
