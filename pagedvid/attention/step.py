@@ -100,7 +100,7 @@ class Step:
             for pending in range_.writes:
                 writing = Writing(pending, None, k[tokens], v[tokens], rotation.arrival(tokens))
                 if pending.chunk.alpha is not None:
-                    sampled = range_.start + sampled_offsets(range_, q.device)
+                    sampled = range_.start + sampled_offsets(range_.num_tokens, q.device)
                     readers = rotation.as_reading(q, sampled, range_, pending)
                     projected = [sample_queries(view, range_, pending, q, sampled) for view in views]
                     writing = replace(writing, readers=readers, projected=projected)

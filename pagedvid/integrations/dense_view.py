@@ -34,7 +34,7 @@ import torch
 from torch import Tensor
 
 from pagedvid.arguments import instance_of, whole_number
-from pagedvid.attention.measure import MEASURED_QUERIES
+from pagedvid.attention.measure import sampled_offsets
 from pagedvid.attention.rotation import Rotation
 from pagedvid.attention.step import DTYPES
 from pagedvid.attention.store import Writing
@@ -219,8 +219,7 @@ class DenseWindow:
         return Rotation(self._rope, arrive_rotated, cos, sin, stored_by)
 
     def _write(self, layer: int, k: Tensor, v: Tensor, q: Tensor | None) -> None:
-        num_sampled = 0 if q is None else min(len(q), MEASURED_QUERIES)
-        sampled = torch.arange(num_sampled, device=k.device) * (len(k) - 1) // max(1, num_sampled - 1)
+        sampled = sampled_offsets(0 if q is None else len(k), k.device)
         queries = k.new_empty(0, self._cache.spec.query_heads, k.shape[-1]) if q is None else q[sampled]
         self._current[layer] = _Current(k.clone(), v.clone(), queries, sampled)
 
