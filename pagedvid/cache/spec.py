@@ -8,7 +8,7 @@ from functools import cached_property
 from pagedvid.arguments import instance_of, one_of, whole_number
 from pagedvid.cache.sizes import MAX_SIZE, KVShape
 from pagedvid.cache.stream_codecs import StreamCodecs
-from pagedvid.correction.formula import MODES
+from pagedvid.correction import MODES
 from pagedvid.errors import ConfigError
 
 STREAM_CODECS = "StreamCodecs('int2')"
@@ -30,9 +30,9 @@ class CacheSpec:
     tokens_per_frame: int = 1
     """Klt codecs transform the same place of `frames_per_block` successive frames together."""
     frames_per_block: int = 1
-    correction: str = "auto"
-    """"off", "formula", "variance" or "measured"; see correction/formula.py. "auto" becomes what suits the keys
-    of the history: "measured" where they have step sizes, "off" for klt. `dataclasses.replace` keeps the result."""
+    correction: str = None  # type: ignore[assignment]  # None until __post_init__
+    """"off", "formula", "variance" or "measured"; see correction/formula.py. None becomes what suits the keys of the
+    history: "measured" where they have step sizes, "off" for klt. `replace` of codecs keeps what it became."""
     keys_arrive: str = "before_rotary"
     """"before_rotary": `attend` rotates q and k. "rotated": the host rotates them; keys are un-rotated at commit."""
     debug_checks: bool = False
@@ -46,8 +46,8 @@ class CacheSpec:
         for name in ("tokens_per_frame", "frames_per_block"):
             object.__setattr__(self, name, whole_number(name, getattr(self, name), 1, MAX_SIZE, error=ConfigError))
         instance_of(StreamCodecs, "codecs", self.codecs, STREAM_CODECS, ConfigError)
-        if isinstance(self.correction, str) and self.correction == "auto":
-            object.__setattr__(self, "correction", self.codecs.correction)
+        if self.correction is None:
+            object.__setattr__(self, "correction", self.codecs.correction)  # type: ignore[unreachable]
         shape = self.shape  # validates the sizes together
         if self.query_heads < 1 or self.query_heads % shape.num_kv_heads:
             raise ConfigError(

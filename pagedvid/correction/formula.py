@@ -43,7 +43,6 @@ from torch import Tensor
 from pagedvid.codecs.spec import CodecSpec
 from pagedvid.rotary.tables import pair_mean_square
 
-MODES = ("off", "formula", "variance", "measured")
 HOT_CHANNEL_X = 0.5
 """Channels in which any query reaches this x take the exact form; below it, the second order is off by x^2/30 < 1 %."""
 

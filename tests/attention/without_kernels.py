@@ -121,7 +121,7 @@ def _has_list(index: Any) -> bool:
 
 
 def _place() -> str:
-    """The innermost function of pagedvid that is running: "models/demo/model.py DemoModel.forward"."""
+    """The innermost function of pagedvid that is running: "models/demo/pipeline.py DemoModel.forward"."""
     frame = sys._getframe()
     while frame is not None:
         path = Path(frame.f_code.co_filename)

@@ -7,7 +7,7 @@ import torch
 import triton
 import triton.language as tl
 
-from pagedvid.models.demo.transformer import demo_rotary
+from pagedvid.models.demo.network import demo_rotary
 from pagedvid.rotary.axis_tables import AxisTables
 from pagedvid.rotary.kernels import load_angles
 
