@@ -14,7 +14,7 @@ from pagedvid.codecs.klt.file import load_calibration
 from pagedvid.codecs.page import block_frames
 from pagedvid.errors import ConfigError
 
-PAGE = (Path(__file__).parents[1] / "docs" / "calibrate.md").read_text()
+PAGE = (Path(__file__).parents[2] / "docs" / "calibrate.md").read_text()
 EXAMPLES = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
 
 

@@ -14,7 +14,7 @@ from pagedvid.cache.spec import CacheSpec
 from pagedvid.cache.stream_codecs import StreamCodecs
 from pagedvid.correction.formula import MODES
 
-PAGE = (Path(__file__).parents[1] / "docs" / "embed.md").read_text()
+PAGE = (Path(__file__).parents[2] / "docs" / "embed.md").read_text()
 
 
 def run(names: dict[str, Any], *numbers: int) -> None:
