@@ -12,20 +12,52 @@ if TYPE_CHECKING:
     from pagedvid.cache.stream import Stream
     from pagedvid.cache.stream_codecs import StreamCodecs
     from pagedvid.cache.window import Window
+    from pagedvid.errors import (
+        BackendError,
+        CapacityError,
+        ConfigError,
+        IntegrityError,
+        ModelError,
+        NonFiniteError,
+        PagedvidError,
+        PromptError,
+        ShapeError,
+        StateError,
+    )
     from pagedvid.paged_kv_cache import PagedKVCache
 
 __version__ = "0.1.0"
 
-__all__ = ["CacheSpec", "CacheStats", "PagedKVCache", "QueryRange", "Stream", "StreamCodecs", "Window", "__version__"]
+__all__ = [
+    "BackendError",
+    "CacheSpec",
+    "CacheStats",
+    "CapacityError",
+    "ConfigError",
+    "IntegrityError",
+    "ModelError",
+    "NonFiniteError",
+    "PagedKVCache",
+    "PagedvidError",
+    "PromptError",
+    "QueryRange",
+    "ShapeError",
+    "StateError",
+    "Stream",
+    "StreamCodecs",
+    "Window",
+    "__version__",
+]
 
 _HOMES = {
     "CacheSpec": "pagedvid.cache.spec",
     "CacheStats": "pagedvid.cache.stats",
     "PagedKVCache": "pagedvid.paged_kv_cache",
     "QueryRange": "pagedvid.cache.plan",
-    "StreamCodecs": "pagedvid.cache.sizes",
     "Stream": "pagedvid.cache.stream",
-    "Window": "pagedvid.cache.sizes",
+    "StreamCodecs": "pagedvid.cache.stream_codecs",
+    "Window": "pagedvid.cache.window",
+    **{name: "pagedvid.errors" for name in __all__ if name.endswith("Error")},
 }
 
 
