@@ -42,6 +42,7 @@ from pagedvid.cache.stream_codecs import StreamCodecs
 from pagedvid.cache.window import Window
 from pagedvid.config.sections import AttentionConfig
 from pagedvid.paged_kv_cache import PagedKVCache
+from pagedvid.rotary.grid_rotary import GridRotary
 from pagedvid.rotary.tables import rotate
 from pagedvid.units import format_bytes, parse_bytes
 
@@ -50,25 +51,17 @@ NUM_LARGE_CHANNELS = 4
 LARGE_CHANNEL_FACTOR = 8.0
 
 
-@dataclass(frozen=True)
-class LineRope:
-    """One-dimensional rotary embedding, for chunks of any number of tokens."""
-
-    head_dim: int
-    layout: str = "half"
-
-    def tables(self, first_token: int, num_tokens: int) -> tuple[Tensor, Tensor]:
-        """See `RopeTables`."""
-        frequencies = 10000.0 ** -torch.linspace(0, 1, self.head_dim // 2)
-        angles = torch.arange(first_token, first_token + num_tokens)[:, None] * frequencies
-        return angles.cos(), angles.sin()
+def line_rotary(head_dim: int) -> GridRotary:
+    """One-dimensional rotary embedding, for chunks of any number of tokens; no tables are kept from call to call."""
+    frequencies = 10000.0 ** -torch.linspace(0, 1, head_dim // 2, dtype=torch.float32)
+    return GridRotary.of_sequence(frequencies, "half", num_cached=0)
 
 
 @dataclass(frozen=True)
 class Inputs:
     """q, k, v of all chunks before rotary embedding, BF16 [tokens, heads, head_dim]; the last chunk is current."""
 
-    rope: LineRope
+    rope: GridRotary
     chunks: tuple[tuple[Tensor, Tensor, Tensor], ...]
 
     @staticmethod
@@ -82,7 +75,7 @@ class Inputs:
             return torch.randn(chunk_tokens, num_heads, head_dim, generator=generator)
 
         chunks = [(draw(), draw() * channel_scale, draw()) for _ in range(num_chunks + 1)]
-        return Inputs(LineRope(head_dim), tuple((q.bfloat16(), k.bfloat16(), v.bfloat16()) for q, k, v in chunks))
+        return Inputs(line_rotary(head_dim), tuple((q.bfloat16(), k.bfloat16(), v.bfloat16()) for q, k, v in chunks))
 
     def dense_call(self) -> Callable[[], Tensor]:
         """Attention of the last chunk's queries over everything: [1, heads, tokens, head_dim]."""

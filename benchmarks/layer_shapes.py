@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pagedvid.models.worldplay.rope import SlotRope
+from pagedvid.rotary.grid_rotary import GridRotary
 from pagedvid.rotary.tables import rotate
 
 LARGE_CHANNELS = 4
@@ -35,12 +35,12 @@ class LayerShape:
         """Tokens of one chunk."""
         return self.frames * self.rows * self.columns
 
-    def rope(self) -> SlotRope:
-        """Wan's rotary embedding, for all models alike: of 128 channels 44 turn with time, 42 with rows, 42 with
-        columns."""
+    def rope(self) -> GridRotary:
+        """Wan's rotary embedding, for all models alike: of 128 channels 44 rotate with time, 42 with rows, 42
+        with columns."""
         side = self.head_dim // 6 * 2
         channels = (self.head_dim - 2 * side, side, side)
-        return SlotRope(channels, self.rows, self.columns, theta=10000.0, layout="half")
+        return GridRotary.from_theta(channels, self.rows, self.columns, "half")
 
 
 SHAPES = {

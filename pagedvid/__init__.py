@@ -25,6 +25,7 @@ if TYPE_CHECKING:
         StateError,
     )
     from pagedvid.paged_kv_cache import PagedKVCache
+    from pagedvid.rotary.grid_rotary import GridRotary
 
 __version__ = "0.1.0"
 
@@ -34,6 +35,7 @@ __all__ = [
     "CacheStats",
     "CapacityError",
     "ConfigError",
+    "GridRotary",
     "IntegrityError",
     "ModelError",
     "NonFiniteError",
@@ -52,6 +54,7 @@ __all__ = [
 _HOMES = {
     "CacheSpec": "pagedvid.cache.spec",
     "CacheStats": "pagedvid.cache.stats",
+    "GridRotary": "pagedvid.rotary.grid_rotary",
     "PagedKVCache": "pagedvid.paged_kv_cache",
     "QueryRange": "pagedvid.cache.plan",
     "Stream": "pagedvid.cache.stream",

@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 import torch
 
-from pagedvid import CacheSpec, PagedKVCache, QueryRange, StreamCodecs, Window
+from pagedvid import CacheSpec, GridRotary, PagedKVCache, QueryRange, StreamCodecs, Window
 from pagedvid.cache.window import Commit
 from pagedvid.engine.requests import EngineSettings, VideoRequest
 from pagedvid.errors import PagedvidError
 from pagedvid.integrations.dense_view import DenseWindow
 from pagedvid.rotary.grid import RopeGrid
+from pagedvid.rotary.grid_rotary import theta_frequencies
 
 WRONG: list[Any] = [
     *(None, 0, -1, 2.5, True, "x", "", b"x", [], [1], (1, 2), {}, {"a": 1}, {1}, object(), int, lambda: 0, range(3)),
@@ -59,6 +60,8 @@ def updated(opened: PagedKVCache, stream: Any, place: int, x: Any) -> None:
     DenseWindow(opened, stream).update_and_get(*given)
 
 
+ROTARY = {"frequencies": (torch.ones(2),) * 3, "axis_positions": (torch.ones(2),) * 2, "layout": "half"}
+USUAL = {"channels": (4, 2, 2), "rows": 3, "columns": 5, "layout": "half"}
 SHAPE = {"num_layers": 1, "num_kv_heads": 1, "head_dim": 16}
 STREAM = {"window": Window(1, 2), "chunk_tokens": 8}
 CALLS: dict[str, Call] = {
@@ -68,6 +71,10 @@ CALLS: dict[str, Call] = {
     **fields(Window, {}, "sink_chunks", "recent_chunks", "positions"),
     **fields(Commit, {"num_tokens": 3}, "num_tokens", "drops"),
     **fields(RopeGrid, {"frame_tokens": 4, "width": 2, "axes": (0,)}, "frame_tokens", "width", "axes"),
+    **fields(GridRotary, ROTARY, *ROTARY, "head_dim", "whole_frames", "num_cached"),
+    **fields(GridRotary.from_theta, USUAL, *USUAL, "theta", "dtype", "whole_frames"),
+    **fields(GridRotary.of_sequence, {"frequencies": torch.ones(2), "layout": "half"}, "frequencies", "layout"),
+    **fields(theta_frequencies, {"num_channels": 8}, "num_channels", "theta", "dtype"),
     **fields(EngineSettings, {}, "max_batch_tokens", "policy", "max_concurrent", "num_denoise_steps"),
     **fields(VideoRequest, {"id": "a", "prompt": "red", "num_frames": 8}, "id", "prompt", "num_frames", "seed"),
     **fields(PagedKVCache, {"spec": CacheSpec(**SHAPE), "memory": "64KiB"}, "spec", "memory", "device", "backend"),

@@ -14,9 +14,9 @@ from torch import Tensor
 
 from pagedvid.models.demo.captions import caption, read_prompt
 from pagedvid.models.demo.latents import patches_of
-from pagedvid.models.demo.rope import DemoRope, rotate_half
 from pagedvid.models.demo.transformer import Transformer
 from pagedvid.models.demo.world import Scene, coverage, random_scene, render
+from pagedvid.rotary.grid_rotary import GridRotary
 
 FRAMES_PER_CHUNK = 8
 LEVEL_SHIFT = 5.0
@@ -83,10 +83,17 @@ def plain_attention(q_BHSD: Tensor, k_BHSD: Tensor, v_BHSD: Tensor) -> Tensor:
     return torch.softmax(scores, dim=-1) @ v_BHSD
 
 
+def rotated(x_BSHD: Tensor, cos_SP: Tensor, sin_SP: Tensor) -> Tensor:
+    """Rotary embedding in half layout. `rotary.tables.rotate` writes its result in place, which has no gradient."""
+    first, second = x_BSHD.chunk(2, dim=-1)
+    cos, sin = cos_SP.unsqueeze(-2), sin_SP.unsqueeze(-2)
+    return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
+
+
 class BlockTriangularAttention:
     """`Attend` of training: noisy chunk i sees the clean chunks before it and itself, so does clean chunk i."""
 
-    def __init__(self, rope: DemoRope, num_chunks: int, chunk_tokens: int, device: torch.device) -> None:
+    def __init__(self, rope: GridRotary, num_chunks: int, chunk_tokens: int, device: torch.device) -> None:
         self.num_chunks, self.chunk_tokens = num_chunks, chunk_tokens
         tables = rope.tables(0, num_chunks * chunk_tokens)
         # Positions of the clean chunks 0 ... I-2 followed by those of the noisy chunks 0 ... I-1.
@@ -97,8 +104,8 @@ class BlockTriangularAttention:
     def __call__(self, layer: int, q_THD: Tensor, k_THD: Tensor, v_THD: Tensor) -> Tensor:
         cos, sin = self.cos.to(q_THD.dtype), self.sin.to(q_THD.dtype)
         shape = (-1, len(cos), *q_THD.shape[1:])
-        q = rotate_half(q_THD.view(shape), cos, sin).transpose(1, 2).contiguous()
-        k = rotate_half(k_THD.view(shape), cos, sin).transpose(1, 2).contiguous()
+        q = rotated(q_THD.view(shape), cos, sin).transpose(1, 2).contiguous()
+        k = rotated(k_THD.view(shape), cos, sin).transpose(1, 2).contiguous()
         v = v_THD.view(shape).transpose(1, 2).contiguous()
         size, num_clean = self.chunk_tokens, (self.num_chunks - 1) * self.chunk_tokens
         clean, noisy = [], []
@@ -121,7 +128,7 @@ def draw_levels(shape: tuple[int, int], generator: torch.Generator) -> Tensor:
     return LEVEL_SHIFT * even / (1 + (LEVEL_SHIFT - 1) * even)
 
 
-def batch_loss(model: Transformer, rope: DemoRope, batch: Batch, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+def batch_loss(model: Transformer, rope: GridRotary, batch: Batch, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """(loss to minimise, mean weighted squared error of the clean latents per chunk position [I])."""
     clean = batch.clean_BISC
     num_clips, num_chunks, size, channels = clean.shape

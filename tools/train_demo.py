@@ -31,8 +31,7 @@ from demo_batches import FRAMES_PER_CHUNK, batch_loss, make_batch
 
 from pagedvid.models.demo.latents import GRID_SIZE, LATENT_CHANNELS, TOKENS_PER_FRAME
 from pagedvid.models.demo.model import save_weights
-from pagedvid.models.demo.rope import DemoRope
-from pagedvid.models.demo.transformer import Transformer, TransformerConfig
+from pagedvid.models.demo.transformer import Transformer, TransformerConfig, demo_rotary
 
 HIDDEN_LAYERS = ("qkv", "out", "mlp_in", "mlp_out", "hidden_1", "hidden_2")
 """Linear layers, by the last part of their names, from hidden states to hidden states."""
@@ -101,7 +100,7 @@ class Trainer:
         self.config = build_config(arguments)
         self.model = Transformer(self.config).to(self.device)
         self.average = copy.deepcopy(self.model).requires_grad_(False)
-        self.rope = DemoRope(self.config.head_dim, GRID_SIZE, GRID_SIZE)
+        self.rope = demo_rotary(self.config.head_dim, GRID_SIZE, GRID_SIZE)
         self.optimizers = build_optimizers(self.model, arguments.learning_rate)
         if arguments.compile:
             # In place, so that the names of the parameters stay what they are.

@@ -29,6 +29,7 @@ from pagedvid.capacity.sizing import Answer, Question, answers
 from pagedvid.capacity.workspace import BF16_BYTES
 from pagedvid.codecs.book import CodecBook
 from pagedvid.errors import CapacityError, ConfigError
+from pagedvid.rotary.grid_rotary import GridRotary, theta_frequencies
 from pagedvid.shown import shown
 from pagedvid.units import format_bytes
 
@@ -77,22 +78,6 @@ class Proof:
     def agrees(self) -> bool:
         """Whether every check does."""
         return all(check.agrees for check in self.checks)
-
-
-class _Rope:
-    """Rotary tables like a model's; the angles do not matter here."""
-
-    layout = "half"
-
-    def __init__(self, head_dim: int, device: torch.device) -> None:
-        self._num_pairs, self._device = head_dim // 2, device  # no tensor: the cache keeps its ropes, and they count
-
-    def tables(self, first_token: int, num_tokens: int) -> tuple[Tensor, Tensor]:
-        """See `RopeTables.tables`."""
-        tokens = torch.arange(first_token, first_token + num_tokens, device=self._device)
-        frequencies = 100.0 ** -torch.linspace(0, 1, self._num_pairs, dtype=torch.float32, device=self._device)
-        angles = tokens[:, None] * frequencies
-        return angles.cos(), angles.sin()
 
 
 def prove(
@@ -173,6 +158,9 @@ class _Run:
         book.check(codecs.all(), shape.num_layers)
         warm_up(device)
         _make_constants(book, codecs, shape, device)
+        # Its angles do not matter. It is made before bytes are counted and keeps no tables, so that it does not count.
+        frequencies = theta_frequencies(shape.head_dim).to(device, torch.float32)
+        self._rope = GridRotary.of_sequence(frequencies, "half", num_cached=0)
         self._before = live_bytes(device)
         self.spec = _spec(size, codecs)
         self.cache = CacheManager(self.spec, pool_bytes, device)
@@ -199,11 +187,11 @@ class _Run:
         self.cache.check()
 
     def _commit_all(self, num_commits: int, progress: Callable[[int, int], None]) -> None:
-        inputs, rope = self._inputs(), _Rope(self.size.shape.head_dim, self.device)
+        inputs = self._inputs()
         for number in range(1, num_commits + 1):
             ranges = [QueryRange(stream, branch, commit=True) for stream in self.streams for branch in self.branches]
             with self.cache.transaction(ranges) as plan:
-                *others, last = (partial(self._write, range_, inputs, rope) for range_ in plan.ranges)
+                *others, last = (partial(self._write, range_, inputs) for range_ in plan.ranges)
                 for write in others:
                     write()
                 if number < num_commits:
@@ -213,13 +201,13 @@ class _Run:
                     self.peak_bytes = held + peak_extra_bytes(self.device, last)
             progress(number, num_commits)
 
-    def _write(self, range_: RangePlan, inputs: tuple[Tensor, Tensor, Tensor], rope: _Rope) -> None:
+    def _write(self, range_: RangePlan, inputs: tuple[Tensor, Tensor, Tensor]) -> None:
         q, k, v = inputs
         for pending in range_.writes:
             own_tokens = sampled_offsets(range_, self.device) if pending.source is None else None
             readers = Readers(q, q, range_.first_token, own_tokens)
             for layer in range(self.size.shape.num_layers):
-                self.store.write(layer, [Writing(pending, readers, k, v)], rope)
+                self.store.write(layer, [Writing(pending, readers, k, v)], self._rope)
 
     def _inputs(self) -> tuple[Tensor, Tensor, Tensor]:
         """Sampled queries, keys and values of one layer of one chunk."""

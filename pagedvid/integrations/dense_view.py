@@ -1,26 +1,26 @@
-"""Dense keys and values for hosts that insist on them: what one layer sees, decoded into a reused buffer.
+"""Dense keys and values for hosts that need them: what one layer sees, decoded into a reused buffer.
 
     window = DenseWindow(cache, stream, rope=rope)
     view = window.update_and_get(layer, k, v, chunk_start)           # in every layer of every forward
-    out = attention(q, view.k, view.v, bias=view.key_bias(q))        # or partials per span, lse - view.lse_shift(q)
+    out = attention(q, view.k, view.v, bias=view.key_bias(q))        # or a partial per span, lse - view.lse_shift(q)
 
-Only the layer that is looked at is dense, and the current chunk of all layers: such hosts do not say which forward is
-a chunk's last, so what was written last is stored when the next chunk begins (or by `commit`). A host that can call
-`Step.attend` needs neither, and has the correction built in.
+One layer at a time is dense, and so is the current chunk of all layers: such hosts do not say which forward of a chunk
+is the last, so what was written last is stored when the next chunk begins (or by `commit`). A host that can call
+`Step.attend` needs none of this memory and gets the correction with it.
 
-Two contracts that are served by one `update_and_get`:
+One method, `update_and_get`, covers two contracts:
 
 SGLang 0.5, multimodal_gen/runtime/layers/kvcache/causal_attention_cache.py, an object per layer, [B, n, H, D]:
     update_and_get_attention_kv(*, key, value, current_chunk_start, ...) -> CausalAttentionKVView
     "write kv into the cache, returns the part visible to the current chunk",
     "current_chunk_start: the global position of the start of the chunk"
-  A start that is known rewrites the chunk, the next one appends and evicts; the view's `k` and `v` are what this one's
-  are (with a batch axis), its `visible_global_end` is chunk_start + n, its `visible_local_end` len(view.k).
+  The start of the current chunk overwrites it, a new start appends and evicts. SGLang's view has our `k` and `v` with a
+  batch axis; its `visible_global_end` is chunk_start + n, its `visible_local_end` is len(view.k).
 
 LightX2V, lightx2v/common/kvcache/base.py and rolling.py, an object for all layers, [n, H, D]:
     BaseKVCachePool.store_kv(k, v, start_idx, end_idx, layer_id);  k_cache(layer_id, attn_start, local_end) -> Tensor
-  The host counts the places (get_local_end, set_ends, roll_window), stores and then takes slices of both buffers: here
-  this is one call, whose `k` and `v` are those slices, and `Window` does the counting.
+  There the host counts places (get_local_end, set_ends, roll_window), stores, and takes slices of both buffers. Here
+  one call does all of it: its `k` and `v` are those slices, and `Window` does the counting.
 
 Axes: n tokens, T queries, H KV heads, Hq query heads, D head_dim, S spans.
 """
@@ -49,7 +49,7 @@ from pagedvid.errors import ConfigError, ShapeError, StateError
 from pagedvid.host_state import independent_of_host, plain_tensor
 from pagedvid.paged_kv_cache import PagedKVCache
 from pagedvid.rotary.checked import require_same_rope
-from pagedvid.rotary.tables import RopeTables, turned
+from pagedvid.rotary.tables import RopeTables, from_half_layout, turned
 
 
 @dataclass(frozen=True)
@@ -57,12 +57,12 @@ class DenseView:
     """What one layer sees: committed chunks, then the current one. Valid until the next `update_and_get`."""
 
     k: Tensor
-    """[n, H, D], in the host's channel order; rotated, if the host's keys are when they arrive."""
+    """[n, H, D], in the host's channel order; rotated if the host's keys arrive rotated."""
     v: Tensor
     spans: tuple[slice, ...]
     """The keys of each chunk; the last span is the current one."""
     noise: tuple[tuple[KeyNoise, Tensor | None] | None, ...]
-    """For each span what is known of its rounding, and factors [H]; None where nothing is corrected."""
+    """The quant error of each span and its factors alpha [H]; None for a span that is not corrected."""
     rotation: Rotation
     scale: float
 
@@ -70,8 +70,8 @@ class DenseView:
     def lse_shift(self, q_THD: Tensor) -> Tensor:
         """What to subtract from the log-sum-exp (natural log) of each span's partial, float32 [S, Hq, T].
 
-        `q_THD`: queries of the current chunk [T, Hq, D], before or after rotary embedding as the keys. The partials
-        are merged after that; see correction/formula.py for the formula, and `CacheSpec.correction` for the modes.
+        `q_THD`: queries of the current chunk [T, Hq, D], before or after rotary embedding, like the keys. Subtract
+        before the partials are merged. correction/formula.py has the formula, `CacheSpec.correction` the modes.
         """
         num_heads, q_THD = self.k.shape[1], plain_tensor("q", q_THD)
         q = self.rotation.rotated(q_THD, torch.arange(len(q_THD), device=q_THD.device))
@@ -89,7 +89,8 @@ class DenseView:
     def key_bias(self, q_THD: Tensor) -> Tensor:
         """What to add to the scaled scores, float32 [Hq, T, n]: the negative shift of each key's span.
 
-        As large as the scores. Kernels that take a function of the scores can look `lse_shift` up by `span_of_key`.
+        It is as large as the scores. A kernel that takes a function of the scores can look up `lse_shift` by
+        `span_of_key` instead.
         """
         return -self.lse_shift(q_THD)[self.span_of_key].permute(1, 2, 0)
 
@@ -102,22 +103,22 @@ class DenseView:
 
 @dataclass
 class _Current:
-    """One layer of the current chunk, as it was written last."""
+    """One layer of the current chunk, as last written."""
 
     k: Tensor
     v: Tensor
     q: Tensor
-    """Some of its queries, enough to fit alpha; none when none were given."""
+    """A sample of its queries, enough to fit alpha; empty if none were given."""
     sampled: Tensor
-    """Their tokens, int64."""
+    """The tokens of these queries, int64."""
 
     def all_queries(self) -> Tensor:
-        """Queries in their places [n, Hq, D]; zero where they were not sampled."""
+        """Queries of all tokens [n, Hq, D]; zero for those that were not sampled."""
         return self.q.new_zeros(len(self.k), *self.q.shape[1:]).index_copy_(0, self.sampled, self.q)
 
 
 class DenseWindow:
-    """One branch of a stream as a host with dense attention sees it. `dtype`: that of views."""
+    """One branch of a stream as a host with dense attention sees it. `dtype`: that of the views."""
 
     @independent_of_host
     def __init__(
@@ -129,7 +130,7 @@ class DenseWindow:
         dtype: torch.dtype = torch.bfloat16,
         branch: str = "cond",
     ) -> None:
-        """`rope`: the rotary tables by which the host turns its keys; None when keys have no positions."""
+        """`rope`: the rotary tables with which the host rotates its keys; None if keys have no positions."""
         self._cache = instance_of(PagedKVCache, "cache", cache, "a PagedKVCache", ConfigError)
         self._stream = instance_of(Stream, "stream", stream, "what `open` or `fork` returned", StateError)
         self._branch = branch
@@ -148,12 +149,12 @@ class DenseWindow:
 
     @property
     def position(self) -> int:
-        """Where rotary embedding places the first token of the chunk that is not committed yet."""
+        """Position of the first token of the chunk that is not committed yet."""
         return next_position(self._history)
 
     @property
     def workspace_bytes(self) -> int:
-        """Dense bytes held now: one layer's window, and the current chunk of all layers."""
+        """Dense bytes held now: the window of one layer and the current chunk of all layers."""
         held = (x for layer in self._current.values() for x in (layer.k, layer.v, layer.q))
         return self._buffer.nbytes + sum(x.nbytes for x in held)
 
@@ -161,16 +162,16 @@ class DenseWindow:
     def update_and_get(
         self, layer: int, k_nHD: Tensor, v_nHD: Tensor, chunk_start: int, q_nHD: Tensor | None = None
     ) -> DenseView:
-        """Writes one layer of the current chunk, and returns what it sees. No gradient flows through.
+        """Writes one layer of the current chunk and returns what the layer sees. No gradient passes through.
 
-        k, v [n, H, D]; `chunk_start`: tokens of the video before the chunk. The start of the current chunk writes it
-        anew; the one after its end commits it first, with what every layer wrote last. `q_nHD` [n, Hq, D]: needed for
-        correction "measured", which fits a factor to queries.
-        Raises StateError for any other start, ShapeError, ConfigError without queries; NonFiniteError by a commit.
+        k, v [n, H, D]; `chunk_start`: tokens of the video before the chunk. The start of the current chunk overwrites
+        it; the token after its end commits it first, as last written by every layer. `q_nHD` [n, Hq, D]: needed for
+        correction "measured", which fits alpha to queries.
+        Raises StateError for any other start, ShapeError, ConfigError without queries; NonFiniteError from a commit.
         """
         k_nHD, v_nHD, q_nHD = self._checked(layer, k_nHD, v_nHD, q_nHD)
         chunk_start = whole_number("chunk_start", chunk_start, 0)
-        self._turn_to(chunk_start, len(k_nHD))
+        self._begin(chunk_start, len(k_nHD))
         if not self._current:
             self._rotation = self._rotation_at(self.position, len(k_nHD))
         self._write(layer, k_nHD, v_nHD, q_nHD)
@@ -178,9 +179,9 @@ class DenseWindow:
 
     @independent_of_host
     def commit(self) -> None:
-        """Stores the current chunk now: for the last one of a video, or before a fork. Raises StateError without any.
+        """Stores the current chunk now: for the last one of a video, or before a fork. Raises StateError without one.
 
-        Then, or when `update_and_get` begins the next chunk, errors leave everything as it was.
+        After an error, here or when `update_and_get` begins the next chunk, everything is as it was before.
         """
         missing = sorted(set(range(self._cache.spec.num_layers)) - self._current.keys())
         if missing:
@@ -201,7 +202,7 @@ class DenseWindow:
                     self._cache.backend.store.write(layer, [writing], self._rotation.stored_by)
         self._current.clear()
 
-    def _turn_to(self, chunk_start: int, num_tokens: int) -> None:
+    def _begin(self, chunk_start: int, num_tokens: int) -> None:
         begun = self._history.num_committed_tokens
         held_tokens = len(next(iter(self._current.values())).k) if self._current else 0
         if held_tokens and chunk_start == begun + held_tokens:
@@ -210,7 +211,7 @@ class DenseWindow:
             after = f" or {begun + held_tokens}, which commits the current chunk" if held_tokens else ""
             raise StateError(f"chunk_start is {chunk_start}; allowed is {begun}{after}")
         elif held_tokens not in (0, num_tokens):
-            raise ShapeError(f"the chunk at {begun} has {held_tokens} tokens; it was written anew with {num_tokens}")
+            raise ShapeError(f"the chunk at {begun} has {held_tokens} tokens; it was overwritten with {num_tokens}")
 
     def _rotation_at(self, position: int, num_tokens: int) -> Rotation:
         arrive_rotated = self._cache.spec.keys_arrive == "rotated"
@@ -242,12 +243,12 @@ class DenseWindow:
         return DenseView(k, v, spans, noise, self._rotation, self._cache.spec.scale)
 
     def _decoded(self, chunk: Chunk, layer: int, position: int) -> tuple[Tensor, Tensor]:
-        """Keys, in the form in which the host's own arrive, and values of a committed chunk, [n, H, D]."""
+        """Keys, in the form in which those of the host arrive, and values of a committed chunk, [n, H, D]."""
         keys, values = self._cache.backend.store.read(chunk, layer, self._rope)
         if self._rotation.arrive_rotated:
             keys = turned(keys, self._rope, position)
-        if self._rope is not None and self._rope.layout == "interleaved":
-            keys = torch.stack(keys.chunk(2, dim=-1), dim=-1).flatten(-2)
+        if self._rope is not None:
+            keys = from_half_layout(keys, self._rope.layout)
         return keys.transpose(0, 1), values.transpose(0, 1)
 
     def _noise(self, chunk: Chunk, layer: int) -> tuple[KeyNoise, Tensor | None] | None:

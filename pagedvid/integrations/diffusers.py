@@ -6,10 +6,10 @@
         transformer(latents, timestep, text)           # one batch row per range, in the order of the ranges
     paged.remove()
 
-The transformer hands every self-attention layer to its processor (`set_attn_processor`); there is no way to pass
-anything along, so the step of the moment lives in the object that `install` returns. Queries and keys are taken before
-rotary embedding, because quantized keys are far better there. The transformer's own tables, which start every call at
-frame 0, are not used; `rope` has the same angles for any frame.
+The transformer calls a processor for every self-attention layer (`set_attn_processor`) and cannot pass it anything
+else, so the current step is kept in the object that `install` returns. Queries and keys are taken before rotary
+embedding, where quantized keys are far more accurate. The transformer's own tables start at frame 0 in every call and
+are not used; `rope` has the same angles for any frame.
 
 Axes: B batch rows (ranges), n tokens of each, H heads, D head_dim; T = B n packed tokens.
 """
@@ -18,7 +18,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import lru_cache
 from typing import Any
 
 import torch
@@ -27,19 +26,19 @@ from torch import Tensor
 from pagedvid.engine.protocol import Attend
 from pagedvid.errors import ConfigError, StateError
 from pagedvid.integrations.diffusers_library import import_diffusers
-from pagedvid.rotary.grid import RopeGrid
+from pagedvid.rotary.grid_rotary import GridRotary, theta_frequencies
 
 SUPPORTED = ("WanTransformer3DModel", "SkyReelsV2Transformer3DModel")
-"""Transformers whose blocks are alike in all that is used here."""
+"""Transformers whose blocks agree in everything that is used here."""
 ROPE_THETA = 10000.0
 _PARTS = ("to_q", "to_k", "to_v", "to_out", "norm_q", "norm_k", "heads", "set_processor")
-"""What the processor below uses of a self-attention layer."""
+"""Attributes of a self-attention layer that the processor below uses."""
 
 
 def install(transformer: Any) -> PagedSelfAttention:
-    """Replaces the processors of all self-attention layers of a transformer of diffusers.
+    """Replaces the processors of all self-attention layers of a diffusers transformer.
 
-    Raises ConfigError for a class, or a version of the library, that is not known to work.
+    Raises ConfigError for a class or a version of the library that is not supported.
     """
     import_diffusers("attention processors")
     names = [base.__name__ for base in type(transformer).__mro__]
@@ -58,10 +57,10 @@ def install(transformer: Any) -> PagedSelfAttention:
 
 
 class PagedSelfAttention:
-    """The installed processors of one transformer, and the step that they serve at the moment."""
+    """The installed processors of one transformer, and the attention of the current step."""
 
     def __init__(self, transformer: Any) -> None:
-        """Use `install`, which checks first."""
+        """Called by `install`, which checks the transformer first."""
         self._transformer = transformer
         self._attend: Attend | None = None
         self._replaced = dict(transformer.attn_processors)
@@ -70,10 +69,10 @@ class PagedSelfAttention:
 
     @contextmanager
     def attending(self, attend: Attend) -> Iterator[None]:
-        """Inside the block, every self-attention layer calls `attend(layer, q [T, H, D], k, v)`, before rotary
-        embedding; batch rows are packed in their order. Raises StateError when blocks are nested."""
+        """Inside the block, every self-attention layer calls `attend(layer, q [T, H, D], k, v)` with queries and keys
+        before rotary embedding, batch rows packed in order. Raises StateError for nested blocks."""
         if self._attend is not None:
-            raise StateError("this transformer is already attending in another block; leave that one first")
+            raise StateError("this transformer is already attending in another block; leave that block first")
         self._attend = attend
         try:
             yield
@@ -81,30 +80,30 @@ class PagedSelfAttention:
             self._attend = None
 
     def remove(self) -> None:
-        """Gives the transformer its former processors back."""
+        """Restores the transformer's former processors."""
         self._transformer.set_attn_processor(dict(self._replaced))
 
-    def rope(self, rows: int, columns: int) -> FrameRope:
+    def rope(self, rows: int, columns: int) -> GridRotary:
         """The transformer's rotary embedding for frames of `rows` x `columns` tokens. Raises ConfigError."""
-        return FrameRope(self._transformer.rope, rows, columns)
+        return transformer_rotary(self._transformer.rope, rows, columns)
 
     def attend(self, layer: int, q_BnHD: Tensor, k_BnHD: Tensor, v_BnHD: Tensor) -> Tensor:
-        """One layer of all batch rows, [B, n, H D]. Raises StateError outside of an `attending` block."""
+        """One layer of all batch rows, [B, n, H D]. Raises StateError outside an `attending` block."""
         if self._attend is None:
             raise StateError(
                 "a transformer with pagedvid's attention processors was called outside of an `attending` block; "
-                "open a step of the cache and hand its attend over, or call `remove` first"
+                "open a step of the cache and pass its attend, or call `remove` first"
             )
-        # Under autocast, projections come in its type and norms in float32; attention takes them all in its type.
+        # Under autocast, projections return its dtype and norms float32; attention wants one dtype for all.
         packed = (x.flatten(0, 1).to(v_BnHD.dtype) for x in (q_BnHD, k_BnHD, v_BnHD))
         return self._attend(layer, *packed).flatten(1).unflatten(0, q_BnHD.shape[:2])
 
 
 class _Processor:
-    """An attention processor as diffusers calls it, of one self-attention layer."""
+    """The attention processor of one self-attention layer, with the interface of diffusers."""
 
     _attention_backend = None
-    """Where diffusers notes its choice of kernels (`set_attention_backend`); of no effect here."""
+    """Set by diffusers' `set_attention_backend`; without effect here."""
 
     def __init__(self, paged: PagedSelfAttention, layer: int) -> None:
         self._paged = paged
@@ -118,11 +117,11 @@ class _Processor:
         attention_mask: Tensor | None = None,
         rotary_emb: tuple[Tensor, Tensor] | None = None,
     ) -> Tensor:
-        """Hidden states [B, n, H D] in and out; see WanAttnProcessor of diffusers, which this follows."""
+        """Hidden states [B, n, H D] in and out, as in diffusers' WanAttnProcessor."""
         if encoder_hidden_states is not None or attention_mask is not None:
             raise StateError(
-                "pagedvid's processor does self-attention without a mask: what a chunk sees is the step's to say. "
-                "For SkyReels-V2 call `transformer._set_ar_attention(1)`, which turns its block mask off"
+                "pagedvid's processor does self-attention without a mask: the step decides what a chunk sees. "
+                "For SkyReels-V2 call `transformer._set_ar_attention(1)`, which disables its block mask"
             )
         if getattr(attn, "fused_projections", False):
             q, k, v = attn.to_qkv(hidden_states).chunk(3, dim=-1)
@@ -135,48 +134,32 @@ class _Processor:
         return attended
 
 
-class FrameRope:
-    """`RopeTables` of a Wan transformer: (time, row, column) each turn their own channels, neighbours (2c, 2c + 1).
+def transformer_rotary(module: Any, rows: int, columns: int) -> GridRotary:
+    """The rotary embedding of a transformer's `rope` module, for frames of `rows` x `columns` tokens.
 
-    The angles are computed in float64, as in WanRotaryPosEmbed, and not read from its buffers: these end at
+    Angles are computed in float64, as in WanRotaryPosEmbed, and not read from its buffers: these end at
     `rope_max_seq_len` frames, and are rounded when the whole transformer is moved to bfloat16.
+
+    Raises ConfigError when the module's tables are not those computed here.
     """
+    channels = (module.t_dim, module.h_dim, module.w_dim)
+    _check_buffers(module, torch.cat([theta_frequencies(size, ROPE_THETA) for size in channels]))
+    return GridRotary.from_theta(channels, rows, columns, "interleaved", theta=ROPE_THETA)
 
-    layout = "interleaved"
 
-    def __init__(self, module: Any, rows: int, columns: int) -> None:
-        """From a transformer's `rope`. Raises ConfigError when its tables are not those computed here."""
-        self._frequencies = tuple(
-            ROPE_THETA ** -(torch.arange(0, channels, 2, dtype=torch.float64) / channels)
-            for channels in (module.t_dim, module.h_dim, module.w_dim)
+def _check_buffers(module: Any, frequencies: Tensor) -> None:
+    """The buffers hold a row for each position, whatever the axis, and each angle twice. Raises ConfigError."""
+    if module.freqs_cos.is_meta:
+        raise ConfigError(
+            f"the rotary tables of this {type(module).__name__} have no content, and no checkpoint brings them: "
+            "make the module anew, outside of torch.device('meta')"
         )
-        self._check(module)
-        self.grid = RopeGrid.split(rows, columns, [len(each) for each in self._frequencies])
-        self.tables = lru_cache(maxsize=32)(self._tables)
-
-    def _tables(self, first_token: int, num_tokens: int) -> tuple[Tensor, Tensor]:
-        """(cos, sin), float32 [num_tokens, D / 2]; cached tensors: do not modify them."""
-        rows, columns = self.grid.height, self.grid.width
-        tokens = torch.arange(first_token, first_token + num_tokens)
-        positions = (tokens // (rows * columns), tokens // columns % rows, tokens % columns)
-        angles = torch.cat(
-            [torch.outer(place.double(), each) for place, each in zip(positions, self._frequencies, strict=True)], dim=1
-        )
-        return angles.cos().float(), angles.sin().float()
-
-    def _check(self, module: Any) -> None:
-        if module.freqs_cos.is_meta:
+    expected = GridRotary.of_sequence(frequencies, "interleaved", num_cached=0).tables(0, len(module.freqs_cos))
+    for table, ours in zip((module.freqs_cos, module.freqs_sin), expected, strict=True):
+        given = table[:, ::2].float().cpu()
+        tolerance = max(1e-3, 2 * torch.finfo(table.dtype).eps)
+        if given.shape != ours.shape or not torch.allclose(given, ours, rtol=0, atol=tolerance):
             raise ConfigError(
-                f"the rotary tables of this {type(module).__name__} have no content, and no checkpoint brings them: "
-                "make the module anew, outside of torch.device('meta')"
+                f"the rotary tables of this {type(module).__name__} are not those of base {ROPE_THETA:g}; "
+                "this version of diffusers is not supported"
             )
-        places = torch.arange(len(module.freqs_cos), dtype=torch.float64)
-        angles = torch.cat([torch.outer(places, each) for each in self._frequencies], dim=1)
-        for table, expected in ((module.freqs_cos, angles.cos()), (module.freqs_sin, angles.sin())):
-            given = table[:, ::2].double().cpu()
-            tolerance = max(1e-3, 2 * torch.finfo(table.dtype).eps)
-            if given.shape != expected.shape or not torch.allclose(given, expected, rtol=0, atol=tolerance):
-                raise ConfigError(
-                    f"the rotary tables of this {type(module).__name__} are not those of base {ROPE_THETA:g}; "
-                    "this version of diffusers is not supported"
-                )

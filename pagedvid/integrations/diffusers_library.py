@@ -1,7 +1,7 @@
-"""The library `diffusers`, or a clear error that says why it cannot be used. The only file that imports it.
+"""Access to the library `diffusers`, with a clear error if it cannot be used. The only file that imports it.
 
-`diffusers` is optional (pip install "pagedvid[vae]"). pagedvid uses its model classes, not its pipelines, and never
-lets it download anything: a path that does not exist is an error.
+`diffusers` is optional (pip install "pagedvid[vae]"). pagedvid uses its model classes, not its pipelines. It never lets
+it download anything: a path that does not exist is an error.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from pagedvid.integrations.weights_folder import likely_reason
 from pagedvid.shown import named
 
 OLDEST_VERSION = (0, 36)
-"""The first that has all classes used here, with the arguments that are used."""
+"""The first version with all classes and arguments that are used here."""
 NEXT_MAJOR = (1, 0)
-"""Not tried yet."""
+"""Not tested yet."""
 
 
 def import_diffusers(purpose: str) -> Any:
-    """The module. `purpose` begins the error ("decoding latents"). Raises ConfigError: not installed, wrong version."""
+    """The module. Raises ConfigError, beginning with `purpose` ("decoding latents"), if it cannot be used."""
     try:
         import diffusers
     except ImportError as error:
@@ -40,10 +40,10 @@ def import_diffusers(purpose: str) -> Any:
 
 
 def load_pretrained(class_name: str, folder: Path, purpose: str, dtype: torch.dtype) -> Any:
-    """A model of a folder in the layout of diffusers (config.json and weights), on the CPU, ready for inference.
+    """The model in a folder in the layout of diffusers (config.json and weights), on the CPU, ready for inference.
 
-    Weights lie in `dtype`, except those that the class keeps in float32. Raises ConfigError when the library or files
-    are missing, or when the weights do not fit the configuration.
+    Its weights are in `dtype`, except those that the class keeps in float32. Raises ConfigError if the library or files
+    are missing, or if the weights do not fit the configuration.
     """
     library = import_diffusers(purpose)
     try:
@@ -62,10 +62,10 @@ def load_pretrained(class_name: str, folder: Path, purpose: str, dtype: torch.dt
 
 
 def empty_transformer(class_name: str, config: Mapping[str, Any], purpose: str, dtype: torch.dtype) -> Any:
-    """A Wan-like transformer whose parameters have no memory yet: on "meta", to be filled from a checkpoint.
+    """A Wan-like transformer with parameters on the "meta" device, which take no memory until a checkpoint fills them.
 
-    Parameters that its class keeps in float32 stay so. Its rotary tables, which no checkpoint holds, are there, on the
-    CPU. Raises ConfigError when the library is missing or knows no such arguments.
+    They are of `dtype`, except those that the class keeps in float32. The rotary tables, which no checkpoint holds, are
+    real and on the CPU. Raises ConfigError if the library is missing or does not know these arguments.
     """
     kind = getattr(import_diffusers(purpose), class_name)
     try:

@@ -1,17 +1,17 @@
-"""flashdreams' Wan networks with their history in pages. The only file that imports flashdreams.
+"""Wan networks of flashdreams with their history in pages. The only file that imports flashdreams.
 
     transformer = config.setup()                    # Wan21Transformer, Wan22Transformer, or a model that contains one
     rollouts = install(transformer, memory="8GiB")  # int2 history, measured correction
-    ...                                             # generate and finalize as ever
+    ...                                             # generate and finalize as usual
 
-flashdreams writes a chunk's keys and values into its cache at every forward; what the last one, `finalize_kv_cache`,
-leaves there stays. Here that forward is the commit pass, and the only one that stores. Keys are stored before rotary
-embedding and turned by the rollout's own embedding (`rope_adapter`) when they are read, so that flashdreams' rotary
-kernel has no part in self-attention. Its window counts the chunk being denoised, `Window.recent_chunks` does not:
+flashdreams writes a chunk's keys and values into its cache in every forward, and those of the last forward,
+`finalize_kv_cache`, remain. Here that forward is the commit pass, the only one that stores. Keys are stored before
+rotary embedding and rotated by the rollout's own embedding (`rope_adapter`) when they are read, so self-attention does
+not use flashdreams' rotary kernel. Its window counts the chunk being denoised, `Window.recent_chunks` does not:
 
     sink_size 1 chunk, window_size 3 chunks   =   Window(sink_chunks=1, recent_chunks=2)
 
-flashdreams is optional (pip install "pagedvid[flashdreams]"). Written for version 0.1, whose names are kept.
+flashdreams is optional (pip install "pagedvid[flashdreams]"). Written for version 0.1; its names are kept here.
 Axes: L tokens of a chunk, n heads, d channels of a head.
 """
 
@@ -40,15 +40,15 @@ def install(
 ) -> PagedRollouts:
     """Puts the history of every Wan network in `transformer` into one new pool of `memory` bytes (or "8GiB").
 
-    Applies to rollouts opened from now on (`initialize_autoregressive_cache`); weights and their names stay.
-    Raises ConfigError for what cannot run on pages: no Wan network, networks of different shapes, compiled or captured
-    ones, context parallelism.
+    Applies to rollouts opened from now on (`initialize_autoregressive_cache`); weights and their names do not change.
+    Raises ConfigError if there is no Wan network, if networks differ in shape, and for compiled or captured networks
+    and context parallelism, which cannot run on pages.
     """
     networks = _wan_networks(transformer)
     spec, *others = (_spec(network, codecs or StreamCodecs(), correction) for network in networks)
     if any(other != spec for other in others):
         raise ConfigError(
-            "these networks differ in layers, heads or head_dim; they cannot share a pool: install each by itself"
+            "these networks differ in layers, heads or head_dim and cannot share a pool: install each one separately"
         )
     rollouts = PagedRollouts(PagedKVCache(spec, memory, next(networks[0].parameters()).device))
     for network in networks:
@@ -62,7 +62,7 @@ def install(
 
 
 class PagedRollouts:
-    """What `install` returns: the cache of all rollouts, and which forwards are commit passes."""
+    """The cache of all rollouts, and which forwards are commit passes. `install` returns it."""
 
     def __init__(self, cache: PagedKVCache) -> None:
         self.cache = cache
@@ -71,7 +71,7 @@ class PagedRollouts:
 
     @contextmanager
     def commit_pass(self) -> Iterator[None]:
-        """Every forward inside the block is a commit pass: for hosts that have no `finalize_kv_cache`."""
+        """Makes every forward inside the block a commit pass, for hosts without `finalize_kv_cache`."""
         self._commit_passes += 1
         try:
             yield
@@ -79,7 +79,7 @@ class PagedRollouts:
             self._commit_passes -= 1
 
     def release_dropped(self) -> None:
-        """Frees the pages of rollouts that the host has let go of. Opening a rollout does so too."""
+        """Frees the pages of rollouts that the host no longer refers to. Opening a rollout does this too."""
         while self._abandoned:
             release(self.cache, self._abandoned.pop())
 
@@ -87,18 +87,18 @@ class PagedRollouts:
         """Gives the layers of a new rollout their history. Raises ConfigError, CapacityError."""
         self.release_dropped()
         history = PagedHistory(self.cache, layers[0])
-        # A finalizer may run in the middle of anything, so it makes no more than a note.
+        # A finalizer may run at any moment, so it only notes what to release.
         weakref.finalize(history, self._abandoned.append, history.streams)
         for layer in layers:
             layer.history = history
 
     def use_rope(self, network_cache: Any, embedding: Any) -> None:
-        """The rotary embedding of a rollout: for hosts that have no `initialize_autoregressive_cache`."""
+        """Sets the rotary embedding of a rollout, for hosts without `initialize_autoregressive_cache`."""
         layer: PagedLayer = network_cache[0].self_attn
         layer.history.rope = ChunkRope(embedding, layer.positions, layer.chunk_size)
 
     def take_over(self, network: Any) -> None:
-        """Replaces a network's self-attention, and opens a step around each of its forwards."""
+        """Replaces a network's self-attention and opens a step around each of its forwards."""
         for number, block in enumerate(network.blocks):
             block.self_attn = PagedSelfAttention(block.self_attn, number)
         initialize, forward = network.initialize_cache, network.forward
@@ -164,19 +164,19 @@ class PagedSelfAttention(nn.Module):
         device: torch.device,
         dtype: torch.dtype,
     ) -> PagedLayer:
-        """As `SelfAttention.initialize_cache` of flashdreams; sizes in tokens. Its history comes with the network's."""
+        """As flashdreams' `SelfAttention.initialize_cache`, sizes in tokens. `open_history` adds the history later."""
         return PagedLayer(batch_size, chunk_size, window_size, sink_size, self._positions)
 
     def forward(self, x: Tensor, kv_cache: PagedLayer, rope_freqs: Tensor) -> Tensor:
-        """x [..., L, n * d] -> the same shape. `rope_freqs` are known from the rollout's rotary embedding."""
+        """x [..., L, n * d] -> the same shape. `rope_freqs` is not used: `PagedHistory` has the rotary embedding."""
         q, k = (norm(project(x)) for norm, project in ((self.norm_q, self.q), (self.norm_k, self.k)))
-        v = self.v(x)  # under autocast in its type, while norms give float32
+        v = self.v(x)  # under autocast in its dtype, while the norms of q and k return float32
         q, k, v = (each.reshape(self._heads).to(v.dtype) for each in (q, k, v))
         return self.o(kv_cache.history.attend(self._layer, q, k, v).reshape(x.shape))
 
 
 def _wan_networks(transformer: nn.Module) -> list[Any]:
-    """Every Wan network inside. Raises ConfigError when there is none, or one that cannot run on pages."""
+    """Every Wan network inside. Raises ConfigError if there is none, or one that cannot run on pages."""
     try:
         from flashdreams.recipes.wan.transformer.impl.network import WanDiTNetwork
     except ImportError as error:
@@ -191,13 +191,13 @@ def _wan_networks(transformer: nn.Module) -> list[Any]:
         captured = [name for name in ("compile_network", "use_cuda_graph") if getattr(config, name, False)]
         if captured:
             raise ConfigError(
-                f"{type(module).__name__} was set up with {' and '.join(captured)}; which pages are read changes from "
-                "chunk to chunk and cannot be captured: set it up with both off"
+                f"{type(module).__name__} was set up with {' and '.join(captured)}; the pages that are read change "
+                "from chunk to chunk and cannot be captured: set it up with both off"
             )
     for network in networks:
         attention = network.blocks[0].self_attn
         if isinstance(attention, PagedSelfAttention):
-            raise ConfigError("this network is on pages already; set up a new one for another pool")
+            raise ConfigError("this network already runs on pages; set up a new one for another pool")
         if attention.is_context_parallel_enabled():
             raise ConfigError("context parallelism splits a chunk over devices; pages need it on one")
     return networks

@@ -1,4 +1,4 @@
-"""One rollout of a flashdreams Wan network in pages: what stands where it has a `BlockKVCache` per layer.
+"""One rollout of a flashdreams Wan network in pages, in place of its `BlockKVCache` per layer.
 
 Written against the contract of flashdreams 0.1, `flashdreams.core.attention.BlockKVCache`:
 
@@ -6,7 +6,7 @@ Written against the contract of flashdreams 0.1, `flashdreams.core.attention.Blo
     the new chunk's keys and values into the cache. 3. cached_k() / cached_v() - get cached keys/values for attention.
     4. after_update(chunk_idx) - update internal bookkeeping."
 
-Here 2 and 3 are one call, `PagedHistory.attend`, which reads pages; they are written in the commit pass only.
+Here 2 and 3 are one call, `PagedHistory.attend`. It reads pages; only the commit pass writes them.
 Axes: B videos in lockstep, L tokens of a chunk, n heads, d channels of a head.
 """
 
@@ -31,21 +31,21 @@ from pagedvid.rotary.grid import RopeGrid
 
 @dataclass
 class PagedLayer:
-    """Stands where a block's self-attention has its `BlockKVCache`; the layers of a network share one history."""
+    """Takes the place of a self-attention's `BlockKVCache`; the layers of a network share one history."""
 
     num_videos: int
     chunk_size: int
     window_size: int
     sink_size: int
     positions: str
-    """Of `Window`: "absolute", or "window" where the model rotates keys by their place in the cache."""
+    """As in `Window`: "absolute", or "window" if the model rotates keys by their place in the cache."""
     history: PagedHistory = field(init=False)
 
     def window(self) -> Window:
-        """The same window in chunks, without the current one. Raises ConfigError where chunks do not divide it.
+        """The same window in chunks, without the current one. Raises ConfigError if it is not made of whole chunks.
 
-        Where nothing but the current chunk and the sinks is seen (window_size is one chunk), one recent chunk is kept
-        until the commit pass is over: see `PagedHistory`.
+        If only the sinks and the current chunk are seen (window_size is one chunk), `PagedHistory` keeps one recent
+        chunk until the commit pass has ended.
         """
         sink_chunks, rest = divmod(self.sink_size, self.chunk_size)
         if rest or self.window_size % self.chunk_size:
@@ -57,11 +57,11 @@ class PagedLayer:
         return Window(sink_chunks, max(1, self.window_size // self.chunk_size - 1), self.positions)
 
     def before_update(self, chunk_idx: int) -> None:
-        """See `PagedHistory.begin`."""
+        """The next forwards are of this chunk. Raises StateError unless it follows the last committed one."""
         self.history.begin(chunk_idx)
 
     def after_update(self, chunk_idx: int) -> None:
-        """Nothing is left to do: the commit pass has published the chunk."""
+        """Does nothing: the commit pass has already published the chunk."""
 
     def reset(self) -> None:
         """The contract: "Reset the cache to its initial empty state"."""
@@ -69,10 +69,10 @@ class PagedLayer:
 
 
 class PagedHistory:
-    """The streams of one rollout, one per video of its batch, and the step in which its network runs just now."""
+    """The streams of one rollout, one per video of its batch, and the step of the forward that is running."""
 
     def __init__(self, cache: PagedKVCache, layer: PagedLayer) -> None:
-        """Opens the streams. Raises ConfigError, and CapacityError, after which none is open."""
+        """Opens the streams. Raises ConfigError, or CapacityError with none left open."""
         window = layer.window()
         self.cache = cache
         self.streams: list[Stream] = []
@@ -90,7 +90,7 @@ class PagedHistory:
 
     @property
     def num_committed(self) -> int:
-        """Chunks stored so far, those included that have left the window."""
+        """Chunks stored so far, including those that have left the window."""
         return self.streams[0].num_committed
 
     def begin(self, chunk_index: int) -> None:
@@ -98,13 +98,13 @@ class PagedHistory:
         if chunk_index != self.num_committed:
             raise StateError(
                 f"chunk {chunk_index} was begun, but chunk {self.num_committed} is next: each chunk ends with one "
-                "forward inside `finalize_kv_cache` (or `PagedRollouts.commit_pass`), and cannot run again after it"
+                "forward inside `finalize_kv_cache` (or `PagedRollouts.commit_pass`) and cannot run again afterwards"
             )
         self._begun = chunk_index
 
     @contextmanager
     def step(self, *, commit: bool) -> Iterator[None]:
-        """One forward of the network; all its layers attend inside the block."""
+        """One forward of the network, whose layers all attend inside the block."""
         with self.cache.step([QueryRange(stream, commit=commit) for stream in self.streams]) as self._step:
             try:
                 yield
@@ -116,14 +116,14 @@ class PagedHistory:
                 self.cache.drop(stream, (newest,))
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """Self-attention of q, k, v [B * L, n, d] before rotary embedding, stored in a commit pass.
+        """Self-attention of q, k, v [B * L, n, d] before rotary embedding; a commit pass stores k and v.
 
-        Raises StateError outside of a forward, without a rotary embedding, and for a chunk that was not begun.
+        Raises StateError outside a forward, without a rotary embedding, and for a chunk that was not begun.
         """
         if self._step is None or self.rope is None:
             raise StateError(
-                "a layer attends inside a forward of its network, in a rollout whose rotary embedding is known: open "
-                "it with the transformer's initialize_autoregressive_cache, or call PagedRollouts.use_rope"
+                "a layer can attend only inside a forward of its network, in a rollout whose rotary embedding is "
+                "known: open it with the transformer's initialize_autoregressive_cache, or call PagedRollouts.use_rope"
             )
         if self._begun != self.num_committed:
             raise StateError(
@@ -133,7 +133,7 @@ class PagedHistory:
         return self._step.attend(layer, q, k, v, self.rope)
 
     def reset(self) -> None:
-        """Forgets everything."""
+        """Releases all chunks and opens the streams again."""
         if self.num_committed:
             for number, stream in enumerate(self.streams):
                 self.cache.release(stream)
@@ -142,28 +142,28 @@ class PagedHistory:
 
 
 class ChunkRope:
-    """`RopeTables` of one of flashdreams' rotary embeddings, for whole chunks.
+    """`RopeTables` of one of flashdreams' rotary embeddings, for whole chunks. Its own angles are read, not computed.
 
-    `RotaryPositionEmbedding3D.shift_t(chunk_index)` gives the frequencies of that chunk, [L, 1, 1, d], each angle twice
-    ("interleaved"). `KVCacheRelativeRotaryPositionEmbedding3D.shift_t` gives those of all slots of its cache, in which
-    the chunks lie one after the other.
+    `RotaryPositionEmbedding3D.shift_t(chunk_index)` gives the angles of that chunk, [L, 1, 1, d], each twice
+    ("interleaved"). `KVCacheRelativeRotaryPositionEmbedding3D.shift_t` gives those of all slots of its cache, which
+    hold one chunk after another.
     """
 
     layout = "interleaved"
 
     def __init__(self, embedding: Any, positions: str, chunk_size: int) -> None:
-        """`positions`: that of `Window`, see `PagedLayer`."""
+        """`positions`: as in `PagedLayer`. `chunk_size`: in tokens."""
         self._embedding = embedding
         self._is_relative = positions == "window"
         self._chunk_size = chunk_size
         num_pairs = self.tables(0, chunk_size)[0].shape[1]
-        self.grid = _told_grid(embedding, num_pairs)
-        """That of the embedding where its frequencies follow it, else frames of one token."""
+        self.grid = _described_grid(embedding, num_pairs)
+        """That of the embedding if its angles follow it, else frames of one token."""
         if not follows_grid(self, [(0, chunk_size), (chunk_size, chunk_size)]):
             self.grid = RopeGrid.by_token(num_pairs)
 
     def tables(self, first_token: int, num_tokens: int) -> tuple[Tensor, Tensor]:
-        """See `RopeTables.tables`; `first_token` is that of a chunk."""
+        """(cos, sin), each float32 [L, d/2], of the chunk that begins with `first_token`."""
         index = first_token // self._chunk_size
         freqs: Tensor = self._embedding.shift_t(index)
         angles = self._in_slot(freqs, index) if self._is_relative else freqs
@@ -174,13 +174,13 @@ class ChunkRope:
         slots = freqs.split(self._chunk_size)
         if slot < len(slots):
             return slots[slot]
-        # One chunk beyond the last slot stands the query that sees a chunk from the next chunk's place.
+        # The correction is fitted to queries one chunk ahead of the last slot: extrapolated from the last two.
         return 2 * slots[-1] - slots[-2] if len(slots) > 1 else slots[-1]
 
 
-def _told_grid(embedding: Any, num_pairs: int) -> RopeGrid:
-    """What flashdreams' embeddings say of themselves: frames of `len_h` x `len_w` tokens, and as many pairs for time,
-    row and column as there are raw frequencies. Frames of one token for an embedding that says nothing of the kind."""
+def _described_grid(embedding: Any, num_pairs: int) -> RopeGrid:
+    """The grid that an embedding's attributes describe: frames of `len_h` x `len_w` tokens, and as many pairs for time,
+    row and column as it has raw frequencies. Frames of one token if it has no such attributes."""
     frequencies = [getattr(embedding, f"raw_freqs_{axis}", ()) for axis in "thw"]
     height, width = (getattr(embedding, f"len_{axis}", 1) for axis in "hw")
     pairs = [len(each) for each in frequencies]
@@ -188,7 +188,7 @@ def _told_grid(embedding: Any, num_pairs: int) -> RopeGrid:
 
 
 def release(cache: PagedKVCache, streams: Sequence[Stream]) -> None:
-    """Releases those that are still open."""
+    """Releases the streams that are still open."""
     for stream in streams:
         if not stream.is_released:
             cache.release(stream)

@@ -1,7 +1,7 @@
 """Text encoders of the library `transformers`: prompts become embeddings. The only file that imports it.
 
 `transformers` is optional (pip install "pagedvid[text]"); without it, requests bring their embeddings in a file.
-Everything comes from folders: nothing is ever downloaded.
+Models are read from local folders; nothing is ever downloaded.
 """
 
 from __future__ import annotations
@@ -22,21 +22,21 @@ from pagedvid.integrations.weights_folder import check_after_loading, check_befo
 from pagedvid.shown import named, shown
 
 CLASSES = {"t5": "T5EncoderModel", "umt5": "UMT5EncoderModel"}
-"""Classes of transformers by the `model_type` of config.json."""
+"""Classes of transformers for each `model_type` in config.json."""
 
 
 class T5TextEncoder:
     """The encoder half of a T5 or UMT5, such as google/t5-v1_1-xxl and google/umt5-xxl (width 4096).
 
-    Its folder holds config.json, weights and tokenizer; or, as a pipeline of diffusers, the folders `text_encoder` and
-    `tokenizer`; or it is the first of these two, beside the other. It computes in the type in which transformers loads
-    the weights.
+    Its folder holds config.json, weights and tokenizer; or it is a pipeline of diffusers, with the folders
+    `text_encoder` and `tokenizer`; or it is the `text_encoder` folder of such a pipeline. It computes in the dtype in
+    which transformers loads the weights.
     """
 
     def __init__(self, folder: Path, kind: str, width: int, device: str = "cpu") -> None:
-        """Loads tokenizer and weights of a `kind` ("t5" or "umt5") that gives rows of `width` channels.
+        """Loads the tokenizer and weights of a `kind` ("t5" or "umt5") whose embeddings have `width` channels.
 
-        Raises ConfigError when the library or files are missing, or the folder holds another encoder.
+        Raises ConfigError if the library or files are missing, or if the folder holds another encoder.
         """
         try:
             import transformers
@@ -67,11 +67,10 @@ class T5TextEncoder:
 
     @torch.no_grad()
     def encode(self, prompt: str, max_tokens: int) -> dict[str, Tensor]:
-        """`embeddings` float32 [max_tokens, width] and `mask` [max_tokens] on the CPU; longer prompts are cut, with a
-        warning that names them.
+        """`embeddings` float32 [max_tokens, width] and `mask` [max_tokens], both on the CPU.
 
-        Rows behind the mask's ones are those of padding tokens, as the library gives them. Raises PromptError for text
-        that is no Unicode.
+        Where the mask is 0, rows are those of padding tokens, as the library gives them. A longer prompt is cut, with a
+        warning that names it. Raises PromptError for text that is not valid Unicode.
         """
         self._check_prompt(prompt, max_tokens)
         tokens = self._tokenizer(
@@ -86,8 +85,8 @@ class T5TextEncoder:
             prompt.encode()
         except UnicodeEncodeError as error:
             raise PromptError(
-                f"the prompt {shown(prompt)} holds half a character at {error.start} (a lone surrogate), which no "
-                "text encoder reads; remove it"
+                f"the prompt {shown(prompt)} has half a character at {error.start} (a lone surrogate), which no "
+                "text encoder can read; remove it"
             ) from error
         num_tokens = len(self._tokenizer(prompt, verbose=False)["input_ids"])
         if num_tokens > max_tokens:
@@ -99,10 +98,10 @@ class T5TextEncoder:
 
 
 def check_folder(folder: Path, kind: str, width: int) -> None:
-    """Whether a folder holds an encoder of a kind and width; nothing large is read. Raises ConfigError."""
+    """Raises ConfigError unless a folder holds an encoder of this kind and width. Reads config.json only."""
     if not is_folder(folder):
         raise ConfigError(
-            f"the text encoder {named(folder)} is no folder; give one with config.json, tokenizer and weights "
+            f"the text encoder {named(folder)} is not a folder; give one with config.json, tokenizer and weights "
             "(nothing is downloaded)"
         )
     _check_config(_parts(folder)[0], kind, width)
@@ -121,7 +120,7 @@ def _parts(folder: Path) -> tuple[Path, Path]:
 
 @contextmanager
 def _without_bars(logging: Any) -> Iterator[None]:
-    """Keeps the library's progress bars out of ours; `logging` is its module of that name."""
+    """Hides the library's progress bars, which would mix with ours; `logging` is its module of that name."""
     were_shown = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:

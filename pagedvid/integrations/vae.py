@@ -1,8 +1,8 @@
-"""Latents to frames by the VAEs of the library `diffusers`: whole videos, or frame by frame as a video is generated.
+"""Latents to frames with the VAEs of the library `diffusers`: whole videos, or chunk by chunk during generation.
 
-The VAEs are causal in time: the first latent frame gives one frame, every further one four. What Wan's needs of
-earlier frames are the last inputs of its convolutions: `VideoVae.stream` keeps them for one video, so that its frames
-come out while it is generated, the same as at once. Nothing is ever downloaded.
+The VAEs are causal in time: the first latent frame gives one frame, every further one four. All that Wan's VAE needs of
+earlier frames is the last inputs of its convolutions. `VideoVae.stream` keeps these for one video, so that its frames
+come out while it is generated; they equal those of a single call. Nothing is ever downloaded.
 
 Axes: F latent frames, C latent channels, R and S rows and columns of the latent grid; N frames.
 """
@@ -25,17 +25,15 @@ from pagedvid.shown import named
 STREAMING_CLASS = "AutoencoderKLWan"
 CLASSES = (STREAMING_CLASS, "AutoencoderKLHunyuanVideo15")
 """VAEs of Wan 2.1 and 2.2 (hy-worldplay-5b, self-forcing, skyreels-v2) and of HunyuanVideo-1.5 (hy-worldplay-8b)."""
-
-
 CONVOLUTION = "WanCausalConv3d"
-"""The class of Wan's convolutions in time; each has its features."""
+"""The class of Wan's causal convolutions; each has cached inputs, which the library calls features."""
 
 
 class VideoVae:
     """The decoder of a folder in the layout of diffusers (config.json and weights)."""
 
     def __init__(self, folder: Path, device: str = "cpu", dtype: torch.dtype = torch.float32) -> None:
-        """Loads the weights. Raises ConfigError when the library or the files are missing or of another kind."""
+        """Loads the weights. Raises ConfigError if the library or files are missing, or for another kind of model."""
         kind = _class_name(folder)
         check_before_loading(folder)
         vae = load_pretrained(kind, folder, "decoding latents", dtype)
@@ -46,36 +44,36 @@ class VideoVae:
 
     @property
     def latent_channels(self) -> int:
-        """C of the latents that it decodes."""
+        """C, the channels of the latents that it decodes."""
         config = self._vae.config
         return int(config.z_dim if hasattr(config, "z_dim") else config.latent_channels)
 
     @property
     def frames_per_latent(self) -> int:
-        """Frames that a latent frame gives, except for the first, which gives one."""
+        """Frames per latent frame; only the first gives a single frame."""
         config = self._vae.config
         known = (getattr(config, name, None) for name in ("scale_factor_temporal", "temporal_compression_ratio"))
         return next((int(value) for value in known if value is not None), 4)
 
     @property
     def pixels_per_latent(self) -> int:
-        """Rows (and columns) of pixels that a row of latents gives."""
+        """Rows of pixels per row of latents; the same for columns."""
         return int(self._vae.spatial_compression_ratio)
 
     @torch.no_grad()
     def decode(self, latents_FCRS: np.ndarray | Tensor) -> np.ndarray:
-        """All latents of a video, as the model generated them -> frames uint8 [N, height, width, 3].
+        """All latents of a video, in the scale of the model that made them -> frames uint8 [N, height, width, 3].
 
         Raises ConfigError for latents of another model.
         """
         return _pixels(self._vae.decode(self.inputs(latents_FCRS), return_dict=False)[0][0])
 
     def stream(self) -> VaeStream:
-        """A decoder for one more video. Raises ConfigError for a VAE that decodes whole videos only."""
+        """A decoder for one new video. Raises ConfigError for a VAE that decodes whole videos only."""
         if type(self._vae).__name__ != STREAMING_CLASS:
             raise ConfigError(
-                f"the VAE {self._folder} decodes whole videos only; chunk by chunk decodes {STREAMING_CLASS}. "
-                "Leave model.vae out, and decode the latents that come out by `pagedvid decode`"
+                f"the VAE {self._folder} decodes whole videos only; {STREAMING_CLASS} decodes chunk by chunk. "
+                "Leave model.vae out, and decode the latents that are written with `pagedvid decode`"
             )
         return VaeStream(self, self._vae)
 
@@ -92,10 +90,10 @@ class VideoVae:
         return scaled.to(self._dtype)
 
     def _unscaled(self, latents_FCRS: Tensor) -> Tensor:
-        """The scale of the VAE: mean and deviation per channel (Wan), or one factor (HunyuanVideo).
+        """Latents in the scale of the VAE: mean and deviation per channel (Wan), or one factor (HunyuanVideo).
 
-        To the last bit as in the pipelines of diffusers: pipeline_wan.py, pipeline_hunyuan_video1_5.py, before
-        `vae.decode`.
+        Bit for bit what diffusers' pipelines compute before `vae.decode` (pipeline_wan.py,
+        pipeline_hunyuan_video1_5.py).
         """
         config = self._vae.config
         if hasattr(config, "latents_mean"):
@@ -108,11 +106,11 @@ class VideoVae:
 
 
 class VaeStream:
-    """Decodes one video of Wan's VAE chunk by chunk: a call with its next latent frames gives the frames they make.
+    """Decodes one video with Wan's VAE, chunk by chunk: a call takes the next latent frames and returns their frames.
 
-    Between calls it keeps the last inputs of every causal convolution, in main memory, not beside the pages: 3.8 GB in
-    float32 for a video of 480 x 832 pixels, whatever its length. Where that is too much for the streams that run at
-    once, let latents come out and decode them by `pagedvid decode`.
+    Between calls the last inputs of every causal convolution are kept, in main memory even if pages are on a GPU: 3.8
+    GB in float32 for a video of 480 x 832 pixels of any length. If that is too much for the streams that run together,
+    write latents and decode them with `pagedvid decode`.
     """
 
     def __init__(self, owner: VideoVae, vae: Any) -> None:
@@ -125,7 +123,7 @@ class VaeStream:
     def __call__(self, latents_FCRS: np.ndarray | Tensor) -> np.ndarray:
         """The video's next latent frames -> uint8 [N, height, width, 3]. Raises ConfigError for another model's.
 
-        The loop is that of `AutoencoderKLWan._decode`, which empties its own features before and after.
+        The loop follows `AutoencoderKLWan._decode`, which clears its own features before and after.
         """
         x = self._vae.post_quant_conv(self._owner.inputs(latents_FCRS))
         features = [_moved(feature, x.device) for feature in self._features]
@@ -139,7 +137,7 @@ class VaeStream:
 
 
 def _moved(feature: Any, device: torch.device | str) -> Any:
-    """Features are tensors, and before a convolution's first use None or a mark of the library."""
+    """A feature is a tensor; before a convolution's first use, None or a marker of the library."""
     return feature.to(device) if isinstance(feature, Tensor) else feature
 
 
@@ -150,7 +148,7 @@ def _unpatched(x: Tensor, patch: int) -> Tensor:
 
 
 def _pixels(video_3NHW: Tensor) -> np.ndarray:
-    """[3, N, height, width] in -1..1, or a little beyond -> uint8 [N, height, width, 3]."""
+    """[3, N, height, width] in about -1..1, clamped -> uint8 [N, height, width, 3]."""
     pixels = ((video_3NHW.float() / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8)
     return pixels.permute(1, 2, 3, 0).contiguous().cpu().numpy()
 

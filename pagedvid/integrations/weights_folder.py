@@ -1,4 +1,4 @@
-"""A folder that a library of models reads: what is wrong with its files is said before the library does, or better."""
+"""Checks of a folder of weights that a library loads: they name errors earlier or more clearly than the library."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ _READ = (".json", ".safetensors", ".bin", ".model", ".txt")
 
 
 def check_before_loading(folder: Path) -> None:
-    """Raises ConfigError for pipes and the like, which a library would wait for, and for quantized weights whose scales
-    a library does not apply; of those that config.json declares it does."""
+    """Raises ConfigError for pipes and the like, on which a library would wait forever, and for quantized weights that
+    config.json does not declare: the library would not apply their scales."""
     for entry in _entries(folder):
         if not is_folder(entry) and not is_file(entry):
             readable_file(entry)
@@ -33,7 +33,7 @@ def check_after_loading(model: Any, folder: Path) -> None:
 
 
 def likely_reason(folders: Iterable[Path], error: Exception) -> str:
-    """Why a library could not load them, in one line: a file that is no file of its kind, or else what it said."""
+    """Why a library could not load them, in one line: the first damaged file, or else the library's own message."""
     for file in (file for folder in folders for file in _entries(folder) if file.suffix in _READ and is_file(file)):
         if problem := problem_of_content(file):
             return f"{file.name} {problem}"

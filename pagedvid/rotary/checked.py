@@ -42,7 +42,7 @@ class CheckedRope:
 
     @property
     def grid(self) -> RopeGrid:
-        """See `GridRope`."""
+        """That of the host's rope, or frames of one token."""
         return grid_of(self.host, self._num_pairs)
 
     def tables(self, first_token: int, num_tokens: int) -> tuple[Tensor, Tensor]:

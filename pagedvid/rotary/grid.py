@@ -1,6 +1,6 @@
-"""What a rotary embedding says of its tokens: how they lie in frames, and which axis every pair turns with.
+"""How the tokens of a rotary embedding are arranged in frames, and which axis each pair rotates with.
 
-Plain integers, so that a model, which sees nothing of the cache, can say it.
+Plain integers, so that a model, which sees nothing of the cache, can give them.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ AXES = ("time", "row", "column")
 
 @dataclass(frozen=True)
 class RopeGrid:
-    """How tokens lie in frames, and what every pair turns with: its angle depends on one coordinate of a token alone.
+    """How tokens are arranged in frames, and which axis each pair rotates with: its angle depends on that alone.
 
     Token n is in frame n // frame_tokens, and there in row n % frame_tokens // width and column n % width.
     """
@@ -24,15 +24,15 @@ class RopeGrid:
     frame_tokens: int
     width: int
     axes: tuple[int, ...]
-    """What each column of the rotary tables turns with, an index into `AXES`; any for pairs that do not turn."""
+    """The axis of each column of the rotary tables, an index into `AXES`; any axis for pairs that do not rotate."""
 
     def __post_init__(self) -> None:
         for name in ("frame_tokens", "width"):
             object.__setattr__(self, name, whole_number(name, getattr(self, name), error=ConfigError))
         if self.width < 1 or self.frame_tokens < 1 or self.frame_tokens % self.width:
             raise ConfigError(
-                f"a frame of {self.frame_tokens} tokens cannot lie in rows of {self.width}; frame_tokens must be a "
-                "multiple of width, both at least 1"
+                f"a frame of {self.frame_tokens} tokens cannot be split into rows of {self.width}; frame_tokens must "
+                "be a multiple of width, both at least 1"
             )
         object.__setattr__(self, "axes", whole_numbers("axes", self.axes, error=ConfigError))
         unknown = sorted(set(self.axes) - set(range(len(AXES))))
@@ -49,11 +49,11 @@ class RopeGrid:
 
     @staticmethod
     def by_token(num_pairs: int) -> RopeGrid:
-        """Frames of one token, in which everything turns with time: these fit any tables."""
+        """Frames of one token, in which all pairs rotate with time. This grid fits any tables."""
         return RopeGrid(1, 1, (0,) * num_pairs)
 
     @staticmethod
     def split(height: int, width: int, pairs: Sequence[int]) -> RopeGrid:
-        """Frames of `height` x `width` tokens; the first `pairs[0]` pairs turn with time, then come those that turn
-        with the row, then those that turn with the column."""
+        """Frames of `height` x `width` tokens. The first `pairs[0]` pairs rotate with time, the next `pairs[1]` with
+        the row and the last `pairs[2]` with the column."""
         return RopeGrid(height * width, width, tuple(axis for axis, count in enumerate(pairs) for _ in range(count)))

@@ -1,13 +1,13 @@
 """Rotary embedding, its inverse, and the one channel layout used inside pagedvid.
 
-Keys are stored before rotary embedding. Inside pagedvid the pairs are always "half": channel c turns with channel
-c + D/2. A host with the "interleaved" layout (2c with 2c + 1) has its query and key channels permuted once per call;
-scores do not change when both are permuted alike, and values and outputs are not touched at all.
+Keys are stored before rotary embedding. Inside pagedvid the pairs are always "half": channel c rotates with channel
+c + D/2. Queries and keys of a host with the "interleaved" layout (2c with 2c + 1) have their channels permuted once per
+call. Scores do not change when both are permuted alike, and values and outputs are not touched at all.
 """
 
 from __future__ import annotations
 
-from typing import Protocol, runtime_checkable
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -19,7 +19,11 @@ LAYOUTS = ("half", "interleaved")
 
 
 class RopeTables(Protocol):
-    """Rotary tables by token offset; `layout` says which channels form a pair."""
+    """Rotary tables by token offset. `rotary.grid_rotary.GridRotary` makes them from frequencies and positions.
+
+    An object with these two may have a third: `grid`, the `RopeGrid` that its tables follow. Kernels then read a row
+    for each frame and for each row and column of one, instead of a row for each token.
+    """
 
     @property
     def layout(self) -> str:
@@ -31,31 +35,22 @@ class RopeTables(Protocol):
         ...
 
 
-@runtime_checkable
-class GridRope(RopeTables, Protocol):
-    """Rotary tables that know their grid: kernels then read a row for each frame in place of one for each token."""
-
-    @property
-    def grid(self) -> RopeGrid:
-        """What `tables` follow; `AxisTables.at` shows what is made of it."""
-        ...
-
-
 def grid_of(rope: RopeTables, num_pairs: int) -> RopeGrid:
     """The grid of rotary tables of `num_pairs` columns: their own, or else frames of one token.
 
     Raises ConfigError for a grid that is not one of these tables.
     """
-    if not isinstance(rope, GridRope):
+    if not hasattr(rope, "grid"):
         return RopeGrid.by_token(num_pairs)
-    if not isinstance(rope.grid, RopeGrid):
-        raise ConfigError(f"the grid of a {type(rope).__name__} is {rope.grid!r}; give a RopeGrid, or leave it out")
-    if len(rope.grid.axes) != num_pairs:
+    grid = rope.grid
+    if not isinstance(grid, RopeGrid):
+        raise ConfigError(f"the grid of a {type(rope).__name__} is {grid!r}; give a RopeGrid, or leave it out")
+    if len(grid.axes) != num_pairs:
         raise ConfigError(
-            f"the grid of a {type(rope).__name__} has axes of {len(rope.grid.axes)} pairs, its tables have {num_pairs} "
+            f"the grid of a {type(rope).__name__} has axes of {len(grid.axes)} pairs, its tables have {num_pairs} "
             "columns; give one axis for each column"
         )
-    return rope.grid
+    return grid
 
 
 def to_half_layout(x: Tensor, layout: str) -> Tensor:
@@ -73,7 +68,7 @@ def from_half_layout(x: Tensor, layout: str) -> Tensor:
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor, out: Tensor | None = None) -> Tensor:
-    """Half-layout `x` [..., D] turned by the angles of `cos`, `sin` (same dtype, broadcastable to [..., D/2]).
+    """Half-layout `x` [..., D] rotated by the angles of `cos`, `sin` (same dtype, broadcastable to [..., D/2]).
 
     Written into `out` when given, which must not overlap `x`.
     """
@@ -91,7 +86,7 @@ def unrotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 def pair_mean_square(q: Tensor) -> Tensor:
-    """(q_c^2 + q_c'^2) / 2 of each half-layout pair, [..., D] -> [..., D]. Rotation leaves it as it is, so it may be
+    """(q_c^2 + q_c'^2) / 2 of each half-layout pair, [..., D] -> [..., D]. Rotation does not change it, so it may be
     taken before or after rotary embedding."""
     square = q.float().square()
     first, second = square.chunk(2, dim=-1)
@@ -100,7 +95,10 @@ def pair_mean_square(q: Tensor) -> Tensor:
 
 
 def turned(k_HnD: Tensor, rope: RopeTables | None, position: int, *, backwards: bool = False) -> Tensor:
-    """Half-layout keys [H, n, D] turned to consecutive positions from `position` on, or back; None: as they are."""
+    """Half-layout keys [H, n, D] rotated to consecutive positions from `position` on, or un-rotated (`backwards`).
+
+    Without a rope, the keys themselves.
+    """
     if rope is None:
         return k_HnD
     cos, sin = (table.to(k_HnD.device) for table in rope.tables(position, k_HnD.shape[1]))

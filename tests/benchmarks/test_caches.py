@@ -23,9 +23,9 @@ def caches(tmp_path):
 
 def last_output(cache, num_chunks: int = 3):
     """What a denoise step makes of a history of fixed chunks."""
-    from attention import LineRope
+    from attention import line_rotary
 
-    rope, size = LineRope(64), GEOMETRY.chunk_tokens
+    rope, size = line_rotary(64), GEOMETRY.chunk_tokens
     stream = cache.open(WINDOW, size)
     tensors = torch.randn(num_chunks + 1, 3, size, 2, 64, generator=torch.Generator().manual_seed(0))
     for q, k, v in tensors[:-1]:

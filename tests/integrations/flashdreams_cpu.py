@@ -16,7 +16,7 @@ LATENT_CHANNELS = 4
 
 
 def plain_rotation(x: Tensor, freqs: Tensor, interleaved: bool = False, inplace: bool = False) -> Tensor:
-    """What its Triton kernel computes: x [B, S, H, D] turned by freqs [S, 1, 1, D], in place."""
+    """What its Triton kernel computes: x [B, S, H, D] rotated by freqs [S, 1, 1, D], in place."""
     assert interleaved and inplace
     angles = freqs[:, 0, 0, ::2]
     cos, sin = angles.cos()[:, None].to(x.dtype), angles.sin()[:, None].to(x.dtype)

@@ -109,7 +109,7 @@ def test_a_rolling_buffer_shows_the_same(rope):
 
 
 def test_keys_that_arrive_before_rotary_come_back_before_it():
-    """The host turns the whole view, by positions that close the gap behind the sink."""
+    """The host rotates the whole view, by positions that close the gap behind the sink."""
     spec = CacheSpec(NUM_LAYERS, NUM_KV_HEADS, HEAD_DIM, codecs=StreamCodecs("fp32"), correction="off")
     cache = PagedKVCache(spec, "4MiB")
     stream = cache.open(Window(1, 1, positions="window"), 20)
@@ -164,7 +164,7 @@ def test_starts_that_do_not_follow_are_refused():
     write(window, 0, 64, seed=0)
     with pytest.raises(StateError, match="chunk_start is 32; allowed is 0 or 64, which commits the current chunk"):
         write(window, 32, 64, seed=0)
-    with pytest.raises(ShapeError, match="the chunk at 0 has 64 tokens; it was written anew with 63"):
+    with pytest.raises(ShapeError, match="the chunk at 0 has 64 tokens; it was overwritten with 63"):
         write(window, 0, 63, seed=0)
     with pytest.raises(ShapeError, match="layer 2 does not exist"):
         window.update_and_get(2, *draw(64, 0)[1:], 0)

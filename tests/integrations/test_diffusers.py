@@ -9,7 +9,7 @@ import torch
 
 from pagedvid.cache.window import Window
 from pagedvid.errors import ConfigError, ShapeError, StateError
-from pagedvid.integrations.diffusers import SUPPORTED, FrameRope, install
+from pagedvid.integrations.diffusers import SUPPORTED, install, transformer_rotary
 from pagedvid.rotary.axis_tables import follows_grid
 from tests.models.wan.base.forwards import cache_for
 from tests.models.wan.base.tiny import TEXT_WIDTH, tiny_transformer
@@ -99,15 +99,15 @@ def test_every_layer_asks_once_with_packed_tokens_before_rotary_embedding(class_
 
 @pytest.mark.parametrize("head_dim", [16, 128])
 def test_the_tables_are_those_of_the_library_and_go_on_behind_them(head_dim):
-    """16: 8, 4 and 4 channels turn with time, row and column; 128, as published: 44, 42 and 42."""
+    """16: 8, 4 and 4 channels rotate with time, row and column; 128, as published: 44, 42 and 42."""
     transformer = tiny_transformer("WanTransformer3DModel", attention_head_dim=head_dim, num_layers=1)
-    rope = FrameRope(transformer.rope, 3, 5)
+    rope = transformer_rotary(transformer.rope, 3, 5)
     cos, sin = transformer.rope(torch.empty(1, 4, 64, 6, 10))
     for ours, theirs in zip(rope.tables(0, 64 * 15), (cos, sin), strict=True):
         torch.testing.assert_close(ours, theirs[0, :, 0, ::2], rtol=0, atol=1e-6)
     part = rope.tables(5 * 15, 45)
     torch.testing.assert_close(part[0], cos[0, 75:120, 0, ::2], rtol=0, atol=1e-6)
-    longer = FrameRope(type(transformer.rope)(head_dim, (1, 2, 2), 1024), 3, 5)
+    longer = transformer_rotary(type(transformer.rope)(head_dim, (1, 2, 2), 1024), 3, 5)
     assert torch.equal(rope.tables(500 * 15, 15)[1], longer.tables(500 * 15, 15)[1])
     assert rope.layout == "interleaved"
     assert (rope.grid.frame_tokens, rope.grid.width) == (15, 5) and follows_grid(rope, [(0, 45), (1500, 30)])
@@ -117,11 +117,11 @@ def test_tables_of_another_base_or_without_content_are_refused():
     transformer = tiny_transformer("WanTransformer3DModel")
     other = type(transformer.rope)(16, (1, 2, 2), 64, theta=500.0)
     with pytest.raises(ConfigError, match="not those of base 10000"):
-        FrameRope(other, 3, 5)
+        transformer_rotary(other, 3, 5)
     with torch.device("meta"):
         empty = type(transformer.rope)(16, (1, 2, 2), 64)
     with pytest.raises(ConfigError, match="have no content"):
-        FrameRope(empty, 3, 5)
+        transformer_rotary(empty, 3, 5)
 
 
 def test_outside_of_a_block_the_transformer_says_what_is_missing(class_name):

@@ -117,7 +117,7 @@ def test_weights_of_a_whole_t5_will_do(tmp_path):
 def test_nothing_is_asked_of_the_network(kind, tmp_path, monkeypatch):
     asked = watch_network(monkeypatch)
     T5TextEncoder(folder_of(tmp_path, kind), kind, WIDTH).encode("a cat", 6)
-    with pytest.raises(ConfigError, match=r"google/t5-v1_1-xxl is no folder; .*nothing is downloaded"):
+    with pytest.raises(ConfigError, match=r"google/t5-v1_1-xxl is not a folder; .*nothing is downloaded"):
         T5TextEncoder(Path("google/t5-v1_1-xxl"), kind, WIDTH)
     assert asked == []
 
@@ -220,5 +220,5 @@ def test_a_prompt_beyond_the_limit_is_named_with_its_tokens_and_the_limit(tmp_pa
 
 def test_half_a_character_is_no_text(tmp_path):
     encoder = T5TextEncoder(folder_of(tmp_path), "t5", WIDTH)
-    with pytest.raises(PromptError, match=r"the prompt 'a cat \\ud83d' holds half a character at 6"):
+    with pytest.raises(PromptError, match=r"the prompt 'a cat \\ud83d' has half a character at 6"):
         encoder.encode("a cat \ud83d", 12)

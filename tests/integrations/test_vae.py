@@ -134,7 +134,7 @@ def test_without_what_went_before_a_chunk_would_look_different(tmp_path):
 
 def test_a_vae_that_cannot_stream_says_so(tmp_path):
     VAES["hunyuan"]().save_pretrained(tmp_path)
-    with pytest.raises(ConfigError, match="decodes whole videos only; chunk by chunk decodes AutoencoderKLWan"):
+    with pytest.raises(ConfigError, match="decodes whole videos only; AutoencoderKLWan decodes chunk by chunk"):
         VideoVae(tmp_path).stream()
 
 

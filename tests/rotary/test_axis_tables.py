@@ -168,7 +168,7 @@ def test_the_grid_of_a_rope():
 @pytest.mark.parametrize(
     ("frame_tokens", "width", "axes", "message"),
     [
-        (15, 4, (0,), "a frame of 15 tokens cannot lie in rows of 4; frame_tokens must be a multiple of width"),
+        (15, 4, (0,), "a frame of 15 tokens cannot be split into rows of 4; frame_tokens must be a multiple of width"),
         (0, 1, (0,), "a frame of 0 tokens"),
         (15, 0, (0,), "rows of 0"),
         (15, 5, (0, 3, -1, 2), r"axes of rotary pairs are \[-1, 3\]; allowed are 0 \(time\), 1 \(row\), 2 \(column\)"),

@@ -1,4 +1,4 @@
-"""Rotary embedding: its inverse, its layouts, and what it leaves as it is."""
+"""Rotary embedding: its inverse, its layouts, and what it does not change."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ def tables(num_tokens: int, head_dim: int, dtype: torch.dtype = torch.float64) -
 def complex_rotation(x: Tensor, layout: str) -> Tensor:
     """Rotation of x [T, D] as multiplication of complex numbers, in the layout of x."""
     cos, sin = tables(*x.shape)
-    turn = torch.complex(cos, sin)
+    rotation = torch.complex(cos, sin)
     if layout == "half":
-        turned = torch.complex(*x.chunk(2, dim=-1)) * turn
-        return torch.cat([turned.real, turned.imag], dim=-1)
-    return torch.view_as_real(torch.view_as_complex(x.unflatten(-1, (-1, 2))) * turn).flatten(-2)
+        rotated = torch.complex(*x.chunk(2, dim=-1)) * rotation
+        return torch.cat([rotated.real, rotated.imag], dim=-1)
+    return torch.view_as_real(torch.view_as_complex(x.unflatten(-1, (-1, 2))) * rotation).flatten(-2)
 
 
 def randn(*shape: int, seed: int = 0) -> Tensor:

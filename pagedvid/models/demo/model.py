@@ -24,9 +24,9 @@ from pagedvid.models.common.checkpoint import load_checkpoint
 from pagedvid.models.common.chunk_by_chunk import ChunkByChunk
 from pagedvid.models.demo.captions import read_prompt
 from pagedvid.models.demo.latents import GRID_SIZE, TOKENS_PER_FRAME, images_of
-from pagedvid.models.demo.rope import DemoRope
-from pagedvid.models.demo.transformer import Expectation, Transformer, TransformerConfig
+from pagedvid.models.demo.transformer import Expectation, Transformer, TransformerConfig, demo_rotary
 from pagedvid.models.demo.vocabulary import VOCABULARY
+from pagedvid.rotary.grid_rotary import GridRotary
 from pagedvid.shown import named
 
 SHIPPED_WEIGHTS = Path(__file__).parent / "weights"
@@ -42,7 +42,7 @@ class DemoModel(ChunkByChunk):
     """See `VideoModel`; `load` is the usual way to get one."""
 
     network: Transformer
-    rope: DemoRope
+    rope: GridRotary
     geometry: ModelGeometry
     name: str = "demo"
     frames_per_second: float = 12.0
@@ -53,7 +53,7 @@ class DemoModel(ChunkByChunk):
     def of(network: Transformer) -> DemoModel:
         """Wrap a network, trained or not."""
         config = network.config
-        rope = DemoRope(config.head_dim, GRID_SIZE, GRID_SIZE)
+        rope = demo_rotary(config.head_dim, GRID_SIZE, GRID_SIZE)
         return DemoModel(network.eval().requires_grad_(False), rope, _geometry_of(config))
 
     @staticmethod

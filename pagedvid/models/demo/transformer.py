@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from pagedvid.engine.protocol import Attend
 from pagedvid.models.demo.vocabulary import ABSENT, ATTRIBUTES, MAX_THINGS, NUM_SLOTS, NUM_VALUES
+from pagedvid.rotary.grid_rotary import GridRotary
 
 
 @dataclass(frozen=True)
@@ -199,3 +200,16 @@ class Transformer(nn.Module):
         shift, scale = self.final_modulation(condition_NW).chunk(2, dim=-1)
         x_NSW = _modulate(x_NSW, shift, scale)
         return (self.patch_out(x_NSW) + self.picture_gate(x_NSW) * picture_NSC).view(latents_TC.shape)
+
+
+def demo_rotary(head_dim: int, rows: int, columns: int) -> GridRotary:
+    """Rotary embedding of frames of `rows` x `columns` tokens: half of the pairs rotate with the frame, a quarter with
+    the row and a quarter with the column. Raises ValueError for a `head_dim` that cannot be split so."""
+    if head_dim % 8:
+        raise ValueError(f"head_dim is {head_dim}; it must be a multiple of 8 to split its pairs 2:1:1")
+    time_pairs, space_pairs = head_dim // 4, head_dim // 8
+    # Fastest pair: one radian per position. Slowest: about one period over several windows (time) or frames (space).
+    time = 64.0 ** (-torch.arange(time_pairs, dtype=torch.float32) / time_pairs)
+    space = 8.0 ** (-torch.arange(space_pairs, dtype=torch.float32) / space_pairs)
+    positions = (torch.arange(rows, dtype=torch.int64), torch.arange(columns, dtype=torch.int64))
+    return GridRotary((time, space, space), positions, "half", num_cached=256)

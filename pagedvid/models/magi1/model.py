@@ -23,8 +23,7 @@ from pagedvid.models.magi1.conditioning import MagiCondition, read_captions, rea
 from pagedvid.models.magi1.config import PATCH, MagiConfig
 from pagedvid.models.magi1.guidance import velocity
 from pagedvid.models.magi1.latents import frames_of, tokens_of
-from pagedvid.models.magi1.network import MagiNetwork, RangeInputs
-from pagedvid.models.magi1.rope import MagiRope, channel_order
+from pagedvid.models.magi1.network import MagiNetwork, RangeInputs, channel_order, magi_rotary
 from pagedvid.models.magi1.schedule import magi_schedule
 
 OWN_PROMPT = {"cond", "alone"}
@@ -49,7 +48,7 @@ class MagiModel:
         self.geometry = geometry_of(config)
         self.default_denoise_steps = config.sampling.num_steps
         self.frames_per_second = config.frames.fps / config.frames.temporal_downsample_factor
-        self.rope = MagiRope(network.rope.bands, config.frames.rows, config.frames.columns)
+        self.rope = magi_rotary(network.rope.bands, config.frames.rows, config.frames.columns)
         self._null_caption = network.y_embedder.null_tokens()
         self._text_condition = {has_prompt: network.y_embedder.condition(has_prompt) for has_prompt in (True, False)}
 
@@ -165,7 +164,7 @@ class MagiModel:
 
 
 def in_order(name: str, tensor: Tensor, order: Tensor) -> Tensor:
-    """A published tensor with the channels of queries and keys in the order of rope.py, if it has whole heads."""
+    """A published tensor with the channels of queries and keys in `channel_order`, if it has whole heads."""
     if len(tensor) % len(order):
         return tensor
     if name.endswith(("linear_qkv.q.weight", "linear_qkv.k.weight")):

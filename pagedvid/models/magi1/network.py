@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import sqrt
 
 import torch
 import torch.nn.functional as F
@@ -26,6 +27,10 @@ from pagedvid.models.magi1.layers import (
     TimeEmbedder,
     interleaved,
 )
+from pagedvid.rotary.grid_rotary import GridRotary
+
+REFERENCE_TOKENS = 256
+"""Row and column positions are scaled as if a frame had 16 x 16 tokens."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +45,7 @@ class RangeInputs:
 
 
 class Bands(nn.Module):
-    """The trained frequencies of the rotary embedding; rope.py makes the tables."""
+    """The trained frequencies of the rotary embedding, which `magi_rotary` makes tables of."""
 
     def __init__(self, config: NetworkConfig) -> None:
         super().__init__()
@@ -187,3 +192,35 @@ class MagiNetwork(nn.Module):
 def _gated(x_TW: Tensor, gate_NW: Tensor) -> Tensor:
     """Every token times the gate of its range."""
     return (x_TW.unflatten(0, (len(gate_NW), -1)) * gate_NW.unsqueeze(1)).flatten(0, 1)
+
+
+def magi_rotary(bands: Tensor, rows: int, columns: int) -> GridRotary:
+    """Rotary embedding of frames of `rows` x `columns` tokens, at least 2 x 2, by the position in the whole video.
+
+    `bands`: [head_dim / 8], as trained: the frequencies of time, row and column alike. Three quarters of the pairs
+    rotate, in the order of `channel_order`.
+    """
+    frequencies = bands.detach().float()
+    scale = sqrt(rows * columns / REFERENCE_TOKENS)
+    positions = (_centred(rows, scale), _centred(columns, scale))
+    return GridRotary((frequencies, frequencies, frequencies), positions, "half", head_dim=8 * len(bands))
+
+
+def channel_order(head_dim: int) -> Tensor:
+    """Published channel of every channel here, int64 [head_dim].
+
+    In a published head of d channels, c rotates with c + 3d/8 for c < 3d/8, and the last d/4 channels do not rotate.
+    Inside pagedvid c rotates with c + d/2, so the channels of queries and keys are reordered when weights are loaded;
+    scores do not change.
+
+        published   | first 3d/8 | second 3d/8 | fixed d/4 |
+        here        | first 3d/8 | fixed d/8   | second 3d/8 | fixed d/8 |
+    """
+    rotating, fixed = 3 * head_dim // 8, head_dim // 8
+    first, second, rest = torch.arange(head_dim, dtype=torch.int64).split([rotating, rotating, 2 * fixed])
+    return torch.cat([first, rest[:fixed], second, rest[fixed:]])
+
+
+def _centred(size: int, scale: float) -> Tensor:
+    """Positions of `size` rows or columns around 0, float32 [size]."""
+    return (torch.arange(size, dtype=torch.float32) - (size - 1) / 2) * ((size / scale - 1) / (size - 1))

@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pagedvid.rotary.grid_rotary import GridRotary
+
 EPSILON = 1e-6
 SINUSOID_CHANNELS = 256
 
@@ -79,3 +81,12 @@ def full_attention(q_nHD: Tensor, k_mHD: Tensor, v_mHD: Tensor) -> Tensor:
     """Plain attention of one set of queries over one set of keys, [n, H * D]."""
     q, k, v = (x.transpose(0, 1) for x in (q_nHD, k_mHD, v_mHD))
     return F.scaled_dot_product_attention(q, k, v).transpose(0, 1).flatten(1)
+
+
+def slot_rotary(channels: tuple[int, int, int], rows: int, columns: int, theta: float) -> GridRotary:
+    """Rotary embedding of frames of `rows` x `columns` tokens; `channels` of a head rotate with time, row and column.
+
+    The position in time is a frame's slot in memory and chunk (0, 1, 2, ...), not its number in the video, so places
+    in a window are slots of whole frames: the tables raise ShapeError for a cut one.
+    """
+    return GridRotary.from_theta(channels, rows, columns, "interleaved", theta=theta, whole_frames=True)

@@ -26,8 +26,8 @@ from pagedvid.models.worldplay.layers import AttendTwice
 from pagedvid.models.worldplay.memory import BLOCK_FRAMES, MemoryPolicy, default_points, num_selected, select_frames
 from pagedvid.models.worldplay.network_8b import Config8B
 from pagedvid.models.worldplay.network_wan5b import ConfigWan5B
-from pagedvid.models.worldplay.rope import SlotRope
 from pagedvid.models.worldplay.schedule import MAX_TIMESTEP, rebuilt_memory
+from pagedvid.rotary.grid_rotary import GridRotary
 
 ContextOf = Callable[[int], Sequence[tuple[Tensor, Tensor] | None]]
 """Layer -> context keys and values of every piece."""
@@ -47,7 +47,9 @@ class WorldPlayModel(ABC):
     max_window_chunks = 2**31
     default_denoise_steps = 4
 
-    def __init__(self, geometry: ModelGeometry, grid: LatentGrid, rope: SlotRope, points: Tensor | None = None) -> None:
+    def __init__(
+        self, geometry: ModelGeometry, grid: LatentGrid, rope: GridRotary, points: Tensor | None = None
+    ) -> None:
         """`points` [N, 3]: what views are compared on; None: `memory.default_points`."""
         self.geometry = geometry
         self.grid = grid

@@ -14,11 +14,10 @@ from pagedvid.errors import ConfigError
 from pagedvid.models.common.checkpoint import load_checkpoint
 from pagedvid.models.common.latent_grid import LatentGrid
 from pagedvid.models.worldplay.config import read_config_8b, read_grid
-from pagedvid.models.worldplay.layers import AttendTwice
+from pagedvid.models.worldplay.layers import AttendTwice, slot_rotary
 from pagedvid.models.worldplay.memory import MEMORY_8B
 from pagedvid.models.worldplay.model import ContextOf, WorldPlayModel, geometry_of, schedule_without_trajectory
 from pagedvid.models.worldplay.network_8b import Config8B, Network8B, TextKeys
-from pagedvid.models.worldplay.rope import SlotRope
 from pagedvid.models.worldplay.schedule import timesteps_8b
 from pagedvid.models.worldplay.text_8b import TextInputs
 
@@ -36,7 +35,7 @@ class WorldPlay8B(WorldPlayModel):
     def __init__(self, network: Network8B, grid: LatentGrid, points: Tensor | None = None) -> None:
         self.network = network.eval().requires_grad_(False)
         config = network.config
-        rope = SlotRope(config.rope_channels, grid.token_rows, grid.token_columns, config.rope_theta)
+        rope = slot_rotary(config.rope_channels, grid.token_rows, grid.token_columns, config.rope_theta)
         super().__init__(geometry_of(config, grid), grid, rope, points)
 
     @staticmethod

@@ -17,11 +17,10 @@ from pagedvid.models.common.text_encoder import TextEncoder
 from pagedvid.models.wan.base.text import cleaned
 from pagedvid.models.worldplay.conditions import Condition
 from pagedvid.models.worldplay.config import read_config_wan5b, read_grid
-from pagedvid.models.worldplay.layers import AttendTwice
+from pagedvid.models.worldplay.layers import AttendTwice, slot_rotary
 from pagedvid.models.worldplay.memory import MEMORY_WAN
 from pagedvid.models.worldplay.model import ContextOf, WorldPlayModel, geometry_of, schedule_without_trajectory
 from pagedvid.models.worldplay.network_wan5b import ConfigWan5B, NetworkWan5B, TextSpan
-from pagedvid.models.worldplay.rope import SlotRope
 from pagedvid.models.worldplay.schedule import MEMORY_TIMESTEP, timesteps_wan
 
 LATENT_SIZE = (44, 80)
@@ -47,7 +46,7 @@ class WorldPlayWan5B(WorldPlayModel):
         self._text_encoder = text_encoder
         self.network = network.eval().requires_grad_(False)
         config = network.config
-        rope = SlotRope(config.rope_channels, grid.token_rows, grid.token_columns, config.rope_theta)
+        rope = slot_rotary(config.rope_channels, grid.token_rows, grid.token_columns, config.rope_theta)
         super().__init__(geometry_of(config, grid), grid, rope, points)
 
     @staticmethod

@@ -16,8 +16,8 @@ from torch import Tensor
 from pagedvid.engine.protocol import Piece, VideoModel
 from pagedvid.errors import ConfigError, PromptError, ShapeError
 from pagedvid.models.demo.model import SHIPPED_WEIGHTS, DemoModel, save_weights
-from pagedvid.models.demo.rope import rotate_half
 from pagedvid.models.demo.transformer import Transformer, TransformerConfig
+from pagedvid.rotary.tables import rotate
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +40,8 @@ class FirstChunkAttend:
 
     def __call__(self, layer: int, q_THD: Tensor, k_THD: Tensor, v_THD: Tensor) -> Tensor:
         q, k, v = (x.view(-1, len(self.cos), *x.shape[1:]) for x in (q_THD, k_THD, v_THD))
-        heads_first = (rotate_half(q, self.cos, self.sin), rotate_half(k, self.cos, self.sin), v)
+        cos, sin = self.cos.unsqueeze(1), self.sin.unsqueeze(1)
+        heads_first = (rotate(q, cos, sin), rotate(k, cos, sin), v)
         out = F.scaled_dot_product_attention(*(x.transpose(1, 2) for x in heads_first))
         return out.transpose(1, 2).reshape(q_THD.shape)
 

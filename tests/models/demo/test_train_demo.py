@@ -12,8 +12,9 @@ import torch
 import torch.nn.functional as F
 
 from pagedvid.models.demo.model import DemoModel
-from pagedvid.models.demo.rope import DemoRope, rotate_half
+from pagedvid.models.demo.transformer import demo_rotary
 from pagedvid.models.demo.world import Scene, Thing
+from pagedvid.rotary.tables import rotate
 
 TOOLS = Path(__file__).resolve().parents[3] / "tools"
 TINY = ["--layers", "1", "--width", "64", "--chunks-per-batch", "3", "--threads", "1"]
@@ -103,17 +104,17 @@ def test_training_attention_is_dense_attention_with_the_block_triangular_mask(
     demo_batches: ModuleType, num_chunks: int
 ) -> None:
     size, clips, heads = 128, 2, 2
-    rope = DemoRope(16, 4, 4)
+    rope = demo_rotary(16, 4, 4)
     attend = demo_batches.BlockTriangularAttention(rope, num_chunks, size, torch.device("cpu"))
     order = [("clean", i) for i in range(num_chunks - 1)] + [("noisy", i) for i in range(num_chunks)]
     q, k, v = torch.randn(3, clips, len(order) * size, heads, 16)
     out = attend(0, *(x.reshape(-1, heads, 16) for x in (q, k, v))).view(q.shape)
-    cos, sin = (torch.cat([rope.tables(i * size, size)[part] for _, i in order]) for part in (0, 1))
+    cos, sin = (torch.cat([rope.tables(i * size, size)[part] for _, i in order]).unsqueeze(1) for part in (0, 1))
     sees = torch.tensor([[a == b or (b[0] == "clean" and b[1] < a[1]) for b in order] for a in order])
     mask = sees.repeat_interleave(size, 0).repeat_interleave(size, 1)
     expected = F.scaled_dot_product_attention(
-        rotate_half(q, cos, sin).transpose(1, 2),
-        rotate_half(k, cos, sin).transpose(1, 2),
+        rotate(q, cos, sin).transpose(1, 2),
+        rotate(k, cos, sin).transpose(1, 2),
         v.transpose(1, 2),
         attn_mask=mask,
     )

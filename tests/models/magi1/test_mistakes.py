@@ -20,6 +20,7 @@ from pagedvid.engine.schedule import Range, Round, Schedule, planned, with_endin
 from pagedvid.models.magi1 import layers, network
 from pagedvid.models.magi1 import model as model_file
 from pagedvid.models.magi1.model import MagiModel
+from pagedvid.models.magi1.network import magi_rotary
 from tests.models.magi1.recordings import (
     CHUNK_FRAMES,
     DATA,
@@ -116,7 +117,7 @@ def default_bands(_: pytest.MonkeyPatch) -> RecordedModel:
     made = build()
     num_bands = len(made.network.rope.bands)
     bands = 10000.0 ** (-torch.arange(num_bands) / num_bands)
-    made.rope = type(made.rope)(bands, made.config.frames.rows, made.config.frames.columns)
+    made.rope = magi_rotary(bands, made.config.frames.rows, made.config.frames.columns)
     return made
 
 

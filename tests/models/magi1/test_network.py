@@ -11,7 +11,7 @@ from pagedvid.engine.protocol import Piece
 from pagedvid.models.magi1.config import FrameConfig, MagiConfig, NetworkConfig, SamplingConfig
 from pagedvid.models.magi1.latents import frames_of, tokens_of
 from pagedvid.models.magi1.model import MagiModel
-from pagedvid.models.magi1.rope import MagiRope, channel_order
+from pagedvid.models.magi1.network import channel_order, magi_rotary
 from pagedvid.rotary.axis_tables import follows_grid
 from pagedvid.rotary.tables import rotate
 from tests.models.magi1.recordings import (
@@ -90,14 +90,14 @@ def test_rotary_tables_and_condition_of_a_plain_call(name, network, frames, tole
     recorded = tensors(f"forward_{name}")
     bands = tensors(f"weights_{name}")["rope.bands"]
     turning = recorded["call.000.embed.rope_cos"].shape[1]
-    for table, key in zip(MagiRope(bands, frames.rows, frames.columns).tables(0, 72), ("cos", "sin"), strict=True):
+    for table, key in zip(magi_rotary(bands, frames.rows, frames.columns).tables(0, 72), ("cos", "sin"), strict=True):
         assert largest_difference(table[:, :turning], recorded[f"call.000.embed.rope_{key}"][:72]) <= 1e-5
         still = table[:, turning:]
         assert still.shape[1] == len(bands) and bool((still == (1 if key == "cos" else 0)).all())
 
 
 def test_rotary_tables_follow_their_grid():
-    rope = MagiRope(torch.rand(16, generator=torch.Generator().manual_seed(0)), rows=3, columns=5)
+    rope = magi_rotary(torch.rand(16, generator=torch.Generator().manual_seed(0)), rows=3, columns=5)
     assert (rope.grid.frame_tokens, rope.grid.width, len(rope.grid.axes)) == (15, 5, 64)
     assert follows_grid(rope, [(0, 45), (1500, 30)])
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pagedvid.models.worldplay.camera import Cameras
 from pagedvid.models.worldplay.network_8b import TextKeys
-from pagedvid.models.worldplay.rope import SlotRope
+from pagedvid.rotary.grid_rotary import GridRotary
 from tests.models.worldplay.recordings import TOKENS_PER_FRAME
 
 
@@ -43,7 +43,7 @@ def attention(q_THD: Tensor, k: list[Tensor], v: list[Tensor]) -> Tensor:
 class DenseAttend:
     """`AttendTwice` of one piece."""
 
-    rope: SlotRope
+    rope: GridRotary
     cameras: Cameras
     """Of the piece's own frames."""
     first_slot: int

@@ -12,12 +12,12 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from pagedvid.models.worldplay.camera import Cameras
-from pagedvid.models.worldplay.layers import Sinusoid
+from pagedvid.models.worldplay.layers import Sinusoid, slot_rotary
 from pagedvid.models.worldplay.memory import MEMORY_8B, MEMORY_WAN, MemoryPolicy
 from pagedvid.models.worldplay.network_8b import Config8B, Network8B
 from pagedvid.models.worldplay.network_wan5b import ConfigWan5B, NetworkWan5B
-from pagedvid.models.worldplay.rope import SlotRope
 from pagedvid.models.worldplay.text_8b import TextInputs
+from pagedvid.rotary.grid_rotary import GridRotary
 
 FOLDER = Path(__file__).parents[2] / "data" / "hy_worldplay"
 VARIANTS = ("hy8b", "wan5b")
@@ -65,9 +65,9 @@ CONFIG_8B = Config8B(
 CONFIG_WAN = ConfigWan5B(latent_channels=4, num_heads=4, head_dim=32, num_layers=3, mlp_width=192, text_channels=20)
 
 
-def rope(variant: str) -> SlotRope:
+def rope(variant: str) -> GridRotary:
     config = CONFIG_8B if variant == "hy8b" else CONFIG_WAN
-    return SlotRope(config.rope_channels, 2, 3, config.rope_theta)
+    return slot_rotary(config.rope_channels, 2, 3, config.rope_theta)
 
 
 def policy(variant: str) -> MemoryPolicy:

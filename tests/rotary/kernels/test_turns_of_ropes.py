@@ -7,7 +7,7 @@ import torch
 import triton
 import triton.language as tl
 
-from pagedvid.models.demo.rope import DemoRope
+from pagedvid.models.demo.transformer import demo_rotary
 from pagedvid.rotary.axis_tables import AxisTables
 from pagedvid.rotary.kernels import load_turns
 
@@ -29,7 +29,7 @@ def lookup_kernel(
 @pytest.mark.parametrize("places", [[(30, 45), (1500, 37), (0, 1)], [(0, 45), (7, 17)]], ids=["frames", "tokens"])
 def test_kernels_find_the_numbers_of_the_rope(places: list[tuple[int, int]], head_dim: int) -> None:
     """Frames of 3 x 5 tokens, and tokens by themselves where a chunk begins inside a frame."""
-    rope = DemoRope(head_dim, 3, 5)
+    rope = demo_rotary(head_dim, 3, 5)
     made = AxisTables.of(rope, places)
     assert made.frame_tokens == (1 if places[1][0] == 7 else 15)
     for (first_token, num_tokens), frame_row in zip(places, made.frame_rows, strict=True):

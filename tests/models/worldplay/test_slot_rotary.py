@@ -12,7 +12,7 @@ from tests.models.worldplay.recordings import rope
 @pytest.mark.parametrize("variant", ["hy8b", "wan5b"])
 def test_the_tables_follow_their_grid(variant):
     tables = rope(variant)
-    assert tables.grid.frame_tokens == tables.tokens_per_frame == 6 and tables.grid.width == 3
+    assert tables.grid.frame_tokens == 6 and tables.grid.width == 3
     assert follows_grid(tables, [(0, 24), (12, 6), (240, 18)])
 
 

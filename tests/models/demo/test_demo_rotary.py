@@ -1,14 +1,15 @@
-"""Rotary tables of the demo model: shape, caching, what each pair turns with, and that only distances matter."""
+"""Rotary tables of the demo model: shape, caching, what each pair rotates with, and that only distances matter."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 
-from pagedvid.models.demo.rope import DemoRope, rotate_half
+from pagedvid.models.demo.transformer import demo_rotary
 from pagedvid.rotary.axis_tables import follows_grid
+from pagedvid.rotary.tables import rotate
 
-ROPE = DemoRope(head_dim=64, grid_height=4, grid_width=4)
+ROPE = demo_rotary(head_dim=64, rows=4, columns=4)
 
 
 def test_tables_have_the_promised_form_and_are_cached() -> None:
@@ -25,7 +26,7 @@ def test_a_part_of_a_table_is_the_table_of_the_part() -> None:
         assert torch.equal(whole[256:384], part)
 
 
-def test_half_of_the_pairs_turn_with_time_and_a_quarter_with_each_side() -> None:
+def test_half_of_the_pairs_rotate_with_time_and_a_quarter_with_each_side() -> None:
     cos, _ = ROPE.tables(0, 32)
     same = [(cos[0] == cos[other]).tolist() for other in (16, 4, 1)]  # next frame, next row, next column
     assert same[0] == [False] * 16 + [True] * 16
@@ -34,7 +35,7 @@ def test_half_of_the_pairs_turn_with_time_and_a_quarter_with_each_side() -> None
 
 
 def test_the_tables_follow_their_grid() -> None:
-    rope = DemoRope(head_dim=32, grid_height=3, grid_width=5)
+    rope = demo_rotary(head_dim=32, rows=3, columns=5)
     assert (rope.grid.frame_tokens, rope.grid.width) == (15, 5)
     assert follows_grid(rope, [(0, 45), (1500, 30), (30, 7)])
 
@@ -43,7 +44,8 @@ def test_scores_depend_on_the_distance_only() -> None:
     q, k = torch.randn(2, 1, 3, 64, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).unbind()
 
     def scores(query_token: int, key_token: int) -> torch.Tensor:
-        rotated = [rotate_half(x, *ROPE.tables(token, 1)) for x, token in ((q, query_token), (k, key_token))]
+        places = ((q, query_token), (k, key_token))
+        rotated = [rotate(x, *(table.double() for table in ROPE.tables(token, 1))) for x, token in places]
         return (rotated[0] * rotated[1]).sum(-1)
 
     near = scores(5, 16 + 10)
@@ -55,11 +57,11 @@ def test_rotation_keeps_lengths_and_pairs_c_with_c_plus_half() -> None:
     x = torch.zeros(1, 1, 64)
     x[..., 3] = 2.0
     cos, sin = ROPE.tables(80, 1)
-    turned = rotate_half(x, cos, sin)
-    assert turned.norm() == pytest.approx(2.0, abs=1e-6)
-    assert turned[0, 0, 3] == 2 * cos[0, 3] and turned[0, 0, 35] == 2 * sin[0, 3]
+    rotated = rotate(x, cos, sin)
+    assert rotated.norm() == pytest.approx(2.0, abs=1e-6)
+    assert rotated[0, 0, 3] == 2 * cos[0, 3] and rotated[0, 0, 35] == 2 * sin[0, 3]
 
 
 def test_a_head_size_that_cannot_be_split_is_an_error() -> None:
     with pytest.raises(ValueError, match=r"head_dim is 60"):
-        DemoRope(head_dim=60, grid_height=4, grid_width=4)
+        demo_rotary(head_dim=60, rows=4, columns=4)
