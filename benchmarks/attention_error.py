@@ -64,8 +64,8 @@ def measure(
 
 
 def _shifts(readout: Readout, q: Tensor, corrections: Mapping[str, Correction]) -> dict[str, Tensor | None]:
-    has_steps = readout.stored.step_square_CHTD is not None
-    defined = {name: correct for name, correct in corrections.items() if has_steps or name not in NEED_STEPS}
+    has_step_sizes = readout.stored.step_square_CHTD is not None
+    defined = {name: correct for name, correct in corrections.items() if has_step_sizes or name not in NEED_STEPS}
     return {"off": None, **{name: correct(readout, q) for name, correct in defined.items()}}
 
 

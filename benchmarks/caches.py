@@ -17,7 +17,7 @@ from pagedvid.attention.step import Step
 from pagedvid.cache.plan import QueryRange
 from pagedvid.cache.sizes import stream_bytes
 from pagedvid.cache.window import Window
-from pagedvid.capacity.catalog import config_folder
+from pagedvid.capacity.card_files import config_folder
 from pagedvid.config.file import load_config
 from pagedvid.config.sections import CacheConfig, Config, ModelConfig
 from pagedvid.engine.protocol import ModelGeometry

@@ -16,9 +16,9 @@ from typing import Any
 from report import format_table, make_parser, write_report
 
 from pagedvid.cache.stream_codecs import StreamCodecs
-from pagedvid.capacity.catalog import all_cards
+from pagedvid.capacity.card_files import all_cards
+from pagedvid.capacity.cards import ModelCard
 from pagedvid.capacity.gpus import gpu_memory, gpu_names
-from pagedvid.capacity.model_card import ModelCard
 from pagedvid.capacity.sizing import Answer, Question, answers
 from pagedvid.errors import CapacityError
 from pagedvid.units import GIB

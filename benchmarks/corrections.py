@@ -28,18 +28,14 @@ from tensors import Sample
 from torch import Tensor
 
 from pagedvid.attention.measure import MEASURED_QUERIES
+from pagedvid.correction.fit import SMALLEST, fit_alpha, log_mass, log_mass_shift, reader_log_odds
 from pagedvid.correction.formula import (
-    SMALLEST,
     QuerySquares,
     bias,
     exact_bias,
-    fit_alpha,
-    log_mass,
-    log_mass_shift,
     log_sinhc,
-    reader_log_odds,
     second_order_bias,
-    variance_bias,
+    signed_bias,
 )
 
 
@@ -126,7 +122,7 @@ def by_variance(readout: Readout, q_HQD: Tensor) -> Tensor:
     """b of the change of variance."""
     square = QuerySquares(q_HQD).along(None, not readout.stored.keys_rotated)
     changes = readout.stored.variance_change_CHD
-    return torch.stack([variance_bias(square, change, readout.scale) for change in changes])[..., None]
+    return torch.stack([signed_bias(square, 12 * change, readout.scale) for change in changes])[..., None]
 
 
 def measured(readout: Readout, q_HQD: Tensor, num_queries: int = MEASURED_QUERIES, log_z: bool = False) -> Tensor:

@@ -44,7 +44,7 @@ from quality_scores import (
 )
 from report import make_parser, mean_and_error, use_threads, write_report
 
-from pagedvid.codecs.assignment import split_pair
+from pagedvid.codecs.assignment import CodecPair
 from pagedvid.engine.requests import EngineSettings
 from pagedvid.errors import ConfigError
 from pagedvid.models.registry import load_model
@@ -64,7 +64,7 @@ def case_of(cache: str) -> Case:
     """Storage and correction of a cache's name. Raises ConfigError for an unknown codec."""
     storage = cache.removesuffix(UNCORRECTED)
     if storage != DEFAULT:
-        split_pair(storage)
+        CodecPair.read(storage)
     return Case(storage, OWN if storage == cache else "off")
 
 

@@ -12,11 +12,11 @@ from pagedvid.cache.spec import CacheSpec
 from pagedvid.cache.stream_codecs import StreamCodecs
 from pagedvid.cache.window import Window
 from pagedvid.codecs.assignment import ChunkCodecs
+from pagedvid.codecs.base import make_codec
 from pagedvid.codecs.book import CodecBook
 from pagedvid.codecs.klt.blocks import BlockLayout
-from pagedvid.codecs.klt.codec import KltCodec
 from pagedvid.codecs.klt.tables import KltTables
-from pagedvid.codecs.page import PageFormat, block_frames, read_codec
+from pagedvid.codecs.page import PageFormat, block_frames
 from pagedvid.paged_kv_cache import PagedKVCache
 
 
@@ -50,8 +50,8 @@ def layer_cache(
 def _book(codec: str, spec: CacheSpec) -> CodecBook:
     page = spec.shape.page
     codecs = ChunkCodecs.read(codec)
-    calibrated = {name for name in (codecs.keys, codecs.values) if read_codec(name).family == "klt"}
-    own = {name: KltCodec.of(name, page, _tables(page, spec.num_kv_heads)) for name in calibrated}
+    calibrated = {spec for spec in codecs.all if spec.needs_tables}
+    own = {each.name: make_codec(each, page, _tables(page, spec.num_kv_heads)) for each in calibrated}
     return CodecBook(page, spec.num_kv_heads, own=own)
 
 

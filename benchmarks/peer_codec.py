@@ -8,7 +8,7 @@ Axes: R rows, one per (chunk, KV head); n tokens; P pages; B record bytes; D hea
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import replace
 
 import torch
 from schemes import Peer
@@ -18,27 +18,23 @@ from pagedvid.codecs.assignment import KINDS
 from pagedvid.codecs.base import Codec
 from pagedvid.codecs.book import CodecBook
 from pagedvid.codecs.page import PageFormat
+from pagedvid.codecs.registry import read_codec
+from pagedvid.codecs.spec import CodecSpec
 from pagedvid.errors import ConfigError, NonFiniteError
 
 FORMAT = "sim"
 
 
-@dataclass
-class PeerCodec:
-    """Keys or values of one peer; see `pagedvid.codecs.base.Codec` for the methods."""
+class PeerCodec(Codec):
+    """Keys or values of one peer."""
 
-    peer: Peer
-    kind: str
-    page: PageFormat
-    axes: Tensor | None = None
-    name: str = FORMAT
-    bits: list[float] = field(default_factory=list)
-    """Of every chunk that was stored."""
-
-    @property
-    def stores_rotated(self) -> bool:
-        """Whether keys are stored after rotary embedding."""
-        return self.kind == "keys" and self.peer.keys_rotated
+    def __init__(self, peer: Peer, kind: str, page: PageFormat) -> None:
+        self.peer = peer
+        self.kind = kind
+        self.page = page
+        self.spec = replace(read_codec(FORMAT), stores_rotated=kind == "keys" and peer.keys_rotated)
+        self.bits: list[float] = []
+        """Of every chunk that was stored."""
 
     def encode(self, x_RnD: Tensor) -> Tensor:
         """uint8 [R, P, B]. Raises NonFiniteError for NaN or infinity, ConfigError when no padding is left for steps."""
@@ -47,7 +43,7 @@ class PeerCodec:
         stored = self.peer.quantize(self.kind)(x_RnD.float())
         self.bits.append(stored.bits)
         num_tokens = x_RnD.shape[1]
-        padded = self.page.padded_tokens(num_tokens, FORMAT)
+        padded = read_codec(FORMAT).padded_tokens(self.page, num_tokens)
         numbers_RnD = torch.zeros(len(x_RnD), padded, x_RnD.shape[2])
         numbers_RnD[:, :num_tokens] = stored.values_HnD
         if stored.step_square_HnD is not None:
@@ -63,7 +59,7 @@ class PeerCodec:
         tokens.copy_(self._numbers(records_RPB)[:, :num_tokens])
         return tokens
 
-    def mean_square_steps(self, records_RPB: Tensor, num_tokens: int, first_token: int = 0) -> Tensor | None:
+    def mean_square_step_sizes(self, records_RPB: Tensor, num_tokens: int, first_token: int = 0) -> Tensor | None:
         """Of the whole chunk, float32 [R, D]; None where levels are not uniform."""
         steps = self._numbers(records_RPB)[:, -1]
         return steps if bool(steps.any()) else None
@@ -79,10 +75,10 @@ class PeerBook(CodecBook):
         super().__init__(page, num_kv_heads)
         self._by_kind = {kind: PeerCodec(peer, kind, page) for kind in KINDS}
 
-    def codec(self, name: str, kind: str, layer: int, heads: slice) -> Codec:
+    def codec(self, spec: CodecSpec, kind: str, layer: int, heads: slice) -> Codec:
         """The peer, whatever the layer. Raises ConfigError for another name."""
-        if name != FORMAT:
-            raise ConfigError(f"codec {name!r} was asked of a peer; only {FORMAT!r} is here")
+        if spec.name != FORMAT:
+            raise ConfigError(f"codec {spec.name!r} was asked of a peer; only {FORMAT!r} is here")
         return self._by_kind[kind]
 
     @property

@@ -19,12 +19,14 @@ from peers.stored import Stored
 from peers.turboquant import turboquant
 from torch import Tensor
 
-from pagedvid.codecs.assignment import split_pair
+from pagedvid.codecs.assignment import CodecPair
 from pagedvid.codecs.base import Codec
 from pagedvid.codecs.book import CodecBook
-from pagedvid.codecs.page import PageFormat, page_rows_for, read_codec
+from pagedvid.codecs.channel.spec import ChannelSpec
+from pagedvid.codecs.page import PageFormat
+from pagedvid.codecs.registry import read_codec
 from pagedvid.codecs.token.codec import TokenCodec
-from pagedvid.codecs.token.hadamard import HadamardCodec
+from pagedvid.codecs.token.spec import TokenSpec
 
 QVG_SPAN_RATIO = 36
 """Tokens per cluster in the paper's smallest span (9360 tokens, 256 clusters)."""
@@ -59,8 +61,7 @@ class Paged:
     """A pair of pagedvid's codecs."""
 
     name: str
-    keys: str
-    values: str
+    pair: CodecPair
     rows: int
     """Of a page."""
 
@@ -101,14 +102,14 @@ def paged(codecs: str, head_dim: int) -> Paged:
 
     Pages suit the keys: with other metadata than int2, they still hold as many tokens.
     """
-    keys, values = split_pair(codecs)
-    name, rows = read_codec(keys), page_rows_for(keys)
-    tokens = int(PLAIN_PAGE_BITS / name.bits)
-    if name.family == "channel":
-        rows = PLAIN_PAGE_BITS // 8 + name.metadata_rows
-    elif name.family in ("token", "hadamard"):
-        rows = -(-tokens * PageFormat(head_dim).token_bytes(keys) // head_dim)
-    return Paged(codecs, keys, values, rows)
+    pair = CodecPair.read(codecs)
+    keys, rows = pair.keys, pair.keys.page_rows
+    tokens = int(PLAIN_PAGE_BITS / keys.bits)
+    if isinstance(keys, ChannelSpec):
+        rows = PLAIN_PAGE_BITS // 8 + keys.metadata_rows
+    elif isinstance(keys, TokenSpec):
+        rows = -(-tokens * keys.token_bytes(PageFormat(head_dim)) // head_dim)
+    return Paged(codecs, pair, rows)
 
 
 def peer_scheme(peer: Peer) -> Scheme:
@@ -120,17 +121,16 @@ def paged_scheme(codecs: Paged, page: PageFormat, book: CodecBook) -> Scheme:
     """A pair of codecs at the tensor level. `book`: made for this page."""
 
     def store(kind: str, layer: int, x_HnD: Tensor) -> Stored:
-        name = codecs.keys if kind == "keys" else codecs.values
-        return through_pages(page, book.codec(name, kind, layer, slice(0, len(x_HnD))), x_HnD)
+        return through_pages(page, book.codec(codecs.pair.of(kind), kind, layer, slice(0, len(x_HnD))), x_HnD)
 
-    return Scheme(codecs.name, store, read_codec(codecs.keys).stores_rotated)
+    return Scheme(codecs.name, store, codecs.pair.keys.stores_rotated)
 
 
 def through_pages(page: PageFormat, codec: Codec, x_HnD: Tensor) -> Stored:
     """Encoded, decoded, and the steps token by token where there are any."""
     num_rows, num_tokens, head_dim = x_HnD.shape
     records = codec.encode(x_HnD)
-    out = torch.empty(num_rows, page.padded_tokens(num_tokens, codec.name), head_dim)
+    out = torch.empty(num_rows, codec.spec.padded_tokens(page, num_tokens), head_dim)
     values = codec.decode(records, num_tokens, out)
     steps = _token_steps(page, codec, records, num_tokens)
     return Stored(values, bits_per_value(page, codec.name, num_tokens), steps, codec.axes)
@@ -138,13 +138,13 @@ def through_pages(page: PageFormat, codec: Codec, x_HnD: Tensor) -> Stored:
 
 def _token_steps(page: PageFormat, codec: Codec, records: Tensor, num_tokens: int) -> Tensor | None:
     """Squared, [H, n, D]."""
-    if isinstance(codec, TokenCodec | HadamardCodec):
-        steps = codec.per_token_steps(records, num_tokens)
+    if isinstance(codec, TokenCodec):
+        steps = codec.token_step_sizes(records, num_tokens)
         return steps.square().repeat_interleave(page.head_dim // steps.shape[-1], dim=-1)
-    size, parts = page.page_tokens(codec.name), []
+    size, parts = codec.page_tokens, []
     for first in range(0, num_tokens, size):
         count = min(size, num_tokens - first)
-        step = codec.mean_square_steps(records, count, first)
+        step = codec.mean_square_step_sizes(records, count, first)
         if step is None:
             return None
         parts.append(step[:, None].expand(-1, count, -1))
@@ -153,4 +153,4 @@ def _token_steps(page: PageFormat, codec: Codec, records: Tensor, num_tokens: in
 
 def bits_per_value(page: PageFormat, codec: str, num_tokens: int) -> float:
     """Stored bits of an element of a chunk, padding of its last page included."""
-    return 8 * page.num_bytes * page.num_pages(num_tokens, codec) / (num_tokens * page.head_dim)
+    return 8 * page.num_bytes * read_codec(codec).num_pages(page, num_tokens) / (num_tokens * page.head_dim)

@@ -22,6 +22,7 @@ from pagedvid.codecs.book import CodecBook
 from pagedvid.codecs.klt.blocks import BlockLayout
 from pagedvid.codecs.klt.file import Calibration, load_calibration
 from pagedvid.codecs.page import PageFormat, block_frames
+from pagedvid.codecs.registry import read_codec
 from pagedvid.models.demo.model import DemoModel
 from pagedvid.models.registry import model_tables
 
@@ -84,7 +85,7 @@ def study_corrections(family: Family, storage: str) -> dict[str, Any]:
     note(f"{family.name}: corrections of {storage}")
     scheme = _paged_scheme(storage, family.videos, None)
     page = PageFormat(family.videos[0][0].k_CHTD.shape[-1], codecs.rows)
-    corrections = granularities(page.page_tokens(storage))
+    corrections = granularities(read_codec(storage).page_tokens(page))
     corrections |= {f"b x {factor:g}": factored(factor) for factor in FACTORS}
     corrections |= samplings(SAMPLED_QUERIES)
     with torch.no_grad():

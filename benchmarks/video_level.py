@@ -28,7 +28,7 @@ from quality_scores import Task, score_attributes
 from report import format_table, mean_and_error
 from torch import Tensor
 
-from pagedvid.codecs.page import has_steps
+from pagedvid.codecs.registry import read_codec
 from pagedvid.models.registry import load_model
 
 CODECS = ("int4", "int4/int2", "int2", "int2-pair-s8", "int2-post", "token4-g64", "token2-g64", "hadamard2-g64")
@@ -57,7 +57,7 @@ def jobs(lab: Lab, codecs: Sequence[str] | None = None) -> list[Job]:
     for name, has_formula in uniform.items():
         cases += [Case(name, mode) for mode in ("off", "formula", "variance") if mode != "formula" or has_formula]
     for name in CODECS + KLT_CODECS * lab.caches.has_tables:
-        has_formula = has_steps(name.partition("/")[0])
+        has_formula = read_codec(name.partition("/")[0]).has_step_sizes
         cases += [Case(name, mode) for mode in MODES if mode != "formula" or has_formula]
     for name in (DEFAULT, *PRESETS) if lab.caches.has_tables else (DEFAULT,):
         is_corrected = lab.caches.settings(Case(name, OWN)).correction != "off"

@@ -1,7 +1,7 @@
-"""Arguments of public calls, checked once where they come in.
+"""Arguments of public calls, checked once where they enter.
 
-A float that equals a whole number must not get further: it is equal to that number as a key of a cached function, and
-whoever asks for the same later is given the float's result. Whole numbers of numpy become Python's.
+A float that equals a whole number must not get any further: as a key of a cached function both are the same, so a later
+call with the whole number would get the float's result. Whole numbers of NumPy become Python's.
 """
 
 from __future__ import annotations
@@ -40,14 +40,14 @@ def whole_number(
 def whole_numbers(
     name: str, values: object, minimum: int | None = None, error: type[PagedvidError] = ShapeError
 ) -> tuple[int, ...]:
-    """Several of them, from any list or tuple. Raises `error`."""
+    """`values` as a tuple of ints, from any iterable but text. Raises `error`."""
     if isinstance(values, str) or not isinstance(values, Iterable):
         raise error(f"{name} is {shown(values)}; it must be a tuple of whole numbers such as (0, 3)")
     return tuple(whole_number(name, value, minimum, error=error) for value in values)
 
 
 def instance_of(kind: type[Kind], name: str, value: object, example: str, error: type[PagedvidError]) -> Kind:
-    """`value`, if it is of that class. Raises `error`, which shows what to write instead."""
+    """`value`, if it is an instance of `kind`. Raises `error`, which says what to give instead."""
     if not isinstance(value, kind):
         raise error(f"{name} is {shown(value)}, of type {type(value).__name__}; give {example}")
     return value
@@ -56,7 +56,7 @@ def instance_of(kind: type[Kind], name: str, value: object, example: str, error:
 def list_of(
     kind: type[Kind], name: str, values: object, example: str, error: type[PagedvidError] = ShapeError
 ) -> list[Kind]:
-    """`values` as a list, if they are of that class. Raises `error`; text is no list of letters."""
+    """`values` as a list, if all are instances of `kind`. Raises `error`; text is not a list of letters."""
     if isinstance(values, str) or not isinstance(values, Sequence):
         raise error(f"{name} is {shown(values)}; give a list such as {example}")
     return [instance_of(kind, f"{name}[{place}]", value, example, error) for place, value in enumerate(values)]

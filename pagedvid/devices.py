@@ -1,4 +1,4 @@
-"""Names of devices, read once where they come in."""
+"""Names of devices, read once where they enter."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pagedvid.errors import ConfigError
 
 
 def read_device(written: torch.device | str) -> torch.device:
-    """The device of that name, if PyTorch has it here. Raises ConfigError."""
+    """The device of that name, if it exists on this machine. Raises ConfigError."""
     try:
         device = torch.device(written)
     except (RuntimeError, TypeError, ValueError):

@@ -1,11 +1,11 @@
-"""Named errors. Each message says what was given, what is allowed, and what to change."""
+"""Errors by name. Every message says what was given, what is allowed and what to change."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 MAX_NAMED = 8
-"""Names that a message spells out; the rest are counted."""
+"""Names that a message lists; the others are counted."""
 
 
 class PagedvidError(Exception):
@@ -17,23 +17,23 @@ class ConfigError(PagedvidError, ValueError):
 
 
 class PromptError(PagedvidError, ValueError):
-    """A prompt cannot be turned into a condition; other prompts are not affected."""
+    """No condition can be made of a prompt; other prompts are not affected."""
 
 
 class ShapeError(PagedvidError, ValueError):
-    """A tensor's shape, dtype or device does not fit what the cache was opened for."""
+    """A tensor's shape, dtype or device does not match the cache."""
 
 
 class CapacityError(PagedvidError):
-    """The pool cannot promise the pages that were asked for; nothing was taken."""
+    """The pool cannot reserve the pages that were asked for; nothing was reserved."""
 
 
 class StateError(PagedvidError, RuntimeError):
-    """A call does not fit the state of the stream or step (released stream, nested step, chunk not visible)."""
+    """A call is not possible in the state of the stream or step (released stream, nested step, invisible chunk)."""
 
 
 class NonFiniteError(PagedvidError, ValueError):
-    """Keys or values that no page can hold (NaN, infinity, beyond fp16); the commit was rolled back.
+    """Keys or values that no page can store (NaN, infinity, beyond fp16); the commit was rolled back.
 
     `rows` lists the offending rows of the tensor that was encoded, so that the caller can name the KV heads.
     """
@@ -44,11 +44,11 @@ class NonFiniteError(PagedvidError, ValueError):
 
 
 class IntegrityError(PagedvidError, AssertionError):
-    """The bookkeeping contradicts itself: a bug in pagedvid or bytes overwritten from outside."""
+    """The bookkeeping contradicts itself: a bug in pagedvid, or bytes that something else overwrote."""
 
 
 class ModelError(PagedvidError, RuntimeError):
-    """A model raised something of its own while it worked on one video; other videos are not affected."""
+    """A model raised an error of its own while it worked on a video; other videos are not affected."""
 
 
 class BackendError(PagedvidError, RuntimeError):
@@ -56,7 +56,7 @@ class BackendError(PagedvidError, RuntimeError):
 
 
 def listed(names: Sequence[str]) -> str:
-    """The first names, and how many more there are."""
+    """The first `MAX_NAMED` names, and how many more there are."""
     if not names:
         return "none"
     more = f" and {len(names) - MAX_NAMED} more" if len(names) > MAX_NAMED else ""

@@ -1,13 +1,13 @@
-"""Keeps what a host has set in PyTorch out of pagedvid: the same call gives the same result under any of it.
+"""Shields pagedvid from what a host has set in PyTorch, so that a call gives the same result under any setting.
 
-    autocast                     would change the type of products, and so outputs and stored bytes
-    TF32 or BF16 for float32     likewise
-    inference mode, gradients    tensors that are kept could not be written in the next step
-    default device, subclasses   would send tables to another device, or every operation through Python
-    torch.compile                would trace each step anew, at every new length of the history
+    autocast                     would change the dtype of products, and so outputs and stored bytes
+    TF32 or BF16 for float32     would do the same
+    inference mode, gradients    tensors that are kept could not be written to in the next step
+    default device, subclasses   would put tables on another device, or run every operation through Python
+    torch.compile                would trace each step anew for every new length of the history
 
-A default dtype belongs to the whole process and is not touched while videos are made: every tensor that pagedvid makes
-names its own.
+The default dtype belongs to the whole process and is not changed while videos are made: every tensor that pagedvid
+makes names its own dtype.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ R = TypeVar("R")
 
 
 def independent_of_host(function: Callable[P, R]) -> Callable[P, R]:
-    """Runs `function` under PyTorch's own defaults, whatever the caller has set; torch.compile leaves it out."""
+    """Runs `function` under PyTorch's own defaults, whatever the caller has set; torch.compile skips it."""
 
     @functools.wraps(function)
     def under_defaults(*args: P.args, **kwargs: P.kwargs) -> R:
@@ -38,7 +38,7 @@ def independent_of_host(function: Callable[P, R]) -> Callable[P, R]:
 
     @functools.wraps(function)
     def call(*args: P.args, **kwargs: P.kwargs) -> R:
-        if "torch._dynamo" not in sys.modules:  # nobody compiles, and to import it takes longer than a short video
+        if "torch._dynamo" not in sys.modules:  # nothing is compiled, and importing it takes longer than a short video
             return under_defaults(*args, **kwargs)
         if not uncompiled:
             uncompiled.append(torch.compiler.disable(under_defaults))
@@ -63,8 +63,10 @@ def pytorch_defaults() -> Iterator[None]:
 
 @contextmanager
 def float32_modules() -> Iterator[None]:
-    """PyTorch makes modules in its default dtype. Inside the block that is float32, or what is loaded into them would
-    be rounded. For loading only, as other threads see it too."""
+    """Makes float32 PyTorch's default dtype, in which modules are made: weights loaded into others would be rounded.
+
+    For loading only, because the setting applies to all threads.
+    """
     before = torch.get_default_dtype()
     torch.set_default_dtype(torch.float32)
     try:
@@ -76,8 +78,8 @@ def float32_modules() -> Iterator[None]:
 def plain_tensor(name: str, x: object) -> torch.Tensor:
     """`x` without its subclass and with its last axis innermost in memory, if it is an ordinary dense tensor.
 
-    Raises ShapeError for anything else: what a subclass with its own dispatch (DTensor, a quantized weight, a tensor
-    of torch.func) holds is not what its shape says.
+    Raises ShapeError for anything else: the memory of a subclass with its own dispatch (DTensor, a quantized weight, a
+    tensor of torch.func) is not what its shape says.
     """
     if not isinstance(x, torch.Tensor):
         raise ShapeError(f"{name} is a {type(x).__name__}; it must be a torch.Tensor")
@@ -92,7 +94,7 @@ def plain_tensor(name: str, x: object) -> torch.Tensor:
 
 @contextmanager
 def _exact_float32_products() -> Iterator[None]:
-    """Other threads see the setting, too, while the block runs; it is changed only where products are rounded."""
+    """The setting applies to all threads while the block runs; it is changed only where products would be rounded."""
     rounded = [(matmul, matmul.fp32_precision) for matmul in _PRODUCTS if matmul.fp32_precision not in ("none", "ieee")]
     for matmul, _ in rounded:
         matmul.fp32_precision = "ieee"
@@ -100,13 +102,13 @@ def _exact_float32_products() -> Iterator[None]:
         yield
     finally:
         for matmul, before in rounded:
-            matmul.fp32_precision = "none"  # as its backend says
+            matmul.fp32_precision = "none"  # follows its backend
             if matmul.fp32_precision != before:
                 matmul.fp32_precision = before
 
 
 class _AllProducts:
-    """The one setting that PyTorch had before 2.9, under the names of today's."""
+    """The single setting of PyTorch before 2.9, under today's names."""
 
     @property
     def fp32_precision(self) -> str:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from difflib import get_close_matches
 from pathlib import Path
 
 MAX_SHOWN_CHARS, MAX_PATH_CHARS = 80, 240
 
 
 def short(text: str, max_chars: int = MAX_SHOWN_CHARS) -> str:
-    """The text, or its beginning and its end when it is longer than `max_chars`."""
+    """The text; its beginning and its end if it is longer than `max_chars`."""
     if len(text) <= max_chars:
         return text
     head = max_chars // 2 - 3
@@ -16,12 +18,19 @@ def short(text: str, max_chars: int = MAX_SHOWN_CHARS) -> str:
 
 
 def named(path: str | Path) -> str:
-    """A path, which may be longer than other values, because it is copied from the message. What is not printable is
+    """A path. Users copy it from the message, so it may be longer than other values; unprintable characters are
     escaped."""
     text = str(path)
     return short(text if text.isprintable() else ascii(text)[1:-1], MAX_PATH_CHARS)
 
 
 def shown(value: object) -> str:
-    """A value as Python writes it, shortened. What is not printable is escaped."""
+    """A value as Python writes it, shortened; unprintable characters are escaped."""
     return short(repr(value))
+
+
+def unknown(given: str, known: Sequence[str], prefix: str = "") -> str:
+    """The end of an error about an unknown name: `"sed" - did you mean "seed"? (known: seed, scale)`."""
+    close = get_close_matches(given, known, n=1)
+    hint = f' - did you mean "{prefix}{close[0]}"?' if close else ""
+    return f'"{prefix}{short(given)}"{hint} (known: {", ".join(known)})'

@@ -13,13 +13,13 @@ KIB, MIB, GIB, TIB = 2**10, 2**20, 2**30, 2**40
 UNITS = {"B": 1, "KiB": KIB, "MiB": MIB, "GiB": GIB, "TiB": TIB, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 
 MAX_BYTES = 1024 * TIB
-"""More is a slip of the keyboard."""
+"""More is a typing mistake."""
 
 _PATTERN = re.compile(r"([0-9]{1,20}(?:\.[0-9]{1,20})?)\s*([A-Za-z]*)", re.ASCII)
 
 
 def parse_bytes(text: str | int) -> int:
-    """A number of bytes from "2GiB", "1.5 MB" or 4096; a plain number counts bytes, fractions of a byte are dropped.
+    """Reads "2GiB", "1.5 MB" or 4096 as bytes; a plain number counts bytes, and fractions of a byte are dropped.
 
     Raises `ConfigError`.
     """
@@ -39,12 +39,12 @@ def _from_text(text: str) -> int:
 
 
 def _unit(name: str) -> int | None:
-    """Bytes of a unit, whatever its case; no name means bytes."""
+    """Bytes of a unit in upper or lower case; no name means bytes. None: there is no such unit."""
     return {unit.lower(): num_bytes for unit, num_bytes in UNITS.items()}.get(name.lower() or "b")
 
 
 def format_bytes(num_bytes: int) -> str:
-    """Three significant digits in the largest binary unit that keeps the number above one: 1536 -> "1.50 KiB"."""
+    """Three significant digits in the largest binary unit that fits: 1536 -> "1.50 KiB"."""
     for unit in ("TiB", "GiB", "MiB", "KiB"):
         amount = num_bytes / UNITS[unit]
         if amount >= 1:

@@ -1,4 +1,5 @@
-"""Whole numbers at every door of the cache: numpy's are taken, floats and booleans are refused and poison nothing."""
+"""Whole numbers in public calls of the cache: NumPy's are accepted; floats and booleans are refused, and no cached
+result is made for them."""
 
 from __future__ import annotations
 
@@ -122,7 +123,7 @@ def test_calls_about_chunks_and_layers_take_whole_numbers_only() -> None:
 
 
 def test_a_float_that_is_refused_poisons_no_other_cache() -> None:
-    """30.0 and 30 are one key of a dictionary: what was computed for one was given to whoever asked for the other."""
+    """30.0 and 30 are the same key of a dictionary, so a result computed for one used to be returned for the other."""
     first, second = cache(), cache()
     with pytest.raises(ShapeError):
         first.open(Window(1, 2), 30.0)  # type: ignore[arg-type]

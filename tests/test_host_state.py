@@ -1,4 +1,4 @@
-"""Whatever a host has set in PyTorch, and however its tensors lie in memory: the same result, or a refusal by name."""
+"""Whatever a host has set in PyTorch, and however its tensors are laid out: the same result, or an error by name."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def strided(*axes: int) -> Callable[[Tensor], Tensor]:
 
 
 class Logged(Tensor):
-    """A subclass whose functions do something else."""
+    """A subclass whose functions do something different."""
 
     @classmethod
     def __torch_function__(cls, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -94,7 +94,7 @@ def default_dtype(dtype: torch.dtype) -> Iterator[None]:
 
 @contextmanager
 def deterministic() -> Iterator[None]:
-    """PyTorch then fills new tensors with NaN: whoever reads what nobody wrote, shows."""
+    """PyTorch then fills new tensors with NaN, which shows whether anything is read before it is written."""
     torch.use_deterministic_algorithms(True)
     try:
         yield
@@ -221,7 +221,7 @@ def video(case: Case, chunks: list[list[Tensor]], state: AbstractContextManager[
                     outs.append(step.attend(0, q, k, v, rope, **more))
         cache.check()
     kept = [x for chunk in stream.chunks() for x in (chunk.alpha, chunk.variance) if x is not None]
-    pages = [cache.pool.read(chunk.pages) for chunk in stream.chunks()]
+    pages = [cache.pool.read(chunk.table.ids) for chunk in stream.chunks()]
     assert all(out.dtype == case.dtype and not out.requires_grad for out in outs)
     return [*outs, *kept, *pages]
 

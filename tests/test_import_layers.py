@@ -1,10 +1,14 @@
-"""Imports go one way: a file may use its own room and the rooms below it, inside functions too."""
+"""Imports go one way: a file may use its own room and the rooms below it, and no file uses itself through others.
+
+Imports inside functions and for type checkers only count as well.
+"""
 
 from __future__ import annotations
 
 import ast
 from collections import defaultdict
 from collections.abc import Iterator
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -37,7 +41,7 @@ ROOMS = (
     ("pagedvid.cli",),
     ("pagedvid.__main__",),
 )
-"""From the bottom up, each once. Settings name codecs, so `config` stands above them."""
+"""From the bottom up, each once. Settings name codecs, so `config` is above them."""
 
 NOT_FOR_MODELS = (
     "pagedvid.codecs",
@@ -109,9 +113,23 @@ def test_imports_point_downwards(path):
     for imported in imported_modules(path):
         if not imported.startswith("pagedvid."):
             continue  # other libraries, and the package itself, whose public names are imported when first used
-        assert room_of(imported) <= room_of(module), f"{module} imports {imported}, which lies above it"
+        assert room_of(imported) <= room_of(module), f"{module} imports {imported}, which is above it"
         if module.startswith("pagedvid.models.") and module not in BUILDERS and imported not in PLAIN_OF_THE_CACHE:
             assert not imported.startswith(NOT_FOR_MODELS), f"{module} imports {imported}: a model never sees the cache"
+
+
+def test_no_module_imports_itself_through_others():
+    graph = {module_of(path): set(imported_modules(path)) for path in FILES}
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        pytest.fail(" <- ".join(error.args[1]))
+
+
+def test_every_room_is_listed_once():
+    names = [name for level in ROOMS for name in level]
+    assert len(set(names)) == len(names)
+    assert {".".join(module_of(path).split(".")[:2]) for path in FILES} == set(names)
 
 
 def test_each_heavy_library_is_imported_in_one_file():
@@ -136,5 +154,7 @@ def test_no_environment_variable_is_read_outside_one_file():
 
 def test_the_walk_sees_imports_inside_functions(tmp_path):
     path = tmp_path / "file.py"
-    path.write_text("def f():\n    from pagedvid.cli import main\n    import av.video\n")
-    assert list(imported_modules(path)) == ["pagedvid.cli.main", "av.video"]
+    path.write_text(
+        "if TYPE_CHECKING:\n    import torch\ndef f():\n    from pagedvid.cli import main\n    import av.video\n"
+    )
+    assert list(imported_modules(path)) == ["torch", "pagedvid.cli.main", "av.video"]

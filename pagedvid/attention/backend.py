@@ -9,15 +9,15 @@ from __future__ import annotations
 import importlib.util
 import logging
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from pagedvid.attention.projection import StepProjection
 from pagedvid.attention.rotation import Rotation
+from pagedvid.attention.sources import Context
 from pagedvid.attention.store import LayerStore
-from pagedvid.attention.tile import Context
 from pagedvid.cache.plan import StepPlan
 from pagedvid.cache.pool import PagePool
 from pagedvid.cache.spec import CacheSpec
@@ -27,8 +27,19 @@ from pagedvid.errors import BackendError
 logger = logging.getLogger(__name__)
 
 
+class PreparedView(Protocol):
+    """A step as seen through one view, ready for all layers."""
+
+    def attend(self, layer: int, q_THD: Tensor, k_THD: Tensor, v_THD: Tensor, context: Context = ()) -> Tensor:
+        """Each range's attention over its visible chunks (corrected), current and context keys: [T, Hq, D] like q.
+
+        q, k and v are those of the model; the view rotates or maps them. Does not modify its inputs nor any page.
+        """
+        ...
+
+
 class AttentionBackend(Protocol):
-    """Attention over pages, current keys and context keys, as seen through one view."""
+    """Attention over pages, current keys and context keys."""
 
     name: str
     store: LayerStore
@@ -36,19 +47,10 @@ class AttentionBackend(Protocol):
 
     def prepare(
         self, plan: StepPlan, view: Rotation | StepProjection, dtype: torch.dtype, context_tokens: Sequence[int] = ()
-    ) -> Any:
+    ) -> PreparedView:
         """Everything that is the same for all layers of a step (tables, groups); called once per step and view.
 
         `context_tokens`: how many context keys each range has; empty when none has any.
-        """
-        ...
-
-    def attend(
-        self, prepared: Any, layer: int, q_THD: Tensor, k_THD: Tensor, v_THD: Tensor, context: Context = ()
-    ) -> Tensor:
-        """Each range's attention over its visible chunks (corrected), current and context keys: [T, Hq, D] like q.
-
-        q, k and v are those of the model; the view turns or maps them. Does not modify its inputs nor any page.
         """
         ...
 
@@ -77,9 +79,9 @@ def _triton_reasons(spec: CacheSpec, device: torch.device) -> list[str]:
 
 
 def _create_scratch(pool: PagePool, spec: CacheSpec, book: CodecBook, scratch_bytes: int) -> AttentionBackend:
-    from pagedvid.attention.scratch_backend import ScratchBackend
+    from pagedvid.attention.triton_backend import TritonBackend
 
-    return ScratchBackend(pool, spec, book, scratch_bytes)
+    return TritonBackend(pool, spec, book, scratch_bytes)
 
 
 def _create_fused(pool: PagePool, spec: CacheSpec, book: CodecBook, scratch_bytes: int) -> AttentionBackend:

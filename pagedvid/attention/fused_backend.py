@@ -2,7 +2,7 @@
 
 Channel codes and raw pages are read so. A klt page comes out of a transform over its frames and channels, which every
 block of queries would have to repeat, as many operations again as the attention itself; it is decoded once, chunk by
-chunk, as by the backend "scratch". So are codes with steps per token.
+chunk, as by the backend "scratch". So are codes with step sizes by token.
 """
 
 from __future__ import annotations
@@ -11,75 +11,67 @@ from dataclasses import replace
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from pagedvid.attention.kernels.paged_attention import MAX_HEAD_DIM, paged_attention
-from pagedvid.attention.kernels.work import Noise, PagedWork, Tiling
-from pagedvid.attention.step_tables import History
-from pagedvid.attention.triton_backend import Prepared, Total, TritonBackend
-from pagedvid.codecs.assignment import KINDS
-from pagedvid.codecs.channel.kernels.layout import PageLayout, layout_of
-from pagedvid.codecs.page import is_quantized, read_codec
+from pagedvid.attention.kernels.work import PageBias, PagedWork, Tiling
+from pagedvid.attention.step_tables import ReadGroup
+from pagedvid.attention.triton_backend import RotaryStep, Total, TritonBackend
+from pagedvid.codecs.channel.kernels.layout import PageLayout
+from pagedvid.correction.formula import bias_source
 
 
-class FusedBackend(TritonBackend[PagedWork]):
+class FusedBackend(TritonBackend):
     """See the module docstring, and kernels/paged_attention.py."""
 
     name = "fused"
 
-    def _cut(self, history: History, dtype: torch.dtype) -> PagedWork:
-        group = self._spec.query_heads // self._spec.num_kv_heads
-        return PagedWork.cut(history.pages, history.segments[0], history.ranges, group, Tiling.of(dtype))
+    @override
+    def merges_once(self, step: RotaryStep, layer: int) -> bool:
+        fused = [self._layouts(group, layer) is not None for group in step.groups]
+        return len(fused) + (step.sources.context is not None) <= 1 and all(fused)
 
-    def _merges_once(self, prepared: Prepared[PagedWork], layer: int) -> bool:
-        fused = [self._layouts(history, layer) is not None for history, _ in prepared.histories]
-        return len(fused) + (prepared.sources.context is not None) <= 1 and all(fused)
-
-    def _attend_history(
-        self,
-        prepared: Prepared[PagedWork],
-        history: History,
-        work: PagedWork,
-        layer: int,
-        q_THD: Tensor,
-        total: Total,
-    ) -> None:
-        layouts = self._layouts(history, layer)
+    @override
+    def attend_group(self, step: RotaryStep, group: ReadGroup, layer: int, q_THD: Tensor, total: Total) -> None:
+        layouts = self._layouts(group, layer)
         if layouts is None:
-            return super()._attend_history(prepared, history, work, layer, q_THD, total)
+            return super().attend_group(step, group, layer, q_THD, total)
         paged_attention(
             q_THD,
             *total,
-            self._pool.records,
+            self.pool.records,
             layouts,
-            replace(work, segments=history.segments[layer]),
-            self._spec.scale,
-            turns=history.turning_of(layer),
-            noise=self._noise(history, layer),
+            replace(self._work(group, q_THD.dtype), segments=group.segments[layer]),
+            self.spec.scale,
+            angles=group.rotation_of(layer),
+            bias=self._bias(group, layer),
             merge=True,
         )
 
-    def _layouts(self, history: History, layer: int) -> tuple[PageLayout, PageLayout] | None:
-        """Of keys and values; None when the kernel cannot read one of them."""
-        if self._spec.head_dim > MAX_HEAD_DIM:
-            return None
-        heads = slice(0, self._spec.num_kv_heads)
-        keys, values = (
-            layout_of(self._book.page, self._book.codec(history.codecs.of(kind, layer), kind, layer, heads))
-            for kind in KINDS
+    def _work(self, group: ReadGroup, dtype: torch.dtype) -> PagedWork:
+        """Cut once for all layers."""
+        heads_per_group = self.spec.query_heads // self.spec.num_kv_heads
+        return group.work(
+            lambda: PagedWork.cut(group.pages, group.segments[0], group.ranges, heads_per_group, Tiling.of(dtype))
         )
+
+    def _layouts(self, group: ReadGroup, layer: int) -> tuple[PageLayout, PageLayout] | None:
+        """Of keys and values; None when the kernel cannot read one of them."""
+        if self.spec.head_dim > MAX_HEAD_DIM:
+            return None
+        codecs = self.book.pair(group.codecs, layer, slice(0, self.spec.num_kv_heads))
+        keys, values = (self.book.kernels(codec, self.pool.device).fused_layout for codec in codecs)
         return None if keys is None or values is None else (keys, values)
 
-    def _noise(self, history: History, layer: int) -> Noise | None:
-        """What is corrected of a layer's keys, for all of a history's reads."""
-        name = history.codecs.of("keys", layer)
-        if self._spec.correction == "off" or not is_quantized(name):
+    def _bias(self, group: ReadGroup, layer: int) -> PageBias | None:
+        """What is corrected of a layer's keys, for all of a group's reads."""
+        codec = group.codecs.of("keys", layer)
+        source = bias_source(self.spec.correction, codec, has_rope=group.rotation is not None)
+        if source is None or (source.by_variance and group.variance is None):
             return None
-        by_variance = self._spec.correction == "variance"
-        if by_variance and history.variance is None:  # nothing is known to correct, as in KeyNoise.bias
-            return None
-        return Noise(
-            "variance" if by_variance else "steps",
-            history.turning is not None and not read_codec(name).stores_rotated,
-            None if history.alpha is None else history.alpha[layer],
-            None if history.variance is None else history.variance[layer],
+        return PageBias(
+            "variance" if source.by_variance else "step_sizes",
+            source.rotates,
+            None if group.alpha is None else group.alpha[layer],
+            None if group.variance is None else group.variance[layer],
         )

@@ -22,7 +22,6 @@ from torch import Tensor
 
 from pagedvid.cache.plan import RangePlan, Read, StepPlan
 from pagedvid.codecs.assignment import ChunkCodecs
-from pagedvid.codecs.page import read_codec
 from pagedvid.rotary.tables import RopeTables
 
 Angles = tuple[Tensor, Tensor]
@@ -50,9 +49,9 @@ class PagedSource:
     codecs: ChunkCodecs
     num_tokens: int
     angles: Angles | None
-    """Of keys stored before rotary embedding, where the chunks lie in this step; None: they do not turn."""
-    moves: Angles | None
-    """Of keys stored after rotary embedding, from where they lay when they were stored; None: they do not turn."""
+    """Of keys stored before rotary embedding, at their positions in this step; None: they are not rotated."""
+    shift: Angles | None
+    """Of keys stored after rotary embedding, from their stored to their current positions; None: these are the same."""
 
 
 @dataclass
@@ -144,8 +143,8 @@ def _paged_sources(ranges: Sequence[RangePlan], rope: RopeTables | None, dtype: 
                 by_shape.setdefault((read.chunk.codecs, read.chunk.num_tokens), []).append((row, read))
         for (codecs, num_tokens), pairs in by_shape.items():
             rows, reads = torch.tensor([row for row, _ in pairs], dtype=torch.int64), tuple(read for _, read in pairs)
-            angles, moves = _angles(reads, rope, dtype), _moves(codecs, reads, rope, dtype)
-            sources.append(PagedSource(rows, reads, codecs, num_tokens, angles, moves))
+            angles, shift = _angles(reads, rope, dtype), _shift(codecs, reads, rope, dtype)
+            sources.append(PagedSource(rows, reads, codecs, num_tokens, angles, shift))
     return sources
 
 
@@ -161,23 +160,22 @@ def _context_sources(numbers: Sequence[int], context_tokens: Sequence[int]) -> l
 
 
 def _angles(reads: Sequence[Read], rope: RopeTables | None, dtype: torch.dtype) -> Angles | None:
-    """Rotary tables where the chunks lie in this step."""
+    """Rotary tables at the chunks' positions in this step."""
     if rope is None:
         return None
     cos, sin = _stacked(rope, [(read.first_token, read.chunk.num_tokens) for read in reads])
     return cos.to(dtype), sin.to(dtype)
 
 
-def _moves(codecs: ChunkCodecs, reads: Sequence[Read], rope: RopeTables | None, dtype: torch.dtype) -> Angles | None:
-    """Rotary tables of the difference to where the chunks lay when they were stored."""
-    names = {codecs.keys, *(written.partition("/")[0] for _, _, written in codecs.layers)}
-    has_rotated = any(read_codec(name).stores_rotated for name in names)
+def _shift(codecs: ChunkCodecs, reads: Sequence[Read], rope: RopeTables | None, dtype: torch.dtype) -> Angles | None:
+    """Rotation from the chunks' stored to their current positions."""
+    has_rotated = any(codec.stores_rotated for codec in codecs.key_codecs)
     if rope is None or not has_rotated or all(read.first_token == read.chunk.position for read in reads):
         return None
     cos, sin = _stacked(rope, [(read.first_token, read.chunk.num_tokens) for read in reads])
     stored_cos, stored_sin = _stacked(rope, [(read.chunk.position, read.chunk.num_tokens) for read in reads])
-    moved_cos, moved_sin = cos * stored_cos + sin * stored_sin, sin * stored_cos - cos * stored_sin
-    return moved_cos.to(dtype), moved_sin.to(dtype)
+    shifted_cos, shifted_sin = cos * stored_cos + sin * stored_sin, sin * stored_cos - cos * stored_sin
+    return shifted_cos.to(dtype), shifted_sin.to(dtype)
 
 
 def _stacked(rope: RopeTables, places: Sequence[tuple[int, int]]) -> Angles:

@@ -1,14 +1,13 @@
 """What rounding did to the attention mass of a chunk's keys, next to what the formula says: the data behind alpha.
 
-The readers are queries of the commit pass itself (correction/formula.py says which part they play).
+The readers are queries of the commit pass itself (correction/fit.py says which part they play).
 
 Axes: H KV heads, S sampled queries, Q = G * S rows of the query heads of one KV head, n keys, F frames, D head_dim.
 """
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -18,10 +17,11 @@ from torch import Tensor
 from pagedvid.attention.projection import StepProjection
 from pagedvid.attention.rotation import Readers
 from pagedvid.cache.plan import PendingChunk, RangePlan
-from pagedvid.codecs.base import Codec
-from pagedvid.correction.formula import KeyNoise, QuerySquares, leave_out, log_mass, reader_log_odds
+from pagedvid.correction.fit import leave_out, log_mass, reader_log_odds
+from pagedvid.correction.formula import BiasSource, QuantError, QuerySquares
+from pagedvid.rotary.axis_tables import Angles
 from pagedvid.rotary.projective import map_points
-from pagedvid.rotary.tables import RopeTables, turned
+from pagedvid.rotary.tables import rotate
 
 MEASURED_QUERIES = 32
 """Queries of the pass, evenly spread, on which alpha is fitted. More do no better (benchmarks/fidelity.py)."""
@@ -34,63 +34,35 @@ def sampled_offsets(range_: RangePlan, device: torch.device | str = "cpu") -> Te
 
 
 @dataclass(frozen=True)
-class StoredKeys(ABC):
+class StoredKeys:
     """Keys of one layer of one quantized chunk: as they are handed to the codec, and as it stores them."""
 
     exact_HnD: Tensor
-    codec: Codec
-    rope: RopeTables | None
-    position: int
-    """Where rotary embedding places the chunk's first token in this pass."""
+    source: BiasSource
+    """Of their bias."""
+    angles: Angles | None
+    """(cos, sin) of the chunk's positions in this pass; None: keys are not rotated after storage."""
+    decode: Callable[[], Tensor]
+    """The keys as they are stored, float32 [H, n, D]; decoded at each call, to limit peak memory."""
+    square_step_size: Callable[[int, int], Tensor | None]
+    """Of (num_tokens, first_token): mean of step_size^2 over these tokens along `axes`, float32 [H, D]; None: there is
+    no uniform grid."""
+    axes: Tensor | None
+    """`Codec.axes`, on the device of the keys."""
 
-    @abstractmethod
-    def decoded(self) -> Tensor:
-        """The keys as they are stored now, float32 [H, n, D]; decoded anew, so that nobody holds them longer."""
-
-    @abstractmethod
-    def step_square(self, num_tokens: int, first_token: int) -> Tensor | None:
-        """Mean of step^2 over some of the tokens along `axes`, float32 [H, D]; None: there is no uniform grid."""
-
-    @property
-    @abstractmethod
-    def axes(self) -> Tensor | None:
-        """`codec.axes`, where the keys are."""
-
-    def placed(self, k_HnD: Tensor) -> Tensor:
-        """These keys, exact or decoded, where rotary embedding places them in this pass."""
-        return k_HnD if self.codec.stores_rotated else turned(k_HnD, self.rope, self.position)
+    def rotated(self, k_HnD: Tensor) -> Tensor:
+        """These keys, exact or decoded, at their positions in this pass."""
+        return k_HnD if self.angles is None else rotate(k_HnD, *self.angles)
 
     def variance_change(self) -> Tensor:
         """Var k' - Var k of every channel over the chunk's tokens, float32 [H, D]."""
-        return self.decoded().var(1, correction=0) - self.exact_HnD.var(1, correction=0)
+        return self.decode().var(1, correction=0) - self.exact_HnD.var(1, correction=0)
 
-    def noise(self, variance_change_HD: Tensor | None, num_tokens: int, first_token: int = 0) -> KeyNoise:
+    def quant_error(
+        self, source: BiasSource, variance_change_HD: Tensor | None, num_tokens: int, first_token: int = 0
+    ) -> QuantError | None:
         """What alpha scales, of some of the tokens. `variance_change_HD`: what was kept, if anything was."""
-        turns = self.rope is not None and not self.codec.stores_rotated
-        return KeyNoise(self.step_square(num_tokens, first_token), variance_change_HD, self.axes, turns)
-
-
-@dataclass(frozen=True)
-class EncodedKeys(StoredKeys):
-    """Keys that their codec decodes."""
-
-    records_HPB: Tensor
-    padded_tokens: int
-
-    def decoded(self) -> Tensor:
-        """See `StoredKeys`."""
-        num_heads, num_tokens, head_dim = self.exact_HnD.shape
-        buffer = torch.empty(num_heads, self.padded_tokens, head_dim, dtype=torch.float32, device=self.exact_HnD.device)
-        return self.codec.decode(self.records_HPB, num_tokens, buffer)
-
-    def step_square(self, num_tokens: int, first_token: int) -> Tensor | None:
-        """See `StoredKeys`."""
-        return self.codec.mean_square_steps(self.records_HPB, num_tokens, first_token)
-
-    @property
-    def axes(self) -> Tensor | None:
-        """See `StoredKeys`."""
-        return self.codec.axes
+        return source.quant_error(lambda: self.square_step_size(num_tokens, first_token), variance_change_HD, self.axes)
 
 
 @dataclass(frozen=True)
@@ -129,7 +101,7 @@ def sample_queries(
     if pending.source is None:
         own_tokens = sampled - range_.start if range_.num_tokens > 1 else None
         return ProjectedQueries(view, q_THD[sampled], here, here, own_tokens)
-    keys = view.chunk(pending.tag, pending.num_tokens, pending.index)
+    keys = view.chunk(pending.chunk.tag, pending.chunk.num_tokens, pending.chunk.index)
     chunk = (queries @ keys.unsqueeze(0)).float().to(q_THD.device)
     return ProjectedQueries(view, q_THD[sampled], chunk, here, None)
 
@@ -156,17 +128,16 @@ def rotary_effect(
     """The effect on rotated queries. `log_mass_here` [H, Q]: log Z over their own chunk; None: the keys are that."""
     num_heads, num_tokens, _ = keys.exact_HnD.shape
     q = by_kv_head(readers.reading_SHD, num_heads)
-    b = keys.noise(variance_change_HD, num_tokens).bias(QuerySquares(q), scale)
+    error = keys.quant_error(keys.source, variance_change_HD, num_tokens)
+    b = None if error is None else error.bias(QuerySquares(q), scale)
     left_out = own_keys(readers.own_tokens, q)
-    exact = keys.placed(keys.exact_HnD)
+    exact = keys.rotated(keys.exact_HnD)
     if log_mass_here is None:
         log_mass_here = log_mass(by_kv_head(readers.here_SHD, num_heads), exact, scale)
     before = log_mass(q, exact, scale, left_out)
     del exact  # room for the decoded keys
-    shift = log_mass(q, keys.placed(keys.decoded()), scale, left_out) - before
-    return Effect(
-        reader_log_odds(before, log_mass_here), shift, b if isinstance(b, Tensor) else torch.zeros_like(shift)
-    )
+    shift = log_mass(q, keys.rotated(keys.decode()), scale, left_out) - before
+    return Effect(reader_log_odds(before, log_mass_here), shift, torch.zeros_like(shift) if b is None else b)
 
 
 def projected_effect(
@@ -184,12 +155,14 @@ def projected_effect(
     left_out = own_keys(queries.own_tokens, exact)
     before = leave_out(exact, left_out).logsumexp(-1)
     del exact
-    stored = leave_out(queries.scores(keys.decoded(), queries.chunk_SF44, scale), left_out)
+    stored = leave_out(queries.scores(keys.decode(), queries.chunk_SF44, scale), left_out)
     stored_HQF = stored.unflatten(-1, (-1, size)).logsumexp(-1)
     b_HQF = torch.zeros_like(stored_HQF)
+    source = replace(keys.source, rotates=False)
     for frame, q in enumerate(queries.pulled(queries.chunk_SF44, len(b_HQF))):
-        noise = replace(keys.noise(variance_change_HD, size, frame * size), turns=False)
-        b_HQF[..., frame] = noise.bias(QuerySquares(q), scale)
+        error = keys.quant_error(source, variance_change_HD, size, frame * size)
+        if error is not None:
+            b_HQF[..., frame] = error.bias(QuerySquares(q), scale)
     after, corrected = (x.logsumexp(-1) for x in (stored_HQF, stored_HQF - b_HQF))
     return Effect(reader_log_odds(before, log_mass_here), after - before, after - corrected)
 

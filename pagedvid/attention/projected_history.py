@@ -23,13 +23,10 @@ from torch import Tensor
 from pagedvid.attention.chunk_scratch import ChunkScratch
 from pagedvid.attention.dense.ragged import DenseAttention, Ragged
 from pagedvid.attention.kernels.merge import corrected_merge, merge
-from pagedvid.attention.projection import StepProjection
-from pagedvid.attention.sources import Sources
-from pagedvid.attention.step_tables import History
-from pagedvid.attention.tile import Context
+from pagedvid.attention.projection import StepProjection, rotated_keys_refused
+from pagedvid.attention.sources import Context, Sources
+from pagedvid.attention.step_tables import ReadGroup
 from pagedvid.cache.plan import StepPlan
-from pagedvid.codecs.page import read_codec
-from pagedvid.errors import StateError
 from pagedvid.rotary.projective import map_points
 from pagedvid.rotary.tables import from_half_layout
 
@@ -50,12 +47,14 @@ class StoredMaps:
 
 
 @dataclass(frozen=True)
-class Projected:
+class ProjectedStep:
     """A step in a projective view."""
 
+    scratch: ChunkScratch
+    scale: float
     view: StepProjection
     sources: Sources
-    histories: list[History]
+    groups: list[ReadGroup]
     dense: DenseAttention
     queries: Maps
     """P_i A^-1 of the frames of all packed queries."""
@@ -64,15 +63,21 @@ class Projected:
     context: Maps
     """A of every range: a context is one frame that is not mapped itself."""
     stored: list[list[StoredMaps]]
-    """Of every read of every history."""
+    """Of every read of every group."""
 
     @staticmethod
     def of(
-        plan: StepPlan, view: StepProjection, sources: Sources, histories: list[History], dense: DenseAttention
-    ) -> Projected:
+        scratch: ChunkScratch,
+        scale: float,
+        plan: StepPlan,
+        view: StepProjection,
+        sources: Sources,
+        groups: list[ReadGroup],
+        dense: DenseAttention,
+    ) -> ProjectedStep:
         """Raises StateError for keys stored after rotary embedding."""
-        for history in histories:
-            _require_stored_before(history)
+        for group in groups:
+            _require_stored_before(group)
         anchors = [forward[0] for forward in view.forward]
         queries = [forward @ inverse[0] for forward, inverse in zip(view.forward, view.inverse, strict=True)]
         current = [
@@ -80,52 +85,59 @@ class Projected:
             for anchor, range_ in zip(anchors, plan.ranges, strict=True)
             for number in range_.current
         ]
-        return Projected(
+        return ProjectedStep(
+            scratch,
+            scale,
             view,
             sources,
-            histories,
+            groups,
             dense,
             torch.cat(queries).float().to(view.device),
             torch.cat(current).float().to(view.device),
             torch.stack(anchors).float().to(view.device),
-            [_stored_maps(view, history) for history in histories],
+            [_stored_maps(view, group) for group in groups],
         )
 
-    def attend(
-        self,
-        scratch: ChunkScratch,
-        scale: float,
-        layer: int,
-        q_THD: Tensor,
-        k_THD: Tensor,
-        v_THD: Tensor,
-        text: Context,
-    ) -> Tensor:
-        """See `AttentionBackend.attend`; queries and keys in the channel order of the model."""
+    def attend(self, layer: int, q_THD: Tensor, k_THD: Tensor, v_THD: Tensor, context: Context = ()) -> Tensor:
+        """See `PreparedView.attend` in backend.py; queries and keys in the channel order of the model."""
         q = mapped(q_THD, self.queries.mT)
         seen = slice(None) if self.sources.current_keys is None else self.sources.current_keys
         k, v = (mapped(x[seen], self.current) for x in (k_THD, v_THD))
-        out, lse = self.dense(q, k, v, self.sources.current, scale)
+        out, lse = self.dense(q, k, v, self.sources.current, self.scale)
         total = out.float(), lse
         if self.sources.context is not None:
-            merge(total, self.dense(q, *self._mapped_context(text), self.sources.context, scale))
-        for history, stored in zip(self.histories, self.stored, strict=True):
-            for number, (tokens, maps) in enumerate(zip(history.queries, stored, strict=True)):
-                keys, values = scratch.decode(history, number, layer, q.dtype)
-                keys = mapped(from_half_layout(keys, self.view.projection.layout), maps.keys)
-                values = mapped(values, maps.keys)
-                running = total[0][tokens], total[1][tokens]
-                if not scratch.is_corrected(history, layer):
-                    merge(running, self.dense(q[tokens], keys, values, history.sequences[number], scale))
-                    continue
-                size = self.view.tokens_per_frame
-                for frame, relative in enumerate(maps.frames):
-                    part = slice(frame * size, (frame + 1) * size)
-                    partial = self.dense(q[tokens], keys[part], values[part], maps.one_frame, scale)
-                    noise = scratch.noise_of_tokens(history, number, layer, part)
-                    pulled = self.view.in_page_order(mapped(q_THD[tokens], relative.mT))
-                    corrected_merge(running, partial, pulled if noise is None else noise.along(pulled), scale, noise)
+            merge(total, self.dense(q, *self._mapped_context(context), self.sources.context, self.scale))
+        for group, stored in zip(self.groups, self.stored, strict=True):
+            for number, maps in enumerate(stored):
+                self._attend_read(group, number, maps, layer, q_THD, q, total)
         return mapped(total[0], self.queries).to(q_THD.dtype)
+
+    def _attend_read(
+        self,
+        group: ReadGroup,
+        number: int,
+        maps: StoredMaps,
+        layer: int,
+        q_THD: Tensor,
+        mapped_q_THD: Tensor,
+        total: tuple[Tensor, Tensor],
+    ) -> None:
+        """Merges attention over one chunk into `total`."""
+        tokens, q = group.queries[number], mapped_q_THD[group.queries[number]]
+        keys, values = self.scratch.decode(group, number, layer, q.dtype)
+        keys = mapped(from_half_layout(keys, self.view.projection.layout), maps.keys)
+        values = mapped(values, maps.keys)
+        running = total[0][tokens], total[1][tokens]
+        if not self.scratch.is_corrected(group, layer):
+            merge(running, self.dense(q, keys, values, group.sequences[number], self.scale))
+            return
+        size = self.view.tokens_per_frame
+        for frame, relative in enumerate(maps.frames):
+            part = slice(frame * size, (frame + 1) * size)
+            partial = self.dense(q, keys[part], values[part], maps.one_frame, self.scale)
+            error = self.scratch.quant_error_of_tokens(group, number, layer, part)
+            pulled = self.view.in_page_order(mapped(q_THD[tokens], relative.mT))
+            corrected_merge(running, partial, pulled if error is None else error.along(pulled), self.scale, error)
 
     def _mapped_context(self, text: Context) -> tuple[Tensor, Tensor]:
         pairs = [(number, pair) for number, pair in enumerate(text) if pair is not None and len(pair[0])]
@@ -141,9 +153,9 @@ def mapped(x_nHD: Tensor, maps: Maps) -> Tensor:
     return map_points(rows, maps).view(x_nHD.shape).to(x_nHD.dtype)
 
 
-def _stored_maps(view: StepProjection, history: History) -> list[StoredMaps]:
+def _stored_maps(view: StepProjection, group: ReadGroup) -> list[StoredMaps]:
     made = []
-    for read, number, sequence in zip(history.reads, history.ranges_of, history.sequences, strict=True):
+    for read, number, sequence in zip(group.reads, group.ranges_of, group.sequences, strict=True):
         forward = view.forward[number]
         inverse = view.stored([read])[0]
         keys, frames = forward[0] @ inverse, forward @ inverse.unsqueeze(1)
@@ -152,11 +164,7 @@ def _stored_maps(view: StepProjection, history: History) -> list[StoredMaps]:
     return made
 
 
-def _require_stored_before(history: History) -> None:
-    names = {history.codecs.of("keys", layer) for layer in range(len(history.segments))}
-    for name in sorted(names):
-        if read_codec(name).stores_rotated:
-            raise StateError(
-                f"{name} stores keys after rotary embedding; a projection reads them before it. Use another codec for "
-                "keys"
-            )
+def _require_stored_before(group: ReadGroup) -> None:
+    for codec in group.codecs.in_layers(len(group.segments), ("keys",)):
+        if codec.stores_rotated:
+            raise rotated_keys_refused(codec)

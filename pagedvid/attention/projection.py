@@ -14,6 +14,7 @@ from torch import Tensor
 
 from pagedvid.cache.plan import Read, StepPlan
 from pagedvid.cache.spec import CacheSpec
+from pagedvid.codecs.spec import CodecSpec
 from pagedvid.errors import ShapeError, StateError
 from pagedvid.rotary.projective import POINT_CHANNELS, Projection
 from pagedvid.rotary.tables import to_half_layout
@@ -76,3 +77,10 @@ def _maps(projection: Projection, tag: Any, num_tokens: int, what: str) -> tuple
             f"{tuple(forward.shape)} and {tuple(inverse.shape)}; expected is one [4, 4] for each whole frame"
         )
     return forward, inverse
+
+
+def rotated_keys_refused(codec: CodecSpec) -> StateError:
+    """The error for keys that are stored after rotary embedding: a projection reads them before it."""
+    return StateError(
+        f"{codec} stores keys after rotary embedding; a projection reads them before it. Use another codec for keys"
+    )

@@ -14,13 +14,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pagedvid.attention.flash_cpu import flash_partial
 from pagedvid.attention.groups import ContextSource, CurrentSource, PagedSource, RangeBatch, Source
-from pagedvid.attention.partial import Partial
-from pagedvid.attention.projection import StepProjection
+from pagedvid.attention.partial import Partial, flash_partial
+from pagedvid.attention.projection import StepProjection, rotated_keys_refused
 from pagedvid.attention.tile import Decoded, Tile, head_major
 from pagedvid.correction.formula import QuerySquares
-from pagedvid.errors import StateError
 from pagedvid.rotary.projective import map_points
 
 
@@ -76,20 +74,20 @@ class _Keys:
 
 @dataclass
 class ProjectiveTile(Tile):
-    """See the module docstring."""
+    """Keys and values are read through a projection."""
 
     view: StepProjection
 
     def attend(self, q_ThD: Tensor, projected: ProjectiveBatch, k_ThD: Tensor, v_ThD: Tensor, out_ThGD: Tensor) -> None:
-        """Writes the batch's tokens of `out_ThGD`: all frames of all sources merged. `q_ThD` has h * G heads."""
-        batch = projected.batch
-        q_EhMD = head_major(q_ThD[batch.tokens], self.group)
+        """See `Tile.attend`: all frames of all sources merged."""
+        batch, group = projected.batch, q_ThD.shape[1] // k_ThD.shape[1]
+        q_EhMD = head_major(q_ThD[batch.tokens], group)
         total: Partial | None = None
         for source, maps in zip(batch.sources, projected.maps, strict=True):
             keys = self._keys(source, k_ThD, v_ThD, q_EhMD.dtype)
             rows = slice(None) if len(source.rows) == len(q_EhMD) else source.rows
             for frame in range(maps.pull.shape[1]):
-                partial = self._partial(source, keys, frame, q_EhMD[rows], maps)
+                partial = self._partial(source, keys, frame, q_EhMD[rows], maps, group)
                 if total is None:
                     total = partial  # a range's own keys come first, so all rows are there
                 else:
@@ -100,11 +98,8 @@ class ProjectiveTile(Tile):
     def _keys(self, source: Source, k_ThD: Tensor, v_ThD: Tensor, dtype: torch.dtype) -> _Keys:
         if isinstance(source, PagedSource):
             keys = self.decode("keys", source, "first", dtype)
-            if keys.codec.stores_rotated:
-                raise StateError(
-                    f"{keys.codec.name} stores keys after rotary embedding; a projection reads them before it. Use "
-                    "another codec for keys"
-                )
+            if keys.codec.spec.stores_rotated:
+                raise rotated_keys_refused(keys.codec.spec)
             return _Keys(keys.tokens, self.decode("values", source, "second", dtype).tokens, keys)
         if isinstance(source, ContextSource):
             k, v = self.context_of(source)
@@ -112,15 +107,17 @@ class ProjectiveTile(Tile):
             k, v = k_ThD[source.tokens], v_ThD[source.tokens]
         return _Keys(self.view.in_page_order(k).transpose(1, 2), v.transpose(1, 2))
 
-    def _partial(self, source: Source, keys: _Keys, frame: int, q_EhMD: Tensor, maps: FrameMaps) -> Partial:
+    def _partial(self, source: Source, keys: _Keys, frame: int, q_EhMD: Tensor, maps: FrameMaps, group: int) -> Partial:
         """Attention of the source's ranges over one of its frames, corrected and mapped back."""
         size = keys.k.shape[2] if isinstance(source, ContextSource) else self.view.tokens_per_frame
         tokens = slice(frame * size, (frame + 1) * size)
-        q = self.view.in_page_order(map_rows(q_EhMD.float(), maps.pull[:, frame], self.group))
-        partial = flash_partial(q.to(q_EhMD.dtype), keys.k[:, :, tokens], keys.v[:, :, tokens], self.spec.scale)
-        partial.out = map_rows(partial.out, maps.push[:, frame], self.group)
+        q = self.view.in_page_order(map_rows(q_EhMD.float(), maps.pull[:, frame], group))
+        partial = flash_partial(q.to(q_EhMD.dtype), keys.k[:, :, tokens], keys.v[:, :, tokens], self.reader.spec.scale)
+        partial.out = map_rows(partial.out, maps.push[:, frame], group)
         if isinstance(source, PagedSource) and keys.stored is not None:
-            partial.lse -= self.correction(source, keys.stored, QuerySquares(q), tokens, turns=False)
+            b = self.bias(source, keys.stored, QuerySquares(q), tokens, has_rope=False)
+            if b is not None:
+                partial.lse -= b
         return partial
 
 

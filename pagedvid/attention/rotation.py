@@ -1,4 +1,4 @@
-"""How the packed queries and keys of one step turn by their rotary positions.
+"""How the packed queries and keys of one step rotate by their rotary positions.
 
 Rotation happens where a few heads are gathered, never for all heads at once: a rotated copy of a step's queries and
 keys would be as large as a chunk's keys and values.
@@ -6,31 +6,16 @@ keys would be as large as a chunk's keys and values.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from pagedvid.cache.plan import PendingChunk, RangePlan, StepPlan
 from pagedvid.cache.spec import CacheSpec
+from pagedvid.rotary.axis_tables import Angles
 from pagedvid.rotary.checked import CheckedRope, Ropes
-from pagedvid.rotary.tables import RopeTables, rotate, to_half_layout, unrotate
-
-
-@dataclass(frozen=True)
-class Arrival:
-    """How some keys come from the model."""
-
-    layout: str = "half"
-    turned_by: tuple[Tensor, Tensor] | None = None
-    """(cos, sin) float32 [n, D/2], contiguous; None: keys arrive before rotary embedding."""
-
-    def plain(self, k_nHD: Tensor) -> Tensor:
-        """Keys [n, h, D] before rotary embedding, in half layout."""
-        k = to_half_layout(k_nHD, self.layout)
-        if self.turned_by is None:
-            return k
-        return unrotate(k.float(), *(table.unsqueeze(1) for table in self.turned_by))
+from pagedvid.rotary.tables import Arrival, RopeTables, rotate, to_half_layout, unrotate
 
 
 @dataclass(frozen=True)
@@ -58,7 +43,9 @@ class Rotation:
     """float32 [T, 1, D/2] of all packed tokens; None without rotary embedding."""
     sin: Tensor | None = None
     stored_by: RopeTables | None = None
-    """The same rope with tables on the step's device: what layers that are stored one after the other turn by."""
+    """The same rope with tables on the step's device."""
+    _angles: dict[tuple[int, int], Angles] = field(default_factory=dict, repr=False)
+    """Looked up once for all layers."""
 
     @staticmethod
     def of(plan: StepPlan, spec: CacheSpec, rope: RopeTables | None, ropes: Ropes) -> Rotation:
@@ -95,21 +82,36 @@ class Rotation:
         return Readers(here, reading, range_.first_token, offsets if range_.num_tokens > 1 else None)
 
     def _one_chunk_ahead(self, q_ThD: Tensor, tokens: Tensor, offsets: Tensor, range_: RangePlan) -> Tensor:
-        assert self.rope is not None and self.stored_by is not None and self.cos is not None and self.sin is not None
+        assert self.rope is not None and self.cos is not None and self.sin is not None
         q = to_half_layout(q_ThD[tokens], self.rope.layout).float()
         if self.arrive_rotated:
             q = unrotate(q, self.cos[tokens], self.sin[tokens])
-        ahead = self.stored_by.tables(range_.first_token + range_.num_tokens, range_.num_tokens)
+        ahead = self.angles(range_.first_token + range_.num_tokens, range_.num_tokens)
+        assert ahead is not None
         cos, sin = (table[offsets].unsqueeze(1) for table in ahead)
         return rotate(q, cos, sin).to(q_ThD.dtype)
 
+    def angles(self, position: int, num_tokens: int) -> Angles | None:
+        """(cos, sin), float32 [n, D/2], of consecutive positions; None without rotary embedding."""
+        if self.stored_by is None:
+            return None
+        key = (position, num_tokens)
+        if key not in self._angles:
+            self._angles[key] = self.stored_by.tables(position, num_tokens)
+        return self._angles[key]
+
+    def at(self, k_HnD: Tensor, position: int) -> Tensor:
+        """Half-layout keys [H, n, D] rotated to consecutive positions."""
+        angles = self.angles(position, k_HnD.shape[1])
+        return k_HnD if angles is None else rotate(k_HnD, *angles)
+
     def in_page_order(self, x: Tensor) -> Tensor:
-        """Queries or keys [..., D] in the channel order of the pages, not turned."""
+        """Queries or keys [..., D] in the channel order of the pages, not rotated."""
         return x if self.rope is None else to_half_layout(x, self.rope.layout)
 
     def arrival(self, tokens: slice) -> Arrival:
         """How consecutive packed keys come from the model."""
         if self.rope is None or self.cos is None or self.sin is None:
             return Arrival()
-        turned_by = (self.cos[tokens, 0], self.sin[tokens, 0]) if self.arrive_rotated else None
-        return Arrival(self.rope.layout, turned_by)
+        rotated_by = (self.cos[tokens, 0], self.sin[tokens, 0]) if self.arrive_rotated else None
+        return Arrival(self.rope.layout, rotated_by)

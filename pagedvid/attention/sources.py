@@ -1,4 +1,4 @@
-"""What the ranges of a step see beside their history: the keys of the step itself, and a text's.
+"""What the ranges of a step see besides their history: the keys of the step itself, and context such as a text's.
 
 Made once for all layers and denoise steps of the same chunks.
 """
@@ -12,13 +12,15 @@ import torch
 from torch import Tensor
 
 from pagedvid.attention.dense.ragged import Ragged
-from pagedvid.attention.tile import Context
 from pagedvid.cache.plan import StepPlan
+
+Context = Sequence[tuple[Tensor, Tensor] | None]
+"""For each range of a step its context keys and values, [n, Hkv, D] each, or None; empty when no range has any."""
 
 
 @dataclass(frozen=True)
 class Sources:
-    """See the module docstring."""
+    """The dense sources of a step."""
 
     current: Ragged
     current_keys: Tensor | None

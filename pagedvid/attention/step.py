@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 
 from pagedvid.arguments import list_of, whole_number
-from pagedvid.attention.backend import AttentionBackend
+from pagedvid.attention.backend import AttentionBackend, PreparedView
 from pagedvid.attention.measure import sample_queries, sampled_offsets
 from pagedvid.attention.projection import StepProjection
 from pagedvid.attention.rotation import Rotation
+from pagedvid.attention.sources import Context
 from pagedvid.attention.store import Writing
-from pagedvid.attention.tile import Context
 from pagedvid.cache.plan import StepPlan
 from pagedvid.cache.pool import PagePool
 from pagedvid.cache.spec import CacheSpec
@@ -34,12 +34,14 @@ class Step:
 
     def __init__(self, plan: StepPlan, pool: PagePool, spec: CacheSpec, backend: AttentionBackend) -> None:
         self.plan = plan
+        self._num_tokens = plan.num_tokens
+        self._is_commit = bool(plan.pending)
         self._pool = pool
         self._spec = spec
         self._backend = backend
-        self._rotary: tuple[Any, Rotation, Any] | None = None
+        self._rotary: tuple[Any, Rotation, PreparedView] | None = None
         """What it was made from, the view, what the backend prepared for it."""
-        self._projective: dict[int, tuple[Any, StepProjection, Any]] = {}
+        self._projective: dict[int, tuple[Any, StepProjection, PreparedView]] = {}
         self._same_ropes: set[tuple[CheckedRope | None, CheckedRope | None]] = set()
         """Pairs that were found to rotate alike."""
         self._has_ended = False
@@ -78,10 +80,11 @@ class Step:
         self._require_same_rope(layer, rotation)
         views = [self._projective_view(i, projection, rotation, *made_for) for i, projection in enumerate(projections)]
         outs = [
-            self._backend.attend(each, layer, q_THD, k_THD, v_THD, context)
+            each.attend(layer, q_THD, k_THD, v_THD, context)
             for each in (prepared, *(prepared for _, prepared in views))
         ]
-        self._write(layer, q_THD, k_THD, v_THD, rotation, [view for view, _ in views])
+        if self._is_commit:
+            self._write(layer, q_THD, k_THD, v_THD, rotation, [view for view, _ in views])
         return torch.stack(outs) if projections else outs[0]
 
     def end(self) -> None:
@@ -96,16 +99,16 @@ class Step:
             tokens = slice(range_.start, range_.stop)
             for pending in range_.writes:
                 writing = Writing(pending, None, k[tokens], v[tokens], rotation.arrival(tokens))
-                if pending.alpha is not None:
+                if pending.chunk.alpha is not None:
                     sampled = range_.start + sampled_offsets(range_, q.device)
                     readers = rotation.as_reading(q, sampled, range_, pending)
                     projected = [sample_queries(view, range_, pending, q, sampled) for view in views]
                     writing = replace(writing, readers=readers, projected=projected)
                 writings.append(writing)
-        self._backend.store.write(layer, writings, rotation.stored_by)
+        self._backend.store.write(layer, writings, rotation)
         for range_ in self.plan.ranges:
             for pending in range_.writes if range_.reads else ():  # one rope of a stream is kept, and not every pass's
-                pending.ropes[layer] = range_.reads[0].chunk.ropes[layer]
+                pending.chunk.ropes[layer] = range_.reads[0].chunk.ropes[layer]
 
     def _require_same_rope(self, layer: int, rotation: Rotation) -> None:
         """Raises StateError when a chunk that is read was committed under another rope."""
@@ -118,7 +121,7 @@ class Step:
 
     def _rotary_view(
         self, rope: RopeTables | None, dtype: torch.dtype, context_tokens: tuple[int, ...]
-    ) -> tuple[Rotation, Any]:
+    ) -> tuple[Rotation, PreparedView]:
         made_from = (rope, dtype, context_tokens)
         if self._rotary is None or not _is_same(self._rotary[0], made_from):
             rotation = Rotation.of(self.plan, self._spec, rope, self._backend.store.ropes)
@@ -132,7 +135,7 @@ class Step:
         rotation: Rotation,
         dtype: torch.dtype,
         context_tokens: tuple[int, ...],
-    ) -> tuple[StepProjection, Any]:
+    ) -> tuple[StepProjection, PreparedView]:
         stored_layout = "half" if rotation.rope is None else rotation.rope.layout
         if projection.layout != stored_layout:
             raise ShapeError(
@@ -174,8 +177,10 @@ class Step:
 
     def _checked(self, layer: int, *qkv: Tensor) -> list[Tensor]:
         """q, k and v as plain tensors. Raises ShapeError."""
-        spec, num_tokens = self._spec, self.plan.num_tokens
-        if not 0 <= whole_number("layer", layer) < spec.num_layers:
+        spec, num_tokens = self._spec, self._num_tokens
+        if type(layer) is not int:  # the usual case without a call
+            layer = whole_number("layer", layer)
+        if not 0 <= layer < spec.num_layers:
             raise ShapeError(f"layer {layer} does not exist; the cache has layers 0 to {spec.num_layers - 1}")
         plain = [plain_tensor(name, x) for name, x in zip("qkv", qkv, strict=True)]
         for name, x in zip("qkv", plain, strict=True):
@@ -201,6 +206,8 @@ def _is_same(a: tuple[Any, ...], b: tuple[Any, ...]) -> bool:
 
 def _checked_projections(projections: object) -> list[Projection]:
     """Raises ShapeError for what is no list of projections."""
+    if isinstance(projections, (tuple, list)) and not projections:  # the usual case without a call
+        return []
     protocol: Any = Projection
     listed: list[Projection] = list_of(protocol, "projections", projections, "[projection]")
     return listed

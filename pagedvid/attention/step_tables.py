@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import Any, TypeVar
 
@@ -19,8 +19,7 @@ from torch import Tensor
 from pagedvid.attention.dense.ragged import Ragged
 from pagedvid.cache.plan import Read, StepPlan
 from pagedvid.cache.spec import CacheSpec
-from pagedvid.codecs.assignment import KINDS, ChunkCodecs
-from pagedvid.codecs.page import read_codec
+from pagedvid.codecs.assignment import ChunkCodecs
 from pagedvid.errors import IntegrityError
 from pagedvid.rotary.axis_tables import AxisTables
 from pagedvid.rotary.tables import RopeTables
@@ -31,7 +30,7 @@ KEPT_STEPS = 8
 
 
 @dataclass(frozen=True, eq=False)
-class History:
+class ReadGroup:
     """All reads of chunks of the same codecs in one step, range by range. S reads, L layers, H KV heads."""
 
     codecs: ChunkCodecs
@@ -42,16 +41,14 @@ class History:
     """The packed tokens of each read's range."""
     pages: Tensor
     """int32: page ids of all chunks, one after the other."""
-    first_page: tuple[int, ...]
-    """Where those of each read begin."""
     segments: Tensor
     """int32 [L, S, 6]; see `PagedWork.segments`."""
     ranges: Tensor
     """int32 [E, 4], on the CPU; see `PagedWork.ranges`."""
-    turning: AxisTables | None
-    """How keys stored before rotary embedding turn, read by read."""
-    moving: AxisTables | None
-    """The same for keys stored after it; None: they do not turn."""
+    rotation: AxisTables | None
+    """How keys stored before rotary embedding rotate, read by read."""
+    shift: AxisTables | None
+    """The same for keys stored after it; None: they do not rotate."""
     alpha: Tensor | None
     """[L, S, H]."""
     variance: Tensor | None
@@ -59,29 +56,29 @@ class History:
 
     sequences: tuple[Ragged, ...]
     """Each read as the one sequence of a dense call: the range's queries over the chunk's keys."""
+    _work: list[Any] = field(default_factory=list, repr=False)
 
-    def pages_of(self, number: int, kind: str, layer: int) -> Tensor:
-        """Pages of the "keys" or "values" of one read, int32 [H, P] on the device."""
-        num_layers, indptr = len(self.segments), self.reads[number].chunk.indptr
-        num_kv_heads = (len(indptr) - 1) // (len(KINDS) * num_layers)
-        table = (KINDS.index(kind) * num_layers + layer) * num_kv_heads
-        first, last = (self.first_page[number] + int(indptr[table + heads]) for heads in (0, num_kv_heads))
-        return self.pages[first:last].view(num_kv_heads, -1)
+    def work(self, cut: Callable[[], Made]) -> Made:
+        """What a kernel needs of the group in all layers: made by the first call."""
+        if not self._work:
+            self._work.append(cut())
+        made: Made = self._work[0]
+        return made
 
-    def turning_of(self, layer: int) -> AxisTables | None:
-        """How a layer's keys turn."""
-        return _turning_of(self.codecs, layer, self.turning, self.moving)
+    def rotation_of(self, layer: int) -> AxisTables | None:
+        """How a layer's keys rotate."""
+        return _rotation_of(self.codecs, layer, self.rotation, self.shift)
 
 
-def histories(plan: StepPlan, spec: CacheSpec, rope: RopeTables | None, device: torch.device) -> list[History]:
+def read_groups(plan: StepPlan, spec: CacheSpec, rope: RopeTables | None, device: torch.device) -> list[ReadGroup]:
     """One for each combination of codecs that the step reads."""
     by_codecs: dict[ChunkCodecs, None] = dict.fromkeys(read.chunk.codecs for r in plan.ranges for read in r.reads)
-    return [_history(plan, codecs, spec, rope, device) for codecs in by_codecs]
+    return [_read_group(plan, codecs, spec, rope, device) for codecs in by_codecs]
 
 
-def _history(
+def _read_group(
     plan: StepPlan, codecs: ChunkCodecs, spec: CacheSpec, rope: RopeTables | None, device: torch.device
-) -> History:
+) -> ReadGroup:
     reads: list[Read] = []
     ranges_of: list[int] = []
     ranges = []
@@ -90,21 +87,20 @@ def _history(
         ranges.append((range_.start, range_.num_tokens, len(reads), len(reads) + len(mine)))
         reads += mine
         ranges_of += [number] * len(mine)
-    turning, moving = _turning(reads, rope, device), _moving(codecs, reads, rope, device)
+    rotation, shift = _rotation(reads, rope, device), _shift(codecs, reads, rope, device)
     chunks = list({read.chunk.id: read.chunk for read in reads}.values())
     first_page = dict(zip((c.id for c in chunks), accumulate([0, *(c.num_pages for c in chunks)]), strict=False))
-    pages = torch.from_numpy(np.concatenate([chunk.pages for chunk in chunks])).to(device, torch.int32)
-    return History(
+    pages = torch.from_numpy(np.concatenate([chunk.table.ids for chunk in chunks])).to(device, torch.int32)
+    return ReadGroup(
         codecs,
         tuple(reads),
         tuple(ranges_of),
         tuple(slice(plan.ranges[number].start, plan.ranges[number].stop) for number in ranges_of),
         pages,
-        tuple(int(first_page[read.chunk.id]) for read in reads),
-        torch.from_numpy(_segments(codecs, reads, first_page, spec, turning, moving)).to(device),
+        torch.from_numpy(_segments(codecs, reads, first_page, spec, rotation, shift)).to(device),
         torch.tensor(ranges, dtype=torch.int32),
-        turning,
-        moving,
+        rotation,
+        shift,
         _by_layer([read.chunk.alpha for read in reads], device),
         _by_layer([read.chunk.variance for read in reads], device),
         tuple(
@@ -119,46 +115,43 @@ def _segments(
     reads: Sequence[Read],
     first_page: Mapping[int, int],
     spec: CacheSpec,
-    turning: AxisTables | None,
-    moving: AxisTables | None,
+    rotation: AxisTables | None,
+    shift: AxisTables | None,
 ) -> np.ndarray[Any, Any]:
     """[L, S, 6] int32."""
     segments = np.zeros((spec.num_layers, len(reads), 6), dtype=np.int32)
     for number, read in enumerate(reads):
-        starts = read.chunk.indptr[:-1].reshape(len(KINDS), spec.num_layers, spec.num_kv_heads)[..., 0]
-        lengths = np.diff(read.chunk.indptr).reshape(len(KINDS), spec.num_layers, spec.num_kv_heads)[..., 0]
-        for kind in range(len(KINDS)):
-            segments[:, number, 2 * kind] = first_page[read.chunk.id] + starts[kind]
-            segments[:, number, 2 * kind + 1] = lengths[kind]
+        starts, lengths = read.chunk.table.starts_and_lengths()
+        segments[:, number, 0:4:2] = first_page[read.chunk.id] + starts.T
+        segments[:, number, 1:4:2] = lengths.T
         segments[:, number, 4] = read.chunk.num_tokens
     for layer in range(spec.num_layers):
-        if (layer_turning := _turning_of(codecs, layer, turning, moving)) is not None:
-            segments[layer, :, 5] = layer_turning.frame_rows
+        if (layer_rotation := _rotation_of(codecs, layer, rotation, shift)) is not None:
+            segments[layer, :, 5] = layer_rotation.frame_rows
     return segments
 
 
-def _turning_of(
-    codecs: ChunkCodecs, layer: int, turning: AxisTables | None, moving: AxisTables | None
+def _rotation_of(
+    codecs: ChunkCodecs, layer: int, rotation: AxisTables | None, shift: AxisTables | None
 ) -> AxisTables | None:
-    return moving if read_codec(codecs.of("keys", layer)).stores_rotated else turning
+    return shift if codecs.of("keys", layer).stores_rotated else rotation
 
 
-def _turning(reads: Sequence[Read], rope: RopeTables | None, device: torch.device) -> AxisTables | None:
+def _rotation(reads: Sequence[Read], rope: RopeTables | None, device: torch.device) -> AxisTables | None:
     if rope is None or not reads:
         return None
     return AxisTables.of(rope, [(read.first_token, read.chunk.num_tokens) for read in reads]).to(device)
 
 
-def _moving(
+def _shift(
     codecs: ChunkCodecs, reads: Sequence[Read], rope: RopeTables | None, device: torch.device
 ) -> AxisTables | None:
-    """By the difference to where the chunks lay when they were stored."""
-    names = {codecs.keys, *(written.partition("/")[0] for _, _, written in codecs.layers)}
-    has_rotated = any(read_codec(name).stores_rotated for name in names)
+    """Rotation from the chunks' stored to their current positions."""
+    has_rotated = any(codec.stores_rotated for codec in codecs.key_codecs)
     if rope is None or not has_rotated or all(read.first_token == read.chunk.position for read in reads):
         return None
     places = [(read.first_token, read.chunk.num_tokens) for read in reads]
-    return AxisTables.moved(rope, places, [read.chunk.position for read in reads]).to(device)
+    return AxisTables.shifted(rope, places, [read.chunk.position for read in reads]).to(device)
 
 
 def _by_layer(kept: Sequence[Tensor | None], device: torch.device) -> Tensor | None:

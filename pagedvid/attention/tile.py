@@ -1,34 +1,55 @@
 """Attention of one batch of ranges in some heads of one layer, source by source: decode, attend, correct, merge.
 
-`RotaryTile` is for keys that turn by their positions (or have none); attention/projective_tile.py for keys and values
-read through a projection.
+`PreparedStep` goes through the batches and heads of a step. `RotaryTile` is for keys that are rotated by their
+positions (or have none); projective_tile.py for keys and values read through a projection.
 
 Axes: E ranges, T tokens, h KV heads, G query heads per KV head, M = G * T query rows, n keys, D head_dim.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from pagedvid.attention.flash_cpu import flash_partial
 from pagedvid.attention.groups import ContextSource, CurrentSource, PagedSource, RangeBatch, Source
-from pagedvid.attention.noise import key_noise
-from pagedvid.attention.partial import Partial, merge_into
+from pagedvid.attention.partial import Partial, flash_partial, merge_into
 from pagedvid.attention.rotation import Rotation
-from pagedvid.attention.store import LayerStore
+from pagedvid.attention.scratch import Scratch
+from pagedvid.attention.sources import Context
+from pagedvid.cache.pool import PagePool
 from pagedvid.cache.spec import CacheSpec
 from pagedvid.codecs.base import Codec, saturated
-from pagedvid.codecs.page import is_quantized
-from pagedvid.correction.formula import QuerySquares
+from pagedvid.codecs.book import CodecBook
+from pagedvid.correction.formula import QuerySquares, bias_source
 from pagedvid.rotary.tables import rotate
 
-Context = Sequence[tuple[Tensor, Tensor] | None]
-"""For each range of a step its context keys and values, [n, Hkv, D] each, or None; empty when no range has any."""
+
+@dataclass(frozen=True)
+class PreparedStep:
+    """The batches of a step in one view, each with the heads that are read together."""
+
+    num_kv_heads: int
+    make_tile: Callable[[int, slice, Context], Tile]
+    """From layer, heads and context."""
+    batches: Sequence[tuple[Any, Sequence[slice]]]
+    """A batch as the tile takes it, and its head tiles."""
+
+    def attend(self, layer: int, q_THD: Tensor, k_THD: Tensor, v_THD: Tensor, context: Context = ()) -> Tensor:
+        """See `PreparedView.attend` in backend.py."""
+        group = q_THD.shape[1] // self.num_kv_heads
+        out_THGD = torch.empty_like(q_THD).unflatten(1, (self.num_kv_heads, group))
+        for batch, head_tiles in self.batches:
+            for heads in head_tiles:
+                q_ThD = q_THD[:, heads.start * group : heads.stop * group]
+                tile = self.make_tile(layer, heads, context)
+                tile.attend(q_ThD, batch, k_THD[:, heads], v_THD[:, heads], out_THGD[:, heads])
+        return out_THGD.flatten(1, 2)
 
 
 @dataclass(frozen=True)
@@ -42,71 +63,67 @@ class Decoded:
     codec: Codec
 
 
-@dataclass
-class Tile:
-    """What both kinds share: pages to tensors, and partials to outputs."""
+@dataclass(frozen=True)
+class PageReader:
+    """What tiles of a cache share: where pages are, how they are decoded and into which buffers."""
 
-    store: LayerStore
-    buffers: dict[str, Tensor]
+    pool: PagePool
+    spec: CacheSpec
+    book: CodecBook
+    scratch: Scratch
+
+
+@dataclass
+class Tile(ABC):
+    """What tiles of both views share: pages to tensors, and partials to outputs."""
+
+    reader: PageReader
     layer: int
     heads: slice
     context: Context
 
-    @property
-    def spec(self) -> CacheSpec:
-        """What the cache is made for."""
-        return self.store.spec
+    @abstractmethod
+    def attend(self, q_ThD: Tensor, batch: Any, k_ThD: Tensor, v_ThD: Tensor, out_ThGD: Tensor) -> None:
+        """Writes the batch's tokens of `out_ThGD`: all sources merged. `q_ThD` has h * G heads."""
 
     def decode(self, kind: str, source: PagedSource, buffer: str, dtype: torch.dtype) -> Decoded:
         """The "keys" or "values" of a source, as they are stored, in the named buffer."""
-        name = source.codecs.of(kind, self.layer)
-        codec, num_heads = self.store.book.codec(name, kind, self.layer, self.heads), self.spec.num_kv_heads
-        pages = [read.chunk.layer_pages(kind, self.layer, num_heads)[self.heads] for read in source.reads]
-        records = self.store.pool.read(np.concatenate(pages))
-        shape = (len(records), self.padded_tokens(source, name), self.spec.head_dim)
-        tokens = saturated(codec.decode(records, source.num_tokens, self.buffer(buffer, shape, dtype)))
+        codec = self.reader.book.pair(source.codecs, self.layer, self.heads)[kind == "values"]
+        pages = [read.chunk.table.layer(kind, self.layer)[self.heads] for read in source.reads]
+        records = self.reader.pool.read(np.concatenate(pages))
+        shape = (len(records), records.shape[1] * codec.page_tokens, self.reader.spec.head_dim)
+        tokens = codec.decode(records, source.num_tokens, self.reader.scratch.buffer(buffer, shape, dtype))
+        if dtype == torch.float16:
+            saturated(tokens)
         return Decoded(tokens.unflatten(0, (len(source.reads), -1)), records, codec)
 
-    def padded_tokens(self, source: PagedSource, name: str) -> int:
-        """Tokens that whole pages of a codec have room for."""
-        return self.store.book.page.padded_tokens(source.num_tokens, name)
-
-    def buffer(self, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-        """A reused tensor; grows to the largest size asked for."""
-        num_elements = torch.Size(shape).numel()
-        buffer = self.buffers.get(name)
-        if buffer is None or buffer.dtype != dtype or buffer.numel() < num_elements:
-            with torch.inference_mode(False):  # a host may enter inference mode for some steps and not for others
-                buffer = self.buffers[name] = torch.empty(num_elements, dtype=dtype, device=self.store.pool.device)
-        return buffer[:num_elements].view(shape)
-
-    @property
-    def group(self) -> int:
-        """Query heads of one KV head."""
-        return self.spec.query_heads // self.spec.num_kv_heads
-
-    def correction(
+    def bias(
         self,
         source: PagedSource,
         keys: Decoded,
         squares: QuerySquares,
         tokens: slice,
         *,
-        turns: bool,
+        has_rope: bool,
         rows: slice | Tensor = slice(None),
-    ) -> Tensor | float:
-        """b [E, h, M] of some of a source's tokens, alpha in it; 0 where nothing is corrected."""
-        if self.spec.correction == "off" or not is_quantized(keys.codec.name):
-            return 0.0
-        variance = self._kept([read.chunk.variance for read in source.reads])
-        rowwise = None if variance is None else variance.flatten(0, 1).float()
+    ) -> Tensor | None:
+        """alpha * b of some of a source's tokens, [E, h, M]; None where nothing is corrected."""
+        spec = self.reader.spec
+        origin = bias_source(spec.correction, keys.codec.spec, has_rope=has_rope)
+        if origin is None:
+            return None
         num_tokens = tokens.stop - tokens.start
-        noise = key_noise(
-            self.spec.correction, keys.codec, keys.records, rowwise, turns, num_tokens, tokens.start
-        ).unflatten(keys.tokens.shape[:2])
-        b = noise.bias(squares, self.spec.scale, rows)
-        alpha = self._kept([read.chunk.alpha for read in source.reads])
-        return b if alpha is None else alpha.unsqueeze(-1) * b
+        error = origin.quant_error(
+            lambda: self._by_range(keys, keys.codec.mean_square_step_sizes(keys.records, num_tokens, tokens.start)),
+            self._kept([read.chunk.variance for read in source.reads]),
+            keys.codec.axes,
+            self._kept([read.chunk.alpha for read in source.reads]),
+        )
+        return None if error is None else error.bias(squares, spec.scale, rows)
+
+    @staticmethod
+    def _by_range(keys: Decoded, x_RD: Tensor | None) -> Tensor | None:
+        return None if x_RD is None else x_RD.unflatten(0, keys.tokens.shape[:2])
 
     def _kept(self, by_chunk: Sequence[Tensor | None]) -> Tensor | None:
         """What chunks keep for this layer and these heads, [E, h, ...]; None when they keep nothing."""
@@ -137,13 +154,13 @@ class Tile:
 
 @dataclass
 class RotaryTile(Tile):
-    """Keys turn by their positions, values are read as they are."""
+    """Keys are rotated by their positions, values are read as they are."""
 
     rotation: Rotation
 
     def attend(self, q_ThD: Tensor, batch: RangeBatch, k_ThD: Tensor, v_ThD: Tensor, out_ThGD: Tensor) -> None:
-        """Writes the batch's tokens of `out_ThGD`: all sources merged. `q_ThD` has h * G heads."""
-        q_EhMD = head_major(self.rotation.rotated(q_ThD, batch.tokens), self.group)
+        """See `Tile.attend`."""
+        q_EhMD = head_major(self.rotation.rotated(q_ThD, batch.tokens), q_ThD.shape[1] // k_ThD.shape[1])
         own, *others = batch.sources
         squares = QuerySquares(q_EhMD)
         total = self._partial(own, q_EhMD, squares, k_ThD, v_ThD)
@@ -154,28 +171,31 @@ class RotaryTile(Tile):
     def _partial(self, source: Source, q_EhMD: Tensor, squares: QuerySquares, k_ThD: Tensor, v_ThD: Tensor) -> Partial:
         """Attention of the source's ranges over its keys, corrected."""
         rows = slice(None) if len(source.rows) == len(q_EhMD) else source.rows
+        if isinstance(source, PagedSource):
+            return self._paged_partial(source, q_EhMD, squares, rows)
         if isinstance(source, CurrentSource):
             k, v = self.rotation.rotated(k_ThD, source.tokens), v_ThD[source.tokens]
-            return flash_partial(q_EhMD[rows], k.transpose(1, 2), v.transpose(1, 2), self.spec.scale)
-        if isinstance(source, ContextSource):
+        else:
             k, v = self.context_of(source)
             k = self.rotation.in_page_order(k)
-            return flash_partial(q_EhMD[rows], k.transpose(1, 2), v.transpose(1, 2), self.spec.scale)
-        # Two buffers: keys are decoded into the first and turned into the second; then values may use the first.
+        return flash_partial(q_EhMD[rows], k.transpose(1, 2), v.transpose(1, 2), self.reader.spec.scale)
+
+    def _paged_partial(
+        self, source: PagedSource, q_EhMD: Tensor, squares: QuerySquares, rows: slice | Tensor
+    ) -> Partial:
+        # Two buffers: keys are decoded into the first and rotated into the second; then values may use the first.
         free = "second"
         keys = self.decode("keys", source, "first", q_EhMD.dtype)
-        k, angles = keys.tokens, source.moves if keys.codec.stores_rotated else source.angles
+        k, angles = keys.tokens, source.shift if keys.codec.spec.stores_rotated else source.angles
         if angles is not None:
-            num_rows, num_tokens = keys.tokens.shape[0] * keys.tokens.shape[1], source.num_tokens
-            shape = (num_rows, num_tokens, self.spec.head_dim)
-            k = rotate(k, *angles, out=self.buffer("second", shape, q_EhMD.dtype).unflatten(0, k.shape[:2]))
+            rotated = self.reader.scratch.buffer("second", k.shape, q_EhMD.dtype)
+            k = rotate(k, *angles, out=rotated)
             free = "first"
-        b = self.correction(
-            source, keys, squares, slice(0, source.num_tokens), turns=source.angles is not None, rows=rows
-        )
+        b = self.bias(source, keys, squares, slice(0, source.num_tokens), has_rope=source.angles is not None, rows=rows)
         values = self.decode("values", source, free, q_EhMD.dtype)
-        partial = flash_partial(q_EhMD[rows], k, values.tokens, self.spec.scale)
-        partial.lse -= b
+        partial = flash_partial(q_EhMD[rows], k, values.tokens, self.reader.spec.scale)
+        if b is not None:
+            partial.lse -= b
         return partial
 
 

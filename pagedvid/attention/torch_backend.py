@@ -1,21 +1,22 @@
 """The backend for any CPU. It never holds a dense window: chunk by chunk, and where chunks are large a few heads at a
-time, pages are decoded into a small reused scratch, rotated, attended, corrected and merged (attention/tile.py).
+time, pages are decoded into a small reused scratch, rotated, attended, corrected and merged (tile.py).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import torch
-from torch import Tensor
 
 from pagedvid.attention.groups import PagedSource, RangeBatch, group_ranges
 from pagedvid.attention.projection import StepProjection
 from pagedvid.attention.projective_tile import ProjectiveBatch, ProjectiveTile
 from pagedvid.attention.rotation import Rotation
+from pagedvid.attention.scratch import Scratch
 from pagedvid.attention.store import LayerStore
-from pagedvid.attention.tile import Context, RotaryTile
+from pagedvid.attention.tile import PageReader, PreparedStep, RotaryTile
 from pagedvid.cache.plan import RangePlan, StepPlan
 from pagedvid.cache.pool import PagePool
 from pagedvid.cache.spec import CacheSpec
@@ -33,14 +34,6 @@ def unsupported_reasons(spec: CacheSpec, device: torch.device) -> list[str]:
     return reasons
 
 
-@dataclass
-class _Prepared:
-    view: Rotation | StepProjection
-    batches: list[RangeBatch]
-    projected: list[ProjectiveBatch]
-    """One per batch for a projection, otherwise empty."""
-
-
 class TorchBackend:
     """See the module docstring.
 
@@ -52,14 +45,14 @@ class TorchBackend:
 
     def __init__(self, pool: PagePool, spec: CacheSpec, book: CodecBook, scratch_bytes: int) -> None:
         self.store = LayerStore(pool, spec, book)
+        self._reader = PageReader(pool, spec, book, Scratch(pool.device))
         self._spec = spec
         self._page = spec.shape.page
         self._scratch_bytes = scratch_bytes
-        self._buffers: dict[str, Tensor] = {}
 
     def prepare(
         self, plan: StepPlan, view: Rotation | StepProjection, dtype: torch.dtype, context_tokens: Sequence[int] = ()
-    ) -> _Prepared:
+    ) -> PreparedStep:
         """See `AttentionBackend.prepare`."""
         batches = group_ranges(
             plan,
@@ -68,26 +61,14 @@ class TorchBackend:
             context_tokens,
             lambda range_: self._scratch_bytes // self._range_bytes(range_, dtype),
         )
-        projected = [] if isinstance(view, Rotation) else [ProjectiveBatch.of(batch, view) for batch in batches]
-        return _Prepared(view, batches, projected)
-
-    def attend(
-        self, prepared: _Prepared, layer: int, q_THD: Tensor, k_THD: Tensor, v_THD: Tensor, context: Context = ()
-    ) -> Tensor:
-        """See `AttentionBackend.attend`."""
-        num_heads, group = self._spec.num_kv_heads, self._spec.query_heads // self._spec.num_kv_heads
-        out_THGD = torch.empty_like(q_THD).unflatten(1, (num_heads, group))
-        for number, batch in enumerate(prepared.batches):
-            for heads in self._head_tiles(batch, q_THD.dtype):
-                q_ThD = q_THD[:, heads.start * group : heads.stop * group]
-                k_ThD, v_ThD, out_ThGD = k_THD[:, heads], v_THD[:, heads], out_THGD[:, heads]
-                shared = (self.store, self._buffers, layer, heads, context)
-                if isinstance(prepared.view, Rotation):
-                    RotaryTile(*shared, prepared.view).attend(q_ThD, batch, k_ThD, v_ThD, out_ThGD)
-                else:
-                    projected = prepared.projected[number]
-                    ProjectiveTile(*shared, prepared.view).attend(q_ThD, projected, k_ThD, v_ThD, out_ThGD)
-        return out_THGD.flatten(1, 2)
+        head_tiles = [self._head_tiles(batch, dtype) for batch in batches]
+        if isinstance(view, Rotation):
+            tile: Any = partial(RotaryTile, self._reader, rotation=view)
+            work: list[tuple[Any, Sequence[slice]]] = list(zip(batches, head_tiles, strict=True))
+        else:
+            tile = partial(ProjectiveTile, self._reader, view=view)
+            work = list(zip((ProjectiveBatch.of(batch, view) for batch in batches), head_tiles, strict=True))
+        return PreparedStep(self._spec.num_kv_heads, tile, work)
 
     def _range_bytes(self, range_: RangePlan, dtype: torch.dtype) -> int:
         """Decoded K and V of the largest chunk that the range reads, over all heads."""
@@ -98,8 +79,8 @@ class TorchBackend:
         return 2 * dtype.itemsize * largest * self._spec.num_kv_heads * self._spec.head_dim
 
     def _padded_tokens(self, num_tokens: int, codecs: ChunkCodecs) -> int:
-        names = codecs.names(self._spec.num_layers)
-        return max(self._page.padded_tokens(num_tokens, name) for name in names)
+        used = codecs.in_layers(self._spec.num_layers)
+        return max(codec.padded_tokens(self._page, num_tokens) for codec in used)
 
     def _head_tiles(self, batch: RangeBatch, dtype: torch.dtype) -> list[slice]:
         """All heads at once when the batch's decoded or current chunks fit in the scratch, otherwise as many as do."""

@@ -4,75 +4,56 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from torch import Tensor
 
-from pagedvid.cache.pool import PageIds, PagePool
-from pagedvid.cache.sizes import KVShape
-from pagedvid.codecs.assignment import KINDS, ChunkCodecs
+from pagedvid.cache.pool import PageIds, PagePool, PageTable
+from pagedvid.codecs.assignment import ChunkCodecs
 from pagedvid.errors import IntegrityError
+
+NO_PAGES = PageTable(np.empty(0, dtype=np.int32), (), 1)
 
 
 @dataclass(frozen=True, eq=False)
 class Chunk:
-    """A committed chunk; nothing in it, and no byte of its pages, ever changes.
+    """A chunk that is committed, or about to be (`PendingChunk`). Once it is committed nothing in it ever changes, nor
+    any byte of its pages."""
 
-    Page ids are a CSR table over (kind, layer, KV head), keys before values: table t owns
-    `pages[indptr[t] : indptr[t + 1]]`, in token order. The tables of one kind and layer are equally long.
-    """
-
-    id: int
     index: int
     """Which chunk of its video it is, from 0."""
     first_token: int
     """Tokens of the video before it."""
     position: int
-    """Where rotary embedding placed its first token when it was committed."""
+    """Rotary position of its first token when it was committed."""
     num_tokens: int
     codecs: ChunkCodecs
-    pages: PageIds = field(repr=False)
-    indptr: NDArray[np.int64] = field(repr=False)
+    tag: Any = field(default=None, repr=False)
+    """What the model said about its tokens when it was committed (`QueryRange.tag`), such as their cameras."""
+    id: int = -1
+    """Given when its pages are taken; no two chunks of a cache have the same."""
+    table: PageTable = field(default=NO_PAGES, repr=False)
     alpha: Tensor | None = field(default=None, repr=False)
     """Measured correction factors, float32 [num_layers, num_kv_heads]; None when nothing was measured."""
     variance: Tensor | None = field(default=None, repr=False)
     """Var k' - Var k by channel, bfloat16 [num_layers, num_kv_heads, head_dim]; None when the correction needs none."""
-    ropes: Mapping[int, Any] = field(default_factory=dict, repr=False)
+    ropes: dict[int, Any] = field(default_factory=dict, repr=False)
     """By layer the rotary tables under which its keys were given, or None."""
-    tag: Any = field(default=None, repr=False)
-    """What the model said about its tokens when it was committed (`QueryRange.tag`), such as their cameras."""
     digest: bytes | None = field(default=None, repr=False)
     """Hash of the page bytes, kept only with `CacheSpec.debug_checks`."""
 
     @property
     def num_pages(self) -> int:
-        """Pages of all tables."""
-        return len(self.pages)
-
-    def layer_pages(self, kind: str, layer: int, num_kv_heads: int) -> PageIds:
-        """Page ids of the "keys" or "values" of one layer, int32 [num_kv_heads, pages per head]."""
-        return layer_pages(self.pages, self.indptr, kind, layer, num_kv_heads)
+        """Pages of its table."""
+        return len(self.table.ids)
 
 
-def layer_pages(pages: PageIds, indptr: NDArray[np.int64], kind: str, layer: int, num_kv_heads: int) -> PageIds:
-    """See `Chunk.layer_pages`."""
-    num_layers = (len(indptr) - 1) // (len(KINDS) * num_kv_heads)
-    first = (KINDS.index(kind) * num_layers + layer) * num_kv_heads
-    return pages[indptr[first] : indptr[first + num_kv_heads]].reshape(num_kv_heads, -1)
-
-
-def page_tables(shape: KVShape, num_tokens: int, codecs: ChunkCodecs) -> NDArray[np.int64]:
-    """CSR offsets of a chunk's tables."""
-    return np.cumsum((0, *shape.table_pages(num_tokens, codecs)), dtype=np.int64)
-
-
-def digest_pages(pool: PagePool, pages: PageIds) -> bytes:
+def digest_pages(pool: PagePool, ids: PageIds) -> bytes:
     """Hash of the bytes of some pages."""
-    return hashlib.blake2b(pool.read(pages).cpu().numpy().tobytes(), digest_size=16).digest()
+    return hashlib.blake2b(pool.read(ids).cpu().numpy().tobytes(), digest_size=16).digest()
 
 
 class ChunkLedger:
@@ -112,7 +93,7 @@ class ChunkLedger:
         self._references[chunk.id] -= 1
         if self._references[chunk.id] == 0:
             del self._references[chunk.id], self._chunks[chunk.id]
-            self._pool.give_back(chunk.pages)
+            self._pool.give_back(chunk.table.ids)
 
     def make_permanent(self, chunk: Chunk) -> None:
         """One more permanent reference."""

@@ -26,7 +26,7 @@ def check_integrity(
 
 
 def _check_pages(pool: PagePool, ledger: ChunkLedger, pending: Sequence[PendingChunk]) -> None:
-    owned = [pool.free_ids, *(chunk.pages for chunk in ledger), *(chunk.pages for chunk in pending)]
+    owned = [pool.free_ids, *(chunk.table.ids for chunk in ledger), *(each.chunk.table.ids for each in pending)]
     counts = np.bincount(np.concatenate(owned), minlength=pool.num_pages)
     _require(
         len(counts) == pool.num_pages and bool((counts == 1).all()), "I1: a page is lost, or in two places at once"
@@ -56,7 +56,9 @@ def _check_budget(pool: PagePool, streams: Sequence[Stream], budget_pages: int) 
 def _check_digests(pool: PagePool, ledger: ChunkLedger) -> None:
     for chunk in ledger:
         if chunk.digest is not None:
-            _require(digest_pages(pool, chunk.pages) == chunk.digest, f"I4: pages of chunk {chunk.id} were overwritten")
+            _require(
+                digest_pages(pool, chunk.table.ids) == chunk.digest, f"I4: pages of chunk {chunk.id} were overwritten"
+            )
 
 
 def _check_windows(streams: Sequence[Stream]) -> None:

@@ -21,15 +21,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 
 import torch
 
 from pagedvid.arguments import instance_of, list_of, whole_number, whole_numbers
 from pagedvid.cache.checks import check_ranges
-from pagedvid.cache.chunk import Chunk, ChunkLedger, digest_pages, page_tables
+from pagedvid.cache.chunk import Chunk, ChunkLedger, digest_pages
 from pagedvid.cache.integrity import check_integrity
 from pagedvid.cache.plan import PendingChunk, QueryRange, StepPlan, resolve_ranges, wanted_chunks
-from pagedvid.cache.pool import PagePool
+from pagedvid.cache.pool import PagePool, PageTable
 from pagedvid.cache.sizes import peak_pages, planned_peak_pages
 from pagedvid.cache.spec import STREAM_CODECS, CacheSpec
 from pagedvid.cache.stats import CacheStats, collect_stats
@@ -168,7 +169,7 @@ class CacheManager:
         del self._streams[stream.id]
 
     def pin(self, stream: Stream, chunk_index: int, branch: str = "cond") -> None:
-        """Keeps a live chunk until it is unpinned, beside the window. Raises CapacityError, StateError."""
+        """Keeps a live chunk until it is unpinned, outside the window too. Raises CapacityError, StateError."""
         self._require_idle(stream)
         history = stream.history(branch)
         chunk_index = whole_number("chunk_index", chunk_index)
@@ -233,7 +234,7 @@ class CacheManager:
             self._require_written(plan)
         except BaseException:
             for _, pending in wanted:
-                self.pool.give_back(pending.pages)
+                self.pool.give_back(pending.chunk.table.ids)
             raise
         else:
             self._publish(plan)
@@ -319,7 +320,7 @@ class CacheManager:
     def _borrow(self, wanted: Sequence[tuple[Stream, PendingChunk]]) -> int:
         """Pages that replacing chunks needs beyond what was promised; raises CapacityError if they cannot be had.
 
-        Old and new exist together until the step ends; and a replaced sink or pin that a fork shares lives on beside
+        Old and new exist together until the step ends; and a replaced sink or pin that a fork shares lives on next to
         its replacement.
         """
         after = {stream: stream.held_pages for stream, _ in wanted}
@@ -334,18 +335,24 @@ class CacheManager:
         return beyond + parted
 
     def _pages_of(self, pending: PendingChunk) -> int:
-        return self.shape.chunk_pages(pending.num_tokens, pending.codecs)
+        return self.shape.chunk_pages(pending.chunk.num_tokens, pending.chunk.codecs)
 
     @independent_of_host
     def _lend(self, pending: PendingChunk) -> None:
-        pending.pages = self.pool.take(self._pages_of(pending))
-        pending.indptr = page_tables(self.shape, pending.num_tokens, pending.codecs)
-        tables = (self.spec.num_layers, self.spec.num_kv_heads)
-        if self.shape.keeps_alpha(pending.codecs):
-            pending.alpha = torch.ones(tables, dtype=torch.float32, device=self.pool.device)
-        if self.shape.keeps_variance(pending.codecs):
-            shape = (*tables, self.spec.head_dim)
-            pending.variance = torch.zeros(shape, dtype=torch.bfloat16, device=self.pool.device)
+        chunk, spec = pending.chunk, self.spec
+        heads = (spec.num_layers, spec.num_kv_heads)
+        alpha, variance = None, None
+        if self.shape.keeps_alpha(chunk.codecs):
+            alpha = torch.ones(heads, dtype=torch.float32, device=self.pool.device)
+        if self.shape.keeps_variance(chunk.codecs):
+            variance = torch.zeros(*heads, spec.head_dim, dtype=torch.bfloat16, device=self.pool.device)
+        self._next_chunk_id += 1
+        table = PageTable(
+            self.pool.take(self._pages_of(pending)),
+            self.shape.table_pages(chunk.num_tokens, chunk.codecs),
+            spec.num_kv_heads,
+        )
+        pending.chunk = replace(chunk, id=self._next_chunk_id, table=table, alpha=alpha, variance=variance)
         self._pending.append(pending)
 
     def _require_written(self, plan: StepPlan) -> None:
@@ -353,37 +360,24 @@ class CacheManager:
             missing = set(range(self.spec.num_layers)) - pending.layers_written
             if missing:
                 raise StateError(
-                    f"the commit pass of chunk {pending.index} ended before layers {sorted(missing)} were attended; "
-                    "every layer must call attend once. Nothing was published."
+                    f"the commit pass of chunk {pending.chunk.index} ended before layers {sorted(missing)} were "
+                    "attended; every layer must call attend once. Nothing was published."
                 )
 
     def _publish(self, plan: StepPlan) -> None:
         for range_ in plan.ranges:
             history = range_.stream.history(range_.branch)
             for pending in range_.writes:
-                chunk = self._seal(pending)
+                chunk = self._seal(pending.chunk)
                 self._ledger.retain(chunk)
                 is_new = chunk.index == history.num_committed
                 self._settle(range_.stream, history.append(chunk) if is_new else [history.swap(chunk)])
 
     @independent_of_host
-    def _seal(self, pending: PendingChunk) -> Chunk:
-        self._next_chunk_id += 1
-        return Chunk(
-            id=self._next_chunk_id,
-            index=pending.index,
-            first_token=pending.first_token,
-            position=pending.position,
-            num_tokens=pending.num_tokens,
-            codecs=pending.codecs,
-            pages=pending.pages,
-            indptr=pending.indptr,
-            alpha=pending.alpha,
-            variance=pending.variance,
-            ropes=pending.ropes,
-            tag=pending.tag,
-            digest=digest_pages(self.pool, pending.pages) if self.spec.debug_checks else None,
-        )
+    def _seal(self, chunk: Chunk) -> Chunk:
+        if not self.spec.debug_checks:
+            return chunk
+        return replace(chunk, digest=digest_pages(self.pool, chunk.table.ids))
 
     def _settle(self, stream: Stream, dropped: Sequence[Chunk]) -> None:
         """After a history changed: budget first, then the references of what left it."""

@@ -12,17 +12,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
-from torch import Tensor
 
 from pagedvid.arguments import instance_of, whole_number, whole_numbers
 from pagedvid.cache.chunk import Chunk
-from pagedvid.cache.pool import PageIds
 from pagedvid.cache.stream import BranchHistory, Stream
-from pagedvid.codecs.assignment import ChunkCodecs
 from pagedvid.errors import StateError
 
 
@@ -67,25 +62,14 @@ class Read:
 
 @dataclass(eq=False)
 class PendingChunk:
-    """A chunk under construction: pages are taken, the bytes arrive layer by layer, nobody can see it yet."""
+    """A chunk under construction: its bytes arrive layer by layer, and nobody can see it yet."""
 
-    index: int
-    first_token: int
-    """Tokens of the video before it."""
-    position: int
-    """Where rotary embedding places its first token in this step."""
-    num_tokens: int
-    codecs: ChunkCodecs
+    chunk: Chunk
+    """Without pages until the manager lends them."""
     source: Chunk | None = None
     """The chunk whose stored values it takes over in other codecs; None: the keys and values of this pass."""
     replaces: Chunk | None = None
-    """The chunk whose place it takes with new keys and values (KV recache)."""
-    pages: PageIds = field(default_factory=lambda: np.empty(0, dtype=np.int32))
-    indptr: NDArray[np.int64] = field(default_factory=lambda: np.zeros(1, dtype=np.int64))
-    alpha: Tensor | None = None
-    variance: Tensor | None = None
-    ropes: dict[int, Any] = field(default_factory=dict)
-    tag: Any = None
+    """The chunk that it replaces with new keys and values (KV recache)."""
     layers_written: set[int] = field(default_factory=set)
 
 
@@ -105,7 +89,7 @@ class RangePlan:
     writes: tuple[PendingChunk, ...]
     tag: Any = None
 
-    @property
+    @cached_property
     def num_tokens(self) -> int:
         """Its packed tokens."""
         return self.stop - self.start
@@ -171,17 +155,18 @@ def wanted_chunks(asked: QueryRange) -> tuple[PendingChunk, ...]:
     if asked.replaces is not None:
         (old,) = history.select((asked.replaces,))
         position = positions[old.index]
-        return (
-            PendingChunk(old.index, old.first_token, position, old.num_tokens, old.codecs, replaces=old, tag=asked.tag),
-        )
+        new = Chunk(old.index, old.first_token, position, old.num_tokens, old.codecs, asked.tag)
+        return (PendingChunk(new, replaces=old),)
     index = history.num_committed
     own = PendingChunk(
-        index=index,
-        first_token=history.num_committed_tokens,
-        position=next_position(history),
-        num_tokens=tokens_of(asked),
-        codecs=stream.codecs.at_commit(index, stream.window),
-        tag=asked.tag,
+        Chunk(
+            index=index,
+            first_token=history.num_committed_tokens,
+            position=next_position(history),
+            num_tokens=tokens_of(asked),
+            codecs=stream.codecs.at_commit(index, stream.window),
+            tag=asked.tag,
+        )
     )
     last = history.chunks.get(index - 1)
     if last is None or not (last.index in history.pinned or stream.codecs.recodes(last.index, stream.window)):
@@ -189,10 +174,8 @@ def wanted_chunks(asked: QueryRange) -> tuple[PendingChunk, ...]:
     final = stream.codecs.final(last.index, stream.window)
     if last.codecs == final:
         return (own,)
-    recoded = PendingChunk(
-        last.index, last.first_token, positions[last.index], last.num_tokens, final, source=last, tag=last.tag
-    )
-    return (recoded, own)
+    recoded = Chunk(last.index, last.first_token, positions[last.index], last.num_tokens, final, last.tag)
+    return (PendingChunk(recoded, source=last), own)
 
 
 def resolve_ranges(ranges: Sequence[QueryRange], writes: Sequence[tuple[PendingChunk, ...]]) -> StepPlan:

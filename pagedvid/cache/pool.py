@@ -1,4 +1,4 @@
-"""Page storage: one byte tensor, and a stack of free page ids.
+"""Page storage: one byte tensor, a stack of free page ids, and the table of the pages of one chunk.
 
     free stack   [ 7 3 9 | 4 0 5 1 ... ]        take(n): the n ids below the top;  give_back(ids): pushed again
                          ^ top = num_free
@@ -7,6 +7,8 @@ Taking or freeing all pages of a chunk is one slice copy. The pool knows nothing
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -42,7 +44,7 @@ class PagePool:
 
     @property
     def device(self) -> torch.device:
-        """Where the bytes lie."""
+        """Where the bytes are."""
         return self.records.device
 
     @property
@@ -86,3 +88,43 @@ class PagePool:
         """Puts records [*ids.shape, page_bytes] into the pages with these ids."""
         index = torch.from_numpy(ids.ravel()).long().to(self.device)
         self.records.index_copy_(0, index, records.flatten(0, -2))
+
+
+class PageTable:
+    """Which pages hold the keys and values of every layer and KV head of a chunk.
+
+    A CSR table over (kind, layer, KV head), keys before values: entry t owns `ids[indptr[t] : indptr[t + 1]]`, in token
+    order. The entries of one kind and layer are equally long.
+    """
+
+    def __init__(self, ids: PageIds, pages_per_entry: Sequence[int], num_kv_heads: int) -> None:
+        self.ids = ids
+        self.indptr: NDArray[np.int64] = np.cumsum((0, *pages_per_entry), dtype=np.int64)
+        self._num_kv_heads = num_kv_heads
+        self._num_layers = len(pages_per_entry) // (2 * num_kv_heads)
+        self._on_device: Tensor | None = None
+
+    def layer(self, kind: str, layer: int) -> PageIds:
+        """Page ids of the "keys" or "values" of one layer, int32 [KV heads, pages of a head]; a view."""
+        first, end = self._bounds(kind, layer)
+        return self.ids[first:end].reshape(self._num_kv_heads, -1)
+
+    def layer_on(self, device: torch.device, kind: str, layer: int) -> Tensor:
+        """The same on the device, where the table is copied once."""
+        first, end = self._bounds(kind, layer)
+        return self.on(device)[first:end].view(self._num_kv_heads, -1)
+
+    def on(self, device: torch.device) -> Tensor:
+        """All ids, int32."""
+        if self._on_device is None or self._on_device.device != device:
+            self._on_device = torch.from_numpy(self.ids).to(device)
+        return self._on_device
+
+    def starts_and_lengths(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Where the pages of head 0 begin in `ids`, and how many pages a head has: [2 kinds, layers] each."""
+        shape = (2, self._num_layers, self._num_kv_heads)
+        return self.indptr[:-1].reshape(shape)[..., 0], np.diff(self.indptr).reshape(shape)[..., 0]
+
+    def _bounds(self, kind: str, layer: int) -> tuple[int, int]:
+        first = ((kind == "values") * self._num_layers + layer) * self._num_kv_heads
+        return int(self.indptr[first]), int(self.indptr[first + self._num_kv_heads])

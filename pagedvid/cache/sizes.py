@@ -15,7 +15,7 @@ from pagedvid.arguments import whole_number
 from pagedvid.cache.stream_codecs import StreamCodecs
 from pagedvid.cache.window import Commit, Window
 from pagedvid.codecs.assignment import KINDS, ChunkCodecs
-from pagedvid.codecs.page import DEFAULT_PAGE_ROWS, PageFormat, block_frames, has_steps, is_quantized
+from pagedvid.codecs.page import DEFAULT_PAGE_ROWS, PageFormat, block_frames
 from pagedvid.errors import ConfigError
 
 ALPHA_BYTES = 4
@@ -86,15 +86,17 @@ class KVShape:
 
     def keeps_alpha(self, codecs: ChunkCodecs) -> bool:
         """Whether chunks in these codecs keep measured factors."""
-        return self.correction == "measured" and any(map(is_quantized, codecs.names(self.num_layers, ("keys",))))
+        return self.correction == "measured" and any(
+            codec.is_quantized for codec in codecs.in_layers(self.num_layers, ("keys",))
+        )
 
     def keeps_variance(self, codecs: ChunkCodecs) -> bool:
         """Whether chunks in these codecs keep how storing them changed the variance of their keys.
 
         That is what "variance" corrects by; "measured" scales it where codes have no step size.
         """
-        quantized = [name for name in codecs.names(self.num_layers, ("keys",)) if is_quantized(name)]
-        without_steps = [name for name in quantized if not has_steps(name)]
+        quantized = [codec for codec in codecs.in_layers(self.num_layers, ("keys",)) if codec.is_quantized]
+        without_steps = [codec for codec in quantized if not codec.has_step_sizes]
         return bool(quantized if self.correction == "variance" else without_steps and self.correction == "measured")
 
     def correction_bytes(self, codecs: ChunkCodecs) -> int:
@@ -107,7 +109,7 @@ class KVShape:
     def padding_pages(self, num_tokens: int, codecs: ChunkCodecs) -> float:
         """How many pages of a chunk would hold no token if all others were full."""
         filled = sum(
-            num_tokens / self.page.page_tokens(codecs.of(kind, layer))
+            num_tokens / codecs.of(kind, layer).page_tokens(self.page)
             for layer in range(self.num_layers)
             for kind in KINDS
         )
@@ -129,7 +131,7 @@ class KVShape:
 @lru_cache(maxsize=1024, typed=True)
 def _table_pages(shape: KVShape, num_tokens: int, codecs: ChunkCodecs) -> tuple[int, ...]:
     pages = (
-        shape.page.num_pages(num_tokens, codecs.of(kind, layer)) for kind in KINDS for layer in range(shape.num_layers)
+        codecs.of(kind, layer).num_pages(shape.page, num_tokens) for kind in KINDS for layer in range(shape.num_layers)
     )
     return tuple(number for number in pages for _ in range(shape.num_kv_heads))
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from pagedvid.arguments import instance_of, one_of, whole_number
 from pagedvid.cache.sizes import MAX_SIZE, KVShape
 from pagedvid.cache.stream_codecs import StreamCodecs
-from pagedvid.codecs.page import has_steps, is_quantized
 from pagedvid.correction.formula import MODES
 from pagedvid.errors import ConfigError
 
@@ -67,17 +67,16 @@ class CacheSpec:
         if beyond:
             raise ConfigError(f"codecs are given for layer {beyond[0]}; the layers are 0 to {self.num_layers - 1}")
         for chunk in codecs.all():
-            for name in chunk.names(self.num_layers):
-                self.shape.page.page_tokens(name)
-            without = [
-                name for name in chunk.names(self.num_layers, ("keys",)) if is_quantized(name) and not has_steps(name)
-            ]
+            for codec in chunk.in_layers(self.num_layers):
+                codec.page_tokens(self.shape.page)
+            keys = [codec for codec in chunk.in_layers(self.num_layers, ("keys",)) if codec.is_quantized]
+            without = [codec for codec in keys if not codec.has_step_sizes]
             if self.correction == "formula" and without:
                 raise ConfigError(f'{without[0]} keys have no step size for correction "formula"; use "variance"')
 
-    @property
+    @cached_property
     def shape(self) -> KVShape:
-        """The integers that geometry works with."""
+        """The integers that sizes are computed from."""
         return KVShape(
             self.num_layers,
             self.num_kv_heads,
@@ -88,12 +87,12 @@ class CacheSpec:
             correction=self.correction,
         )
 
-    @property
+    @cached_property
     def query_heads(self) -> int:
         """Number of query heads."""
         return self.num_kv_heads if self.num_query_heads is None else self.num_query_heads
 
-    @property
+    @cached_property
     def scale(self) -> float:
         """Softmax scale."""
         return float(self.head_dim**-0.5)

@@ -2,46 +2,54 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
 
 from pagedvid.cache.window import Window
-from pagedvid.codecs.assignment import ChunkCodecs, LayerCodecs, checked_layers
-from pagedvid.codecs.page import has_steps, page_rows_for
+from pagedvid.codecs.assignment import ChunkCodecs, CodecPair, LayerCodecs, read_layers
 from pagedvid.errors import ConfigError
 
 
 @dataclass(frozen=True)
 class StreamCodecs:
-    """The codecs of a chunk by its role, each written as "int2" or, keys and values apart, "int4/int2".
+    """Each is written as "int2" or, keys and values apart, "int4/int2", and kept as the pair that this names.
 
-    `newest`: the last committed chunk stays in it until the next is committed. `layers`: exceptions from `history`,
-    and from sinks that follow it, such as {0: "int8", "2-5": "int4/int2"}.
+    `history`: of chunks that are neither of the following. `sink`: of sinks; None: as the history. `newest`: the last
+    committed chunk stays in it until the next is committed; None: no other. `layers`: exceptions from `history`, and
+    from sinks that follow it, such as {0: "int8", "2-5": "int4/int2"}.
     """
 
-    history: str = "int2"
-    sink: str | None = None
-    newest: str | None = None
-    layers: LayerCodecs = ()
+    history: str | CodecPair = "int2"
+    sink: str | CodecPair | None = None
+    newest: str | CodecPair | None = None
+    layers: Mapping[Any, Any] | LayerCodecs = ()
 
     def __post_init__(self) -> None:
-        for role in ("history", "sink", "newest"):
+        """Raises ConfigError for what names no codec or layer."""
+        for name in ("history", "sink", "newest"):
+            written = getattr(self, name)
+            if written is None and name != "history":
+                continue
             try:
-                ChunkCodecs.read(self.history if getattr(self, role) is None else getattr(self, role))
+                object.__setattr__(self, name, CodecPair.read(written))
             except ConfigError as error:
-                raise ConfigError(f"{role} codec: {error}") from None
-        object.__setattr__(self, "layers", checked_layers(self.layers))
+                raise ConfigError(f"{name} codec: {error}") from None
+        object.__setattr__(self, "layers", read_layers(self.layers))
 
     @property
     def page_rows(self) -> int:
         """Rows of a page that suit the keys of the history."""
-        return page_rows_for(self.steady.keys)
+        return self.steady.keys.page_rows
 
     @property
     def correction(self) -> str:
-        """The mode that suits the keys of the history: measured where codes have steps; klt hardly moves the mass."""
-        return "measured" if has_steps(self.steady.keys) else "off"
+        """The mode that suits the keys of the history: "measured" where they have step sizes, "off" for others such as
+        klt, which hardly changes the attention mass."""
+        return "measured" if self.steady.keys.has_step_sizes else "off"
 
-    @property
+    @cached_property
     def steady(self) -> ChunkCodecs:
         """Those of the history, in which most chunks are."""
         return ChunkCodecs.read(self.history, self.layers)
@@ -49,11 +57,11 @@ class StreamCodecs:
     def final(self, chunk_index: int, window: Window) -> ChunkCodecs:
         """The codecs in which a chunk ends up."""
         is_sink = chunk_index < window.sink_chunks
-        return (self._codecs(self.sink) if is_sink else None) or self.steady
+        return (self._sink if is_sink else None) or self.steady
 
     def at_commit(self, chunk_index: int, window: Window) -> ChunkCodecs:
         """The codecs in which a chunk is first written."""
-        return self._codecs(self.newest) or self.final(chunk_index, window)
+        return self._newest or self.final(chunk_index, window)
 
     def recodes(self, chunk_index: int, window: Window) -> bool:
         """Whether a chunk changes its codec when the next one is committed (and it is still visible after that)."""
@@ -61,9 +69,13 @@ class StreamCodecs:
         return stays and self.at_commit(chunk_index, window) != self.final(chunk_index, window)
 
     def all(self) -> tuple[ChunkCodecs, ...]:
-        """Whatever a chunk of any role may be stored in."""
-        return tuple(codecs for codecs in (self.steady, self._codecs(self.sink), self._codecs(self.newest)) if codecs)
+        """Whatever a chunk may be stored in."""
+        return tuple(codecs for codecs in (self.steady, self._sink, self._newest) if codecs)
 
-    @staticmethod
-    def _codecs(written: str | None) -> ChunkCodecs | None:
-        return None if written is None else ChunkCodecs.read(written)
+    @cached_property
+    def _sink(self) -> ChunkCodecs | None:
+        return None if self.sink is None else ChunkCodecs.read(self.sink)
+
+    @cached_property
+    def _newest(self) -> ChunkCodecs | None:
+        return None if self.newest is None else ChunkCodecs.read(self.newest)

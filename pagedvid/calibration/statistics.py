@@ -167,8 +167,8 @@ class LayerStatistics:
         num_positions = seen.cos_CTP.shape[1]
         for chunk in range(len(seen.k_CHTD)):
             for token in range(0, num_positions, _stride(num_positions, SAMPLED_ANGLES)):
-                turned_LHQD = unrotate(q_LHQD, seen.cos_CTP[chunk, token], seen.sin_CTP[chunk, token])
-                self.query_square_HDD = self.query_square_HDD + (turned_LHQD.mT @ turned_LHQD).sum(0)
+                unrotated_LHQD = unrotate(q_LHQD, seen.cos_CTP[chunk, token], seen.sin_CTP[chunk, token])
+                self.query_square_HDD = self.query_square_HDD + (unrotated_LHQD.mT @ unrotated_LHQD).sum(0)
 
 
 def _four(shape: torch.Size) -> torch.Size:

@@ -1,4 +1,4 @@
-"""Common GPUs and the memory that a process can really use on them."""
+"""Common GPUs, and the memory that a process can use on them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pagedvid.shown import shown
 from pagedvid.units import GIB
 
 CONTEXT_GIB = 0.5
-"""What CUDA's context and kernels take before the first tensor."""
+"""Memory that CUDA's context and kernels take before the first tensor."""
 
 _TOTAL_GIB = {
     "t4": 14.5,
@@ -26,8 +26,8 @@ _TOTAL_GIB = {
     "h200": 139.7,
     "b200": 178.3,
 }
-"""Capacity that PyTorch reports (the "total capacity" of its out-of-memory message), rounded down to 0.1 GiB: less than
-the number on the box, because that is in GB and ECC and firmware keep a part."""
+"""Capacity that PyTorch reports (the "total capacity" of its out-of-memory message), rounded down to 0.1 GiB. It is
+less than the number on the box, which is in GB and includes what ECC and firmware keep."""
 
 
 def gpu_names() -> tuple[str, ...]:
@@ -36,7 +36,7 @@ def gpu_names() -> tuple[str, ...]:
 
 
 def gpu_memory(name: str) -> int:
-    """Usable bytes of a GPU. Raises ConfigError."""
+    """Usable bytes of the GPU of that name. Raises ConfigError."""
     key = name.lower()
     if key not in _TOTAL_GIB:
         close = get_close_matches(key, _TOTAL_GIB, n=2)

@@ -1,4 +1,4 @@
-"""Streams over memory, one line per codec. The only file that imports matplotlib, which comes with the extra `plot`."""
+"""A plot of streams over memory, one line per codec. Only this file imports matplotlib, from the extra `plot`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pagedvid.units import GIB, format_bytes
 SUFFIXES = (".png", ".svg", ".pdf")
 NUM_POINTS = 120
 _COLORS = ("#4d4d4d", "#0072b2", "#009e73", "#d55e00", "#cc79a7", "#e69f00", "#56b4e9", "#999933")
-"""Told apart by colour-blind readers too; each line also carries its name."""
+"""Colour-blind readers can tell them apart; each line is labelled with its name too."""
 
 
 class _Label(NamedTuple):
@@ -35,6 +35,16 @@ def draw_streams_over_memory(question: Question, choices: Mapping[str, StreamCod
         raise ConfigError("--plot needs matplotlib; install it with: pip install 'pagedvid[plot]'") from None
     figure = Figure(figsize=(8, 5), dpi=150, layout="constrained")
     axes = figure.add_subplot()
+    highest = _curves(axes, question, choices)
+    _frame(axes, question, highest)
+    try:
+        figure.savefig(path)
+    except OSError as error:
+        raise ConfigError(f"--plot {path} cannot be written: {error}") from None
+
+
+def _curves(axes: Any, question: Question, choices: Mapping[str, StreamCodecs]) -> float:
+    """Draws a labelled curve per choice; returns the greatest height, at least 1."""
     here, top = question.memory_bytes, 2 * question.memory_bytes
     memories = sorted({here, *(top * i // NUM_POINTS for i in range(1, NUM_POINTS + 1))})
     ends: list[_Label] = []
@@ -62,25 +72,21 @@ def draw_streams_over_memory(question: Question, choices: Mapping[str, StreamCod
             fontweight="bold",
             bbox=backing,
         )
-    _frame(axes, question, highest)
-    try:
-        figure.savefig(path)
-    except OSError as error:
-        raise ConfigError(f"--plot {path} cannot be written: {error}") from None
+    return highest
 
 
 def _frame(axes: Any, question: Question, highest: float) -> None:
-    """Everything that is not a curve."""
+    """Draws everything but the curves."""
     here = question.memory_bytes
     axes.axvline(here / GIB, color="#bbbbbb", linewidth=1, zorder=0)
     axes.text(here / GIB, 1.02 * highest, f" {format_bytes(here)}", color="#777777")
     axes.set_xlim(0, 2 * here / GIB)
     axes.set_ylim(0, 1.08 * highest)
-    axes.set_xlabel(f"device memory, GiB (of it weights {format_bytes(question.weights_bytes)})")
+    axes.set_xlabel(f"device memory, GiB ({format_bytes(question.weights_bytes)} of it for weights)")
     axes.set_ylabel("streams that fit")
     axes.locator_params(axis="y", integer=True)
     axes.set_title(
-        f"{question.card.name}, {question.resolution}, window {question.history} "
+        f"{question.card.name}, {question.resolution}, window {question.look_back} "
         f"({question.size.seconds:.3g} s of history)",
         loc="left",
     )
@@ -89,7 +95,7 @@ def _frame(axes: Any, question: Question, highest: float) -> None:
 
 
 def _apart(labels: list[_Label], gap: float) -> list[_Label]:
-    """The labels from below, moved up where one would come closer to the next than the gap."""
+    """The labels from bottom to top, moved up where two would be closer than `gap`."""
     placed: list[_Label] = []
     for label in sorted(labels):
         lowest = placed[-1].height + gap if placed else label.height

@@ -1,7 +1,7 @@
-"""The prediction put to the test: a real pool, streams until admission refuses, chunks through the real encoder.
+"""Tests a prediction: a real pool, streams until admission refuses one, chunks through the real encoder.
 
-All streams commit in the same step, so that every one of them reaches its peak at the same moment. Keys and values are
-random, one chunk's worth for all; nothing is attended, because reading needs no pages.
+All streams commit in the same step, so that they reach their peak together. They store the same chunk of random keys
+and values. Nothing is attended to, because reading takes no pages.
 """
 
 from __future__ import annotations
@@ -15,27 +15,27 @@ import torch
 from torch import Tensor
 
 from pagedvid.attention.measure import MEASURED_QUERIES, sampled_offsets
-from pagedvid.attention.rotation import Readers
+from pagedvid.attention.rotation import Readers, Rotation
 from pagedvid.attention.store import LayerStore, Writing
 from pagedvid.cache.manager import CacheManager
 from pagedvid.cache.plan import QueryRange, RangePlan
 from pagedvid.cache.sizes import KVShape
-from pagedvid.cache.spec import CacheSpec
 from pagedvid.cache.stream import Stream
 from pagedvid.cache.stream_codecs import StreamCodecs
-from pagedvid.capacity.history import StreamSize
-from pagedvid.capacity.measure import available_bytes, live_bytes, peak_extra_bytes, warm_up
+from pagedvid.capacity.cards import StreamSize
 from pagedvid.capacity.sizing import Answer, Question, answers
+from pagedvid.capacity.tensor_bytes import available_bytes, live_bytes, peak_extra_bytes, warm_up
 from pagedvid.capacity.workspace import BF16_BYTES
 from pagedvid.codecs.book import CodecBook
+from pagedvid.devices import read_device
 from pagedvid.errors import CapacityError, ConfigError
 from pagedvid.rotary.grid_rotary import GridRotary, theta_frequencies
-from pagedvid.shown import shown
 from pagedvid.units import format_bytes
 
 PEAK_TOLERANCE = 0.02
+"""Relative tolerance of the peak, and on CUDA of the resident bytes; all other numbers must agree exactly."""
 MAX_COMMITS = 512
-"""Commits per stream; a longer window would keep the machine busy for hours."""
+"""Most commits per stream; a longer window would keep the machine busy for hours."""
 
 
 @dataclass(frozen=True)
@@ -49,34 +49,34 @@ class Check:
 
     @property
     def difference(self) -> float:
-        """Relative to the prediction."""
+        """Measured minus predicted, relative to the prediction."""
         return (self.measured - self.predicted) / self.predicted
 
     @property
     def agrees(self) -> bool:
-        """Exactly, or within the tolerance."""
+        """Whether both are equal within the tolerance."""
         return abs(self.measured - self.predicted) <= self.tolerance * self.predicted
 
 
 @dataclass(frozen=True)
 class Proof:
-    """What was built and how well it agrees."""
+    """What was built, and whether it agrees with the prediction."""
 
     question: Question
     name: str
     device: str
     num_layers: int
-    """Layers that were really built."""
+    """Layers that were built."""
     num_commits: int
     full_bytes: int
-    """The pool with all layers."""
+    """Predicted bytes of the pool with all layers."""
     checks: tuple[Check, ...]
     seconds: float
     tolerance: float = PEAK_TOLERANCE
 
     @property
     def agrees(self) -> bool:
-        """Whether every check does."""
+        """Whether every check agrees."""
         return all(check.agrees for check in self.checks)
 
 
@@ -85,53 +85,57 @@ def prove(
     name: str,
     codecs: StreamCodecs,
     *,
-    scale: float = 1.0,
+    layer_fraction: float = 1.0,
     device: str = "cpu",
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Proof:
-    """Builds, fills and measures. `scale`: fraction of the layers; the number of streams stays that of the whole model.
+    """Builds a pool, fills it and measures.
 
-    Raises CapacityError when the pool does not fit on this machine, ConfigError for a device that is not there.
+    `layer_fraction`: the share of the layers to build; the number of streams stays that of the whole model. Raises
+    CapacityError when the pool does not fit on this machine, ConfigError for a device that does not exist.
     """
-    target = _device(device)
+    target = read_device(device)
+    if target.type not in ("cpu", "cuda"):
+        raise ConfigError(f"device is {device!r}, which has no memory of its own to measure; write cpu, cuda or cuda:N")
     (full,) = answers(question, {name: codecs})
-    num_layers = max(1, round(question.card.num_layers * scale))
+    num_layers = max(1, round(question.card.num_layers * layer_fraction))
     size = replace(question, card=replace(question.card, num_layers=num_layers)).size.on_pages_for(codecs)
-    pool_pages = full.pool_pages * size.pages(codecs) // full.stream_pages  # holds as many streams as the whole pool
+    pool_pages = full.pool_pages * size.pages(codecs) // full.stream_pages  # holds as many streams as the full pool
     pool_bytes = full.pool_bytes // full.pool_pages * pool_pages
     num_commits = size.max_commits or size.window.max_chunks + 2
     if num_commits > MAX_COMMITS:
-        raise ConfigError(f"--prove with {num_commits} commits per stream would take too long; at most {MAX_COMMITS}")
-    inputs_bytes = _inputs_bytes(size)
-    _require_room(target, pool_bytes + inputs_bytes + full.commit_bytes)
+        raise ConfigError(
+            f"--prove with {num_commits} commits per stream would take too long; the most is {MAX_COMMITS}: give a "
+            "shorter --window"
+        )
+    _require_room(target, pool_bytes + _inputs_bytes(size) + full.commit_bytes)
     started = time.perf_counter()
     run = _Run(size, codecs, pool_bytes, target)
     run.fill(num_commits, progress)
-    checks = (
-        Check("pages of the pool", pool_pages, run.cache.pool.num_pages),
-        Check("bytes of the pool", pool_bytes, run.cache.pool.records.nbytes),
-        Check("streams admitted", full.num_streams, len(run.streams)),
-        Check("pages at the peak", full.num_streams * size.pages(codecs), run.cache.pool.peak_used_pages),
-        _resident_check(run, full, pool_bytes, num_commits),
-        Check(
-            "peak bytes",
-            pool_bytes + _factor_bytes(run, full, num_commits, pending=True) + inputs_bytes + full.commit_bytes,
-            run.peak_bytes,
-            PEAK_TOLERANCE,
-        ),
-    )
+    checks = _checks(run, full, pool_pages, pool_bytes, num_commits)
     run.release()
     seconds = time.perf_counter() - started
     return Proof(question, name, str(target), num_layers, num_commits, full.pool_bytes, checks, seconds)
 
 
-def _resident_check(run: _Run, full: Answer, pool_bytes: int, num_commits: int) -> Check:
-    predicted = pool_bytes + _factor_bytes(run, full, num_commits, pending=False)
-    return Check("resident bytes", predicted, run.resident_bytes, PEAK_TOLERANCE if run.device.type == "cuda" else 0.0)
+def _checks(run: _Run, full: Answer, pool_pages: int, pool_bytes: int, num_commits: int) -> tuple[Check, ...]:
+    pool, num_streams = run.cache.pool, full.num_streams
+    resident_bytes = pool_bytes + _factor_bytes(run, full, num_commits, pending=False)
+    peak_bytes = pool_bytes + _factor_bytes(run, full, num_commits, pending=True)
+    peak_bytes += _inputs_bytes(run.size) + full.commit_bytes
+    resident_tolerance = PEAK_TOLERANCE if run.device.type == "cuda" else 0.0
+    return (
+        Check("pages of the pool", pool_pages, pool.num_pages),
+        Check("bytes of the pool", pool_bytes, pool.records.nbytes),
+        Check("streams admitted", num_streams, len(run.streams)),
+        Check("pages at the peak", num_streams * run.size.pages(run.codecs), pool.peak_used_pages),
+        Check("resident bytes", resident_bytes, run.resident_bytes, resident_tolerance),
+        Check("peak bytes", peak_bytes, run.peak_bytes, PEAK_TOLERANCE),
+    )
 
 
 def _factor_bytes(run: _Run, full: Answer, num_commits: int, *, pending: bool) -> int:
-    """Correction factors of all live chunks (and of those being stored); they are kept on the CPU."""
+    """Bytes that the correction keeps for all live chunks, and with `pending` for those being stored; on the CPU."""
     if run.device.type != "cpu":
         return 0
     window, codecs = run.size.window, run.codecs
@@ -149,7 +153,7 @@ def _factor_bytes(run: _Run, full: Answer, num_commits: int, *, pending: bool) -
 
 
 class _Run:
-    """One pool, filled."""
+    """A pool full of streams."""
 
     def __init__(self, size: StreamSize, codecs: StreamCodecs, pool_bytes: int, device: torch.device) -> None:
         self.size, self.codecs, self.device = size, codecs, device
@@ -162,7 +166,7 @@ class _Run:
         frequencies = theta_frequencies(shape.head_dim).to(device, torch.float32)
         self._rope = GridRotary.of_sequence(frequencies, "half", num_cached=0)
         self._before = live_bytes(device)
-        self.spec = _spec(size, codecs)
+        self.spec = size.cache_spec(codecs)
         self.cache = CacheManager(self.spec, pool_bytes, device)
         self.store = LayerStore(self.cache.pool, self.spec, book)
         self.branches = tuple(f"branch{number}" for number in range(size.num_branches))
@@ -181,7 +185,7 @@ class _Run:
             streams.append(stream)
 
     def fill(self, num_commits: int, progress: Callable[[int, int], None]) -> None:
-        """Commits chunk after chunk in all streams; the very last write under measurement."""
+        """Commits chunk after chunk in all streams, and measures during the very last write."""
         self._commit_all(num_commits, progress)
         self.resident_bytes = live_bytes(self.device) - self._before
         self.cache.check()
@@ -196,18 +200,20 @@ class _Run:
                     write()
                 if number < num_commits:
                     last()
-                else:  # all pages are taken; the temporaries of one range are those of every other
+                else:  # all pages are taken, and the temporaries of one range are as large as those of any other
                     held = live_bytes(self.device) - self._before
                     self.peak_bytes = held + peak_extra_bytes(self.device, last)
             progress(number, num_commits)
 
     def _write(self, range_: RangePlan, inputs: tuple[Tensor, Tensor, Tensor]) -> None:
         q, k, v = inputs
+        rope = self.store.ropes.checked(self._rope)
+        rotation = Rotation(rope, False, stored_by=rope)
         for pending in range_.writes:
             own_tokens = sampled_offsets(range_, self.device) if pending.source is None else None
             readers = Readers(q, q, range_.first_token, own_tokens)
             for layer in range(self.size.shape.num_layers):
-                self.store.write(layer, [Writing(pending, readers, k, v)], self._rope)
+                self.store.write(layer, [Writing(pending, readers, k, v)], rotation)
 
     def _inputs(self) -> tuple[Tensor, Tensor, Tensor]:
         """Sampled queries, keys and values of one layer of one chunk."""
@@ -222,55 +228,27 @@ class _Run:
         return q, random(num_tokens, num_kv_heads), random(num_tokens, num_kv_heads)
 
     def release(self) -> None:
-        """Every page must come back."""
+        """Releases all streams; raises IntegrityError unless every page comes back."""
         for stream in self.streams:
             self.cache.release(stream)
         self.cache.check()
 
 
 def _make_constants(book: CodecBook, codecs: StreamCodecs, shape: KVShape, device: torch.device) -> None:
-    """Uses every codec once: what codecs keep for the whole process, such as Hadamard matrices, is no cache."""
-    for name in {name for chunk in codecs.all() for name in chunk.names(shape.num_layers)}:
-        codec = book.codec(name, "keys", 0, slice(0, shape.num_kv_heads))
+    """Uses every codec once, so that what codecs keep for the whole process is not counted as a part of the cache."""
+    for spec in {spec for chunk in codecs.all() for spec in chunk.in_layers(shape.num_layers)}:
+        codec = book.codec(spec, "keys", 0, slice(0, shape.num_kv_heads))
         records = codec.encode(torch.zeros(shape.num_kv_heads, 1, shape.head_dim, dtype=torch.float32, device=device))
         room = torch.empty(
-            shape.num_kv_heads, shape.page.padded_tokens(1, name), shape.head_dim, dtype=torch.float32, device=device
+            shape.num_kv_heads, spec.padded_tokens(shape.page, 1), shape.head_dim, dtype=torch.float32, device=device
         )
         codec.decode(records, 1, room)
 
 
-def _spec(size: StreamSize, codecs: StreamCodecs) -> CacheSpec:
-    shape: KVShape = size.shape
-    return CacheSpec(
-        shape.num_layers,
-        shape.num_kv_heads,
-        shape.head_dim,
-        num_query_heads=size.num_query_heads,
-        codecs=codecs,
-        page_rows=shape.page_rows,
-        tokens_per_frame=shape.tokens_per_frame,
-        frames_per_block=shape.frames_per_block,
-    )
-
-
 def _inputs_bytes(size: StreamSize) -> int:
-    """Sampled queries, keys and values of one layer of one chunk, BF16."""
+    """Bytes of `_Run._inputs`."""
     num_queries = min(size.chunk_tokens, MEASURED_QUERIES) * size.num_query_heads
     return BF16_BYTES * size.shape.head_dim * (num_queries + 2 * size.chunk_tokens * size.shape.num_kv_heads)
-
-
-def _device(name: str) -> torch.device:
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise ConfigError(f"--device is {shown(name)}; allowed are cpu, cuda and cuda:N") from None
-    if device.type not in ("cpu", "cuda"):
-        raise ConfigError(f"--device is {shown(name)}; allowed are cpu, cuda and cuda:N")
-    if device.type == "cuda" and (not torch.cuda.is_available() or (device.index or 0) >= torch.cuda.device_count()):
-        raise ConfigError(
-            f"--device is {shown(name)}, but PyTorch sees {torch.cuda.device_count()} CUDA devices here; use cpu"
-        )
-    return device
 
 
 def _require_room(device: torch.device, num_bytes: int) -> None:

@@ -1,10 +1,10 @@
-"""A day of arrivals against many GPUs: the engine's and the cache's own admission, without tensors and without a clock.
+"""A day of arrivals at many GPUs, decided by the engine's and the cache's own admission, without tensors or a clock.
 
-Every GPU is a `CacheManager` whose pool lies on PyTorch's "meta" device. Streams are opened in the engine's order
+Every GPU is a `CacheManager` whose pool is on PyTorch's "meta" device. Streams are opened in the engine's order
 (engine/admission.py), each on the GPU with the most unreserved pages.
 
-All numbers of pages are multiples of the model's (layer, KV head) tables, so pools and streams are counted per table:
-the same decisions, a few hundred times less memory for the free stacks.
+Every number of pages is a multiple of the number of the model's (layer, KV head) tables, so pools and streams are
+counted per table: this gives the same decisions with a few hundred times less memory for the free stacks.
 """
 
 from __future__ import annotations
@@ -19,11 +19,9 @@ import numpy as np
 
 from pagedvid.cache.manager import CacheManager
 from pagedvid.cache.sizes import KVShape, peak_pages
-from pagedvid.cache.spec import CacheSpec
 from pagedvid.cache.stream import Stream
 from pagedvid.cache.stream_codecs import StreamCodecs
-from pagedvid.capacity.history import StreamSize
-from pagedvid.capacity.model_card import Resolution
+from pagedvid.capacity.cards import Resolution, StreamSize
 from pagedvid.capacity.simulation_result import Moment, Simulation, Waits, periods_of
 from pagedvid.capacity.sizing import Question, answer, check_memory
 from pagedvid.capacity.trace import Arrival
@@ -31,10 +29,10 @@ from pagedvid.engine.admission import admit_in_order
 from pagedvid.errors import CapacityError, ConfigError
 
 MAX_POOL_PAGES = 2**28
-"""Per-table pages of all pools: 1 GiB of free stacks."""
+"""Most pages per table of all pools together: 1 GiB of free stacks."""
 MAX_WINDOW_CHUNKS = 512
 NUM_PERIODS = 24
-"""Lines of the report: the hours of a day."""
+"""Lines of the report: one per hour of a day."""
 
 
 @dataclass(frozen=True)
@@ -58,14 +56,14 @@ class Fleet:
         max_streams: int | None = None,
         max_wait_seconds: float | None = None,
     ) -> Fleet:
-        """Pools beside the largest workspace that any arrival needs. Raises CapacityError, ConfigError."""
+        """Pools that leave room for the largest workspace of any arrival. Raises CapacityError, ConfigError."""
         check_memory(question)
         if codecs.layers:
             raise ConfigError("--trace counts by layer; it cannot simulate codecs that differ between layers")
         if question.size.window.max_chunks > MAX_WINDOW_CHUNKS:
             raise ConfigError(
-                f"--trace with a window of {question.size.window.max_chunks} chunks would take too long; at most "
-                f"{MAX_WINDOW_CHUNKS}"
+                f"--trace with a window of {question.size.window.max_chunks} chunks would take too long; the most is "
+                f"{MAX_WINDOW_CHUNKS}: give a shorter --window"
             )
         kinds = {(arrival.resolution, arrival.num_branches) for arrival in arrivals}
         pool_pages = min(
@@ -74,17 +72,17 @@ class Fleet:
         )
         table_pages = pool_pages // question.card.shape.num_tables
         if table_pages < 1:
-            raise CapacityError("nothing of the memory is left for pages; give more memory, or --weights none")
+            raise CapacityError("no memory is left for pages; give more memory, or --weights none")
         if num_gpus * table_pages > MAX_POOL_PAGES:
             raise ConfigError(
-                f"{num_gpus} GPUs with {table_pages} pages per table are too many to simulate; the product may be "
-                f"{MAX_POOL_PAGES} at most: lower --gpus or --memory"
+                f"{num_gpus} GPUs with {table_pages} pages per table are too many to simulate; their product may be "
+                f"at most {MAX_POOL_PAGES}: lower --gpus or --memory"
             )
         return Fleet(question, codecs, num_gpus, table_pages, max_streams, max_wait_seconds)
 
     @property
     def pool_bytes(self) -> int:
-        """Of one GPU, all tables."""
+        """Bytes of one GPU's pool, all tables."""
         return self.table.page_bytes * self.table_pages * self.question.card.shape.num_tables
 
     @property
@@ -96,7 +94,7 @@ class Fleet:
 
 @dataclass(frozen=True)
 class _Request:
-    """An arrival with what `open` needs."""
+    """An arrival, and what `open` needs for it."""
 
     arrival: Arrival
     size: StreamSize
@@ -105,7 +103,7 @@ class _Request:
 
 
 def simulate(fleet: Fleet, arrivals: Sequence[Arrival]) -> Simulation:
-    """Runs the whole trace, until the last stream has left."""
+    """Runs the whole trace, until the last stream has left. `arrivals` are in order of time."""
     run = _Run(fleet)
     for arrival in arrivals:
         run.until(arrival.start_seconds)
@@ -120,7 +118,8 @@ class _Run:
     def __init__(self, fleet: Fleet) -> None:
         self._fleet = fleet
         memory = fleet.table.page_bytes * fleet.table_pages
-        self._gpus = [CacheManager(self._spec(fleet), memory, "meta") for _ in range(fleet.num_gpus)]
+        spec = replace(fleet.question.size, shape=fleet.table).cache_spec(fleet.codecs)
+        self._gpus = [CacheManager(spec, memory, "meta") for _ in range(fleet.num_gpus)]
         self._free_pages = np.full(fleet.num_gpus, fleet.table_pages, dtype=np.int64)
         self._reserved_pages = 0
         self._queue: deque[_Request] = deque()
@@ -129,19 +128,6 @@ class _Run:
         self._waits: list[float] = []
         self._moments: list[Moment] = []
         self._kinds: dict[tuple[Resolution, int, int], tuple[StreamSize, int, int]] = {}
-
-    @staticmethod
-    def _spec(fleet: Fleet) -> CacheSpec:
-        table = fleet.table
-        return CacheSpec(
-            1,
-            1,
-            table.head_dim,
-            codecs=fleet.codecs,
-            page_rows=table.page_rows,
-            tokens_per_frame=table.tokens_per_frame,
-            frames_per_block=table.frames_per_block,
-        )
 
     def arrive(self, arrival: Arrival) -> None:
         """Admits, queues or rejects a stream at its start."""
@@ -155,7 +141,7 @@ class _Run:
         self._note(now)
 
     def until(self, stop_seconds: float) -> None:
-        """Departures and given-up waits up to a moment, in order of time."""
+        """Handles departures and streams that give up waiting, in order of time, up to `stop_seconds`."""
         while True:
             departure = self._departures[0][0] if self._departures else math.inf
             expiry = self._expiry(self._queue[0]) if self._queue else math.inf
@@ -172,7 +158,7 @@ class _Run:
             self._note(now)
 
     def _admit(self, now: float) -> None:
-        """The engine's own rule, over all GPUs: a stream goes to the one with the most unreserved pages."""
+        """Admits by the engine's own rule; a stream goes to the GPU with the most unreserved pages."""
         for request in admit_in_order(self._queue, self._can_start):
             gpu = int(self._free_pages.argmax())
             stream = self._gpus[gpu].open(
@@ -197,13 +183,13 @@ class _Run:
         self._refresh(gpu)
 
     def _refresh(self, gpu: int) -> None:
-        """Unreserved pages of a GPU; -1 when it runs as many streams as it may."""
+        """Counts the unreserved pages of a GPU again; -1 when it runs as many streams as it may."""
         manager, limit = self._gpus[gpu], self._fleet.max_streams
         is_full = limit is not None and len(manager.streams) >= limit
         self._free_pages[gpu] = -1 if is_full else manager.pool.num_pages - manager.reserved_pages
 
     def _request(self, arrival: Arrival) -> _Request:
-        """Like the engine: the last chunk of a video has no reader and is not committed."""
+        """What `open` needs. As in the engine, the last chunk of a video has no reader and is not committed."""
         card = self._fleet.question.card
         num_frames = math.ceil(arrival.length_seconds * card.latent_frames_per_second)
         num_commits = min(-(-num_frames // card.frames_per_chunk) - 1, MAX_WINDOW_CHUNKS + 2)
@@ -223,7 +209,7 @@ class _Run:
         self._moments.append(Moment(now, self._reserved_pages, len(self._departures), len(self._queue)))
 
     def result(self, arrivals: Sequence[Arrival]) -> Simulation:
-        """Sums up; means and periods end with the last arrival: draining would dilute them."""
+        """Sums up. Means and periods end with the last arrival, because the time after it would dilute them."""
         all_pages = self._fleet.num_gpus * self._fleet.table_pages
         stop_seconds = arrivals[-1].start_seconds
         (whole,) = periods_of(self._moments, stop_seconds, all_pages, 1) or (None,)

@@ -1,4 +1,4 @@
-"""What a simulation reports: who got in, how long they waited, how full the pools were over time."""
+"""What a simulation reports: which streams were admitted, how long they waited, how full the pools were over time."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Waits:
 
     @staticmethod
     def of(waits: Sequence[float]) -> Waits:
-        """From every admitted stream's wait; zeros when nobody was admitted."""
+        """Sums up the wait of every admitted stream; zeros when none was admitted."""
         if not waits:
             return Waits(0.0, 0.0, 0.0, 0.0)
         median, p99 = np.percentile(waits, (50, 99))
@@ -30,7 +30,7 @@ class Waits:
 
 @dataclass(frozen=True)
 class Period:
-    """A stretch of the simulated time; means are weighted by time."""
+    """A span of the simulated time; means are weighted by time."""
 
     start_seconds: float
     mean_pages_ratio: float
@@ -41,7 +41,7 @@ class Period:
 
 @dataclass(frozen=True)
 class Simulation:
-    """What became of the streams. Pages are reserved ones, as a share of all GPUs' pages."""
+    """What became of the streams. `pages` are reserved ones, as a share of all GPUs' pages."""
 
     num_streams: int
     num_admitted: int
@@ -58,7 +58,7 @@ class Simulation:
 
 
 class Moment(NamedTuple):
-    """What holds from an event on."""
+    """The state from one event to the next."""
 
     seconds: float
     reserved_pages: int
@@ -67,9 +67,9 @@ class Moment(NamedTuple):
 
 
 def periods_of(moments: Sequence[Moment], stop_seconds: float, all_pages: int, num_periods: int) -> tuple[Period, ...]:
-    """The time from the first event on in equal stretches; between two events nothing changes.
+    """The time from the first event to `stop_seconds`, in equal spans; nothing changes between two events.
 
-    It ends with the last arrival; when all arrive at once, with the last departure.
+    If `stop_seconds` is not after the first event, the time ends with the last event instead.
     """
     if not moments:
         return ()

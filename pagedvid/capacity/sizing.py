@@ -1,5 +1,6 @@
-"""How many streams fit, from integers alone. Pages, peaks and bytes are those of cache/sizes.py, so what is
-promised here is what `open` reserves.
+"""How many streams fit, from integers alone.
+
+Pages, peaks and bytes are those of cache/sizes.py, so what is promised here is what `open` reserves.
 
     memory = weights + reserve + workspace (current chunk, scratch, commit, tables) + pool
     streams = pool pages // peak pages
@@ -12,8 +13,8 @@ from dataclasses import dataclass, replace
 
 from pagedvid.cache.stream_codecs import StreamCodecs
 from pagedvid.cache.window import Window
-from pagedvid.capacity.history import MAX_LENGTH, History, StreamSize, stream_size
-from pagedvid.capacity.model_card import ModelCard, Resolution
+from pagedvid.capacity.cards import ModelCard, Resolution, StreamSize
+from pagedvid.capacity.look_back import MAX_LENGTH, LookBack
 from pagedvid.capacity.workspace import commit_bytes, current_bytes, scratch_bytes, table_bytes
 from pagedvid.config.sections import AttentionConfig
 from pagedvid.errors import CapacityError, ConfigError
@@ -29,11 +30,11 @@ CODEC_CHOICES: dict[str, StreamCodecs] = {
 
 @dataclass(frozen=True)
 class Question:
-    """What is to be sized: a model at a resolution with a history, on a device."""
+    """What is to be sized: a model at a resolution with a look-back, on a device."""
 
     card: ModelCard
     resolution: Resolution
-    history: History
+    look_back: LookBack
     memory_bytes: int
     weights_format: str
     """A key of the card's `weights`, or "none"."""
@@ -55,23 +56,23 @@ class Question:
     @property
     def size(self) -> StreamSize:
         """One stream."""
-        return stream_size(self.card, self.resolution, self.history, self.num_branches)
+        return self.card.stream_size(self.resolution, self.look_back, self.num_branches)
 
-    def with_history(self, history: History) -> Question:
-        """The same with another history."""
-        return replace(self, history=history)
+    def with_look_back(self, look_back: LookBack) -> Question:
+        """The same question with another look-back."""
+        return replace(self, look_back=look_back)
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What one choice of codecs gives."""
+    """What fits with one choice of codecs."""
 
     name: str
     codecs: StreamCodecs
     bits_per_value: float
-    """Of the whole kept history: codes, steps, zeros, padding, correction factors."""
+    """Mean over everything that is kept: codes, step sizes, zero points, padding, correction factors."""
     chunk_bytes: int
-    """One stored chunk of the history, one branch."""
+    """One stored chunk in the codec of the history, one branch."""
     stream_pages: int
     stream_bytes: int
     """What `open` reserves: the stream's peak, all branches."""
@@ -81,18 +82,18 @@ class Answer:
     pool_pages: int
     pool_bytes: int
     num_streams: int
-    longest: History | None
-    """The longest history at which a single stream fits; None when not even the shortest does."""
+    longest: LookBack | None
+    """The longest look-back with which a single stream fits; None when not even the shortest does."""
     longest_seconds: float
     current_bytes: int
     scratch_bytes: int
     commit_bytes: int
     table_bytes: int
-    """Of klt codecs, once per model."""
+    """Tables of klt codecs, once per model."""
 
     @property
     def workspace_bytes(self) -> int:
-        """Everything beside weights, reserve and pages."""
+        """Everything but weights, reserve and pages."""
         return self.current_bytes + self.scratch_bytes + self.commit_bytes + self.table_bytes
 
 
@@ -107,17 +108,17 @@ def check_memory(question: Question) -> None:
     raise CapacityError(
         f"the {question.weights_format} weights of {question.card.name} take {format_bytes(question.weights_bytes)}"
         f"{reserve}, but the memory is {format_bytes(question.memory_bytes)}: nothing is left for a cache. "
-        f"Give more memory, {hint}or --weights none if they lie elsewhere."
+        f"Give more memory, {hint}or --weights none if they are kept elsewhere."
     )
 
 
 def answer(question: Question, name: str, codecs: StreamCodecs) -> Answer:
-    """One row of the table. Raises ConfigError for a resolution or weights format that the model does not have."""
+    """What fits with these codecs. Raises ConfigError for a resolution or weights format that the model lacks."""
     size = question.size.on_pages_for(codecs)
     pages = size.pages(codecs)
     bf16_bytes = question.size.pages(StreamCodecs("bf16")) * question.size.shape.page_bytes
     pool_pages = _pool_pages(question, size, codecs)
-    longest = longest_history(question, codecs, num_streams=1)
+    longest = longest_look_back(question, codecs, num_streams=1)
     workspace = _workspace(size, codecs)
     return Answer(
         name=name,
@@ -132,7 +133,7 @@ def answer(question: Question, name: str, codecs: StreamCodecs) -> Answer:
         pool_bytes=size.shape.page_bytes * pool_pages,
         num_streams=pool_pages // pages,
         longest=longest,
-        longest_seconds=question.with_history(longest).size.seconds if longest else 0.0,
+        longest_seconds=question.with_look_back(longest).size.seconds if longest else 0.0,
         current_bytes=workspace[0],
         scratch_bytes=workspace[1],
         commit_bytes=workspace[2],
@@ -141,7 +142,11 @@ def answer(question: Question, name: str, codecs: StreamCodecs) -> Answer:
 
 
 def answers(question: Question, choices: Mapping[str, StreamCodecs]) -> list[Answer]:
-    """All rows. Raises CapacityError with needed, available and the largest setting when no choice fits one stream."""
+    """One answer per choice.
+
+    Raises CapacityError when no choice fits a single stream; it says what is needed, what is available and the longest
+    window that would fit.
+    """
     check_memory(question)
     rows = [answer(question, name, codecs) for name, codecs in choices.items()]
     if not any(row.num_streams for row in rows):
@@ -154,21 +159,21 @@ def _nothing_fits(question: Question, rows: list[Answer]) -> CapacityError:
     fitting = [row for row in rows if row.longest is not None]
     if fitting:
         best = max(fitting, key=lambda row: row.longest_seconds)
-        hint = f"the longest history that fits is {best.longest} ({best.longest_seconds:g} s) in {best.name}"
+        hint = f"the longest window that fits is {best.longest} ({best.longest_seconds:g} s) in {best.name}"
     else:
-        hint = "not even the shortest history fits; lower the resolution, or give more memory"
+        hint = "not even the shortest window fits; lower the resolution, or give more memory"
     return CapacityError(
-        f"no stream of {question.card.name} at {question.resolution} with the window {question.history} fits: "
-        f"{smallest.name} needs {format_bytes(smallest.stream_bytes)}, but of {format_bytes(question.memory_bytes)} "
+        f"no stream of {question.card.name} at {question.resolution} with the window {question.look_back} fits: "
+        f"{smallest.name} needs {format_bytes(smallest.stream_bytes)}, but of {format_bytes(question.memory_bytes)}, "
         f"{format_bytes(smallest.pool_bytes)} are left after weights, reserve and workspace; {hint}."
     )
 
 
-def longest_history(question: Question, codecs: StreamCodecs, num_streams: int) -> History | None:
-    """The longest history at which that many streams fit; None when not even the shortest does."""
+def longest_look_back(question: Question, codecs: StreamCodecs, num_streams: int) -> LookBack | None:
+    """The longest look-back with which that many streams fit; None when not even the shortest does."""
 
     def fits(length: int) -> bool:
-        size = question.with_history(question.history.with_length(length)).size.on_pages_for(codecs)
+        size = question.with_look_back(question.look_back.with_length(length)).size.on_pages_for(codecs)
         return num_streams * size.pages(codecs) <= _pool_pages(question, size, codecs)
 
     if not fits(1):
@@ -179,11 +184,11 @@ def longest_history(question: Question, codecs: StreamCodecs, num_streams: int) 
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (middle, high) if fits(middle) else (low, middle)
-    return question.history.with_length(low)
+    return question.look_back.with_length(low)
 
 
 def streams_over_memory(question: Question, codecs: StreamCodecs, memories: Sequence[int]) -> list[int]:
-    """Streams that fit in each of several memories, in bytes; that of the question does not count."""
+    """Streams that fit in each of several memories in bytes, instead of in the question's own."""
     size = question.size.on_pages_for(codecs)
     stream_pages, fixed_bytes = size.pages(codecs), _fixed_bytes(question, size, codecs)
     return [size.shape.pages_in_memory(max(0, memory - fixed_bytes)) // stream_pages for memory in memories]
@@ -194,12 +199,12 @@ def _pool_pages(question: Question, size: StreamSize, codecs: StreamCodecs) -> i
 
 
 def _fixed_bytes(question: Question, size: StreamSize, codecs: StreamCodecs) -> int:
-    """What is no page, however many streams there are."""
+    """Bytes that are not pages; they do not depend on the number of streams."""
     return question.weights_bytes + question.reserve_bytes + sum(_workspace(size, codecs))
 
 
 def _workspace(size: StreamSize, codecs: StreamCodecs) -> tuple[int, int, int, int]:
-    """Bytes of the current chunk, of the scratch, of a commit's temporaries, of tables."""
+    """Bytes of the current chunk, the scratch, a commit's temporaries and the tables."""
     return (
         current_bytes(size),
         scratch_bytes(size, codecs, AttentionConfig().scratch),

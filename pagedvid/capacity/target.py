@@ -1,4 +1,4 @@
-"""The inverse question: which window or codec reaches a number of streams, or of seconds that each remembers?"""
+"""The inverse question: which window and which codec reach a number of streams, or of seconds that each one keeps?"""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from pagedvid.cache.stream_codecs import StreamCodecs
-from pagedvid.capacity.history import History, history_of_seconds
-from pagedvid.capacity.sizing import Answer, Question, answer, check_memory, longest_history
+from pagedvid.capacity.look_back import LookBack
+from pagedvid.capacity.sizing import Answer, Question, answer, check_memory, longest_look_back
 from pagedvid.config.rules import Rule, number, whole
 from pagedvid.errors import CapacityError, ConfigError
 from pagedvid.files.plain_yaml import read_scalar
@@ -25,18 +25,18 @@ class Target:
 
 @dataclass(frozen=True)
 class TargetAnswer:
-    """How near one choice of codecs comes."""
+    """How close one choice of codecs comes to the target."""
 
     answer: Answer
-    """At the target's window, or at the asked one when the target names no seconds."""
+    """With the target's window, or with the question's own when the target names no seconds."""
     reaches: bool
-    longest: History | None
-    """The longest history at which the wanted number of streams fits."""
+    longest: LookBack | None
+    """The longest look-back with which the wanted number of streams fits."""
     longest_seconds: float
 
 
 def parse_targets(written: list[str]) -> Target:
-    """From ["streams=16", "seconds=60"]. Raises ConfigError."""
+    """Reads ["streams=16", "seconds=60"]. Raises ConfigError."""
     values: dict[str, str] = {}
     for word in written:
         key, equals, value = word.partition("=")
@@ -68,10 +68,10 @@ def _read(key: str, written: str, rule: Rule) -> Any:
 
 
 def target_question(question: Question, target: Target) -> Question:
-    """The question with the history that the target asks for."""
+    """The question with the look-back that the target asks for."""
     if target.seconds is None:
         return question
-    return question.with_history(history_of_seconds(question.card, target.seconds))
+    return question.with_look_back(question.card.look_back_of_seconds(target.seconds))
 
 
 def reach(question: Question, target: Target, choices: Mapping[str, StreamCodecs]) -> list[TargetAnswer]:
@@ -82,8 +82,8 @@ def reach(question: Question, target: Target, choices: Mapping[str, StreamCodecs
     found = []
     for name, codecs in choices.items():
         row = answer(wanted, name, codecs)
-        longest = longest_history(wanted, codecs, num_streams)
-        seconds = wanted.with_history(longest).size.seconds if longest else 0.0
+        longest = longest_look_back(wanted, codecs, num_streams)
+        seconds = wanted.with_look_back(longest).size.seconds if longest else 0.0
         found.append(TargetAnswer(row, row.num_streams >= num_streams, longest, seconds))
     if not any(item.reaches or (target.seconds is None and item.longest) for item in found):
         raise _out_of_reach(wanted, target, found)
@@ -93,12 +93,12 @@ def reach(question: Question, target: Target, choices: Mapping[str, StreamCodecs
 def _out_of_reach(question: Question, target: Target, found: list[TargetAnswer]) -> CapacityError:
     most = max(found, key=lambda item: item.answer.num_streams)
     longest = max(found, key=lambda item: item.longest_seconds)
-    wanted = f"{target.num_streams or 1} stream(s) of {question.card.name} with the window {question.history}"
+    wanted = f"{target.num_streams or 1} stream(s) of {question.card.name} with the window {question.look_back}"
     hint = (
-        f"for that many streams the longest history is {longest.longest} ({longest.longest_seconds:g} s) "
+        f"for that many streams the longest window is {longest.longest} ({longest.longest_seconds:g} s) "
         f"in {longest.answer.name}"
         if longest.longest
-        else "not even the shortest history fits for that many streams"
+        else "not even the shortest window fits for that many streams"
     )
     return CapacityError(
         f"no codec reaches {wanted}: {most.answer.name} fits {most.answer.num_streams}; {hint}. Give more memory."

@@ -1,8 +1,8 @@
-"""Traces of arrivals: one JSON object a line.
+"""Traces of arrivals: one JSON object per line.
 
     {"start_seconds": 12.5, "length_seconds": 60, "resolution": "832x480", "num_branches": 1}
 
-`start_seconds` and `length_seconds` are needed; the others default to the question's. Lines may come in any order.
+`start_seconds` and `length_seconds` are required; the others default to the question's. Lines may be in any order.
 """
 
 from __future__ import annotations
@@ -11,8 +11,7 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
-from pagedvid.capacity.history import MAX_BRANCHES, StreamSize, stream_size
-from pagedvid.capacity.model_card import Resolution
+from pagedvid.capacity.cards import MAX_BRANCHES, Resolution, StreamSize
 from pagedvid.capacity.sizing import Question
 from pagedvid.errors import ConfigError
 from pagedvid.files.plain_json import read_json_object
@@ -27,7 +26,7 @@ _KEYS = ("start_seconds", "length_seconds", "resolution", "num_branches")
 
 @dataclass(frozen=True)
 class Arrival:
-    """One stream that somebody asks for."""
+    """One request for a stream."""
 
     start_seconds: float
     length_seconds: float
@@ -35,12 +34,12 @@ class Arrival:
     num_branches: int
 
     def size(self, question: Question) -> StreamSize:
-        """The stream in integers."""
-        return stream_size(question.card, self.resolution, question.history, self.num_branches)
+        """The stream that is asked for, in integers."""
+        return question.card.stream_size(self.resolution, question.look_back, self.num_branches)
 
 
 def read_trace(path: Path, question: Question) -> list[Arrival]:
-    """All arrivals in order of time. Raises ConfigError naming the line that is wrong."""
+    """All arrivals in order of time. Raises ConfigError, which names the line that is wrong."""
     arrivals = []
     for number, line in enumerate(read_text(path, "trace", MAX_TRACE_BYTES).split("\n"), start=1):
         if line.strip():
@@ -49,7 +48,7 @@ def read_trace(path: Path, question: Question) -> list[Arrival]:
             except ConfigError as error:
                 raise ConfigError(f"{path.name}:{number}: {error}") from None
     if not arrivals:
-        raise ConfigError(f"trace {path} holds no arrivals; tools/make_trace.py writes one")
+        raise ConfigError(f"trace {path} has no arrivals; tools/make_trace.py writes a trace")
     return sorted(arrivals, key=lambda arrival: arrival.start_seconds)
 
 

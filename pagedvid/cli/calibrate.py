@@ -1,8 +1,8 @@
-"""`pagedvid calibrate`: the tables of klt codecs for a model, from a few of its own videos.
+"""`pagedvid calibrate`: makes the tables of klt codecs for a model, from a few of its own videos.
 
-The videos are generated with a cache in bf16 and thrown away; what stays are means, bases and variances of the keys and
-values of every layer. Next to the weights, under the name klt_tables.safetensors, the file is found by itself. A video
-that fails is left out; the exit code is then 1.
+The videos are generated with a cache in bf16 and discarded; the tables hold means, bases and variances of the keys and
+values of every layer. A file next to the weights that is called klt_tables.safetensors is used without further
+settings. A video that fails is left out; the exit code is then 1.
 """
 
 from __future__ import annotations
@@ -14,9 +14,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pagedvid.cli.messages import logs_as_notes, reason
 from pagedvid.cli.options import add_config_options, path_flag, resolve_options
 from pagedvid.cli.prompts import read_prompts
-from pagedvid.cli.reasons import reason
+from pagedvid.cli.terminal import EXIT_FAILED, EXIT_SUCCESS
 from pagedvid.config.sections import Config
 from pagedvid.engine.requests import ChunkOutput, VideoRequest
 from pagedvid.errors import ConfigError, PagedvidError
@@ -25,10 +26,8 @@ from pagedvid.shown import named
 if TYPE_CHECKING:
     from pagedvid.codecs.klt.file import Calibration
 
-EXIT_FINE, EXIT_FAILED = 0, 1
-
 DEMO_PROMPTS = 72
-"""Prompts of the demo model when none are given."""
+"""Prompts for the demo model when none are given."""
 DEMO_PROMPT_SEED = 20_260
 
 
@@ -39,7 +38,7 @@ def add_parser(subparsers: Any) -> None:
         "--prompts",
         metavar="FILE",
         type=path_flag,
-        help=".txt (a prompt per line) or .jsonl; the demo model has its own",
+        help=".txt (a prompt per line) or .jsonl; the demo model has prompts of its own",
     )
     parser.add_argument(
         "--out", metavar="FILE", type=path_flag, required=True, help="such as WEIGHTS/klt_tables.safetensors"
@@ -58,26 +57,29 @@ def run(args: argparse.Namespace) -> int:
     if args.out.is_dir():
         raise ConfigError(f"--out {named(args.out)} is a folder; give a file in it")
     if not (args.out.parent.is_dir() and os.access(args.out.parent, os.W_OK)):
-        raise ConfigError(f"{named(args.out.parent)} is not a folder to write to; make it, or give another --out")
+        raise ConfigError(
+            f"{named(args.out.parent)} is not a folder that can be written to; make it, or give another --out"
+        )
     from pagedvid.codecs.klt.file import save_calibration
 
-    calibration, num_failed = calibrate_model(config, requests)
+    with logs_as_notes(report):
+        calibration, num_failed = calibrate_model(config, requests)
     try:
         save_calibration(calibration, args.out)
     except ConfigError as error:
         report(f"failed  {error}")
         return EXIT_FAILED
     print(f"{args.out}  {calibration.num_bytes} bytes, {calibration.calibrated_on}")
-    return EXIT_FAILED if num_failed else EXIT_FINE
+    return EXIT_FAILED if num_failed else EXIT_SUCCESS
 
 
 def report(line: str) -> None:
-    """One line of what went wrong, to stderr."""
+    """Prints one line to stderr."""
     print(line, file=sys.stderr)
 
 
 def observing(config: Config) -> Config:
-    """The settings with a cache that changes nothing worth observing."""
+    """The settings with a cache in bf16, which hardly changes the keys and values that are observed."""
     cache = replace(
         config.cache,
         codec="bf16",
@@ -92,11 +94,11 @@ def observing(config: Config) -> Config:
 
 
 def calibration_requests(config: Config, prompts: Path | None) -> list[VideoRequest]:
-    """What is generated. Raises ConfigError when no prompts are given for a model that needs some."""
+    """The videos to generate. Raises ConfigError when no prompts are given and the model has none of its own."""
     if prompts is not None:
         return read_prompts(prompts, config.generate)
     if config.model.name != "demo":
-        raise ConfigError(f"calibrate needs --prompts FILE for {config.model.name}: some of what it will be used for")
+        raise ConfigError(f"calibrate needs --prompts FILE for {config.model.name}, with prompts like those to come")
     import numpy as np
 
     from pagedvid.models.demo.captions import caption
@@ -111,9 +113,9 @@ def calibration_requests(config: Config, prompts: Path | None) -> list[VideoRequ
 
 
 def calibrate_model(config: Config, requests: list[VideoRequest]) -> tuple[Calibration, int]:
-    """Generates the videos and fits the tables; returns them and how many videos failed, which are named on stderr.
+    """Generates the videos and fits the tables; returns them and the number of failed videos, which stderr names.
 
-    Raises ConfigError when no chunk was read by a later one, as when all videos failed.
+    Raises ConfigError when no chunk was read by a later one, for example because all videos failed.
     """
     import torch
 

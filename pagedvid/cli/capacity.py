@@ -1,6 +1,6 @@
-"""How many videos fit, from integers alone: no weights, no GPU.
+"""How many videos fit, from integers alone: it needs no weights and no GPU.
 
---prove allocates and measures; --trace simulates a day of arrivals.
+--prove allocates the memory and measures it; --trace simulates a day of arrivals.
 """
 
 from __future__ import annotations
@@ -11,15 +11,15 @@ from collections.abc import Mapping
 from typing import Any
 
 from pagedvid.cache.stream_codecs import StreamCodecs
-from pagedvid.capacity.catalog import find_card, presets
+from pagedvid.capacity.card_files import find_card, presets
+from pagedvid.capacity.cards import MAX_BRANCHES, Resolution
 from pagedvid.capacity.gpus import gpu_memory, gpu_names
-from pagedvid.capacity.history import MAX_BRANCHES, window_of
-from pagedvid.capacity.model_card import Resolution
 from pagedvid.capacity.sizing import CODEC_CHOICES, Question, answers
 from pagedvid.capacity.target import parse_targets, reach, target_question
 from pagedvid.cli.capacity_report import Report, sizing_report, target_report
 from pagedvid.cli.options import by_rule, path_flag
-from pagedvid.codecs.page import CODEC_PATTERN
+from pagedvid.cli.terminal import EXIT_FAILED, EXIT_SUCCESS
+from pagedvid.codecs.registry import codec_names
 from pagedvid.config.rules import number, whole
 from pagedvid.config.sections import DEVICE
 from pagedvid.errors import ConfigError
@@ -29,7 +29,6 @@ from pagedvid.units import parse_bytes
 DEFAULT_CODEC = "int2"
 DEFAULT_MEMORY = "80GiB"
 MAX_GPUS = 10_000
-EXIT_FINE, EXIT_DISPROVED = 0, 1
 
 _NEEDS = {"scale": "prove", "device": "prove", "gpus": "trace", "max_wait": "trace", "concurrent": "trace"}
 _EXCLUDES = (("prove", "trace"), ("prove", "targets"), ("trace", "targets"), ("prove", "plot"), ("trace", "plot"))
@@ -38,7 +37,7 @@ _EXCLUDES = (("prove", "trace"), ("prove", "targets"), ("trace", "targets"), ("p
 def add_parser(subparsers: Any) -> None:
     """Adds `capacity`."""
     parser = subparsers.add_parser("capacity", help="how many videos fit, without weights or GPU", description=__doc__)
-    parser.add_argument("--model", metavar="NAME", required=True, help="see `pagedvid models`; or a YAML card")
+    parser.add_argument("--model", metavar="NAME", required=True, help="one of `pagedvid models`, or a YAML card")
     parser.add_argument("--models", metavar="DIR", type=path_flag, help="folder with more model cards")
     parser.add_argument("--resolution", metavar="WxH", help="pixels, such as 832x480 (default: the model's)")
     memory = parser.add_mutually_exclusive_group()
@@ -47,7 +46,7 @@ def add_parser(subparsers: Any) -> None:
     )
     memory.add_argument("--gpu", metavar="NAME", help=f"or a GPU by name: {', '.join(gpu_names())}")
     parser.add_argument("--weights", metavar="FORMAT", default="bf16", help="bf16, fp8 or none (default: bf16)")
-    parser.add_argument("--reserve", metavar="SIZE", default="0", help="set aside for activations, VAE, text encoder")
+    parser.add_argument("--reserve", metavar="SIZE", default="0", help="kept free for activations, VAE, text encoder")
     parser.add_argument("--window", metavar="W", help="SINK+RECENT chunks (1+6), frames (18frames) or seconds (4.5s)")
     parser.add_argument("--kv", metavar="NAMES", help=f"some of {', '.join(CODEC_CHOICES)} and the presets")
     parser.add_argument(
@@ -58,15 +57,15 @@ def add_parser(subparsers: Any) -> None:
     )
     parser.add_argument("--format", choices=("table", "json", "csv"), default="table", help="default: table")
     parser.add_argument("--plot", metavar="FILE", type=path_flag, help="draw streams over memory (.png, .svg, .pdf)")
-    prove = parser.add_argument_group("--prove: build the pool, fill it, compare with the prediction")
+    prove = parser.add_argument_group("--prove: build the pool, fill it and compare with the prediction")
     prove.add_argument("--prove", action="store_true", help="exit code 1 when measured and predicted disagree")
     prove.add_argument("--scale", metavar="F", type=by_rule(number(0.001, 1)), help="use this fraction of the layers")
     prove.add_argument("--device", metavar="NAME", type=by_rule(DEVICE), help="cpu (default), cuda or cuda:N")
-    trace = parser.add_argument_group("--trace: simulate arrivals against a pool of GPUs")
+    trace = parser.add_argument_group("--trace: simulate arrivals at many GPUs")
     trace.add_argument("--trace", metavar="FILE", type=path_flag, help="jsonl; see tools/make_trace.py")
     trace.add_argument("--gpus", metavar="N", type=by_rule(whole(1, MAX_GPUS)), help="number of GPUs (default: 1)")
     trace.add_argument(
-        "--max-wait", metavar="S", type=by_rule(number(0, 10**9)), help="seconds a stream waits before it is rejected"
+        "--max-wait", metavar="S", type=by_rule(number(0, 10**9)), help="seconds that a stream waits before it gives up"
     )
     trace.add_argument(
         "--concurrent", metavar="N", type=by_rule(whole(1, 10**6)), help="most streams of one GPU (default: memory)"
@@ -91,15 +90,15 @@ def run(args: argparse.Namespace) -> int:
     if args.plot:
         _plot(args, question, choices)
     print(report.render(args.format))
-    return EXIT_FINE
+    return EXIT_SUCCESS
 
 
 def _check_flags(args: argparse.Namespace) -> None:
-    """Raises ConfigError for flags that contradict each other or would be ignored."""
+    """Raises ConfigError for flags that contradict each other or would have no effect."""
     for flag, needed in _NEEDS.items():
         if getattr(args, flag) is not None and not getattr(args, needed):
             raise ConfigError(
-                f"--{flag.replace('_', '-')} only means something with --{needed}; add it or drop the flag"
+                f"--{flag.replace('_', '-')} has no effect without --{needed}; add --{needed} or drop the flag"
             )
     for first, second in _EXCLUDES:
         if getattr(args, first) and getattr(args, second):
@@ -116,14 +115,14 @@ def _question(args: argparse.Namespace) -> Question:
     reserve_bytes = parse_bytes(args.reserve)
     if memory_bytes == 0:
         raise ConfigError(f"--memory is {shown(args.memory)}; allowed is a size above zero, such as 80GiB")
-    history = window_of(card, args.window) if args.window is not None else card.window
-    question = Question(card, resolution, history, memory_bytes, args.weights, reserve_bytes, args.branches)
+    look_back = card.window if args.window is None else card.look_back(args.window)
+    question = Question(card, resolution, look_back, memory_bytes, args.weights, reserve_bytes, args.branches)
     card.tokens_per_frame(resolution)
     return question
 
 
 def _choices(written: str | None) -> dict[str, StreamCodecs]:
-    """The codec choices that --kv names, or all. Raises ConfigError."""
+    """The choices of codecs that --kv names; all without --kv. Raises ConfigError."""
     known = {**CODEC_CHOICES, **presets()}
     if written is None:
         return known
@@ -132,22 +131,22 @@ def _choices(written: str | None) -> dict[str, StreamCodecs]:
 
 
 def _codecs(name: str, known: Mapping[str, StreamCodecs]) -> StreamCodecs:
-    """A choice that has no name of its own, such as int4/int2. Raises ConfigError."""
+    """A choice without a name of its own, such as int4/int2. Raises ConfigError."""
     try:
         return StreamCodecs(name)
     except ConfigError:
         raise ConfigError(
-            f"--kv names {shown(name)}; allowed are {', '.join(known)}, any codec ({CODEC_PATTERN}) and KEYS/VALUES "
+            f"--kv names {shown(name)}; allowed are {', '.join(known)}, any codec ({codec_names()}) and KEYS/VALUES "
             "such as int4/int2, several separated by commas"
         ) from None
 
 
 def _one_choice(args: argparse.Namespace, choices: Mapping[str, StreamCodecs], flag: str) -> tuple[str, StreamCodecs]:
-    """The single choice of --kv; without --kv the default codec of the cache."""
+    """The single choice of --kv; without --kv int2. Raises ConfigError."""
     if args.kv is None:
         return DEFAULT_CODEC, choices[DEFAULT_CODEC]
     if len(choices) > 1:
-        raise ConfigError(f"{flag} needs one --kv, not {short(args.kv)}")
+        raise ConfigError(f"{flag} takes one choice of codecs; --kv {short(args.kv)} names several")
     ((name, codecs),) = choices.items()
     return name, codecs
 
@@ -157,13 +156,15 @@ def _prove(args: argparse.Namespace, question: Question, choices: Mapping[str, S
     from pagedvid.cli.capacity_runs import proof_report
 
     name, codecs = _one_choice(args, choices, "--prove")
-    proof = prove(question, name, codecs, scale=args.scale or 1.0, device=args.device or "cpu", progress=_show_commits)
+    proof = prove(
+        question, name, codecs, layer_fraction=args.scale or 1.0, device=args.device or "cpu", progress=_show_commits
+    )
     print(proof_report(proof).render(args.format))
-    return EXIT_FINE if proof.agrees else EXIT_DISPROVED
+    return EXIT_SUCCESS if proof.agrees else EXIT_FAILED
 
 
 def _show_commits(done: int, total: int) -> None:
-    """A line that rewrites itself, for people only."""
+    """A line that is rewritten in place; only on a terminal."""
     if sys.stderr.isatty():
         print(f"\rcommit {done} of {total}", end="\n" if done == total else "", file=sys.stderr, flush=True)
 

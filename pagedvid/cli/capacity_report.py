@@ -1,4 +1,4 @@
-"""What `pagedvid capacity` prints about sizes: one report of facts and rows, as a table, as JSON or as CSV."""
+"""What `pagedvid capacity` prints about sizes: a report of facts and rows, as a table, JSON or CSV."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from pagedvid.capacity.history import SlidingHistory
+from pagedvid.capacity.look_back import SlidingLookBack
 from pagedvid.capacity.sizing import Answer, Question
 from pagedvid.capacity.target import Target, TargetAnswer
 from pagedvid.units import format_bytes
@@ -51,18 +51,18 @@ def columns(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
 
 
 def question_lines(question: Question) -> list[str]:
-    """Model, frame, chunk, window and memory in a line each."""
+    """Model, frame, chunk, window and memory, one line each."""
     card, size = question.card, question.size
     copies = f" (original: {card.original_copies} copies)" if card.original_copies > 1 else ""
     branches = f", {size.num_branches} branches" if size.num_branches > 1 else ""
     tokens = card.tokens_per_frame(question.resolution)
     rate = card.latent_frames_per_second
-    if isinstance(question.history, SlidingHistory):
-        sinks, recent = question.history.sink_chunks, question.history.recent_chunks
+    if isinstance(question.look_back, SlidingLookBack):
+        sinks, recent = question.look_back.sink_chunks, question.look_back.recent_chunks
         window = f"{sinks} sink + {recent} recent chunks = {size.seconds:.4g} s, and the chunk being committed"
     else:
-        frames = question.history.num_frames(card.frames_per_chunk)
-        window = f"{frames} frames = {size.seconds:.4g} s, written anew for every chunk"
+        frames = question.look_back.num_frames(card.frames_per_chunk)
+        window = f"{frames} frames = {size.seconds:.4g} s, stored anew for every chunk"
     weights = f"weights {question.weights_format} {format_bytes(question.weights_bytes)}"
     reserve = f", reserve {format_bytes(question.reserve_bytes)}" if question.reserve_bytes else ""
     return [
@@ -89,7 +89,7 @@ def question_facts(question: Question) -> dict[str, object]:
         "tokens_per_frame": question.card.tokens_per_frame(question.resolution),
         "chunk_tokens": size.chunk_tokens,
         "num_branches": size.num_branches,
-        "window": str(question.history),
+        "window": str(question.look_back),
         "window_seconds": size.seconds,
         "memory_bytes": question.memory_bytes,
         "weights": question.weights_format,
@@ -116,25 +116,25 @@ def sizing_report(question: Question, rows: Sequence[Answer]) -> Report:
     ]
     workspace = max(rows, key=lambda row: row.workspace_bytes)
     table_bytes = max(row.table_bytes for row in rows)
-    tables = [f"tables   of klt codecs {format_bytes(table_bytes)}, once for all streams"] if table_bytes else []
+    tables = [f"tables   {format_bytes(table_bytes)} for klt codecs, shared by all streams"] if table_bytes else []
     lines = [
         *question_lines(question),
         (
-            f"beside   current chunk {format_bytes(workspace.current_bytes)}, scratch "
+            f"on top   current chunk {format_bytes(workspace.current_bytes)}, scratch "
             f"{format_bytes(workspace.scratch_bytes)}, commit {format_bytes(workspace.commit_bytes)}"
         ),
         *tables,
         "",
         *columns(headers, cells),
         "",
-        "stream: pages at its peak, all branches. longest: history that one stream alone",
-        "can keep. Not counted: activations, VAE, text encoder (set --reserve aside).",
+        "stream: its pages at the peak, all branches. longest: the window that a single",
+        "stream can have. Not counted: activations, VAE, text encoder (use --reserve).",
     ]
-    return Report(question_facts(question), [answer_facts(row) for row in rows], lines)
+    return Report(question_facts(question), [_answer_facts(row) for row in rows], lines)
 
 
-def answer_facts(row: Answer) -> dict[str, object]:
-    """A row for programs; bytes are whole numbers."""
+def _answer_facts(row: Answer) -> dict[str, object]:
+    """A row for programs."""
     return {
         "codec": row.name,
         "history_codec": row.codecs.history,
@@ -159,7 +159,7 @@ def answer_facts(row: Answer) -> dict[str, object]:
 
 
 def target_report(question: Question, target: Target, found: Sequence[TargetAnswer]) -> Report:
-    """Which codec reaches the target at the window, and which window reaches it in every codec."""
+    """Which codecs reach the target with the window, and which window reaches it in each codec."""
     num_streams = target.num_streams or 1
     wanted = f"{num_streams} stream{'s' if num_streams > 1 else ''}, each keeping {question.size.seconds:.4g} s"
     cells = [
@@ -180,7 +180,7 @@ def target_report(question: Question, target: Target, found: Sequence[TargetAnsw
     else:
         best = max(found, key=lambda item: item.longest_seconds)
         verdict = (
-            f"no codec reaches it with the window {question.history}; {best.answer.name} does with {best.longest} "
+            f"no codec reaches it with the window {question.look_back}; {best.answer.name} does with {best.longest} "
             f"({_seconds(best.longest_seconds)})"
         )
     headers = ("codec", "stream", "streams", "reaches", f"longest window for {num_streams}", "seconds")
@@ -192,7 +192,7 @@ def target_report(question: Question, target: Target, found: Sequence[TargetAnsw
     }
     rows = [
         {
-            **answer_facts(item.answer),
+            **_answer_facts(item.answer),
             "reaches": item.reaches,
             "target_window": None if item.longest is None else str(item.longest),
             "target_window_seconds": item.longest_seconds,

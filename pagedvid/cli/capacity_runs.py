@@ -11,7 +11,7 @@ from pagedvid.units import format_bytes
 
 
 def proof_report(proof: Proof) -> Report:
-    """Predicted and measured, side by side."""
+    """Predicted and measured numbers, side by side."""
     cells = [
         (
             check.what,
@@ -32,13 +32,13 @@ def proof_report(proof: Proof) -> Report:
         "",
         *columns(("", "predicted", "measured", "difference", ""), cells),
         "",
-        f"{verdict} (peak within {proof.tolerance:.0%}, all else exactly)",
-        "Counted are bytes of tensors; the process and its allocator's slack come on top.",
+        f"{verdict} (peak within {proof.tolerance:.0%}, everything else exactly)",
+        "Bytes are those of tensors; the process and its allocator take more on top.",
     ]
     if proof.num_layers < proof.question.card.num_layers:
         lines.append(
             f"extrapolated to all {proof.question.card.num_layers} layers: {format_bytes(proof.full_bytes)} of pages; "
-            "the workspace stays"
+            "the workspace stays the same"
         )
     rows = [
         {
@@ -62,20 +62,20 @@ def proof_report(proof: Proof) -> Report:
 
 
 def simulation_report(question: Question, name: str, fleet: Fleet, result: Simulation) -> Report:
-    """What became of the streams, and how full the pool was over time."""
+    """What became of the streams, and how full the pools were over time."""
     waits = result.waits
     lines = [
         *question_lines(question),
         f"fleet    {fleet.num_gpus} GPUs, {name}, {format_bytes(fleet.pool_bytes)} of pages each",
         "",
         f"streams      {result.num_streams}",
-        f"admitted     {result.num_admitted}, of them {result.num_queued} after waiting",
+        f"admitted     {result.num_admitted}, {result.num_queued} of them after waiting",
         f"rejected     {result.num_too_large} too large for a GPU, {result.num_gave_up} gave up waiting",
         (
             f"waiting      mean {waits.mean:.1f} s, median {waits.median:.1f} s, p99 {waits.p99:.1f} s, "
-            f"most {waits.most:.1f} s"
+            f"maximum {waits.most:.1f} s"
         ),
-        f"at once      {result.peak_streams} streams at most; longest queue {result.peak_queue}",
+        f"at once      at most {result.peak_streams} streams; longest queue {result.peak_queue}",
         f"pages        {result.mean_pages_ratio:.1%} reserved on average, {result.peak_pages_ratio:.1%} at most",
         "",
         *columns(
@@ -92,12 +92,12 @@ def simulation_report(question: Question, name: str, fleet: Fleet, result: Simul
             ],
         ),
         "",
-        "A stream holds its pages for its length; the speed of forwards is not simulated.",
+        "A stream keeps its pages for its length; the speed of forwards is not simulated.",
     ]
-    return Report(simulation_facts(question, name, fleet, result), [vars(period) for period in result.periods], lines)
+    return Report(_simulation_facts(question, name, fleet, result), [vars(period) for period in result.periods], lines)
 
 
-def simulation_facts(question: Question, name: str, fleet: Fleet, result: Simulation) -> dict[str, object]:
+def _simulation_facts(question: Question, name: str, fleet: Fleet, result: Simulation) -> dict[str, object]:
     """The same for programs."""
     waits = result.waits
     return {

@@ -1,4 +1,4 @@
-"""`pagedvid config show`: every setting, its value and where the value comes from."""
+"""`pagedvid config show`: every setting, its value, and where the value comes from."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pagedvid.config.sections import SECTIONS
 from pagedvid.files.plain_yaml import read_scalar
 
 MAX_WIDTH = 40
-"""Of a column; a longer value moves only its own line."""
+"""Most characters of a column; a longer value widens its own line only."""
 
 
 def add_parser(subparsers: Any) -> None:
@@ -28,7 +28,7 @@ def add_parser(subparsers: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Prints the settings that the other options give."""
+    """Prints the settings that the other options result in."""
     resolved = resolve_options(args)
     writers = {"table": _table, "json": _json, "yaml": _yaml}
     print(writers[args.format](resolved))
@@ -66,11 +66,11 @@ def _yaml(resolved: ResolvedConfig) -> str:
 
 
 def _plain(value: object) -> str:
-    """As written by hand; what a terminal would obey rather than show is escaped, as in YAML."""
+    """A value as people write it; characters that a terminal would obey instead of showing are escaped as in YAML."""
     return value if isinstance(value, str) and value.isprintable() else _word(value)
 
 
 def _word(value: object) -> str:
-    """A value as it is written in YAML, with quotes where `read_scalar` would take a word for something else."""
+    """A value in YAML, quoted where `read_scalar` would otherwise read a word as something else."""
     word = yaml.safe_dump(value, default_flow_style=True, width=10**6).removesuffix("\n...\n").strip()
     return json.dumps(value, ensure_ascii=False) if isinstance(value, str) and read_scalar(word) != value else word

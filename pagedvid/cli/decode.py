@@ -1,6 +1,6 @@
-"""`pagedvid decode`: videos from the latents that `pagedvid generate` wrote, by a VAE of diffusers.
+"""`pagedvid decode`: decodes latents that `pagedvid generate` wrote into videos, with a VAE of diffusers.
 
-For models whose VAE decodes whole videos, or whose frames are wanted elsewhere or later.
+For models whose VAE decodes whole videos, and for frames that are needed later or on another machine.
 """
 
 from __future__ import annotations
@@ -11,21 +11,20 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pagedvid.cli.messages import reason
 from pagedvid.cli.options import by_rule, path_flag
-from pagedvid.cli.reasons import reason
+from pagedvid.cli.terminal import EXIT_BAD_INPUT, EXIT_FAILED, EXIT_SUCCESS
 from pagedvid.config.sections import DEVICE
 from pagedvid.errors import ConfigError
 
 if TYPE_CHECKING:
     from pagedvid.integrations.vae import VideoVae
 
-EXIT_FINE, EXIT_FAILED, EXIT_BAD_INPUT = 0, 1, 2
-
 
 def add_parser(subparsers: Any) -> None:
     """Adds `decode`."""
-    parser = subparsers.add_parser("decode", help="videos from latents, by a VAE of diffusers", description=__doc__)
-    parser.add_argument("latents", nargs="+", type=path_flag, help="latents files, or a folder with some")
+    parser = subparsers.add_parser("decode", help="decode latents into videos", description=__doc__)
+    parser.add_argument("latents", nargs="+", type=path_flag, help="files of latents, or folders of such files")
     parser.add_argument("--vae", type=path_flag, required=True, help="folder of the VAE in the layout of diffusers")
     parser.add_argument("--device", type=by_rule(DEVICE), default="cpu", help="cpu or cuda (default: cpu)")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="default: float32")
@@ -33,9 +32,10 @@ def add_parser(subparsers: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Writes <name>.mp4 next to every <name>.safetensors. A file that fails is named; the others are decoded.
+    """Writes <name>.mp4 next to every <name>.safetensors. A file that fails is named, and the others are decoded.
 
-    Returns the exit code: 2 when every file was refused as input, 1 when some failed. Raises ConfigError.
+    Returns the exit code: 2 when every file was refused as input, 1 when some failed. Raises ConfigError when there is
+    nothing to decode.
     """
     files = latents_files(args.latents)
     import torch
@@ -53,15 +53,15 @@ def run(args: argparse.Namespace) -> int:
         else:
             print(f"{path}  {num_frames} frames")
     if not failures:
-        return EXIT_FINE
+        return EXIT_SUCCESS
     is_bad_input = len(failures) == len(files) and all(isinstance(error, ConfigError) for error in failures)
     return EXIT_BAD_INPUT if is_bad_input else EXIT_FAILED
 
 
 def latents_files(paths: Sequence[Path]) -> list[Path]:
-    """The files named, and those of the folders named, each once.
+    """The given files and those in the given folders, each once.
 
-    Raises ConfigError when there is none, and when two would become one video.
+    Raises ConfigError when there are none, and when two would become the same video.
     """
     try:
         named = [file for path in paths for file in (sorted(path.glob("*.safetensors")) if path.is_dir() else [path])]
@@ -71,7 +71,7 @@ def latents_files(paths: Sequence[Path]) -> list[Path]:
     if missing or not named:
         raise ConfigError(
             f"no latents to decode: {', '.join(missing or map(str, paths))} "
-            f"{'is no file' if missing else 'has no .safetensors files'}"
+            f"{'is not a file' if missing else 'has no .safetensors files'}"
         )
     files = list(dict.fromkeys(named))
     _refuse_collisions(files)
@@ -92,10 +92,10 @@ def _refuse_collisions(files: Sequence[Path]) -> None:
 def decode_file(vae: VideoVae, file: Path) -> tuple[Path, int]:
     """Decodes one file; returns the video's path and its number of frames.
 
-    Raises ConfigError for what are no latents of this VAE, and one of `WRITE_ERRORS`.
+    Raises ConfigError for a file that does not contain latents of this VAE, and one of `WRITE_ERRORS`.
     """
     from pagedvid.output.latents import read_latents
-    from pagedvid.output.video import VideoWriter
+    from pagedvid.output.mp4 import VideoWriter
 
     latents_FCHW, latents_per_second = read_latents(file)
     writer = VideoWriter(_video_path(file), latents_per_second * vae.frames_per_latent, scale=1)

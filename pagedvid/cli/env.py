@@ -1,4 +1,4 @@
-"""`pagedvid env`: versions, devices, and which attention backends and libraries can run here, with the reasons."""
+"""`pagedvid env`: versions, devices, and which attention backends and libraries can run here, with reasons."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument(
         "--device",
         type=by_rule(DEVICE),
-        help='device to judge backends for, such as "cuda" (default: the first there is)',
+        help="the device that backends have to run on, such as cuda (default: cuda if there is one, else cpu)",
     )
     parser.add_argument(
         "--head-dim", type=by_rule(whole(1, 2**12)), default=128, help="head size of the model (default: 128)"
@@ -33,7 +33,7 @@ def add_parser(subparsers: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Prints everything."""
+    """Prints everything and returns the exit code."""
     import torch
 
     has_cuda = torch.cuda.is_available()

@@ -4,35 +4,32 @@ from __future__ import annotations
 
 import argparse
 import logging
-import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from pagedvid import __version__
 from pagedvid.cache.window import Window
+from pagedvid.cli.generate_plan import plan_lines
+from pagedvid.cli.messages import logs_as_notes, reason
 from pagedvid.cli.options import add_config_options, path_flag, resolve_options
-from pagedvid.cli.plan import plan_lines
 from pagedvid.cli.progress import ProgressView, progress_view
 from pagedvid.cli.prompts import read_prompts
-from pagedvid.cli.reasons import reason
-from pagedvid.cli.summary import summary_lines
-from pagedvid.cli.video_run import RunResult, VideoRun
+from pagedvid.cli.run_result import RunResult, summary_lines
+from pagedvid.cli.terminal import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_SUCCESS
+from pagedvid.cli.video_run import VideoRun
 from pagedvid.config.sections import Config, frame_settings
 from pagedvid.engine.requests import VideoRequest
 from pagedvid.errors import ConfigError
 from pagedvid.models.settle import settled
 from pagedvid.output.folder import OutputFolder
+from pagedvid.output.mp4 import AV_VERSION
 from pagedvid.output.sheet import MAX_ROWS, SheetRow, write_sheet
-from pagedvid.output.video import AV_VERSION
 
 if TYPE_CHECKING:
     from pagedvid.engine.engine import Engine
 
 logger = logging.getLogger(__name__)
-
-EXIT_FINE, EXIT_FAILED, EXIT_INTERRUPTED = 0, 1, 130
 
 
 def add_parser(subparsers: Any) -> None:
@@ -51,7 +48,7 @@ def add_parser(subparsers: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Makes the videos that are missing and returns the exit code. Raises `PagedvidError` for bad input."""
+    """Makes the missing videos and returns the exit code. Raises `PagedvidError` for bad input."""
     config = settled(resolve_options(args).config)
     requests = read_prompts(args.prompts, config.generate)
     if args.plan:
@@ -60,7 +57,7 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError("generate needs --out DIR, the folder for the videos (or --plan)")
     with (
         progress_view() as view,
-        _spoken(view),
+        logs_as_notes(view.note),
         OutputFolder(
             args.out,
             frame_settings(config),
@@ -86,7 +83,7 @@ def _print_plan(config: Config, requests: Sequence[VideoRequest]) -> int:
     window = Window(cache.sink_chunks, cache.recent_chunks)
     schedule = model_schedule(name, choice, num_frames, config.engine.denoise_steps, window)
     print("\n".join(plan_lines(config, model_geometry(name, choice), requests, schedule)))
-    return EXIT_FINE
+    return EXIT_SUCCESS
 
 
 def _writes_latents(config: Config) -> bool:
@@ -118,8 +115,10 @@ def _make_videos(
 
 
 def create_engine(config: Config, prompts: Sequence[str]) -> Engine:
-    """The engine of a configuration: prompts encoded, model loaded, memory taken. PyTorch is imported here, not for
-    `--help`."""
+    """The engine of a configuration: prompts are encoded, the model is loaded and the memory allocated.
+
+    PyTorch is imported here, so that `--help` does not wait for it.
+    """
     import torch
 
     from pagedvid.models.build import build_engine
@@ -135,29 +134,8 @@ def _versions() -> dict[str, str]:
     return {"pagedvid": __version__, "torch": torch.__version__, "av": AV_VERSION}
 
 
-@contextmanager
-def _spoken(view: ProgressView) -> Iterator[None]:
-    """Shows warnings and the package's log lines as notes, so that they do not tear the progress bars."""
-
-    class Handler(logging.Handler):
-        def emit(self, record: logging.LogRecord) -> None:
-            view.note(f"{'warning ' if record.levelno == logging.WARNING else ''}{record.getMessage()}")
-
-    logger, handler = logging.getLogger("pagedvid"), Handler(logging.INFO)
-    level_before = logger.level
-    logger.addHandler(handler)
-    logger.setLevel(logging.INFO)
-    try:
-        with warnings.catch_warnings():
-            warnings.showwarning = lambda message, *_, **__: view.note(f"warning {message}")
-            yield
-    finally:
-        logger.removeHandler(handler)
-        logger.setLevel(level_before)
-
-
 def _write_sheet(folder: OutputFolder, requests: Sequence[VideoRequest]) -> None:
-    """The sheet is an extra: when it cannot be drawn, the videos are as good as ever, so the run does not fail."""
+    """Draws the sheet. The videos do not depend on it, so a sheet that cannot be drawn does not fail the run."""
     rows = [
         SheetRow(folder.video_path(request.id), request.prompt, f"{request.id}  seed {request.seed}")
         for request in islice((request for request in requests if folder.is_done(request)), MAX_ROWS)
@@ -173,4 +151,4 @@ def _write_sheet(folder: OutputFolder, requests: Sequence[VideoRequest]) -> None
 def _exit_code(result: RunResult) -> int:
     if result.num_left:
         return EXIT_INTERRUPTED if result.was_interrupted else EXIT_FAILED
-    return EXIT_FAILED if result.num_failed else EXIT_FINE
+    return EXIT_FAILED if result.num_failed else EXIT_SUCCESS

@@ -1,7 +1,7 @@
 """The `pagedvid` command: one file per subcommand, one line per error.
 
-Exit codes: 0 all is well, 1 a video or a proof failed or the output could not be written, 2 the input is wrong and
-nothing was started, 130 interrupted.
+Exit codes: 0 success; 1 a video or a proof failed, or the output could not be written; 2 the input is wrong and nothing
+was started; 130 interrupted.
 """
 
 from __future__ import annotations
@@ -11,28 +11,28 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
+from typing_extensions import override
+
 from pagedvid import __version__
 from pagedvid.cli import calibrate, capacity, config_show, decode, env, generate, models
-from pagedvid.cli.error_line import error_line
-from pagedvid.cli.streams import abandon, prepare_streams
+from pagedvid.cli.messages import error_line
+from pagedvid.cli.terminal import EXIT_BAD_INPUT, EXIT_FAILED, EXIT_INTERRUPTED, abandon, prepare_streams
 from pagedvid.errors import ConfigError, PagedvidError
 from pagedvid.files.text import check_text
 from pagedvid.shown import named, short
 
-EXIT_FAILED, EXIT_BAD_INPUT, EXIT_INTERRUPTED = 1, 2, 130
-
 
 class _Parser(argparse.ArgumentParser):
-    """Reports a wrong command line in one line, like every other error."""
+    """Reports a wrong command line in one line, as all errors are."""
 
+    @override
     def error(self, message: str) -> NoReturn:
-        """Prints the message and ends with the exit code for bad input."""
-        report_error(f"{message} (see {self.prog} --help)")
+        _report_error(f"{message} (see {self.prog} --help)")
         raise SystemExit(EXIT_BAD_INPUT)
 
 
-def report_error(message: str) -> None:
-    """One line to stderr."""
+def _report_error(message: str) -> None:
+    """Prints an error in one line to stderr."""
     print("pagedvid: error:", error_line(message), file=sys.stderr)
 
 
@@ -59,13 +59,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
         return code
     except PagedvidError as error:
-        report_error(str(error))
+        _report_error(str(error))
         return EXIT_BAD_INPUT
     except KeyboardInterrupt:
-        report_error("interrupted")
+        _report_error("interrupted")
         return EXIT_INTERRUPTED
     except BrokenPipeError:
-        # The reader of stdout has gone (`pagedvid config show | head`): nothing may be flushed into it again.
+        # The reader of stdout is gone (`pagedvid config show | head`): nothing may be flushed to it any more.
         abandon(sys.stdout)
         return EXIT_FAILED
     except OSError as error:
@@ -78,8 +78,8 @@ def _run(argv: Sequence[str]) -> int:
             check_text(word)
         except ConfigError as error:
             raise ConfigError(f"argument {number}: {error}") from None
-        if word.startswith("--") and word.partition("=")[2] == "--":  # argparse would pass an empty list on
-            raise ConfigError(f"argument {number}: {short(word)} names no value; write one after the equals sign")
+        if word.startswith("--") and word.partition("=")[2] == "--":  # argparse would pass on an empty list
+            raise ConfigError(f"argument {number}: {short(word)} has no value; write one after the equals sign")
     try:
         args = build_parser().parse_args(argv)
     except SystemExit as exit:  # --help, --version, and `_Parser.error`
@@ -89,11 +89,11 @@ def _run(argv: Sequence[str]) -> int:
 
 
 def _report_os_error(error: OSError) -> int:
-    """A path that cannot be looked at is bad input; without a path it is stdout that cannot be written."""
+    """An error with a path is bad input; one without is about stdout, which cannot be written."""
     reason = error.strerror or str(error)
     if error.filename is not None:
-        report_error(f"{named(str(error.filename))}: {reason}; give another path")
+        _report_error(f"{named(str(error.filename))}: {reason}; give another path")
         return EXIT_BAD_INPUT
     abandon(sys.stdout)
-    report_error(f"the output could not be written: {reason}")
+    _report_error(f"the output could not be written: {reason}")
     return EXIT_FAILED

@@ -1,13 +1,12 @@
-"""`pagedvid models`: the models whose size is known, from the cards in configs/models."""
+"""`pagedvid models`: the models that `pagedvid capacity` knows, from the cards in configs/models."""
 
 from __future__ import annotations
 
 import argparse
 from typing import Any
 
-from pagedvid.capacity.catalog import all_cards
-from pagedvid.capacity.history import stream_size
-from pagedvid.capacity.model_card import ModelCard
+from pagedvid.capacity.card_files import all_cards
+from pagedvid.capacity.cards import ModelCard
 from pagedvid.cli.capacity_report import Report, columns
 from pagedvid.cli.options import path_flag
 from pagedvid.units import format_bytes
@@ -22,7 +21,7 @@ def add_parser(subparsers: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Prints one line per card."""
+    """Prints one line per card and returns the exit code."""
     cards = all_cards(args.models)
     rows = [_facts(card, str(file)) for card, file in cards.values()]
     cells = [
@@ -33,7 +32,7 @@ def run(args: argparse.Namespace) -> int:
             str(card.tokens_per_frame(card.resolution)),
             str(card.frames_per_chunk),
             str(card.window),
-            format_bytes(second_bytes(card)),
+            format_bytes(_second_bytes(card)),
         )
         for card, _ in cards.values()
     ]
@@ -43,15 +42,15 @@ def run(args: argparse.Namespace) -> int:
         "",
         "tokens: of one latent frame. chunk: latent frames. window: sink + recent chunks,",
         "or frames rebuilt for every chunk. bf16/s: keys and values of a second of video.",
-        "Another model is one more YAML file like those in configs/models: --models DIR.",
+        "For another model, write a YAML file like those in configs/models: --models DIR.",
     ]
     print(Report({}, rows, lines).render(args.format))
     return 0
 
 
-def second_bytes(card: ModelCard) -> int:
+def _second_bytes(card: ModelCard) -> int:
     """Keys and values of one second of video in BF16, all branches."""
-    size = stream_size(card, card.resolution, card.window)
+    size = card.stream_size(card.resolution, card.window)
     tokens = card.tokens_per_frame(card.resolution) * card.latent_frames_per_second
     return int(size.num_branches * card.shape.bf16_bytes(1) * tokens)
 
@@ -72,7 +71,7 @@ def _facts(card: ModelCard, file: str) -> dict[str, object]:
         "frames_per_chunk": card.frames_per_chunk,
         "denoise_steps": card.denoise_steps,
         "window": str(card.window),
-        "bf16_bytes_per_second": second_bytes(card),
+        "bf16_bytes_per_second": _second_bytes(card),
         "weights_bf16_bytes": card.weights.get("bf16"),
         "weights_fp8_bytes": card.weights.get("fp8"),
         "file": file,

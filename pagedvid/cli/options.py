@@ -1,4 +1,4 @@
-"""The flags that set settings, shared by every subcommand that needs a configuration."""
+"""Flags that set settings, shared by all subcommands that need a configuration."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _NUMBERS = ("concurrent", "frames", "seed")
 
 
 def by_rule(rule: Rule) -> Callable[[str], Any]:
-    """The type of a flag whose value follows a rule; it is read as in a configuration file."""
+    """The argparse type of a flag whose value follows a rule; it is read as in a configuration file."""
 
     def read(written: str) -> object:
         try:
@@ -37,7 +37,7 @@ def by_rule(rule: Rule) -> Callable[[str], Any]:
 
 
 def path_flag(written: str) -> Path:
-    """The type of a flag that names a file or folder: an empty word would name the current folder."""
+    """The argparse type of a path. The empty string is refused, because it would be the current folder."""
     if not written:
         raise argparse.ArgumentTypeError("the name is empty")
     return Path(written)
@@ -61,7 +61,7 @@ def add_config_options(parser: argparse.ArgumentParser) -> None:
 
 
 def resolve_options(args: argparse.Namespace) -> ResolvedConfig:
-    """The settings that a command line asks for. Raises `ConfigError`."""
+    """The settings that a command line gives. Raises `ConfigError`."""
     settings = read_file(args.config) if args.config else []
     for flag, target in _FLAGS.items():
         written = getattr(args, flag)

@@ -1,6 +1,6 @@
 """What the user sees while videos are made: bars on a terminal, plain lines anywhere else. All of it goes to stderr.
 
-Nothing of it can end a run: when the terminal is gone, or the disk full that holds the log, the videos go on unseen.
+It can never end a run: when the terminal is gone or the disk of the log is full, the run goes on without it.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn
 
 LINE_INTERVAL_SECONDS = 5.0
-"""How often a run without a terminal reports where it stands."""
+"""How often a run without a terminal reports its status."""
 
 _BAR_WIDTH = 36
-"""Leaves room at the end of a line of 80: the "^C" that a terminal echoes must not wrap it and tear the bars."""
+"""Leaves room at the end of a line of 80, where the "^C" that a terminal echoes must not break the bars."""
 
 _if_anyone_sees = suppress(OSError)
-"""What cannot be shown goes unsaid: the manifest has it all."""
+"""Drops what cannot be shown; the manifest has all of it."""
 
 
 @dataclass(frozen=True)
 class Status:
-    """Where a run stands."""
+    """The status of a run."""
 
     videos_ended: int
     num_videos: int
@@ -47,7 +47,7 @@ class ProgressView(Protocol):
         ...
 
     def update(self, status: Status) -> None:
-        """Shows where the run stands now."""
+        """Shows the status."""
         ...
 
     def __enter__(self) -> ProgressView: ...
@@ -64,7 +64,7 @@ def progress_view() -> ProgressView:
 
 
 class BarView:
-    """Three bars that are redrawn in place and vanish at the end."""
+    """Three bars that are redrawn in place and disappear at the end."""
 
     def __init__(self, console: Console) -> None:
         self._progress = Progress(
@@ -113,12 +113,12 @@ class LineView:
 
     def note(self, line: str) -> None:
         """Prints the line."""
-        if sys.stderr is not None:  # it is when the run was started without one: `2>&-`
+        if sys.stderr is not None:  # None when the run was started with `2>&-`
             with _if_anyone_sees:
                 print(line, file=sys.stderr, flush=True)
 
     def update(self, status: Status) -> None:
-        """Prints the status when the last one is old enough."""
+        """Prints the status if the last one is at least `LINE_INTERVAL_SECONDS` old."""
         if time.monotonic() - self._last_report < LINE_INTERVAL_SECONDS:
             return
         self._last_report = time.monotonic()
@@ -133,4 +133,4 @@ class LineView:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Nothing to put away."""
+        """There is nothing to remove."""

@@ -1,11 +1,10 @@
-"""Reads prompts.txt (a prompt per line) or prompts.jsonl into requests; anything doubtful is refused."""
+"""Reads prompts.txt (a prompt per line) or prompts.jsonl into requests; whatever is unclear is refused."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ from pagedvid.engine.requests import VideoRequest
 from pagedvid.errors import ConfigError
 from pagedvid.files.plain_json import check_texts, read_json_object
 from pagedvid.files.text import check_text, read_text
-from pagedvid.shown import named, short, shown
+from pagedvid.shown import named, short, shown, unknown
 
 FIELDS = ("prompt", "id", "seed", "num_frames", "inputs")
 MAX_ID_BYTES = 120
@@ -27,7 +26,7 @@ _ID = re.compile(r"[^\W_][\w.-]*")
 
 @dataclass(frozen=True)
 class _Entry:
-    """What one line of the file says; None where it says nothing."""
+    """What one line of the file says; None: nothing about this field."""
 
     place: str
     """File and line, for messages."""
@@ -39,13 +38,13 @@ class _Entry:
 
 
 def read_prompts(path: Path, generate: GenerateConfig) -> list[VideoRequest]:
-    """The requests of a prompts file, in its order. Raises `ConfigError` with the line that is wrong."""
+    """The requests of a prompts file, in order. Raises `ConfigError`, which names the line that is wrong."""
     readers = {".txt": _read_lines, ".jsonl": _read_json_lines}
     if path.suffix not in readers:
         raise ConfigError(f"--prompts {named(path)}: the name must end in .txt (a prompt per line) or .jsonl")
     entries = list(readers[path.suffix](path))
     if not entries:
-        raise ConfigError(f"{path} holds no prompt: write at least one line that is neither empty nor a # comment")
+        raise ConfigError(f"{path} has no prompt: write at least one line that is neither empty nor a # comment")
     width = max(3, len(str(len(entries) - 1)))
     requests = [
         VideoRequest(
@@ -89,9 +88,7 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
 def _check_fields(place: str, fields: dict[str, Any], folder: Path) -> _Entry:
     for name in fields:
         if name not in FIELDS:
-            close = get_close_matches(name, FIELDS, n=1)
-            hint = f' - did you mean "{close[0]}"?' if close else ""
-            raise ConfigError(f'{place}: unknown field "{short(name)}"{hint} (known: {", ".join(FIELDS)})')
+            raise ConfigError(f"{place}: unknown field {unknown(name, FIELDS)}")
     id = fields.get("id")
     if id is not None:
         _check_id(place, id)
@@ -118,7 +115,7 @@ def _prompt(place: str, prompt: object) -> str:
 
 
 def _files(place: str, inputs: object, folder: Path) -> dict[str, str]:
-    """Paths by input name; relative ones start at the prompts file's folder."""
+    """Paths by input name; relative ones are relative to the prompts file's folder."""
     if inputs is None:
         return {}
     if not isinstance(inputs, dict) or not all(isinstance(file, str) and file for file in inputs.values()):
@@ -138,7 +135,7 @@ def _files(place: str, inputs: object, folder: Path) -> dict[str, str]:
 
 
 def _check_id(place: str, id: object) -> None:
-    """Ids become file names, so they hold nothing that a shell or file system reads in its own way."""
+    """Ids become file names, so they contain nothing that has a meaning for a shell or a file system."""
     if not isinstance(id, str) or not _ID.fullmatch(id) or len(id.encode()) > MAX_ID_BYTES:
         raise ConfigError(
             f'{place}: "id" is {shown(id)}; it names files, so use letters, digits, ".", "_" and "-", begin with '
@@ -165,7 +162,7 @@ def _default_id(index: int, width: int, prompt: str) -> str:
 
 
 def _refuse_duplicates(requests: list[VideoRequest], entries: list[_Entry]) -> None:
-    """Ids are compared without case: on some file systems A.mp4 and a.mp4 are one file."""
+    """Ids are compared without case: on some file systems A.mp4 and a.mp4 are the same file."""
     places: dict[str, str] = {}
     for request, entry in zip(requests, entries, strict=True):
         key = request.id.casefold()

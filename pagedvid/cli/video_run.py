@@ -1,7 +1,7 @@
-"""The loop of `pagedvid generate`: engine outputs go into video files; what fails is noted and the rest goes on.
+"""The loop of `pagedvid generate`: engine outputs become video files; a video that fails does not stop the others.
 
-Whatever goes wrong with one video, expected or not, is caught where the loop handles that video, and ends it alone.
-Only the engine itself can stop a run early; what is finished by then counts as ever.
+Every error of a video, expected or not, is caught where the loop handles that video. Only an error of the engine itself
+stops the run early; the videos that are finished by then count.
 """
 
 from __future__ import annotations
@@ -12,41 +12,18 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from pagedvid.cli.interrupt import Interrupt
+from pagedvid.cli.messages import reason
 from pagedvid.cli.progress import ProgressView, Status
-from pagedvid.cli.reasons import reason
+from pagedvid.cli.run_result import RunResult
+from pagedvid.cli.terminal import Interrupt
 from pagedvid.engine.requests import ChunkOutput, EngineOutput, VideoRequest
 from pagedvid.errors import CapacityError, ConfigError
 from pagedvid.output.folder import OutputFolder
 from pagedvid.output.latents import LatentWriter
-from pagedvid.output.video import VideoWriter
+from pagedvid.output.mp4 import VideoWriter
 
 if TYPE_CHECKING:
-    from pagedvid.cache.stats import CacheStats
     from pagedvid.engine.engine import Engine
-
-
-@dataclass
-class RunResult:
-    """What a run did."""
-
-    num_done: int = 0
-    num_failed: int = 0
-    num_left: int = 0
-    """Videos that were left unmade because the run ended early."""
-    was_interrupted: bool = False
-    """Whether the user ended it early."""
-    num_frames: int = 0
-    """Frames of the videos that were finished."""
-    seconds: float = 0.0
-    stored_bytes: int = 0
-    """Sum of the finished videos' peak cache bytes."""
-    bf16_bytes: int = 0
-    """The same tokens as dense BF16."""
-    pool: CacheStats | None = None
-    """The cache at the end; None when nothing ran."""
-    fullest: CacheStats | None = None
-    """The cache when it held the most bytes; None when nothing was committed."""
 
 
 @dataclass
@@ -58,7 +35,7 @@ class VideoRun:
     requests: Sequence[VideoRequest]
     view: ProgressView
     frames_per_second: float
-    """Speed of the videos."""
+    """Playing speed of the videos."""
     scale: int
     versions: Mapping[str, str]
     result: RunResult = field(default_factory=RunResult)
@@ -72,9 +49,9 @@ class VideoRun:
         self._started = time.monotonic()
 
     def run(self) -> RunResult:
-        """Runs until every video ended, the user interrupts or the engine breaks; unfinished files are removed.
+        """Runs until every video has ended, the user interrupts or the engine fails; unfinished files are removed.
 
-        Raises `CapacityError` when the pool is too small for every one of the videos.
+        Raises `CapacityError` when the pool is too small for any of the videos.
         """
         try:
             with Interrupt(self.view.note) as interrupt:
@@ -103,7 +80,7 @@ class VideoRun:
             self._end_failed(request_id, refusal)
 
     def _step(self) -> bool:
-        """One step of the engine; False when it cannot go on. Failures of single videos are among its outputs."""
+        """One step of the engine; False when it cannot continue. Failures of single videos are among its outputs."""
         try:
             outputs = self.engine.step()
         except Exception as error:
@@ -115,7 +92,7 @@ class VideoRun:
 
     def _take(self, output: EngineOutput) -> None:
         if output.request_id not in self._pending:
-            return  # of a video that could not be written and was cancelled within this very step
+            return  # its video could not be written and was cancelled earlier in this step
         if not isinstance(output, ChunkOutput):
             self._end_failed(output.request_id, output.error)
             return
@@ -123,7 +100,7 @@ class VideoRun:
             self._write_chunk(output)
         except Exception as error:
             if not output.is_last:
-                with suppress(ConfigError):  # a later output of this very step may be its end
+                with suppress(ConfigError):  # it may end with a later output of this step
                     self.engine.cancel(output.request_id)
             self._end_failed(output.request_id, error)
 

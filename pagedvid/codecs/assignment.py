@@ -8,117 +8,166 @@ int4/int2            keys in int4, values in int2
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import pairwise
 from typing import Any
 
 from pagedvid.arguments import list_of, whole_number
-from pagedvid.codecs.page import read_codec
+from pagedvid.codecs.registry import read_codec
+from pagedvid.codecs.spec import CodecSpec
 from pagedvid.errors import ConfigError
 from pagedvid.shown import shown
 
 KINDS = ("keys", "values")
-LayerCodecs = tuple[tuple[int, int, str], ...]
-"""Exceptions: (first layer, last layer, codecs as written); of two for one layer the later counts."""
+
+
+@dataclass(frozen=True, repr=False)
+class CodecPair:
+    """The codecs of keys and of values."""
+
+    keys: CodecSpec
+    values: CodecSpec
+
+    @staticmethod
+    def read(written: str | CodecPair) -> CodecPair:
+        """From "int2" or "int4/int2". Raises ConfigError."""
+        if isinstance(written, CodecPair):
+            return written
+        if not isinstance(written, str):
+            raise ConfigError(f"{written!r} names no codec; write it as text, such as 'int2' or 'int4/int2'")
+        keys, slash, values = written.partition("/")
+        return CodecPair(read_codec(keys), read_codec(values if slash else keys))
+
+    def of(self, kind: str) -> CodecSpec:
+        """The codec of "keys" or "values"."""
+        return self.keys if kind == "keys" else self.values
+
+    def __repr__(self) -> str:
+        return f"CodecPair.read({str(self)!r})"
+
+    def __str__(self) -> str:
+        return self.keys.name if self.keys == self.values else f"{self.keys}/{self.values}"
+
+
+LayerCodecs = tuple[tuple[int, int, CodecPair], ...]
+"""Exceptions: (first layer, last layer, codecs); of two for one layer the later counts."""
 
 
 @dataclass(frozen=True)
 class ChunkCodecs:
     """The codecs of one chunk. Two that store every layer alike are equal, however their exceptions were written."""
 
-    keys: str
-    values: str
+    pair: CodecPair
     layers: LayerCodecs = ()
+    text: str = field(default="", init=False, repr=False, compare=False)
+    """How it reads for people; equal where the codecs are."""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "layers", _exceptions(self.keys, self.values, self.layers))
+        object.__setattr__(self, "layers", _exceptions(self.pair, self.layers))
+        exceptions = "".join(f", {pair} in layers {first} to {last}" for first, last, pair in self.layers)
+        object.__setattr__(self, "text", f"{self.pair}{exceptions}")
+
+    def __hash__(self) -> int:
+        return hash(self.text)
 
     @staticmethod
-    def read(written: str, layers: LayerCodecs = ()) -> ChunkCodecs:
-        """From "int2" or "int4/int2". Raises ConfigError."""
-        return ChunkCodecs(*split_pair(written), layers)
+    def read(written: str | CodecPair, layers: Any = ()) -> ChunkCodecs:
+        """From "int2" or "int4/int2", and exceptions as `read_layers` takes them. Raises ConfigError."""
+        return ChunkCodecs(CodecPair.read(written), read_layers(layers))
 
-    def of(self, kind: str, layer: int) -> str:
+    @property
+    def keys(self) -> CodecSpec:
+        """The codec of keys where no exception is made."""
+        return self.pair.keys
+
+    @property
+    def values(self) -> CodecSpec:
+        """The codec of values where no exception is made."""
+        return self.pair.values
+
+    def of(self, kind: str, layer: int) -> CodecSpec:
         """The codec of "keys" or "values" in one layer."""
-        for first, last, written in self.layers:
+        for first, last, pair in self.layers:
             if first <= layer <= last:
-                return split_pair(written)[KINDS.index(kind)]
-        return self.keys if kind == "keys" else self.values
+                return pair.of(kind)
+        return self.pair.of(kind)
 
-    def names(self, num_layers: int, kinds: Sequence[str] = KINDS) -> tuple[str, ...]:
-        """All codecs in use, each once."""
-        return tuple(dict.fromkeys(self.of(kind, layer) for layer in range(num_layers) for kind in kinds))
+    @cached_property
+    def key_codecs(self) -> tuple[CodecSpec, ...]:
+        """All codecs of keys that occur, each once; a rule whose every layer is an exception counts."""
+        return _once(pair.keys for pair in self._pairs)
+
+    @cached_property
+    def all(self) -> tuple[CodecSpec, ...]:
+        """All codecs that occur, each once."""
+        return _once(codec for pair in self._pairs for codec in (pair.keys, pair.values))
+
+    def in_layers(self, num_layers: int, kinds: Iterable[str] = KINDS) -> tuple[CodecSpec, ...]:
+        """All codecs in use in that many layers, each once."""
+        kinds = tuple(kinds)
+        return _once(self.of(kind, layer) for layer in range(num_layers) for kind in kinds)
+
+    @property
+    def _pairs(self) -> tuple[CodecPair, ...]:
+        return (self.pair, *(pair for _, _, pair in self.layers))
 
     def __str__(self) -> str:
-        name = self.keys if self.keys == self.values else f"{self.keys}/{self.values}"
-        return name + "".join(f", {written} in layers {first} to {last}" for first, last, written in self.layers)
+        return self.text
 
 
-def _exceptions(keys: str, values: str, layers: LayerCodecs) -> LayerCodecs:
-    """The same exceptions in ascending order: no overlap, none that repeats the rule, neighbours alike in one."""
+def _once(codecs: Iterable[CodecSpec]) -> tuple[CodecSpec, ...]:
+    return tuple(dict.fromkeys(codecs))
+
+
+def _exceptions(rule: CodecPair, layers: LayerCodecs) -> LayerCodecs:
+    """The same exceptions in ascending order: no overlap, none that repeats the rule, equal neighbours joined."""
     bounds = sorted({bound for first, last, _ in layers for bound in (first, last + 1)})
-    merged: list[tuple[int, int, str]] = []
+    merged: list[tuple[int, int, CodecPair]] = []
     for first, end in pairwise(bounds):
-        written = next((codecs for a, b, codecs in reversed(layers) if a <= first <= b), None)
-        pair = (keys, values) if written is None else split_pair(written)
-        if pair == (keys, values):
+        pair = next((pair for a, b, pair in reversed(layers) if a <= first <= b), rule)
+        if pair == rule:
             continue
-        name = pair[0] if pair[0] == pair[1] else "/".join(pair)
-        if merged and merged[-1][1:] == (first - 1, name):
-            merged[-1] = (merged[-1][0], end - 1, name)
+        if merged and merged[-1][1:] == (first - 1, pair):
+            merged[-1] = (merged[-1][0], end - 1, pair)
         else:
-            merged.append((first, end - 1, name))
+            merged.append((first, end - 1, pair))
     return tuple(merged)
 
 
-def split_pair(written: str) -> tuple[str, str]:
-    """(codec of keys, codec of values) from "int2" or "int4/int2". Raises ConfigError."""
-    if not isinstance(written, str):
-        raise ConfigError(f"{written!r} names no codec; write it as text, such as 'int2' or 'int4/int2'")
-    keys, slash, values = written.partition("/")
-    for name in (keys, values) if slash else (keys,):
-        read_codec(name)
-    return keys, values if slash else keys
-
-
-def read_layers(written: Mapping[Any, Any]) -> LayerCodecs:
-    """From {"0-1": "int8", 5: "int4/int2"}. Raises ConfigError."""
-    layers = []
-    for key, codecs in written.items():
-        match = re.fullmatch(r"([0-9]{1,6})(?:-([0-9]{1,6}))?", str(key))
-        if match is None or not isinstance(codecs, str) or int(match[2] or match[1]) < int(match[1]):
-            raise ConfigError(
-                f"{shown(key)}: {shown(codecs)} is no exception for layers; write it as 3: int4 or 0-1: int8/int4"
-            )
-        split_pair(codecs)
-        layers.append((int(match[1]), int(match[2] or match[1]), codecs))
-    return tuple(layers)
-
-
-def checked_layers(layers: object) -> LayerCodecs:
-    """Exceptions as they are kept, from what `read_layers` takes or from triples. Raises ConfigError."""
-    if isinstance(layers, Mapping):
-        return read_layers(layers)
+def read_layers(written: object) -> LayerCodecs:
+    """From {"0-1": "int8", 5: "int4/int2"}, or from what this returned. Raises ConfigError."""
+    if isinstance(written, Mapping):
+        return tuple(_read_exception(key, codecs) for key, codecs in written.items())
     example = "{0: 'int8', '2-5': 'int4/int2'}"
-    triples: list[Any] = list_of(tuple, "layers", layers, example, ConfigError)
+    triples: list[Any] = list_of(tuple, "layers", written, example, ConfigError)
     if any(len(triple) != 3 for triple in triples):
-        raise ConfigError(f"layers is {layers!r}; write {example}")
+        raise ConfigError(f"layers is {written!r}; write {example}")
     return tuple(map(_checked_triple, triples))
 
 
-def _checked_triple(triple: tuple[Any, Any, Any]) -> tuple[int, int, str]:
+def _read_exception(key: object, codecs: object) -> tuple[int, int, CodecPair]:
+    match = re.fullmatch(r"([0-9]{1,6})(?:-([0-9]{1,6}))?", str(key))
+    if match is None or not isinstance(codecs, (str, CodecPair)) or int(match[2] or match[1]) < int(match[1]):
+        raise ConfigError(
+            f"{shown(key)}: {shown(codecs)} is no exception for layers; write it as 3: int4 or 0-1: int8/int4"
+        )
+    return int(match[1]), int(match[2] or match[1]), CodecPair.read(codecs)
+
+
+def _checked_triple(triple: tuple[Any, Any, Any]) -> tuple[int, int, CodecPair]:
     first, last, written = triple
-    split_pair(written)
+    pair = CodecPair.read(written)
     first = whole_number("first layer of an exception", first, 0, error=ConfigError)
-    return first, whole_number("last layer of an exception", last, first, error=ConfigError), written
+    return first, whole_number("last layer of an exception", last, first, error=ConfigError), pair
 
 
 def write_layers(layers: LayerCodecs) -> dict[str, str]:
     """The inverse of `read_layers`; of two for the same layers the later remains, in its place."""
     written: dict[str, str] = {}
-    for first, last, codecs in layers:
+    for first, last, pair in layers:
         key = str(first) if first == last else f"{first}-{last}"
         written.pop(key, None)
-        written[key] = codecs
+        written[key] = str(pair)
     return written

@@ -1,81 +1,156 @@
-"""What a codec is: one way in which keys or values become page records and come back.
+"""What a codec does: keys or values become page records and come back; on a GPU by its kernels.
 
-    raw.py channel.py token.py hadamard.py klt.py     the codecs: the readable reference of every kernel
-    book.py                                           finds the codec of a name
+    spec.py        what it says of itself in integers
+    base.py        what it does: the readable reference, and the entry points of its kernels
+    registry.py    finds the spec of a name;  book.py makes each codec of a pool once
 
-A codec belongs to a page format (codecs/page.py) and knows from its name how many tokens fill a page.
-
-Axes: R rows, one per (chunk, KV head); n tokens; P pages; D head_dim; B bytes of a page.
+Axes: R rows, one per (chunk, KV head); H KV heads; n tokens; P pages; D head_dim; B bytes of a page.
 """
 
 from __future__ import annotations
 
-from typing import Protocol
+from abc import ABC, abstractmethod
+from functools import cached_property
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from pagedvid.codecs.page import PageFormat
+from pagedvid.codecs.spec import CodecSpec
 from pagedvid.errors import NonFiniteError
+from pagedvid.rotary.axis_tables import AngleTables
+from pagedvid.rotary.tables import Arrival, rotate
+
+if TYPE_CHECKING:
+    from pagedvid.codecs.channel.kernels.layout import PageLayout
 
 FP16_MAX = 65504.0
-"""What is stored as a step and a zero must lie below this: both are fp16."""
+"""What is stored by step sizes and zero points must be below this: both are fp16."""
 
 
-class Codec(Protocol):
-    """One way to store tokens in pages."""
+class Codec(ABC):
+    """One way to store tokens in the pages of one pool."""
+
+    page: PageFormat
+    spec: CodecSpec
+    axes: Tensor | None = None
+    """[D, D], whose rows are the directions along which step sizes are given; None: the channels."""
 
     @property
     def name(self) -> str:
-        """Its name, see codecs/page.py."""
-        ...
+        """That of its spec."""
+        return self.spec.name
 
-    @property
-    def stores_rotated(self) -> bool:
-        """Whether keys are stored after rotary embedding."""
-        ...
+    @cached_property
+    def page_tokens(self) -> int:
+        """Tokens of a full page."""
+        return self.spec.page_tokens(self.page)
 
-    @property
-    def axes(self) -> Tensor | None:
-        """[D, D], whose rows are the directions that steps speak of; None when these are the channels."""
-        ...
-
+    @abstractmethod
     def encode(self, x_RnD: Tensor) -> Tensor:
         """Tokens -> records uint8 [R, P, B]. Raises NonFiniteError for NaN, infinity, or what is too large to store."""
-        ...
 
+    @abstractmethod
     def decode(self, records_RPB: Tensor, num_tokens: int, out: Tensor) -> Tensor:
         """Records -> tokens, written into `out` [R, padded_tokens, D] in its dtype, float32, bfloat16 or float16.
 
-        Returns its view [R, num_tokens, D]; what lies behind it is overwritten with something finite, or left.
+        Returns its view [R, num_tokens, D]; padding tokens are left untouched or set to finite values.
         """
-        ...
 
-    def mean_square_steps(self, records_RPB: Tensor, num_tokens: int, first_token: int = 0) -> Tensor | None:
-        """Mean of step**2 over each row's `num_tokens` tokens from `first_token` on, along `axes`, float32 [R, D].
+    def mean_square_step_sizes(self, records_RPB: Tensor, num_tokens: int, first_token: int = 0) -> Tensor | None:
+        """Mean of step_size**2 over each row's `num_tokens` tokens from `first_token` on, along `axes`, float32 [R, D].
 
         None when nothing was rounded to a uniform grid.
         """
-        ...
+        return None
+
+    def of_heads(self, heads: slice) -> Codec:
+        """The codec of some of the KV heads: itself, unless it was made from tables."""
+        return self
+
+    def kernels(self, device: torch.device) -> PageKernels:
+        """What reads and writes the pages on a GPU: here the operations above, which are slower and just as right."""
+        return CodecOperations(self, device)
+
+
+def make_codec(spec: CodecSpec, page: PageFormat, tables: Any = None) -> Codec:
+    """The codec of a spec for the pages of one pool; see `CodecSpec.implementation`. Raises ConfigError."""
+    spec.page_tokens(page)  # raises when no token fits
+    module, _, function = spec.implementation.partition(":")
+    codec: Codec = getattr(import_module(module), function)(page, spec, tables)
+    return codec
+
+
+class PageKernels(ABC):
+    """What reads and writes the pages of one codec on a GPU. `records` is the pool, uint8 [num_pages, B]; `pages_HP`
+    are int32. Nothing waits for the device."""
+
+    axes: Tensor | None = None
+    """`Codec.axes` on the device."""
+    takes_arrivals: bool = False
+    """Whether `encode` reads keys as the model gave them."""
+
+    @abstractmethod
+    def decode(
+        self, records: Tensor, pages_HP: Tensor, out_nHD: Tensor, angles: AngleTables | None = None, frame_row: int = 0
+    ) -> None:
+        """Writes the pages' tokens, in order, to `out_nHD`, D contiguous.
+
+        `angles`: by which tokens are rotated on the way; `frame_row` is the row of their first frame in these tables.
+        """
+
+    @abstractmethod
+    def encode(self, x_nHD: Tensor, records: Tensor, pages_HP: Tensor, arrival: Arrival | None = None) -> Tensor:
+        """Writes tokens to the pages. Returns flags [H, F]: nonzero in the row of a head that cannot be stored.
+
+        `arrival`: how keys come from the model; they are brought to half layout and un-rotated in the same pass.
+        """
+
+    def mean_square_step_sizes(self, records: Tensor, pages_HP: Tensor, tokens: slice) -> Tensor | None:
+        """Mean of step_size**2 over consecutive tokens along `axes`, float32 [H, D]; None: there is no uniform grid."""
+        return None
+
+    @property
+    def fused_layout(self) -> PageLayout | None:
+        """How the fused attention kernel reads these pages; None: it does not."""
+        return None
+
+
+class CodecOperations(PageKernels):
+    """Pages that no kernel reads or writes. `encode` looks at the device, and raises NonFiniteError itself."""
+
+    def __init__(self, codec: Codec, device: torch.device) -> None:
+        self._codec = codec
+        self.axes = None if codec.axes is None else codec.axes.to(device)
+
+    def decode(
+        self, records: Tensor, pages_HP: Tensor, out_nHD: Tensor, angles: AngleTables | None = None, frame_row: int = 0
+    ) -> None:
+        """By `Codec.decode`."""
+        num_tokens = len(out_nHD)
+        shape = (len(pages_HP), pages_HP.shape[1] * self._codec.page_tokens, out_nHD.shape[-1])
+        buffer = torch.empty(shape, dtype=torch.float32, device=out_nHD.device)
+        x_HnD = self._codec.decode(records[pages_HP.long()], num_tokens, buffer)
+        if angles is not None:
+            x_HnD = rotate(x_HnD, *angles.of_chunk(frame_row, num_tokens))
+        out_nHD.copy_(x_HnD.transpose(0, 1))
+
+    def encode(self, x_nHD: Tensor, records: Tensor, pages_HP: Tensor, arrival: Arrival | None = None) -> Tensor:
+        """By `Codec.encode`; keys have no arrival here."""
+        records[pages_HP.long()] = self._codec.encode(x_nHD.transpose(0, 1).float())
+        return torch.zeros(len(pages_HP), 1, dtype=torch.uint8, device=records.device)
+
+    def mean_square_step_sizes(self, records: Tensor, pages_HP: Tensor, tokens: slice) -> Tensor | None:
+        """By `Codec.mean_square_step_sizes`."""
+        return self._codec.mean_square_step_sizes(records[pages_HP.long()], tokens.stop - tokens.start, tokens.start)
 
 
 def saturated(x: Tensor) -> Tensor:
     """Decoded float16 values without infinities, in place: a code, or a bfloat16 number, that stands for the largest
     float16 number may be above it. Other types are left alone: nothing that is stored is beyond their range."""
     return x.clamp_(-FP16_MAX, FP16_MAX) if x.dtype == torch.float16 else x
-
-
-def round_down_fp16(x: Tensor) -> Tensor:
-    """The largest fp16 number that is not above `x`."""
-    nearest = x.half()
-    below = torch.nextafter(nearest, torch.full_like(nearest, -torch.inf))
-    return torch.where(nearest.float() > x, below, nearest)
-
-
-def round_up_fp16(x: Tensor) -> Tensor:
-    """The smallest fp16 number that is not below `x`."""
-    nearest = x.half()
-    above = torch.nextafter(nearest, torch.full_like(nearest, torch.inf))
-    return torch.where(nearest.float() < x, above, nearest)
 
 
 def not_storable(x_RnD: Tensor, limit: float) -> NonFiniteError:

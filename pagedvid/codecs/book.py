@@ -1,30 +1,21 @@
-"""The codec of a name, for the pages of one pool: the same object wherever nothing is calibrated."""
+"""The codecs of one pool, each made once: the same object wherever nothing is calibrated."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
+
+import torch
 
 from pagedvid.codecs.assignment import KINDS, ChunkCodecs
-from pagedvid.codecs.base import Codec
-from pagedvid.codecs.channel.codec import ChannelCodec
-from pagedvid.codecs.klt.codec import KltCodec
+from pagedvid.codecs.base import Codec, PageKernels, make_codec
 from pagedvid.codecs.klt.file import Calibration
-from pagedvid.codecs.page import PageFormat, read_codec
-from pagedvid.codecs.raw.codec import RawCodec
-from pagedvid.codecs.token.codec import TokenCodec
-from pagedvid.codecs.token.hadamard import HadamardCodec
+from pagedvid.codecs.page import PageFormat
+from pagedvid.codecs.spec import CodecSpec
 from pagedvid.errors import ConfigError
-
-FAMILIES: Mapping[str, Callable[[PageFormat, str], Codec]] = {
-    "raw": RawCodec,
-    "channel": ChannelCodec,
-    "token": TokenCodec,
-    "hadamard": HadamardCodec,
-}
 
 
 class CodecBook:
-    """Finds codecs, and makes each of them once."""
+    """Finds codecs and their kernels."""
 
     def __init__(
         self,
@@ -33,25 +24,41 @@ class CodecBook:
         tables: Calibration | None = None,
         own: Mapping[str, Codec] | None = None,
     ) -> None:
-        """`tables`: what klt codecs know of the model. `own`: codecs that go before those of the same name here; a
-        codec under study is called "sim"."""
+        """`tables`: what klt codecs know of the model. `own`: codecs used in place of those of the same name; a codec
+        under study is called "sim"."""
         self.page = page
         self._num_kv_heads = num_kv_heads
         self._tables = tables
         self._own = dict(own or {})
         self._codecs: dict[tuple[str, str, int, int, int], Codec] = {}
+        self._pairs: dict[tuple[str, int, int, int], tuple[Codec, Codec]] = {}
+        self._kernels: dict[tuple[int, torch.device], tuple[Codec, PageKernels]] = {}
 
-    def codec(self, name: str, kind: str, layer: int, heads: slice) -> Codec:
+    def pair(self, codecs: ChunkCodecs, layer: int, heads: slice) -> tuple[Codec, Codec]:
+        """The codecs of keys and of values of some KV heads of a layer of chunks. Raises ConfigError."""
+        key = (codecs.text, layer, heads.start, heads.stop)
+        if (pair := self._pairs.get(key)) is None:
+            keys, values = (self.codec(codecs.of(kind, layer), kind, layer, heads) for kind in KINDS)
+            pair = self._pairs[key] = keys, values
+        return pair
+
+    def codec(self, spec: CodecSpec, kind: str, layer: int, heads: slice) -> Codec:
         """The codec of the "keys" or "values" of some KV heads of a layer. Raises ConfigError."""
-        if name in self._own:
-            return self._own[name]
-        family = read_codec(name).family
-        is_calibrated = family == "klt"
+        if spec.name in self._own:
+            return self._own[spec.name]
         first, end, _ = heads.indices(self._num_kv_heads)
-        key = (name, kind, layer, first, end) if is_calibrated else (name, "", 0, 0, 0)
+        key = (spec.name, kind, layer, first, end) if spec.needs_tables else (spec.name, "", 0, 0, 0)
         if key not in self._codecs:
-            self._codecs[key] = self._klt(name, kind, layer, first, end) if is_calibrated else self._plain(name)
+            self._codecs[key] = self._made(spec, kind, layer, first, end)
         return self._codecs[key]
+
+    def kernels(self, codec: Codec, device: torch.device) -> PageKernels:
+        """What reads and writes a codec's pages on a device."""
+        key = (id(codec), device)
+        if key not in self._kernels:
+            with torch.inference_mode(False):  # a host may enter inference mode for some steps and not for others
+                self._kernels[key] = codec, codec.kernels(device)
+        return self._kernels[key][1]
 
     def check(self, chunks: Iterable[ChunkCodecs], num_layers: int) -> None:
         """Makes every codec that these chunks will need, so that what is missing is known at once: ConfigError."""
@@ -61,29 +68,27 @@ class CodecBook:
                 f"{num_layers}. Calibrate this model: pagedvid calibrate"
             )
         for codecs in chunks:
-            for kind in KINDS:
-                for layer in range(num_layers):
-                    self.codec(codecs.of(kind, layer), kind, layer, slice(0, self._num_kv_heads))
+            for layer in range(num_layers):
+                self.pair(codecs, layer, slice(0, self._num_kv_heads))
 
-    def _plain(self, name: str) -> Codec:
-        if name == "sim":
+    def _made(self, spec: CodecSpec, kind: str, layer: int, first_head: int, end_head: int) -> Codec:
+        if spec.name == "sim":
             raise ConfigError('"sim" stands for a codec under study; pass that as own={"sim": codec}')
-        self.page.page_tokens(name)  # raises when no token fits
-        return FAMILIES[read_codec(name).family](self.page, name)
-
-    def _klt(self, name: str, kind: str, layer: int, first_head: int, end_head: int) -> Codec:
+        if not spec.needs_tables:
+            return make_codec(spec, self.page)
         if (first_head, end_head) != (0, self._num_kv_heads):
-            whole = self.codec(name, kind, layer, slice(0, self._num_kv_heads))
-            assert isinstance(whole, KltCodec)
-            return whole.of_heads(slice(first_head, end_head))
+            return self.codec(spec, kind, layer, slice(0, self._num_kv_heads)).of_heads(slice(first_head, end_head))
+        return make_codec(spec, self.page, self._tables_for(spec).tables(kind, layer))
+
+    def _tables_for(self, spec: CodecSpec) -> Calibration:
         if self._tables is None:
             raise ConfigError(
-                f"{name} needs tables of the model; make them with `pagedvid calibrate` and name the file, or choose a "
+                f"{spec} needs tables of the model; make them with `pagedvid calibrate` and name the file, or choose a "
                 "codec without, such as int2"
             )
         if self._tables.num_kv_heads != self._num_kv_heads:
             raise ConfigError(
-                f"the tables for {name} are of {self._tables.model} with {self._tables.num_kv_heads} KV heads; the "
+                f"the tables for {spec} are of {self._tables.model} with {self._tables.num_kv_heads} KV heads; the "
                 f"cache has {self._num_kv_heads}. Calibrate this model: pagedvid calibrate"
             )
-        return KltCodec.of(name, self.page, self._tables.tables(kind, layer))
+        return self._tables

@@ -1,4 +1,4 @@
-"""What kernels of several codecs share: rounding to fp16, and the type in which products are taken."""
+"""What kernels of several codecs share: rounding to fp16, the type in which products are taken, head sizes."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from pagedvid.codecs.base import FP16_MAX
 LIMIT = tl.constexpr(FP16_MAX)
 ROUND = tl.constexpr(12582912.0)
 """1.5 * 2^23: adding and subtracting it rounds a float32 below 2^22 to an integer, half to even."""
+MIN_HEAD_DIM = 32
+"""Tensor cores want 16 channels of each half at least."""
 
 
 @triton.jit
@@ -23,14 +25,14 @@ def next_below(half):
 
 @triton.jit
 def round_down_fp16(x):
-    """See codecs/base.py."""
+    """See codecs/packing.py."""
     nearest = x.to(tl.float16)
     return tl.where(nearest.to(tl.float32) > x, next_below(nearest), nearest)
 
 
 @triton.jit
 def round_up_fp16(x):
-    """See codecs/base.py; x >= 0."""
+    """See codecs/packing.py; x >= 0."""
     nearest = x.to(tl.float16)
     above = (nearest.to(tl.int16, bitcast=True) + 1).to(tl.int16).to(tl.float16, bitcast=True)
     return tl.where(nearest.to(tl.float32) < x, above, nearest)
@@ -40,3 +42,10 @@ def matmul_type(dtype: torch.dtype) -> tl.dtype:
     """Type in which products are taken. Triton's interpreter, which has no BF16 arithmetic, takes them in float32; the
     operands have been rounded to BF16 before, so the numbers are those of a tensor core."""
     return tl.bfloat16 if dtype == torch.bfloat16 and not triton.knobs.runtime.interpret else tl.float32
+
+
+def head_dim_reasons(head_dim: int) -> list[str]:
+    """Why no kernel can handle this head_dim; empty when they can."""
+    if head_dim & (head_dim - 1) or head_dim < MIN_HEAD_DIM:
+        return [f"head_dim is {head_dim}; it must be a power of two from {MIN_HEAD_DIM} on"]
+    return []

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from difflib import get_close_matches
 from pathlib import Path
 
 import yaml
@@ -16,7 +15,7 @@ from pagedvid.config.sections import SECTIONS, Config
 from pagedvid.errors import ConfigError
 from pagedvid.files.plain_yaml import MAX_YAML_BYTES, YamlError, compose, entries, line_of, read_scalar, value_of
 from pagedvid.files.text import read_text
-from pagedvid.shown import short, shown
+from pagedvid.shown import short, shown, unknown
 
 
 @dataclass(frozen=True)
@@ -32,7 +31,7 @@ class Setting:
 
 @dataclass(frozen=True)
 class ResolvedConfig:
-    """The settings in force and where each of them came from."""
+    """The settings in force, and where each of them comes from."""
 
     config: Config
     sources: dict[str, str]
@@ -40,12 +39,12 @@ class ResolvedConfig:
 
 
 def load_config(path: str | Path) -> Config:
-    """The settings of a YAML file over the defaults. Raises `ConfigError`."""
+    """The defaults, overridden by the settings of a YAML file. Raises `ConfigError`."""
     return resolve(read_file(Path(path))).config
 
 
 def resolve(settings: Iterable[Setting]) -> ResolvedConfig:
-    """Settings over the defaults; of two values for one key the later wins. Raises `ConfigError`."""
+    """The defaults, overridden by these settings; a later one wins over an earlier one. Raises `ConfigError`."""
     values: dict[str, dict[str, object]] = {section: {} for section in SECTIONS}
     sources = {f"{name}.{key}": "default" for name, section in SECTIONS.items() for key in section.field_names()}
     for setting in settings:
@@ -63,19 +62,13 @@ def resolve(settings: Iterable[Setting]) -> ResolvedConfig:
 
 def _check_section(section: str, source: str) -> None:
     if section not in SECTIONS:
-        raise ConfigError(f"{source}: unknown section {_unknown(section, tuple(SECTIONS))}")
+        raise ConfigError(f"{source}: unknown section {unknown(section, tuple(SECTIONS))}")
 
 
 def _check_key(setting: Setting) -> None:
     known = SECTIONS[setting.section].field_names()
     if setting.key not in known:
-        raise ConfigError(f"{setting.source}: unknown key {_unknown(setting.key, known, setting.section + '.')}")
-
-
-def _unknown(given: str, known: tuple[str, ...], prefix: str = "") -> str:
-    close = get_close_matches(given, known, n=1)
-    hint = f' - did you mean "{prefix}{close[0]}"?' if close else ""
-    return f'"{prefix}{short(given)}"{hint} (known: {", ".join(known)})'
+        raise ConfigError(f"{setting.source}: unknown key {unknown(setting.key, known, setting.section + '.')}")
 
 
 def read_assignment(assignment: str) -> Setting:
@@ -117,7 +110,7 @@ def _settings(root: yaml.Node, path: Path) -> Iterator[Setting]:
 def _entries(node: yaml.Node, path: Path, what: str) -> Iterator[tuple[str, str, yaml.Node]]:
     """(key, place, value node) of a mapping."""
     if not isinstance(node, yaml.MappingNode):
-        raise ConfigError(f"{_place(path, node)}: {what} must hold `key: value` lines")
+        raise ConfigError(f"{_place(path, node)}: {what} must consist of `key: value` lines")
     for key, key_node, value_node in entries(node):
         yield key, _place(path, key_node), value_node
 

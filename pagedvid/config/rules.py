@@ -1,4 +1,4 @@
-"""What a setting may hold: rules that turn what was written ("2GiB") into what the program uses (bytes)."""
+"""What a setting may be: rules that turn what was written ("2GiB") into what the program uses (bytes)."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from pagedvid.codecs.assignment import read_layers, split_pair, write_layers
-from pagedvid.codecs.page import CODEC_PATTERN
+from pagedvid.codecs.assignment import CodecPair, read_layers, write_layers
+from pagedvid.codecs.registry import codec_names
 from pagedvid.errors import ConfigError
 from pagedvid.files.text import check_text
 from pagedvid.units import UNITS, format_setting_bytes, parse_bytes
@@ -17,15 +17,15 @@ from pagedvid.units import UNITS, format_setting_bytes, parse_bytes
 
 @dataclass(frozen=True)
 class Rule:
-    """What a field may hold: `read` returns the value to use and raises ValueError for one that is not allowed."""
+    """The values that a field allows: `read` returns the value to use, and raises ValueError for any other."""
 
     allowed: str
     read: Callable[[object], object]
     write: Callable[[Any], object] = lambda value: value
-    """The value as a person writes it; `read` takes it back."""
+    """Turns the value back into what a person writes."""
 
     def __or__(self, other: Rule) -> Rule:
-        """Either of two rules; the first that accepts a value reads it."""
+        """Either of two rules: the first one reads the value if it allows it, otherwise the second."""
 
         def read(value: object) -> object:
             try:
@@ -42,7 +42,7 @@ def _need(is_allowed: bool) -> None:
 
 
 def one_of(*names: str) -> Rule:
-    """One of a few words."""
+    """One of these words."""
 
     def read(value: object) -> object:
         _need(value in names)
@@ -123,23 +123,23 @@ def codecs() -> Rule:
     def read(value: object) -> object:
         _need(isinstance(value, str))
         try:
-            split_pair(value)  # type: ignore[arg-type]
+            CodecPair.read(value)  # type: ignore[arg-type]
         except ConfigError as error:
             raise ValueError from error
         return value
 
-    return Rule(f"a codec, or KEYS/VALUES such as int4/int2; codecs are {CODEC_PATTERN}", read)
+    return Rule(f"a codec, or KEYS/VALUES such as int4/int2; codecs are {codec_names()}", read)
 
 
 def layers() -> Rule:
-    """Codecs of single layers; kept as tuples, written as a mapping."""
+    """Codecs of single layers: tuples in the program, a mapping in the file."""
 
     def read(value: object) -> object:
         if isinstance(value, tuple):
             return value
         _need(isinstance(value, dict))
         try:
-            return read_layers(value)  # type: ignore[arg-type]
+            return read_layers(value)
         except ConfigError as error:
             raise ValueError from error
 
@@ -147,5 +147,5 @@ def layers() -> Rule:
 
 
 def setting(default: Any, rule: Rule) -> Any:
-    """A dataclass field that holds what `rule` allows."""
+    """A dataclass field whose values `rule` reads."""
     return dataclasses.field(default=default, metadata={"rule": rule})

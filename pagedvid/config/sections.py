@@ -1,8 +1,8 @@
 """Every setting of pagedvid: frozen dataclasses, one per section of the configuration file.
 
-A field's rule (rules.py) says which values are allowed and turns what was written into what the program uses. It is
-applied whenever a section is built, so no wrong value ever reaches the engine. `config/file.py` fills these
-classes from YAML, flags and `--set`.
+A field's rule (rules.py) says which values are allowed and turns what was written into what the program uses. Every
+section applies its rules when it is built, so no wrong value reaches the engine. file.py fills these classes from YAML,
+flags and `--set`.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import dataclasses
 from dataclasses import dataclass
 from typing import ClassVar
 
+from pagedvid.codecs.assignment import CodecPair
 from pagedvid.config.rules import (
     Rule,
     codecs,
@@ -32,17 +33,17 @@ CORRECTIONS = ("off", "formula", "variance", "measured")
 POLICIES = ("fcfs", "round_robin")
 DTYPES = ("float32", "bfloat16")
 DEVICE = text("cpu, cuda or cuda:N", r"cpu|cuda(:[0-9]{1,3})?")
-"""The rule for devices, of flags too."""
+"""The rule for a device, in settings and flags."""
 MAX_FRAMES = 100_000
-"""Of one video: hours. Planning takes time for each of them."""
+"""Most frames of one video, which are hours. Planning takes time for each frame."""
 MAX_WINDOW_CHUNKS = MAX_FRAMES
-"""Sinks, or recent chunks, of one stream: as many as a video can have."""
+"""Most sinks, and most recent chunks, of one stream: as many as a video can have."""
 MAX_SEED = 2**63 - 1
-"""The largest that a tensor of whole numbers can hold."""
+"""The largest value of an int64 tensor."""
 
 
 class Section:
-    """Base of the sections: applies every field's rule."""
+    """Base class of the sections: applies every field's rule."""
 
     name_in_file: ClassVar[str]
 
@@ -85,21 +86,21 @@ class ModelConfig(Section):
     name: str = setting("demo", text("the name of a model"))
     """Name of the model; `demo` is the small one that ships with pagedvid."""
     weights: str | None = setting(None, nothing() | text("a path"))
-    """Where the model's weights lie (the demo model wants a folder); null = those that ship with pagedvid."""
+    """Path of the model's weights (a folder for the demo model); null = those that ship with pagedvid."""
     text_encoder: str | None = setting(None, nothing() | text("a path"))
-    """Folder of the text encoder that turns prompts into embeddings; null = requests bring theirs from a file."""
+    """Folder of the text encoder, which makes embeddings of prompts; null = requests name a file of embeddings."""
     vae: str | None = setting(None, nothing() | text("a path"))
-    """Folder of the VAE that turns latents into frames; null = latents are written (the demo model needs none)."""
+    """Folder of the VAE, which decodes latents into frames; null = latents are written (the demo model has no VAE)."""
     device: str = setting("cpu", DEVICE)
     """Device that holds the model and the cache."""
     dtype: str = setting("float32", one_of(*DTYPES))
-    """Number format the model computes in."""
+    """Number format that the model computes in."""
     height: int | None = setting(None, nothing() | whole(16, 2**14))
     """Pixels of a frame from top to bottom, for models that take any size; null = the size it was published with."""
     width: int | None = setting(None, nothing() | whole(16, 2**14))
     """Pixels of a frame from left to right; null = the size it was published with."""
     ema: bool = setting(True, flag())
-    """Of a checkpoint with averaged and last weights, take the averaged ones."""
+    """Whether to take the averaged weights of a checkpoint that has averaged and last ones."""
 
 
 @dataclass(frozen=True)
@@ -109,28 +110,28 @@ class CacheConfig(Section):
     name_in_file = "cache"
 
     memory: int = setting(2 * GIB, size())
-    """Bytes of the page pool that all streams share (keys and values together)."""
+    """Bytes of the page pool that all streams share, for keys and values together."""
     codec: str = setting("auto", one_of("auto") | codecs())
-    """Codec of the history, KEYS/VALUES to tell them apart; auto = klt1.5/klt3 with tables, otherwise int2."""
+    """Codec of the history, or KEYS/VALUES; auto = klt1.5/klt3 if there are tables, otherwise int2."""
     sink_codec: str | None = setting(None, nothing() | codecs())
     """Codec of the sink chunks; null = the same as `codec`."""
     newest_codec: str | None = setting(None, nothing() | codecs())
     """Codec of the newest chunk until the next one is committed; null = the same as `codec`."""
-    layer_codecs: tuple[tuple[int, int, str], ...] = setting((), layers())
+    layer_codecs: tuple[tuple[int, int, CodecPair], ...] = setting((), layers())
     """Layers whose codec differs from `codec`."""
     page_rows: int | str = setting("auto", one_of("auto") | whole(5, 4096))
     """Bytes of a page in units of head_dim; auto = what suits `codec`."""
     tables: str | None = setting(None, nothing() | text("a path"))
-    """File with the tables of klt codecs (`pagedvid calibrate`); null = the one beside the weights, if any."""
+    """File with the tables of klt codecs (`pagedvid calibrate`); null = the one next to the weights, if any."""
     sink_chunks: int = setting(1, whole(0, MAX_WINDOW_CHUNKS))
     """First chunks of a stream that are never evicted."""
     recent_chunks: int = setting(4, whole(1, MAX_WINDOW_CHUNKS))
-    """Newest committed chunks that are kept; neither sinks nor the current chunk count."""
+    """Newest committed chunks that are kept; sinks and the current chunk do not count."""
     correction: str = setting("auto", one_of("auto", *CORRECTIONS))
     """Correction of the attention mass that quantized keys gain: off, by the closed formula, by the change of variance,
-    or measured at commit; auto = measured where codes have step sizes, off for klt, which hardly moves the mass."""
+    or measured at commit; auto = measured for codecs with step sizes, off for klt, which hardly changes the mass."""
     debug_checks: bool = setting(False, flag())
-    """Recompute all bookkeeping after every step and stop at the first contradiction (slow)."""
+    """Whether to recompute all bookkeeping after every step and to stop at the first contradiction (slow)."""
 
 
 @dataclass(frozen=True)
@@ -142,7 +143,7 @@ class AttentionConfig(Section):
     backend: str = setting("auto", text("auto or the name of a backend"))
     """Attention backend; auto takes the first that can run here."""
     scratch: int = setting(4 * MIB, size())
-    """Bytes of the reused buffer that pages are decoded into; one head of one chunk always gets room."""
+    """Bytes of the reused buffer that pages are decoded into; one head of one chunk always fits."""
 
 
 @dataclass(frozen=True)
@@ -154,32 +155,32 @@ class EngineConfig(Section):
     max_batch_tokens: int = setting(2048, whole(1, 2**31 - 1))
     """Most tokens of one batched forward; a single chunk always fits."""
     policy: str = setting("fcfs", one_of(*POLICIES))
-    """Which streams go first: fcfs finishes the oldest first, round_robin advances all alike."""
+    """Which streams run first: fcfs finishes the oldest first, round_robin advances all of them evenly."""
     concurrent: int | str = setting("auto", one_of("auto") | whole(1, 10**6))
     """Most streams that run at once; auto = as many as the memory holds."""
     denoise_steps: int | None = setting(None, nothing() | whole(1, 1000))
     """Denoise steps per chunk; the commit pass comes on top. null = the model's own number."""
     reproducible: bool = setting(False, flag())
-    """Frames of a video are the same to the last bit, whatever runs next to it; each then has its forwards to itself
+    """Whether a video's frames are the same to the last bit whatever else runs. Every video then has its own forwards
     (slower with many streams). Holds on one machine with one number of threads."""
 
 
 @dataclass(frozen=True)
 class GenerateConfig(Section):
-    """What the videos are."""
+    """What the videos are like."""
 
     name_in_file = "generate"
 
     num_frames: int = setting(48, whole(1, MAX_FRAMES))
-    """Frames of a video whose prompt does not say otherwise; latent frames where a VAE makes several of each."""
+    """Frames of a video whose prompt does not give a number; latent frames where a VAE makes several of each."""
     seed: int = setting(0, whole(0, MAX_SEED))
     """Seed of the first prompt; the prompt with index i gets seed + i unless it names its own."""
     scale: int | None = setting(None, nothing() | whole(1, 64))
-    """Enlargement of the shown pixels in the files (nearest neighbour); null = the model's (demo: 8, others: 1)."""
+    """Enlargement of the pixels in the files (nearest neighbour); null = the model's (demo: 8, others: 1)."""
     frames_per_second: float | None = setting(None, nothing() | number(0.0001, 240))
-    """Speed of the videos; null = the model's."""
+    """Playing speed of the videos; null = the model's."""
     threads: int | None = setting(None, nothing() | whole(1, 512))
-    """Threads of the CPU's tensor operations; null = PyTorch's choice."""
+    """Threads of tensor operations on the CPU; null = PyTorch's choice."""
 
 
 @dataclass(frozen=True)
@@ -195,7 +196,7 @@ class Config:
     engine: EngineConfig = dataclasses.field(default_factory=EngineConfig)
     """How the steps of many streams are batched."""
     generate: GenerateConfig = dataclasses.field(default_factory=GenerateConfig)
-    """What the videos are."""
+    """What the videos are like."""
 
 
 SECTIONS: dict[str, type[Section]] = {
@@ -217,12 +218,14 @@ _NOT_IN_FRAMES = {
     "generate.threads",
 }
 _IN_LAST_BITS = {"model.device", "attention.backend", "attention.scratch", "generate.threads"}
-"""Of these, the ones that change how a video on its own is rounded."""
+"""Those of `_NOT_IN_FRAMES` that change the rounding of a video that runs alone."""
 
 
 def frame_settings(config: Config) -> dict[str, object]:
-    """The settings that decide a video's frames, by "section.key"; all others change them by rounding at most, and not
-    at all when `engine.reproducible` is set."""
+    """The settings that decide a video's frames, by "section.key".
+
+    All others change the frames by rounding at most, and not at all when `engine.reproducible` is set.
+    """
     left_out = _NOT_IN_FRAMES - _IN_LAST_BITS if config.engine.reproducible else _NOT_IN_FRAMES
     return {
         f"{name}.{key}": getattr(config, name).written_field(key)

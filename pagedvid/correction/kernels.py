@@ -35,21 +35,21 @@ def log_sinhc_of_square(u):
 
 
 @triton.jit
-def is_hot(q_square, step_square, quarter):
-    """[S, HALF]: whether some query's x^2 = q_square * step_square * quarter is large. A loss of variance never is."""
-    return tl.max(q_square, axis=0)[None, :] * step_square * quarter >= HOT_U
+def is_hot(q_square, square_step_size, quarter):
+    """[S, HALF]: whether some query's x^2 = q_square * square_step_size * quarter is large; never for a loss."""
+    return tl.max(q_square, axis=0)[None, :] * square_step_size * quarter >= HOT_U
 
 
 @triton.jit
-def exact_part(b, q_square, hot_step_square, quarter, HALF: tl.constexpr):
-    """b [M, S] and the exact form of the hot channels, one by one; q_square [M, HALF], hot_step_square [S, HALF]."""
+def exact_part(b, q_square, hot_square, quarter, HALF: tl.constexpr):
+    """b [M, S] and the exact form of the hot channels, one by one; q_square [M, HALF], hot_square [S, HALF]."""
     channel = tl.arange(0, HALF)
-    waiting = tl.where(tl.max(hot_step_square, axis=0) > 0.0, channel, -1)
+    waiting = tl.where(tl.max(hot_square, axis=0) > 0.0, channel, -1)
     current = tl.max(waiting, axis=0)
     while current >= 0:
         chosen = (channel == current)[None, :]
         q_column = tl.sum(tl.where(chosen, q_square, 0.0), axis=1)
-        step_column = tl.sum(tl.where(chosen, hot_step_square, 0.0), axis=1)
+        step_column = tl.sum(tl.where(chosen, hot_square, 0.0), axis=1)
         b += log_sinhc_of_square(q_column[:, None] * step_column[None, :] * quarter)
         waiting = tl.where(channel == current, -1, waiting)
         current = tl.max(waiting, axis=0)
@@ -57,17 +57,19 @@ def exact_part(b, q_square, hot_step_square, quarter, HALF: tl.constexpr):
 
 
 @triton.jit
-def cold_part(q_square, cold_step_square, quarter, MATMUL: tl.constexpr):
+def cold_part(q_square, cold_square, quarter, MATMUL: tl.constexpr):
     """x^2 / 6 summed over the channels, [M, S]."""
-    product = tl.dot(q_square.to(MATMUL), tl.trans(cold_step_square.to(MATMUL)), input_precision="ieee")
+    product = tl.dot(q_square.to(MATMUL), tl.trans(cold_square.to(MATMUL)), input_precision="ieee")
     return product * (quarter / 6.0)
 
 
 @triton.jit
-def noise_bias(q_first, q_second, first, second, scale, MATMUL: tl.constexpr, HALF: tl.constexpr, PAIRS: tl.constexpr):
+def bias_of_pages(
+    q_first, q_second, first, second, scale, MATMUL: tl.constexpr, HALF: tl.constexpr, PAIRS: tl.constexpr
+):
     """b [M, S] of query halves [M, HALF] and the squared steps of both halves [S, HALF].
 
-    PAIRS: keys turn after storage, so that the mean square of each pair of query channels counts.
+    PAIRS: keys rotate after storage, so that the mean square of each pair of query channels counts.
     """
     quarter = scale * scale / 4.0
     square = q_first * q_first

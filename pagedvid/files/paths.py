@@ -1,7 +1,7 @@
-"""Files and folders that a user names. What is wrong with one is said here, by name, before any library opens it: a
-pipe would block it for ever, and of a Git LFS pointer it would say "header too large".
+"""Files and folders that a user names, checked before any library opens them.
 
-Errors begin with the path and end with what to do about it.
+A library would wait for ever for a pipe, and its error for a Git LFS pointer would be "header too large". Errors here
+begin with the path and end with what to do.
 """
 
 from __future__ import annotations
@@ -26,39 +26,41 @@ _SPECIAL = {
 
 
 def is_folder(path: Path) -> bool:
-    """Whether a folder is there. Raises ConfigError for a path that cannot be looked up."""
+    """Whether there is a folder. Raises ConfigError for a path that cannot be looked up."""
     mode = _mode(path)
     return mode is not None and stat.S_ISDIR(mode)
 
 
 def is_file(path: Path) -> bool:
-    """Whether a plain file is there. Raises ConfigError for a path that cannot be looked up."""
+    """Whether there is a plain file. Raises ConfigError for a path that cannot be looked up."""
     mode = _mode(path)
     return mode is not None and stat.S_ISREG(mode)
 
 
 def exists(path: Path) -> bool:
-    """Whether anything is there. Raises ConfigError for a path that cannot be looked up."""
+    """Whether there is anything. Raises ConfigError for a path that cannot be looked up."""
     return _mode(path) is not None
 
 
 def readable_file(path: Path, advice: str = "download it again") -> Path:
-    """`path`, if a file with content is there that may be read. Raises ConfigError, which ends with `advice` unless
-    something better is known."""
+    """`path`, if it is a readable file that is not empty.
+
+    Raises ConfigError, which ends with `advice` unless something more specific is known.
+    """
     mode = _mode(path)
     if mode is None:
         raise ConfigError(f"{named(path)} is missing{_dangling(path)}; {advice}")
     if stat.S_ISDIR(mode):
         raise ConfigError(f"{named(path)} is a folder where a file is expected; {advice}")
     if not stat.S_ISREG(mode):
-        raise ConfigError(f"{named(path)} is {_SPECIAL.get(stat.S_IFMT(mode), 'no plain file')}; give a plain file")
+        raise ConfigError(f"{named(path)} is {_SPECIAL.get(stat.S_IFMT(mode), 'not a plain file')}; give a plain file")
     if problem := problem_of_content(path):
         raise ConfigError(f"{named(path)} {problem}")
     return path
 
 
 def problem_of_content(path: Path) -> str | None:
-    """What stands in a plain file's place, and what to do, by its first bytes; None: its content may be good."""
+    """What is wrong with a plain file by its first bytes, and what to do; None: its content may be good."""
     try:
         with path.open("rb") as file:
             first = file.read(_NUM_FIRST_BYTES)
@@ -69,12 +71,12 @@ def problem_of_content(path: Path) -> str | None:
     if first.startswith(_LFS):
         return "is a Git LFS pointer, not the file itself; run `git lfs pull` in its repository, or download it"
     if first.lstrip().lower().startswith(_PAGES):
-        return "is a web page, not the file itself: the download failed, or needs a login; download it again"
+        return "is a web page, not the file itself: the download failed or needs a login; download it again"
     return None
 
 
 def read_json(path: Path, advice: str = "download it again") -> Any:
-    """What a JSON file says. Raises ConfigError when it is missing, cannot be read or is no JSON."""
+    """The content of a JSON file. Raises ConfigError when it is missing, cannot be read or is not JSON."""
     try:
         return json.loads(readable_file(path, advice).read_text(encoding="utf-8"))
     except ConfigError:
@@ -84,7 +86,7 @@ def read_json(path: Path, advice: str = "download it again") -> Any:
 
 
 def _mode(path: Path) -> int | None:
-    """Its kind and rights; None: nothing is there."""
+    """Its kind and permissions; None: there is nothing."""
     try:
         return path.stat().st_mode
     except (FileNotFoundError, NotADirectoryError):
@@ -95,4 +97,4 @@ def _mode(path: Path) -> int | None:
 
 
 def _dangling(path: Path) -> str:
-    return f": the link leads to {named(path.readlink())}, where nothing is" if path.is_symlink() else ""
+    return f": it is a link to {named(path.readlink())}, which does not exist" if path.is_symlink() else ""

@@ -1,4 +1,4 @@
-"""One line of a .jsonl file, read into plain values; what JSON leaves open is refused."""
+"""Reads one line of a .jsonl file into plain values; what JSON leaves open is refused."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from pagedvid.files.text import check_text
 from pagedvid.shown import short
 
 MAX_DIGITS = 25
-"""Of a whole number; no field holds more, and Python refuses to read very long ones."""
+"""Most digits of a whole number; no field needs more, and Python refuses to read very long ones."""
 
 
 def read_json_object(line: str) -> dict[str, Any]:
     """The fields of a JSON object.
 
-    Raises `ConfigError` for anything else, and for what readers of JSON disagree about: a field that is written twice,
-    NaN, infinity, numbers beyond any use. Text may be anything that JSON can escape, see `check_texts`.
+    Raises `ConfigError` for anything else, and for what JSON readers disagree about: a field that is written twice,
+    NaN, infinity, huge numbers. Text may be anything that JSON can escape; see `check_texts`.
     """
     try:
         fields = _DECODER.decode(line)
@@ -40,7 +40,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def check_texts(value: Any) -> None:
-    """`check_text` of a value and all that it holds, names of fields included. Raises `ConfigError`."""
+    """Applies `check_text` to a value and everything in it, field names included. Raises `ConfigError`."""
     if isinstance(value, str):
         check_text(value)
     elif isinstance(value, list):
@@ -64,7 +64,7 @@ def _number(written: str) -> float:
 
 
 def _constant(name: str) -> NoReturn:
-    raise ConfigError(f"not valid JSON: {name} is no number; leave the field out or write a number")
+    raise ConfigError(f"not valid JSON: {name} is not a number; leave the field out or write a number")
 
 
 _DECODER = json.JSONDecoder(object_pairs_hook=_object, parse_int=_whole, parse_float=_number, parse_constant=_constant)

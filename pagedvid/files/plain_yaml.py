@@ -1,8 +1,8 @@
-"""YAML as pagedvid reads it: plain values only, every one where it is written.
+"""YAML as pagedvid reads it: plain values only, written in full where they are used.
 
 Words are read as in YAML 1.2: true and false are the only booleans (`correction: off` is a word), numbers are decimal,
-dates are words. Tags, aliases and deep nesting are refused, because no setting needs them and each of them lets a small
-file grow into a large value.
+dates are words. Tags, aliases and deep nesting are refused: no setting needs them, and with each of them a small file
+can expand to a huge value.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import re
 from collections.abc import Callable, Iterator
 
 import yaml
+from typing_extensions import override
 from yaml.composer import Composer
 from yaml.parser import Parser
 from yaml.reader import Reader, ReaderError
@@ -36,7 +37,7 @@ class YamlError(ConfigError):
 
 
 class _Loader(Reader, Scanner, Parser, Composer, BaseResolver):
-    """PyYAML up to the tree of nodes; nothing is constructed."""
+    """PyYAML up to the tree of nodes, without constructing values."""
 
     def __init__(self, text: str) -> None:
         Reader.__init__(self, text)
@@ -46,8 +47,8 @@ class _Loader(Reader, Scanner, Parser, Composer, BaseResolver):
         BaseResolver.__init__(self)
         self._depth = 0
 
+    @override
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
-        """See `Composer`. Raises `YamlError` for what is refused."""
         event = self.peek_event()  # type: ignore[no-untyped-call]
         line = event.start_mark.line + 1
         if isinstance(event, yaml.AliasEvent):
@@ -82,14 +83,15 @@ def compose(text: str) -> yaml.Node | None:
         raise YamlError(line, f"not valid YAML: {error.problem or error.context}") from None
     except ReaderError as error:
         line = text.count("\n", 0, error.position) + 1
-        raise YamlError(line, f"not valid YAML: U+{ord(text[error.position]):04X} is no printable character") from None
+        raise YamlError(line, f"not valid YAML: U+{ord(text[error.position]):04X} is not printable") from None
     return root
 
 
 def entries(node: yaml.MappingNode) -> Iterator[tuple[str, yaml.Node, yaml.Node]]:
     """(key, its node, node of its value) of a mapping.
 
-    Raises `YamlError` for a key that is no word and for one that is written twice, because one would be ignored.
+    Raises `YamlError` for a key that is not a word or number, and for one that is written twice, because one of the two
+    would be ignored.
     """
     seen: set[str] = set()
     for key_node, value_node in node.value:
@@ -112,7 +114,7 @@ def value_of(node: yaml.Node) -> object:
 
 
 def line_of(node: yaml.Node) -> int:
-    """The line on which a node begins, from 1."""
+    """The line on which a node begins, counted from 1."""
     return int(node.start_mark.line) + 1
 
 

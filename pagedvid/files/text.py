@@ -1,4 +1,4 @@
-"""Text that people write: read from regular files of bounded size, as UTF-8, and free of what no file can hold."""
+"""Text that people write: UTF-8 from regular files of bounded size, without what no file can contain."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from pagedvid.units import format_bytes
 
 
 def read_text(path: Path, what: str, max_bytes: int) -> str:
-    """The content of a UTF-8 file without its byte order mark; `what` names the file's purpose in messages.
+    """The content of a UTF-8 file without its byte order mark; `what` says in messages what the file is for.
 
-    Devices, named pipes and sockets are refused: opening or reading them may never end. Raises `ConfigError`.
+    Devices, named pipes and sockets are refused, because opening or reading them may never end. Raises `ConfigError`.
     """
     try:
         if stat.S_ISDIR(mode := os.stat(path).st_mode):
@@ -28,7 +28,7 @@ def read_text(path: Path, what: str, max_bytes: int) -> str:
     except OSError as error:
         raise ConfigError(f"{what} {named(path)} cannot be read: {error.strerror}") from None
     if len(content) > max_bytes:
-        raise ConfigError(f"{what} {named(path)} is larger than the {format_bytes(max_bytes)} that are read; split it")
+        raise ConfigError(f"{what} {named(path)} is larger than {format_bytes(max_bytes)}, which is the most; split it")
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -38,12 +38,12 @@ def read_text(path: Path, what: str, max_bytes: int) -> str:
 
 
 def _is_shell_pipe(path: Path) -> bool:
-    """Whether it is what a shell makes of <(command): the output of a program, which ends with it."""
+    """Whether it is what a shell passes for <(command): the output of a program, which ends when the program does."""
     return os.path.realpath(path).rpartition("/")[2].startswith("pipe:[")
 
 
 def check_text(text: str) -> None:
-    """Raises `ConfigError` for text that no UTF-8 file and no file name can hold: a NUL or half a surrogate pair."""
+    """Raises `ConfigError` for what no UTF-8 file or file name can contain: a NUL, or half of a surrogate pair."""
     wrong = next((char for char in text if char == "\0" or "\ud800" <= char <= "\udfff"), None)
     if wrong is not None:
         half = f"half of a surrogate pair (U+{ord(wrong):04X}), which UTF-8 cannot encode"

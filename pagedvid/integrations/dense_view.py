@@ -35,7 +35,6 @@ from torch import Tensor
 
 from pagedvid.arguments import instance_of, whole_number
 from pagedvid.attention.measure import MEASURED_QUERIES
-from pagedvid.attention.noise import key_noise
 from pagedvid.attention.rotation import Rotation
 from pagedvid.attention.step import DTYPES
 from pagedvid.attention.store import Writing
@@ -43,13 +42,12 @@ from pagedvid.cache.chunk import Chunk
 from pagedvid.cache.plan import QueryRange, chunk_positions, next_position
 from pagedvid.cache.stream import Stream
 from pagedvid.codecs.base import saturated
-from pagedvid.codecs.page import is_quantized
-from pagedvid.correction.formula import KeyNoise, QuerySquares
+from pagedvid.correction.formula import QuantError, QuerySquares
 from pagedvid.errors import ConfigError, ShapeError, StateError
 from pagedvid.host_state import independent_of_host, plain_tensor
 from pagedvid.paged_kv_cache import PagedKVCache
 from pagedvid.rotary.checked import require_same_rope
-from pagedvid.rotary.tables import RopeTables, from_half_layout, turned
+from pagedvid.rotary.tables import RopeTables, from_half_layout, rotated_at
 
 
 @dataclass(frozen=True)
@@ -61,8 +59,8 @@ class DenseView:
     v: Tensor
     spans: tuple[slice, ...]
     """The keys of each chunk; the last span is the current one."""
-    noise: tuple[tuple[KeyNoise, Tensor | None] | None, ...]
-    """The quant error of each span and its factors alpha [H]; None for a span that is not corrected."""
+    errors: tuple[QuantError | None, ...]
+    """The quant error of each span's keys; None where nothing is corrected."""
     rotation: Rotation
     scale: float
 
@@ -79,10 +77,9 @@ class DenseView:
         shift = torch.zeros(
             len(self.spans), num_heads, q.shape[0] * q.shape[1] // num_heads, dtype=torch.float32, device=q.device
         )
-        for span, known in enumerate(self.noise):
-            if known is not None:
-                noise, alpha = known
-                shift[span] = noise.bias(squares, self.scale) * (1.0 if alpha is None else alpha.unsqueeze(-1))
+        for span, error in enumerate(self.errors):
+            if error is not None:
+                shift[span] = error.bias(squares, self.scale)
         return shift.unflatten(2, (-1, len(q_THD))).flatten(1, 2)
 
     @independent_of_host
@@ -199,7 +196,7 @@ class DenseWindow:
                     writing = Writing(
                         pending, readers, current.k, current.v, self._rotation.arrival(slice(0, num_tokens))
                     )
-                    self._cache.backend.store.write(layer, [writing], self._rotation.stored_by)
+                    self._cache.backend.store.write(layer, [writing], self._rotation)
         self._current.clear()
 
     def _begin(self, chunk_start: int, num_tokens: int) -> None:
@@ -239,27 +236,18 @@ class DenseWindow:
             k[span], v[span] = self._decoded(chunk, layer, positions[chunk.index])
         saturated(self._buffer[:, : ends[-1]])
         k[spans[-1]], v[spans[-1]] = current.k, current.v
-        noise = (*(self._noise(chunk, layer) for chunk in chunks), None)
-        return DenseView(k, v, spans, noise, self._rotation, self._cache.spec.scale)
+        store, has_rope = self._cache.backend.store, self._rope is not None
+        errors = (*(store.quant_error(chunk, layer, has_rope=has_rope) for chunk in chunks), None)
+        return DenseView(k, v, spans, errors, self._rotation, self._cache.spec.scale)
 
     def _decoded(self, chunk: Chunk, layer: int, position: int) -> tuple[Tensor, Tensor]:
         """Keys, in the form in which those of the host arrive, and values of a committed chunk, [n, H, D]."""
         keys, values = self._cache.backend.store.read(chunk, layer, self._rope)
         if self._rotation.arrive_rotated:
-            keys = turned(keys, self._rope, position)
+            keys = rotated_at(keys, self._rope, position)
         if self._rope is not None:
             keys = from_half_layout(keys, self._rope.layout)
         return keys.transpose(0, 1), values.transpose(0, 1)
-
-    def _noise(self, chunk: Chunk, layer: int) -> tuple[KeyNoise, Tensor | None] | None:
-        spec, store, name = self._cache.spec, self._cache.backend.store, chunk.codecs.of("keys", layer)
-        if spec.correction == "off" or not is_quantized(name):
-            return None
-        codec = store.book.codec(name, "keys", layer, slice(0, spec.num_kv_heads))
-        records = store.pool.read(chunk.layer_pages("keys", layer, spec.num_kv_heads))
-        variance = None if chunk.variance is None else chunk.variance[layer].float()
-        noise = key_noise(spec.correction, codec, records, variance, self._rope is not None, chunk.num_tokens)
-        return noise, None if chunk.alpha is None else chunk.alpha[layer]
 
     def _checked(self, layer: int, k: Tensor, v: Tensor, q: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
         spec = self._cache.spec

@@ -8,7 +8,7 @@ from typing import Any
 
 from pagedvid.errors import ConfigError
 from pagedvid.files.paths import is_file, is_folder, problem_of_content, readable_file
-from pagedvid.files.weights import refuse_codes, refuse_non_finite, safetensors_facts, says_quantized
+from pagedvid.files.tensor_files import refuse_codes, refuse_non_finite, safetensors_facts, says_quantized
 from pagedvid.shown import named
 
 _READ = (".json", ".safetensors", ".bin", ".model", ".txt")

@@ -10,7 +10,7 @@ import torch
 from pagedvid.cache.spec import CacheSpec
 from pagedvid.cache.window import Window
 from pagedvid.codecs.book import CodecBook
-from pagedvid.codecs.page import block_frames, read_codec
+from pagedvid.codecs.page import block_frames
 from pagedvid.config.sections import Config
 from pagedvid.devices import read_device
 from pagedvid.engine.engine import Engine
@@ -44,8 +44,8 @@ def cache_spec(config: Config, geometry: ModelGeometry) -> CacheSpec:
 
 def codec_book(spec: CacheSpec, tables: Path | None) -> CodecBook:
     """The codecs of a cache; the tables are read when one of its codecs needs them. Raises ConfigError."""
-    names = {name for chunk in spec.codecs.all() for name in chunk.names(spec.num_layers)}
-    if tables is None or not any(read_codec(name).family == "klt" for name in names):
+    used = {codec for chunk in spec.codecs.all() for codec in chunk.in_layers(spec.num_layers)}
+    if tables is None or not any(codec.needs_tables for codec in used):
         return CodecBook(spec.shape.page, spec.num_kv_heads)
     from pagedvid.codecs.klt.file import load_calibration
 

@@ -1,7 +1,7 @@
-"""Files that appear under their name only when they are whole.
+"""Files that get their name only when they are complete.
 
-A file is written next to its place under a temporary name and moved there at the end, so that a killed run leaves
-temporary files behind but never half a video. The prefix makes them recognizable: `--resume` removes them.
+A file is written in its folder under a temporary name and renamed at the end, so a killed run may leave temporary files
+behind but never half a video. `--resume` recognizes them by their prefix and removes them.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ _PREFIX, _SUFFIX = ".pagedvid-", ".tmp"
 
 
 def temporary_path(path: Path) -> Path:
-    """The name that `path` has while it is being written; in the same folder, so that moving it is atomic."""
+    """The path of the file that becomes `path`; in the same folder, so that renaming it is atomic."""
     return path.with_name(f"{_PREFIX}{path.name}{_SUFFIX}")
 
 
 def publish(path: Path) -> None:
-    """Moves a finished temporary file to `path`, its bytes on disk first. Raises OSError."""
+    """Renames the finished temporary file to `path`, once its bytes are on disk. Raises OSError."""
     temporary = temporary_path(path)
     with temporary.open("rb") as file:
         os.fsync(file.fileno())
@@ -30,8 +30,8 @@ def publish(path: Path) -> None:
 def discard(path: Path) -> None:
     """Removes the temporary file of `path`, if there is one.
 
-    Never raises: it runs where something has failed already, perhaps for the same reason. A file that cannot be removed
-    now keeps its recognizable name, and the next run in the folder removes it.
+    Never raises, because it is called after a failure and might fail for the same reason. A file that cannot be removed
+    now is removed by the next run in the folder, which recognizes its name.
     """
     with suppress(OSError):
         temporary_path(path).unlink()
@@ -39,7 +39,7 @@ def discard(path: Path) -> None:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Yields the temporary path to write to; publishes it when the block ends without error, else removes it.
+    """Yields the temporary path to write to. The file is published when the block ends, or removed after an error.
 
     Raises OSError.
     """
@@ -52,7 +52,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def remove_stale(folder: Path) -> int:
-    """Removes the temporary files that a killed run left in `folder`; returns how many there were. Raises OSError."""
+    """Removes the temporary files that killed runs left in `folder`; returns their number. Raises OSError."""
     stale = list(folder.glob(f"{_PREFIX}*{_SUFFIX}"))
     for path in stale:
         path.unlink(missing_ok=True)

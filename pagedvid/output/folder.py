@@ -1,8 +1,8 @@
-"""The output folder of one run: which videos are done, where each goes, and what is written next to it.
+"""The output folder of a run: which videos are done, where each one is written, and what is written next to it.
 
-<id>.mp4        the video, or its latents:     manifest.jsonl   one line per video that ended
-<id>.safetensors
-<id>.json       its settings and bytes         sheet.png        frames of all videos
+<id>.mp4          the video, or                    manifest.jsonl   one line per video that has ended
+<id>.safetensors  its latents                      sheet.png        frames of all videos
+<id>.json         its settings and cache sizes
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pagedvid.errors import ConfigError
 from pagedvid.output.atomic import remove_stale, replacing, temporary_path
 from pagedvid.output.latents import LatentWriter
 from pagedvid.output.manifest import Manifest, ManifestEntry, json_text
-from pagedvid.output.video import VideoWriter
+from pagedvid.output.mp4 import VideoWriter
 
 logger = logging.getLogger(__name__)
 
@@ -26,7 +26,7 @@ MANIFEST_NAME, SHEET_NAME = "manifest.jsonl", "sheet.png"
 
 
 class OutputFolder:
-    """An open, locked output folder. Closing it (or leaving its `with` block) gives the lock back."""
+    """An open, locked output folder. Leaving its `with` block releases the lock."""
 
     def __init__(
         self,
@@ -37,10 +37,10 @@ class OutputFolder:
         overwrite: bool = False,
         holds_latents: bool = False,
     ) -> None:
-        """Makes or opens the folder. `settings` decide the frames of all its videos.
+        """Makes or opens the folder. `settings`: those that decide the frames of its videos, by "section.key".
 
-        Raises `ConfigError` when the folder holds something and neither `resume` nor `overwrite` says what to do with
-        it, when another run is writing to it, and when it cannot be written to.
+        Raises `ConfigError` when the folder is not empty and neither `resume` nor `overwrite` is set, when another run
+        is writing to it, and when it cannot be written to.
         """
         self.path = path
         self.settings = dict(settings)
@@ -59,32 +59,32 @@ class OutputFolder:
             raise ConfigError(f"cannot write to {path}: {error.strerror}; use another --out") from None
 
     def video_path(self, id: str) -> Path:
-        """Where the video of a request goes."""
+        """The path of a request's video."""
         return self.path / f"{id}{'.safetensors' if self.holds_latents else '.mp4'}"
 
     @property
     def sheet_path(self) -> Path:
-        """Where the contact sheet goes."""
+        """The path of the contact sheet."""
         return self.path / SHEET_NAME
 
     def is_done(self, request: VideoRequest) -> bool:
-        """Whether an earlier run finished this very video, and its file is still whole.
+        """Whether an earlier run has finished the same video, and its file is still complete.
 
-        Raises `ConfigError` when the folder holds a video of that id that was made otherwise.
+        Raises `ConfigError` when the folder has a video of that id with another prompt or other settings.
         """
         entry = self._manifest.entries.get(request.id)
         if entry is None or entry.status != "done" or not self._is_whole(entry):
             return False
         if differences := entry.differences(request, self.settings):
             raise ConfigError(
-                f"{self.video_path(request.id)} was made otherwise ({'; '.join(differences)}); resume with the same "
+                f"{self.video_path(request.id)} was made differently ({'; '.join(differences)}); resume with the same "
                 "prompts and settings, use --overwrite to make all videos again, or use another --out"
             )
         return True
 
     def _is_whole(self, entry: ManifestEntry) -> bool:
-        """Whether the file of a finished video is as long as it was then. That is enough, because a file gets its name
-        only when it is complete. Entries of earlier versions do not say how long: then it must not be empty."""
+        """Whether the file of a finished video still has its length. That is enough, because a file gets its name only
+        when it is complete. Entries of earlier versions do not say the length: then the file must not be empty."""
         path, expected = self.video_path(entry.id), entry.details.get("bytes")
         try:
             size = path.stat().st_size
@@ -93,13 +93,13 @@ class OutputFolder:
         if size > 0 if expected is None else size == expected:
             return True
         given = f"{size}" if expected is None else f"{size} of {expected}"
-        logger.warning("%s is not whole, it has %s bytes: it is made again", path.name, given)
+        logger.warning("%s is incomplete, it has %s bytes: it is made again", path.name, given)
         return False
 
     def open_video(self, request: VideoRequest, frames_per_second: float, scale: int) -> VideoWriter | LatentWriter:
         """A writer for the video of a request.
 
-        Raises one of `WRITE_ERRORS`, also when the manifest cannot be written: better now than when the video is made.
+        Raises one of `WRITE_ERRORS`, also for a manifest that cannot be written: better now than after the video.
         """
         self._manifest.prepare()
         if self.holds_latents:
@@ -109,9 +109,9 @@ class OutputFolder:
     def record_done(
         self, request: VideoRequest, writer: VideoWriter | LatentWriter, details: Mapping[str, Any]
     ) -> None:
-        """Ends a video: the file under its name, then its json, then the manifest line. Raises one of `WRITE_ERRORS`.
+        """Completes a video: first its file, then its json, then the manifest line. Raises one of `WRITE_ERRORS`.
 
-        Only the line makes it done. When that or the json cannot be written, the file stays.
+        The video counts as done only with its line. When the line or the json cannot be written, the file stays.
         """
         writer.finish()
         summary = {"file": writer.path.name, "bytes": temporary_path(writer.path).stat().st_size, **details}
@@ -122,11 +122,11 @@ class OutputFolder:
                 path.write_bytes(sidecar)
             self._append(request, "done", details=summary)
         except OSError as error:
-            what = f"{writer.path.name} is whole, but what is known of it could not be written down"
+            what = f"{writer.path.name} is complete, but its json or manifest line could not be written"
             raise OSError(error.errno, f"{what}: {error.strerror}; --resume makes it again") from error
 
     def record_failed(self, request: VideoRequest, error: Exception) -> None:
-        """Notes in the manifest that a video ended with an error. Raises OSError."""
+        """Writes to the manifest that a video ended with an error. Raises OSError."""
         self._append(request, "failed", error=f"{type(error).__name__}: {error}")
 
     def _append(self, request: VideoRequest, status: str, **fields: Any) -> None:
@@ -143,7 +143,7 @@ class OutputFolder:
 
 
 def _refuse_used(path: Path) -> None:
-    """An empty manifest does not count: it is what a run leaves that was killed before its first video."""
+    """Raises ConfigError unless the folder is empty. An empty manifest does not count: a killed run may leave one."""
     num_used = sum(entry.name != MANIFEST_NAME or entry.stat().st_size > 0 for entry in path.iterdir())
     if num_used:
         raise ConfigError(

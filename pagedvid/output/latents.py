@@ -1,4 +1,4 @@
-"""Latent frames -> one safetensors file, for models whose VAE is not here.
+"""Latent frames <-> one safetensors file, for runs without a VAE.
 
 latents    float32 [C, frames, height, width]
 metadata   frames_per_second of the latent frames
@@ -18,7 +18,7 @@ from pagedvid.output import atomic
 
 
 def read_latents(path: Path) -> tuple[NDArray[np.float32], float]:
-    """(latents [frames, C, height, width], their frames per second) of a file. Raises ConfigError."""
+    """The latents of a file, [frames, C, height, width], and their frames per second. Raises ConfigError."""
     try:
         with safe_open(path, framework="np") as file:
             latents_CFHW, metadata = file.get_tensor("latents"), file.metadata()
@@ -28,7 +28,7 @@ def read_latents(path: Path) -> tuple[NDArray[np.float32], float]:
 
 
 class LatentWriter:
-    """Keeps latent frames until the video is whole; the same steps as `VideoWriter`."""
+    """Collects latent frames until the video is complete; has the methods of `VideoWriter`."""
 
     def __init__(self, path: Path, frames_per_second: float) -> None:
         self.path = path
@@ -44,8 +44,8 @@ class LatentWriter:
     def finish(self) -> None:
         """Writes the temporary file. Raises OSError.
 
-        The library only makes the bytes: a file that it writes itself is readable by its owner alone, whatever the
-        umask, passes through a name that `remove_stale` does not know, and fails without an errno.
+        safetensors only serializes: a file that it writes itself is readable by its owner alone whatever the umask is,
+        has a temporary name that `remove_stale` does not know, and fails without an errno.
         """
         num_channels, *size = self._chunks[0].shape[1:]
         latents_CFHW = np.empty((num_channels, self.num_frames, *size), np.float32)
@@ -55,10 +55,10 @@ class LatentWriter:
         atomic.temporary_path(self.path).write_bytes(save({"latents": latents_CFHW}, metadata))
 
     def publish(self) -> None:
-        """Moves the finished file to its name. Raises OSError."""
+        """Gives the finished file its name. Raises OSError."""
         atomic.publish(self.path)
 
     def discard(self) -> None:
-        """Removes what was written, unless it was published. Never raises."""
+        """Removes what was written, unless it is published. Never raises."""
         self._chunks.clear()
         atomic.discard(self.path)

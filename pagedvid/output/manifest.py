@@ -1,7 +1,7 @@
-"""manifest.jsonl: one line per video that ended, written so that it survives a kill at any moment.
+"""manifest.jsonl: one line per video that has ended, written so that it survives a kill at any moment.
 
 Lines are appended and forced to disk; a later line about the same id replaces the earlier one. A kill or a full disk
-can leave half a line at the end: it is cut off before the next line, and when the manifest is opened again.
+can leave half a line at the end; it is cut off before the next line is written, and when the manifest is opened again.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from pagedvid.shown import short, shown
 
 @dataclass(frozen=True)
 class ManifestEntry:
-    """How one video ended, and everything that decides its frames."""
+    """How a video ended, and everything that decides its frames."""
 
     id: str
     status: str
@@ -36,13 +36,13 @@ class ManifestEntry:
     settings: Mapping[str, Any]
     """The settings that decide the frames, by "section.key"."""
     inputs: Mapping[str, Any] = field(default_factory=dict)
-    """Files that the request brought next to its prompt, by name."""
+    """Files that came with the prompt, by input name."""
     error: str | None = None
     details: Mapping[str, Any] = field(default_factory=dict)
-    """File name, seconds, bytes: what a reader of the manifest may want without opening the video's own json."""
+    """File name, seconds, bytes: what a reader of the manifest may need without opening the video's own json."""
 
     def differences(self, request: VideoRequest, settings: Mapping[str, Any]) -> list[str]:
-        """What differs between this entry and a request under other settings, as "name: before -> now"."""
+        """What differs between this entry and a request with these settings, as "name: before -> now"."""
         before = {"prompt": self.prompt, "seed": self.seed, "frames": self.num_frames, **self.inputs, **self.settings}
         now = {
             "prompt": request.prompt,
@@ -56,9 +56,9 @@ class ManifestEntry:
 
 
 def json_text(data: Mapping[str, Any], indent: int | None = None) -> bytes:
-    """JSON in UTF-8, with letters as they are and a line end.
+    """JSON in UTF-8, with a newline at its end. Non-ASCII letters are not escaped.
 
-    Half a surrogate pair, which UTF-8 cannot hold, becomes its JSON escape, so that any text can be written down.
+    Half of a surrogate pair, which UTF-8 cannot encode, becomes its JSON escape, so that any text can be written.
     """
     return (json.dumps(data, ensure_ascii=False, indent=indent) + "\n").encode("utf-8", "backslashreplace")
 
@@ -74,12 +74,12 @@ _TYPES: dict[str, type | tuple[type, ...]] = {
     "error": (str, type(None)),
     "details": dict,
 }
-"""Of an entry's fields in JSON."""
+"""JSON types of an entry's fields."""
 _NEEDED = ("id", "status", "prompt", "seed", "num_frames", "settings")
 
 
 def _read_entry(line: bytes) -> ManifestEntry:
-    """An entry from its line. Raises ValueError."""
+    """Reads an entry from its line. Raises ValueError."""
     values = read_json_object(line.decode("utf-8"))
     for name, value in values.items():
         if name not in _TYPES:
@@ -96,9 +96,9 @@ class Manifest:
     """The open manifest of one folder, locked against a second run."""
 
     def __init__(self, path: Path, *, start_anew: bool = False) -> None:
-        """Opens or creates the file. `start_anew`: what it holds is forgotten, and replaced by the first new line.
+        """Opens or creates the file. `start_anew`: its lines are ignored, and removed when a new one is written.
 
-        Raises `ConfigError` when another run holds it or a line is damaged, and OSError.
+        Raises `ConfigError` when another run has it open or a line is damaged, and OSError.
         """
         self.path = path
         self._open()
@@ -110,7 +110,7 @@ class Manifest:
             raise
 
     def _open(self) -> None:
-        """Opens and locks the file: again, if the run that held it removed it, empty, between the two."""
+        """Opens and locks the file; once more if the run that had it open removed it, empty, between the two steps."""
         while True:
             self._file = self.path.open("a+b", buffering=0)
             try:
@@ -128,7 +128,7 @@ class Manifest:
             self._file.close()
 
     def _is_in_place(self) -> bool:
-        """Whether the open file is still the one of that name."""
+        """Whether the open file is still the one at `path`."""
         try:
             return os.path.samestat(os.fstat(self._file.fileno()), self.path.stat())
         except FileNotFoundError:
@@ -138,7 +138,7 @@ class Manifest:
         """Entries by id, the newest of each; cuts off a torn last line. Raises `ConfigError`."""
         if not stat.S_ISREG(os.fstat(self._file.fileno()).st_mode):
             self._file.close()
-            raise ConfigError(f"{self.path} is no regular file; remove it, or use another --out")
+            raise ConfigError(f"{self.path} is not a regular file; remove it, or use another --out")
         self._file.seek(0)
         content = self._file.read()
         whole = content[: content.rfind(b"\n") + 1]
@@ -158,9 +158,9 @@ class Manifest:
         return entries
 
     def prepare(self) -> None:
-        """Removes what is not a whole line, and what is to be forgotten, from the file. Raises OSError.
+        """Removes half a line, and the lines to ignore, from the file. Raises OSError.
 
-        A file that somebody removed, replaced or cut meanwhile is an error: lines would go where nobody reads them.
+        It is an error if the file was removed, replaced or truncated meanwhile: nobody would read further lines.
         """
         size = self._file.seek(0, os.SEEK_END)
         if size < self._size or not self._is_in_place():
@@ -178,14 +178,14 @@ class Manifest:
                 rest = rest[self._file.write(rest) :]
             os.fsync(self._file.fileno())
         except OSError:
-            with suppress(OSError):  # if it is not cut off now, then before the next line
+            with suppress(OSError):  # if half a line stays now, `prepare` removes it before the next one
                 self._file.truncate(self._size)
             raise
         self._size += len(line)
         self.entries[entry.id] = entry
 
     def close(self) -> None:
-        """Gives the lock back; a manifest without lines is removed. Never raises: every line is on disk already."""
+        """Releases the lock; a manifest without lines is removed. Never raises: every line is on disk already."""
         with suppress(OSError):
             if self._is_in_place() and self._file.seek(0, os.SEEK_END) == 0:
                 self.path.unlink()

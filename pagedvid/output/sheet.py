@@ -11,23 +11,23 @@ from pathlib import Path
 from PIL import Image, ImageDraw, ImageFont
 
 from pagedvid.output.atomic import replacing
-from pagedvid.output.captions import escape, one_line, shorten, system_font
-from pagedvid.output.video import count_frames, read_frames
+from pagedvid.output.lettering import escape, one_line, shorten, system_font
+from pagedvid.output.mp4 import count_frames, read_frames
 
 logger = logging.getLogger(__name__)
 
 SHEET_WIDTH = 1200
 MAX_COLUMNS = 8
 MAX_ROWS = 48
-"""A sheet with more rows would be too tall to look at; the first videos are shown."""
+"""A sheet with more rows would be too tall to look at; it shows the first videos."""
 
 _MARGIN, _GAP, _CAPTION_HEIGHT = 24, 6, 34
 _BACKGROUND, _TEXT, _FAINT = (250, 250, 248), (24, 24, 28), (120, 120, 124)
 _CAPTION_SIZE, _NOTE_SIZE = 18, 14
 _NOTE_SHARE = 0.6
-"""Most of the width that the small print takes."""
+"""Largest share of the width for the small print."""
 _NO_CHARACTER = "\U0010ffff"
-"""No font has it: it is drawn as the box that stands for any missing letter."""
+"""No font has this character, so it is drawn as the box that fonts draw for missing letters."""
 
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
@@ -39,13 +39,13 @@ class SheetRow:
     video: Path
     caption: str
     note: str
-    """Small print at the right: id and seed."""
+    """Small print on the right: id and seed."""
 
 
 def write_sheet(path: Path, rows: Sequence[SheetRow]) -> int:
     """Draws the sheet of the first `MAX_ROWS` videos and returns how many it shows. Raises OSError.
 
-    A video that cannot be read has an empty row. That, and letters that no font has, are logged as warnings.
+    A video that cannot be read gets an empty row. This, and letters that no font has, are logged as warnings.
     """
     missing: set[str] = set()
     strips = [_draw_row(row, missing) for row in rows[:MAX_ROWS]]
@@ -86,7 +86,7 @@ def _thumbnails(video: Path, width: int) -> list[Image.Image]:
     try:
         num_frames = count_frames(video)
         frames = read_frames(video, spaced_indices(num_frames, min(MAX_COLUMNS, num_frames)))
-    except Exception as error:  # whatever is wrong with this video, the others have their rows
+    except Exception as error:  # whatever is wrong with this video, the others still get their rows
         logger.warning("%s has no frames on the sheet: it cannot be read (%s)", video.name, error)
         return []
     height = max(1, round(width * frames[0].shape[0] / frames[0].shape[1]))
@@ -94,7 +94,7 @@ def _thumbnails(video: Path, width: int) -> list[Image.Image]:
 
 
 def _draw_caption(draw: ImageDraw.ImageDraw, row: SheetRow) -> set[str]:
-    """Draws the two texts of a row; returns the letters that no font has."""
+    """Draws caption and note of a row; returns the letters that no font has."""
     baseline = _CAPTION_HEIGHT - 12
     note = _Line(row.note, _NOTE_SIZE, room=_NOTE_SHARE * SHEET_WIDTH)
     note_width = note.width(note.shown)
@@ -105,16 +105,17 @@ def _draw_caption(draw: ImageDraw.ImageDraw, row: SheetRow) -> set[str]:
 
 
 class _Line:
-    """A text on one line of `room` pixels, each letter in a font that has it, or as its code if there is none.
+    """A text on one line of `room` pixels: each letter in a font that has it, or as its code if no font has it.
 
-    The own font of the sheet has all codes. It draws a text alone if it can, else one installed font, else several.
+    The default font has all letters of codes. It draws the whole text if it can, else one installed font does, else
+    several.
     """
 
     def __init__(self, text: str, size: int, room: float) -> None:
         text = one_line(text, most=SHEET_WIDTH)
         self._font: Font = ImageFont.load_default(size)
         self._others: dict[str, Font] = {}
-        """Fonts of letters that `_font` does not draw here."""
+        """Fonts of the letters that `_font` does not draw."""
         self.missing = _missing(text, self._font)
         """Letters that no font has."""
         if self.missing and (font := _system_font(frozenset(text), size)) and not _missing(text, font):
@@ -126,14 +127,14 @@ class _Line:
             self._others |= dict.fromkeys(found, font)
             self.missing -= found
         self.shown = shorten(escape(text, self.missing), room, self.width)
-        """What is drawn."""
+        """The text as it is drawn."""
 
     def width(self, text: str) -> float:
         """Pixels of a part of the text."""
         return sum(font.getlength(piece) for piece, font in self._pieces(text))
 
     def draw(self, draw: ImageDraw.ImageDraw, left: float, baseline: float, color: tuple[int, int, int]) -> None:
-        """Draws what is shown from `left` on."""
+        """Draws the text from `left` on."""
         for piece, font in self._pieces(self.shown):
             draw.text((left, baseline), piece, fill=color, font=font, anchor="ls")
             left += font.getlength(piece)
@@ -144,7 +145,7 @@ class _Line:
 
 
 def _system_font(letters: frozenset[str], size: int) -> Font | None:
-    """The installed font that suits these letters best; None when none is known or it cannot be used."""
+    """The installed font that has most of these letters; None when none is known or it cannot be used."""
     found = system_font(letters)
     if found is None:
         return None
@@ -156,7 +157,7 @@ def _system_font(letters: frozenset[str], size: int) -> Font | None:
 
 
 def _missing(letters: Iterable[str], font: Font) -> set[str]:
-    """The letters that a font draws as it draws what no font has."""
+    """The letters that a font draws as the box of a missing letter."""
     box = _drawn(_NO_CHARACTER, font)
     return {letter for letter in set(letters) if letter != " " and _drawn(letter, font) == box}
 

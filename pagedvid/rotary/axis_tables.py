@@ -2,8 +2,8 @@
 
 The rows come from `RopeTables.tables` of whole chunks, which stays the only source of angles. Their order:
 
-    row of the tables    0 ..               the rows of a frame      only columns of pairs that turn with rows are read
-                         height ..          the columns of a frame   only those of pairs that turn with columns
+    row of the tables    0 ..               the rows of a frame      read for pairs that rotate with rows
+                         height ..          the columns of a frame   read for pairs that rotate with columns
                          height + width ..  the frames, chunk by chunk
 
 Where a chunk does not start with the first token of a frame, all chunks of the step fall back to frames of one token,
@@ -30,23 +30,23 @@ Angles = tuple[Tensor, Tensor]
 
 
 @dataclass(frozen=True)
-class Turns:
+class AngleTables:
     """The tables themselves, which is all that kernels want. D head_dim."""
 
     cos: Tensor
     """[height + width + frames of all chunks, D/2], contiguous."""
     sin: Tensor
     axes: Tensor
-    """int32 [D/2]: what each pair turns with, 0 time, 1 row, 2 column."""
+    """int32 [D/2]: what each pair rotates with, 0 time, 1 row, 2 column."""
     frame_tokens: int
     width: int
 
     @staticmethod
-    def by_token(cos: Tensor, sin: Tensor) -> Turns:
+    def by_token(cos: Tensor, sin: Tensor) -> AngleTables:
         """Of tables [tokens, D/2] that know no grid: frames of one token."""
         still = cos.new_zeros(2, cos.shape[1])
         axes = torch.zeros(cos.shape[1], dtype=torch.int32, device=cos.device)
-        return Turns(torch.cat([still + 1, cos]), torch.cat([still, sin]), axes, 1, 1)
+        return AngleTables(torch.cat([still + 1, cos]), torch.cat([still, sin]), axes, 1, 1)
 
     @property
     def first_frame_row(self) -> int:
@@ -65,7 +65,7 @@ class Turns:
 
 
 @dataclass(frozen=True)
-class AxisTables(Turns):
+class AxisTables(AngleTables):
     """Those of the chunks of a step, float32."""
 
     frame_rows: tuple[int, ...]
@@ -84,10 +84,10 @@ class AxisTables(Turns):
         )
 
     @staticmethod
-    def moved(rope: RopeTables, read_places: Sequence[Place], stored_positions: Sequence[int]) -> AxisTables:
-        """The angles by which keys that were turned at `stored_positions` turn on to where they are read.
+    def shifted(rope: RopeTables, read_places: Sequence[Place], stored_positions: Sequence[int]) -> AxisTables:
+        """The angles by which keys that were rotated at `stored_positions` rotate on to where they are read.
 
-        From the beginning of one frame to that of another only time passes: rows and columns do not turn.
+        From the beginning of one frame to that of another only time passes: rows and columns do not rotate.
         """
         stored_places = [
             (first, num_tokens) for first, (_, num_tokens) in zip(stored_positions, read_places, strict=True)

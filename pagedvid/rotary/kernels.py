@@ -5,7 +5,7 @@ stored keys from small tables, one row per position on an axis instead of one pe
 frames of 30 x 52 tokens, as Wan's, these have 82 rows and one for each frame of history: 42 KiB, which stay in the
 processor's first cache. One row per token would be 7 MiB for six chunks.
 
-References: `rotary.tables.rotate` and `Turns.of_chunk`.
+References: `rotary.tables.rotate` and `AngleTables.of_chunk`.
 """
 
 from __future__ import annotations
@@ -17,31 +17,31 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from pagedvid.rotary.axis_tables import Turns
+from pagedvid.rotary.axis_tables import AngleTables
 
 BLOCK_TOKENS = 32
 NUM_WARPS = 4
 
 
-def turn_tensors(turns: Turns | None, unused: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def angle_tensors(angles: AngleTables | None, unused: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """(cos, sin, axes) of a launch; `unused` stands for what is not read."""
-    return (unused, unused, unused) if turns is None else (turns.cos, turns.sin, turns.axes)
+    return (unused, unused, unused) if angles is None else (angles.cos, angles.sin, angles.axes)
 
 
-def turn_constants(turns: Turns | None) -> dict[str, Any]:
-    """Compile-time arguments TURN, FRAME_TOKENS and WIDTH of a launch."""
-    if turns is None:
-        return {"TURN": False, "FRAME_TOKENS": 1, "WIDTH": 1}
-    return {"TURN": True, "FRAME_TOKENS": turns.frame_tokens, "WIDTH": turns.width}
+def angle_constants(angles: AngleTables | None) -> dict[str, Any]:
+    """Compile-time arguments ROTATE, FRAME_TOKENS and WIDTH of a launch."""
+    if angles is None:
+        return {"ROTATE": False, "FRAME_TOKENS": 1, "WIDTH": 1}
+    return {"ROTATE": True, "FRAME_TOKENS": angles.frame_tokens, "WIDTH": angles.width}
 
 
 @triton.jit
-def load_turns(
+def load_angles(
     cos, sin, axes, token, frame_row, mask, HALF: tl.constexpr, FRAME_TOKENS: tl.constexpr, WIDTH: tl.constexpr
 ):
     """(cos, sin) float32 [N, HALF] of the tokens [N] of a chunk whose first frame has the row `frame_row`.
 
-    Where `mask` [N] is not set, nothing is read and nothing turns.
+    Where `mask` [N] is not set, nothing is read and nothing rotates.
     """
     pair = tl.arange(0, HALF)[None, :]
     if FRAME_TOKENS == 1:
@@ -59,17 +59,17 @@ def load_turns(
 
 
 @triton.jit
-def turn(first, second, cos_tile, sin_tile):
-    """Both halves of channels, turned."""
+def rotate(first, second, cos_tile, sin_tile):
+    """Both halves of channels, rotated."""
     return first * cos_tile - second * sin_tile, second * cos_tile + first * sin_tile
 
 
 @triton.jit(do_not_specialize=["num_tokens"])
 def rotate_kernel(
     x, cos, sin, out, num_tokens, x_token_stride, x_head_stride, out_token_stride, out_head_stride,
-    BLOCK_TOKENS: tl.constexpr, HEAD_DIM: tl.constexpr, INTERLEAVED: tl.constexpr, TURN: tl.constexpr,
+    BLOCK_TOKENS: tl.constexpr, HEAD_DIM: tl.constexpr, INTERLEAVED: tl.constexpr, ROTATE: tl.constexpr,
 ):  # fmt: skip
-    """See `turned`. Grid (blocks of tokens, heads)."""
+    """See `rotated`. Grid (blocks of tokens, heads)."""
     HALF: tl.constexpr = HEAD_DIM // 2
     token = (tl.program_id(0) * BLOCK_TOKENS + tl.arange(0, BLOCK_TOKENS)).to(tl.int64)
     mask = (token < num_tokens)[:, None]
@@ -81,7 +81,7 @@ def rotate_kernel(
     else:
         first = tl.load(places + half, mask=mask, other=0.0)
         second = tl.load(places + HALF + half, mask=mask, other=0.0)
-    if TURN:
+    if ROTATE:
         cos_tile = tl.load(cos + token[:, None] * HALF + half, mask=mask, other=1.0).to(tl.float32)
         sin_tile = tl.load(sin + token[:, None] * HALF + half, mask=mask, other=0.0).to(tl.float32)
         first, second = first.to(tl.float32), second.to(tl.float32)
@@ -91,8 +91,8 @@ def rotate_kernel(
     tl.store(places + HALF, second.to(out.dtype.element_ty), mask=mask)
 
 
-def turned(x_THD: Tensor, layout: str, angles: tuple[Tensor, Tensor] | None, out: Tensor | None = None) -> Tensor:
-    """x [T, H, D], D contiguous, in half layout and turned by (cos, sin) [T, D/2], contiguous, when given.
+def rotated(x_THD: Tensor, layout: str, angles: tuple[Tensor, Tensor] | None, out: Tensor | None = None) -> Tensor:
+    """x [T, H, D], D contiguous, in half layout and rotated by (cos, sin) [T, D/2], contiguous, when given.
 
     `layout`: which channels of x form a pair, see rotary/tables.py.
     """
@@ -101,7 +101,7 @@ def turned(x_THD: Tensor, layout: str, angles: tuple[Tensor, Tensor] | None, out
     cos, sin = angles if angles is not None else (x_THD, x_THD)
     rotate_kernel[(triton.cdiv(num_tokens, BLOCK_TOKENS), num_heads)](
         x_THD, cos, sin, out, num_tokens, *x_THD.stride()[:2], *out.stride()[:2],
-        **rotate_constants(head_dim, layout, turn=angles is not None), num_warps=NUM_WARPS,
+        **rotate_constants(head_dim, layout, rotate=angles is not None), num_warps=NUM_WARPS,
     )  # fmt: skip
     return out
 
@@ -111,11 +111,11 @@ def rows_contiguous(x: Tensor) -> Tensor:
     return x if x.stride(-1) == 1 else x.contiguous()
 
 
-def rotate_constants(head_dim: int, layout: str, *, turn: bool) -> dict[str, Any]:
+def rotate_constants(head_dim: int, layout: str, *, rotate: bool) -> dict[str, Any]:
     """Compile-time arguments of the kernel."""
     return {
         "BLOCK_TOKENS": BLOCK_TOKENS,
         "HEAD_DIM": head_dim,
         "INTERLEAVED": layout == "interleaved",
-        "TURN": turn,
+        "ROTATE": rotate,
     }

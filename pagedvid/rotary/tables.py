@@ -7,6 +7,7 @@ call. Scores do not change when both are permuted alike, and values and outputs 
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
@@ -94,7 +95,7 @@ def pair_mean_square(q: Tensor) -> Tensor:
     return torch.cat([mean, mean], dim=-1)
 
 
-def turned(k_HnD: Tensor, rope: RopeTables | None, position: int, *, backwards: bool = False) -> Tensor:
+def rotated_at(k_HnD: Tensor, rope: RopeTables | None, position: int, *, backwards: bool = False) -> Tensor:
     """Half-layout keys [H, n, D] rotated to consecutive positions from `position` on, or un-rotated (`backwards`).
 
     Without a rope, the keys themselves.
@@ -103,3 +104,19 @@ def turned(k_HnD: Tensor, rope: RopeTables | None, position: int, *, backwards: 
         return k_HnD
     cos, sin = (table.to(k_HnD.device) for table in rope.tables(position, k_HnD.shape[1]))
     return unrotate(k_HnD, cos, sin) if backwards else rotate(k_HnD, cos, sin)
+
+
+@dataclass(frozen=True)
+class Arrival:
+    """How some keys come from the model."""
+
+    layout: str = "half"
+    rotated_by: tuple[Tensor, Tensor] | None = None
+    """(cos, sin) float32 [n, D/2], contiguous; None: keys arrive before rotary embedding."""
+
+    def plain(self, k_nHD: Tensor) -> Tensor:
+        """Keys [n, h, D] before rotary embedding, in half layout."""
+        k = to_half_layout(k_nHD, self.layout)
+        if self.rotated_by is None:
+            return k
+        return unrotate(k.float(), *(table.unsqueeze(1) for table in self.rotated_by))

@@ -1,7 +1,7 @@
 """Slow float64 attention with the exact correction of every single key: what all backends are tested against.
 
 Each cached key is corrected by its own b = sum_c log(sinh(x_c)/x_c) with x_c = scale |q~_c| delta_c / 2, where q~ is
-the query turned back by the key's own rotary angle: no page mean, no angle average, no second order.
+the query un-rotated by the key's own rotary angle: no page mean, no angle average, no second order.
 """
 
 from __future__ import annotations

@@ -30,30 +30,30 @@ class TableRope:
     layout: str
     head_dim: int
 
-    def turns(self, first_token: int, num_tokens: int) -> Tensor:
+    def angles(self, first_token: int, num_tokens: int) -> Tensor:
         """exp(i angle), complex128 [num_tokens, D/2]."""
         frequencies = 20.0 ** -torch.linspace(0, 1.5, self.head_dim // 2, dtype=torch.float64)
         angles = torch.arange(first_token, first_token + num_tokens)[:, None] * frequencies
         return torch.polar(torch.ones_like(angles), angles)
 
     def tables(self, first_token: int, num_tokens: int) -> tuple[Tensor, Tensor]:
-        turns = self.turns(first_token, num_tokens)
-        return turns.real.float(), turns.imag.float()
+        angles = self.angles(first_token, num_tokens)
+        return angles.real.float(), angles.imag.float()
 
 
-def turn(
+def rotate(
     x_nHD: Tensor, rope: TableRope | None, first_token: int, layout: str | None = None, *, backwards: bool = False
 ) -> Tensor:
     """x rotated by its positions, float64, in its own layout (`layout`: another one than the rope's)."""
     x = x_nHD.double()
     if rope is None:
         return x
-    turns = rope.turns(first_token, len(x)).unsqueeze(1)
-    turns = turns.conj() if backwards else turns
+    angles = rope.angles(first_token, len(x)).unsqueeze(1)
+    angles = angles.conj() if backwards else angles
     if (layout or rope.layout) == "half":
-        turned = torch.complex(*x.chunk(2, dim=-1)) * turns
-        return torch.cat([turned.real, turned.imag], dim=-1)
-    return torch.view_as_real(torch.view_as_complex(x.unflatten(-1, (-1, 2)).contiguous()) * turns).flatten(-2)
+        rotated = torch.complex(*x.chunk(2, dim=-1)) * angles
+        return torch.cat([rotated.real, rotated.imag], dim=-1)
+    return torch.view_as_real(torch.view_as_complex(x.unflatten(-1, (-1, 2)).contiguous()) * angles).flatten(-2)
 
 
 def pairs_together(x: Tensor, rope: TableRope | None) -> Tensor:
@@ -67,9 +67,9 @@ def read_table(cache: PagedKVCache, chunk: Chunk, kind: str, layer: int) -> tupl
     """Stored keys or values and their step sizes of one layer, float64 [H, n, D]; None: no steps."""
     heads, head_dim = cache.spec.num_kv_heads, cache.spec.head_dim
     first = (("keys", "values").index(kind) * cache.spec.num_layers + layer) * heads
-    bounds = [(chunk.indptr[first + head], chunk.indptr[first + head + 1]) for head in range(heads)]
-    pages = np.stack([chunk.pages[begin:end] for begin, end in bounds]).astype(np.int64)
-    records, name = cache.pool.records[torch.from_numpy(pages)], chunk.codecs.of(kind, layer)
+    bounds = [(chunk.table.indptr[first + head], chunk.table.indptr[first + head + 1]) for head in range(heads)]
+    pages = np.stack([chunk.table.ids[begin:end] for begin, end in bounds]).astype(np.int64)
+    records, name = cache.pool.records[torch.from_numpy(pages)], chunk.codecs.of(kind, layer).name
     if name in RAW_DTYPES:
         values = records.contiguous().view(RAW_DTYPES[name]).view(heads, -1, head_dim)
         return values[:, : chunk.num_tokens].double(), None
@@ -126,7 +126,7 @@ def variance_bias(cache: PagedKVCache, q_GTD: Tensor, change_D: Tensor, has_rope
 
 def correction(cache: PagedKVCache, chunk: Chunk, layer: int, head: int, q_GTD: Tensor, has_rope: bool, step_nD):
     """What is taken off the scores of one chunk and KV head, [G, T] or 0."""
-    codec, mode = chunk.codecs.of("keys", layer), cache.spec.correction
+    codec, mode = chunk.codecs.of("keys", layer).name, cache.spec.correction
     if mode == "off" or codec in RAW_DTYPES:
         return torch.zeros(())
     alpha = float(chunk.alpha[layer, head]) if mode == "measured" else 1.0
@@ -157,18 +157,20 @@ def expected_attention(
     spec = cache.spec
     group = spec.query_heads // spec.num_kv_heads
     out = torch.empty(q.shape, dtype=torch.float64)
-    current = [(turn(k[r.start : r.stop], rope, r.first_token), v[r.start : r.stop].double()) for r in step.plan.ranges]
+    current = [
+        (rotate(k[r.start : r.stop], rope, r.first_token), v[r.start : r.stop].double()) for r in step.plan.ranges
+    ]
     for range_ in step.plan.ranges:
-        q_range = pairs_together(turn(q[range_.start : range_.stop], rope, range_.first_token), rope)
+        q_range = pairs_together(rotate(q[range_.start : range_.stop], rope, range_.first_token), rope)
         stored = [(read, *read_chunk(cache, read.chunk, layer)) for read in range_.reads]
         for head in range(spec.num_kv_heads):
             q_GTD = q_range[:, head * group : (head + 1) * group].transpose(0, 1)
             scores, values = [], []
             for read, k_HnD, v_HnD, step_HnD in stored:
                 k_plain = k_HnD[head].unsqueeze(1)
-                if stores_rotated(read.chunk.codecs.of("keys", layer)):
-                    k_plain = turn(k_plain, rope, read.chunk.position, layout="half", backwards=True)
-                k_rotated = turn(k_plain, rope, read.first_token, layout="half").squeeze(1)
+                if stores_rotated(read.chunk.codecs.of("keys", layer).name):
+                    k_plain = rotate(k_plain, rope, read.chunk.position, layout="half", backwards=True)
+                k_rotated = rotate(k_plain, rope, read.first_token, layout="half").squeeze(1)
                 step_nD = None if step_HnD is None else step_HnD[head]
                 b = correction(cache, read.chunk, layer, head, q_GTD, rope is not None, step_nD)
                 scores.append(spec.scale * q_GTD @ k_rotated.T - b.unsqueeze(-1))
@@ -188,7 +190,7 @@ def as_arriving(cache: PagedKVCache, step: Step, x: Tensor, rope: TableRope | No
     """Queries or keys as the host hands them over: rotated already if the cache was made for that."""
     if rope is None or cache.spec.keys_arrive == "before_rotary":
         return x
-    parts = [turn(x[r.start : r.stop], rope, r.first_token) for r in step.plan.ranges]
+    parts = [rotate(x[r.start : r.stop], rope, r.first_token) for r in step.plan.ranges]
     return torch.cat(parts).to(x.dtype)
 
 

@@ -14,7 +14,7 @@ from tests.attention.reference import (
     as_arriving,
     random_qkv,
     read_chunk,
-    turn,
+    rotate,
 )
 from tests.attention.scenes import ROPES, TOLERANCE, make_cache, ragged_ranges, run
 
@@ -43,10 +43,10 @@ def test_raw_codecs_equal_a_dense_cache(codec, rounding, layout, keys_arrive, gr
         out = step.attend(1, *(as_arriving(cache, step, x, rope) for x in (q, k)), v, rope)
     dense, start = [], 0
     for keys, values in [kept[0], kept[2], kept[3], (k, v)]:
-        dense.append((turn(keys, rope, start), values.double()))
+        dense.append((rotate(keys, rope, start), values.double()))
         start += len(keys)
     keys, values = (torch.cat([pair[i] for pair in dense]).transpose(0, 1) for i in (0, 1))
-    queries = turn(q, rope, start - 150).transpose(0, 1)
+    queries = rotate(q, rope, start - 150).transpose(0, 1)
     expected = F.scaled_dot_product_attention(
         queries, keys.repeat_interleave(group, 0), values.repeat_interleave(group, 0)
     )
@@ -87,7 +87,7 @@ def test_one_correction_per_chunk_is_close_to_one_per_key(layout):
         q, k, v = random_qkv(cache, 60, 50)
         mass = step.attend(0, q, k, torch.zeros_like(v), rope)[:, :, 0].double()
         (planned,) = step.plan.ranges
-        q_turned, k_turned = (turn(x, rope, planned.first_token) for x in (q, k))
+        q_turned, k_turned = (rotate(x, rope, planned.first_token) for x in (q, k))
         for head in range(2):
             current = Keys(k_turned[:, head], torch.zeros(60, 64))
             corrected, uncorrected = [current], [current]
@@ -98,7 +98,7 @@ def test_one_correction_per_chunk_is_close_to_one_per_key(layout):
                 uncorrected.append(Keys(keys, values, None, cos, sin))
             exact, _ = oracle_attention(q_turned[:, head], corrected, cache.spec.scale)
             wrong, _ = oracle_attention(q_turned[:, head], uncorrected, cache.spec.scale)
-            left, moved = mass[:, head] - exact[:, 0], wrong[:, 0] - exact[:, 0]
-            assert float(moved.mean()) > 0.002
-            assert float(left.abs().max()) < 0.1 * float(moved.max())
-            assert float(left.abs().mean()) < 0.05 * float(moved.mean())
+            left, shifted = mass[:, head] - exact[:, 0], wrong[:, 0] - exact[:, 0]
+            assert float(shifted.mean()) > 0.002
+            assert float(left.abs().max()) < 0.1 * float(shifted.max())
+            assert float(left.abs().mean()) < 0.05 * float(shifted.mean())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from pagedvid.attention.flash_cpu import row_parts
+from pagedvid.attention.partial import row_parts
 from pagedvid.cache.plan import QueryRange
 from pagedvid.cache.window import Window
 from tests.attention.reference import (
@@ -86,7 +86,7 @@ def test_strides_of_the_inputs_do_not_matter_and_inputs_are_not_changed():
         commit_all(cache, stream, [40], 1, rope)
         with cache.commit([stream]) as step:
             outs += [step.attend(layer, *inputs, rope) for layer in range(2)]
-        written.append(cache.pool.read(list(stream.chunks())[-1].pages))
+        written.append(cache.pool.read(list(stream.chunks())[-1].table.ids))
         assert all(torch.equal(x, y) for x, y in zip(inputs, dense, strict=True))
         torch.testing.assert_close(outs[-2:], outs[:2])
         assert all(torch.equal(x, y) for x, y in zip(written[-1], written[0], strict=True))

@@ -30,8 +30,8 @@ def test_without_steps_it_is_attention_over_all_keys():
 def test_keys_before_rotary_embedding_are_turned():
     q, k, v = randn(7, 64, seed=0), randn(30, 64, seed=1), randn(30, 64, seed=2)
     cos, sin = tables(5, 30)
-    turned = torch.complex(*k.chunk(2, dim=-1)) * torch.complex(cos, sin)
-    expected, _ = oracle_attention(q, [Keys(torch.cat([turned.real, turned.imag], dim=-1), v)], SCALE)
+    rotated = torch.complex(*k.chunk(2, dim=-1)) * torch.complex(cos, sin)
+    expected, _ = oracle_attention(q, [Keys(torch.cat([rotated.real, rotated.imag], dim=-1), v)], SCALE)
     out, _ = oracle_attention(q, [Keys(k, v, cos=cos, sin=sin)], SCALE)
     torch.testing.assert_close(out, expected)
 
@@ -48,11 +48,11 @@ def test_each_key_is_corrected_by_its_own_step():
 
 
 def test_the_correction_sees_the_query_as_the_key_does():
-    """A rotated key is corrected with the query turned back by its angle: as if both had never been rotated."""
+    """A rotated key is corrected with the query un-rotated by its angle: as if both had never been rotated."""
     q, k, v, step = randn(1, 64, seed=0), randn(1, 64, seed=1), randn(1, 64, seed=2), randn(1, 64, seed=3).abs() * 4
     cos, sin = tables(17, 1)
-    turned = torch.complex(*q.chunk(2, dim=-1)) * torch.complex(cos, sin)
-    q_rotated = torch.cat([turned.real, turned.imag], dim=-1)
+    rotated = torch.complex(*q.chunk(2, dim=-1)) * torch.complex(cos, sin)
+    q_rotated = torch.cat([rotated.real, rotated.imag], dim=-1)
     _, expected = oracle_attention(q, [Keys(k, v, step)], SCALE)
     _, lse = oracle_attention(q_rotated, [Keys(k, v, step, cos, sin)], SCALE)
     torch.testing.assert_close(lse, expected)

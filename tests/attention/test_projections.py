@@ -20,7 +20,7 @@ from tests.attention.reference import (
     pairs_together,
     random_qkv,
     read_chunk,
-    turn,
+    rotate,
 )
 from tests.attention.scenes import HEAD_DIM, ROPES, TOLERANCE, make_cache
 
@@ -63,7 +63,7 @@ def run(cache, ranges, seed: int, layout: str | None, dtype=torch.float32, lengt
 def step_alone(cache, step, layer, q, k, v, rope) -> Tensor:
     """The rotary view of the same call without projections, read outside the commit pass."""
     _, prepared = step._rotary_view(rope, q.dtype, ())
-    return cache.backend.attend(prepared, layer, q, k, v)
+    return prepared.attend(layer, q, k, v)
 
 
 def history(cache, lengths: list[int], seed: int, layout: str | None):
@@ -115,12 +115,12 @@ def test_context_in_the_rotary_view_is_not_turned():
         position = step.plan.ranges[0].first_token
     stored_k, stored_v, _ = read_chunk(cache, read.chunk, 0)
     for head in range(2):
-        memory = turn(stored_k[head].unsqueeze(1), rope, read.first_token, layout="half")
-        own = pairs_together(turn(k[:, head : head + 1], rope, position), rope)
+        memory = rotate(stored_k[head].unsqueeze(1), rope, read.first_token, layout="half")
+        own = pairs_together(rotate(k[:, head : head + 1], rope, position), rope)
         keys = torch.cat([memory, own, pairs_together(text_k[:, head : head + 1].double(), rope)])[:, 0]
         values = torch.cat([stored_v[head], v[:, head].double(), text_v[:, head].double()])
-        turned = pairs_together(turn(q[:, head : head + 1], rope, position), rope)[:, 0]
-        expected = torch.softmax(turned @ keys.T / HEAD_DIM**0.5, dim=1) @ values
+        rotated = pairs_together(rotate(q[:, head : head + 1], rope, position), rope)[:, 0]
+        expected = torch.softmax(rotated @ keys.T / HEAD_DIM**0.5, dim=1) @ values
         torch.testing.assert_close(out[:, head].double(), expected, rtol=0, atol=1e-5)
 
 
@@ -134,7 +134,7 @@ def test_what_is_stored_does_not_depend_on_the_views():
             for layer in range(2):
                 step.attend(layer, *inputs(cache, 120, layer), ROPES["half"], projections=projections)
         (chunk,) = stream.chunks()
-        written.append((cache.pool.read(chunk.pages), chunk.num_pages, chunk.alpha))
+        written.append((cache.pool.read(chunk.table.ids), chunk.num_pages, chunk.alpha))
     assert written[0][1] == written[1][1]
     assert all(torch.equal(x, y) for x, y in zip(written[0][0], written[1][0], strict=True))
     assert not torch.equal(written[0][2], written[1][2])
@@ -191,12 +191,12 @@ def test_alpha_is_fitted_to_the_queries_of_both_views(layout):
     own = torch.nn.functional.one_hot(sample, 90).bool()  # the token that a query was made with is left out
     forward, inverse = projection.maps((5, 9))
     q_p = mapped(q, forward.mT, SIZE)[sample]
-    here, ahead = (pairs_together(turn(q, rope, p), rope)[sample] for p in (position, position + 90))
+    here, ahead = (pairs_together(rotate(q, rope, p), rope)[sample] for p in (position, position + 90))
     for head in range(2):
         heads = slice(3 * head, 3 * head + 3)
         both = pairs_together(k[:, head : head + 1].double(), rope), keys[head].unsqueeze(1)
         here_GTD, ahead_GTD = (x[:, heads].transpose(0, 1) for x in (here, ahead))
-        k_turned = [turn(x, rope, position, layout="half")[:, 0] for x in both]
+        k_turned = [rotate(x, rope, position, layout="half")[:, 0] for x in both]
         before, after = (
             (cache.spec.scale * ahead_GTD @ x.T).masked_fill(own, -torch.inf).logsumexp(-1) for x in k_turned
         )
@@ -210,8 +210,8 @@ def test_alpha_is_fitted_to_the_queries_of_both_views(layout):
         b_p = []
         for frame, matrix in enumerate(inverse):
             pulled = torch.einsum("ij,tgi->tgj", matrix, rows.unflatten(-1, (-1, 4))).flatten(-2)
-            step_square = model_order(steps[head], order)[frame * SIZE : (frame + 1) * SIZE].square().mean(0)
-            b_p.append((pulled.square() @ step_square * cache.spec.scale**2 / 24)[:, None].expand(-1, SIZE))
+            square_step_size = model_order(steps[head], order)[frame * SIZE : (frame + 1) * SIZE].square().mean(0)
+            b_p.append((pulled.square() @ square_step_size * cache.spec.scale**2 / 24)[:, None].expand(-1, SIZE))
         exact, stored, corrected = (
             x.masked_fill(own.repeat(3, 1), -torch.inf).logsumexp(-1)
             for x in (*scores, scores[1] - torch.cat(b_p, dim=1))

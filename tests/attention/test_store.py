@@ -23,7 +23,7 @@ from tests.attention.reference import (
     pairs_together,
     random_qkv,
     read_chunk,
-    turn,
+    rotate,
 )
 
 
@@ -96,7 +96,7 @@ def test_the_newest_chunk_is_rewritten_from_what_was_stored():
     assert str(settled.codecs) == "int4" and settled.index == 0 and settled.first_token == first.first_token
     keys, _, steps = read_chunk(cache, settled, 1)
     assert ((keys - stored).abs() <= steps / 2 + 1e-6).all()
-    assert not np.isin(first.pages, [page for chunk in stream.chunks() for page in chunk.pages]).all()
+    assert not np.isin(first.table.ids, [page for chunk in stream.chunks() for page in chunk.table.ids]).all()
     assert cache.stats().pages_used == sum(chunk.num_pages for chunk in stream.chunks())
 
 
@@ -113,8 +113,8 @@ def flat_layers(cache: PagedKVCache, num_tokens: int, seed: int):
 
 def log_masses(cache, q_GTD: Tensor, k_nD: Tensor, rope, position: int, left_out=None) -> Tensor:
     """log Z of rotated queries over keys at a position, [G, T]; `left_out`: a key for each of the T that counts not."""
-    turned = turn(k_nD.double().unsqueeze(1), rope, position, layout="half").squeeze(1)
-    scores = cache.spec.scale * q_GTD @ turned.T
+    rotated = rotate(k_nD.double().unsqueeze(1), rope, position, layout="half").squeeze(1)
+    scores = cache.spec.scale * q_GTD @ rotated.T
     for i, token in enumerate([] if left_out is None else left_out):
         scores[:, i, token] = -torch.inf
     return torch.logsumexp(scores, dim=-1)
@@ -126,7 +126,7 @@ def remeasured(cache, chunk, layer, q, k, rope, position, k_exact=None, key_posi
     group = cache.spec.query_heads // cache.spec.num_kv_heads
     num_queries, is_own = min(len(q), MEASURED_QUERIES), k_exact is None
     sample = [int(i * (len(q) - 1) / max(1, num_queries - 1)) for i in range(num_queries)]
-    here, ahead = (pairs_together(turn(q, rope, p), rope)[sample] for p in (position, position + len(q)))
+    here, ahead = (pairs_together(rotate(q, rope, p), rope)[sample] for p in (position, position + len(q)))
     keys, _, steps = read_chunk(cache, chunk, layer)
     factors = []
     for head in range(cache.spec.num_kv_heads):
@@ -287,7 +287,7 @@ def test_chunks_stored_together_are_those_stored_alone(codec, correction):
         for seed in range(2):
             commit(alone, own, layers(alone, size, 10 * seed + number), rope, size)
         for mine, theirs in zip(stream.chunks(), own.chunks(), strict=True):
-            assert torch.equal(together.pool.read(mine.pages), alone.pool.read(theirs.pages))
+            assert torch.equal(together.pool.read(mine.table.ids), alone.pool.read(theirs.table.ids))
             for name in ("alpha", "variance"):
                 a, b = getattr(mine, name), getattr(theirs, name)
                 assert (a is None) == (b is None) and (a is None or torch.allclose(a, b, atol=1e-2, rtol=1e-2))
@@ -315,12 +315,12 @@ def test_what_does_not_change_is_copied_and_not_quantized_again(kept, positions,
     cache = make_cache(codecs, correction=correction)
     stream = cache.open(Window(0, 3, positions=positions), 40)
     first = commit(cache, stream, layers(cache, 40), rope)
-    pages = {key: cache.pool.read(first.layer_pages(*key, 2)).clone() for key in (("keys", 1), ("values", 0))}
+    pages = {key: cache.pool.read(first.table.layer(*key)).clone() for key in (("keys", 1), ("values", 0))}
     commit(cache, stream, layers(cache, 40, 1), rope)
     again = next(iter(stream.chunks()))
     assert again is not first and again.index == first.index
     for key, records in pages.items():
-        assert torch.equal(cache.pool.read(again.layer_pages(*key, 2)), records)
+        assert torch.equal(cache.pool.read(again.table.layer(*key)), records)
     for name in ("alpha", "variance"):
         before, after = getattr(first, name), getattr(again, name)
         assert (before is None) == (after is None) and (before is None or torch.equal(before[1], after[1]))

@@ -10,8 +10,7 @@ import pytest
 import torch
 
 from pagedvid.attention.fused_backend import FusedBackend
-from pagedvid.attention.scratch_backend import ScratchBackend
-from pagedvid.attention.triton_backend import unsupported_reasons
+from pagedvid.attention.triton_backend import TritonBackend, unsupported_reasons
 from pagedvid.cache.plan import QueryRange
 from pagedvid.cache.spec import CacheSpec
 from pagedvid.cache.stream_codecs import StreamCodecs
@@ -186,7 +185,7 @@ def test_a_commit_stores_the_bytes_of_the_cpu_backend(kind) -> None:
         stream = cache.open(Window(1, 2), 130)
         commit_all(cache, stream, [130, 1], 1, ROPE)
         chunks = stream.history("cond").chunks.values()
-        records.append([cache.pool.records[torch.from_numpy(chunk.pages).long()] for chunk in chunks])
+        records.append([cache.pool.records[torch.from_numpy(chunk.table.ids).long()] for chunk in chunks])
         alphas = [chunk.alpha for chunk in chunks]
     assert all(torch.equal(a, b) for a, b in zip(*records, strict=True))
     assert all(alpha is not None and torch.isfinite(alpha).all() for alpha in alphas)
@@ -203,7 +202,7 @@ def test_keys_and_values_of_any_strides_are_stored(codec: str, keys_arrive: str)
             frames_per_block=3, correction="off",
         )  # fmt: skip
         cache = PagedKVCache(spec, "1MiB", book=CodecBook(calibrated.page, 2, own={"klt2": calibrated}))
-        cache = with_backend(ScratchBackend, cache)
+        cache = with_backend(TritonBackend, cache)
         stream = cache.open(Window(1, 2), 30)
         q, k, v = random_qkv(cache, 30, 5)
         if strided:
@@ -212,22 +211,22 @@ def test_keys_and_values_of_any_strides_are_stored(codec: str, keys_arrive: str)
         with cache.commit([stream]) as step:
             step.attend(0, q, k, v, TableRope("interleaved", 32))
         (chunk,) = stream.history("cond").chunks.values()
-        stored.append(cache.pool.records[torch.from_numpy(chunk.pages).long()])
+        stored.append(cache.pool.records[torch.from_numpy(chunk.table.ids).long()])
     assert torch.equal(*stored)
 
 
 @pytest.mark.parametrize("codec", ["int8-post", "token8-g32"])
 def test_keys_are_turned_in_float32_before_they_are_stored(codec: str) -> None:
-    """The bytes of the CPU backend, which a turn in bfloat16 would not give."""
+    """The bytes of the CPU backend, which a rotate in bfloat16 would not give."""
     stored = []
-    for make in (lambda cache: cache, lambda cache: with_backend(ScratchBackend, cache)):
+    for make in (lambda cache: cache, lambda cache: with_backend(TritonBackend, cache)):
         cache = make(make_cache(codec, head_dim=32, correction="off"))
         stream = cache.open(Window(1, 2), 30)
         with cache.commit([stream]) as step:
             for layer in range(cache.spec.num_layers):
                 step.attend(layer, *random_qkv(cache, 30, layer, torch.bfloat16), ROPE)
         (chunk,) = stream.history("cond").chunks.values()
-        stored.append(cache.pool.records[torch.from_numpy(chunk.pages).long()])
+        stored.append(cache.pool.records[torch.from_numpy(chunk.table.ids).long()])
     assert torch.equal(*stored)
 
 
@@ -255,15 +254,15 @@ def test_tables_are_made_once_for_the_denoise_steps_of_a_chunk() -> None:
         with cache.denoise([stream]) as step:
             q, k, v = random_qkv(cache, 20, 1)
             step.attend(0, q, k, v, ROPE)
-            seen.append(step._rotary[2].histories)
+            seen.append(step._rotary[2].groups)
     assert seen[0] is seen[1]
     commit_all(cache, stream, [20], 2, ROPE)
     with cache.denoise([stream]) as step:
         step.attend(0, *random_qkv(cache, 20, 1), ROPE)
-        assert step._rotary[2].histories is not seen[0]
+        assert step._rotary[2].groups is not seen[0]
 
 
 def test_reasons_on_the_cpu() -> None:
     spec = CacheSpec(1, 1, 64, codecs=StreamCodecs("int2"))
     assert unsupported_reasons(spec, torch.device("cpu")) == ["it runs on cuda, not on cpu"]
-    assert ChunkCodecs.read("int2").keys == "int2"
+    assert ChunkCodecs.read("int2").keys.name == "int2"

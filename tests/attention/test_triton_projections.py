@@ -89,9 +89,9 @@ def test_a_world_far_away_costs_no_precision(kind) -> None:
     class Far(SeededProjection):
         def maps(self, tag):
             forward, _ = super().maps(tag)
-            moved = torch.eye(4, dtype=torch.float64)
-            moved[:3, 3] = 1e4
-            return forward @ moved, torch.linalg.inv(forward @ moved)
+            shifted = torch.eye(4, dtype=torch.float64)
+            shifted[:3, 3] = 1e4
+            return forward @ shifted, torch.linalg.inv(forward @ shifted)
 
     outs = []
     for projection in (SeededProjection(SIZE), Far(SIZE)):

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from pagedvid.attention.fused_backend import FusedBackend
-from pagedvid.attention.scratch_backend import ScratchBackend
 from pagedvid.attention.triton_backend import TritonBackend
 from pagedvid.cache.spec import CacheSpec
 from pagedvid.cache.stream_codecs import StreamCodecs
 from pagedvid.paged_kv_cache import PagedKVCache
 
-BACKENDS = [ScratchBackend, FusedBackend]
+BACKENDS = [TritonBackend, FusedBackend]
 
 
 def with_backend(kind: type[TritonBackend], cache: PagedKVCache) -> PagedKVCache:

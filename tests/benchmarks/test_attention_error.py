@@ -79,7 +79,7 @@ def test_a_fit_to_log_z_is_least_squares_and_the_measured_factor_is_another(scri
     readout = scripts.attention_error.store(noisy_scheme(scripts, True, spread=1.5), sample)
     q = sample.rotated(sample.commit_q_CHTD[0], 1)
     exact, stored = readout.exact_k_CHTD[0], readout.stored.k_CHTD[0]
-    from pagedvid.correction.formula import log_mass_shift
+    from pagedvid.correction.fit import log_mass_shift
 
     true = log_mass_shift(q, exact, stored, readout.scale)
     predicted = scripts.corrections.formula(readout, q)[0, ..., 0]

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from pagedvid.codecs.book import CodecBook
-from pagedvid.codecs.page import PageFormat, read_codec
+from pagedvid.codecs.page import PageFormat
+from pagedvid.codecs.registry import read_codec
 
 
 @pytest.mark.parametrize(
@@ -36,14 +37,14 @@ def test_page_steps_and_token_steps_are_those_of_the_codec() -> None:
     x = torch.randn(2, 200, 64, generator=torch.Generator().manual_seed(0))
     for name in ("int2", "int4", "token2-g64", "hadamard2-g64"):
         page = PageFormat(64)
-        codec = CodecBook(page, 2).codec(name, "keys", 0, slice(0, 2))
+        codec = CodecBook(page, 2).codec(read_codec(name), "keys", 0, slice(0, 2))
         stored = through_pages(page, codec, x)
         assert stored.step_square_HnD is not None and stored.step_square_HnD.shape == x.shape
-        expected = codec.mean_square_steps(codec.encode(x), 200)
+        expected = codec.mean_square_step_sizes(codec.encode(x), 200)
         torch.testing.assert_close(stored.step_square_HnD.mean(1), expected)
-        assert (stored.axes_DD is None) == (read_codec(name).family != "hadamard")
+        assert (stored.axes_DD is None) == (not name.startswith("hadamard"))
     page = PageFormat(64)
-    exact = through_pages(page, CodecBook(page, 2).codec("fp32", "keys", 0, slice(0, 2)), x)
+    exact = through_pages(page, CodecBook(page, 2).codec(read_codec("fp32"), "keys", 0, slice(0, 2)), x)
     assert torch.equal(exact.values_HnD, x) and exact.step_square_HnD is None
 
 

@@ -16,6 +16,7 @@ from pagedvid.attention.step import Step
 from pagedvid.cache.chunk import Chunk
 from pagedvid.codecs.base import not_storable
 from pagedvid.codecs.page import PageFormat
+from pagedvid.codecs.registry import read_codec
 from pagedvid.paged_kv_cache import PagedKVCache
 
 ONE = 255.0 * 2.0**-7
@@ -37,20 +38,22 @@ class PatternCodec:
         if not bool(torch.isfinite(x_RnD).all()):
             raise not_storable(x_RnD, torch.inf)
         num_rows, num_tokens, head_dim = x_RnD.shape
-        bits = torch.zeros(num_rows, self.page.padded_tokens(num_tokens, self.name), head_dim, dtype=torch.int32)
+        bits = torch.zeros(
+            num_rows, read_codec(self.name).padded_tokens(self.page, num_tokens), head_dim, dtype=torch.int32
+        )
         bits[:, :num_tokens] = x_RnD != 0
-        octets = bits.view(num_rows, self.page.num_pages(num_tokens, self.name), -1, 8)
+        octets = bits.view(num_rows, read_codec(self.name).num_pages(self.page, num_tokens), -1, 8)
         codes = (octets << torch.arange(8, dtype=torch.int32)).sum(-1).to(torch.uint8)
         return torch.nn.functional.pad(codes, (0, self.page.num_bytes - codes.shape[-1]))
 
     def decode(self, records_RPB: Tensor, num_tokens: int, out: Tensor) -> Tensor:
         """See `Codec.decode`."""
-        codes = records_RPB[..., : self.page.page_tokens(self.name) * self.page.head_dim // 8].int()
+        codes = records_RPB[..., : read_codec(self.name).page_tokens(self.page) * self.page.head_dim // 8].int()
         bits = codes.unsqueeze(-1) >> torch.arange(8, dtype=torch.int32) & 1
         numbers = bits.reshape(len(records_RPB), -1, self.page.head_dim) * ONE
         return out[:, :num_tokens].copy_(numbers[:, :num_tokens])
 
-    def mean_square_steps(self, records_RPB: Tensor, num_tokens: int, first_token: int = 0) -> Tensor | None:
+    def mean_square_step_sizes(self, records_RPB: Tensor, num_tokens: int, first_token: int = 0) -> Tensor | None:
         """None: there is no step."""
         return None
 

@@ -56,7 +56,7 @@ def are_alike(a: Form, b: Form) -> bool:
 
 def form_of(written: str, layers: LayerCodecs = ()) -> Form:
     """From "int2" or "int4/int2"."""
-    keys, _, values = written.partition("/")
+    keys, _, values = str(written).partition("/")
     return keys, values or keys, layers
 
 

@@ -40,23 +40,23 @@ def chunk_of(cache: PagedKVCache, number: int, index: int):
 
 
 def flip_a_key_bit(cache: PagedKVCache) -> None:
-    cache.pool.records[chunk_of(cache, 0, 2).layer_pages("keys", 1, 1)[0, -1], 3] ^= 1
+    cache.pool.records[chunk_of(cache, 0, 2).table.layer("keys", 1)[0, -1], 3] ^= 1
 
 
 def flip_a_step_bit_of_a_value(cache: PagedKVCache) -> None:
-    cache.pool.records[chunk_of(cache, 1, 3).layer_pages("values", 0, 1)[0, 0], -5] ^= 1
+    cache.pool.records[chunk_of(cache, 1, 3).table.layer("values", 0)[0, 0], -5] ^= 1
 
 
 def name_a_page_twice(cache: PagedKVCache) -> None:
-    chunk_of(cache, 0, 1).pages[0] = chunk_of(cache, 0, 2).pages[0]
+    chunk_of(cache, 0, 1).table.ids[0] = chunk_of(cache, 0, 2).table.ids[0]
 
 
 def name_a_free_page(cache: PagedKVCache) -> None:
-    chunk_of(cache, 0, 1).pages[0] = cache.pool.free_ids[0]
+    chunk_of(cache, 0, 1).table.ids[0] = cache.pool.free_ids[0]
 
 
 def name_a_page_that_does_not_exist(cache: PagedKVCache) -> None:
-    chunk_of(cache, 0, 1).pages[0] = NUM_PAGES
+    chunk_of(cache, 0, 1).table.ids[0] = NUM_PAGES
 
 
 def lose_a_page(cache: PagedKVCache) -> None:
@@ -64,7 +64,7 @@ def lose_a_page(cache: PagedKVCache) -> None:
 
 
 def free_pages_that_are_in_use(cache: PagedKVCache) -> None:
-    cache.pool.give_back(chunk_of(cache, 1, 3).pages)
+    cache.pool.give_back(chunk_of(cache, 1, 3).table.ids)
 
 
 def count_a_reference_too_many(cache: PagedKVCache) -> None:
@@ -150,11 +150,11 @@ def test_a_page_in_a_pending_chunk_and_in_a_live_one(cache):
         pass
 
     with pytest.raises(Abandoned), cache.commit([cache.streams[0]]) as step:
-        page = step.plan.pending[0].pages[0]
-        step.plan.pending[0].pages[0] = chunk_of(cache, 1, 3).pages[0]
+        page = step.plan.pending[0].chunk.table.ids[0]
+        step.plan.pending[0].chunk.table.ids[0] = chunk_of(cache, 1, 3).table.ids[0]
         with pytest.raises(IntegrityError, match="I1"):
             cache.check()
-        step.plan.pending[0].pages[0] = page
+        step.plan.pending[0].chunk.table.ids[0] = page
         raise Abandoned
     cache.check()
 

@@ -528,7 +528,7 @@ class CacheMachine(RuleBasedStateMachine):
                 for index, entry in branch.entries.items():
                     chunk = history.chunks[index]
                     distinct[chunk.id] = entry
-                    form = (chunk.codecs.keys, chunk.codecs.values, chunk.codecs.layers)
+                    form = (chunk.codecs.keys.name, chunk.codecs.values.name, chunk.codecs.layers)
                     assert (chunk.index, chunk.num_tokens) == (index, entry.num_tokens)
                     assert are_alike(form, entry.form)
                     assert chunk.num_pages == entry.pages

@@ -111,7 +111,9 @@ def test_a_commit_writes_its_chunk_and_the_last_one_in_its_final_codec():
     manager = make_manager(120, StreamCodecs("int2", sink="int8", newest="bf16"))
     stream = stream_with(manager, 3, Window(1, 2))
     (range_,) = plan_of(manager, QueryRange(stream, commit=True)).ranges
-    assert [(p.index, str(p.codecs), p.first_token, p.position) for p in range_.writes] == [
+    assert [
+        (c.index, str(c.codecs), c.first_token, c.position) for c in (pending.chunk for pending in range_.writes)
+    ] == [
         (2, "int2", 200, 200),
         (3, "bf16", 300, 300),
     ]
@@ -126,7 +128,7 @@ def test_a_replacement_sees_only_what_came_before_and_stands_where_the_old_one_s
     assert [read.chunk.index for read in range_.reads] == [0, 3]
     assert range_.first_token == 200
     (pending,) = range_.writes
-    assert (pending.index, pending.position, pending.first_token) == (4, 200, 400)
+    assert (pending.chunk.index, pending.chunk.position, pending.chunk.first_token) == (4, 200, 400)
 
 
 def test_replaces_without_commit_only_reads():

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pagedvid.cache.sizes import KVShape, peak_pages, planned_peak_pages
+from pagedvid.cache.sizes import KVShape, peak_pages, planned_peak_pages, stream_bytes
 from pagedvid.cache.stream_codecs import StreamCodecs
-from pagedvid.cache.window import Commit, Window, planned_peak_tokens, stream_bytes
+from pagedvid.cache.window import Commit, Window, planned_peak_tokens
 from pagedvid.codecs.assignment import ChunkCodecs
 from pagedvid.errors import ConfigError
 from tests.cache.stream_simulation import PAGE_TOKENS, Tables, form_of, is_kept, simulated_peak
@@ -208,11 +208,11 @@ def test_roles_decide_the_codec():
 def test_exceptions_by_layer_hold_for_the_history_and_for_sinks_that_follow_it():
     window, layers = Window(1, 2), ((0, 0, "int8"),)
     follows = StreamCodecs("int4/int2", newest="bf16", layers=layers)
-    assert follows.final(0, window) == follows.final(1, window) == ChunkCodecs("int4", "int2", layers)
-    assert follows.at_commit(1, window) == ChunkCodecs("bf16", "bf16")
+    assert follows.final(0, window) == follows.final(1, window) == ChunkCodecs.read("int4/int2", layers)
+    assert follows.at_commit(1, window) == ChunkCodecs.read("bf16")
     apart = StreamCodecs("int2", sink="int4", layers=layers)
-    assert apart.final(0, window) == ChunkCodecs("int4", "int4")
-    assert apart.at_commit(1, window) == apart.steady == ChunkCodecs("int2", "int2", layers)
+    assert apart.final(0, window) == ChunkCodecs.read("int4")
+    assert apart.at_commit(1, window) == apart.steady == ChunkCodecs.read("int2", layers)
     assert set(apart.all()) == {apart.final(0, window), apart.steady}
     # The same codecs but for one layer: such a chunk is written again.
     assert StreamCodecs("int2", newest="int2", layers=layers).recodes(1, window)

@@ -36,10 +36,10 @@ def test_queries_are_counted_as_keys_before_rotary_embedding_meet_them():
     q_LHTD, k_HTD = seen.rotated(seen.q_LHTD, -1), seen.k_CHTD[0]
     expected, num_sampled = torch.zeros(2, HEAD_DIM, HEAD_DIM), 0
     for token in range(0, 40, 2):  # 16 positions at least: every second one of 40
-        turned = unrotate(q_LHTD, seen.cos_CTP[0, token], seen.sin_CTP[0, token])
+        rotated = unrotate(q_LHTD, seen.cos_CTP[0, token], seen.sin_CTP[0, token])
         scores = seen.rotated(k_HTD, 0)[:, token, :, None]
-        torch.testing.assert_close(turned @ k_HTD[:, token, :, None], q_LHTD @ scores, atol=1e-4, rtol=1e-4)
-        expected += torch.einsum("lhtd,lhte->hde", turned, turned)
+        torch.testing.assert_close(rotated @ k_HTD[:, token, :, None], q_LHTD @ scores, atol=1e-4, rtol=1e-4)
+        expected += torch.einsum("lhtd,lhte->hde", rotated, rotated)
         num_sampled += 1
     assert num_sampled >= SAMPLED_ANGLES and q_LHTD.shape[2] < 2 * SAMPLED_QUERIES  # all queries count
     torch.testing.assert_close(layer.query_square_HDD, expected, rtol=1e-4, atol=1e-3)

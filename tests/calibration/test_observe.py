@@ -92,11 +92,11 @@ def test_readings_hold_stored_chunks_and_all_queries_of_a_group(readings, layout
         for member in range(GROUP):
             torch.testing.assert_close(seen.current_k_LHTD[member], inner(k).transpose(0, 1))
             torch.testing.assert_close(seen.current_v_LHTD[member], v.transpose(0, 1))
-        turned = seen.rotated(seen.q_LHTD, -1)
+        rotated = seen.rotated(seen.q_LHTD, -1)
         if rope is None:
-            assert torch.equal(turned, seen.q_LHTD)
+            assert torch.equal(rotated, seen.q_LHTD)
         else:
-            torch.testing.assert_close(turned, rotate(seen.q_LHTD, *rope.tables(2 * CHUNK_TOKENS, CHUNK_TOKENS)))
+            torch.testing.assert_close(rotated, rotate(seen.q_LHTD, *rope.tables(2 * CHUNK_TOKENS, CHUNK_TOKENS)))
 
 
 def test_every_stored_chunk_counts_once_and_others_do_not():

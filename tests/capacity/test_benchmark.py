@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pagedvid.capacity.catalog import all_cards
+from pagedvid.capacity.card_files import all_cards
 
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 

@@ -8,11 +8,9 @@ import pytest
 import yaml
 
 from pagedvid.cache.stream_codecs import StreamCodecs
-from pagedvid.capacity import catalog
-from pagedvid.capacity.card_file import read_card
-from pagedvid.capacity.catalog import all_cards, find_card, presets
-from pagedvid.capacity.history import stream_size
-from pagedvid.capacity.model_card import Resolution
+from pagedvid.capacity import card_files
+from pagedvid.capacity.card_files import all_cards, find_card, presets, read_card
+from pagedvid.capacity.cards import Resolution
 from pagedvid.errors import ConfigError
 from pagedvid.models.demo.model import DemoModel
 from pagedvid.models.registry import model_geometry
@@ -23,11 +21,11 @@ PUBLISHED = [(name, published) for name, card in CARDS.items() for published in 
 
 
 @pytest.mark.parametrize(
-    ("name", "published"), PUBLISHED, ids=[f"{name} {published.history}" for name, published in PUBLISHED]
+    ("name", "published"), PUBLISHED, ids=[f"{name} {published.look_back}" for name, published in PUBLISHED]
 )
 def test_published_sizes_come_out_of_the_card(name, published):
     card = CARDS[name]
-    size = stream_size(card, card.resolution, published.history)
+    size = card.stream_size(card.resolution, published.look_back)
     num_bytes = card.original_copies * size.shape.page_bytes * size.pages(StreamCodecs("bf16"))
     assert num_bytes == pytest.approx(published.num_bytes, rel=0.01), published.source
 
@@ -44,7 +42,7 @@ def test_published_sizes_come_out_of_the_card(name, published):
 )
 def test_the_figures_that_must_be_there_are(name, window, num_bytes):
     (published,) = CARDS[name].published
-    assert str(published.history) == window
+    assert str(published.look_back) == window
     assert published.num_bytes == pytest.approx(num_bytes, rel=0.003)
 
 
@@ -132,7 +130,7 @@ def test_wrong_cards(tmp_path, key, value, message):
 @pytest.mark.parametrize(
     ("written", "message"),
     [
-        ("- 1", "must hold `key: value` lines"),
+        ("- 1", "must consist of `key: value` lines"),
         ("name: [", "not valid YAML"),
         ("name: a\nname: b\n", '"name" is written twice'),
         ("window: {sink_chunks: 1, sink_chunks: 2}", '"sink_chunks" is written twice'),
@@ -177,7 +175,7 @@ def test_unknown_models_get_the_closest_names():
 
 def test_presets_are_read_like_configurations(tmp_path, monkeypatch):
     (tmp_path / "careful.yaml").write_text("cache:\n  codec: int4\n  sink_codec: int8\n")
-    monkeypatch.setattr(catalog, "config_folder", lambda kind: tmp_path)
+    monkeypatch.setattr(card_files, "config_folder", lambda kind: tmp_path)
     assert presets() == {"careful": StreamCodecs("int4", sink="int8")}
 
 
@@ -191,10 +189,10 @@ def test_shipped_presets_grow_from_small_to_quality():
 
 
 def test_a_wheel_carries_its_own_cards(tmp_path, monkeypatch):
-    monkeypatch.setattr(catalog, "PACKAGE", tmp_path)
-    assert catalog.config_folder("models") == tmp_path.parent / "configs" / "models"
+    monkeypatch.setattr(card_files, "PACKAGE", tmp_path)
+    assert card_files.config_folder("models") == tmp_path.parent / "configs" / "models"
     (tmp_path / "configs" / "models").mkdir(parents=True)
-    assert catalog.config_folder("models") == tmp_path / "configs" / "models"
+    assert card_files.config_folder("models") == tmp_path / "configs" / "models"
 
 
 @pytest.mark.parametrize("written", ["832", "832x", "axb", "832x480x1", "0x480", "-832x480", "832x99999", "8²x480"])

@@ -9,12 +9,12 @@ import torch
 
 from pagedvid.attention.store import LayerStore
 from pagedvid.cache.stream_codecs import StreamCodecs
-from pagedvid.capacity.catalog import find_card
-from pagedvid.capacity.history import RebuiltHistory, SlidingHistory
-from pagedvid.capacity.measure import live_bytes, peak_extra_bytes
-from pagedvid.capacity.model_card import Resolution
+from pagedvid.capacity.card_files import find_card
+from pagedvid.capacity.cards import Resolution
+from pagedvid.capacity.look_back import RebuiltLookBack, SlidingLookBack
 from pagedvid.capacity.prove import Check, prove
 from pagedvid.capacity.sizing import CODEC_CHOICES, Question
+from pagedvid.capacity.tensor_bytes import live_bytes, peak_extra_bytes
 from pagedvid.errors import CapacityError, ConfigError
 from pagedvid.units import GIB, MIB
 
@@ -54,12 +54,12 @@ def test_predicted_is_measured(name):
     [
         ("magi-1-4.5b", {"resolution": Resolution(64, 64)}),  # grouped queries
         ("skyreels-v2-1.3b", {"resolution": Resolution(64, 64)}),  # two branches
-        ("hy-worldplay-5b", {"resolution": Resolution(128, 128), "history": RebuiltHistory(10)}),  # rebuilt
+        ("hy-worldplay-5b", {"resolution": Resolution(128, 128), "look_back": RebuiltLookBack(10)}),  # rebuilt
     ],
 )
 def test_of_other_kinds_of_models_with_a_fraction_of_the_layers(model, changes):
-    asked = small(model, **{"history": SlidingHistory(1, 2), "memory": 80 * MIB, **changes})
-    proof = prove(asked, "int2", StreamCodecs("int2"), scale=0.05)
+    asked = small(model, **{"look_back": SlidingLookBack(1, 2), "memory": 80 * MIB, **changes})
+    proof = prove(asked, "int2", StreamCodecs("int2"), layer_fraction=0.05)
     assert proof.agrees, proof.checks
     assert proof.num_layers == 2
     measured = {check.what: check.measured for check in proof.checks}
@@ -125,7 +125,7 @@ def test_what_cannot_be_proven_here():
     with pytest.raises(CapacityError, match=r"would allocate .* --scale"):
         prove(small(memory=2**50), "int2", StreamCodecs("int2"))
     with pytest.raises(ConfigError, match="would take too long"):
-        prove(small(memory=GIB, history=SlidingHistory(0, 1000)), "int2", StreamCodecs("int2"))
+        prove(small(memory=GIB, look_back=SlidingLookBack(0, 1000)), "int2", StreamCodecs("int2"))
     for device in ("tpu9", "meta", "cuda:99"):
-        with pytest.raises(ConfigError, match="--device is"):
+        with pytest.raises(ConfigError, match="device is"):
             prove(small(), "int2", StreamCodecs("int2"), device=device)

@@ -13,8 +13,8 @@ import pytest
 from pagedvid.cache.manager import CacheManager
 from pagedvid.cache.spec import CacheSpec
 from pagedvid.cache.stream_codecs import StreamCodecs
-from pagedvid.capacity.catalog import find_card
-from pagedvid.capacity.history import SlidingHistory
+from pagedvid.capacity.card_files import find_card
+from pagedvid.capacity.look_back import SlidingLookBack
 from pagedvid.capacity.simulate import Fleet, simulate
 from pagedvid.capacity.sizing import Question, answer
 from pagedvid.capacity.trace import read_trace
@@ -114,7 +114,7 @@ def test_pools_per_table_decide_as_whole_pools_do(codecs):
     """The claim of the module docstring."""
     card = replace(find_card("demo"), num_layers=2)
     asked = replace(
-        question(), card=card, resolution=card.resolution, history=SlidingHistory(1, 3), memory_bytes=25 * 2**20
+        question(), card=card, resolution=card.resolution, look_back=SlidingLookBack(1, 3), memory_bytes=25 * 2**20
     )
     size, row = asked.size, answer(asked, "", codecs)
     page_bytes = row.pool_bytes // row.pool_pages
@@ -143,7 +143,7 @@ def test_pools_per_table_decide_as_whole_pools_do(codecs):
         (stream(0, 0), "trace.jsonl:2: length_seconds is 0; allowed is more than 0"),
         (stream(0, "long"), "trace.jsonl:2: length_seconds is 'long'"),
         (stream(0, True), "trace.jsonl:2: length_seconds is True"),
-        (stream(0, float("nan")), "trace.jsonl:2: not valid JSON: NaN is no number"),
+        (stream(0, float("nan")), "trace.jsonl:2: not valid JSON: NaN is not a number"),
         (stream(1e300), "trace.jsonl:2: start_seconds is 1e"),
         (stream(0, num_branches=0), "trace.jsonl:2: num_branches is 0"),
         (stream(0, num_branches="two"), "trace.jsonl:2: num_branches is 'two'"),
@@ -160,7 +160,7 @@ def test_wrong_lines_are_named(tmp_path, line, message):
 def test_traces_that_cannot_be_used(tmp_path):
     with pytest.raises(ConfigError, match="cannot be read"):
         read_trace(tmp_path / "none.jsonl", question())
-    with pytest.raises(ConfigError, match="holds no arrivals"):
+    with pytest.raises(ConfigError, match="has no arrivals"):
         read_trace(trace(tmp_path, "", " "), question())
     arrivals = read_trace(trace(tmp_path, stream(0)), question())
     with pytest.raises(ConfigError, match="too many to simulate"):
@@ -168,8 +168,8 @@ def test_traces_that_cannot_be_used(tmp_path):
     with pytest.raises(ConfigError, match="cannot simulate codecs that differ between layers"):
         Fleet.of(question(), StreamCodecs(layers=((0, 0, "int8"),)), arrivals, 1)
     with pytest.raises(ConfigError, match="would take too long"):
-        Fleet.of(question(history=SlidingHistory(0, 10_000)), INT2, arrivals, 1)
-    with pytest.raises(CapacityError, match="nothing of the memory is left"):
+        Fleet.of(question(look_back=SlidingLookBack(0, 10_000)), INT2, arrivals, 1)
+    with pytest.raises(CapacityError, match="no memory is left for pages"):
         Fleet.of(question(2**27), INT2, arrivals, 1)
 
 

@@ -12,10 +12,10 @@ from pagedvid.cache.sizes import stream_bytes
 from pagedvid.cache.spec import CacheSpec
 from pagedvid.cache.stream_codecs import StreamCodecs
 from pagedvid.capacity import workspace
-from pagedvid.capacity.catalog import find_card
+from pagedvid.capacity.card_files import find_card
 from pagedvid.capacity.gpus import gpu_memory, gpu_names
-from pagedvid.capacity.history import RebuiltHistory, SlidingHistory
-from pagedvid.capacity.sizing import CODEC_CHOICES, Question, answer, answers, check_memory, longest_history
+from pagedvid.capacity.look_back import RebuiltLookBack, SlidingLookBack
+from pagedvid.capacity.sizing import CODEC_CHOICES, Question, answer, answers, check_memory, longest_look_back
 from pagedvid.capacity.target import Target, parse_targets, reach, target_question
 from pagedvid.errors import CapacityError, ConfigError
 from pagedvid.units import GIB, MIB
@@ -81,7 +81,7 @@ def test_bytes_are_those_that_geometry_reserves():
 
 
 def test_layers_apart_are_admitted_as_promised():
-    """Tables of different length: the whole model, with a pool of its real number of pages."""
+    """Tables of different lengths, so the whole model is built, with its real number of pages."""
     asked, codecs = question("demo", memory=32 * MIB), StreamCodecs("int4/int2", layers=((0, 1, "int8/bf16"),))
     row, size = answer(asked, "", codecs), asked.size
     card = asked.card
@@ -118,7 +118,7 @@ def test_all_of_the_memory_is_accounted_for():
 
 
 def test_mixed_pages_cost_what_they_hold():
-    rows = by_name(question(history=SlidingHistory(1, 6)))
+    rows = by_name(question(look_back=SlidingLookBack(1, 6)))
     assert rows["int2"].stream_bytes < rows["mixed"].stream_bytes < rows["bf16"].stream_bytes
     assert rows["int2"].bits_per_value < rows["mixed"].bits_per_value < 16
     mean = (9.046 + 5 * 2.277 + 16) / 7  # one sink in int8, five in int2, the newest in bf16
@@ -127,18 +127,19 @@ def test_mixed_pages_cost_what_they_hold():
 
 @pytest.mark.parametrize("model", ["self-forcing", "longcat-13.6b"])
 @pytest.mark.parametrize("num_streams", [1, 5])
-def test_the_longest_history_fits_and_the_next_does_not(model, num_streams):
+def test_the_longest_look_back_fits_and_the_next_does_not(model, num_streams):
     asked, codecs = question(model), StreamCodecs("int2")
-    longest = longest_history(asked, codecs, num_streams)
+    longest = longest_look_back(asked, codecs, num_streams)
 
     def streams(length):
-        return answer(asked.with_history(longest.with_length(length)), "", codecs).num_streams
+        return answer(asked.with_look_back(longest.with_length(length)), "", codecs).num_streams
 
-    assert streams(longest.length) >= num_streams > streams(longest.length + 1)
+    length = longest.num_frames(frames_per_chunk=1)  # recent chunks without sinks, or frames
+    assert streams(length) >= num_streams > streams(length + 1)
 
 
-def test_no_history_fits():
-    assert longest_history(question(memory=300 * MIB), StreamCodecs("bf16"), 1) is None
+def test_no_look_back_fits():
+    assert longest_look_back(question(memory=300 * MIB), StreamCodecs("bf16"), 1) is None
 
 
 def test_weights_that_fill_the_memory():
@@ -155,10 +156,10 @@ def test_an_unknown_number_format_of_weights():
 
 def test_when_nothing_fits_the_largest_setting_that_does_is_named():
     with pytest.raises(
-        CapacityError, match=r"int2 needs 11.0 GiB.*longest history that fits is 0\+\d+ \(.* s\) in int2"
+        CapacityError, match=r"int2 needs 11.0 GiB.*longest window that fits is 0\+\d+ \(.* s\) in int2"
     ):
         answers(question("skyreels-v2-14b", memory=8 * GIB), CODEC_CHOICES)
-    with pytest.raises(CapacityError, match="not even the shortest history fits"):
+    with pytest.raises(CapacityError, match="not even the shortest window fits"):
         answers(question("magi-1-24b", memory=GIB), CODEC_CHOICES)
 
 
@@ -197,22 +198,22 @@ def test_a_target_of_streams_finds_codec_and_window():
     assert {name: item.reaches for name, item in found.items()} == {
         "bf16": False, "int8": False, "int4": True, "int2": True, "mixed": False,
     }  # fmt: skip
-    assert found["int4"].longest == SlidingHistory(0, 7)
+    assert found["int4"].longest == SlidingLookBack(0, 7)
     assert found["int8"].longest.recent_chunks < 6
 
 
 def test_a_target_of_seconds_sets_the_window():
     wanted = target_question(question(), Target(seconds=60))
-    assert wanted.history == SlidingHistory(0, 80)
+    assert wanted.look_back == SlidingLookBack(0, 80)
     found = {item.answer.name: item for item in reach(question(), Target(seconds=60), CODEC_CHOICES)}
     assert not found["bf16"].reaches and found["int2"].reaches
-    assert target_question(question("longcat-13.6b"), Target(seconds=4)).history == RebuiltHistory(15)
+    assert target_question(question("longcat-13.6b"), Target(seconds=4)).look_back == RebuiltLookBack(15)
 
 
 def test_a_target_out_of_reach():
     with pytest.raises(CapacityError, match=r"no codec reaches 100 stream.*int2 fits \d+"):
         reach(question(), Target(100, 60.0), CODEC_CHOICES)
-    with pytest.raises(CapacityError, match="not even the shortest history"):
+    with pytest.raises(CapacityError, match="not even the shortest window"):
         reach(question(), Target(10_000), CODEC_CHOICES)
 
 

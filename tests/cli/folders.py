@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from pagedvid.output.video import read_frames
+from pagedvid.output.mp4 import read_frames
 
 
 def manifest_lines(folder: Path) -> list[dict]:

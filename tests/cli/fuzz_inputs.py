@@ -1,6 +1,6 @@
-"""Command lines and files as people get them wrong: valid ones, changed in structure and in bytes.
+"""Wrong command lines and files as people write them: valid ones, changed in structure and in bytes.
 
-Flags are read off the parser, settings off the configuration, so that new ones are tried without a word here.
+Flags come from the parser and settings from the configuration, so new ones are tried without a change here.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Case:
 
 
 def valid_files(models: Path) -> dict[str, bytes]:
-    """Whatever a command line can name, by path; `models` is the folder of shipped cards."""
+    """Every file that a command line can name, by path; `models` is the folder of shipped cards."""
     config = "".join(
         f"{name}:\n"
         + "".join(f"  {key}: {_yaml(getattr(Config(), name).written_field(key))}\n" for key in section.field_names())
@@ -159,7 +159,7 @@ def command_lines(draw: st.DrawFn) -> Case:
 
 @st.composite
 def assignments(draw: st.DrawFn) -> Case:
-    """`--set` of every key, and what is no key."""
+    """`--set` of every key, and of words that are not keys."""
     keys = [f"{name}.{key}" for name, section in SECTIONS.items() for key in section.field_names()]
     argv = ["config", "show"] if draw(st.booleans()) else ["generate", "--prompts", "prompts.txt", "--plan"]
     for _ in range(draw(st.integers(1, 2))):
@@ -170,7 +170,7 @@ def assignments(draw: st.DrawFn) -> Case:
 
 @st.composite
 def changed_bytes(draw: st.DrawFn, content: bytes) -> bytes:
-    """The content with a few places cut, doubled, overwritten or encoded otherwise."""
+    """The content with a few places cut, doubled, overwritten or encoded differently."""
     for _ in range(draw(st.integers(1, 3))):
         start = draw(st.integers(0, len(content)))
         stop = min(len(content), start + draw(st.integers(0, 12)))
@@ -208,7 +208,7 @@ def changed_bytes(draw: st.DrawFn, content: bytes) -> bytes:
 
 @st.composite
 def changed_yaml(draw: st.DrawFn, content: bytes) -> bytes:
-    """One line's value or key replaced, doubled, or moved in."""
+    """The value or key of one line replaced, doubled or indented."""
     lines = content.decode().splitlines()
     for _ in range(draw(st.integers(1, 2))):
         number = draw(st.integers(0, len(lines) - 1))

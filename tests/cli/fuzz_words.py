@@ -1,4 +1,4 @@
-"""Values as people get them wrong, and as nobody would: what stands where a value belongs in a fuzzed command line."""
+"""Wrong values, as people write them and as nobody would: what a fuzzed command line has in place of a value."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ WORDS = (
     *("klt" + "1" * LONG, "int2/" * 40, "cuda:" + "9" * LONG, "9" * LONG + "x16", "9" * 25 + "TiB", "9" * 400 + "GiB"),
     *("streams=" + "9" * LONG, "seconds=" + "9" * LONG),
 )
-"""What a person, a script with an empty variable, or an attacker writes where a value belongs."""
+"""What a person, a script with an empty variable or an attacker writes in place of a value."""
 JSON_TEXTS = (
     *_JSON.split(),
     *('{"a": 1, "a": 2}', '"\\ud83d"', '"\\u0000"', '"\\u001b[31m"', '"\\u202e"', "", '"' + "a" * LONG + '"'),

@@ -1,4 +1,4 @@
-"""The command line with a fake engine whose steps take a while: something for the tests to kill.
+"""The command line with a fake engine whose steps take a while, so that tests can kill it.
 
 python slow_run.py SECONDS_PER_STEP MAX_FILE_BYTES ARGUMENTS...        (MAX_FILE_BYTES 0 = no limit)
 """

@@ -1,4 +1,4 @@
-"""Runs that meet bad luck: folders that vanish, an engine that breaks, a log that cannot be written, odd texts."""
+"""Runs with bad luck: folders that disappear, an engine that fails, a log that cannot be written, odd texts."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pagedvid.cli.video_run import VideoRun
 from pagedvid.engine.requests import RequestFailure, VideoRequest
 from pagedvid.errors import CapacityError, ConfigError, IntegrityError, NonFiniteError
 from pagedvid.output.folder import OutputFolder
-from pagedvid.output.video import VideoWriter
+from pagedvid.output.mp4 import VideoWriter
 from tests.cli.fake_engine import FakeEngine
 from tests.cli.folders import assert_whole_videos, manifest_lines, names
 
@@ -70,7 +70,7 @@ class TestFolders:
         assert out.read_text() == "mine"
 
     def test_a_folder_that_was_made_anew(self, generate, during, out):
-        """Its manifest would not have the videos, so they do not count."""
+        """The new folder's manifest does not have the videos, so they do not count."""
         during(lambda: (shutil.rmtree(out), out.mkdir()))
         code, stdout, _ = generate("red", "blue", "green")
         assert (code, "videos  0 done, 3 failed" in stdout) == (1, True)
@@ -88,7 +88,7 @@ class TestFolders:
             assert "failed  000-red" in stderr
 
     def test_a_disk_that_is_full_from_the_first_byte(self, generate, during, out, monkeypatch):
-        """/dev/full in place of the temporary file: what C code writes fails like everything else."""
+        """The temporary file is /dev/full, so that writes of C code fail too."""
         open_video = OutputFolder.open_video
 
         def on_full_disk(self, request, *rest):
@@ -140,7 +140,7 @@ class TestEngines:
 
     @pytest.mark.parametrize("second", ["last chunk", "failure"])
     def test_a_video_that_ends_in_the_step_in_which_it_cannot_be_written(self, generate, out, monkeypatch, second):
-        """The engine has let go of it already, so that it cannot be cancelled."""
+        """The engine has finished with it already, so it cannot be cancelled."""
         step, add = FakeEngine.step, VideoWriter.add
 
         def two_at_once(self):
@@ -228,12 +228,12 @@ class TestResume:
         (out / "000-red.mp4").write_bytes(content)
         code, _, stderr = generate("red", "blue", options=["--frames", 8, "--resume"])
         assert (code, [request.id for request in engines[1].submitted]) == (0, ["000-red"])
-        assert f"warning 000-red.mp4 is not whole, it has {len(content)} of " in stderr
+        assert f"warning 000-red.mp4 is incomplete, it has {len(content)} of " in stderr
         assert assert_whole_videos(out, 8) == ["000-red", "001-blue"]
 
 
 def test_what_is_shown_at_every_step_does_not_grow_with_the_number_of_videos(tmp_path):
-    """Were every video looked at, a thousand times as many would take a thousand times as long."""
+    """If each step went through all videos, a thousand times as many would take a thousand times as long."""
 
     def seconds(num_videos):
         requests = [VideoRequest(str(number), "red", 4) for number in range(num_videos)]

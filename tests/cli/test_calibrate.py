@@ -14,6 +14,7 @@ from pagedvid.cli.calibrate import DEMO_PROMPTS, calibration_requests, observing
 from pagedvid.codecs.book import CodecBook
 from pagedvid.codecs.klt.file import Calibration, load_calibration
 from pagedvid.codecs.page import PageFormat
+from pagedvid.codecs.registry import read_codec
 from pagedvid.config.sections import Config
 from pagedvid.engine.requests import VideoRequest
 from pagedvid.models.build import build_engine, cache_spec
@@ -55,7 +56,7 @@ def test_a_video_that_fails_is_left_out(command, prompts, tmp_path):
 
 
 def test_tables_that_do_not_fit_on_the_disk(command, prompts, tmp_path, monkeypatch):
-    """The videos were made for nothing, but bad input is something else: exit code 1."""
+    """The input was not bad, although the videos were made for nothing: exit code 1."""
 
     def full(self, content):
         raise OSError(errno.ENOSPC, "No space left on device", str(self))
@@ -127,7 +128,7 @@ def shipped() -> Calibration:
 
 @pytest.fixture(scope="module")
 def readings() -> list[Observation]:
-    """The last forward of each layer that was seen to read; its prompt and seed are not calibrated on."""
+    """The last forward of each layer that read a history; its prompt and seed are not among those of the tables."""
     engine = build_engine(observing(Config()), (), ObservingCache)
     last: dict[int, Observation] = {}
 
@@ -151,9 +152,9 @@ def output_error(book: CodecBook, name: str, readings: list[Observation]) -> flo
     for layer, seen in enumerate(readings):
         history = []
         for kind, x_CHTD in (("keys", seen.k_CHTD), ("values", seen.v_CHTD)):
-            codec = book.codec(name, kind, layer, slice(0, 3))
+            codec = book.codec(read_codec(name), kind, layer, slice(0, 3))
             records = codec.encode(x_CHTD.flatten(0, 1))
-            out = torch.empty(len(records), book.page.padded_tokens(x_CHTD.shape[2], name), x_CHTD.shape[3])
+            out = torch.empty(len(records), read_codec(name).padded_tokens(book.page, x_CHTD.shape[2]), x_CHTD.shape[3])
             history.append(codec.decode(records, x_CHTD.shape[2], out).view_as(x_CHTD))
         stored = replace(seen, k_CHTD=history[0], v_CHTD=history[1])
         exact_HQD, got_HQD = seen.attention(0)[1], stored.attention(0)[1]

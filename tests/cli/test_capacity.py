@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 
 from pagedvid.capacity import plot, sizing
-from pagedvid.capacity.catalog import find_card
-from pagedvid.capacity.history import SlidingHistory
-from pagedvid.capacity.model_card import Resolution
+from pagedvid.capacity.card_files import find_card
+from pagedvid.capacity.cards import Resolution
+from pagedvid.capacity.look_back import SlidingLookBack
 from pagedvid.capacity.sizing import CODEC_CHOICES, Question, answer, streams_over_memory
 from pagedvid.units import GIB
 
@@ -76,11 +76,11 @@ def test_json_and_csv_say_the_same(command):
 
 
 def test_presets_become_rows(command, tmp_path, monkeypatch):
-    from pagedvid.capacity import catalog
+    from pagedvid.capacity import card_files
 
     (tmp_path / "careful.yaml").write_text("cache: {codec: int4, sink_codec: int8}\n")
-    real = catalog.config_folder
-    monkeypatch.setattr(catalog, "config_folder", lambda kind: tmp_path if kind == "presets" else real(kind))
+    real = card_files.config_folder
+    monkeypatch.setattr(card_files, "config_folder", lambda kind: tmp_path if kind == "presets" else real(kind))
     assert "careful" in table(command(*SELF_FORCING)[1])
 
 
@@ -123,7 +123,7 @@ def test_a_trace(command, lines):
     words = (*SELF_FORCING, "--gpu", "l4", "--kv", "bf16", "--trace", lines, "--gpus", 2, "--concurrent", 1)
     code, out, err = command(*words)
     assert (code, err) == (0, "")
-    assert "admitted     3, of them 1 after waiting" in out
+    assert "admitted     3, 1 of them after waiting" in out
     assert max(map(len, out.splitlines())) <= 80
     answer = json.loads(command(*words, "--max-wait", 30, "--format", "json")[1])
     assert (answer["num_admitted"], answer["num_rejected_waiting"]) == (2, 1)
@@ -156,16 +156,16 @@ def test_a_trace(command, lines):
             "klt2 needs tables of the model",
         ),
         (["--branches", "0"], "'0' is not a whole number"),
-        (["--scale", "0.5"], "--scale only means something with --prove"),
-        (["--device", "cpu"], "--device only means something with --prove"),
-        (["--max-wait", "5"], "--max-wait only means something with --trace"),
+        (["--scale", "0.5"], "--scale has no effect without --prove"),
+        (["--device", "cpu"], "--device has no effect without --prove"),
+        (["--max-wait", "5"], "--max-wait has no effect without --trace"),
         (["--prove", "--trace", "x"], "--prove and --trace cannot be combined"),
         (["--prove", "--target", "streams=3"], "--prove and --target cannot be combined"),
         (["--prove", "--scale", "2"], "'2' is not a number from 0.001 to 1"),
         (["--prove", "--scale", "nan"], "'nan' is not a number from 0.001 to 1"),
-        (["--prove", "--kv", "int2,int4"], "--prove needs one --kv"),
+        (["--prove", "--kv", "int2,int4"], "--prove takes one choice of codecs"),
         (["--prove", "--memory", "100TiB"], "the proof would allocate"),
-        (["--prove", "--device", "cuda:77"], "--device is 'cuda:77'"),
+        (["--prove", "--device", "cuda:77"], "device is 'cuda:77'"),
         (["--trace", "nowhere.jsonl"], "trace nowhere.jsonl cannot be read"),
         (["--trace", "/dev/zero"], "trace /dev/zero cannot be read: it is a device or a pipe"),
         (["--window", ""], "window is ''"),
@@ -224,7 +224,7 @@ def test_a_plot(command, tmp_path):
 
 
 def test_a_plot_counts_what_the_table_counts():
-    question = Question(find_card("self-forcing"), Resolution(832, 480), SlidingHistory(0, 6), 80 * GIB, "bf16", GIB)
+    question = Question(find_card("self-forcing"), Resolution(832, 480), SlidingLookBack(0, 6), 80 * GIB, "bf16", GIB)
     memories = [GIB, 20 * GIB, 80 * GIB]
     for name, codecs in CODEC_CHOICES.items():
         expected = [answer(replace(question, memory_bytes=memory), name, codecs).num_streams for memory in memories]
@@ -235,8 +235,8 @@ def test_a_plot_counts_what_the_table_counts():
 def test_a_plot_searches_for_nothing(command, tmp_path, monkeypatch):
     pytest.importorskip("matplotlib")
     searches = []
-    real = sizing.longest_history
-    monkeypatch.setattr(sizing, "longest_history", lambda *args, **words: searches.append(args) or real(*args, **words))
+    real = sizing.longest_look_back
+    monkeypatch.setattr(sizing, "longest_look_back", lambda *args, **kw: searches.append(args) or real(*args, **kw))
     assert command(*SELF_FORCING, "--gpu", "h100", "--kv", "int2,bf16", "--plot", tmp_path / "streams.png")[0] == 0
     assert len(searches) == 2  # one a row of the table
 

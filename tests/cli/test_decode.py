@@ -10,7 +10,7 @@ import pytest
 from pagedvid.errors import ConfigError
 from pagedvid.integrations import vae
 from pagedvid.output.latents import LatentWriter
-from pagedvid.output.video import count_frames
+from pagedvid.output.mp4 import count_frames
 from tests.output.faults import ERRORS, failing_call, file_size_limit
 
 NUM_CHANNELS = 4
@@ -75,7 +75,7 @@ def test_each_bad_file_is_named_and_the_others_are_decoded(decode, tmp_path):
             "holds no latents of pagedvid",
             "the latents are not of this VAE",
             "RuntimeError: out of memory",
-            "4000 frames per second do not fit",
+            "4000 frames per second are not possible",
             "Is a directory",
         ),
         strict=True,

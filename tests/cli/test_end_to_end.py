@@ -8,7 +8,7 @@ from importlib.resources import files
 import numpy as np
 import pytest
 
-from pagedvid.output.video import read_frames
+from pagedvid.output.mp4 import read_frames
 from tests.cli.folders import assert_whole_videos, manifest_lines
 
 FAST = ("--frames", 20, "--set", "engine.denoise_steps=2", "--set", "generate.threads=1", "--memory", "16MiB")
@@ -31,13 +31,13 @@ def test_two_prompts_to_two_videos(command, prompts, tmp_path):
     assert "attention backend: torch" in stderr
     for id in ids:
         sidecar = json.loads((out / f"{id}.json").read_text())
-        # three chunks of 8 frames, of which two are committed; all metadata and padding counted
+        # three chunks of 8 frames, two of them committed; all metadata and padding counted
         assert 0 < sidecar["cache_peak_bytes"] <= 0.155 * sidecar["cache_bf16_bytes"]
         assert sidecar["frames_per_second"] == 12
         assert read_frames(out / f"{id}.mp4")[0].shape == (256, 256, 3)
 
 
-def test_a_video_does_not_depend_on_what_runs_beside_it(command, prompts, tmp_path):
+def test_a_video_does_not_depend_on_what_runs_next_to_it(command, prompts, tmp_path):
     path = prompts({"prompt": LINES[0], "id": "a", "seed": 3}, {"prompt": LINES[1], "id": "b", "seed": 4})
     alone, together = tmp_path / "alone", tmp_path / "together"
     command("generate", "--prompts", path, "--out", together, *FAST)

@@ -18,7 +18,7 @@ import pytest
 
 from pagedvid.cli import generate
 from pagedvid.output.latents import read_latents
-from pagedvid.output.video import count_frames
+from pagedvid.output.mp4 import count_frames
 from tests.cli.folders import manifest_lines
 from tests.output.faults import ERRORS, failing_call, file_size_limit
 
@@ -116,7 +116,7 @@ def test_each_call_fails_in_turn(run, engines, persists, tmp_path):
 @pytest.mark.parametrize("persists", [False, True], ids=["once", "for good"])
 @pytest.mark.parametrize("option", ["--resume", "--overwrite"])
 def test_what_was_there_before_is_not_lost(run, engines, option, persists, tmp_path):
-    """--resume makes two videos that an earlier run has not reached, --overwrite all three with another seed."""
+    """--resume makes two videos that an earlier run did not reach, --overwrite makes all three with another seed."""
     out, earlier, seed = tmp_path / "out", tmp_path / "earlier", ("--seed", 7)
     run(*(seed if option == "--resume" else ()))
     if option == "--resume":
@@ -157,7 +157,7 @@ def test_the_disk_is_full_at_any_size(run, engines, command, prompts, name, monk
 
 
 def test_calls_for_videos_and_their_sheet_fail(run, monkeypatch, tmp_path):
-    """Some of them, because videos take longer."""
+    """Some of the calls, because videos take longer."""
     out = tmp_path / "out"
     monkeypatch.setattr(generate, "_writes_latents", lambda config: False)
     for number in count(1, step=11):

@@ -1,4 +1,4 @@
-"""Nothing that a person can write ends in a traceback: a result, or one line that says what is wrong."""
+"""Whatever a person writes, the command ends with a result or one line that says what is wrong, not a traceback."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pagedvid.capacity import catalog, prove
+from pagedvid.capacity import card_files, prove
 from pagedvid.cli import calibrate, generate
 from pagedvid.cli.main import main
 from pagedvid.errors import CapacityError
@@ -22,13 +22,13 @@ from tests.cli.fuzz_inputs import READERS, Case, assignments, command_lines, fil
 
 MAX_LINE_CHARS = 1000
 MAX_SECONDS = 60
-FILES = valid_files(catalog.config_folder("models"))
-PRESETS = catalog.config_folder("presets")
+FILES = valid_files(card_files.config_folder("models"))
+PRESETS = card_files.config_folder("presets")
 
 
 @pytest.fixture(autouse=True, scope="module")
 def no_real_work() -> Iterator[None]:
-    """Engines, proofs and calibrations end at once, as they do where memory is short; one model card is enough."""
+    """Engines, proofs and calibrations end at once, as when memory is short; one model card is enough."""
 
     def refuse(*args: object, **kwargs: object) -> None:
         raise CapacityError("the stand-in has no memory")
@@ -37,7 +37,7 @@ def no_real_work() -> Iterator[None]:
         patch.setattr(generate, "create_engine", refuse)
         patch.setattr(calibrate, "calibrate_model", refuse)
         patch.setattr(prove, "prove", refuse)
-        patch.setattr(catalog, "config_folder", lambda kind: Path("cards") if kind == "models" else PRESETS)
+        patch.setattr(card_files, "config_folder", lambda kind: Path("cards") if kind == "models" else PRESETS)
         yield
 
 

@@ -12,7 +12,7 @@ import pytest
 from pagedvid import __version__
 from pagedvid.models.settle import CALIBRATED_CODEC
 from pagedvid.output.manifest import Manifest
-from pagedvid.output.video import VideoWriter, read_frames
+from pagedvid.output.mp4 import VideoWriter, read_frames
 from tests.cli.fake_engine import BF16_BYTES, COLORS, STORED_BYTES
 from tests.cli.folders import assert_whole_videos, manifest_lines, names
 

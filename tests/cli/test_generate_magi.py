@@ -29,7 +29,7 @@ def weights(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 
 
 def lines(weights: Path) -> list[dict]:
-    """Two requests whose paths start at the prompts file's folder."""
+    """Two requests whose paths are relative to the prompts file's folder."""
     captions = str((weights / "inputs" / "captions.safetensors").relative_to(weights.parent))
     prefix = str(weights / "inputs" / "prefix.safetensors")
     return [
@@ -66,7 +66,7 @@ def test_other_inputs_are_another_video(command, prompts, weights, tmp_path):
     assert command(*run, prompts(*first))[0] == 0
     first[0]["inputs"]["prefix"] = lines(weights)[1]["inputs"]["prefix"]
     code, _, stderr = command(*run, prompts(*first), "--resume")
-    assert code == 2 and "made otherwise (prefix: None -> " in stderr
+    assert code == 2 and "made differently (prefix: None -> " in stderr
 
 
 def test_the_plan_knows_the_look_back(command, prompts, weights):
@@ -112,7 +112,7 @@ def test_requests_without_embeddings_fail_one_by_one(command, prompts, weights, 
 
 
 def test_a_text_encoder_makes_what_a_caption_file_holds(command, prompts, weights, tmp_path):
-    """One prompt from the encoder and one from a file that transformers' own call filled: the same video."""
+    """An encoder's embeddings, and those of a file that transformers itself made: the same video."""
     tokenizer, encoder = write_tokenizer(tmp_path / "t5"), write_encoder(tmp_path / "t5", "t5", 24)
     tokens = tokenizer("a cat walks", max_length=64, padding="max_length", return_tensors="pt")
     ids, mask = tokens["input_ids"], tokens["attention_mask"]

@@ -6,7 +6,7 @@ import json
 
 import numpy as np
 
-from pagedvid.output.video import read_frames
+from pagedvid.output.mp4 import read_frames
 from tests.models.wan.base.published import write_pipeline
 
 FAST = (

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from pagedvid.integrations.vae import VideoVae
-from pagedvid.output.video import count_frames, read_frames
+from pagedvid.output.mp4 import count_frames, read_frames
 from tests.cli.folders import manifest_lines, names
 from tests.models.wan.base.published import write_pipeline, write_self_forcing, write_text_encoder, write_vae
 from tests.models.wan.base.tiny import tiny_transformer
@@ -43,7 +43,7 @@ def test_a_self_forcing_checkpoint_makes_videos(command, prompts, tmp_path):
 
 
 def test_a_pipeline_of_diffusers_makes_the_same_video_without_naming_its_parts(command, prompts, tmp_path):
-    """And its frames are those that its VAE makes of the latents that come out without one."""
+    """Its frames are those that the VAE decodes from the latents of a run without a VAE."""
     transformer = write_pipeline(tmp_path / "pipeline", WAN)
     pipeline, checkpoint = tmp_path / "pipeline", write_self_forcing(tmp_path / "pt", generator=transformer)
     path = prompts({"prompt": "a cat walks", "id": "a", "seed": 5}, {"prompt": "a dog", "id": "b", "seed": 6})

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from pagedvid.cli import decode
 from pagedvid.errors import ConfigError
 from pagedvid.output.latents import LatentWriter, read_latents
-from pagedvid.output.video import VideoWriter, read_frames
+from pagedvid.output.mp4 import VideoWriter, read_frames
 from tests.cli.folders import names
 from tests.integrations.tiny_parts import VAES, by_hand, write_encoder, write_tokenizer
 
@@ -95,7 +95,7 @@ def write_latents(path: Path, num_frames: int = 3) -> None:
     writer.publish()
 
 
-def test_a_file_becomes_a_video_beside_it(tmp_path):
+def test_a_file_becomes_a_video_next_to_it(tmp_path):
     write_latents(tmp_path / "walk.safetensors")
     path, num_frames = decode.decode_file(FakeVae(), tmp_path / "walk.safetensors")
     assert path == tmp_path / "walk.mp4" and num_frames == 9
@@ -131,7 +131,7 @@ def test_folders_and_files_can_be_given(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("given", "message"), [("nowhere.safetensors", "is no file"), ("empty", "has no .safetensors")]
+    ("given", "message"), [("nowhere.safetensors", "is not a file"), ("empty", "has no .safetensors")]
 )
 def test_nothing_to_decode_is_said_before_the_vae_is_loaded(command, tmp_path, given, message):
     (tmp_path / "empty").mkdir()
@@ -149,7 +149,7 @@ def test_a_folder_that_is_no_vae_is_refused(command, tmp_path):
     ("tiny", "vae_name"), [("hy-worldplay-8b", "hunyuan"), ("hy-worldplay-5b", "wan22")], indirect=["tiny"]
 )
 def test_the_whole_way_to_a_video(vae_name, command, prompts, tiny, tmp_path):
-    """Latents, then a video file like one written of the frames that diffusers makes of them."""
+    """The decoded latents are the video of the frames that diffusers decodes from them."""
     generate(command, prompts, tiny, tmp_path / "out")
     vae = VAES[vae_name]()
     vae.save_pretrained(tmp_path / "vae")

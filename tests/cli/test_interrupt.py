@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from pagedvid.cli.interrupt import Interrupt
+from pagedvid.cli.terminal import Interrupt
 from tests.cli.folders import assert_whole_videos, manifest_lines, names
 
 SLOW_RUN = Path(__file__).with_name("slow_run.py")
@@ -104,7 +104,7 @@ def test_the_second_interrupt_does_not_wait_for_the_step(start, tmp_path):
 
 
 def test_a_handler_that_python_did_not_install_is_no_obstacle(monkeypatch):
-    """Of such a handler nothing is known but that it was there."""
+    """All that Python knows of such a handler is that there was one."""
     installed = {}
     monkeypatch.setattr(signal, "signal", lambda number, handler: installed.update({number: handler}))
     with Interrupt(lambda line: None):

@@ -38,7 +38,7 @@ def test_help_and_wrong_input_do_not_wait_for_pytorch():
         (["env", "--device", "foo"], "argument --device: 'foo' is not cpu, cuda or cuda:N"),
         (["env", "--head-dim", "\u0663"], "argument --head-dim: '\u0663' is not a whole number from 1 to 4096"),
         (["config", "show", "--config", ""], "argument --config: the name is empty"),
-        (["capacity", "--model=--"], "argument 2: --model=-- names no value"),
+        (["capacity", "--model=--"], "argument 2: --model=-- has no value"),
         (["config", "show", "--seed", "9" * 5000], "allowed is a whole number from 0 to 9223372036854775807"),
         (["config", "show", "--seed", str(2**63)], "allowed is a whole number from 0 to 9223372036854775807"),
         (

@@ -106,9 +106,9 @@ def test_a_default_id_can_clash_with_a_given_one(prompts):
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("prompts.txt", b"", "holds no prompt"),
-        ("prompts.txt", b"# only\n\n# comments\n", "holds no prompt"),
-        ("prompts.jsonl", b"\n", "holds no prompt"),
+        ("prompts.txt", b"", "has no prompt"),
+        ("prompts.txt", b"# only\n\n# comments\n", "has no prompt"),
+        ("prompts.jsonl", b"\n", "has no prompt"),
         ("prompts.txt", b"caf\xe9\n", "not UTF-8 text"),
         ("prompts.json", b"[]", "the name must end in .txt"),
         ("prompts", b"red", "the name must end in .txt"),

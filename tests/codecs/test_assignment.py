@@ -6,13 +6,22 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pagedvid.codecs.assignment import KINDS, ChunkCodecs, read_layers, split_pair, write_layers
+from pagedvid.codecs.assignment import KINDS, ChunkCodecs, CodecPair, LayerCodecs, read_layers, write_layers
 from pagedvid.errors import ConfigError
 
 names = st.sampled_from(["fp32", "bf16", "int8", "int4", "int2", "int2-pair-s8", "token2-g64", "klt2", "klt1.5"])
 written_pairs = names | st.builds("{}/{}".format, names, names)
 spans = st.tuples(st.integers(0, 9), st.integers(0, 9)).map(sorted)
 exceptions = st.lists(st.tuples(spans, written_pairs).map(lambda it: (*it[0], it[1])), max_size=4).map(tuple)
+
+
+def pairs(*layers: tuple[int, int, str]) -> LayerCodecs:
+    """Exceptions as they are kept."""
+    return tuple((first, last, CodecPair.read(written)) for first, last, written in layers)
+
+
+def names_of(codecs: ChunkCodecs, num_layers: int, kinds: tuple[str, ...] = KINDS) -> list[str]:
+    return [codec.name for codec in codecs.in_layers(num_layers, kinds)]
 
 
 @pytest.mark.parametrize(
@@ -25,32 +34,41 @@ exceptions = st.lists(st.tuples(spans, written_pairs).map(lambda it: (*it[0], it
     ],
 )
 def test_a_pair_is_keys_then_values(written, pair):
-    assert split_pair(written) == pair
+    read = CodecPair.read(written)
+    assert (read.keys.name, read.values.name) == pair
     codecs = ChunkCodecs.read(written)
-    assert tuple(codecs.of(kind, layer=3) for kind in KINDS) == pair
+    assert tuple(codecs.of(kind, layer=3).name for kind in KINDS) == pair
 
 
 @given(written_pairs)
 def test_codecs_are_printed_as_they_are_read(written):
     codecs = ChunkCodecs.read(written)
     assert ChunkCodecs.read(str(codecs)) == codecs
-    keys, values = split_pair(written)
-    assert str(codecs) == (keys if keys == values else f"{keys}/{values}")
+    keys, _, values = written.partition("/")
+    assert str(codecs) == (keys if values in ("", keys) else written)
 
 
 @pytest.mark.parametrize("written", ["", "/", "int2/", "/int2", "int2/int4/int8", "int2 / int4", "int3", "int4/int3"])
 def test_other_pairs_are_refused(written):
     with pytest.raises(ConfigError, match=r"unknown codec '.*'; allowed are fp32, bf16"):
-        split_pair(written)
+        CodecPair.read(written)
 
 
 def test_layers_by_hand():
     codecs = ChunkCodecs.read("int2", ((0, 1, "int8"), (5, 5, "int4/int2"), (1, 1, "bf16/int4")))
-    assert [codecs.of("keys", layer) for layer in range(7)] == ["int8", "bf16", "int2", "int2", "int2", "int4", "int2"]
-    assert [codecs.of("values", layer) for layer in range(7)] == ["int8", "int4", *["int2"] * 5]
-    assert codecs.names(7) == ("int8", "bf16", "int4", "int2")
-    assert codecs.names(1) == ("int8",)
-    assert codecs.names(7, ("values",)) == ("int8", "int4", "int2")
+    assert [codecs.of("keys", layer).name for layer in range(7)] == [
+        "int8",
+        "bf16",
+        "int2",
+        "int2",
+        "int2",
+        "int4",
+        "int2",
+    ]
+    assert [codecs.of("values", layer).name for layer in range(7)] == ["int8", "int4", *["int2"] * 5]
+    assert names_of(codecs, 7) == ["int8", "bf16", "int4", "int2"]
+    assert names_of(codecs, 1) == ["int8"]
+    assert names_of(codecs, 7, ("values",)) == ["int8", "int4", "int2"]
     assert str(codecs) == "int2, int8 in layers 0 to 0, bf16/int4 in layers 1 to 1, int4/int2 in layers 5 to 5"
 
 
@@ -61,15 +79,17 @@ def test_the_last_exception_that_names_a_layer_counts(written, layers):
         found = written
         for first, last, exception in layers:
             found = exception if first <= layer <= last else found
-        assert (codecs.of("keys", layer), codecs.of("values", layer)) == split_pair(found)
-    assert set(codecs.names(11)) == {codecs.of(kind, layer) for kind in KINDS for layer in range(11)}
-    assert len(set(codecs.names(11))) == len(codecs.names(11))
+        assert CodecPair(codecs.of("keys", layer), codecs.of("values", layer)) == CodecPair.read(found)
+    used = codecs.in_layers(11)
+    assert set(used) == {codecs.of(kind, layer) for kind in KINDS for layer in range(11)}
+    assert len(set(used)) == len(used)
+    assert set(used) <= set(codecs.all) and {codecs.of("keys", layer) for layer in range(11)} <= set(codecs.key_codecs)
 
 
 @given(written_pairs, exceptions)
 def test_chunks_that_store_every_layer_alike_are_equal(written, layers):
     codecs = ChunkCodecs.read(written, layers)
-    one_by_one = tuple((layer, layer, "/".join(codecs.of(kind, layer) for kind in KINDS)) for layer in range(10))
+    one_by_one = tuple((layer, layer, "/".join(codecs.of(kind, layer).name for kind in KINDS)) for layer in range(10))
     assert ChunkCodecs.read(written, one_by_one) == codecs
     assert hash(ChunkCodecs.read(written, one_by_one)) == hash(codecs)
     assert all(codecs.of("keys", first) != codecs.keys or codecs.of("values", first) != codecs.values
@@ -78,27 +98,25 @@ def test_chunks_that_store_every_layer_alike_are_equal(written, layers):
 
 def test_exceptions_over_very_many_layers_cost_nothing():
     codecs = ChunkCodecs.read("int2", ((0, 10**15, "int8"), (5, 10**12, "int2/int2"), (7, 7, "int4")))
-    assert codecs.layers == ((0, 4, "int8"), (7, 7, "int4"), (10**12 + 1, 10**15, "int8"))
+    assert codecs.layers == pairs((0, 4, "int8"), (7, 7, "int4"), (10**12 + 1, 10**15, "int8"))
 
 
 @given(exceptions)
 def test_exceptions_mean_the_same_when_written_and_read_again(layers):
-    again = read_layers(write_layers(layers))
+    again = read_layers(write_layers(pairs(*layers)))
     codecs, same = ChunkCodecs.read("int2", layers), ChunkCodecs.read("int2", again)
     for layer in range(11):
         assert [codecs.of(kind, layer) for kind in KINDS] == [same.of(kind, layer) for kind in KINDS]
     if len({(first, last) for first, last, _ in layers}) == len(layers):
-        assert again == layers
+        assert again == pairs(*layers)
 
 
 def test_exceptions_may_be_numbers_or_text():
-    assert read_layers({"0-1": "int8", 5: "int4/int2", "7": "klt2"}) == (
-        (0, 1, "int8"),
-        (5, 5, "int4/int2"),
-        (7, 7, "klt2"),
+    assert read_layers({"0-1": "int8", 5: "int4/int2", "7": "klt2"}) == pairs(
+        (0, 1, "int8"), (5, 5, "int4/int2"), (7, 7, "klt2")
     )
     assert read_layers({}) == ()
-    assert write_layers(((0, 1, "int8"), (5, 5, "int4/int2"))) == {"0-1": "int8", "5": "int4/int2"}
+    assert write_layers(pairs((0, 1, "int8"), (5, 5, "int4/int2"))) == {"0-1": "int8", "5": "int4/int2"}
 
 
 @pytest.mark.parametrize(

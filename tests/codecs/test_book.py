@@ -12,8 +12,8 @@ from pagedvid.codecs.klt.codec import KltCodec
 from pagedvid.codecs.klt.file import Calibration
 from pagedvid.codecs.page import PageFormat
 from pagedvid.codecs.raw.codec import RawCodec
-from pagedvid.codecs.token.codec import TokenCodec
-from pagedvid.codecs.token.hadamard import HadamardCodec
+from pagedvid.codecs.registry import read_codec
+from pagedvid.codecs.token.codec import HadamardCodec, TokenCodec
 from pagedvid.errors import ConfigError
 from tests.codecs.klt.scenes import decode, draw, page, tables
 
@@ -39,22 +39,22 @@ def calibration(num_layers: int = 2) -> Calibration:
 )
 def test_a_name_without_calibration_is_one_object_everywhere(name, kind):
     book = CodecBook(PAGE, 3)
-    codec = book.codec(name, "keys", 0, slice(0, 3))
+    codec = book.codec(read_codec(name), "keys", 0, slice(0, 3))
     assert type(codec) is kind and codec.name == name
-    assert book.codec(name, "values", 7, slice(1, 2)) is codec
-    assert book.codec("int4", "keys", 0, slice(0, 3)) is not codec
+    assert book.codec(read_codec(name), "values", 7, slice(1, 2)) is codec
+    assert book.codec(read_codec("int4"), "keys", 0, slice(0, 3)) is not codec
 
 
 def test_klt_codecs_are_made_once_for_each_kind_layer_and_heads():
     book = CodecBook(page("klt2"), 2, calibration())
-    keys = book.codec("klt2", "keys", 0, ALL)
+    keys = book.codec(read_codec("klt2"), "keys", 0, ALL)
     assert isinstance(keys, KltCodec) and keys.name == "klt2"
-    assert book.codec("klt2", "keys", 0, slice(None)) is keys
+    assert book.codec(read_codec("klt2"), "keys", 0, slice(None)) is keys
     others = [
-        ("klt1.5", "keys", 0, ALL),
-        ("klt2", "values", 0, ALL),
-        ("klt2", "keys", 1, ALL),
-        ("klt2", "keys", 0, slice(1, 2)),
+        (read_codec("klt1.5"), "keys", 0, ALL),
+        (read_codec("klt2"), "values", 0, ALL),
+        (read_codec("klt2"), "keys", 1, ALL),
+        (read_codec("klt2"), "keys", 0, slice(1, 2)),
     ]
     assert len({id(book.codec(*other)) for other in others} | {id(keys)}) == 5
 
@@ -62,7 +62,7 @@ def test_klt_codecs_are_made_once_for_each_kind_layer_and_heads():
 def test_heads_of_klt_codecs_are_those_asked_for():
     x = draw(9, num_chunks=1).k_CHTD[0]
     book = CodecBook(page("klt2"), 2, calibration())
-    both, second = (book.codec("klt2", "keys", 1, heads) for heads in (ALL, slice(1, 2)))
+    both, second = (book.codec(read_codec("klt2"), "keys", 1, heads) for heads in (ALL, slice(1, 2)))
     torch.testing.assert_close(
         decode(second, second.encode(x[1:]), x.shape[1]), decode(both, both.encode(x), x.shape[1])[1:]
     )
@@ -70,7 +70,7 @@ def test_heads_of_klt_codecs_are_those_asked_for():
 
 def test_klt_without_tables_says_how_to_make_them():
     with pytest.raises(ConfigError, match="klt2 needs tables of the model; make them with `pagedvid calibrate`"):
-        CodecBook(page("klt2"), 2).codec("klt2", "keys", 0, ALL)
+        CodecBook(page("klt2"), 2).codec(read_codec("klt2"), "keys", 0, ALL)
 
 
 @pytest.mark.parametrize(
@@ -87,16 +87,16 @@ def test_klt_without_tables_says_how_to_make_them():
 )
 def test_tables_of_another_model_are_refused(book, message):
     with pytest.raises(ConfigError, match=message):
-        book.codec("klt2", "keys", 0, ALL)
+        book.codec(read_codec("klt2"), "keys", 0, ALL)
 
 
 def test_a_codec_under_study_is_found_and_goes_before_others():
-    own = {"sim": RawCodec(PAGE, "sim"), "int2": ChannelCodec(PAGE, "int4")}
+    own = {"sim": RawCodec(PAGE, read_codec("sim")), "int2": ChannelCodec(PAGE, read_codec("int4"))}
     book = CodecBook(PAGE, 3, own=own)
-    assert book.codec("sim", "keys", 0, ALL) is own["sim"]
-    assert book.codec("int2", "values", 5, ALL) is own["int2"]
+    assert book.codec(read_codec("sim"), "keys", 0, ALL) is own["sim"]
+    assert book.codec(read_codec("int2"), "values", 5, ALL) is own["int2"]
     with pytest.raises(ConfigError, match='"sim" stands for a codec under study; pass that as own'):
-        CodecBook(PAGE, 3).codec("sim", "keys", 0, ALL)
+        CodecBook(PAGE, 3).codec(read_codec("sim"), "keys", 0, ALL)
 
 
 @pytest.mark.parametrize(
@@ -108,12 +108,12 @@ def test_a_codec_under_study_is_found_and_goes_before_others():
 )
 def test_names_that_fit_no_page_are_refused(name, message):
     with pytest.raises(ConfigError, match=message):
-        CodecBook(PAGE, 3).codec(name, "keys", 0, ALL)
+        CodecBook(PAGE, 3).codec(read_codec(name), "keys", 0, ALL)
 
 
 def test_pages_without_room_are_refused():
     with pytest.raises(ConfigError, match="a page of 4 rows holds no token of int2; raise page_rows"):
-        CodecBook(PageFormat(64, rows=4), 3).codec("int2", "keys", 0, ALL)
+        CodecBook(PageFormat(64, rows=4), 3).codec(read_codec("int2"), "keys", 0, ALL)
 
 
 def test_what_chunks_will_need_is_checked_before():

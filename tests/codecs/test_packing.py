@@ -8,7 +8,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pagedvid.codecs.packing import field_scale, fill_pages, join_record, pack, split_record, unpack_scaled
+from pagedvid.codecs.channel.codec import join_record, split_record
+from pagedvid.codecs.packing import field_scale, fill_pages, pack, unpack_scaled
 from tests.codecs.page_reader import read_codes
 
 ALL_BITS = [2, 4, 8]
@@ -48,13 +49,13 @@ def test_one_int2_byte_by_hand():
 @pytest.mark.parametrize(("code_rows", "step_rows"), [(32, 2), (33, 1), (7, 1)])
 def test_a_record_splits_into_views_of_its_fields(code_rows, step_rows, bits):
     codes = random_codes(bits, code_rows, 64, seed=2, lead=(3,))
-    step_bytes = torch.randint(0, 256, (3, step_rows * 64), dtype=torch.uint8)
+    step_size_bytes = torch.randint(0, 256, (3, step_rows * 64), dtype=torch.uint8)
     zero = torch.randn(3, 64).half()
-    records = join_record(pack(codes, bits), step_bytes, zero)
+    records = join_record(pack(codes, bits), step_size_bytes, zero)
     assert records.shape == (3, (code_rows + step_rows + 2) * 64) and records.dtype == torch.uint8
-    packed, read_steps, read_zero = split_record(records, code_rows, 64)
+    packed, read_step_sizes, read_zero = split_record(records, code_rows, 64)
     assert torch.equal(packed, pack(codes, bits))
-    assert torch.equal(read_steps, step_bytes) and torch.equal(read_zero, zero)
+    assert torch.equal(read_step_sizes, step_size_bytes) and torch.equal(read_zero, zero)
     packed[1, 4, 7] ^= 255
     assert records[1, 4 * 64 + 7] == packed[1, 4, 7]
 

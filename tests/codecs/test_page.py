@@ -6,15 +6,12 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from pagedvid.codecs.page import (
-    CodecName,
-    PageFormat,
-    block_frames,
-    has_steps,
-    is_quantized,
-    page_rows_for,
-    read_codec,
-)
+from pagedvid.codecs.channel.spec import ChannelSpec
+from pagedvid.codecs.klt.spec import KltSpec
+from pagedvid.codecs.page import PageFormat, block_frames
+from pagedvid.codecs.raw.spec import RawSpec
+from pagedvid.codecs.registry import read_codec
+from pagedvid.codecs.token.spec import TokenSpec
 from pagedvid.errors import ConfigError
 
 RAW = ("fp32", "bf16", "sim")
@@ -42,39 +39,41 @@ num_tokens = st.integers(1, 20_000)
 def page_tokens(page: PageFormat, name: str) -> int:
     """The same as the format's, for examples in which the page holds any."""
     try:
-        return page.page_tokens(name)
+        return read_codec(name).page_tokens(page)
     except ConfigError:
         assume(False)
         raise
 
 
 @pytest.mark.parametrize(
-    ("name", "parts"),
+    "spec",
     [
-        ("fp32", CodecName("raw", 32)),
-        ("sim", CodecName("raw", 32)),
-        ("bf16", CodecName("raw", 16)),
-        ("int2", CodecName("channel", 2)),
-        ("int4-pair", CodecName("channel", 4, pair_steps=True)),
-        ("int2-pair-s8-post", CodecName("channel", 2, pair_steps=True, short_steps=True, stores_rotated=True)),
-        ("int8-post", CodecName("channel", 8, stores_rotated=True)),
-        ("token2-g64", CodecName("token", 2, 64, stores_rotated=True)),
-        ("hadamard4-g128", CodecName("hadamard", 4, 128, stores_rotated=True)),
-        ("klt2", CodecName("klt", 2)),
-        ("klt1.5", CodecName("klt", 1.5)),
+        RawSpec("fp32", 32, is_quantized=False),
+        RawSpec("sim", 32, is_quantized=True, has_step_sizes=True),
+        RawSpec("bf16", 16, is_quantized=False),
+        ChannelSpec("int2", 2),
+        ChannelSpec("int4-pair", 4, by_pair=True),
+        ChannelSpec("int2-pair-s8-post", 2, by_pair=True, is_short=True, stores_rotated=True),
+        ChannelSpec("int8-post", 8, stores_rotated=True),
+        TokenSpec("token2-g64", 2, 64, stores_rotated=True),
+        TokenSpec("hadamard4-g128", 4, 128, is_hadamard=True, stores_rotated=True),
+        KltSpec("klt2", 2),
+        KltSpec("klt1.5", 1.5),
     ],
 )
-def test_a_name_has_parts(name, parts):
-    assert read_codec(name) == parts
+def test_a_name_has_parts(spec):
+    assert read_codec(spec.name) == spec
+    assert str(spec) == spec.name
 
 
 @given(names)
 def test_every_name_says_what_it_is(name):
-    parts = read_codec(name)
-    assert is_quantized(name) == (name not in ("fp32", "bf16"))
-    assert has_steps(name) == (name == "sim" or name.startswith(("int", "token", "hadamard")))
-    assert parts.stores_rotated == name.endswith("-post") or parts.family in ("token", "hadamard")
-    assert (parts.group > 0) == (parts.family in ("token", "hadamard"))
+    spec, is_by_token = read_codec(name), name.startswith(("token", "hadamard"))
+    assert spec.is_quantized == (name not in ("fp32", "bf16"))
+    assert spec.has_step_sizes == (name == "sim" or name.startswith("int") or is_by_token)
+    assert spec.stores_rotated == (name.endswith("-post") or is_by_token)
+    assert isinstance(spec, TokenSpec) == is_by_token
+    assert spec.needs_tables == name.startswith("klt")
 
 
 @pytest.mark.parametrize(
@@ -108,7 +107,7 @@ def test_other_names_are_refused_and_the_allowed_ones_listed(name):
     with pytest.raises(ConfigError, match=rf"unknown codec '{name}'; allowed are fp32, bf16, .* token2-g64, .* klt2"):
         read_codec(name)
     with pytest.raises(ConfigError, match="unknown codec"):
-        PageFormat(64).page_tokens(name)
+        read_codec(name).page_tokens(PageFormat(64))
 
 
 @pytest.mark.parametrize(
@@ -131,7 +130,7 @@ def test_other_names_are_refused_and_the_allowed_ones_listed(name):
     ],
 )
 def test_tokens_of_a_page_of_36_rows_by_hand(name, tokens):
-    assert PageFormat(64).page_tokens(name) == tokens
+    assert read_codec(name).page_tokens(PageFormat(64)) == tokens
 
 
 @pytest.mark.parametrize(
@@ -139,26 +138,26 @@ def test_tokens_of_a_page_of_36_rows_by_hand(name, tokens):
     [("int2", 5, 4), ("int2", 20, 64), ("int8", 20, 16), ("bf16", 5, 2), ("fp32", 4, 1), ("klt2", 32, 128)],
 )
 def test_tokens_of_other_pages_by_hand(name, rows, tokens):
-    assert PageFormat(64, rows).page_tokens(name) == tokens
+    assert read_codec(name).page_tokens(PageFormat(64, rows)) == tokens
     assert PageFormat(64, rows).num_bytes == 64 * rows
 
 
 def test_klt_pages_hold_whole_blocks_of_frames():
     """A page of 32 rows is 128 tokens in 2 bits: 32 blocks of 4 frames, or, rounded up, 43 blocks of 3."""
     page = PageFormat(64, 32, tokens_per_frame=60, frames_per_block=4)
-    assert (page.page_blocks("klt2"), page.page_tokens("klt2")) == (32, 128)
-    assert page.num_pages(8 * 60, "klt2") == 4  # 120 blocks
-    assert page.num_pages(240, "klt2") == page.num_pages(1, "klt2") == 2  # 60 blocks
-    assert page.num_pages(241, "klt2") == 4
+    assert (read_codec("klt2").page_blocks(page), read_codec("klt2").page_tokens(page)) == (32, 128)
+    assert read_codec("klt2").num_pages(page, 8 * 60) == 4  # 120 blocks
+    assert read_codec("klt2").num_pages(page, 240) == read_codec("klt2").num_pages(page, 1) == 2  # 60 blocks
+    assert read_codec("klt2").num_pages(page, 241) == 4
     three = PageFormat(64, 32, tokens_per_frame=60, frames_per_block=3)
-    assert (three.page_blocks("klt2"), three.page_tokens("klt2")) == (43, 129)
+    assert (read_codec("klt2").page_blocks(three), read_codec("klt2").page_tokens(three)) == (43, 129)
 
 
 @given(formats, names, num_tokens)
 def test_pages_hold_all_tokens_and_waste_less_than_one_page(page, name, num_tokens):
     room = page_tokens(page, name)
-    padded = page.padded_tokens(num_tokens, name)
-    assert padded == page.num_pages(num_tokens, name) * room
+    padded = read_codec(name).padded_tokens(page, num_tokens)
+    assert padded == read_codec(name).num_pages(page, num_tokens) * room
     span = page.tokens_per_frame * page.frames_per_block if name.startswith("klt") else 1
     whole = span * -(-num_tokens // span)  # klt: also the blocks of a span that is not full
     assert num_tokens <= whole <= padded < whole + room
@@ -167,31 +166,32 @@ def test_pages_hold_all_tokens_and_waste_less_than_one_page(page, name, num_toke
 @given(formats, names, num_tokens)
 def test_more_tokens_never_need_fewer_pages(page, name, num_tokens):
     page_tokens(page, name)
-    assert page.num_pages(num_tokens, name) <= page.num_pages(num_tokens + 1, name)
+    assert read_codec(name).num_pages(page, num_tokens) <= read_codec(name).num_pages(page, num_tokens + 1)
 
 
 @given(formats, names)
 def test_a_page_has_the_bits_of_the_name_for_every_value_and_less_than_a_token_more(page, name):
     """Steps and zeros of channel and token codecs come on top."""
     tokens, parts, head_dim = page_tokens(page, name), read_codec(name), page.head_dim
-    assume(parts.family != "klt")
+    assume(not isinstance(parts, KltSpec))
     per_token = int(parts.bits * head_dim)  # bits
     metadata = 0
-    if parts.family == "channel":
-        steps = head_dim * (8 if parts.short_steps else 16) // (2 if parts.pair_steps else 1)
+    if isinstance(parts, ChannelSpec):
+        steps = head_dim * (8 if parts.is_short else 16) // (2 if parts.by_pair else 1)
         metadata = steps + 16 * head_dim
-    elif parts.group:
+    elif isinstance(parts, TokenSpec):
         per_token += 32 * head_dim // parts.group
-        assert per_token == 8 * page.token_bytes(name)
+        assert per_token == 8 * read_codec(name).token_bytes(page)
     used = metadata + tokens * per_token
-    spare = per_token + (4 * head_dim if parts.pair_steps and parts.short_steps else 0)  # half a row
-    assert used <= 8 * page.num_bytes < used + spare + (8 * head_dim if parts.family == "channel" else 1)
+    is_channel = isinstance(parts, ChannelSpec)
+    spare = per_token + (4 * head_dim if is_channel and parts.by_pair and parts.is_short else 0)  # half a row
+    assert used <= 8 * page.num_bytes < used + spare + (8 * head_dim if is_channel else 1)
 
 
 @given(formats, st.sampled_from(KLT))
 def test_klt_pages_have_at_most_the_bits_of_the_name_for_every_value(page, name):
-    """All told; and one block less would have more."""
-    bits, tokens = read_codec(name).bits, page.page_tokens(name)
+    """Scales included; and one block less would have more."""
+    bits, tokens = read_codec(name).bits, read_codec(name).page_tokens(page)
     assert 8 * page.rows / tokens <= bits
     assert tokens == page.frames_per_block or 8 * page.rows / (tokens - page.frames_per_block) > bits
 
@@ -199,7 +199,7 @@ def test_klt_pages_have_at_most_the_bits_of_the_name_for_every_value(page, name)
 @pytest.mark.parametrize("rows", [1, 2, 3, 4])
 def test_a_page_of_too_few_rows_is_refused(rows):
     with pytest.raises(ConfigError, match=f"a page of {rows} rows holds no token of int2; raise page_rows"):
-        PageFormat(64, rows).page_tokens("int2")
+        read_codec("int2").page_tokens(PageFormat(64, rows))
 
 
 @pytest.mark.parametrize(
@@ -209,27 +209,27 @@ def test_a_page_of_too_few_rows_is_refused(rows):
 )
 def test_so_are_pages_that_hold_no_token_of_other_codecs(page, name):
     with pytest.raises(ConfigError, match=f"holds no token of {name}; raise page_rows"):
-        page.page_tokens(name)
+        read_codec(name).page_tokens(page)
     with pytest.raises(ConfigError, match=f"holds no token of {name}; raise page_rows"):
-        page.num_pages(100, name)
+        read_codec(name).num_pages(page, 100)
 
 
 def test_groups_must_divide_the_channels():
     with pytest.raises(ConfigError, match="token2-g64 needs a head_dim that is a multiple of 64; it is 80"):
-        PageFormat(80).page_tokens("token2-g64")
+        read_codec("token2-g64").page_tokens(PageFormat(80))
 
 
 @pytest.mark.parametrize(("codec", "rows"), [("int2", 36), ("bf16", 36), ("klt2", 32), ("klt1.5", 24), ("klt4", 64)])
 def test_rows_that_suit_a_codec(codec, rows):
-    assert page_rows_for(codec) == rows
+    assert read_codec(codec).page_rows == rows
     if codec.startswith("klt"):
-        assert PageFormat(64, rows).page_tokens(codec) == 128
+        assert read_codec(codec).page_tokens(PageFormat(64, rows)) == 128
 
 
 @given(st.sampled_from(KLT))
 def test_a_suitable_klt_page_holds_128_tokens_and_no_row_too_many(name):
-    rows = page_rows_for(name)
-    assert PageFormat(64, rows).page_tokens(name) >= 128
+    rows = read_codec(name).page_rows
+    assert read_codec(name).page_tokens(PageFormat(64, rows)) >= 128
     assert rows == 1 or int(8 * (rows - 1) / read_codec(name).bits) < 128
 
 

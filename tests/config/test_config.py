@@ -1,4 +1,4 @@
-"""Settings: rules, layers, sources, and the agreement of names with the modules that they stand for."""
+"""Settings: rules, layers, sources, and names that must agree with the modules that define them."""
 
 import ast
 import dataclasses
@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from pagedvid.config import sections as config_module
 from pagedvid.config.file import Setting, load_config, read_assignment, read_file, resolve
 from pagedvid.config.sections import (
     CORRECTIONS,
@@ -21,10 +22,9 @@ from pagedvid.config.sections import (
     ModelConfig,
     frame_settings,
 )
-from pagedvid.config.sections import sections as config_module
 from pagedvid.errors import ConfigError
 
-CONFIGS = Path(__file__).parents[1] / "configs"
+CONFIGS = Path(__file__).parents[2] / "configs"
 
 
 def written(tmp_path, text):
@@ -191,8 +191,8 @@ class TestFile:
             ("cache:\n  layer_codecs: {0: int3}\n", "settings.yaml:2: cache.layer_codecs is {0: 'int3'}"),
             ("cache:\n\n  page_rows: 1\n", "settings.yaml:3: cache.page_rows is 1"),
             ("cache:\n  codec: int2\n  codec: int4\n", 'settings.yaml:3: "codec" is written twice'),
-            ("cache: 3\n", 'section "cache" must hold `key: value` lines'),
-            ("- cache\n", "the file must hold `key: value` lines"),
+            ("cache: 3\n", 'section "cache" must consist of `key: value` lines'),
+            ("- cache\n", "the file must consist of `key: value` lines"),
             ("cache: [\n", "settings.yaml:2: not valid YAML"),
             ("cache:\n\tcodec: int2\n", "settings.yaml:2: not valid YAML"),
             (

@@ -18,9 +18,10 @@ from torch import Tensor
 
 from pagedvid.codecs.base import Codec
 from pagedvid.codecs.book import CodecBook
-from pagedvid.codecs.page import PageFormat, read_codec
+from pagedvid.codecs.page import PageFormat
+from pagedvid.codecs.registry import read_codec
 from pagedvid.codecs.token.hadamard import hadamard_matrix
-from pagedvid.correction.formula import bias, variance_bias
+from pagedvid.correction.formula import bias, signed_bias
 from pagedvid.rotary.tables import pair_mean_square, rotate
 from tests.codecs.page_reader import decode
 
@@ -40,7 +41,7 @@ def log_mean_exp(q_QD: Tensor, k_nD: Tensor) -> Tensor:
 
 def round_trip(name: str, k_nD: Tensor) -> tuple[Codec, Tensor, Tensor]:
     """(codec, records, stored keys [n, D])."""
-    codec = CodecBook(PAGE, 1).codec(name, "keys", 0, slice(0, 1))
+    codec = CodecBook(PAGE, 1).codec(read_codec(name), "keys", 0, slice(0, 1))
     records = codec.encode(k_nD[None])
     return codec, records, decode(codec, PAGE, records, len(k_nD))[0]
 
@@ -48,7 +49,7 @@ def round_trip(name: str, k_nD: Tensor) -> tuple[Codec, Tensor, Tensor]:
 def shift_and_bias(
     name: str, k_nD: Tensor, q_QD: Tensor, counted: Tensor | None = None, angles: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Shift of log-mean-exp over the `counted` tokens, and b, both [Q]. With `angles` [n, D/2], keys turn after they
+    """Shift of log-mean-exp over the `counted` tokens, and b, both [Q]. With `angles` [n, D/2], keys rotate after they
     were stored."""
     codec, records, stored = round_trip(name, k_nD)
     keys = [k_nD, stored]
@@ -57,7 +58,7 @@ def shift_and_bias(
     exact, noisy = (log_mean_exp(q_QD, k if counted is None else k[counted]) for k in keys)
     along = q_QD if codec.axes is None else q_QD @ codec.axes.T
     q_square = along.square() if angles is None else pair_mean_square(along)
-    return noisy - exact, bias(q_square, codec.mean_square_steps(records, len(k_nD))[0], SCALE).double()
+    return noisy - exact, bias(q_square, codec.mean_square_step_sizes(records, len(k_nD))[0], SCALE).double()
 
 
 def queries() -> Tensor:
@@ -72,13 +73,13 @@ def random_angles() -> Tensor:
 
 def smooth() -> Tensor:
     """[NUM_TOKENS, D] in units of a step, three steps wide, around zero: the middle of the grid, or else an offset
-    would turn with the keys and outweigh their noise."""
+    would rotate with the keys and outweigh their noise."""
     return (torch.rand(3, NUM_TOKENS, D, generator=generator(0)) - 0.5).sum(0)
 
 
 def smooth_on_channel_grids(name: str, step_D: Tensor) -> tuple[Tensor, Tensor]:
     """Keys, two tokens a page being the ends of the grid, and which tokens are the others."""
-    end, page_tokens = (2 ** int(read_codec(name).bits) - 1) / 2, PAGE.page_tokens(name)
+    end, page_tokens = (2 ** int(read_codec(name).bits) - 1) / 2, read_codec(name).page_tokens(PAGE)
     k = smooth()
     is_low, is_high = (torch.arange(NUM_TOKENS) % page_tokens == i for i in (0, 1))
     k[is_low], k[is_high] = -end, end
@@ -102,7 +103,7 @@ def test_smooth_keys_of_channel_codecs_shift_as_foretold(name):
 @pytest.mark.parametrize("name", ["int2-pair", "int4-pair-s8", "int2", "int8-s8"])
 def test_smooth_keys_that_turn_after_storage_shift_as_foretold(name):
     """Steps of a pair differ where they may: b is the average over angles then."""
-    has_pairs = read_codec(name).pair_steps
+    has_pairs = read_codec(name).by_pair
     step_D = 2.0 ** -(torch.arange(D) % (D // 2) % 3 if has_pairs else torch.arange(D) % 3.0)
     k, counted = smooth_on_channel_grids(name, step_D)
     q = 2 * queries()
@@ -139,7 +140,7 @@ def test_a_step_per_key_corrects_what_their_mean_cannot():
     shift, b = shift_and_bias("token2-g16", k, q)
     assert float(shift.mean() / b.mean()) > 1.15
     codec, records, stored = round_trip("token2-g16", k)
-    step_square_nG = codec.per_token_steps(records, NUM_TOKENS)[0].square()
+    step_square_nG = codec.token_step_sizes(records, NUM_TOKENS)[0].square()
     b_Qn = q.square().unflatten(-1, (-1, 16)).sum(-1) @ step_square_nG.T * (SCALE**2 / 24)
     corrected = (q.double() @ stored.double().T * SCALE - b_Qn).logsumexp(-1)
     assert float((corrected - log_mean_exp(q, k)).mean() / shift.mean()) == pytest.approx(0.0, abs=0.02)
@@ -165,7 +166,7 @@ def test_gaussian_keys_shift_as_their_change_of_variance_foretells(name):
     """It knows of the extremes; small queries, for which variances are all that counts."""
     k, q = torch.randn(NUM_TOKENS, D, generator=generator(0)), 0.5 * queries()
     stored = round_trip(name, k)[2]
-    b = variance_bias(q.square(), stored.var(0) - k.var(0), SCALE)
+    b = signed_bias(q.square(), 12 * (stored.var(0) - k.var(0)), SCALE)
     shift = log_mean_exp(q, stored) - log_mean_exp(q, k)
     assert float(shift.mean() / b.mean()) == pytest.approx(1.0, abs=0.05)
 

@@ -12,17 +12,9 @@ from torch import Tensor
 
 from pagedvid.codecs.channel.codec import ChannelCodec
 from pagedvid.codecs.page import PageFormat
-from pagedvid.correction.formula import (
-    HOT_CHANNEL_X,
-    bias,
-    exact_bias,
-    fit_alpha,
-    log_mass,
-    log_mass_shift,
-    log_sinhc,
-    reader_log_odds,
-    second_order_bias,
-)
+from pagedvid.codecs.registry import read_codec
+from pagedvid.correction.fit import fit_alpha, log_mass, log_mass_shift, reader_log_odds
+from pagedvid.correction.formula import HOT_CHANNEL_X, bias, exact_bias, log_sinhc, second_order_bias
 from pagedvid.rotary.tables import pair_mean_square, rotate
 from tests.attention.oracle import Keys, oracle_attention
 from tests.attention.reference import balanced_alpha
@@ -83,55 +75,55 @@ def channels_of_many_sizes() -> tuple[Tensor, Tensor]:
 
 
 def test_bias_lies_between_exact_and_second_order_and_close_to_exact():
-    q_square, step_square = channels_of_many_sizes()
-    exact, second = exact_bias(q_square, step_square, SCALE), second_order_bias(q_square, step_square, SCALE)
-    used = bias(q_square, step_square, SCALE)
+    q_square, square_step_size = channels_of_many_sizes()
+    exact, second = exact_bias(q_square, square_step_size, SCALE), second_order_bias(q_square, square_step_size, SCALE)
+    used = bias(q_square, square_step_size, SCALE)
     assert ((exact <= used * (1 + 1e-5)) & (used <= second * (1 + 1e-5))).all()
     assert float((used / exact - 1).max()) <= HOT_CHANNEL_X**2 / 30 * 1.01
     assert float((second / exact).max()) > 1.5  # the test data does need the exact form
 
 
 def test_bias_without_hot_channels_is_second_order():
-    q_square, step_square = randn(5, 20, 64).square(), torch.full((5, 64), 0.1)
-    assert torch.equal(bias(q_square, step_square, SCALE), second_order_bias(q_square, step_square, SCALE))
+    q_square, square_step_size = randn(5, 20, 64).square(), torch.full((5, 64), 0.1)
+    assert torch.equal(bias(q_square, square_step_size, SCALE), second_order_bias(q_square, square_step_size, SCALE))
 
 
 def test_an_outlier_channel_takes_the_exact_form():
-    q_square, step_square = torch.full((1, 4, 64), 1.0), torch.full((1, 64), 0.01)
+    q_square, square_step_size = torch.full((1, 4, 64), 1.0), torch.full((1, 64), 0.01)
     q_square[0, 2, 7] = (192 * 2 / SCALE) ** 2 / 0.01  # x = 192
-    used = bias(q_square, step_square, SCALE)
+    used = bias(q_square, square_step_size, SCALE)
     assert float(used[0, 2]) == pytest.approx(192 - math.log(2 * 192), rel=1e-4)
-    assert float(second_order_bias(q_square, step_square, SCALE)[0, 2]) > 6000
-    torch.testing.assert_close(used[0, 0], second_order_bias(q_square, step_square, SCALE)[0, 0])
+    assert float(second_order_bias(q_square, square_step_size, SCALE)[0, 2]) > 6000
+    torch.testing.assert_close(used[0, 0], second_order_bias(q_square, square_step_size, SCALE)[0, 0])
 
 
 def test_a_huge_outlier_does_not_cancel():
-    q, step_square = torch.ones(1, 3, 64), torch.ones(1, 64)
+    q, square_step_size = torch.ones(1, 3, 64), torch.ones(1, 64)
     q[0, 0, 3] = 1e5  # x = 6250: second order is 6.5e6, the exact form 6240.6
-    expected = exact_bias(q.double().square(), step_square.double(), SCALE)
-    used = bias(q.square(), step_square, SCALE).double()
+    expected = exact_bias(q.double().square(), square_step_size.double(), SCALE)
+    used = bias(q.square(), square_step_size, SCALE).double()
     torch.testing.assert_close(used[0, 0], expected[0, 0], rtol=1e-6, atol=0)
     torch.testing.assert_close(used[0, 1:], expected[0, 1:], rtol=1e-3, atol=0)  # second order
 
 
 def test_bias_of_one_head_does_not_depend_on_the_others():
     """Or the frames of a video would depend on the videos beside it."""
-    q, step_square = randn(1, 50, 64), torch.full((1, 64), 4.0)
+    q, square_step_size = randn(1, 50, 64), torch.full((1, 64), 4.0)
     q[0, 0, 5] = 3.9  # x = 0.4875, just below where the exact form is taken
-    alone = bias(q.square(), step_square, SCALE)
+    alone = bias(q.square(), square_step_size, SCALE)
     hot = randn(2, 50, 64, seed=1) * 10
-    together = bias(torch.cat([hot, q]).square(), step_square.expand(3, 64), SCALE)
+    together = bias(torch.cat([hot, q]).square(), square_step_size.expand(3, 64), SCALE)
     torch.testing.assert_close(together[2:], alone, rtol=2e-6, atol=0)
 
 
 @pytest.mark.parametrize("function", [exact_bias, second_order_bias, bias])
 def test_all_forms_take_the_documented_shapes(function):
-    q_square, step_square = channels_of_many_sizes()
-    batched = function(q_square, step_square, SCALE)
+    q_square, square_step_size = channels_of_many_sizes()
+    batched = function(q_square, square_step_size, SCALE)
     assert batched.shape == (2, 3, 50)
     for i in range(2):
         for j in range(3):
-            single = function(q_square[i, j], step_square[i, j], SCALE)
+            single = function(q_square[i, j], square_step_size[i, j], SCALE)
             torch.testing.assert_close(single, batched[i, j], rtol=0.01, atol=0)
 
 
@@ -162,12 +154,12 @@ def test_correction_restores_the_mass_of_quantized_keys(name, share_of_b_left):
 
     At 2 bits a step is wider than the keys' standard deviation, errors are not uniform, and b is about 6 % off.
     """
-    codec = ChannelCodec(PageFormat(64), name)
+    codec = ChannelCodec(PageFormat(64), read_codec(name))
     keys, q = randn(64, 512, 64), randn(8, 64, seed=3).expand(64, 8, 64)
     records = codec.encode(keys)
     stored = codec.decode(records, 512, torch.empty(64, 512, 64))
     shift = log_mass_shift(q, keys, stored, SCALE).double().mean(1)
-    b = bias(q.square(), codec.mean_square_steps(records, 512), SCALE).double().mean(1)
+    b = bias(q.square(), codec.mean_square_step_sizes(records, 512), SCALE).double().mean(1)
     standard_error = float((shift - b).std()) / len(keys) ** 0.5
     assert float(shift.mean()) > 10 * standard_error  # uncorrected, the mass is plainly wrong
     assert abs(float((shift - b).mean())) < 4 * standard_error + share_of_b_left * float(b.mean())
@@ -179,7 +171,7 @@ def test_chunk_mean_of_squared_steps_is_close_to_the_correction_of_every_key(num
     """One b per chunk (mean of delta^2, angle average) against the oracle's own b per key: log Z within 4 % of b."""
     k = randn(1, num_tokens, 64) * torch.linspace(0.3, 2, 64).repeat(1, 1, 1)[..., torch.arange(64) // 2]
     q = randn(40, 64, seed=1) * 1.5
-    codec = ChannelCodec(PageFormat(64), "int2")
+    codec = ChannelCodec(PageFormat(64), read_codec("int2"))
     records = codec.encode(k)
     stored = codec.decode(records, num_tokens, torch.empty(1, records.shape[1] * 128, 64))[0]
     cos = sin = None
@@ -188,11 +180,11 @@ def test_chunk_mean_of_squared_steps_is_close_to_the_correction_of_every_key(num
         angles = torch.arange(num_tokens)[:, None] * 10.0 ** -torch.linspace(0, 2, 32)
         cos, sin = angles.cos(), angles.sin()
         rotated = rotate(stored, cos, sin)
-    step_of_key = codec.page_steps(records)[0].repeat_interleave(128, dim=0)[:num_tokens]
+    step_of_key = codec.page_step_sizes(records)[0].repeat_interleave(128, dim=0)[:num_tokens]
     _, exact = oracle_attention(q, [Keys(stored, stored, step_of_key, cos, sin)], SCALE)
     _, uncorrected = oracle_attention(q, [Keys(rotated, rotated)], SCALE)
     q_square = pair_mean_square(q) if has_rope else q.square()
-    b = bias(q_square[None], codec.mean_square_steps(records, num_tokens), SCALE)[0]
+    b = bias(q_square[None], codec.mean_square_step_sizes(records, num_tokens), SCALE)[0]
     true_b = uncorrected - exact
     assert float(true_b.mean()) > 0.05
     relative = (b.double() - true_b).abs() / true_b
@@ -251,9 +243,9 @@ def test_where_one_key_decides_alpha_depends_on_the_share(share):
     log_odds = torch.full_like(b, math.log(share / (1 - share)))
     before, alpha = torch.sigmoid(log_odds.double()), fit_alpha(log_odds, shift, b)
     assert float(alpha) == pytest.approx(1 - 2 * share, abs=0.05)
-    moved, unmoved = (float((torch.sigmoid(log_odds + shift - x * b).double() - before).mean()) for x in (alpha, 0))
-    assert abs(moved) < 0.03 * abs(float(before.mean()) * 0.05)
-    assert share == 0.5 or unmoved > 10 * abs(moved)
+    shifted, unmoved = (float((torch.sigmoid(log_odds + shift - x * b).double() - before).mean()) for x in (alpha, 0))
+    assert abs(shifted) < 0.03 * abs(float(before.mean()) * 0.05)
+    assert share == 0.5 or unmoved > 10 * abs(shifted)
 
 
 def test_alpha_does_not_follow_the_noise_of_few_queries():
@@ -305,21 +297,24 @@ def test_alpha_restores_the_mass_of_content_that_comes_back_and_of_content_that_
     whose tokens are the same or new ones, next to its own keys. Mean shift of the old chunk's share: with new tokens
     off +.0093, formula +.0005, a fit to log Z (as it was once done) +.0028, alpha +.0002; with the same ones +.0462,
     +.0136, +.0014, +.0048."""
-    codec, shifts = ChannelCodec(PageFormat(64), "int2"), {"off": 0.0, "formula": 0.0, "log Z": 0.0, "alpha": 0.0}
+    codec, shifts = (
+        ChannelCodec(PageFormat(64), read_codec("int2")),
+        {"off": 0.0, "formula": 0.0, "log Z": 0.0, "alpha": 0.0},
+    )
     own = torch.arange(192)
     chunk = randn(64, 64, 64).repeat(1, 3, 1) if persists else randn(64, 192, 64)
     current = chunk if persists else randn(64, 192, 64, seed=1)
     chunk, current = (x + 0.3 * randn(64, 192, 64, seed=seed) for x, seed in ((chunk, 2), (current, 3)))
     records = codec.encode(chunk)
     stored = codec.decode(records, 192, torch.empty(64, 256, 64))
-    step_square, q, reader = codec.mean_square_steps(records, 192), chunk, current
-    before, b = log_mass(q, chunk, SCALE, own), bias(q.square(), step_square, SCALE)
+    square_step_size, q, reader = codec.mean_square_step_sizes(records, 192), chunk, current
+    before, b = log_mass(q, chunk, SCALE, own), bias(q.square(), square_step_size, SCALE)
     shift = log_mass(q, stored, SCALE, own) - before
     alpha = fit_alpha(reader_log_odds(before, log_mass(q, chunk, SCALE)), shift, b)
     by_log_z = (log_mass_shift(q, chunk, stored, SCALE) * b).sum(-1) / b.square().sum(-1)
     log_odds = (log_mass(reader, chunk, SCALE) - log_mass(reader, current, SCALE)).double()
-    moved, b = log_odds + log_mass_shift(reader, chunk, stored, SCALE), bias(reader.square(), step_square, SCALE)
+    shifted, b = log_odds + log_mass_shift(reader, chunk, stored, SCALE), bias(reader.square(), square_step_size, SCALE)
     for name, factor in (("off", 0.0), ("formula", 1.0), ("log Z", by_log_z[:, None]), ("alpha", alpha[:, None])):
-        shifts[name] = float((torch.sigmoid(moved - factor * b) - torch.sigmoid(log_odds)).mean())
+        shifts[name] = float((torch.sigmoid(shifted - factor * b) - torch.sigmoid(log_odds)).mean())
     assert abs(shifts["alpha"]) < 0.15 * shifts["off"]
     assert abs(shifts["formula" if persists else "log Z"]) > 0.25 * shifts["off"]

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 
-from pagedvid.attention.scratch_backend import ScratchBackend
+from pagedvid.attention.triton_backend import TritonBackend
 from pagedvid.cache.spec import CacheSpec
 from pagedvid.cache.stream_codecs import StreamCodecs
 from pagedvid.cache.window import Window
@@ -48,7 +48,7 @@ pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="kernels are l
 PROMPT = "a large red circle moving left on a black background"
 ATTENTION_BRINGS = {
     "attention/rotation.py Rotation.of": "the angles of a step's own tokens",
-    "attention/projected_history.py Projected.of": "cameras of a step's own frames",
+    "attention/projected_history.py ProjectedStep.of": "cameras of a step's own frames",
     "attention/projected_history.py _stored_maps": "cameras of the frames that it reads",
     "attention/dense/ragged.py Ragged.of": "which tokens belong to them",
 }
@@ -193,7 +193,7 @@ def int2_cache(model: VideoModel, correction: str) -> PagedKVCache:
         codecs=StreamCodecs("int2"),
         correction=correction,
     )
-    return on_meta(ScratchBackend, PagedKVCache(spec, "4MiB"))
+    return on_meta(TritonBackend, PagedKVCache(spec, "4MiB"))
 
 
 @pytest.mark.parametrize("name", ["w4_cfg3", "w4_distill", "w4_prefix"])

@@ -1,4 +1,4 @@
-"""What can be at a path that a user names, other than what is wanted."""
+"""What can be at a path that a user names instead of the expected file."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def written(folder: Path, content: bytes) -> Path:
         (pipe, "p.json is a pipe; give a plain file"),
         (listening, "s is a socket; give a plain file"),
         (lambda folder: Path("/dev/zero"), "/dev/zero is a device; give a plain file"),
-        (lambda folder: link(folder, "gone"), "is missing: the link leads to gone, where nothing is"),
+        (lambda folder: link(folder, "gone"), "is missing: it is a link to gone, which does not exist"),
         (lambda folder: link(folder, "l"), "cannot be looked up: Too many levels of symbolic links"),
         (lambda folder: folder / "a\0b", r"a\\x00b cannot be looked up: embedded null byte"),
         (lambda folder: folder / ("a" * 10_000), r"a+ \.\.\. a+ cannot be looked up: File name too long"),

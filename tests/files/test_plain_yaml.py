@@ -1,4 +1,4 @@
-"""YAML as pagedvid reads it: plain values, and a line for whatever is not."""
+"""YAML as pagedvid reads it: plain values are read, anything else is refused with its line."""
 
 import time
 from contextlib import suppress
@@ -52,8 +52,8 @@ def test_values(written, value):
         ("{[1]: 2}", 1, "a key must be a word or a number"),
         ("a:\n\tb: 1\n", 2, "not valid YAML"),
         ("a: 'x", 1, "not valid YAML"),
-        ("a\n\x00", 2, r"U\+0000 is no printable character"),
-        ("\ud83d", 1, r"U\+D83D is no printable character"),
+        ("a\n\x00", 2, r"U\+0000 is not printable"),
+        ("\ud83d", 1, r"U\+D83D is not printable"),
         ("a: 1\n---\nb: 2\n", 2, "another document"),
     ],
 )

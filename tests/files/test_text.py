@@ -26,7 +26,7 @@ def test_what_might_never_end_is_refused(tmp_path):
     [
         (b"caf\xe9", r"not UTF-8 text \(byte 3\)"),
         ("text".encode("utf-16"), "not UTF-8 text"),
-        (b"x" * 101, "larger than the 100 B that are read"),
+        (b"x" * 101, "larger than 100 B, which is the most"),
     ],
 )
 def test_what_is_no_text(tmp_path, content, reason):
@@ -50,7 +50,7 @@ def test_text_that_no_file_can_hold():
 
 
 def test_the_output_of_a_command_is_read(tmp_path):
-    """As bash has it: --config <(command)."""
+    """In bash: --config <(command)."""
     read_end, write_end = os.pipe()
     with os.fdopen(write_end, "wb") as pipe:
         pipe.write(b"words")

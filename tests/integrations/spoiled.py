@@ -54,11 +54,11 @@ def spoiled_weights(name: str) -> dict[str, tuple[Spoil, str]]:
     one = torch.ones(1)
     eight_bits = lambda x: x.clamp(-1, 1).to(torch.float8_e4m3fn)  # noqa: E731
     return {
-        "int8": (with_matrix(name, lambda x: x.to(torch.int8)), rf"no weights by themselves: {name} \(int8\)"),
-        "bool": (with_matrix(name, lambda x: x > 0), rf"no weights by themselves: {name} \(bool\)"),
+        "int8": (with_matrix(name, lambda x: x.to(torch.int8)), rf"not weights by themselves: {name} \(int8\)"),
+        "bool": (with_matrix(name, lambda x: x > 0), rf"not weights by themselves: {name} \(bool\)"),
         "scaled float8": (
             with_matrix(name, eight_bits, **{name.replace(".weight", ".scale_weight"): one}),
-            rf"no weights by themselves: {name} \(float8_e4m3fn\)",
+            rf"not weights by themselves: {name} \(float8_e4m3fn\)",
         ),
         "nan": (with_matrix(name, lambda x: x.masked_fill(x == x.max(), float("nan"))), rf"{name} holds NaN or inf"),
     }

@@ -77,7 +77,7 @@ def test_a_hosts_attention_gives_what_attend_gives(codecs, correction, layout, h
     window.commit()
     assert [chunk.codecs for chunk in other.chunks()] == [chunk.codecs for chunk in stream.chunks()]
     for ours, theirs in zip(other.chunks(), stream.chunks(), strict=True):
-        assert torch.equal(by_view.pool.read(ours.pages), by_step.pool.read(theirs.pages))
+        assert torch.equal(by_view.pool.read(ours.table.ids), by_step.pool.read(theirs.table.ids))
     by_view.check()
 
 

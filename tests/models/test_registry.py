@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from pagedvid.cache.window import Window
-from pagedvid.capacity.catalog import all_cards
+from pagedvid.capacity.card_files import all_cards
 from pagedvid.errors import ConfigError
 from pagedvid.models.choice import ModelChoice
 from pagedvid.models.demo.model import SHIPPED_WEIGHTS

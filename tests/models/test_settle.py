@@ -90,7 +90,7 @@ def test_codecs_of_all_roles():
     codecs = stream_codecs(cache)
     layers = ((0, 1, "int8/int4"), (3, 3, "klt2"))
     assert codecs == StreamCodecs("int4/int2", sink="int8", newest="bf16", layers=layers)
-    assert codecs.final(1, Window(1, 2)) == ChunkCodecs("int4", "int2", layers)
+    assert codecs.final(1, Window(1, 2)) == ChunkCodecs.read("int4/int2", layers)
 
 
 def test_the_cache_is_made_for_codecs_frames_and_rows():

@@ -1,4 +1,4 @@
-"""System calls that fail: each in turn, once or for good.
+"""System calls that fail: each in turn, once or from then on.
 
 Everything the package does with files from Python passes through a few functions of os, io, fcntl and PyAV. Inside
 `failing_call` those that concern one folder are counted, and one of them raises instead of doing its work. What C code
@@ -31,7 +31,7 @@ _OF_CONTAINERS = ("mux", "close")
 
 @dataclass
 class Calls:
-    """Counts calls; number `fails_at` (from 1) raises, and if it `persists` all after it."""
+    """Counts calls; call number `fails_at` (from 1) raises, and with `persists` all later ones do."""
 
     folder: Path
     error_number: int
@@ -42,7 +42,7 @@ class Calls:
     """Names of the calls that failed."""
 
     def made(self, name: str, then: Callable[[], object] = lambda: None) -> None:
-        """Called before a call does its work. `then` is done before it fails, such as closing a file."""
+        """To be called before a call does its work. `then`: what to do before it fails, such as closing a file."""
         self.count += 1
         if self.count == self.fails_at or (self.persists and self.count > self.fails_at):
             self.failed += f" {name}"
@@ -56,7 +56,7 @@ class Calls:
 
 
 class Counted:
-    """A file or container whose calls count."""
+    """A file or container whose calls are counted."""
 
     def __init__(self, inner: Any, calls: Calls, names: tuple[str, ...]) -> None:
         self._inner, self._calls, self._names = inner, calls, names

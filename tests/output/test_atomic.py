@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all."""
+"""Files that appear complete or not at all."""
 
 import pytest
 
@@ -35,7 +35,7 @@ def test_discarding_never_raises(tmp_path, obstacle):
 
 
 def test_the_first_error_is_the_one_that_is_raised(tmp_path):
-    """Not the one of cleaning up after it."""
+    """And not an error of cleaning up after it."""
     (tmp_path / "out").touch()
     with pytest.raises(NotADirectoryError), replacing(tmp_path / "out" / "a.json") as temporary:
         temporary.write_text("x")

@@ -1,4 +1,4 @@
-"""Every writer, with each of its system calls failing in turn: a file is whole, or it is as it was before."""
+"""Every writer, with each of its system calls failing in turn: a file is complete, or as it was before."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from pagedvid.engine.requests import VideoRequest
 from pagedvid.output.atomic import replacing
 from pagedvid.output.latents import LatentWriter, read_latents
 from pagedvid.output.manifest import Manifest, ManifestEntry
+from pagedvid.output.mp4 import WRITE_ERRORS, VideoWriter, read_frames
 from pagedvid.output.sheet import SheetRow, write_sheet
-from pagedvid.output.video import WRITE_ERRORS, VideoWriter, read_frames
 from tests.output.faults import ERRORS, failing_call, file_size_limit
 
 FRAMES = np.random.default_rng(0).integers(0, 256, (6, 16, 16, 3), dtype=np.uint8)
@@ -57,7 +57,7 @@ WRITERS = {
 
 
 def try_to_write(write, path):
-    """Whether it was written; anything but the errors that a writer may raise goes through."""
+    """Whether the file was written; only the errors that a writer may raise are caught."""
     try:
         write(path)
     except WRITE_ERRORS:
@@ -107,7 +107,7 @@ def test_the_disk_is_full_at_any_size(name, tmp_path):
 
 
 def test_no_file_stays_open(tmp_path):
-    """A run on a full disk may meet more videos than a process may open files."""
+    """On a full disk a run may try more videos than a process may have open files."""
     open_before = len(os.listdir("/proc/self/fd"))
     for write, _ in WRITERS.values():
         for room in (0, 1, 40, 50, 5000):

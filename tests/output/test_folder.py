@@ -53,7 +53,7 @@ class TestDone:
         with caplog.at_level(logging.WARNING), opened(resume=True) as folder:
             assert not folder.is_done(REQUEST)
         assert caplog.messages == [
-            f"{video.name} is not whole, it has {size} of {len(content)} bytes: it is made again"
+            f"{video.name} is incomplete, it has {size} of {len(content)} bytes: it is made again"
         ]
 
     def test_a_folder_or_nothing_in_its_place_is_not(self, opened, video):
@@ -83,7 +83,7 @@ class TestRecording:
 
         with opened() as folder:
             monkeypatch.setattr(*(folder_module, "replacing") if what == "json" else (Manifest, "append"), full)
-            with pytest.raises(OSError, match=r"a\.\w+ is whole, but .*: No space left on device; --resume makes it"):
+            with pytest.raises(OSError, match=r"a\.\w+ is complete, but .*: No space left on device; --resume makes"):
                 make(folder)
             assert folder.video_path("a").stat().st_size > 0
             assert not folder.is_done(REQUEST)
@@ -118,7 +118,7 @@ class TestOverwriting:
         assert {path.name: path.read_bytes() for path in video.parent.iterdir()} == before
 
     def test_the_old_entries_are_gone_before_a_file_is_replaced(self, opened, video):
-        """Otherwise a kill right after it would leave a new video under the line of the old one."""
+        """Otherwise a kill right afterwards would leave a new video with the manifest line of the old one."""
         with opened(overwrite=True) as folder:
             writer = folder.open_video(REQUEST, 8.0, 1)
             assert (folder.path / "manifest.jsonl").read_bytes() == b""

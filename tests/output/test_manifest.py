@@ -99,7 +99,7 @@ def test_a_deep_line_is_named(path, opened):
 
 def test_a_device_is_no_manifest(path, opened):
     path.symlink_to("/dev/zero")
-    with pytest.raises(ConfigError, match="no regular file"):
+    with pytest.raises(ConfigError, match="not a regular file"):
         opened()
 
 
@@ -179,7 +179,7 @@ def test_a_manifest_that_is_not_there_any_more_takes_no_lines(path, opened, how)
 
 
 def test_a_file_that_a_run_removed_as_it_ended_is_made_again(path, opened, monkeypatch):
-    """It was opened before that, and locked after it."""
+    """The second run opened it before it was removed, and locked it afterwards."""
     lock, ended = fcntl.flock, []
 
     def end_first(file, how):
@@ -206,7 +206,7 @@ def test_a_lock_that_cannot_be_had_leaves_nothing_open(path, monkeypatch):
 
 
 class DiskWithRoomFor:
-    """A file that takes so many bytes and then says that the disk is full."""
+    """A file that accepts a number of bytes and then reports a full disk."""
 
     def __init__(self, file, num_bytes):
         self._file, self._room = file, num_bytes

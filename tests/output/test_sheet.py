@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from pagedvid.output import sheet
 from pagedvid.output.sheet import SHEET_WIDTH, SheetRow, spaced_indices, write_sheet
-from tests.output.test_video import write
+from tests.output.test_mp4 import write
 
 
 def video(tmp_path, name, color, num_frames=12, size=(16, 16)):
@@ -78,7 +78,7 @@ def test_a_video_that_cannot_be_read_leaves_the_others_on_the_sheet(tmp_path, ca
 
 
 class TestFonts:
-    """The sheet's own font has ASCII and little more. DejaVu, which matplotlib brings, has Cyrillic but no Chinese."""
+    """The sheet's default font has little more than ASCII. DejaVu, part of matplotlib, has Cyrillic but no Chinese."""
 
     DEJAVU = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"
 
@@ -105,7 +105,7 @@ class TestFonts:
         assert line.missing == {letter for letter in text if letter not in shown}
 
     def test_a_box_is_never_drawn(self, installed):
-        """What is drawn of each letter is what its font draws of it, and not what it draws of any missing letter."""
+        """Each letter is drawn as its font draws it, and never as the box of a missing letter."""
         installed((self.DEJAVU, 0))
         line = sheet._Line("red, красный, 红", 18, room=900)
         fonts = {piece: font for piece, font in line._pieces(line.shown)}

@@ -97,7 +97,7 @@ def test_in_frames_of_one_token_all_pairs_turn_with_time():
     rope = Grid(RopeGrid(1, 1, GRID.axes))
     assert is_by_token(AxisTables.of(rope, [(0, 20)]))
     assert follows_grid(rope, [(0, 20), (7, 3)])
-    made = AxisTables.moved(rope, [(20, 20)], [0])
+    made = AxisTables.shifted(rope, [(20, 20)], [0])
     torch.testing.assert_close(made.at(0, 20), difference(rope, (20, 20), 0), rtol=0, atol=1e-6)
 
 
@@ -116,10 +116,10 @@ def test_a_grid_that_is_not_that_of_the_tables_is_seen(wrong):
 
 
 def difference(rope: RopeTables, place: tuple[int, int], stored: int) -> tuple[Tensor, Tensor]:
-    """What turns keys from `stored` to `place`, by complex numbers."""
+    """What rotates keys from `stored` to `place`, by complex numbers."""
     here, there = (torch.complex(*rope.tables(first, place[1])) for first in (place[0], stored))
-    turn = here * there.conj()
-    return turn.real, turn.imag
+    rotate = here * there.conj()
+    return rotate.real, rotate.imag
 
 
 MOVES = [([(0, 45), (90, 30)], [60, 90]), ([(15, 7)], [150]), ([(30, 37), (0, 1)], [0, 30])]
@@ -127,14 +127,14 @@ MOVES = [([(0, 45), (90, 30)], [60, 90]), ([(15, 7)], [150]), ([(30, 37), (0, 1)
 
 @pytest.mark.parametrize(("places", "stored"), MOVES)
 def test_between_frames_only_time_passes(places, stored):
-    made = AxisTables.moved(Grid(), places, stored)
+    made = AxisTables.shifted(Grid(), places, stored)
     assert made.frame_tokens == 15 and made.frame_rows == AxisTables.of(Grid(), places).frame_rows
     assert bool((made.cos[:8] == 1).all()) and bool((made.sin[:8] == 0).all())
     for number, place in enumerate(places):
-        moved = made.at(number, place[1])
-        torch.testing.assert_close(moved, difference(Grid(), place, stored[number]), rtol=0, atol=1e-6)
+        shifted = made.at(number, place[1])
+        torch.testing.assert_close(shifted, difference(Grid(), place, stored[number]), rtol=0, atol=1e-6)
         still = torch.tensor(GRID.axes) > 0
-        assert bool((moved[0][:, still] == 1).all()) and bool((moved[1][:, still] == 0).all())
+        assert bool((shifted[0][:, still] == 1).all()) and bool((shifted[1][:, still] == 0).all())
 
 
 @pytest.mark.parametrize(
@@ -146,7 +146,7 @@ def test_between_frames_only_time_passes(places, stored):
     ],
 )
 def test_between_other_places_every_token_turns_by_itself(rope, places, stored):
-    made = AxisTables.moved(rope, places, stored)
+    made = AxisTables.shifted(rope, places, stored)
     assert is_by_token(made) and made.frame_rows == (2, 47)
     for number, place in enumerate(places):
         torch.testing.assert_close(
@@ -156,7 +156,7 @@ def test_between_other_places_every_token_turns_by_itself(rope, places, stored):
 
 def test_each_move_has_its_place():
     with pytest.raises(ValueError, match="argument"):
-        AxisTables.moved(Grid(), [(0, 15), (15, 15)], [0])
+        AxisTables.shifted(Grid(), [(0, 15), (15, 15)], [0])
 
 
 def test_the_grid_of_a_rope():

@@ -22,7 +22,7 @@ _TYPES = {
     "*bf16": ("q", "x", "out", "total_out", "variance"),
     "*fp16": ("typed", "key_typed", "value_typed"),
     "*fp32": (
-        *("lse", "total_lse", "alpha", "step_square", "short_steps", "cos", "sin", "mean"),
+        *("lse", "total_lse", "alpha", "square_step_size", "short_step_sizes", "cos", "sin", "mean"),
         *("levels", "cosines", "synthesis", "analysis", "deviations", "deviation", "normal"),
     ),
     "*u8": ("records", "codes", "bad"),

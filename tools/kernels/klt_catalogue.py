@@ -11,27 +11,29 @@ import torch
 from kernels.compiled import Launch
 
 from pagedvid.codecs.klt.blocks import BlockLayout
-from pagedvid.codecs.klt.codec import KltCodec
+from pagedvid.codecs.klt.coding import KltCoding
 from pagedvid.codecs.klt.kernels import pack as klt_pack
 from pagedvid.codecs.klt.kernels import scales as klt_scales
 from pagedvid.codecs.klt.kernels import transform as klt_transform
 from pagedvid.codecs.klt.kernels.decode import klt_decode_constants, klt_decode_kernel, num_warps
 from pagedvid.codecs.klt.kernels.layout import KltLayout
+from pagedvid.codecs.klt.spec import KltSpec
 from pagedvid.codecs.klt.tables import KltTables
-from pagedvid.codecs.page import PageFormat, page_rows_for
-from pagedvid.rotary.axis_tables import Turns
+from pagedvid.codecs.page import PageFormat
+from pagedvid.codecs.registry import read_codec
+from pagedvid.rotary.axis_tables import AngleTables
 
 CODEC = "klt1.5"
 HEAD_DIM = 128
 
 
-def klt_launches(frame: Turns) -> Iterator[Launch]:
-    """All configurations; `frame`: what keys turn by."""
+def klt_launches(frame: AngleTables) -> Iterator[Launch]:
+    """All configurations; `frame`: what keys rotate by."""
     for num_frames in (3, 4, 6):
         layout = klt_layout(num_frames, frame.frame_tokens)
-        for turns in (frame, None):
-            constants = klt_decode_constants(layout, torch.bfloat16, turns)
-            label = f"{CODEC}, {num_frames} frames" + (", turned" if turns is not None else "")
+        for angles in (frame, None):
+            constants = klt_decode_constants(layout, torch.bfloat16, angles)
+            label = f"{CODEC}, {num_frames} frames" + (", rotated" if angles is not None else "")
             yield Launch.of(label, klt_decode_kernel, constants, num_warps(layout, torch.bfloat16))
         constants = klt_decode_constants(layout, torch.float32, None)  # what a commit measures, and what it reads again
         label = f"{CODEC}, {num_frames} frames, float32"
@@ -57,5 +59,7 @@ def klt_layout(num_frames: int, tokens_per_frame: int) -> KltLayout:
         deviation_hN=torch.ones(1, size, dtype=torch.float32),
         order_hN=torch.arange(size)[None],
     )
-    page = PageFormat(HEAD_DIM, page_rows_for(CODEC), tokens_per_frame, num_frames)
-    return KltLayout.of(KltCodec.of(CODEC, page, tables), torch.device("cpu"))
+    page = PageFormat(HEAD_DIM, read_codec(CODEC).page_rows, tokens_per_frame, num_frames)
+    spec = read_codec(CODEC)
+    assert isinstance(spec, KltSpec)
+    return KltLayout.of(page, KltCoding.of(spec, page, tables), torch.device("cpu"))

@@ -13,25 +13,26 @@ from kernels.compiled import Launch
 
 from pagedvid.codecs.channel.kernels import step_sizes as channel_step_sizes
 from pagedvid.codecs.channel.kernels.layout import PageLayout
-from pagedvid.codecs.page import PageFormat, read_codec
-from pagedvid.codecs.token.codec import TokenCodec
-from pagedvid.codecs.token.hadamard import HadamardCodec
+from pagedvid.codecs.channel.spec import ChannelSpec
+from pagedvid.codecs.page import PageFormat
+from pagedvid.codecs.registry import read_codec
 from pagedvid.codecs.token.kernels import decode as token_decode
 from pagedvid.codecs.token.kernels import encode as token_encode
 from pagedvid.codecs.token.kernels import step_sizes as token_step_sizes
 from pagedvid.codecs.token.kernels.layout import TokenLayout
-from pagedvid.rotary.axis_tables import Turns
+from pagedvid.codecs.token.spec import TokenSpec
+from pagedvid.rotary.axis_tables import AngleTables
 
 CODECS = ("token2-g64", "hadamard2-g64", "token4-g32")
 PAGE = PageFormat(128)
 
 
-def token_launches(frame: Turns) -> Iterator[Launch]:
-    """All configurations; `frame`: what keys turn by."""
+def token_launches(frame: AngleTables) -> Iterator[Launch]:
+    """All configurations; `frame`: what keys rotate by."""
     for codec in CODECS:
         layout = _layout(codec)
-        for label, turns in ((codec, None), (f"{codec}, turned", frame)):
-            constants = token_decode.decode_token_constants(layout, turns)
+        for label, angles in ((codec, None), (f"{codec}, rotated", frame)):
+            constants = token_decode.decode_token_constants(layout, angles)
             yield Launch.of(label, token_decode.decode_token_kernel, constants, token_decode.NUM_WARPS)
         for kernel, constants in (
             (token_encode.quantize_token_kernel, token_encode.quantize_constants(layout)),
@@ -39,12 +40,19 @@ def token_launches(frame: Turns) -> Iterator[Launch]:
         ):
             yield Launch.of(codec, kernel, constants, token_encode.NUM_WARPS)
         constants = token_step_sizes.token_constants(layout)
-        yield Launch.of(codec, token_step_sizes.mean_token_steps_kernel, constants, token_step_sizes.NUM_WARPS)
+        yield Launch.of(codec, token_step_sizes.mean_token_step_sizes_kernel, constants, token_step_sizes.NUM_WARPS)
     for codec in ("int2", "int2-pair-s8"):
-        constants = channel_step_sizes.channel_constants(PageLayout.of(PAGE, codec))
-        yield Launch.of(codec, channel_step_sizes.mean_steps_kernel, constants, channel_step_sizes.NUM_WARPS)
+        constants = channel_step_sizes.channel_constants(_channel_layout(codec))
+        yield Launch.of(codec, channel_step_sizes.mean_step_sizes_kernel, constants, channel_step_sizes.NUM_WARPS)
 
 
 def _layout(codec: str) -> TokenLayout:
-    kind = HadamardCodec if read_codec(codec).family == "hadamard" else TokenCodec
-    return TokenLayout.of(kind(PAGE, codec), torch.device("cpu"))
+    spec = read_codec(codec)
+    assert isinstance(spec, TokenSpec)
+    return TokenLayout.of(PAGE, spec, torch.device("cpu"))
+
+
+def _channel_layout(codec: str) -> PageLayout:
+    spec = read_codec(codec)
+    assert isinstance(spec, ChannelSpec)
+    return PageLayout.of_channels(PAGE, spec)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from pagedvid.attention.dense.ragged import Ragged
-from pagedvid.attention.flash_cpu import flash_partial
+from pagedvid.attention.partial import flash_partial
 
 
 def unsupported_reasons(device: torch.device, dtype: torch.dtype, head_dim: int) -> list[str]:

@@ -13,7 +13,7 @@ import triton.language as tl
 from torch import Tensor
 
 from pagedvid.attention.kernels.partials import load_rows, write_rows
-from pagedvid.attention.kernels.work import ChunkNoise
+from pagedvid.correction.formula import QuantError
 from pagedvid.correction.kernels import exact_part, is_hot
 
 BLOCK_ROWS = 64
@@ -25,10 +25,10 @@ NUM_WARPS = 4
     do_not_specialize_on_alignment=["alpha"],
 )
 def corrected_merge_kernel(
-    total_out, total_lse, out, lse, q, step_square, alpha, num_rows, scale, q_token_stride, q_head_stride,
+    total_out, total_lse, out, lse, q, square_step_size, alpha, num_rows, scale, q_token_stride, q_head_stride,
     total_token_stride, total_head_stride, total_lse_token_stride, total_lse_head_stride, out_token_stride,
     out_head_stride, lse_token_stride, lse_head_stride,
-    GROUP: tl.constexpr, BLOCK_ROWS: tl.constexpr, HEAD_DIM: tl.constexpr, NOISE: tl.constexpr, ALPHA: tl.constexpr,
+    GROUP: tl.constexpr, BLOCK_ROWS: tl.constexpr, HEAD_DIM: tl.constexpr, BIAS: tl.constexpr, ALPHA: tl.constexpr,
     PAIRS: tl.constexpr,
 ):  # fmt: skip
     """See `corrected_merge`. Grid (KV heads, blocks of rows)."""
@@ -41,10 +41,10 @@ def corrected_merge_kernel(
     rows_lse = tl.load(
         lse + token * lse_token_stride + query_head * lse_head_stride, mask=is_query, other=float("-inf")
     )
-    if NOISE:
+    if BIAS:
         half = tl.arange(0, HALF)
-        first = tl.load(step_square + head * HEAD_DIM + half[None, :]).to(tl.float32)
-        second = tl.load(step_square + head * HEAD_DIM + HALF + half[None, :]).to(tl.float32)
+        first = tl.load(square_step_size + head * HEAD_DIM + half[None, :]).to(tl.float32)
+        second = tl.load(square_step_size + head * HEAD_DIM + HALF + half[None, :]).to(tl.float32)
         q_rows = q + token * q_token_stride + query_head * q_head_stride
         square = load_rows(q_rows, half, is_query).to(tl.float32)
         other_square = load_rows(q_rows, HALF + half, is_query).to(tl.float32)
@@ -78,22 +78,22 @@ def corrected_merge(
     partial: tuple[Tensor, Tensor],
     q_THD: Tensor,
     scale: float,
-    noise: ChunkNoise | None,
+    error: QuantError | None,
 ) -> None:
     """Merges `partial` over the keys of one chunk into `total`; both are (out [T, Hq, D], lse [T, Hq]).
 
-    `q_THD`: queries as `noise.along` gives them, float32 or bfloat16, D contiguous; None: nothing is
+    `q_THD`: queries as `QuantError.along` gives them, float32 or bfloat16, D contiguous; None: nothing is
     corrected.
     """
     (total_out, total_lse), (out, lse) = total, partial
     num_queries, num_heads, head_dim = total_out.shape
-    group = 1 if noise is None else num_heads // len(noise.step_square)
-    step_square = total_lse if noise is None else noise.step_square
-    alpha = total_lse if noise is None or noise.alpha is None else noise.alpha
+    group = 1 if error is None else num_heads // len(error.square)
+    square = total_lse if error is None else error.square
+    alpha = total_lse if error is None or error.alpha is None else error.alpha
     corrected_merge_kernel[(num_heads // group, triton.cdiv(num_queries * group, BLOCK_ROWS))](
-        total_out, total_lse, out, lse, q_THD, step_square, alpha, num_queries * group, scale, *q_THD.stride()[:2],
+        total_out, total_lse, out, lse, q_THD, square, alpha, num_queries * group, scale, *q_THD.stride()[:2],
         *total_out.stride()[:2], *total_lse.stride(), *out.stride()[:2], *lse.stride(),
-        **merge_constants(head_dim, group, noise), num_warps=NUM_WARPS,
+        **merge_constants(head_dim, group, error), num_warps=NUM_WARPS,
     )  # fmt: skip
 
 
@@ -102,13 +102,13 @@ def merge(total: tuple[Tensor, Tensor], partial: tuple[Tensor, Tensor]) -> None:
     corrected_merge(total, partial, partial[0], 0.0, None)
 
 
-def merge_constants(head_dim: int, group: int, noise: ChunkNoise | None) -> dict[str, Any]:
+def merge_constants(head_dim: int, group: int, error: QuantError | None) -> dict[str, Any]:
     """Compile-time arguments of the kernel."""
     return {
         "GROUP": group,
         "BLOCK_ROWS": BLOCK_ROWS,
         "HEAD_DIM": head_dim,
-        "NOISE": noise is not None,
-        "ALPHA": noise is not None and noise.alpha is not None,
-        "PAIRS": noise is not None and noise.pairs,
+        "BIAS": error is not None,
+        "ALPHA": error is not None and error.alpha is not None,
+        "PAIRS": error is not None and error.rotates,
     }

@@ -10,10 +10,20 @@ import torch
 from torch import Tensor
 
 from pagedvid.attention.kernels.paged_attention import paged_attention
-from pagedvid.attention.kernels.work import Noise, PagedWork, Tiling
+from pagedvid.attention.kernels.work import PageBias, PagedWork, Tiling
+from pagedvid.codecs.base import make_codec
 from pagedvid.codecs.channel.kernels.layout import PageLayout
 from pagedvid.codecs.page import PageFormat
-from pagedvid.rotary.axis_tables import Turns
+from pagedvid.codecs.registry import read_codec
+from pagedvid.errors import ConfigError
+from pagedvid.rotary.axis_tables import AngleTables
+
+
+def _layout(page: PageFormat, name: str) -> PageLayout:
+    layout = make_codec(read_codec(name), page).kernels(torch.device("cpu")).fused_layout
+    if layout is None:
+        raise ConfigError(f"the fused kernel does not read pages of {name}")
+    return layout
 
 
 @torch.library.custom_op("pagedvid::paged_attention", mutates_args=())
@@ -34,32 +44,32 @@ def paged_attention_operator(
     group: int,
     scale: float,
     codecs: str,
-    noise: str,
-    pairs: bool,
+    bias: str,
+    rotates: bool,
     block_rows: int,
 ) -> tuple[Tensor, Tensor]:
-    """(out float32 [T, Hq, D], lse [T, Hq]) over history alone; arguments as `paged_attention`, `PagedWork`, `Turns`,
-    `Noise`.
+    """(out float32 [T, Hq, D], lse [T, Hq]) over history alone; arguments as `paged_attention`, `PagedWork`,
+    `AngleTables`, `PageBias`.
 
-    `codecs`: of keys and values, "int4/int2"; `noise`: "off", "steps" or "variance"; `block_rows`: how `blocks` were
-    cut.
+    `codecs`: of keys and values, "int4/int2"; `bias`: "off", "step_sizes" or "variance"; `block_rows`: how `blocks`
+    were cut.
     """
     head_dim = q_THD.shape[2]
     page = PageFormat(head_dim, records.shape[1] // head_dim)
     key_codec, value_codec = codecs.split("/")
     out = torch.empty(q_THD.shape, dtype=torch.float32, device=q_THD.device)
     lse = torch.empty(q_THD.shape[:2], dtype=torch.float32, device=q_THD.device)
-    turns = None if cos is None or sin is None or axes is None else Turns(cos, sin, axes, frame_tokens, width)
+    angles = None if cos is None or sin is None or axes is None else AngleTables(cos, sin, axes, frame_tokens, width)
     paged_attention(
         q_THD,
         out,
         lse,
         records,
-        (PageLayout.of(page, key_codec), PageLayout.of(page, value_codec)),
+        (_layout(page, key_codec), _layout(page, value_codec)),
         PagedWork(pages, segments, ranges, blocks, group, Tiling(block_rows)),
         scale,
-        turns=turns,
-        noise=None if noise == "off" else Noise(noise, pairs, alpha, variance),
+        angles=angles,
+        bias=None if bias == "off" else PageBias(bias, rotates, alpha, variance),
     )
     return out, lse
 

@@ -1,7 +1,7 @@
 """Attention of packed queries over the pages of their visible chunks, in one pass and without any scratch.
 
 A program takes a block of query rows of one KV head (tokens x the query heads of its group: more rows of one matrix,
-as there is no mask) and walks through the chunks that its range sees, page by page: decode keys in registers, turn
+as there is no mask) and walks through the chunks that its range sees, page by page: decode keys in registers, rotate
 them, scores, b(query, page), online softmax, decode values, accumulate. One launch reads chunks of one (key codec,
 value codec); a launch for other codecs, or the current chunk's partial, is merged in the epilogue.
 
@@ -9,11 +9,12 @@ b is constant on a page and a query, so it costs one subtraction per query and p
 exp(scores - (m + b)). Reference: `reference.paged_attention`.
 
 What was decided without a device to measure on:
-- Products are taken in the model's type (BF16), not in int8. Keys that turn after storage cannot be multiplied as
-  codes: the turn mixes two channels of unequal step by an angle that differs from token to token, so neither steps nor
-  angles can be folded into the query. That leaves keys stored after rotary embedding and values. For those, int8 needs
-  the query (or the probabilities) rounded to 8 bits on top, a page-wise rescaling of the accumulator, and codes
-  repacked to bytes in the operand layout; the score product is half the work, so the bound on the gain is a quarter.
+- Products are taken in the model's type (BF16), not in int8. Keys that are rotated after storage cannot be multiplied
+  as codes: the rotation mixes two channels of unequal step size by an angle that differs from token to token, so
+  neither step sizes nor angles can be folded into the query. That leaves keys stored after rotary embedding and values.
+  For those, int8 needs the query (or the probabilities) rounded to 8 bits on top, a page-wise rescaling of the
+  accumulator, and codes repacked to bytes in the operand layout; the score product is half the work, so the bound on
+  the gain is a quarter.
 - Keys and values are decoded by every block of queries anew: about 2 * 128 * D conversions per 4 * 128 * 128 * D
   multiplications and additions, which the tensor cores do not overlap with by themselves. The backend "scratch" decodes
   once and then runs the fastest dense kernel there is; this one is for the memory that the scratch takes.
@@ -29,13 +30,13 @@ import triton.language as tl
 from torch import Tensor
 
 from pagedvid.attention.kernels.partials import load_rows, write_rows
-from pagedvid.attention.kernels.work import NOISE_MODES, Noise, PagedWork, Tiling
+from pagedvid.attention.kernels.work import BIAS_SOURCES, PageBias, PagedWork, Tiling
 from pagedvid.codecs.channel.kernels.layout import PageLayout
-from pagedvid.codecs.channel.kernels.tokens import load_steps, load_tokens, load_turned_tokens
+from pagedvid.codecs.channel.kernels.tokens import load_rotated_tokens, load_step_sizes, load_tokens
 from pagedvid.codecs.triton_common import matmul_type
-from pagedvid.correction.kernels import SLOTS, noise_bias
-from pagedvid.rotary.axis_tables import Turns
-from pagedvid.rotary.kernels import turn_constants, turn_tensors
+from pagedvid.correction.kernels import SLOTS, bias_of_pages
+from pagedvid.rotary.axis_tables import AngleTables
+from pagedvid.rotary.kernels import angle_constants, angle_tensors
 
 LOG2_E = tl.constexpr(1.4426950408889634)
 LN_2 = tl.constexpr(0.6931471805599453)
@@ -48,25 +49,27 @@ MAX_HEAD_DIM = 128
 def page_group_bias(
     q_first, q_second, records, typed, keys, variance, first_page, num_pages, scale,
     MATMUL: tl.constexpr, HEAD_DIM: tl.constexpr, PAGE_BYTES: tl.constexpr, CODE_ROWS: tl.constexpr,
-    PAIR_STEPS: tl.constexpr, SHORT_STEPS: tl.constexpr, PAIRS: tl.constexpr, NOISE: tl.constexpr,
+    PAIR_STEP_SIZES: tl.constexpr, SHORT_STEP_SIZES: tl.constexpr, PAIRS: tl.constexpr, BIAS: tl.constexpr,
 ):  # fmt: skip
     """b [M, 16] of 16 pages from `first_page` on, natural log. `variance`: the chunk's change of variance [D]."""
     HALF: tl.constexpr = HEAD_DIM // 2
     slot = tl.arange(0, NUM_SLOTS)
     channel = tl.arange(0, HALF)[None, :]
-    if NOISE == 1:
+    if BIAS == 1:
         page = tl.load(keys + tl.minimum(first_page + slot, num_pages - 1)).to(tl.int64)[:, None]
-        first = load_steps(records, typed, page, channel, HEAD_DIM, PAGE_BYTES, CODE_ROWS, PAIR_STEPS, SHORT_STEPS)
-        second = load_steps(
-            records, typed, page, HALF + channel, HEAD_DIM, PAGE_BYTES, CODE_ROWS, PAIR_STEPS, SHORT_STEPS
+        first = load_step_sizes(
+            records, typed, page, channel, HEAD_DIM, PAGE_BYTES, CODE_ROWS, PAIR_STEP_SIZES, SHORT_STEP_SIZES
+        )
+        second = load_step_sizes(
+            records, typed, page, HALF + channel, HEAD_DIM, PAGE_BYTES, CODE_ROWS, PAIR_STEP_SIZES, SHORT_STEP_SIZES
         )
         first *= first
         second *= second
-    else:  # step^2 = 12 Var: gains count as uniform noise of that variance
+    else:  # step^2 = 12 Var: gains count as uniform errors of that variance
         all_slots = tl.zeros([NUM_SLOTS, 1], tl.float32)
         first = 12.0 * tl.load(variance + channel).to(tl.float32) + all_slots
         second = 12.0 * tl.load(variance + HALF + channel).to(tl.float32) + all_slots
-    return noise_bias(q_first.to(tl.float32), q_second.to(tl.float32), first, second, scale, MATMUL, HALF, PAIRS)
+    return bias_of_pages(q_first.to(tl.float32), q_second.to(tl.float32), first, second, scale, MATMUL, HALF, PAIRS)
 
 
 @triton.jit(do_not_specialize=["lse_head_stride"], do_not_specialize_on_alignment=["pages", "segments", "alpha"])
@@ -75,17 +78,18 @@ def paged_attention_kernel(
     alpha, variance, scale, q_token_stride, q_head_stride, out_token_stride, out_head_stride, lse_token_stride,
     lse_head_stride,
     GROUP: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_TOKENS: tl.constexpr, HEAD_DIM: tl.constexpr,
-    PAGE_BYTES: tl.constexpr, MATMUL: tl.constexpr, NOISE: tl.constexpr, ALPHA: tl.constexpr, PAIRS: tl.constexpr,
-    TURN: tl.constexpr, FRAME_TOKENS: tl.constexpr, WIDTH: tl.constexpr, MERGE: tl.constexpr,
+    PAGE_BYTES: tl.constexpr, MATMUL: tl.constexpr, BIAS: tl.constexpr, ALPHA: tl.constexpr, PAIRS: tl.constexpr,
+    ROTATE: tl.constexpr, FRAME_TOKENS: tl.constexpr, WIDTH: tl.constexpr, MERGE: tl.constexpr,
     KEY_BITS: tl.constexpr, KEY_PAGE_TOKENS: tl.constexpr, KEY_CODE_ROWS: tl.constexpr,
-    KEY_PAIR_STEPS: tl.constexpr, KEY_SHORT_STEPS: tl.constexpr, KEY_GATHER: tl.constexpr, KEY_SPAN: tl.constexpr,
+    KEY_PAIR_STEP_SIZES: tl.constexpr, KEY_SHORT_STEP_SIZES: tl.constexpr, KEY_GATHER: tl.constexpr,
+    KEY_SPAN: tl.constexpr,
     VALUE_BITS: tl.constexpr, VALUE_PAGE_TOKENS: tl.constexpr, VALUE_CODE_ROWS: tl.constexpr,
-    VALUE_PAIR_STEPS: tl.constexpr, VALUE_SHORT_STEPS: tl.constexpr, VALUE_GATHER: tl.constexpr,
+    VALUE_PAIR_STEP_SIZES: tl.constexpr, VALUE_SHORT_STEP_SIZES: tl.constexpr, VALUE_GATHER: tl.constexpr,
 ):  # fmt: skip
-    """See `paged_attention`. Grid (KV heads, blocks of rows); NOISE: 0 none, 1 steps, 2 change of variance."""
+    """See `paged_attention`. Grid (KV heads, blocks of rows); BIAS: 0 none, 1 steps, 2 change of variance."""
     HALF: tl.constexpr = HEAD_DIM // 2
     BLOCKS_PER_SPAN: tl.constexpr = (KEY_SPAN + BLOCK_TOKENS - 1) // BLOCK_TOKENS
-    GROUP_SPANS: tl.constexpr = NUM_SLOTS if NOISE > 0 else 1 << 20
+    GROUP_SPANS: tl.constexpr = NUM_SLOTS if BIAS > 0 else 1 << 20
     head = tl.program_id(0)
     num_heads = tl.num_programs(0)
     range_number = tl.load(blocks + tl.program_id(1) * 2)
@@ -119,14 +123,15 @@ def paged_attention_kernel(
         if ALPHA:
             factor *= tl.load(alpha + number * num_heads + head)
         for first_span in range(0, num_spans, GROUP_SPANS):
-            if NOISE > 0:
+            if BIAS > 0:
                 group_bias = factor * page_group_bias(
                     q_first, q_second, records, key_typed, keys,
                     variance + (number * num_heads + head) * HEAD_DIM, first_span, num_spans, scale,
-                    MATMUL, HEAD_DIM, PAGE_BYTES, KEY_CODE_ROWS, KEY_PAIR_STEPS, KEY_SHORT_STEPS, PAIRS, NOISE,
+                    MATMUL, HEAD_DIM, PAGE_BYTES, KEY_CODE_ROWS, KEY_PAIR_STEP_SIZES, KEY_SHORT_STEP_SIZES, PAIRS,
+                    BIAS,
                 )  # fmt: skip
             end_of_group = num_keys
-            if NOISE > 0:
+            if BIAS > 0:
                 end_of_group = tl.minimum(num_keys, (first_span + GROUP_SPANS) * KEY_SPAN)
             keys_in_group = end_of_group - first_span * KEY_SPAN
             whole_spans = keys_in_group // KEY_SPAN
@@ -136,17 +141,17 @@ def paged_attention_kernel(
                 span_first = (first_span + slot) * KEY_SPAN
                 first = span_first + block % BLOCKS_PER_SPAN * BLOCK_TOKENS
                 end = tl.minimum(span_first + KEY_SPAN, num_keys)
-                x, y = load_turned_tokens(
+                x, y = load_rotated_tokens(
                     records, key_typed, keys, cos, sin, axes, first, end, frame_row,
-                    BLOCK_TOKENS, HEAD_DIM, PAGE_BYTES, KEY_BITS, KEY_PAGE_TOKENS, KEY_CODE_ROWS, KEY_PAIR_STEPS,
-                    KEY_SHORT_STEPS, KEY_GATHER, TURN, FRAME_TOKENS, WIDTH,
+                    BLOCK_TOKENS, HEAD_DIM, PAGE_BYTES, KEY_BITS, KEY_PAGE_TOKENS, KEY_CODE_ROWS, KEY_PAIR_STEP_SIZES,
+                    KEY_SHORT_STEP_SIZES, KEY_GATHER, ROTATE, FRAME_TOKENS, WIDTH,
                 )  # fmt: skip
                 is_key = first + tl.arange(0, BLOCK_TOKENS) < end
                 stored = q.dtype.element_ty
                 scores = tl.dot(q_first, tl.trans(x.to(stored).to(MATMUL)), input_precision="ieee")
                 scores = tl.dot(q_second, tl.trans(y.to(stored).to(MATMUL)), scores, input_precision="ieee")
                 scores = scores * scale_log2 + tl.where(is_key, 0.0, float("-inf"))[None, :]
-                if NOISE > 0:
+                if BIAS > 0:
                     in_slot = (tl.arange(0, NUM_SLOTS) == slot)[None, :]
                     bias = tl.sum(tl.where(in_slot, group_bias, 0.0), axis=1)
                 else:
@@ -158,7 +163,7 @@ def paged_attention_kernel(
                 v = load_tokens(
                     records, value_typed, values, first, end, tl.arange(0, HEAD_DIM),
                     BLOCK_TOKENS, HEAD_DIM, PAGE_BYTES, VALUE_BITS, VALUE_PAGE_TOKENS, VALUE_CODE_ROWS,
-                    VALUE_PAIR_STEPS, VALUE_SHORT_STEPS, VALUE_GATHER,
+                    VALUE_PAIR_STEP_SIZES, VALUE_SHORT_STEP_SIZES, VALUE_GATHER,
                 )  # fmt: skip
                 acc = tl.dot(
                     weight.to(stored).to(MATMUL), v.to(stored).to(MATMUL), acc * decay[:, None], input_precision="ieee"
@@ -185,13 +190,13 @@ def paged_attention(
     work: PagedWork,
     scale: float,
     *,
-    turns: Turns | None = None,
-    noise: Noise | None = None,
+    angles: AngleTables | None = None,
+    bias: PageBias | None = None,
     merge: bool = False,
 ) -> None:
-    """Attention of turned queries [T, Hq, D] over the pages of their segments, into `out_THD` and `lse_TH` float32.
+    """Attention of rotated queries [T, Hq, D] over the pages of their segments, into `out_THD` and `lse_TH` float32.
 
-    `layouts`: of keys and of values. `turns`: what keys turn by; a segment names the row of its first
+    `layouts`: of keys and of values. `rotates`: what keys rotate by; a segment names the row of its first
     frame. `merge`: what `out` and `lse` hold is another partial of the same queries and is merged; else they are
     overwritten, with (0, -inf) where a range has no segment. D is contiguous in q and out.
     """
@@ -201,11 +206,11 @@ def paged_attention(
         return
     paged_attention_kernel[(num_kv_heads, len(work.blocks))](
         q_THD, out_THD, lse_TH, records, keys.view(records), values.view(records),
-        work.pages, work.segments, work.ranges, work.blocks, *turn_tensors(turns, records),
-        records if noise is None or noise.alpha is None else noise.alpha,
-        records if noise is None or noise.variance is None else noise.variance,
+        work.pages, work.segments, work.ranges, work.blocks, *angle_tensors(angles, records),
+        records if bias is None or bias.alpha is None else bias.alpha,
+        records if bias is None or bias.variance is None else bias.variance,
         scale, *q_THD.stride()[:2], *out_THD.stride()[:2], *lse_TH.stride(),
-        **attention_constants(layouts, q_THD.dtype, work.group, tiling, noise, turns, merge=merge),
+        **attention_constants(layouts, q_THD.dtype, work.group, tiling, bias, angles, merge=merge),
         num_warps=tiling.num_warps,
         num_stages=tiling.num_stages,
     )  # fmt: skip
@@ -216,15 +221,15 @@ def attention_constants(
     dtype: torch.dtype,
     group: int,
     tiling: Tiling,
-    noise: Noise | None,
-    turns: Turns | None,
+    bias: PageBias | None,
+    angles: AngleTables | None,
     *,
     merge: bool,
 ) -> dict[str, Any]:
     """Compile-time arguments of the kernel."""
     keys, values = layouts
     if keys.is_raw:  # never corrected
-        noise = None
+        bias = None
     block_tokens = min(keys.block_tokens(), values.block_tokens(), tiling.max_block_tokens)
     span = block_tokens if keys.is_raw else keys.page_tokens
     value_blocks_fit = span % block_tokens == 0 and values.page_tokens % block_tokens == 0
@@ -235,10 +240,10 @@ def attention_constants(
         "HEAD_DIM": keys.head_dim,
         "PAGE_BYTES": keys.page_bytes,
         "MATMUL": matmul_type(dtype),
-        "NOISE": NOISE_MODES[noise.mode if noise is not None else "off"],
-        "ALPHA": noise is not None and noise.alpha is not None,
-        "PAIRS": noise is not None and noise.pairs,
-        **turn_constants(turns),
+        "BIAS": BIAS_SOURCES[bias.source if bias is not None else "off"],
+        "ALPHA": bias is not None and bias.alpha is not None,
+        "PAIRS": bias is not None and bias.rotates,
+        **angle_constants(angles),
         "MERGE": merge,
         **keys.constants("KEY_"),
         "KEY_GATHER": keys.is_raw,

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-NOISE_MODES = {"off": 0, "steps": 1, "variance": 2}
-"""`Noise.mode` as kernels know it."""
+BIAS_SOURCES = {"off": 0, "step_sizes": 1, "variance": 2}
+"""`PageBias.source` as kernels know it."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class PagedWork:
     """Page lists of all chunks, one after the other."""
     segments: Tensor
     """[S, 6]: where head 0's key pages begin in `pages`, key pages per head, the same two for values, tokens of the
-    chunk, row of its first frame in the rotary tables (turns.py)."""
+    chunk, row of its first frame in the rotary tables (rotates.py)."""
     ranges: Tensor
     """[E, 4]: first packed token, number of tokens, first segment, end of its segments."""
     blocks: Tensor
@@ -69,32 +69,14 @@ class PagedWork:
 
 
 @dataclass(frozen=True)
-class Noise:
-    """What is subtracted from the scores of quantized keys; see correction/formula.py."""
+class PageBias:
+    """What the fused kernel subtracts from the scores of quantized keys; see correction/formula.py."""
 
-    mode: str
-    """"steps": of the pages; "variance": `variance`."""
-    pairs: bool
-    """Whether keys turn after storage."""
+    source: str
+    """"step_sizes": those of the pages; "variance": `variance`."""
+    rotates: bool
+    """Whether keys are rotated after storage."""
     alpha: Tensor | None = None
     """Factor of every segment and KV head, float32 [S, H], contiguous; None: 1."""
     variance: Tensor | None = None
     """Var k' - Var k, [S, H, D], contiguous."""
-
-
-@dataclass(frozen=True)
-class ChunkNoise:
-    """What is known of one chunk's keys as a whole, to correct its log-sum-exp at once."""
-
-    step_square: Tensor
-    """float32 [H, D], contiguous: the mean of step^2, or 12 times a change of variance."""
-    pairs: bool
-    """Whether keys turn after storage."""
-    alpha: Tensor | None = None
-    """float32 [H], contiguous; None: 1."""
-    axes: Tensor | None = None
-    """[D, D], whose rows are the directions that `step_square` speaks of; None: the channels."""
-
-    def along(self, q_THD: Tensor) -> Tensor:
-        """Queries along these directions."""
-        return q_THD if self.axes is None else q_THD.float() @ self.axes.T

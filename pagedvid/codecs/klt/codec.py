@@ -22,13 +22,15 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
+from typing_extensions import override
 
-from pagedvid.codecs.base import FP16_MAX, not_storable
+from pagedvid.codecs.base import FP16_MAX, Codec, PageKernels, not_storable
 from pagedvid.codecs.klt.blocks import BlockLayout, places_in_pages, tokens_in_pages
 from pagedvid.codecs.klt.coding import KltCoding
 from pagedvid.codecs.klt.fields import pack_fields, unpack_fields
 from pagedvid.codecs.klt.levels import byte_values, nearest
 from pagedvid.codecs.klt.scales import choose_scales, coded_scales, scales, split
+from pagedvid.codecs.klt.spec import KltSpec
 from pagedvid.codecs.klt.tables import KltTables
 from pagedvid.codecs.page import PageFormat
 from pagedvid.errors import ShapeError
@@ -38,36 +40,26 @@ ROW_PAGES_AT_ONCE = 64
 
 
 @dataclass(frozen=True, eq=False)
-class KltCodec:
-    """See the module docstring and `Codec`. Row r belongs to head r % h of the tables."""
+class KltCodec(Codec):
+    """Transform coding of one layer; row r belongs to head r % h of its tables."""
 
-    name: str
     page: PageFormat
+    spec: KltSpec
     coding: KltCoding
     """Of the heads of its rows."""
     _codings: dict[torch.device, KltCoding] = field(default_factory=dict, repr=False)
-    stores_rotated: bool = field(default=False, init=False)
-    axes: Tensor | None = field(default=None, init=False)
 
-    @staticmethod
-    def of(name: str, page: PageFormat, tables: KltTables) -> KltCodec:
-        """The codec of the layer that the tables are of.
-
-        Raises ConfigError for tables of a model of another shape, or a page that holds no block.
-        """
-        return KltCodec(name, page, KltCoding.of(name, page, tables))
-
+    @override
     def of_heads(self, heads: slice) -> KltCodec:
-        """The same for some of the heads; constants are shared."""
-        return KltCodec(self.name, self.page, self.coding.of_heads(heads))
+        return KltCodec(self.page, self.spec, self.coding.of_heads(heads))
 
     @property
     def layout(self) -> BlockLayout:
         """Which tokens form a block."""
         return BlockLayout(self.page.tokens_per_frame, self.page.frames_per_block)
 
+    @override
     def encode(self, x_RnD: Tensor) -> Tensor:
-        """See `Codec.encode`. Raises ShapeError for rows that the tables do not describe."""
         coding = self._coding(x_RnD)
         low, high = torch.aminmax(x_RnD)
         if not bool((low > -FP16_MAX) & (high < FP16_MAX)):
@@ -81,8 +73,8 @@ class KltCodec:
             records.append(self._pack(coding, coded_EhPK.unflatten(-1, (-1, len(coding.blocks)))))
         return torch.cat(records, dim=2).flatten(0, 1)
 
+    @override
     def decode(self, records_RPB: Tensor, num_tokens: int, out: Tensor) -> Tensor:
-        """See `Codec.decode`. Raises ShapeError for rows that the tables do not describe."""
         coding = self._coding(records_RPB)
         num_blocks, head_dim = len(coding.blocks), self.page.head_dim
         rows = (len(records_RPB) // coding.num_heads, coding.num_heads, records_RPB.shape[1])
@@ -99,9 +91,14 @@ class KltCodec:
         ordered = x_RnD[:, :num_tokens] if places is None else x_RnD.index_select(1, places)
         return out[:, :num_tokens].copy_(ordered)
 
-    def mean_square_steps(self, records_RPB: Tensor, num_tokens: int, first_token: int = 0) -> Tensor | None:
-        """None: there is no uniform grid."""
-        return None
+    @override
+    def kernels(self, device: torch.device) -> PageKernels:
+        from pagedvid.codecs.klt.kernels.layout import KltLayout, unsupported_reasons
+        from pagedvid.codecs.klt.kernels.pages import KltKernels
+
+        if unsupported_reasons(self.page):
+            return super().kernels(device)
+        return KltKernels(KltLayout.of(self.page, self.coding, device))
 
     def _coefficients(self, coding: KltCoding, x_RnD: Tensor) -> Tensor:
         """[E, h, P, F * b * D]."""
@@ -149,3 +146,8 @@ def _rows(x_hnD: Tensor, rows: Tensor) -> Tensor:
     """What belongs to a head, for every row."""
     num_chunks = len(rows) // len(x_hnD)
     return x_hnD if num_chunks == 1 else x_hnD.repeat(num_chunks, 1, 1)
+
+
+def make_codec(page: PageFormat, spec: KltSpec, tables: KltTables) -> KltCodec:
+    """See `CodecSpec.implementation`. Raises ConfigError for tables of a model of another shape."""
+    return KltCodec(page, spec, KltCoding.of(spec, page, tables))

@@ -15,6 +15,7 @@ from torch import Tensor
 from pagedvid.codecs.klt.allocation import choose_segments
 from pagedvid.codecs.klt.blocks import cosine_transform
 from pagedvid.codecs.klt.levels import POSITIVE_LEVELS
+from pagedvid.codecs.klt.spec import KltSpec
 from pagedvid.codecs.klt.tables import KltTables
 from pagedvid.codecs.page import PageFormat
 from pagedvid.errors import ConfigError
@@ -45,23 +46,25 @@ class KltCoding:
     """The largest level of each rank."""
 
     @staticmethod
-    def of(name: str, page: PageFormat, tables: KltTables) -> KltCoding:
+    def of(spec: KltSpec, page: PageFormat, tables: KltTables) -> KltCoding:
         """Bits are given out for all heads of the layer alike.
 
         Raises ConfigError when the tables are not of the model that the pages are for.
         """
-        layout, num_blocks = tables.layout, page.page_blocks(name)
+        layout, num_blocks = tables.layout, spec.page_blocks(page)
         wanted = (page.head_dim, page.tokens_per_frame, page.frames_per_block)
         given = (tables.head_dim, layout.tokens_per_frame, layout.num_frames)
         if wanted != given:
             raise ConfigError(
-                f"the tables for {name} have head_dim, tokens per frame and frames per block {given}; the cache has "
+                f"the tables for {spec} have head_dim, tokens per frame and frames per block {given}; the cache has "
                 f"{wanted}. Calibrate this model: pagedvid calibrate"
             )
-        segments = choose_segments(tables.spectrum_N, bits_per_block(name, page))
+        segments = choose_segments(tables.spectrum_N, spec.bits_per_block(page))
         widths = {width: count for width, count in segments.items() if count}
         if not widths:
-            raise ConfigError(f"pages of {page.num_bytes} bytes leave the blocks of {name} no bits; raise page_rows")
+            raise ConfigError(
+                f"pages of {page.num_bytes} bytes leave the blocks of {spec.name} no bits; raise page_rows"
+            )
         return _coding(widths, num_blocks, tables)
 
     @property
@@ -95,11 +98,6 @@ _BY_HEAD = (
     "deviation_h1K",
     "deviation_h1F1D",
 )
-
-
-def bits_per_block(name: str, page: PageFormat) -> int:
-    """Bits that the codes of one block may take: a page less its row of scales, shared evenly, in whole bytes."""
-    return (page.rows - 1) * page.head_dim // page.page_blocks(name) * 8
 
 
 def _coding(segments: Mapping[int, int], num_blocks: int, tables: KltTables) -> KltCoding:

@@ -5,56 +5,44 @@ Axes: R rows, one per (chunk, KV head); n tokens; P pages; D head_dim; B bytes o
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
-from pagedvid.codecs.base import not_storable
-from pagedvid.codecs.page import PageFormat, read_codec
-from pagedvid.errors import ConfigError
+from pagedvid.codecs.base import Codec, PageKernels, not_storable
+from pagedvid.codecs.page import PageFormat
+from pagedvid.codecs.raw.spec import RawSpec
 
 
 @dataclass(frozen=True)
-class RawCodec:
-    """Values kept as they are in a float type: no steps, never corrected.
-
-    Named "sim", it writes fp32 pages for a codec under study, which rounds the values before.
-    """
+class RawCodec(Codec):
+    """Values in a float type. Named "sim", it writes fp32 pages for a codec under study, which rounds values before."""
 
     page: PageFormat
-    name: str
-    axes: Tensor | None = field(default=None, init=False)
-
-    def __post_init__(self) -> None:
-        if read_codec(self.name).family != "raw":
-            raise ConfigError(f"{self.name!r} is not a raw codec; these are fp32, bf16 and sim")
-
-    @property
-    def stores_rotated(self) -> bool:
-        """False: keys are stored before rotary embedding."""
-        return False
+    spec: RawSpec
 
     @cached_property
     def dtype(self) -> torch.dtype:
         """Of the stored values."""
-        return torch.bfloat16 if self.name == "bf16" else torch.float32
+        return torch.bfloat16 if self.spec.bits == 16 else torch.float32
 
+    @override
     def encode(self, x_RnD: Tensor) -> Tensor:
-        """See `Codec.encode`."""
         stored = x_RnD.to(self.dtype)
         if not bool(torch.isfinite(stored).all()):
             raise not_storable(x_RnD, torch.finfo(self.dtype).max)
         num_rows, num_tokens, head_dim = x_RnD.shape
-        values = stored.new_zeros(num_rows, self.page.padded_tokens(num_tokens, self.name), head_dim)
+        values = stored.new_zeros(num_rows, self.spec.padded_tokens(self.page, num_tokens), head_dim)
         values[:, :num_tokens] = stored
-        value_bytes = values.view(num_rows, self.page.num_pages(num_tokens, self.name), -1).view(torch.uint8)
+        value_bytes = values.view(num_rows, self.spec.num_pages(self.page, num_tokens), -1).view(torch.uint8)
         return torch.nn.functional.pad(value_bytes, (0, self.page.num_bytes - value_bytes.shape[-1]))
 
+    @override
     def decode(self, records_RPB: Tensor, num_tokens: int, out: Tensor) -> Tensor:
-        """See `Codec.decode`."""
-        value_bytes = self.page.page_tokens(self.name) * self.page.head_dim * self.dtype.itemsize
+        value_bytes = self.spec.page_tokens(self.page) * self.page.head_dim * self.dtype.itemsize
         values = records_RPB[..., :value_bytes]
         if self.page.num_bytes % self.dtype.itemsize:  # then no page after the first starts where a number may
             values = values.clone(memory_format=torch.contiguous_format)
@@ -62,6 +50,16 @@ class RawCodec:
         paged = values.view(self.dtype).unflatten(-1, (-1, self.page.head_dim))
         return tokens.copy_(paged.flatten(1, 2)[:, :num_tokens])
 
-    def mean_square_steps(self, records_RPB: Tensor, num_tokens: int, first_token: int = 0) -> Tensor | None:
-        """None: there is no step."""
-        return None
+    @override
+    def kernels(self, device: torch.device) -> PageKernels:
+        from pagedvid.codecs.channel.kernels.layout import PageLayout, unsupported_reasons
+        from pagedvid.codecs.raw.kernels import RawKernels
+
+        if self.name == "sim" or unsupported_reasons(self.page):
+            return super().kernels(device)
+        return RawKernels(PageLayout.of_values(self.page, self.spec))
+
+
+def make_codec(page: PageFormat, spec: RawSpec, tables: None) -> RawCodec:
+    """See `CodecSpec.implementation`."""
+    return RawCodec(page, spec)

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from pagedvid.errors import ConfigError, listed
 from pagedvid.files.paths import is_folder
-from pagedvid.files.weights import TensorFacts, refuse_codes, refuse_non_finite
+from pagedvid.files.tensor_files import TensorFacts, refuse_codes, refuse_non_finite
 from pagedvid.models.common.checkpoint_files import checkpoint_files
 from pagedvid.models.common.checkpoint_names import by_own_name, in_best_table, plain_name
 from pagedvid.models.common.shard import read_shard, shard_facts

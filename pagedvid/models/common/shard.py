@@ -16,7 +16,7 @@ from torch import Tensor
 
 from pagedvid.errors import ConfigError, listed
 from pagedvid.files.paths import readable_file
-from pagedvid.files.weights import TensorFacts, safetensors_facts
+from pagedvid.files.tensor_files import TensorFacts, safetensors_facts
 from pagedvid.models.common.checkpoint_names import TABLES
 from pagedvid.shown import named
 

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from pagedvid.errors import ConfigError
-from pagedvid.files.weights import read_tensors, refuse_odd_dtype
+from pagedvid.files.tensor_files import read_tensors, refuse_odd_dtype
 from pagedvid.models.magi1.config import FrameConfig, NetworkConfig
 
 

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from pagedvid.errors import ConfigError
-from pagedvid.files.weights import read_tensors, refuse_odd_dtype
+from pagedvid.files.tensor_files import read_tensors, refuse_odd_dtype
 from pagedvid.models.worldplay.camera import Cameras
 from pagedvid.models.worldplay.trajectory import Trajectory, read_trajectory
 

@@ -10,18 +10,29 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pagedvid.attention.kernels.work import ChunkNoise
 from pagedvid.attention.partial import Partial, merge
+from pagedvid.codecs.base import make_codec
 from pagedvid.codecs.channel.codec import ChannelCodec
-from pagedvid.codecs.page import PageFormat, is_quantized, read_codec
+from pagedvid.codecs.channel.kernels.layout import PageLayout
+from pagedvid.codecs.page import PageFormat
 from pagedvid.codecs.raw.codec import RawCodec
-from pagedvid.correction.formula import log_sinhc, variance_bias
+from pagedvid.codecs.registry import read_codec
+from pagedvid.correction.formula import QuantError, log_sinhc, signed_bias
 from pagedvid.rotary.tables import pair_mean_square, rotate, to_half_layout
 
 
 def codec_of(page: PageFormat, name: str) -> ChannelCodec | RawCodec:
     """The codec whose pages kernels read and write."""
-    return RawCodec(page, name) if read_codec(name).family == "raw" else ChannelCodec(page, name)
+    codec = make_codec(read_codec(name), page)
+    assert isinstance(codec, (ChannelCodec, RawCodec))
+    return codec
+
+
+def layout_of(page: PageFormat, name: str) -> PageLayout:
+    """What kernels know of the pages of that codec."""
+    layout = codec_of(page, name).kernels(torch.device("cpu")).fused_layout
+    assert layout is not None, f"no kernel reads pages of {name}"
+    return layout
 
 
 def decode(
@@ -33,7 +44,7 @@ def decode(
     angles: tuple[Tensor, Tensor] | None = None,
 ) -> Tensor:
     """Tokens float32 [n, H, D]; see `decode.decode`."""
-    padded = page.padded_tokens(num_tokens, codec)
+    padded = read_codec(codec).padded_tokens(page, num_tokens)
     out = torch.empty(len(pages_HP), padded, page.head_dim, dtype=torch.float32, device=records.device)
     x_HnD = codec_of(page, codec).decode(records[pages_HP.long()], num_tokens, out)
     if angles is not None:
@@ -75,14 +86,14 @@ def paged_attention(
     for segment in segments:
         k_nHD = decode(page, codecs[0], records, segment.keys_HP, segment.num_tokens, segment.angles).double()
         score = scale * torch.einsum("thgd,nhd->thgn", q, k_nHD)
-        if corrected and is_quantized(codecs[0]):
-            step_square = _step_squares(page, codecs[0], records, segment)
-            x = (scale / 2) * (q_square[:, :, :, None] * step_square.clamp(min=0)[None, :, None]).sqrt()
-            lost = scale**2 / 24 * q_square[:, :, :, None] * step_square.clamp(max=0)[None, :, None]
+        if corrected and read_codec(codecs[0]).is_quantized:
+            square_step_size = _square_step_sizes(page, codecs[0], records, segment)
+            x = (scale / 2) * (q_square[:, :, :, None] * square_step_size.clamp(min=0)[None, :, None]).sqrt()
+            lost = scale**2 / 24 * q_square[:, :, :, None] * square_step_size.clamp(max=0)[None, :, None]
             b_THGP = (log_sinhc(x) + lost).sum(-1)
             if segment.alpha is not None:
                 b_THGP = b_THGP * segment.alpha.double()[:, None, None]
-            of_key = torch.arange(segment.num_tokens) // page.page_tokens(codecs[0])
+            of_key = torch.arange(segment.num_tokens) // read_codec(codecs[0]).page_tokens(page)
             score = score - b_THGP[..., of_key]
         scores.append(score)
         values.append(decode(page, codecs[1], records, segment.values_HP, segment.num_tokens).double())
@@ -91,14 +102,14 @@ def paged_attention(
     return out.flatten(1, 2), score.logsumexp(-1).flatten(1)
 
 
-def _step_squares(page: PageFormat, codec: str, records: Tensor, segment: Segment) -> Tensor:
+def _square_step_sizes(page: PageFormat, codec: str, records: Tensor, segment: Segment) -> Tensor:
     """[H, P, D] float64."""
     num_pages = segment.keys_HP.shape[1]
     if segment.variance is not None:
         return 12 * segment.variance.double().unsqueeze(1).expand(-1, num_pages, -1)
     channel_codec = codec_of(page, codec)
     assert isinstance(channel_codec, ChannelCodec)
-    return channel_codec.page_steps(records[segment.keys_HP.long()]).double().square()
+    return channel_codec.page_step_sizes(records[segment.keys_HP.long()]).double().square()
 
 
 def corrected_merge(
@@ -106,34 +117,34 @@ def corrected_merge(
     partial: tuple[Tensor, Tensor],
     q_THD: Tensor,
     scale: float,
-    noise: ChunkNoise | None,
+    error: QuantError | None,
 ) -> tuple[Tensor, Tensor]:
-    """Merged (out, lse) float32; b from correction/formula.py: gains of variance as noise, losses to second order."""
+    """Merged (out, lse) float32; b from correction/formula.py: gains of variance as errors, losses to second order."""
     out, lse_TH = partial
-    if noise is not None:
-        num_heads = len(noise.step_square)
+    if error is not None:
+        num_heads = len(error.square)
         q_HMD = q_THD.float().unflatten(1, (num_heads, -1)).permute(1, 0, 2, 3).flatten(1, 2)
-        q_square = pair_mean_square(q_HMD) if noise.pairs else q_HMD.square()
-        b_HM = variance_bias(q_square, noise.step_square / 12, scale)
-        if noise.alpha is not None:
-            b_HM = noise.alpha[:, None] * b_HM
+        q_square = pair_mean_square(q_HMD) if error.rotates else q_HMD.square()
+        b_HM = signed_bias(q_square, error.square, scale)
+        if error.alpha is not None:
+            b_HM = error.alpha[:, None] * b_HM
         lse_TH = lse_TH - b_HM.unflatten(1, (len(q_THD), -1)).transpose(0, 1).flatten(1)
     merged = merge(Partial(total[0].float(), total[1]), Partial(out.float(), lse_TH))
     return merged.out, merged.lse
 
 
 def encode(
-    page: PageFormat, codec: str, x_nHD: Tensor, angles: tuple[Tensor, Tensor] | None = None, *, turn: int = 0
+    page: PageFormat, codec: str, x_nHD: Tensor, angles: tuple[Tensor, Tensor] | None = None, *, rotate: int = 0
 ) -> Tensor:
     """Records uint8 [H, P, page_bytes]; see `encode.encode`."""
     x_HnD = x_nHD.transpose(0, 1).float()
-    if angles is not None and turn:
-        x_HnD = rotate(x_HnD, angles[0].float(), turn * angles[1].float())
+    if angles is not None and rotate:
+        x_HnD = rotate(x_HnD, angles[0].float(), rotate * angles[1].float())
     return codec_of(page, codec).encode(x_HnD)
 
 
-def turned(x_THD: Tensor, layout: str, angles: tuple[Tensor, Tensor] | None) -> Tensor:
-    """See `rotate.turned`."""
+def rotated(x_THD: Tensor, layout: str, angles: tuple[Tensor, Tensor] | None) -> Tensor:
+    """See `rotate.rotated`."""
     x = to_half_layout(x_THD, layout)
     if angles is None:
         return x

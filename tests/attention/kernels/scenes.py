@@ -8,11 +8,11 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from pagedvid.attention.kernels.work import Noise, PagedWork, Tiling
-from pagedvid.codecs.channel.kernels.layout import PageLayout
+from pagedvid.attention.kernels.work import PageBias, PagedWork, Tiling
 from pagedvid.codecs.page import PageFormat
-from pagedvid.rotary.axis_tables import Turns
-from tests.attention.kernels.reference import Segment, codec_of
+from pagedvid.codecs.registry import read_codec
+from pagedvid.rotary.axis_tables import AngleTables
+from tests.attention.kernels.reference import Segment, codec_of, layout_of
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 """Where there is a GPU the kernels run on it, otherwise in the interpreter (tests/conftest.py)."""
@@ -22,7 +22,7 @@ SMALL = Tiling(block_rows=32, max_block_tokens=64, num_warps=4, num_stages=1)
 
 
 FRAME_TOKENS, WIDTH = 12, 4
-"""Of the grid that keys turn by."""
+"""Of the grid that keys rotate by."""
 
 
 @dataclass
@@ -44,7 +44,7 @@ class Scene:
     def __post_init__(self) -> None:
         self.generator = torch.Generator("cpu").manual_seed(self.seed)
         self.page = PageFormat(self.head_dim, self.rows)
-        self.layouts = tuple(PageLayout.of(self.page, codec) for codec in self.codecs)
+        self.layouts = tuple(layout_of(self.page, codec) for codec in self.codecs)
         shape = (self.num_pages, self.page.num_bytes)
         self.records = torch.randint(0, 256, shape, dtype=torch.uint8, generator=self.generator, device="cpu").to(
             DEVICE
@@ -58,18 +58,18 @@ class Scene:
     def randn(self, *shape: int) -> Tensor:
         return torch.randn(*shape, generator=self.generator, device="cpu").to(DEVICE)
 
-    def add(self, num_tokens: int, *, turns: bool = True, alpha: bool = True, variance: bool = False) -> Segment:
+    def add(self, num_tokens: int, *, angles: bool = True, alpha: bool = True, variance: bool = False) -> Segment:
         """A chunk of random tokens, encoded into pages anywhere in the pool."""
         keys = self.randn(self.num_kv_heads, num_tokens, self.head_dim) * torch.linspace(0.3, 2, self.head_dim)
         keys[..., 3] *= self.large_channel
         values = self.randn(self.num_kv_heads, num_tokens, self.head_dim)
         tables = [self.store(codec, x) for codec, x in zip(self.codecs, (keys, values), strict=True)]
-        frame_row = self.turns().first_frame_row + sum(len(frames) for frames in self._frames)
+        frame_row = self.angles().first_frame_row + sum(len(frames) for frames in self._frames)
         self._frames.append(self.randn(-(-num_tokens // FRAME_TOKENS), self.head_dim // 2))
         segment = Segment(
             *tables,
             num_tokens,
-            self.turns().of_chunk(frame_row, num_tokens) if turns else None,
+            self.angles().of_chunk(frame_row, num_tokens) if angles else None,
             self.randn(self.num_kv_heads).sigmoid() + 0.5 if alpha else None,
             0.05 * self.randn(self.num_kv_heads, self.head_dim) if variance else None,
         )
@@ -81,7 +81,7 @@ class Scene:
 
     def store(self, codec: str, x_HnD: Tensor) -> Tensor:
         """Puts tokens into free pages, int32 [H, P]."""
-        num_pages = self.page.num_pages(x_HnD.shape[1], codec)
+        num_pages = read_codec(codec).num_pages(self.page, x_HnD.shape[1])
         pages = self.take(num_pages)
         self.records[pages.long()] = codec_of(self.page, codec).encode(x_HnD)
         return pages
@@ -102,23 +102,23 @@ class Scene:
         segments, bounds = (torch.tensor(rows, device="cpu") for rows in (self._rows, ranges))
         return PagedWork.cut(pages, segments.view(-1, 6), bounds, group, tiling)
 
-    def turns(self) -> Turns:
-        """Of all chunks; pairs turn with time, rows and columns in no order."""
+    def angles(self) -> AngleTables:
+        """Of all chunks; pairs rotate with time, rows and columns in no order."""
         angles = torch.cat([self._height_and_width, *self._frames])
         axes = (torch.arange(self.head_dim // 2) * 5 + 1) % 7 % 3
-        return Turns(angles.cos(), angles.sin(), axes.int().to(DEVICE), FRAME_TOKENS, WIDTH)
+        return AngleTables(angles.cos(), angles.sin(), axes.int().to(DEVICE), FRAME_TOKENS, WIDTH)
 
     def frame_row(self, segment: Segment) -> int:
         """Row of a chunk's first frame."""
         (number,) = [i for i, each in enumerate(self.segments) if each is segment]
         return self._rows[number][5]
 
-    def noise(self, mode: str, *, pairs: bool) -> Noise:
+    def bias(self, source: str, *, rotates: bool) -> PageBias:
         alphas = [segment.alpha for segment in self.segments if segment.alpha is not None]
         variances = [segment.variance for segment in self.segments if segment.variance is not None]
-        return Noise(
-            mode,
-            pairs,
+        return PageBias(
+            source,
+            rotates,
             torch.stack(alphas) if alphas else None,
             torch.stack(variances) if variances else None,
         )

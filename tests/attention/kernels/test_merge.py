@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from pagedvid.attention.kernels.merge import corrected_merge, merge
-from pagedvid.attention.kernels.work import ChunkNoise
+from pagedvid.correction.formula import QuantError
 from tests.attention.kernels import reference
 from tests.attention.kernels.scenes import DEVICE
 
@@ -35,17 +35,17 @@ def check(got: tuple[torch.Tensor, torch.Tensor], expected: tuple[torch.Tensor, 
 def test_equals_bias_and_merge(kind: str, has_alpha: bool, pairs: bool) -> None:
     total, partial = partials()
     q, scale = randn(20, 6, 32, seed=4), 0.18  # one block of rows: the same channels are hot in both
-    step_square = randn(2, 32, seed=5).square()
+    square_step_size = randn(2, 32, seed=5).square()
     if kind == "hot channel":
-        step_square[1, 3] = 900.0
+        square_step_size[1, 3] = 900.0
     if kind == "some lose variance":
-        step_square = 0.6 * randn(2, 32, seed=5)
-    noise = ChunkNoise(step_square, pairs, torch.tensor([0.5, 1.2]) if has_alpha else None)
-    expected = reference.corrected_merge(total, partial, q, scale, noise)
+        square_step_size = 0.6 * randn(2, 32, seed=5)
+    error = QuantError(square_step_size, False, None, pairs, torch.tensor([0.5, 1.2]) if has_alpha else None)
+    expected = reference.corrected_merge(total, partial, q, scale, error)
     uncorrected = reference.corrected_merge(total, partial, q, scale, None)
     assert float((expected[1] - uncorrected[1]).nan_to_num().abs().max()) > 1e-2
     got = (total[0].clone(), total[1].clone())
-    corrected_merge(got, partial, q, scale, noise)
+    corrected_merge(got, partial, q, scale, error)
     check(got, expected)
 
 

@@ -11,12 +11,12 @@ from tests.attention.kernels.scenes import Scene
 
 
 def arguments(scene: Scene, work: PagedWork, q: torch.Tensor) -> tuple:
-    noise = scene.noise("steps", pairs=True)
+    bias = scene.bias("step_sizes", rotates=True)
     tables = (work.pages, work.segments, work.ranges, work.blocks)
-    turns = scene.turns()
-    rotary = (turns.cos, turns.sin, turns.axes, turns.frame_tokens, turns.width)
-    settings = (work.group, 0.125, "/".join(scene.codecs), "steps", True, work.tiling.block_rows)
-    return (q, scene.records, *tables, *rotary, noise.alpha, None, *settings)
+    angles = scene.angles()
+    rotary = (angles.cos, angles.sin, angles.axes, angles.frame_tokens, angles.width)
+    settings = (work.group, 0.125, "/".join(scene.codecs), "step_sizes", True, work.tiling.block_rows)
+    return (q, scene.records, *tables, *rotary, bias.alpha, None, *settings)
 
 
 def test_equals_the_launch_and_compiles_whole() -> None:
@@ -25,8 +25,8 @@ def test_equals_the_launch_and_compiles_whole() -> None:
     work = scene.work([9], [1], 3)
     q = scene.randn(9, 3, 64)
     out, lse = torch.empty(9, 3, 64), torch.empty(9, 3)
-    turns, noise = scene.turns(), scene.noise("steps", pairs=True)
-    paged_attention(q, out, lse, scene.records, scene.layouts, work, 0.125, turns=turns, noise=noise)
+    angles, bias = scene.angles(), scene.bias("step_sizes", rotates=True)
+    paged_attention(q, out, lse, scene.records, scene.layouts, work, 0.125, angles=angles, bias=bias)
 
     def model(q: torch.Tensor) -> torch.Tensor:
         history, log_mass = paged_attention_operator(*arguments(scene, work, 1.0 * q))

@@ -24,8 +24,8 @@ def run(
     reads: Sequence[int],
     group: int = 1,
     *,
-    mode: str | None = "steps",
-    turns: bool = True,
+    mode: str | None = "step_sizes",
+    angles: bool = True,
     dtype: torch.dtype = torch.float32,
     total: Partial | None = None,
 ) -> tuple[Partial, Partial]:
@@ -43,23 +43,23 @@ def run(
         scene.layouts,
         scene.work(lengths, reads, group),
         scale,
-        turns=scene.turns() if turns else None,
-        noise=None if mode is None else scene.noise(mode, pairs=turns),
+        angles=scene.angles() if angles else None,
+        bias=None if mode is None else scene.bias(mode, rotates=angles),
         merge=total is not None,
     )
     segments, expected = iter(scene.segments), []
     for q_range, count in zip(q.split(list(lengths)), reads, strict=True):
         seen = [next(segments) for _ in range(count)]
-        expected.append(_expected(scene, q_range, seen, scale, mode is not None, turns))
+        expected.append(_expected(scene, q_range, seen, scale, mode is not None, angles))
     whole = Partial(*(torch.cat(parts).float() for parts in zip(*expected, strict=True)))
     return got, whole if total is None else merge(total, whole)
 
 
-def _expected(scene, q: Tensor, seen, scale: float, corrected: bool, turns: bool) -> tuple[Tensor, Tensor]:
+def _expected(scene, q: Tensor, seen, scale: float, corrected: bool, angles: bool) -> tuple[Tensor, Tensor]:
     if not seen:
         return torch.zeros_like(q), torch.full(q.shape[:2], -torch.inf)
     return reference.paged_attention(
-        scene.page, scene.codecs, scene.records, q, seen, scale, corrected=corrected, pairs=turns
+        scene.page, scene.codecs, scene.records, q, seen, scale, corrected=corrected, pairs=angles
     )
 
 
@@ -133,18 +133,18 @@ def test_ragged_ranges_each_with_its_own_chunks() -> None:
 
 
 def test_no_history_at_all() -> None:
-    got, _ = run(Scene(("int2", "int2"), 64, num_kv_heads=1), [3], [0], mode=None, turns=False)
+    got, _ = run(Scene(("int2", "int2"), 64, num_kv_heads=1), [3], [0], mode=None, angles=False)
     assert (got.out == 0).all() and (got.lse == -torch.inf).all()
 
 
-@pytest.mark.parametrize("turns", [True, False])
-def test_hot_channels_take_the_exact_form(turns: bool) -> None:
+@pytest.mark.parametrize("angles", [True, False])
+def test_hot_channels_take_the_exact_form(angles: bool) -> None:
     """One key channel is 40 times as large: second order would be wrong by whole units, and so would its bfloat16."""
     scene = Scene(("int2", "int2"), 64, num_kv_heads=1, large_channel=40.0)
-    scene.add(300, turns=turns)
-    got, expected = run(scene, [20], [1], turns=turns)
+    scene.add(300, angles=angles)
+    got, expected = run(scene, [20], [1], angles=angles)
     check((got, expected), SECOND_ORDER)
-    uncorrected, _ = run(scene, [20], [1], mode=None, turns=turns)
+    uncorrected, _ = run(scene, [20], [1], mode=None, angles=angles)
     assert (uncorrected.lse - got.lse).max() > 3  # the correction is large here
 
 
@@ -158,8 +158,8 @@ def test_changes_of_variance_instead_of_steps() -> None:
 
 def test_keys_stored_after_rotary_embedding_meet_plain_squares() -> None:
     scene = Scene(("int2-post", "int2"), 64, num_kv_heads=2)
-    scene.add(130, turns=False)
-    check(run(scene, [9], [1], turns=False), SECOND_ORDER)
+    scene.add(130, angles=False)
+    check(run(scene, [9], [1], angles=False), SECOND_ORDER)
 
 
 def test_merges_another_partial_in_place() -> None:
@@ -183,9 +183,9 @@ def test_one_range_does_not_depend_on_its_neighbours() -> None:
     for lengths, reads in (([9], [1]), ([9, 30], [1, 1])):
         out, lse = torch.empty(sum(lengths), 1, 64), torch.empty(sum(lengths), 1)
         work = scene.work(lengths, reads, 1)
-        noise = scene.noise("steps", pairs=True)
+        bias = scene.bias("step_sizes", rotates=True)
         paged_attention(
-            q[: sum(lengths)], out, lse, scene.records, scene.layouts, work, 0.125, turns=scene.turns(), noise=noise
+            q[: sum(lengths)], out, lse, scene.records, scene.layouts, work, 0.125, angles=scene.angles(), bias=bias
         )
         results.append((out[:9], lse[:9]))
     assert torch.equal(results[0][0], results[1][0]) and torch.equal(results[0][1], results[1][1])

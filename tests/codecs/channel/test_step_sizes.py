@@ -8,10 +8,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pagedvid.codecs.channel.step_sizes import StepFormat, short_steps
-from tests.codecs.page_reader import read_steps
+from pagedvid.codecs.channel.codec import StepSizeFormat
+from pagedvid.codecs.channel.step_sizes import short_step_sizes
+from tests.codecs.page_reader import read_step_sizes
 
-FORMATS = [StepFormat(by_pair, is_short) for by_pair in (False, True) for is_short in (False, True)]
+FORMATS = [StepSizeFormat(by_pair, is_short) for by_pair in (False, True) for is_short in (False, True)]
 LARGEST = 131008 / 3
 """From the least to the greatest fp16 number, in 2 bits."""
 
@@ -24,7 +25,7 @@ def test_steps_take_whole_rows_and_lie_where_the_docstring_says(head_dim, steps)
     assert stored.shape == (3, 5, head_dim * (1 if steps.by_pair or steps.is_short else 2))
     if steps.by_pair and steps.is_short:
         assert not stored[..., head_dim // 2 :].any()
-    expected = read_steps(stored.numpy(), steps.by_pair, steps.is_short)
+    expected = read_step_sizes(stored.numpy(), steps.by_pair, steps.is_short)
     np.testing.assert_allclose(steps.decode(stored).double().numpy(), expected, rtol=1e-7)
 
 
@@ -43,7 +44,7 @@ def test_a_stored_step_is_the_next_one_up(steps, wanted):
 
 
 def test_every_short_step_is_stored_as_itself():
-    steps, all_steps = StepFormat(is_short=True), short_steps(torch.device("cpu"))
+    steps, all_steps = StepSizeFormat(is_short=True), short_step_sizes(torch.device("cpu"))
     assert steps.encode(all_steps).tolist() == list(range(256))
     assert float(all_steps[160]) == 1.0 and float(all_steps[166]) == 2.0 and float(all_steps[0]) == 0.0
     assert float(all_steps[-1]) > LARGEST

@@ -9,10 +9,12 @@ from torch import Tensor
 
 from pagedvid.calibration.fit import calibrate
 from pagedvid.calibration.statistics import Observation
+from pagedvid.codecs.base import make_codec
 from pagedvid.codecs.klt.blocks import BlockLayout
 from pagedvid.codecs.klt.codec import KltCodec
 from pagedvid.codecs.klt.tables import KltTables
 from pagedvid.codecs.page import PageFormat
+from pagedvid.codecs.registry import read_codec
 
 HEAD_DIM = 16
 FRAME_TOKENS = 10
@@ -43,7 +45,7 @@ def draw(seed: int, num_chunks: int = 3, num_frames: int = NUM_FRAMES, num_heads
 def page(name: str, page_blocks: int = 8) -> PageFormat:
     """Pages of so many blocks, with as many of the bits of the name as whole rows allow."""
     rows = 5
-    while PageFormat(HEAD_DIM, rows + 1, FRAME_TOKENS, NUM_FRAMES).page_blocks(name) <= page_blocks:
+    while read_codec(name).page_blocks(PageFormat(HEAD_DIM, rows + 1, FRAME_TOKENS, NUM_FRAMES)) <= page_blocks:
         rows += 1
     return PageFormat(HEAD_DIM, rows, FRAME_TOKENS, NUM_FRAMES)
 
@@ -56,11 +58,11 @@ def tables(kind: str = "keys") -> KltTables:
 
 def codec(name: str = "klt2", kind: str = "keys", page_blocks: int = 8, heads: slice = slice(None)) -> KltCodec:
     """For the layer of `tables`."""
-    return KltCodec.of(name, page(name, page_blocks), tables(kind)).of_heads(heads)
+    return make_codec(read_codec(name), page(name, page_blocks), tables(kind)).of_heads(heads)
 
 
 def decode(codec: KltCodec, records: Tensor, num_tokens: int, dtype: torch.dtype = torch.float32) -> Tensor:
     """Into a buffer full of NaN, so that whatever is not written shows."""
-    padded = codec.page.padded_tokens(num_tokens, codec.name)
+    padded = read_codec(codec.name).padded_tokens(codec.page, num_tokens)
     out = torch.full((len(records), padded, codec.page.head_dim), torch.nan, dtype=dtype)
     return codec.decode(records, num_tokens, out)

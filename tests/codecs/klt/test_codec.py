@@ -8,11 +8,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from pagedvid.codecs.base import make_codec
 from pagedvid.codecs.channel.codec import ChannelCodec
 from pagedvid.codecs.klt.codec import KltCodec
-from pagedvid.codecs.klt.coding import bits_per_block
 from pagedvid.codecs.klt.levels import POSITIVE_LEVELS
 from pagedvid.codecs.page import PageFormat
+from pagedvid.codecs.registry import read_codec
 from pagedvid.errors import ConfigError, NonFiniteError, ShapeError
 from tests.codecs.klt.scenes import FRAME_TOKENS, HEAD_DIM, SPAN_TOKENS, codec, decode, draw, page, tables
 
@@ -79,15 +80,15 @@ def test_coded_directions_come_back_within_what_unclipped_rounding_allows(page_b
 @pytest.mark.parametrize("num_tokens", [1, 40, 95, 400])
 def test_the_bits_of_the_name_are_honoured_to_the_byte(num_tokens, rows, name):
     format_ = PageFormat(HEAD_DIM, rows, FRAME_TOKENS, 4)
-    tried = KltCodec.of(name, format_, tables("values"))
+    tried = make_codec(read_codec(name), format_, tables("values"))
     records = tried.encode(draw(9, num_frames=40).v_CHTD[0][:, :num_tokens])
     assert records.dtype == torch.uint8
-    assert records.shape == (2, format_.num_pages(num_tokens, name), rows * HEAD_DIM)
+    assert records.shape == (2, read_codec(name).num_pages(format_, num_tokens), rows * HEAD_DIM)
     used = sum(width * count for width, count in tried.coding.segments.items())
-    allowed = bits_per_block(name, format_)
+    allowed = read_codec(name).bits_per_block(format_)
     assert used <= allowed and (used > allowed - 32 or tried.coding.segments == {8: 4 * HEAD_DIM})
-    assert format_.page_blocks(name) * used / 8 + HEAD_DIM <= rows * HEAD_DIM
-    tokens = format_.page_tokens(name)
+    assert read_codec(name).page_blocks(format_) * used / 8 + HEAD_DIM <= rows * HEAD_DIM
+    tokens = read_codec(name).page_tokens(format_)
     assert 8 * rows / tokens <= float(name[3:]) < 8 * rows / max(tokens - 4, 1e-9)  # a block of 4 less would be too few
 
 
@@ -103,7 +104,7 @@ def test_more_bits_mean_less_error():
 @pytest.mark.parametrize("kind", ["keys", "values"])
 def test_it_beats_int2_on_what_it_was_calibrated_for(kind):
     x = draw(9).k_CHTD[0] if kind == "keys" else draw(9).v_CHTD[0]
-    plain = ChannelCodec(PageFormat(HEAD_DIM), "int2")
+    plain = ChannelCodec(PageFormat(HEAD_DIM), read_codec("int2"))
     records = plain.encode(x)
     stored = plain.decode(records, 40, torch.empty(2, records.shape[1] * 128, HEAD_DIM))
     tried = codec("klt1.5", kind)
@@ -217,12 +218,12 @@ def test_rows_without_tables_are_refused():
 )
 def test_tables_of_a_model_of_another_shape_are_refused(format_):
     with pytest.raises(ConfigError, match=r"have .*\(16, 10, 4\); the cache has .*pagedvid calibrate"):
-        KltCodec.of("klt2", format_, tables())
+        make_codec(read_codec("klt2"), format_, tables())
 
 
 def test_pages_that_leave_no_bits_are_refused():
     with pytest.raises(ConfigError, match="raise page_rows"):
-        KltCodec.of("klt0.5", PageFormat(HEAD_DIM, 2, FRAME_TOKENS, 1), _still_tables())
+        make_codec(read_codec("klt0.5"), PageFormat(HEAD_DIM, 2, FRAME_TOKENS, 1), _still_tables())
 
 
 def _still_tables():
@@ -234,6 +235,6 @@ def _still_tables():
 
 def test_nothing_is_said_of_steps():
     tried = codec()
-    assert tried.mean_square_steps(tried.encode(draw(9).k_CHTD[0]), 40) is None
+    assert tried.mean_square_step_sizes(tried.encode(draw(9).k_CHTD[0]), 40) is None
     assert tried.axes is None and not tried.stores_rotated and tried.name == "klt2"
     assert page("klt2").page_blocks("klt2") == 8

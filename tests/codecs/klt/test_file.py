@@ -9,8 +9,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from pagedvid.codecs.klt.codec import KltCodec
+from pagedvid.codecs.base import make_codec
 from pagedvid.codecs.klt.file import VERSION, Calibration, load_calibration, save_calibration
+from pagedvid.codecs.registry import read_codec
 from pagedvid.errors import ConfigError
 from tests.codecs.klt.scenes import FRAME_TOKENS, HEAD_DIM, NUM_FRAMES, codec, decode, draw, page, tables
 
@@ -42,7 +43,10 @@ def test_what_is_saved_is_loaded(tmp_path):
 
 def test_half_precision_costs_next_to_nothing():
     x = draw(9).v_CHTD[0]
-    exact, rounded = codec("klt2", "values"), KltCodec.of("klt2", page("klt2"), calibration().tables("values", 0))
+    exact, rounded = (
+        codec("klt2", "values"),
+        make_codec(read_codec("klt2"), page("klt2"), calibration().tables("values", 0)),
+    )
     errors = [float((decode(tried, tried.encode(x), 40) - x).norm()) for tried in (exact, rounded)]
     assert errors[1] < 1.02 * errors[0]
 
@@ -53,7 +57,7 @@ def test_one_file_serves_every_rate_and_any_heads(tmp_path):
     both = load_calibration(path).tables("keys", 0)
     x = draw(9).k_CHTD[0]
     for name in ("klt1", "klt2.5"):
-        whole = KltCodec.of(name, page(name), both)
+        whole = make_codec(read_codec(name), page(name), both)
         alone = whole.of_heads(slice(1, 2))
         assert torch.equal(whole.encode(x)[1:], alone.encode(x[1:]))
 

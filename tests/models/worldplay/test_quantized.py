@@ -20,6 +20,7 @@ from pagedvid.cache.spec import CacheSpec
 from pagedvid.cache.stream_codecs import StreamCodecs
 from pagedvid.codecs.channel.codec import ChannelCodec
 from pagedvid.codecs.page import PageFormat
+from pagedvid.codecs.registry import read_codec
 from pagedvid.correction.formula import bias
 from pagedvid.models.worldplay.schedule import WINDOW
 from pagedvid.paged_kv_cache import PagedKVCache
@@ -124,11 +125,11 @@ def test_four_bits_are_close(variant):
 def rounded(x_THD: Tensor, codec: str) -> tuple[Tensor, Tensor]:
     """(what a page gives back, mean squared steps [H, D])."""
     rows, page = x_THD.transpose(0, 1), PageFormat(x_THD.shape[-1])
-    how = ChannelCodec(page, codec)
+    how = ChannelCodec(page, read_codec(codec))
     records = how.encode(rows)
-    padded = page.padded_tokens(rows.shape[1], codec)
+    padded = read_codec(codec).padded_tokens(page, rows.shape[1])
     decoded = how.decode(records, rows.shape[1], torch.empty(len(rows), padded, rows.shape[2]))
-    return decoded.transpose(0, 1).clone(), how.mean_square_steps(records, rows.shape[1])
+    return decoded.transpose(0, 1).clone(), how.mean_square_step_sizes(records, rows.shape[1])
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Pages of one chunk -> tokens in a dense scratch, keys turned by their rotary angles on the way.
+"""Pages of one chunk -> tokens in a dense scratch, keys rotated by their rotary angles on the way.
 
 Reference: `reference.decode`. Every byte is read once and every value written once, so the time is that of memory.
 """
@@ -12,13 +12,13 @@ import triton.language as tl
 from torch import Tensor
 
 from pagedvid.codecs.channel.kernels.layout import PageLayout
-from pagedvid.codecs.channel.kernels.tokens import load_turned_tokens
-from pagedvid.rotary.axis_tables import Turns
-from pagedvid.rotary.kernels import turn_constants, turn_tensors
+from pagedvid.codecs.channel.kernels.tokens import load_rotated_tokens
+from pagedvid.rotary.axis_tables import AngleTables
+from pagedvid.rotary.kernels import angle_constants, angle_tensors
 
 NUM_WARPS = 8
 MAX_BLOCK_TOKENS = 64
-"""With 128 tokens at once, turned keys need more registers than there are."""
+"""With 128 tokens at once, rotated keys need more registers than there are."""
 
 
 @triton.jit(do_not_specialize=["num_tokens", "pages_per_head", "frame_row"], do_not_specialize_on_alignment=["pages"])
@@ -26,8 +26,8 @@ def decode_kernel(
     records, typed, pages, cos, sin, axes, out, num_tokens, pages_per_head, frame_row, out_token_stride,
     out_head_stride,
     BLOCK_TOKENS: tl.constexpr, HEAD_DIM: tl.constexpr, PAGE_BYTES: tl.constexpr, BITS: tl.constexpr,
-    PAGE_TOKENS: tl.constexpr, CODE_ROWS: tl.constexpr, PAIR_STEPS: tl.constexpr, SHORT_STEPS: tl.constexpr,
-    GATHER: tl.constexpr, TURN: tl.constexpr, FRAME_TOKENS: tl.constexpr, WIDTH: tl.constexpr,
+    PAGE_TOKENS: tl.constexpr, CODE_ROWS: tl.constexpr, PAIR_STEP_SIZES: tl.constexpr, SHORT_STEP_SIZES: tl.constexpr,
+    GATHER: tl.constexpr, ROTATE: tl.constexpr, FRAME_TOKENS: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
     """See `decode`. A program decodes one block of tokens of one head: grid (blocks, heads)."""
     HALF: tl.constexpr = HEAD_DIM // 2
@@ -41,10 +41,10 @@ def decode_kernel(
         first = page * PAGE_TOKENS + tl.program_id(0) % blocks_per_page * BLOCK_TOKENS
         end = tl.minimum((page + 1) * PAGE_TOKENS, num_tokens)
     pages += head * pages_per_head
-    x, y = load_turned_tokens(
+    x, y = load_rotated_tokens(
         records, typed, pages, cos, sin, axes, first, end, frame_row,
-        BLOCK_TOKENS, HEAD_DIM, PAGE_BYTES, BITS, PAGE_TOKENS, CODE_ROWS, PAIR_STEPS, SHORT_STEPS, GATHER,
-        TURN, FRAME_TOKENS, WIDTH,
+        BLOCK_TOKENS, HEAD_DIM, PAGE_BYTES, BITS, PAGE_TOKENS, CODE_ROWS, PAIR_STEP_SIZES, SHORT_STEP_SIZES, GATHER,
+        ROTATE, FRAME_TOKENS, WIDTH,
     )  # fmt: skip
     channel = tl.arange(0, HALF)
     token = first + tl.arange(0, BLOCK_TOKENS)
@@ -60,12 +60,12 @@ def decode(
     layout: PageLayout,
     pages_HP: Tensor,
     out_nHD: Tensor,
-    turns: Turns | None = None,
+    angles: AngleTables | None = None,
     frame_row: int = 0,
 ) -> None:
     """Writes the tokens that lie in `pages_HP` int32 [H, P], token order, to `out_nHD` [n, H, D], D contiguous.
 
-    `records`: the pool, uint8 [num_pages, page_bytes]. `turns`: by which the tokens turn; `frame_row` is the row of
+    `records`: the pool, uint8 [num_pages, page_bytes]. `rotates`: by which the tokens rotate; `frame_row` is the row of
     their first frame.
     """
     num_tokens, num_heads, _ = out_nHD.shape
@@ -74,9 +74,9 @@ def decode(
     if not layout.is_raw:
         blocks = pages_HP.shape[1] * -(-layout.page_tokens // block)
     decode_kernel[(blocks, num_heads)](
-        records, layout.view(records), pages_HP, *turn_tensors(turns, records), out_nHD, num_tokens,
+        records, layout.view(records), pages_HP, *angle_tensors(angles, records), out_nHD, num_tokens,
         pages_HP.stride(0), frame_row, *out_nHD.stride()[:2],
-        **decode_constants(layout, turns), num_warps=NUM_WARPS,
+        **decode_constants(layout, angles), num_warps=NUM_WARPS,
     )  # fmt: skip
 
 
@@ -85,7 +85,7 @@ def block_tokens(layout: PageLayout) -> int:
     return min(layout.block_tokens(), MAX_BLOCK_TOKENS)
 
 
-def decode_constants(layout: PageLayout, turns: Turns | None) -> dict[str, Any]:
+def decode_constants(layout: PageLayout, angles: AngleTables | None) -> dict[str, Any]:
     """Compile-time arguments of the kernel."""
     return {
         "BLOCK_TOKENS": block_tokens(layout),
@@ -93,5 +93,5 @@ def decode_constants(layout: PageLayout, turns: Turns | None) -> dict[str, Any]:
         "PAGE_BYTES": layout.page_bytes,
         **layout.constants(""),
         "GATHER": layout.is_raw,
-        **turn_constants(turns),
+        **angle_constants(angles),
     }

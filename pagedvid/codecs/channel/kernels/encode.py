@@ -1,6 +1,6 @@
-"""Keys or values of a chunk -> page records, in one pass: turn, reduce, round, pack, write.
+"""Keys or values of a chunk -> page records, in one pass: rotate, reduce, round, pack, write.
 
-Reference: `reference.encode`, with which the bytes agree, except that a turned key may differ by the rounding of a
+Reference: `reference.encode`, with which the bytes agree, except that a rotated key may differ by the rounding of a
 fused multiply-add and so, rarely, by one code. A program makes one page; it reads its tokens twice, the second time
 from the cache of the processor.
 
@@ -16,17 +16,17 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from pagedvid.codecs.channel.kernels.layout import RAW_BLOCK_TOKENS, PageLayout
+from pagedvid.codecs.channel.kernels.layout import PageLayout
 from pagedvid.codecs.channel.kernels.tokens import ONE, PER_OCTAVE
-from pagedvid.codecs.channel.step_sizes import short_steps
+from pagedvid.codecs.channel.step_sizes import short_step_sizes
 from pagedvid.codecs.triton_common import LIMIT, ROUND, round_down_fp16, round_up_fp16
 
 NUM_WARPS = 8
 
 
 @triton.jit
-def load_turned(x, cos, sin, token, token_stride, HALF: tl.constexpr, INTERLEAVED: tl.constexpr, TURN: tl.constexpr):
-    """Both channels of the pairs of some tokens, float32 [N, HALF] each. TURN: 1 turned, -1 back, 0 as they are."""
+def load_rotated(x, cos, sin, token, token_stride, HALF: tl.constexpr, INTERLEAVED: tl.constexpr, ROTATE: tl.constexpr):
+    """Both channels of the pairs of some tokens, float32 [N, HALF] each. ROTATE: 1 rotated, -1 back, 0 as they are."""
     half = tl.arange(0, HALF)[None, :]
     row = x + token.to(tl.int64)[:, None] * token_stride
     if INTERLEAVED:
@@ -35,22 +35,22 @@ def load_turned(x, cos, sin, token, token_stride, HALF: tl.constexpr, INTERLEAVE
     else:
         first = tl.load(row + half).to(tl.float32)
         second = tl.load(row + HALF + half).to(tl.float32)
-    if TURN != 0:
+    if ROTATE != 0:
         rows = token.to(tl.int64)[:, None] * HALF + half
         cos_tile = tl.load(cos + rows).to(tl.float32)
-        sin_tile = tl.load(sin + rows).to(tl.float32) * TURN
+        sin_tile = tl.load(sin + rows).to(tl.float32) * ROTATE
         first, second = first * cos_tile - second * sin_tile, second * cos_tile + first * sin_tile
     return first, second
 
 
 @triton.jit
-def short_step(short_steps, least):
+def short_step_size(short_step_sizes, least):
     """(byte int32, step) of the smallest step of 8 bits that is not below `least`; see codecs/channel/step_sizes.py."""
     guess = tl.ceil(tl.log2(tl.maximum(least, 1e-30)) * PER_OCTAVE + ONE).to(tl.int32)
     byte = tl.minimum(tl.maximum(guess - 1, 0), 255)  # the logarithm may be one off, in both directions
     for _ in tl.static_range(2):
-        byte = tl.where(tl.load(short_steps + byte) < least, tl.minimum(byte + 1, 255), byte)
-    return byte, tl.load(short_steps + byte)
+        byte = tl.where(tl.load(short_step_sizes + byte) < least, tl.minimum(byte + 1, 255), byte)
+    return byte, tl.load(short_step_sizes + byte)
 
 
 @triton.jit
@@ -64,10 +64,11 @@ def to_codes(x, zero, step, LEVELS: tl.constexpr):
 
 @triton.jit(do_not_specialize=["num_tokens", "pages_per_head"], do_not_specialize_on_alignment=["pages"])
 def encode_kernel(
-    x, records, typed, pages, cos, sin, short_steps, bad, num_tokens, pages_per_head, x_token_stride, x_head_stride,
+    x, records, typed, pages, cos, sin, short_step_sizes, bad, num_tokens, pages_per_head, x_token_stride,
+    x_head_stride,
     BLOCK_ROWS: tl.constexpr, HEAD_DIM: tl.constexpr, PAGE_BYTES: tl.constexpr, INTERLEAVED: tl.constexpr,
-    TURN: tl.constexpr, BITS: tl.constexpr, PAGE_TOKENS: tl.constexpr, CODE_ROWS: tl.constexpr,
-    PAIR_STEPS: tl.constexpr, SHORT_STEPS: tl.constexpr,
+    ROTATE: tl.constexpr, BITS: tl.constexpr, PAGE_TOKENS: tl.constexpr, CODE_ROWS: tl.constexpr,
+    PAIR_STEP_SIZES: tl.constexpr, SHORT_STEP_SIZES: tl.constexpr,
 ):  # fmt: skip
     """See `encode`. Grid (pages, heads)."""
     HALF: tl.constexpr = HEAD_DIM // 2
@@ -87,7 +88,7 @@ def encode_kernel(
     is_bad = tl.zeros([HALF], tl.int32)
     for field in tl.static_range(8 // BITS):
         token = tl.minimum(first_token + field * CODE_ROWS, num_tokens - 1)
-        first, second = load_turned(x, cos, sin, token, x_token_stride, HALF, INTERLEAVED, TURN)
+        first, second = load_rotated(x, cos, sin, token, x_token_stride, HALF, INTERLEAVED, ROTATE)
         storable = (tl.abs(first) < LIMIT) & (tl.abs(second) < LIMIT)  # false for NaN
         is_bad = tl.maximum(is_bad, tl.max(tl.where(storable, 0, 1), axis=0))
         low = tl.minimum(low, tl.min(first, axis=0))
@@ -101,67 +102,37 @@ def encode_kernel(
     levels = tl.full([HALF], LEVELS, tl.float32)
     least_step = tl.div_rn(high - zero.to(tl.float32), levels)
     other_least_step = tl.div_rn(other_high - other_zero.to(tl.float32), levels)
-    if PAIR_STEPS:
+    if PAIR_STEP_SIZES:
         least_step = tl.maximum(least_step, other_least_step)
         other_least_step = least_step
     zeros = typed + page * (PAGE_BYTES // 2) + (PAGE_BYTES // 2 - HEAD_DIM) + half
     tl.store(zeros, zero)
     tl.store(zeros + HALF, other_zero)
-    if SHORT_STEPS:
-        byte, step = short_step(short_steps, least_step)
-        other_byte, other_step = short_step(short_steps, other_least_step)
+    if SHORT_STEP_SIZES:
+        byte, step = short_step_size(short_step_sizes, least_step)
+        other_byte, other_step = short_step_size(short_step_sizes, other_least_step)
         steps = records + page * PAGE_BYTES + CODE_ROWS * HEAD_DIM + half
         tl.store(steps, byte.to(tl.uint8))
-        tl.store(steps + HALF, 0 if PAIR_STEPS else other_byte.to(tl.uint8))
+        tl.store(steps + HALF, 0 if PAIR_STEP_SIZES else other_byte.to(tl.uint8))
     else:
         step = round_up_fp16(least_step)
         other_step = round_up_fp16(other_least_step)
         steps = typed + page * (PAGE_BYTES // 2) + CODE_ROWS * HEAD_DIM // 2 + half
         tl.store(steps, step)
-        if not PAIR_STEPS:
+        if not PAIR_STEP_SIZES:
             tl.store(steps + HALF, other_step)
 
     packed = tl.zeros([BLOCK_ROWS, HALF], tl.int32)
     other_packed = tl.zeros([BLOCK_ROWS, HALF], tl.int32)
     for field in tl.static_range(8 // BITS):
         token = tl.minimum(first_token + field * CODE_ROWS, num_tokens - 1)
-        first, second = load_turned(x, cos, sin, token, x_token_stride, HALF, INTERLEAVED, TURN)
+        first, second = load_rotated(x, cos, sin, token, x_token_stride, HALF, INTERLEAVED, ROTATE)
         packed |= to_codes(first, zero, step, LEVELS) << (BITS * field)
         other_packed |= to_codes(second, other_zero, other_step, LEVELS) << (BITS * field)
     places = records + page * PAGE_BYTES + row[:, None] * HEAD_DIM + half[None, :]
     is_row = (row < CODE_ROWS)[:, None]
     tl.store(places, packed.to(tl.uint8), mask=is_row)
     tl.store(places + HALF, other_packed.to(tl.uint8), mask=is_row)
-
-
-@triton.jit(
-    do_not_specialize=["num_tokens", "padded_tokens", "pages_per_head"], do_not_specialize_on_alignment=["pages"]
-)
-def encode_raw_kernel(
-    x, typed, pages, cos, sin, bad, num_tokens, padded_tokens, pages_per_head, x_token_stride, x_head_stride,
-    BLOCK_TOKENS: tl.constexpr, HEAD_DIM: tl.constexpr, PAGE_BYTES: tl.constexpr, INTERLEAVED: tl.constexpr,
-    TURN: tl.constexpr, BITS: tl.constexpr, PAGE_TOKENS: tl.constexpr,
-):  # fmt: skip
-    """See `encode`, for pages of plain numbers. Grid (blocks of tokens, heads)."""
-    HALF: tl.constexpr = HEAD_DIM // 2
-    head = tl.program_id(1)
-    token = tl.program_id(0) * BLOCK_TOKENS + tl.arange(0, BLOCK_TOKENS)
-    has_place = token < padded_tokens
-    page = tl.load(pages + head * pages_per_head + token // PAGE_TOKENS, mask=has_place, other=0).to(tl.int64)
-    first, second = load_turned(
-        x + head.to(tl.int64) * x_head_stride, cos, sin, tl.minimum(token, num_tokens - 1), x_token_stride, HALF,
-        INTERLEAVED, TURN,
-    )  # fmt: skip
-    is_token = (token < num_tokens)[:, None]
-    first = tl.where(is_token, first, 0.0).to(typed.dtype.element_ty)
-    second = tl.where(is_token, second, 0.0).to(typed.dtype.element_ty)
-    finite = (tl.abs(first.to(tl.float32)) < float("inf")) & (tl.abs(second.to(tl.float32)) < float("inf"))
-    flags = tl.max(tl.where(finite, 0, 1), axis=1)
-    tl.store(bad + head * tl.num_programs(0) + tl.program_id(0), tl.max(flags, axis=0).to(tl.uint8))
-    half = tl.arange(0, HALF)[None, :]
-    places = typed + (page * (PAGE_BYTES * 8 // BITS) + token % PAGE_TOKENS * HEAD_DIM)[:, None] + half
-    tl.store(places, first, mask=has_place[:, None])
-    tl.store(places + HALF, second, mask=has_place[:, None])
 
 
 def encode(
@@ -171,33 +142,24 @@ def encode(
     pages_HP: Tensor,
     angles: tuple[Tensor, Tensor] | None = None,
     *,
-    turn: int = 0,
+    rotate: int = 0,
     pairs: str = "half",
 ) -> Tensor:
     """Writes tokens [n, H, D] (float32 or bfloat16, D contiguous) into the pages `pages_HP` int32 [H, P] of the pool.
 
     `pairs`: which channels of x form a pair, "half" or "interleaved"; pages hold them in half layout.
-    `angles`: (cos, sin) [n, D/2], contiguous; `turn` is 1 to turn the tokens by them first, -1 to turn them back.
+    `angles`: (cos, sin) [n, D/2], contiguous; `rotate` is 1 to rotate the tokens by them first, -1 to un-rotate them.
     Returns flags uint8 [H, F]: nonzero somewhere in the row of a head whose values cannot be stored.
     """
     num_tokens, num_heads, _ = x_nHD.shape
     num_pages = pages_HP.shape[1]
-    cos, sin = angles if angles is not None and turn else (records, records)
+    cos, sin = angles if angles is not None and rotate else (records, records)
     typed = layout.view(records)
-    if layout.is_raw:
-        padded_tokens = num_pages * layout.page_tokens
-        blocks = triton.cdiv(padded_tokens, RAW_BLOCK_TOKENS)
-        bad = x_nHD.new_empty(num_heads, blocks, dtype=records.dtype)
-        encode_raw_kernel[(blocks, num_heads)](
-            x_nHD, typed, pages_HP, cos, sin, bad, num_tokens, padded_tokens, pages_HP.stride(0), *x_nHD.stride()[:2],
-            **raw_constants(layout, pairs, turn), num_warps=NUM_WARPS,
-        )  # fmt: skip
-        return bad
     bad = x_nHD.new_empty(num_heads, num_pages, dtype=records.dtype)
     encode_kernel[(num_pages, num_heads)](
-        x_nHD, records, typed, pages_HP, cos, sin, short_steps(x_nHD.device), bad, num_tokens, pages_HP.stride(0),
+        x_nHD, records, typed, pages_HP, cos, sin, short_step_sizes(x_nHD.device), bad, num_tokens, pages_HP.stride(0),
         *x_nHD.stride()[:2],
-        **encode_constants(layout, pairs, turn), num_warps=num_warps(layout),
+        **encode_constants(layout, pairs, rotate), num_warps=num_warps(layout),
     )  # fmt: skip
     return bad
 
@@ -207,26 +169,13 @@ def num_warps(layout: PageLayout) -> int:
     return NUM_WARPS if layout.code_rows <= 32 else 2 * NUM_WARPS
 
 
-def encode_constants(layout: PageLayout, pairs: str, turn: int) -> dict[str, Any]:
+def encode_constants(layout: PageLayout, pairs: str, rotate: int) -> dict[str, Any]:
     """Compile-time arguments of the kernel for channel codes."""
     return {
         "BLOCK_ROWS": triton.next_power_of_2(layout.code_rows),
         "HEAD_DIM": layout.head_dim,
         "PAGE_BYTES": layout.page_bytes,
         "INTERLEAVED": pairs == "interleaved",
-        "TURN": turn,
+        "ROTATE": rotate,
         **layout.constants(""),
-    }
-
-
-def raw_constants(layout: PageLayout, pairs: str, turn: int) -> dict[str, Any]:
-    """Compile-time arguments of the kernel for raw pages."""
-    return {
-        "BLOCK_TOKENS": RAW_BLOCK_TOKENS,
-        "HEAD_DIM": layout.head_dim,
-        "PAGE_BYTES": layout.page_bytes,
-        "INTERLEAVED": pairs == "interleaved",
-        "TURN": turn,
-        "BITS": layout.bits,
-        "PAGE_TOKENS": layout.page_tokens,
     }

@@ -1,5 +1,5 @@
-"""What a kernel has to know of a page at compile time: here for channel codecs (int2, int4 and int8 with all their
-options) and raw ones (bf16, fp32); see token_layout.py and klt_layout.py for the others.
+"""What a kernel has to know of a page at compile time: here for pages of channel codes (int2, int4 and int8 with all
+their options) and of values as they are (bf16, fp32).
 """
 
 from __future__ import annotations
@@ -9,16 +9,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pagedvid.codecs.base import Codec
-from pagedvid.codecs.channel.codec import ChannelCodec
-from pagedvid.codecs.page import PageFormat, read_codec
-from pagedvid.codecs.raw.codec import RawCodec
+from pagedvid.codecs.channel.spec import ChannelSpec
+from pagedvid.codecs.page import PageFormat
+from pagedvid.codecs.raw.spec import RawSpec
+from pagedvid.codecs.triton_common import head_dim_reasons
 from pagedvid.errors import ConfigError
 
 RAW_BLOCK_TOKENS = 32
 """Raw pages are short (18 tokens), so blocks gather from several; with 64 an A100 runs out of registers."""
-MIN_HEAD_DIM = 32
-"""Tensor cores want 16 channels of each half at least."""
 
 
 @dataclass(frozen=True)
@@ -32,35 +30,37 @@ class PageLayout:
     """Of a stored value: 2, 4 or 8 are codes, 16 and 32 are bfloat16 and float32."""
     code_rows: int
     """Rows of codes; of a raw page all rows."""
-    pair_steps: bool
-    short_steps: bool
-    stores_rotated: bool
+    pair_step_sizes: bool = False
+    short_step_sizes: bool = False
 
     @staticmethod
-    def of(page: PageFormat, codec: str) -> PageLayout:
-        """Raises ConfigError for codecs that kernels do not read."""
-        if reasons := unsupported_reasons(page, codec):
-            raise ConfigError(f"no kernel reads pages of {codec}: {', '.join(reasons)}")
-        name = read_codec(codec)
+    def of_channels(page: PageFormat, spec: ChannelSpec) -> PageLayout:
+        """Pages of channel codes. Raises ConfigError for pages that kernels do not read."""
+        _require_supported(page, spec.name)
         return PageLayout(
             page.head_dim,
             page.num_bytes,
-            page.page_tokens(codec),
-            int(name.bits),
-            page.rows - (name.metadata_rows if name.family == "channel" else 0),
-            name.pair_steps,
-            name.short_steps,
-            name.stores_rotated,
+            spec.page_tokens(page),
+            spec.bits,
+            page.rows - spec.metadata_rows,
+            spec.by_pair,
+            spec.is_short,
         )
+
+    @staticmethod
+    def of_values(page: PageFormat, spec: RawSpec) -> PageLayout:
+        """Pages of values as they are. Raises ConfigError for pages that kernels do not read."""
+        _require_supported(page, spec.name)
+        return PageLayout(page.head_dim, page.num_bytes, spec.page_tokens(page), spec.bits, page.rows)
 
     @property
     def is_raw(self) -> bool:
-        """Whether values are stored as they are, without steps."""
+        """Whether values are stored as they are, without step sizes."""
         return self.bits >= 16
 
     @property
     def typed(self) -> torch.dtype:
-        """How kernels see the pool a second time: steps and zeros of codes, or the values of a raw page."""
+        """How kernels see the pool a second time: step sizes and zero points of codes, or the values of a raw page."""
         return {16: torch.bfloat16, 32: torch.float32}.get(self.bits, torch.float16)
 
     def view(self, records: Tensor) -> Tensor:
@@ -82,32 +82,20 @@ class PageLayout:
             "BITS": self.bits,
             "PAGE_TOKENS": self.page_tokens,
             "CODE_ROWS": self.code_rows,
-            "PAIR_STEPS": self.pair_steps,
-            "SHORT_STEPS": self.short_steps,
+            "PAIR_STEP_SIZES": self.pair_step_sizes,
+            "SHORT_STEP_SIZES": self.short_step_sizes,
         }
         return {prefix + name: value for name, value in values.items()}
 
 
-def layout_of(page: PageFormat, codec: Codec) -> PageLayout | None:
-    """The pages of a codec; None when no kernel reads them, or when they are those of a codec from outside."""
-    if not isinstance(codec, (ChannelCodec, RawCodec)) or unsupported_reasons(page, codec.name):
-        return None
-    return PageLayout.of(page, codec.name)
-
-
-def unsupported_reasons(page: PageFormat, codec: str) -> list[str]:
-    """Why kernels cannot read these pages; empty when they can."""
-    reasons = []
-    if codec == "sim" or read_codec(codec).family not in ("raw", "channel"):
-        reasons.append(f"{codec} is neither raw nor a channel codec")
-    reasons += head_dim_reasons(page.head_dim)
+def unsupported_reasons(page: PageFormat) -> list[str]:
+    """Why kernels cannot read pages of this format; empty when they can."""
+    reasons = head_dim_reasons(page.head_dim)
     if page.num_bytes % 16:
         reasons.append(f"pages of {page.num_bytes} bytes; they must be multiples of 16")
     return reasons
 
 
-def head_dim_reasons(head_dim: int) -> list[str]:
-    """Why no kernel can handle this head_dim; empty when they can."""
-    if head_dim & (head_dim - 1) or head_dim < MIN_HEAD_DIM:
-        return [f"head_dim is {head_dim}; it must be a power of two from {MIN_HEAD_DIM} on"]
-    return []
+def _require_supported(page: PageFormat, name: str) -> None:
+    if reasons := unsupported_reasons(page):
+        raise ConfigError(f"no kernel reads pages of {name}: {', '.join(reasons)}")

@@ -1,7 +1,7 @@
-"""Mean of step^2 over the tokens of a chunk, which the correction of its attention takes (correction/formula.py).
+"""Mean of step_size^2 over the tokens of a chunk, which the correction of its attention takes (correction/formula.py).
 
-Reference: `mean_square_steps` of the codecs. Steps are few, so one program takes a head; it loads those of many pages
-at once, because a page is known only after its number is read and waiting once for all of them is faster.
+Reference: `ChannelCodec.mean_square_step_sizes`. Step sizes are few, so one program takes a head; it loads those of
+many pages at once, because a page is known only after its number is read and waiting once for all of them is faster.
 """
 
 from __future__ import annotations
@@ -14,21 +14,21 @@ import triton.language as tl
 from torch import Tensor
 
 from pagedvid.codecs.channel.kernels.layout import PageLayout
-from pagedvid.codecs.channel.kernels.tokens import load_steps
+from pagedvid.codecs.channel.kernels.tokens import load_step_sizes
 from pagedvid.errors import ConfigError
 
 NUM_WARPS = 4
-BLOCK_STEPS = 2048
+BLOCK_STEP_SIZES = 2048
 """Steps that a program loads at once: 16 a thread."""
 
 
 @triton.jit(do_not_specialize=["first_token", "num_tokens", "pages_per_head"], do_not_specialize_on_alignment=["pages"])
-def mean_steps_kernel(
+def mean_step_sizes_kernel(
     records, typed, pages, mean, first_token, num_tokens, pages_per_head,
     BLOCK_PAGES: tl.constexpr, HEAD_DIM: tl.constexpr, PAGE_BYTES: tl.constexpr, PAGE_TOKENS: tl.constexpr,
-    CODE_ROWS: tl.constexpr, PAIR_STEPS: tl.constexpr, SHORT_STEPS: tl.constexpr,
+    CODE_ROWS: tl.constexpr, PAIR_STEP_SIZES: tl.constexpr, SHORT_STEP_SIZES: tl.constexpr,
 ):  # fmt: skip
-    """See `mean_square_steps`, for pages of channel codes. Grid (heads)."""
+    """See `mean_square_step_sizes`, for pages of channel codes. Grid (heads)."""
     head = tl.program_id(0)
     pages += head * pages_per_head
     channel = tl.arange(0, HEAD_DIM)[None, :]
@@ -40,12 +40,14 @@ def mean_steps_kernel(
         held = tl.minimum(end, token + PAGE_TOKENS) - tl.maximum(token, first_token)
         weight = tl.maximum(held, 0).to(tl.float32)[:, None]
         page = tl.load(pages + tl.minimum(token, end - 1) // PAGE_TOKENS).to(tl.int64)[:, None]
-        step = load_steps(records, typed, page, channel, HEAD_DIM, PAGE_BYTES, CODE_ROWS, PAIR_STEPS, SHORT_STEPS)
+        step = load_step_sizes(
+            records, typed, page, channel, HEAD_DIM, PAGE_BYTES, CODE_ROWS, PAIR_STEP_SIZES, SHORT_STEP_SIZES
+        )
         total += step * step * weight
     tl.store(mean + head * HEAD_DIM + tl.arange(0, HEAD_DIM), tl.sum(total, axis=0) / num_tokens)
 
 
-def mean_square_steps(
+def mean_square_step_sizes(
     records: Tensor, layout: PageLayout, pages_HP: Tensor, num_tokens: int, first_token: int = 0
 ) -> Tensor:
     """Mean of step^2 of `num_tokens` tokens from `first_token` on, float32 [H, D].
@@ -55,7 +57,7 @@ def mean_square_steps(
     if layout.is_raw:
         raise ConfigError(f"values of {layout.bits} bits are stored without steps; ask for those of coded pages only")
     mean_HD = torch.empty(len(pages_HP), layout.head_dim, dtype=torch.float32, device=records.device)
-    mean_steps_kernel[(len(pages_HP),)](
+    mean_step_sizes_kernel[(len(pages_HP),)](
         records, layout.view(records), pages_HP, mean_HD, first_token, num_tokens, pages_HP.stride(0),
         **channel_constants(layout), num_warps=NUM_WARPS,
     )  # fmt: skip
@@ -67,7 +69,7 @@ def channel_constants(layout: PageLayout) -> dict[str, Any]:
     constants = layout.constants("")
     del constants["BITS"]
     return {
-        "BLOCK_PAGES": max(1, BLOCK_STEPS // layout.head_dim),
+        "BLOCK_PAGES": max(1, BLOCK_STEP_SIZES // layout.head_dim),
         "HEAD_DIM": layout.head_dim,
         "PAGE_BYTES": layout.page_bytes,
         **constants,

@@ -11,13 +11,13 @@ import triton
 import triton.language as tl
 
 from pagedvid.codecs.channel.step_sizes import SHORT_ONE, SHORT_PER_OCTAVE
-from pagedvid.rotary.kernels import load_turns, turn
+from pagedvid.rotary.kernels import load_angles, rotate
 
 ONE, PER_OCTAVE = tl.constexpr(float(SHORT_ONE)), tl.constexpr(float(SHORT_PER_OCTAVE))
 
 
 @triton.jit
-def load_steps(
+def load_step_sizes(
     records,
     typed,
     page,
@@ -25,12 +25,12 @@ def load_steps(
     HEAD_DIM: tl.constexpr,
     PAGE_BYTES: tl.constexpr,
     CODE_ROWS: tl.constexpr,
-    PAIR_STEPS: tl.constexpr,
-    SHORT_STEPS: tl.constexpr,
+    PAIR_STEP_SIZES: tl.constexpr,
+    SHORT_STEP_SIZES: tl.constexpr,
 ):
     """Steps of some channels of some pages, float32; `page` (int64) and `channel` broadcast."""
-    place = channel % (HEAD_DIM // 2) if PAIR_STEPS else channel
-    if SHORT_STEPS:
+    place = channel % (HEAD_DIM // 2) if PAIR_STEP_SIZES else channel
+    if SHORT_STEP_SIZES:
         byte = tl.load(records + page * PAGE_BYTES + CODE_ROWS * HEAD_DIM + place).to(tl.float32)
         step = tl.where(byte == 0.0, 0.0, tl.exp2((byte - ONE) / PER_OCTAVE))
     else:
@@ -39,7 +39,7 @@ def load_steps(
 
 
 @triton.jit
-def load_zeros(typed, page, channel, HEAD_DIM: tl.constexpr, PAGE_BYTES: tl.constexpr):
+def load_zero_points(typed, page, channel, HEAD_DIM: tl.constexpr, PAGE_BYTES: tl.constexpr):
     """Zeros of some channels of some pages, float32: the last two rows."""
     return tl.load(typed + page * (PAGE_BYTES // 2) + (PAGE_BYTES // 2 - HEAD_DIM) + channel).to(tl.float32)
 
@@ -58,8 +58,8 @@ def load_tokens(
     BITS: tl.constexpr,
     PAGE_TOKENS: tl.constexpr,
     CODE_ROWS: tl.constexpr,
-    PAIR_STEPS: tl.constexpr,
-    SHORT_STEPS: tl.constexpr,
+    PAIR_STEP_SIZES: tl.constexpr,
+    SHORT_STEP_SIZES: tl.constexpr,
     GATHER: tl.constexpr,
 ):
     """Tokens first, first + 1, ... of a page list, float32 [BLOCK_TOKENS, channels]; those from `end` on repeat others.
@@ -83,31 +83,33 @@ def load_tokens(
         shift = (place // CODE_ROWS) * BITS
         byte = tl.load(records + page * PAGE_BYTES + row[:, None] * HEAD_DIM + columns).to(tl.int32)
         code = (byte >> shift[:, None]) & ((1 << BITS) - 1)
-        step = load_steps(records, typed, page, columns, HEAD_DIM, PAGE_BYTES, CODE_ROWS, PAIR_STEPS, SHORT_STEPS)
-        x = load_zeros(typed, page, columns, HEAD_DIM, PAGE_BYTES) + step * code.to(tl.float32)
+        step = load_step_sizes(
+            records, typed, page, columns, HEAD_DIM, PAGE_BYTES, CODE_ROWS, PAIR_STEP_SIZES, SHORT_STEP_SIZES
+        )
+        x = load_zero_points(typed, page, columns, HEAD_DIM, PAGE_BYTES) + step * code.to(tl.float32)
     return x
 
 
 @triton.jit
-def load_turned_tokens(
+def load_rotated_tokens(
     records, typed, pages, cos, sin, axes, first, end, frame_row,
     BLOCK_TOKENS: tl.constexpr, HEAD_DIM: tl.constexpr, PAGE_BYTES: tl.constexpr, BITS: tl.constexpr,
-    PAGE_TOKENS: tl.constexpr, CODE_ROWS: tl.constexpr, PAIR_STEPS: tl.constexpr, SHORT_STEPS: tl.constexpr,
-    GATHER: tl.constexpr, TURN: tl.constexpr, FRAME_TOKENS: tl.constexpr, WIDTH: tl.constexpr,
+    PAGE_TOKENS: tl.constexpr, CODE_ROWS: tl.constexpr, PAIR_STEP_SIZES: tl.constexpr, SHORT_STEP_SIZES: tl.constexpr,
+    GATHER: tl.constexpr, ROTATE: tl.constexpr, FRAME_TOKENS: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
-    """Both halves of the channels of tokens as `load_tokens` gives them, turned; see turns.py."""
+    """Both halves of the channels of tokens as `load_tokens` gives them, rotated; see rotates.py."""
     HALF: tl.constexpr = HEAD_DIM // 2
     channel = tl.arange(0, HALF)
     x = load_tokens(
         records, typed, pages, first, end, channel,
-        BLOCK_TOKENS, HEAD_DIM, PAGE_BYTES, BITS, PAGE_TOKENS, CODE_ROWS, PAIR_STEPS, SHORT_STEPS, GATHER,
+        BLOCK_TOKENS, HEAD_DIM, PAGE_BYTES, BITS, PAGE_TOKENS, CODE_ROWS, PAIR_STEP_SIZES, SHORT_STEP_SIZES, GATHER,
     )  # fmt: skip
     y = load_tokens(
         records, typed, pages, first, end, HALF + channel,
-        BLOCK_TOKENS, HEAD_DIM, PAGE_BYTES, BITS, PAGE_TOKENS, CODE_ROWS, PAIR_STEPS, SHORT_STEPS, GATHER,
+        BLOCK_TOKENS, HEAD_DIM, PAGE_BYTES, BITS, PAGE_TOKENS, CODE_ROWS, PAIR_STEP_SIZES, SHORT_STEP_SIZES, GATHER,
     )  # fmt: skip
-    if TURN:
+    if ROTATE:
         token = first + tl.arange(0, BLOCK_TOKENS)
-        cos_tile, sin_tile = load_turns(cos, sin, axes, token, frame_row, token < end, HALF, FRAME_TOKENS, WIDTH)
-        x, y = turn(x, y, cos_tile, sin_tile)
+        cos_tile, sin_tile = load_angles(cos, sin, axes, token, frame_row, token < end, HALF, FRAME_TOKENS, WIDTH)
+        x, y = rotate(x, y, cos_tile, sin_tile)
     return x, y

@@ -1,9 +1,9 @@
-"""Klt pages of one chunk -> tokens in a dense scratch, keys turned by their rotary angles on the way.
+"""Klt pages of one chunk -> tokens in a dense scratch, keys rotated by their rotary angles on the way.
 
 Reference: `KltCodec.decode`. A program decodes one page of one head, some blocks at a time:
 
     codes of every frequency --(levels, deviations, scales)--> coefficients [directions, blocks]
-        --(cosines)--> one frame after the other --(synthesis, + mean)--> channels --(turn)--> tokens
+        --(cosines)--> one frame after the other --(synthesis, + mean)--> channels --(rotate)--> tokens
 
 The codes of a coefficient lie side by side, so neighbouring threads take neighbouring blocks. The synthesis, much
 larger than a page, is read once and serves all frames and blocks of the page.
@@ -26,8 +26,8 @@ from torch import Tensor
 
 from pagedvid.codecs.klt.kernels.layout import KltLayout
 from pagedvid.codecs.klt.scales import SCALE_ONE, SCALE_STEPS
-from pagedvid.rotary.axis_tables import Turns
-from pagedvid.rotary.kernels import load_turns, turn, turn_constants, turn_tensors
+from pagedvid.rotary.axis_tables import AngleTables
+from pagedvid.rotary.kernels import angle_constants, angle_tensors, load_angles, rotate
 
 ONE = tl.constexpr(float(SCALE_ONE))
 STEPS = tl.constexpr(float(SCALE_STEPS))
@@ -66,7 +66,7 @@ def klt_decode_kernel(
     num_tokens, pages_per_head, frame_row, out_token_stride, out_head_stride,
     BLOCKS: tl.constexpr, HEAD_DIM: tl.constexpr, PAGE_BYTES: tl.constexpr, PAGE_BLOCKS: tl.constexpr,
     FRAMES: tl.constexpr, TOKENS_PER_FRAME: tl.constexpr, MATMUL: tl.constexpr,
-    TURN: tl.constexpr, FRAME_TOKENS: tl.constexpr, WIDTH: tl.constexpr,
+    ROTATE: tl.constexpr, FRAME_TOKENS: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
     """See `decode_klt`. Grid (pages, heads)."""
     HALF: tl.constexpr = HEAD_DIM // 2
@@ -115,9 +115,9 @@ def klt_decode_kernel(
             second = tl.dot(y, synthesis_second, input_precision="tf32x3") * largest + mean_second
             token = first_token + frame * TOKENS_PER_FRAME
             is_token = (in_page < PAGE_BLOCKS) & (token < num_tokens)
-            if TURN:
-                cos_tile, sin_tile = load_turns(cos, sin, axes, token, frame_row, is_token, HALF, FRAME_TOKENS, WIDTH)
-                first, second = turn(first, second, cos_tile, sin_tile)
+            if ROTATE:
+                cos_tile, sin_tile = load_angles(cos, sin, axes, token, frame_row, is_token, HALF, FRAME_TOKENS, WIDTH)
+                first, second = rotate(first, second, cos_tile, sin_tile)
             places = out + token.to(tl.int64)[:, None] * out_token_stride
             tl.store(places, first.to(out.dtype.element_ty), mask=is_token[:, None])
             tl.store(places + HALF, second.to(out.dtype.element_ty), mask=is_token[:, None])
@@ -128,27 +128,27 @@ def decode_klt(
     layout: KltLayout,
     pages_HP: Tensor,
     out_nHD: Tensor,
-    turns: Turns | None = None,
+    angles: AngleTables | None = None,
     frame_row: int = 0,
 ) -> None:
     """Writes the tokens that lie in `pages_HP` int32 [H, P], token order, to `out_nHD` [n, H, D], D contiguous.
 
-    `records`: the pool, uint8 [num_pages, page_bytes]. `out_nHD`: float32 or bfloat16. `turns`: by which the tokens
-    turn; `frame_row` is the row of their first frame.
+    `records`: the pool, uint8 [num_pages, page_bytes]. `out_nHD`: float32 or bfloat16. `rotates`: by which the tokens
+    rotate; `frame_row` is the row of their first frame.
     Raises ShapeError for other heads than the layout's, or pages that do not fit the tokens.
     """
     layout.check(out_nHD, pages_HP)
     coding = layout.coding
     klt_decode_kernel[(pages_HP.shape[1], coding.num_heads)](
         records, pages_HP, layout.first_bit_hN, layout.width_hN, layout.levels, coding.deviation_h1F1D,
-        coding.cosines_FF, coding.synthesis_hDD, coding.mean_h1D, *turn_tensors(turns, records), out_nHD,
+        coding.cosines_FF, coding.synthesis_hDD, coding.mean_h1D, *angle_tensors(angles, records), out_nHD,
         len(out_nHD), pages_HP.stride(0), frame_row, *out_nHD.stride()[:2],
-        **klt_decode_constants(layout, out_nHD.dtype, turns), num_warps=num_warps(layout, out_nHD.dtype),
+        **klt_decode_constants(layout, out_nHD.dtype, angles), num_warps=num_warps(layout, out_nHD.dtype),
         num_stages=1,
     )  # fmt: skip
 
 
-def klt_decode_constants(layout: KltLayout, out: torch.dtype, turns: Turns | None) -> dict[str, Any]:
+def klt_decode_constants(layout: KltLayout, out: torch.dtype, angles: AngleTables | None) -> dict[str, Any]:
     """Compile-time arguments of the kernel."""
     return {
         "BLOCKS": BLOCKS,
@@ -158,7 +158,7 @@ def klt_decode_constants(layout: KltLayout, out: torch.dtype, turns: Turns | Non
         "FRAMES": layout.num_frames,
         "TOKENS_PER_FRAME": layout.tokens_per_frame,
         "MATMUL": tl.float32 if out == torch.float32 else tl.float16,
-        **turn_constants(turns),
+        **angle_constants(angles),
     }
 
 

@@ -14,12 +14,11 @@ from dataclasses import dataclass, fields, replace
 import torch
 from torch import Tensor
 
-from pagedvid.codecs.channel.kernels.layout import head_dim_reasons
-from pagedvid.codecs.klt.codec import KltCodec
 from pagedvid.codecs.klt.coding import KltCoding
 from pagedvid.codecs.klt.fields import WIDTHS
 from pagedvid.codecs.klt.levels import levels
 from pagedvid.codecs.page import PageFormat
+from pagedvid.codecs.triton_common import head_dim_reasons
 from pagedvid.errors import ShapeError
 
 MAX_HEAD_DIM = 128
@@ -45,9 +44,9 @@ class KltLayout:
     """float32: code c of width w stands for number (1 << w) - 2 + c."""
 
     @staticmethod
-    def of(codec: KltCodec, device: torch.device) -> KltLayout:
-        """Of all heads of the codec."""
-        coding = _contiguous(codec.coding.to(device))
+    def of(page: PageFormat, coding: KltCoding, device: torch.device) -> KltLayout:
+        """Of all heads of a layer."""
+        coding = _contiguous(coding.to(device))
         width_K = torch.cat(
             [torch.full((count,), width, dtype=torch.int64) for width, count in coding.segments.items()]
         )
@@ -57,11 +56,11 @@ class KltLayout:
             for x_K in (width_K, bits_K.cumsum(0) - bits_K)
         )
         return KltLayout(
-            codec.page.head_dim,
-            codec.page.num_bytes,
+            page.head_dim,
+            page.num_bytes,
             len(coding.blocks),
-            codec.page.frames_per_block,
-            codec.page.tokens_per_frame,
+            page.frames_per_block,
+            page.tokens_per_frame,
             coding,
             padded_first,
             padded_width,

@@ -16,8 +16,8 @@ from torch import Tensor
 from pagedvid.codecs.token.kernels.hadamard import times_hadamard
 from pagedvid.codecs.token.kernels.layout import TokenLayout
 from pagedvid.codecs.triton_common import matmul_type
-from pagedvid.rotary.axis_tables import Turns
-from pagedvid.rotary.kernels import load_turns, turn, turn_constants, turn_tensors
+from pagedvid.rotary.axis_tables import AngleTables
+from pagedvid.rotary.kernels import angle_constants, angle_tensors, load_angles, rotate
 
 BLOCK_TOKENS = 32
 NUM_WARPS = 4
@@ -50,7 +50,7 @@ def decode_token_kernel(
     out_head_stride,
     BLOCK_TOKENS: tl.constexpr, HEAD_DIM: tl.constexpr, PAGE_BYTES: tl.constexpr, PAGE_TOKENS: tl.constexpr,
     BITS: tl.constexpr, GROUP: tl.constexpr, RUN: tl.constexpr, HADAMARD: tl.constexpr, MATMUL: tl.constexpr,
-    TURN: tl.constexpr, FRAME_TOKENS: tl.constexpr, WIDTH: tl.constexpr,
+    ROTATE: tl.constexpr, FRAME_TOKENS: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
     """See `decode_token`. Grid (blocks of tokens, heads)."""
     HALF: tl.constexpr = HEAD_DIM // 2
@@ -64,9 +64,9 @@ def decode_token_kernel(
     y = load_half(records, typed, page, place, 1, HEAD_DIM, PAGE_BYTES, PAGE_TOKENS, BITS, GROUP, RUN)
     if HADAMARD:
         x, y = tl.split(tl.permute(times_hadamard(x, y, HEAD_DIM, MATMUL), (0, 2, 1)))
-    if TURN:
-        cos_tile, sin_tile = load_turns(cos, sin, axes, token, frame_row, is_token, HALF, FRAME_TOKENS, WIDTH)
-        x, y = turn(x, y, cos_tile, sin_tile)
+    if ROTATE:
+        cos_tile, sin_tile = load_angles(cos, sin, axes, token, frame_row, is_token, HALF, FRAME_TOKENS, WIDTH)
+        x, y = rotate(x, y, cos_tile, sin_tile)
     places = out + token.to(tl.int64)[:, None] * out_token_stride + head.to(tl.int64) * out_head_stride
     places += tl.arange(0, HALF)[None, :]
     tl.store(places, x.to(out.dtype.element_ty), mask=is_token[:, None])
@@ -78,23 +78,23 @@ def decode_token(
     layout: TokenLayout,
     pages_HP: Tensor,
     out_nHD: Tensor,
-    turns: Turns | None = None,
+    angles: AngleTables | None = None,
     frame_row: int = 0,
 ) -> None:
     """Writes the tokens that lie in `pages_HP` int32 [H, P], token order, to `out_nHD` [n, H, D], D contiguous.
 
-    `records`: the pool, uint8 [num_pages, page_bytes]. `turns`: by which the tokens turn; `frame_row` is the row of
+    `records`: the pool, uint8 [num_pages, page_bytes]. `rotates`: by which the tokens rotate; `frame_row` is the row of
     their first frame.
     """
     num_tokens, num_heads, _ = out_nHD.shape
     decode_token_kernel[(triton.cdiv(num_tokens, BLOCK_TOKENS), num_heads)](
         records, layout.view(records), pages_HP,
-        *turn_tensors(turns, records), out_nHD, num_tokens, pages_HP.stride(0), frame_row, *out_nHD.stride()[:2],
-        **decode_token_constants(layout, turns), num_warps=NUM_WARPS,
+        *angle_tensors(angles, records), out_nHD, num_tokens, pages_HP.stride(0), frame_row, *out_nHD.stride()[:2],
+        **decode_token_constants(layout, angles), num_warps=NUM_WARPS,
     )  # fmt: skip
 
 
-def decode_token_constants(layout: TokenLayout, turns: Turns | None) -> dict[str, Any]:
+def decode_token_constants(layout: TokenLayout, angles: AngleTables | None) -> dict[str, Any]:
     """Compile-time arguments of the kernel."""
     return {
         "BLOCK_TOKENS": BLOCK_TOKENS,
@@ -102,5 +102,5 @@ def decode_token_constants(layout: TokenLayout, turns: Turns | None) -> dict[str
         "RUN": min(layout.head_dim * layout.bits // 8, layout.group, layout.head_dim // 2),
         "HADAMARD": layout.matrix is not None,
         "MATMUL": matmul_type(torch.bfloat16),
-        **turn_constants(turns),
+        **angle_constants(angles),
     }

@@ -54,7 +54,7 @@ def quantize_token_kernel(
     """Codes, one a byte, and the steps and zeros of pages; see `encode_token`. Grid (blocks of tokens, heads)."""
     NUM_GROUPS: tl.constexpr = HEAD_DIM // GROUP
     LEVELS: tl.constexpr = (1 << BITS) - 1
-    FIRST_STEP: tl.constexpr = PAGE_TOKENS * HEAD_DIM * BITS // 16
+    FIRST_STEP_SIZE: tl.constexpr = PAGE_TOKENS * HEAD_DIM * BITS // 16
     head = tl.program_id(1)
     # A place behind the last token repeats it, and one behind the last page is not written.
     token = tl.program_id(0) * BLOCK_TOKENS + tl.arange(0, BLOCK_TOKENS)
@@ -71,7 +71,7 @@ def quantize_token_kernel(
     zero = round_down_fp16(low)
     step = round_up_fp16(tl.div_rn(high - zero.to(tl.float32), tl.full(low.shape, LEVELS, tl.float32)))
     page = tl.load(pages + head * pages_per_head + token // PAGE_TOKENS, mask=has_place, other=0).to(tl.int64)
-    first_step = page * (PAGE_BYTES // 2) + FIRST_STEP + token % PAGE_TOKENS * NUM_GROUPS
+    first_step = page * (PAGE_BYTES // 2) + FIRST_STEP_SIZE + token % PAGE_TOKENS * NUM_GROUPS
     steps = typed + first_step[:, None] + tl.arange(0, NUM_GROUPS)[None, :]
     tl.store(steps, step, mask=has_place[:, None])
     tl.store(steps + PAGE_TOKENS * NUM_GROUPS, zero, mask=has_place[:, None])
@@ -109,7 +109,7 @@ def pack_token_kernel(
 def encode_token(x_nHD: Tensor, records: Tensor, layout: TokenLayout, pages_HP: Tensor) -> Tensor:
     """Writes tokens [n, H, D] (float32 or bfloat16, D contiguous) into the pages `pages_HP` int32 [H, P] of the pool.
 
-    Keys come turned by their rotary angles. Takes a buffer of a byte for each value. Returns flags uint8 [H, F]:
+    Keys come rotated by their rotary angles. Takes a buffer of a byte for each value. Returns flags uint8 [H, F]:
     nonzero somewhere in the row of a head whose values cannot be stored.
     """
     num_tokens, num_heads, _ = x_nHD.shape

@@ -15,10 +15,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pagedvid.codecs.channel.kernels.layout import head_dim_reasons
-from pagedvid.codecs.page import read_codec
-from pagedvid.codecs.token.codec import TokenCodec
-from pagedvid.codecs.token.hadamard import HadamardCodec, hadamard_matrix
+from pagedvid.codecs.page import PageFormat
+from pagedvid.codecs.token.hadamard import hadamard_matrix
+from pagedvid.codecs.token.spec import TokenSpec
+from pagedvid.codecs.triton_common import head_dim_reasons
 from pagedvid.errors import ConfigError
 
 
@@ -38,18 +38,17 @@ class TokenLayout:
     (hadamard); None: they are stored as they are."""
 
     @staticmethod
-    def of(codec: TokenCodec | HadamardCodec, device: torch.device) -> TokenLayout:
+    def of(page: PageFormat, spec: TokenSpec, device: torch.device) -> TokenLayout:
         """Raises ConfigError for a head_dim that the kernels do not have."""
-        if reasons := head_dim_reasons(codec.page.head_dim):
-            raise ConfigError(f"no kernel reads pages of {codec.name}: {', '.join(reasons)}")
-        name = read_codec(codec.name)
+        if reasons := head_dim_reasons(page.head_dim):
+            raise ConfigError(f"no kernel reads pages of {spec.name}: {', '.join(reasons)}")
         return TokenLayout(
-            codec.page.head_dim,
-            codec.page.num_bytes,
-            codec.page.page_tokens(codec.name),
-            int(name.bits),
-            name.group,
-            hadamard_matrix(codec.page.head_dim).to(device) if name.family == "hadamard" else None,
+            page.head_dim,
+            page.num_bytes,
+            spec.page_tokens(page),
+            spec.bits,
+            spec.group,
+            hadamard_matrix(page.head_dim).to(device) if spec.is_hadamard else None,
         )
 
     @property

@@ -1,6 +1,6 @@
 """Mean of step^2 over the tokens of a chunk in pages of per-token codes, for the correction (correction/formula.py).
 
-Reference: `TokenCodec.mean_square_steps`.
+Reference: `TokenCodec.mean_square_step_sizes`.
 """
 
 from __future__ import annotations
@@ -15,19 +15,19 @@ from torch import Tensor
 from pagedvid.codecs.token.kernels.layout import TokenLayout
 
 NUM_WARPS = 4
-BLOCK_STEPS = 2048
+BLOCK_STEP_SIZES = 2048
 """Steps that a program loads at once: 16 a thread."""
 
 
 @triton.jit(do_not_specialize=["first_token", "num_tokens", "pages_per_head"], do_not_specialize_on_alignment=["pages"])
-def mean_token_steps_kernel(
+def mean_token_step_sizes_kernel(
     typed, pages, mean, first_token, num_tokens, pages_per_head,
     BLOCK_TOKENS: tl.constexpr, HEAD_DIM: tl.constexpr, PAGE_BYTES: tl.constexpr, PAGE_TOKENS: tl.constexpr,
     BITS: tl.constexpr, GROUP: tl.constexpr,
 ):  # fmt: skip
-    """See `mean_square_steps`, for pages of per-token codes. Grid (heads)."""
+    """See `mean_square_step_sizes`, for pages of per-token codes. Grid (heads)."""
     NUM_GROUPS: tl.constexpr = HEAD_DIM // GROUP
-    FIRST_STEP: tl.constexpr = PAGE_TOKENS * HEAD_DIM * BITS // 16
+    FIRST_STEP_SIZE: tl.constexpr = PAGE_TOKENS * HEAD_DIM * BITS // 16
     head = tl.program_id(0)
     pages += head * pages_per_head
     group = tl.arange(0, NUM_GROUPS)
@@ -37,7 +37,7 @@ def mean_token_steps_kernel(
         token = first + tl.arange(0, BLOCK_TOKENS)
         is_token = token < end
         page = tl.load(pages + token // PAGE_TOKENS, mask=is_token, other=0).to(tl.int64)
-        first_step = page * (PAGE_BYTES // 2) + FIRST_STEP + token % PAGE_TOKENS * NUM_GROUPS
+        first_step = page * (PAGE_BYTES // 2) + FIRST_STEP_SIZE + token % PAGE_TOKENS * NUM_GROUPS
         steps = typed + first_step[:, None] + group[None, :]
         step = tl.load(steps, mask=is_token[:, None], other=0.0).to(tl.float32)
         total += step * step
@@ -46,7 +46,7 @@ def mean_token_steps_kernel(
     tl.store(mean + head * HEAD_DIM + channel, tl.broadcast_to(mean_of_group, [NUM_GROUPS, GROUP]))
 
 
-def mean_square_steps(
+def mean_square_step_sizes(
     records: Tensor, layout: TokenLayout, pages_HP: Tensor, num_tokens: int, first_token: int = 0
 ) -> Tensor:
     """Mean of step^2 of `num_tokens` tokens from `first_token` on, along the codec's axes, float32 [H, D].
@@ -54,7 +54,7 @@ def mean_square_steps(
     `records`: the pool, uint8 [num_pages, page_bytes]. `pages_HP`: int32 [H, P], where the tokens lie from token 0 on.
     """
     mean_HD = torch.empty(len(pages_HP), layout.head_dim, dtype=torch.float32, device=records.device)
-    mean_token_steps_kernel[(len(pages_HP),)](
+    mean_token_step_sizes_kernel[(len(pages_HP),)](
         layout.view(records), pages_HP, mean_HD, first_token, num_tokens, pages_HP.stride(0),
         **token_constants(layout), num_warps=NUM_WARPS,
     )  # fmt: skip
@@ -63,4 +63,4 @@ def mean_square_steps(
 
 def token_constants(layout: TokenLayout) -> dict[str, Any]:
     """Compile-time arguments of the kernel for per-token codes."""
-    return {"BLOCK_TOKENS": BLOCK_STEPS // layout.num_groups, **layout.constants()}
+    return {"BLOCK_TOKENS": BLOCK_STEP_SIZES // layout.num_groups, **layout.constants()}

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from pagedvid.errors import ConfigError, PromptError
-from pagedvid.files.weights import read_tensors, refuse_odd_dtype
+from pagedvid.files.tensor_files import read_tensors, refuse_odd_dtype
 from pagedvid.models.common.text_encoder import TextEncoder
 
 FILE_NAMES = {"cond": "prompt_embeds", "uncond": "negative_prompt_embeds"}

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from pagedvid.codecs.channel.kernels.decode import decode
-from pagedvid.rotary.axis_tables import Turns
+from pagedvid.rotary.axis_tables import AngleTables
 from tests.attention.kernels import reference
 from tests.attention.kernels.reference import Segment
 from tests.attention.kernels.scenes import Scene
@@ -14,13 +14,13 @@ from tests.attention.kernels.scenes import Scene
 CODECS = ("int2", "int4", "int8", "bf16", "fp32", "int2-pair", "int4-s8", "int2-pair-s8")
 
 
-def turn_of(scene: Scene, segment: Segment) -> tuple[Turns | None, int]:
-    return (None if segment.angles is None else scene.turns()), scene.frame_row(segment)
+def turn_of(scene: Scene, segment: Segment) -> tuple[AngleTables | None, int]:
+    return (None if segment.angles is None else scene.angles()), scene.frame_row(segment)
 
 
-def check(codec: str, head_dim: int, num_tokens: int, turns: bool, rows: int = 36) -> None:
+def check(codec: str, head_dim: int, num_tokens: int, angles: bool, rows: int = 36) -> None:
     scene = Scene((codec, codec), head_dim, num_kv_heads=1 if num_tokens > 1000 else 2, rows=rows, num_pages=700)
-    segment = scene.add(num_tokens, turns=turns)
+    segment = scene.add(num_tokens, angles=angles)
     out = torch.full((num_tokens, scene.num_kv_heads, head_dim), torch.nan)
     decode(scene.records, scene.layouts[0], segment.keys_HP, out, *turn_of(scene, segment))
     expected = reference.decode(scene.page, codec, scene.records, segment.keys_HP, num_tokens, segment.angles)
@@ -30,18 +30,18 @@ def check(codec: str, head_dim: int, num_tokens: int, turns: bool, rows: int = 3
 @pytest.mark.parametrize("codec", CODECS)
 @pytest.mark.parametrize("num_tokens", [1, 17, 300])
 def test_equals_the_codec(codec: str, num_tokens: int) -> None:
-    check(codec, 64, num_tokens, turns=num_tokens != 17)
+    check(codec, 64, num_tokens, angles=num_tokens != 17)
 
 
 @pytest.mark.parametrize("codec", ["int2", "bf16"])
 @pytest.mark.parametrize("num_tokens", [1560, 4680])
 def test_frames_and_chunks_that_are_no_multiple_of_a_page(codec: str, num_tokens: int) -> None:
-    check(codec, 32, num_tokens, turns=True)
+    check(codec, 32, num_tokens, angles=True)
 
 
 @pytest.mark.parametrize(("codec", "rows"), [("int2", 32), ("int8", 19), ("bf16", 37)])
 def test_pages_of_other_lengths(codec: str, rows: int) -> None:
-    check(codec, 128, 130, turns=True, rows=rows)
+    check(codec, 128, 130, angles=True, rows=rows)
 
 
 def test_writes_into_any_strides_and_nothing_else() -> None:

@@ -1,18 +1,28 @@
-"""Writing pages, against the codecs: byte for byte where nothing is turned."""
+"""Writing pages, against the codecs: byte for byte where nothing is rotated."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
 from pagedvid.codecs.channel.codec import ChannelCodec
-from pagedvid.codecs.channel.kernels.encode import encode
-from pagedvid.codecs.channel.step_sizes import short_steps
+from pagedvid.codecs.channel.kernels.encode import encode as encode_channels
+from pagedvid.codecs.channel.kernels.layout import PageLayout
+from pagedvid.codecs.channel.step_sizes import short_step_sizes
+from pagedvid.codecs.raw.kernels import encode_raw
+from pagedvid.codecs.registry import read_codec
 from tests.attention.kernels import reference
 from tests.attention.kernels.scenes import Scene
 
 CODECS = ("int2", "int4", "int8", "int2-pair", "int4-s8", "int2-pair-s8")
+
+
+def encode(x_nHD: Tensor, records: Tensor, layout: PageLayout, pages_HP: Tensor, *angles: Any, **how: Any) -> Tensor:
+    """By the kernel of channel codes, or of values as they are."""
+    return (encode_raw if layout.is_raw else encode_channels)(x_nHD, records, layout, pages_HP, *angles, **how)
 
 
 def awkward(scene: Scene, num_tokens: int, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -30,7 +40,7 @@ def awkward(scene: Scene, num_tokens: int, dtype: torch.dtype = torch.float32) -
 def test_bytes_are_those_of_the_codec(codec: str, num_tokens: int, dtype: torch.dtype) -> None:
     scene = Scene((codec, codec), 64, num_kv_heads=2)
     x = awkward(scene, num_tokens, dtype)
-    pages = scene.take(scene.page.num_pages(num_tokens, codec))
+    pages = scene.take(read_codec(codec).num_pages(scene.page, num_tokens))
     before = scene.records.clone()
     bad = encode(x, scene.records, scene.layouts[0], pages)
     assert torch.equal(scene.records[pages.long()], reference.encode(scene.page, codec, x))
@@ -44,7 +54,7 @@ def test_bytes_are_those_of_the_codec(codec: str, num_tokens: int, dtype: torch.
 def test_raw_bytes(codec: str, dtype: torch.dtype, num_tokens: int) -> None:
     scene = Scene((codec, codec), 64, num_kv_heads=2)
     x = awkward(scene, num_tokens, dtype)
-    pages = scene.take(scene.page.num_pages(num_tokens, codec))
+    pages = scene.take(read_codec(codec).num_pages(scene.page, num_tokens))
     assert not encode(x, scene.records, scene.layouts[0], pages).any()
     assert torch.equal(scene.records[pages.long()], reference.encode(scene.page, codec, x))
 
@@ -53,27 +63,27 @@ def test_raw_bytes(codec: str, dtype: torch.dtype, num_tokens: int) -> None:
 def test_frames_and_chunks_that_are_no_multiple_of_a_page(num_tokens: int) -> None:
     scene = Scene(("int2", "int2"), 32, num_kv_heads=1)
     x = scene.randn(num_tokens, 1, 32)
-    pages = scene.take(scene.page.num_pages(num_tokens, "int2"))
+    pages = scene.take(read_codec("int2").num_pages(scene.page, num_tokens))
     encode(x, scene.records, scene.layouts[0], pages)
     assert torch.equal(scene.records[pages.long()], reference.encode(scene.page, "int2", x))
 
 
 @pytest.mark.parametrize("codec", CODECS)
-@pytest.mark.parametrize("turn", [1, -1])
+@pytest.mark.parametrize("rotate", [1, -1])
 @pytest.mark.parametrize("pairs", ["half", "interleaved"])
-def test_turned_tokens_stay_within_half_a_step(codec: str, turn: int, pairs: str) -> None:
-    """Rounding of the turn may differ in the last bit from the reference's, so bytes are not compared here."""
+def test_turned_tokens_stay_within_half_a_step(codec: str, rotate: int, pairs: str) -> None:
+    """Rounding of the rotate may differ in the last bit from the reference's, so bytes are not compared here."""
     scene = Scene((codec, codec), 64, num_kv_heads=2)
     x, angle = scene.randn(70, 2, 64), scene.randn(70, 32)
     angles = (angle.cos(), angle.sin())
-    pages = scene.take(scene.page.num_pages(70, codec))
-    encode(x, scene.records, scene.layouts[0], pages, angles, turn=turn, pairs=pairs)
-    exact = reference.turned(x, pairs, (angles[0], turn * angles[1]))
+    pages = scene.take(read_codec(codec).num_pages(scene.page, 70))
+    encode(x, scene.records, scene.layouts[0], pages, angles, rotate=rotate, pairs=pairs)
+    exact = reference.rotated(x, pairs, (angles[0], rotate * angles[1]))
     stored = reference.decode(scene.page, codec, scene.records, pages, 70)
     channel_codec = reference.codec_of(scene.page, codec)
     assert isinstance(channel_codec, ChannelCodec)
-    steps_HPD = channel_codec.page_steps(scene.records[pages.long()])
-    step_nHD = steps_HPD[:, torch.arange(70) // scene.page.page_tokens(codec)].transpose(0, 1)
+    steps_HPD = channel_codec.page_step_sizes(scene.records[pages.long()])
+    step_nHD = steps_HPD[:, torch.arange(70) // read_codec(codec).page_tokens(scene.page)].transpose(0, 1)
     assert ((stored - exact).abs() <= step_nHD / 2 + 1e-5).all()
 
 
@@ -84,7 +94,7 @@ def test_values_that_no_page_can_hold_are_flagged_by_head(codec: str, value: flo
     scene = Scene((codec, codec), 64, num_kv_heads=3)
     x = scene.randn(40, 3, 64)
     x[33, 1, 50] = value
-    bad = encode(x, scene.records, scene.layouts[0], scene.take(scene.page.num_pages(40, codec)))
+    bad = encode(x, scene.records, scene.layouts[0], scene.take(read_codec(codec).num_pages(scene.page, 40)))
     assert bad.bool().any(1).tolist() == [False, True, False]
 
 
@@ -100,16 +110,16 @@ def test_values_beyond_fp16_are_flagged() -> None:
 def test_channels_of_interleaved_pairs_are_put_in_order(codec: str) -> None:
     scene = Scene((codec, codec), 64, num_kv_heads=2)
     x = scene.randn(40, 2, 64).bfloat16()
-    pages = scene.take(scene.page.num_pages(40, codec))
+    pages = scene.take(read_codec(codec).num_pages(scene.page, 40))
     encode(x, scene.records, scene.layouts[0], pages, pairs="interleaved")
-    ordered = reference.turned(x, "interleaved", None)
+    ordered = reference.rotated(x, "interleaved", None)
     assert torch.equal(scene.records[pages.long()], reference.encode(scene.page, codec, ordered))
 
 
 def test_short_steps_are_the_smallest_that_reach() -> None:
     """Ranges around each of the 255 steps: just below, at and just above."""
     scene = Scene(("int8-s8", "int8-s8"), 128, num_kv_heads=1, num_pages=20)
-    steps = short_steps(scene.records.device)[1:]
+    steps = short_step_sizes(scene.records.device)[1:]
     for factor in (1 - 1e-6, 1.0, 1 + 1e-6):
         for part in (factor * steps * 255).clamp(max=6e4).split(128):
             x = torch.zeros(2, 1, 128)

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from pagedvid.codecs.channel.kernels.step_sizes import mean_square_steps
-from pagedvid.codecs.token.kernels.step_sizes import mean_square_steps as mean_square_token_steps
+from pagedvid.codecs.channel.kernels.step_sizes import mean_square_step_sizes
+from pagedvid.codecs.token.kernels.step_sizes import mean_square_step_sizes as mean_square_token_step_sizes
 from pagedvid.errors import ConfigError
 from tests.attention.kernels.reference import codec_of
 from tests.attention.kernels.scenes import Scene
@@ -24,9 +24,9 @@ def stored(scene: Scene, num_tokens: int) -> Tensor:
 
 def check(scene: Scene, num_tokens: int) -> None:
     pages = stored(scene, num_tokens)
-    steps = mean_square_steps(scene.records, scene.layouts[0], pages, num_tokens)
+    steps = mean_square_step_sizes(scene.records, scene.layouts[0], pages, num_tokens)
     codec = codec_of(scene.page, scene.codecs[0])
-    expected = codec.mean_square_steps(scene.records[pages.long()], num_tokens)
+    expected = codec.mean_square_step_sizes(scene.records[pages.long()], num_tokens)
     assert steps.dtype == torch.float32
     torch.testing.assert_close(steps, expected, rtol=1e-5, atol=0)
 
@@ -44,8 +44,8 @@ def test_of_channel_pages_of_other_shapes(head_dim: int, rows: int, num_tokens: 
 
 def check_tokens(scene: TokenScene, num_tokens: int) -> None:
     pages = scene.store(num_tokens)
-    steps = mean_square_token_steps(scene.records, scene.layout, pages, num_tokens)
-    expected = scene.codec.mean_square_steps(scene.records[pages.long()], num_tokens)
+    steps = mean_square_token_step_sizes(scene.records, scene.layout, pages, num_tokens)
+    expected = scene.codec.mean_square_step_sizes(scene.records[pages.long()], num_tokens)
     torch.testing.assert_close(steps, expected, rtol=1e-5, atol=0)
 
 
@@ -65,32 +65,32 @@ def test_of_token_pages_of_other_lengths(rows: int, num_tokens: int) -> None:
 def test_of_some_tokens_of_a_chunk(first_token: int, num_tokens: int) -> None:
     tokens = TokenScene("token4-g32", 64)
     pages = tokens.store(300)
-    expected = tokens.codec.mean_square_steps(tokens.records[pages.long()], num_tokens, first_token)
-    steps = mean_square_token_steps(tokens.records, tokens.layout, pages, num_tokens, first_token)
+    expected = tokens.codec.mean_square_step_sizes(tokens.records[pages.long()], num_tokens, first_token)
+    steps = mean_square_token_step_sizes(tokens.records, tokens.layout, pages, num_tokens, first_token)
     torch.testing.assert_close(steps, expected, rtol=1e-5, atol=0)
 
     channels = Scene(("int4", "int4"), 64, num_kv_heads=2)
     pages = stored(channels, 300)
     codec = codec_of(channels.page, "int4")
-    expected = codec.mean_square_steps(channels.records[pages.long()], num_tokens, first_token)
-    steps = mean_square_steps(channels.records, channels.layouts[0], pages, num_tokens, first_token)
+    expected = codec.mean_square_step_sizes(channels.records[pages.long()], num_tokens, first_token)
+    steps = mean_square_step_sizes(channels.records, channels.layouts[0], pages, num_tokens, first_token)
     torch.testing.assert_close(steps, expected, rtol=1e-5, atol=0)
 
 
 def test_some_columns_of_a_page_table() -> None:
     scene = TokenScene("token2-g64", 64)
     columns = scene.store(250)[:, :1]
-    expected = scene.codec.mean_square_steps(scene.records[columns.long()], 70)
+    expected = scene.codec.mean_square_step_sizes(scene.records[columns.long()], 70)
     torch.testing.assert_close(
-        mean_square_token_steps(scene.records, scene.layout, columns, 70), expected, rtol=1e-5, atol=0
+        mean_square_token_step_sizes(scene.records, scene.layout, columns, 70), expected, rtol=1e-5, atol=0
     )
 
 
 def test_pages_beyond_four_gibibytes_are_reached() -> None:
     scene = TokenScene("token4-g32", 64)
     pool, far = scene.move_far(scene.store(100))
-    expected = scene.codec.mean_square_steps(pool[far.long()], 100)
-    torch.testing.assert_close(mean_square_token_steps(pool, scene.layout, far, 100), expected, rtol=1e-5, atol=0)
+    expected = scene.codec.mean_square_step_sizes(pool[far.long()], 100)
+    torch.testing.assert_close(mean_square_token_step_sizes(pool, scene.layout, far, 100), expected, rtol=1e-5, atol=0)
 
 
 def test_channel_pages_beyond_four_gibibytes_are_reached() -> None:
@@ -99,11 +99,11 @@ def test_channel_pages_beyond_four_gibibytes_are_reached() -> None:
     pool = torch.empty(2_000_000, scene.page.num_bytes, dtype=torch.uint8)
     far = torch.full_like(pages, len(pool) - 1)
     pool[far.long()] = scene.records[pages.long()]
-    expected = codec_of(scene.page, "int2").mean_square_steps(pool[far.long()], 100)
-    torch.testing.assert_close(mean_square_steps(pool, scene.layouts[0], far, 100), expected, rtol=1e-5, atol=0)
+    expected = codec_of(scene.page, "int2").mean_square_step_sizes(pool[far.long()], 100)
+    torch.testing.assert_close(mean_square_step_sizes(pool, scene.layouts[0], far, 100), expected, rtol=1e-5, atol=0)
 
 
 def test_plain_numbers_have_no_steps() -> None:
     scene = Scene(("bf16", "bf16"), 64, num_kv_heads=1)
     with pytest.raises(ConfigError, match="without steps"):
-        mean_square_steps(scene.records, scene.layouts[0], stored(scene, 20), 20)
+        mean_square_step_sizes(scene.records, scene.layouts[0], stored(scene, 20), 20)

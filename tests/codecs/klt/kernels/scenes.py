@@ -5,10 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from pagedvid.codecs.base import make_codec
 from pagedvid.codecs.klt.blocks import BlockLayout
 from pagedvid.codecs.klt.codec import KltCodec
 from pagedvid.codecs.klt.tables import KltTables
 from pagedvid.codecs.page import PageFormat
+from pagedvid.codecs.registry import read_codec
 from pagedvid.rotary.tables import rotate
 from tests.attention.kernels.scenes import DEVICE
 
@@ -29,7 +31,7 @@ def klt_codec(
     """
     generator = torch.Generator("cpu").manual_seed(seed)
     with torch.device("cpu"):
-        turned, _ = torch.linalg.qr(torch.randn(num_heads, head_dim, head_dim, generator=generator))
+        rotated, _ = torch.linalg.qr(torch.randn(num_heads, head_dim, head_dim, generator=generator))
         stretch = torch.rand(num_heads, 1, head_dim, generator=generator) + 0.5
         frame, direction = torch.arange(num_frames)[:, None], torch.arange(head_dim)
         falling = torch.exp(-direction * 4 / head_dim - frame).flatten()
@@ -38,11 +40,11 @@ def klt_codec(
             BlockLayout(tokens_per_frame, num_frames),
             deviation_hN.square().sort(-1, descending=True).values.mean(0),
             size * torch.randn(num_heads, head_dim, generator=generator),
-            turned * stretch,
+            rotated * stretch,
             deviation_hN,
             deviation_hN.argsort(-1, descending=True),
         )
-        return KltCodec.of(name, PageFormat(head_dim, rows, tokens_per_frame, num_frames), tables)
+        return make_codec(read_codec(name), PageFormat(head_dim, rows, tokens_per_frame, num_frames), tables)
 
 
 def klt_tokens(codec: KltCodec, num_tokens: int, seed: int = 0) -> Tensor:
@@ -62,7 +64,7 @@ def klt_decoded(
     codec: KltCodec, records_HPB: Tensor, num_tokens: int, angles: tuple[Tensor, Tensor] | None = None
 ) -> Tensor:
     """What kernels must find in these pages, float32 [n, H, D]."""
-    padded = codec.page.padded_tokens(num_tokens, codec.name)
+    padded = read_codec(codec.name).padded_tokens(codec.page, num_tokens)
     out = torch.empty(len(records_HPB), padded, codec.page.head_dim, device=records_HPB.device)
     x_HnD = codec.decode(records_HPB, num_tokens, out)
     return (x_HnD if angles is None else rotate(x_HnD, *angles)).transpose(0, 1)
@@ -78,7 +80,7 @@ def random_pool(codec: KltCodec, num_pages: int, seed: int = 0) -> Tensor:
 def scattered_pages(codec: KltCodec, num_tokens: int, records: Tensor, seed: int = 0) -> Tensor:
     """Ids int32 [H, P] of different pages of the pool, for so many tokens of every head."""
     generator = torch.Generator("cpu").manual_seed(seed)
-    count = codec.coding.num_heads * codec.page.num_pages(num_tokens, codec.name)
+    count = codec.coding.num_heads * read_codec(codec.name).num_pages(codec.page, num_tokens)
     assert count <= len(records), "the pool of the test is too small"
     pages = torch.randperm(len(records), generator=generator, device="cpu")[:count]
     return pages.view(codec.coding.num_heads, -1).int().to(DEVICE)

@@ -15,8 +15,9 @@ from pagedvid.codecs.klt.kernels import decode as klt_decode
 from pagedvid.codecs.klt.kernels.decode import decode_klt
 from pagedvid.codecs.klt.kernels.layout import KltLayout, unsupported_reasons
 from pagedvid.codecs.page import PageFormat
+from pagedvid.codecs.registry import read_codec
 from pagedvid.errors import ShapeError
-from pagedvid.rotary.axis_tables import Turns
+from pagedvid.rotary.axis_tables import AngleTables
 from tests.attention.kernels.scenes import DEVICE
 from tests.codecs.klt.kernels.scenes import klt_codec, klt_decoded, klt_tokens, random_pool, scattered_pages
 
@@ -39,14 +40,14 @@ def stored(codec: KltCodec, num_tokens: int, factor: float = 1.0) -> tuple[Tenso
     return records, pages
 
 
-def grid_of(codec: KltCodec, num_frames: int, seed: int = 0) -> Turns:
-    """Frames of rows of 2 or 3 tokens, pairs that turn with time, rows and columns in no order."""
+def grid_of(codec: KltCodec, num_frames: int, seed: int = 0) -> AngleTables:
+    """Frames of rows of 2 or 3 tokens, pairs that rotate with time, rows and columns in no order."""
     generator = torch.Generator("cpu").manual_seed(seed)
     size, pairs = codec.page.tokens_per_frame, codec.page.head_dim // 2
     width = 2 if size % 2 == 0 else 3
     angles = torch.randn(size // width + width + num_frames, pairs, generator=generator, device="cpu").to(DEVICE)
     axes = (torch.arange(pairs) * 5 + 1) % 7 % 3
-    return Turns(angles.cos(), angles.sin(), axes.int(), size, width)
+    return AngleTables(angles.cos(), angles.sin(), axes.int(), size, width)
 
 
 @pytest.mark.parametrize(("name", "shape", "page_blocks"), CASES, ids=[case[0] for case in CASES])
@@ -54,12 +55,12 @@ def grid_of(codec: KltCodec, num_frames: int, seed: int = 0) -> Turns:
 def test_equals_the_codec(name: str, shape: Mapping[str, int], page_blocks: int, num_tokens: int) -> None:
     """Into a float32 scratch to the last digits; in 77 tokens there are frames and blocks that are not full."""
     codec = klt_codec(name, **shape)
-    assert codec.page.page_blocks(name) == page_blocks
+    assert read_codec(name).page_blocks(codec.page) == page_blocks
     records, pages = stored(codec, num_tokens)
     out = torch.full((num_tokens, 2, codec.page.head_dim), torch.nan)
-    turns = grid_of(codec, num_frames=40) if num_tokens != 17 else None
-    decode_klt(records, KltLayout.of(codec, DEVICE), pages, out, turns, frame_row=12)
-    angles = turns.of_chunk(12, num_tokens) if turns is not None else None
+    angles = grid_of(codec, num_frames=40) if num_tokens != 17 else None
+    decode_klt(records, KltLayout.of(codec.page, codec.coding, DEVICE), pages, out, angles, frame_row=12)
+    angles = angles.of_chunk(12, num_tokens) if angles is not None else None
     expected = klt_decoded(codec, records[pages.long()], num_tokens, angles)
     torch.testing.assert_close(out, expected, rtol=0, atol=1e-5)
 
@@ -70,7 +71,7 @@ def test_pages_of_a_model() -> None:
     records, pages = stored(codec, 175)
     assert pages.shape[1] == 2
     out = torch.full((175, 1, 128), torch.nan)
-    decode_klt(records, KltLayout.of(codec, DEVICE), pages, out)
+    decode_klt(records, KltLayout.of(codec.page, codec.coding, DEVICE), pages, out)
     torch.testing.assert_close(out, klt_decoded(codec, records[pages.long()], 175), rtol=0, atol=1e-5)
 
 
@@ -78,11 +79,11 @@ def test_angles_of_every_token() -> None:
     """Tables that know no grid have a row for every token, after two that are not read."""
     codec = klt_codec("klt1.5")
     records, pages = stored(codec, 47)
-    angles = torch.randn(60, 16)
-    turns = Turns.by_token(angles.cos(), angles.sin())
+    theta = torch.randn(60, 16)
+    angles = AngleTables.by_token(theta.cos(), theta.sin())
     out = torch.full((47, 2, 32), torch.nan)
-    decode_klt(records, KltLayout.of(codec, DEVICE), pages, out, turns, turns.first_frame_row + 9)
-    expected = klt_decoded(codec, records[pages.long()], 47, (angles[9:56].cos(), angles[9:56].sin()))
+    decode_klt(records, KltLayout.of(codec.page, codec.coding, DEVICE), pages, out, angles, angles.first_frame_row + 9)
+    expected = klt_decoded(codec, records[pages.long()], 47, (theta[9:56].cos(), theta[9:56].sin()))
     torch.testing.assert_close(out, expected, rtol=0, atol=1e-5)
 
 
@@ -90,7 +91,7 @@ def test_writes_into_any_strides_and_nothing_else() -> None:
     codec = klt_codec("klt1.5", head_dim=64)
     records, pages = stored(codec, 50)
     buffer = torch.full((3, 60, 64), 7.0)
-    decode_klt(records, KltLayout.of(codec, DEVICE), pages, buffer[:2, :50].transpose(0, 1))
+    decode_klt(records, KltLayout.of(codec.page, codec.coding, DEVICE), pages, buffer[:2, :50].transpose(0, 1))
     expected = klt_decoded(codec, records[pages.long()], 50)
     torch.testing.assert_close(buffer[:2, :50].transpose(0, 1), expected, rtol=0, atol=1e-5)
     assert (buffer[2] == 7).all() and (buffer[:2, 50:] == 7).all()
@@ -108,9 +109,9 @@ def test_a_page_writes_its_own_tokens_only(monkeypatch: pytest.MonkeyPatch) -> N
     codec = klt_codec("klt1.5", tokens_per_frame=20)
     records, pages = stored(codec, 60)
     out = torch.full((60, 2, 32), torch.nan)
-    decode_klt(records, KltLayout.of(codec, DEVICE), pages, out)
+    decode_klt(records, KltLayout.of(codec.page, codec.coding, DEVICE), pages, out)
     expected = klt_decoded(codec, records[pages.long()], 60)
-    expected.unflatten(0, (3, 20))[:, codec.page.page_blocks("klt1.5") :] = torch.nan
+    expected.unflatten(0, (3, 20))[:, read_codec("klt1.5").page_blocks(codec.page) :] = torch.nan
     torch.testing.assert_close(out, expected, rtol=0, atol=1e-5, equal_nan=True)
 
 
@@ -119,10 +120,10 @@ def test_bfloat16_scratch(size: float, factor: float) -> None:
     """Of models of any size, and of tokens far larger than the calibration's: float16 products keep their range."""
     codec = klt_codec("klt3", head_dim=64, size=size)
     records, pages = stored(codec, 70, factor)
-    turns = grid_of(codec, num_frames=7)
+    angles = grid_of(codec, num_frames=7)
     out = torch.full((70, 2, 64), torch.nan, dtype=torch.bfloat16)
-    decode_klt(records, KltLayout.of(codec, DEVICE), pages, out, turns, 7)
-    expected = klt_decoded(codec, records[pages.long()], 70, turns.of_chunk(7, 70))
+    decode_klt(records, KltLayout.of(codec.page, codec.coding, DEVICE), pages, out, angles, 7)
+    expected = klt_decoded(codec, records[pages.long()], 70, angles.of_chunk(7, 70))
     scale = expected.abs().max().item()
     # the interpreter cuts off, it does not round
     torch.testing.assert_close(out.float(), expected, rtol=2**-7, atol=2e-3 * scale)
@@ -139,7 +140,7 @@ def test_float16_products_miss_by_far_less_than_codes(monkeypatch: pytest.Monkey
         return {**constants(*arguments), "MATMUL": tl.float16}
 
     monkeypatch.setattr(klt_decode, "klt_decode_constants", float16_products)
-    decode_klt(records, KltLayout.of(codec, DEVICE), pages, out)
+    decode_klt(records, KltLayout.of(codec.page, codec.coding, DEVICE), pages, out)
     expected = klt_decoded(codec, records[pages.long()], 60)
     lost = klt_tokens(codec, 60).transpose(0, 1) - expected
     missed = (out - expected).square().mean()
@@ -156,14 +157,14 @@ def test_pages_beyond_four_gibibytes_are_reached() -> None:
     pool[far.long()] = records[pages.long()]
     assert (len(pool) - 1) * codec.page.num_bytes > 2**32
     out = torch.full((40, 1, 64), torch.nan)
-    decode_klt(pool, KltLayout.of(codec, DEVICE), far, out)
+    decode_klt(pool, KltLayout.of(codec.page, codec.coding, DEVICE), far, out)
     torch.testing.assert_close(out, klt_decoded(codec, records[pages.long()], 40), rtol=0, atol=1e-5)
 
 
 def test_heads_and_pages_must_fit() -> None:
     codec = klt_codec("klt1.5")
     records, pages = stored(codec, 40)
-    layout = KltLayout.of(codec, DEVICE)
+    layout = KltLayout.of(codec.page, codec.coding, DEVICE)
     with pytest.raises(ShapeError, match=r"tokens \(40, 1, 32\)"):
         decode_klt(records, layout, pages[:1], torch.empty(40, 1, 32))
     with pytest.raises(ShapeError, match=r"for pages \(2, 1\)"):

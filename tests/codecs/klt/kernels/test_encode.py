@@ -16,6 +16,7 @@ from pagedvid.codecs.klt.codec import KltCodec
 from pagedvid.codecs.klt.fields import WIDTHS
 from pagedvid.codecs.klt.kernels.encode import encode_klt
 from pagedvid.codecs.klt.kernels.layout import KltLayout
+from pagedvid.codecs.registry import read_codec
 from pagedvid.errors import ShapeError
 from tests.attention.kernels.scenes import DEVICE
 from tests.codecs.klt.kernels.scenes import klt_codec, klt_tokens, random_pool, scattered_pages
@@ -38,7 +39,7 @@ def written(codec: KltCodec, x_nHD: Tensor) -> Tensor:
     records = random_pool(codec, 60)
     before = records.clone()
     pages = scattered_pages(codec, len(x_nHD), records)
-    assert not encode_klt(x_nHD, records, KltLayout.of(codec, DEVICE), pages).any()
+    assert not encode_klt(x_nHD, records, KltLayout.of(codec.page, codec.coding, DEVICE), pages).any()
     result = records[pages.long()]
     before[pages.long()] = result
     assert torch.equal(before, records)
@@ -63,7 +64,9 @@ def errors(codec: KltCodec, x_HnD: Tensor, records_HPB: Tensor) -> Tensor:
     layout, coding = codec.layout, codec.coding
     tokens_gSF = layout.tokens(x_HnD.shape[1]).unflatten(0, (-1, layout.tokens_per_frame))
     filled_HnD = x_HnD[:, tokens_gSF.mT.flatten().to(DEVICE)]
-    out = torch.full((len(x_HnD), codec.page.padded_tokens(filled_HnD.shape[1], codec.name), x_HnD.shape[2]), torch.nan)
+    out = torch.full(
+        (len(x_HnD), read_codec(codec.name).padded_tokens(codec.page, filled_HnD.shape[1]), x_HnD.shape[2]), torch.nan
+    )
     decoded_HnD = codec.decode(records_HPB, filled_HnD.shape[1], out)
     missed = (decoded_HnD - filled_HnD) @ coding.analysis_hDD.to(DEVICE)
     return missed.flatten(1).norm(dim=1)
@@ -148,7 +151,7 @@ def test_pages_beyond_four_gibibytes_are_reached() -> None:
     pool = torch.empty(3_000_000, codec.page.num_bytes, dtype=torch.uint8)
     assert (len(pool) - 1) * codec.page.num_bytes > 2**32
     far = torch.full((1, 1), len(pool) - 1, dtype=torch.int32)
-    encode_klt(x_nHD, pool, KltLayout.of(codec, DEVICE), far)
+    encode_klt(x_nHD, pool, KltLayout.of(codec.page, codec.coding, DEVICE), far)
     assert torch.equal(pool[far.long()], written(codec, x_nHD))
 
 
@@ -160,13 +163,15 @@ def test_values_that_no_page_can_hold_are_flagged_by_head(dtype: torch.dtype) ->
     x_nHD[20, 1, 31], x_nHD[0, 2, 0], x_nHD[39, 3, 5] = torch.nan, torch.inf, -torch.inf
     x_nHD[39, 4, 31], x_nHD[9, 5, 7], x_nHD[9, 6, 7] = 65504.0, -7e4, 65000.0
     records = random_pool(codec, 60)
-    bad = encode_klt(x_nHD, records, KltLayout.of(codec, DEVICE), scattered_pages(codec, 40, records))
+    bad = encode_klt(
+        x_nHD, records, KltLayout.of(codec.page, codec.coding, DEVICE), scattered_pages(codec, 40, records)
+    )
     assert bad.bool().any(1).tolist() == [False, True, True, True, True, True, False]
 
 
 def test_heads_and_pages_must_fit() -> None:
     codec = klt_codec("klt1.5")
-    records, layout = random_pool(codec, 60), KltLayout.of(codec, DEVICE)
+    records, layout = random_pool(codec, 60), KltLayout.of(codec.page, codec.coding, DEVICE)
     pages = scattered_pages(codec, 40, records)
     with pytest.raises(ShapeError, match=r"tokens \(40, 3, 32\)"):
         encode_klt(torch.zeros(40, 3, 32), records, layout, pages)

@@ -8,9 +8,10 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from pagedvid.codecs.page import PageFormat, read_codec
+from pagedvid.codecs.base import make_codec
+from pagedvid.codecs.page import PageFormat
+from pagedvid.codecs.registry import read_codec
 from pagedvid.codecs.token.codec import TokenCodec
-from pagedvid.codecs.token.hadamard import HadamardCodec
 from pagedvid.codecs.token.kernels.layout import TokenLayout
 from tests.attention.kernels.scenes import DEVICE
 
@@ -43,20 +44,21 @@ class TokenScene:
         self._free = torch.randperm(self.num_pages, generator=self.generator, device="cpu").int().to(DEVICE)
 
     @cached_property
-    def codec(self) -> TokenCodec | HadamardCodec:
-        kind = HadamardCodec if read_codec(self.codec_name).family == "hadamard" else TokenCodec
-        return kind(self.page, self.codec_name)
+    def codec(self) -> TokenCodec:
+        codec = make_codec(read_codec(self.codec_name), self.page)
+        assert isinstance(codec, TokenCodec)
+        return codec
 
     @cached_property
     def layout(self) -> TokenLayout:
-        return TokenLayout.of(self.codec, DEVICE)
+        return TokenLayout.of(self.page, self.codec.spec, DEVICE)
 
     def randn(self, *shape: int) -> Tensor:
         return torch.randn(*shape, generator=self.generator, device="cpu").to(DEVICE)
 
     def take(self, num_tokens: int) -> Tensor:
         """Pages for so many tokens of every head, int32 [H, P], anywhere in the pool."""
-        per_head = self.page.num_pages(num_tokens, self.codec_name)
+        per_head = read_codec(self.codec_name).num_pages(self.page, num_tokens)
         count = self.num_heads * per_head
         pages, self._free = self._free[:count], self._free[count:]
         assert len(pages) == count, "the pool of the test is too small"

@@ -7,40 +7,40 @@ import torch
 from torch import Tensor
 
 from pagedvid.codecs.page import PageFormat
-from pagedvid.codecs.token.codec import TokenCodec
+from pagedvid.codecs.registry import read_codec
 from pagedvid.codecs.token.kernels.decode import decode_token
 from pagedvid.codecs.token.kernels.layout import TokenLayout
 from pagedvid.errors import ConfigError
-from pagedvid.rotary.axis_tables import Turns
+from pagedvid.rotary.axis_tables import AngleTables
 from pagedvid.rotary.tables import rotate
 from tests.attention.kernels.scenes import DEVICE
 from tests.codecs.token.kernels.scenes import CODECS, TokenScene, widest
 
 
 def reference(
-    scene: TokenScene, pages: Tensor, num_tokens: int, turns: Turns | None = None, frame_row: int = 0
+    scene: TokenScene, pages: Tensor, num_tokens: int, angles: AngleTables | None = None, frame_row: int = 0
 ) -> Tensor:
     """Float32 [n, H, D]."""
-    out = torch.empty(len(pages), scene.page.padded_tokens(num_tokens, scene.codec_name), scene.head_dim)
+    out = torch.empty(len(pages), read_codec(scene.codec_name).padded_tokens(scene.page, num_tokens), scene.head_dim)
     x_HnD = scene.codec.decode(scene.records[pages.long()], num_tokens, out)
-    if turns is not None:
-        x_HnD = rotate(x_HnD, *turns.of_chunk(frame_row, num_tokens))
+    if angles is not None:
+        x_HnD = rotate(x_HnD, *angles.of_chunk(frame_row, num_tokens))
     return x_HnD.transpose(0, 1)
 
 
-def check(scene: TokenScene, num_tokens: int, turns: Turns | None = None, frame_row: int = 0) -> None:
+def check(scene: TokenScene, num_tokens: int, angles: AngleTables | None = None, frame_row: int = 0) -> None:
     pages = scene.store(num_tokens)
     out = torch.full((num_tokens, scene.num_heads, scene.head_dim), torch.nan)
-    decode_token(scene.records, scene.layout, pages, out, turns, frame_row)
-    expected = reference(scene, pages, num_tokens, turns, frame_row)
+    decode_token(scene.records, scene.layout, pages, out, angles, frame_row)
+    expected = reference(scene, pages, num_tokens, angles, frame_row)
     torch.testing.assert_close(out, expected, rtol=3e-6, atol=1e-5)
 
 
-def grid_turns(scene: TokenScene, num_frames: int) -> Turns:
-    """Of frames of 4 x 3 tokens; pairs turn with time, rows and columns in no order."""
+def grid_turns(scene: TokenScene, num_frames: int) -> AngleTables:
+    """Of frames of 4 x 3 tokens; pairs rotate with time, rows and columns in no order."""
     angles = scene.randn(4 + 3 + num_frames, scene.head_dim // 2)
     axes = (torch.arange(scene.head_dim // 2) * 5 + 1) % 7 % 3
-    return Turns(angles.cos(), angles.sin(), axes.int(), frame_tokens=12, width=3)
+    return AngleTables(angles.cos(), angles.sin(), axes.int(), frame_tokens=12, width=3)
 
 
 @pytest.mark.parametrize("codec", CODECS)
@@ -63,15 +63,15 @@ def test_pages_of_any_number_of_tokens(codec: str, rows: int, page_tokens: int) 
 @pytest.mark.parametrize("codec", CODECS)
 def test_turns_of_a_grid(codec: str) -> None:
     scene = TokenScene(codec, 128, num_heads=1)
-    turns = grid_turns(scene, 20)
-    check(scene, 130, turns, turns.first_frame_row + 5)
+    angles = grid_turns(scene, 20)
+    check(scene, 130, angles, angles.first_frame_row + 5)
 
 
 def test_turns_by_token() -> None:
     scene = TokenScene("token2-g64", 64)
     angles = scene.randn(100, 32)
-    turns = Turns.by_token(angles.cos(), angles.sin())
-    check(scene, 70, turns, turns.first_frame_row + 30)
+    angles = AngleTables.by_token(angles.cos(), angles.sin())
+    check(scene, 70, angles, angles.first_frame_row + 30)
 
 
 @pytest.mark.parametrize("codec", ["token2-g64", "hadamard2-g64"])
@@ -96,11 +96,11 @@ def test_some_columns_of_a_page_table() -> None:
 @pytest.mark.parametrize("codec", ["token4-g32", "hadamard4-g32"])
 def test_bfloat16_scratch(codec: str) -> None:
     scene = TokenScene(codec, 64)
-    turns = grid_turns(scene, 9)
+    angles = grid_turns(scene, 9)
     pages = scene.store(70)
     out = torch.empty(70, 2, 64, dtype=torch.bfloat16)
-    decode_token(scene.records, scene.layout, pages, out, turns, turns.first_frame_row)
-    expected = reference(scene, pages, 70, turns, turns.first_frame_row)
+    decode_token(scene.records, scene.layout, pages, out, angles, angles.first_frame_row)
+    expected = reference(scene, pages, 70, angles, angles.first_frame_row)
     torch.testing.assert_close(
         out.float(), expected, rtol=2**-7, atol=1e-5
     )  # the interpreter cuts off, it does not round
@@ -128,4 +128,4 @@ def test_pages_beyond_four_gibibytes_are_reached() -> None:
 
 def test_odd_head_dims_are_refused() -> None:
     with pytest.raises(ConfigError, match="head_dim is 96"):
-        TokenLayout.of(TokenCodec(PageFormat(96), "token2-g32"), DEVICE)
+        TokenLayout.of(PageFormat(96), read_codec("token2-g32"), DEVICE)

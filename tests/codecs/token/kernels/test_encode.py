@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from pagedvid.codecs.registry import read_codec
 from pagedvid.codecs.token.kernels.encode import encode_token
 from tests.codecs.token.kernels.scenes import CODECS, TokenScene, widest
 
@@ -102,16 +103,16 @@ def test_rotated_tokens_stay_within_half_a_step(codec: str, head_dim: int, num_t
     records = scene.records[pages]
     expected[pages] = records
     assert torch.equal(scene.records, expected)  # no other page was written
-    used_bytes = scene.layout.page_tokens * scene.page.token_bytes(scene.codec_name)
+    used_bytes = scene.layout.page_tokens * read_codec(scene.codec_name).token_bytes(scene.page)
     assert not records[..., used_bytes:].any()
 
     x_HnD = x.transpose(0, 1)
-    buffer = torch.empty(scene.num_heads, scene.page.padded_tokens(num_tokens, scene.codec_name), head_dim)
-    steps = scene.codec.per_token_steps(records, num_tokens)
+    buffer = torch.empty(scene.num_heads, read_codec(scene.codec_name).padded_tokens(scene.page, num_tokens), head_dim)
+    steps = scene.codec.token_step_sizes(records, num_tokens)
     error = (scene.codec.decode(records, num_tokens, buffer) - x_HnD) @ scene.layout.matrix
     rounding = 1e-6 * x_HnD.norm(dim=-1, keepdim=True)
     assert (error.unflatten(-1, (steps.shape[-1], -1)).abs().amax(-1) <= steps / 2 + rounding).all()
-    exact_steps = scene.codec.per_token_steps(scene.codec.encode(x_HnD), num_tokens)
+    exact_steps = scene.codec.token_step_sizes(scene.codec.encode(x_HnD), num_tokens)
     torch.testing.assert_close(steps, exact_steps, rtol=2e-3, atol=float(rounding.max()))
 
 

@@ -1,4 +1,8 @@
-"""Reads a model card from its YAML file; every wrong key or value is an error that names it."""
+"""Model cards and presets: their files, how a card is read, and which ones exist.
+
+Every wrong key or value of a card is an error that names it. Cards come with pagedvid or from a folder of the user's,
+where a card replaces a shipped one of the same name; the path of a YAML file is a name too.
+"""
 
 from __future__ import annotations
 
@@ -8,18 +12,82 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from pagedvid.capacity.history import History, RebuiltHistory, SlidingHistory, read_history
-from pagedvid.capacity.model_card import ModelCard, Published, Resolution
+import pagedvid
+from pagedvid.cache.stream_codecs import StreamCodecs
+from pagedvid.capacity.cards import ModelCard, Published, Resolution
+from pagedvid.capacity.look_back import LookBack, RebuiltLookBack, SlidingLookBack, read_look_back
+from pagedvid.config.file import load_config
 from pagedvid.config.rules import Rule, number, one_of, size, text, whole
 from pagedvid.errors import ConfigError
 from pagedvid.files.plain_yaml import MAX_YAML_BYTES, YamlError, read_scalar
 from pagedvid.files.text import read_text
-from pagedvid.shown import short, shown
+from pagedvid.models.settle import stream_codecs
+from pagedvid.shown import named, shown, unknown
+
+PACKAGE = Path(pagedvid.__file__).parent
 
 MAX_COUNT = 2**12
-"""Channels, frames, steps, strides; more is a slip of the keyboard."""
+"""Channels, frames, steps, strides; more is a typing mistake."""
 MAX_TABLES = 2**8
-"""Layers, and KV heads."""
+"""Layers; KV heads."""
+
+
+def config_folder(kind: str) -> Path:
+    """The folder of shipped cards ("models") or presets ("presets").
+
+    A wheel has configs/ inside the package; a checkout has it next to the package.
+    """
+    inside = PACKAGE / "configs" / kind
+    return inside if inside.is_dir() else PACKAGE.parent / "configs" / kind
+
+
+def all_cards(own_folder: Path | None = None) -> dict[str, tuple[ModelCard, Path]]:
+    """Every card with its file, by name. Raises ConfigError for a card or folder that cannot be read."""
+    if own_folder is not None and not own_folder.is_dir():
+        raise ConfigError(f"--models {named(own_folder)} is not a folder; give one with model cards (*.yaml)")
+    cards: dict[str, tuple[ModelCard, Path]] = {}
+    for folder in (config_folder("models"), own_folder):
+        if folder is not None:
+            cards.update(_cards_in(folder))
+    return dict(sorted(cards.items()))
+
+
+def _cards_in(folder: Path) -> dict[str, tuple[ModelCard, Path]]:
+    cards: dict[str, tuple[ModelCard, Path]] = {}
+    for path in sorted(folder.glob("*.yaml")):
+        card = read_card(path)
+        if card.name in cards:
+            raise ConfigError(f"{path} and {cards[card.name][1]} both describe {card.name!r}; rename one of them")
+        cards[card.name] = (card, path)
+    return cards
+
+
+def find_card(name: str, own_folder: Path | None = None) -> ModelCard:
+    """The card of that name or file. Raises ConfigError with the closest names."""
+    if name.endswith((".yaml", ".yml")):
+        path = Path(name)
+        if not path.is_file():
+            raise ConfigError(f"model card {named(name)} does not exist; `pagedvid models` lists the known models")
+        return read_card(path)
+    cards = all_cards(own_folder)
+    if name in cards:
+        return cards[name][0]
+    close = get_close_matches(name.lower(), cards, n=3, cutoff=0.4)
+    hint = f"did you mean {' or '.join(close)}?" if close else f"known are {', '.join(cards)}."
+    raise ConfigError(
+        f"unknown model {shown(name)}; {hint} `pagedvid models` lists all; a path to a YAML card works too"
+    )
+
+
+def presets() -> dict[str, StreamCodecs]:
+    """The codecs of every shipped preset, by name, finest first."""
+    paths = config_folder("presets").glob("*.yaml")
+    found = {path.stem: stream_codecs(load_config(path).cache) for path in paths}
+    return dict(sorted(found.items(), key=lambda item: -_bits(item[1])))
+
+
+def _bits(codecs: StreamCodecs) -> float:
+    return codecs.steady.keys.bits + codecs.steady.values.bits
 
 
 def read_card(path: Path) -> ModelCard:
@@ -28,9 +96,7 @@ def read_card(path: Path) -> ModelCard:
     known = {item.name: item for item in dataclasses.fields(ModelCard)}
     for key in values:
         if key not in known:
-            close = get_close_matches(str(key), known, n=1)
-            hint = f' - did you mean "{close[0]}"?' if close else ""
-            raise ConfigError(f'{path.name}: unknown key "{short(str(key))}"{hint} (known: {", ".join(known)})')
+            raise ConfigError(f"{path.name}: unknown key {unknown(str(key), tuple(known))}")
     for key, item in known.items():
         if key not in values and item.default is dataclasses.MISSING:
             raise ConfigError(f'{path.name}: the key "{key}" is missing')
@@ -85,15 +151,15 @@ def _branches(value: Any) -> tuple[str, ...]:
 
 def _published(value: Any) -> tuple[Published, ...]:
     return tuple(
-        Published(read_history(entry["window"]), _bytes(entry["bytes"]), str(entry["source"])) for entry in value
+        Published(read_look_back(entry["window"]), _bytes(entry["bytes"]), str(entry["source"])) for entry in value
     )
 
 
-def _window(value: Any) -> History:
+def _window(value: Any) -> LookBack:
     if set(value) == {"memory_frames"}:
-        return RebuiltHistory(_whole(value["memory_frames"], 1))
+        return RebuiltLookBack(_whole(value["memory_frames"], 1))
     if set(value) == {"sink_chunks", "recent_chunks"}:
-        return SlidingHistory(_whole(value["sink_chunks"], 0), _whole(value["recent_chunks"], 1))
+        return SlidingLookBack(_whole(value["sink_chunks"], 0), _whole(value["recent_chunks"], 1))
     raise ValueError
 
 
@@ -139,5 +205,5 @@ def _read_mapping(path: Path) -> dict[str, object]:
     except YamlError as error:
         raise ConfigError(f"{path.name}:{error.line}: {error.reason}") from None
     if not isinstance(values, dict):
-        raise ConfigError(f"{path.name} must hold `key: value` lines")
+        raise ConfigError(f"{path.name} must consist of `key: value` lines")
     return values

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from pagedvid.cli.plan import plan_lines
+from pagedvid.cli.generate_plan import plan_lines
 from pagedvid.config.sections import CacheConfig, Config
 from pagedvid.engine.protocol import ModelGeometry
 from pagedvid.engine.requests import VideoRequest

@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pagedvid.errors import ConfigError
-from pagedvid.output import video
+from pagedvid.output import mp4
 from pagedvid.output.atomic import temporary_path
-from pagedvid.output.video import WRITE_ERRORS, VideoWriter, count_frames, enlarge, frame_rate, read_frames
+from pagedvid.output.mp4 import WRITE_ERRORS, VideoWriter, count_frames, enlarge, frame_rate, read_frames
 
 COLORS = np.array([[230, 30, 35], [40, 200, 70], [50, 100, 255], [245, 245, 245]], dtype=np.uint8)
 
@@ -128,7 +128,7 @@ def test_enlarge_repeats_pixels_and_makes_sizes_even():
 
 class TestSpeed:
     SPEEDS = st.one_of(
-        st.floats(video.MIN_FRAMES_PER_SECOND, video.MAX_FRAMES_PER_SECOND),
+        st.floats(mp4.MIN_FRAMES_PER_SECOND, mp4.MAX_FRAMES_PER_SECOND),
         st.integers(1, 10**6).map(lambda number: number / 10**4),
         st.sampled_from([24000 / 1001, 30000 / 1001, 1 / 3, 0.0001, 1000.0, 240.000001, 1.0005, 12.345678]),
     )
@@ -154,7 +154,7 @@ class TestSpeed:
 
     @pytest.mark.parametrize("speed", [0, -1, 0.00009, 1000.1, float("nan"), float("inf"), 1e-300])
     def test_other_speeds_are_refused_before_there_is_a_file(self, tmp_path, speed):
-        with pytest.raises(ConfigError, match=r"an mp4 file, which holds 0\.0001 to 1000; change"):
+        with pytest.raises(ConfigError, match=r"an mp4 file, which allows 0\.0001 to 1000; change"):
             VideoWriter(tmp_path / "a.mp4", speed, 1)
         assert list(tmp_path.iterdir()) == []
 
@@ -164,7 +164,7 @@ NUM_FRAMES = 900
 
 @pytest.fixture(scope="module")
 def long_video(tmp_path_factory):
-    """Every frame shows its number, a bit in each of ten stripes."""
+    """Frames that show their numbers, one bit in each of ten stripes."""
     path = tmp_path_factory.mktemp("long") / "a.mp4"
     writer = VideoWriter(path, 23.976, 4)
     numbers = np.arange(NUM_FRAMES)[:, None, None, None]
@@ -197,7 +197,7 @@ class TestLongVideos:
                 return (decoded.append(frame) or frame for frame in self.container.decode(stream))
 
         with av.open(str(long_video)) as container:
-            assert len(list(video._frames_at(Watched(container), [0, 5, 899]))) == 3
+            assert len(list(mp4._frames_at(Watched(container), [0, 5, 899]))) == 3
         assert len(decoded) < NUM_FRAMES // 2
 
     def test_a_frame_beyond_the_end_is_named(self, long_video):
@@ -210,7 +210,7 @@ def test_an_index_that_was_written_wrongly_is_noticed(tmp_path):
     writer = VideoWriter(tmp_path / "a.mp4", 8, 1)
     writer.add(four_squares(5))
     writer.num_frames += 1
-    with pytest.raises(OSError, match="it has 5 frames at 8 a second, not 6 at 8"):
+    with pytest.raises(OSError, match="it has 5 frames at 8 per second instead of 6 at 8"):
         writer.finish()
     writer.discard()
     assert list(tmp_path.iterdir()) == []

@@ -1,4 +1,4 @@
-"""Frames -> mp4 (H.264, yuv420p) and back, through PyAV. The only file that imports `av`."""
+"""Frames -> mp4 (H.264, yuv420p) and back, through PyAV. Only this file imports `av`."""
 
 from __future__ import annotations
 
@@ -18,39 +18,39 @@ from pagedvid.output import atomic
 
 AV_VERSION: str = av.__version__
 WRITE_ERRORS = (OSError, av.FFmpegError)
-"""What writing a video can raise: the disk is full, the folder is gone, the encoder refuses."""
+"""What writing a video can raise: the disk is full, the folder is gone, the encoder fails."""
 
 MIN_FRAMES_PER_SECOND, MAX_FRAMES_PER_SECOND = 0.0001, 1000.0
-"""Speeds that an mp4 file holds. A frame lasts at most 2^31 ticks, of which a second has 10,000 or more; H.264 counts
-half ticks in 32 bits."""
+"""Frame rates that an mp4 file can have. A frame lasts at most 2^31 ticks of at most 1/10,000 s each; H.264 counts half
+ticks in 32 bits."""
 
 _FINEST_DENOMINATOR = 1_000_000
 _KEYFRAME_INTERVAL = 250
-"""Most frames that are decoded to reach a given one."""
+"""Frames between key frames: at most as many are decoded to reach a given frame."""
 _PROBE_BYTES = 4096
 """More than the header, which the library writes first."""
 _BT709 = 1
 _QUALITY: dict[str, object] = {"crf": "16", "preset": "medium", "rc-lookahead": "10"}
-"""Fine enough to keep plain colours; a short look-ahead, because every running video holds its frames in memory."""
+"""Fine enough to keep plain colours; a short look-ahead, because its frames stay in memory for every running video."""
 
 Frames = NDArray[np.uint8]
 
 
 def frame_rate(frames_per_second: float) -> Fraction:
-    """The speed as the file holds it: what was written to six decimals, anything else within one part in a million.
+    """The frame rate in the file: exact for up to six decimals, otherwise within one part in a million.
 
-    Raises ConfigError for a speed that no mp4 file can hold.
+    Raises ConfigError for a rate that no mp4 file can have.
     """
     if not MIN_FRAMES_PER_SECOND <= frames_per_second <= MAX_FRAMES_PER_SECOND:
         raise ConfigError(
-            f"{frames_per_second:g} frames per second do not fit into an mp4 file, which holds "
+            f"{frames_per_second:g} frames per second are not possible in an mp4 file, which allows "
             f"{MIN_FRAMES_PER_SECOND:g} to {MAX_FRAMES_PER_SECOND:g}; change generate.frames_per_second"
         )
     return Fraction(frames_per_second).limit_denominator(_FINEST_DENOMINATOR)
 
 
 def enlarge(frames_FHWC: Frames, scale: int) -> Frames:
-    """Every pixel `scale` times as wide and high; one more edge row or column where H.264 needs an even size."""
+    """Every pixel `scale` times as wide and high; an odd size is padded by an edge row or column, as H.264 requires."""
     frames = frames_FHWC.repeat(scale, axis=1).repeat(scale, axis=2)
     odd_rows, odd_columns = frames.shape[1] % 2, frames.shape[2] % 2
     if odd_rows or odd_columns:
@@ -59,10 +59,10 @@ def enlarge(frames_FHWC: Frames, scale: int) -> Frames:
 
 
 class VideoWriter:
-    """Streams frames into a temporary file next to `path`; `publish` moves it there once it is whole."""
+    """Writes frames to a temporary file next to `path`; `publish` renames it once it is complete."""
 
     def __init__(self, path: Path, frames_per_second: float, scale: int) -> None:
-        """Raises ConfigError for a speed that the file cannot hold."""
+        """Raises ConfigError for a rate that the file cannot have, and one of `WRITE_ERRORS`."""
         self.path = path
         self.num_frames = 0
         self._rate = frame_rate(frames_per_second)
@@ -78,7 +78,7 @@ class VideoWriter:
         """Appends frames, uint8 [frames, height, width, 3]. Raises one of `WRITE_ERRORS`."""
         frames = enlarge(frames_FHWC, self._scale)
         if self.num_frames == 0:
-            # The library never closes a file whose first bytes do not fit; after enough of these, none can be opened.
+            # The library never closes a file whose first bytes do not fit on the disk; too many open files follow.
             atomic.temporary_path(self.path).write_bytes(bytes(_PROBE_BYTES))
             self._configure(height=frames.shape[1], width=frames.shape[2])
         for frame in frames:
@@ -104,9 +104,9 @@ class VideoWriter:
         context.color_range = ColorRange.MPEG
 
     def finish(self) -> None:
-        """Writes what is left and the index: the temporary file is whole. Raises one of `WRITE_ERRORS`.
+        """Writes the last frames and the index, which completes the temporary file. Raises one of `WRITE_ERRORS`.
 
-        The index is read back, because the library does not report everything that goes wrong while it is written.
+        The index is read back, because the library does not report every error of writing it.
         """
         self._container.mux(self._stream.encode(None))
         self._is_open = False
@@ -115,29 +115,29 @@ class VideoWriter:
             stream = container.streams.video[0]
             if (stream.frames, stream.average_rate) != (self.num_frames, self._rate):
                 raise OSError(
-                    f"the file was written wrongly: it has {stream.frames} frames at {stream.average_rate} a second, "
-                    f"not {self.num_frames} at {self._rate}"
+                    f"the file was not written correctly: it has {stream.frames} frames at {stream.average_rate} per "
+                    f"second instead of {self.num_frames} at {self._rate}"
                 )
 
     def publish(self) -> None:
-        """Moves the finished video to its name. Raises OSError."""
+        """Gives the finished video its name. Raises OSError."""
         atomic.publish(self.path)
 
     def discard(self) -> None:
-        """Removes what was written, unless it was published. Never raises."""
+        """Removes what was written, unless it is published. Never raises."""
         if self._is_open:
             self._is_open = False
-            # Closing writes the index of a file that is removed right after: that this may fail changes nothing.
+            # Closing writes the index of a file that is about to be removed, so a failure does not matter.
             with suppress(*WRITE_ERRORS):
                 self._container.close()
         atomic.discard(self.path)
 
 
 def read_frames(path: Path, indices: Sequence[int] | None = None) -> list[Frames]:
-    """Decoded frames of a video of `VideoWriter`, each uint8 [height, width, 3]: all, or those at ascending `indices`.
+    """Decoded frames of a `VideoWriter`'s video, each uint8 [height, width, 3]: all, or those at ascending `indices`.
 
-    Far apart, they are looked up, so that the time depends on how many are read and not on how long the video is.
-    Raises one of `WRITE_ERRORS`.
+    Between frames that are far apart it seeks, so the time does not depend on the length of the video. Raises one of
+    `WRITE_ERRORS`.
     """
     with av.open(str(path)) as container:
         if indices is None:
@@ -166,6 +166,6 @@ def _pixels(frame: av.VideoFrame) -> Frames:
 
 
 def count_frames(path: Path) -> int:
-    """Number of frames that the video's index names. Raises one of `WRITE_ERRORS`."""
+    """Number of frames according to the video's index. Raises one of `WRITE_ERRORS`."""
     with av.open(str(path)) as container:
         return container.streams.video[0].frames

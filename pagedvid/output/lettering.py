@@ -1,4 +1,4 @@
-"""Text that has to fit a line and a font: where to cut it, and what to write for letters that the font lacks."""
+"""Text that has to fit a line and a font: where to cut it, and what to write for letters that no font has."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ _FONTCONFIG_SECONDS = 5.0
 
 
 def one_line(text: str, most: int) -> str:
-    """At most `most` letters of a text: white space becomes single blanks, accents join their letters."""
+    """At most `most` letters of a text, with single blanks for white space and accents joined to their letters."""
     return unicodedata.normalize("NFC", " ".join(text.split(maxsplit=most)[:most])[:most])
 
 
 def shorten(text: str, room: float, width_of: Callable[[str], float]) -> str:
     """The text, cut with an ellipsis so that it is at most `room` pixels wide.
 
-    Letters beyond those that could fit, each a pixel wide or more, are not looked at; of the others, few lengths are.
+    Every letter is at least a pixel wide, so at most `room` + 1 letters are measured, by bisection.
     """
     most = max(int(room), 0) + 1
     if len(text) <= most and width_of(text) <= room:
@@ -33,7 +33,7 @@ def shorten(text: str, room: float, width_of: Callable[[str], float]) -> str:
 
 
 def escape(text: str, missing: Iterable[str]) -> str:
-    r"""The text with the code of each missing letter, such as \u7ea2, in its place."""
+    r"""The text with each missing letter replaced by its code, such as \u7ea2."""
     return text.translate({ord(letter): _code(letter) for letter in missing})
 
 
@@ -46,9 +46,9 @@ def _code(letter: str) -> str:
 
 @lru_cache
 def system_font(letters: frozenset[str]) -> tuple[Path, int] | None:
-    """The installed font that has most of these letters, as fontconfig has it: its file and its number in there.
+    """The installed font that has most of these letters according to fontconfig: its file and its index in the file.
 
-    None without fontconfig: then nobody knows what is installed.
+    None without fontconfig, because then the installed fonts are not known.
     """
     program = shutil.which("fc-match")
     if program is None:

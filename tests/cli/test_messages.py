@@ -1,8 +1,11 @@
-"""The line that a wrong command ends with."""
+"""Errors and log records as lines."""
+
+import logging
+import warnings
 
 import pytest
 
-from pagedvid.cli.error_line import MAX_CHARS, error_line
+from pagedvid.cli.messages import MAX_CHARS, error_line, logs_as_notes
 from pagedvid.shown import MAX_SHOWN_CHARS, shown
 
 
@@ -21,3 +24,13 @@ def test_values_are_cut_in_the_middle():
     assert shown("short") == "'short'"
     text = shown("a" * 5000 + "z")
     assert len(text) == MAX_SHOWN_CHARS and text.startswith("'aaa") and text.endswith("aaz'") and " ... " in text
+
+
+def test_notes_leave_out_the_failures_that_the_engine_yields_as_outputs():
+    notes: list[str] = []
+    with logs_as_notes(notes.append):
+        logging.getLogger("pagedvid.engine.engine").error("video a failed: NaN")
+        logging.getLogger("pagedvid.engine.engine").warning("a step of 2 videos failed")
+        logging.getLogger("pagedvid.models").info("codec: int2")
+        warnings.warn("slow", stacklevel=1)
+    assert notes == ["warning a step of 2 videos failed", "codec: int2", "warning slow"]

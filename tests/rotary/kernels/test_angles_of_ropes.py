@@ -9,7 +9,7 @@ import triton.language as tl
 
 from pagedvid.models.demo.transformer import demo_rotary
 from pagedvid.rotary.axis_tables import AxisTables
-from pagedvid.rotary.kernels import load_turns
+from pagedvid.rotary.kernels import load_angles
 
 
 @triton.jit
@@ -19,7 +19,7 @@ def lookup_kernel(
 ):  # fmt: skip
     token = tl.arange(0, BLOCK)
     mask = token < num_tokens
-    cos_tile, sin_tile = load_turns(cos, sin, axes, token, frame_row, mask, HALF, FRAME_TOKENS, WIDTH)
+    cos_tile, sin_tile = load_angles(cos, sin, axes, token, frame_row, mask, HALF, FRAME_TOKENS, WIDTH)
     places = token[:, None] * HALF + tl.arange(0, HALF)[None, :]
     tl.store(cos_out + places, cos_tile, mask=mask[:, None])
     tl.store(sin_out + places, sin_tile, mask=mask[:, None])

@@ -1,4 +1,4 @@
-"""`pagedvid generate --plan`: what a stream takes and how many fit, from integers alone (no weights are loaded)."""
+"""`pagedvid generate --plan`: how large a stream is and how many fit, from integers alone; no weights are loaded."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pagedvid.cache.sizes import KVShape, peak_pages, planned_peak_pages
 from pagedvid.cache.stream_codecs import StreamCodecs
 from pagedvid.cache.window import Window, planned_peak_tokens
 from pagedvid.codecs.assignment import KINDS
+from pagedvid.codecs.spec import CodecSpec
 from pagedvid.config.sections import CacheConfig, Config
 from pagedvid.engine.requests import VideoRequest
 from pagedvid.models.settle import stream_codecs
@@ -26,9 +27,9 @@ COMPARED_CODECS = ("klt1.5", "klt2", "int2", "int4", "int8", "bf16", "fp32")
 def plan_lines(
     config: Config, model: ModelGeometry, requests: Sequence[VideoRequest], schedule: Schedule | None = None
 ) -> list[str]:
-    """The longest of the videos as a stream: its pages, bytes, bits, ratio to BF16, and how many fit in the memory.
+    """The longest video as a stream: its pages, bytes, bits, ratio to BF16, and how many fit in the memory.
 
-    `schedule`: the order of work of the longest video; None: chunk by chunk over the configured window.
+    `schedule`: that of the longest video; None: chunk by chunk over the configured window.
     """
     cache = config.cache
     num_frames = max(request.num_frames for request in requests)
@@ -43,7 +44,7 @@ def plan_lines(
         f"{'codec':8}{'bits/value':>10}{'pages':>8}{'bytes':>12}{'vs bf16':>9}   fit in {format_bytes(cache.memory)}",
         *rows,
         "",
-        "pages, bytes: of one stream at its peak; fit: streams that run at once",
+        "pages, bytes: of one stream at its peak; fit in: streams that can run at once",
     ]
 
 
@@ -70,9 +71,9 @@ def _describe(config: Config, model: ModelGeometry, num_videos: int, num_frames:
     ]
 
 
-def _pages(shape: KVShape, num_tokens: int, codec: str) -> str:
-    num_pages = shape.page.num_pages(num_tokens, codec)
-    return f"{num_pages} page{'s' if num_pages > 1 else ''} of {shape.page.page_tokens(codec)}"
+def _pages(shape: KVShape, num_tokens: int, codec: CodecSpec) -> str:
+    num_pages = codec.num_pages(shape.page, num_tokens)
+    return f"{num_pages} page{'s' if num_pages > 1 else ''} of {codec.page_tokens(shape.page)}"
 
 
 def _window(model: ModelGeometry, schedule: Schedule) -> str:
@@ -85,12 +86,12 @@ def _window(model: ModelGeometry, schedule: Schedule) -> str:
 
 
 def _choices(cache: CacheConfig) -> list[tuple[str, StreamCodecs]]:
-    """The configured codecs, then every codec alone to compare with."""
+    """The configured codecs, then single codecs to compare with."""
     return [("as set", stream_codecs(cache)), *((codec, StreamCodecs(codec)) for codec in COMPARED_CODECS)]
 
 
 def _shape(model: ModelGeometry, codecs: StreamCodecs, cache: CacheConfig) -> KVShape:
-    """The model's tables on pages that suit these codecs, or, for the configured ones, as they are set."""
+    """The model's tables on pages that suit these codecs; for the configured codecs, on pages as they are set."""
     shape = KVShape(model.num_layers, model.num_kv_heads, model.head_dim)
     shape = shape.with_frames(model.tokens_per_frame, model.frames_per_chunk).with_pages_for(codecs)
     if codecs != stream_codecs(cache):

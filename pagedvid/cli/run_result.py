@@ -1,11 +1,11 @@
-"""The lines that end a run of `pagedvid generate`."""
+"""What a run of `pagedvid generate` did, and the lines that say so at its end."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pagedvid.cli.video_run import RunResult
 from pagedvid.config.sections import CacheConfig
 from pagedvid.units import format_bytes
 
@@ -13,8 +13,31 @@ if TYPE_CHECKING:
     from pagedvid.cache.stats import CacheStats
 
 
+@dataclass
+class RunResult:
+    """What a run did."""
+
+    num_done: int = 0
+    num_failed: int = 0
+    num_left: int = 0
+    """Videos that were not made because the run ended early."""
+    was_interrupted: bool = False
+    """Whether the user ended the run early."""
+    num_frames: int = 0
+    """Frames of the finished videos."""
+    seconds: float = 0.0
+    stored_bytes: int = 0
+    """Sum of the finished videos' peak cache bytes."""
+    bf16_bytes: int = 0
+    """The same tokens as dense BF16."""
+    pool: CacheStats | None = None
+    """The cache at the end; None when nothing ran."""
+    fullest: CacheStats | None = None
+    """The cache when it held the most bytes; None when nothing was committed."""
+
+
 def summary_lines(result: RunResult, num_skipped: int, cache: CacheConfig, folder: Path) -> list[str]:
-    """What was made, how fast, in how many bytes, and where it is."""
+    """What was made, how fast, in how many bytes, and where."""
     rows = [("videos", _videos(result, num_skipped))]
     if result.num_done:
         rows.append(("frames", _frames(result)))
@@ -41,7 +64,7 @@ def _frames(result: RunResult) -> str:
 
 
 def _cache(result: RunResult) -> str:
-    """Bytes per video at its peak, all metadata and padding counted, against the same tokens in BF16."""
+    """Bytes per video at its peak, metadata and padding included, against the same tokens in BF16."""
     if not result.bf16_bytes:
         return "empty: nothing reads the only chunk of a video"
     stored, dense = result.stored_bytes // result.num_done, result.bf16_bytes // result.num_done

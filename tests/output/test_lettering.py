@@ -1,4 +1,4 @@
-"""Captions: cut to a width in few looks, whatever their length, and no letter that cannot be drawn."""
+"""Captions: cut to a width with few measurements, however long they are, and without undrawable letters."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pagedvid.output import captions
-from pagedvid.output.captions import ELLIPSIS, escape, one_line, shorten, system_font
+from pagedvid.output import lettering
+from pagedvid.output.lettering import ELLIPSIS, escape, one_line, shorten, system_font
 
 WIDTHS = {"i": 3, "w": 11}
 
@@ -73,8 +73,8 @@ class TestSystemFont:
             asked.append(words[-1])
             return subprocess.CompletedProcess(words, 0, stdout=b"2 /fonts/some font.ttc")
 
-        monkeypatch.setattr(captions.shutil, "which", lambda name: f"/usr/bin/{name}")
-        monkeypatch.setattr(captions.subprocess, "run", answer)
+        monkeypatch.setattr(lettering.shutil, "which", lambda name: f"/usr/bin/{name}")
+        monkeypatch.setattr(lettering.subprocess, "run", answer)
         assert system_font(frozenset("红 色")) == (Path("/fonts/some font.ttc"), 2)
         assert asked == ["sans:charset=20 7ea2 8272"]
 
@@ -85,10 +85,10 @@ class TestSystemFont:
         def fail(*_, **__):
             raise error
 
-        monkeypatch.setattr(captions.shutil, "which", lambda name: f"/usr/bin/{name}")
-        monkeypatch.setattr(captions.subprocess, "run", fail)
+        monkeypatch.setattr(lettering.shutil, "which", lambda name: f"/usr/bin/{name}")
+        monkeypatch.setattr(lettering.subprocess, "run", fail)
         assert system_font(frozenset("x")) is None
 
     def test_a_machine_without_fontconfig_has_no_fonts(self, monkeypatch):
-        monkeypatch.setattr(captions.shutil, "which", lambda name: None)
+        monkeypatch.setattr(lettering.shutil, "which", lambda name: None)
         assert system_font(frozenset("x")) is None

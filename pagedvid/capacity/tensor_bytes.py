@@ -1,4 +1,4 @@
-"""Bytes of tensors, counted while they live: on a CPU by PyTorch's allocation records, on a GPU by its allocator."""
+"""Bytes of tensors: on a CPU from PyTorch's allocation records, on a GPU from its allocator."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def live_bytes(device: torch.device) -> int:
 
 
 def peak_extra_bytes(device: torch.device, call: Callable[[], None]) -> int:
-    """Most bytes alive during `call` beyond those alive before; temporaries inside operators count."""
+    """Most bytes allocated at once during `call` on top of those before it; temporaries inside operators count."""
     if device.type == "cuda":
         before = torch.cuda.memory_allocated(device)
         torch.cuda.reset_peak_memory_stats(device)
@@ -48,12 +48,12 @@ def peak_extra_bytes(device: torch.device, call: Callable[[], None]) -> int:
 
 
 def _results(profiler: Any) -> Any:
-    """The raw records; the profiler's own tables lose the order of allocations."""
+    """The profiler's raw records; its own tables lose the order of allocations."""
     return profiler.profiler.kineto_results
 
 
 def warm_up(device: torch.device) -> None:
-    """Lets libraries take what they keep for good: cuBLAS takes its workspace from PyTorch at the first product."""
+    """Lets libraries allocate what they keep: cuBLAS takes its workspace from PyTorch at the first product."""
     if device.type == "cuda":
         square = torch.ones(8, 8, dtype=torch.float32, device=device)
         torch.cuda.synchronize(square.matmul(square).device)
@@ -61,7 +61,7 @@ def warm_up(device: torch.device) -> None:
 
 @contextmanager
 def _held_stderr() -> Iterator[None]:
-    """Keeps the profiler's log lines, which native code writes, away from the user; shown only after an error."""
+    """Holds back the log lines that the profiler's native code writes; they are shown only after an error."""
     sys.stderr.flush()
     real = os.dup(2)
     with tempfile.TemporaryFile() as held:
@@ -78,7 +78,7 @@ def _held_stderr() -> Iterator[None]:
 
 
 def available_bytes(device: torch.device) -> int | None:
-    """Memory that can still be allocated; None where the system does not say."""
+    """Bytes that can still be allocated; None where the system does not say."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
     information = Path("/proc/meminfo")

@@ -1,0 +1,23 @@
+"""Buffers that every layer and step of a cache uses again."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+class Scratch:
+    """Tensors by name; each grows to the largest size asked for. Whoever asks for a name again overwrites it."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._buffers: dict[str, Tensor] = {}
+
+    def buffer(self, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        """A tensor of that shape with anything in it."""
+        num_elements = torch.Size(shape).numel()
+        buffer = self._buffers.get(name)
+        if buffer is None or buffer.dtype != dtype or buffer.numel() < num_elements:
+            with torch.inference_mode(False):  # a host may enter inference mode for some steps and not for others
+                buffer = self._buffers[name] = torch.empty(num_elements, dtype=dtype, device=self._device)
+        return buffer[:num_elements].view(shape)

@@ -1,0 +1,45 @@
+"""The kernels of pages of channel codes, as one object."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+from typing_extensions import override
+
+from pagedvid.codecs.base import PageKernels
+from pagedvid.codecs.channel.kernels.decode import decode
+from pagedvid.codecs.channel.kernels.encode import encode
+from pagedvid.codecs.channel.kernels.layout import PageLayout
+from pagedvid.codecs.channel.kernels.step_sizes import mean_square_step_sizes
+from pagedvid.rotary.axis_tables import AngleTables
+from pagedvid.rotary.tables import Arrival
+
+
+@dataclass(frozen=True)
+class ChannelKernels(PageKernels):
+    """Pages of channel codes."""
+
+    layout: PageLayout
+    takes_arrivals = True
+
+    @property
+    @override
+    def fused_layout(self) -> PageLayout:
+        return self.layout
+
+    @override
+    def decode(
+        self, records: Tensor, pages_HP: Tensor, out_nHD: Tensor, angles: AngleTables | None = None, frame_row: int = 0
+    ) -> None:
+        decode(records, self.layout, pages_HP, out_nHD, angles, frame_row)
+
+    @override
+    def encode(self, x_nHD: Tensor, records: Tensor, pages_HP: Tensor, arrival: Arrival | None = None) -> Tensor:
+        arrival = arrival or Arrival()
+        rotate = 0 if arrival.rotated_by is None else -1
+        return encode(x_nHD, records, self.layout, pages_HP, arrival.rotated_by, rotate=rotate, pairs=arrival.layout)
+
+    @override
+    def mean_square_step_sizes(self, records: Tensor, pages_HP: Tensor, tokens: slice) -> Tensor | None:
+        return mean_square_step_sizes(records, self.layout, pages_HP, tokens.stop - tokens.start, tokens.start)

@@ -1,0 +1,81 @@
+"""What a codec says about itself in integers, without a tensor: its name, its pages, the memory that it works in.
+
+A name is parsed once, where it enters (registry.py), into the `CodecSpec` of its family; nothing below handles text.
+From a spec comes the codec itself, which reads and writes pages (base.py).
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+from pagedvid.codecs.page import DEFAULT_PAGE_ROWS, PageFormat
+from pagedvid.errors import ConfigError
+
+F32_BYTES = 4
+
+
+@dataclass(frozen=True)
+class CodecSpec(ABC):
+    """One codec by name. Equal specs store alike."""
+
+    implementation: ClassVar[str]
+    """"module:function" of `(page, spec, tables) -> Codec`; text, so that sizes are known without PyTorch. `tables`
+    are those of the layer where the codec `needs_tables`, else None."""
+
+    needs_tables: ClassVar[bool] = False
+    """Whether the codec is made from tables calibrated on the model."""
+
+    name: str
+    bits: float
+    """Per value; of codes alone, unless the family says otherwise."""
+    has_step_sizes: bool = field(default=False, kw_only=True)
+    """Whether values are rounded to uniform grids, whose step sizes the correction's formula takes."""
+    stores_rotated: bool = field(default=False, kw_only=True)
+    """Whether keys are stored after rotary embedding."""
+    is_quantized: bool = field(default=True, kw_only=True)
+    """Whether stored values differ from the given ones by more than a float's rounding, and so are corrected."""
+
+    @property
+    def page_rows(self) -> int:
+        """Rows of a page that suit this codec."""
+        return DEFAULT_PAGE_ROWS
+
+    @abstractmethod
+    def page_tokens(self, page: PageFormat) -> int:
+        """Most tokens that one page holds. Raises ConfigError when the codec does not fit this page or head_dim."""
+
+    def num_pages(self, page: PageFormat, num_tokens: int) -> int:
+        """Pages of one (layer, KV head) for `num_tokens` tokens; the last may be partly filled. Raises ConfigError."""
+        return -(-num_tokens // self.page_tokens(page))
+
+    def padded_tokens(self, page: PageFormat, num_tokens: int) -> int:
+        """Tokens that all pages of one (layer, KV head) have room for. Raises ConfigError."""
+        return self.num_pages(page, num_tokens) * self.page_tokens(page)
+
+    @abstractmethod
+    def encode_bytes(self, page: PageFormat, num_heads: int, num_tokens: int) -> int:
+        """Most bytes of temporaries while `num_tokens` tokens of `num_heads` KV heads are encoded, records included."""
+
+    @abstractmethod
+    def decode_bytes(self, page: PageFormat, num_heads: int, num_tokens: int) -> int:
+        """The same while they are decoded, the output buffer not included."""
+
+    def table_bytes(self, page: PageFormat) -> int:
+        """Bytes of the constants of one (layer, KV head, keys or values), kept once for all streams."""
+        return 0
+
+    def __str__(self) -> str:
+        return self.name
+
+    def _checked_page_tokens(self, page: PageFormat, num_tokens: int) -> int:
+        if num_tokens < 1:
+            raise ConfigError(f"a page of {page.rows} rows holds no token of {self.name}; raise page_rows")
+        return num_tokens
+
+    def _record_bytes(self, page: PageFormat, num_heads: int, num_tokens: int) -> int:
+        return num_heads * self.num_pages(page, num_tokens) * page.num_bytes
+
+    def _padded_values(self, page: PageFormat, num_heads: int, num_tokens: int) -> int:
+        return num_heads * page.head_dim * self.padded_tokens(page, num_tokens)

@@ -1,0 +1,36 @@
+"""The kernels of pages of per-token codes, as one object."""
+
+from __future__ import annotations
+
+from torch import Tensor
+from typing_extensions import override
+
+from pagedvid.codecs.base import PageKernels
+from pagedvid.codecs.token.kernels.decode import decode_token
+from pagedvid.codecs.token.kernels.encode import encode_token
+from pagedvid.codecs.token.kernels.layout import TokenLayout
+from pagedvid.codecs.token.kernels.step_sizes import mean_square_step_sizes
+from pagedvid.rotary.axis_tables import AngleTables
+from pagedvid.rotary.tables import Arrival
+
+
+class TokenKernels(PageKernels):
+    """Pages of per-token codes."""
+
+    def __init__(self, layout: TokenLayout) -> None:
+        self.layout = layout
+        self.axes = layout.matrix
+
+    @override
+    def decode(
+        self, records: Tensor, pages_HP: Tensor, out_nHD: Tensor, angles: AngleTables | None = None, frame_row: int = 0
+    ) -> None:
+        decode_token(records, self.layout, pages_HP, out_nHD, angles, frame_row)
+
+    @override
+    def encode(self, x_nHD: Tensor, records: Tensor, pages_HP: Tensor, arrival: Arrival | None = None) -> Tensor:
+        return encode_token(x_nHD, records, self.layout, pages_HP)
+
+    @override
+    def mean_square_step_sizes(self, records: Tensor, pages_HP: Tensor, tokens: slice) -> Tensor | None:
+        return mean_square_step_sizes(records, self.layout, pages_HP, tokens.stop - tokens.start, tokens.start)

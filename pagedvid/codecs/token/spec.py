@@ -1,0 +1,63 @@
+"""token2-g64 and hadamard2-g64: one step size and one zero point per token and group of channels. Names and sizes."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+from typing_extensions import override
+
+from pagedvid.codecs.page import PageFormat
+from pagedvid.codecs.spec import F32_BYTES, CodecSpec
+from pagedvid.errors import ConfigError
+
+_NAME = re.compile(r"(?P<family>token|hadamard)(?P<bits>[248])-g(?P<group>16|32|64|128)")
+
+
+@dataclass(frozen=True)
+class TokenSpec(CodecSpec):
+    """Integers with step sizes by token."""
+
+    implementation: ClassVar[str] = "pagedvid.codecs.token.codec:make_codec"
+
+    bits: int
+    """Of a code."""
+    has_step_sizes: bool = field(default=True, kw_only=True)
+    group: int
+    """Channels that share a token's step size."""
+    is_hadamard: bool = False
+    """Whether channels are rotated by a Hadamard matrix first."""
+
+    @override
+    def page_tokens(self, page: PageFormat) -> int:
+        if page.head_dim % self.group:
+            raise ConfigError(f"{self.name} needs a head_dim that is a multiple of {self.group}; it is {page.head_dim}")
+        return self._checked_page_tokens(page, page.num_bytes // self.token_bytes(page))
+
+    def token_bytes(self, page: PageFormat) -> int:
+        """Codes, step sizes and zero points of one token."""
+        return page.head_dim * self.bits // 8 + 4 * (page.head_dim // self.group)
+
+    @override
+    def encode_bytes(self, page: PageFormat, num_heads: int, num_tokens: int) -> int:
+        # Values in float32, their codes in bytes, the packed codes; then these once more as records.
+        padded = self._padded_values(page, num_heads, num_tokens)
+        joining = (F32_BYTES + 1) * padded + padded * self.bits // 8 + self._record_bytes(page, num_heads, num_tokens)
+        rotated = F32_BYTES * num_heads * page.head_dim * num_tokens if self.is_hadamard else 0
+        return joining + rotated + 40 * padded // self.group
+
+    @override
+    def decode_bytes(self, page: PageFormat, num_heads: int, num_tokens: int) -> int:
+        padded = self._padded_values(page, num_heads, num_tokens)
+        if self.is_hadamard:
+            return F32_BYTES * (padded + num_heads * page.head_dim * num_tokens)
+        return padded + 8 * padded // self.group
+
+
+def read_token(name: str) -> TokenSpec | None:
+    """The spec of a name; None for a name of another family."""
+    if (match := _NAME.fullmatch(name)) is None:
+        return None
+    is_hadamard = match["family"] == "hadamard"
+    return TokenSpec(name, int(match["bits"]), int(match["group"]), is_hadamard, stores_rotated=True)
