@@ -14,23 +14,37 @@ from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 
 from pagedvid.arguments import instance_of, list_of, whole_numbers
 from pagedvid.attention.backend import select_backend
 from pagedvid.attention.step import Step
 from pagedvid.cache.manager import CacheManager
-from pagedvid.cache.plan import QueryRange, StepPlan
+from pagedvid.cache.plan import QueryRange, StepPlan, chunk_positions
 from pagedvid.cache.spec import CacheSpec
 from pagedvid.cache.stream import Stream
 from pagedvid.cache.stream_codecs import StreamCodecs
 from pagedvid.codecs.book import CodecBook
 from pagedvid.codecs.klt.file import load_calibration
+from pagedvid.correction.formula import QuantError
 from pagedvid.errors import ConfigError, StateError
 from pagedvid.host_state import independent_of_host
+from pagedvid.rotary.tables import from_half_layout, rotated_at
 from pagedvid.units import parse_bytes
+
+
+class StoredLayer(NamedTuple):
+    """One layer of a committed chunk. Axes: n tokens, H KV heads, D head_dim."""
+
+    k: Tensor
+    """float32 [n, H, D], in the host's channel order."""
+    v: Tensor
+    quant_error: QuantError | None
+    """What is known of how storing changed the keys; None where nothing is corrected. Its `bias` is what the
+    correction subtracts from the log-sum-exp (correction/formula.py)."""
 
 
 class PagedKVCache(CacheManager):
@@ -96,6 +110,29 @@ class PagedKVCache(CacheManager):
         """
         (old,) = stream.history(branch).select(whole_numbers("chunk_index", (chunk_index,)))
         return self.step([QueryRange(stream, branch, old.num_tokens, commit=True, replaces=chunk_index)])
+
+    @independent_of_host
+    def read(
+        self, stream: Stream, chunk_index: int, layer: int, branch: str = "cond", *, rotated: bool | None = None
+    ) -> StoredLayer:
+        """One layer of a committed chunk as dense tensors, for a host that attends by itself.
+
+        `rotated`: whether keys come back rotated to their present positions, or before rotary embedding; None: as the
+        host's own keys arrive (`CacheSpec.keys_arrive`).
+        Raises StateError for a chunk that the branch does not keep, ShapeError for a layer that does not exist.
+        """
+        self._require_open(stream)
+        layer, history, store = self.spec.checked_layer(layer), stream.history(branch), self.backend.store
+        (chunk,) = history.select(whole_numbers("chunk_index", (chunk_index,)))
+        given = chunk.ropes[layer]
+        rope = None if given is None else store.ropes.on_device(given.host)
+        k_HnD, v_HnD = store.read(chunk, layer, rope)
+        if self.spec.keys_arrive == "rotated" if rotated is None else rotated:
+            k_HnD = rotated_at(k_HnD, rope, chunk_positions(history)[chunk.index])
+        if rope is not None:
+            k_HnD = from_half_layout(k_HnD, rope.layout)
+        error = store.quant_error(chunk, layer, has_rope=rope is not None)
+        return StoredLayer(k_HnD.transpose(0, 1), v_HnD.transpose(0, 1), error)
 
 
 def as_ranges(items: Sequence[Stream | QueryRange]) -> list[QueryRange]:

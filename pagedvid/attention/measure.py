@@ -27,10 +27,10 @@ MEASURED_QUERIES = 32
 """Queries of the pass, evenly spread, on which alpha is fitted. More do no better (benchmarks/fidelity.py)."""
 
 
-def sampled_offsets(range_: RangePlan, device: torch.device | str = "cpu") -> Tensor:
+def sampled_offsets(num_tokens: int, device: torch.device | str = "cpu") -> Tensor:
     """Tokens of a range whose queries measure alpha, counted from its first one, int64."""
-    num_sampled = min(range_.num_tokens, MEASURED_QUERIES)
-    return torch.arange(num_sampled, device=device) * (range_.num_tokens - 1) // max(1, num_sampled - 1)
+    num_sampled = min(num_tokens, MEASURED_QUERIES)
+    return torch.arange(num_sampled, device=device) * (num_tokens - 1) // max(1, num_sampled - 1)
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ def sample_queries(
 ) -> ProjectedQueries:
     """The queries of the packed tokens `sampled`, all of `range_`, and where they stand towards a pending chunk."""
     number = range_.current[-1]
-    queries = view.queries([number])[0][sampled_offsets(range_) // view.tokens_per_frame].unsqueeze(1)
+    queries = view.queries([number])[0][sampled_offsets(range_.num_tokens) // view.tokens_per_frame].unsqueeze(1)
     here = (queries @ view.current([number])).float().to(q_THD.device)
     if pending.source is None:
         own_tokens = sampled - range_.start if range_.num_tokens > 1 else None

@@ -210,7 +210,7 @@ class _Run:
         rope = self.store.ropes.checked(self._rope)
         rotation = Rotation(rope, False, stored_by=rope)
         for pending in range_.writes:
-            own_tokens = sampled_offsets(range_, self.device) if pending.source is None else None
+            own_tokens = sampled_offsets(range_.num_tokens, self.device) if pending.source is None else None
             readers = Readers(q, q, range_.first_token, own_tokens)
             for layer in range(self.size.shape.num_layers):
                 self.store.write(layer, [Writing(pending, readers, k, v)], rotation)
