@@ -27,13 +27,12 @@ from functools import partial
 from statistics import median
 from typing import Any
 
-import attention_streams
 import torch
 import torch.nn.functional as F
-from memory import extra_bytes
-from report import format_table, interleaved, make_parser, median_ratio, seconds_of, use_threads, write_report
 from torch import Tensor
 
+import attention_streams
+from memory import extra_bytes
 from pagedvid.attention.backend import select_backend
 from pagedvid.cache.plan import QueryRange
 from pagedvid.cache.sizes import KVShape, stream_bytes
@@ -45,6 +44,7 @@ from pagedvid.paged_kv_cache import PagedKVCache
 from pagedvid.rotary.grid_rotary import GridRotary
 from pagedvid.rotary.tables import rotate
 from pagedvid.units import format_bytes, parse_bytes
+from report import format_table, interleaved, make_parser, median_ratio, seconds_of, use_threads, write_report
 
 DENSE = "dense bf16"
 NUM_LARGE_CHANNELS = 4

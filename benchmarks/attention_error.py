@@ -10,11 +10,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
+
 from corrections import CORRECTIONS, NEED_STEPS, Correction, Readout, StoredSample
 from peers.stored import Stored
 from schemes import Scheme
 from tensors import Sample
-from torch import Tensor
 
 QUERY_STRIDE = 4
 """Every so many queries of a forward are looked at."""

@@ -22,15 +22,15 @@ from statistics import median
 from typing import Any
 
 import torch
-from layer_cache import layer_cache
-from layer_shapes import SHAPES, LayerInputs, LayerShape, seconds_on, workspace_bytes
-from report import FOLDER, format_table, interleaved, make_parser, median_ratio, use_threads, write_report
 from torch import Tensor
 
+from layer_cache import layer_cache
+from layer_shapes import SHAPES, LayerInputs, LayerShape, seconds_on, workspace_bytes
 from pagedvid.attention.dense.choice import create_provider, provider_reasons
 from pagedvid.attention.dense.ragged import Ragged
 from pagedvid.cache.plan import QueryRange
 from pagedvid.cache.window import Window
+from report import FOLDER, format_table, interleaved, make_parser, median_ratio, use_threads, write_report
 
 DENSE = "dense"
 

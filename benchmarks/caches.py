@@ -10,9 +10,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from peer_codec import FORMAT, PeerBook
-from schemes import Peer, paged, peers
-
 from pagedvid.attention.step import Step
 from pagedvid.cache.plan import QueryRange
 from pagedvid.cache.sizes import stream_bytes
@@ -25,6 +22,8 @@ from pagedvid.models.build import cache_spec, codec_book
 from pagedvid.models.registry import model_tables
 from pagedvid.models.settle import settled, tables_path
 from pagedvid.paged_kv_cache import PagedKVCache
+from peer_codec import FORMAT, PeerBook
+from schemes import Peer, paged, peers
 
 PRESETS = {path.stem: path for path in sorted(config_folder("presets").glob("*.yaml"))}
 DEFAULT = "default"

@@ -13,8 +13,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from report import format_table, make_parser, write_report
-
 from pagedvid.cache.stream_codecs import StreamCodecs
 from pagedvid.capacity.card_files import all_cards
 from pagedvid.capacity.cards import ModelCard
@@ -22,6 +20,7 @@ from pagedvid.capacity.gpus import gpu_memory, gpu_names
 from pagedvid.capacity.sizing import Answer, Question, answers
 from pagedvid.errors import CapacityError
 from pagedvid.units import GIB
+from report import format_table, make_parser, write_report
 
 CODECS = {name: StreamCodecs(name) for name in ("bf16", "int8", "int4", "int2")}
 COLUMNS = ("bf16", "int4", "int2")

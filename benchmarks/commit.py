@@ -17,16 +17,16 @@ from statistics import median
 from typing import Any
 
 import torch
+
 from attention_streams import dense_call
 from layer_cache import layer_cache
 from layer_shapes import SHAPES, LayerInputs, LayerShape, seconds_on
-from report import FOLDER, format_table, make_parser, use_threads, write_report
-
 from pagedvid.attention.dense.choice import provider_reasons
 from pagedvid.attention.measure import MEASURED_QUERIES
 from pagedvid.attention.rotation import Readers
 from pagedvid.attention.store import LayerStore, Writing
 from pagedvid.cache.window import Window
+from report import FOLDER, format_table, make_parser, use_threads, write_report
 
 CACHED_CHUNKS = 6
 

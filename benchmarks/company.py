@@ -28,15 +28,15 @@ from typing import Any
 
 import numpy as np
 import torch
-from frame_quality import psnr
-from report import format_table, interleaved, make_parser, median_ratio, seconds_of, use_threads, write_report
 
+from frame_quality import psnr
 from pagedvid.config.sections import CacheConfig, Config, EngineConfig, ModelConfig
 from pagedvid.engine.engine import Engine
 from pagedvid.engine.requests import ChunkOutput, VideoRequest
 from pagedvid.models.build import build_engine
 from pagedvid.models.demo.captions import caption
 from pagedvid.models.demo.world import random_scene
+from report import format_table, interleaved, make_parser, median_ratio, seconds_of, use_threads, write_report
 
 Videos = dict[str, np.ndarray]
 """uint8 [frames, height, width, 3] by id."""

@@ -24,19 +24,19 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from torch import Tensor
+
 from attention_error import QUERY_STRIDE, store
 from corrections import CORRECTIONS, Readout
 from families import Traits, draw_video
 from lab import note
+from pagedvid.codecs.book import CodecBook
+from pagedvid.codecs.page import PageFormat
+from pagedvid.models.demo.model import DemoModel
 from quality_scores import draw_tasks
 from report import format_table, make_parser, use_threads, write_report
 from schemes import Scheme, paged, paged_scheme
 from tensors import Sample, capture
-from torch import Tensor
-
-from pagedvid.codecs.book import CodecBook
-from pagedvid.codecs.page import PageFormat
-from pagedvid.models.demo.model import DemoModel
 
 SHOWN = ("off", "formula", "variance", "log Z", "measured")
 CACHED_CHUNKS = 4

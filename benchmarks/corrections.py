@@ -24,7 +24,6 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
-from tensors import Sample
 from torch import Tensor
 
 from pagedvid.attention.measure import MEASURED_QUERIES
@@ -37,6 +36,7 @@ from pagedvid.correction.formula import (
     second_order_bias,
     signed_bias,
 )
+from tensors import Sample
 
 
 @dataclass(frozen=True)

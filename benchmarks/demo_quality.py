@@ -28,10 +28,15 @@ from typing import Any
 
 import numpy as np
 import torch
+
 from caches import DEFAULT, OWN, Case
 from demo_sheet import draw_sheet
 from forced_run import ForcedRun
 from lab import Lab, note
+from pagedvid.codecs.assignment import CodecPair
+from pagedvid.engine.requests import EngineSettings
+from pagedvid.errors import ConfigError
+from pagedvid.models.registry import load_model
 from quality_scores import (
     READ_FRAMES,
     Scores,
@@ -43,11 +48,6 @@ from quality_scores import (
     score_identity,
 )
 from report import make_parser, mean_and_error, use_threads, write_report
-
-from pagedvid.codecs.assignment import CodecPair
-from pagedvid.engine.requests import EngineSettings
-from pagedvid.errors import ConfigError
-from pagedvid.models.registry import load_model
 
 UNCORRECTED = "-off"
 MAX_CACHES = 4

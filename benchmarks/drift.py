@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+
 from caches import DEFAULT, OWN, REFERENCE, Case
 from frame_quality import window_mean
 from lab import Lab, note

@@ -16,17 +16,17 @@ from statistics import median
 from typing import Any
 
 import torch
-from caches import Case
-from lab import Lab
-from report import format_table, interleaved, seconds_of
 from torch import Tensor
 
+from caches import Case
+from lab import Lab
 from pagedvid.attention.store import TOGETHER_VALUES
 from pagedvid.cache.plan import QueryRange
 from pagedvid.cache.stream import Stream
 from pagedvid.codecs.assignment import KINDS
 from pagedvid.engine.protocol import Piece
 from pagedvid.paged_kv_cache import PagedKVCache
+from report import format_table, interleaved, seconds_of
 
 WAYS = ("encode", "denoise", "commit")
 

@@ -13,10 +13,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from tensors import Sample
 from torch import Tensor
 
 from pagedvid.rotary.tables import rotate
+from tensors import Sample
 
 SCORE_DEVIATION = 2.0
 NUM_HEADS = 2

@@ -21,23 +21,23 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 import drift
 import encoding_cost
-import torch
 import video_level
 from caches import DEFAULT, OWN, PRESETS, Case
 from families import FAMILIES
 from fidelity_answers import answers
 from fidelity_show import show
 from lab import Lab
+from pagedvid.engine.protocol import VideoModel
+from pagedvid.engine.requests import EngineSettings
+from pagedvid.models.registry import load_model
 from processes import shared
 from quality_scores import READ_FRAMES, draw_tasks
 from report import make_parser, use_threads, write_report
 from tensor_families import DEMO, Sampling
-
-from pagedvid.engine.protocol import VideoModel
-from pagedvid.engine.requests import EngineSettings
-from pagedvid.models.registry import load_model
 
 PARTS = ("tensor", "video", "drift", "cost")
 STUDIED = ("token2-g64", "int2")

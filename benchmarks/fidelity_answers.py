@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+
 from report import TABLE_WIDTH, mean_and_error
 
 PAPER = "token2-g64"

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+
 from caches import Caches, Case
 from forced_run import ForcedRun, Generated, Request
-
 from pagedvid.cache.window import Window
 from pagedvid.config.sections import CacheConfig
 from pagedvid.engine.engine import Engine

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from layer_shapes import LayerShape
 
+from layer_shapes import LayerShape
 from pagedvid.cache.sizes import stream_bytes
 from pagedvid.cache.spec import CacheSpec
 from pagedvid.cache.stream_codecs import StreamCodecs

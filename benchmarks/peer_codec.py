@@ -11,7 +11,6 @@ from __future__ import annotations
 from dataclasses import replace
 
 import torch
-from schemes import Peer
 from torch import Tensor
 
 from pagedvid.codecs.assignment import KINDS
@@ -21,6 +20,7 @@ from pagedvid.codecs.page import PageFormat
 from pagedvid.codecs.registry import read_codec
 from pagedvid.codecs.spec import CodecSpec
 from pagedvid.errors import ConfigError, NonFiniteError
+from schemes import Peer
 
 FORMAT = "sim"
 

@@ -22,8 +22,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from statistics import median
 
-from report import format_table, make_parser, use_threads, write_report
-
 from pagedvid.cache.manager import CacheManager
 from pagedvid.cache.plan import QueryRange
 from pagedvid.cache.sizes import KVShape, stream_bytes
@@ -31,6 +29,7 @@ from pagedvid.cache.spec import CacheSpec
 from pagedvid.cache.stream import Stream
 from pagedvid.cache.stream_codecs import StreamCodecs
 from pagedvid.cache.window import Window
+from report import format_table, make_parser, use_threads, write_report
 
 OPERATIONS = ("open", "commit", "fork", "release fork", "release")
 SPARE_STREAMS = 2

@@ -6,12 +6,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from forced_run import Request
-from report import format_table, mean_and_error
-from scene_reader import compare, compare_identity, read_scene
 
+from forced_run import Request
 from pagedvid.models.demo.captions import caption
 from pagedvid.models.demo.world import Scene, random_scene
+from report import format_table, mean_and_error
+from scene_reader import compare, compare_identity, read_scene
 
 READ_FRAMES = 24
 """Frames of a clip that is read."""

@@ -22,10 +22,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-from path_reader import fit_path, wrapped
 
 from pagedvid.models.demo.vocabulary import ATTRIBUTES
 from pagedvid.models.demo.world import BACKGROUNDS, COLORS, FRAME_SIZE, HALF_WIDTHS, KINDS, Scene, Thing, coverage
+from path_reader import fit_path, wrapped
 
 COLOR_TOLERANCE = 60.0
 """Most distance in RGB (0..255) from a named color. No mixture of a background and a thing is so close to a third

@@ -11,12 +11,6 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
-from peers.kivi import kivi_keys, kivi_values
-from peers.quant_videogen import quant_videogen
-from peers.quarot import quarot
-from peers.rtn import rtn
-from peers.stored import Stored
-from peers.turboquant import turboquant
 from torch import Tensor
 
 from pagedvid.codecs.assignment import CodecPair
@@ -27,6 +21,12 @@ from pagedvid.codecs.page import PageFormat
 from pagedvid.codecs.registry import read_codec
 from pagedvid.codecs.token.codec import TokenCodec
 from pagedvid.codecs.token.spec import TokenSpec
+from peers.kivi import kivi_keys, kivi_values
+from peers.quant_videogen import quant_videogen
+from peers.quarot import quarot
+from peers.rtn import rtn
+from peers.stored import Stored
+from peers.turboquant import turboquant
 
 QVG_SPAN_RATIO = 36
 """Tokens per cluster in the paper's smallest span (9360 tokens, 256 clusters)."""

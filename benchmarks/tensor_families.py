@@ -8,15 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
 from corrections import factored, granularities, samplings
 from families import draw_family
 from lab import note
-from quality_scores import draw_tasks
-from schemes import Scheme, paged, paged_scheme, peer_scheme, peers
-from tensor_level import Family, Videos, measure_family, measure_scheme
-from tensors import capture
-from video_level import CODECS, FACTORS, KLT_CODECS
-
 from pagedvid.calibration.fit import calibrate
 from pagedvid.codecs.book import CodecBook
 from pagedvid.codecs.klt.blocks import BlockLayout
@@ -25,6 +20,11 @@ from pagedvid.codecs.page import PageFormat, block_frames
 from pagedvid.codecs.registry import read_codec
 from pagedvid.models.demo.model import DemoModel
 from pagedvid.models.registry import model_tables
+from quality_scores import draw_tasks
+from schemes import Scheme, paged, paged_scheme, peer_scheme, peers
+from tensor_level import Family, Videos, measure_family, measure_scheme
+from tensors import capture
+from video_level import CODECS, FACTORS, KLT_CODECS
 
 DEMO = "demo"
 CACHED_CHUNKS = (2, 4)

@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
+
 from attention_error import measure, store
 from corrections import CORRECTIONS, Correction
 from report import format_table

@@ -29,9 +29,8 @@ from statistics import median
 from typing import Any
 
 import torch
-from memory import peak_resident_bytes, resident_bytes
-from report import format_table, interleaved, make_parser, median_ratio, seconds_of, use_threads, write_report
 
+from memory import peak_resident_bytes, resident_bytes
 from pagedvid.cache.sizes import stream_bytes
 from pagedvid.cache.window import Window
 from pagedvid.config.sections import CacheConfig, Config, ModelConfig
@@ -43,6 +42,7 @@ from pagedvid.models.registry import load_model
 from pagedvid.models.settle import settled, tables_path
 from pagedvid.paged_kv_cache import PagedKVCache
 from pagedvid.units import format_bytes
+from report import format_table, interleaved, make_parser, median_ratio, seconds_of, use_threads, write_report
 
 PROMPT = "a large red circle moving left on a black background"
 Case = tuple[int, str]

@@ -20,16 +20,16 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
+
 from caches import DEFAULT, OWN, PRESETS, REFERENCE, Case
 from frame_quality import psnr, ssim
 from lab import Lab, frames_of, note
+from pagedvid.codecs.registry import read_codec
+from pagedvid.models.registry import load_model
 from processes import shared
 from quality_scores import Task, score_attributes
 from report import format_table, mean_and_error
-from torch import Tensor
-
-from pagedvid.codecs.registry import read_codec
-from pagedvid.models.registry import load_model
 
 CODECS = ("int4", "int4/int2", "int2", "int2-pair-s8", "int2-post", "token4-g64", "token2-g64", "hadamard2-g64")
 KLT_CODECS = ("klt3", "klt1.5/klt3", "klt2.25", "klt2", "klt1/klt2", "klt1.5", "klt1")

@@ -16,11 +16,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import tiny_worldplay
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+import tiny_worldplay
 from pagedvid.models.magi1.config import PUBLISHED, MagiConfig, NetworkConfig
 from pagedvid.models.magi1.network import MagiNetwork
 

@@ -28,7 +28,6 @@ from torch import nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from demo_batches import FRAMES_PER_CHUNK, batch_loss, make_batch
-
 from pagedvid.models.demo.latents import GRID_SIZE, LATENT_CHANNELS, TOKENS_PER_FRAME
 from pagedvid.models.demo.model import save_weights
 from pagedvid.models.demo.transformer import Transformer, TransformerConfig, demo_rotary

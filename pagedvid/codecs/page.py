@@ -7,6 +7,7 @@ layer. Pages of every codec have the same size, so chunks of different precision
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 DEFAULT_PAGE_ROWS = 36
 MAX_BLOCK_FRAMES = 8
@@ -24,7 +25,7 @@ class PageFormat:
     frames_per_block: int = 1
     """How many frames klt transforms together."""
 
-    @property
+    @cached_property
     def num_bytes(self) -> int:
         """Bytes of one page."""
         return self.rows * self.head_dim

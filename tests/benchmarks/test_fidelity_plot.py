@@ -16,9 +16,10 @@ def test_front_is_what_nothing_smaller_reaches() -> None:
 
 
 def test_labels_are_apart(tmp_path: Path) -> None:
-    from fidelity_plot import Point, _label
     from matplotlib.figure import Figure
     from matplotlib.text import Text
+
+    from fidelity_plot import Point, _label
 
     figure = Figure(figsize=(6, 6))
     axes = figure.add_subplot()

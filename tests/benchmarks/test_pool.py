@@ -9,10 +9,9 @@ import pytest
 
 
 def test_pool_is_as_before_after_a_repetition() -> None:
-    from pool import OPERATIONS, Pool
-
     from pagedvid.cache.sizes import KVShape
     from pagedvid.cache.window import Window
+    from pool import OPERATIONS, Pool
 
     pool = Pool(KVShape(2, 3, 32), 200, Window(1, 2), max_streams=3)
     pool.fill(3)

@@ -15,11 +15,10 @@ def small(name: str = "low rank", seed: int = 0):
 
 
 def test_the_capture_is_what_the_model_attends_to(weights: Path) -> None:
-    from tensors import capture
-
     from pagedvid.models.demo.captions import caption
     from pagedvid.models.demo.model import DemoModel
     from pagedvid.models.demo.world import random_scene
+    from tensors import capture
 
     model = DemoModel.load(weights)
     text = caption(random_scene(np.random.default_rng(0)))

@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import torch
+
 from kernels.compiled import Launch
 from kernels.klt_catalogue import klt_launches
 from kernels.token_catalogue import token_launches
-
 from pagedvid.attention.kernels import merge
 from pagedvid.attention.kernels.merge import corrected_merge_kernel, merge_constants
 from pagedvid.attention.kernels.paged_attention import attention_constants, paged_attention_kernel

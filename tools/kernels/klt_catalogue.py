@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import torch
-from kernels.compiled import Launch
 
+from kernels.compiled import Launch
 from pagedvid.codecs.klt.blocks import BlockLayout
 from pagedvid.codecs.klt.coding import KltCoding
 from pagedvid.codecs.klt.kernels import pack as klt_pack

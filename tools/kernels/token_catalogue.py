@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import torch
-from kernels.compiled import Launch
 
+from kernels.compiled import Launch
 from pagedvid.codecs.channel.kernels import step_sizes as channel_step_sizes
 from pagedvid.codecs.channel.kernels.layout import PageLayout
 from pagedvid.codecs.channel.spec import ChannelSpec

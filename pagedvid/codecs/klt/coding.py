@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -67,12 +68,12 @@ class KltCoding:
             )
         return _coding(widths, num_blocks, tables)
 
-    @property
+    @cached_property
     def num_heads(self) -> int:
         """KV heads."""
         return len(self.mean_h1D)
 
-    @property
+    @cached_property
     def num_coded(self) -> int:
         """Coefficients of a block that are stored."""
         return self.direction_h1K.shape[-1]

@@ -1,0 +1,59 @@
+"""Kernels of the codec in family.py."""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from pagedvid.codecs.base import PageKernels
+from pagedvid.codecs.page import PageFormat
+from pagedvid.rotary.axis_tables import AngleTables
+from pagedvid.rotary.tables import Arrival, rotate
+
+LAUNCHES: list[str] = []
+"""Names of kernels, one for each launch."""
+
+
+@triton.jit
+def half_kernel(x, typed, pages, num_tokens, PAGE_TOKENS: tl.constexpr, PAGE_VALUES: tl.constexpr, D: tl.constexpr,
+                WRITE: tl.constexpr):  # fmt: skip
+    """One place of a page of one head: grid (places, heads); x is [heads, tokens, D], contiguous."""
+    token, head = tl.program_id(0), tl.program_id(1)
+    channel = tl.arange(0, D)
+    page = tl.load(pages + head * tl.cdiv(num_tokens, PAGE_TOKENS) + token // PAGE_TOKENS).to(tl.int64)
+    is_token = token < num_tokens
+    stored = typed + page * PAGE_VALUES + token % PAGE_TOKENS * D + channel
+    given = x + (head * num_tokens + token) * D + channel
+    if WRITE:
+        tl.store(stored, tl.load(given, mask=is_token, other=0.0).to(tl.float16))
+    else:
+        tl.store(given, tl.load(stored).to(tl.float32), mask=is_token)
+
+
+class HalfKernels(PageKernels):
+    def __init__(self, page: PageFormat, page_tokens: int) -> None:
+        self._page = page
+        self._page_tokens = page_tokens
+
+    def decode(
+        self, records: Tensor, pages_HP: Tensor, out_nHD: Tensor, angles: AngleTables | None = None, frame_row: int = 0
+    ) -> None:
+        x_HnD = torch.empty(out_nHD.transpose(0, 1).shape, dtype=torch.float32, device=records.device)
+        self._launch(x_HnD, records, pages_HP, write=False)
+        if angles is not None:
+            x_HnD = rotate(x_HnD, *angles.of_chunk(frame_row, len(out_nHD)))
+        out_nHD.copy_(x_HnD.transpose(0, 1))
+
+    def encode(self, x_nHD: Tensor, records: Tensor, pages_HP: Tensor, arrival: Arrival | None = None) -> Tensor:
+        self._launch(x_nHD.transpose(0, 1).float().contiguous(), records, pages_HP, write=True)
+        return torch.zeros(len(pages_HP), 1, dtype=torch.uint8, device=records.device)
+
+    def _launch(self, x_HnD: Tensor, records: Tensor, pages_HP: Tensor, *, write: bool) -> None:
+        num_heads, num_tokens, head_dim = x_HnD.shape
+        LAUNCHES.append("write" if write else "read")
+        half_kernel[(pages_HP.shape[1] * self._page_tokens, num_heads)](
+            x_HnD, records.view(torch.float16), pages_HP.contiguous(), num_tokens, PAGE_TOKENS=self._page_tokens,
+            PAGE_VALUES=self._page.num_bytes // 2, D=head_dim, WRITE=write,
+        )  # fmt: skip

@@ -1,0 +1,16 @@
+"""How many files one `attend` of the demo model goes through: a bound that only falls."""
+
+from __future__ import annotations
+
+import pytest
+
+from attend_files import attend_files
+
+MOST_FILES = {"denoise": 13, "commit": 15}
+
+
+@pytest.mark.parametrize("codec", ["int2", "klt1.5/klt3"])
+def test_attend_goes_through_few_files(codec: str) -> None:
+    for name, crossed in attend_files(codec).items():
+        assert len(crossed.files) <= MOST_FILES[name], crossed.files
+        assert {"attention/step.py", "codecs/book.py"} <= set(crossed.files)
