@@ -21,7 +21,7 @@ from torch import Tensor
 
 from pagedvid.arguments import instance_of, list_of, whole_numbers
 from pagedvid.attention.backend import select_backend
-from pagedvid.attention.step import Step
+from pagedvid.attention.step import Step, checked_layer
 from pagedvid.cache.manager import CacheManager
 from pagedvid.cache.plan import QueryRange, StepPlan, chunk_positions
 from pagedvid.cache.spec import CacheSpec
@@ -122,7 +122,7 @@ class PagedKVCache(CacheManager):
         Raises StateError for a chunk that the branch does not keep, ShapeError for a layer that does not exist.
         """
         self._require_open(stream)
-        layer, history, store = self.spec.checked_layer(layer), stream.history(branch), self.backend.store
+        layer, history, store = checked_layer(layer, self.spec.num_layers), stream.history(branch), self.backend.store
         (chunk,) = history.select(whole_numbers("chunk_index", (chunk_index,)))
         given = chunk.ropes[layer]
         rope = None if given is None else store.ropes.on_device(given.host)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pagedvid.arguments import list_of
+from pagedvid.arguments import list_of, whole_number
 from pagedvid.attention.backend import AttentionBackend, PreparedView
 from pagedvid.attention.measure import sample_queries, sampled_offsets
 from pagedvid.attention.projection import StepProjection
@@ -208,7 +208,7 @@ class Step:
     def _checked(self, layer: int, **given: Tensor) -> list[Tensor]:
         """q, k and v, each by its name, as plain tensors. Raises ShapeError."""
         spec, num_tokens = self._spec, self._num_tokens
-        spec.checked_layer(layer)
+        checked_layer(layer, spec.num_layers)
         plain = [plain_tensor(name, x) for name, x in given.items()]
         for name, x in zip(given, plain, strict=True):
             expected = (num_tokens, spec.query_heads if name == "q" else spec.num_kv_heads, spec.head_dim)
@@ -224,6 +224,15 @@ class Step:
     def _check_device(self, name: str, x: Tensor) -> None:
         if x.device != self._pool.device:
             raise ShapeError(f"{name} is on {x.device}, the pool on {self._pool.device}; move one of them")
+
+
+def checked_layer(layer: int, num_layers: int) -> int:
+    """The number of a layer. Raises ShapeError for a layer that does not exist."""
+    if type(layer) is not int:  # the usual case without a call
+        layer = whole_number("layer", layer)
+    if not 0 <= layer < num_layers:
+        raise ShapeError(f"layer {layer} does not exist; the cache has layers 0 to {num_layers - 1}")
+    return layer
 
 
 def _is_same(a: tuple[Any, ...], b: tuple[Any, ...]) -> bool:

@@ -9,7 +9,7 @@ from pagedvid.arguments import instance_of, one_of, whole_number
 from pagedvid.cache.sizes import MAX_SIZE, KVShape
 from pagedvid.cache.stream_codecs import StreamCodecs
 from pagedvid.correction.formula import MODES
-from pagedvid.errors import ConfigError, ShapeError
+from pagedvid.errors import ConfigError
 
 STREAM_CODECS = "StreamCodecs('int2')"
 """What to write for codecs."""
@@ -73,13 +73,6 @@ class CacheSpec:
             without = [codec for codec in keys if not codec.has_step_sizes]
             if self.correction == "formula" and without:
                 raise ConfigError(f'{without[0]} keys have no step size for correction "formula"; use "variance"')
-
-    def checked_layer(self, layer: int) -> int:
-        """The number of a layer. Raises ShapeError for a layer that does not exist."""
-        number = layer if type(layer) is int else whole_number("layer", layer)  # the usual case without a call
-        if not 0 <= number < self.num_layers:
-            raise ShapeError(f"layer {number} does not exist; the cache has layers 0 to {self.num_layers - 1}")
-        return number
 
     @cached_property
     def shape(self) -> KVShape:

@@ -36,7 +36,7 @@ from torch import Tensor
 from pagedvid.arguments import instance_of, whole_number
 from pagedvid.attention.measure import sampled_offsets
 from pagedvid.attention.rotation import Rotation
-from pagedvid.attention.step import DTYPES
+from pagedvid.attention.step import DTYPES, checked_layer
 from pagedvid.cache.plan import QueryRange, next_position
 from pagedvid.cache.stream import Stream
 from pagedvid.codecs.base import saturated
@@ -232,7 +232,7 @@ class DenseWindow:
         spec = self._cache.spec
         if self._stream.is_released:
             raise StateError(f"stream {self._stream.id} was released")
-        spec.checked_layer(layer)
+        checked_layer(layer, spec.num_layers)
         if self._needs_queries and q is None:
             raise ConfigError(
                 'correction "measured" fits a factor to queries: pass them to update_and_get, or open the cache with '
