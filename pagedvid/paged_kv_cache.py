@@ -1,8 +1,8 @@
-"""PagedKVCache: the surface that an engine embeds. Bookkeeping (cache/) and attention (attention/) in one object.
+"""PagedKVCache: what an engine embeds. Bookkeeping (cache/) and attention (attention/) in one object.
 
 cache  = PagedKVCache(CacheSpec(num_layers=30, num_kv_heads=12, head_dim=128), memory="24GiB")
 stream = cache.open(Window(sink_chunks=1, recent_chunks=6), chunk_tokens=4680)
-with cache.denoise([stream]) as step:       # reads only; as often as there are denoise steps
+with cache.denoise([stream]) as step:       # reads only; once for each denoise step
     ...  out = step.attend(layer, q, k, v, rope)
 with cache.commit([stream]) as step:        # reads and stores; published when the block ends without error
     ...
@@ -62,8 +62,9 @@ class PagedKVCache(CacheManager):
         tables: Path | str | None = None,
         book: CodecBook | None = None,
     ) -> None:
-        """`scratch`: room for decoded keys and values; one head of one chunk always fits. `tables`: the file that klt
-        codecs need (docs/calibrate.md). `book`: codecs of your own, in place of `tables`.
+        """`memory`: bytes of all pages, or text such as "24GiB". `scratch`: bytes for decoded keys and values; one head of
+        one chunk always fits. `tables`: the file that klt codecs need (docs/calibrate.md). `book`: codec objects of your
+        own, instead of `tables`.
 
         Raises CapacityError, BackendError, ConfigError.
         """
@@ -77,14 +78,17 @@ class PagedKVCache(CacheManager):
         self.backend = select_backend(backend, self.pool, spec, self.book, parse_bytes(scratch))
 
     def check_codecs(self, codecs: StreamCodecs) -> None:
-        """See `CacheManager.check_codecs`; raises ConfigError also for codecs whose tables are missing."""
+        """Raises ConfigError for codecs in which this cache cannot store chunks, or whose tables are missing."""
         super().check_codecs(codecs)
         self.book.check(codecs.all(), self.spec.num_layers)
 
     @contextmanager
     def step(self, ranges: Sequence[Stream | QueryRange]) -> Iterator[Step]:
-        """A forward over any mix of denoise steps and commit passes; see `CacheManager.transaction`. A bare stream only
-        reads."""
+        """A forward over any mix of denoise steps and commit passes; a bare stream is a denoise step.
+
+        When the block ends without an error, all new chunks are published together; after an exception no stream has
+        changed. Raises StateError and ShapeError for ranges that cannot be planned.
+        """
         with self.transaction(as_ranges(ranges)) as plan:
             step = self._new_step(plan)
             try:
@@ -96,7 +100,7 @@ class PagedKVCache(CacheManager):
         return Step(plan, self.pool, self.spec, self.backend)
 
     def denoise(self, ranges: Sequence[Stream | QueryRange]) -> AbstractContextManager[Step]:
-        """A forward that only reads. A bare stream stands for its branch "cond" with chunk_tokens tokens."""
+        """A forward that only reads. A bare stream means its branch "cond" with chunk_tokens tokens."""
         return self.step([replace(range_, commit=False) for range_ in as_ranges(ranges)])
 
     def commit(self, ranges: Sequence[Stream | QueryRange]) -> AbstractContextManager[Step]:
@@ -104,9 +108,10 @@ class PagedKVCache(CacheManager):
         return self.step([replace(range_, commit=True) for range_ in as_ranges(ranges)])
 
     def replace(self, stream: Stream, chunk_index: int, branch: str = "cond") -> AbstractContextManager[Step]:
-        """A commit pass that puts new keys and values in the place of a live chunk (prompt switch, refreshed sink).
+        """A commit pass that replaces the keys and values of a live chunk (after a prompt switch, or to refresh a sink).
 
-        The old ones stay readable until the block ends, so it can need pages beyond the stream's peak: CapacityError.
+        The old ones stay readable until the block ends, which can take pages beyond the stream's peak. Raises
+        CapacityError, StateError.
         """
         (old,) = stream.history(branch).select(whole_numbers("chunk_index", (chunk_index,)))
         return self.step([QueryRange(stream, branch, old.num_tokens, commit=True, replaces=chunk_index)])
@@ -136,7 +141,7 @@ class PagedKVCache(CacheManager):
 
 
 def as_ranges(items: Sequence[Stream | QueryRange]) -> list[QueryRange]:
-    """Streams as the query ranges of their next chunks; ranges stay what they are. Raises StateError for others."""
+    """Streams as query ranges of their next chunks; query ranges unchanged. Raises StateError for anything else."""
     kinds: Any = (Stream, QueryRange)
     listed: list[Stream | QueryRange] = list_of(kinds, "ranges", items, "[stream]", StateError)
     return [QueryRange(item) if isinstance(item, Stream) else item for item in listed]
