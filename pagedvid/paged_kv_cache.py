@@ -62,9 +62,9 @@ class PagedKVCache(CacheManager):
         tables: Path | str | None = None,
         book: CodecBook | None = None,
     ) -> None:
-        """`memory`: bytes of all pages, or text such as "24GiB". `scratch`: bytes for decoded keys and values; one head of
-        one chunk always fits. `tables`: the file that klt codecs need (docs/calibrate.md). `book`: codec objects of your
-        own, instead of `tables`.
+        """`memory`: bytes of all pages, or text such as "24GiB". `scratch`: bytes for decoded keys and values; one head
+        of one chunk always fits. `tables`: the file that klt codecs need (docs/calibrate.md). `book`: codec objects of
+        your own, instead of `tables`.
 
         Raises CapacityError, BackendError, ConfigError.
         """
@@ -108,7 +108,7 @@ class PagedKVCache(CacheManager):
         return self.step([replace(range_, commit=True) for range_ in as_ranges(ranges)])
 
     def replace(self, stream: Stream, chunk_index: int, branch: str = "cond") -> AbstractContextManager[Step]:
-        """A commit pass that replaces the keys and values of a live chunk (after a prompt switch, or to refresh a sink).
+        """A commit pass that replaces the keys and values of a live chunk (prompt switch, refreshed sink).
 
         The old ones stay readable until the block ends, which can take pages beyond the stream's peak. Raises
         CapacityError, StateError.
@@ -132,7 +132,9 @@ class PagedKVCache(CacheManager):
         given = chunk.ropes[layer]
         rope = None if given is None else store.ropes.on_device(given.host)
         k_HnD, v_HnD = store.read(chunk, layer, rope)
-        if self.spec.keys_arrive == "rotated" if rotated is None else rotated:
+        if rotated is None:
+            rotated = self.spec.keys_arrive == "rotated"
+        if rotated:
             k_HnD = rotated_at(k_HnD, rope, chunk_positions(history)[chunk.index])
         if rope is not None:
             k_HnD = from_half_layout(k_HnD, rope.layout)
