@@ -1,15 +1,15 @@
 """Attention backends: what one has to offer, and how `auto` chooses.
 
-To add a backend: one file with a class that satisfies `AttentionBackend`, and one line in `_CREATORS`, whose function
-imports that file only when asked. A backend says why it cannot run here instead of failing later.
+To add a backend: one file with a class that satisfies `AttentionBackend`, and one line in `_BACKENDS`. A file is
+imported only when its backend is asked for, and says why it cannot run here instead of failing later.
 """
 
 from __future__ import annotations
 
-import importlib.util
 import logging
-from collections.abc import Callable, Sequence
-from typing import Protocol
+from collections.abc import Sequence
+from importlib import import_module
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -45,6 +45,11 @@ class AttentionBackend(Protocol):
     store: LayerStore
     """Writes and reads whole layers of chunks."""
 
+    @staticmethod
+    def unsupported_reasons(spec: CacheSpec, device: torch.device) -> list[str]:
+        """Why this backend cannot run on that device; empty when it can."""
+        ...
+
     def prepare(
         self, plan: StepPlan, view: Rotation | StepProjection, dtype: torch.dtype, context_tokens: Sequence[int] = ()
     ) -> PreparedView:
@@ -55,69 +60,49 @@ class AttentionBackend(Protocol):
         ...
 
 
-Creator = Callable[[PagePool, CacheSpec, CodecBook, int], AttentionBackend]
-
-
-def _torch_reasons(spec: CacheSpec, device: torch.device) -> list[str]:
-    from pagedvid.attention.torch_backend import unsupported_reasons
-
-    return unsupported_reasons(spec, device)
-
-
-def _create_torch(pool: PagePool, spec: CacheSpec, book: CodecBook, scratch_bytes: int) -> AttentionBackend:
-    from pagedvid.attention.torch_backend import TorchBackend
-
-    return TorchBackend(pool, spec, book, scratch_bytes)
-
-
-def _triton_reasons(spec: CacheSpec, device: torch.device) -> list[str]:
-    if importlib.util.find_spec("triton") is None:
-        return ["triton is not installed (pip install triton)"]
-    from pagedvid.attention.triton_backend import unsupported_reasons
-
-    return unsupported_reasons(spec, device)
-
-
-def _create_scratch(pool: PagePool, spec: CacheSpec, book: CodecBook, scratch_bytes: int) -> AttentionBackend:
-    from pagedvid.attention.triton_backend import TritonBackend
-
-    return TritonBackend(pool, spec, book, scratch_bytes)
-
-
-def _create_fused(pool: PagePool, spec: CacheSpec, book: CodecBook, scratch_bytes: int) -> AttentionBackend:
-    from pagedvid.attention.fused_backend import FusedBackend
-
-    return FusedBackend(pool, spec, book, scratch_bytes)
-
-
-_CREATORS: dict[str, tuple[Callable[[CacheSpec, torch.device], list[str]], Creator]] = {
-    "torch": (_torch_reasons, _create_torch),
-    "scratch": (_triton_reasons, _create_scratch),
-    "fused": (_triton_reasons, _create_fused),
+_BACKENDS = {
+    "torch": "pagedvid.attention.torch_backend:TorchBackend",
+    "scratch": "pagedvid.attention.triton_backend:TritonBackend",
+    "fused": "pagedvid.attention.fused_backend:FusedBackend",
 }
 """In order of preference: the first that has no reason against it is "auto"."""
 
 
 def backend_names() -> tuple[str, ...]:
     """Names that `select_backend` accepts."""
-    return ("auto", *_CREATORS)
+    return ("auto", *_BACKENDS)
 
 
 def backend_reasons(spec: CacheSpec, device: torch.device) -> dict[str, list[str]]:
     """Of every backend, why it cannot run on that device; an empty list when it can."""
-    return {name: reasons(spec, device) for name, (reasons, _) in _CREATORS.items()}
+    return {name: _reasons(name, spec, device) for name in _BACKENDS}
 
 
 def select_backend(name: str, pool: PagePool, spec: CacheSpec, book: CodecBook, scratch_bytes: int) -> AttentionBackend:
     """The backend of that name, or the first that can run. Raises BackendError with every backend's reasons."""
     if not isinstance(name, str) or name not in backend_names():
         raise BackendError(f"unknown attention backend {name!r}; allowed are {', '.join(backend_names())}")
-    candidates: Sequence[str] = tuple(_CREATORS) if name == "auto" else (name,)
+    candidates: Sequence[str] = tuple(_BACKENDS) if name == "auto" else (name,)
     reasons: dict[str, list[str]] = {}
     for candidate in candidates:
-        reasons[candidate] = _CREATORS[candidate][0](spec, pool.device)
+        reasons[candidate] = _reasons(candidate, spec, pool.device)
         if not reasons[candidate]:
             logger.info("attention backend: %s", candidate)
-            return _CREATORS[candidate][1](pool, spec, book, scratch_bytes)
+            backend: AttentionBackend = _backend_class(candidate)(pool, spec, book, scratch_bytes)
+            return backend
     listed = "; ".join(f"{candidate}: {', '.join(why)}" for candidate, why in reasons.items())
     raise BackendError(f"no attention backend can run on {pool.device}: {listed}")
+
+
+def _reasons(name: str, spec: CacheSpec, device: torch.device) -> list[str]:
+    try:
+        backend = _backend_class(name)
+    except ModuleNotFoundError as error:
+        return [f"{error.name} is not installed (pip install {error.name})"]
+    reasons: list[str] = backend.unsupported_reasons(spec, device)
+    return reasons
+
+
+def _backend_class(name: str) -> Any:
+    module, _, kind = _BACKENDS[name].partition(":")
+    return getattr(import_module(module), kind)

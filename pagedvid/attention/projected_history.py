@@ -19,7 +19,9 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
+from pagedvid.attention.backend import PreparedView
 from pagedvid.attention.chunk_scratch import ChunkScratch
 from pagedvid.attention.dense.ragged import DenseAttention, Ragged
 from pagedvid.attention.kernels.merge import corrected_merge, merge
@@ -47,7 +49,7 @@ class StoredMaps:
 
 
 @dataclass(frozen=True)
-class ProjectedStep:
+class ProjectedStep(PreparedView):
     """A step in a projective view."""
 
     scratch: ChunkScratch
@@ -98,8 +100,8 @@ class ProjectedStep:
             [_stored_maps(view, group) for group in groups],
         )
 
+    @override
     def attend(self, layer: int, q_THD: Tensor, k_THD: Tensor, v_THD: Tensor, context: Context = ()) -> Tensor:
-        """See `PreparedView.attend` in backend.py; queries and keys in the channel order of the model."""
         q = mapped(q_THD, self.queries.mT)
         seen = slice(None) if self.sources.current_keys is None else self.sources.current_keys
         k, v = (mapped(x[seen], self.current) for x in (k_THD, v_THD))

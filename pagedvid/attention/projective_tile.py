@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from pagedvid.attention.groups import ContextSource, CurrentSource, PagedSource, RangeBatch, Source
 from pagedvid.attention.partial import Partial, flash_partial
@@ -78,8 +79,8 @@ class ProjectiveTile(Tile):
 
     view: StepProjection
 
+    @override
     def attend(self, q_ThD: Tensor, projected: ProjectiveBatch, k_ThD: Tensor, v_ThD: Tensor, out_ThGD: Tensor) -> None:
-        """See `Tile.attend`: all frames of all sources merged."""
         batch, group = projected.batch, q_ThD.shape[1] // k_ThD.shape[1]
         q_EhMD = head_major(q_ThD[batch.tokens], group)
         total: Partial | None = None

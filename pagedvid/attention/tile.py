@@ -16,7 +16,9 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from typing_extensions import override
 
+from pagedvid.attention.backend import PreparedView
 from pagedvid.attention.groups import ContextSource, CurrentSource, PagedSource, RangeBatch, Source
 from pagedvid.attention.partial import Partial, flash_partial, merge_into
 from pagedvid.attention.rotation import Rotation
@@ -31,7 +33,7 @@ from pagedvid.rotary.tables import rotate
 
 
 @dataclass(frozen=True)
-class PreparedStep:
+class PreparedStep(PreparedView):
     """The batches of a step in one view, each with the heads that are read together."""
 
     num_kv_heads: int
@@ -40,8 +42,8 @@ class PreparedStep:
     batches: Sequence[tuple[Any, Sequence[slice]]]
     """A batch as the tile takes it, and its head tiles."""
 
+    @override
     def attend(self, layer: int, q_THD: Tensor, k_THD: Tensor, v_THD: Tensor, context: Context = ()) -> Tensor:
-        """See `PreparedView.attend` in backend.py."""
         group = q_THD.shape[1] // self.num_kv_heads
         out_THGD = torch.empty_like(q_THD).unflatten(1, (self.num_kv_heads, group))
         for batch, head_tiles in self.batches:
@@ -158,8 +160,8 @@ class RotaryTile(Tile):
 
     rotation: Rotation
 
+    @override
     def attend(self, q_ThD: Tensor, batch: RangeBatch, k_ThD: Tensor, v_ThD: Tensor, out_ThGD: Tensor) -> None:
-        """See `Tile.attend`."""
         q_EhMD = head_major(self.rotation.rotated(q_ThD, batch.tokens), q_ThD.shape[1] // k_ThD.shape[1])
         own, *others = batch.sources
         squares = QuerySquares(q_EhMD)

@@ -9,7 +9,9 @@ from functools import partial
 from typing import Any
 
 import torch
+from typing_extensions import override
 
+from pagedvid.attention.backend import AttentionBackend
 from pagedvid.attention.groups import PagedSource, RangeBatch, group_ranges
 from pagedvid.attention.projection import StepProjection
 from pagedvid.attention.projective_tile import ProjectiveBatch, ProjectiveTile
@@ -24,18 +26,8 @@ from pagedvid.codecs.assignment import ChunkCodecs
 from pagedvid.codecs.book import CodecBook
 
 
-def unsupported_reasons(spec: CacheSpec, device: torch.device) -> list[str]:
-    """Why this backend cannot run here; empty when it can."""
-    reasons = []
-    if device.type != "cpu":
-        reasons.append(f"it runs on the device cpu, not on {device.type}")
-    if not hasattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu"):
-        reasons.append(f"torch {torch.__version__} lacks the flash kernel for the CPU; 2.6 or newer has it")
-    return reasons
-
-
-class TorchBackend:
-    """See the module docstring.
+class TorchBackend(AttentionBackend):
+    """Chunk by chunk, a few heads at a time.
 
     `scratch_bytes` bounds the decoded keys and values, though one head of one chunk always fits. Queries, partials and
     temporaries of the arithmetic come on top, about four times as much, and a step's rotary tables.
@@ -50,10 +42,20 @@ class TorchBackend:
         self._page = spec.shape.page
         self._scratch_bytes = scratch_bytes
 
+    @staticmethod
+    @override
+    def unsupported_reasons(spec: CacheSpec, device: torch.device) -> list[str]:
+        reasons = []
+        if device.type != "cpu":
+            reasons.append(f"it runs on the device cpu, not on {device.type}")
+        if not hasattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu"):
+            reasons.append(f"torch {torch.__version__} lacks the flash kernel for the CPU; 2.6 or newer has it")
+        return reasons
+
+    @override
     def prepare(
         self, plan: StepPlan, view: Rotation | StepProjection, dtype: torch.dtype, context_tokens: Sequence[int] = ()
     ) -> PreparedStep:
-        """See `AttentionBackend.prepare`."""
         batches = group_ranges(
             plan,
             view.rope if isinstance(view, Rotation) else None,

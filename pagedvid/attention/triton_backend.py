@@ -19,7 +19,9 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
+from pagedvid.attention.backend import AttentionBackend, PreparedView
 from pagedvid.attention.chunk_scratch import ChunkScratch
 from pagedvid.attention.dense.choice import choose_provider, provider_reasons
 from pagedvid.attention.dense.ragged import DenseAttention
@@ -45,20 +47,7 @@ Total = tuple[Tensor, Tensor]
 """A running partial: out [T, Hq, D], lse float32 [T, Hq]."""
 
 
-def unsupported_reasons(spec: CacheSpec, device: torch.device) -> list[str]:
-    """Why the GPU backends cannot run here; empty when they can."""
-    if device.type != "cuda":
-        return [f"it runs on cuda, not on {device.type}"]
-    reasons = head_dim_reasons(spec.head_dim)
-    by_provider = provider_reasons(device, torch.bfloat16, spec.head_dim)
-    if all(by_provider.values()):
-        reasons += [f"{name}: {', '.join(why)}" for name, why in by_provider.items()]
-    if torch.cuda.get_device_capability(device) < OLDEST_CAPABILITY:
-        reasons.append("kernels need compute capability 8.0 or newer")
-    return reasons
-
-
-class TritonBackend:
+class TritonBackend(AttentionBackend):
     """History chunk by chunk: decode into a scratch, the dense library, then correction and merge in one kernel.
 
     `scratch_bytes` is not used: a GPU is not kept busy by a few heads of a chunk.
@@ -79,10 +68,23 @@ class TritonBackend:
         self._tables = TableCache()
         self._dense: dict[torch.dtype, DenseAttention] = {}
 
+    @staticmethod
+    @override
+    def unsupported_reasons(spec: CacheSpec, device: torch.device) -> list[str]:
+        if device.type != "cuda":
+            return [f"it runs on cuda, not on {device.type}"]
+        reasons = head_dim_reasons(spec.head_dim)
+        by_provider = provider_reasons(device, torch.bfloat16, spec.head_dim)
+        if all(by_provider.values()):
+            reasons += [f"{name}: {', '.join(why)}" for name, why in by_provider.items()]
+        if torch.cuda.get_device_capability(device) < OLDEST_CAPABILITY:
+            reasons.append("kernels need compute capability 8.0 or newer")
+        return reasons
+
+    @override
     def prepare(
         self, plan: StepPlan, view: Rotation | StepProjection, dtype: torch.dtype, context_tokens: Sequence[int] = ()
     ) -> RotaryStep | ProjectedStep:
-        """See `AttentionBackend.prepare`."""
         device = self.pool.device
         rope = view.rope if isinstance(view, Rotation) else None
 
@@ -114,7 +116,7 @@ class TritonBackend:
 
 
 @dataclass(frozen=True)
-class RotaryStep:
+class RotaryStep(PreparedView):
     """A step in a rotary view."""
 
     backend: TritonBackend
@@ -125,8 +127,8 @@ class RotaryStep:
     groups: list[ReadGroup]
     dense: DenseAttention
 
+    @override
     def attend(self, layer: int, q_THD: Tensor, k_THD: Tensor, v_THD: Tensor, context: Context = ()) -> Tensor:
-        """See `PreparedView.attend` in backend.py."""
         rope, sources, scale = self.rotation.rope, self.sources, self.backend.spec.scale
         if rope is not None and (self.angles is not None or rope.layout != "half"):
             q, k = (rotated(rows_contiguous(x), rope.layout, self.angles) for x in (q_THD, k_THD))

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from pagedvid.codecs.packing import FP16_MAX
 from pagedvid.codecs.page import PageFormat
 from pagedvid.codecs.spec import CodecSpec
 from pagedvid.errors import NonFiniteError
@@ -25,9 +26,6 @@ from pagedvid.rotary.tables import Arrival, rotate
 
 if TYPE_CHECKING:
     from pagedvid.codecs.channel.kernels.layout import PageLayout
-
-FP16_MAX = 65504.0
-"""What is stored by step sizes and zero points must be below this: both are fp16."""
 
 
 class Codec(ABC):

@@ -17,6 +17,9 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+FP16_MAX = 65504.0
+"""What is stored by step sizes and zero points must be below this: both are fp16."""
+
 
 def fill_pages(x_RnD: Tensor, page_tokens: int) -> Tensor:
     """A copy of tokens as [R, P, page_tokens, D]; the last page is filled with its last token, which changes neither

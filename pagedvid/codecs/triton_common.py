@@ -6,7 +6,7 @@ import torch
 import triton
 import triton.language as tl
 
-from pagedvid.codecs.base import FP16_MAX
+from pagedvid.codecs.packing import FP16_MAX
 
 LIMIT = tl.constexpr(FP16_MAX)
 ROUND = tl.constexpr(12582912.0)

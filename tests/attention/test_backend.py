@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import logging
+import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from pagedvid.attention import backend
-from pagedvid.attention.backend import backend_names, select_backend
-from pagedvid.attention.torch_backend import TorchBackend, unsupported_reasons
+from pagedvid.attention.backend import backend_names, backend_reasons, select_backend
+from pagedvid.attention.torch_backend import TorchBackend
 from pagedvid.cache.pool import PagePool
 from pagedvid.cache.spec import CacheSpec
 from pagedvid.codecs.book import CodecBook
@@ -48,20 +50,35 @@ def test_reasons_of_every_candidate_are_listed(name):
 
 
 def test_the_torch_backend_runs_on_cpu_and_needs_its_kernel(monkeypatch):
-    assert unsupported_reasons(SPEC, torch.device("cpu")) == []
+    assert TorchBackend.unsupported_reasons(SPEC, torch.device("cpu")) == []
     monkeypatch.setattr(torch.ops, "aten", object())
-    (reason,) = unsupported_reasons(SPEC, torch.device("cpu"))
+    (reason,) = TorchBackend.unsupported_reasons(SPEC, torch.device("cpu"))
     assert torch.__version__ in reason and "2.6 or newer" in reason
 
 
-def test_auto_passes_over_what_cannot_run(monkeypatch):
-    def creator(pool, spec, book, scratch_bytes):
+class FastBackend:
+    """Cannot run here."""
+
+    def __init__(self, *_: object) -> None:
         raise AssertionError("created although it cannot run")
 
-    creators = {"fast": (lambda spec, device: ["needs a GPU"], creator), **backend._CREATORS}
-    monkeypatch.setattr(backend, "_CREATORS", creators)
+    @staticmethod
+    def unsupported_reasons(spec: CacheSpec, device: torch.device) -> list[str]:
+        return ["needs a GPU"]
+
+
+def test_auto_passes_over_what_cannot_run(monkeypatch):
+    monkeypatch.setattr(backend, "_BACKENDS", {"fast": f"{__name__}:FastBackend", **backend._BACKENDS})
+    monkeypatch.setitem(sys.modules, __name__, SimpleNamespace(FastBackend=FastBackend))
     assert select("auto").name == "torch"
     with pytest.raises(BackendError, match=r"can run on cpu: fast: needs a GPU$"):
         select("fast")
     with pytest.raises(BackendError, match="fast: needs a GPU; torch: it runs on the device cpu"):
         select("auto", device="meta")
+
+
+def test_a_backend_whose_library_is_missing_says_so(monkeypatch):
+    monkeypatch.setattr(backend, "_BACKENDS", {"other": "no_such_library:Backend"})
+    assert backend_reasons(SPEC, torch.device("cpu")) == {
+        "other": ["no_such_library is not installed (pip install no_such_library)"]
+    }

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from pagedvid.attention.fused_backend import FusedBackend
-from pagedvid.attention.triton_backend import TritonBackend, unsupported_reasons
+from pagedvid.attention.triton_backend import TritonBackend
 from pagedvid.cache.plan import QueryRange
 from pagedvid.cache.spec import CacheSpec
 from pagedvid.cache.stream_codecs import StreamCodecs
@@ -264,5 +264,5 @@ def test_tables_are_made_once_for_the_denoise_steps_of_a_chunk() -> None:
 
 def test_reasons_on_the_cpu() -> None:
     spec = CacheSpec(1, 1, 64, codecs=StreamCodecs("int2"))
-    assert unsupported_reasons(spec, torch.device("cpu")) == ["it runs on cuda, not on cpu"]
+    assert TritonBackend.unsupported_reasons(spec, torch.device("cpu")) == ["it runs on cuda, not on cpu"]
     assert ChunkCodecs.read("int2").keys.name == "int2"

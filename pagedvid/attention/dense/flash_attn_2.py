@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
-from pagedvid.attention.dense.ragged import Ragged, device_reasons, missing
+from pagedvid.attention.dense.ragged import DenseAttention, Ragged, device_reasons, missing
 
 MAX_HEAD_DIM = 256
 OLDEST = (2, 6)
@@ -27,8 +28,8 @@ def unsupported_reasons(device: torch.device, dtype: torch.dtype, head_dim: int)
     return reasons
 
 
-class FlashAttention2:
-    """See `DenseAttention`."""
+class FlashAttention2(DenseAttention):
+    """`flash_attn_varlen_func` of flash-attn 2."""
 
     name = "flash-attn-2"
 
@@ -37,10 +38,11 @@ class FlashAttention2:
 
         self._attend = flash_attn_varlen_func
 
+    @override
     def __call__(
         self, q_THD: Tensor, k_NHD: Tensor, v_NHD: Tensor, ragged: Ragged, scale: float
     ) -> tuple[Tensor, Tensor]:
-        """See `DenseAttention`. +inf where there are no keys becomes -inf."""
+        # +inf where there are no keys becomes -inf.
         out, lse, _ = self._attend(
             q_THD,
             k_NHD,

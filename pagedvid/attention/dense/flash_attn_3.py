@@ -7,8 +7,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
-from pagedvid.attention.dense.ragged import Ragged, device_reasons, missing
+from pagedvid.attention.dense.ragged import DenseAttention, Ragged, device_reasons, missing
 
 MAX_HEAD_DIM = 256
 
@@ -22,8 +23,8 @@ def unsupported_reasons(device: torch.device, dtype: torch.dtype, head_dim: int)
     return reasons
 
 
-class FlashAttention3:
-    """See `DenseAttention`."""
+class FlashAttention3(DenseAttention):
+    """`flash_attn_varlen_func` of flash-attn 3."""
 
     name = "flash-attn-3"
 
@@ -35,10 +36,10 @@ class FlashAttention3:
         asks = "return_attn_probs" in inspect.signature(flash_attn_varlen_func).parameters
         self._options: dict[str, Any] = {"return_attn_probs": True} if asks else {}
 
+    @override
     def __call__(
         self, q_THD: Tensor, k_NHD: Tensor, v_NHD: Tensor, ragged: Ragged, scale: float
     ) -> tuple[Tensor, Tensor]:
-        """See `DenseAttention`."""
         out, lse, *_ = self._attend(
             q_THD,
             k_NHD,

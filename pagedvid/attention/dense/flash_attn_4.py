@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
-from pagedvid.attention.dense.ragged import Ragged, device_reasons, missing
+from pagedvid.attention.dense.ragged import DenseAttention, Ragged, device_reasons, missing
 
 MAX_HEAD_DIM = 128
 
@@ -18,8 +19,8 @@ def unsupported_reasons(device: torch.device, dtype: torch.dtype, head_dim: int)
     return reasons
 
 
-class FlashAttention4:
-    """See `DenseAttention`."""
+class FlashAttention4(DenseAttention):
+    """`flash_attn_varlen_func` of flash-attn 4."""
 
     name = "flash-attn-4"
 
@@ -28,10 +29,10 @@ class FlashAttention4:
 
         self._attend = flash_attn_varlen_func
 
+    @override
     def __call__(
         self, q_THD: Tensor, k_NHD: Tensor, v_NHD: Tensor, ragged: Ragged, scale: float
     ) -> tuple[Tensor, Tensor]:
-        """See `DenseAttention`."""
         out, lse, *_ = self._attend(
             q_THD,
             k_NHD,

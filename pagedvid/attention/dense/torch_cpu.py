@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
-from pagedvid.attention.dense.ragged import Ragged
+from pagedvid.attention.dense.ragged import DenseAttention, Ragged
 from pagedvid.attention.partial import flash_partial
 
 
@@ -14,15 +15,15 @@ def unsupported_reasons(device: torch.device, dtype: torch.dtype, head_dim: int)
     return [] if device.type == "cpu" else [f"it runs on the device cpu, not on {device.type}"]
 
 
-class TorchCpu:
-    """See `DenseAttention`."""
+class TorchCpu(DenseAttention):
+    """PyTorch's flash kernel for the CPU."""
 
     name = "torch-cpu"
 
+    @override
     def __call__(
         self, q_THD: Tensor, k_NHD: Tensor, v_NHD: Tensor, ragged: Ragged, scale: float
     ) -> tuple[Tensor, Tensor]:
-        """See `DenseAttention`."""
         group = q_THD.shape[1] // k_NHD.shape[1]
         out_THD = torch.zeros_like(q_THD)
         lse_TH = torch.full(q_THD.shape[:2], -torch.inf, dtype=torch.float32)

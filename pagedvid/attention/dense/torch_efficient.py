@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
-from pagedvid.attention.dense.ragged import Ragged, device_reasons
+from pagedvid.attention.dense.ragged import DenseAttention, Ragged, device_reasons
 
 
 def unsupported_reasons(device: torch.device, dtype: torch.dtype, head_dim: int) -> list[str]:
@@ -13,15 +14,16 @@ def unsupported_reasons(device: torch.device, dtype: torch.dtype, head_dim: int)
     return device_reasons(device, dtype, (8, 0), dtypes=(torch.float32, torch.bfloat16, torch.float16))
 
 
-class TorchEfficient:
-    """See `DenseAttention`."""
+class TorchEfficient(DenseAttention):
+    """The memory-efficient kernel of PyTorch."""
 
     name = "torch-efficient"
 
+    @override
     def __call__(
         self, q_THD: Tensor, k_NHD: Tensor, v_NHD: Tensor, ragged: Ragged, scale: float
     ) -> tuple[Tensor, Tensor]:
-        """See `DenseAttention`. Grouped keys are repeated: the kernel knows no groups."""
+        # Grouped keys are repeated: the kernel knows no groups.
         group = q_THD.shape[1] // k_NHD.shape[1]
         out_THD = torch.zeros_like(q_THD)
         lse_TH = torch.full(q_THD.shape[:2], -torch.inf, dtype=torch.float32, device=q_THD.device)

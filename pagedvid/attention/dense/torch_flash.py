@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
-from pagedvid.attention.dense.ragged import Ragged, device_reasons
+from pagedvid.attention.dense.ragged import DenseAttention, Ragged, device_reasons
 
 MAX_HEAD_DIM = 256
 
@@ -20,15 +21,16 @@ def unsupported_reasons(device: torch.device, dtype: torch.dtype, head_dim: int)
     return reasons
 
 
-class TorchFlash:
-    """See `DenseAttention`."""
+class TorchFlash(DenseAttention):
+    """The flash kernel of PyTorch's CUDA builds."""
 
     name = "torch-flash"
 
+    @override
     def __call__(
         self, q_THD: Tensor, k_NHD: Tensor, v_NHD: Tensor, ragged: Ragged, scale: float
     ) -> tuple[Tensor, Tensor]:
-        """See `DenseAttention`. Grouped queries need no expansion."""
+        # Grouped queries need no expansion.
         out, lse, *_ = torch.ops.aten._flash_attention_forward(
             q_THD,
             k_NHD,

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
-from pagedvid.attention.dense.ragged import Ragged, device_reasons, missing
+from pagedvid.attention.dense.ragged import DenseAttention, Ragged, device_reasons, missing
 
 MAX_HEAD_DIM = 256
 
@@ -22,8 +23,8 @@ def unsupported_reasons(device: torch.device, dtype: torch.dtype, head_dim: int)
     return reasons
 
 
-class XformersPartial:
-    """See `DenseAttention`."""
+class XformersPartial(DenseAttention):
+    """`memory_efficient_attention_partial` of xformers."""
 
     name = "xformers"
 
@@ -32,10 +33,11 @@ class XformersPartial:
 
         self._attend = memory_efficient_attention_partial
 
+    @override
     def __call__(
         self, q_THD: Tensor, k_NHD: Tensor, v_NHD: Tensor, ragged: Ragged, scale: float
     ) -> tuple[Tensor, Tensor]:
-        """See `DenseAttention`. Sequences without keys are not handed over."""
+        # Sequences without keys are not handed over.
         num_kv_heads = k_NHD.shape[1]
         group = q_THD.shape[1] // num_kv_heads
         out_THD = torch.zeros_like(q_THD)

@@ -24,10 +24,18 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from pagedvid.codecs.base import FP16_MAX, Codec, PageKernels, not_storable
+from pagedvid.codecs.base import Codec, PageKernels, not_storable
 from pagedvid.codecs.channel.spec import ChannelSpec
 from pagedvid.codecs.channel.step_sizes import short_step_sizes
-from pagedvid.codecs.packing import field_scale, fill_pages, pack, round_down_fp16, round_up_fp16, unpack_scaled
+from pagedvid.codecs.packing import (
+    FP16_MAX,
+    field_scale,
+    fill_pages,
+    pack,
+    round_down_fp16,
+    round_up_fp16,
+    unpack_scaled,
+)
 from pagedvid.codecs.page import PageFormat
 
 ZERO_POINT_ROWS = 2

@@ -23,8 +23,16 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from pagedvid.codecs.base import FP16_MAX, Codec, PageKernels, not_storable
-from pagedvid.codecs.packing import field_scale, fill_pages, pack, round_down_fp16, round_up_fp16, unpack_scaled
+from pagedvid.codecs.base import Codec, PageKernels, not_storable
+from pagedvid.codecs.packing import (
+    FP16_MAX,
+    field_scale,
+    fill_pages,
+    pack,
+    round_down_fp16,
+    round_up_fp16,
+    unpack_scaled,
+)
 from pagedvid.codecs.page import PageFormat
 from pagedvid.codecs.token.hadamard import hadamard_matrix, matrix_on
 from pagedvid.codecs.token.spec import TokenSpec
