@@ -17,6 +17,13 @@ def test_rooms_in_the_order_of_imports():
     assert listed == [name for name in folders if (ROOT / "pagedvid" / name).is_dir()]
 
 
+def test_entries_for_new_things_exist():
+    entries = re.findall(r"`(\w+)` in `([\w/]+\.py)`", PAGE)
+    assert len(entries) >= 4
+    for name, path in entries:
+        assert re.search(rf"^{name}\b", (ROOT / "pagedvid" / path).read_text(encoding="utf-8"), re.MULTILINE), name
+
+
 def test_files_exist():
     paths = set(re.findall(r"\b((?:[a-z_0-9]+/)+(?:[a-z_0-9]+\.py)?)", PAGE))
     assert len(paths) > 20
