@@ -67,7 +67,7 @@ def check_script(words: list[str]) -> None:
     if arguments[:2] == ["-m", "pytest"]:
         assert all((ROOT / path).exists() for path in arguments[2:] if not path.startswith("-")), words
         return
-    assert (ROOT / arguments[0]).is_file(), words
+    assert (ROOT / arguments[0]).exists(), words
     if words[0] == "python" and len(arguments) > 1:
         check_flags(arguments, help_of(arguments[0]))
 
