@@ -1,20 +1,22 @@
-"""One attention layer over a paged history against one dense BF16 call of the same shape: time and extra memory.
+"""What does attention over pages cost on a CPU, in time and memory, against a dense BF16 call of the same shape?
 
-paged   `step.attend` in a denoise step: planning, rotary tables, rotation of the current queries and keys, and for
+Three minutes with the defaults. With --device cuda it runs attention_streams.py: many shapes, histories and streams.
+
+paged   `step.attend` in a denoise step: planning, rotary tables, rotation of the queries and the current keys, and for
         every cached chunk decode, rotate, attend, correct (mode "measured"), merge
-dense   one `scaled_dot_product_attention` over all (chunks + 1) * tokens keys, which lie there in BF16, rotated and
-        contiguous: the least that any dense cache pays
+dense   one `scaled_dot_product_attention` over the keys of all chunks as one contiguous BF16 tensor, already rotated:
+        the least that any dense cache pays
 
-The default is one layer of Wan-1.3B: 12 heads x 128, 4680 queries, 6 cached chunks of 4680 tokens. Keys get a few large
-channels, as real ones have, so that the exact form of the correction is at work. All cases run once per round; printed
-are medians, and the median of the ratio inside each round.
+The default is one layer of Wan-1.3B: 12 heads x 128, 4680 queries, 6 cached chunks of 4680 tokens. Some key channels
+are large, as in real keys, so that the exact form of the correction is needed. Every round runs all cases; the table
+shows medians, and the median of the ratio within each round.
 
-Extra memory is the peak of all tensor bytes alive inside the call beyond its inputs and its output (scratch, tables and
-temporaries of the first layer of a step, with a new backend), to be compared with one chunk's K and V in BF16.
+Extra memory is the peak of all tensor bytes alive during the call beyond its inputs and its output: scratch, tables and
+temporaries of the first layer of a step with a new backend. Compare it with one chunk's K and V in BF16.
 
     python benchmarks/attention.py --device cpu
-    python benchmarks/attention.py --device cuda         # many shapes and streams: attention_streams.py
     python benchmarks/attention.py --codecs int2 int4 int8 bf16 --rounds 9
+    python benchmarks/attention.py --device cuda
 """
 
 from __future__ import annotations
@@ -32,7 +34,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import attention_streams
-from memory import extra_bytes
+from lib.measuring import extra_bytes, interleaved, median_ratio, seconds_of
+from lib.report import format_table, make_parser, use_threads, write_report
 from pagedvid.attention.backend import select_backend
 from pagedvid.cache.plan import QueryRange
 from pagedvid.cache.sizes import KVShape, stream_bytes
@@ -44,7 +47,6 @@ from pagedvid.paged_kv_cache import PagedKVCache
 from pagedvid.rotary.grid_rotary import GridRotary
 from pagedvid.rotary.tables import rotate
 from pagedvid.units import format_bytes, parse_bytes
-from report import format_table, interleaved, make_parser, median_ratio, seconds_of, use_threads, write_report
 
 DENSE = "dense bf16"
 NUM_LARGE_CHANNELS = 4
@@ -59,26 +61,26 @@ def line_rotary(head_dim: int) -> GridRotary:
 
 @dataclass(frozen=True)
 class Inputs:
-    """q, k, v of all chunks before rotary embedding, BF16 [tokens, heads, head_dim]; the last chunk is current."""
+    """q, k, v of each chunk before rotary embedding, BF16 [tokens, heads, head_dim]; the last chunk is current."""
 
     rope: GridRotary
     chunks: tuple[tuple[Tensor, Tensor, Tensor], ...]
 
     @staticmethod
     def draw(num_heads: int, head_dim: int, chunk_tokens: int, num_chunks: int, seed: int) -> Inputs:
-        """Normal numbers, some key channels enlarged."""
+        """Normally distributed; some key channels are large."""
         generator = torch.Generator().manual_seed(seed)
-        channel_scale = torch.ones(head_dim)
-        channel_scale[torch.randperm(head_dim, generator=generator)[:NUM_LARGE_CHANNELS]] = LARGE_CHANNEL_FACTOR
+        channel_factor = torch.ones(head_dim)
+        channel_factor[torch.randperm(head_dim, generator=generator)[:NUM_LARGE_CHANNELS]] = LARGE_CHANNEL_FACTOR
 
         def draw() -> Tensor:
             return torch.randn(chunk_tokens, num_heads, head_dim, generator=generator)
 
-        chunks = [(draw(), draw() * channel_scale, draw()) for _ in range(num_chunks + 1)]
+        chunks = [(draw(), draw() * channel_factor, draw()) for _ in range(num_chunks + 1)]
         return Inputs(line_rotary(head_dim), tuple((q.bfloat16(), k.bfloat16(), v.bfloat16()) for q, k, v in chunks))
 
     def dense_call(self) -> Callable[[], Tensor]:
-        """Attention of the last chunk's queries over everything: [1, heads, tokens, head_dim]."""
+        """Attention of the last chunk's queries over the keys of all chunks: [1, heads, tokens, head_dim]."""
         q, k, v = (torch.cat(parts).transpose(0, 1) for parts in zip(*self.chunks, strict=True))
         cos, sin = self.rope.tables(0, q.shape[1])
         q, k = (rotate(x.float(), cos, sin).bfloat16() for x in (q, k))
@@ -88,7 +90,7 @@ class Inputs:
 
 
 class PagedLayer:
-    """A one-layer cache that has committed all but the last chunk, and the attention of that one over it."""
+    """Attention of the last chunk over a one-layer cache that has committed the others."""
 
     def __init__(self, inputs: Inputs, codec: str, scratch: int) -> None:
         self._inputs = inputs
@@ -108,14 +110,14 @@ class PagedLayer:
             return step.attend(0, *self._inputs.chunks[-1], self._inputs.rope)
 
     def extra_bytes(self) -> int:
-        """Extra memory of `attend`; a new backend has to allocate its scratch."""
+        """Extra memory of `attend` with a new backend, which has to allocate its scratch."""
         cache = self._cache
         cache.backend = select_backend(cache.backend.name, cache.pool, cache.spec, cache.book, self._scratch)
         return extra_bytes(self.attend)
 
 
 def measure(arguments: argparse.Namespace) -> list[dict[str, Any]]:
-    """One row per codec, after one for the dense call."""
+    """One row for the dense call, then one per codec."""
     inputs = Inputs.draw(arguments.heads, arguments.head_dim, arguments.tokens, arguments.chunks, arguments.seed)
     layers = {codec: PagedLayer(inputs, codec, arguments.scratch) for codec in arguments.codecs}
     dense = inputs.dense_call()

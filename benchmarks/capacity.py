@@ -1,9 +1,9 @@
-"""How many streams of every known model fit on one GPU: the table of the README. Arithmetic only; takes seconds.
+"""How many streams of every known model fit on one GPU? Arithmetic only; takes seconds.
 
-Every model runs at its own resolution and window, with its weights in BF16 on the device (fp8 where only those fit).
+Every model has its own resolution and window, and its weights in BF16 on the device (fp8 if only those fit).
 
     python benchmarks/capacity.py --gpu h100
-    python benchmarks/capacity.py --readme README.md      # replaces the table between the capacity markers
+    python benchmarks/capacity.py --readme FILE      # replaces the table between the capacity markers of a page
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from lib.report import format_table, make_parser, write_report
 from pagedvid.cache.stream_codecs import StreamCodecs
 from pagedvid.capacity.card_files import all_cards
 from pagedvid.capacity.cards import ModelCard
@@ -20,7 +21,6 @@ from pagedvid.capacity.gpus import gpu_memory, gpu_names
 from pagedvid.capacity.sizing import Answer, Question, answers
 from pagedvid.errors import CapacityError
 from pagedvid.units import GIB
-from report import format_table, make_parser, write_report
 
 CODECS = {name: StreamCodecs(name) for name in ("bf16", "int8", "int4", "int2")}
 COLUMNS = ("bf16", "int4", "int2")
@@ -29,7 +29,7 @@ BEGIN, END = "<!-- capacity table: begin -->", "<!-- capacity table: end -->"
 
 
 def size_up(card: ModelCard, memory_bytes: int) -> tuple[str, list[Answer]]:
-    """The number format of the weights and the answers; no answers where nothing fits."""
+    """(number format of the weights, answers); no answers if nothing fits."""
     for weights in card.weights:
         question = Question(card, card.resolution, card.window, memory_bytes, weights)
         try:
@@ -40,7 +40,7 @@ def size_up(card: ModelCard, memory_bytes: int) -> tuple[str, list[Answer]]:
 
 
 def row_of(card: ModelCard, weights: str, found: Sequence[Answer]) -> tuple[str, ...]:
-    """One line of the table."""
+    """One row of the table."""
     name = card.name if weights == "bf16" else f"{card.name} ({weights})"
     if not found:
         return (card.name, str(card.window), *("-" for _ in HEADERS[2:]))
@@ -61,13 +61,13 @@ def short(number: float) -> str:
 
 
 def markdown(rows: Sequence[Sequence[str]]) -> str:
-    """The same table for the README."""
+    """The same table in Markdown."""
     lines = [HEADERS, ["---", *("---:" for _ in HEADERS[1:])], *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def replace_table(path: Path, table: str) -> None:
-    """Puts the table between the markers of a file. Raises ValueError when they are not there."""
+    """Puts the table between the markers of a file. Raises ValueError unless both are there once."""
     text = path.read_text(encoding="utf-8")
     if text.count(BEGIN) != 1 or text.count(END) != 1:
         raise ValueError(f"{path} needs the lines {BEGIN} and {END}, once each")
@@ -78,7 +78,7 @@ def replace_table(path: Path, table: str) -> None:
 def main(argv: Sequence[str] | None = None) -> None:
     parser = make_parser("capacity", __doc__)
     parser.add_argument("--gpu", default="h100", choices=gpu_names(), metavar="NAME", help="default: h100")
-    parser.add_argument("--readme", type=Path, metavar="FILE", help="write the table into this file")
+    parser.add_argument("--readme", type=Path, metavar="FILE", help="write the table into this page")
     arguments = parser.parse_args(argv)
     run(arguments)
 
@@ -101,7 +101,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def facts_of(card: ModelCard, weights: str, found: Sequence[Answer]) -> dict[str, Any]:
-    """What the JSON file says of one model."""
+    """What the JSON file says about one model."""
     return {
         "model": card.name,
         "resolution": str(card.resolution),

@@ -1,9 +1,9 @@
-"""What storing one layer of a chunk costs: keys and values to pages, and the correction's measure.
+"""What does it cost on a GPU to store one layer of a chunk: encoding keys and values, and measuring the correction?
 
-`kernels` is the store of the GPU backends, `torch` the codecs' own operations on the same device. Shapes are those of
-real models (layer_shapes.py). `/ denoising` compares with the attention of the chunk's denoise steps over its own chunk
-and six cached ones, whose products alone take 4 * tokens * keys * heads * head_dim operations per step: measured here
-with the fastest dense library, so the true share, with linear layers and history to decode, is smaller.
+`kernels` is the store of the GPU backends, `torch` the codecs' own operations on the same device; one layer in the
+shapes of real models. `/ denoising` is the share of the chunk's attention in all its denoise steps, over itself and six
+cached chunks. That attention is measured with the fastest dense library; the true share is smaller, since linear layers
+and decoding the history take time too. No result is recorded yet.
 
     python benchmarks/commit.py --device cuda
     python benchmarks/commit.py --device cpu --shapes tiny
@@ -18,15 +18,14 @@ from typing import Any
 
 import torch
 
-from attention_streams import dense_call
-from layer_cache import layer_cache
-from layer_shapes import SHAPES, LayerInputs, LayerShape, seconds_on
+from lib.layers import REAL_SHAPES, SHAPES, LayerInputs, LayerShape, dense_call, layer_cache
+from lib.measuring import seconds_on
+from lib.report import format_table, make_parser, name_after_device, use_threads, write_report
 from pagedvid.attention.dense.choice import provider_reasons
 from pagedvid.attention.measure import MEASURED_QUERIES
-from pagedvid.attention.rotation import Readers
+from pagedvid.attention.rotation import Readers, Rotation
 from pagedvid.attention.store import LayerStore, Writing
 from pagedvid.cache.window import Window
-from report import FOLDER, format_table, make_parser, use_threads, write_report
 
 CACHED_CHUNKS = 6
 
@@ -34,7 +33,7 @@ CACHED_CHUNKS = 6
 def store_seconds(
     store: str, shape: LayerShape, codec: str, correction: str, rounds: int, device: torch.device, seed: int
 ) -> list[float]:
-    """One layer per round, after one to warm up."""
+    """Seconds to store a layer, once per round; one more layer warms up."""
     window = Window(sink_chunks=0, recent_chunks=1)
     cache = layer_cache(shape, codec, window, device, num_layers=rounds + 1, correction=correction)
     spec = cache.spec
@@ -42,19 +41,20 @@ def store_seconds(
     inputs = LayerInputs(shape, device, seed)
     q, k, v = inputs.draw(shape.chunk_tokens)
     sampled = torch.arange(MEASURED_QUERIES, device=device) * (shape.chunk_tokens - 1) // (MEASURED_QUERIES - 1)
-    readers = Readers(inputs.turned(q, 0)[sampled], inputs.turned(q, shape.chunk_tokens)[sampled], 0, sampled)
+    readers = Readers(inputs.rotated(q, 0)[sampled], inputs.rotated(q, shape.chunk_tokens)[sampled], 0, sampled)
     writer = cache.backend.store if store == "kernels" else LayerStore(cache.pool, cache.spec, cache.book)
     with cache.commit([stream]) as step:
-        (pending,) = step.plan.pending
+        writings = [Writing(pending, readers, k, v) for pending in step.plan.pending]
+        rotation = Rotation.of(step.plan, spec, inputs.rope, writer.ropes)
         seconds = [
-            seconds_on(device, lambda: writer.write(layer, [Writing(pending, readers, k, v)], inputs.rope))  # noqa: B023
+            seconds_on(device, lambda: writer.write(layer, writings, rotation))  # noqa: B023
             for layer in range(spec.num_layers)
         ]
     return seconds[1:]
 
 
 def denoise_seconds(shape: LayerShape, device: torch.device, rounds: int, seed: int) -> float:
-    """Attention of all denoise steps of a chunk, with the fastest library on dense keys."""
+    """Seconds of attention in all denoise steps of a chunk, with the fastest library on dense keys."""
     usable = [name for name, why in provider_reasons(device, torch.bfloat16, shape.head_dim).items() if not why]
     medians = []
     for provider in usable:
@@ -91,15 +91,16 @@ def measure(arguments: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Measures, prints the table, writes the JSON file with the device's name."""
+    """Measures, prints the table, writes a JSON file named after the device."""
     parser = make_parser("commit", __doc__)
     parser.add_argument("--device", default="cuda")
-    parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=[name for name in SHAPES if name != "tiny"])
+    parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=REAL_SHAPES)
     parser.add_argument("--codecs", nargs="+", default=["int2", "klt1.5/klt3", "bf16"])
     parser.add_argument("--corrections", nargs="+", default=["off", "measured"])
     parser.add_argument("--rounds", type=int, default=11)
     arguments = parser.parse_args(argv)
     use_threads(arguments.threads)
+    device_name = name_after_device(arguments, "commit")
     rows = measure(arguments)
     print(
         format_table(
@@ -118,10 +119,6 @@ def main(argv: Sequence[str] | None = None) -> None:
             ],
         )
     )
-    device = torch.device(arguments.device)
-    device_name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-    if arguments.out == FOLDER / "results" / "commit.json":
-        arguments.out = arguments.out.with_name(f"commit_{device_name.replace(' ', '_').lower()}.json")
     write_report(arguments, "commit", {"device": device_name, "rows": rows})
 
 

@@ -1,16 +1,16 @@
-"""How much does a video change when others run next to it, and what does `engine.reproducible` cost?
+"""How much does a video change when others are generated at the same time, and what does `engine.reproducible` cost?
 
-The same videos (prompts of the demo model, seeds) are made alone and in batches with 1, 3 and 7 others, in one process.
-Their pixels are compared, levels 0 to 255:
+Ten minutes on one core. In one process, the demo model makes the same videos alone and in batches with 1, 3 and 7
+others. Their pixels are compared, levels 0 to 255:
 
-same     videos of which every pixel is the same
-max      largest difference of a level                 > 1    share of levels that differ by more than 1
-99.99 %  largest but for 0.01 % of the levels          PSNR   of all videos together, and of the worst; at most 58.9
+same     number of videos whose every pixel is equal
+max      largest difference of a level           > 1     share of levels that differ by more than 1
+99.99 %  percentile of the differences           PSNR    of all videos together, and of the worst one; at most 58.9 dB
 
-How float32 products are rounded depends on their shape. A difference in the last bit can tip a code of a quantized
-page, and what follows amplifies it. With `engine.reproducible` each video has its forwards to itself; the rows that say
-so must show no difference, or the benchmark ends with an error. That costs speed, as the second table shows: medians of
-interleaved rounds, frames per second.
+How float32 products are rounded depends on their shape. A difference in the last bit can change a code in a quantized
+page, and later steps amplify it. With `engine.reproducible`, each video has its forwards to itself: those rows must
+show no difference, or the benchmark ends with an error. The second table shows what this costs: frames per second,
+medians of interleaved rounds.
 
     python benchmarks/company.py
     python benchmarks/company.py --codecs int2 --frames 96 --rounds 0
@@ -19,7 +19,6 @@ interleaved rounds, frames per second.
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -29,21 +28,23 @@ from typing import Any
 import numpy as np
 import torch
 
-from frame_quality import psnr
+from lib.lab import engine_videos
+from lib.measuring import interleaved, median_ratio, seconds_of
+from lib.quality import psnr
+from lib.report import format_table, make_parser, note, use_threads, write_report
 from pagedvid.config.sections import CacheConfig, Config, EngineConfig, ModelConfig
 from pagedvid.engine.engine import Engine
-from pagedvid.engine.requests import ChunkOutput, VideoRequest
+from pagedvid.engine.requests import VideoRequest
 from pagedvid.models.build import build_engine
 from pagedvid.models.demo.captions import caption
 from pagedvid.models.demo.world import random_scene
-from report import format_table, interleaved, make_parser, median_ratio, seconds_of, use_threads, write_report
 
 Videos = dict[str, np.ndarray]
 """uint8 [frames, height, width, 3] by id."""
 
 
 class Workload:
-    """Videos of one length: how many run at once, in what cache, and whether they share forwards."""
+    """Videos of one length; the number at once, the cache, and whether they share forwards vary."""
 
     def __init__(self, weights: str | None, num_videos: int, num_frames: int, seed: int) -> None:
         chance = np.random.default_rng(seed)
@@ -57,16 +58,16 @@ class Workload:
         """All videos, in batches of `num_together` that start together."""
         made: Videos = {}
         for first in range(0, len(self.requests), num_together):
-            made |= made_by(
+            made |= engine_videos(
                 self._engine(codec, num_together, reproducible), self.requests[first : first + num_together]
             )
         return made
 
     def seconds(self, codec: str, num_together: int, reproducible: bool) -> float:
-        """Time of as many videos as run at once."""
+        """Seconds to make `num_together` videos at once."""
         engine = self._engine(codec, num_together, reproducible)
         requests = [replace(self.requests[0], id=str(seed), seed=seed) for seed in range(num_together)]
-        return seconds_of(lambda: made_by(engine, requests))
+        return seconds_of(lambda: engine_videos(engine, requests))
 
     def _engine(self, codec: str, num_together: int, reproducible: bool) -> Engine:
         how = EngineConfig(
@@ -75,20 +76,8 @@ class Workload:
         return build_engine(Config(model=self._model, cache=CacheConfig(memory="64MiB", codec=codec), engine=how))
 
 
-def made_by(engine: Engine, requests: Sequence[VideoRequest]) -> Videos:
-    """Raises the error of the first video that fails."""
-    chunks: dict[str, list[np.ndarray]] = {request.id: [] for request in requests}
-    for request in requests:
-        engine.submit(request)
-    for output in engine.run():
-        if not isinstance(output, ChunkOutput):
-            raise output.error
-        chunks[output.request_id].append(output.frames)
-    return {id: np.concatenate(parts) for id, parts in chunks.items()}
-
-
 def difference(alone: Videos, together: Videos) -> dict[str, float]:
-    """What the module docstring says, over all videos."""
+    """The columns of the first table, over all videos."""
     ids = list(alone)
     a, b = (np.stack([videos[id] for id in ids]) for videos in (alone, together))
     apart = np.abs(a.astype(np.int16) - b)
@@ -103,13 +92,13 @@ def difference(alone: Videos, together: Videos) -> dict[str, float]:
 
 
 def compare(workload: Workload, codecs: Sequence[str], others: Sequence[int]) -> list[dict[str, Any]]:
-    """One row per codec and number of others, and one per codec for reproducible videos among the most others.
+    """One row per codec and number of others, and one per codec for reproducible videos with the most others.
 
-    Raises AssertionError when these are not the same.
+    Raises AssertionError if the reproducible videos differ from those made alone.
     """
     rows: list[dict[str, Any]] = []
     for codec in codecs:
-        print(f"videos in {codec}", file=sys.stderr, flush=True)
+        note(f"videos in {codec}")
         alone = workload.videos(codec, 1)
         for reproducible, number in [*((False, number) for number in others), (True, max(others))]:
             found = difference(alone, workload.videos(codec, number + 1, reproducible))
@@ -140,7 +129,7 @@ def measure_speed(workload: Workload, codec: str, streams: Sequence[int], num_ro
 
 
 def comparison_table(rows: Sequence[Mapping[str, Any]], num_videos: int) -> str:
-    """The first table."""
+    """The table of differences."""
     headers = ("cache", "others", "forwards", "same", "max", "99.99 %", "> 1", "PSNR", "worst")
     cells = [
         (
@@ -160,7 +149,7 @@ def comparison_table(rows: Sequence[Mapping[str, Any]], num_videos: int) -> str:
 
 
 def speed_table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """The second table."""
+    """The table of speeds."""
     cells = [
         (
             str(row["streams"]),
@@ -194,8 +183,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = make_parser("company", __doc__)
     parser.add_argument("--codecs", nargs="+", metavar="CODEC",
                         default=["fp32", "bf16", "int4", "int2", "klt1.5/klt3"])  # fmt: skip
-    parser.add_argument("--others", type=int, nargs="+", default=[1, 3, 7], help="videos next to each")
-    parser.add_argument("--videos", type=int, default=16, help="videos that are compared")
+    parser.add_argument("--others", type=int, nargs="+", default=[1, 3, 7], help="videos that run together with each")
+    parser.add_argument("--videos", type=int, default=16, help="number of videos to compare")
     parser.add_argument("--frames", type=int, default=40, help="length of every video")
     parser.add_argument("--streams", type=int, nargs="+", default=[1, 2, 4, 8], help="videos at once, for speed")
     parser.add_argument("--rounds", type=int, default=3, help="rounds of the speed measurement; 0 leaves it out")

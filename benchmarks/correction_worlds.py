@@ -1,16 +1,17 @@
-"""Which correction suits which content: persistence from frame to frame, by kind of tokens, by correction.
+"""Which correction suits which content: kinds of tokens, and persistence from frame to frame?
 
-Synthetic worlds (families.py) of four cached chunks, read by the queries of the chunk after them, at a distance of one
-to four chunks; and the demo model's own queries, keys and values. Keys and values both come from storage; the reference
-is float64 attention over unquantized ones. Means over videos, heads and queries:
+Ten minutes on one core. Synthetic worlds (lib/samples.py) have four cached chunks, which the queries of the next chunk
+read, at a distance of one to four chunks. The demo model's own queries, keys and values are measured too. Keys and
+values both come from storage; the reference is float64 attention over unquantized ones. Means over videos, heads and
+queries:
 
 dP      shift of the attention mass on all cached keys
-|dP|    its size head by head
+|dP|    mean of its magnitude over the heads
 error   relative error of the attention output
 alpha   mean factor of `measured`, over chunks and heads
 
-off, formula, variance, measured: as the package has them. log Z: as `measured`, by the fit to the shift of log Z
-that earlier versions had (corrections.py). The JSON file also has the mass shift of the chunks one by one.
+off, formula, variance, measured: as in the package. log Z: `measured` with a fit to the shift of log Z, as in earlier
+versions (lib/corrections.py). The JSON file also has the mass shift of every chunk.
 
     python benchmarks/correction_worlds.py
     python benchmarks/correction_worlds.py --kinds "full rank" --persistence 0 1 --codecs int2 --videos 4
@@ -26,17 +27,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from attention_error import QUERY_STRIDE, store
-from corrections import CORRECTIONS, Readout
-from families import Traits, draw_video
-from lab import note
+from lib.attention_error import QUERY_STRIDE, store
+from lib.corrections import CORRECTIONS, Readout
+from lib.quality import draw_tasks
+from lib.report import format_table, make_parser, note, use_threads, write_report
+from lib.samples import Sample, Traits, capture, draw_video
+from lib.schemes import Scheme, paged, paged_scheme
 from pagedvid.codecs.book import CodecBook
 from pagedvid.codecs.page import PageFormat
 from pagedvid.models.demo.model import DemoModel
-from quality_scores import draw_tasks
-from report import format_table, make_parser, use_threads, write_report
-from schemes import Scheme, paged, paged_scheme
-from tensors import Sample, capture
 
 SHOWN = ("off", "formula", "variance", "log Z", "measured")
 CACHED_CHUNKS = 4
@@ -46,7 +45,7 @@ DEMO = "demo model"
 
 @dataclass(frozen=True)
 class World:
-    """A kind of synthetic content but for its persistence."""
+    """A kind of synthetic content of any persistence."""
 
     traits: Traits
     num_frames: int = 3
@@ -54,28 +53,26 @@ class World:
 
 
 WORLDS = {
-    "full rank": World(Traits(rank=64, persistence=0.0, noise=0.0)),
+    "full rank": World(Traits(rank=64, persistence=0.0, unstructured=0.0)),
     "outlier channels": World(Traits(rank=32, persistence=0.0, outlier_channels=4)),
     "low rank": World(Traits(rank=6, persistence=0.0)),
     "heavy tails": World(Traits(rank=32, persistence=0.0, tail_freedom=3.0)),
-    "alike neighbours": World(Traits(rank=64, persistence=0.0, noise=0.0, likeness=3.0)),
-    "eight frames": World(Traits(rank=64, persistence=0.0, noise=0.0), num_frames=8, frame_tokens=73),
-    "one frame": World(Traits(rank=64, persistence=0.0, noise=0.0), num_frames=1),
+    "alike neighbours": World(Traits(rank=64, persistence=0.0, unstructured=0.0, likeness=3.0)),
+    "eight frames": World(Traits(rank=64, persistence=0.0, unstructured=0.0), num_frames=8, frame_tokens=73),
+    "one frame": World(Traits(rank=64, persistence=0.0, unstructured=0.0), num_frames=1),
 }
 
 
 def world_videos(kind: str, persistence: float, num_videos: int, seed: int) -> list[Sample]:
     """Videos of one world."""
     world = WORLDS[kind]
-    traits, shape = (
-        replace(world.traits, persistence=persistence),
-        (CACHED_CHUNKS, world.num_frames, world.frame_tokens),
-    )
+    traits = replace(world.traits, persistence=persistence)
+    shape = (CACHED_CHUNKS, world.num_frames, world.frame_tokens)
     return [draw_video(traits, kind, seed + i, 64, *shape) for i in range(num_videos)]
 
 
 def demo_videos(num_videos: int, seed: int) -> list[Sample]:
-    """All layers of videos of the demo model; every other one has half as many cached chunks."""
+    """All layers of videos of the demo model; every second one has half as many cached chunks."""
     model = DemoModel.load(None)
     samples: list[Sample] = []
     for number, task in enumerate(draw_tasks(num_videos, seed)):
@@ -85,7 +82,7 @@ def demo_videos(num_videos: int, seed: int) -> list[Sample]:
 
 
 def scheme_of(codec: str, sample: Sample) -> Scheme:
-    """Storage in pages of a codec."""
+    """Storage in pages, with a codec."""
     _, num_heads, _, head_dim = sample.k_CHTD.shape
     codecs = paged(codec, head_dim)
     page = PageFormat(head_dim, codecs.rows)
@@ -93,7 +90,7 @@ def scheme_of(codec: str, sample: Sample) -> Scheme:
 
 
 def measure(samples: Sequence[Sample], codec: str) -> dict[str, dict[str, Any]]:
-    """By correction: "dP", "|dP|", "error", "alpha", and "dP of chunks", oldest first (of videos with all chunks)."""
+    """By correction: "dP", "|dP|", "error", "alpha", and "dP of chunks" (oldest first, of videos with all chunks)."""
     found: dict[str, list[dict[str, Tensor]]] = {name: [] for name in SHOWN}
     for sample in samples:
         readout = store(scheme_of(codec, sample), sample)
@@ -104,7 +101,7 @@ def measure(samples: Sequence[Sample], codec: str) -> dict[str, dict[str, Any]]:
 
 
 def read(readout: Readout, number: int) -> dict[str, dict[str, Tensor]]:
-    """What the queries of one forward find under each correction: "dP" [C, H] of every chunk, "error" [H], "alpha"."""
+    """For the queries of one forward, by correction: "dP" [C, H] of every chunk, "error" [H], "alpha"."""
     sample, stored = readout.sample, readout.stored
     q = sample.rotated(sample.q_LHTD[number], -1)[:, ::QUERY_STRIDE]
     current_k, current_v = sample.rotated(sample.current_k_LHTD[number], -1), sample.current_v_LHTD[number]
@@ -117,7 +114,7 @@ def read(readout: Readout, number: int) -> dict[str, dict[str, Tensor]]:
         return weights @ torch.cat([*v_CHTD, current_v], dim=1).double(), masses
 
     exact, exact_masses = attend(readout.exact_k_CHTD, sample.v_CHTD, 0.0)
-    b = CORRECTIONS["variance" if stored.step_square_CHTD is None else "formula"](readout, q)
+    b = CORRECTIONS["variance" if stored.square_step_size_CHTD is None else "formula"](readout, q)
     results = {}
     for name in SHOWN:
         shift = torch.zeros_like(b) if name == "off" else CORRECTIONS[name](readout, q)
@@ -141,7 +138,7 @@ def _summary(values: Sequence[dict[str, Tensor]]) -> dict[str, Any]:
 
 
 def table(rows: Sequence[dict[str, Any]], quantity: str, sign: str = "") -> str:
-    """One line per world, one column per correction, and the mean size of each."""
+    """One row per world, one column per correction, and the mean magnitude of each column."""
     lines = [
         (row["kind"], row["persistence"], *(f"{row['results'][name][quantity]:{sign}.4f}" for name in SHOWN))
         for row in rows
@@ -155,8 +152,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = make_parser("correction_worlds", __doc__)
     parser.add_argument("--kinds", nargs="*", choices=[*WORLDS, DEMO], default=[*WORLDS, DEMO])
     parser.add_argument("--persistence", nargs="+", type=float, default=[0.0, 0.5, 0.8, 0.9, 0.95, 0.99, 1.0])
-    parser.add_argument("--codecs", nargs="+", default=["int2", "token2-g64", "int4"], help="with step sizes")
-    parser.add_argument("--videos", type=int, default=16, help="of each world")
+    parser.add_argument("--codecs", nargs="+", default=["int2", "token2-g64", "int4"], help="with uniform levels")
+    parser.add_argument("--videos", type=int, default=16, help="videos of each world")
     parser.add_argument("--demo-videos", type=int, default=8)
     return parser.parse_args(argv)
 

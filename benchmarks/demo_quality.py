@@ -1,18 +1,19 @@
-"""Does the demo model show what it is told, how long does it last, and what do fewer bits in the cache cost?
+"""Does the demo model show what its prompt says, for how long, and what do fewer bits in the cache cost?
 
-Prompts describe scenes in full, half of them one thing and half two; every thing is a combination of attributes that
-training never saw. The engine generates the videos with every cache; plain image processing (`scene_reader`) reads the
-first 24 and the last 24 frames. "int2-off" is int2 without the correction.
+Twenty minutes on two cores. Prompts describe complete scenes, half of them with one thing and half with two; every
+thing is a combination of attributes that training never saw. The engine generates the videos with every cache; plain
+image processing (lib/scene_reader.py) reads the first 24 and the last 24 frames. "int2-off" is int2 without the
+correction.
 
-color ... motion   percent of things that show the attribute, mean and standard error over the prompts
-all                percent of everything that a prompt says (4 attributes a thing, and the background)
+color ... motion   percentage of things that show the attribute, mean and standard error over the prompts
+all                percentage of everything that a prompt says: 4 attributes per thing, and the background
 all, less bf16     difference to the first cache, prompt by prompt
-number of things   percent of videos with as many things in view as the prompt names; not part of "all"
+number of things   percentage of videos with as many things in view as the prompt names; not part of "all"
 
-Does history matter? The bf16 cache is emptied after the first chunk: the second chunk sees nothing, the later ones see
-the second. Identity is what frames 8 to 32 still share with frames 0 to 8: every attribute as it was read before, and
-the path, which must go on where the earlier motion leads (a thing that stands still at its usual place does so by
-chance). "full" are the prompts above; "open" are the same without color, kind and size, which only the history knows.
+Does history matter? The bf16 cache is emptied after the first chunk: the second chunk sees nothing, later ones see the
+second. Identity is what frames 8 to 32 still share with frames 0 to 8: every attribute as read there, and the path,
+which must continue the earlier motion (a thing that does not move may be at the right place by chance). "full" are the
+prompts above; "open" are the same without color, kind and size, which only the history tells.
 
     python benchmarks/demo_quality.py
     python benchmarks/demo_quality.py --prompts 16 --frames 96 --codecs bf16 int2
@@ -29,15 +30,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from caches import DEFAULT, OWN, Case
-from demo_sheet import draw_sheet
-from forced_run import ForcedRun
-from lab import Lab, note
-from pagedvid.codecs.assignment import CodecPair
-from pagedvid.engine.requests import EngineSettings
-from pagedvid.errors import ConfigError
-from pagedvid.models.registry import load_model
-from quality_scores import (
+from lib.caches import DEFAULT, OWN, Case
+from lib.demo_sheet import draw_sheet
+from lib.lab import Lab, VideoLoop
+from lib.quality import (
     READ_FRAMES,
     Scores,
     Task,
@@ -47,13 +43,17 @@ from quality_scores import (
     score_attributes,
     score_identity,
 )
-from report import make_parser, mean_and_error, use_threads, write_report
+from lib.report import make_parser, mean_and_error, note, use_threads, write_report
+from pagedvid.codecs.assignment import CodecPair
+from pagedvid.engine.requests import EngineSettings
+from pagedvid.errors import ConfigError
+from pagedvid.models.registry import load_model
 
 UNCORRECTED = "-off"
 MAX_CACHES = 4
-"""More do not fit the table."""
+"""More do not fit into the table."""
 IDENTITY_CHUNKS = 4
-"""The first is compared with the others."""
+"""The first one is compared with the others."""
 BATCH_VIDEOS = 16
 SHEET_CACHES = ("bf16", DEFAULT)
 SHEET_ROWS = 8
@@ -61,7 +61,7 @@ SHEET_STEP_FRAMES = 6
 
 
 def case_of(cache: str) -> Case:
-    """Storage and correction of a cache's name. Raises ConfigError for an unknown codec."""
+    """Storage and correction from the name of a cache. Raises ConfigError for an unknown codec."""
     storage = cache.removesuffix(UNCORRECTED)
     if storage != DEFAULT:
         CodecPair.read(storage)
@@ -69,20 +69,20 @@ def case_of(cache: str) -> Case:
 
 
 def first_chunks(lab: Lab, emptied: bool) -> np.ndarray:
-    """The first chunks with a bf16 cache, uint8 [videos, frames, H, W, 3]; `emptied` after the first chunk."""
+    """The first chunks with a bf16 cache, uint8 [videos, frames, H, W, 3]; `emptied`: after the first chunk."""
 
     def run(num_chunks: int, first_chunk: int) -> list[np.ndarray]:
         cache = lab.cache(case_of("bf16"))
-        run = ForcedRun(lab.model, cache, lab.window, lab.requests, num_chunks, lab.num_denoise_steps)
+        run = VideoLoop(lab.model, cache, lab.window, lab.requests, num_chunks, lab.num_denoise_steps)
         return run.generate(first_chunk=first_chunk).frames
 
-    # Emptied: the first chunk is what any run makes; the others come from streams that never saw it.
+    # Emptied: the first chunk is the same as in any run; the others come from streams that never saw it.
     chunks = [*run(1, 0), *run(IDENTITY_CHUNKS, 1)] if emptied else run(IDENTITY_CHUNKS, 0)
     return np.concatenate(chunks, axis=1)
 
 
 def measure_identity(like: Lab, tasks: Sequence[Task]) -> dict[str, Scores]:
-    """By prompts and cache, e.g. "open, emptied"; model and steps of a lab."""
+    """Scores by prompts and cache, e.g. "open, emptied", with the model and the steps of the lab `like`."""
     size = like.model.geometry.frames_per_chunk
     results = {}
     for prompts, asked in (("open", [task.opened() for task in tasks]), ("full", tasks)):
@@ -99,7 +99,7 @@ def measure_identity(like: Lab, tasks: Sequence[Task]) -> dict[str, Scores]:
 
 
 def save_sheet(path: Path, tasks: Sequence[Task], videos: Mapping[str, np.ndarray], num_frames: int) -> None:
-    """Draws the first prompts, those of one thing first."""
+    """Draws the videos of the first prompts, those with one thing first."""
     order = sorted(range(min(SHEET_ROWS, len(tasks))), key=lambda i: len(tasks[i].scene.things))
     names = [name for name in SHEET_CACHES if name in videos] or list(videos)[:2]
     late = num_frames - READ_FRAMES
@@ -111,7 +111,7 @@ def save_sheet(path: Path, tasks: Sequence[Task], videos: Mapping[str, np.ndarra
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Measures, prints the tables, writes the JSON file and the contact sheet beside it."""
+    """Measures, prints the tables, writes the JSON file and, into the same folder, the contact sheet."""
     arguments = parse(argv)
     use_threads(arguments.threads)
     model = load_model("demo", arguments.weights, "cpu", torch.float32)
@@ -138,7 +138,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 def report_of(
     tasks: Sequence[Task], attributes: Mapping[str, Mapping[str, Scores]], identity: Mapping[str, Scores]
 ) -> dict[str, Any]:
-    """Means with standard errors, and every prompt's own values."""
+    """Means with standard errors, and the values of every prompt."""
 
     def with_means(scores: Scores) -> dict[str, Any]:
         return {"mean_and_error": {name: mean_and_error(values) for name, values in scores.items()}, "values": scores}
@@ -154,11 +154,11 @@ def report_of(
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    """The arguments; ends with a message for those that cannot be measured."""
+    """The arguments; exits with a message if they cannot be measured."""
     parser = make_parser("demo_quality", __doc__)
     parser.add_argument("--prompts", type=int, default=64, help="half of them of one thing, half of two")
     parser.add_argument("--frames", type=int, default=224, help="length of a video; the first and last 24 are read")
-    codecs = f"caches to compare with the first: codecs, or {DEFAULT}; with {UNCORRECTED!r} behind: uncorrected"
+    codecs = f"caches to compare with the first: codecs, or {DEFAULT}; with {UNCORRECTED!r} appended: uncorrected"
     default = ["bf16", DEFAULT, "int2", "int2-off"]
     parser.add_argument("--codecs", nargs="+", default=default, metavar="CODEC", help=codecs)
     parser.add_argument("--steps", type=int, default=EngineSettings().num_denoise_steps, help="denoise steps")

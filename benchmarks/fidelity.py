@@ -1,11 +1,13 @@
-"""The best video per stored bit: pagedvid's codecs, presets and corrections beside published quantizers, in one run.
+"""Which codec, preset, correction or published quantizer gives the best video per stored bit?
 
-tensor    the same queries, keys and values of the demo model and of synthetic families (tensor_level.py)
-video     whole videos of the demo model through the engine, with a sweep of the correction's strength (video_level.py)
-drift     long videos (drift.py)
-cost      encoding next to denoising (encoding_cost.py)
+Half an hour on two cores. Four parts, each documented in its file in fidelity/:
 
-fidelity_show.py prints their tables, fidelity_answers.py says what they show, fidelity_plot.py draws the first two.
+tensor    error of attention on the same queries, keys and values, of the demo model and of synthetic families
+video     whole videos of the demo model from the engine, with the correction at several strengths
+drift     long videos
+cost      time to store a chunk, compared with denoising it
+
+Afterwards show.py prints the tables, answers.py says in words what they show, plot.py draws the first two parts.
 
     python benchmarks/fidelity.py
     python benchmarks/fidelity.py --parts video --prompts 4 --storages int2 klt2 "QVG tern"
@@ -23,35 +25,33 @@ from typing import Any
 
 import torch
 
-import drift
-import encoding_cost
-import video_level
-from caches import DEFAULT, OWN, PRESETS, Case
-from families import FAMILIES
-from fidelity_answers import answers
-from fidelity_show import show
-from lab import Lab
+from fidelity import cost, drift, video
+from fidelity.answers import answers
+from fidelity.processes import shared
+from fidelity.show import show
+from fidelity.tensor import DEMO, Sampling
+from lib.caches import DEFAULT, OWN, PRESETS, Case
+from lib.lab import Lab
+from lib.quality import READ_FRAMES, draw_tasks
+from lib.report import make_parser, use_threads, write_report
+from lib.samples import FAMILIES
 from pagedvid.engine.protocol import VideoModel
 from pagedvid.engine.requests import EngineSettings
 from pagedvid.models.registry import load_model
-from processes import shared
-from quality_scores import READ_FRAMES, draw_tasks
-from report import make_parser, use_threads, write_report
-from tensor_families import DEMO, Sampling
 
 PARTS = ("tensor", "video", "drift", "cost")
-STUDIED = ("token2-g64", "int2")
-"""The paper's quantizer and the package's, with every form of the correction."""
 COST_VIDEOS = (1, 8)
 COST_ROUNDS = 15
 
 
 def measure_tensors(arguments: argparse.Namespace, model: VideoModel) -> dict[str, Any]:
-    """Schemes by family, and the study of corrections by storage and family."""
-    sampling = Sampling(arguments.tensor_prompts, arguments.seed, arguments.storages, arguments.weights, STUDIED)
+    """Schemes by family, and the study of corrections by codec and family."""
+    sampling = Sampling(arguments.tensor_prompts, arguments.seed, arguments.storages, arguments.weights, video.STUDIED)
     measured = shared(sampling.measure, arguments.families, arguments.processes)
     by_family = dict(zip(arguments.families, measured, strict=True))
-    studies = {storage: {name: family["studies"][storage] for name, family in by_family.items()} for storage in STUDIED}
+    studies = {
+        storage: {name: family["studies"][storage] for name, family in by_family.items()} for storage in video.STUDIED
+    }
     return {"families": {name: family["schemes"] for name, family in by_family.items()}, "studies": studies}
 
 
@@ -59,10 +59,8 @@ def measure_videos(arguments: argparse.Namespace, model: VideoModel) -> list[dic
     """One row per case."""
     tasks = draw_tasks(arguments.prompts, arguments.seed)
     lab = Lab(model, [task.request for task in tasks], arguments.frames, arguments.steps, arguments.weights)
-    bench = video_level.Bench.of(lab, tasks)
-    return video_level.to_rows(
-        video_level.measure_jobs(bench, video_level.jobs(lab, arguments.storages), arguments.processes)
-    )
+    bench = video.Bench.of(lab, tasks)
+    return video.to_rows(video.measure_jobs(bench, video.jobs(lab, arguments.storages), arguments.processes))
 
 
 def measure_drift(arguments: argparse.Namespace, model: VideoModel) -> list[dict[str, Any]]:
@@ -78,18 +76,18 @@ def measure_costs(arguments: argparse.Namespace, model: VideoModel) -> list[dict
     requests = [task.request for task in draw_tasks(max(COST_VIDEOS), arguments.seed)]
     labs = [Lab(model, requests[:count], arguments.frames, arguments.steps, arguments.weights) for count in COST_VIDEOS]
     cases = (Case(DEFAULT, OWN), Case("int2", "measured"))
-    return encoding_cost.measure_costs(labs, cases, arguments.cost_rounds)
+    return cost.measure_costs(labs, cases, arguments.cost_rounds)
 
 
 def preset_codecs(model: VideoModel, weights: Path | None) -> dict[str, str]:
-    """Codecs of the history by preset."""
+    """Codec of each preset."""
     caches = Lab(model, [], 1, 1, weights).caches
     names = (DEFAULT, *PRESETS) if caches.has_tables else (DEFAULT,)
     return {name: caches.settings(Case(name, OWN)).codec for name in names}
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Measures, writes the JSON file, prints tables and answers, draws the plot beside the file."""
+    """Measures, writes the JSON file, prints tables and answers, draws the plot into the same folder."""
     arguments = parse(argv)
     use_threads(arguments.threads)
     if arguments.show is not None:
@@ -105,12 +103,12 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    """The arguments; ends with a message for those that cannot be measured."""
+    """The arguments; exits with a message if they cannot be measured."""
     parser = make_parser("fidelity", __doc__)
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--prompts", type=int, default=32, help="videos of the part video")
     parser.add_argument("--frames", type=int, default=READ_FRAMES, help="their length")
-    parser.add_argument("--tensor-prompts", type=int, default=8, help="videos by family of the part tensor")
+    parser.add_argument("--tensor-prompts", type=int, default=8, help="videos per family of the part tensor")
     parser.add_argument("--families", nargs="*", choices=[DEMO, *FAMILIES], default=[DEMO, *FAMILIES])
     parser.add_argument("--storages", nargs="+", metavar="NAME", help="rows to measure (default: all)")
     parser.add_argument("--drift-prompts", type=int, default=8, help="videos of the part drift")
@@ -121,7 +119,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         "--processes", type=int, default=os.cpu_count() or 1, help="processes of the parts tensor and video"
     )
     parser.add_argument(
-        "--show", type=Path, metavar="FILE", help="print and draw an earlier run's file, measure nothing"
+        "--show", type=Path, metavar="FILE", help="print and draw the results in this file; measure nothing"
     )
     parser.add_argument("--weights", type=Path, help="folder of the demo model's weights (default: the shipped ones)")
     arguments = parser.parse_args(argv)

@@ -1,15 +1,16 @@
-"""Bookkeeping of one chunk: microseconds to open, commit, fork and release, from 1 to 1000 open streams.
+"""Does the bookkeeping of a chunk get slower with the number of open streams, from 1 to 1000? Takes half a minute.
 
-Nothing but integers move: the pool has no bytes (device "meta"), and a commit marks its layers as written instead of
-encoding them. The chunk is Wan-1.3B's: 30 layers x 12 heads x 74 pages of int2. In the pool there are always `streams`
-other streams, each with its window reserved and one chunk committed. Every repetition then runs, on one more stream,
+Microseconds to open, commit, fork and release. No tensor is involved: the pool has no bytes (device "meta"), and a
+commit marks its layers as written instead of encoding them. The chunk is Wan-1.3B's: 30 layers x 12 heads x 74 pages of
+int2. The pool always has `streams` other streams, each with its window reserved and one chunk committed. Every
+repetition then runs, on one more stream,
 
-open      reserve the peak of a window of 1 sink + 6 recent chunks
-commit    plan the step, take 26640 page ids, publish the chunk
-fork      a second stream that shares the chunk
-release   end the fork (its chunk is shared), then the stream: 26640 page ids are free again
+open      reserves the peak of a window of 1 sink + 6 recent chunks
+commit    plans the step, takes 26640 page ids, publishes the chunk
+fork      makes a second stream that shares the chunk
+release   ends the fork, whose chunk is shared, then the stream, which frees 26640 page ids
 
-Shown are medians of the repetitions and their growth from the fewest to the most streams; flat is 1.0.
+The table shows medians of the repetitions, and their growth from the fewest to the most streams: 1.0 is none.
 
     python benchmarks/pool.py
 """
@@ -22,6 +23,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from statistics import median
 
+from lib.report import format_table, make_parser, use_threads, write_report
 from pagedvid.cache.manager import CacheManager
 from pagedvid.cache.plan import QueryRange
 from pagedvid.cache.sizes import KVShape, stream_bytes
@@ -29,7 +31,6 @@ from pagedvid.cache.spec import CacheSpec
 from pagedvid.cache.stream import Stream
 from pagedvid.cache.stream_codecs import StreamCodecs
 from pagedvid.cache.window import Window
-from report import format_table, make_parser, use_threads, write_report
 
 OPERATIONS = ("open", "commit", "fork", "release fork", "release")
 SPARE_STREAMS = 2
@@ -48,13 +49,13 @@ class Pool:
         self.num_streams = 0
 
     def fill(self, num_streams: int) -> None:
-        """Opens streams with one chunk each until there are that many."""
+        """Opens streams with one chunk each until `num_streams` are open."""
         for _ in range(self.num_streams, num_streams):
             self._commit(self._open())
         self.num_streams = num_streams
 
     def time_one_chunk(self) -> dict[str, float]:
-        """Microseconds of every operation on a stream of its own; the pool is as before afterwards."""
+        """Microseconds of every operation on one more stream; leaves the pool as it was."""
         seconds: dict[str, float] = {}
 
         @contextmanager
@@ -76,7 +77,7 @@ class Pool:
         return {operation: 1e6 * value for operation, value in seconds.items()}
 
     def check(self) -> None:
-        """Raises IntegrityError when the bookkeeping that was timed is wrong."""
+        """Raises IntegrityError if the bookkeeping that was timed is wrong."""
         self._manager.check()
 
     def _open(self) -> Stream:

@@ -1,15 +1,16 @@
-"""Frames per second and memory of the demo model by number of videos at once, with a bf16 and an int2 cache.
+"""How many frames per second does the demo model make, and in how much memory, by number of videos at once?
 
-Speed: every case generates `streams` videos with all of them running at once, in one process; all cases run once per
-round, and medians are shown. The model is small and its history short, so low bits save memory here, not time. "own" is
-the engine's bookkeeping: the share of the step time that is spent outside the model's forward (scheduling, planning,
-publishing, sampling, decoding frames).
+Six minutes on two cores.
+
+Speed: every case generates `streams` videos at once, in one process. Every round runs all cases; medians are shown. The
+model is small and its history short, so low bits save memory here, not time. "own" is the share of the step time that
+the engine spends outside the model's forward: scheduling, planning, publishing, sampling, decoding frames.
 
 Memory: every case runs once more in a process of its own, with a pool of exactly the pages that it reserves.
 
-pages    bytes of the pages in use when most were
-process  peak of the memory that the process has in RAM beyond what it had when the model was loaded and had run once:
-         pages, scratch and activations of the batch; the model, Python and PyTorch are not in it
+pages    bytes of the pages in use, at their peak
+process  peak of the process's memory in RAM, less what it had after the model was loaded and had run once: pages,
+         scratch and activations of the batch, without the model, Python and PyTorch
 
     python benchmarks/throughput.py
     python benchmarks/throughput.py --streams 1 16 --frames 96
@@ -30,7 +31,8 @@ from typing import Any
 
 import torch
 
-from memory import peak_resident_bytes, resident_bytes
+from lib.measuring import interleaved, median_ratio, peak_resident_bytes, resident_bytes, seconds_of
+from lib.report import format_table, make_parser, note, use_threads, write_report
 from pagedvid.cache.sizes import stream_bytes
 from pagedvid.cache.window import Window
 from pagedvid.config.sections import CacheConfig, Config, ModelConfig
@@ -42,7 +44,6 @@ from pagedvid.models.registry import load_model
 from pagedvid.models.settle import settled, tables_path
 from pagedvid.paged_kv_cache import PagedKVCache
 from pagedvid.units import format_bytes
-from report import format_table, interleaved, make_parser, median_ratio, seconds_of, use_threads, write_report
 
 PROMPT = "a large red circle moving left on a black background"
 Case = tuple[int, str]
@@ -51,17 +52,17 @@ Case = tuple[int, str]
 
 @dataclass(frozen=True)
 class MemoryUse:
-    """Memory of one case, in bytes."""
+    """Memory of one case in bytes."""
 
     pages: int
     reserved: int
     baseline: int
-    """In RAM before the engine was made."""
+    """In RAM before the engine is made."""
     peak: int
 
 
 class Workload:
-    """Videos of one length; only how many run at once and their cache differ."""
+    """Videos of one length; the number at once and the cache vary."""
 
     def __init__(self, weights: Path | None, num_frames: int, seed: int) -> None:
         self._model: VideoModel = load_model("demo", weights, "cpu", torch.float32)
@@ -70,7 +71,7 @@ class Workload:
         self._seed = seed
 
     def engine(self, case: Case) -> Engine:
-        """An engine with all its videos submitted, and a cache that they fill."""
+        """An engine with all videos submitted, and a cache that they fill."""
         num_streams, codec = case
         geometry = self._model.geometry
         window = Window(CacheConfig().sink_chunks, CacheConfig().recent_chunks, positions=self._model.positions)
@@ -85,7 +86,7 @@ class Workload:
         return engine
 
     def run(self, case: Case, own_shares: list[float]) -> float:
-        """Seconds to generate all videos; notes the engine's own share of the time."""
+        """Seconds to generate all videos; appends the engine's own share of the time to `own_shares`."""
         engine = self.engine(case)
         seconds = seconds_of(lambda: drain(engine))
         stats = engine.stats()
@@ -93,7 +94,7 @@ class Workload:
         return seconds
 
     def memory(self, case: Case) -> MemoryUse:
-        """To be called in a process that has done nothing else yet."""
+        """Memory of a run. The process must not have done anything else yet."""
         warm_up = self.engine((1, case[1]))
         warm_up.step()
         warm_up.close()
@@ -110,7 +111,7 @@ class Workload:
 
 
 def drain(engine: Engine) -> None:
-    """Runs everything. Raises the error of the first video that fails."""
+    """Runs an engine to its end. Raises the error of the first video that fails."""
     for output in engine.run():
         if not isinstance(output, ChunkOutput):
             raise output.error
@@ -121,7 +122,7 @@ def memory_in_own_process(arguments: argparse.Namespace, case: Case) -> MemoryUs
     command = [sys.executable, __file__, "--memory-of", str(case[0]), case[1], "--frames", str(arguments.frames)]
     command += ["--threads", str(torch.get_num_threads()), "--seed", str(arguments.seed)]
     command += ["--weights", str(arguments.weights)] if arguments.weights else []
-    print(f"memory: {case[0]} x {case[1]}", file=sys.stderr, flush=True)
+    note(f"memory: {case[0]} x {case[1]}")
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
     return MemoryUse(**json.loads(done.stdout))
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Makes the demo videos in outputs/demo; does its own set-up the first time. Arguments go to `pagedvid generate`.
+# Generates the demo videos in outputs/demo. Sets itself up the first time. Arguments go to `pagedvid generate`.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source tools/setup_env.sh

@@ -1,4 +1,4 @@
-"""What the demo model is trained on and how: rendered clips, noise levels, block-triangular attention and the loss.
+"""The training of the demo model: rendered clips, noise levels, block-triangular attention and the loss.
 
 Axes: B clips, I chunks of a clip, S tokens of a chunk, C latent channels, H heads, D head_dim. A training sequence of
 one clip holds the clean copies of chunks 0 ... I-2 (what commit passes see) and then the noisy chunks 0 ... I-1.
@@ -20,15 +20,15 @@ from pagedvid.rotary.grid_rotary import GridRotary
 
 FRAMES_PER_CHUNK = 8
 LEVEL_SHIFT = 5.0
-"""Where a video goes is decided close to pure noise: levels are drawn mostly there."""
+"""The content of a video is decided close to pure noise, so most levels are drawn there."""
 SMALLEST_LEVEL = 0.2
-"""Floor of the level in the loss weight 1 / level^2."""
+"""Smallest level in the loss weight 1 / level^2."""
 HISTORY_NOISE = 0.2
-"""Most noise mixed into the history of half of the clips, so that imperfect generated chunks do not derail a video."""
+"""Largest noise level in the history of half of the clips, so that imperfect chunks do not derail a video."""
 BOX_WEIGHT, BOX_MARGIN = 5.0, 1.5
-"""Loss weight inside the square around a thing, and pixels that it is wider: corners are what tells kinds apart."""
+"""Loss weight in a square around a thing, and the margin of the square in pixels: corners tell kinds apart."""
 OPEN_PART, OPEN_DROP = 0.25, 0.4
-"""Part of the captions that leave attributes open, and with which probability each."""
+"""Fraction of the captions that leave attributes open, and probability for each attribute."""
 CHUNKS_PER_CLIP = (1, 1, 2, 3, 6)
 """Clip lengths are drawn from these."""
 
@@ -43,7 +43,7 @@ class Batch:
 
 
 def make_batch(rng: np.random.Generator, chunks_per_batch: int) -> Batch:
-    """Render clips of one random length, so many that clean and noisy chunks together are about `chunks_per_batch`."""
+    """Renders clips of one random length; their clean and noisy chunks together are about `chunks_per_batch`."""
     num_chunks = int(rng.choice(CHUNKS_PER_CLIP))
     num_clips = max(1, round(chunks_per_batch / (2 * num_chunks - 1)))
     images, weights, slots = [], [], []
@@ -57,7 +57,7 @@ def make_batch(rng: np.random.Generator, chunks_per_batch: int) -> Batch:
         frames_F = (first_frames_I[:, None] + np.arange(FRAMES_PER_CHUNK)).ravel()
         weight = loss_weight(scene, frames_F)
         if gap:
-            # Nothing generates the first chunk behind a gap: it is history only.
+            # No model generates the first chunk after a gap: it is history only.
             weight[FRAMES_PER_CHUNK : 2 * FRAMES_PER_CHUNK] = 0.0
         images.append(render(scene, frames_F))
         weights.append(weight)
@@ -69,7 +69,7 @@ def make_batch(rng: np.random.Generator, chunks_per_batch: int) -> Batch:
 
 
 def loss_weight(scene: Scene, frames_F: np.ndarray) -> np.ndarray:
-    """Weight of each pixel, float32 [F, 32, 32]: 1, and more in the square around each thing."""
+    """Weight of each pixel, float32 [F, 32, 32]: 1, and BOX_WEIGHT in the square around each thing."""
     weight = np.ones(1)
     for thing in scene.things:
         box = replace(thing, kind="square")
@@ -78,7 +78,7 @@ def loss_weight(scene: Scene, frames_F: np.ndarray) -> np.ndarray:
 
 
 def plain_attention(q_BHSD: Tensor, k_BHSD: Tensor, v_BHSD: Tensor) -> Tensor:
-    """Scaled attention in three calls: its backward pass with few keys takes a CPU a third of the fused one's time."""
+    """Scaled attention in three calls. With few keys on a CPU, the fused call takes three times as long backwards."""
     scores = (q_BHSD * q_BHSD.shape[-1] ** -0.5) @ k_BHSD.transpose(-1, -2)
     return torch.softmax(scores, dim=-1) @ v_BHSD
 
@@ -91,7 +91,7 @@ def rotated(x_BSHD: Tensor, cos_SP: Tensor, sin_SP: Tensor) -> Tensor:
 
 
 class BlockTriangularAttention:
-    """`Attend` of training: noisy chunk i sees the clean chunks before it and itself, so does clean chunk i."""
+    """`Attend` for training: chunk i, clean or noisy, sees the clean chunks before it and itself."""
 
     def __init__(self, rope: GridRotary, num_chunks: int, chunk_tokens: int, device: torch.device) -> None:
         self.num_chunks, self.chunk_tokens = num_chunks, chunk_tokens
@@ -121,7 +121,7 @@ class BlockTriangularAttention:
 
 
 def draw_levels(shape: tuple[int, int], generator: torch.Generator) -> Tensor:
-    """Noise levels in (0, 1], float32, evenly spread over the batch before the shift towards 1."""
+    """Noise levels in (0, 1], float32: evenly spread over the batch, then shifted towards 1."""
     count = shape[0] * shape[1]
     even = (torch.randperm(count, generator=generator) + torch.rand(count, generator=generator)) / count
     even = 1 - even.view(shape)
@@ -129,7 +129,7 @@ def draw_levels(shape: tuple[int, int], generator: torch.Generator) -> Tensor:
 
 
 def batch_loss(model: Transformer, rope: GridRotary, batch: Batch, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """(loss to minimise, mean weighted squared error of the clean latents per chunk position [I])."""
+    """(loss to minimise, mean weighted squared error of the clean latents by chunk position [I])."""
     clean = batch.clean_BISC
     num_clips, num_chunks, size, channels = clean.shape
     levels_BI = draw_levels((num_clips, num_chunks), generator).to(clean.device)

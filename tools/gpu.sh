@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Everything that needs a CUDA device, in one command: what can run here, the tests that only a device can pass, the
-# demo videos, and the benchmarks, whose results go to benchmarks/results under the device's name.
+# Runs everything that needs a CUDA device: reports what can run here, then runs the tests of the kernels, the demo and
+# the GPU benchmarks, whose results go to benchmarks/results under the device's name.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source tools/setup_env.sh

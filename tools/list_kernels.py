@@ -1,11 +1,11 @@
-"""Compiles every kernel for an A100 and an H100 class GPU, without one, and lists what each takes.
+"""Lists the resources of every kernel, compiled for A100 and H100 class GPUs. Needs no GPU; takes minutes.
 
     python tools/list_kernels.py
     python tools/list_kernels.py --capability 90 --json
     python tools/list_kernels.py > benchmarks/results/kernels.txt
 
-Registers and spilled bytes are per thread, shared memory is per block; limits: 255 registers, 163 KiB of shared memory
-on compute capability 8.0, 227 KiB on 9.0. Needs Triton, whose wheel brings the assembler along.
+Registers and spilled bytes are per thread, shared memory is per block. Limits: 255 registers; 163 KiB of shared memory
+on compute capability 8.0, 227 KiB on 9.0. Needs Triton, whose wheel contains the assembler.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 
 from kernels.catalogue import launches
-from kernels.compiled import Resources, compile_launch
+from kernels.compile import Resources, compile_launch
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -44,9 +44,9 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def format_resources(resources: Sequence[Resources]) -> str:
-    head = f"{'kernel':<24}{'configuration':<38}{'sm':>4}{'warps':>7}{'registers':>11}{'spilled':>9}{'shared KiB':>12}"
+    head = f"{'kernel':<30}{'configuration':<38}{'sm':>4}{'warps':>7}{'registers':>11}{'spilled':>9}{'shared KiB':>12}"
     lines = [
-        f"{each.kernel:<24}{each.label:<38}{each.capability:>4}{each.num_warps:>7}{each.registers:>11}"
+        f"{each.kernel:<30}{each.label:<38}{each.capability:>4}{each.num_warps:>7}{each.registers:>11}"
         f"{each.spilled_bytes:>9}{each.shared_bytes / 1024:>12.1f}"
         for each in resources
     ]

@@ -1,10 +1,9 @@
-"""Writes a tiny checkpoint with random weights in the layout in which a model is published, to try a loader on.
+"""Writes a tiny checkpoint with random weights in the published layout of a model, to try loading and generating.
 
     python tools/make_tiny_checkpoint.py magi-1-4.5b /tmp/tiny-magi
 
-makes the shards with their index, the configuration file beside them, and in `inputs` the files that requests bring
-(captions.safetensors; for HY-WorldPlay embeddings.safetensors and trajectory.json).
-The weights mean nothing; what they make is noise.
+writes shards with their index, the configuration file, and in `inputs` the files that a request refers to
+(captions.safetensors; for HY-WorldPlay embeddings.safetensors and trajectory.json). The videos show nothing.
 """
 
 from __future__ import annotations
@@ -30,18 +29,18 @@ CAPTION_ROWS = 12
 
 @dataclass(frozen=True)
 class TinyCheckpoint:
-    """What is written."""
+    """The content of a checkpoint."""
 
     tensors: Mapping[str, Tensor]
-    """By their published names."""
+    """Weights by their published names."""
     config: Mapping[str, Any]
-    """The configuration file beside the weights, in the model's own form."""
+    """The configuration file in the model's own form."""
     inputs: Mapping[str, Mapping[str, Any]]
-    """Other files by name, tensors or JSON: what the model takes beside a prompt."""
+    """Files that a request refers to, by name: tensors or JSON."""
 
 
 def tiny_magi(name: str, seed: int) -> TinyCheckpoint:
-    """Two layers built like the published model of that name, 32 x 48 pixels, chunks of 2 latent frames."""
+    """Two layers with the structure of the published model of that name, 32 x 48 pixels, chunks of 2 latent frames."""
     published = PUBLISHED[name]
     network = replace(
         published.network,
@@ -66,7 +65,7 @@ def tiny_magi(name: str, seed: int) -> TinyCheckpoint:
 
 
 def magi_settings(published: MagiConfig, network: NetworkConfig) -> dict[str, Any]:
-    """A configuration file with the sections that SandAI's have."""
+    """A configuration file with the sections of SandAI's files."""
     sampling, model = published.sampling, vars(network)
     return {
         "model_config": {"model_name": "videodit_ardf", "apply_layernorm_1p": True, **model},
@@ -85,7 +84,7 @@ def magi_settings(published: MagiConfig, network: NetworkConfig) -> dict[str, An
 
 
 def tiny_worldplay_model(name: str, seed: int) -> TinyCheckpoint:
-    """See tiny_worldplay.py."""
+    """HY-WorldPlay, from tiny_worldplay.py."""
     draw = torch.Generator().manual_seed(seed)
     make = tiny_worldplay.tiny_8b if name == "hy-worldplay-8b" else tiny_worldplay.tiny_wan5b
     module, facts, inputs = make(draw)
@@ -94,7 +93,7 @@ def tiny_worldplay_model(name: str, seed: int) -> TinyCheckpoint:
 
 
 def fill(module: nn.Module, draw: torch.Generator) -> None:
-    """Random numbers that keep activations near one: matrices by their width, everything else small."""
+    """Fills parameters with random numbers that keep activations near one."""
     for parameter in module.parameters():
         fan_in = parameter[0].numel() if parameter.ndim > 1 else 25
         parameter.data = torch.randn(parameter.shape, generator=draw) / fan_in**0.5
@@ -104,7 +103,7 @@ MAKERS: dict[str, Callable[[str, int], TinyCheckpoint]] = {
     **dict.fromkeys(PUBLISHED, tiny_magi),
     **dict.fromkeys(("hy-worldplay-8b", "hy-worldplay-5b"), tiny_worldplay_model),
 }
-"""By the name of the model; add a maker for every published layout."""
+"""By the name of the model. Every published layout needs a maker."""
 
 
 def write(checkpoint: TinyCheckpoint, folder: Path, layout: str = "shards", num_shards: int = 2) -> None:
@@ -139,7 +138,7 @@ def _write_shards(tensors: Mapping[str, Tensor], folder: Path, num_shards: int) 
 
 
 def main() -> None:
-    """Command line."""
+    """Runs the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", choices=sorted(MAKERS))
     parser.add_argument("folder", type=Path)

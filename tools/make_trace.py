@@ -1,9 +1,9 @@
-"""Writes a trace of stream arrivals for `pagedvid capacity --trace`: a day with quiet nights and busy evenings.
+"""Writes a trace of stream arrivals for `pagedvid capacity --trace`: a day with a quiet night and a busy evening.
 
     python tools/make_trace.py --streams 10000 --out day.jsonl
     pagedvid capacity --model self-forcing --gpu h100 --trace day.jsonl --gpus 1000
 
-Arrivals are random (a Poisson process whose rate follows the hour), lengths log-normal, resolutions drawn from a list.
+Arrivals are a Poisson process whose rate depends on the hour. Lengths are log-normal, resolutions from a list.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ import numpy as np
 
 DAY_SECONDS = 86400.0
 PEAK_HOUR = 20
-"""Of the day; the quietest hour is twelve hours away."""
+"""Busiest hour of the day; the quietest one is twelve hours away."""
 
 
 def arrivals(arguments: argparse.Namespace) -> Iterator[dict[str, object]]:
-    """The lines of the trace, in order of time."""
+    """The lines of the trace in order of time."""
     random = np.random.default_rng(arguments.seed)
     for start_seconds in start_times(random, arguments.streams, arguments.hours, arguments.swing):
         line: dict[str, object] = {
@@ -36,7 +36,7 @@ def arrivals(arguments: argparse.Namespace) -> Iterator[dict[str, object]]:
 
 
 def start_times(random: np.random.Generator, num_streams: int, hours: float, swing: float) -> np.ndarray:
-    """Sorted seconds; the rate is 1 + swing * cos(hour - peak hour), sampled by inverting its integral."""
+    """Sorted start times in seconds. The rate is 1 + swing * cos(hour - peak hour); its integral is inverted."""
     times = np.linspace(0.0, hours * 3600, 10_001)
     rate = 1 + swing * np.cos((times / DAY_SECONDS - PEAK_HOUR / 24) * 2 * np.pi)
     integral = np.concatenate([[0.0], np.cumsum((rate[1:] + rate[:-1]) / 2)])
@@ -50,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--median-seconds", type=float, default=60.0, help="median length of a stream (default: 60)")
     parser.add_argument("--spread", type=float, default=1.0, help="standard deviation of log length (default: 1)")
     parser.add_argument("--swing", type=float, default=0.8, help="0: even over the day; 1: silent at night")
-    parser.add_argument("--resolutions", nargs="*", metavar="WxH", help="drawn evenly (default: the model's own)")
+    parser.add_argument("--resolutions", nargs="*", metavar="WxH", help="all equally likely (default: the model's own)")
     parser.add_argument("--guided", type=float, default=0.0, help="share of streams with two branches (default: 0)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, required=True, help="jsonl file to write")

@@ -1,5 +1,5 @@
-# Sourced by tools/demo.sh and .ci/run from the repository root: makes .venv, installs pagedvid with its development
-# tools at the versions in constraints.txt, and puts the environment first on PATH. Does nothing the second time.
+# Sourced by scripts from the repository root: creates .venv, installs pagedvid with its development tools at the
+# versions in constraints.txt, and puts the environment first on PATH. Installs again only when these have changed.
 
 fail() {
     echo "setup: $*" >&2

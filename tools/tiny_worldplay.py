@@ -1,6 +1,6 @@
-"""Tiny checkpoints of HY-WorldPlay in its published layout, for make_tiny_checkpoint.py: two layers, 3 x 4 tokens.
+"""Tiny HY-WorldPlay models for make_tiny_checkpoint.py: two layers, 3 x 4 tokens.
 
-Beside the weights come the inputs that a request needs: embeddings.safetensors and trajectory.json, a walk forward.
+With the inputs of a request: embeddings.safetensors, and trajectory.json with a walk forward.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def tiny_wan5b(draw: torch.Generator) -> Parts:
 
 
 def trajectory(num_frames: int = NUM_FRAMES) -> dict[str, Any]:
-    """A camera that walks forward, as a trajectory file."""
+    """The trajectory file of a camera that walks forward."""
     frames = []
     for frame in range(num_frames):
         view = torch.eye(4)

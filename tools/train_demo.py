@@ -1,4 +1,6 @@
-"""Train the built-in demo model on clips it renders itself, and export its weights.
+"""Trains the built-in demo model on clips that it renders itself, and exports the weights.
+
+The shipped weights took 98 minutes on two cores. demo_batches.py has the data, the attention and the loss.
 
 python tools/train_demo.py --steps 7400 --compile --out runs/demo            # what the shipped weights come from
 python tools/train_demo.py --steps 7400 --compile --out runs/demo --resume   # after an interruption
@@ -26,14 +28,13 @@ import torch
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from torch import nn
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from demo_batches import FRAMES_PER_CHUNK, batch_loss, make_batch
 from pagedvid.models.demo.latents import GRID_SIZE, LATENT_CHANNELS, TOKENS_PER_FRAME
 from pagedvid.models.demo.model import save_weights
 from pagedvid.models.demo.transformer import Transformer, TransformerConfig, demo_rotary
 
 HIDDEN_LAYERS = ("qkv", "out", "mlp_in", "mlp_out", "hidden_1", "hidden_2")
-"""Linear layers, by the last part of their names, from hidden states to hidden states."""
+"""Linear layers from hidden states to hidden states, by the last part of their names."""
 WARMUP_STEPS = 100
 DECAY_FRACTION = 0.35
 EMA_DECAY = 0.998
@@ -45,14 +46,14 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Flags of the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("runs/demo"), help="folder of checkpoint.pt and log.jsonl")
-    parser.add_argument("--minutes", type=float, help="length of the whole run, time before a --resume included")
+    parser.add_argument("--minutes", type=float, help="length of the whole run, with the time before a --resume")
     parser.add_argument("--steps", type=int, help="length of the whole run in steps, instead of --minutes")
-    parser.add_argument("--resume", action="store_true", help="go on from the checkpoint in --out")
-    parser.add_argument("--export", type=Path, metavar="DIR", help="write the averaged weights there; no training")
+    parser.add_argument("--resume", action="store_true", help="continue from the checkpoint in --out")
+    parser.add_argument("--export", type=Path, metavar="DIR", help="export the averaged weights to DIR; no training")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--compile", action="store_true", help="a third faster; needs a C++ compiler and some minutes")
+    parser.add_argument("--compile", action="store_true", help="a third faster; needs a C++ compiler")
     parser.add_argument("--learning-rate", type=float, default=2e-3)
     parser.add_argument("--chunks-per-batch", type=int, default=32, help="clean and noisy chunks of one step")
     parser.add_argument("--layers", type=int, default=6)
@@ -85,7 +86,7 @@ def build_optimizers(model: Transformer, learning_rate: float) -> list[torch.opt
 
 
 def learning_rate_factor(step: int, progress: float) -> float:
-    """Warm-up, then constant, then a straight line to 0 over the last part of the run."""
+    """Warm-up, then constant, then linear to 0 over the last part of the run."""
     return min(1.0, (step + 1) / WARMUP_STEPS, max(0.0, 1 - progress) / DECAY_FRACTION)
 
 
@@ -102,7 +103,7 @@ class Trainer:
         self.rope = demo_rotary(self.config.head_dim, GRID_SIZE, GRID_SIZE)
         self.optimizers = build_optimizers(self.model, arguments.learning_rate)
         if arguments.compile:
-            # In place, so that the names of the parameters stay what they are.
+            # In place, so that the names of the parameters do not change.
             self.model.compile(dynamic=False)
             self.model.canvas.compile(dynamic=False)
         self.step = 0
@@ -110,13 +111,13 @@ class Trainer:
 
     @property
     def progress(self) -> float:
-        """Part of the run that is done, 0..1."""
+        """Fraction of the run that is done."""
         if self.arguments.steps is not None:
             return self.step / self.arguments.steps
         return self.seconds / (60 * self.arguments.minutes)
 
     def train_step(self) -> tuple[float, list[float]]:
-        """One optimizer step on data that only the seed and the step's number decide; loss and error per position."""
+        """One optimizer step on data that depends on seed and step number only: (loss, errors by chunk position)."""
         started = time.perf_counter()
         rng = np.random.default_rng([self.arguments.seed, self.step])
         generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
@@ -139,7 +140,7 @@ class Trainer:
         return loss.item(), errors_I.tolist()
 
     def save(self) -> None:
-        """Write the checkpoint under a temporary name and rename it, so that a kill leaves the last one whole."""
+        """Writes the checkpoint under a temporary name and renames it, so that a kill leaves the last one intact."""
         path = self.arguments.out / "checkpoint.pt"
         state = {
             "config": asdict(self.config),
@@ -154,7 +155,7 @@ class Trainer:
         os.replace(path.with_suffix(".tmp"), path)
 
     def resume(self) -> None:
-        """Load the checkpoint of an earlier run with the same sizes."""
+        """Loads the checkpoint of an earlier run with the same sizes."""
         state = torch.load(self.arguments.out / "checkpoint.pt", map_location=self.device, weights_only=True)
         self.model.load_state_dict(state["model"])
         self.average.load_state_dict(state["average"])
@@ -163,7 +164,7 @@ class Trainer:
         self.step, self.seconds = state["step"], state["seconds"]
 
     def facts(self) -> dict[str, object]:
-        """How the weights came about; exported beside them."""
+        """How the weights were trained; exported with them."""
         return {
             "steps": self.step,
             "minutes": round(self.seconds / 60, 1),
@@ -178,7 +179,7 @@ class Trainer:
 
 
 def train(trainer: Trainer) -> None:
-    """Run to the end with a progress bar on a terminal and log lines elsewhere; checkpoints on the way."""
+    """Trains to the end, with checkpoints on the way; shows progress as a bar on a terminal, as lines elsewhere."""
     out = trainer.arguments.out
     out.mkdir(parents=True, exist_ok=True)
     columns = (
@@ -211,7 +212,7 @@ def train(trainer: Trainer) -> None:
 
 
 def export(checkpoint: Path, folder: Path) -> None:
-    """Write the averaged weights of a checkpoint, in the form that `DemoModel.load` reads."""
+    """Writes the averaged weights of a checkpoint in the form that `DemoModel.load` reads."""
     state = torch.load(checkpoint, map_location="cpu", weights_only=True)
     network = Transformer(TransformerConfig(**state["config"]))
     network.load_state_dict(state["average"])
@@ -231,7 +232,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         train(trainer)
     finally:
-        # Also after Ctrl-C: the next --resume goes on from this very step.
+        # Also after Ctrl-C: the next --resume continues from this very step.
         trainer.save()
 
 

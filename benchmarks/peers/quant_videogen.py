@@ -1,9 +1,11 @@
-"""Quant-VideoGen's progressive residual quantization (arXiv 2602.02958): tokens are clustered by k-means and replaced
-by what is left beside their centroid, stage after stage; the last residual is rounded in blocks of channels.
+"""Quant-VideoGen's progressive residual quantization (arXiv 2602.02958).
+
+k-means clusters the tokens, and each token is replaced by its difference to the nearest centroid, stage after stage.
+The last residual is rounded in blocks of channels.
 
 QVG: one stage, blocks of 64; QVG-Pro: four stages, blocks of 16. "ternary" is the published 2-bit grid {-1, 0, 1} with
-an FP8 E4M3 scale; "asymmetric" the later four-level one with an FP8 zero. Bits count codes, scales, zeros, cluster ids
-(8 bits) and centroids, generously in 16 bits (the published code keeps them in fp32).
+an FP8 E4M3 step size; "asymmetric" is the later one with four levels and an FP8 zero point. Bits count codes, step
+sizes, zero points, cluster ids (8 bits) and centroids: in 16 bits, to its favour (the published code has fp32).
 """
 
 from __future__ import annotations
@@ -11,16 +13,16 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from peers.stored import Stored
+from peers import Stored
 
 MAX_ROUNDS = 100
 CENTROID_BITS = 16
 START_SEED = 0
-SMALLEST_SCALE = 1e-10
+SMALLEST_STEP_SIZE = 1e-10
 
 
 def quant_videogen(x_HnD: Tensor, num_stages: int, block: int, grid: str, num_clusters: int = 256) -> Stored:
-    """Two bits. Levels of the ternary grid shrink values towards zero, so no step is reported."""
+    """Two bits. The ternary grid shrinks values towards zero, so no step size is reported."""
     if grid not in ("ternary", "asymmetric"):
         raise ValueError(f"grid is {grid!r}; allowed are 'ternary' and 'asymmetric'")
     _, num_tokens, head_dim = x_HnD.shape
@@ -36,7 +38,7 @@ def quant_videogen(x_HnD: Tensor, num_stages: int, block: int, grid: str, num_cl
 
 
 def k_means(x_HnD: Tensor, num_clusters: int) -> tuple[Tensor, Tensor]:
-    """(centroids [H, num_clusters, D], cluster of every token [H, n]) by Lloyd's rounds from random tokens."""
+    """(centroids [H, num_clusters, D], cluster of every token [H, n]) by Lloyd's algorithm from random tokens."""
     num_tokens = x_HnD.shape[1]
     start = torch.randperm(num_tokens, generator=torch.Generator().manual_seed(START_SEED))[:num_clusters]
     centroids, ids = x_HnD[:, start].clone(), None
@@ -54,17 +56,18 @@ def k_means(x_HnD: Tensor, num_clusters: int) -> tuple[Tensor, Tensor]:
 
 def _ternary(x: Tensor, block: int) -> Tensor:
     blocks = x.unflatten(-1, (-1, block))
-    scale = _fp8(blocks.abs().amax(-1, keepdim=True).clamp(min=SMALLEST_SCALE))
-    return ((blocks / scale.where(scale > 0, 1.0)).round().clamp(-1, 1) * scale).flatten(-2)
+    step_size = _fp8(blocks.abs().amax(-1, keepdim=True).clamp(min=SMALLEST_STEP_SIZE))
+    return ((blocks / step_size.where(step_size > 0, 1.0)).round().clamp(-1, 1) * step_size).flatten(-2)
 
 
 def _asymmetric(x: Tensor, block: int) -> Tensor:
     blocks = x.unflatten(-1, (-1, block))
     low, high = blocks.amin(-1, keepdim=True), blocks.amax(-1, keepdim=True)
-    zero, scale = _fp8(low), _fp8(((high - low) / 3).clamp(min=SMALLEST_SCALE))
-    return (((blocks - zero) / scale.where(scale > 0, 1.0)).round().clamp(0, 3) * scale + zero).flatten(-2)
+    zero_point, step_size = _fp8(low), _fp8(((high - low) / 3).clamp(min=SMALLEST_STEP_SIZE))
+    codes = ((blocks - zero_point) / step_size.where(step_size > 0, 1.0)).round().clamp(0, 3)
+    return (codes * step_size + zero_point).flatten(-2)
 
 
 def _fp8(x: Tensor) -> Tensor:
-    """Through E4M3 and back; magnitudes beyond its 448 saturate."""
+    """Rounds to FP8 E4M3; magnitudes above its largest, 448, saturate."""
     return x.clamp(-448, 448).to(torch.float8_e4m3fn).float()

@@ -1,7 +1,7 @@
-"""TurboQuant-like (arXiv 2504.19874, without its QJL stage, as serving engines use it).
+"""TurboQuant (arXiv 2504.19874) without its QJL stage, as serving engines use it.
 
-Every token is scaled to its norm and rotated by a random sign flip and a Hadamard matrix; each coordinate, now nearly
-Gaussian, goes to the nearest of the Lloyd-Max levels. Stored: codes and the norm in fp16.
+Every token is divided by its norm, then rotated by random sign flips and a Hadamard matrix. Each coordinate, now nearly
+Gaussian, is rounded to the nearest Lloyd-Max level. Codes are stored, and the norm in fp16.
 """
 
 from __future__ import annotations
@@ -10,14 +10,14 @@ import torch
 from torch import Tensor
 
 from pagedvid.codecs.token.hadamard import hadamard_matrix
-from peers.stored import Stored
+from peers import Stored
 
 ROTATION_SEED = 0
 NUM_QUANTILES = 20_000
 
 
 def turboquant(x_HnD: Tensor, bits: int) -> Stored:
-    """Levels are not uniform, so there is no step."""
+    """Levels are not uniform, so no step size is reported."""
     head_dim = x_HnD.shape[-1]
     signs = torch.randint(0, 2, (head_dim,), generator=torch.Generator().manual_seed(ROTATION_SEED)) * 2.0 - 1
     matrix = signs[:, None] * hadamard_matrix(head_dim)
@@ -29,7 +29,7 @@ def turboquant(x_HnD: Tensor, bits: int) -> Stored:
 
 
 def lloyd_max(values: Tensor, num_levels: int, num_rounds: int = 100) -> Tensor:
-    """Levels [num_levels], ascending, that locally minimise the mean square error of `values` [n] (Lloyd 1957)."""
+    """Levels [num_levels], ascending, with a locally least mean square error over `values` [n] (Lloyd 1957)."""
     levels = torch.quantile(values, (torch.arange(num_levels) + 0.5) / num_levels)
     for _ in range(num_rounds):
         cell = torch.bucketize(values, (levels[1:] + levels[:-1]) / 2)

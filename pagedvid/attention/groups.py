@@ -20,9 +20,10 @@ from itertools import zip_longest
 import torch
 from torch import Tensor
 
+from pagedvid.attention.rotation import are_shifted
 from pagedvid.cache.plan import RangePlan, Read, StepPlan
 from pagedvid.codecs.assignment import ChunkCodecs
-from pagedvid.rotary.tables import RopeTables
+from pagedvid.rotary.tables import RopeTables, angle_between
 
 Angles = tuple[Tensor, Tensor]
 """Cosines and sines, [E, 1, n, D/2] each."""
@@ -169,13 +170,11 @@ def _angles(reads: Sequence[Read], rope: RopeTables | None, dtype: torch.dtype) 
 
 def _shift(codecs: ChunkCodecs, reads: Sequence[Read], rope: RopeTables | None, dtype: torch.dtype) -> Angles | None:
     """Rotation from the chunks' stored to their current positions."""
-    has_rotated = any(codec.stores_rotated for codec in codecs.key_codecs)
-    if rope is None or not has_rotated or all(read.first_token == read.chunk.position for read in reads):
+    if rope is None or not are_shifted(codecs, reads):
         return None
-    cos, sin = _stacked(rope, [(read.first_token, read.chunk.num_tokens) for read in reads])
-    stored_cos, stored_sin = _stacked(rope, [(read.chunk.position, read.chunk.num_tokens) for read in reads])
-    shifted_cos, shifted_sin = cos * stored_cos + sin * stored_sin, sin * stored_cos - cos * stored_sin
-    return shifted_cos.to(dtype), shifted_sin.to(dtype)
+    stored = _stacked(rope, [(read.chunk.position, read.chunk.num_tokens) for read in reads])
+    cos, sin = angle_between(stored, _stacked(rope, [(read.first_token, read.chunk.num_tokens) for read in reads]))
+    return cos.to(dtype), sin.to(dtype)
 
 
 def _stacked(rope: RopeTables, places: Sequence[tuple[int, int]]) -> Angles:

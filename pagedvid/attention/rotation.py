@@ -6,13 +6,15 @@ keys would be as large as a chunk's keys and values.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from pagedvid.cache.plan import PendingChunk, RangePlan, StepPlan
+from pagedvid.cache.plan import PendingChunk, RangePlan, Read, StepPlan
 from pagedvid.cache.spec import CacheSpec
+from pagedvid.codecs.assignment import ChunkCodecs
 from pagedvid.rotary.axis_tables import Angles
 from pagedvid.rotary.checked import CheckedRope, Ropes
 from pagedvid.rotary.tables import Arrival, RopeTables, rotate, to_half_layout, unrotate
@@ -115,3 +117,9 @@ class Rotation:
             return Arrival()
         rotated_by = (self.cos[tokens, 0], self.sin[tokens, 0]) if self.arrive_rotated else None
         return Arrival(self.rope.layout, rotated_by)
+
+
+def are_shifted(codecs: ChunkCodecs, reads: Sequence[Read]) -> bool:
+    """Whether keys stored after rotary embedding are read at other positions than they were stored at."""
+    has_rotated = any(codec.stores_rotated for codec in codecs.key_codecs)
+    return has_rotated and any(read.first_token != read.chunk.position for read in reads)

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from pagedvid.attention.dense.ragged import Ragged
+from pagedvid.attention.rotation import are_shifted
 from pagedvid.cache.plan import Read, StepPlan
 from pagedvid.cache.spec import CacheSpec
 from pagedvid.codecs.assignment import ChunkCodecs
@@ -90,7 +91,7 @@ def _read_group(
     rotation, shift = _rotation(reads, rope, device), _shift(codecs, reads, rope, device)
     chunks = list({read.chunk.id: read.chunk for read in reads}.values())
     first_page = dict(zip((c.id for c in chunks), accumulate([0, *(c.num_pages for c in chunks)]), strict=False))
-    pages = torch.from_numpy(np.concatenate([chunk.table.ids for chunk in chunks])).to(device, torch.int32)
+    pages = torch.cat([chunk.table.on(device) for chunk in chunks])
     return ReadGroup(
         codecs,
         tuple(reads),
@@ -147,8 +148,7 @@ def _shift(
     codecs: ChunkCodecs, reads: Sequence[Read], rope: RopeTables | None, device: torch.device
 ) -> AxisTables | None:
     """Rotation from the chunks' stored to their current positions."""
-    has_rotated = any(codec.stores_rotated for codec in codecs.key_codecs)
-    if rope is None or not has_rotated or all(read.first_token == read.chunk.position for read in reads):
+    if rope is None or not are_shifted(codecs, reads):
         return None
     places = [(read.first_token, read.chunk.num_tokens) for read in reads]
     return AxisTables.shifted(rope, places, [read.chunk.position for read in reads]).to(device)

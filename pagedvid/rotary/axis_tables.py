@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from pagedvid.rotary.grid import RopeGrid
-from pagedvid.rotary.tables import RopeTables, grid_of
+from pagedvid.rotary.tables import RopeTables, angle_between, grid_of
 
 Place = tuple[int, int]
 """First token and number of tokens of a chunk."""
@@ -94,12 +94,13 @@ class AxisTables(AngleTables):
         ]
         read, stored = _by_chunk(rope, read_places), _by_chunk(rope, stored_places)
         grid = _common_grid(rope, read[0], [first_token for first_token, _ in (*read_places, *stored_places)])
-        cos, sin, stored_cos, stored_sin = (_frames(grid, tables) for tables in (*read, *stored))
+        end_cos, end_sin, stored_cos, stored_sin = (_frames(grid, tables) for tables in (*read, *stored))
+        cos, sin = angle_between((stored_cos, stored_sin), (end_cos, end_sin))
         still = cos.new_zeros(grid.height + grid.width, cos.shape[1])
         return _made(
             grid,
-            torch.cat([still + 1, cos * stored_cos + sin * stored_sin]),
-            torch.cat([still, sin * stored_cos - cos * stored_sin]),
+            torch.cat([still + 1, cos]),
+            torch.cat([still, sin]),
             read_places,
         )
 

@@ -86,6 +86,12 @@ def unrotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return rotate(x, cos, -sin)
 
 
+def angle_between(start: tuple[Tensor, Tensor], end: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    """(cos, sin) of the angles by which what was rotated by `start` is rotated on to `end`; pairs (cos, sin)."""
+    (cos, sin), (end_cos, end_sin) = start, end
+    return end_cos * cos + end_sin * sin, end_sin * cos - end_cos * sin
+
+
 def pair_mean_square(q: Tensor) -> Tensor:
     """(q_c^2 + q_c'^2) / 2 of each half-layout pair, [..., D] -> [..., D]. Rotation does not change it, so it may be
     taken before or after rotary embedding."""

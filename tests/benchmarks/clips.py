@@ -1,4 +1,4 @@
-"""Rendered clips of the demo world as the benchmarks see them."""
+"""Rendered clips of the demo world, in the form that the benchmarks read."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the benchmarks' tests share: the scripts as modules, and a demo model small enough to run in a second."""
+"""What the benchmarks' tests share: a demo model small enough to run in a second."""
 
 from __future__ import annotations
 
@@ -10,18 +10,10 @@ import torch
 from pagedvid.models.demo.model import save_weights
 from pagedvid.models.demo.transformer import Transformer, TransformerConfig
 
-BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
-
-
-@pytest.fixture(autouse=True)
-def scripts_on_path(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Scripts import each other from their own folder."""
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
-
 
 @pytest.fixture
 def weights(tmp_path: Path) -> Path:
-    """Folder of an untrained model whose frames do depend on its history: nothing is left at its initial zero."""
+    """Folder of an untrained model whose frames depend on its history: no parameter keeps its initial zero."""
     torch.manual_seed(0)
     network = Transformer(TransformerConfig(width=64, num_heads=1, num_layers=2))
     for parameter in network.parameters():

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
+from attention import Inputs, PagedLayer, main
+
 TINY = ["--heads", "2", "--head-dim", "32", "--tokens", "70", "--chunks", "2", "--rounds", "2"]
 
 
 def test_paged_bf16_equals_the_dense_call() -> None:
-    from attention import Inputs, PagedLayer
-
     inputs = Inputs.draw(2, 32, 70, 2, seed=0)
     paged = PagedLayer(inputs, "bf16", 2**20).attend().float()
     dense = inputs.dense_call()()[0].transpose(0, 1).float()
@@ -21,8 +21,6 @@ def test_paged_bf16_equals_the_dense_call() -> None:
 
 
 def test_runs_and_writes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from attention import main
-
     main([*TINY, "--codecs", "int2", "bf16", "--out", str(tmp_path / "x.json")])
     dense, int2, bf16 = json.loads((tmp_path / "x.json").read_text())["results"]["rows"]
     assert (dense["case"], int2["case"], bf16["case"]) == ("dense bf16", "int2", "bf16")

@@ -1,4 +1,4 @@
-"""The benchmark of company on an untrained model, and its numbers where they are known."""
+"""The company benchmark on an untrained model, and its numbers for known differences."""
 
 from __future__ import annotations
 
@@ -8,13 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import company
+from company import difference, main
+
 NO_DIFFERENCE = 10 * np.log10(255**2 * 12)
-"""Of levels, in dB."""
+"""PSNR of equal videos in dB."""
 
 
 def test_runs_and_writes(weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from company import main
-
     tiny = ["--codecs", "int2", "--others", "1", "--videos", "2", "--frames", "16", "--rounds", "1", "--streams", "2"]
     main([*tiny, "--threads", "1", "--weights", str(weights), "--out", str(tmp_path / "x.json")])
     results = json.loads((tmp_path / "x.json").read_text())["results"]
@@ -28,8 +29,6 @@ def test_runs_and_writes(weights: Path, tmp_path: Path, capsys: pytest.CaptureFi
 
 
 def test_differences_are_counted_by_level() -> None:
-    from company import difference
-
     alone = {"a": np.zeros((2, 10, 10, 3), np.uint8), "b": np.full((2, 10, 10, 3), 200, np.uint8)}
     together = {id: video.copy() for id, video in alone.items()}
     together["b"][0, 0, 0] = (201, 190, 255)
@@ -40,8 +39,6 @@ def test_differences_are_counted_by_level() -> None:
 
 
 def test_reproducible_videos_that_differ_are_an_error(monkeypatch: pytest.MonkeyPatch, weights: Path) -> None:
-    import company
-
     workload = company.Workload(str(weights), 2, 8, 0)
     videos = iter([{"0": np.zeros(4, np.uint8)}, {"0": np.zeros(4, np.uint8)}, {"0": np.ones(4, np.uint8)}])
     monkeypatch.setattr(workload, "videos", lambda *_: next(videos))

@@ -1,4 +1,4 @@
-"""The table of corrections by content: its worlds are as they say, and it sees what corrections do."""
+"""The table of corrections by content: its worlds are as described, and it sees what corrections do."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from correction_worlds import SHOWN, main, read, scheme_of, world_videos
+from lib.attention_error import measure, store
+
 
 def test_worlds_persist_and_are_alike_as_asked() -> None:
-    from correction_worlds import world_videos
-
     def correlation(x, y) -> float:
         return float((x * y).mean() / (x.square().mean() * y.square().mean()).sqrt())
 
@@ -26,8 +27,6 @@ def test_worlds_persist_and_are_alike_as_asked() -> None:
 
 
 def test_a_small_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from correction_worlds import main
-
     out = tmp_path / "worlds.json"
     main(["--kinds", "full rank", "--persistence", "0", "--codecs", "int2", "--videos", "2", "--out", str(out)])
     (row,) = json.loads(out.read_text())["results"]["int2"]
@@ -39,11 +38,8 @@ def test_a_small_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert "full rank" in capsys.readouterr().out
 
 
-def test_what_a_reader_finds_is_what_a_step_of_attention_finds() -> None:
-    """The same as attention_error.py, which is float32, finds."""
-    from attention_error import measure, store
-    from correction_worlds import SHOWN, read, scheme_of, world_videos
-
+def test_shifts_and_errors_are_those_of_attention_error() -> None:
+    """lib/attention_error.py finds the same in float32."""
     (sample,) = world_videos("low rank", 0.5, 1, 0)
     readout = store(scheme_of("int2", sample), sample)
     found, expected = read(readout, 0), measure(readout, 0)

@@ -10,6 +10,10 @@ import pytest
 from PIL import Image
 from torch import Tensor
 
+from demo_quality import case_of, first_chunks, main, parse
+from lib.caches import Case
+from lib.lab import Lab
+from lib.quality import draw_tasks
 from pagedvid.models.demo.model import DemoModel
 
 
@@ -21,10 +25,6 @@ class LaterNoise(DemoModel):
 
 
 def test_emptied_cache_sees_nothing_of_the_first_chunk(weights: Path) -> None:
-    from demo_quality import first_chunks
-    from lab import Lab
-    from quality_scores import draw_tasks
-
     requests = [task.request for task in draw_tasks(2, 0)]
     model = DemoModel.load(weights)
     whole = first_chunks(Lab(model, requests, 32, 2, weights), emptied=False)
@@ -39,17 +39,12 @@ def test_emptied_cache_sees_nothing_of_the_first_chunk(weights: Path) -> None:
 
 
 def test_uncorrected_cache_goes_by_its_own_name() -> None:
-    from caches import Case
-    from demo_quality import case_of
-
     assert case_of("int2") == Case("int2", "own")
     assert case_of("int2-off") == Case("int2", "off")
     assert case_of("default") == Case("default", "own")
 
 
 def test_runs_and_writes(weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from demo_quality import main
-
     tiny = ["--prompts", "4", "--frames", "48", "--steps", "1", "--codecs", "bf16", "int2", "int2-off"]
     main([*tiny, "--weights", str(weights), "--out", str(tmp_path / "x.json")])
     results = json.loads((tmp_path / "x.json").read_text())["results"]
@@ -72,27 +67,6 @@ def test_runs_and_writes(weights: Path, tmp_path: Path, capsys: pytest.CaptureFi
         assert sheet.width <= 1400
 
 
-def test_sheet_shows_the_right_frames_under_each_prompt() -> None:
-    from demo_sheet import CELL, draw_sheet
-
-    def video(red: int, green: int) -> np.ndarray:
-        frames = np.zeros((10, 32, 32, 3), dtype=np.uint8)
-        frames[..., 0], frames[..., 1], frames[..., 2] = red, green, 10 * np.arange(10)[:, None, None]
-        return frames
-
-    videos = {"bf16": [video(200, 1), video(200, 2)], "int2": [video(100, 1), video(100, 2)]}
-    sheet = np.asarray(draw_sheet(["first", "second"], videos, [range(0, 6, 2), range(7, 9)]))
-    shown = []
-    for red, green in ((200, 1), (100, 1), (200, 2), (100, 2)):
-        y, x = np.nonzero((sheet[..., 0] == red) & (sheet[..., 1] == green))
-        assert y.max() - y.min() == CELL - 1
-        row = sheet[(y.min() + y.max()) // 2]
-        shown.append((y.min(), list(dict.fromkeys(row[x.min() : x.max() + 1 : CELL // 2, 2].tolist()))))
-    assert [top for top, _ in shown] == sorted(top for top, _ in shown)
-    for _, blues in shown:
-        assert [blue for blue in blues if blue % 10 == 0 and blue < 100] == [0, 20, 40, 70, 80]
-
-
 @pytest.mark.parametrize(
     ("given", "said"),
     [
@@ -107,8 +81,6 @@ def test_sheet_shows_the_right_frames_under_each_prompt() -> None:
     ],
 )
 def test_what_cannot_be_measured_is_refused(given: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
-    from demo_quality import parse
-
     with pytest.raises(SystemExit):
         parse(given)
     assert said in capsys.readouterr().err

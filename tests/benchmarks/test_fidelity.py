@@ -1,31 +1,43 @@
-"""The entry of the fidelity benchmark on an untrained model: every part runs, prints tables that fit and writes."""
+"""The fidelity benchmark on an untrained model: every part runs, prints tables that fit, and writes its file."""
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
+PROGRAM = Path(__file__).parents[2] / "benchmarks" / "fidelity.py"
 TINY = ["--prompts", "2", "--tensor-prompts", "1", "--steps", "1", "--processes", "1", "--cost-rounds", "1"]
 
 
-def run(weights: Path, out: Path, *arguments: str) -> dict:
-    from fidelity import main
+@pytest.fixture(scope="module")
+def program() -> ModuleType:
+    """By its path: `import fidelity` finds the folder."""
+    spec = importlib.util.spec_from_file_location("fidelity_program", PROGRAM)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
-    main([*TINY, *arguments, "--weights", str(weights), "--out", str(out)])
+
+def run(program: ModuleType, weights: Path, out: Path, *arguments: str) -> dict:
+    program.main([*TINY, *arguments, "--weights", str(weights), "--out", str(out)])
     return json.loads(out.read_text())["results"]
 
 
 def tables_of(printed: str) -> list[str]:
-    """Lines of what a run prints, without those that name files: paths may be as long as they like."""
+    """The printed lines without those that name files, since paths may be long."""
     return [line for line in printed.splitlines() if not line.startswith(("written to ", "drawn to "))]
 
 
-def test_tensors_and_videos(weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_tensors_and_videos(
+    program: ModuleType, weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     storages = ["--storages", "RTN2 g64", "int2", "token4-g64"]
     out = tmp_path / "fidelity.json"
-    results = run(weights, out, "--parts", "tensor", "video", "--families", "demo", *storages)
+    results = run(program, weights, out, "--parts", "tensor", "video", "--families", "demo", *storages)
     schemes = results["tensor"]["families"]["demo"]
     assert list(schemes) == ["RTN2 g64", "int2", "token4-g64"]
     by_layer = schemes["int2"]["corrections"]["measured"]["dP"]["by_layer_and_head"]
@@ -43,9 +55,9 @@ def test_tensors_and_videos(weights: Path, tmp_path: Path, capsys: pytest.Captur
     assert out.with_suffix(".png").is_file()
 
 
-def test_drift_and_cost(weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_drift_and_cost(program: ModuleType, weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     drift_frames = ["--drift-prompts", "2", "--drift-frames", "48"]
-    results = run(weights, tmp_path / "x.json", "--parts", "drift", "cost", *drift_frames)
+    results = run(program, weights, tmp_path / "x.json", "--parts", "drift", "cost", *drift_frames)
     assert results["drift"][0]["storage"] == "bf16"
     assert all(len(row["detail"]) == 2 and len(row["detail"][0]) == 2 for row in results["drift"])
     assert {row["videos"] for row in results["cost"]} == {1, 8}
@@ -63,9 +75,9 @@ def test_drift_and_cost(weights: Path, tmp_path: Path, capsys: pytest.CaptureFix
         (["--parts", "sound"], "invalid choice"),
     ],
 )
-def test_what_cannot_be_measured_is_refused(given: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
-    from fidelity import parse
-
+def test_what_cannot_be_measured_is_refused(
+    program: ModuleType, given: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(SystemExit):
-        parse(given)
+        program.parse(given)
     assert said in capsys.readouterr().err

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
+from pagedvid.cache.sizes import KVShape
+from pagedvid.cache.window import Window
+from pool import OPERATIONS, Pool, main
+
 
 def test_pool_is_as_before_after_a_repetition() -> None:
-    from pagedvid.cache.sizes import KVShape
-    from pagedvid.cache.window import Window
-    from pool import OPERATIONS, Pool
-
     pool = Pool(KVShape(2, 3, 32), 200, Window(1, 2), max_streams=3)
     pool.fill(3)
     before = pool._manager.stats()
@@ -34,8 +34,6 @@ def test_pool_is_as_before_after_a_repetition() -> None:
 
 
 def test_runs_and_writes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from pool import main
-
     main(["--streams", "4", "1", "--repetitions", "3", "--layers", "2", "--out", str(tmp_path / "x.json")])
     results = json.loads((tmp_path / "x.json").read_text())["results"]
     assert results["pages"] == 2 * 2 * 12 * 37

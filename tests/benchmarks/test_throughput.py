@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from throughput import main
+
 
 def test_runs_and_writes(weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from throughput import main
-
     tiny = ["--streams", "2", "--codecs", "int2", "--frames", "16", "--rounds", "2", "--threads", "1"]
     main([*tiny, "--weights", str(weights), "--out", str(tmp_path / "x.json")])
     (row,) = json.loads((tmp_path / "x.json").read_text())["results"]["rows"]

@@ -1,4 +1,4 @@
-"""What every kernel of this folder computes, in plain PyTorch, on the same raw tensors: slow and readable.
+"""What the kernels of attention, of channel codecs and of rotary embedding compute, in plain and slow PyTorch.
 
 Axes: E ranges, S segments, H KV heads, G query heads per KV head, T tokens, n keys, P pages, D head_dim.
 """
@@ -22,7 +22,7 @@ from pagedvid.rotary.tables import pair_mean_square, rotate, to_half_layout
 
 
 def codec_of(page: PageFormat, name: str) -> ChannelCodec | RawCodec:
-    """The codec whose pages kernels read and write."""
+    """The codec whose pages the kernels read and write."""
     codec = make_codec(read_codec(name), page)
     assert isinstance(codec, (ChannelCodec, RawCodec))
     return codec
@@ -43,7 +43,7 @@ def decode(
     num_tokens: int,
     angles: tuple[Tensor, Tensor] | None = None,
 ) -> Tensor:
-    """Tokens float32 [n, H, D]; see `decode.decode`."""
+    """Tokens float32 [n, H, D], as `pagedvid.codecs.channel.kernels.decode.decode` returns them."""
     padded = read_codec(codec).padded_tokens(page, num_tokens)
     out = torch.empty(len(pages_HP), padded, page.head_dim, dtype=torch.float32, device=records.device)
     x_HnD = codec_of(page, codec).decode(records[pages_HP.long()], num_tokens, out)
@@ -64,7 +64,7 @@ class Segment:
     alpha: Tensor | None = None
     """[H]."""
     variance: Tensor | None = None
-    """[H, D]; given: the noise is this, not the steps."""
+    """[H, D]. If given, the correction uses it instead of the step sizes."""
 
 
 def paged_attention(
@@ -119,7 +119,7 @@ def corrected_merge(
     scale: float,
     error: QuantError | None,
 ) -> tuple[Tensor, Tensor]:
-    """Merged (out, lse) float32; b from correction/formula.py: gains of variance as errors, losses to second order."""
+    """Merged (out, lse), float32. b is the one of correction/formula.py for a change of variance."""
     out, lse_TH = partial
     if error is not None:
         num_heads = len(error.square)
@@ -133,18 +133,13 @@ def corrected_merge(
     return merged.out, merged.lse
 
 
-def encode(
-    page: PageFormat, codec: str, x_nHD: Tensor, angles: tuple[Tensor, Tensor] | None = None, *, rotate: int = 0
-) -> Tensor:
-    """Records uint8 [H, P, page_bytes]; see `encode.encode`."""
-    x_HnD = x_nHD.transpose(0, 1).float()
-    if angles is not None and rotate:
-        x_HnD = rotate(x_HnD, angles[0].float(), rotate * angles[1].float())
-    return codec_of(page, codec).encode(x_HnD)
+def encode(page: PageFormat, codec: str, x_nHD: Tensor) -> Tensor:
+    """Records uint8 [H, P, page_bytes], as `pagedvid.codecs.channel.kernels.encode.encode` writes them."""
+    return codec_of(page, codec).encode(x_nHD.transpose(0, 1).float())
 
 
 def rotated(x_THD: Tensor, layout: str, angles: tuple[Tensor, Tensor] | None) -> Tensor:
-    """See `rotate.rotated`."""
+    """x in half layout, rotated, as `pagedvid.rotary.kernels` returns it."""
     x = to_half_layout(x_THD, layout)
     if angles is None:
         return x

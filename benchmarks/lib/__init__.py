@@ -1,0 +1,1 @@
+"""What several benchmarks share. Programs in the folder above import it as `lib`."""

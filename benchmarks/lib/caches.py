@@ -1,0 +1,130 @@
+"""Caches by name: pagedvid's codecs and presets, and the published quantizers.
+
+A published quantizer runs in the very same engine (peers/codec.py) and counts bits as its paper does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from lib.schemes import paged
+from pagedvid.attention.step import Step
+from pagedvid.cache.plan import QueryRange
+from pagedvid.cache.sizes import stream_bytes
+from pagedvid.cache.window import Window
+from pagedvid.capacity.card_files import config_folder
+from pagedvid.config.file import load_config
+from pagedvid.config.sections import CacheConfig, Config, ModelConfig
+from pagedvid.engine.protocol import ModelGeometry
+from pagedvid.models.build import cache_spec, codec_book
+from pagedvid.models.registry import model_tables
+from pagedvid.models.settle import settled, tables_path
+from pagedvid.paged_kv_cache import PagedKVCache
+from peers.catalogue import Peer, peers
+from peers.codec import FORMAT, PeerBook
+
+PRESETS = {path.stem: path for path in sorted(config_folder("presets").glob("*.yaml"))}
+DEFAULT = "default"
+"""The storage of a run without settings."""
+OWN = "own"
+"""The correction that a preset chooses for itself."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """One way to keep the history of a video."""
+
+    storage: str
+    """A codec, KEYS/VALUES, a preset, "default", or a peer's name."""
+    correction: str = "off"
+    """Correction mode of the cache; "own": what the preset says."""
+    factor: float | None = None
+    """If given, the correction is the formula's b times this, whatever `correction` says."""
+
+    def __str__(self) -> str:
+        return f"{self.storage} {self.correction if self.factor is None else f'b x {self.factor:g}'}"
+
+
+REFERENCE = Case("bf16")
+
+
+class FactorCache(PagedKVCache):
+    """Multiplies b by one factor everywhere, in place of the measured alpha."""
+
+    factor = 1.0
+
+    @contextmanager
+    def step(self, ranges: Sequence[QueryRange]) -> Iterator[Step]:
+        with super().step(ranges) as step:
+            yield step
+        for range_ in ranges:
+            for chunk in range_.stream.history(range_.branch).chunks.values():
+                if chunk.alpha is not None:
+                    chunk.alpha.fill_(self.factor)
+
+
+@dataclass(frozen=True)
+class Caches:
+    """Makes the caches of one model."""
+
+    geometry: ModelGeometry
+    window: Window
+    weights: Path | None = None
+    """Folder of the model, which may hold klt tables; None: the shipped one."""
+
+    def peers(self) -> dict[str, Peer]:
+        """The published quantizers by name. Their k-means clusters serve one chunk."""
+        return {peer.name: peer for peer in peers(self.geometry.chunk_tokens, self.geometry.head_dim)}
+
+    @property
+    def has_tables(self) -> bool:
+        """Whether the model has klt tables."""
+        return model_tables("demo", self.weights) is not None
+
+    def settings(self, case: Case) -> CacheConfig:
+        """Complete settings of a case that is no peer. Raises ConfigError."""
+        return self._config(case).cache
+
+    def new(self, case: Case, num_videos: int) -> PagedKVCache:
+        """An empty cache with room for all videos. Raises ConfigError for an unknown storage."""
+        peer = self.peers().get(case.storage)
+        config = self._config(replace(case, storage=FORMAT) if peer else case)
+        spec = cache_spec(config, self.geometry)
+        memory = num_videos * stream_bytes(spec.shape, self.window, spec.codecs, self.geometry.chunk_tokens)
+        if peer is not None:
+            return PagedKVCache(spec, memory, book=PeerBook(peer, spec.shape.page, spec.num_kv_heads))
+        book = codec_book(spec, tables_path(config))
+        if case.factor is None:
+            return PagedKVCache(spec, memory, book=book)
+        cache = FactorCache(spec, memory, book=book)
+        cache.factor = case.factor
+        return cache
+
+    def bits(self, cache: PagedKVCache) -> float:
+        """Stored bits per element of a full window: pages with their padding, and what the correction stores.
+
+        The cache must have stored something.
+        """
+        num_tokens, shape, codecs = self.geometry.chunk_tokens, cache.spec.shape, cache.spec.codecs
+        if isinstance(cache.book, PeerBook):
+            return cache.book.bits + 8 * shape.correction_bytes(codecs.steady) / shape.num_tables / (
+                2 * num_tokens * shape.head_dim
+            )
+        newest = self.window.max_chunks - 1
+        stored = [codecs.final(index, self.window) for index in range(newest)] + [codecs.at_commit(newest, self.window)]
+        return sum(shape.bits_per_value(num_tokens, chunk) for chunk in stored) / len(stored)
+
+    def _config(self, case: Case) -> Config:
+        model = ModelConfig(weights=None if self.weights is None else str(self.weights))
+        if case.storage in PRESETS or case.storage == DEFAULT:
+            cache = load_config(PRESETS[case.storage]).cache if case.storage in PRESETS else CacheConfig()
+        else:
+            rows = paged(case.storage, self.geometry.head_dim).rows
+            cache = CacheConfig(codec=case.storage, page_rows=rows)
+        correction = case.correction if case.factor is None else "measured"
+        if correction != OWN:
+            cache = replace(cache, correction=correction)
+        return settled(Config(model=model, cache=cache))
