@@ -15,7 +15,7 @@ from pagedvid.cache.pool import PageIds, PagePool, PageTable
 from pagedvid.codecs.assignment import ChunkCodecs
 from pagedvid.errors import IntegrityError
 
-NO_PAGES = PageTable(np.empty(0, dtype=np.int32), (), 1)
+NO_PAGES = PageTable(np.empty(0, dtype=np.int32), np.zeros(1, dtype=np.int64), 1)
 
 
 @dataclass(frozen=True, eq=False)

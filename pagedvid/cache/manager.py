@@ -357,7 +357,7 @@ class CacheManager:
         self._next_chunk_id += 1
         table = PageTable(
             self.pool.take(self._pages_of(pending)),
-            self.shape.table_pages(chunk.num_tokens, chunk.codecs),
+            self.shape.table_bounds(chunk.num_tokens, chunk.codecs),
             spec.num_kv_heads,
         )
         pending.chunk = replace(chunk, id=self._next_chunk_id, table=table, alpha=alpha, variance=variance)

@@ -8,8 +8,6 @@ Taking or freeing all pages of a chunk is one slice copy. The pool knows nothing
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -97,11 +95,11 @@ class PageTable:
     order. The entries of one kind and layer are equally long.
     """
 
-    def __init__(self, ids: PageIds, pages_per_entry: Sequence[int], num_kv_heads: int) -> None:
+    def __init__(self, ids: PageIds, indptr: NDArray[np.int64], num_kv_heads: int) -> None:
         self.ids = ids
-        self.indptr: NDArray[np.int64] = np.cumsum((0, *pages_per_entry), dtype=np.int64)
+        self.indptr = indptr
         self._num_kv_heads = num_kv_heads
-        self._num_layers = len(pages_per_entry) // (2 * num_kv_heads)
+        self._num_layers = (len(indptr) - 1) // (2 * num_kv_heads)
         self._on_device: Tensor | None = None
 
     def layer(self, kind: str, layer: int) -> PageIds:

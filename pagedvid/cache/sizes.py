@@ -11,6 +11,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 
+import numpy as np
+from numpy.typing import NDArray
+
 from pagedvid.arguments import whole_number
 from pagedvid.cache.stream_codecs import StreamCodecs
 from pagedvid.cache.window import Commit, Window
@@ -76,9 +79,13 @@ class KVShape:
         """Pages of every table of a chunk, ordered by (kind, layer, KV head), keys before values."""
         return _table_pages(self, num_tokens, codecs)
 
+    def table_bounds(self, num_tokens: int, codecs: ChunkCodecs) -> NDArray[np.int64]:
+        """Where the pages of each entry of `table_pages` begin, and where the last ones end; read-only."""
+        return _table_bounds(self, num_tokens, codecs)
+
     def chunk_pages(self, num_tokens: int, codecs: ChunkCodecs) -> int:
         """Pages of one chunk, over all layers and KV heads, keys and values."""
-        return sum(self.table_pages(num_tokens, codecs))
+        return int(self.table_bounds(num_tokens, codecs)[-1])
 
     def stored_bytes(self, num_tokens: int, codecs: ChunkCodecs) -> int:
         """Bytes of one stored chunk: codes, steps, zeros, padding of partial pages, and the correction's numbers."""
@@ -134,6 +141,13 @@ def _table_pages(shape: KVShape, num_tokens: int, codecs: ChunkCodecs) -> tuple[
         codecs.of(kind, layer).num_pages(shape.page, num_tokens) for kind in KINDS for layer in range(shape.num_layers)
     )
     return tuple(number for number in pages for _ in range(shape.num_kv_heads))
+
+
+@lru_cache(maxsize=1024, typed=True)
+def _table_bounds(shape: KVShape, num_tokens: int, codecs: ChunkCodecs) -> NDArray[np.int64]:
+    bounds = np.cumsum((0, *_table_pages(shape, num_tokens, codecs)), dtype=np.int64)
+    bounds.flags.writeable = False
+    return bounds
 
 
 @lru_cache(maxsize=1024, typed=True)

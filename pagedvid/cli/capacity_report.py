@@ -137,9 +137,9 @@ def _answer_facts(row: Answer) -> dict[str, object]:
     """A row for programs."""
     return {
         "codec": row.name,
-        "history_codec": row.codecs.history,
-        "sink_codec": row.codecs.sink,
-        "newest_codec": row.codecs.newest,
+        "history_codec": _written(row.codecs.history),
+        "sink_codec": _written(row.codecs.sink),
+        "newest_codec": _written(row.codecs.newest),
         "bits_per_value": row.bits_per_value,
         "chunk_bytes": row.chunk_bytes,
         "stream_pages": row.stream_pages,
@@ -207,3 +207,7 @@ def _seconds(seconds: float) -> str:
     if seconds < 120:
         return f"{seconds:.1f} s"
     return f"{seconds / 60:.1f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
+def _written(codecs: object) -> str | None:
+    return None if codecs is None else str(codecs)

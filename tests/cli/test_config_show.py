@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pagedvid.cli import config_show
+from pagedvid.codecs.assignment import read_layers
 from pagedvid.config.file import load_config
 from pagedvid.config.sections import Config
 from pagedvid.files.plain_yaml import read_scalar
@@ -46,7 +47,7 @@ def test_yaml_can_be_read_back(command, tmp_path):
     assert copy != Config()
     assert (copy.generate.num_frames, copy.cache.memory) == (9, 1_500_000_000)
     assert (copy.cache.correction, copy.cache.sink_codec) == ("off", "int8")
-    assert copy.cache.layer_codecs == ((0, 1, "int8"), (5, 5, "klt2/int4"))
+    assert copy.cache.layer_codecs == read_layers({"0-1": "int8", 5: "klt2/int4"})
     assert (copy.cache.codec, copy.cache.page_rows) == ("int4/klt1.5", 40)
     assert copy.cache.tables == "my tables.safetensors"
     _, again, _ = command("config", "show", "--format", "yaml", "--config", tmp_path / "copy.yaml")

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from pagedvid.codecs.assignment import read_layers
 from pagedvid.config import sections as config_module
 from pagedvid.config.file import Setting, load_config, read_assignment, read_file, resolve
 from pagedvid.config.sections import (
@@ -152,7 +153,11 @@ class TestRules:
         assert CacheConfig(memory="1.5GiB").memory == 3 * 2**29
         assert CacheConfig(memory="1.5GiB").written_field("memory") == "1536MiB"
         layers = CacheConfig(layer_codecs={"0-1": "int8", 5: "int4/int2"})
-        assert layers.layer_codecs == ((0, 1, "int8"), (5, 5, "int4/int2"))
+        assert layers.layer_codecs == read_layers({"0-1": "int8", 5: "int4/int2"})
+        assert [(first, last, str(pair)) for first, last, pair in layers.layer_codecs] == [
+            (0, 1, "int8"),
+            (5, 5, "int4/int2"),
+        ]
         assert layers.written_field("layer_codecs") == {"0-1": "int8", "5": "int4/int2"}
         assert CacheConfig(layer_codecs=layers.written_field("layer_codecs")) == layers
         assert GenerateConfig(frames_per_second=8).frames_per_second == 8.0
@@ -173,7 +178,7 @@ class TestFile:
         text = "cache:\n  codec: int4/int2\n  layer_codecs: {0-1: int8, 5: klt2/int4, 7-7: bf16}\n  page_rows: 32\n"
         cache = load_config(written(tmp_path, text)).cache
         assert (cache.codec, cache.page_rows) == ("int4/int2", 32)
-        assert cache.layer_codecs == ((0, 1, "int8"), (5, 5, "klt2/int4"), (7, 7, "bf16"))
+        assert cache.layer_codecs == read_layers({"0-1": "int8", 5: "klt2/int4", 7: "bf16"})
         block = written(tmp_path, "cache:\n  layer_codecs:\n    0-1: int8\n    5: klt2/int4\n    7: bf16\n")
         assert load_config(block).cache.layer_codecs == cache.layer_codecs
 

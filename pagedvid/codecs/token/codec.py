@@ -34,7 +34,7 @@ from pagedvid.codecs.packing import (
     unpack_scaled,
 )
 from pagedvid.codecs.page import PageFormat
-from pagedvid.codecs.token.hadamard import hadamard_matrix, matrix_on
+from pagedvid.codecs.token.hadamard import matrix_on
 from pagedvid.codecs.token.spec import TokenSpec
 
 
@@ -113,7 +113,7 @@ class HadamardCodec(TokenCodec):
     @cached_property
     def axes(self) -> Tensor:  # type: ignore[override]
         """H: its rows are the directions of the rotated channels."""
-        return hadamard_matrix(self.page.head_dim)
+        return matrix_on(torch.device("cpu"), self.page.head_dim)
 
     @override
     def encode(self, x_RnD: Tensor) -> Tensor:
