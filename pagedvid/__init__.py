@@ -12,17 +12,39 @@ if TYPE_CHECKING:
     from pagedvid.cache.stream import Stream
     from pagedvid.cache.stream_codecs import StreamCodecs
     from pagedvid.cache.window import Window
+    from pagedvid.errors import (
+        BackendError,
+        CapacityError,
+        ConfigError,
+        IntegrityError,
+        ModelError,
+        NonFiniteError,
+        PagedvidError,
+        PromptError,
+        ShapeError,
+        StateError,
+    )
     from pagedvid.paged_kv_cache import PagedKVCache
     from pagedvid.rotary.grid_rotary import GridRotary
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "BackendError",
     "CacheSpec",
     "CacheStats",
+    "CapacityError",
+    "ConfigError",
     "GridRotary",
+    "IntegrityError",
+    "ModelError",
+    "NonFiniteError",
     "PagedKVCache",
+    "PagedvidError",
+    "PromptError",
     "QueryRange",
+    "ShapeError",
+    "StateError",
     "Stream",
     "StreamCodecs",
     "Window",
@@ -35,9 +57,10 @@ _HOMES = {
     "GridRotary": "pagedvid.rotary.grid_rotary",
     "PagedKVCache": "pagedvid.paged_kv_cache",
     "QueryRange": "pagedvid.cache.plan",
-    "StreamCodecs": "pagedvid.cache.sizes",
     "Stream": "pagedvid.cache.stream",
-    "Window": "pagedvid.cache.sizes",
+    "StreamCodecs": "pagedvid.cache.stream_codecs",
+    "Window": "pagedvid.cache.window",
+    **{name: "pagedvid.errors" for name in __all__ if name.endswith("Error")},
 }
 
 

@@ -1,8 +1,8 @@
-"""PagedKVCache: the surface that an engine embeds. Bookkeeping (cache/) and attention (attention/) in one object.
+"""PagedKVCache: what an engine embeds. Bookkeeping (cache/) and attention (attention/) in one object.
 
 cache  = PagedKVCache(CacheSpec(num_layers=30, num_kv_heads=12, head_dim=128), memory="24GiB")
 stream = cache.open(Window(sink_chunks=1, recent_chunks=6), chunk_tokens=4680)
-with cache.denoise([stream]) as step:       # reads only; as often as there are denoise steps
+with cache.denoise([stream]) as step:       # reads only; once for each denoise step
     ...  out = step.attend(layer, q, k, v, rope)
 with cache.commit([stream]) as step:        # reads and stores; published when the block ends without error
     ...
@@ -14,23 +14,37 @@ from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 
 from pagedvid.arguments import instance_of, list_of, whole_numbers
 from pagedvid.attention.backend import select_backend
-from pagedvid.attention.step import Step
+from pagedvid.attention.step import Step, checked_layer
 from pagedvid.cache.manager import CacheManager
-from pagedvid.cache.plan import QueryRange, StepPlan
+from pagedvid.cache.plan import QueryRange, StepPlan, chunk_positions
 from pagedvid.cache.spec import CacheSpec
 from pagedvid.cache.stream import Stream
 from pagedvid.cache.stream_codecs import StreamCodecs
 from pagedvid.codecs.book import CodecBook
 from pagedvid.codecs.klt.file import load_calibration
+from pagedvid.correction.formula import QuantError
 from pagedvid.errors import ConfigError, StateError
 from pagedvid.host_state import independent_of_host
+from pagedvid.rotary.tables import from_half_layout, rotated_at
 from pagedvid.units import parse_bytes
+
+
+class StoredLayer(NamedTuple):
+    """One layer of a committed chunk. Axes: n tokens, H KV heads, D head_dim."""
+
+    k: Tensor
+    """float32 [n, H, D], in the host's channel order."""
+    v: Tensor
+    quant_error: QuantError | None
+    """What is known of how storing changed the keys; None where nothing is corrected. Its `bias` is what the
+    correction subtracts from the log-sum-exp (correction/formula.py)."""
 
 
 class PagedKVCache(CacheManager):
@@ -48,8 +62,9 @@ class PagedKVCache(CacheManager):
         tables: Path | str | None = None,
         book: CodecBook | None = None,
     ) -> None:
-        """`scratch`: room for decoded keys and values; one head of one chunk always fits. `tables`: the file that klt
-        codecs need (docs/calibrate.md). `book`: codecs of your own, in place of `tables`.
+        """`memory`: bytes of all pages, or text such as "24GiB". `scratch`: bytes for decoded keys and values; one head
+        of one chunk always fits. `tables`: the file that klt codecs need (docs/calibrate.md). `book`: codec objects of
+        your own, instead of `tables`.
 
         Raises CapacityError, BackendError, ConfigError.
         """
@@ -63,14 +78,17 @@ class PagedKVCache(CacheManager):
         self.backend = select_backend(backend, self.pool, spec, self.book, parse_bytes(scratch))
 
     def check_codecs(self, codecs: StreamCodecs) -> None:
-        """See `CacheManager.check_codecs`; raises ConfigError also for codecs whose tables are missing."""
+        """Raises ConfigError for codecs in which this cache cannot store chunks, or whose tables are missing."""
         super().check_codecs(codecs)
         self.book.check(codecs.all(), self.spec.num_layers)
 
     @contextmanager
     def step(self, ranges: Sequence[Stream | QueryRange]) -> Iterator[Step]:
-        """A forward over any mix of denoise steps and commit passes; see `CacheManager.transaction`. A bare stream only
-        reads."""
+        """A forward over any mix of denoise steps and commit passes; a bare stream is a denoise step.
+
+        When the block ends without an error, all new chunks are published together; after an exception no stream has
+        changed. Raises StateError and ShapeError for ranges that cannot be planned.
+        """
         with self.transaction(as_ranges(ranges)) as plan:
             step = self._new_step(plan)
             try:
@@ -82,7 +100,7 @@ class PagedKVCache(CacheManager):
         return Step(plan, self.pool, self.spec, self.backend)
 
     def denoise(self, ranges: Sequence[Stream | QueryRange]) -> AbstractContextManager[Step]:
-        """A forward that only reads. A bare stream stands for its branch "cond" with chunk_tokens tokens."""
+        """A forward that only reads. A bare stream means its branch "cond" with chunk_tokens tokens."""
         return self.step([replace(range_, commit=False) for range_ in as_ranges(ranges)])
 
     def commit(self, ranges: Sequence[Stream | QueryRange]) -> AbstractContextManager[Step]:
@@ -90,16 +108,42 @@ class PagedKVCache(CacheManager):
         return self.step([replace(range_, commit=True) for range_ in as_ranges(ranges)])
 
     def replace(self, stream: Stream, chunk_index: int, branch: str = "cond") -> AbstractContextManager[Step]:
-        """A commit pass that puts new keys and values in the place of a live chunk (prompt switch, refreshed sink).
+        """A commit pass that replaces the keys and values of a live chunk (prompt switch, refreshed sink).
 
-        The old ones stay readable until the block ends, so it can need pages beyond the stream's peak: CapacityError.
+        The old ones stay readable until the block ends, which can take pages beyond the stream's peak. Raises
+        CapacityError, StateError.
         """
         (old,) = stream.history(branch).select(whole_numbers("chunk_index", (chunk_index,)))
         return self.step([QueryRange(stream, branch, old.num_tokens, commit=True, replaces=chunk_index)])
 
+    @independent_of_host
+    def read(
+        self, stream: Stream, chunk_index: int, layer: int, branch: str = "cond", *, rotated: bool | None = None
+    ) -> StoredLayer:
+        """One layer of a committed chunk as dense tensors, for a host that attends by itself.
+
+        `rotated`: whether keys come back rotated to their present positions, or before rotary embedding; None: as the
+        host's own keys arrive (`CacheSpec.keys_arrive`).
+        Raises StateError for a chunk that the branch does not keep, ShapeError for a layer that does not exist.
+        """
+        self._require_open(stream)
+        layer, history, store = checked_layer(layer, self.spec.num_layers), stream.history(branch), self.backend.store
+        (chunk,) = history.select(whole_numbers("chunk_index", (chunk_index,)))
+        given = chunk.ropes[layer]
+        rope = None if given is None else store.ropes.on_device(given.host)
+        k_HnD, v_HnD = store.read(chunk, layer, rope)
+        if rotated is None:
+            rotated = self.spec.keys_arrive == "rotated"
+        if rotated:
+            k_HnD = rotated_at(k_HnD, rope, chunk_positions(history)[chunk.index])
+        if rope is not None:
+            k_HnD = from_half_layout(k_HnD, rope.layout)
+        error = store.quant_error(chunk, layer, has_rope=rope is not None)
+        return StoredLayer(k_HnD.transpose(0, 1), v_HnD.transpose(0, 1), error)
+
 
 def as_ranges(items: Sequence[Stream | QueryRange]) -> list[QueryRange]:
-    """Streams as the query ranges of their next chunks; ranges stay what they are. Raises StateError for others."""
+    """Streams as query ranges of their next chunks; query ranges unchanged. Raises StateError for anything else."""
     kinds: Any = (Stream, QueryRange)
     listed: list[Stream | QueryRange] = list_of(kinds, "ranges", items, "[stream]", StateError)
     return [QueryRange(item) if isinstance(item, Stream) else item for item in listed]

@@ -204,6 +204,17 @@ def test_public_names_are_importable_and_others_are_not():
         _ = pagedvid.Cache
 
 
+def test_public_names_come_from_where_they_are_defined():
+    for name in set(pagedvid.__all__) - {"__version__"}:
+        assert getattr(pagedvid, name).__module__ == pagedvid._HOMES[name], name
+
+
+def test_every_error_is_public():
+    classes = [each for each in vars(pagedvid.errors).values() if isinstance(each, type)]
+    errors = {each.__name__ for each in classes if issubclass(each, PagedvidError)}
+    assert errors == {name for name in pagedvid.__all__ if name.endswith("Error")}
+
+
 def test_every_module_can_be_imported_by_itself():
     """Where Triton is not installed, its kernels are the exception."""
     for module in pkgutil.walk_packages(pagedvid.__path__, "pagedvid."):

@@ -19,7 +19,7 @@ from pagedvid.attention.store import Writing
 from pagedvid.cache.plan import StepPlan
 from pagedvid.cache.pool import PagePool
 from pagedvid.cache.spec import CacheSpec
-from pagedvid.errors import ShapeError, StateError
+from pagedvid.errors import ConfigError, ShapeError, StateError
 from pagedvid.host_state import independent_of_host, plain_tensor
 from pagedvid.rotary.checked import CheckedRope, require_same_rope
 from pagedvid.rotary.projective import Projection
@@ -70,9 +70,8 @@ class Step:
         [n, Hkv, D], or None, that every view sees neither rotated nor mapped, such as those of a text; they are not
         stored. Raises ShapeError, NonFiniteError (which rolls a commit back) and StateError.
         """
-        if self._has_ended:
-            raise StateError("this step has ended; its pages may belong to others by now. Open a new step.")
-        q_THD, k_THD, v_THD = self._checked(layer, q_THD, k_THD, v_THD)
+        self._require_open()
+        q_THD, k_THD, v_THD = self._checked(layer, q=q_THD, k=k_THD, v=v_THD)
         context = self._checked_context(context, q_THD.dtype)
         projections = _checked_projections(projections)
         made_for = (q_THD.dtype, tuple(0 if pair is None else len(pair[0]) for pair in context))
@@ -87,9 +86,40 @@ class Step:
             self._write(layer, q_THD, k_THD, v_THD, rotation, [view for view, _ in views])
         return torch.stack(outs) if projections else outs[0]
 
+    @independent_of_host
+    def store(
+        self,
+        layer: int,
+        k_THD: Tensor,
+        v_THD: Tensor,
+        rope: RopeTables | None = None,
+        *,
+        q_THD: Tensor | None = None,
+    ) -> None:
+        """Stores k and v in a commit pass without attending, for hosts that attend themselves; in place of `attend`.
+
+        Arguments are those of `attend`. `q_THD`: needed where the correction is measured, which looks at the
+        `sampled_offsets` of each range only.
+        Raises ShapeError, ConfigError without queries that are needed, NonFiniteError (the commit is rolled back by
+        it) and StateError, also for a step that only reads.
+        """
+        self._require_open()
+        if not self._is_commit:
+            raise StateError("this step only reads; open a commit pass to store keys and values")
+        if q_THD is None and any(pending.chunk.alpha is not None for pending in self.plan.pending):
+            raise ConfigError('correction "measured" fits a factor to queries; give `q_THD`, or choose "formula"')
+        k_THD, v_THD, *queries = self._checked(layer, k=k_THD, v=v_THD, **({} if q_THD is None else {"q": q_THD}))
+        rotation = Rotation.of(self.plan, self._spec, rope, self._backend.store.ropes)
+        self._require_same_rope(layer, rotation)
+        self._write(layer, queries[0] if queries else k_THD, k_THD, v_THD, rotation, [])
+
     def end(self) -> None:
         """Called when the step's block is left; `attend` raises StateError from then on."""
         self._has_ended = True
+
+    def _require_open(self) -> None:
+        if self._has_ended:
+            raise StateError("this step has ended; its pages may belong to others by now. Open a new step.")
 
     def _write(
         self, layer: int, q: Tensor, k: Tensor, v: Tensor, rotation: Rotation, views: Sequence[StepProjection]
@@ -175,15 +205,12 @@ class Step:
             self._check_device(f"context of range {number}", x)
         return keys, values
 
-    def _checked(self, layer: int, *qkv: Tensor) -> list[Tensor]:
-        """q, k and v as plain tensors. Raises ShapeError."""
+    def _checked(self, layer: int, **given: Tensor) -> list[Tensor]:
+        """q, k and v, each by its name, as plain tensors. Raises ShapeError."""
         spec, num_tokens = self._spec, self._num_tokens
-        if type(layer) is not int:  # avoids a call in the usual case
-            layer = whole_number("layer", layer)
-        if not 0 <= layer < spec.num_layers:
-            raise ShapeError(f"layer {layer} does not exist; the cache has layers 0 to {spec.num_layers - 1}")
-        plain = [plain_tensor(name, x) for name, x in zip("qkv", qkv, strict=True)]
-        for name, x in zip("qkv", plain, strict=True):
+        checked_layer(layer, spec.num_layers)
+        plain = [plain_tensor(name, x) for name, x in given.items()]
+        for name, x in zip(given, plain, strict=True):
             expected = (num_tokens, spec.query_heads if name == "q" else spec.num_kv_heads, spec.head_dim)
             if tuple(x.shape) != expected:
                 raise ShapeError(
@@ -197,6 +224,15 @@ class Step:
     def _check_device(self, name: str, x: Tensor) -> None:
         if x.device != self._pool.device:
             raise ShapeError(f"{name} is on {x.device}, the pool on {self._pool.device}; move one of them")
+
+
+def checked_layer(layer: int, num_layers: int) -> int:
+    """The number of a layer. Raises ShapeError for a layer that does not exist."""
+    if type(layer) is not int:  # the usual case without a call
+        layer = whole_number("layer", layer)
+    if not 0 <= layer < num_layers:
+        raise ShapeError(f"layer {layer} does not exist; the cache has layers 0 to {num_layers - 1}")
+    return layer
 
 
 def _is_same(a: tuple[Any, ...], b: tuple[Any, ...]) -> bool:

@@ -252,6 +252,11 @@ class CacheManager:
         return self._promised_pages + self._ledger.permanent_pages + self._borrowed_pages
 
     @property
+    def device(self) -> torch.device:
+        """Where the pages are."""
+        return self.pool.device
+
+    @property
     def streams(self) -> tuple[Stream, ...]:
         """Open streams."""
         return tuple(self._streams.values())
@@ -310,10 +315,13 @@ class CacheManager:
                 "left. Release a stream, shorten the window, use fewer bits, or give the pool more memory."
             )
 
-    def _require_idle(self, stream: Stream) -> None:
+    def _require_open(self, stream: Stream) -> None:
         instance_of(Stream, "stream", stream, "what `open` or `fork` returned", StateError)
         if stream.is_released or self._streams.get(stream.id) is not stream:
             raise StateError(f"stream {stream.id} was released or belongs to another cache")
+
+    def _require_idle(self, stream: Stream) -> None:
+        self._require_open(stream)
         if stream.is_busy:
             raise StateError(f"stream {stream.id} is inside an open step; end the step first")
 

@@ -36,18 +36,16 @@ from torch import Tensor
 from pagedvid.arguments import instance_of, whole_number
 from pagedvid.attention.measure import sampled_offsets
 from pagedvid.attention.rotation import Rotation
-from pagedvid.attention.step import DTYPES
-from pagedvid.attention.store import Writing
-from pagedvid.cache.chunk import Chunk
-from pagedvid.cache.plan import QueryRange, chunk_positions, next_position
+from pagedvid.attention.step import DTYPES, checked_layer
+from pagedvid.cache.plan import QueryRange, next_position
 from pagedvid.cache.stream import Stream
 from pagedvid.codecs.base import saturated
 from pagedvid.correction.formula import QuantError, QuerySquares
 from pagedvid.errors import ConfigError, ShapeError, StateError
 from pagedvid.host_state import independent_of_host, plain_tensor
 from pagedvid.paged_kv_cache import PagedKVCache
-from pagedvid.rotary.checked import require_same_rope
-from pagedvid.rotary.tables import RopeTables, from_half_layout, rotated_at
+from pagedvid.rotary.checked import CheckedRope, require_same_rope
+from pagedvid.rotary.tables import RopeTables
 
 
 @dataclass(frozen=True)
@@ -60,7 +58,7 @@ class DenseView:
     spans: tuple[slice, ...]
     """The keys of each chunk; the last span is the current one."""
     errors: tuple[QuantError | None, ...]
-    """The quant error of each span's keys; None where nothing is corrected."""
+    """The quant error of each span's keys; None for a span that is not corrected."""
     rotation: Rotation
     scale: float
 
@@ -104,14 +102,15 @@ class _Current:
 
     k: Tensor
     v: Tensor
-    q: Tensor
-    """A sample of its queries, enough to fit alpha; empty if none were given."""
-    sampled: Tensor
-    """The tokens of these queries, int64."""
+    q: Tensor | None
+    """The queries that alpha is fitted to, those of `sampled_offsets`; None if no alpha is fitted."""
 
-    def all_queries(self) -> Tensor:
-        """Queries of all tokens [n, Hq, D]; zero for those that were not sampled."""
-        return self.q.new_zeros(len(self.k), *self.q.shape[1:]).index_copy_(0, self.sampled, self.q)
+    def all_queries(self) -> Tensor | None:
+        """Queries of all tokens [n, Hq, D], zero for those that alpha is not fitted to."""
+        if self.q is None:
+            return None
+        sampled = sampled_offsets(len(self.k), self.q.device)
+        return self.q.new_zeros(len(self.k), *self.q.shape[1:]).index_copy_(0, sampled, self.q)
 
 
 class DenseWindow:
@@ -134,14 +133,14 @@ class DenseWindow:
         if not isinstance(dtype, torch.dtype) or dtype not in DTYPES:
             raise ConfigError(f"dtype is {dtype!r}; allowed are {', '.join(map(str, DTYPES))}")
         self._history = stream.history(branch)
-        self._rope = None if rope is None else cache.backend.store.ropes.checked(rope)
+        self._rope = None if rope is None else CheckedRope(rope, cache.spec.head_dim // 2)
         for chunk in self._history.chunks.values():
             for stored in set(chunk.ropes.values()):
                 require_same_rope(self._rope, stored, chunk.position, chunk.num_tokens)
         self._current: dict[int, _Current] = {}
         self._rotation = Rotation(None, False)
         spec = cache.spec
-        self._buffer = torch.empty(2, 0, spec.num_kv_heads, spec.head_dim, dtype=dtype, device=cache.pool.device)
+        self._buffer = torch.empty(2, 0, spec.num_kv_heads, spec.head_dim, dtype=dtype, device=cache.device)
         self._needs_queries = any(spec.shape.keeps_alpha(codecs) for codecs in stream.codecs.all())
 
     @property
@@ -153,7 +152,7 @@ class DenseWindow:
     def workspace_bytes(self) -> int:
         """Dense bytes held now: the window of one layer and the current chunk of all layers."""
         held = (x for layer in self._current.values() for x in (layer.k, layer.v, layer.q))
-        return self._buffer.nbytes + sum(x.nbytes for x in held)
+        return self._buffer.nbytes + sum(x.nbytes for x in held if x is not None)
 
     @independent_of_host
     def update_and_get(
@@ -186,17 +185,10 @@ class DenseWindow:
                 f"chunk {self._history.num_committed} cannot be committed before layers {missing} have written it; "
                 "every layer calls update_and_get in each forward"
             )
-        num_tokens = len(self._current[0].k)
-        ranges = [QueryRange(self._stream, self._branch, num_tokens, commit=True)]
-        with self._cache.transaction(ranges) as plan:
-            (range_,) = plan.ranges
-            for pending in range_.writes:
-                for layer, current in self._current.items():
-                    readers = self._rotation.as_reading(current.all_queries(), current.sampled, range_, pending)
-                    writing = Writing(
-                        pending, readers, current.k, current.v, self._rotation.arrival(slice(0, num_tokens))
-                    )
-                    self._cache.backend.store.write(layer, [writing], self._rotation)
+        rope = None if self._rope is None else self._rope.host
+        with self._cache.commit([QueryRange(self._stream, self._branch, len(self._current[0].k))]) as step:
+            for layer, current in self._current.items():
+                step.store(layer, current.k, current.v, rope, q_THD=current.all_queries())
         self._current.clear()
 
     def _begin(self, chunk_start: int, num_tokens: int) -> None:
@@ -214,46 +206,33 @@ class DenseWindow:
         arrive_rotated = self._cache.spec.keys_arrive == "rotated"
         if self._rope is None:
             return Rotation(None, arrive_rotated)
-        stored_by = self._cache.backend.store.ropes.on_device(self._rope.host)
-        cos, sin = (table.unsqueeze(1) for table in stored_by.tables(position, num_tokens))
-        return Rotation(self._rope, arrive_rotated, cos, sin, stored_by)
+        cos, sin = (table.to(self._cache.device).unsqueeze(1) for table in self._rope.tables(position, num_tokens))
+        return Rotation(self._rope, arrive_rotated, cos, sin)
 
     def _write(self, layer: int, k: Tensor, v: Tensor, q: Tensor | None) -> None:
-        sampled = sampled_offsets(0 if q is None else len(k), k.device)
-        queries = k.new_empty(0, self._cache.spec.query_heads, k.shape[-1]) if q is None else q[sampled]
-        self._current[layer] = _Current(k.clone(), v.clone(), queries, sampled)
+        sampled = q[sampled_offsets(len(q), q.device)] if q is not None and self._needs_queries else None
+        self._current[layer] = _Current(k.clone(), v.clone(), sampled)
 
     def _view(self, layer: int) -> DenseView:
-        current, positions = self._current[layer], chunk_positions(self._history)
-        chunks = list(self._history.chunks.values())
+        current, chunks = self._current[layer], self._history.chunks.values()
         ends = [0, *accumulate((*(chunk.num_tokens for chunk in chunks), len(current.k)))]
         if ends[-1] > self._buffer.shape[1]:
             self._buffer = self._buffer.new_empty(2, ends[-1], *self._buffer.shape[2:])
         k, v = self._buffer[:, : ends[-1]]
         spans = tuple(slice(start, stop) for start, stop in pairwise(ends))
+        errors: list[QuantError | None] = []
         for chunk, span in zip(chunks, spans, strict=False):
-            k[span], v[span] = self._decoded(chunk, layer, positions[chunk.index])
+            k[span], v[span], error = self._cache.read(self._stream, chunk.index, layer, self._branch)
+            errors.append(error)
         saturated(self._buffer[:, : ends[-1]])
         k[spans[-1]], v[spans[-1]] = current.k, current.v
-        store, has_rope = self._cache.backend.store, self._rope is not None
-        errors = (*(store.quant_error(chunk, layer, has_rope=has_rope) for chunk in chunks), None)
-        return DenseView(k, v, spans, errors, self._rotation, self._cache.spec.scale)
-
-    def _decoded(self, chunk: Chunk, layer: int, position: int) -> tuple[Tensor, Tensor]:
-        """Keys, in the form in which those of the host arrive, and values of a committed chunk, [n, H, D]."""
-        keys, values = self._cache.backend.store.read(chunk, layer, self._rope)
-        if self._rotation.arrive_rotated:
-            keys = rotated_at(keys, self._rope, position)
-        if self._rope is not None:
-            keys = from_half_layout(keys, self._rope.layout)
-        return keys.transpose(0, 1), values.transpose(0, 1)
+        return DenseView(k, v, spans, (*errors, None), self._rotation, self._cache.spec.scale)
 
     def _checked(self, layer: int, k: Tensor, v: Tensor, q: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
         spec = self._cache.spec
         if self._stream.is_released:
             raise StateError(f"stream {self._stream.id} was released")
-        if not 0 <= whole_number("layer", layer) < spec.num_layers:
-            raise ShapeError(f"layer {layer} does not exist; the cache has layers 0 to {spec.num_layers - 1}")
+        checked_layer(layer, spec.num_layers)
         if self._needs_queries and q is None:
             raise ConfigError(
                 'correction "measured" fits a factor to queries: pass them to update_and_get, or open the cache with '
@@ -264,9 +243,9 @@ class DenseWindow:
             expected = (len(k), heads, spec.head_dim)
             if x is not None and tuple(x.shape) != expected:
                 raise ShapeError(f"{name} has shape {tuple(x.shape)}; tokens x heads x head_dim are {expected}")
-            if x is not None and (x.dtype not in DTYPES or x.device != self._cache.pool.device):
+            if x is not None and (x.dtype not in DTYPES or x.device != self._cache.device):
                 raise ShapeError(
                     f"{name} is {x.dtype} on {x.device}; it must be one of {', '.join(map(str, DTYPES))} on "
-                    f"{self._cache.pool.device}"
+                    f"{self._cache.device}"
                 )
         return k, v, q

@@ -1,4 +1,4 @@
-"""docs/calibrate.md: its code runs as it stands there, and does what the page says."""
+"""docs/calibrate.md: its code runs as shown, and does what the page says."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""docs/embed.md: its code runs as it stands there, and does what the page says."""
+"""docs/embed.md: its code runs as shown, and does what the page says."""
 
 from __future__ import annotations
 
@@ -80,3 +80,11 @@ def test_what_the_page_names_exists():
     methods = {name for name in re.findall(r"`cache\.(\w+)", PAGE)}
     assert {"pin", "replace", "step", "stats", "check"} <= methods
     assert all(hasattr(pagedvid.PagedKVCache, name) for name in methods)
+
+
+def test_codecs_are_written_as_the_page_writes_them():
+    """Exceptions by layer are a mapping."""
+    (written,) = re.findall(r"`(StreamCodecs\(.*layers=.*\))`", PAGE)
+    codecs = eval(written, {"StreamCodecs": StreamCodecs}).steady
+    assert [codecs.of("keys", layer).name for layer in range(7)] == ["int8", "int4", *["int8"] * 4, "int4"]
+    assert [codecs.of("values", layer).name for layer in (0, 1, 2)] == ["int8", "int2", "int4"]
