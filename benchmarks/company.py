@@ -35,7 +35,7 @@ from lib.report import format_table, make_parser, note, use_threads, write_repor
 from pagedvid.config.sections import CacheConfig, Config, EngineConfig, ModelConfig
 from pagedvid.engine.engine import Engine
 from pagedvid.engine.requests import VideoRequest
-from pagedvid.models.build import build_engine
+from pagedvid.models.build import build_engine, resolve
 from pagedvid.models.demo.captions import caption
 from pagedvid.models.demo.world import random_scene
 
@@ -73,7 +73,8 @@ class Workload:
         how = EngineConfig(
             max_batch_tokens=2**20, concurrent=num_together, policy="round_robin", reproducible=reproducible
         )
-        return build_engine(Config(model=self._model, cache=CacheConfig(memory="64MiB", codec=codec), engine=how))
+        config = Config(model=self._model, cache=CacheConfig(memory="64MiB", codec=codec), engine=how)
+        return build_engine(resolve(config))
 
 
 def difference(alone: Videos, together: Videos) -> dict[str, float]:

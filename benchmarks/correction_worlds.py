@@ -35,7 +35,7 @@ from lib.samples import Sample, Traits, capture, draw_video
 from lib.schemes import Scheme, paged, paged_scheme
 from pagedvid.codecs.book import CodecBook
 from pagedvid.codecs.page import PageFormat
-from pagedvid.models.demo.model import DemoModel
+from pagedvid.models.demo.weights import load_demo
 
 SHOWN = ("off", "formula", "variance", "log Z", "measured")
 CACHED_CHUNKS = 4
@@ -73,7 +73,7 @@ def world_videos(kind: str, persistence: float, num_videos: int, seed: int) -> l
 
 def demo_videos(num_videos: int, seed: int) -> list[Sample]:
     """All layers of videos of the demo model; every second one has half as many cached chunks."""
-    model = DemoModel.load(None)
+    model = load_demo()
     samples: list[Sample] = []
     for number, task in enumerate(draw_tasks(num_videos, seed)):
         num_chunks = CACHED_CHUNKS // (1 + number % 2)

@@ -28,7 +28,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from lib.caches import DEFAULT, OWN, Case
 from lib.demo_sheet import draw_sheet
@@ -45,9 +44,8 @@ from lib.quality import (
 )
 from lib.report import make_parser, mean_and_error, note, use_threads, write_report
 from pagedvid.codecs.assignment import CodecPair
-from pagedvid.engine.requests import EngineSettings
 from pagedvid.errors import ConfigError
-from pagedvid.models.registry import load_model
+from pagedvid.models.demo.weights import load_demo
 
 UNCORRECTED = "-off"
 MAX_CACHES = 4
@@ -114,7 +112,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Measures, prints the tables, writes the JSON file and, into the same folder, the contact sheet."""
     arguments = parse(argv)
     use_threads(arguments.threads)
-    model = load_model("demo", arguments.weights, "cpu", torch.float32)
+    model = load_demo(arguments.weights)
     tasks = draw_tasks(arguments.prompts, arguments.seed)
     lab = Lab(model, [task.request for task in tasks], arguments.frames, arguments.steps, arguments.weights)
     videos = {}
@@ -161,7 +159,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     codecs = f"caches to compare with the first: codecs, or {DEFAULT}; with {UNCORRECTED!r} appended: uncorrected"
     default = ["bf16", DEFAULT, "int2", "int2-off"]
     parser.add_argument("--codecs", nargs="+", default=default, metavar="CODEC", help=codecs)
-    parser.add_argument("--steps", type=int, default=EngineSettings().num_denoise_steps, help="denoise steps")
+    parser.add_argument("--steps", type=int, default=8, help="denoise steps")
     parser.add_argument("--weights", type=Path, help="folder of the demo model's weights (default: the shipped ones)")
     arguments = parser.parse_args(argv)
     if arguments.prompts < 4 or arguments.prompts % 2:

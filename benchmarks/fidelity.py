@@ -23,8 +23,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from fidelity import cost, drift, video
 from fidelity.answers import answers
 from fidelity.processes import shared
@@ -36,8 +34,7 @@ from lib.quality import READ_FRAMES, draw_tasks
 from lib.report import make_parser, use_threads, write_report
 from lib.samples import FAMILIES
 from pagedvid.engine.protocol import VideoModel
-from pagedvid.engine.requests import EngineSettings
-from pagedvid.models.registry import load_model
+from pagedvid.models.demo.weights import load_demo
 
 PARTS = ("tensor", "video", "drift", "cost")
 COST_VIDEOS = (1, 8)
@@ -93,7 +90,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if arguments.show is not None:
         show(json.loads(arguments.show.read_text())["results"], arguments.show.with_suffix(".png"))
         return
-    model = load_model("demo", arguments.weights, "cpu", torch.float32)
+    model = load_demo(arguments.weights)
     parts = {"tensor": measure_tensors, "video": measure_videos, "drift": measure_drift, "cost": measure_costs}
     results: dict[str, Any] = {name: parts[name](arguments, model) for name in arguments.parts}
     results["presets"] = preset_codecs(model, arguments.weights)
@@ -114,7 +111,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--drift-prompts", type=int, default=8, help="videos of the part drift")
     parser.add_argument("--drift-frames", type=int, default=320, help="their length; 8 frames are a chunk")
     parser.add_argument("--cost-rounds", type=int, default=COST_ROUNDS, help="rounds of the part cost")
-    parser.add_argument("--steps", type=int, default=EngineSettings().num_denoise_steps, help="denoise steps")
+    parser.add_argument("--steps", type=int, default=8, help="denoise steps")
     parser.add_argument(
         "--processes", type=int, default=os.cpu_count() or 1, help="processes of the parts tensor and video"
     )

@@ -38,10 +38,9 @@ from pagedvid.cache.window import Window
 from pagedvid.config.sections import CacheConfig, Config, ModelConfig
 from pagedvid.engine.engine import Engine
 from pagedvid.engine.protocol import VideoModel
-from pagedvid.engine.requests import ChunkOutput, EngineSettings, VideoRequest
-from pagedvid.models.build import cache_spec, codec_book
-from pagedvid.models.registry import load_model
-from pagedvid.models.settle import settled, tables_path
+from pagedvid.engine.requests import ChunkOutput, VideoRequest
+from pagedvid.models.build import resolve
+from pagedvid.models.demo.weights import load_demo
 from pagedvid.paged_kv_cache import PagedKVCache
 from pagedvid.units import format_bytes
 
@@ -65,7 +64,7 @@ class Workload:
     """Videos of one length; the number at once and the cache vary."""
 
     def __init__(self, weights: Path | None, num_frames: int, seed: int) -> None:
-        self._model: VideoModel = load_model("demo", weights, "cpu", torch.float32)
+        self._model: VideoModel = load_demo(weights)
         self._weights = None if weights is None else str(weights)
         self._num_frames = num_frames
         self._seed = seed
@@ -75,12 +74,12 @@ class Workload:
         num_streams, codec = case
         geometry = self._model.geometry
         window = Window(CacheConfig().sink_chunks, CacheConfig().recent_chunks, positions=self._model.positions)
-        config = settled(Config(model=ModelConfig(weights=self._weights), cache=CacheConfig(codec=codec)))
-        spec = cache_spec(config, geometry)
+        run = resolve(Config(model=ModelConfig(weights=self._weights), cache=CacheConfig(codec=codec)))
+        spec = run.cache
         per_stream = stream_bytes(spec.shape, window, spec.codecs, geometry.chunk_tokens)
-        settings = EngineSettings(max_batch_tokens=num_streams * geometry.chunk_tokens, max_concurrent=num_streams)
-        cache = PagedKVCache(spec, num_streams * per_stream, book=codec_book(spec, tables_path(config)))
-        engine = Engine(self._model, cache, window, settings)
+        max_batch_tokens = num_streams * geometry.chunk_tokens
+        cache = PagedKVCache(spec, num_streams * per_stream, tables=run.tables)
+        engine = Engine(self._model, cache, window, max_batch_tokens=max_batch_tokens, max_concurrent=num_streams)
         for number in range(num_streams):
             engine.submit(VideoRequest(str(number), PROMPT, self._num_frames, self._seed + number))
         return engine

@@ -27,12 +27,12 @@ ROOMS = (
     ("pagedvid.files",),
     ("pagedvid.rotary",),
     ("pagedvid.codecs",),
-    ("pagedvid.config",),
     ("pagedvid.correction",),
     ("pagedvid.cache",),
     ("pagedvid.attention",),
     ("pagedvid.paged_kv_cache", "pagedvid"),
     ("pagedvid.engine",),
+    ("pagedvid.config",),
     ("pagedvid.integrations",),
     ("pagedvid.models",),
     ("pagedvid.calibration",),
@@ -41,7 +41,7 @@ ROOMS = (
     ("pagedvid.cli",),
     ("pagedvid.__main__",),
 )
-"""From the bottom up, each once. Settings name codecs, so `config` is above them."""
+"""From the bottom up, each once. Settings name codecs, corrections and policies, so `config` is above them."""
 
 NOT_FOR_MODELS = (
     "pagedvid.codecs",
@@ -58,8 +58,8 @@ PLAIN_OF_THE_CACHE = (
     "pagedvid.codecs.assignment",
 )
 """Integers: no tensor, and nothing that runs."""
-BUILDERS = ("pagedvid.models.build", "pagedvid.models.settle")
-"""They put a model and a cache together."""
+BUILDERS = ("pagedvid.models.build",)
+"""Puts a model and a cache together."""
 
 ONE_FILE_LIBRARIES = (
     "av",

@@ -11,11 +11,12 @@ import torch
 
 from pagedvid import CacheSpec, GridRotary, PagedKVCache, QueryRange, StreamCodecs, Window
 from pagedvid.cache.window import Commit
-from pagedvid.engine.requests import EngineSettings, VideoRequest
+from pagedvid.engine.requests import VideoRequest
 from pagedvid.errors import PagedvidError
 from pagedvid.integrations.dense_view import DenseWindow
 from pagedvid.rotary.grid import RopeGrid
 from pagedvid.rotary.grid_rotary import theta_frequencies
+from tests.engine.toy_model import toy_engine
 
 WRONG: list[Any] = [
     *(None, 0, -1, 2.5, True, "x", "", b"x", [], [1], (1, 2), {}, {"a": 1}, {1}, object(), int, lambda: 0, range(3)),
@@ -75,7 +76,7 @@ CALLS: dict[str, Call] = {
     **fields(GridRotary.from_theta, USUAL, *USUAL, "theta", "dtype", "whole_frames"),
     **fields(GridRotary.of_sequence, {"frequencies": torch.ones(2), "layout": "half"}, "frequencies", "layout"),
     **fields(theta_frequencies, {"num_channels": 8}, "num_channels", "theta", "dtype"),
-    **fields(EngineSettings, {}, "max_batch_tokens", "policy", "max_concurrent", "num_denoise_steps"),
+    **fields(toy_engine, {}, "max_batch_tokens", "policy", "max_concurrent", "num_denoise_steps"),
     **fields(VideoRequest, {"id": "a", "prompt": "red", "num_frames": 8}, "id", "prompt", "num_frames", "seed"),
     **fields(PagedKVCache, {"spec": CacheSpec(**SHAPE), "memory": "64KiB"}, "spec", "memory", "device", "backend"),
     **fields(PagedKVCache, {"spec": CacheSpec(**SHAPE), "memory": "64KiB"}, "scratch", "book", "tables"),

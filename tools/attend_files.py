@@ -21,11 +21,11 @@ from typing import Any
 import torch
 
 import pagedvid
-from pagedvid import CacheSpec, PagedKVCache, QueryRange, StreamCodecs, Window
+from pagedvid import PagedKVCache, QueryRange, Window
 from pagedvid.attention.step import Step
-from pagedvid.codecs.page import block_frames
-from pagedvid.models.build import codec_book
-from pagedvid.models.registry import load_model, model_tables
+from pagedvid.config.sections import CacheConfig, Config
+from pagedvid.models.build import resolve
+from pagedvid.models.demo.weights import load_demo
 
 PACKAGE = Path(pagedvid.__file__).parent
 CODECS = ("int2", "klt1.5/klt3")
@@ -43,17 +43,9 @@ class Crossed:
 
 def attend_files(codec: str) -> dict[str, Crossed]:
     """By pass, "denoise" and "commit", what `attend` crosses when history is stored in that codec."""
-    model = load_model("demo", None, "cpu", torch.float32)
-    geometry = model.geometry
-    spec = CacheSpec(
-        geometry.num_layers,
-        geometry.num_kv_heads,
-        geometry.head_dim,
-        codecs=StreamCodecs(codec),
-        tokens_per_frame=geometry.tokens_per_frame,
-        frames_per_block=block_frames(geometry.frames_per_chunk),
-    )
-    cache = PagedKVCache(spec, "64MiB", book=codec_book(spec, model_tables("demo", None)))
+    model, resolved = load_demo(), resolve(Config(cache=CacheConfig(codec=codec)))
+    geometry, spec = model.geometry, resolved.cache
+    cache = PagedKVCache(spec, "64MiB", tables=resolved.tables)
     stream = cache.open(Window(1, 2), geometry.chunk_tokens)
     qkv = [torch.randn(geometry.chunk_tokens, spec.num_kv_heads, spec.head_dim, dtype=torch.float32) for _ in range(3)]
 

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from pagedvid.models.demo.captions import caption, read_prompt
-from pagedvid.models.demo.latents import patches_of
-from pagedvid.models.demo.transformer import Transformer
+from pagedvid.models.demo.network import Transformer
+from pagedvid.models.demo.spec import patches_of
 from pagedvid.models.demo.world import Scene, coverage, random_scene, render
 from pagedvid.rotary.grid_rotary import GridRotary
 

@@ -20,8 +20,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import tiny_worldplay
-from pagedvid.models.magi1.config import PUBLISHED, MagiConfig, NetworkConfig
 from pagedvid.models.magi1.network import MagiNetwork
+from pagedvid.models.magi1.spec import PUBLISHED, MagiConfig, NetworkConfig
 
 LAYOUTS = ("shards", "safetensors", "pt")
 CAPTION_ROWS = 12

@@ -11,8 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pagedvid.models.worldplay.network_8b import Config8B, Network8B
-from pagedvid.models.worldplay.network_wan5b import ConfigWan5B, NetworkWan5B
+from pagedvid.models.worldplay.network_8b import Network8B
+from pagedvid.models.worldplay.network_wan5b import NetworkWan5B
+from pagedvid.models.worldplay.spec import Config8B, ConfigWan5B
 
 TOKEN_ROWS, TOKEN_COLUMNS = 3, 4
 NUM_FRAMES = 32

@@ -29,9 +29,9 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from torch import nn
 
 from demo_batches import FRAMES_PER_CHUNK, batch_loss, make_batch
-from pagedvid.models.demo.latents import GRID_SIZE, LATENT_CHANNELS, TOKENS_PER_FRAME
-from pagedvid.models.demo.model import save_weights
-from pagedvid.models.demo.transformer import Transformer, TransformerConfig, demo_rotary
+from pagedvid.models.demo.network import Transformer, demo_rotary
+from pagedvid.models.demo.spec import GRID_SIZE, LATENT_CHANNELS, TOKENS_PER_FRAME, TransformerConfig
+from pagedvid.models.demo.weights import save_weights
 
 HIDDEN_LAYERS = ("qkv", "out", "mlp_in", "mlp_out", "hidden_1", "hidden_2")
 """Linear layers from hidden states to hidden states, by the last part of their names."""
@@ -212,7 +212,7 @@ def train(trainer: Trainer) -> None:
 
 
 def export(checkpoint: Path, folder: Path) -> None:
-    """Writes the averaged weights of a checkpoint in the form that `DemoModel.load` reads."""
+    """Writes the averaged weights of a checkpoint in the form that `load_demo` reads."""
     state = torch.load(checkpoint, map_location="cpu", weights_only=True)
     network = Transformer(TransformerConfig(**state["config"]))
     network.load_state_dict(state["average"])

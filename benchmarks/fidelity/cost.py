@@ -26,7 +26,7 @@ from pagedvid.attention.store import TOGETHER_VALUES
 from pagedvid.cache.plan import QueryRange
 from pagedvid.cache.stream import Stream
 from pagedvid.codecs.assignment import KINDS
-from pagedvid.engine.protocol import Piece
+from pagedvid.engine.schedule import Range
 from pagedvid.paged_kv_cache import PagedKVCache
 
 WAYS = ("encode", "denoise", "commit")
@@ -61,7 +61,7 @@ class Workshop:
         requests = zip(self.conditions, self.lab.requests, strict=True)
         latents = torch.cat([model.initial_latents(condition, request.seed, index) for condition, request in requests])
         size, level = model.geometry.chunk_tokens, 0.0 if commit else 0.5
-        pieces = [Piece(size, level, "cond", condition, commits=commit) for condition in self.conditions]
+        ranges = [Range(range(model.geometry.frames_per_chunk), level, commits=commit)] * len(self.conditions)
         with self.cache.step([QueryRange(stream, commit=commit) for stream in self.streams]) as step:
 
             def attend(layer: int, q_THD: Tensor, k_THD: Tensor, v_THD: Tensor, /, **how: Any) -> Tensor:
@@ -70,7 +70,7 @@ class Workshop:
                         self.seen[layer, kind] = x.unflatten(0, (-1, size)).transpose(1, 2).flatten(0, 1).float()
                 return step.attend(layer, q_THD, k_THD, v_THD, model.rope, **how)
 
-            model.forward(latents, pieces, attend)
+            model.forward(latents, ranges, self.conditions, attend)
 
     def encode(self) -> None:
         """Encodes one chunk of every video in all layers, in calls of the size that the cache uses.

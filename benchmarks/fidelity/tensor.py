@@ -31,7 +31,7 @@ from pagedvid.codecs.book import CodecBook
 from pagedvid.codecs.klt.blocks import BlockLayout
 from pagedvid.codecs.klt.file import Calibration, load_calibration
 from pagedvid.codecs.page import PageFormat, block_frames
-from pagedvid.models.demo.model import DemoModel
+from pagedvid.models.demo.weights import load_demo
 from pagedvid.models.registry import model_tables
 from peers.catalogue import peers
 
@@ -122,7 +122,7 @@ class Sampling:
 
 def demo_family(sampling: Sampling) -> Family:
     """Videos for the prompts of the part "video". klt codecs take part if the model has tables."""
-    model, videos = DemoModel.load(sampling.weights), []
+    model, videos = load_demo(sampling.weights), []
     for number, task in enumerate(draw_tasks(sampling.num_videos, sampling.seed)):
         num_chunks = CACHED_CHUNKS[number % len(CACHED_CHUNKS)]
         videos.append(capture(model, task.request.prompt, task.request.seed, num_chunks))

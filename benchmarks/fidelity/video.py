@@ -20,7 +20,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from fidelity.processes import shared
@@ -29,7 +28,7 @@ from lib.lab import Lab
 from lib.quality import Task, psnr, score_attributes, ssim
 from lib.report import format_table, mean_and_error, note
 from pagedvid.codecs.registry import read_codec
-from pagedvid.models.registry import load_model
+from pagedvid.models.demo.weights import load_demo
 
 CODECS = ("int4", "int4/int2", "int2", "int2-pair-s8", "int2-post", "token4-g64", "token2-g64", "hadamard2-g64")
 KLT_CODECS = ("klt3", "klt1.5/klt3", "klt2.25", "klt2", "klt1/klt2", "klt1.5", "klt1")
@@ -113,7 +112,7 @@ _bench: Bench | None = None
 def _start(lab: tuple[Any, ...], compared: tuple[Any, ...]) -> None:
     """Loads the model: everything else is passed between processes."""
     global _bench
-    _bench = Bench(Lab(load_model("demo", lab[-1], "cpu", torch.float32), *lab), *compared)
+    _bench = Bench(Lab(load_demo(lab[-1]), *lab), *compared)
 
 
 def _measure(job: Job) -> Result:

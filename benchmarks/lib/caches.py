@@ -19,9 +19,8 @@ from pagedvid.capacity.card_files import config_folder
 from pagedvid.config.file import load_config
 from pagedvid.config.sections import CacheConfig, Config, ModelConfig
 from pagedvid.engine.protocol import ModelGeometry
-from pagedvid.models.build import cache_spec, codec_book
+from pagedvid.models.build import RunSpec, resolve
 from pagedvid.models.registry import model_tables
-from pagedvid.models.settle import settled, tables_path
 from pagedvid.paged_kv_cache import PagedKVCache
 from peers.catalogue import Peer, peers
 from peers.codec import FORMAT, PeerBook
@@ -86,20 +85,19 @@ class Caches:
 
     def settings(self, case: Case) -> CacheConfig:
         """Complete settings of a case that is no peer. Raises ConfigError."""
-        return self._config(case).cache
+        return self._run(case).config.cache
 
     def new(self, case: Case, num_videos: int) -> PagedKVCache:
         """An empty cache with room for all videos. Raises ConfigError for an unknown storage."""
         peer = self.peers().get(case.storage)
-        config = self._config(replace(case, storage=FORMAT) if peer else case)
-        spec = cache_spec(config, self.geometry)
+        run = self._run(replace(case, storage=FORMAT) if peer else case)
+        spec = run.cache
         memory = num_videos * stream_bytes(spec.shape, self.window, spec.codecs, self.geometry.chunk_tokens)
         if peer is not None:
             return PagedKVCache(spec, memory, book=PeerBook(peer, spec.shape.page, spec.num_kv_heads))
-        book = codec_book(spec, tables_path(config))
         if case.factor is None:
-            return PagedKVCache(spec, memory, book=book)
-        cache = FactorCache(spec, memory, book=book)
+            return PagedKVCache(spec, memory, tables=run.tables)
+        cache = FactorCache(spec, memory, tables=run.tables)
         cache.factor = case.factor
         return cache
 
@@ -117,7 +115,7 @@ class Caches:
         stored = [codecs.final(index, self.window) for index in range(newest)] + [codecs.at_commit(newest, self.window)]
         return sum(shape.bits_per_value(num_tokens, chunk) for chunk in stored) / len(stored)
 
-    def _config(self, case: Case) -> Config:
+    def _run(self, case: Case) -> RunSpec:
         model = ModelConfig(weights=None if self.weights is None else str(self.weights))
         if case.storage in PRESETS or case.storage == DEFAULT:
             cache = load_config(PRESETS[case.storage]).cache if case.storage in PRESETS else CacheConfig()
@@ -127,4 +125,4 @@ class Caches:
         correction = case.correction if case.factor is None else "measured"
         if correction != OWN:
             cache = replace(cache, correction=correction)
-        return settled(Config(model=model, cache=cache))
+        return resolve(Config(model=model, cache=cache))

@@ -21,8 +21,9 @@ from pagedvid.cache.stream import Stream
 from pagedvid.cache.window import Window
 from pagedvid.config.sections import CacheConfig
 from pagedvid.engine.engine import Engine
-from pagedvid.engine.protocol import Attend, Piece, VideoModel
-from pagedvid.engine.requests import ChunkOutput, EngineSettings, VideoRequest
+from pagedvid.engine.protocol import Attend, VideoModel
+from pagedvid.engine.requests import ChunkOutput, VideoRequest
+from pagedvid.engine.schedule import Range
 from pagedvid.paged_kv_cache import PagedKVCache
 
 COMPARED_CHUNKS = (1, 2)
@@ -109,10 +110,9 @@ class VideoLoop:
 
     def _forward(self, streams: list[Stream], conditions: list[object], latents: Tensor, level: float) -> Tensor:
         """One packed forward; at noise level 0, the commit pass."""
-        size = self.model.geometry.chunk_tokens
-        pieces = [Piece(size, level, "cond", condition) for condition in conditions]
+        ranges = [Range(range(self.model.geometry.frames_per_chunk), level)] * len(conditions)
         with self.cache.step([QueryRange(stream, commit=level == 0.0) for stream in streams]) as step:
-            return self.model.forward(latents, pieces, self._attend(step))
+            return self.model.forward(latents, ranges, conditions, self._attend(step))
 
     def _attend(self, step: Step) -> Attend:
         def attend(layer: int, q_THD: Tensor, k_THD: Tensor, v_THD: Tensor) -> Tensor:
@@ -153,8 +153,7 @@ class Lab:
 
     def engine_frames(self, cache: PagedKVCache) -> np.ndarray:
         """What a user would get, uint8 [videos, frames, H, W, 3]. Raises the error of the first video that fails."""
-        settings = EngineSettings(num_denoise_steps=self.num_denoise_steps)
-        engine = Engine(self.model, cache, self.window, settings)
+        engine = Engine(self.model, cache, self.window, num_denoise_steps=self.num_denoise_steps)
         requests = [
             VideoRequest(str(number), request.prompt, self.num_frames, request.seed)
             for number, request in enumerate(self.requests)

@@ -21,8 +21,8 @@ import torch
 from torch import Tensor
 
 from pagedvid.calibration.statistics import Observation
-from pagedvid.engine.protocol import Piece
-from pagedvid.models.demo.model import DemoModel
+from pagedvid.engine.schedule import Range
+from pagedvid.models.demo.pipeline import DemoModel
 from pagedvid.rotary.tables import rotate
 
 SCORE_DEVIATION = 2.0
@@ -93,7 +93,7 @@ def _dense_forward(
         return out_HTD.transpose(0, 1).to(q_THD.dtype)
 
     with torch.no_grad():
-        prediction = model.forward(latents, [Piece(size, level, "cond", condition)], attend)
+        prediction = model.forward(latents, [Range(range(model.geometry.frames_per_chunk), level)], [condition], attend)
     return seen, prediction
 
 

@@ -1,7 +1,7 @@
-"""Attention backends: what one has to offer, and how `auto` chooses.
+"""Attention backends: their protocol, and how `auto` chooses one.
 
-To add a backend: one file with a class that satisfies `AttentionBackend`, and one line in `_BACKENDS`. A file is
-imported only when its backend is asked for, and says why it cannot run here instead of failing later.
+To add a backend, write one file with a class that satisfies `AttentionBackend` and one line in `_BACKENDS`. The file is
+imported only when the backend is asked for. A backend that cannot run here says why, instead of failing later.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class PreparedView(Protocol):
     def attend(self, layer: int, q_THD: Tensor, k_THD: Tensor, v_THD: Tensor, context: Context = ()) -> Tensor:
         """Each range's attention over its visible chunks (corrected), current and context keys: [T, Hq, D] like q.
 
-        q, k and v are those of the model; the view rotates or maps them. Does not modify its inputs nor any page.
+        q, k and v are the model's; the view rotates or maps them. Modifies neither its inputs nor any page.
         """
         ...
 
@@ -55,7 +55,7 @@ class AttentionBackend(Protocol):
     ) -> PreparedView:
         """Everything that is the same for all layers of a step (tables, groups); called once per step and view.
 
-        `context_tokens`: how many context keys each range has; empty when none has any.
+        `context_tokens`: number of context keys of each range; empty when no range has any.
         """
         ...
 
@@ -65,7 +65,7 @@ _BACKENDS = {
     "scratch": "pagedvid.attention.triton_backend:TritonBackend",
     "fused": "pagedvid.attention.fused_backend:FusedBackend",
 }
-"""In order of preference: the first that has no reason against it is "auto"."""
+"""In order of preference: "auto" takes the first that can run."""
 
 
 def backend_names() -> tuple[str, ...]:
@@ -74,7 +74,7 @@ def backend_names() -> tuple[str, ...]:
 
 
 def backend_reasons(spec: CacheSpec, device: torch.device) -> dict[str, list[str]]:
-    """Of every backend, why it cannot run on that device; an empty list when it can."""
+    """For every backend, why it cannot run on that device; an empty list when it can."""
     return {name: _reasons(name, spec, device) for name in _BACKENDS}
 
 

@@ -1,7 +1,8 @@
 """One chunk of one layer at a time: its pages decoded into a reused dense scratch, and its quant error.
 
-Pages are decoded once per step and layer, and a dense library then runs at its full speed; in exchange one chunk's
-keys and values are in memory in the model's type. Steps of one cache share the scratch, and so one CUDA stream.
+Pages are decoded once per step and layer, so that a dense library then runs at full speed; in exchange, one chunk's
+keys and values take memory in the model's dtype. Steps of one cache share the scratch, so they must share a CUDA
+stream.
 
 Axes: T packed tokens, H KV heads, Hq query heads, n keys, D head_dim.
 """
@@ -26,17 +27,17 @@ from pagedvid.correction.formula import BiasSource, QuantError, bias_source
 
 @dataclass(frozen=True)
 class LayerReads:
-    """What is looked up once for one layer of a group: denoise steps of the same chunk find it again."""
+    """What is looked up once for one layer of a group; all denoise steps of the same chunk use it."""
 
     kernels: tuple[PageKernels, PageKernels]
     """Of keys and of values."""
     pages: tuple[tuple[Tensor, Tensor], ...]
-    """Those of every read, int32 [H, P] each."""
+    """Key and value pages of every read, int32 [H, P] each."""
     errors: tuple[QuantError | None, ...]
 
 
 class ChunkScratch:
-    """Reads chunks. What `decode` returned is overwritten by the next call."""
+    """Reads chunks. Each call of `decode` overwrites what the previous one returned."""
 
     def __init__(self, pool: PagePool, spec: CacheSpec, book: CodecBook) -> None:
         self._pool = pool
@@ -57,15 +58,15 @@ class ChunkScratch:
         return saturated(keys), saturated(values)
 
     def is_corrected(self, group: ReadGroup, layer: int) -> bool:
-        """Whether something is subtracted for a layer's keys."""
+        """Whether the scores of a layer's keys are corrected."""
         return self._source(group, layer) is not None
 
     def quant_error(self, group: ReadGroup, number: int, layer: int) -> QuantError | None:
-        """That of the keys of read `number`; None: nothing is corrected."""
+        """Quant error of the keys of read `number`; None: nothing is corrected."""
         return self._layer_reads(group, layer).errors[number]
 
     def quant_error_of_tokens(self, group: ReadGroup, number: int, layer: int, tokens: slice) -> QuantError | None:
-        """The same of consecutive tokens of the chunk."""
+        """The same for consecutive tokens of the chunk."""
         reads = self._layer_reads(group, layer)
         return self._error(group, number, layer, reads.kernels[0], reads.pages[number][0], tokens)
 

@@ -1,8 +1,8 @@
 """History in one kernel launch per combination of codecs: no scratch, and b exact for every page.
 
-Channel codes and raw pages are read so. A klt page comes out of a transform over its frames and channels, which every
-block of queries would have to repeat, as many operations again as the attention itself; it is decoded once, chunk by
-chunk, as by the backend "scratch". So are codes with step sizes by token.
+The kernel reads channel codes and raw pages. Decoding a klt page takes a transform over its frames and channels; if
+every block of queries repeated it, it would cost as many operations as the attention itself. So klt pages are decoded
+once, chunk by chunk, as in the backend "scratch", and so are codes with step sizes per token.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from pagedvid.correction.formula import bias_source
 
 
 class FusedBackend(TritonBackend):
-    """See the module docstring, and kernels/paged_attention.py."""
+    """Reads history with kernels/paged_attention.py where it can, and otherwise as `TritonBackend` does."""
 
     name = "fused"
 
@@ -49,14 +49,14 @@ class FusedBackend(TritonBackend):
         )
 
     def _work(self, group: ReadGroup, dtype: torch.dtype) -> PagedWork:
-        """Cut once for all layers."""
+        """The work of a group, cut once for all layers."""
         heads_per_group = self.spec.query_heads // self.spec.num_kv_heads
         return group.work(
             lambda: PagedWork.cut(group.pages, group.segments[0], group.ranges, heads_per_group, Tiling.of(dtype))
         )
 
     def _layouts(self, group: ReadGroup, layer: int) -> tuple[PageLayout, PageLayout] | None:
-        """Of keys and values; None when the kernel cannot read one of them."""
+        """Page layouts of keys and values; None when the kernel cannot read one of them."""
         if self.spec.head_dim > MAX_HEAD_DIM:
             return None
         codecs = self.book.pair(group.codecs, layer, slice(0, self.spec.num_kv_heads))
@@ -64,7 +64,7 @@ class FusedBackend(TritonBackend):
         return None if keys is None or values is None else (keys, values)
 
     def _bias(self, group: ReadGroup, layer: int) -> PageBias | None:
-        """What is corrected of a layer's keys, for all of a group's reads."""
+        """The correction of a layer's keys, for all reads of a group."""
         codec = group.codecs.of("keys", layer)
         source = bias_source(self.spec.correction, codec, has_rope=group.rotation is not None)
         if source is None or (source.by_variance and group.variance is None):

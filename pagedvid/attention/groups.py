@@ -8,7 +8,7 @@ the chunks it reads, then its context) is one batched call wherever shapes agree
       b     [b]       int8 128  int2 128                      call 2: a b    int2, 128 tokens
       c     [c]       int8 128                                call 3: a      int2, 128 tokens
 
-so 16 small streams need as many calls as one, and one large stream is split by heads instead (torch_backend.py).
+So 16 small streams need as many calls as one. A large stream is split by heads instead (torch_backend.py).
 """
 
 from __future__ import annotations
@@ -31,37 +31,37 @@ Angles = tuple[Tensor, Tensor]
 
 @dataclass
 class CurrentSource:
-    """Current keys of this step, one stretch per range; never corrected."""
+    """Current keys of this step, one run of tokens per range; never corrected."""
 
     rows: Tensor
     """Which ranges of the batch, int64 [E]."""
     numbers: tuple[int, ...]
-    """The ranges of the step whose keys they are."""
+    """For each, the range of the step that the keys belong to."""
     tokens: Tensor
     """Their packed token indices, int64 [E, n]."""
 
 
 @dataclass
 class PagedSource:
-    """One committed chunk per range, all of the same codecs and length."""
+    """One committed chunk per range, all with the same codecs and length."""
 
     rows: Tensor
     reads: tuple[Read, ...]
     codecs: ChunkCodecs
     num_tokens: int
     angles: Angles | None
-    """Of keys stored before rotary embedding, at their positions in this step; None: they are not rotated."""
+    """For keys stored before rotary embedding: their positions in this step. None: they are not rotated."""
     shift: Angles | None
-    """Of keys stored after rotary embedding, from their stored to their current positions; None: these are the same."""
+    """For keys stored after rotary embedding: from stored to current positions. None: these are the same."""
 
 
 @dataclass
 class ContextSource:
-    """Keys and values handed over with the call, such as a text's: equally many for each range, never corrected."""
+    """Keys and values passed to the call, such as those of a text: equally many for each range, never corrected."""
 
     rows: Tensor
     numbers: tuple[int, ...]
-    """The ranges of the step whose context it is."""
+    """For each, the range of the step that the context belongs to."""
 
 
 Source = CurrentSource | PagedSource | ContextSource
@@ -87,8 +87,8 @@ def group_ranges(
 ) -> list[RangeBatch]:
     """All batches of a step.
 
-    `context_tokens`: context keys of each range, empty when no range has any. `ranges_per_batch`: how many ranges like
-    this one fit in the scratch together.
+    `context_tokens`: number of context keys of each range; empty when no range has any. `ranges_per_batch`: how many
+    ranges like this one fit in the scratch together.
     """
     by_length: dict[int, list[RangePlan]] = {}
     for range_ in plan.ranges:
@@ -121,7 +121,7 @@ def _batch(
 
 def _current_sources(plan: StepPlan, ranges: Sequence[RangePlan]) -> list[Source]:
     sources: list[Source] = []
-    for column in zip_longest(*(reversed(range_.current) for range_ in ranges)):  # its own range comes first
+    for column in zip_longest(*(reversed(range_.current) for range_ in ranges)):  # a range's own keys come first
         by_length: dict[int, list[tuple[int, int]]] = {}
         for row, number in enumerate(column):
             if number is not None:

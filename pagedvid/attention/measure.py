@@ -1,6 +1,6 @@
-"""What rounding did to the attention mass of a chunk's keys, next to what the formula says: the data behind alpha.
+"""How storing a chunk's keys changed their attention mass, and what the formula predicts: the data behind alpha.
 
-The readers are queries of the commit pass itself (correction/fit.py says which part they play).
+The readers are sampled queries of the commit pass itself (correction/fit.py).
 
 Axes: H KV heads, S sampled queries, Q = G * S rows of the query heads of one KV head, n keys, F frames, D head_dim.
 """
@@ -24,7 +24,7 @@ from pagedvid.rotary.projective import map_points
 from pagedvid.rotary.tables import rotate
 
 MEASURED_QUERIES = 32
-"""Queries of the pass, evenly spread, on which alpha is fitted. More do no better (benchmarks/fidelity.py)."""
+"""Queries of the pass, evenly spread, on which alpha is fitted. More do not help (benchmarks/fidelity.py)."""
 
 
 def sampled_offsets(num_tokens: int, device: torch.device | str = "cpu") -> Tensor:
@@ -35,18 +35,18 @@ def sampled_offsets(num_tokens: int, device: torch.device | str = "cpu") -> Tens
 
 @dataclass(frozen=True)
 class StoredKeys:
-    """Keys of one layer of one quantized chunk: as they are handed to the codec, and as it stores them."""
+    """Keys of one layer of one quantized chunk: as the codec was given them, and as it stores them."""
 
     exact_HnD: Tensor
     source: BiasSource
-    """Of their bias."""
+    """Where their bias comes from."""
     angles: Angles | None
     """(cos, sin) of the chunk's positions in this pass; None: keys are not rotated after storage."""
     decode: Callable[[], Tensor]
-    """The keys as they are stored, float32 [H, n, D]; decoded at each call, to limit peak memory."""
+    """The keys as they are stored, float32 [H, n, D]; not cached, to limit peak memory."""
     square_step_size: Callable[[int, int], Tensor | None]
-    """Of (num_tokens, first_token): mean of step_size^2 over these tokens along `axes`, float32 [H, D]; None: there is
-    no uniform grid."""
+    """From (num_tokens, first_token): mean of step_size^2 over these tokens along `axes`, float32 [H, D]; None: the
+    codec has no step sizes."""
     axes: Tensor | None
     """`Codec.axes`, on the device of the keys."""
 
@@ -61,7 +61,7 @@ class StoredKeys:
     def quant_error(
         self, source: BiasSource, variance_change_HD: Tensor | None, num_tokens: int, first_token: int = 0
     ) -> QuantError | None:
-        """What alpha scales, of some of the tokens. `variance_change_HD`: what was kept, if anything was."""
+        """The error behind b of `num_tokens` tokens. `variance_change_HD`: what the chunk keeps, if anything."""
         return source.quant_error(lambda: self.square_step_size(num_tokens, first_token), variance_change_HD, self.axes)
 
 
@@ -77,7 +77,7 @@ class ProjectedQueries:
     here_SF44: Tensor
     """The same of each frame of the queries' own chunk."""
     own_tokens: Tensor | None
-    """See `Readers.own_tokens`."""
+    """As `Readers.own_tokens`."""
 
     def pulled(self, maps_SF44: Tensor, num_kv_heads: int) -> list[Tensor]:
         """For each frame, the queries pulled back to it, float32 [H, Q, D]."""
@@ -85,7 +85,7 @@ class ProjectedQueries:
         return [by_kv_head(self.view.in_page_order(q_SHD), num_kv_heads) for q_SHD in points]
 
     def scores(self, k_HnD: Tensor, maps_SF44: Tensor, scale: float) -> Tensor:
-        """[H, Q, n]. A pulled-back query meets keys as they are stored, not rotated."""
+        """Scores [H, Q, n] of pulled-back queries over keys as they are stored, not rotated."""
         frames = k_HnD.split(self.view.tokens_per_frame, dim=1)
         queries = self.pulled(maps_SF44, len(k_HnD))
         return torch.cat([scale * q @ k.mT for q, k in zip(queries, frames, strict=True)], dim=-1)
@@ -94,7 +94,7 @@ class ProjectedQueries:
 def sample_queries(
     view: StepProjection, range_: RangePlan, pending: PendingChunk, q_THD: Tensor, sampled: Tensor
 ) -> ProjectedQueries:
-    """The queries of the packed tokens `sampled`, all of `range_`, and where they stand towards a pending chunk."""
+    """The queries at packed tokens `sampled`, all in `range_`, with their maps to the frames of a pending chunk."""
     number = range_.current[-1]
     queries = view.queries([number])[0][sampled_offsets(range_.num_tokens) // view.tokens_per_frame].unsqueeze(1)
     here = (queries @ view.current([number])).float().to(q_THD.device)
@@ -107,25 +107,25 @@ def sample_queries(
 
 
 class Effect(NamedTuple):
-    """What storing did to sampled readers of a chunk, [H, Q] each: the data behind alpha."""
+    """What storing a chunk changed for its sampled readers, [H, Q] each."""
 
     log_odds: Tensor
-    """Of the share of the unquantized keys (`reader_log_odds`)."""
+    """Log-odds of the share of the unquantized keys (`reader_log_odds`)."""
     mass_shift: Tensor
-    """Of log Z over the keys."""
+    """Shift of log Z over the keys."""
     bias: Tensor
-    """What subtracting b takes from log Z."""
+    """How much subtracting b lowers log Z."""
 
     @staticmethod
     def of_all(effects: Sequence[Effect]) -> Effect:
-        """On the readers of several views."""
+        """The effects of several views, readers one after the other."""
         return Effect(*(torch.cat(parts, dim=-1) for parts in zip(*effects, strict=True)))
 
 
 def rotary_effect(
     keys: StoredKeys, variance_change_HD: Tensor | None, readers: Readers, log_mass_here: Tensor | None, scale: float
 ) -> Effect:
-    """The effect on rotated queries. `log_mass_here` [H, Q]: log Z over their own chunk; None: the keys are that."""
+    """The effect on rotated queries. `log_mass_here` [H, Q]: log Z over their own chunk; None: it is `keys`."""
     num_heads, num_tokens, _ = keys.exact_HnD.shape
     q = by_kv_head(readers.reading_SHD, num_heads)
     error = keys.quant_error(keys.source, variance_change_HD, num_tokens)
@@ -147,7 +147,7 @@ def projected_effect(
     log_mass_here: Tensor | None,
     scale: float,
 ) -> Effect:
-    """The effect on queries of a projective view, whose b differs from frame to frame. Arguments as `rotary_effect`."""
+    """The effect on queries of a projective view, where b differs from frame to frame. Arguments as `rotary_effect`."""
     size = queries.view.tokens_per_frame
     exact = queries.scores(keys.exact_HnD, queries.chunk_SF44, scale)
     if log_mass_here is None:
@@ -168,7 +168,7 @@ def projected_effect(
 
 
 def own_keys(own_tokens: Tensor | None, rows: Tensor) -> Tensor | None:
-    """Own tokens of the queries of a KV head, int64 [Q], of rows [H, Q, ...] that are G times the sampled queries."""
+    """Own tokens of all query rows of a KV head, int64 [Q]; `rows` [H, Q, ...] hold the sampled queries G times."""
     return None if own_tokens is None else own_tokens.repeat(rows.shape[1] // len(own_tokens))
 
 

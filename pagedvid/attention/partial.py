@@ -1,4 +1,4 @@
-"""Partial attention results: their merge, and PyTorch's flash kernel for the CPU, which gives one.
+"""Partial attention results: their merge, and PyTorch's flash kernel for the CPU, which returns one.
 
 A partial is attention over a subset of the keys: its normalised output and the log-sum-exp of its scores. Canonical
 form: `out` float32 [..., T, D], `lse` float32 [..., T], natural log, scale included; no keys at all is (0, -inf). Every
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 LARGE_BLOCKS_FROM_ROWS = 768
-"""The CPU's flash kernel works on blocks of 256 rows from this many rows on, on smaller blocks below."""
+"""From this many rows on, the CPU's flash kernel works on blocks of 256 rows; with fewer, on smaller blocks."""
 
 
 @dataclass
@@ -50,9 +50,11 @@ def merge_into(total: Partial, other: Partial) -> None:
 
 
 def flash_partial(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Partial:
-    """Attention of q [E, h, M, D] over k and v [E, h, n, D] by the flash kernel, which is called directly because that
-    returns the log-sum-exp."""
-    # The operator takes the last axis to be innermost in memory; called directly, nothing checks that it is.
+    """Attention of q [E, h, M, D] over k and v [E, h, n, D] by PyTorch's flash kernel for the CPU.
+
+    It is called directly because PyTorch's public functions do not return the log-sum-exp.
+    """
+    # The kernel assumes without a check that the last axis is contiguous.
     q, k, v = (x if x.stride(-1) == 1 else x.contiguous() for x in (q, k, v))
     parts = row_parts(q, torch.get_num_threads())
     if parts > 1:
@@ -65,10 +67,10 @@ def flash_partial(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Partial:
 
 
 def row_parts(q: Tensor, num_threads: int) -> int:
-    """Into how many parts the rows of q [E, h, M, D] are cut, so that the kernel gives all threads the same work.
+    """Into how many parts to cut the rows of q [E, h, M, D], so that the kernel gives all threads equal work.
 
-    It deals out blocks of 256 rows: of one head with 4680 rows, one of two threads would get 2560. Short parts would
-    get smaller, slower blocks.
+    It deals out blocks of 256 rows: from one head with 4680 rows, one of two threads would get 2560. Rows are not cut
+    into parts so short that the kernel would use smaller, slower blocks.
     """
     num_ranges, num_heads, num_rows, _ = q.shape
     is_even = num_ranges * num_heads % num_threads == 0

@@ -1,14 +1,15 @@
 """Attention through a projection on a GPU: keys and values are mapped, a chunk at a time, to meet mapped queries.
 
-With P of a query's frame i and of a key's frame f (rotary/projective.py), and A the first frame of the query's range:
+With P_i the map of a query's frame, P_f that of a key's frame (rotary/projective.py), and A the map of the first frame
+of the query's range:
 
     q' = (P_i A^-1)^T q      k' = (A P_f^-1) k      v' = (A P_f^-1) v      out = (P_i A^-1) out'
 
-so one dense call reads a whole chunk. A keeps the numbers small: P_i and P_f^-1 alone would hold the distance to the
-world's origin, which cancels in P_i P_f^-1 only. Both factors are computed in float64. Where keys are corrected, b
-wants the query pulled back to each frame of keys, (P_i P_f^-1)^T q, and so a dense call for each frame.
+so that one dense call reads a whole chunk. A keeps the numbers small: P_i and P_f^-1 each contain the distance to the
+world's origin, which cancels only in their product. Both factors are computed in float64. Where keys are corrected, b
+needs the query pulled back to each frame of keys, (P_i P_f^-1)^T q, and so there is one dense call per frame.
 
-The backend for the CPU pulls queries back in every case (projective_tile.py): there a call costs nothing.
+The CPU backend always pulls queries back (projective_tile.py): a call costs little there.
 
 Axes: T packed tokens, H heads, n keys, F frames, D head_dim.
 """
@@ -38,7 +39,7 @@ Maps = Tensor
 
 @dataclass(frozen=True)
 class StoredMaps:
-    """Those of one chunk that a range reads."""
+    """Maps of one chunk that a range reads."""
 
     keys: Maps
     """A P_f^-1 of its frames."""
@@ -63,9 +64,9 @@ class ProjectedStep(PreparedView):
     current: Maps
     """A P_f^-1 of the frames of all ranges' current keys, one range after the other."""
     context: Maps
-    """A of every range: a context is one frame that is not mapped itself."""
+    """A of every range: context counts as one frame that is not mapped itself."""
     stored: list[list[StoredMaps]]
-    """Of every read of every group."""
+    """For every read of every group."""
 
     @staticmethod
     def of(
@@ -79,7 +80,7 @@ class ProjectedStep(PreparedView):
     ) -> ProjectedStep:
         """Raises StateError for keys stored after rotary embedding."""
         for group in groups:
-            _require_stored_before(group)
+            _require_keys_before_rotary(group)
         anchors = [forward[0] for forward in view.forward]
         queries = [forward @ inverse[0] for forward, inverse in zip(view.forward, view.inverse, strict=True)]
         current = [
@@ -150,7 +151,7 @@ class ProjectedStep(PreparedView):
 
 
 def mapped(x_nHD: Tensor, maps: Maps) -> Tensor:
-    """Tokens [n, H, D] of F frames, every four consecutive channels mapped by the matrix of their frame."""
+    """Tokens [n, H, D] of F frames, every four consecutive channels mapped by the matrix of the token's frame."""
     rows = x_nHD.float().unflatten(0, (len(maps), -1)).flatten(1, 2)
     return map_points(rows, maps).view(x_nHD.shape).to(x_nHD.dtype)
 
@@ -166,7 +167,7 @@ def _stored_maps(view: StepProjection, group: ReadGroup) -> list[StoredMaps]:
     return made
 
 
-def _require_stored_before(group: ReadGroup) -> None:
+def _require_keys_before_rotary(group: ReadGroup) -> None:
     for codec in group.codecs.in_layers(len(group.segments), ("keys",)):
         if codec.stores_rotated:
             raise rotated_keys_refused(codec)

@@ -33,9 +33,9 @@ class StepProjection:
 
     @staticmethod
     def of(plan: StepPlan, spec: CacheSpec, projection: Projection, device: torch.device) -> StepProjection:
-        """Raises ShapeError when maps and tokens do not fit, StateError for a host that has rotated its keys."""
+        """Raises ShapeError when maps and tokens do not fit, StateError when keys arrive rotated."""
         if spec.keys_arrive == "rotated":
-            raise StateError("keys that arrive rotated cannot be read through a projection; hand them over before")
+            raise StateError("a projection cannot read keys that arrive rotated; pass them before rotary embedding")
         if spec.head_dim % POINT_CHANNELS:
             raise ShapeError(f"head_dim is {spec.head_dim}; a projection needs a multiple of {POINT_CHANNELS}")
         maps = [_maps(projection, range_.tag, range_.num_tokens, f"range {i}") for i, range_ in enumerate(plan.ranges)]
@@ -67,20 +67,20 @@ class StepProjection:
         return to_half_layout(x, self.projection.layout)
 
 
-def _maps(projection: Projection, tag: Any, num_tokens: int, what: str) -> tuple[Tensor, Tensor]:
+def _maps(projection: Projection, tag: Any, num_tokens: int, name: str) -> tuple[Tensor, Tensor]:
     forward, inverse = projection.maps(tag)
     num_frames = num_tokens // projection.tokens_per_frame
     expected = (num_frames, POINT_CHANNELS, POINT_CHANNELS)
     if num_tokens % projection.tokens_per_frame or forward.shape != expected or inverse.shape != expected:
         raise ShapeError(
-            f"{what} has {num_tokens} tokens, {projection.tokens_per_frame} per frame, and maps of shape "
-            f"{tuple(forward.shape)} and {tuple(inverse.shape)}; expected is one [4, 4] for each whole frame"
+            f"{name} has {num_tokens} tokens, {projection.tokens_per_frame} per frame, and maps of shape "
+            f"{tuple(forward.shape)} and {tuple(inverse.shape)}; expected is one [4, 4] map for each whole frame"
         )
     return forward, inverse
 
 
 def rotated_keys_refused(codec: CodecSpec) -> StateError:
-    """The error for keys that are stored after rotary embedding: a projection reads them before it."""
+    """The error for a codec that stores keys after rotary embedding, since a projection needs them before it."""
     return StateError(
-        f"{codec} stores keys after rotary embedding; a projection reads them before it. Use another codec for keys"
+        f"{codec} stores keys after rotary embedding; a projection needs them before it. Use another codec for keys"
     )

@@ -1,4 +1,4 @@
-"""Attention through a projection: every frame of keys is met by a query pulled back to it (rotary/projective.py).
+"""Attention through a projection: queries are pulled back to every frame of keys (rotary/projective.py).
 
     for every frame f of every source:   q_f = R_f^T q     attend to the stored keys and values of f
                                          lse -= b(q_f)     exact per query and frame: the map is the frame's own
@@ -25,7 +25,7 @@ from pagedvid.rotary.projective import map_points
 
 @dataclass(frozen=True)
 class FrameMaps:
-    """From the frames of queries to the frames of one source's keys, float32 [E, K frames of keys, F, 4, 4] each."""
+    """Maps between query frames and the K frames of one source's keys, float32 [E, K, F, 4, 4] each."""
 
     pull: Tensor
     """R^T, for queries."""
@@ -123,6 +123,6 @@ class ProjectiveTile(Tile):
 
 
 def map_rows(x_EhMD: Tensor, matrices_EF44: Tensor, group: int) -> Tensor:
-    """Query rows (query head by query head, each frame by frame), every one mapped by the matrix of its frame."""
+    """Query rows, each mapped by the matrix of its frame. Rows are ordered by query head, then frame, then token."""
     rows = x_EhMD.unflatten(2, (group, matrices_EF44.shape[1], -1))
     return map_points(rows, matrices_EF44[:, None, None]).flatten(2, 4)

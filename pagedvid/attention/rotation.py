@@ -1,4 +1,4 @@
-"""How the packed queries and keys of one step rotate by their rotary positions.
+"""Rotation of one step's packed queries and keys by their positions.
 
 Rotation happens where a few heads are gathered, never for all heads at once: a rotated copy of a step's queries and
 keys would be as large as a chunk's keys and values.
@@ -22,17 +22,17 @@ from pagedvid.rotary.tables import Arrival, RopeTables, rotate, to_half_layout, 
 
 @dataclass(frozen=True)
 class Readers:
-    """Sampled queries of a commit pass as readers of a chunk that it stores, [S, h, D], rotated, in half layout."""
+    """Sampled queries of a commit pass as readers of a chunk that it stores; [S, h, D], rotated, in half layout."""
 
     here_SHD: Tensor
-    """Where they stand in this pass."""
+    """Rotated to their positions in this pass."""
     reading_SHD: Tensor
-    """Where they stand when they read the chunk."""
+    """Rotated to the positions from which they read the chunk."""
     position: int
-    """Where rotary embedding places the first token of their own chunk in this pass."""
+    """Position of the first token of their own chunk in this pass."""
     own_tokens: Tensor | None
-    """The token of the stored chunk that each was made with, int64 [S]: no later reader has one there. None for a chunk
-    of an earlier pass, and for a chunk of one token."""
+    """For each query, its own token in the stored chunk, int64 [S], which is left out: no later reader has one there.
+    None for a chunk of an earlier pass, and for a chunk of one token."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class Rotation:
         return Rotation(ropes.checked(rope), arrive_rotated, cos, sin, stored_by)
 
     def rotated(self, x_ThD: Tensor, tokens: Tensor) -> Tensor:
-        """The packed `tokens` [...] of queries or keys as the model gave them: [..., h, D], rotated, in half layout."""
+        """Packed `tokens` [...] of the model's queries or keys, rotated, in half layout: [..., h, D]."""
         x = x_ThD[tokens]
         if self.rope is None or self.cos is None or self.sin is None:
             return x
@@ -71,10 +71,10 @@ class Rotation:
         return rotate(x.float(), self.cos[tokens], self.sin[tokens]).to(x.dtype)
 
     def as_reading(self, q_ThD: Tensor, tokens: Tensor, range_: RangePlan, pending: PendingChunk) -> Readers:
-        """Queries of packed `tokens` of a range as those that will read the pending chunk.
+        """Queries of packed `tokens` of a range, in place of those that will read the pending chunk.
 
-        A chunk that only changes its codec is read by them as they are; the range's own chunk is read by the next one
-        first, so its queries are rotated one chunk ahead.
+        A chunk that only changes its codec is read by these very queries. The range's own chunk is first read by the
+        next chunk, so the queries are rotated one chunk ahead.
         """
         here = self.rotated(q_ThD, tokens)
         if pending.source is not None:
@@ -112,7 +112,7 @@ class Rotation:
         return x if self.rope is None else to_half_layout(x, self.rope.layout)
 
     def arrival(self, tokens: slice) -> Arrival:
-        """How consecutive packed keys come from the model."""
+        """Layout and rotation in which consecutive packed keys arrive from the model."""
         if self.rope is None or self.cos is None or self.sin is None:
             return Arrival()
         rotated_by = (self.cos[tokens, 0], self.sin[tokens, 0]) if self.arrive_rotated else None

@@ -1,4 +1,4 @@
-"""Buffers that every layer and step of a cache uses again."""
+"""Buffers that all layers and steps of a cache share."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from torch import Tensor
 
 
 class Scratch:
-    """Tensors by name; each grows to the largest size asked for. Whoever asks for a name again overwrites it."""
+    """Named buffers, each as large as the largest request so far. Asking for a name again reuses its memory."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._buffers: dict[str, Tensor] = {}
 
     def buffer(self, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-        """A tensor of that shape with anything in it."""
+        """An uninitialised tensor of that shape."""
         num_elements = torch.Size(shape).numel()
         buffer = self._buffers.get(name)
         if buffer is None or buffer.dtype != dtype or buffer.numel() < num_elements:

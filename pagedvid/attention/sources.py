@@ -1,4 +1,4 @@
-"""What the ranges of a step see besides their history: the keys of the step itself, and context such as a text's.
+"""What the ranges of a step see besides their history: the step's own keys, and context such as that of a text.
 
 Made once for all layers and denoise steps of the same chunks.
 """
@@ -24,12 +24,12 @@ class Sources:
 
     current: Ragged
     current_keys: Tensor | None
-    """Packed tokens of every range's current keys; None: each range sees itself alone."""
+    """Packed tokens of every range's current keys; None: each range sees only itself."""
     context: Ragged | None
 
     @staticmethod
     def of(plan: StepPlan, context_tokens: Sequence[int], device: torch.device) -> Sources:
-        """`context_tokens`: how many context keys each range has; empty when none has any."""
+        """`context_tokens`: number of context keys of each range; empty when no range has any."""
         lengths = [range_.num_tokens for range_ in plan.ranges]
         seen = [sum(lengths[number] for number in range_.current) for range_ in plan.ranges]
         context = Ragged.of(lengths, context_tokens, device) if any(context_tokens) else None
@@ -43,7 +43,7 @@ def context_keys(context: Context) -> tuple[Tensor, Tensor]:
 
 
 def _current_keys(plan: StepPlan, device: torch.device) -> Tensor | None:
-    """Packed tokens of the current keys that each range sees, one range after the other; None: those of the step."""
+    """Packed tokens of the current keys that each range sees, range by range; None: each sees only itself."""
     if all(len(range_.current) == 1 for range_ in plan.ranges):
         return None
     seen = [plan.ranges[number] for range_ in plan.ranges for number in range_.current]

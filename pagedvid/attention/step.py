@@ -30,7 +30,7 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 class Step:
-    """An open step. Ranges are packed in the order in which they were given."""
+    """An open step. Its ranges are packed in the order in which they were given."""
 
     def __init__(self, plan: StepPlan, pool: PagePool, spec: CacheSpec, backend: AttentionBackend) -> None:
         self.plan = plan
@@ -40,10 +40,10 @@ class Step:
         self._spec = spec
         self._backend = backend
         self._rotary: tuple[Any, Rotation, PreparedView] | None = None
-        """What it was made from, the view, what the backend prepared for it."""
+        """(what it was made from, the view, what the backend prepared for it)."""
         self._projective: dict[int, tuple[Any, StepProjection, PreparedView]] = {}
         self._same_ropes: set[tuple[CheckedRope | None, CheckedRope | None]] = set()
-        """Pairs that were found to rotate alike."""
+        """Pairs of ropes found to give the same rotation."""
         self._has_ended = False
 
     @independent_of_host
@@ -58,17 +58,17 @@ class Step:
         projections: Sequence[Projection] = (),
         context: Context = (),
     ) -> Tensor:
-        """Attention of all packed tokens over history and current chunks; in a commit pass also stores k and v, once.
+        """Attention of all packed tokens over their history and current chunks; a commit pass also stores k and v.
 
-        q [T, Hq, D], k and v [T, Hkv, D], one dtype (float32, bfloat16 or float16), packed in the order of the ranges;
-        before or after rotary embedding as `CacheSpec.keys_arrive` says. Returns [T, Hq, D] in that dtype. `rope`
-        should be the same object in all layers, or its tables are made anew; None: keys have no positions. No gradient
-        flows through. The result does not depend on strides, nor on what is set in PyTorch (host_state.py).
+        q [T, Hq, D], k and v [T, Hkv, D] share one dtype (float32, bfloat16 or float16) and are packed in the order of
+        the ranges, before or after rotary embedding as `CacheSpec.keys_arrive` says. Returns [T, Hq, D] in that dtype.
+        Pass the same `rope` object in all layers: tables are made once per object. None: keys have no positions.
+        No gradient flows through. The result does not depend on strides or on PyTorch's settings (host_state.py).
 
-        `projections`: further views of the same queries and the same keys and values, current and stored; the result
-        then is [1 + projections, T, Hq, D], the rotary view first. `context`: for every range keys and values
-        [n, Hkv, D], or None, that all views see as they are, such as a text's; they are not stored.
-        Raises ShapeError, NonFiniteError (a commit is rolled back by it) and StateError.
+        `projections`: further views of the same queries and of the same current and stored keys and values; the result
+        is then [1 + projections, T, Hq, D], the rotary view first. `context`: for every range, keys and values
+        [n, Hkv, D], or None, that every view sees neither rotated nor mapped, such as those of a text; they are not
+        stored. Raises ShapeError, NonFiniteError (which rolls a commit back) and StateError.
         """
         self._require_open()
         q_THD, k_THD, v_THD = self._checked(layer, q=q_THD, k=k_THD, v=v_THD)
@@ -114,7 +114,7 @@ class Step:
         self._write(layer, queries[0] if queries else k_THD, k_THD, v_THD, rotation, [])
 
     def end(self) -> None:
-        """No `attend` after this; called when the step's block is left."""
+        """Called when the step's block is left; `attend` raises StateError from then on."""
         self._has_ended = True
 
     def _require_open(self) -> None:
@@ -137,7 +137,7 @@ class Step:
                 writings.append(writing)
         self._backend.store.write(layer, writings, rotation)
         for range_ in self.plan.ranges:
-            for pending in range_.writes if range_.reads else ():  # one rope of a stream is kept, and not every pass's
+            for pending in range_.writes if range_.reads else ():  # keeps one rope per stream, not one per pass
                 pending.chunk.ropes[layer] = range_.reads[0].chunk.ropes[layer]
 
     def _require_same_rope(self, layer: int, rotation: Rotation) -> None:
@@ -228,7 +228,7 @@ class Step:
 
 def checked_layer(layer: int, num_layers: int) -> int:
     """The number of a layer. Raises ShapeError for a layer that does not exist."""
-    if type(layer) is not int:  # the usual case without a call
+    if type(layer) is not int:  # avoids a call in the usual case
         layer = whole_number("layer", layer)
     if not 0 <= layer < num_layers:
         raise ShapeError(f"layer {layer} does not exist; the cache has layers 0 to {num_layers - 1}")
@@ -236,13 +236,13 @@ def checked_layer(layer: int, num_layers: int) -> int:
 
 
 def _is_same(a: tuple[Any, ...], b: tuple[Any, ...]) -> bool:
-    """The very same tables or projection, and the same rest."""
+    """Whether both were made from the same object (rope or projection) and equal settings."""
     return a[0] is b[0] and a[1:] == b[1:]
 
 
 def _checked_projections(projections: object) -> list[Projection]:
-    """Raises ShapeError for what is no list of projections."""
-    if isinstance(projections, (tuple, list)) and not projections:  # the usual case without a call
+    """The projections as a list. Raises ShapeError for anything else."""
+    if isinstance(projections, (tuple, list)) and not projections:  # avoids a call in the usual case
         return []
     protocol: Any = Projection
     listed: list[Projection] = list_of(protocol, "projections", projections, "[projection]")

@@ -1,7 +1,7 @@
 """What the kernels read in every layer of a step: page lists, positions and correction factors, on the device.
 
-They are made from integers of the plan and copied to the device once; denoise steps of the same chunks over the same
-history find them again (`TableCache`), so that within a step nothing waits for the host or for the device.
+They are made from integers of the plan and copied to the device once. Denoise steps of the same chunks over the same
+history reuse them (`TableCache`), so that nothing within a step waits for the host or the device.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ from pagedvid.rotary.tables import RopeTables
 
 Made = TypeVar("Made")
 KEPT_STEPS = 8
-"""Sets of tables kept: the conditional and unconditional steps of a few batches."""
+"""Sets of tables kept: enough for the conditional and unconditional steps of a few batches."""
 
 
 @dataclass(frozen=True, eq=False)
 class ReadGroup:
-    """All reads of chunks of the same codecs in one step, range by range. S reads, L layers, H KV heads."""
+    """All reads of one step from chunks with the same codecs, range by range. S reads, L layers, H KV heads."""
 
     codecs: ChunkCodecs
     reads: tuple[Read, ...]
@@ -51,16 +51,15 @@ class ReadGroup:
     shift: AxisTables | None
     """The same for keys stored after it; None: they do not rotate."""
     alpha: Tensor | None
-    """[L, S, H]."""
+    """float32 [L, S, H]; None: the chunks keep none."""
     variance: Tensor | None
-    """[L, S, H, D]."""
-
+    """Var k' - Var k, bfloat16 [L, S, H, D]; None: the chunks keep none."""
     sequences: tuple[Ragged, ...]
     """Each read as the one sequence of a dense call: the range's queries over the chunk's keys."""
     _work: list[Any] = field(default_factory=list, repr=False)
 
     def work(self, cut: Callable[[], Made]) -> Made:
-        """What a kernel needs of the group in all layers: made by the first call."""
+        """What a kernel needs to know of the group in all layers; made by the first call."""
         if not self._work:
             self._work.append(cut())
         made: Made = self._work[0]
@@ -72,7 +71,7 @@ class ReadGroup:
 
 
 def read_groups(plan: StepPlan, spec: CacheSpec, rope: RopeTables | None, device: torch.device) -> list[ReadGroup]:
-    """One for each combination of codecs that the step reads."""
+    """One group for each combination of codecs that the step reads."""
     by_codecs: dict[ChunkCodecs, None] = dict.fromkeys(read.chunk.codecs for r in plan.ranges for read in r.reads)
     return [_read_group(plan, codecs, spec, rope, device) for codecs in by_codecs]
 
@@ -155,24 +154,24 @@ def _shift(
 
 
 def _by_layer(kept: Sequence[Tensor | None], device: torch.device) -> Tensor | None:
-    """What chunks keep, [S][L, ...] -> [L, S, ...]; None when they keep nothing."""
+    """What chunks keep, S tensors [L, ...] -> [L, S, ...]; None when they keep nothing."""
     given = [each.to(device) for each in kept if each is not None]
     if len(given) not in (0, len(kept)):
-        raise IntegrityError(f"of {len(kept)} chunks of the same codecs only {len(given)} keep correction factors")
+        raise IntegrityError(f"only {len(given)} of {len(kept)} chunks with the same codecs keep correction factors")
     return torch.stack(given, dim=1).contiguous() if given else None
 
 
 class TableCache:
-    """The tables of the last few steps, by what they were made from."""
+    """The tables of the last few steps, found by what they were made from."""
 
     def __init__(self) -> None:
         self._made: OrderedDict[Hashable, tuple[Any, Any]] = OrderedDict()
 
     def find(self, plan: StepPlan, rope: RopeTables | None, more: Hashable, make: Callable[[], Made]) -> Made:
-        """What `make` made for the same ranges over the same chunks and the very same `rope`, or makes it now."""
+        """What `make` returned for the same ranges, chunks, `rope` object and `more`; calls it if that is not kept."""
         key = (plan_key(plan), id(rope), more)
         if key not in self._made:
-            self._made[key] = (rope, make())  # holding the tables' maker keeps its id from being given to another
+            self._made[key] = (rope, make())  # keeping the rope alive keeps its id from being reused
             if len(self._made) > KEPT_STEPS:
                 self._made.popitem(last=False)
         self._made.move_to_end(key)
@@ -181,7 +180,7 @@ class TableCache:
 
 
 def plan_key(plan: StepPlan) -> Hashable:
-    """Ranges, positions and chunks of a step. Chunk ids are never given twice."""
+    """Ranges, positions and chunks of a step. Chunk ids are never reused."""
     return tuple(
         (r.num_tokens, r.first_token, r.current, tuple((read.chunk.id, read.first_token) for read in r.reads))
         for r in plan.ranges

@@ -1,11 +1,11 @@
-"""The writing half of a commit pass, and the reading of whole layers: keys and values become pages and come back.
+"""Writes whole layers of chunks to pages in a commit pass, and reads them back.
 
-Keys arrive before rotary embedding and in half layout. What the correction needs besides the pages is taken here, where
-keys are at hand both as they were and as they are stored:
+Codecs get keys before rotary embedding and in half layout, unless they store them rotated. What the correction needs
+besides the pages is measured here, where both the exact and the stored keys are at hand:
 
     variance   Var k' - Var k of every channel over the chunk's tokens
-    alpha      the factor on b that leaves the chunk its share of the attention of queries of this very pass, in the
-               part of those that will read it (correction/fit.py, measure.py). A chunk that is read in several views
+    alpha      the factor on b that leaves the chunk its share of attention, measured with queries of this very pass in
+               place of those that will read it (correction/fit.py, measure.py). A chunk that is read in several views
                has one factor, fitted to the queries of all of them
 """
 
@@ -41,7 +41,7 @@ from pagedvid.rotary.checked import Ropes
 from pagedvid.rotary.tables import Arrival, RopeTables, rotated_at
 
 TOGETHER_VALUES = 2**19
-"""Keys (or values) of a layer that are encoded in one call at most; with more, calls cost nothing next to the work."""
+"""Most numbers (tokens x heads x head_dim) encoded in one call: beyond it, the cost of a call is negligible anyway."""
 
 
 @dataclass(frozen=True)
@@ -70,17 +70,17 @@ class LayerStore:
     _effects: WeakKeyDictionary[PendingChunk, dict[int, Effect]] = field(
         default_factory=WeakKeyDictionary, init=False, repr=False
     )
-    """What is measured of the layers of pending chunks, until all are."""
+    """What was measured of each layer of pending chunks, until alpha is fitted to all of them."""
 
     @cached_property
     def ropes(self) -> Ropes:
-        """Rotary tables, checked, where the pool is."""
+        """Checked rotary tables on the pool's device."""
         return Ropes(self.spec.head_dim // 2, self.pool.device)
 
     def write(self, layer: int, writings: Sequence[Writing], rotation: Rotation) -> None:
         """Stores one layer of pending chunks; small ones of equal length and codecs are encoded in one call.
 
-        Raises NonFiniteError naming layer and heads, StateError when a layer was written before.
+        Raises NonFiniteError naming layer and heads, StateError when the layer has been written already.
         """
         for writing in writings:
             pending = writing.pending
@@ -108,7 +108,7 @@ class LayerStore:
         return batches
 
     def _write_batch(self, layer: int, batch: Sequence[Writing], rotation: Rotation) -> None:
-        """Writings of one length and one set of codecs."""
+        """Stores writings of equal length and codecs."""
         codec, _ = self._codecs(batch[0].pending.chunk, layer)
         keys, values = [], []
         for writing in batch:
@@ -120,7 +120,7 @@ class LayerStore:
         records = self._encode_all([writing.pending for writing in batch], "keys", layer, keys)
         self._encode_all([writing.pending for writing in batch], "values", layer, values)
         for writing, exact_HnD, records_HPB in zip(batch, keys, records, strict=True):
-            if self._is_kept(writing.pending, "keys", layer):
+            if self._keeps_codec(writing.pending, "keys", layer):
                 _copy_correction(writing.pending, layer)
             elif self._is_measured(writing.pending, codec):
                 stored = self._stored(writing.pending.chunk, layer, exact_HnD.float(), records_HPB, rotation)
@@ -157,12 +157,12 @@ class LayerStore:
         return StoredKeys(exact_HnD, source, angles, decode, square_step_size, axes)
 
     def _is_measured(self, pending: PendingChunk, key_codec: Codec) -> bool:
-        """Whether the correction takes something at commit."""
+        """Whether the correction needs something measured of these keys at commit."""
         chunk = pending.chunk
         return key_codec.spec.is_quantized and (chunk.alpha is not None or chunk.variance is not None)
 
     def _arrived(self, writing: Writing, layer: int, rotation: Rotation) -> tuple[Tensor, Tensor]:
-        """Keys before rotary embedding and values, float32 [H, n, D]."""
+        """Keys (before rotary embedding, in half layout) and values, float32 [H, n, D]."""
         if writing.pending.source is not None:
             return self.read(writing.pending.source, layer, rotation.stored_by)
         k_nHD = writing.arrival.plain(writing.k_nHD)
@@ -172,14 +172,16 @@ class LayerStore:
         self, pending: Sequence[PendingChunk], kind: str, layer: int, tensors: Sequence[Tensor]
     ) -> Sequence[Tensor]:
         """Encodes and stores; returns the records [H, P, B] of each chunk."""
-        if len(pending) == 1 or any(self._is_kept(each, kind, layer) for each in pending):
+        if len(pending) == 1 or any(self._keeps_codec(each, kind, layer) for each in pending):
             return [
-                self._copy(each, kind, layer) if self._is_kept(each, kind, layer) else self._write(each, kind, layer, x)
+                self._copy(each, kind, layer)
+                if self._keeps_codec(each, kind, layer)
+                else self._write(each, kind, layer, x)
                 for each, x in zip(pending, tensors, strict=True)
             ]
         try:
             together = self._codec(pending[0].chunk, kind, layer).encode(torch.cat(list(tensors)))
-        except NonFiniteError:  # one by one, so that the error names the chunk that is to blame
+        except NonFiniteError:  # one by one, so that the error names the chunk at fault
             return [self._write(each, kind, layer, x) for each, x in zip(pending, tensors, strict=True)]
         records = together.chunk(len(pending))
         for each, records_HPB in zip(pending, records, strict=True):
@@ -197,7 +199,7 @@ class LayerStore:
         return keys, values
 
     def quant_error(self, chunk: Chunk, layer: int, *, has_rope: bool) -> QuantError | None:
-        """What is known of the keys of a whole chunk, alpha included; None where nothing is corrected."""
+        """Quant error of the keys of a whole chunk, alpha included; None where nothing is corrected."""
         codec = self._codec(chunk, "keys", layer)
         source = bias_source(self.spec.correction, codec.spec, has_rope=has_rope)
         if source is None:
@@ -242,8 +244,8 @@ class LayerStore:
         self.pool.write(chunk.table.layer(kind, layer), records)
         return records
 
-    def _is_kept(self, pending: PendingChunk, kind: str, layer: int) -> bool:
-        """Whether a chunk that changes its codec does not change it here: what is stored is never quantized again."""
+    def _keeps_codec(self, pending: PendingChunk, kind: str, layer: int) -> bool:
+        """Whether a recoded chunk keeps its codec here; its bytes are then copied, as nothing is quantized twice."""
         source, chunk = pending.source, pending.chunk
         if source is None or source.codecs.of(kind, layer) != chunk.codecs.of(kind, layer):
             return False
@@ -251,7 +253,7 @@ class LayerStore:
         return not is_rotated or source.position == chunk.position
 
     def _copy(self, pending: PendingChunk, kind: str, layer: int) -> Tensor:
-        """Takes over the bytes that the chunk is stored in; returns the records [H, P, B]."""
+        """Copies the bytes of the source chunk; returns the records [H, P, B]."""
         assert pending.source is not None
         records = self.pool.read(pending.source.table.layer(kind, layer))
         self.pool.write(pending.chunk.table.layer(kind, layer), records)
@@ -272,7 +274,7 @@ class LayerStore:
         self._effects.setdefault(pending, {})[layer] = Effect.of_all(effects)
 
     def _fit_alpha(self, pending: PendingChunk) -> None:
-        """All layers at once: next to a small chunk's own work, the fit of each by itself would take long."""
+        """Fits all layers at once: one fit per layer would take long compared with a small chunk's other work."""
         effects = self._effects.pop(pending, None)
         if effects is None:
             return
@@ -297,7 +299,7 @@ class LayerStore:
 
 
 def _copy_correction(pending: PendingChunk, layer: int) -> None:
-    """Takes over what the chunk kept for the correction of one layer."""
+    """Copies what the source chunk keeps for the correction of one layer."""
     source, chunk = pending.source, pending.chunk
     assert source is not None
     if chunk.alpha is not None and source.alpha is not None:

@@ -1,7 +1,7 @@
 """Attention of one batch of ranges in some heads of one layer, source by source: decode, attend, correct, merge.
 
-`PreparedStep` goes through the batches and heads of a step. `RotaryTile` is for keys that are rotated by their
-positions (or have none); projective_tile.py for keys and values read through a projection.
+`PreparedStep` goes through the batches and heads of a step. `RotaryTile` reads keys that rotate by their positions (or
+have none); projective_tile.py reads keys and values through a projection.
 
 Axes: E ranges, T tokens, h KV heads, G query heads per KV head, M = G * T query rows, n keys, D head_dim.
 """
@@ -38,9 +38,9 @@ class PreparedStep(PreparedView):
 
     num_kv_heads: int
     make_tile: Callable[[int, slice, Context], Tile]
-    """From layer, heads and context."""
+    """Of (layer, heads, context)."""
     batches: Sequence[tuple[Any, Sequence[slice]]]
-    """A batch as the tile takes it, and its head tiles."""
+    """(batch as the tile takes it, its head tiles)."""
 
     @override
     def attend(self, layer: int, q_THD: Tensor, k_THD: Tensor, v_THD: Tensor, context: Context = ()) -> Tensor:
@@ -67,7 +67,7 @@ class Decoded:
 
 @dataclass(frozen=True)
 class PageReader:
-    """What tiles of a cache share: where pages are, how they are decoded and into which buffers."""
+    """What the tiles of a cache share: its pages, their codecs, and the buffers to decode into."""
 
     pool: PagePool
     spec: CacheSpec
@@ -77,7 +77,7 @@ class PageReader:
 
 @dataclass
 class Tile(ABC):
-    """What tiles of both views share: pages to tensors, and partials to outputs."""
+    """What tiles of both views share: pages become tensors, and partials become outputs."""
 
     reader: PageReader
     layer: int
@@ -86,10 +86,10 @@ class Tile(ABC):
 
     @abstractmethod
     def attend(self, q_ThD: Tensor, batch: Any, k_ThD: Tensor, v_ThD: Tensor, out_ThGD: Tensor) -> None:
-        """Writes the batch's tokens of `out_ThGD`: all sources merged. `q_ThD` has h * G heads."""
+        """Writes the batch's tokens of `out_ThGD`, all sources merged. `q_ThD` has h * G heads."""
 
     def decode(self, kind: str, source: PagedSource, buffer: str, dtype: torch.dtype) -> Decoded:
-        """The "keys" or "values" of a source, as they are stored, in the named buffer."""
+        """Decodes the "keys" or "values" of a source, as they are stored, into the named buffer."""
         codec = self.reader.book.pair(source.codecs, self.layer, self.heads)[kind == "values"]
         pages = [read.chunk.table.layer(kind, self.layer)[self.heads] for read in source.reads]
         records = self.reader.pool.read(np.concatenate(pages))
@@ -149,7 +149,7 @@ class Tile(ABC):
 
     @staticmethod
     def write(total: Partial, batch: RangeBatch, out_ThGD: Tensor) -> None:
-        """Puts the batch's tokens in their places of the packed output."""
+        """Writes the batch's tokens to their places in the packed output."""
         out_ETHGD = total.out.unflatten(2, (out_ThGD.shape[2], -1)).permute(0, 3, 1, 2, 4)
         out_ThGD.index_copy_(0, batch.tokens.flatten(), out_ETHGD.flatten(0, 1).to(out_ThGD.dtype))
 
@@ -185,7 +185,7 @@ class RotaryTile(Tile):
     def _paged_partial(
         self, source: PagedSource, q_EhMD: Tensor, squares: QuerySquares, rows: slice | Tensor
     ) -> Partial:
-        # Two buffers: keys are decoded into the first and rotated into the second; then values may use the first.
+        # Keys are decoded into the first buffer; if they are rotated into the second, values can reuse the first.
         free = "second"
         keys = self.decode("keys", source, "first", q_EhMD.dtype)
         k, angles = keys.tokens, source.shift if keys.codec.spec.stores_rotated else source.angles
@@ -202,5 +202,5 @@ class RotaryTile(Tile):
 
 
 def head_major(q_ETHD: Tensor, group: int) -> Tensor:
-    """[E, T, h * G, D] -> [E, h, G * T, D]: query heads of one KV head become more rows, as there is no mask."""
+    """[E, T, h * G, D] -> [E, h, G * T, D]: query heads of a KV head become more rows, as there is no mask."""
     return q_ETHD.unflatten(2, (-1, group)).permute(0, 2, 3, 1, 4).flatten(2, 3)

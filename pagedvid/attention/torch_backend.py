@@ -1,5 +1,5 @@
-"""The backend for any CPU. It never holds a dense window: chunk by chunk, and where chunks are large a few heads at a
-time, pages are decoded into a small reused scratch, rotated, attended, corrected and merged (tile.py).
+"""The backend for CPUs. It never holds a dense window: pages are decoded chunk by chunk (large chunks a few heads at a
+time) into a small reused scratch, rotated, attended to, corrected and merged (tile.py).
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ from pagedvid.codecs.book import CodecBook
 class TorchBackend(AttentionBackend):
     """Chunk by chunk, a few heads at a time.
 
-    `scratch_bytes` bounds the decoded keys and values, though one head of one chunk always fits. Queries, partials and
-    temporaries of the arithmetic come on top, about four times as much, and a step's rotary tables.
+    `scratch_bytes` bounds the decoded keys and values, except that one head of one chunk always fits. Queries, partials
+    and other temporaries come on top (about four times as much), and so do a step's rotary tables.
     """
 
     name = "torch"
@@ -85,7 +85,7 @@ class TorchBackend(AttentionBackend):
         return max(codec.padded_tokens(self._page, num_tokens) for codec in used)
 
     def _head_tiles(self, batch: RangeBatch, dtype: torch.dtype) -> list[slice]:
-        """All heads at once when the batch's decoded or current chunks fit in the scratch, otherwise as many as do."""
+        """All heads at once if the batch's decoded or current chunks fit in the scratch, otherwise as many as fit."""
         paged = [source for source in batch.sources if isinstance(source, PagedSource)]
         padded = [len(source.reads) * self._padded_tokens(source.num_tokens, source.codecs) for source in paged]
         widest = max([batch.tokens.numel(), *padded])

@@ -1,13 +1,13 @@
-"""What the two GPU backends share: everything but how pages are read.
+"""What the two GPU backends share: everything except how pages are read.
 
-    current    dense keys of the step, and a text's    the fastest library that can run (dense/)
+    current    dense keys of the step, and context     the fastest library that can run (dense/)
     history    pages                                   "scratch": chunk by chunk: decode, library, merge
                                                        "fused": most codecs in one kernel (fused_backend.py)
     projected  another view of the same keys           projected_history.py
     store      triton_store.py
 
-A step's tables are made once (step_tables.py), buffers are reused, and nothing between the first launch of a layer and
-its last looks at the device.
+A step's tables are made once (step_tables.py), buffers are reused, and nothing waits for the device between the first
+and the last launch of a layer.
 
 Axes: T packed tokens, H KV heads, Hq query heads, n keys, D head_dim.
 """
@@ -50,13 +50,13 @@ Total = tuple[Tensor, Tensor]
 class TritonBackend(AttentionBackend):
     """History chunk by chunk: decode into a scratch, the dense library, then correction and merge in one kernel.
 
-    `scratch_bytes` is not used: a GPU is not kept busy by a few heads of a chunk.
+    `scratch_bytes` is not used: a few heads of a chunk would not keep a GPU busy.
     """
 
     name = "scratch"
 
     def __init__(self, pool: PagePool, spec: CacheSpec, book: CodecBook, scratch_bytes: int) -> None:
-        for codecs in spec.codecs.all():  # now, not in the middle of the first steps
+        for codecs in spec.codecs.all():  # makes the kernels' tables now, not during the first steps
             for layer in range(spec.num_layers):
                 for codec in book.pair(codecs, layer, slice(0, spec.num_kv_heads)):
                     book.kernels(codec, pool.device)
@@ -100,7 +100,7 @@ class TritonBackend(AttentionBackend):
         return RotaryStep(self, view, _packed_angles(view), sources, groups, dense)
 
     def merges_once(self, step: RotaryStep, layer: int) -> bool:
-        """Whether all of history is merged at once; a partial that is merged more often is kept in float32."""
+        """Whether at most one partial is merged into the current one; for more, the total is kept in float32."""
         return not step.groups and step.sources.context is None
 
     def attend_group(self, step: RotaryStep, group: ReadGroup, layer: int, q_THD: Tensor, total: Total) -> None:

@@ -1,7 +1,7 @@
-"""Layers written to pages by kernels, with no look at the device until the last layer of a commit pass.
+"""Writes layers to pages by kernels, without waiting for the device before the last layer of a commit pass.
 
-Keys whose kernels take them as the model gave them, and that nothing is measured of, are put in half layout,
-un-rotated, reduced, rounded, packed and written in one pass.
+Where a codec's kernel takes keys as the model gave them, and nothing is measured of them, one pass puts them in half
+layout, un-rotates, quantizes, packs and writes them.
 """
 
 from __future__ import annotations
@@ -27,18 +27,18 @@ from pagedvid.rotary.kernels import rotated, rows_contiguous
 from pagedvid.rotary.tables import Arrival
 
 Flags = list[tuple[str, int, Tensor]]
-"""(kind, layer, flags [H, F] of what could not be stored)."""
+"""(kind, layer, flags [H, F], set where values could not be stored)."""
 
 
 @dataclass(frozen=True)
 class TritonStore(LayerStore):
-    """A `LayerStore` by kernels."""
+    """A `LayerStore` that encodes and decodes by kernels."""
 
     _flags: WeakKeyDictionary[PendingChunk, Flags] = field(default_factory=WeakKeyDictionary)
 
     @override
     def write(self, layer: int, writings: Sequence[Writing], rotation: Rotation) -> None:
-        # NonFiniteError comes with the last layer.
+        # Only the last layer raises NonFiniteError: the flags are read once.
         super().write(layer, writings, rotation)
         for writing in writings:
             if len(writing.pending.layers_written) == self.spec.num_layers:
@@ -75,7 +75,7 @@ class TritonStore(LayerStore):
     @override
     def _write(self, pending: PendingChunk, kind: str, layer: int, x_HnD: Tensor) -> Tensor:
         self._encode(pending, kind, layer, x_HnD.transpose(0, 1))
-        return self.pool.records[:0]  # what is measured of them reads the pool: `_stored`
+        return self.pool.records[:0]  # not needed: `_stored` reads the pool
 
     @override
     def _copy(self, pending: PendingChunk, kind: str, layer: int) -> Tensor:
@@ -120,7 +120,7 @@ class TritonStore(LayerStore):
 
     def _require_storable(self, chunk: Chunk, flags: Flags) -> None:
         by_head = [flag.bool().any(1) for _, _, flag in flags]
-        if not bool(torch.stack(by_head).any()):  # the one look at the device of a commit pass
+        if not bool(torch.stack(by_head).any()):  # the only wait for the device in a commit pass
             return
         for (kind, layer, _), bad in zip(flags, by_head, strict=True):
             heads: list[Any] = torch.nonzero(bad).flatten().tolist()

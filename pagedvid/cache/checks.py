@@ -1,4 +1,4 @@
-"""Which query ranges a step may ask for: everything that is refused before anything is taken."""
+"""Validation of the query ranges of a step, before any page is taken."""
 
 from __future__ import annotations
 
@@ -18,7 +18,9 @@ def check_ranges(ranges: Sequence[QueryRange]) -> None:
         _check_tokens(number, asked)
         others, visible = asked.sees_ranges, asked.visible or ()
         if len(set(others)) < len(others) or any(not 0 <= other < len(ranges) or other == number for other in others):
-            raise StateError(f"range {number} sees ranges {others}; allowed are others below {len(ranges)}, each once")
+            raise StateError(
+                f"range {number} sees ranges {others}; allowed are others from 0 to {len(ranges) - 1}, each once"
+            )
         if len(set(visible)) < len(visible):
             raise StateError(f"range {number} names a chunk twice: {visible}")
         key, appends = (asked.stream.id, asked.branch), asked.commit and asked.replaces is None
@@ -43,7 +45,7 @@ def _check_tokens(number: int, asked: QueryRange) -> None:
         (old,) = history.select((asked.replaces,))
         if num_tokens != old.num_tokens:
             raise ShapeError(
-                f"range {number} has {num_tokens} tokens; chunk {old.index}, which it replaces, {old.num_tokens}"
+                f"range {number} has {num_tokens} tokens; chunk {old.index}, which it replaces, has {old.num_tokens}"
             )
     elif asked.commit:
         _check_commit(asked, num_tokens)
@@ -52,7 +54,7 @@ def _check_tokens(number: int, asked: QueryRange) -> None:
 def _check_commit(asked: QueryRange, num_tokens: int) -> None:
     stream, history = asked.stream, asked.stream.history(asked.branch)
     if history.num_committed == stream.max_chunks:
-        raise StateError(f"stream {stream.id} was opened for max_chunks={stream.max_chunks}, all of them are committed")
+        raise StateError(f"stream {stream.id} was opened for max_chunks={stream.max_chunks}; all of them are committed")
     if asked.position not in (None, next_position(history)):
         raise StateError(
             f"a commit at position {asked.position} would be read at {next_position(history)}; leave position out"

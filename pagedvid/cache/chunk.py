@@ -1,4 +1,4 @@
-"""Chunks: the unit of commit, eviction and sharing, and the ledger that counts who refers to them."""
+"""Chunks, the unit of commit, eviction and sharing, and the ledger of references to them."""
 
 from __future__ import annotations
 
@@ -20,34 +20,34 @@ NO_PAGES = PageTable(np.empty(0, dtype=np.int32), np.zeros(1, dtype=np.int64), 1
 
 @dataclass(frozen=True, eq=False)
 class Chunk:
-    """A chunk that is committed, or about to be (`PendingChunk`). Once it is committed nothing in it ever changes, nor
-    any byte of its pages."""
+    """A chunk that is committed, or about to be (`PendingChunk`). Once it is committed, neither it nor any byte of its
+    pages ever changes."""
 
     index: int
-    """Which chunk of its video it is, from 0."""
+    """Its index in the video, from 0."""
     first_token: int
-    """Tokens of the video before it."""
+    """Number of tokens before it in the video."""
     position: int
     """Rotary position of its first token when it was committed."""
     num_tokens: int
     codecs: ChunkCodecs
     tag: Any = field(default=None, repr=False)
-    """What the model said about its tokens when it was committed (`QueryRange.tag`), such as their cameras."""
+    """What the model attached when it was committed (`QueryRange.tag`), such as the cameras of its frames."""
     id: int = -1
-    """Given when its pages are taken; no two chunks of a cache have the same."""
+    """Assigned when its pages are taken; unique in its cache."""
     table: PageTable = field(default=NO_PAGES, repr=False)
     alpha: Tensor | None = field(default=None, repr=False)
     """Measured correction factors, float32 [num_layers, num_kv_heads]; None when nothing was measured."""
     variance: Tensor | None = field(default=None, repr=False)
     """Var k' - Var k by channel, bfloat16 [num_layers, num_kv_heads, head_dim]; None when the correction needs none."""
     ropes: dict[int, Any] = field(default_factory=dict, repr=False)
-    """By layer the rotary tables under which its keys were given, or None."""
+    """By layer, the rotary tables that its keys were committed with, or None."""
     digest: bytes | None = field(default=None, repr=False)
     """Hash of the page bytes, kept only with `CacheSpec.debug_checks`."""
 
     @property
     def num_pages(self) -> int:
-        """Pages of its table."""
+        """Number of its pages."""
         return len(self.table.ids)
 
 
@@ -82,12 +82,12 @@ class ChunkLedger:
         return self._references[chunk.id]
 
     def retain(self, chunk: Chunk) -> None:
-        """One more reference; the first one brings the chunk into the ledger."""
+        """Adds a reference; the first one enters the chunk into the ledger."""
         self._chunks[chunk.id] = chunk
         self._references[chunk.id] += 1
 
     def drop(self, chunk: Chunk) -> None:
-        """One reference less; the last one frees the pages."""
+        """Removes a reference; removing the last one frees the pages."""
         if self._references[chunk.id] < 1:
             raise IntegrityError(f"chunk {chunk.id} has no reference left to drop")
         self._references[chunk.id] -= 1
@@ -96,17 +96,17 @@ class ChunkLedger:
             self._pool.give_back(chunk.table.ids)
 
     def make_permanent(self, chunk: Chunk) -> None:
-        """One more permanent reference."""
+        """Adds a permanent reference."""
         self._permanent[chunk.id] += 1
         if self._permanent[chunk.id] == 1:
             self.permanent_pages += chunk.num_pages
 
     def permanent_references(self, chunk: Chunk) -> int:
-        """How many streams hold the chunk for good."""
+        """How many streams hold the chunk permanently."""
         return self._permanent[chunk.id]
 
     def make_temporary(self, chunk: Chunk) -> None:
-        """One permanent reference less."""
+        """Removes a permanent reference."""
         self._permanent[chunk.id] -= 1
         if self._permanent[chunk.id] == 0:
             del self._permanent[chunk.id]

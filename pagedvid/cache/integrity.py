@@ -1,4 +1,4 @@
-"""`check`: everything that the manager counts, recomputed from scratch. Slow and simple on purpose."""
+"""`check`: recomputes from scratch everything that the manager counts. Slow and simple on purpose."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def _check_windows(streams: Sequence[Stream]) -> None:
             )
             _require(
                 all(index == chunk.index for index, chunk in history.chunks.items()),
-                "I5: a chunk stands at another index",
+                "I5: a chunk is kept under another index",
             )
         _require(
             stream.permanent == stream.permanent_chunks(), f"I6: permanent chunks of stream {stream.id} are out of date"

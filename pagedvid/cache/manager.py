@@ -1,19 +1,19 @@
-"""CacheManager: who may hold which pages. Bookkeeping only; the bytes are read and written by the attention layer.
+"""CacheManager: who may hold which pages. Bookkeeping only; attention/ reads and writes the bytes.
 
-Budget. A stream's peak is known when it opens (geometry.peak_pages). Its sinks and pins stay for good and may be shared
-with forks; everything else comes and goes. So the pool's promise is
+Budget. A stream's peak is known when it opens (sizes.py `peak_pages`). Its sinks and pins are permanent and may be
+shared with forks; all other chunks come and go. So the pool promises
 
     budget = sum over streams (peak_pages - permanent pages) + pages of distinct permanent chunks   <=   num_pages
 
-`open`, `fork` and `pin` raise CapacityError rather than break this line; so a commit never fails for lack of pages.
-A fork reserves its own peak less the sinks and pins that it shares. Nothing here is thread-safe.
+`open`, `fork` and `pin` raise CapacityError rather than exceed num_pages, so a commit never fails for lack of pages.
+A fork reserves its own peak minus the sinks and pins that it shares. Nothing here is thread-safe.
 
 Invariants, recomputed from scratch by `check`:
   I1 every page is free, or in exactly one live or pending chunk
   I2 the reference count of a chunk is the number of branch histories that hold it
   I3 a stream holds at most its peak; the budget adds up and is at most num_pages
   I4 the page bytes of a live chunk never change (with debug_checks)
-  I5 live chunks are window.live(num_committed) and the pins, less those dropped before their time, ascending
+  I5 live chunks are window.live(num_committed) and the pins, minus those dropped early, ascending
   I6 permanent chunks are the sinks and pins that have reached their final codec
 """
 
@@ -79,7 +79,7 @@ class CacheManager:
 
         `chunk_tokens`: most tokens of one chunk. `max_chunks`: how many chunks will be committed at most, if known: a
         short video reserves less. `commits`: exactly what every branch will commit and drop, if that is known; the
-        stream must then keep to it (`max_chunks` is its length).
+        stream must then follow it (`max_chunks` is its length).
         Raises CapacityError (nothing is taken) when the peak does not fit, ShapeError for impossible sizes.
         """
         chunk_tokens = whole_number("chunk_tokens", chunk_tokens, 1)
@@ -131,7 +131,7 @@ class CacheManager:
     def fork(self, stream: Stream) -> Stream:
         """A second stream that continues from the same chunks; no byte is copied.
 
-        Reserves its own peak less the sinks and pins that it shares. Raises CapacityError, StateError.
+        Reserves its own peak minus the sinks and pins that it shares. Raises CapacityError, StateError.
         """
         self._require_idle(stream)
         shared = sum(chunk.num_pages for chunk in stream.permanent)
@@ -155,7 +155,7 @@ class CacheManager:
         return self._admit(twin)
 
     def release(self, stream: Stream) -> None:
-        """Ends the stream and its reservation; pages that nobody shares are free. Raises StateError when busy."""
+        """Ends the stream and its reservation; frees pages that no other stream holds. Raises StateError when busy."""
         self._require_idle(stream)
         self._promised_pages -= self._promise_of(stream)
         for chunk in stream.permanent:
@@ -169,7 +169,7 @@ class CacheManager:
         del self._streams[stream.id]
 
     def pin(self, stream: Stream, chunk_index: int, branch: str = "cond") -> None:
-        """Keeps a live chunk until it is unpinned, outside the window too. Raises CapacityError, StateError."""
+        """Keeps a live chunk until it is unpinned, even outside the window. Raises CapacityError, StateError."""
         self._require_idle(stream)
         history = stream.history(branch)
         chunk_index = whole_number("chunk_index", chunk_index)
@@ -193,7 +193,7 @@ class CacheManager:
         self._settle(stream, history.slide())
 
     def drop(self, stream: Stream, chunk_indices: Sequence[int]) -> None:
-        """Frees committed chunks of every branch before the window would: nobody will read them any more.
+        """Frees committed chunks of every branch before the window would, because they will not be read again.
 
         Raises StateError for a chunk that is not kept, or that is a sink or pinned, and for a busy stream.
         """
@@ -248,7 +248,7 @@ class CacheManager:
 
     @property
     def reserved_pages(self) -> int:
-        """The budget line of the module docstring."""
+        """The budget of the module docstring, plus borrowed pages."""
         return self._promised_pages + self._ledger.permanent_pages + self._borrowed_pages
 
     @property
@@ -271,7 +271,7 @@ class CacheManager:
 
     @independent_of_host
     def check(self) -> None:
-        """Recomputes every count from the streams and raises IntegrityError for the first that does not agree."""
+        """Recomputes every count from the streams. Raises IntegrityError for the first that disagrees."""
         check_integrity(
             self.pool, self._ledger, self.streams, self._pending, self.reserved_pages - self._borrowed_pages
         )
@@ -291,7 +291,7 @@ class CacheManager:
         return stream.peak_pages - sum(chunk.num_pages for chunk in stream.permanent)
 
     def _rebalance(self, stream: Stream) -> None:
-        """Derives the stream's peak and permanent chunks anew after any change, and moves the budget with them."""
+        """Recomputes the stream's peak and permanent chunks after any change, and adjusts the budget."""
         before, promised_before = stream.permanent, self._promise_of(stream)
         pinned = [history.chunks[index] for history in stream.branches.values() for index in history.pinned]
         stream.peak_pages = stream.base_peak_pages + sum(self._pin_pages(stream, chunk) for chunk in pinned)
@@ -326,21 +326,20 @@ class CacheManager:
             raise StateError(f"stream {stream.id} is inside an open step; end the step first")
 
     def _borrow(self, wanted: Sequence[tuple[Stream, PendingChunk]]) -> int:
-        """Pages that replacing chunks needs beyond what was promised; raises CapacityError if they cannot be had.
+        """Pages that replacing chunks needs beyond what was promised; raises CapacityError if they are not there.
 
-        Old and new exist together until the step ends; and a replaced sink or pin that a fork shares lives on next to
-        its replacement.
+        Old and new exist together until the step ends, and a replaced sink or pin that a fork shares stays after it.
         """
         after = {stream: stream.held_pages for stream, _ in wanted}
-        parted = 0
+        still_shared = 0
         for stream, pending in wanted:
             after[stream] += self._pages_of(pending)
             old = pending.replaces
             if old is not None and old in stream.permanent and self._ledger.permanent_references(old) > 1:
-                parted += self._pages_of(pending)
+                still_shared += self._pages_of(pending)
         beyond = sum(max(0, held_pages - stream.peak_pages) for stream, held_pages in after.items())
-        self._require(beyond + parted, "replacing a chunk while the old one is still in use")
-        return beyond + parted
+        self._require(beyond + still_shared, "replacing a chunk while the old one is still in use")
+        return beyond + still_shared
 
     def _pages_of(self, pending: PendingChunk) -> int:
         return self.shape.chunk_pages(pending.chunk.num_tokens, pending.chunk.codecs)
@@ -379,7 +378,7 @@ class CacheManager:
                 chunk = self._seal(pending.chunk)
                 self._ledger.retain(chunk)
                 is_new = chunk.index == history.num_committed
-                self._settle(range_.stream, history.append(chunk) if is_new else [history.swap(chunk)])
+                self._settle(range_.stream, history.append(chunk) if is_new else [history.exchange(chunk)])
 
     @independent_of_host
     def _seal(self, chunk: Chunk) -> Chunk:
@@ -388,7 +387,7 @@ class CacheManager:
         return replace(chunk, digest=digest_pages(self.pool, chunk.table.ids))
 
     def _settle(self, stream: Stream, dropped: Sequence[Chunk]) -> None:
-        """After a history changed: budget first, then the references of what left it."""
+        """After a history has changed: adjusts the budget, then drops the references to the chunks that left it."""
         self._rebalance(stream)
         for chunk in dropped:
             self._ledger.drop(chunk)

@@ -36,11 +36,11 @@ class QueryRange:
     sees_ranges: tuple[int, ...] = ()
     """Other ranges of the same step whose current keys it sees besides its own (several chunks in flight)."""
     position: int | None = None
-    """Where rotary embedding places its first token; None: after everything committed and in flight before it."""
+    """Position of its first token; None: after everything committed and in flight before it."""
     tag: Any = None
-    """Kept with the chunk that a commit pass stores, and of no meaning to the cache (cameras of its frames, ...)."""
+    """Kept with the chunk that a commit pass stores, and not interpreted by the cache (cameras of its frames, ...)."""
     replaces: int | None = None
-    """Stands in the place of this chunk (KV recache) and sees only the chunks before it; a commit takes its place."""
+    """Has the position of this chunk (KV recache) and sees only the chunks before it; a commit replaces the chunk."""
 
     def __post_init__(self) -> None:
         for name in ("num_tokens", "position", "replaces"):
@@ -54,7 +54,7 @@ class QueryRange:
 
 @dataclass(frozen=True)
 class Read:
-    """One committed chunk as a range sees it; `first_token` is where rotary embedding places it."""
+    """One committed chunk as a range sees it; `first_token` is the position of its first token in this step."""
 
     chunk: Chunk
     first_token: int
@@ -62,12 +62,12 @@ class Read:
 
 @dataclass(eq=False)
 class PendingChunk:
-    """A chunk under construction: its bytes arrive layer by layer, and nobody can see it yet."""
+    """A chunk under construction: its bytes arrive layer by layer, and no range can see it yet."""
 
     chunk: Chunk
     """Without pages until the manager lends them."""
     source: Chunk | None = None
-    """The chunk whose stored values it takes over in other codecs; None: the keys and values of this pass."""
+    """The chunk that it stores again in other codecs; None: it stores the keys and values of this pass."""
     replaces: Chunk | None = None
     """The chunk that it replaces with new keys and values (KV recache)."""
     layers_written: set[int] = field(default_factory=set)
@@ -82,7 +82,7 @@ class RangePlan:
     stream: Stream
     branch: str
     first_token: int
-    """Where rotary embedding places its first token."""
+    """Position of its first token."""
     reads: tuple[Read, ...]
     current: tuple[int, ...]
     """Ranges of this step whose current keys it sees, its own included."""
@@ -91,7 +91,7 @@ class RangePlan:
 
     @cached_property
     def num_tokens(self) -> int:
-        """Its packed tokens."""
+        """Number of its packed tokens."""
         return self.stop - self.start
 
 
@@ -103,7 +103,7 @@ class StepPlan:
 
     @property
     def num_tokens(self) -> int:
-        """Packed tokens of the step."""
+        """Number of packed tokens of the step."""
         return self.ranges[-1].stop
 
     @property
@@ -113,7 +113,7 @@ class StepPlan:
 
 
 def tokens_of(asked: QueryRange) -> int:
-    """Tokens of a range."""
+    """Number of tokens of a range."""
     return asked.stream.chunk_tokens if asked.num_tokens is None else asked.num_tokens
 
 
@@ -126,9 +126,9 @@ def visible_chunks(asked: QueryRange) -> tuple[Chunk, ...]:
 
 
 def chunk_positions(history: BranchHistory) -> dict[int, int]:
-    """Rotary position of the first token of every live chunk.
+    """Position of the first token of every live chunk.
 
-    positions="window": re-indexed from 0 in order, so the gap between sinks and recent chunks closes.
+    positions="window": re-indexed from 0 in order, so that the gap between sinks and recent chunks closes.
     """
     if history.window.positions == "absolute":
         return {index: chunk.first_token for index, chunk in history.chunks.items()}
@@ -140,7 +140,7 @@ def chunk_positions(history: BranchHistory) -> dict[int, int]:
 
 
 def next_position(history: BranchHistory) -> int:
-    """Rotary position of the first token after everything committed."""
+    """Position of the first token after everything committed."""
     if history.window.positions == "absolute":
         return history.num_committed_tokens
     return sum(chunk.num_tokens for chunk in history.chunks.values())
@@ -179,7 +179,7 @@ def wanted_chunks(asked: QueryRange) -> tuple[PendingChunk, ...]:
 
 
 def resolve_ranges(ranges: Sequence[QueryRange], writes: Sequence[tuple[PendingChunk, ...]]) -> StepPlan:
-    """Lays the ranges out one after the other and gives each its reads and positions."""
+    """Packs the ranges one after the other and gives each its reads and positions."""
     in_flight: dict[tuple[int, str], int] = {}
     resolved, start = [], 0
     for number, (asked, pending) in enumerate(zip(ranges, writes, strict=True)):

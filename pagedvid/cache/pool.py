@@ -42,17 +42,17 @@ class PagePool:
 
     @property
     def device(self) -> torch.device:
-        """Where the bytes are."""
+        """Device of the bytes."""
         return self.records.device
 
     @property
     def num_free_pages(self) -> int:
-        """Pages in no chunk."""
+        """Pages that no chunk has taken."""
         return self._num_free
 
     @property
     def num_used_pages(self) -> int:
-        """Pages taken."""
+        """Pages that chunks have taken."""
         return self.num_pages - self._num_free
 
     @property
@@ -83,7 +83,7 @@ class PagePool:
         return self.records.index_select(0, index).unflatten(0, ids.shape)
 
     def write(self, ids: PageIds, records: Tensor) -> None:
-        """Puts records [*ids.shape, page_bytes] into the pages with these ids."""
+        """Writes records [*ids.shape, page_bytes] to the pages with these ids."""
         index = torch.from_numpy(ids.ravel()).long().to(self.device)
         self.records.index_copy_(0, index, records.flatten(0, -2))
 
@@ -108,12 +108,12 @@ class PageTable:
         return self.ids[first:end].reshape(self._num_kv_heads, -1)
 
     def layer_on(self, device: torch.device, kind: str, layer: int) -> Tensor:
-        """The same on the device, where the table is copied once."""
+        """The same on the device, to which the table is copied once."""
         first, end = self._bounds(kind, layer)
         return self.on(device)[first:end].view(self._num_kv_heads, -1)
 
     def on(self, device: torch.device) -> Tensor:
-        """All ids, int32."""
+        """All ids on the device, int32."""
         if self._on_device is None or self._on_device.device != device:
             self._on_device = torch.from_numpy(self.ids).to(device)
         return self._on_device

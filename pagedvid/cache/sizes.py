@@ -1,8 +1,8 @@
 """Every integer that memory depends on. Pure functions: the estimate shown to users, the reservation at admission and
 the allocation at commit all come from here, so they cannot disagree.
 
-What a page is and how many tokens it holds, codecs/page.py says. A chunk takes, for every layer and KV head, pages for
-its keys and pages for its values; all come from one pool and are counted alike.
+codecs/page.py says what a page is, and a codec how many tokens it holds. A chunk takes, for every layer and KV head,
+pages for its keys and pages for its values; all come from one pool and are counted alike.
 """
 
 from __future__ import annotations
@@ -40,20 +40,20 @@ class KVShape:
     tokens_per_frame: int = 1
     frames_per_block: int = 1
     correction: str = "measured"
-    """Its mode (correction/formula.py), which decides what chunks keep beside their pages."""
+    """Mode of the correction (correction/formula.py), which decides what chunks keep besides their pages."""
 
     def __post_init__(self) -> None:
         for name in ("num_layers", "num_kv_heads", "head_dim", "page_rows", "tokens_per_frame", "frames_per_block"):
             object.__setattr__(self, name, whole_number(name, getattr(self, name), 1, MAX_SIZE, error=ConfigError))
         if self.head_dim % 2:
-            raise ConfigError(f"head_dim is {self.head_dim}; it must be even (rotary pairs, fp16 steps)")
+            raise ConfigError(f"head_dim is {self.head_dim}; it must be even (rotary pairs, fp16 step sizes)")
 
     def with_frames(self, tokens_per_frame: int, frames_per_chunk: int) -> KVShape:
-        """The same for a model whose chunks consist of such frames."""
+        """The same shape for a model with such frames and chunks."""
         return replace(self, tokens_per_frame=tokens_per_frame, frames_per_block=block_frames(frames_per_chunk))
 
     def with_pages_for(self, codecs: StreamCodecs) -> KVShape:
-        """The same with pages and a correction that suit the codecs."""
+        """The same shape with pages and a correction that suit the codecs."""
         return replace(self, page_rows=codecs.page_rows, correction=codecs.correction)
 
     @property
@@ -63,7 +63,7 @@ class KVShape:
 
     @cached_property
     def page(self) -> PageFormat:
-        """The pages of its pool."""
+        """Format of its pages."""
         return PageFormat(self.head_dim, self.page_rows, self.tokens_per_frame, self.frames_per_block)
 
     @property
@@ -88,7 +88,7 @@ class KVShape:
         return int(self.table_bounds(num_tokens, codecs)[-1])
 
     def stored_bytes(self, num_tokens: int, codecs: ChunkCodecs) -> int:
-        """Bytes of one stored chunk: codes, steps, zeros, padding of partial pages, and the correction's numbers."""
+        """Bytes of one stored chunk: codes, step sizes, zero points, padding, numbers for the correction."""
         return self.page_bytes * self.chunk_pages(num_tokens, codecs) + self.correction_bytes(codecs)
 
     def keeps_alpha(self, codecs: ChunkCodecs) -> bool:
@@ -103,11 +103,13 @@ class KVShape:
         That is what "variance" corrects by; "measured" scales it where codes have no step size.
         """
         quantized = [codec for codec in codecs.in_layers(self.num_layers, ("keys",)) if codec.is_quantized]
-        without_steps = [codec for codec in quantized if not codec.has_step_sizes]
-        return bool(quantized if self.correction == "variance" else without_steps and self.correction == "measured")
+        without_step_sizes = [codec for codec in quantized if not codec.has_step_sizes]
+        return bool(
+            quantized if self.correction == "variance" else without_step_sizes and self.correction == "measured"
+        )
 
     def correction_bytes(self, codecs: ChunkCodecs) -> int:
-        """What a chunk in these codecs keeps for the correction."""
+        """Bytes that a chunk in these codecs keeps for the correction."""
         per_table = ALPHA_BYTES * self.keeps_alpha(codecs) + VARIANCE_BYTES * self.head_dim * self.keeps_variance(
             codecs
         )
@@ -156,18 +158,18 @@ def peak_pages(
 ) -> int:
     """Most pages that one branch of a stream ever holds.
 
-    Exact, and as fast for a window of a billion chunks: pages only grow until the window is full, by as many with each
-    commit of the same role, so it is enough to look where roles change and where it ends. `max_commits`: the stream's
-    known number of commits, None when it is open-ended.
+    Exact, and as fast for a window of a billion chunks: pages only grow until the window is full, and each commit adds
+    as many as the one before except where sinks end, where the window is full, and at the last commit; so it is enough
+    to look at these. `max_commits`: the stream's known number of commits, None when it is open-ended.
     """
     full = window.max_chunks + 2
     last = (full if max_commits is None else min(max_commits, full)) - 1
-    turns = {turn + i for turn in (0, window.sink_chunks, window.max_chunks, last) for i in (-1, 0, 1)}
-    return max((_pages_in_commit(shape, window, codecs, chunk_tokens, i) for i in turns if 0 <= i <= last), default=0)
+    changes = {change + i for change in (0, window.sink_chunks, window.max_chunks, last) for i in (-1, 0, 1)}
+    return max((_pages_in_commit(shape, window, codecs, chunk_tokens, i) for i in changes if 0 <= i <= last), default=0)
 
 
 def _pages_in_commit(shape: KVShape, window: Window, codecs: StreamCodecs, chunk_tokens: int, i: int) -> int:
-    """Pages that exist while chunk i is committed and all chunks are alike; see `planned_peak_pages`."""
+    """Pages that exist while chunk i is committed, all chunks being equally long; see `planned_peak_pages`."""
     new = shape.chunk_pages(chunk_tokens, codecs.at_commit(i, window))
     if i == 0:
         return new
@@ -184,9 +186,9 @@ def _pages_in_commit(shape: KVShape, window: Window, codecs: StreamCodecs, chunk
 def planned_peak_pages(shape: KVShape, window: Window, codecs: StreamCodecs, commits: Sequence[Commit]) -> int:
     """Most pages that one branch of a stream ever holds while exactly these chunks are committed and dropped.
 
-    While chunk i is committed, everything visible before is still being read; added are the pages of chunk i and, if
-    chunk i - 1 now leaves its `newest` codec, the pages of its final form. Chunks may differ in length and leave before
-    the window would let them go.
+    While chunk i is committed, everything visible before is still being read. The pages of chunk i come on top, and, if
+    chunk i - 1 now leaves its `newest` codec, the pages of its final form. Chunks may differ in length and be dropped
+    before the window would drop them.
     """
     held: dict[int, int] = {}
     total = peak = 0

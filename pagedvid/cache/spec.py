@@ -8,11 +8,11 @@ from functools import cached_property
 from pagedvid.arguments import instance_of, one_of, whole_number
 from pagedvid.cache.sizes import MAX_SIZE, KVShape
 from pagedvid.cache.stream_codecs import StreamCodecs
-from pagedvid.correction.formula import MODES
+from pagedvid.correction import MODES
 from pagedvid.errors import ConfigError
 
 STREAM_CODECS = "StreamCodecs('int2')"
-"""What to write for codecs."""
+"""Example of codecs in error messages."""
 
 
 @dataclass(frozen=True)
@@ -28,13 +28,13 @@ class CacheSpec:
     page_rows: int | None = None
     """Rows of head_dim bytes in a page; None: what suits the keys of the history, see codecs/page.py."""
     tokens_per_frame: int = 1
-    """Klt codecs transform the same place of `frames_per_block` consecutive frames together."""
+    """Klt codecs transform the same place of `frames_per_block` successive frames together."""
     frames_per_block: int = 1
-    correction: str = "auto"
-    """"off", "formula", "variance" or "measured"; see correction/formula.py. "auto" becomes what suits the keys
-    of the history: "measured" where they have step sizes, "off" for klt. `replace` of codecs keeps what it became."""
+    correction: str = None  # type: ignore[assignment]  # None until __post_init__
+    """"off", "formula", "variance" or "measured"; see correction/formula.py. None becomes what suits the keys of the
+    history: "measured" where they have step sizes, "off" for klt. `replace` of codecs keeps what it became."""
     keys_arrive: str = "before_rotary"
-    """"before_rotary": `attend` rotates q and k. "rotated": the host has done so; keys are un-rotated at commit."""
+    """"before_rotary": `attend` rotates q and k. "rotated": the host rotates them; keys are un-rotated at commit."""
     debug_checks: bool = False
     """Keep a digest of every chunk's page bytes, so that `check` finds overwritten pages. Costs a hash per commit."""
 
@@ -46,8 +46,8 @@ class CacheSpec:
         for name in ("tokens_per_frame", "frames_per_block"):
             object.__setattr__(self, name, whole_number(name, getattr(self, name), 1, MAX_SIZE, error=ConfigError))
         instance_of(StreamCodecs, "codecs", self.codecs, STREAM_CODECS, ConfigError)
-        if isinstance(self.correction, str) and self.correction == "auto":
-            object.__setattr__(self, "correction", self.codecs.correction)
+        if self.correction is None:
+            object.__setattr__(self, "correction", self.codecs.correction)  # type: ignore[unreachable]
         shape = self.shape  # validates the sizes together
         if self.query_heads < 1 or self.query_heads % shape.num_kv_heads:
             raise ConfigError(
@@ -61,7 +61,7 @@ class CacheSpec:
         self.check_codecs(self.codecs)
 
     def check_codecs(self, codecs: StreamCodecs) -> None:
-        """Raises ConfigError for codecs that these pages, layers or this correction cannot have."""
+        """Raises ConfigError for codecs that do not fit the pages, the layers or the correction."""
         instance_of(StreamCodecs, "codecs", codecs, STREAM_CODECS, ConfigError)
         beyond = [last for _, last, _ in codecs.layers if last >= self.num_layers]
         if beyond:

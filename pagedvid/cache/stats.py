@@ -13,7 +13,7 @@ from pagedvid.cache.stream import Stream
 
 @dataclass(frozen=True)
 class CacheStats:
-    """Where the pool stands. Bytes are those of live chunks, shared chunks counted once."""
+    """How full the pool is. Bytes are those of live chunks, shared chunks counted once."""
 
     num_pages: int
     pages_used: int
@@ -26,7 +26,7 @@ class CacheStats:
     num_chunks: int
     num_shared_chunks: int
     stored_bytes: int
-    """Codes, steps, zeros, padding of partial pages and correction factors."""
+    """Codes, step sizes, zero points, padding of partial pages and correction factors."""
     bf16_bytes: int
     """The same tokens as dense BF16."""
     padding_waste_ratio: float

@@ -1,4 +1,4 @@
-"""A stream: one video being generated, and what each of its branches still remembers."""
+"""A stream: one video being generated, and the chunks that each of its branches keeps."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class BranchHistory:
     chunks: dict[int, Chunk] = field(default_factory=dict)
     pinned: frozenset[int] = frozenset()
     dropped: frozenset[int] = frozenset()
-    """Chunks that were dropped before the window would have let them go."""
+    """Chunks dropped before the window would have dropped them."""
     num_committed: int = 0
     num_committed_tokens: int = 0
 
@@ -47,8 +47,8 @@ class BranchHistory:
         self.dropped |= set(indices)
         return [self.chunks.pop(index) for index in indices]
 
-    def swap(self, chunk: Chunk) -> Chunk:
-        """Puts `chunk` in the place of the one with its index, which is returned."""
+    def exchange(self, chunk: Chunk) -> Chunk:
+        """Replaces the chunk that has the index of `chunk`; returns the old one."""
         old, self.chunks[chunk.index] = self.chunks[chunk.index], chunk
         return old
 
@@ -64,7 +64,7 @@ class BranchHistory:
         return tuple(self.chunks[index] for index in indices)
 
     def copy(self) -> BranchHistory:
-        """A history of its own over the same chunks."""
+        """A separate history over the same chunks."""
         return replace(self, chunks=dict(self.chunks))
 
 
@@ -78,14 +78,14 @@ class Stream:
     chunk_tokens: int
     """Most tokens of one chunk; a commit may bring fewer."""
     max_chunks: int | None
-    """Number of chunks that will be committed at most, None when open-ended."""
+    """Most chunks that will be committed; None when open-ended."""
     commits: tuple[Commit, ...] | None
     """Exactly what each branch is going to commit and drop; None: chunks of chunk_tokens, dropped by the window."""
     branches: dict[str, BranchHistory]
     base_peak_pages: int
     """Most pages it ever holds, without pins."""
     peak_pages: int
-    """The same with pins: what it may hold at most."""
+    """Most pages it ever holds, pins included."""
     permanent: tuple[Chunk, ...] = ()
     """Its sinks and pins that have reached their final codec."""
     is_busy: bool = False
@@ -97,7 +97,7 @@ class Stream:
         return f"Stream({self.id}, {state})"
 
     def history(self, branch: str) -> BranchHistory:
-        """One branch. Raises StateError for an unknown one."""
+        """The history of one branch. Raises StateError for an unknown branch."""
         if not isinstance(branch, str) or branch not in self.branches:
             raise StateError(
                 f"stream {self.id} has no branch {branch!r}; it was opened with {', '.join(self.branches)}"
@@ -116,7 +116,7 @@ class Stream:
 
     @property
     def num_committed(self) -> int:
-        """Chunks committed in the branch that is furthest."""
+        """Chunks committed in the branch that has the most."""
         return max(history.num_committed for history in self.branches.values())
 
     def permanent_chunks(self) -> tuple[Chunk, ...]:

@@ -14,11 +14,11 @@ from pagedvid.errors import ConfigError
 
 @dataclass(frozen=True)
 class StreamCodecs:
-    """Each is written as "int2" or, keys and values apart, "int4/int2", and kept as the pair that this names.
+    """Codecs are given as "int2" or, for keys and values separately, "int4/int2", and kept as a `CodecPair`.
 
-    `history`: of chunks that are neither of the following. `sink`: of sinks; None: as the history. `newest`: the last
-    committed chunk stays in it until the next is committed; None: no other. `layers`: exceptions from `history`, and
-    from sinks that follow it, such as {0: "int8", "2-5": "int4/int2"}.
+    `history`: all chunks but those below. `sink`: sinks; None: as `history`. `newest`: the last committed chunk, until
+    the next one is committed; None: no codec of its own. `layers`: exceptions from `history`, and from sinks that
+    follow it, such as {0: "int8", "2-5": "int4/int2"}.
     """
 
     history: str | CodecPair = "int2"
@@ -27,7 +27,7 @@ class StreamCodecs:
     layers: Mapping[Any, Any] | LayerCodecs = ()
 
     def __post_init__(self) -> None:
-        """Raises ConfigError for what names no codec or layer."""
+        """Raises ConfigError for an unknown codec or layer."""
         for name in ("history", "sink", "newest"):
             written = getattr(self, name)
             if written is None and name != "history":
@@ -51,11 +51,11 @@ class StreamCodecs:
 
     @cached_property
     def steady(self) -> ChunkCodecs:
-        """Those of the history, in which most chunks are."""
+        """Codecs of the history, in which most chunks are stored."""
         return ChunkCodecs.read(self.history, self.layers)
 
     def final(self, chunk_index: int, window: Window) -> ChunkCodecs:
-        """The codecs in which a chunk ends up."""
+        """The codecs in which a chunk is finally stored."""
         is_sink = chunk_index < window.sink_chunks
         return (self._sink if is_sink else None) or self.steady
 
@@ -69,7 +69,7 @@ class StreamCodecs:
         return stays and self.at_commit(chunk_index, window) != self.final(chunk_index, window)
 
     def all(self) -> tuple[ChunkCodecs, ...]:
-        """Whatever a chunk may be stored in."""
+        """All codecs in which a chunk may be stored."""
         return tuple(codecs for codecs in (self.steady, self._sink, self._newest) if codecs)
 
     @cached_property

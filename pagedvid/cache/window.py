@@ -44,7 +44,7 @@ class Window:
         return chunk_index < self.sink_chunks or chunk_index >= num_committed - self.recent_chunks
 
     def leaves(self, num_committed: int) -> tuple[int, ...]:
-        """The chunk that the commit number `num_committed` pushes out, if it pushes one out."""
+        """The chunk that commit number `num_committed` pushes out of the window, if any."""
         oldest = num_committed - self.recent_chunks - 1
         return (oldest,) if oldest >= self.sink_chunks else ()
 
@@ -55,7 +55,7 @@ class Commit:
 
     num_tokens: int
     drops: tuple[int, ...] = ()
-    """Chunks that the stream still keeps and drops before this commit, because nobody will read them any more."""
+    """Chunks that the stream drops before this commit, because they will not be read again."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "num_tokens", whole_number("num_tokens of a commit", self.num_tokens, 1))

@@ -1,14 +1,14 @@
-"""Calibration of `KltCodec` for a model: bases and importance from what was observed of its layers.
+"""Calibration of `KltCodec` for a model: bases and importance from statistics of its layers.
 
-Errors are counted as attention counts them, to first order in the error e of a key or value, with p the attention
-weights and o the output of a query:
+Errors are weighted by what they do to the output of attention, to first order in the error e of a key or value, with p
+the attention weights, o the output of a query q, and s the softmax scale:
 
-    keys     output moves by sum_i p_i (s q . e_i) (v_i - o)     channels weighted by E[q q'], queries rotated back by
-                                                                 each key's rotary angle; tokens by p_i |v_i - o|
-    values   output moves by sum_i p_i e_i                       tokens weighted by p_i
+    keys     output changes by sum_i p_i (s q . e_i) (v_i - o)   channels weighted by E[q q'], with queries un-rotated
+                                                                 by each key's rotary angle; tokens by p_i |v_i - o|
+    values   output changes by sum_i p_i e_i                     tokens weighted by p_i
 
-Token weights are smooth over time, so in the cosine transform of a block they fall with frequency: errors that
-alternate from frame to frame cancel. Their mean square by frequency multiplies the variance when bits are given out.
+Token weights are smooth over time, so their cosine transform over a block falls with frequency: errors that alternate
+from frame to frame cancel. Its mean square at each frequency multiplies the variance when bits are allocated.
 
 Axes: H KV heads, D head_dim, F frames of a block, N = F * D coefficients.
 """
@@ -27,14 +27,14 @@ from pagedvid.codecs.klt.tables import KltTables
 from pagedvid.errors import ConfigError
 
 METRIC_FLOOR = 1e-4
-"""Directions that queries hardly touch still count this share of the strongest one: later queries may."""
+"""Directions that queries hardly touch still count this share of the strongest one, since other queries may."""
 SMALLEST_DEVIATION = 1e-6
 
 
 def calibration_of(layers: Sequence[LayerStatistics], model: str, calibrated_on: str = "") -> Calibration:
-    """What klt codecs know of a model, from what was seen of each of its layers; `save_calibration` writes it.
+    """The calibration for klt codecs from the statistics of each layer; `save_calibration` writes it to a file.
 
-    `model` and `calibrated_on` are for people: its name, and on what it was observed. Raises ConfigError when a layer
+    `model` and `calibrated_on` are for people: the model's name, and what it was run on. Raises ConfigError if a layer
     saw no chunk, or no forward that reads one.
     """
     keys, values = (fit(layers, kind) for kind in ("keys", "values"))
@@ -42,7 +42,7 @@ def calibration_of(layers: Sequence[LayerStatistics], model: str, calibrated_on:
 
 
 def calibrate(layers: Sequence[Sequence[Observation]], kind: str, layout: BlockLayout) -> list[KltTables]:
-    """Tables by layer from whole videos: `layers[l]` holds the observations of layer l, every chunk in one of them.
+    """Tables by layer from whole videos: `layers[l]` are the observations of layer l, with every chunk in one of them.
 
     Raises ConfigError for a kind other than "keys" and "values" or for no observations.
     """
@@ -89,7 +89,7 @@ def _fit(layer: LayerStatistics, kind: str) -> KltTables:
 
 
 def _square_root(metric_HDD: Tensor) -> Tensor:
-    """Symmetric square root, small eigenvalues raised to METRIC_FLOOR of the largest, which becomes 1."""
+    """Symmetric square root of the metric divided by its largest eigenvalue; eigenvalues are at least METRIC_FLOOR."""
     values_HD, vectors_HDD = torch.linalg.eigh(metric_HDD)
     root_HD = (values_HD / values_HD[:, -1:].clamp(min=torch.finfo(torch.float32).tiny)).clamp(min=METRIC_FLOOR).sqrt()
     return (vectors_HDD * root_HD[:, None]) @ vectors_HDD.mT

@@ -1,8 +1,8 @@
-"""A cache that watches what its model attends to: the statistics from which klt tables are made (docs/calibrate.md).
+"""A cache that observes what its model attends to, to gather statistics for klt tables (docs/calibrate.md).
 
-Every chunk that is stored counts. Forwards that read chunks are sampled, alike in all layers: of each range the first
-few chunks of its own length that it reads, as they are stored. A query's own chunk stands for everything that
-is not stored yet, and only the rotary view counts.
+Every stored chunk is counted. Forwards that read chunks are sampled, the same ones in all layers: for each range, the
+first few stored chunks that it reads and that have its own length. A query's own chunk stands for everything that is
+not stored yet. Only the rotary view is observed.
 
 Axes: T packed tokens; C chunks; G query heads of a KV head; H KV heads; n tokens of a chunk; D head_dim.
 """
@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from pagedvid.attention.step import Step
 from pagedvid.attention.store import LayerStore
@@ -27,23 +28,23 @@ from pagedvid.paged_kv_cache import PagedKVCache
 from pagedvid.rotary.tables import RopeTables, to_half_layout, unrotate
 
 SHARE = 1 / 4
-"""Of the forwards, drawn by chance, so that every noise level is among them; the first that reads always is."""
+"""Share of the forwards that are sampled: at random, so that every noise level occurs, after the first that reads."""
 MAX_CHUNKS = 4
-"""Chunks that one range is seen to read: what bounds the memory."""
+"""Most chunks counted for one range, which bounds the memory."""
 
 
 class ObservingCache(PagedKVCache):
-    """A `PagedKVCache` that does not change what its steps return. Give it codecs that lose little, such as bf16."""
+    """A `PagedKVCache` that gathers statistics without changing results. Use codecs with little loss, such as bf16."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
-        """As `PagedKVCache`."""
+        """Takes the arguments of `PagedKVCache`."""
         super().__init__(*args, **options)
         layout = BlockLayout(self.spec.tokens_per_frame, self.spec.frames_per_block)
         self.statistics = [LayerStatistics(layout) for _ in range(self.spec.num_layers)]
         self._chance = random.Random(0)
 
     def calibration(self, model: str, calibrated_on: str = "") -> Calibration:
-        """What was seen so far, as klt codecs need it; see `calibration_of`, also for the errors."""
+        """The calibration from what was observed so far; see `calibration_of`, also for errors."""
         return calibration_of(self.statistics, model, calibrated_on)
 
     def _new_step(self, plan: StepPlan) -> Step:
@@ -58,12 +59,12 @@ class _ObservingStep(Step):
         self._statistics = cache.statistics
         self._is_sampled = is_sampled
 
+    @override
     @independent_of_host
     def attend(
-        self, layer: int, q_THD: Tensor, k_THD: Tensor, v_THD: Tensor, rope: RopeTables | None = None, **how: Any
+        self, layer: int, q_THD: Tensor, k_THD: Tensor, v_THD: Tensor, rope: RopeTables | None = None, **options: Any
     ) -> Tensor:
-        """See `Step.attend`."""
-        out = super().attend(layer, q_THD, k_THD, v_THD, rope, **how)
+        out = super().attend(layer, q_THD, k_THD, v_THD, rope, **options)
         rope = None if rope is None else self._store.ropes.checked(rope)
         for range_ in self.plan.ranges:
             q_nHD, k_nHD, v_nHD = (_own(x, range_) for x in (q_THD, k_THD, v_THD))
@@ -77,7 +78,7 @@ class _ObservingStep(Step):
         return out
 
     def _plain(self, x_nHD: Tensor, range_: RangePlan, rope: RopeTables | None) -> Tensor:
-        """Queries or keys of a range before rotary embedding, in half layout."""
+        """Queries or keys of a range as before rotary embedding, in half layout."""
         if rope is None:
             return x_nHD
         x_nHD = to_half_layout(x_nHD, rope.layout)
@@ -106,7 +107,7 @@ def _own(x_THD: Tensor, range_: RangePlan) -> Tensor:
 
 
 def _angles(rope: RopeTables | None, first_token: int, num_tokens: int, head_dim: int) -> tuple[Tensor, Tensor]:
-    """(cos, sin) [n, D / 2]; nothing rotates without rotary embedding."""
+    """(cos, sin), each [n, D / 2]; without rotary embedding 1 and 0."""
     if rope is None:
         still = torch.ones(num_tokens, head_dim // 2, dtype=torch.float32)
         return still, torch.zeros_like(still)

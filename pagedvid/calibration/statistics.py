@@ -1,4 +1,4 @@
-"""What a calibration remembers of one layer: sums, whose size does not depend on how much was seen.
+"""What a calibration keeps of one layer: sums, whose size does not depend on how much was observed.
 
 Axes: C cached chunks, L forwards that read them, H KV heads, T tokens of a chunk, Q sampled queries, D head_dim;
 F frames of a block, U blocks.
@@ -16,27 +16,27 @@ from pagedvid.errors import ShapeError
 from pagedvid.rotary.tables import rotate, unrotate
 
 SAMPLED_QUERIES = 32
-"""Queries per forward and head whose attention is looked at, evenly spread."""
+"""Queries per forward and head whose attention is computed, evenly spread."""
 SAMPLED_ANGLES = 16
-"""Key positions per chunk by whose angles queries are rotated back."""
+"""Key positions per chunk by whose angles queries are un-rotated."""
 
 
 @dataclass(frozen=True)
 class Observation:
-    """Forwards of one layer that read cached chunks; float32, before rotary embedding, half layout."""
+    """Forwards of one layer that read cached chunks; float32, before rotary embedding, in half layout."""
 
     k_CHTD: Tensor
     v_CHTD: Tensor
     q_LHTD: Tensor
-    """Queries, one per KV head; the members of a group of query heads count as forwards of their own."""
+    """Queries, one query head per KV head; the query heads of a group count as separate forwards."""
     current_k_LHTD: Tensor
     current_v_LHTD: Tensor
     cos_CTP: Tensor
-    """Rotary tables [C + 1, T, D / 2] of the cached chunks and, last, of the reading one."""
+    """Rotary tables [C + 1, T, D / 2] of the cached chunks and, last, of the chunk that reads them."""
     sin_CTP: Tensor
 
     def __post_init__(self) -> None:
-        """Raises ShapeError for tensors that do not belong together."""
+        """Raises ShapeError for tensors whose shapes or dtypes do not match."""
         num_chunks, num_heads, num_tokens, head_dim = _four(self.k_CHTD.shape)
         num_readers, inner = _four(self.q_LHTD.shape)[0], (num_heads, num_tokens, head_dim)
         angles = (num_chunks + 1, num_tokens, head_dim // 2)
@@ -51,16 +51,16 @@ class Observation:
             found: Tensor = getattr(self, name)
             if tuple(found.shape) != shape or found.dtype != torch.float32:
                 raise ShapeError(
-                    f"{name} is {found.dtype} {list(found.shape)}; next to k_CHTD {list(self.k_CHTD.shape)} it must be "
+                    f"{name} is {found.dtype} {list(found.shape)}; with k_CHTD {list(self.k_CHTD.shape)} it must be "
                     f"torch.float32 {list(shape)}"
                 )
 
     def rotated(self, x_HTD: Tensor, chunk: int) -> Tensor:
-        """`x` [..., T, D] at the positions of a chunk; -1: the reading one."""
+        """`x` [..., T, D] rotated to the positions of a chunk; -1 is the chunk that reads."""
         return rotate(x_HTD, self.cos_CTP[chunk], self.sin_CTP[chunk])
 
     def attention(self, number: int, stride: int = 1) -> tuple[Tensor, Tensor]:
-        """(weights [H, Q, C * T] of the cached tokens, outputs [H, Q, D]) of every stride-th query of a forward."""
+        """(weights [H, Q, C * T] of the cached tokens, outputs [H, Q, D]) for every stride-th query of a forward."""
         q_HQD = self.rotated(self.q_LHTD[number], -1)[:, ::stride]
         current = self.rotated(self.current_k_LHTD[number], -1)
         keys = [self.rotated(k_HTD, chunk) for chunk, k_HTD in enumerate(self.k_CHTD)]
@@ -71,13 +71,13 @@ class Observation:
 
 
 class BlockMoments:
-    """Mean of the tokens and second moments of the cosine transform of their blocks, by KV head."""
+    """The mean of tokens, and the second moments of the cosine transform of their blocks, by KV head."""
 
     def __init__(self, layout: BlockLayout) -> None:
         self.layout = layout
         self._cosines_FF = cosine_transform(layout.num_frames)
         self._origin_H1D: Tensor | None = None
-        """Subtracted from every token, so that large offsets cost no precision."""
+        """Subtracted from every token, so that a large mean costs no precision."""
         self._sum_HD = self._square_HFDD = torch.zeros((), dtype=torch.float32)
         self._num_blocks = 0
 
@@ -98,12 +98,12 @@ class BlockMoments:
         return self._num_blocks
 
     def mean_HD(self) -> Tensor:
-        """Mean token."""
+        """The mean token [H, D]."""
         assert self._origin_H1D is not None
         return self._origin_H1D[:, 0] + self._offset_HD()
 
     def covariance_HFDD(self) -> Tensor:
-        """E[c c'] of the coefficients [D] at every frequency, the mean token taken off."""
+        """E[c c'] of the coefficients c [D] of tokens less their mean, at every frequency: [H, F, D, D]."""
         offset_HD = self._offset_HD()
         covariance = self._square_HFDD / self._num_blocks
         covariance[:, 0] -= self.layout.num_frames * offset_HD[:, :, None] * offset_HD[:, None]
@@ -115,16 +115,17 @@ class BlockMoments:
 
 @dataclass
 class LayerStatistics:
-    """Everything that the tables of one layer are made from."""
+    """The sums from which the tables of one layer are made."""
 
     layout: BlockLayout
     keys: BlockMoments = field(init=False)
     values: BlockMoments = field(init=False)
     query_square_HDD: Tensor = field(default_factory=lambda: torch.zeros((), dtype=torch.float32))
-    """Sum of q q' as keys before rotary embedding meet it."""
+    """Sum of q q' over queries un-rotated to key positions, as keys before rotary embedding meet them."""
     key_weight_HF: Tensor = field(default_factory=lambda: torch.zeros((), dtype=torch.float32))
-    """Sums of how much an error at each frequency of a block moves outputs."""
+    """Sums of how much an error of a key at each frequency of a block changes outputs."""
     value_weight_HF: Tensor = field(default_factory=lambda: torch.zeros((), dtype=torch.float32))
+    """The same for values."""
 
     def __post_init__(self) -> None:
         self.keys, self.values = BlockMoments(self.layout), BlockMoments(self.layout)
@@ -135,7 +136,7 @@ class LayerStatistics:
         return self.keys.num_blocks > 0 and self.query_square_HDD.ndim > 0
 
     def add_chunk(self, k_HTD: Tensor, v_HTD: Tensor) -> None:
-        """Counts a chunk that is being stored; float32, before rotary embedding, half layout. Raises ShapeError."""
+        """Counts a chunk that is stored; float32, before rotary embedding, in half layout. Raises ShapeError."""
         for name, x_HTD in (("k_HTD", k_HTD), ("v_HTD", v_HTD)):
             if x_HTD.ndim != 3 or x_HTD.shape != k_HTD.shape or x_HTD.dtype != torch.float32:
                 raise ShapeError(
@@ -146,7 +147,7 @@ class LayerStatistics:
         self.values.add(v_HTD)
 
     def add_reading(self, seen: Observation) -> None:
-        """Counts queries and what they do with the cached chunks."""
+        """Counts the queries and how they attend to the cached chunks."""
         self._add_queries(seen)
         cosines_FF = cosine_transform(self.layout.num_frames)
         size = seen.k_CHTD.shape[2]
@@ -154,10 +155,10 @@ class LayerStatistics:
         for number in range(len(seen.q_LHTD)):
             weights_HQn, out_HQD = seen.attention(number, _stride(seen.q_LHTD.shape[2], SAMPLED_QUERIES))
             for chunk, p_HQT in enumerate(weights_HQn.split(size, dim=-1)):
-                away_HQT = torch.cdist(out_HQD, seen.v_CHTD[chunk])
+                distance_HQT = torch.cdist(out_HQD, seen.v_CHTD[chunk])
                 keys, values = (
                     (weight_HQT[..., tokens_UF] @ cosines_FF.T).square().mean((1, 2))
-                    for weight_HQT in (p_HQT * away_HQT, p_HQT)
+                    for weight_HQT in (p_HQT * distance_HQT, p_HQT)
                 )
                 self.key_weight_HF = self.key_weight_HF + keys
                 self.value_weight_HF = self.value_weight_HF + values
@@ -172,9 +173,9 @@ class LayerStatistics:
 
 
 def _four(shape: torch.Size) -> torch.Size:
-    """Raises ShapeError for other than four axes."""
+    """The shape itself. Raises ShapeError unless it has four axes."""
     if len(shape) != 4:
-        raise ShapeError(f"a tensor of an observation has the shape {list(shape)}; four axes are needed")
+        raise ShapeError(f"a tensor of an observation has the shape {list(shape)}; it must have four axes")
     return shape
 
 

@@ -21,7 +21,6 @@ from pagedvid.config.rules import Rule, number, one_of, size, text, whole
 from pagedvid.errors import ConfigError
 from pagedvid.files.plain_yaml import MAX_YAML_BYTES, YamlError, read_scalar
 from pagedvid.files.text import read_text
-from pagedvid.models.settle import stream_codecs
 from pagedvid.shown import named, shown, unknown
 
 PACKAGE = Path(pagedvid.__file__).parent
@@ -82,7 +81,7 @@ def find_card(name: str, own_folder: Path | None = None) -> ModelCard:
 def presets() -> dict[str, StreamCodecs]:
     """The codecs of every shipped preset, by name, finest first."""
     paths = config_folder("presets").glob("*.yaml")
-    found = {path.stem: stream_codecs(load_config(path).cache) for path in paths}
+    found = {path.stem: load_config(path).cache.stream_codecs for path in paths}
     return dict(sorted(found.items(), key=lambda item: -_bits(item[1])))
 
 

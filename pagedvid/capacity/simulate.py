@@ -1,7 +1,7 @@
 """A day of arrivals at many GPUs, decided by the engine's and the cache's own admission, without tensors or a clock.
 
 Every GPU is a `CacheManager` whose pool is on PyTorch's "meta" device. Streams are opened in the engine's order
-(engine/admission.py), each on the GPU with the most unreserved pages.
+(engine/scheduler.py), each on the GPU with the most unreserved pages.
 
 Every number of pages is a multiple of the number of the model's (layer, KV head) tables, so pools and streams are
 counted per table: this gives the same decisions with a few hundred times less memory for the free stacks.
@@ -25,7 +25,7 @@ from pagedvid.capacity.cards import Resolution, StreamSize
 from pagedvid.capacity.simulation_result import Moment, Simulation, Waits, periods_of
 from pagedvid.capacity.sizing import Question, answer, check_memory
 from pagedvid.capacity.trace import Arrival
-from pagedvid.engine.admission import admit_in_order
+from pagedvid.engine.scheduler import admit_in_order
 from pagedvid.errors import CapacityError, ConfigError
 
 MAX_POOL_PAGES = 2**28

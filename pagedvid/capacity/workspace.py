@@ -1,9 +1,9 @@
-"""Bytes besides the pages: the current chunk, the scratch of reading, the temporaries of a commit; tables of codecs.
+"""Bytes besides the pages: the current chunk, the scratch for reading, the temporaries of a commit, and codec tables.
 
-The temporaries of a commit follow attention/store.py step by step, for one layer of one chunk, which is all that is
-alive at once; those of encoding and decoding every codec states itself (`CodecSpec`). `pagedvid capacity --prove`
-measures them and fails when this file no longer tells the truth. Activations of the model itself, its VAE and text
-encoder are not counted: that is what --reserve is for.
+The temporaries of a commit are those of attention/store.py for one layer of one chunk, as no more exist at once; those
+of encoding and decoding come from each codec (`CodecSpec`). `pagedvid capacity --prove` measures them and fails when
+they no longer match this file. Activations of the model itself, its VAE and text encoder are not counted: that is what
+--reserve is for.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ BF16_BYTES = 2
 MEASURED_QUERIES = 32
 """As in attention/measure.py, which imports PyTorch; a test compares the two."""
 READING_FACTOR = 5
-"""Of the scratch: the buffers, and about four times as much for temporaries (attention/torch_backend.py)."""
+"""Times the scratch: the buffers, and about four times as much for temporaries (attention/torch_backend.py)."""
 
 
 def current_bytes(size: StreamSize) -> int:
@@ -57,7 +57,7 @@ def commit_bytes(size: StreamSize, codecs: StreamCodecs, *, measured: bool, has_
 
 
 def table_bytes(size: StreamSize, codecs: StreamCodecs) -> int:
-    """What calibrated codecs keep of the model, once for all streams."""
+    """Bytes of the tables of calibrated codecs, once for all streams."""
     used = {
         (chunk.of(kind, layer), kind, layer)
         for chunk in _chunk_codecs(size, codecs)
@@ -68,7 +68,7 @@ def table_bytes(size: StreamSize, codecs: StreamCodecs) -> int:
 
 
 def _chunk_codecs(size: StreamSize, codecs: StreamCodecs) -> Iterator[ChunkCodecs]:
-    """Whatever this stream's chunks are stored in."""
+    """All codecs in which this stream's chunks are stored."""
     yield codecs.steady
     yield codecs.at_commit(size.window.max_chunks, size.window)
     if size.window.sink_chunks:
@@ -78,7 +78,7 @@ def _chunk_codecs(size: StreamSize, codecs: StreamCodecs) -> Iterator[ChunkCodec
 def _layer_bytes(
     size: StreamSize, keys: CodecSpec, values: CodecSpec, inputs_bytes: int, measured: bool, has_rope: bool
 ) -> int:
-    """`LayerStore.write`: keys are encoded, then values, then the quant error of the keys is looked at."""
+    """`LayerStore.write`: keys are encoded, then values, then the quant error of the keys is measured."""
     is_rotated = has_rope and keys.stores_rotated
     held = inputs_bytes + (F32_BYTES * size.chunk_tokens * _row(size) if is_rotated else 0)
     records = size.shape.num_kv_heads * keys.num_pages(size.shape.page, size.chunk_tokens) * size.shape.page_bytes

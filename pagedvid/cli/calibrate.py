@@ -120,11 +120,11 @@ def calibrate_model(config: Config, requests: list[VideoRequest]) -> tuple[Calib
     import torch
 
     from pagedvid.calibration.observe import ObservingCache
-    from pagedvid.models.build import build_engine
+    from pagedvid.models.build import build_engine, resolve
 
     if config.generate.threads is not None:
         torch.set_num_threads(config.generate.threads)
-    engine = build_engine(config, [request.prompt for request in requests], ObservingCache)
+    engine = build_engine(resolve(config), [request.prompt for request in requests], ObservingCache)
     cache, num_chunks, failures = engine.cache, 0, list[str]()
     assert isinstance(cache, ObservingCache)
     try:

@@ -9,7 +9,6 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from pagedvid import __version__
-from pagedvid.cache.window import Window
 from pagedvid.cli.generate_plan import plan_lines
 from pagedvid.cli.messages import logs_as_notes, reason
 from pagedvid.cli.options import add_config_options, path_flag, resolve_options
@@ -21,13 +20,13 @@ from pagedvid.cli.video_run import VideoRun
 from pagedvid.config.sections import Config, frame_settings
 from pagedvid.engine.requests import VideoRequest
 from pagedvid.errors import ConfigError
-from pagedvid.models.settle import settled
 from pagedvid.output.folder import OutputFolder
 from pagedvid.output.mp4 import AV_VERSION
 from pagedvid.output.sheet import MAX_ROWS, SheetRow, write_sheet
 
 if TYPE_CHECKING:
     from pagedvid.engine.engine import Engine
+    from pagedvid.models.build import RunSpec
 
 logger = logging.getLogger(__name__)
 
@@ -49,10 +48,11 @@ def add_parser(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Makes the missing videos and returns the exit code. Raises `PagedvidError` for bad input."""
-    config = settled(resolve_options(args).config)
-    requests = read_prompts(args.prompts, config.generate)
+    spec = resolved(resolve_options(args).config)
+    requests = read_prompts(args.prompts, spec.config.generate)
     if args.plan:
-        return _print_plan(config, requests)
+        print("\n".join(plan_lines(spec, requests)))
+        return EXIT_SUCCESS
     if args.out is None:
         raise ConfigError("generate needs --out DIR, the folder for the videos (or --plan)")
     with (
@@ -60,72 +60,55 @@ def run(args: argparse.Namespace) -> int:
         logs_as_notes(view.note),
         OutputFolder(
             args.out,
-            frame_settings(config),
+            frame_settings(spec.config),
             resume=args.resume,
             overwrite=args.overwrite,
-            holds_latents=_writes_latents(config),
+            holds_latents=spec.model.writes_latents,
         ) as folder,
     ):
         missing = [request for request in requests if not folder.is_done(request)]
-        result = _make_videos(config, folder, missing, view) if missing else RunResult()
+        result = _make_videos(spec, folder, missing, view) if missing else RunResult()
         if not (result.num_left or folder.holds_latents):
             _write_sheet(folder, requests)
-    print("\n".join(summary_lines(result, len(requests) - len(missing), config.cache, args.out)))
+    print("\n".join(summary_lines(result, len(requests) - len(missing), spec.config.cache, args.out)))
     return _exit_code(result)
 
 
-def _print_plan(config: Config, requests: Sequence[VideoRequest]) -> int:
-    from pagedvid.models.build import model_choice
-    from pagedvid.models.registry import model_geometry, model_schedule
-
-    name, cache, choice = config.model.name, config.cache, model_choice(config)
-    num_frames = max(request.num_frames for request in requests)
-    window = Window(cache.sink_chunks, cache.recent_chunks)
-    schedule = model_schedule(name, choice, num_frames, config.engine.denoise_steps, window)
-    print("\n".join(plan_lines(config, model_geometry(name, choice), requests, schedule)))
-    return EXIT_SUCCESS
-
-
-def _writes_latents(config: Config) -> bool:
-    from pagedvid.models.build import model_choice
-    from pagedvid.models.registry import writes_latents
-
-    return writes_latents(config.model.name, model_choice(config))
-
-
 def _make_videos(
-    config: Config, folder: OutputFolder, requests: Sequence[VideoRequest], view: ProgressView
+    spec: RunSpec, folder: OutputFolder, requests: Sequence[VideoRequest], view: ProgressView
 ) -> RunResult:
-    from pagedvid.models.registry import default_scale
-
     to_encode = [request.prompt for request in requests if "embeddings" not in request.inputs]
-    engine = create_engine(config, to_encode)
+    engine = create_engine(spec, to_encode)
     try:
         return VideoRun(
             engine,
             folder,
             requests,
             view,
-            frames_per_second=config.generate.frames_per_second or engine.model.frames_per_second,
-            scale=config.generate.scale or default_scale(config.model.name),
+            frames_per_second=spec.config.generate.frames_per_second or engine.model.frames_per_second,
+            scale=spec.config.generate.scale or spec.model.pixel_scale,
             versions=_versions(),
         ).run()
     finally:
         engine.close()
 
 
-def create_engine(config: Config, prompts: Sequence[str]) -> Engine:
-    """The engine of a configuration: prompts are encoded, the model is loaded and the memory allocated.
+def resolved(config: Config) -> RunSpec:
+    """What the configuration comes to. PyTorch is imported here, so that `--help` does not wait for it."""
+    from pagedvid.models.build import resolve
 
-    PyTorch is imported here, so that `--help` does not wait for it.
-    """
+    return resolve(config)
+
+
+def create_engine(spec: RunSpec, prompts: Sequence[str]) -> Engine:
+    """The engine: prompts are encoded, the model is loaded and the memory allocated."""
     import torch
 
     from pagedvid.models.build import build_engine
 
-    if config.generate.threads is not None:
-        torch.set_num_threads(config.generate.threads)
-    return build_engine(config, prompts)
+    if spec.config.generate.threads is not None:
+        torch.set_num_threads(spec.config.generate.threads)
+    return build_engine(spec, prompts)
 
 
 def _versions() -> dict[str, str]:

@@ -3,67 +3,60 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from pagedvid.cache.sizes import KVShape, peak_pages, planned_peak_pages
 from pagedvid.cache.stream_codecs import StreamCodecs
-from pagedvid.cache.window import Window, planned_peak_tokens
+from pagedvid.cache.window import planned_peak_tokens
 from pagedvid.codecs.assignment import KINDS
 from pagedvid.codecs.spec import CodecSpec
-from pagedvid.config.sections import CacheConfig, Config
 from pagedvid.engine.requests import VideoRequest
-from pagedvid.models.settle import stream_codecs
 from pagedvid.units import format_bytes
 
 if TYPE_CHECKING:
     from pagedvid.engine.protocol import ModelGeometry
     from pagedvid.engine.schedule import Schedule
+    from pagedvid.models.build import RunSpec
 
 
 COMPARED_CODECS = ("klt1.5", "klt2", "int2", "int4", "int8", "bf16", "fp32")
 
 
-def plan_lines(
-    config: Config, model: ModelGeometry, requests: Sequence[VideoRequest], schedule: Schedule | None = None
-) -> list[str]:
+def plan_lines(spec: RunSpec, requests: Sequence[VideoRequest]) -> list[str]:
     """The longest video as a stream: its pages, bytes, bits, ratio to BF16, and how many fit in the memory.
 
-    `schedule`: that of the longest video; None: chunk by chunk over the configured window.
+    Raises ConfigError.
     """
-    cache = config.cache
+    memory = spec.config.cache.memory
     num_frames = max(request.num_frames for request in requests)
-    if schedule is None:
-        from pagedvid.models.common.chunk_by_chunk import chunk_by_chunk
-
-        schedule = chunk_by_chunk(model, num_frames, (1.0, 0.0), Window(cache.sink_chunks, cache.recent_chunks))
-    rows = (_row(name, codecs, cache, model, schedule) for name, codecs in _choices(cache))
+    schedule = spec.model.schedule(num_frames, spec.config.engine.denoise_steps, spec.window)
+    choices = [("as set", spec.cache.codecs), *((codec, StreamCodecs(codec)) for codec in COMPARED_CODECS)]
+    rows = (_row(name, codecs, _shape(spec, codecs), spec, schedule) for name, codecs in choices)
     return [
-        *_describe(config, model, len(requests), num_frames, schedule),
+        *_describe(spec, len(requests), num_frames, schedule),
         "",
-        f"{'codec':8}{'bits/value':>10}{'pages':>8}{'bytes':>12}{'vs bf16':>9}   fit in {format_bytes(cache.memory)}",
+        f"{'codec':8}{'bits/value':>10}{'pages':>8}{'bytes':>12}{'vs bf16':>9}   fit in {format_bytes(memory)}",
         *rows,
         "",
         "pages, bytes: of one stream at its peak; fit in: streams that can run at once",
     ]
 
 
-def _describe(config: Config, model: ModelGeometry, num_videos: int, num_frames: int, schedule: Schedule) -> list[str]:
-    cache, tokens = config.cache, model.chunk_tokens
+def _describe(spec: RunSpec, num_videos: int, num_frames: int, schedule: Schedule) -> list[str]:
+    model, codecs, shape = spec.model.geometry, spec.cache.codecs, spec.cache.shape
+    tokens = model.chunk_tokens
     tables = f"{model.num_layers} layers x {model.num_kv_heads} KV heads x {model.head_dim}"
     branches = f" x {len(model.branches)} branches" if len(model.branches) > 1 else ""
-    codecs = stream_codecs(cache)
-    shape = _shape(model, codecs, cache)
     pages = " and ".join(dict.fromkeys(_pages(shape, tokens, codecs.steady.of(kind, 0)) for kind in KINDS))
     padding = f"{shape.padding_waste_ratio(tokens, codecs.steady):.1%} padding"
     num_chunks = -(-num_frames // model.frames_per_chunk)
     roles = [str(codecs.steady)]
-    if cache.sink_codec:
-        roles.append(f"sinks {cache.sink_codec}")
-    if cache.newest_codec:
-        roles.append(f"newest chunk {cache.newest_codec}")
+    if codecs.sink:
+        roles.append(f"sinks {codecs.sink}")
+    if codecs.newest:
+        roles.append(f"newest chunk {codecs.newest}")
     return [
-        f"model    {config.model.name}: {tables}, {model.tokens_per_frame} tokens/frame{branches}",
+        f"model    {spec.config.model.name}: {tables}, {model.tokens_per_frame} tokens/frame{branches}",
         f"chunk    {model.frames_per_chunk} frames = {tokens} tokens = {pages} per head and layer ({padding})",
         f"window   {_window(model, schedule)}",
         f"codecs   {', '.join(roles)}",
@@ -85,24 +78,14 @@ def _window(model: ModelGeometry, schedule: Schedule) -> str:
     return f"the model's own look-back: at most {num_frames} frames stored at once"
 
 
-def _choices(cache: CacheConfig) -> list[tuple[str, StreamCodecs]]:
-    """The configured codecs, then single codecs to compare with."""
-    return [("as set", stream_codecs(cache)), *((codec, StreamCodecs(codec)) for codec in COMPARED_CODECS)]
+def _shape(spec: RunSpec, codecs: StreamCodecs) -> KVShape:
+    """The cache's tables: for the configured codecs on pages as they are set, for others on pages that suit them."""
+    return spec.cache.shape if codecs == spec.cache.codecs else spec.cache.shape.with_pages_for(codecs)
 
 
-def _shape(model: ModelGeometry, codecs: StreamCodecs, cache: CacheConfig) -> KVShape:
-    """The model's tables on pages that suit these codecs; for the configured codecs, on pages as they are set."""
-    shape = KVShape(model.num_layers, model.num_kv_heads, model.head_dim)
-    shape = shape.with_frames(model.tokens_per_frame, model.frames_per_chunk).with_pages_for(codecs)
-    if codecs != stream_codecs(cache):
-        return shape
-    rows = shape.page_rows if cache.page_rows == "auto" else int(cache.page_rows)
-    return replace(shape, page_rows=rows, correction=cache.correction)
-
-
-def _row(name: str, codecs: StreamCodecs, cache: CacheConfig, model: ModelGeometry, schedule: Schedule) -> str:
-    shape = _shape(model, codecs, cache)
-    num_branches, window = len(model.branches), schedule.window
+def _row(name: str, codecs: StreamCodecs, shape: KVShape, spec: RunSpec, schedule: Schedule) -> str:
+    model, window = spec.model.geometry, schedule.window
+    num_branches = len(model.branches)
     commits = schedule.planned_commits(model.tokens_per_frame)
     if commits is None:
         peak = peak_pages(shape, window, codecs, model.chunk_tokens, schedule.num_commits)
@@ -114,5 +97,5 @@ def _row(name: str, codecs: StreamCodecs, cache: CacheConfig, model: ModelGeomet
     pages = num_branches * peak
     num_bytes = shape.page_bytes * pages
     ratio = f"{num_bytes / (num_branches * shape.bf16_bytes(dense_tokens)):.3f}" if pages else "-"
-    num_fitting = str(shape.pages_in_memory(cache.memory) // pages) if pages else "any number"
+    num_fitting = str(shape.pages_in_memory(spec.config.cache.memory) // pages) if pages else "any number"
     return f"{name:8}{bits:>10.2f}{pages:>8}{format_bytes(num_bytes):>12}{ratio:>9}   {num_fitting}"

@@ -1,8 +1,8 @@
-"""Which codec each part of a chunk is stored in: keys and values, layer by layer; and how people write that.
+"""Which codec stores the keys and the values of a chunk in each layer, and how that is written in a configuration.
 
 int2                 keys and values of all layers
 int4/int2            keys in int4, values in int2
-{0-1: int8, 5: int4/int2}    exceptions by layer, in a configuration file
+{0-1: int8, 5: int4/int2}    exceptions for some layers, in a configuration file
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class CodecPair:
         if isinstance(written, CodecPair):
             return written
         if not isinstance(written, str):
-            raise ConfigError(f"{written!r} names no codec; write it as text, such as 'int2' or 'int4/int2'")
+            raise ConfigError(f"{written!r} is not the name of a codec; give text such as 'int2' or 'int4/int2'")
         keys, slash, values = written.partition("/")
         return CodecPair(read_codec(keys), read_codec(values if slash else keys))
 
@@ -52,17 +52,17 @@ class CodecPair:
 
 
 LayerCodecs = tuple[tuple[int, int, CodecPair], ...]
-"""Exceptions: (first layer, last layer, codecs); of two for one layer the later counts."""
+"""Exceptions: (first layer, last layer, codecs). Where two name the same layer, the later one counts."""
 
 
 @dataclass(frozen=True)
 class ChunkCodecs:
-    """The codecs of one chunk. Two that store every layer alike are equal, however their exceptions were written."""
+    """The codecs of one chunk. Two are equal if they store every layer alike, however their exceptions were written."""
 
     pair: CodecPair
     layers: LayerCodecs = ()
     text: str = field(default="", init=False, repr=False, compare=False)
-    """How it reads for people; equal where the codecs are."""
+    """For people; equal if and only if the codecs are equal."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "layers", _exceptions(self.pair, self.layers))
@@ -79,12 +79,12 @@ class ChunkCodecs:
 
     @property
     def keys(self) -> CodecSpec:
-        """The codec of keys where no exception is made."""
+        """The codec of keys in layers without an exception."""
         return self.pair.keys
 
     @property
     def values(self) -> CodecSpec:
-        """The codec of values where no exception is made."""
+        """The codec of values in layers without an exception."""
         return self.pair.values
 
     def of(self, kind: str, layer: int) -> CodecSpec:
@@ -96,16 +96,16 @@ class ChunkCodecs:
 
     @cached_property
     def key_codecs(self) -> tuple[CodecSpec, ...]:
-        """All codecs of keys that occur, each once; a rule whose every layer is an exception counts."""
+        """All codecs named for keys, each once, even one that exceptions replace in every layer."""
         return _once(pair.keys for pair in self._pairs)
 
     @cached_property
     def all(self) -> tuple[CodecSpec, ...]:
-        """All codecs that occur, each once."""
+        """All codecs named for keys or values, each once."""
         return _once(codec for pair in self._pairs for codec in (pair.keys, pair.values))
 
     def in_layers(self, num_layers: int, kinds: Iterable[str] = KINDS) -> tuple[CodecSpec, ...]:
-        """All codecs in use in that many layers, each once."""
+        """The codecs that the first `num_layers` layers use for `kinds`, each once."""
         kinds = tuple(kinds)
         return _once(self.of(kind, layer) for layer in range(num_layers) for kind in kinds)
 
@@ -122,7 +122,7 @@ def _once(codecs: Iterable[CodecSpec]) -> tuple[CodecSpec, ...]:
 
 
 def _exceptions(rule: CodecPair, layers: LayerCodecs) -> LayerCodecs:
-    """The same exceptions in ascending order: no overlap, none that repeats the rule, equal neighbours joined."""
+    """The same exceptions in ascending order, without overlaps or repetitions of the rule, equal neighbours joined."""
     bounds = sorted({bound for first, last, _ in layers for bound in (first, last + 1)})
     merged: list[tuple[int, int, CodecPair]] = []
     for first, end in pairwise(bounds):
@@ -137,7 +137,7 @@ def _exceptions(rule: CodecPair, layers: LayerCodecs) -> LayerCodecs:
 
 
 def read_layers(written: object) -> LayerCodecs:
-    """From {"0-1": "int8", 5: "int4/int2"}, or from what this returned. Raises ConfigError."""
+    """From {"0-1": "int8", 5: "int4/int2"}, or from a result of this function. Raises ConfigError."""
     if isinstance(written, Mapping):
         return tuple(_read_exception(key, codecs) for key, codecs in written.items())
     example = "{0: 'int8', '2-5': 'int4/int2'}"
@@ -151,7 +151,7 @@ def _read_exception(key: object, codecs: object) -> tuple[int, int, CodecPair]:
     match = re.fullmatch(r"([0-9]{1,6})(?:-([0-9]{1,6}))?", str(key))
     if match is None or not isinstance(codecs, (str, CodecPair)) or int(match[2] or match[1]) < int(match[1]):
         raise ConfigError(
-            f"{shown(key)}: {shown(codecs)} is no exception for layers; write it as 3: int4 or 0-1: int8/int4"
+            f"{shown(key)}: {shown(codecs)} is not an exception for layers; write it as 3: int4 or 0-1: int8/int4"
         )
     return int(match[1]), int(match[2] or match[1]), CodecPair.read(codecs)
 
@@ -164,7 +164,7 @@ def _checked_triple(triple: tuple[Any, Any, Any]) -> tuple[int, int, CodecPair]:
 
 
 def write_layers(layers: LayerCodecs) -> dict[str, str]:
-    """The inverse of `read_layers`; of two for the same layers the later remains, in its place."""
+    """The inverse of `read_layers`. Of two exceptions for the same layers, only the later one is written."""
     written: dict[str, str] = {}
     for first, last, pair in layers:
         key = str(first) if first == last else f"{first}-{last}"

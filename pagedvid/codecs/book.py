@@ -1,4 +1,4 @@
-"""The codecs of one pool, each made once: the same object wherever nothing is calibrated."""
+"""The codecs of one pool, each made once; those without calibrated tables are shared by all layers and heads."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pagedvid.errors import ConfigError
 
 
 class CodecBook:
-    """Finds codecs and their kernels."""
+    """Makes the codecs of a pool and their kernels on first use, and keeps them."""
 
     def __init__(
         self,
@@ -24,7 +24,7 @@ class CodecBook:
         tables: Calibration | None = None,
         own: Mapping[str, Codec] | None = None,
     ) -> None:
-        """`tables`: what klt codecs know of the model. `own`: codecs used in place of those of the same name; a codec
+        """`tables`: the model's calibration, for klt codecs. `own`: codecs that replace those of the same name; a codec
         under study is called "sim"."""
         self.page = page
         self._num_kv_heads = num_kv_heads
@@ -35,7 +35,7 @@ class CodecBook:
         self._kernels: dict[tuple[int, torch.device], tuple[Codec, PageKernels]] = {}
 
     def pair(self, codecs: ChunkCodecs, layer: int, heads: slice) -> tuple[Codec, Codec]:
-        """The codecs of keys and of values of some KV heads of a layer of chunks. Raises ConfigError."""
+        """The codecs of the keys and of the values of some KV heads of a layer. Raises ConfigError."""
         key = (codecs.text, layer, heads.start, heads.stop)
         if (pair := self._pairs.get(key)) is None:
             keys, values = (self.codec(codecs.of(kind, layer), kind, layer, heads) for kind in KINDS)
@@ -53,7 +53,7 @@ class CodecBook:
         return self._codecs[key]
 
     def kernels(self, codec: Codec, device: torch.device) -> PageKernels:
-        """What reads and writes a codec's pages on a device."""
+        """The kernels that read and write a codec's pages on a device."""
         key = (id(codec), device)
         if key not in self._kernels:
             with torch.inference_mode(False):  # a host may enter inference mode for some steps and not for others
@@ -61,10 +61,10 @@ class CodecBook:
         return self._kernels[key][1]
 
     def check(self, chunks: Iterable[ChunkCodecs], num_layers: int) -> None:
-        """Makes every codec that these chunks will need, so that what is missing is known at once: ConfigError."""
+        """Makes every codec that these chunks need, so that missing tables are found at once. Raises ConfigError."""
         if self._tables is not None and self._tables.num_layers != num_layers:
             raise ConfigError(
-                f"the klt tables are of {self._tables.model} with {self._tables.num_layers} layers; the cache has "
+                f"the klt tables are for {self._tables.model} with {self._tables.num_layers} layers; the cache has "
                 f"{num_layers}. Calibrate this model: pagedvid calibrate"
             )
         for codecs in chunks:
@@ -73,7 +73,7 @@ class CodecBook:
 
     def _made(self, spec: CodecSpec, kind: str, layer: int, first_head: int, end_head: int) -> Codec:
         if spec.name == "sim":
-            raise ConfigError('"sim" stands for a codec under study; pass that as own={"sim": codec}')
+            raise ConfigError('"sim" stands for a codec under study; pass it as own={"sim": codec}')
         if not spec.needs_tables:
             return make_codec(spec, self.page)
         if (first_head, end_head) != (0, self._num_kv_heads):
@@ -84,11 +84,11 @@ class CodecBook:
         if self._tables is None:
             raise ConfigError(
                 f"{spec} needs tables of the model; make them with `pagedvid calibrate` and name the file, or choose a "
-                "codec without, such as int2"
+                "codec that needs none, such as int2"
             )
         if self._tables.num_kv_heads != self._num_kv_heads:
             raise ConfigError(
-                f"the tables for {spec} are of {self._tables.model} with {self._tables.num_kv_heads} KV heads; the "
+                f"the tables for {spec} are for {self._tables.model} with {self._tables.num_kv_heads} KV heads; the "
                 f"cache has {self._num_kv_heads}. Calibrate this model: pagedvid calibrate"
             )
         return self._tables

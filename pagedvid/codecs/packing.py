@@ -18,12 +18,14 @@ import torch
 from torch import Tensor
 
 FP16_MAX = 65504.0
-"""What is stored by step sizes and zero points must be below this: both are fp16."""
+"""Values must be below this in magnitude, since step sizes and zero points are fp16."""
 
 
 def fill_pages(x_RnD: Tensor, page_tokens: int) -> Tensor:
-    """A copy of tokens as [R, P, page_tokens, D]; the last page is filled with its last token, which changes neither
-    its smallest nor its largest value."""
+    """A copy of the tokens [R, n, D] as [R, P, page_tokens, D].
+
+    The last page is filled up with its last token, so that its smallest and largest values stay the same.
+    """
     padding = -x_RnD.shape[1] % page_tokens
     filled = torch.cat([x_RnD, x_RnD[:, -1:].expand(-1, padding, -1)], dim=1)
     return filled.unflatten(1, (-1, page_tokens))
@@ -40,20 +42,20 @@ def pack(codes: Tensor, bits: int) -> Tensor:
 
 
 def unpack_scaled(packed: Tensor, bits: int) -> Tensor:
-    """bytes [..., C, D] -> uint8 [..., 8 / bits, C, D]; field i holds code * 2**(bits * i), see `field_scale`."""
+    """bytes [..., C, D] -> uint8 [..., 8 / bits, C, D]; field i holds code * 2**(bits * i); see `field_scale`."""
     return packed.unsqueeze(-3) & _masks(bits, packed.device)
 
 
 @lru_cache(maxsize=64)
 def field_scale(bits: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """[8 / bits, 1, 1] powers of two by which step sizes are multiplied so that they fit `unpack_scaled`."""
+    """Powers of two [8 / bits, 1, 1]: step sizes times these are the step sizes of what `unpack_scaled` returns."""
     per_byte = 8 // bits
     return torch.tensor([2.0 ** -(bits * i) for i in range(per_byte)], dtype=dtype, device=device).view(per_byte, 1, 1)
 
 
 @lru_cache(maxsize=64)
 def _masks(bits: int, device: torch.device) -> Tensor:
-    """The bits of each field, uint8 [8 / bits, 1, 1]."""
+    """The bit mask of each field, uint8 [8 / bits, 1, 1]."""
     masks = [((1 << bits) - 1) << shift for shift in range(0, 8, bits)]
     return torch.tensor(masks, dtype=torch.uint8, device=device).view(-1, 1, 1)
 

@@ -11,7 +11,7 @@ from functools import cached_property
 
 DEFAULT_PAGE_ROWS = 36
 MAX_BLOCK_FRAMES = 8
-"""Most frames that klt transforms together: beyond that, neighbours have little left in common."""
+"""Most frames that klt transforms together: frames further apart have little in common."""
 
 
 @dataclass(frozen=True)
@@ -21,9 +21,9 @@ class PageFormat:
     head_dim: int
     rows: int = DEFAULT_PAGE_ROWS
     tokens_per_frame: int = 1
-    """Of the model; klt transforms the same place of consecutive frames together."""
+    """Of the model. klt transforms the tokens at the same place of consecutive frames together."""
     frames_per_block: int = 1
-    """How many frames klt transforms together."""
+    """Frames that klt transforms together."""
 
     @cached_property
     def num_bytes(self) -> int:

@@ -7,14 +7,14 @@
       -post                     keys are stored after rotary embedding
     token2-g64 token4-g32     a step size and a zero point per token and group of channels; keys after rotary embedding
     hadamard2-g64             the same on channels rotated by a Hadamard matrix
-    klt2 klt1.5               transform coding with so many bits per value, scales included; needs calibrated tables
-    sim                       fp32 pages that stand for a codec under study: counts as quantized, see book.py
+    klt2 klt1.5               transform coding with that many bits per value, scales included; needs calibrated tables
+    sim                       fp32 pages for a codec under study: counts as quantized, see book.py
 
     tokens of a page of 36 rows:  int2 128, int4 64, int8 32, bf16 18, fp32 9       of 32 rows:  klt2 128
 
 To add a codec: a folder with its `CodecSpec` and its `Codec` (the readable reference, and kernels if it has any), and
-one line in `_FAMILIES`. From outside the package: `register_codecs`, or an entry point of the group "pagedvid.codecs"
-whose object is a `CodecFamily`.
+one line in `_FAMILIES`. From outside the package: call `register_codecs`, or declare an entry point of the group
+"pagedvid.codecs" whose object is a `CodecFamily`.
 """
 
 from __future__ import annotations
@@ -40,9 +40,9 @@ class CodecFamily:
     """Codecs that share an implementation."""
 
     names: str
-    """What the names look like, for error messages: "int8, int4, int2 (with -pair)"."""
+    """The form of the names, for error messages: "int8, int4, int2 (with -pair)"."""
     read: Callable[[str], CodecSpec | None]
-    """The spec of a name; None for a name of another family."""
+    """Returns the spec for a name, or None for a name of another family."""
 
 
 _FAMILIES = [
@@ -54,23 +54,23 @@ _FAMILIES = [
 
 
 def register_codecs(family: CodecFamily) -> None:
-    """Makes the codecs of a family known by name, after those that are known already."""
+    """Makes the codecs of a family known by name. Families registered earlier take precedence."""
     _FAMILIES.append(family)
     read_codec.cache_clear()
 
 
 def codec_names() -> str:
-    """What the names of registered codecs look like, for messages."""
+    """The forms of the names of registered codecs, for messages."""
     return ", ".join(family.names for family in _FAMILIES)
 
 
 @lru_cache(maxsize=256)
 def read_codec(name: str) -> CodecSpec:
-    """The codec of that name. Raises ConfigError."""
+    """The spec of the codec of that name. Raises ConfigError."""
     for family in _FAMILIES:
         if (spec := family.read(name)) is not None:
             return spec
-    for family in _installed_families():  # last: looking for installed packages takes milliseconds
+    for family in _installed_families():  # last, because scanning the installed packages takes milliseconds
         if (spec := family.read(name)) is not None:
             return spec
     allowed = ", ".join([codec_names(), *(family.names for family in _installed_families())])
@@ -79,7 +79,7 @@ def read_codec(name: str) -> CodecSpec:
 
 @lru_cache(maxsize=1)
 def _installed_families() -> tuple[CodecFamily, ...]:
-    """Those of other packages. Raises ConfigError for an entry point that is no `CodecFamily`."""
+    """The families of other installed packages. Raises ConfigError for an entry point that is not a `CodecFamily`."""
     families = []
     for entry in entry_points(group=ENTRY_POINT_GROUP):
         family = entry.load()

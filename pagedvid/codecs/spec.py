@@ -1,7 +1,7 @@
-"""What a codec says about itself in integers, without a tensor: its name, its pages, the memory that it works in.
+"""What is known of a codec without a tensor: its name, what a page holds, and the memory it needs.
 
 A name is parsed once, where it enters (registry.py), into the `CodecSpec` of its family; nothing below handles text.
-From a spec comes the codec itself, which reads and writes pages (base.py).
+The codec itself, which reads and writes pages, is made from its spec (base.py).
 """
 
 from __future__ import annotations
@@ -18,40 +18,40 @@ F32_BYTES = 4
 
 @dataclass(frozen=True)
 class CodecSpec(ABC):
-    """One codec by name. Equal specs store alike."""
+    """One codec by name. Equal specs store values alike."""
 
     implementation: ClassVar[str]
-    """"module:function" of `(page, spec, tables) -> Codec`; text, so that sizes are known without PyTorch. `tables`
-    are those of the layer where the codec `needs_tables`, else None."""
+    """"module:function" of a function `(page, spec, tables) -> Codec`; text, so that sizes are known without PyTorch.
+    `tables` are the layer's if the codec `needs_tables`, else None."""
 
     needs_tables: ClassVar[bool] = False
-    """Whether the codec is made from tables calibrated on the model."""
+    """Whether the codec is made from tables that were calibrated on the model."""
 
     name: str
     bits: float
-    """Per value; of codes alone, unless the family says otherwise."""
+    """Bits per value; without step sizes and zero points, unless the family says otherwise."""
     has_step_sizes: bool = field(default=False, kw_only=True)
-    """Whether values are rounded to uniform grids, whose step sizes the correction's formula takes."""
+    """Whether values are rounded to uniform grids, whose step sizes the correction uses."""
     stores_rotated: bool = field(default=False, kw_only=True)
     """Whether keys are stored after rotary embedding."""
     is_quantized: bool = field(default=True, kw_only=True)
-    """Whether stored values differ from the given ones by more than a float's rounding, and so are corrected."""
+    """Whether stored values differ by more than a float's rounding, so that attention has to be corrected."""
 
     @property
     def page_rows(self) -> int:
-        """Rows of a page that suit this codec."""
+        """Rows of a page that suit this codec best."""
         return DEFAULT_PAGE_ROWS
 
     @abstractmethod
     def page_tokens(self, page: PageFormat) -> int:
-        """Most tokens that one page holds. Raises ConfigError when the codec does not fit this page or head_dim."""
+        """Most tokens that one page holds. Raises ConfigError if the codec does not fit this page or head_dim."""
 
     def num_pages(self, page: PageFormat, num_tokens: int) -> int:
         """Pages of one (layer, KV head) for `num_tokens` tokens; the last may be partly filled. Raises ConfigError."""
         return -(-num_tokens // self.page_tokens(page))
 
     def padded_tokens(self, page: PageFormat, num_tokens: int) -> int:
-        """Tokens that all pages of one (layer, KV head) have room for. Raises ConfigError."""
+        """Tokens that the pages for `num_tokens` tokens of one (layer, KV head) have room for. Raises ConfigError."""
         return self.num_pages(page, num_tokens) * self.page_tokens(page)
 
     @abstractmethod
@@ -60,10 +60,10 @@ class CodecSpec(ABC):
 
     @abstractmethod
     def decode_bytes(self, page: PageFormat, num_heads: int, num_tokens: int) -> int:
-        """The same while they are decoded, the output buffer not included."""
+        """Most bytes of temporaries while they are decoded, without the output buffer."""
 
     def table_bytes(self, page: PageFormat) -> int:
-        """Bytes of the constants of one (layer, KV head, keys or values), kept once for all streams."""
+        """Bytes of the constants for the keys or the values of one (layer, KV head), kept once for all streams."""
         return 0
 
     def __str__(self) -> str:

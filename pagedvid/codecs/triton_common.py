@@ -1,4 +1,4 @@
-"""What kernels of several codecs share: rounding to fp16, the type in which products are taken, head sizes."""
+"""Shared by the kernels of several codecs: rounding to fp16, the dtype of matrix products, supported head sizes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ LIMIT = tl.constexpr(FP16_MAX)
 ROUND = tl.constexpr(12582912.0)
 """1.5 * 2^23: adding and subtracting it rounds a float32 below 2^22 to an integer, half to even."""
 MIN_HEAD_DIM = 32
-"""Tensor cores want 16 channels of each half at least."""
+"""Tensor cores need at least 16 channels in each half."""
 
 
 @triton.jit
@@ -25,27 +25,27 @@ def next_below(half):
 
 @triton.jit
 def round_down_fp16(x):
-    """See codecs/packing.py."""
+    """The largest fp16 number that is not above x."""
     nearest = x.to(tl.float16)
     return tl.where(nearest.to(tl.float32) > x, next_below(nearest), nearest)
 
 
 @triton.jit
 def round_up_fp16(x):
-    """See codecs/packing.py; x >= 0."""
+    """The smallest fp16 number that is not below x >= 0."""
     nearest = x.to(tl.float16)
     above = (nearest.to(tl.int16, bitcast=True) + 1).to(tl.int16).to(tl.float16, bitcast=True)
     return tl.where(nearest.to(tl.float32) < x, above, nearest)
 
 
 def matmul_type(dtype: torch.dtype) -> tl.dtype:
-    """Type in which products are taken. Triton's interpreter, which has no BF16 arithmetic, takes them in float32; the
-    operands have been rounded to BF16 before, so the numbers are those of a tensor core."""
+    """The dtype of matrix products. Triton's interpreter has no BF16 arithmetic and multiplies in float32; the operands
+    were rounded to BF16 before, so that results are those of a tensor core."""
     return tl.bfloat16 if dtype == torch.bfloat16 and not triton.knobs.runtime.interpret else tl.float32
 
 
 def head_dim_reasons(head_dim: int) -> list[str]:
-    """Why no kernel can handle this head_dim; empty when they can."""
+    """Why kernels cannot handle this head_dim; empty if they can."""
     if head_dim & (head_dim - 1) or head_dim < MIN_HEAD_DIM:
-        return [f"head_dim is {head_dim}; it must be a power of two from {MIN_HEAD_DIM} on"]
+        return [f"head_dim is {head_dim}; it must be a power of two, {MIN_HEAD_DIM} or more"]
     return []

@@ -11,6 +11,7 @@ import dataclasses
 from dataclasses import dataclass
 from typing import ClassVar
 
+from pagedvid.cache.stream_codecs import StreamCodecs
 from pagedvid.codecs.assignment import CodecPair
 from pagedvid.config.rules import (
     Rule,
@@ -25,12 +26,12 @@ from pagedvid.config.rules import (
     text,
     whole,
 )
+from pagedvid.correction import MODES
+from pagedvid.engine.scheduler import POLICIES
 from pagedvid.errors import ConfigError
 from pagedvid.shown import shown
 from pagedvid.units import GIB, MIB
 
-CORRECTIONS = ("off", "formula", "variance", "measured")
-POLICIES = ("fcfs", "round_robin")
 DTYPES = ("float32", "bfloat16")
 DEVICE = text("cpu, cuda or cuda:N", r"cpu|cuda(:[0-9]{1,3})?")
 """The rule for a device, in settings and flags."""
@@ -86,7 +87,7 @@ class ModelConfig(Section):
     name: str = setting("demo", text("the name of a model"))
     """Name of the model; `demo` is the small one that ships with pagedvid."""
     weights: str | None = setting(None, nothing() | text("a path"))
-    """Path of the model's weights (a folder for the demo model); null = those that ship with pagedvid."""
+    """File or folder of the model's weights (a folder for the demo model); null = those that ship with pagedvid."""
     text_encoder: str | None = setting(None, nothing() | text("a path"))
     """Folder of the text encoder, which makes embeddings of prompts; null = requests name a file of embeddings."""
     vae: str | None = setting(None, nothing() | text("a path"))
@@ -127,11 +128,16 @@ class CacheConfig(Section):
     """First chunks of a stream that are never evicted."""
     recent_chunks: int = setting(4, whole(1, MAX_WINDOW_CHUNKS))
     """Newest committed chunks that are kept; sinks and the current chunk do not count."""
-    correction: str = setting("auto", one_of("auto", *CORRECTIONS))
+    correction: str = setting("auto", one_of("auto", *MODES))
     """Correction of the attention mass that quantized keys gain: off, by the closed formula, by the change of variance,
     or measured at commit; auto = measured for codecs with step sizes, off for klt, which hardly changes the mass."""
     debug_checks: bool = setting(False, flag())
     """Whether to recompute all bookkeeping after every step and to stop at the first contradiction (slow)."""
+
+    @property
+    def stream_codecs(self) -> StreamCodecs:
+        """The codecs of every chunk; `codec` must not be "auto" any more."""
+        return StreamCodecs(self.codec, sink=self.sink_codec, newest=self.newest_codec, layers=self.layer_codecs)
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The Jensen correction: how much attention mass quantized keys steal, and the number that gives it back.
+"""The Jensen correction: how much attention mass quantized keys gain, and the bias that gives it back.
 
 Derivation (after "Quantized Keys Steal Attention", arXiv 2605.26266). A stored key is k' = k + e, with rounding errors
 e_c uniform on [-delta_c/2, delta_c/2], zero-mean and independent. With s = softmax scale (1/sqrt(D)):
@@ -7,29 +7,29 @@ e_c uniform on [-delta_c/2, delta_c/2], zero-mean and independent. With s = soft
     b = sum_c log(sinh(x_c) / x_c),     x_c = s q_c delta_c / 2          (exact)
     b ~ sum_c x_c^2 / 6 = s^2/24 sum_c q_c^2 delta_c^2                   (second order; always >= exact)
 
-so every cached key looks heavier than it is by exp(b), and the unquantized current chunk loses that mass. Subtracting b
-from the scores of cached keys undoes it in expectation. Steps are shared by a page's tokens, so b depends on query and
-page only; a constant on all scores of a set of keys leaves that set's output unchanged and moves its log-sum-exp:
-**the correction is `lse -= b`**.
+so every cached key weighs too much by the factor exp(b), and the unquantized current chunk loses that mass. Subtracting
+b from the scores of cached keys undoes it in expectation. Step sizes are shared by a page's tokens, so b depends on
+query and page only. A constant subtracted from all scores of a set of keys leaves that set's output unchanged and
+lowers its log-sum-exp: **the correction is `lse -= b`**.
 
 Assumptions, and where they break:
-- uniform, independent errors. Redundant tokens (a still background) round alike, and at few levels their common error
-  has a mean of its own; the measured factor alpha (below) is for that.
-- the mean over many keys and queries stands for the expectation: a query that looks at one cached key is not helped.
+- errors are uniform and independent. Redundant tokens (a still background) round alike, and with few levels their
+  common error has a mean of its own; the measured factor alpha (below) accounts for that.
+- the mean over many keys and queries stands for the expectation: a query that attends to one cached key is not helped.
 - keys are stored before rotary embedding, which rotates the error of a pair of channels by a position-dependent angle.
-  b uses the angle average: q_c^2 -> (q_c^2 + q_c'^2) / 2, exact (second order) when the pair shares its step.
+  b uses the average over angles: q_c^2 -> (q_c^2 + q_c'^2) / 2, exact (second order) if the pair shares its step size.
 - keys read through a projection meet the query pulled back to their frame (rotary/projective.py): b takes that query,
   frame by frame.
 - a whole chunk is corrected at once by the token-weighted mean of delta^2 over its pages; the spread inside a chunk is
   a second-order effect (tests/correction/test_formula.py compares with the per-key oracle).
-- codecs whose errors are not uniform rounding (a dropped direction *loses* mass) have no step. In general, to second
-  order, b = s^2/2 sum_c q_c^2 (Var k'_c - Var k_c), with its sign; the change of variance is taken at commit.
-Keys stored as bf16 or fp32 have no noise worth a correction and are never corrected.
+- codecs whose errors are not uniform rounding (a dropped direction *loses* mass) have no step size. In general, to
+  second order, b = s^2/2 sum_c q_c^2 (Var k'_c - Var k_c), with its sign; the change of variance is measured at commit.
+The quant error of keys stored as bf16 or fp32 is negligible; they are never corrected.
 
     off        b = 0
     formula    b from the step sizes
     variance   b from the change of variance
-    measured   alpha * b, b from the step sizes where there are any, else from the change of variance
+    measured   alpha * b, with b from the step sizes if there are any, else from the change of variance (alpha: fit.py)
 """
 
 from __future__ import annotations
@@ -43,9 +43,8 @@ from torch import Tensor
 from pagedvid.codecs.spec import CodecSpec
 from pagedvid.rotary.tables import pair_mean_square
 
-MODES = ("off", "formula", "variance", "measured")
 HOT_CHANNEL_X = 0.5
-"""Channels in which some query reaches this x take the exact form: below it, second order is off by x^2/30 < 1 %."""
+"""Channels in which any query reaches this x take the exact form; below it, the second order is off by x^2/30 < 1 %."""
 
 
 def log_sinhc(x: Tensor) -> Tensor:
@@ -67,20 +66,20 @@ def exact_bias(q_square: Tensor, square_step_size: Tensor, scale: float) -> Tens
 
 
 def second_order_bias(q_square: Tensor, square_step_size: Tensor, scale: float) -> Tensor:
-    """b to second order, one small matrix product. Shapes as `exact_bias`."""
+    """b to second order, one small matrix product. Shapes as in `exact_bias`."""
     return (q_square @ square_step_size.unsqueeze(-1)).squeeze(-1) * (scale**2 / 24)
 
 
 def bias(q_square: Tensor, square_step_size: Tensor, scale: float) -> Tensor:
-    """b as it is used: second order where that is exact to 1 %, the exact form in outlier channels, where second order
-    overshoots many times (x up to 192 was seen). Shapes as `exact_bias`.
+    """b as it is used: to second order where that is exact to 1 %, and in its exact form in outlier channels, where the
+    second order is many times too large (x up to 192 was seen). Shapes as in `exact_bias`.
 
-    q_square holds q_c^2, or `pair_mean_square(q)` for keys stored before rotary embedding.
+    `q_square` holds q_c^2, or `pair_mean_square(q)` for keys stored before rotary embedding.
     """
-    # Decided per leading index (range and head), so that no video depends on its neighbours in a batch.
+    # Decided for each leading index (range and head), so that no video depends on the others in its batch.
     is_hot = q_square.amax(-2) * square_step_size * (scale**2 / 4) >= HOT_CHANNEL_X**2
     cold = second_order_bias(q_square, square_step_size.masked_fill(is_hot, 0.0), scale)
-    if is_hot.device.type != "cpu":  # to look which columns are hot would wait for the device
+    if is_hot.device.type != "cpu":  # finding the hot columns would wait for the device
         return cold + exact_bias(q_square, square_step_size * is_hot, scale)
     columns = is_hot.reshape(-1, is_hot.shape[-1]).any(0).nonzero().flatten()
     if columns.numel() == 0:
@@ -89,63 +88,65 @@ def bias(q_square: Tensor, square_step_size: Tensor, scale: float) -> Tensor:
 
 
 def signed_bias(q_square: Tensor, square: Tensor, scale: float) -> Tensor:
-    """b from `square` = 12 (Var k' - Var k) by channel, shapes as `exact_bias`.
+    """b from `square` = 12 (Var k' - Var k) by channel. Shapes as in `exact_bias`.
 
-    Gains count as uniform errors of that variance (step_size^2 = 12 Var), so that outlier channels do not overshoot;
-    losses are taken to second order.
+    Gains of variance are treated as uniform errors of that variance (step_size^2 = 12 Var), so that b is not too large
+    in outlier channels; losses are taken to second order.
     """
     return bias(q_square, square.clamp(min=0), scale) + second_order_bias(q_square, square.clamp(max=0), scale)
 
 
 class QuerySquares:
-    """Squares of queries [..., T, D] as the quant error of keys meets them; each kind is computed once."""
+    """The squares of queries [..., T, D] that b takes, along different axes; each is computed once."""
 
     def __init__(self, q: Tensor) -> None:
         self._q = q
         self._made: dict[tuple[bool, int | None], Tensor] = {}
 
-    def along(self, axes: Tensor | None, angles: bool) -> Tensor:
-        """Squared components, [..., T, D]: along `axes` [D, D] (rows; None: channels), means of rotary pairs if keys
-        rotate after they were stored."""
-        key = (angles, None if axes is None else id(axes))
+    def along(self, axes: Tensor | None, rotates: bool) -> Tensor:
+        """Squared components along the rows of `axes` [D, D] (None: the channels), float32 [..., T, D].
+
+        `rotates`: whether keys are rotated between storage and score, so that rotary pairs take their mean square.
+        """
+        key = (rotates, None if axes is None else id(axes))
         if key not in self._made:
             q = self._q.float() if axes is None else self._q.float() @ axes.T.to(self._q.device)
-            self._made[key] = pair_mean_square(q) if angles else q.square()
+            self._made[key] = pair_mean_square(q) if rotates else q.square()
         return self._made[key]
 
 
 @dataclass(frozen=True)
 class QuantError:
-    """What is known of the quant error of some stored keys, [...] axes such as ranges and KV heads first."""
+    """The quant error of some stored keys. Leading axes [...] are those of the keys, such as ranges and KV heads."""
 
     square: Tensor
     """Mean of step_size^2, or 12 times the change of variance, which may be negative; [..., D]."""
     is_variance: bool
-    """Which of the two."""
+    """Whether `square` is from the change of variance."""
     axes: Tensor | None = None
-    """Directions that `square` is about, rows of [D, D]; None: the channels."""
+    """[D, D], whose rows are the directions of the components of `square`; None: the channels."""
     rotates: bool = False
     """Whether keys are rotated between storage and score."""
     alpha: Tensor | None = None
-    """Measured factor on b, [...]; None: 1."""
+    """The measured factor on b, [...]; None: 1."""
 
     def bias(self, squares: QuerySquares, scale: float, rows: slice | Tensor = slice(None)) -> Tensor:
-        """alpha * b of the queries' `rows`, [..., T]."""
+        """alpha * b, [..., T], of the queries in the leading `rows` of `squares`."""
         form = signed_bias if self.is_variance else bias
         b = form(squares.along(self.axes, self.rotates)[rows], self.square, scale)
         return b if self.alpha is None else self.alpha.unsqueeze(-1) * b
 
     def along(self, q_THD: Tensor) -> Tensor:
-        """Queries along the axes, for kernels, which take squares and means of pairs themselves."""
+        """The queries' components along the axes, for kernels, which square them and average pairs themselves."""
         return q_THD if self.axes is None else q_THD.float() @ self.axes.T
 
 
 @dataclass(frozen=True)
 class BiasSource:
-    """Where b of the keys of one layer comes from; see `bias_source`."""
+    """What b of the keys of one layer is computed from; see `bias_source`."""
 
     by_variance: bool
-    """By the change of variance even where there are step sizes."""
+    """Whether to use the change of variance even if there are step sizes."""
     rotates: bool
     """Whether keys are rotated between storage and score."""
 
@@ -156,8 +157,8 @@ class BiasSource:
         axes: Tensor | None,
         alpha: Tensor | None = None,
     ) -> QuantError | None:
-        """From the mean of step_size^2 along `axes`, if the codec has step sizes, else from the change of variance of
-        the channels, if that was kept. None: nothing is known to correct."""
+        """From the mean of step_size^2 along `axes` if the codec has step sizes, else from the change of variance by
+        channel, if that was measured. None if there is neither."""
         square = None if self.by_variance else square_step_size()
         if square is not None:
             return QuantError(square, False, axes, self.rotates, alpha)
@@ -167,7 +168,10 @@ class BiasSource:
 
 
 def bias_source(mode: str, codec: CodecSpec, *, has_rope: bool) -> BiasSource | None:
-    """What `mode` goes by for keys in `codec`; None: they are not corrected. `has_rope`: whether keys are rotated."""
+    """The source of b for keys stored by `codec` in a correction mode; None if they are not corrected.
+
+    `has_rope`: whether the model rotates keys.
+    """
     if mode == "off" or not codec.is_quantized:
         return None
     return BiasSource(mode == "variance", has_rope and not codec.stores_rotated)

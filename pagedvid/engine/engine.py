@@ -1,9 +1,9 @@
 """The engine: continuous batching of the rounds of many videos. `step` is the whole loop.
 
-What a round is, the model says (engine/schedule.py). Streams join and leave between any two steps; each is at its own
+The model says what a round is (engine/schedule.py). Streams join and leave between any two steps; each is at its own
 round, and denoise steps of some share a forward with commit passes of others. A chunk is yielded as soon as it is
-clean. What runs next to a video changes its frames by rounding at most, and with `EngineSettings.reproducible` not at
-all.
+clean. Other videos in the same batch change a video's frames by rounding at most, and not at all in a reproducible
+engine.
 """
 
 from __future__ import annotations
@@ -15,22 +15,19 @@ from collections.abc import Iterator, Sequence
 
 from torch import Tensor
 
-from pagedvid.arguments import instance_of
+from pagedvid.arguments import instance_of, one_of, whole_number
 from pagedvid.cache.window import Window
-from pagedvid.engine.admission import admit_in_order
 from pagedvid.engine.failures import described, presentable
-from pagedvid.engine.forward import finished_chunk, packed_forward, take_steps
-from pagedvid.engine.job import Job, Waiting
+from pagedvid.engine.forward import advance_chunks, finished_chunk, packed_forward
+from pagedvid.engine.job import Job, Waiting, plan, start
 from pagedvid.engine.protocol import VideoModel
 from pagedvid.engine.requests import (
     EngineOutput,
-    EngineSettings,
     EngineStats,
     RequestFailure,
     VideoRequest,
 )
-from pagedvid.engine.scheduler import Candidate, next_batch
-from pagedvid.engine.start import plan, start
+from pagedvid.engine.scheduler import POLICIES, admit_in_order, next_batch
 from pagedvid.errors import CapacityError, ConfigError, IntegrityError, ModelError, PagedvidError
 from pagedvid.host_state import independent_of_host
 from pagedvid.paged_kv_cache import PagedKVCache
@@ -41,8 +38,27 @@ logger = logging.getLogger(__name__)
 class Engine:
     """Generates many videos at once with one model and one cache."""
 
-    def __init__(self, model: VideoModel, cache: PagedKVCache, window: Window, settings: EngineSettings) -> None:
-        """Raises ConfigError when the window is longer than the model was trained on, or the cache made for another."""
+    def __init__(
+        self,
+        model: VideoModel,
+        cache: PagedKVCache,
+        window: Window,
+        *,
+        max_batch_tokens: int = 2048,
+        policy: str = "fcfs",
+        max_concurrent: int | None = None,
+        num_denoise_steps: int | None = None,
+        reproducible: bool = False,
+    ) -> None:
+        """Raises ConfigError for a window longer than the model was trained on, and for a cache made for another model.
+
+        `max_batch_tokens`: most packed tokens of one forward; a single video always runs. `policy`: one of
+        `scheduler.POLICIES`. `max_concurrent`: most streams open at once; None: as many as the memory holds.
+        `num_denoise_steps`: None: the model's own number. `reproducible`: each video has its forwards to itself, so
+        that its frames are the same to the last bit whatever else runs. This holds on one machine with one number of
+        threads, one backend and one size of scratch.
+        """
+        one_of(tuple(POLICIES), "policy", policy, ConfigError)
         geometry, spec = model.geometry, cache.spec
         wanted = (geometry.num_layers, geometry.num_query_heads, geometry.num_kv_heads, geometry.head_dim)
         given = (spec.num_layers, spec.query_heads, spec.num_kv_heads, spec.head_dim)
@@ -58,7 +74,11 @@ class Engine:
         self.model = model
         self.cache = cache
         self.window = window
-        self.settings = settings
+        self.max_batch_tokens = whole_number("max_batch_tokens", max_batch_tokens, 1, error=ConfigError)
+        self.policy = policy
+        self.max_concurrent = _whole_or_none("max_concurrent", max_concurrent)
+        self.num_denoise_steps = _whole_or_none("num_denoise_steps", num_denoise_steps)
+        self.reproducible = reproducible
         self._waiting: deque[Waiting] = deque()
         self._running: dict[int, Job] = {}
         self._ids: set[str] = set()  # of requests that are waiting or running
@@ -90,13 +110,13 @@ class Engine:
 
     @independent_of_host
     def submit(self, request: VideoRequest) -> None:
-        """Queues a video. Raises PromptError, ConfigError, CapacityError when it could not run even alone, and
-        ModelError for whatever else the model raises about it."""
+        """Queues a video. Raises PromptError, ConfigError, CapacityError when it would not fit even alone, and
+        ModelError for any other error of the model."""
         instance_of(VideoRequest, "request", request, "VideoRequest('a', 'a red circle', 48)", ConfigError)
         if request.id in self._ids:
             raise ConfigError(f"request {request.id!r} is still waiting or running; use another id, or cancel it first")
         try:
-            entry = plan(request, self.model, self.cache, self.window, self.settings.num_denoise_steps)
+            entry = plan(request, self.model, self.cache, self.window, self.num_denoise_steps)
         except PagedvidError:
             raise
         except Exception as error:
@@ -136,7 +156,7 @@ class Engine:
         return bool(self._waiting or self._running)
 
     def stats(self) -> EngineStats:
-        """Where the engine stands; changes nothing."""
+        """The engine's counters; reading them changes nothing."""
         return EngineStats(
             num_waiting=len(self._waiting),
             num_running=len(self._running),
@@ -148,7 +168,7 @@ class Engine:
             step_seconds=self._step_seconds,
         )
 
-    # ------------------------------------------------------------------ inside a step
+    # ------------------------------------------------------------------ parts of a step
 
     def _admit_waiting(self) -> list[EngineOutput]:
         """Opens streams in order of arrival while a slot and pages are free; the first that does not fit waits.
@@ -174,24 +194,21 @@ class Engine:
         return failures
 
     def _can_start(self, entry: Waiting) -> bool:
-        limit = self.settings.max_concurrent
-        return (limit is None or len(self._running) < limit) and self.cache.fits(entry.num_pages)
+        has_slot = self.max_concurrent is None or len(self._running) < self.max_concurrent
+        return has_slot and self.cache.fits(entry.num_pages)
 
     def _next_batch(self) -> list[Job]:
-        size = self.model.geometry.tokens_per_frame
-        jobs = self._running.values()
-        candidates = [Candidate(job.number, job.last_step, job.round.num_frames * size) for job in jobs]
         # The shape of a product decides how it is rounded, and the videos that share a forward decide its shape.
         # A budget of one token keeps them apart, since one video always runs.
-        budget = 1 if self.settings.reproducible else self.settings.max_batch_tokens
-        return [self._running[number] for number in next_batch(candidates, self.settings.policy, budget)]
+        budget = 1 if self.reproducible else self.max_batch_tokens
+        return next_batch(self._running.values(), self.policy, budget)
 
     def _run(self, batch: Sequence[Job]) -> list[EngineOutput]:
         """Runs a batch. If it fails, its jobs are run one by one, so that only the culprit fails."""
         try:
             predictions, seconds = packed_forward(self.model, self.cache, batch)
         except IntegrityError:
-            raise  # the bookkeeping is wrong: no video is to blame, and none is safe
+            raise  # the bookkeeping itself is wrong, so no single video is at fault and none is safe
         except Exception as error:
             if len(batch) == 1:
                 return [self._fail(batch[0], error)]
@@ -199,14 +216,14 @@ class Engine:
         else:
             self._forward_seconds += seconds
             return self._advance_all(batch, predictions)
-        # Outside of `except`: there the error would keep the failed forward's tensors while the others run.
+        # Outside `except`: inside it, the error would keep the failed forward's tensors alive while the others run.
         return [output for job in batch for output in self._run([job])]
 
     def _advance_all(self, batch: Sequence[Job], predictions: Sequence[Sequence[Tensor]]) -> list[EngineOutput]:
         """Moves the jobs past the round that just ran; returns the chunks that became clean.
 
-        An interrupt goes up to the caller and cancels them: what they stored is published, so the round cannot run
-        again, and the chunks that became clean are lost.
+        An interrupt cancels the jobs and is raised again: what they stored is published, so the round cannot be
+        repeated, and the chunks that became clean are lost.
         """
         try:
             return [
@@ -224,14 +241,14 @@ class Engine:
         job.last_step, is_over = self._num_steps, job.following is None
         outputs: list[EngineOutput] = []
         try:
-            take_steps(self.model, job, predictions)
+            advance_chunks(self.model, job, predictions)
             self._drop_chunks(job)
             outputs += [finished_chunk(self.model, job, chunk) for chunk in job.round.finished]
             self._num_chunks_done += len(job.round.finished)
             for chunk in job.round.forgets:
                 del job.latents.chunks[chunk]
             if not is_over:
-                job.go_on()
+                job.next_round()
         except Exception as error:
             return [*outputs, self._fail(job, error)]
         if is_over:
@@ -240,7 +257,7 @@ class Engine:
         return outputs
 
     def _drop_chunks(self, job: Job) -> None:
-        """Frees the pages that no later round reads, and notes what is left."""
+        """Frees the pages that no later round reads, and records how many bytes are left."""
         if job.round.drops:
             self.cache.drop(job.stream, job.round.drops)
         if any(part.commits for part in job.round.ranges):
@@ -261,3 +278,8 @@ class Engine:
         del self._running[job.number]
         self._ids.discard(job.request.id)
         self.cache.release(job.stream)
+
+
+def _whole_or_none(name: str, value: int | None) -> int | None:
+    """Raises ConfigError unless the value is None or a whole number of at least 1."""
+    return None if value is None else whole_number(name, value, 1, error=ConfigError)

@@ -1,7 +1,7 @@
-"""What a model raises, made fit to leave the engine: a message that can be shown, and nothing that holds tensors.
+"""Errors of a model on their way out of the engine: with a message that can be shown, and without tensors.
 
 A model may raise anything: an error whose message is empty, cannot be made, is a megabyte long, or is not valid
-Unicode. Whoever logs, prints or stores a failure must not fail over it, and must have something to say.
+Unicode. Logging, printing or storing a failure must not fail because of it, and must have something to show.
 """
 
 from __future__ import annotations
@@ -9,14 +9,14 @@ from __future__ import annotations
 from pagedvid.errors import ModelError
 
 MOST_CHARACTERS = 4000
-"""Of a message. The longest of PyTorch, about memory of a device, have about a thousand."""
+"""Of a message. PyTorch's longest, about device memory, have about a thousand."""
 
 
 def presentable(error: Exception) -> Exception:
     """The error itself when its message can be shown as it is, otherwise a ModelError in its place.
 
-    It comes without its traceback, which would keep the variables of all calls alive with it, latents and predictions
-    among them: log that first.
+    Its traceback is removed, since it would keep the local variables of all calls alive, latents and predictions among
+    them; log the traceback first.
     """
     _forget_tracebacks(error)
     text = _message(error)
@@ -24,7 +24,7 @@ def presentable(error: Exception) -> Exception:
 
 
 def described(error: Exception) -> str:
-    """Kind and message of an error, in at most `MOST_CHARACTERS` and a few; never raises."""
+    """Kind and message of an error, about `MOST_CHARACTERS` at most; never raises."""
     kind, text = type(error).__name__, _message(error)
     if text is None:
         return f"{kind}, whose message cannot be made"
@@ -32,7 +32,7 @@ def described(error: Exception) -> str:
 
 
 def _message(error: Exception) -> str | None:
-    """None: making it raised an error of its own."""
+    """None when making the message raised an error of its own."""
     try:
         return str(error)
     except Exception:
@@ -40,7 +40,7 @@ def _message(error: Exception) -> str | None:
 
 
 def _shown(text: str) -> str:
-    """The text without what no file or terminal takes (lone surrogates), cut to `MOST_CHARACTERS`."""
+    """The text with lone surrogates escaped, which no file or terminal accepts, cut to `MOST_CHARACTERS`."""
     text = text.encode(errors="backslashreplace").decode()
     if len(text) <= MOST_CHARACTERS:
         return text
@@ -48,7 +48,7 @@ def _shown(text: str) -> str:
 
 
 def _forget_tracebacks(error: BaseException) -> None:
-    """Of the error and of all errors that led to it."""
+    """Removes the tracebacks of the error and of all errors that led to it."""
     waiting: list[BaseException | None] = [error]
     seen: set[int] = set()
     while waiting:

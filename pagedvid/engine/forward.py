@@ -1,4 +1,4 @@
-"""One round of several jobs: packed into a forward, and its predictions turned into steps and finished chunks."""
+"""One round of several jobs: packed into one forward, whose predictions advance their chunks."""
 
 from __future__ import annotations
 
@@ -11,46 +11,46 @@ from torch import Tensor
 
 from pagedvid.cache.plan import QueryRange
 from pagedvid.engine.job import Job
-from pagedvid.engine.protocol import Piece, VideoModel
+from pagedvid.engine.protocol import VideoModel
 from pagedvid.engine.requests import ChunkOutput
 from pagedvid.errors import NonFiniteError
 from pagedvid.paged_kv_cache import PagedKVCache
 
 
 def packed_forward(model: VideoModel, cache: PagedKVCache, jobs: Sequence[Job]) -> tuple[list[list[Tensor]], float]:
-    """One forward of all ranges of all jobs' rounds: each job's predictions by range, and the seconds it took.
+    """One forward of all ranges of all jobs' rounds: each job's predictions by range, and the seconds that it took.
 
-    Raises what the model and the cache raise; then nothing is stored.
+    Raises what the model and the cache raise; nothing is stored in that case.
     """
     tokens_per_frame = model.geometry.tokens_per_frame
-    ranges: list[QueryRange] = []
+    ranges = [part for job in jobs for part in job.round.ranges]
+    conditions = [job.condition for job in jobs for _ in job.round.ranges]
+    queries: list[QueryRange] = []
     for job in jobs:
-        ranges += query_ranges(job, tokens_per_frame, len(ranges))
-    pieces = [piece for job in jobs for piece in model_pieces(job, tokens_per_frame)]
+        queries += query_ranges(job, tokens_per_frame, len(queries))
     packed = torch.cat([job.latents.of(part.frames) for job in jobs for part in job.round.ranges])
-    with cache.step(ranges) as step:
+    with cache.step(queries) as step:
         started = time.perf_counter()
-        prediction = model.forward(packed, pieces, partial(step.attend, rope=model.rope))
+        prediction = model.forward(packed, ranges, conditions, partial(step.attend, rope=model.rope))
         seconds = time.perf_counter() - started
-        parts = iter(prediction.split([piece.num_tokens for piece in pieces]))
+        parts = iter(prediction.split([len(part.frames) * tokens_per_frame for part in ranges]))
     return [[next(parts) for _ in job.round.ranges] for job in jobs], seconds
 
 
-def take_steps(model: VideoModel, job: Job, predictions: Sequence[Tensor]) -> None:
-    """The sampler steps of the job's round, from its predictions by range and those held from earlier rounds."""
-    for step in job.round.advances:
-        by_branch = job.held.pop(step.chunk, {})
-        by_branch |= {job.round.ranges[i].branch: predictions[i] for i in step.ranges}
-        latents = job.latents.chunks[step.chunk]
-        job.latents.chunks[step.chunk] = model.advance(latents, by_branch, step.noise_level, step.next_noise_level)
+def advance_chunks(model: VideoModel, job: Job, predictions: Sequence[Tensor]) -> None:
+    """Advances the chunks of the job's round by its predictions, range by range, and those held from earlier rounds."""
+    ranges, chunks = job.round.ranges, job.latents.chunks
+    for move in job.round.advances:
+        by_role = job.held.pop(move.chunk, {}) | {ranges[i].role: predictions[i] for i in move.ranges}
+        chunks[move.chunk] = model.advance(chunks[move.chunk], by_role, move.noise_level, move.next_noise_level)
     for hold in job.round.holds:
-        job.held.setdefault(hold.chunk, {})[job.round.ranges[hold.range].branch] = predictions[hold.range]
+        job.held.setdefault(hold.chunk, {})[ranges[hold.range].role] = predictions[hold.range]
 
 
 def finished_chunk(model: VideoModel, job: Job, chunk: int) -> ChunkOutput:
-    """The frames of a clean chunk, without those that were given and those beyond the end. Raises NonFiniteError.
+    """The decoded frames of a clean chunk, without given frames and without frames beyond the video's end.
 
-    Only latent frames that go out are decoded.
+    Only latent frames that are output are decoded. Raises NonFiniteError.
     """
     latents = job.latents.chunks[chunk]
     if not bool(torch.isfinite(latents).all()):
@@ -65,32 +65,16 @@ def finished_chunk(model: VideoModel, job: Job, chunk: int) -> ChunkOutput:
 
 
 def query_ranges(job: Job, tokens_per_frame: int, first: int) -> list[QueryRange]:
-    """The job's next round as the cache takes it, behind `first` ranges of other jobs."""
+    """The job's next round as the cache takes it, after `first` ranges of other jobs."""
     return [
         QueryRange(
             job.stream,
-            part.history,
+            part.branch,
             len(part.frames) * tokens_per_frame,
             commit=part.commits,
             visible=part.visible,
             sees_ranges=tuple(first + other for other in part.sees),
             position=None if part.position is None else part.position * tokens_per_frame,
-            tag=part.tag,
-        )
-        for part in job.round.ranges
-    ]
-
-
-def model_pieces(job: Job, tokens_per_frame: int) -> list[Piece]:
-    """The job's next round as the model takes it, range by range."""
-    return [
-        Piece(
-            num_tokens=len(part.frames) * tokens_per_frame,
-            noise_level=part.noise_level,
-            branch=part.branch,
-            condition=job.condition,
-            frames=part.frames,
-            commits=part.commits,
             tag=part.tag,
         )
         for part in job.round.ranges

@@ -1,4 +1,4 @@
-"""A job: one request on its way through the rounds of its schedule."""
+"""A request on its way through the engine: first it waits, planned and checked, then it is a job with a stream."""
 
 from __future__ import annotations
 
@@ -10,10 +10,12 @@ from torch import Tensor
 
 from pagedvid.cache.sizes import KVShape
 from pagedvid.cache.stream import Stream
+from pagedvid.cache.window import Window
 from pagedvid.engine.latents import Latents
-from pagedvid.engine.protocol import Decoder
+from pagedvid.engine.protocol import Decoder, VideoModel
 from pagedvid.engine.requests import VideoRequest
 from pagedvid.engine.schedule import Round, Schedule
+from pagedvid.paged_kv_cache import PagedKVCache
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,10 +39,10 @@ class Job:
     condition: Any
     stream: Stream
     first_frame: int
-    """The first frame of the video that goes out; those before it were given."""
+    """The first frame that is output; earlier ones were given."""
     latents: Latents
     decode: Decoder
-    """The video's own: it is given every latent frame that goes out, in order."""
+    """The video's own decoder: it gets every latent frame that is output, in order."""
     later: Iterator[Round]
     """The rounds after `following`."""
     round: Round
@@ -48,13 +50,18 @@ class Job:
     following: Round | None
     """The one after it; None: `round` is the last."""
     held: dict[int, dict[str, Tensor]] = field(default_factory=dict)
-    """Predictions of earlier rounds by chunk and branch, which the chunk's next sampler step uses."""
+    """Predictions of earlier rounds by chunk and role, which the chunk's next `Advance` uses."""
     last_step: int = -1
-    """The engine step in which it last ran."""
+    """The engine step in which it last ran, -1 for never."""
     num_frames_out: int = 0
     """Latent frames that were decoded."""
     peak_bytes: tuple[int, int] = (0, 0)
-    """(Most bytes that `stream` held between two steps, the same tokens as dense BF16.)"""
+    """(Most bytes that `stream` held between two steps, bytes of the same tokens as dense BF16.)"""
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of the round that runs next, all ranges together."""
+        return self.round.num_frames * self.latents.geometry.tokens_per_frame
 
     def note_bytes(self, shape: KVShape) -> None:
         """Raises `peak_bytes` to what the stream holds now, if that is more."""
@@ -63,8 +70,46 @@ class Job:
         bf16 = sum(shape.bf16_bytes(chunk.num_tokens) for chunk in chunks)
         self.peak_bytes = max(self.peak_bytes, (stored, bf16))
 
-    def go_on(self) -> None:
+    def next_round(self) -> None:
         """Makes the following round the current one and its chunks ready. Raises what the initial latents raise."""
         assert self.following is not None
         self.round, self.following = self.following, next(self.later, None)
         self.latents.begin(self.round)
+
+
+def plan(
+    request: VideoRequest, model: VideoModel, cache: PagedKVCache, window: Window, num_denoise_steps: int | None
+) -> Waiting:
+    """The request's schedule and, from that alone, its pages. Raises what the model raises."""
+    geometry = model.geometry
+    condition = model.prepare(request.prompt, request.inputs, request.num_frames)
+    schedule = model.schedule(condition, request.num_frames, num_denoise_steps, window)
+    num_pages = cache.pages_needed(
+        schedule.window,
+        schedule.max_range_frames * geometry.tokens_per_frame,
+        num_branches=len(geometry.branches),
+        max_chunks=schedule.num_commits,
+        commits=schedule.planned_commits(geometry.tokens_per_frame),
+    )
+    return Waiting(request, condition, schedule, num_pages)
+
+
+def start(entry: Waiting, number: int, model: VideoModel, cache: PagedKVCache) -> Job:
+    """The job of a waiting request. Raises what model and cache raise.
+
+    The stream is opened last, so that nothing is taken when the model raises.
+    """
+    request, condition, schedule, geometry = entry.request, entry.condition, entry.schedule, model.geometry
+    later = schedule.rounds()
+    latents = Latents(geometry, lambda chunk: model.initial_latents(condition, request.seed, chunk))
+    first, following = next(later), next(later, None)
+    latents.begin(first)
+    decode = model.decoder(condition)
+    stream = cache.open(
+        schedule.window,
+        schedule.max_range_frames * geometry.tokens_per_frame,
+        branches=geometry.branches,
+        max_chunks=schedule.num_commits,
+        commits=schedule.planned_commits(geometry.tokens_per_frame),
+    )
+    return Job(number, request, condition, stream, schedule.first_frame, latents, decode, later, first, following)

@@ -1,4 +1,4 @@
-"""The latents of one video, chunk by chunk, and the frames that a round carries of them.
+"""The latents of one video, chunk by chunk, and the selection of a range's frames.
 
 Axes: T tokens in (frame, row, column) order, C latent channels.
 """
@@ -21,18 +21,18 @@ class Latents:
 
     geometry: ModelGeometry
     initial: Callable[[int], Tensor]
-    """What a chunk starts from, [chunk_tokens, C]."""
+    """Chunk index -> initial latents, [chunk_tokens, C]."""
     chunks: dict[int, Tensor] = field(default_factory=dict)
 
     def begin(self, round_: Round) -> None:
-        """Makes the chunks that a round carries first. Raises what `initial` raises."""
+        """Makes the chunks that this round is the first to carry. Raises what `initial` raises."""
         size = self.geometry.frames_per_chunk
         for chunk in sorted({frame // size for part in round_.ranges for frame in part.frames}):
             if chunk not in self.chunks:
                 self.chunks[chunk] = self.initial(chunk)
 
     def of(self, frames: Sequence[int]) -> Tensor:
-        """Latents of some frames one after the other, [T, C]; of a whole chunk the tensor itself."""
+        """Latents of these frames, concatenated, [T, C]; for a whole chunk its tensor, not a copy."""
         size, tokens = self.geometry.frames_per_chunk, self.geometry.tokens_per_frame
         chunk, first = divmod(frames[0], size)
         if first == 0 and list(frames) == list(range(frames[0], frames[0] + size)):

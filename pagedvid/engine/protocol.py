@@ -5,7 +5,7 @@ It never sees the cache. Its packed forward receives an `Attend` callable and ca
 self-attention layer, with queries and keys *before* rotary embedding; the callable rotates, reads the history, merges
 and (in a commit pass) stores.
 
-Axes: T packed tokens of all pieces, C latent channels, H heads, D head_dim.
+Axes: T packed tokens of all ranges, C latent channels, H heads, D head_dim.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import numpy as np
 from torch import Tensor
 
 from pagedvid.cache.window import Window
-from pagedvid.engine.schedule import Schedule
+from pagedvid.engine.schedule import Range, Schedule
 from pagedvid.rotary.tables import RopeTables
 
 
@@ -33,7 +33,7 @@ class ModelGeometry:
     tokens_per_frame: int
     frames_per_chunk: int
     branches: tuple[str, ...] = ("cond",)
-    """The histories that a stream keeps, one cache each."""
+    """The cached histories that a stream keeps, one each."""
 
     @property
     def chunk_tokens(self) -> int:
@@ -42,8 +42,8 @@ class ModelGeometry:
 
 
 Decoder = Callable[[Tensor], np.ndarray]
-"""Clean latents [T, C] of a video's next frames -> what goes out: uint8 [frames, height, width, 3], or latents,
-float32 [frames, C, rows, columns]. One video's own: it is called with the video's frames in order and may remember."""
+"""Clean latents [T, C] of a video's next frames -> output: uint8 [frames, height, width, 3], or latents, float32
+[frames, C, rows, columns]. Every video has its own decoder, called with its frames in order; it may keep state."""
 
 
 class Attend(Protocol):
@@ -52,25 +52,6 @@ class Attend(Protocol):
     def __call__(self, layer: int, q_THD: Tensor, k_THD: Tensor, v_THD: Tensor, /, **how: Any) -> Tensor:
         """Attends in the given layer; call it exactly once per layer and forward. `how` goes to `Step.attend`."""
         ...
-
-
-@dataclass(frozen=True)
-class Piece:
-    """One query range of one video inside a packed forward."""
-
-    num_tokens: int
-    noise_level: float
-    """On the model's own scale: what its schedule said."""
-    branch: str
-    """The role of its prediction, `Range.branch`."""
-    condition: Any
-    """What `prepare` returned for the video."""
-    frames: Sequence[int] = ()
-    """The latent frames of the video that it carries."""
-    commits: bool = False
-    """Whether its keys and values are being stored."""
-    tag: Any = None
-    """`Range.tag`."""
 
 
 class VideoModel(Protocol):
@@ -97,13 +78,8 @@ class VideoModel(Protocol):
         ...
 
     @property
-    def default_denoise_steps(self) -> int:
-        """Denoise steps of a chunk unless settings say otherwise."""
-        ...
-
-    @property
     def positions(self) -> str:
-        """Where rotary positions start, see `geometry.Window`: "absolute" or "window"."""
+        """Where rotary positions start, see `Window`: "absolute" or "window"."""
         ...
 
     @property
@@ -114,15 +90,16 @@ class VideoModel(Protocol):
     def prepare(self, prompt: str, inputs: Mapping[str, Any], num_frames: int) -> Any:
         """Everything that steers one video, in the model's own form: text states, given frames, cameras.
 
-        `inputs`: what the request brings beside its prompt. Raises `PromptError` when nothing in the prompt is known
-        (warns about single unknown words), `ConfigError` for inputs that the model cannot use.
+        `inputs`: what the request brings in addition to its prompt. Raises `PromptError` when nothing in the prompt is
+        known (warns about single unknown words), `ConfigError` for inputs that the model cannot use.
         """
         ...
 
-    def schedule(self, condition: Any, num_frames: int, num_denoise_steps: int, window: Window) -> Schedule:
+    def schedule(self, condition: Any, num_frames: int, num_denoise_steps: int | None, window: Window) -> Schedule:
         """The rounds that generate at least `num_frames` frames. Raises `ConfigError` for settings it cannot run.
 
-        `window` is the configured one; a model whose look-back is fixed keeps to its own.
+        `num_denoise_steps`: of each chunk; None: the model's own number. `window` is the configured one; a model whose
+        look-back is fixed keeps to its own.
         """
         ...
 
@@ -130,16 +107,20 @@ class VideoModel(Protocol):
         """What a chunk starts from, [chunk_tokens, C]: noise, and what was given. Independent of device and batch."""
         ...
 
-    def forward(self, latents_TC: Tensor, pieces: Sequence[Piece], attend: Attend) -> Tensor:
-        """Prediction for every packed token, [T, C]. One call of `attend` per self-attention layer."""
+    def forward(self, latents_TC: Tensor, ranges: Sequence[Range], conditions: Sequence[Any], attend: Attend) -> Tensor:
+        """Prediction for every packed token, [T, C]. One call of `attend` per self-attention layer.
+
+        `ranges`: what is packed, of one or many videos; each has `tokens_per_frame` tokens per frame. `conditions`: for
+        each range, what `prepare` returned for its video.
+        """
         ...
 
     def advance(
         self, latents_TC: Tensor, predictions: Mapping[str, Tensor], noise_level: float, next_noise_level: float
     ) -> Tensor:
-        """One sampler step of one chunk: its latents at `next_noise_level` from the predictions by branch."""
+        """One move of the sampler: a chunk's latents at `next_noise_level` from its predictions by role."""
         ...
 
     def decoder(self, condition: Any) -> Decoder:
-        """What decodes one video, a new one for each: a causal VAE carries features from chunk to chunk."""
+        """A new decoder for one video: a causal VAE carries features from chunk to chunk."""
         ...

@@ -8,8 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from pagedvid.arguments import instance_of, one_of, whole_number
-from pagedvid.engine.scheduler import POLICIES
+from pagedvid.arguments import instance_of, whole_number
 from pagedvid.errors import ConfigError
 from pagedvid.shown import shown
 
@@ -24,7 +23,7 @@ class VideoRequest:
     num_frames: int
     seed: int = 0
     inputs: Mapping[str, Any] = field(default_factory=dict)
-    """What the model takes besides the prompt, by name; see the model's `prepare`."""
+    """What the model takes in addition to the prompt, by name; see the model's `prepare`."""
 
     def __post_init__(self) -> None:
         instance_of(str, "id of a request", self.id, "text such as 'a'", ConfigError)
@@ -34,28 +33,6 @@ class VideoRequest:
                 f"{name} of request {shown(self.id)}", getattr(self, name), minimum, error=ConfigError
             )
             object.__setattr__(self, name, number)
-
-
-@dataclass(frozen=True)
-class EngineSettings:
-    """How the engine batches."""
-
-    max_batch_tokens: int = 2048
-    """Most packed tokens of one forward; a single chunk always runs."""
-    policy: str = "fcfs"
-    """One of `scheduler.POLICIES`."""
-    max_concurrent: int | None = None
-    """Most streams open at once; None: as many as the memory holds."""
-    num_denoise_steps: int = 8
-    reproducible: bool = False
-    """Each video has its forwards to itself, so that its frames are the same to the last bit whatever else runs. This
-    holds on one machine with one number of threads, one backend and one size of scratch."""
-
-    def __post_init__(self) -> None:
-        one_of(tuple(POLICIES), "policy", self.policy, ConfigError)
-        for name in ("max_batch_tokens", "max_concurrent", "num_denoise_steps"):
-            if name != "max_concurrent" or self.max_concurrent is not None:
-                object.__setattr__(self, name, whole_number(name, getattr(self, name), 1, error=ConfigError))
 
 
 @dataclass(frozen=True)
@@ -86,7 +63,7 @@ EngineOutput = ChunkOutput | RequestFailure
 
 @dataclass(frozen=True)
 class EngineStats:
-    """Where the engine stands; every number is derived from its own state and the cache's."""
+    """Counters of the engine; reading them changes nothing."""
 
     num_waiting: int
     num_running: int
@@ -97,4 +74,4 @@ class EngineStats:
     forward_seconds: float
     """Time inside the model's forward, attention and page encoding included."""
     step_seconds: float
-    """Time of whole steps; the difference is the engine's own bookkeeping, sampling and decoding."""
+    """Time of whole steps; the difference is bookkeeping, sampling and decoding."""

@@ -1,7 +1,7 @@
 """The order of work of one video, as plain data that its model gives: rounds of query ranges.
 
 A round is what one packed forward does for one video. The engine runs any number of videos together, each at its own
-round; it knows nothing else of what a model's chunks, passes and branches mean.
+round; it knows nothing more about what a model's chunks, passes and roles mean.
 
     chunk by chunk      | 0 | 0 | 0 commit | 1 | 1 | 1 commit |
     chunks in flight    | 0 | 0 1 | 0 1 2 | 0 commit, 1 2 3 | 1 2 3 |        several ranges, each at its own noise level
@@ -19,7 +19,7 @@ from pagedvid.cache.window import Commit, Window
 from pagedvid.errors import ConfigError
 
 MAX_PLANNED_CHUNKS = 10_000
-"""Most chunks of a video whose commits are planned one by one when it is submitted: hours of it."""
+"""Most chunks of a video whose commits are planned one by one when it is submitted; this is hours of video."""
 
 
 def check_plannable(num_frames: int, num_chunks: int) -> None:
@@ -36,29 +36,29 @@ class Range:
     """Some frames of the video in one forward: a chunk being denoised, or frames whose keys and values are stored."""
 
     frames: Sequence[int]
-    """The latent frames that it carries, ascending; a chunk's are `range(first, stop)`."""
+    """Its latent frames, ascending; those of a chunk are `range(first, stop)`."""
     noise_level: float
-    """What the model is told, on the model's own scale."""
+    """What the model is told, on the scale of that model."""
+    role: str = "cond"
+    """What its prediction is for, by which the model knows what to feed it (own prompt, null text, ...)."""
     branch: str = "cond"
-    """The role of its prediction, by which the model knows what to feed it (own prompt or null text, ...)."""
-    history: str = "cond"
-    """The cache branch that it reads and stores into, one of `ModelGeometry.branches`."""
+    """The cached history that it reads and stores into, one of `ModelGeometry.branches`."""
     visible: tuple[int, ...] | None = None
-    """The committed chunks that it sees, counted as committed, from 0; None: all that the stream keeps."""
+    """The committed chunks that it sees, by order of commit from 0; None: all that the stream keeps."""
     sees: tuple[int, ...] = ()
-    """Other ranges of the same round whose current keys it sees besides its own."""
+    """Other ranges of the same round whose current keys it sees in addition to its own."""
     commits: bool = False
-    """Whether its keys and values are stored, as the next committed chunk. Then it is the first range of its history
+    """Whether its keys and values are stored, as the next committed chunk. Then it is the first range of its branch
     without a `position`."""
     position: int | None = None
-    """Frame at which rotary embedding places it; None: after everything that is committed and before it in flight."""
+    """Frame at which its rotary positions start; None: behind everything committed and the ranges before it."""
     tag: Any = None
-    """Handed to `attend` with its tokens and kept with the chunk that it stores; of no meaning to engine and cache."""
+    """Handed to `attend` with its tokens and kept with the chunk that it stores; opaque to engine and cache."""
 
 
 @dataclass(frozen=True)
 class Hold:
-    """The prediction of a range that the chunk's next `Advance`, in a later round, uses besides its own ranges."""
+    """A range's prediction that is kept for the chunk's next `Advance`, in a later round."""
 
     chunk: int
     range: int
@@ -66,11 +66,11 @@ class Hold:
 
 @dataclass(frozen=True)
 class Advance:
-    """One sampler step of one chunk, from the predictions of some ranges of the round and those held for it."""
+    """One move of the sampler for one chunk, from the predictions of some ranges of the round and those held for it."""
 
     chunk: int
     ranges: tuple[int, ...]
-    """Ranges of the round that carry the chunk; their branches differ. Predictions of other ranges are not used."""
+    """Ranges of the round that carry the chunk; their roles differ. Predictions of other ranges are not used."""
     noise_level: float
     next_noise_level: float
 
@@ -88,11 +88,11 @@ class Round:
     forgets: tuple[int, ...] = ()
     """Chunks whose latents no later round carries."""
     holds: tuple[Hold, ...] = ()
-    """For guidance in several forwards: what is kept of this one."""
+    """For guidance in several forwards: the predictions of this one that are kept."""
 
     @property
     def num_frames(self) -> int:
-        """Latent frames of all ranges: what the round costs, in frames."""
+        """Latent frames of all ranges: the cost of the round in frames."""
         return sum(len(part.frames) for part in self.ranges)
 
 
@@ -101,17 +101,17 @@ class Schedule:
     """All rounds of one video, and what its stream must promise for them."""
 
     rounds: Callable[[], Iterator[Round]]
-    """A new iterator from the first round on. It depends on nothing but what the schedule was made from."""
+    """Makes a new iterator over all rounds; every call gives the same rounds."""
     window: Window
     """Which committed chunks stay until a round drops them."""
     num_commits: int
-    """Chunks that each history commits in all."""
+    """Chunks that each branch commits over the whole video."""
     max_range_frames: int
     """Frames of the longest range."""
     commits: tuple[tuple[int, tuple[int, ...]], ...] | None = None
     """(frames, chunks dropped before) of every commit; None: `max_range_frames` each, and only the window drops."""
     first_frame: int = 0
-    """Frames of the video before it were given, not generated; they do not go out."""
+    """Earlier frames of the video were given, not generated, and are not output."""
 
     def planned_commits(self, tokens_per_frame: int) -> tuple[Commit, ...] | None:
         """`commits` in tokens, as `CacheManager.open` takes them."""
@@ -124,7 +124,8 @@ def with_endings(rounds: Callable[[], Iterator[Round]], frames_per_chunk: int) -
     """The rounds with `drops` and `forgets` filled in: each stored chunk leaves after its last reader, each chunk's
     latents after the last round that carries them. For models with one cache branch, whose ranges list what they see.
 
-    The rounds are made once now, to find what is last, and again by every iterator; they are never held together.
+    The rounds are generated once now, to find the last use of everything, and again by every iterator; they are never
+    all in memory.
     """
     last_read: dict[int, int] = {}
     last_carried: dict[int, int] = {}
@@ -150,7 +151,7 @@ def with_endings(rounds: Callable[[], Iterator[Round]], frames_per_chunk: int) -
 
 
 def _by_round(last_round: Mapping[int, int]) -> dict[int, list[int]]:
-    """Chunks by the round that is their last, ascending."""
+    """Chunks, ascending, by the last round that uses them."""
     chunks: defaultdict[int, list[int]] = defaultdict(list)
     for chunk in sorted(last_round):
         chunks[last_round[chunk]].append(chunk)
@@ -160,8 +161,8 @@ def _by_round(last_round: Mapping[int, int]) -> dict[int, list[int]]:
 def planned(rounds: Callable[[], Iterator[Round]], window: Window, first_frame: int = 0) -> Schedule:
     """A schedule whose commits and drops are read off its rounds; for models with one cache branch.
 
-    Peak pages are then exact: those of what the rounds keep, not of the whole window. Raises ConfigError when a round
-    commits twice or reads a chunk that is not there.
+    The peak of pages is then exact: that of what the rounds keep, not of the whole window. Raises ConfigError when a
+    round commits twice or reads a chunk that is not stored.
     """
     commits: list[tuple[int, tuple[int, ...]]] = []
     kept: set[int] = set()

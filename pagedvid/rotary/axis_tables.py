@@ -1,13 +1,13 @@
-"""Rotary angles of a step's chunks as small tables, one row per position on an axis instead of one per token.
+"""Rotary angles of a step's chunks as small tables, with one row per position on an axis instead of one per token.
 
-The rows come from `RopeTables.tables` of whole chunks, which stays the only source of angles. Their order:
+The rows are taken from `RopeTables.tables` of whole chunks, which stays the only source of angles. Their order:
 
     row of the tables    0 ..               the rows of a frame      read for pairs that rotate with rows
                          height ..          the columns of a frame   read for pairs that rotate with columns
                          height + width ..  the frames, chunk by chunk
 
-Where a chunk does not start with the first token of a frame, all chunks of the step fall back to frames of one token,
-as with a rope that knows no grid: the tables then have a row for every token.
+If any chunk does not start with the first token of a frame, all chunks of the step fall back to frames of one token, as
+with a rope that has no grid: the tables then have a row for every token.
 """
 
 from __future__ import annotations
@@ -31,19 +31,19 @@ Angles = tuple[Tensor, Tensor]
 
 @dataclass(frozen=True)
 class AngleTables:
-    """The tables themselves, which is all that kernels want. D head_dim."""
+    """The tables that kernels read. D head_dim."""
 
     cos: Tensor
     """[height + width + frames of all chunks, D/2], contiguous."""
     sin: Tensor
     axes: Tensor
-    """int32 [D/2]: what each pair rotates with, 0 time, 1 row, 2 column."""
+    """int32 [D/2]: what each pair rotates with: 0 time, 1 row, 2 column."""
     frame_tokens: int
     width: int
 
     @staticmethod
     def by_token(cos: Tensor, sin: Tensor) -> AngleTables:
-        """Of tables [tokens, D/2] that know no grid: frames of one token."""
+        """From tables [tokens, D/2] without a grid: frames of one token."""
         still = cos.new_zeros(2, cos.shape[1])
         axes = torch.zeros(cos.shape[1], dtype=torch.int32, device=cos.device)
         return AngleTables(torch.cat([still + 1, cos]), torch.cat([still, sin]), axes, 1, 1)
@@ -54,8 +54,10 @@ class AngleTables:
         return self.frame_tokens // self.width + self.width
 
     def of_chunk(self, frame_row: int, num_tokens: int) -> Angles:
-        """(cos, sin), each [num_tokens, D/2], of the first tokens of the chunk whose first frame has the row
-        `frame_row`, looked up as kernels do."""
+        """(cos, sin), each [num_tokens, D/2], of the first tokens of a chunk, looked up as kernels do.
+
+        `frame_row`: the row of the chunk's first frame.
+        """
         token = torch.arange(num_tokens, device=self.cos.device)
         place = token % self.frame_tokens
         column_row = self.frame_tokens // self.width + place % self.width
@@ -66,14 +68,14 @@ class AngleTables:
 
 @dataclass(frozen=True)
 class AxisTables(AngleTables):
-    """Those of the chunks of a step, float32."""
+    """The tables of the chunks of a step, float32."""
 
     frame_rows: tuple[int, ...]
-    """Row of the first frame of each chunk."""
+    """The row of the first frame of each chunk."""
 
     @staticmethod
     def of(rope: RopeTables, places: Sequence[Place]) -> AxisTables:
-        """The angles of the chunks at `places`, at least one. Raises ConfigError for a grid that is not the rope's."""
+        """The angles of the chunks at `places`, at least one. Raises ConfigError if the rope's grid does not fit it."""
         cos, sin = _by_chunk(rope, places)
         grid = _common_grid(rope, cos, [first_token for first_token, _ in places])
         return _made(
@@ -85,9 +87,9 @@ class AxisTables(AngleTables):
 
     @staticmethod
     def shifted(rope: RopeTables, read_places: Sequence[Place], stored_positions: Sequence[int]) -> AxisTables:
-        """The angles by which keys that were rotated at `stored_positions` rotate on to where they are read.
+        """The angles that rotate keys on from `stored_positions` to the positions where they are read.
 
-        From the beginning of one frame to that of another only time passes: rows and columns do not rotate.
+        Between the first tokens of two frames only time changes, so that pairs of rows and columns are not rotated.
         """
         stored_places = [
             (first, num_tokens) for first, (_, num_tokens) in zip(stored_positions, read_places, strict=True)
@@ -105,7 +107,7 @@ class AxisTables(AngleTables):
         )
 
     def at(self, number: int, num_tokens: int) -> Angles:
-        """`of_chunk` of chunk `number`."""
+        """(cos, sin), each [num_tokens, D/2], of the first tokens of chunk `number`."""
         return self.of_chunk(self.frame_rows[number], num_tokens)
 
     def to(self, device: torch.device) -> AxisTables:
@@ -115,7 +117,7 @@ class AxisTables(AngleTables):
 
 
 def follows_grid(rope: RopeTables, places: Sequence[Place]) -> bool:
-    """Whether the tables at `places` are, bit for bit, what the rope's grid makes of them. Waits for their device."""
+    """Whether lookups by the rope's grid give its tables at `places` bit for bit. Waits for the device."""
     looked_up = AxisTables.of(rope, places)
     return all(
         torch.equal(ours, theirs)
@@ -125,13 +127,13 @@ def follows_grid(rope: RopeTables, places: Sequence[Place]) -> bool:
 
 
 def _by_chunk(rope: RopeTables, places: Sequence[Place]) -> tuple[list[Tensor], list[Tensor]]:
-    """cos and sin of each chunk, [tokens, D/2]."""
+    """The cosines and the sines of each chunk, [tokens, D/2] each."""
     tables = [rope.tables(*place) for place in places]
     return [cos for cos, _ in tables], [sin for _, sin in tables]
 
 
 def _common_grid(rope: RopeTables, tables: Sequence[Tensor], starts: Iterable[int]) -> RopeGrid:
-    """The rope's own if a frame of several tokens begins at every one of `starts`, else frames of one token."""
+    """The rope's grid if every one of `starts` is the first token of a frame; otherwise frames of one token."""
     num_pairs = tables[0].shape[1]
     grid = grid_of(rope, num_pairs)
     has_frames = grid.frame_tokens > 1 and all(start % grid.frame_tokens == 0 for start in starts)
@@ -141,7 +143,7 @@ def _common_grid(rope: RopeTables, tables: Sequence[Tensor], starts: Iterable[in
 def _in_frame(grid: RopeGrid, tables: Sequence[Tensor], still: float) -> Tensor:
     """Rows and columns of a frame, [height + width, D/2], from the first frame of the longest chunk.
 
-    What that does not reach, being shorter than a frame, no chunk reaches: it is `still`.
+    If even that is shorter than a frame, the rows and columns that no chunk has are `still`.
     """
     frame = max(tables, key=len)[: grid.frame_tokens]
     rows, columns = frame[:: grid.width], frame[: grid.width]

@@ -1,8 +1,8 @@
 """The rotary tables of a host: checked whenever they are asked for, and kept on the device.
 
-rope  ->  CheckedRope             every table has a row per token and a column per pair, or ShapeError says so
+rope  ->  CheckedRope             raises ShapeError unless a table has a row per token and a column per pair
              |
-             +->  DeviceRope      the last few tables, on the device; on a CPU the checked rope itself
+             +->  DeviceRope      keeps the last few tables on the device; on a CPU the checked rope itself is used
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from pagedvid.rotary.grid import RopeGrid
 from pagedvid.rotary.tables import LAYOUTS, RopeTables, grid_of
 
 KEPT_TABLES, KEPT_ROPES = 16, 4
-"""Tables of a rope, and ropes, that are kept on a device: the ranges of a few batches."""
+"""Tables per rope, and ropes, that are kept on a device: enough for the ranges of a few batches."""
 SAME_ANGLE = 1e-3
-"""Cosines and sines that differ by less are those of one embedding, computed in another way."""
+"""Cosines and sines that differ by less belong to one embedding, computed in different ways."""
 
 
 class CheckedRope:
-    """`RopeTables` of a host. Raises ShapeError for an object that has no such tables."""
+    """The `RopeTables` of a host. Raises ShapeError for an object that is none."""
 
     def __init__(self, rope: RopeTables, num_pairs: int) -> None:
         layout, tables = getattr(rope, "layout", None), getattr(rope, "tables", None)
@@ -42,11 +42,11 @@ class CheckedRope:
 
     @property
     def grid(self) -> RopeGrid:
-        """That of the host's rope, or frames of one token."""
+        """The grid of the host's rope, or frames of one token if it has none."""
         return grid_of(self.host, self._num_pairs)
 
     def tables(self, first_token: int, num_tokens: int) -> tuple[Tensor, Tensor]:
-        """See `RopeTables.tables`. Raises ShapeError for tables of any other size or type."""
+        """The host's tables, float32; see `RopeTables.tables`. Raises ShapeError for tables of another size or type."""
         given: Any = self.host.tables(first_token, num_tokens)
         if not isinstance(given, (tuple, list)) or len(given) != 2:
             raise ShapeError(f"rope.tables gave a {type(given).__name__}; it must return the pair (cos, sin)")
@@ -59,12 +59,12 @@ class CheckedRope:
         return cos, sin
 
     def _check_grid(self, first_token: int, num_tokens: int) -> None:
-        """Once, on tables that nobody has to wait for: kernels look angles up by the grid alone."""
+        """Done once, on the CPU, where nothing has to wait: kernels look up angles by the grid alone."""
         looked_up = AxisTables.of(self, [(first_token, num_tokens)]).at(0, num_tokens)
         if not _are_alike(looked_up, self.tables(first_token, num_tokens)):
             raise ShapeError(
                 f"the tables of a {type(self.host).__name__} do not follow its grid, {self.host.grid}: the angle of a "  # type: ignore[attr-defined]
-                "pair depends on more than its axis there; correct the grid, or leave it out"
+                "pair does not depend on its axis alone; correct the grid, or leave it out"
             )
 
     def _check(self, table: Tensor, first_token: int, num_tokens: int) -> None:
@@ -76,8 +76,8 @@ class CheckedRope:
         if table.shape != (num_tokens, self._num_pairs):
             raise ShapeError(
                 f"rope.tables({first_token}, {num_tokens}) gave a table of shape {tuple(table.shape)}; it must have a "
-                f"row for each token: {(num_tokens, self._num_pairs)}. Tables reach one chunk beyond the last one that "
-                "is committed: the next chunk's queries are what its correction is measured on"
+                f"row for each token: {(num_tokens, self._num_pairs)}. Tables must reach one chunk beyond the last one "
+                "that is committed, since its correction is measured on queries at the next chunk's positions"
             )
 
 
@@ -92,8 +92,8 @@ def require_same_rope(rope: CheckedRope | None, stored: CheckedRope | None, posi
         )
     if not is_same:
         raise StateError(
-            f"keys were stored under {_named(stored)} and are read under {_named(rope)}, which rotates otherwise; give "
-            "all passes of a stream the same rope, or open a new stream"
+            f"keys were stored under {_named(stored)} and are read under {_named(rope)}, which rotates them by other "
+            "angles; give all passes of a stream the same rope, or open a new stream"
         )
 
 
@@ -106,15 +106,15 @@ def _named(rope: CheckedRope | None) -> str:
 
 
 def _as_table(name: str, given: object) -> Tensor:
-    """A table as float32; numpy arrays are taken as they are."""
+    """A table, which may be a numpy array, as a float32 tensor without gradients. Raises ShapeError."""
     table = plain_tensor(name, given if isinstance(given, Tensor) else torch.as_tensor(given))
     if not table.is_floating_point():
-        raise ShapeError(f"rope.tables gave {name} in {table.dtype}; cosines and sines are float32")
+        raise ShapeError(f"rope.tables gave {name} in {table.dtype}; cosines and sines must be floating point")
     return table.detach().float()
 
 
 class DeviceRope:
-    """Rotary tables on a device; the last few are kept there."""
+    """The tables of a checked rope on a device, where the last few are kept."""
 
     def __init__(self, rope: CheckedRope, device: torch.device) -> None:
         self.layout = rope.layout
@@ -123,7 +123,7 @@ class DeviceRope:
         self._tables: OrderedDict[tuple[int, int], tuple[Tensor, Tensor]] = OrderedDict()
 
     def tables(self, first_token: int, num_tokens: int) -> tuple[Tensor, Tensor]:
-        """See `RopeTables.tables`."""
+        """The rope's tables on the device; see `RopeTables.tables`."""
         key = (first_token, num_tokens)
         if key not in self._tables:
             cos, sin = self.checked.tables(first_token, num_tokens)
@@ -135,7 +135,7 @@ class DeviceRope:
 
 
 class Ropes:
-    """The last few ropes of a cache."""
+    """The last few ropes that a cache was given."""
 
     def __init__(self, num_pairs: int, device: torch.device) -> None:
         self._num_pairs = num_pairs
@@ -143,17 +143,17 @@ class Ropes:
         self._ropes: OrderedDict[int, tuple[CheckedRope, RopeTables]] = OrderedDict()
 
     def checked(self, rope: RopeTables) -> CheckedRope:
-        """The rope, its tables checked; one of these stays what it is. Raises ShapeError."""
+        """The rope with its tables checked; a `CheckedRope` is returned as it is. Raises ShapeError."""
         if isinstance(rope, DeviceRope):
             return rope.checked
         return rope if isinstance(rope, CheckedRope) else self._find(rope)[0]
 
     def on_device(self, rope: RopeTables) -> RopeTables:
-        """The same with tables on the device."""
+        """The rope with its tables checked and on the device. Raises ShapeError."""
         return self._find(rope)[1]
 
     def _find(self, rope: RopeTables) -> tuple[CheckedRope, RopeTables]:
-        if id(rope) not in self._ropes:  # what is kept holds the rope, so that its id is given to no other
+        if id(rope) not in self._ropes:  # the entry keeps the rope alive, so that no other object gets its id
             checked = CheckedRope(rope, self._num_pairs)
             self._ropes[id(rope)] = (
                 checked,

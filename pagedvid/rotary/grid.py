@@ -1,6 +1,6 @@
-"""How the tokens of a rotary embedding are arranged in frames, and which axis each pair rotates with.
+"""How tokens are arranged in frames, and which axis each pair of a rotary embedding rotates with.
 
-Plain integers, so that a model, which sees nothing of the cache, can give them.
+Plain integers, so that a model can give them without knowing the cache.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ AXES = ("time", "row", "column")
 
 @dataclass(frozen=True)
 class RopeGrid:
-    """How tokens are arranged in frames, and which axis each pair rotates with: its angle depends on that alone.
+    """The arrangement of tokens in frames, and the axis that each pair rotates with: its angle depends on that alone.
 
     Token n is in frame n // frame_tokens, and there in row n % frame_tokens // width and column n % width.
     """
@@ -49,7 +49,7 @@ class RopeGrid:
 
     @staticmethod
     def by_token(num_pairs: int) -> RopeGrid:
-        """Frames of one token, in which all pairs rotate with time. This grid fits any tables."""
+        """Frames of one token, with all pairs rotating with time. This grid fits any tables."""
         return RopeGrid(1, 1, (0,) * num_pairs)
 
     @staticmethod

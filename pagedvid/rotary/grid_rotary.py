@@ -21,20 +21,20 @@ from pagedvid.shown import shown
 
 CACHED_TABLES = 32
 LARGEST_SIZE = 2**20
-"""Of a head, a frame's rows and columns, and a cache of tables: what is larger is a mistake."""
+"""Of a head, of a frame's rows and columns, and of a cache of tables; a larger number is taken for a mistake."""
 DTYPES = (torch.float32, torch.float64)
 
 
 class GridRotary:
-    """`RopeTables` made from frequencies and positions. Give the same object to all layers and passes.
+    """`RopeTables` made from frequencies and positions. Use the same object for all layers and passes.
 
-    `frequencies`: three tensors [pairs], float32 or float64, of the pairs that rotate with time, row and column, in the
-        order of the tables' columns; empty for an axis that no pair rotates with. Angles are computed in their dtype
-        and on their device.
+    `frequencies`: three tensors [pairs], float32 or float64, for the pairs that rotate with time, row and column, in
+        the order of the tables' columns; empty for an axis that no pair rotates with. Angles are computed in their
+        dtype and on their device.
     `axis_positions`: two tensors, [rows] and [columns] of a frame. The position in time is the frame number.
     `layout`: which channels form a pair, "half" (c and c + D/2) or "interleaved" (2c and 2c + 1).
     `head_dim`: D, if some pairs do not rotate; these come last. None: every pair has a frequency.
-    `whole_frames`: whether `tables` refuses tokens that cut a frame.
+    `whole_frames`: whether `tables` refuses ranges of tokens that cut a frame.
     `num_cached`: how many of the last tables are kept.
 
     Raises ConfigError.
@@ -71,7 +71,7 @@ class GridRotary:
         dtype: torch.dtype = torch.float64,
         whole_frames: bool = False,
     ) -> GridRotary:
-        """The usual rotary embedding: `theta_frequencies` on every axis, at the positions 0, 1, 2, ...
+        """The usual rotary embedding: `theta_frequencies` on every axis, at positions 0, 1, 2, ...
 
         `channels`: how many of a head's channels rotate with time, row and column; in Wan (44, 42, 42) of 128.
         Raises ConfigError.
@@ -90,7 +90,7 @@ class GridRotary:
 
     @staticmethod
     def of_sequence(frequencies: Tensor, layout: str, *, num_cached: int = CACHED_TABLES) -> GridRotary:
-        """Of tokens in one line, as in a text: every pair rotates with the number of the token. Raises ConfigError."""
+        """For tokens in one line, as in a text: every pair rotates with the token's number. Raises ConfigError."""
         instance_of(Tensor, "frequencies", frequencies, "a tensor [pairs], such as theta_frequencies(64)", ConfigError)
         none, origin = frequencies.new_empty(0), frequencies.new_zeros(1)
         return GridRotary((frequencies, none, none), (origin, origin), layout, num_cached=num_cached)
@@ -98,7 +98,7 @@ class GridRotary:
     def tables(self, first_token: int, num_tokens: int) -> tuple[Tensor, Tensor]:
         """(cos, sin), each float32 [num_tokens, D/2], of the tokens from `first_token` on; cached: do not modify them.
 
-        Raises ShapeError for tokens that cut a frame, if only whole frames are allowed.
+        Raises ShapeError if only whole frames are allowed and the tokens cut one.
         """
         frame_tokens = self.grid.frame_tokens
         if self._whole_frames and (first_token % frame_tokens or num_tokens % frame_tokens):
@@ -137,7 +137,7 @@ def theta_frequencies(num_channels: int, theta: float = 10000.0, dtype: torch.dt
 
 
 def _size(name: str, value: int, minimum: int) -> int:
-    """Raises ConfigError."""
+    """The value as an integer. Raises ConfigError unless it is a whole number from `minimum` to LARGEST_SIZE."""
     return whole_number(name, value, minimum, LARGEST_SIZE, ConfigError)
 
 
@@ -151,7 +151,7 @@ def _vectors(name: str, given: Sequence[Tensor], axes: Sequence[str]) -> list[Te
 
 
 def _checked_frequencies(given: Sequence[Tensor]) -> list[Tensor]:
-    """Of the three axes. Raises ConfigError for tensors that cannot be multiplied by the same positions."""
+    """The frequencies of the three axes. Raises ConfigError unless they share a float dtype and a device."""
     frequencies = _vectors("frequencies", given, AXES)
     kinds = {(each.dtype, each.device) for each in frequencies}
     if len(kinds) > 1 or frequencies[0].dtype not in DTYPES:
@@ -161,7 +161,7 @@ def _checked_frequencies(given: Sequence[Tensor]) -> list[Tensor]:
 
 
 def _checked_positions(given: Sequence[Tensor], like: Tensor) -> list[Tensor]:
-    """Of rows and columns, in the dtype and on the device of `like`. Raises ConfigError if an axis has none."""
+    """Positions of rows and columns, in the dtype and on the device of `like`. Raises ConfigError if there are none."""
     positions = _vectors("axis_positions", given, AXES[1:])
     if any(len(each) == 0 for each in positions):
         raise ConfigError(
@@ -172,7 +172,7 @@ def _checked_positions(given: Sequence[Tensor], like: Tensor) -> list[Tensor]:
 
 
 def _num_still_pairs(head_dim: int | None, num_rotating: int) -> int:
-    """Pairs of a head that do not rotate. Raises ConfigError for a head that the rotating pairs do not fit into."""
+    """Pairs of a head that do not rotate. Raises ConfigError if the rotating pairs do not fit into the head."""
     if head_dim is None:
         return 0
     size = _size("head_dim", head_dim, 2)

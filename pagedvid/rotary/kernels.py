@@ -1,9 +1,9 @@
-"""Rotary embedding on a GPU: queries and keys of a step rotated in one pass, and the angles of stored keys.
+"""Rotary embedding on a GPU: rotates the queries and keys of a step, and looks up the angles of stored keys.
 
-`rotated` puts a step's queries and keys in half layout and rotates them. The device functions look up the angles of
-stored keys from small tables, one row per position on an axis instead of one per token (rotary/axis_tables.py). For
-frames of 30 x 52 tokens, as Wan's, these have 82 rows and one for each frame of history: 42 KiB, which stay in the
-processor's first cache. One row per token would be 7 MiB for six chunks.
+`rotated` puts a step's queries and keys into half layout and rotates them in one pass. Device functions look up the
+angles of stored keys in small tables, with one row per position on an axis instead of one per token
+(rotary/axis_tables.py). For frames of 30 x 52 tokens, as in Wan, these have 82 rows and one more for each frame of
+history: 42 KiB, which stay in the first-level cache. One row per token would take 7 MiB for six chunks.
 
 References: `rotary.tables.rotate` and `AngleTables.of_chunk`.
 """
@@ -24,12 +24,12 @@ NUM_WARPS = 4
 
 
 def angle_tensors(angles: AngleTables | None, unused: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """(cos, sin, axes) of a launch; `unused` stands for what is not read."""
+    """(cos, sin, axes) for a launch; without angles, the tensor `unused` in their place, which is not read."""
     return (unused, unused, unused) if angles is None else (angles.cos, angles.sin, angles.axes)
 
 
 def angle_constants(angles: AngleTables | None) -> dict[str, Any]:
-    """Compile-time arguments ROTATE, FRAME_TOKENS and WIDTH of a launch."""
+    """The compile-time arguments ROTATE, FRAME_TOKENS and WIDTH for a launch."""
     if angles is None:
         return {"ROTATE": False, "FRAME_TOKENS": 1, "WIDTH": 1}
     return {"ROTATE": True, "FRAME_TOKENS": angles.frame_tokens, "WIDTH": angles.width}
@@ -39,9 +39,9 @@ def angle_constants(angles: AngleTables | None) -> dict[str, Any]:
 def load_angles(
     cos, sin, axes, token, frame_row, mask, HALF: tl.constexpr, FRAME_TOKENS: tl.constexpr, WIDTH: tl.constexpr
 ):
-    """(cos, sin) float32 [N, HALF] of the tokens [N] of a chunk whose first frame has the row `frame_row`.
+    """(cos, sin), each float32 [N, HALF], of the tokens [N] of a chunk whose first frame has the row `frame_row`.
 
-    Where `mask` [N] is not set, nothing is read and nothing rotates.
+    Where `mask` [N] is not set, nothing is read, and they are 1 and 0.
     """
     pair = tl.arange(0, HALF)[None, :]
     if FRAME_TOKENS == 1:
@@ -60,7 +60,7 @@ def load_angles(
 
 @triton.jit
 def rotate(first, second, cos_tile, sin_tile):
-    """Both halves of channels, rotated."""
+    """Both halves of the channels, rotated."""
     return first * cos_tile - second * sin_tile, second * cos_tile + first * sin_tile
 
 
@@ -69,7 +69,7 @@ def rotate_kernel(
     x, cos, sin, out, num_tokens, x_token_stride, x_head_stride, out_token_stride, out_head_stride,
     BLOCK_TOKENS: tl.constexpr, HEAD_DIM: tl.constexpr, INTERLEAVED: tl.constexpr, ROTATE: tl.constexpr,
 ):  # fmt: skip
-    """See `rotated`. Grid (blocks of tokens, heads)."""
+    """Each program rotates one block of tokens of one head: grid (blocks of tokens, heads). See `rotated`."""
     HALF: tl.constexpr = HEAD_DIM // 2
     token = (tl.program_id(0) * BLOCK_TOKENS + tl.arange(0, BLOCK_TOKENS)).to(tl.int64)
     mask = (token < num_tokens)[:, None]
@@ -92,9 +92,9 @@ def rotate_kernel(
 
 
 def rotated(x_THD: Tensor, layout: str, angles: tuple[Tensor, Tensor] | None, out: Tensor | None = None) -> Tensor:
-    """x [T, H, D], D contiguous, in half layout and rotated by (cos, sin) [T, D/2], contiguous, when given.
+    """x [T, H, D], D contiguous, in half layout and rotated by `angles`, (cos, sin) [T, D/2], contiguous, if given.
 
-    `layout`: which channels of x form a pair, see rotary/tables.py.
+    `layout`: which channels of x form a pair; see rotary/tables.py. Written to `out` [T, H, D] if given.
     """
     out = torch.empty(x_THD.shape, dtype=x_THD.dtype, device=x_THD.device) if out is None else out
     num_tokens, num_heads, head_dim = x_THD.shape
@@ -107,7 +107,7 @@ def rotated(x_THD: Tensor, layout: str, angles: tuple[Tensor, Tensor] | None, ou
 
 
 def rows_contiguous(x: Tensor) -> Tensor:
-    """x with its last axis contiguous, as all kernels want it; the others may have any strides."""
+    """x with its last axis contiguous, as all kernels need it; the other axes may have any strides."""
     return x if x.stride(-1) == 1 else x.contiguous()
 
 

@@ -1,6 +1,6 @@
-"""Reading stored keys and values through one linear map per frame, as projective camera encodings do (PRoPE, GTA).
+"""Reading stored keys and values through one linear map per frame, as in projective camera encodings (PRoPE, GTA).
 
-Every group of four consecutive channels of a head is a point, and every frame has a 4x4 matrix P (not orthogonal):
+Each four consecutive channels of a head are a point, and each frame has a 4x4 matrix P, which need not be orthogonal:
 
     q -> P_i^T q,    k -> P_f^-1 k,    v -> P_f^-1 v,    out -> P_i out          query of frame i, key of frame f
 
@@ -8,10 +8,10 @@ Keys and values are stored once, unmapped, however many views read them. Since
 
     (P_i^T q) . (P_f^-1 k) = (R^T q) . k,     P_i P_f^-1 v = R v,     R = P_i P_f^-1
 
-nothing stored has to be mapped: for each frame f of keys, the *query* is multiplied by R^T, attends to the stored keys
-and values, and its output is multiplied by R. Only R appears, computed in float64, so a distant world origin costs no
-precision. Scores against the stored keys are those of R^T q, so their quant error acts on it alone: the correction of
-correction/formula.py holds for the query R^T q unchanged, frame by frame.
+stored keys and values need no mapping: for each frame f of keys, the *query* is multiplied by R^T, attends to the
+stored keys and values, and its output is multiplied by R. Only R is used, computed in float64, so a distant world
+origin costs no precision. The quant error of stored keys meets the query R^T q, so the correction of
+correction/formula.py holds unchanged for R^T q, frame by frame.
 
 Channel order: pages hold keys in half layout (rotary/tables.py), so R^T q is put into half layout last. Values and
 outputs keep the order of the model.
@@ -42,7 +42,7 @@ class Projection(Protocol):
 
     def maps(self, tag: Any) -> tuple[Tensor, Tensor]:
         """(P, P^-1), each float64 [frames, 4, 4], of the frames of a range or stored chunk with this tag
-        (`QueryRange.tag`), in the order of its tokens."""
+        (`QueryRange.tag`), in token order."""
         ...
 
 

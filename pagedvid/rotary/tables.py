@@ -1,8 +1,8 @@
 """Rotary embedding, its inverse, and the one channel layout used inside pagedvid.
 
-Keys are stored before rotary embedding. Inside pagedvid the pairs are always "half": channel c rotates with channel
-c + D/2. Queries and keys of a host with the "interleaved" layout (2c with 2c + 1) have their channels permuted once per
-call. Scores do not change when both are permuted alike, and values and outputs are not touched at all.
+Keys are stored before rotary embedding. Inside pagedvid the layout is always "half": channel c rotates with channel
+c + D/2. The channels of queries and keys from a host with the "interleaved" layout (2c with 2c + 1) are permuted once
+per call. Scores do not change when both are permuted alike, and values and outputs are not permuted at all.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ LAYOUTS = ("half", "interleaved")
 class RopeTables(Protocol):
     """Rotary tables by token offset. `rotary.grid_rotary.GridRotary` makes them from frequencies and positions.
 
-    An object with these two may have a third: `grid`, the `RopeGrid` that its tables follow. Kernels then read a row
-    for each frame and for each row and column of one, instead of a row for each token.
+    Besides these two, an object may have `grid`, the `RopeGrid` that its tables follow. Kernels then read one table row
+    per frame and per row and column of a frame, instead of one per token.
     """
 
     @property
@@ -37,9 +37,9 @@ class RopeTables(Protocol):
 
 
 def grid_of(rope: RopeTables, num_pairs: int) -> RopeGrid:
-    """The grid of rotary tables of `num_pairs` columns: their own, or else frames of one token.
+    """The grid of rotary tables with `num_pairs` columns; frames of one token if they have none.
 
-    Raises ConfigError for a grid that is not one of these tables.
+    Raises ConfigError for a grid that does not fit these tables.
     """
     if not hasattr(rope, "grid"):
         return RopeGrid.by_token(num_pairs)
@@ -55,7 +55,7 @@ def grid_of(rope: RopeTables, num_pairs: int) -> RopeGrid:
 
 
 def to_half_layout(x: Tensor, layout: str) -> Tensor:
-    """Channels of `x` [..., D] in half layout; returns `x` itself when it already is."""
+    """`x` [..., D] with its channels in half layout; `x` itself if they are. Raises ConfigError for other layouts."""
     if layout == "half":
         return x
     if layout == "interleaved":
@@ -71,7 +71,7 @@ def from_half_layout(x: Tensor, layout: str) -> Tensor:
 def rotate(x: Tensor, cos: Tensor, sin: Tensor, out: Tensor | None = None) -> Tensor:
     """Half-layout `x` [..., D] rotated by the angles of `cos`, `sin` (same dtype, broadcastable to [..., D/2]).
 
-    Written into `out` when given, which must not overlap `x`.
+    Written to `out` if given, which must not overlap `x`.
     """
     first, second = x.chunk(2, dim=-1)
     out = torch.empty_like(x) if out is None else out
@@ -87,14 +87,16 @@ def unrotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 def angle_between(start: tuple[Tensor, Tensor], end: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-    """(cos, sin) of the angles by which what was rotated by `start` is rotated on to `end`; pairs (cos, sin)."""
+    """(cos, sin) of the angles that rotate on from the angles `start` to the angles `end`, each a pair (cos, sin)."""
     (cos, sin), (end_cos, end_sin) = start, end
     return end_cos * cos + end_sin * sin, end_sin * cos - end_cos * sin
 
 
 def pair_mean_square(q: Tensor) -> Tensor:
-    """(q_c^2 + q_c'^2) / 2 of each half-layout pair, [..., D] -> [..., D]. Rotation does not change it, so it may be
-    taken before or after rotary embedding."""
+    """(q_c^2 + q_c'^2) / 2 of each half-layout pair, [..., D] -> float32 [..., D].
+
+    Rotation does not change it, so q may be given before or after rotary embedding.
+    """
     square = q.float().square()
     first, second = square.chunk(2, dim=-1)
     mean = (first + second) / 2
@@ -102,7 +104,7 @@ def pair_mean_square(q: Tensor) -> Tensor:
 
 
 def rotated_at(k_HnD: Tensor, rope: RopeTables | None, position: int, *, backwards: bool = False) -> Tensor:
-    """Half-layout keys [H, n, D] rotated to consecutive positions from `position` on, or un-rotated (`backwards`).
+    """Half-layout keys [H, n, D] rotated to consecutive positions from `position` on, or un-rotated if `backwards`.
 
     Without a rope, the keys themselves.
     """
@@ -114,14 +116,14 @@ def rotated_at(k_HnD: Tensor, rope: RopeTables | None, position: int, *, backwar
 
 @dataclass(frozen=True)
 class Arrival:
-    """How some keys come from the model."""
+    """The form in which a model gives keys."""
 
     layout: str = "half"
     rotated_by: tuple[Tensor, Tensor] | None = None
     """(cos, sin) float32 [n, D/2], contiguous; None: keys arrive before rotary embedding."""
 
     def plain(self, k_nHD: Tensor) -> Tensor:
-        """Keys [n, h, D] before rotary embedding, in half layout."""
+        """Keys [n, h, D] un-rotated, if they are rotated, and in half layout."""
         k = to_half_layout(k_nHD, self.layout)
         if self.rotated_by is None:
             return k

@@ -23,7 +23,7 @@ class Keys:
     k: Tensor
     v: Tensor
     step_size: Tensor | None = None
-    """Of each key's page, [n, D]; None: not quantized, not corrected."""
+    """Step sizes of each key's page, [n, D]; None: not quantized, not corrected."""
     cos: Tensor | None = None
     sin: Tensor | None = None
     alpha: float = 1.0

@@ -27,7 +27,7 @@ class SeededProjection:
     layout: str = "half"
 
     def maps(self, tag: tuple[int, int]) -> tuple[Tensor, Tensor]:
-        """Rotations with focal lengths and a world origin some steps away: far from orthogonal."""
+        """Rotations with focal lengths and a distant world origin: far from orthogonal."""
         seed, num_frames = tag
         generator = torch.Generator().manual_seed(seed)
         rotation, _ = torch.linalg.qr(torch.randn(num_frames, 3, 3, generator=generator, dtype=torch.float64))
@@ -64,8 +64,11 @@ def expected_projection(
     *,
     kind: str = "per frame",
 ) -> Tensor:
-    """[T, Hq, D] float64. `kind` of correction: "per frame" (mean of its keys' squared steps), "per key" (each with its
-    own step and the exact bias), "query as it is" (wrong: not pulled back to the frame), "uncorrected"."""
+    """[T, Hq, D] float64.
+
+    `kind` of correction: "per frame" (mean of its keys' squared step sizes), "per key" (each with its own step sizes
+    and the exact bias), "query as it is" (wrong: not pulled back to the frame), "uncorrected".
+    """
     spec, size = cache.spec, projection.tokens_per_frame
     group = spec.query_heads // spec.num_kv_heads
     out = torch.empty(q.shape, dtype=torch.float64)
@@ -101,20 +104,20 @@ def _stored(
     cache: PagedKVCache, layer: int, chunk: Chunk, head: int, rows: Tensor, projection: SeededProjection, kind: str
 ) -> Scored:
     size, scale = projection.tokens_per_frame, cache.spec.scale
-    k_HnD, v_HnD, step_HnD = read_chunk(cache, chunk, layer)
+    k_HnD, v_HnD, step_size_HnD = read_chunk(cache, chunk, layer)
     inverse = projection.maps(chunk.tag)[1]
     k = model_order(k_HnD[head], projection.layout)
     k_p, v_p = (mapped(x.unsqueeze(1), inverse, size)[:, 0] for x in (k, v_HnD[head]))
-    if step_HnD is None or cache.spec.correction == "off" or kind == "uncorrected":
+    if step_size_HnD is None or cache.spec.correction == "off" or kind == "uncorrected":
         return k_p, v_p, None
-    step, biases = model_order(step_HnD[head], projection.layout), []
+    step_size, biases = model_order(step_size_HnD[head], projection.layout), []
     for frame, matrix in enumerate(inverse):
         seen = torch.eye(4).double() if kind == "query as it is" else matrix
         pulled = torch.einsum("ij,tgi->tgj", seen, rows.unflatten(-1, (-1, 4))).flatten(-2)
-        steps = step[frame * size : (frame + 1) * size]
+        of_frame = step_size[frame * size : (frame + 1) * size]
         if kind == "per key":
-            biases.append(log_sinhc(scale * pulled.abs().unsqueeze(1) * steps / 2).sum(-1))
+            biases.append(log_sinhc(scale * pulled.abs().unsqueeze(1) * of_frame / 2).sum(-1))
         else:
-            biases.append(bias(pulled.square(), steps.square().mean(0), scale).unsqueeze(1).expand(-1, size))
+            biases.append(bias(pulled.square(), of_frame.square().mean(0), scale).unsqueeze(1).expand(-1, size))
     alpha = float(chunk.alpha[layer, head]) if cache.spec.correction == "measured" else 1.0
     return k_p, v_p, alpha * torch.cat(biases, dim=1)

@@ -1,7 +1,7 @@
 """What `step.attend` must return, computed slowly in float64 from the bytes of the pages.
 
 Nothing of the package's layer call, grouping, decoding or rotation is used: tests/codecs/page_reader.py reads the
-pages, rotation is a product of complex numbers in the channel layout of the model. Only the bias itself is the
+pages, and rotation is a product of complex numbers in the channel layout of the model. Only the bias itself is the
 package's (tests/correction/test_formula.py compares it with its definition).
 """
 
@@ -64,7 +64,7 @@ def pairs_together(x: Tensor, rope: TableRope | None) -> Tensor:
 
 
 def read_table(cache: PagedKVCache, chunk: Chunk, kind: str, layer: int) -> tuple[Tensor, Tensor | None]:
-    """Stored keys or values and their step sizes of one layer, float64 [H, n, D]; None: no steps."""
+    """Stored keys or values and their step sizes of one layer, float64 [H, n, D]; None: the codec has none."""
     heads, head_dim = cache.spec.num_kv_heads, cache.spec.head_dim
     first = (("keys", "values").index(kind) * cache.spec.num_layers + layer) * heads
     bounds = [(chunk.table.indptr[first + head], chunk.table.indptr[first + head + 1]) for head in range(heads)]
@@ -77,7 +77,7 @@ def read_table(cache: PagedKVCache, chunk: Chunk, kind: str, layer: int) -> tupl
     values = torch.from_numpy(np.ascontiguousarray(grid.values))
     if name.startswith("hadamard"):
         values = values @ hadamard(head_dim)
-    return values, torch.from_numpy(np.ascontiguousarray(grid.steps))
+    return values, torch.from_numpy(np.ascontiguousarray(grid.step_sizes))
 
 
 def hadamard(size: int) -> Tensor:
@@ -89,18 +89,18 @@ def hadamard(size: int) -> Tensor:
 
 
 def read_chunk(cache: PagedKVCache, chunk: Chunk, layer: int) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Stored keys, values and the keys' step sizes of one layer, float64 [H, n, D]; None: no steps."""
-    keys, steps = read_table(cache, chunk, "keys", layer)
-    return keys, read_table(cache, chunk, "values", layer)[0], steps
+    """Stored keys, values and the keys' step sizes of one layer, float64 [H, n, D]; None: the codec has none."""
+    keys, step_sizes = read_table(cache, chunk, "keys", layer)
+    return keys, read_table(cache, chunk, "values", layer)[0], step_sizes
 
 
 def stores_rotated(codec: str) -> bool:
-    """Whether keys lie in the pages as they are after rotary embedding."""
+    """Whether pages hold keys as they are after rotary embedding."""
     return codec.endswith("-post") or codec.startswith(("token", "hadamard"))
 
 
 def squares(q_GTD: Tensor, codec: str, has_rope: bool) -> Tensor:
-    """What the noise of stored keys meets: squared components of rotated half-layout queries, float64 [G, T, D]."""
+    """Squared components of rotated half-layout queries, as they multiply a key's quant error, float64 [G, T, D]."""
     if codec.startswith("hadamard"):
         q_GTD = q_GTD @ hadamard(q_GTD.shape[-1])
     square = q_GTD.square()
@@ -110,34 +110,34 @@ def squares(q_GTD: Tensor, codec: str, has_rope: bool) -> Tensor:
     return square
 
 
-def chunk_bias(cache: PagedKVCache, q_GTD: Tensor, step_nD: Tensor, has_rope: bool, codec: str = "int2") -> Tensor:
+def chunk_bias(cache: PagedKVCache, q_GTD: Tensor, step_size_nD: Tensor, has_rope: bool, codec: str = "int2") -> Tensor:
     """b of one chunk and KV head for rotated half-layout queries [G, T, D], float64 [G, T]."""
     square = squares(q_GTD, codec, has_rope)
-    return bias(square.flatten(0, 1), step_nD.square().mean(0), cache.spec.scale).view(square.shape[:2])
+    return bias(square.flatten(0, 1), step_size_nD.square().mean(0), cache.spec.scale).view(square.shape[:2])
 
 
 def variance_bias(cache: PagedKVCache, q_GTD: Tensor, change_D: Tensor, has_rope: bool, codec: str) -> Tensor:
-    """b from the change of variance of each channel: gains like uniform noise, losses to second order."""
+    """b from the change of variance of each channel: gains as uniform errors, losses to second order."""
     plain = codec if not codec.startswith("hadamard") else "token2-g64"
     square = squares(q_GTD, plain, has_rope)
     gains = bias(square.flatten(0, 1), 12 * change_D.clamp(min=0), cache.spec.scale).view(square.shape[:2])
     return gains + cache.spec.scale**2 / 2 * square @ change_D.clamp(max=0)
 
 
-def correction(cache: PagedKVCache, chunk: Chunk, layer: int, head: int, q_GTD: Tensor, has_rope: bool, step_nD):
-    """What is taken off the scores of one chunk and KV head, [G, T] or 0."""
+def correction(cache: PagedKVCache, chunk: Chunk, layer: int, head: int, q_GTD: Tensor, has_rope: bool, step_size_nD):
+    """What is subtracted from the scores of one chunk and KV head, [G, T] or 0."""
     codec, mode = chunk.codecs.of("keys", layer).name, cache.spec.correction
     if mode == "off" or codec in RAW_DTYPES:
         return torch.zeros(())
     alpha = float(chunk.alpha[layer, head]) if mode == "measured" else 1.0
     if mode == "variance":
         return variance_bias(cache, q_GTD, chunk.variance[layer, head].double(), has_rope, codec)
-    return alpha * chunk_bias(cache, q_GTD, step_nD, has_rope, codec)
+    return alpha * chunk_bias(cache, q_GTD, step_size_nD, has_rope, codec)
 
 
 def balanced_alpha(log_odds: Tensor, shift: Tensor, b: Tensor) -> Tensor:
-    """The factor on b >= 0 that leaves the mean share as it was, found by halving, and as far from 1 as the products of
-    different queries agree; all float64 [Q]."""
+    """The factor on b >= 0 that leaves the mean share as it was, found by bisection, and as far from 1 as the products
+    of different queries agree; all float64 [Q]."""
     before, after = log_odds.clamp(-10, 10), log_odds.clamp(-10, 10) + shift
     low, high = -100.0, 100.0
     for _ in range(80):
@@ -166,13 +166,13 @@ def expected_attention(
         for head in range(spec.num_kv_heads):
             q_GTD = q_range[:, head * group : (head + 1) * group].transpose(0, 1)
             scores, values = [], []
-            for read, k_HnD, v_HnD, step_HnD in stored:
+            for read, k_HnD, v_HnD, step_size_HnD in stored:
                 k_plain = k_HnD[head].unsqueeze(1)
                 if stores_rotated(read.chunk.codecs.of("keys", layer).name):
                     k_plain = rotate(k_plain, rope, read.chunk.position, layout="half", backwards=True)
                 k_rotated = rotate(k_plain, rope, read.first_token, layout="half").squeeze(1)
-                step_nD = None if step_HnD is None else step_HnD[head]
-                b = correction(cache, read.chunk, layer, head, q_GTD, rope is not None, step_nD)
+                step_size_nD = None if step_size_HnD is None else step_size_HnD[head]
+                b = correction(cache, read.chunk, layer, head, q_GTD, rope is not None, step_size_nD)
                 scores.append(spec.scale * q_GTD @ k_rotated.T - b.unsqueeze(-1))
                 values.append(v_HnD[head])
             for number in range_.current:
@@ -187,7 +187,7 @@ def expected_attention(
 
 
 def as_arriving(cache: PagedKVCache, step: Step, x: Tensor, rope: TableRope | None) -> Tensor:
-    """Queries or keys as the host hands them over: rotated already if the cache was made for that."""
+    """Queries or keys as the host passes them: rotated already if the cache was made for that."""
     if rope is None or cache.spec.keys_arrive == "before_rotary":
         return x
     parts = [rotate(x[r.start : r.stop], rope, r.first_token) for r in step.plan.ranges]

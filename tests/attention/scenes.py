@@ -41,7 +41,7 @@ def make_cache(
 
 
 def attend(cache, step, layer, seed, rope=None, dtype=torch.float32) -> tuple[Tensor, Tensor]:
-    """One layer with random tensors: (what it gave, what it should give)."""
+    """One layer with random tensors: (output, expected output)."""
     q, k, v = random_qkv(cache, step.plan.num_tokens, 10 * seed + layer, dtype)
     arriving = [as_arriving(cache, step, x, rope) for x in (q, k)]
     out = step.attend(layer, *arriving, v, rope)

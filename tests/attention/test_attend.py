@@ -31,7 +31,7 @@ def test_every_codec_with_every_correction(codec, correction, layout, keys_arriv
 @pytest.mark.parametrize("keys_arrive", ["before_rotary", "rotated"])
 @pytest.mark.parametrize("group", [1, 3])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
-def test_every_rotary_habit_with_grouped_heads_and_both_types(layout, keys_arrive, group, dtype):
+def test_every_rotary_convention_with_grouped_heads_and_every_dtype(layout, keys_arrive, group, dtype):
     codecs = StreamCodecs("int2", sink="int8", newest="bf16")
     cache = make_cache(codecs, group=group, keys_arrive=keys_arrive)
     run(cache, ragged_ranges(cache, ROPES[layout]), 1, ROPES[layout], dtype)
@@ -86,7 +86,7 @@ CODECS = ("int2", "int4/int2", "int2-pair-s8-post", "token2-g16/int8", "hadamard
 @pytest.mark.parametrize("layout", [None, "half", "interleaved"])
 @pytest.mark.parametrize("codec", CODECS)
 def test_every_codec_under_every_correction(codec, layout, mode):
-    """The window slides, so that keys stored after rotary embedding are read where they were not stored."""
+    """The window slides, so that keys stored after rotary embedding are read at other positions."""
     cache = make_cache(StreamCodecs(codec, sink="int8-post", layers=((1, 1, "int4-post/bf16"),)), correction=mode)
     rope = ROPES[layout]
     stream = cache.open(Window(1, 2, positions="window"), 150)
@@ -137,13 +137,13 @@ def test_a_range_that_sees_nothing_else_attends_to_itself():
     torch.testing.assert_close(out, expected)
 
 
-def test_pairs_together_is_its_own_check():
+def test_pairs_together_gives_the_order_of_stored_keys():
     """The reference's channel order is the one in which the package stores keys."""
     x = torch.arange(8.0).view(1, 1, 8)
     assert pairs_together(x, TableRope("interleaved", 8)).flatten().tolist() == [0, 2, 4, 6, 1, 3, 5, 7]
 
 
-def test_layers_of_a_step_may_compute_in_different_types():
+def test_layers_of_a_step_may_have_different_dtypes():
     cache, rope = make_cache(group=3), ROPES["half"]
     stream = cache.open(Window(1, 1), 40)
     commit_all(cache, stream, [40, 40], 1, rope)

@@ -26,7 +26,7 @@ from tests.attention.scenes import ROPES, TOLERANCE, make_cache, ragged_ranges, 
 def test_raw_codecs_equal_a_dense_cache(codec, rounding, layout, keys_arrive, group):
     """I12: PyTorch's attention over the keys and values themselves (rounded to bf16), nothing read from pages.
 
-    Keys that arrive rotated are un-rotated in float32 before rounding, which may tip a bf16 key to its neighbour.
+    Keys that arrive rotated are un-rotated in float32 before rounding, which may round a bf16 key to its neighbour.
     """
     rope = ROPES[layout]
     cache = make_cache(codec, group=group, keys_arrive=keys_arrive)
@@ -74,7 +74,7 @@ def test_the_correction_does_change_quantized_pages():
 
 @pytest.mark.parametrize("layout", [None, "half"])
 def test_one_correction_per_chunk_is_close_to_one_per_key(layout):
-    """Cached values are 1, current ones 0, so the output is the cached mass; the oracle corrects each key by itself."""
+    """Cached values are 1, current ones 0, so the output is the cached mass; the oracle corrects key by key."""
     rope = ROPES[layout]
     cache = make_cache("int2", correction="formula")
     stream = cache.open(Window(1, 1), 300)
@@ -87,17 +87,17 @@ def test_one_correction_per_chunk_is_close_to_one_per_key(layout):
         q, k, v = random_qkv(cache, 60, 50)
         mass = step.attend(0, q, k, torch.zeros_like(v), rope)[:, :, 0].double()
         (planned,) = step.plan.ranges
-        q_turned, k_turned = (rotate(x, rope, planned.first_token) for x in (q, k))
+        q_rotated, k_rotated = (rotate(x, rope, planned.first_token) for x in (q, k))
         for head in range(2):
-            current = Keys(k_turned[:, head], torch.zeros(60, 64))
+            current = Keys(k_rotated[:, head], torch.zeros(60, 64))
             corrected, uncorrected = [current], [current]
             for read in planned.reads:
-                keys, values, steps = (x[head] for x in read_chunk(cache, read.chunk, 0))
+                keys, values, step_sizes = (x[head] for x in read_chunk(cache, read.chunk, 0))
                 cos, sin = (None, None) if rope is None else rope.tables(read.first_token, 300)
-                corrected.append(Keys(keys, values, steps, cos, sin))
+                corrected.append(Keys(keys, values, step_sizes, cos, sin))
                 uncorrected.append(Keys(keys, values, None, cos, sin))
-            exact, _ = oracle_attention(q_turned[:, head], corrected, cache.spec.scale)
-            wrong, _ = oracle_attention(q_turned[:, head], uncorrected, cache.spec.scale)
+            exact, _ = oracle_attention(q_rotated[:, head], corrected, cache.spec.scale)
+            wrong, _ = oracle_attention(q_rotated[:, head], uncorrected, cache.spec.scale)
             left, shifted = mass[:, head] - exact[:, 0], wrong[:, 0] - exact[:, 0]
             assert float(shifted.mean()) > 0.002
             assert float(left.abs().max()) < 0.1 * float(shifted.max())

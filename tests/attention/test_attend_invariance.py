@@ -1,4 +1,4 @@
-"""What must not change the result of `step.attend`: scratch, neighbours, threads, page order, strides."""
+"""What must not change the result of `step.attend`: scratch size, other streams, threads, page order, strides."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_the_number_of_threads_does_not_matter(dtype, num_threads, monkeypatch):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
-def test_what_runs_beside_a_stream_does_not_matter(dtype):
+def test_other_streams_in_the_step_do_not_matter(dtype):
     cache = make_cache("int2", correction="formula")
     ranges = [QueryRange(r.stream, r.branch, r.num_tokens) for r in ragged_ranges(cache)]
     q, k, v = random_qkv(cache, sum(r.num_tokens or r.stream.chunk_tokens for r in ranges), 77, dtype)

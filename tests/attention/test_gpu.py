@@ -49,7 +49,7 @@ def random_tokens(num_tokens: int, num_heads: int, generator: torch.Generator) -
     return torch.randn(num_tokens, num_heads, HEAD_DIM, generator=generator)
 
 
-def video(device: str, backend: str, codec: str, dtype: torch.dtype, **how) -> list[Tensor]:
+def video(device: str, backend: str, codec: str, dtype: torch.dtype, **options) -> list[Tensor]:
     """Outputs of three chunks of two streams, committed one after the other, and of a denoise step after them."""
     cache = make_cache(device, backend, codec)
     streams = [cache.open(Window(1, 2), 1560) for _ in range(2)]
@@ -66,7 +66,7 @@ def video(device: str, backend: str, codec: str, dtype: torch.dtype, **how) -> l
                     random_tokens(sum(lengths), heads, generator).to(device, dtype)
                     for heads in (KV_HEADS * GROUP, KV_HEADS, KV_HEADS)
                 )
-                outs.append(step.attend(layer, q, k, v, ROPE, **how).float().cpu())
+                outs.append(step.attend(layer, q, k, v, ROPE, **options).float().cpu())
     return outs
 
 
@@ -115,7 +115,7 @@ def device_tokens(num_tokens: int) -> list[Tensor]:
 @pytest.mark.parametrize("backend", ["scratch", "fused"])
 @pytest.mark.parametrize("codec", CODECS)
 def test_nothing_in_a_denoise_step_waits_for_the_device(backend: str, codec: str) -> None:
-    """From the second step of a chunk on: its tables are there."""
+    """From a chunk's second step on, when its tables are there."""
     cache = make_cache("cuda", backend, codec, group=1)
     stream, qkv = cache.open(Window(1, 2), 312), device_tokens(312)
     with cache.commit([stream]) as step:

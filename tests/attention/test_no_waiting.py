@@ -23,7 +23,7 @@ from tests.attention.triton_scenes import BACKENDS
 from tests.attention.without_kernels import META, Copies, leave_out_kernels, on_meta
 from tests.codecs.klt.kernels.scenes import klt_codec
 
-pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="test_gpu.py looks at the device itself")
+pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="test_gpu.py checks on the device itself")
 HEAD_DIM, LAYERS, KV_HEADS, GROUP = 32, 3, 2, 3
 FRAME_TOKENS, NUM_FRAMES = 10, 3
 NUM_TOKENS = FRAME_TOKENS * NUM_FRAMES
@@ -70,7 +70,7 @@ def no_waiting() -> Iterator[None]:
 @pytest.mark.parametrize("correction", ["off", "variance", "measured"])
 @pytest.mark.parametrize("keys_arrive", ["before_rotary", "rotated"])
 def test_in_no_layer_but_the_first(kind, codec: str, correction: str, keys_arrive: str) -> None:
-    """The first one of a commit pass makes the tables; denoise steps of a chunk find them again from the second on."""
+    """The first layer of a commit pass makes the tables; the second and later denoise steps of a chunk reuse them."""
     cache, rope = (
         make_cache(kind, codec, correction=correction, keys_arrive=keys_arrive),
         TableRope("interleaved", HEAD_DIM),
@@ -91,8 +91,8 @@ def test_in_no_layer_but_the_first(kind, codec: str, correction: str, keys_arriv
 
 @pytest.mark.parametrize("kind", BACKENDS)
 def test_with_chunks_that_change_codec_and_ranges_of_all_kinds(kind) -> None:
-    """Sinks and the newest chunk in codecs of their own, so that commits read and write older ones; a text; ranges that
-    see each other; a projective view."""
+    """Sinks and the newest chunk have codecs of their own, so that commits read and rewrite older chunks; a text;
+    ranges that see each other; a projective view."""
     cache = make_cache(kind, StreamCodecs("klt2", sink="int8", newest="bf16"), correction="variance")
     rope, projection = TableRope("interleaved", HEAD_DIM), SeededProjection(FRAME_TOKENS, "interleaved")
     streams = [cache.open(Window(1, 2, positions="window"), NUM_TOKENS) for _ in range(2)]
@@ -105,12 +105,12 @@ def test_with_chunks_that_change_codec_and_ranges_of_all_kinds(kind) -> None:
                 step.attend(2, *qkv(2), rope)
     ranges = [QueryRange(streams[0], tag=tag), QueryRange(streams[1], tag=tag, sees_ranges=(0,))]
     text = torch.empty(5, KV_HEADS, HEAD_DIM, dtype=torch.bfloat16, device=META)
-    how = {"projections": [projection], "context": [(text, text), None]}
+    options = {"projections": [projection], "context": [(text, text), None]}
     with cache.step(ranges) as step:
-        step.attend(0, *qkv(2), rope, **how)
+        step.attend(0, *qkv(2), rope, **options)
         with no_waiting():
-            step.attend(0, *qkv(2), rope, **how)
-            step.attend(1, *qkv(2), rope, **how)
+            step.attend(0, *qkv(2), rope, **options)
+            step.attend(1, *qkv(2), rope, **options)
 
 
 @pytest.mark.parametrize(

@@ -67,7 +67,7 @@ def step_alone(cache, step, layer, q, k, v, rope) -> Tensor:
 
 
 def history(cache, lengths: list[int], seed: int, layout: str | None):
-    """A stream that has committed chunks of so many frames."""
+    """A stream that has committed chunks of these numbers of frames."""
     stream = cache.open(Window(1, 2, positions="window"), 120)
     for i, num_frames in enumerate(lengths):
         run(cache, [frames(stream, 100 * seed + i, num_frames, commit=True)], 50 * seed + i, layout)
@@ -87,7 +87,8 @@ def test_every_codec_correction_and_layout(codec, correction, layout):
 @pytest.mark.parametrize("group", [1, 3])
 @pytest.mark.parametrize("scratch", [1, "8MiB"])
 def test_several_streams_in_flight_with_context(dtype, group, scratch):
-    """Histories of other lengths, ranges that see each other, a commit among them, texts of other lengths or none."""
+    """Histories of different lengths, ranges that see each other, a commit among them, texts of different lengths or
+    none."""
     cache = make_cache(StreamCodecs("int2", newest="bf16"), group=group, scratch=scratch)
     a, b, c = (
         history(cache, [12, 3], 1, "interleaved"),
@@ -104,7 +105,7 @@ def test_several_streams_in_flight_with_context(dtype, group, scratch):
     run(cache, ranges, 90, "interleaved", dtype, lengths=[5, 17, 5, 0, 5])
 
 
-def test_context_in_the_rotary_view_is_not_turned():
+def test_context_in_the_rotary_view_is_not_rotated():
     cache, rope = make_cache("fp32"), ROPES["interleaved"]
     stream = history(cache, [5], 1, "interleaved")
     with cache.denoise([frames(stream, 1, 4)]) as step:
@@ -125,7 +126,7 @@ def test_context_in_the_rotary_view_is_not_turned():
 
 
 def test_what_is_stored_does_not_depend_on_the_views():
-    """Plain keys and values, once; only the measured factor knows of the second view's queries."""
+    """Plain keys and values, once; only the measured factor depends on the second view's queries."""
     written = []
     for projections in ([], [SeededProjection(SIZE, "half")]):
         cache = make_cache("int2")
@@ -185,7 +186,7 @@ def test_alpha_is_fitted_to_the_queries_of_both_views(layout):
             step.attend(layer, q, k, v, rope, projections=[projection])
         position = step.plan.ranges[0].first_token
     chunk = list(stream.chunks())[-1]
-    keys, _, steps = read_chunk(cache, chunk, 0)
+    keys, _, step_sizes = read_chunk(cache, chunk, 0)
     num_queries = min(90, MEASURED_QUERIES)
     sample = torch.tensor([i * 89 // max(1, num_queries - 1) for i in range(num_queries)])
     own = torch.nn.functional.one_hot(sample, 90).bool()  # the token that a query was made with is left out
@@ -196,12 +197,12 @@ def test_alpha_is_fitted_to_the_queries_of_both_views(layout):
         heads = slice(3 * head, 3 * head + 3)
         both = pairs_together(k[:, head : head + 1].double(), rope), keys[head].unsqueeze(1)
         here_GTD, ahead_GTD = (x[:, heads].transpose(0, 1) for x in (here, ahead))
-        k_turned = [rotate(x, rope, position, layout="half")[:, 0] for x in both]
+        k_rotated = [rotate(x, rope, position, layout="half")[:, 0] for x in both]
         before, after = (
-            (cache.spec.scale * ahead_GTD @ x.T).masked_fill(own, -torch.inf).logsumexp(-1) for x in k_turned
+            (cache.spec.scale * ahead_GTD @ x.T).masked_fill(own, -torch.inf).logsumexp(-1) for x in k_rotated
         )
-        current = (cache.spec.scale * here_GTD @ k_turned[0].T).logsumexp(-1)
-        b = chunk_bias(cache, ahead_GTD, steps[head], rope is not None)
+        current = (cache.spec.scale * here_GTD @ k_rotated[0].T).logsumexp(-1)
+        b = chunk_bias(cache, ahead_GTD, step_sizes[head], rope is not None)
         rotary = [x.flatten() for x in ((before - current) / 2, after - before, b)]
         rows = q_p[:, heads].transpose(0, 1).flatten(0, 1)
         order = projection.layout
@@ -210,7 +211,7 @@ def test_alpha_is_fitted_to_the_queries_of_both_views(layout):
         b_p = []
         for frame, matrix in enumerate(inverse):
             pulled = torch.einsum("ij,tgi->tgj", matrix, rows.unflatten(-1, (-1, 4))).flatten(-2)
-            square_step_size = model_order(steps[head], order)[frame * SIZE : (frame + 1) * SIZE].square().mean(0)
+            square_step_size = model_order(step_sizes[head], order)[frame * SIZE : (frame + 1) * SIZE].square().mean(0)
             b_p.append((pulled.square() @ square_step_size * cache.spec.scale**2 / 24)[:, None].expand(-1, SIZE))
         exact, stored, corrected = (
             x.masked_fill(own.repeat(3, 1), -torch.inf).logsumexp(-1)
@@ -225,9 +226,9 @@ def test_alpha_is_fitted_to_the_queries_of_both_views(layout):
 # ---------------------------------------------------------------------- what is refused
 
 
-def attend_once(cache, asked: QueryRange, projection, rope=None, **how):
+def attend_once(cache, asked: QueryRange, projection, rope=None, **options):
     with cache.denoise([asked]) as step:
-        step.attend(0, *inputs(cache, step.plan.num_tokens, 0), rope, projections=[projection], **how)
+        step.attend(0, *inputs(cache, step.plan.num_tokens, 0), rope, projections=[projection], **options)
 
 
 def test_frames_and_maps_must_agree():
@@ -273,7 +274,7 @@ def test_context_must_fit(context, message):
         attend_once(cache, frames(stream, 1, 4), SeededProjection(SIZE), context=context)
 
 
-def test_the_rotary_view_is_still_what_its_own_reference_says():
+def test_the_rotary_view_still_equals_its_own_reference():
     cache, rope = make_cache("int2"), ROPES["interleaved"]
     stream = history(cache, [12, 3], 1, "interleaved")
     with cache.denoise([frames(stream, 7, 4)]) as step:

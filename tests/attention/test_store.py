@@ -1,4 +1,4 @@
-"""The writing half of a commit pass: bytes of pages, the measured factor, values that no page can hold."""
+"""What a commit pass writes: the bytes of pages, the measured factor, and values that no page can hold."""
 
 from __future__ import annotations
 
@@ -78,9 +78,9 @@ def test_the_store_gives_what_is_in_the_pages(codec):
 def test_bfloat16_keys_are_quantized_from_their_own_values():
     cache = make_cache("int8")
     chunk = commit(cache, cache.open(Window(1, 1), 40), layers(cache, 40, dtype=torch.bfloat16))
-    keys, _, steps = read_chunk(cache, chunk, 0)
+    keys, _, step_sizes = read_chunk(cache, chunk, 0)
     k = layers(cache, 40, dtype=torch.bfloat16)[0][1]
-    assert ((keys - k.double().transpose(0, 1)).abs() <= steps / 2 + 1e-6).all()
+    assert ((keys - k.double().transpose(0, 1)).abs() <= step_sizes / 2 + 1e-6).all()
 
 
 def test_the_newest_chunk_is_rewritten_from_what_was_stored():
@@ -89,13 +89,13 @@ def test_the_newest_chunk_is_rewritten_from_what_was_stored():
     stream = cache.open(Window(1, 2), 129)
     rope = TableRope("half", 64)
     first = commit(cache, stream, layers(cache, 129), rope)
-    stored, _, no_steps = read_chunk(cache, first, 1)
-    assert str(first.codecs) == "bf16" and first.alpha is None and no_steps is None
+    stored, _, no_step_sizes = read_chunk(cache, first, 1)
+    assert str(first.codecs) == "bf16" and first.alpha is None and no_step_sizes is None
     commit(cache, stream, layers(cache, 129, 1), rope)
     settled = next(stream.chunks())
     assert str(settled.codecs) == "int4" and settled.index == 0 and settled.first_token == first.first_token
-    keys, _, steps = read_chunk(cache, settled, 1)
-    assert ((keys - stored).abs() <= steps / 2 + 1e-6).all()
+    keys, _, step_sizes = read_chunk(cache, settled, 1)
+    assert ((keys - stored).abs() <= step_sizes / 2 + 1e-6).all()
     assert not np.isin(first.table.ids, [page for chunk in stream.chunks() for page in chunk.table.ids]).all()
     assert cache.stats().pages_used == sum(chunk.num_pages for chunk in stream.chunks())
 
@@ -112,7 +112,7 @@ def flat_layers(cache: PagedKVCache, num_tokens: int, seed: int):
 
 
 def log_masses(cache, q_GTD: Tensor, k_nD: Tensor, rope, position: int, left_out=None) -> Tensor:
-    """log Z of rotated queries over keys at a position, [G, T]; `left_out`: a key for each of the T that counts not."""
+    """log Z of rotated queries over keys at a position, [G, T]; `left_out`: a key for each of the T that is skipped."""
     rotated = rotate(k_nD.double().unsqueeze(1), rope, position, layout="half").squeeze(1)
     scores = cache.spec.scale * q_GTD @ rotated.T
     for i, token in enumerate([] if left_out is None else left_out):
@@ -127,7 +127,7 @@ def remeasured(cache, chunk, layer, q, k, rope, position, k_exact=None, key_posi
     num_queries, is_own = min(len(q), MEASURED_QUERIES), k_exact is None
     sample = [int(i * (len(q) - 1) / max(1, num_queries - 1)) for i in range(num_queries)]
     here, ahead = (pairs_together(rotate(q, rope, p), rope)[sample] for p in (position, position + len(q)))
-    keys, _, steps = read_chunk(cache, chunk, layer)
+    keys, _, step_sizes = read_chunk(cache, chunk, layer)
     factors = []
     for head in range(cache.spec.num_kv_heads):
         here_GTD, ahead_GTD = (x[:, head * group : (head + 1) * group].transpose(0, 1) for x in (here, ahead))
@@ -136,7 +136,7 @@ def remeasured(cache, chunk, layer, q, k, rope, position, k_exact=None, key_posi
         own = sample if is_own else None
         before, after = (log_masses(cache, reading_GTD, x, rope, place, own) for x in (exact, keys[head]))
         current = log_masses(cache, here_GTD, k[head], rope, position)
-        b = chunk_bias(cache, reading_GTD, steps[head], rope is not None)
+        b = chunk_bias(cache, reading_GTD, step_sizes[head], rope is not None)
         factors.append(balanced_alpha(*(x.flatten() for x in ((before - current) / 2, after - before, b))))
     return torch.stack(factors)
 
@@ -154,7 +154,7 @@ def test_alpha_leaves_the_chunk_its_share_of_attention(layout, group, num_tokens
     assert chunk.alpha.shape == (2, 2) and chunk.alpha.dtype == torch.float32
     for layer, (q, k, _) in enumerate(written):
         exact = pairs_together(k, rope).transpose(0, 1)
-        if num_tokens == 1:  # one token is stored to half an fp16 step: nothing but rounding noise to measure
+        if num_tokens == 1:  # one token is stored almost exactly: there is nothing but rounding to measure
             assert torch.isfinite(chunk.alpha[layer]).all()
             continue
         expected = remeasured(cache, chunk, layer, q, exact, rope, 300)
@@ -162,8 +162,8 @@ def test_alpha_leaves_the_chunk_its_share_of_attention(layout, group, num_tokens
         assert num_tokens == 17 or ((expected - 1).abs() > 0.1).any()  # the formula would not do
 
 
-def test_alpha_is_measured_where_the_chunk_lies_in_the_window():
-    """The third chunk is the 600th token of the video, but the 300th of the window."""
+def test_alpha_is_measured_at_the_positions_of_the_window():
+    """The third chunk starts at token 600 of the video, but at position 300 of the window."""
     cache = make_cache()
     stream = cache.open(Window(0, 1, positions="window"), 300)
     rope = TableRope("half", 64)
@@ -178,7 +178,7 @@ def test_alpha_is_measured_where_the_chunk_lies_in_the_window():
 
 @pytest.mark.parametrize("keys_arrive", ["before_rotary", "rotated"])
 def test_alpha_of_a_rewritten_chunk_is_measured_with_the_queries_that_read_it(keys_arrive):
-    """They have no token of their own in it, and stand where they stand, next to the keys of their own pass."""
+    """They have no token of their own in it and keep their own positions, after the keys of their own pass."""
     cache = make_cache(StreamCodecs("int2", newest="bf16"), keys_arrive=keys_arrive)
     stream = cache.open(Window(1, 2), 200)
     rope = TableRope("half", 64)
@@ -226,17 +226,17 @@ def test_measuring_restores_the_mass_where_redundant_tokens_break_the_formula():
 # ---------------------------------------------------------------------- what cannot be stored
 
 
-@pytest.mark.parametrize("what", ["keys", "values"])
+@pytest.mark.parametrize("kind", ["keys", "values"])
 @pytest.mark.parametrize("codec", ["fp32", "bf16", "int8", "int2"])
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])
-def test_bad_numbers_are_named_by_layer_head_and_chunk(what, codec, value):
+def test_bad_numbers_are_named_by_layer_head_and_chunk(kind, codec, value):
     cache = make_cache(codec)
     stream = cache.open(Window(1, 1), 40)
     commit(cache, stream, layers(cache, 40))
     before = list(stream.chunks())
     broken = layers(cache, 40, 1)
-    broken[1][1 if what == "keys" else 2][13, 1, 5] = value
-    with pytest.raises(NonFiniteError, match=f"{what} of layer 1, KV head 1, chunk 1 cannot be stored as {codec}") as e:
+    broken[1][1 if kind == "keys" else 2][13, 1, 5] = value
+    with pytest.raises(NonFiniteError, match=f"{kind} of layer 1, KV head 1, chunk 1 cannot be stored as {codec}") as e:
         commit(cache, stream, broken)
     assert e.value.rows == (1,)
     assert list(stream.chunks()) == before
@@ -270,7 +270,7 @@ def test_one_bad_stream_rolls_back_all_that_commit_with_it():
 @pytest.mark.parametrize("correction", ["measured", "variance"])
 @pytest.mark.parametrize("codec", ["bf16", "int4/int2", "int2-post", "hadamard2-g32/token4-g16"])
 def test_chunks_stored_together_are_those_stored_alone(codec, correction):
-    """Of two lengths, so that not all are encoded in one call; one of them leaves its newest codec."""
+    """Of two lengths, so that not all are encoded in one call; each stream's first chunk leaves its newest codec."""
     codecs, rope = StreamCodecs(codec, newest="bf16"), TableRope("half", 64)
     together = make_cache(codecs, correction=correction)
     streams = [together.open(Window(1, 2), 60) for _ in range(4)]
@@ -297,7 +297,7 @@ def test_chunks_stored_together_are_those_stored_alone(codec, correction):
 
 
 def test_codecs_that_resolve_alike_are_not_stored_again():
-    """An exception that says what holds anyway is none."""
+    """An exception for a layer that names the codecs it has anyway changes nothing."""
     cache = make_cache(StreamCodecs("int2", newest="int2", layers=((0, 0, "int2"), (1, 1, "int2/int2"))))
     stream = cache.open(Window(1, 3), 40)
     first = commit(cache, stream, layers(cache, 40))
@@ -309,7 +309,7 @@ def test_codecs_that_resolve_alike_are_not_stored_again():
 @pytest.mark.parametrize("positions", ["absolute", "window"])
 @pytest.mark.parametrize("kept", ["int2", "int4-post", "token4-g32"])
 def test_what_does_not_change_is_copied_and_not_quantized_again(kept, positions, correction):
-    """Keys of layer 1 keep their codec, and so do the values of layer 0; a second rounding would move their codes."""
+    """Keys of layer 1 keep their codec, and so do values of layer 0; rounding them again would change their codes."""
     codecs = StreamCodecs("int4/int2", newest=f"{kept}/int2", layers=((1, 1, f"{kept}/int8"),))
     rope = TableRope("half", 64)
     cache = make_cache(codecs, correction=correction)
@@ -328,7 +328,7 @@ def test_what_does_not_change_is_copied_and_not_quantized_again(kept, positions,
 
 @pytest.mark.parametrize("codec", ["bf16", "int2", "int4-s8", "int8", "token8-g16"])
 def test_float16_hosts_never_read_infinity(codec):
-    """65504 is the largest float16 number; codes and bfloat16 numbers that stand for it are above it."""
+    """65504 is the largest float16 number; what codes and bfloat16 make of numbers near it may be larger."""
     cache = make_cache(codec, correction="off")
     stream = cache.open(Window(1, 2), 40)
     q, k, v = (x.half() for x in random_qkv(cache, 40, 0))

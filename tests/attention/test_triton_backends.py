@@ -1,7 +1,7 @@
 """The GPU backends behind `step.attend`, run by Triton's interpreter, against the slow reference of the CPU backend.
 
 With queries in float32 they differ from it by the correction alone: "fused" takes b page by page where the reference
-takes the chunk's mean of step^2, and both decide block by block which channels are hot.
+takes the chunk's mean of step_size^2, and both decide block by block which channels are hot.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="needs the int
 ROPE = TableRope("half", 32)
 EXACT = 1e-5
 BY_PAGE = 5e-2
-"""At two bits the steps of a chunk's full page and of the few tokens behind it differ much."""
+"""At two bits, the step sizes of a chunk's full page and of the few tokens after it differ much."""
 
 
 def check_step(cache: PagedKVCache, ranges, tolerance: float, rope=ROPE, dtype=torch.float32) -> None:
@@ -68,7 +68,7 @@ def test_streams_of_all_lengths_with_mixed_codecs(kind) -> None:
 
 
 @pytest.mark.parametrize("kind", BACKENDS)
-def test_keys_stored_after_rotary_embedding_move(kind) -> None:
+def test_keys_stored_after_rotary_embedding_change_position(kind) -> None:
     cache = small_cache(kind, "int4-post", correction="off")
     stream = cache.open(Window(0, 1, positions="window"), 40)
     commit_all(cache, stream, [40, 33], 1, ROPE)
@@ -77,7 +77,7 @@ def test_keys_stored_after_rotary_embedding_move(kind) -> None:
 
 @pytest.mark.parametrize("kind", BACKENDS)
 @pytest.mark.parametrize("codec", ["token4-g32", "hadamard4-g32", "int2-s8"])
-def test_codecs_with_steps_per_token_and_short_steps(kind, codec: str) -> None:
+def test_codecs_with_step_sizes_per_token_and_short_step_sizes(kind, codec: str) -> None:
     cache = small_cache(kind, codec, correction="formula")
     stream = cache.open(Window(1, 2), 40)
     commit_all(cache, stream, [40, 33], 1, ROPE)
@@ -85,7 +85,7 @@ def test_codecs_with_steps_per_token_and_short_steps(kind, codec: str) -> None:
 
 
 def calibrated_cache(correction: str, head_dim: int = 32) -> PagedKVCache:
-    """On the CPU backend; made-up tables, for head_dim 16 of those that kernels do not take."""
+    """On the CPU backend, with made-up tables; kernels do not take those for head_dim 16."""
     codec = klt_scenes.codec("klt2") if head_dim == 16 else klt_codec("klt2", head_dim)
     page = codec.page
     spec = CacheSpec(
@@ -119,8 +119,8 @@ def test_calibrated_codecs_are_read_as_on_the_cpu(kind, correction: str, head_di
 @pytest.mark.parametrize("kind", BACKENDS)
 @pytest.mark.parametrize("head_dim", [16, 32])
 def test_calibrated_codecs_are_written_as_on_the_cpu(kind, head_dim: int) -> None:
-    """Kernels may give a code beside an edge another level. Blocks are full: those that repeat a frame have
-    coefficients of nothing but rounding, whose sign is anything."""
+    """Kernels may round a value near the edge between two levels to the other one. Blocks are full: in those that
+    repeat a frame, some coefficients are nothing but rounding errors, whose sign is arbitrary."""
     stored = []
     for make in (lambda cache: cache, lambda cache: with_backend(kind, cache)):
         cache = make(calibrated_cache("variance", head_dim))
@@ -135,7 +135,7 @@ def test_calibrated_codecs_are_written_as_on_the_cpu(kind, head_dim: int) -> Non
 @pytest.mark.parametrize("kind", BACKENDS)
 @pytest.mark.parametrize("keys_arrive", ["before_rotary", "rotated"])
 @pytest.mark.parametrize("layout", [None, "interleaved"])
-def test_rotary_habits(kind, keys_arrive: str, layout: str | None) -> None:
+def test_rotary_conventions(kind, keys_arrive: str, layout: str | None) -> None:
     rope = None if layout is None else TableRope(layout, 32)
     cache = small_cache(kind, "int4", keys_arrive=keys_arrive, correction="off")
     stream = cache.open(Window(1, 2), 40)
@@ -155,7 +155,7 @@ def test_ranges_in_flight_see_each_other(kind) -> None:
 @pytest.mark.parametrize("codec", ["int2", "token4-g32/hadamard4-g32", "bf16"])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("kind", BACKENDS)
-def test_hosts_of_16_bits(kind, dtype: torch.dtype, codec: str) -> None:
+def test_hosts_with_16_bit_dtypes(kind, dtype: torch.dtype, codec: str) -> None:
     cache = small_cache(kind, codec)
     stream = cache.open(Window(1, 2), 70)
     commit_all(cache, stream, [70], 1, ROPE)
@@ -163,8 +163,8 @@ def test_hosts_of_16_bits(kind, dtype: torch.dtype, codec: str) -> None:
 
 
 @pytest.mark.parametrize("kind", BACKENDS)
-def test_a_text_beside_the_pages(kind) -> None:
-    """Context keys of one range, none of the other: as on the CPU."""
+def test_a_text_besides_the_pages(kind) -> None:
+    """Context for one range and none for the other, as on the CPU."""
     outs = []
     for make in (lambda cache: cache, lambda cache: with_backend(kind, cache)):
         cache = make(make_cache("int4", head_dim=32, correction="off"))
@@ -216,8 +216,8 @@ def test_keys_and_values_of_any_strides_are_stored(codec: str, keys_arrive: str)
 
 
 @pytest.mark.parametrize("codec", ["int8-post", "token8-g32"])
-def test_keys_are_turned_in_float32_before_they_are_stored(codec: str) -> None:
-    """The bytes of the CPU backend, which a rotate in bfloat16 would not give."""
+def test_keys_are_rotated_in_float32_before_they_are_stored(codec: str) -> None:
+    """The bytes of the CPU backend, which a rotation in bfloat16 would not give."""
     stored = []
     for make in (lambda cache: cache, lambda cache: with_backend(TritonBackend, cache)):
         cache = make(make_cache(codec, head_dim=32, correction="off"))

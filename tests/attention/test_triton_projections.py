@@ -60,7 +60,7 @@ def test_codecs_corrections_and_layouts(kind, codec: str, correction: str, layou
 @pytest.mark.parametrize("kind", BACKENDS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
 def test_streams_in_flight_with_texts(kind, dtype: torch.dtype) -> None:
-    """Histories of other lengths and codecs, grouped heads, a range that sees another, texts or none."""
+    """Histories of different lengths and codecs, grouped heads, a range that sees another, texts or none."""
     cache = small_cache(kind, StreamCodecs("int4", newest="bf16"), layers=2, group=3)
     a, b = (stream_of(cache, lengths, "interleaved", dtype) for lengths in ([3, 2], [2]))
     ranges = [
@@ -74,7 +74,7 @@ def test_streams_in_flight_with_texts(kind, dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("kind", BACKENDS)
 def test_denoise_steps_and_the_commit_of_a_chunk_share_their_tables(kind) -> None:
-    """Other cameras of the same queries are seen all the same."""
+    """New cameras for the same queries still take effect."""
     cache = small_cache(kind, "int4", correction="measured")
     stream = stream_of(cache, [3], "half")
     for seed in (1, 2):
@@ -84,7 +84,7 @@ def test_denoise_steps_and_the_commit_of_a_chunk_share_their_tables(kind) -> Non
 
 @pytest.mark.parametrize("kind", BACKENDS)
 def test_a_world_far_away_costs_no_precision(kind) -> None:
-    """Only what lies between frames may matter: P_i P_f^-1 does not change when the world's origin moves."""
+    """Only relative maps may matter: P_i P_f^-1 does not change when the world's origin moves."""
 
     class Far(SeededProjection):
         def maps(self, tag):

@@ -1,7 +1,7 @@
 """The GPU backends without a GPU: on the device "meta", with kernels and dense libraries left out.
 
-Tensors of that device have no contents, so whatever looks at them raises, and so does an operation that mixes them with
-tensors of the CPU. What PyTorch moves to the device without a word is noted (`Copies`): from memory that is not pinned,
+Tensors of that device have no contents, so whatever reads them raises, and so does an operation that mixes them with
+tensors of the CPU. What PyTorch moves to the device silently is noted (`Copies`): from memory that is not pinned,
 a GPU waits for it.
 """
 
@@ -45,7 +45,7 @@ class NoDense:
 
 
 def leave_out_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A launch only checks that its tensors are on the device; the one look of a commit pass, in its last layer, is
+    """A launch only checks that its tensors are on the device; the one wait of a commit pass, in its last layer, is
     left out too. pagedvid keeps its host's function modes out (host_state.py); those of `Copies` are to see it work."""
 
     def launch(self: GridExecutor, *args: Any, **kwargs: Any) -> None:
@@ -80,7 +80,7 @@ class Copies:
 
 
 class _OfTensors(TorchDispatchMode):
-    """Copies of tensors, and indices that lie on the CPU."""
+    """Copies of tensors, and indices on the CPU."""
 
     def __init__(self, copies: Copies) -> None:
         super().__init__()
@@ -121,7 +121,7 @@ def _has_list(index: Any) -> bool:
 
 
 def _place() -> str:
-    """The innermost function of pagedvid that is running: "models/demo/model.py DemoModel.forward"."""
+    """The innermost function of pagedvid that is running: "models/demo/pipeline.py DemoModel.forward"."""
     frame = sys._getframe()
     while frame is not None:
         path = Path(frame.f_code.co_filename)

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from pagedvid.models.demo.model import save_weights
-from pagedvid.models.demo.transformer import Transformer, TransformerConfig
+from pagedvid.models.demo.network import Transformer
+from pagedvid.models.demo.spec import TransformerConfig
+from pagedvid.models.demo.weights import save_weights
 
 
 @pytest.fixture

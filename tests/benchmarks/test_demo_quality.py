@@ -14,7 +14,8 @@ from demo_quality import case_of, first_chunks, main, parse
 from lib.caches import Case
 from lib.lab import Lab
 from lib.quality import draw_tasks
-from pagedvid.models.demo.model import DemoModel
+from pagedvid.models.demo.pipeline import DemoModel
+from pagedvid.models.demo.weights import load_demo
 
 
 class LaterNoise(DemoModel):
@@ -26,7 +27,7 @@ class LaterNoise(DemoModel):
 
 def test_emptied_cache_sees_nothing_of_the_first_chunk(weights: Path) -> None:
     requests = [task.request for task in draw_tasks(2, 0)]
-    model = DemoModel.load(weights)
+    model = load_demo(weights)
     whole = first_chunks(Lab(model, requests, 32, 2, weights), emptied=False)
     emptied = first_chunks(Lab(model, requests, 32, 2, weights), emptied=True)
     assert whole.shape == emptied.shape == (2, 32, 32, 32, 3)

@@ -1,4 +1,4 @@
-"""Commits without a model: a manager whose chunks count as written at once. Its pool may lie on the device "meta"."""
+"""Commits without a model: a manager whose chunks count as written at once. Its pool may be on the device "meta"."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ def make_manager(num_pages: int, codecs: StreamCodecs | str = "int2", num_layers
 
 
 def mark_written(manager: CacheManager, plan: StepPlan) -> None:
-    """What a forward that attends every layer does to the books."""
+    """Marks every layer as written, as a forward that attends every layer does."""
     for pending in plan.pending:
         pending.layers_written.update(range(manager.spec.num_layers))
 
 
 def commit(manager: CacheManager, *items: Stream | QueryRange) -> None:
-    """One commit pass; a bare stream stands for its whole next chunk."""
+    """One commit pass; a bare stream means its whole next chunk."""
     ranges = [item if isinstance(item, QueryRange) else QueryRange(item, commit=True) for item in items]
     with manager.transaction(ranges) as plan:
         mark_written(manager, plan)

@@ -1,20 +1,20 @@
 """Keys and values that every codec stores exactly, so that a chunk can be recognised by its bytes.
 
-Every number is 0 or 255 * 2**-k: 255 is a multiple of 3, 15 and 255, so the steps of int2, int4 and int8 are exact in
-fp16, and 255 needs no more than the 8 significant bits of bf16.
+Every number is 0 or 255 * 2**-k: 255 is a multiple of 3, 15 and 255, so the step sizes of int2, int4 and int8 are
+exact in fp16, and 255 needs no more than the 8 significant bits of bf16.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import lru_cache
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from pagedvid.attention.step import Step
 from pagedvid.cache.chunk import Chunk
-from pagedvid.codecs.base import not_storable
+from pagedvid.codecs.base import Codec, not_storable
 from pagedvid.codecs.page import PageFormat
 from pagedvid.codecs.registry import read_codec
 from pagedvid.paged_kv_cache import PagedKVCache
@@ -23,39 +23,31 @@ ONE = 255.0 * 2.0**-7
 """The number that is not 0."""
 
 
-@dataclass(frozen=True)
-class PatternCodec:
-    """Takes the place of a calibrated codec: one byte holds eight numbers of a pattern, on as many pages as its name
-    asks for. Stores keys before rotary embedding; like klt it has no step sizes."""
+class PatternCodec(Codec):
+    """Takes the place of a klt codec: one byte holds eight numbers of a pattern, on as many pages as its name asks for.
+    Like klt, it stores keys before rotary embedding and has no step sizes."""
 
-    page: PageFormat
-    name: str
-    stores_rotated: bool = False
-    axes: Tensor | None = None
+    def __init__(self, page: PageFormat, name: str) -> None:
+        self.page = page
+        self.spec = read_codec(name)
 
+    @override
     def encode(self, x_RnD: Tensor) -> Tensor:
-        """See `Codec.encode`."""
         if not bool(torch.isfinite(x_RnD).all()):
             raise not_storable(x_RnD, torch.inf)
         num_rows, num_tokens, head_dim = x_RnD.shape
-        bits = torch.zeros(
-            num_rows, read_codec(self.name).padded_tokens(self.page, num_tokens), head_dim, dtype=torch.int32
-        )
+        bits = torch.zeros(num_rows, self.spec.padded_tokens(self.page, num_tokens), head_dim, dtype=torch.int32)
         bits[:, :num_tokens] = x_RnD != 0
-        octets = bits.view(num_rows, read_codec(self.name).num_pages(self.page, num_tokens), -1, 8)
+        octets = bits.view(num_rows, self.spec.num_pages(self.page, num_tokens), -1, 8)
         codes = (octets << torch.arange(8, dtype=torch.int32)).sum(-1).to(torch.uint8)
         return torch.nn.functional.pad(codes, (0, self.page.num_bytes - codes.shape[-1]))
 
+    @override
     def decode(self, records_RPB: Tensor, num_tokens: int, out: Tensor) -> Tensor:
-        """See `Codec.decode`."""
-        codes = records_RPB[..., : read_codec(self.name).page_tokens(self.page) * self.page.head_dim // 8].int()
+        codes = records_RPB[..., : self.page_tokens * self.page.head_dim // 8].int()
         bits = codes.unsqueeze(-1) >> torch.arange(8, dtype=torch.int32) & 1
         numbers = bits.reshape(len(records_RPB), -1, self.page.head_dim) * ONE
         return out[:, :num_tokens].copy_(numbers[:, :num_tokens])
-
-    def mean_square_step_sizes(self, records_RPB: Tensor, num_tokens: int, first_token: int = 0) -> Tensor | None:
-        """None: there is no step."""
-        return None
 
 
 @lru_cache(maxsize=4096)

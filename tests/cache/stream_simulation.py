@@ -1,10 +1,11 @@
-"""What a stream's chunks go through, retold without the package: plain dictionaries and page sizes by hand."""
+"""A stream's chunks simulated without the package: plain dictionaries, and page sizes worked out by hand."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cache
 
 from pagedvid.cache.stream_codecs import StreamCodecs
 from pagedvid.cache.window import Window
@@ -12,8 +13,8 @@ from pagedvid.codecs.assignment import LayerCodecs
 
 PAGE_TOKENS = {"fp32": 9, "bf16": 18, "int8": 32, "int4": 64, "int2": 128}
 """With 36 rows in a page."""
-Form = tuple[str, str, LayerCodecs]
-"""What a chunk is stored in: codec of the keys, codec of the values, exceptions by layer."""
+Form = tuple[str, str, tuple[tuple[int, int, str], ...]]
+"""What a chunk is stored in: codec of the keys, codec of the values, exceptions by layer, all as text."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ def layer_codecs(form: Form, layer: int) -> tuple[str, str]:
     keys, values, exceptions = form
     for first, last, written in exceptions:
         if first <= layer <= last:
-            keys, values, _ = form_of(written)
+            keys, values = names_of(written)
     return keys, values
 
 
@@ -54,14 +55,20 @@ def are_alike(a: Form, b: Form) -> bool:
     return all(layer_codecs(a, layer) == layer_codecs(b, layer) for layer in range(last + 2))
 
 
-def form_of(written: str, layers: LayerCodecs = ()) -> Form:
-    """From "int2" or "int4/int2"."""
-    keys, _, values = str(written).partition("/")
-    return keys, values or keys, layers
+@cache
+def form_of(written: object, layers: LayerCodecs = ()) -> Form:
+    """From what is written "int2" or "int4/int2"."""
+    return (*names_of(str(written)), tuple((first, last, str(pair)) for first, last, pair in layers))
+
+
+def names_of(written: str) -> tuple[str, str]:
+    """Codecs of the keys and of the values in "int2" or "int4/int2"."""
+    keys, _, values = written.partition("/")
+    return keys, values or keys
 
 
 def settled_form(codecs: StreamCodecs, window: Window, index: int) -> Form:
-    """What a chunk ends up in."""
+    """What a chunk is finally stored in."""
     is_apart = codecs.sink is not None and index < window.sink_chunks
     return form_of(codecs.sink) if is_apart else form_of(codecs.history, codecs.layers)
 
@@ -72,7 +79,7 @@ def first_form(codecs: StreamCodecs, window: Window, index: int) -> Form:
 
 
 def is_kept(window: Window, index: int, num_committed: int) -> bool:
-    """Whether the window keeps chunk `index` after so many commits."""
+    """Whether the window keeps chunk `index` after `num_committed` commits."""
     return index < window.sink_chunks or index >= num_committed - window.recent_chunks
 
 

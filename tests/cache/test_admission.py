@@ -40,13 +40,13 @@ TOKENS = 100
     ids=str,
 )
 def test_predicted_pages_are_allocated_and_never_exceeded(codecs, chunk_tokens):
-    """I8, I5: a pool of exactly the predicted size is enough, and at some time all of it is used."""
+    """I8, I5: a pool of exactly the predicted size is enough, and all of it is used at some time."""
     for sinks, recents, max_commits in itertools.product((0, 2), (1, 3), (1, 2, 4, None)):
         window = Window(sinks, recents)
         spec = CacheSpec(2, 3, 8, codecs=codecs)
         peak = 2 * peak_pages(spec.shape, window, codecs, chunk_tokens, max_commits)
-        retold = simulated_peak(Tables(2, 3), window, codecs, chunk_tokens, 12 if max_commits is None else max_commits)
-        assert peak == 2 * retold
+        num_commits = 12 if max_commits is None else max_commits
+        assert peak == 2 * simulated_peak(Tables(2, 3), window, codecs, chunk_tokens, num_commits)
         manager = CacheManager(spec, peak * spec.shape.page_bytes, device="meta")
         stream = manager.open(window, chunk_tokens, branches=("cond", "uncond"), max_chunks=max_commits)
         assert manager.reserved_pages == peak == stream.peak_pages
@@ -58,7 +58,7 @@ def test_predicted_pages_are_allocated_and_never_exceeded(codecs, chunk_tokens):
 @pytest.mark.parametrize("codec", ["fp32", "bf16", "int8", "int4", "int2", "int8/int2", "fp32/int4"])
 @pytest.mark.parametrize("num_tokens", [1, 17, 128, 129, 300, 880])
 def test_waste_is_less_than_one_page_per_table(num_tokens, codec):
-    """I9; and the statistics count bytes as the geometry does."""
+    """I9; and the statistics count bytes as sizes.py does."""
     manager = CacheManager(CacheSpec(2, 3, 8, codecs=StreamCodecs(codec)), "2MiB", device="meta")
     stream = manager.open(WINDOW, 880)
     commit(manager, QueryRange(stream, num_tokens=num_tokens, commit=True))

@@ -8,7 +8,7 @@ from pagedvid.cache.spec import CacheSpec
 from pagedvid.cache.stream_codecs import StreamCodecs
 from pagedvid.config.sections import CacheConfig, Config
 from pagedvid.errors import ConfigError
-from pagedvid.models.settle import settled
+from pagedvid.models.build import resolve
 
 
 @pytest.mark.parametrize(
@@ -23,10 +23,10 @@ from pagedvid.models.settle import settled
     ],
 )
 def test_the_correction_follows_the_codecs_as_on_the_command_line(codec, correction):
-    for asked in ({}, {"correction": "auto"}):
+    for asked in ({}, {"correction": None}):
         spec = CacheSpec(1, 1, 64, codecs=StreamCodecs(codec), **asked)
         assert spec.correction == spec.shape.correction == correction
-    assert settled(Config(cache=CacheConfig(codec=codec))).cache.correction == correction
+    assert resolve(Config(cache=CacheConfig(codec=codec))).config.cache.correction == correction
     assert spec == CacheSpec(1, 1, 64, codecs=StreamCodecs(codec), correction=correction)
 
 
@@ -34,9 +34,9 @@ def test_chunks_of_klt_keep_nothing_for_a_correction_that_was_not_asked_for():
     codecs = StreamCodecs("klt2")
     sizes = {
         correction: CacheSpec(1, 1, 64, codecs=codecs, correction=correction).shape.correction_bytes(codecs.steady)
-        for correction in ("auto", "measured")
+        for correction in (None, "measured")
     }
-    assert sizes == {"auto": 0, "measured": 4 + 2 * 64}
+    assert sizes == {None: 0, "measured": 4 + 2 * 64}
 
 
 @pytest.mark.parametrize("codec", ["int2", "klt2"])

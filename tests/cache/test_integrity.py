@@ -43,7 +43,7 @@ def flip_a_key_bit(cache: PagedKVCache) -> None:
     cache.pool.records[chunk_of(cache, 0, 2).table.layer("keys", 1)[0, -1], 3] ^= 1
 
 
-def flip_a_step_bit_of_a_value(cache: PagedKVCache) -> None:
+def flip_a_step_size_bit_of_a_value(cache: PagedKVCache) -> None:
     cache.pool.records[chunk_of(cache, 1, 3).table.layer("values", 0)[0, 0], -5] ^= 1
 
 
@@ -119,7 +119,7 @@ def copy_a_chunk(cache: PagedKVCache) -> None:
 
 CORRUPTIONS: dict[Callable[[PagedKVCache], None], str] = {
     flip_a_key_bit: "I4: pages of chunk 3 were overwritten",
-    flip_a_step_bit_of_a_value: "I4: pages of chunk 4 were overwritten",
+    flip_a_step_size_bit_of_a_value: "I4: pages of chunk 4 were overwritten",
     name_a_page_twice: "I1",
     name_a_free_page: "I1",
     name_a_page_that_does_not_exist: "I1",
@@ -132,7 +132,7 @@ CORRUPTIONS: dict[Callable[[PagedKVCache], None], str] = {
     overspend: f"I3: budget .* exceeds {NUM_PAGES} pages",
     hold_more_than_the_peak: "I3: stream 0 holds 24 > 23",
     forget_to_slide: r"I5: stream 0 cond keeps \[0, 1, 2\], not \[0, 2, 3\]",
-    put_a_chunk_at_another_index: "I5: a chunk stands at another index",
+    put_a_chunk_at_another_index: "I5: a chunk is kept under another index",
     forget_a_pin: r"I5: stream 1 cond keeps \[0, 1, 2, 3\], not \[0, 2, 3\]",
     forget_a_sink: "I6: permanent chunks of stream 0 are out of date",
 }

@@ -239,7 +239,7 @@ class CacheMachine(RuleBasedStateMachine):
         return sum(entry is other for model in self.models for other in model.permanent())
 
     def expect_capacity(self, num_pages: int) -> Any:
-        """A context in which CapacityError must come, with the numbers, exactly when these pages are not left."""
+        """A context that expects CapacityError, with the numbers, exactly when these pages are not left."""
         left = NUM_PAGES - self.budget()
         if num_pages <= left:
             return None
@@ -304,9 +304,9 @@ class CacheMachine(RuleBasedStateMachine):
     @precondition(lambda self: len(self.models) > 1 and self.budget() <= NUM_PAGES - 4 * 8)
     @rule()
     def use_up_the_pool(self):
-        """Streams whose peaks are exactly what is left, so that one page too many anywhere is noticed."""
+        """Opens streams whose peaks add up to all that is left, so that one page too many anywhere is noticed."""
         codecs = StreamCodecs("int2", layers=((0, 0, "bf16/int2"),))
-        page = self.tables.page_tokens["bf16"]  # so many tokens take a page in each of the 8 tables
+        page = self.tables.page_tokens["bf16"]  # this many tokens take a page in each of the 8 tables
         num_chunks, rest = divmod(NUM_PAGES - self.budget(), 8)
         for window, tokens, end in ((Window(0, 1), page * (1 + rest // 2), 1), (Window(0, num_chunks - 2), page, None)):
             stream = self.cache.open(window, tokens, codecs=codecs, max_chunks=end)
@@ -369,7 +369,7 @@ class CacheMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.has_chunks())
     @rule(data=st.data())
     def drop(self, data):
-        """Before the window would; a chunk goes in all branches or in none."""
+        """Before the window would; a chunk is dropped in all branches or in none."""
         model, _, index = self.any_chunk(data, lambda m, b, i: i >= m.window.sink_chunks and i not in b.pins)
         branches = model.branches.values()
         if any(index not in branch.entries for branch in branches):
@@ -387,7 +387,7 @@ class CacheMachine(RuleBasedStateMachine):
     # -------------------------------------------------------------- steps
 
     def assert_planned(self, model: StreamModel, asked: QueryRange, planned: RangePlan) -> None:
-        """Reads every live chunk at its position; stands after them."""
+        """Reads every live chunk at its position and comes after them."""
         positions, following = model.positions(asked.branch)
         assert {read.chunk.index: read.first_token for read in planned.reads} == positions
         assert [read.chunk.index for read in planned.reads] == sorted(positions)
@@ -424,7 +424,7 @@ class CacheMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.models)
     @rule(num_times=st.integers(1, 3))
     def everyone_commits(self, num_times):
-        """Moves all windows on, so that they slide."""
+        """Commits in all streams, so that windows slide."""
         for _ in range(num_times):
             chosen = [(m, QueryRange(m.stream, b)) for m in self.models for b in m.branches if m.may_commit(b)]
             if not chosen:

@@ -54,7 +54,7 @@ def test_window_positions_close_the_gap():
 
 
 @pytest.mark.parametrize(("positions", "expected"), [("absolute", [0, 100, 117, 118]), ("window", [0, 100, 117, 118])])
-def test_short_chunks_move_what_follows_by_their_own_length(positions, expected):
+def test_short_chunks_shift_what_follows_by_their_own_length(positions, expected):
     manager = make_manager(40)
     stream = manager.open(Window(1, 3, positions), TOKENS)
     commit(manager, stream)
@@ -121,7 +121,7 @@ def test_a_commit_writes_its_chunk_and_the_last_one_in_its_final_codec():
     assert [str(chunk.codecs) for chunk in stream.chunks()] == ["int8", "int2", "bf16"]
 
 
-def test_a_replacement_sees_only_what_came_before_and_stands_where_the_old_one_stood():
+def test_a_replacement_sees_only_what_came_before_and_has_the_position_of_the_old_chunk():
     manager = make_manager(120)
     stream = stream_with(manager, 5, Window(1, 2, positions="window"))
     (range_,) = plan_of(manager, QueryRange(stream, commit=True, replaces=4)).ranges
@@ -145,7 +145,11 @@ def bad_requests(a: Stream, b: Stream) -> dict[str, tuple[list[QueryRange], type
         "too many tokens": ([QueryRange(a, num_tokens=101)], ShapeError, "range 0 has 101 tokens; .* 1 to 100"),
         "unknown branch": ([QueryRange(a, "left")], StateError, "no branch 'left'; it was opened with cond"),
         "sees itself": ([QueryRange(a, sees_ranges=(0,))], StateError, r"sees ranges \(0,\)"),
-        "sees nobody": ([QueryRange(a), QueryRange(b, sees_ranges=(2,))], StateError, "allowed are others below 2"),
+        "sees nobody": (
+            [QueryRange(a), QueryRange(b, sees_ranges=(2,))],
+            StateError,
+            "allowed are others from 0 to 1",
+        ),
         "sees one twice": ([QueryRange(a), QueryRange(a, sees_ranges=(0, 0))], StateError, "each once"),
         "a chunk that left": ([QueryRange(a, visible=(0, 1))], StateError, r"chunks \[1\] are not kept; .*\[0, 3, 4\]"),
         "a chunk twice": ([QueryRange(a, visible=(0, 3, 0))], StateError, "names a chunk twice"),
@@ -160,9 +164,9 @@ def bad_requests(a: Stream, b: Stream) -> dict[str, tuple[list[QueryRange], type
         "another length": (
             [QueryRange(a, num_tokens=99, commit=True, replaces=4)],
             ShapeError,
-            "99 tokens; chunk 4, which it replaces, 100",
+            "99 tokens; chunk 4, which it replaces, has 100",
         ),
-        "beyond the end": ([QueryRange(b, commit=True)], StateError, "max_chunks=0, all of them are committed"),
+        "beyond the end": ([QueryRange(b, commit=True)], StateError, "max_chunks=0; all of them are committed"),
     }
 
 

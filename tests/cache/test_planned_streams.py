@@ -68,7 +68,7 @@ def test_a_stream_must_keep_to_its_plan():
         commit(manager, QueryRange(stream, num_tokens=200, commit=True))
     manager.drop(stream, [0])
     commit(manager, QueryRange(stream, num_tokens=200, commit=True))
-    with pytest.raises(StateError, match="max_chunks=2, all of them are committed"):
+    with pytest.raises(StateError, match="max_chunks=2; all of them are committed"):
         commit(manager, QueryRange(stream, num_tokens=1, commit=True))
     assert live(stream) == [1]
 
@@ -124,7 +124,7 @@ def test_a_fork_keeps_what_the_other_drops():
     assert (live(stream), live(twin), manager.pool.num_used_pages) == ([], [0], 2)
 
 
-def test_a_range_may_stand_anywhere_but_a_commit_only_where_it_will_be_read():
+def test_a_range_may_have_any_position_but_a_commit_only_the_one_where_it_will_be_read():
     manager = make_manager(20)
     stream = manager.open(Window(0, 3), 100)
     commit(manager, stream)

@@ -45,7 +45,7 @@ def test_free_ids_cannot_be_changed_from_outside():
         pool.free_ids[0] = 3
 
 
-def test_more_than_there_is():
+def test_taking_or_giving_back_too_many_pages_is_an_error():
     pool = PagePool(10, 8)
     ids = pool.take(7)
     with pytest.raises(IntegrityError, match="4 pages wanted, 3 free"):
@@ -57,7 +57,7 @@ def test_more_than_there_is():
     assert pool.num_free_pages == 10
 
 
-def test_nothing_may_be_taken():
+def test_taking_no_page_at_all_is_allowed():
     pool = PagePool(1, 8)
     assert len(pool.take(0)) == 0
     pool.give_back(np.empty(0, dtype=np.int32))

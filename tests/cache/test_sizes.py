@@ -185,15 +185,15 @@ def test_impossible_windows_are_refused(arguments, message):
         Window(*arguments)
 
 
-@pytest.mark.parametrize("role", ["history", "sink", "newest"])
-def test_unknown_codecs_are_refused_by_role(role):
-    with pytest.raises(ConfigError, match=f"{role} codec: unknown codec 'int3'; allowed are fp32, bf16, int8, int4"):
-        StreamCodecs(**{role: "int3"})
-    with pytest.raises(ConfigError, match=f"{role} codec: unknown codec 'x'"):
-        StreamCodecs(**{role: "int4/x"})
+@pytest.mark.parametrize("name", ["history", "sink", "newest"])
+def test_unknown_codecs_are_refused_by_the_name_of_the_setting(name):
+    with pytest.raises(ConfigError, match=f"{name} codec: unknown codec 'int3'; allowed are fp32, bf16, int8, int4"):
+        StreamCodecs(**{name: "int3"})
+    with pytest.raises(ConfigError, match=f"{name} codec: unknown codec 'x'"):
+        StreamCodecs(**{name: "int4/x"})
 
 
-def test_roles_decide_the_codec():
+def test_sinks_and_the_newest_chunk_have_their_own_codecs():
     window = Window(1, 2)
     codecs = StreamCodecs("int2", sink="int8", newest="bf16")
     assert [str(codecs.final(i, window)) for i in range(3)] == ["int8", "int2", "int2"]
@@ -201,7 +201,7 @@ def test_roles_decide_the_codec():
     assert all(codecs.recodes(i, window) for i in range(3))
     assert str(StreamCodecs("int2", sink="int8").at_commit(0, window)) == "int8"
     assert not StreamCodecs("int2", sink="int8").recodes(0, window)
-    # With one recent chunk the newest leaves as soon as the next is committed: only sinks are written again.
+    # With one recent chunk, the newest one leaves when the next is committed: only sinks are written again.
     assert [codecs.recodes(i, Window(1, 1)) for i in range(3)] == [True, False, False]
 
 
@@ -214,7 +214,7 @@ def test_exceptions_by_layer_hold_for_the_history_and_for_sinks_that_follow_it()
     assert apart.final(0, window) == ChunkCodecs.read("int4")
     assert apart.at_commit(1, window) == apart.steady == ChunkCodecs.read("int2", layers)
     assert set(apart.all()) == {apart.final(0, window), apart.steady}
-    # The same codecs but for one layer: such a chunk is written again.
+    # Codecs that differ in one layer only: the chunk is written again.
     assert StreamCodecs("int2", newest="int2", layers=layers).recodes(1, window)
     assert not StreamCodecs("int2", newest="int2/int2").recodes(1, window)
 
@@ -278,7 +278,7 @@ def test_a_plan_counts_what_is_held_while_a_chunk_is_written():
     assert peak(Commit(128), Commit(300), Commit(10)) == 2 * 5
     assert peak(Commit(128), Commit(300, drops=(0,)), Commit(10, drops=(1,))) == 2 * 3
     assert peak(Commit(128), Commit(300), Commit(10, drops=(0, 1))) == 2 * 4
-    # The newest chunk, bf16 (18 tokens a page), is written again as the next one comes; unless it is dropped first.
+    # The newest chunk, bf16 (18 tokens a page), is written again with the next commit, unless it is dropped first.
     assert peak(Commit(36), Commit(18), newest="bf16") == 2 * (2 + 1 + 1)
     assert peak(Commit(36), Commit(18, drops=(0,)), newest="bf16") == 2 * 2
 

@@ -88,7 +88,7 @@ def test_other_kinds_and_layers_that_saw_nothing_are_refused():
     ("name", "change", "message"),
     [
         ("v_CHTD", lambda x: x[:, :1], r"v_CHTD is .* \[3, 1, 40, 16\]; .* must be torch.float32 \[3, 2, 40, 16\]"),
-        ("k_CHTD", lambda x: x[0], r"has the shape \[2, 40, 16\]; four axes are needed"),
+        ("k_CHTD", lambda x: x[0], r"has the shape \[2, 40, 16\]; it must have four axes"),
         ("q_LHTD", lambda x: x.bfloat16(), r"q_LHTD is torch.bfloat16 \[2, 2, 40, 16\]"),
         ("q_LHTD", lambda x: x.repeat(2, 1, 1, 1), r"current_k_LHTD is .* must be torch.float32 \[4, 2, 40, 16\]"),
         ("cos_CTP", lambda x: x[1:], r"cos_CTP is torch.float32 \[3, 40, 8\]; .* must be torch.float32 \[4, 40, 8\]"),

@@ -1,4 +1,4 @@
-"""What an observing cache sees is what the model gave: every stored chunk once, queries where they read chunks."""
+"""An observing cache sees what the model gave: every stored chunk once, and the queries that read chunks."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ NUM_LAYERS, KV_HEADS, GROUP, HEAD_DIM, CHUNK_TOKENS = 2, 2, 3, 8, 12
 
 @pytest.fixture(autouse=True)
 def readings(monkeypatch) -> Iterator[list[Observation]]:
-    """Every forward is sampled; what is counted as read, in order."""
+    """Samples every forward, and gives the readings that are counted, in order."""
     seen: list[Observation] = []
     add = LayerStatistics.add_reading
 
@@ -165,7 +165,7 @@ def test_keys_that_arrive_rotated_are_observed_before_rotation(readings, layout)
 
 
 def rotated_by(rope: TableRope, x_nHD: Tensor, first_token: int) -> Tensor:
-    """As a host rotates, in its own layout."""
+    """Rotated as by a host, in its own layout."""
     cos, sin = (table.unsqueeze(1) for table in rope.tables(first_token, len(x_nHD)))
     return from_half_layout(rotate(to_half_layout(x_nHD, rope.layout), cos, sin), rope.layout)
 

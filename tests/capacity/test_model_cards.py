@@ -12,8 +12,8 @@ from pagedvid.capacity import card_files
 from pagedvid.capacity.card_files import all_cards, find_card, presets, read_card
 from pagedvid.capacity.cards import Resolution
 from pagedvid.errors import ConfigError
-from pagedvid.models.demo.model import DemoModel
-from pagedvid.models.registry import model_geometry
+from pagedvid.models.demo.weights import load_demo
+from tests.models.specs import spec_of
 
 FOLDER = Path(__file__).parents[2] / "configs" / "models"
 CARDS = {path.stem: read_card(path) for path in sorted(FOLDER.glob("*.yaml"))}
@@ -79,14 +79,14 @@ def test_bytes_per_token_tokens_per_frame_and_rate(name, token_bytes, frame_toke
 
 
 def test_the_demo_card_is_the_demo_model():
-    card, geometry = CARDS["demo"], model_geometry("demo")
+    card, geometry = CARDS["demo"], spec_of("demo").geometry
     assert card.num_layers == geometry.num_layers
     assert (card.num_query_heads, card.num_kv_heads) == (geometry.num_query_heads, geometry.num_kv_heads)
     assert card.head_dim == geometry.head_dim
     assert card.tokens_per_frame(card.resolution) == geometry.tokens_per_frame
     assert card.frames_per_chunk == geometry.frames_per_chunk
     assert card.branches == geometry.branches
-    model = DemoModel.load()
+    model = load_demo()
     assert card.frames_per_second == model.frames_per_second
     num_parameters = sum(parameter.numel() for parameter in model.network.parameters())
     assert card.weights["bf16"] == pytest.approx(2 * num_parameters, rel=0.05)

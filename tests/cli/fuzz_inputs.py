@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from pagedvid.cli.main import build_parser
 from pagedvid.config.sections import SECTIONS, Config, frame_settings
-from pagedvid.models.settle import settled
+from pagedvid.models.build import resolve
 from tests.cli.fuzz_words import JSON_TEXTS, LONG, json_values, nasty_words
 
 
@@ -37,7 +37,7 @@ def valid_files(models: Path) -> dict[str, bytes]:
         for name, section in SECTIONS.items()
     )
     prompts = [{"prompt": "a red circle"}, {"prompt": "blue", "id": "sky", "seed": 3, "num_frames": 5, "inputs": {}}]
-    settings = frame_settings(settled(Config()))
+    settings = frame_settings(resolve(Config()).config)
     done = [
         {"id": "000-a-red-circle", "status": "done", "prompt": "a red circle", "seed": 0, "num_frames": 48},
         {"id": "sky", "status": "done", "prompt": "blue", "seed": 3, "num_frames": 5, "error": None, "details": {}},

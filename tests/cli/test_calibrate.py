@@ -17,10 +17,9 @@ from pagedvid.codecs.page import PageFormat
 from pagedvid.codecs.registry import read_codec
 from pagedvid.config.sections import Config
 from pagedvid.engine.requests import VideoRequest
-from pagedvid.models.build import build_engine, cache_spec
-from pagedvid.models.demo.model import SHIPPED_WEIGHTS
-from pagedvid.models.registry import model_geometry, model_tables
-from pagedvid.models.settle import settled
+from pagedvid.models.build import build_engine, resolve
+from pagedvid.models.demo.weights import SHIPPED_WEIGHTS
+from pagedvid.models.registry import model_tables
 
 FAST = ("--frames", 16, "--set", "engine.denoise_steps=2", "--set", "generate.threads=1", "--memory", "16MiB")
 LINES = (
@@ -129,7 +128,7 @@ def shipped() -> Calibration:
 @pytest.fixture(scope="module")
 def readings() -> list[Observation]:
     """The last forward of each layer that read a history; its prompt and seed are not among those of the tables."""
-    engine = build_engine(observing(Config()), (), ObservingCache)
+    engine = build_engine(resolve(observing(Config())), (), ObservingCache)
     last: dict[int, Observation] = {}
 
     class Keeping(LayerStatistics):
@@ -163,9 +162,9 @@ def output_error(book: CodecBook, name: str, readings: list[Observation]) -> flo
 
 
 def test_the_shipped_tables_are_those_of_the_model(shipped):
-    config = settled(Config())
-    assert config.cache.codec.startswith("klt")
-    spec = cache_spec(config, model_geometry("demo"))
+    run = resolve(Config())
+    assert run.config.cache.codec.startswith("klt")
+    spec = run.cache
     facts = (shipped.model, shipped.num_layers, shipped.num_kv_heads, shipped.head_dim)
     assert facts == ("demo", spec.num_layers, spec.num_kv_heads, spec.head_dim)
     assert (shipped.tokens_per_frame, shipped.frames_per_block) == (spec.tokens_per_frame, spec.frames_per_block)

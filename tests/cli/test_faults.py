@@ -10,13 +10,14 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import count
 from pathlib import Path
 
 import pytest
 
 from pagedvid.cli import generate
+from pagedvid.models.build import resolve
 from pagedvid.output.latents import read_latents
 from pagedvid.output.mp4 import count_frames
 from tests.cli.folders import manifest_lines
@@ -43,11 +44,21 @@ class End:
         return sorted(re.findall(r"^failed  (\S+)", self.stderr, re.MULTILINE))
 
 
+def write_latents(monkeypatch, value: bool) -> None:
+    """Whether the model is one whose latents are written."""
+
+    def resolved(config):
+        spec = resolve(config)
+        return replace(spec, model=replace(spec.model, writes_latents=value))
+
+    monkeypatch.setattr(generate, "resolved", resolved)
+
+
 @pytest.fixture
 def run(engines, command, prompts, tmp_path, monkeypatch):
     """run(options) -> End; into tmp_path/out. Latents are written, in a tenth of the time that videos take."""
     monkeypatch.setattr("os.fsync", lambda file: None)  # most of that time, and nothing here pulls the plug
-    monkeypatch.setattr(generate, "_writes_latents", lambda config: True)
+    write_latents(monkeypatch, True)
     file = prompts("red", "green", "blue")
     words = ("generate", "--prompts", file, "--out", tmp_path / "out", "--frames", NUM_FRAMES)
     return lambda *options: End(*command(*words, *options))
@@ -143,7 +154,7 @@ def test_what_was_there_before_is_not_lost(run, engines, option, persists, tmp_p
 def test_the_disk_is_full_at_any_size(run, engines, command, prompts, name, monkeypatch, tmp_path):
     """Bytes that C code writes count too. The sheet and the manifest fail as well when they grow too large."""
     out = tmp_path / "out"
-    monkeypatch.setattr(generate, "_writes_latents", lambda config: name == "latents")
+    write_latents(monkeypatch, name == "latents")
     prompts("red noise", "green", "blue noise")
     codes = set()
     for room in (0, 1, 500, 1000, 1500, 2000, 5_000, 20_000, 100_000):
@@ -159,7 +170,7 @@ def test_the_disk_is_full_at_any_size(run, engines, command, prompts, name, monk
 def test_calls_for_videos_and_their_sheet_fail(run, monkeypatch, tmp_path):
     """Some of the calls, because videos take longer."""
     out = tmp_path / "out"
-    monkeypatch.setattr(generate, "_writes_latents", lambda config: False)
+    write_latents(monkeypatch, False)
     for number in count(1, step=11):
         shutil.rmtree(out, ignore_errors=True)
         with failing_call(out, ERRORS[number % len(ERRORS)], number) as calls:

@@ -8,6 +8,10 @@ from pagedvid.cli.generate_plan import plan_lines
 from pagedvid.config.sections import CacheConfig, Config
 from pagedvid.engine.protocol import ModelGeometry
 from pagedvid.engine.requests import VideoRequest
+from pagedvid.models import build
+from pagedvid.models.common.chunk_by_chunk import chunk_by_chunk
+from pagedvid.models.common.model_spec import ModelSpec
+from pagedvid.models.demo import weights as demo_weights
 
 INT2 = Config(cache=CacheConfig(codec="int2"))
 WAN = ModelGeometry(30, 12, 12, 128, tokens_per_frame=1560, frames_per_chunk=3)
@@ -21,7 +25,15 @@ def rows_of(lines):
 
 
 def plan(config, model=WAN, num_frames=300):
-    return plan_lines(config, model, [VideoRequest("a", "red", num_frames), VideoRequest("b", "blue", 3)])
+    """Of a model that goes chunk by chunk."""
+
+    def schedule(num_frames, num_denoise_steps, window):
+        return chunk_by_chunk(model, num_frames, (1.0, 0.0), window)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(build, "model_spec", lambda config: ModelSpec(model, schedule, pytest.fail, writes_latents=False))
+        spec = build.resolve(config)
+    return plan_lines(spec, [VideoRequest("a", "red", num_frames), VideoRequest("b", "blue", 3)])
 
 
 def test_a_wan_stream_in_24_gib():
@@ -97,9 +109,7 @@ def test_videos_of_one_chunk_cache_nothing():
 
 
 def test_through_the_command_line_without_weights_or_folder(command, prompts, tmp_path, monkeypatch):
-    from pagedvid.models import build
-
-    monkeypatch.setattr(build, "load_model", None)
+    monkeypatch.setattr(demo_weights, "load_demo", None)
     code, out, err = command("generate", "--prompts", prompts("red", "blue"), "--plan", "--frames", 48, "--kv", "int8")
     assert (code, err) == (0, "")
     assert out.startswith("model    demo: ")

@@ -1,5 +1,5 @@
-"""A second, slow reader of page records, in numpy and from the descriptions in codecs/page.py, codecs/packing.py,
-codecs/channel/step_sizes.py and codecs/token/codec.py alone."""
+"""A second, slow reader of page records in numpy, written only from the docstrings of codecs/packing.py,
+codecs/channel/codec.py, codecs/channel/step_sizes.py and codecs/token/codec.py."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from pagedvid.codecs.registry import read_codec
 
 
 class Grid(NamedTuple):
-    """What is stored of tokens, and the grid they were rounded to: all float64 [R, n, D]."""
+    """The stored values of tokens and the grid they were rounded to, all float64 [R, n, D]."""
 
     values: np.ndarray
-    steps: np.ndarray
-    zeros: np.ndarray
+    step_sizes: np.ndarray
+    zero_points: np.ndarray
 
 
 def read_codes(code_bytes: np.ndarray, bits: int) -> np.ndarray:
-    """Bytes uint8 [..., C, D] -> codes [..., 8 / bits * C, D]: code t lies in byte t mod C, bits * (t div C) up."""
+    """Bytes uint8 [..., C, D] -> codes [..., 8 / bits * C, D]: code t is in byte t mod C, bits * (t div C) up."""
     num_rows = code_bytes.shape[-2]
     index = np.arange(num_rows * 8 // bits)
     shifts = (bits * (index // num_rows)).astype(np.uint8)
@@ -32,39 +32,41 @@ def read_codes(code_bytes: np.ndarray, bits: int) -> np.ndarray:
 
 
 def read_step_sizes(step_size_bytes: np.ndarray, by_pair: bool, is_short: bool) -> np.ndarray:
-    """Bytes uint8 [..., S * D] -> steps float64 [..., D]."""
+    """Bytes uint8 [..., S * D] -> step sizes float64 [..., D]."""
     if is_short:
         short = step_size_bytes[..., : step_size_bytes.shape[-1] // (1 + by_pair)].astype(np.float64)
-        steps = np.where(short == 0, 0.0, 2 ** ((short - 160) / 6))
+        step_sizes = np.where(short == 0, 0.0, 2 ** ((short - 160) / 6))
     else:
-        steps = np.ascontiguousarray(step_size_bytes).view(np.float16).astype(np.float64)
-    return np.concatenate([steps, steps], axis=-1) if by_pair else steps
+        step_sizes = np.ascontiguousarray(step_size_bytes).view(np.float16).astype(np.float64)
+    return np.concatenate([step_sizes, step_sizes], axis=-1) if by_pair else step_sizes
 
 
 def read_channel_pages(records: np.ndarray, page: PageFormat, codec: str) -> Grid:
     """Records uint8 [R, P, B] -> [R, P * page_tokens, D]."""
     name, width = read_codec(codec), page.head_dim
-    step_rows = 2 if not name.by_pair and not name.is_short else 1
-    code_rows = page.rows - 2 - step_rows
+    step_size_rows = 2 if not name.by_pair and not name.is_short else 1
+    code_rows = page.rows - 2 - step_size_rows
     rows = records.reshape(*records.shape[:2], page.rows, width)
     codes = read_codes(rows[:, :, :code_rows], int(name.bits)).astype(np.float64)
-    steps = read_step_sizes(rows[:, :, code_rows:-2].reshape(*rows.shape[:2], -1), name.by_pair, name.is_short)
-    zeros = np.ascontiguousarray(rows[:, :, -2:]).reshape(*rows.shape[:2], -1).view(np.float16).astype(np.float64)
-    grid = np.broadcast_arrays(zeros[:, :, None] + steps[:, :, None] * codes, steps[:, :, None], zeros[:, :, None])
+    step_sizes = read_step_sizes(rows[:, :, code_rows:-2].reshape(*rows.shape[:2], -1), name.by_pair, name.is_short)
+    zero_points = np.ascontiguousarray(rows[:, :, -2:]).reshape(*rows.shape[:2], -1).view(np.float16).astype(np.float64)
+    grid = np.broadcast_arrays(
+        zero_points[:, :, None] + step_sizes[:, :, None] * codes, step_sizes[:, :, None], zero_points[:, :, None]
+    )
     return Grid(*(x.reshape(len(records), -1, width) for x in grid))
 
 
 def read_token_pages(records: np.ndarray, page: PageFormat, codec: str) -> Grid:
-    """Records uint8 [R, P, B] -> [R, P * page_tokens, D]; of rotated channels for hadamard codecs."""
+    """Records uint8 [R, P, B] -> [R, P * page_tokens, D]; for hadamard codecs, of the rotated channels."""
     name, width = read_codec(codec), page.head_dim
     num_groups, num_tokens = width // name.group, page.num_bytes // read_codec(codec).token_bytes(page)
     code_bytes = num_tokens * width * int(name.bits) // 8
     codes = read_codes(records[:, :, :code_bytes, None], int(name.bits)).astype(np.float64)
     numbers = np.ascontiguousarray(records[:, :, code_bytes : num_tokens * read_codec(codec).token_bytes(page)])
     numbers = numbers.view(np.float16).astype(np.float64).reshape(*records.shape[:2], 2, num_tokens, num_groups, 1)
-    steps, zeros = numbers[:, :, 0], numbers[:, :, 1]
-    values = zeros + steps * codes.reshape(*records.shape[:2], num_tokens, num_groups, name.group)
-    grid = np.broadcast_arrays(values, steps, zeros)
+    step_sizes, zero_points = numbers[:, :, 0], numbers[:, :, 1]
+    values = zero_points + step_sizes * codes.reshape(*records.shape[:2], num_tokens, num_groups, name.group)
+    grid = np.broadcast_arrays(values, step_sizes, zero_points)
     return Grid(*(x.reshape(len(records), -1, width) for x in grid))
 
 
@@ -77,7 +79,7 @@ def read_pages(records_RPB: Tensor, page: PageFormat, codec: str, num_tokens: in
 def decode(
     codec: Codec, page: PageFormat, records_RPB: Tensor, num_tokens: int, dtype: torch.dtype = torch.float32
 ) -> Tensor:
-    """Into a buffer full of NaN, so that whatever is not written shows."""
+    """Tokens decoded into a buffer full of NaN, so that anything not written shows."""
     padded = read_codec(codec.name).padded_tokens(page, num_tokens)
     return codec.decode(
         records_RPB, num_tokens, torch.full((len(records_RPB), padded, page.head_dim), torch.nan, dtype=dtype)

@@ -1,4 +1,4 @@
-"""Which codec each part of a chunk has, and how that is written."""
+"""Which codec stores each part of a chunk, and how that is written."""
 
 from __future__ import annotations
 
@@ -122,14 +122,14 @@ def test_exceptions_may_be_numbers_or_text():
 @pytest.mark.parametrize(
     ("mapping", "message"),
     [
-        ({"2-1": "int8"}, "'2-1': 'int8' is no exception for layers; write it as 3: int4 or 0-1: int8/int4"),
-        ({"-1": "int8"}, "'-1': 'int8' is no exception"),
-        ({-1: "int8"}, "-1: 'int8' is no exception"),
-        ({"a": "int8"}, "'a': 'int8' is no exception"),
-        ({"1-": "int8"}, "'1-': 'int8' is no exception"),
-        ({1.5: "int8"}, "1.5: 'int8' is no exception"),
-        ({3: 8}, "3: 8 is no exception"),
-        ({3: None}, "3: None is no exception"),
+        ({"2-1": "int8"}, "'2-1': 'int8' is not an exception for layers; write it as 3: int4 or 0-1: int8/int4"),
+        ({"-1": "int8"}, "'-1': 'int8' is not an exception"),
+        ({-1: "int8"}, "-1: 'int8' is not an exception"),
+        ({"a": "int8"}, "'a': 'int8' is not an exception"),
+        ({"1-": "int8"}, "'1-': 'int8' is not an exception"),
+        ({1.5: "int8"}, "1.5: 'int8' is not an exception"),
+        ({3: 8}, "3: 8 is not an exception"),
+        ({3: None}, "3: None is not an exception"),
         ({3: "int3"}, "unknown codec 'int3'"),
         ({"0-3": "int4/x"}, "unknown codec 'x'"),
     ],

@@ -1,4 +1,4 @@
-"""What holds for every codec that needs no calibration: the bytes it says, the values within its bound, any input."""
+"""Properties of every codec that needs no calibration: the size of records, the error bound, odd input."""
 
 from __future__ import annotations
 
@@ -67,18 +67,20 @@ def cases(draw: st.DrawFn, name: str) -> tuple[PageFormat, Tensor]:
 
 @pytest.mark.parametrize("name", QUANTIZED)
 @given(st.data())
-def test_every_value_comes_back_within_half_a_stored_step(name, data):
+def test_every_value_comes_back_within_half_a_stored_step_size(name, data):
     page, x = data.draw(cases(name))
     records = codec_of(name, page).encode(x)
     grid = read_pages(records, page, name, x.shape[1])
     is_rotated = name.startswith("hadamard")
     rotation = hadamard_matrix(page.head_dim).double().numpy() if is_rotated else np.eye(page.head_dim)
     exact = x.double().numpy() @ rotation
-    rounding = 4e-7 * (np.abs(exact) + grid.steps * 2**8)  # the codes are computed in float32
-    sum_of_products = is_rotated * 2.0**-24 * page.head_dim  # so is the rotation: at most so much of the token's norm
+    rounding = 4e-7 * (np.abs(exact) + grid.step_sizes * 2**8)  # the codes are computed in float32
+    sum_of_products = (
+        is_rotated * 2.0**-24 * page.head_dim
+    )  # so is the rotation: its error is at most this share of the token's norm
     rounding += sum_of_products * np.linalg.norm(exact, axis=-1, keepdims=True)
-    denormal = 255 * 1.4e-45  # where a step would be less than the smallest float32, there is none
-    assert (np.abs(grid.values - exact) <= grid.steps / 2 + rounding + denormal).all()
+    denormal = 255 * 1.4e-45  # a step size below the smallest float32 becomes 0
+    assert (np.abs(grid.values - exact) <= grid.step_sizes / 2 + rounding + denormal).all()
     decoded = decode(codec_of(name, page), page, records, x.shape[1]).double().numpy()
     tolerance = 1e-6 * np.abs(grid.values).max() + sum_of_products * np.linalg.norm(grid.values, axis=-1).max()
     np.testing.assert_allclose(decoded, grid.values @ rotation, rtol=3e-7, atol=tolerance)
@@ -98,7 +100,7 @@ def test_records_take_the_bytes_that_the_page_format_says(name, data):
 
 @given(st.sampled_from(QUANTIZED), st.data())
 def test_decoding_into_bfloat16_is_close_to_float32(name, data):
-    """Zero, step, product and sum may each be rounded to 8 significant bits: by at most 2**-8 of what they are."""
+    """Zero point, step size, product and sum are each rounded to 8 significant bits, by at most 2**-8 of themselves."""
     page, x = data.draw(cases(name))
     records = codec_of(name, page).encode(x)
     grid = read_pages(records, page, name, x.shape[1])
@@ -107,22 +109,22 @@ def test_decoding_into_bfloat16_is_close_to_float32(name, data):
     )
     assert rounded.dtype == torch.bfloat16
     missed = (rounded.double() - full.double()).abs().numpy()
-    bound = 2**-8 * (np.abs(grid.zeros) + 2 * np.abs(grid.values - grid.zeros) + np.abs(grid.values))
-    if not name.startswith("int"):  # these round their result only
+    bound = 2**-8 * (np.abs(grid.zero_points) + 2 * np.abs(grid.values - grid.zero_points) + np.abs(grid.values))
+    if not name.startswith("int"):  # these only round their result
         bound = 2**-8 * full.double().abs().numpy()
     assert (missed <= 1.02 * bound + 1e-37).all()
 
 
 @given(st.sampled_from(QUANTIZED), st.data())
-def test_mean_square_steps_is_the_mean_over_the_tokens_asked_for(name, data):
+def test_mean_square_step_sizes_is_the_mean_over_the_tokens_asked_for(name, data):
     page, x = data.draw(cases(name))
     first = data.draw(st.integers(0, x.shape[1] - 1))
     count = data.draw(st.integers(1, x.shape[1] - first))
     records = codec_of(name, page).encode(x)
-    steps = read_pages(records, page, name, x.shape[1]).steps[:, first : first + count]
+    step_sizes = read_pages(records, page, name, x.shape[1]).step_sizes[:, first : first + count]
     mean = codec_of(name, page).mean_square_step_sizes(records, count, first)
     assert mean.dtype == torch.float32
-    np.testing.assert_allclose(mean.numpy(), (steps**2).mean(axis=1), rtol=2e-5, atol=1e-40)
+    np.testing.assert_allclose(mean.numpy(), (step_sizes**2).mean(axis=1), rtol=2e-5, atol=1e-40)
 
 
 @pytest.mark.parametrize("name", FEW)
@@ -158,7 +160,7 @@ def test_strided_input_is_fine(name):
 
 @pytest.mark.parametrize("name", FEW)
 def test_strided_records_and_buffers_are_fine(name):
-    """Records are rows of a pool, and the buffer may be a part of a larger one."""
+    """Records are rows of a pool, and the buffer may be part of a larger one."""
     page = PageFormat(64)
     x, codec = randn(2, 300, 64), codec_of(name, page)
     records = codec.encode(x)
@@ -174,7 +176,7 @@ def test_strided_records_and_buffers_are_fine(name):
 @pytest.mark.parametrize(
     ("value", "message"), [(torch.nan, "1 NaN, 0 infinite and 0 too large"), (-torch.inf, "0 NaN, 1 infinite and 0")]
 )
-def test_values_that_are_no_numbers_are_refused_and_their_row_named(value, message, name):
+def test_nan_and_infinity_are_refused_and_their_row_named(value, message, name):
     x = randn(4, 150, 64)
     x[2, 149, 5] = value
     with pytest.raises(NonFiniteError, match=message) as caught:
@@ -200,7 +202,7 @@ def test_fewer_bits_mean_a_larger_error(names):
 
 
 @pytest.mark.parametrize("name", RAW + QUANTIZED)
-def test_a_codec_says_of_itself_what_its_name_says(name):
+def test_the_properties_of_a_codec_are_those_of_its_name(name):
     codec = codec_of(name, PageFormat(128))
     assert codec.name == name
     assert codec.spec.stores_rotated == (name.endswith("-post") or name.startswith(("token", "hadamard")))
@@ -208,7 +210,7 @@ def test_a_codec_says_of_itself_what_its_name_says(name):
 
 
 @given(st.floats(-65504, 65504, width=32))
-def test_rounding_to_fp16_goes_the_way_it_says_and_no_further(value):
+def test_rounding_to_fp16_goes_in_the_stated_direction_and_no_further(value):
     x = torch.tensor(value)
     down, up = round_down_fp16(x), round_up_fp16(x)
     assert float(down) <= value <= float(up)

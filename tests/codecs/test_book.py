@@ -1,4 +1,4 @@
-"""Which codec a name stands for."""
+"""Which codec a name stands for, and that each is made once."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def calibration(num_layers: int = 2) -> Calibration:
         ("hadamard4-g32", HadamardCodec),
     ],
 )
-def test_a_name_without_calibration_is_one_object_everywhere(name, kind):
+def test_a_codec_without_tables_is_one_object_everywhere(name, kind):
     book = CodecBook(PAGE, 3)
     codec = book.codec(read_codec(name), "keys", 0, slice(0, 3))
     assert type(codec) is kind and codec.name == name
@@ -76,7 +76,7 @@ def test_klt_without_tables_says_how_to_make_them():
 @pytest.mark.parametrize(
     ("book", "message"),
     [
-        (CodecBook(page("klt2"), 3, calibration()), "of small with 2 KV heads; the cache has 3"),
+        (CodecBook(page("klt2"), 3, calibration()), "for small with 2 KV heads; the cache has 3"),
         (
             CodecBook(PageFormat(64, 36, 10, 4), 2, calibration()),
             r"head_dim.*\(16, 10, 4\); the cache has \(64, 10, 4\)",
@@ -90,12 +90,12 @@ def test_tables_of_another_model_are_refused(book, message):
         book.codec(read_codec("klt2"), "keys", 0, ALL)
 
 
-def test_a_codec_under_study_is_found_and_goes_before_others():
+def test_a_codec_under_study_is_found_and_replaces_others_of_its_name():
     own = {"sim": RawCodec(PAGE, read_codec("sim")), "int2": ChannelCodec(PAGE, read_codec("int4"))}
     book = CodecBook(PAGE, 3, own=own)
     assert book.codec(read_codec("sim"), "keys", 0, ALL) is own["sim"]
     assert book.codec(read_codec("int2"), "values", 5, ALL) is own["int2"]
-    with pytest.raises(ConfigError, match='"sim" stands for a codec under study; pass that as own'):
+    with pytest.raises(ConfigError, match='"sim" stands for a codec under study; pass it as own'):
         CodecBook(PAGE, 3).codec(read_codec("sim"), "keys", 0, ALL)
 
 
@@ -120,7 +120,7 @@ def test_what_chunks_will_need_is_checked_before():
     book = CodecBook(page("klt2"), 2, calibration(num_layers=2))
     chunks = [ChunkCodecs.read("int4/int2"), ChunkCodecs.read("bf16", layers=((1, 1, "klt2"),))]
     book.check(chunks, num_layers=2)
-    with pytest.raises(ConfigError, match="the klt tables are of small with 2 layers; the cache has 3"):
+    with pytest.raises(ConfigError, match="the klt tables are for small with 2 layers; the cache has 3"):
         book.check(chunks, num_layers=3)
     with pytest.raises(ConfigError, match="klt2 needs tables"):
         CodecBook(page("klt2"), 2).check(chunks, num_layers=2)

@@ -32,7 +32,7 @@ def test_unpacking_gives_all_codes_back_in_token_order(bits, code_rows, head_dim
 
 @pytest.mark.parametrize("bits", ALL_BITS)
 @pytest.mark.parametrize("code_rows", [32, 33, 5])
-def test_codes_lie_where_the_docstring_says(code_rows, bits):
+def test_codes_are_where_the_docstring_says(code_rows, bits):
     codes = random_codes(bits, code_rows, 8, seed=1)
     np.testing.assert_array_equal(read_codes(pack(codes, bits).numpy(), bits), codes.numpy())
 
@@ -46,16 +46,16 @@ def test_one_int2_byte_by_hand():
 
 
 @pytest.mark.parametrize("bits", ALL_BITS)
-@pytest.mark.parametrize(("code_rows", "step_rows"), [(32, 2), (33, 1), (7, 1)])
-def test_a_record_splits_into_views_of_its_fields(code_rows, step_rows, bits):
+@pytest.mark.parametrize(("code_rows", "step_size_rows"), [(32, 2), (33, 1), (7, 1)])
+def test_a_record_splits_into_views_of_its_fields(code_rows, step_size_rows, bits):
     codes = random_codes(bits, code_rows, 64, seed=2, lead=(3,))
-    step_size_bytes = torch.randint(0, 256, (3, step_rows * 64), dtype=torch.uint8)
-    zero = torch.randn(3, 64).half()
-    records = join_record(pack(codes, bits), step_size_bytes, zero)
-    assert records.shape == (3, (code_rows + step_rows + 2) * 64) and records.dtype == torch.uint8
-    packed, read_step_sizes, read_zero = split_record(records, code_rows, 64)
+    step_size_bytes = torch.randint(0, 256, (3, step_size_rows * 64), dtype=torch.uint8)
+    zero_point = torch.randn(3, 64).half()
+    records = join_record(pack(codes, bits), step_size_bytes, zero_point)
+    assert records.shape == (3, (code_rows + step_size_rows + 2) * 64) and records.dtype == torch.uint8
+    packed, read_step_sizes, read_zero_point = split_record(records, code_rows, 64)
     assert torch.equal(packed, pack(codes, bits))
-    assert torch.equal(read_step_sizes, step_size_bytes) and torch.equal(read_zero, zero)
+    assert torch.equal(read_step_sizes, step_size_bytes) and torch.equal(read_zero_point, zero_point)
     packed[1, 4, 7] ^= 255
     assert records[1, 4 * 64 + 7] == packed[1, 4, 7]
 

@@ -37,7 +37,7 @@ num_tokens = st.integers(1, 20_000)
 
 
 def page_tokens(page: PageFormat, name: str) -> int:
-    """The same as the format's, for examples in which the page holds any."""
+    """Tokens of a page; examples in which it holds none are skipped."""
     try:
         return read_codec(name).page_tokens(page)
     except ConfigError:
@@ -61,13 +61,13 @@ def page_tokens(page: PageFormat, name: str) -> int:
         KltSpec("klt1.5", 1.5),
     ],
 )
-def test_a_name_has_parts(spec):
+def test_a_name_is_read_into_its_parts(spec):
     assert read_codec(spec.name) == spec
     assert str(spec) == spec.name
 
 
 @given(names)
-def test_every_name_says_what_it_is(name):
+def test_properties_follow_from_the_name(name):
     spec, is_by_token = read_codec(name), name.startswith(("token", "hadamard"))
     assert spec.is_quantized == (name not in ("fp32", "bf16"))
     assert spec.has_step_sizes == (name == "sim" or name.startswith("int") or is_by_token)
@@ -120,9 +120,9 @@ def test_other_names_are_refused_and_the_allowed_ones_listed(name):
         ("int4", 64),
         ("int2", 128),
         ("int2-post", 128),
-        ("int2-s8", 132),  # 2 rows of zeros, 1 of steps
+        ("int2-s8", 132),  # 2 rows of zero points, 1 of step sizes
         ("int2-pair", 132),
-        ("int2-pair-s8", 132),  # half a row of steps, rounded up
+        ("int2-pair-s8", 132),  # half a row of step sizes, rounded up
         ("token2-g64", 115),  # 36 * 64 bytes in tokens of 16 + 4
         ("hadamard4-g32", 57),  # 32 + 2 * 4
         ("klt2", 144),
@@ -171,14 +171,14 @@ def test_more_tokens_never_need_fewer_pages(page, name, num_tokens):
 
 @given(formats, names)
 def test_a_page_has_the_bits_of_the_name_for_every_value_and_less_than_a_token_more(page, name):
-    """Steps and zeros of channel and token codecs come on top."""
+    """Not counting the step sizes and zero points of channel and token codecs."""
     tokens, parts, head_dim = page_tokens(page, name), read_codec(name), page.head_dim
     assume(not isinstance(parts, KltSpec))
     per_token = int(parts.bits * head_dim)  # bits
     metadata = 0
     if isinstance(parts, ChannelSpec):
-        steps = head_dim * (8 if parts.is_short else 16) // (2 if parts.by_pair else 1)
-        metadata = steps + 16 * head_dim
+        step_size_bits = head_dim * (8 if parts.is_short else 16) // (2 if parts.by_pair else 1)
+        metadata = step_size_bits + 16 * head_dim
     elif isinstance(parts, TokenSpec):
         per_token += 32 * head_dim // parts.group
         assert per_token == 8 * read_codec(name).token_bytes(page)
@@ -190,7 +190,7 @@ def test_a_page_has_the_bits_of_the_name_for_every_value_and_less_than_a_token_m
 
 @given(formats, st.sampled_from(KLT))
 def test_klt_pages_have_at_most_the_bits_of_the_name_for_every_value(page, name):
-    """Scales included; and one block less would have more."""
+    """Including scales; with one block fewer, pages would exceed them."""
     bits, tokens = read_codec(name).bits, read_codec(name).page_tokens(page)
     assert 8 * page.rows / tokens <= bits
     assert tokens == page.frames_per_block or 8 * page.rows / (tokens - page.frames_per_block) > bits

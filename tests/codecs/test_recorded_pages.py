@@ -46,14 +46,14 @@ def test_recorded_pages_are_read(name: str):
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if f"steps.{name}" in RECORDED])
-def test_so_are_their_step_sizes(name: str):
+def test_step_sizes_of_recorded_pages_are_read(name: str):
     found = codec_of(name).mean_square_step_sizes(RECORDED[f"records.{name}"], RECORDED["x"].shape[1])
     torch.testing.assert_close(found, RECORDED[f"steps.{name}"], rtol=1e-6, atol=0)
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_same_bytes_are_written(name: str):
-    """Transforms are sums of products, whose order is the machine's: a code or two may be the next one."""
+    """A transform sums products in the machine's order, so that a code or two may differ by one."""
     written, recorded = codec_of(name).encode(RECORDED["x"]), RECORDED[f"records.{name}"]
     assert written.shape == recorded.shape
     is_transformed = name.startswith(("klt", "hadamard"))

@@ -27,7 +27,7 @@ from tests.codecs.outside.kernels import LAUNCHES, HalfKernels
 
 @pytest.fixture(autouse=True)
 def own_registry(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """What a test registers is forgotten after it."""
+    """Removes what a test registers."""
     monkeypatch.setattr(registry, "_FAMILIES", list(registry._FAMILIES))
     yield
     read_codec.cache_clear()
@@ -35,7 +35,7 @@ def own_registry(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def outputs(codec: str, backend: type | None = None) -> tuple[torch.Tensor, torch.Tensor]:
-    """Of the second chunk of a stream, and the bytes of the first, through a whole cache."""
+    """The output of a stream's second chunk, and the bytes of its first, from a whole cache."""
     rope = GridRotary.of_sequence(theta_frequencies(32).float(), "half")
     generator = torch.Generator().manual_seed(0)
     cache = PagedKVCache(CacheSpec(1, 2, 32, codecs=StreamCodecs(codec)), "2MiB")
@@ -92,12 +92,12 @@ def test_kernels_are_the_codecs_own_or_its_operations():
     assert isinstance(make_codec(read_codec("half-k"), page).kernels(cpu), HalfKernels)
 
 
-def test_its_memory_is_counted_by_what_it_says():
+def test_its_memory_is_counted_as_its_spec_says():
     register_codecs(FAMILY)
     card = find_card("self-forcing")
     size = card.stream_size(card.resolution, card.window)
     keys_bytes, records_bytes = 4 * 4680 * 12 * 128, 260 * 12 * 36 * 128  # float32; pages of 18 tokens
-    # Keys and values as they arrive, the keys' records, and twice those of the values: what the spec says of encoding.
+    # Keys and values as given, the keys' records, and twice the values' records, the `encode_bytes` of the spec.
     expected = 2 * keys_bytes + records_bytes + 2 * records_bytes
     assert commit_bytes(size, StreamCodecs("half"), measured=False, has_rope=True) == expected
 
@@ -118,13 +118,13 @@ def test_an_entry_point_that_names_no_family_is_refused(tmp_path: Path, monkeypa
     assert read_codec("int2").name == "int2"  # what is built in needs no entry point
 
 
-def test_names_of_the_package_go_before_those_from_outside():
+def test_built_in_names_take_precedence():
     register_codecs(CodecFamily("int2, again", lambda name: HalfSpec(name, 16) if name == "int2" else None))
     assert not isinstance(read_codec("int2"), HalfSpec)
 
 
 def install(folder: Path, entry_point: str) -> None:
-    """An installed distribution, as far as its entry points are concerned."""
+    """Makes a folder look like an installed distribution with this entry point."""
     info = folder / "outside-1.0.dist-info"
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: outside\nVersion: 1.0\n")

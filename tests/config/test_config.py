@@ -12,9 +12,7 @@ from pagedvid.codecs.assignment import read_layers
 from pagedvid.config import sections as config_module
 from pagedvid.config.file import Setting, load_config, read_assignment, read_file, resolve
 from pagedvid.config.sections import (
-    CORRECTIONS,
     DTYPES,
-    POLICIES,
     SECTIONS,
     CacheConfig,
     Config,
@@ -23,6 +21,8 @@ from pagedvid.config.sections import (
     ModelConfig,
     frame_settings,
 )
+from pagedvid.correction import MODES
+from pagedvid.engine.scheduler import POLICIES
 from pagedvid.errors import ConfigError
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -57,14 +57,14 @@ class TestDeclarations:
         with pytest.raises(dataclasses.FrozenInstanceError):
             CacheConfig().codec = "int4"
 
-    def test_names_agree_with_the_modules_that_they_stand_for(self):
-        from pagedvid.correction.formula import MODES
-        from pagedvid.engine.scheduler import POLICIES as ENGINE_POLICIES
-        from pagedvid.models.build import DTYPES as ENGINE_DTYPES
+    def test_dtypes_are_those_of_pytorch(self):
+        import torch
 
-        assert set(CORRECTIONS) == set(MODES)
-        assert set(POLICIES) == set(ENGINE_POLICIES)
-        assert set(DTYPES) == set(ENGINE_DTYPES)
+        assert all(isinstance(getattr(torch, name), torch.dtype) for name in DTYPES)
+
+    def test_every_correction_and_policy_may_be_set(self):
+        assert {CacheConfig(correction=mode).correction for mode in MODES} == set(MODES)
+        assert {EngineConfig(policy=policy).policy for policy in POLICIES} == set(POLICIES)
 
     def test_default_yaml_names_every_field_with_its_default(self):
         settings = read_file(CONFIGS / "default.yaml")

@@ -1,4 +1,4 @@
-"""The Jensen bias against float64, against chance itself, and against the correction of every single key."""
+"""The Jensen bias against float64, against simulated errors, and against the correction of every single key."""
 
 from __future__ import annotations
 
@@ -54,27 +54,29 @@ def test_log_sinhc_at_its_seam_and_its_ends():
 
 
 def test_exact_bias_is_the_sum_over_channels():
-    q, step = randn(10, 64) * 3, randn(64, seed=1).abs()
-    expected = reference_log_sinhc(SCALE * q.double().abs() * step.double() / 2).sum(-1)
-    torch.testing.assert_close(exact_bias(q.square(), step.square(), SCALE).double(), expected, rtol=1e-5, atol=1e-7)
+    q, step_size = randn(10, 64) * 3, randn(64, seed=1).abs()
+    expected = reference_log_sinhc(SCALE * q.double().abs() * step_size.double() / 2).sum(-1)
+    torch.testing.assert_close(
+        exact_bias(q.square(), step_size.square(), SCALE).double(), expected, rtol=1e-5, atol=1e-7
+    )
 
 
 def test_second_order_bias_is_the_formula():
-    q, step = randn(10, 64), randn(64, seed=1).abs()
-    expected = (q.double().square() * step.double().square()).sum(-1) * SCALE**2 / 24
+    q, step_size = randn(10, 64), randn(64, seed=1).abs()
+    expected = (q.double().square() * step_size.double().square()).sum(-1) * SCALE**2 / 24
     torch.testing.assert_close(
-        second_order_bias(q.square(), step.square(), SCALE).double(), expected, rtol=1e-5, atol=0
+        second_order_bias(q.square(), step_size.square(), SCALE).double(), expected, rtol=1e-5, atol=0
     )
 
 
 def channels_of_many_sizes() -> tuple[Tensor, Tensor]:
-    """q^2 [2, 3, 50, 64] and step^2 [2, 3, 64] with x from far below to far above HOT_CHANNEL_X."""
+    """q^2 [2, 3, 50, 64] and step_size^2 [2, 3, 64] with x from far below to far above HOT_CHANNEL_X."""
     q = randn(2, 3, 50, 64) * torch.logspace(-1, 1.5, 64)
-    step = randn(2, 3, 64, seed=1).abs() * torch.logspace(-1, 1, 6).view(2, 3, 1)
-    return q.square(), step.square()
+    step_size = randn(2, 3, 64, seed=1).abs() * torch.logspace(-1, 1, 6).view(2, 3, 1)
+    return q.square(), step_size.square()
 
 
-def test_bias_lies_between_exact_and_second_order_and_close_to_exact():
+def test_bias_is_between_exact_and_second_order_and_close_to_exact():
     q_square, square_step_size = channels_of_many_sizes()
     exact, second = exact_bias(q_square, square_step_size, SCALE), second_order_bias(q_square, square_step_size, SCALE)
     used = bias(q_square, square_step_size, SCALE)
@@ -107,7 +109,7 @@ def test_a_huge_outlier_does_not_cancel():
 
 
 def test_bias_of_one_head_does_not_depend_on_the_others():
-    """Or the frames of a video would depend on the videos beside it."""
+    """Otherwise the frames of a video would depend on the others in its batch."""
     q, square_step_size = randn(1, 50, 64), torch.full((1, 64), 4.0)
     q[0, 0, 5] = 3.9  # x = 0.4875, just below where the exact form is taken
     alone = bias(q.square(), square_step_size, SCALE)
@@ -128,7 +130,7 @@ def test_all_forms_take_the_documented_shapes(function):
 
 
 @pytest.mark.parametrize("function", [exact_bias, second_order_bias, bias])
-def test_no_query_or_no_step_is_no_bias(function):
+def test_no_query_or_no_step_size_is_no_bias(function):
     """I13."""
     some = randn(1, 5, 64).square() * 100
     assert torch.equal(function(torch.zeros(1, 5, 64), some[:, 0], SCALE), torch.zeros(1, 5))
@@ -136,14 +138,14 @@ def test_no_query_or_no_step_is_no_bias(function):
 
 
 @pytest.mark.parametrize("size", [0.5, 3.0])
-def test_bias_is_what_uniform_noise_does_on_average(size):
+def test_bias_is_the_average_effect_of_uniform_errors(size):
     """E[exp(s q.e)] by simulation: 200 000 seeded draws, agreement within 4 standard errors of the mean."""
     generator = torch.Generator().manual_seed(7)
-    q, step = randn(64, seed=1).double() * size, randn(64, seed=2).double().abs()
-    noise = (torch.rand(200_000, 64, generator=generator, dtype=torch.float64) - 0.5) * step
-    draws = torch.exp(SCALE * (noise @ q))
+    q, step_size = randn(64, seed=1).double() * size, randn(64, seed=2).double().abs()
+    errors = (torch.rand(200_000, 64, generator=generator, dtype=torch.float64) - 0.5) * step_size
+    draws = torch.exp(SCALE * (errors @ q))
     mean, standard_error = float(draws.mean()), float(draws.std() / len(draws) ** 0.5)
-    predicted = math.exp(float(exact_bias(q.square()[None], step.square(), SCALE)[0]))
+    predicted = math.exp(float(exact_bias(q.square()[None], step_size.square(), SCALE)[0]))
     assert predicted > 1 + 10 * standard_error  # the effect is large enough to be seen
     assert abs(mean - predicted) < 4 * standard_error
 
@@ -152,7 +154,7 @@ def test_bias_is_what_uniform_noise_does_on_average(size):
 def test_correction_restores_the_mass_of_quantized_keys(name, share_of_b_left):
     """64 independent sets of Gaussian keys: what is left of the shift of log Z is within 4 standard errors of zero.
 
-    At 2 bits a step is wider than the keys' standard deviation, errors are not uniform, and b is about 6 % off.
+    At 2 bits the step size exceeds the keys' standard deviation, errors are not uniform, and b is about 6 % off.
     """
     codec = ChannelCodec(PageFormat(64), read_codec(name))
     keys, q = randn(64, 512, 64), randn(8, 64, seed=3).expand(64, 8, 64)
@@ -167,7 +169,7 @@ def test_correction_restores_the_mass_of_quantized_keys(name, share_of_b_left):
 
 @pytest.mark.parametrize("has_rope", [False, True])
 @pytest.mark.parametrize("num_tokens", [129, 300, 880])
-def test_chunk_mean_of_squared_steps_is_close_to_the_correction_of_every_key(num_tokens, has_rope):
+def test_chunk_mean_of_squared_step_sizes_is_close_to_the_correction_of_every_key(num_tokens, has_rope):
     """One b per chunk (mean of delta^2, angle average) against the oracle's own b per key: log Z within 4 % of b."""
     k = randn(1, num_tokens, 64) * torch.linspace(0.3, 2, 64).repeat(1, 1, 1)[..., torch.arange(64) // 2]
     q = randn(40, 64, seed=1) * 1.5
@@ -180,8 +182,8 @@ def test_chunk_mean_of_squared_steps_is_close_to_the_correction_of_every_key(num
         angles = torch.arange(num_tokens)[:, None] * 10.0 ** -torch.linspace(0, 2, 32)
         cos, sin = angles.cos(), angles.sin()
         rotated = rotate(stored, cos, sin)
-    step_of_key = codec.page_step_sizes(records)[0].repeat_interleave(128, dim=0)[:num_tokens]
-    _, exact = oracle_attention(q, [Keys(stored, stored, step_of_key, cos, sin)], SCALE)
+    step_size_of_key = codec.page_step_sizes(records)[0].repeat_interleave(128, dim=0)[:num_tokens]
+    _, exact = oracle_attention(q, [Keys(stored, stored, step_size_of_key, cos, sin)], SCALE)
     _, uncorrected = oracle_attention(q, [Keys(rotated, rotated)], SCALE)
     q_square = pair_mean_square(q) if has_rope else q.square()
     b = bias(q_square[None], codec.mean_square_step_sizes(records, num_tokens), SCALE)[0]
@@ -205,7 +207,7 @@ def test_log_mass_shift_is_the_difference_of_log_sums():
     assert torch.equal(log_mass_shift(q, k, k, SCALE), torch.zeros(2, 5))
 
 
-def test_log_mass_leaves_one_key_of_every_query_out():
+def test_log_mass_leaves_out_one_key_of_every_query():
     q, k, left_out = randn(2, 3, 64), randn(2, 4, 64, seed=1), torch.tensor([1, 3, 0])
     for row, token in enumerate(left_out):
         rest = [i for i in range(4) if i != token]
@@ -225,7 +227,7 @@ def test_fit_alpha_finds_a_known_factor():
 @pytest.mark.parametrize("mean_log_odds", [-6.0, 0.0, 3.0])
 @pytest.mark.parametrize("strength", [0.1, 3.0])
 def test_fit_alpha_is_the_root_found_by_halving(mean_log_odds, strength):
-    """Two steps of Newton's are within 0.05 of it (within 1e-4 where b is small) with queries as unlike as these."""
+    """Two Newton iterations are within 0.05 of it (within 1e-4 where b is small) with queries as unlike as these."""
     for seed in range(4):
         b = randn(48, seed=seed).exp() * strength
         shift = b * (0.8 + 0.4 * randn(48, seed=seed + 10))
@@ -243,12 +245,14 @@ def test_where_one_key_decides_alpha_depends_on_the_share(share):
     log_odds = torch.full_like(b, math.log(share / (1 - share)))
     before, alpha = torch.sigmoid(log_odds.double()), fit_alpha(log_odds, shift, b)
     assert float(alpha) == pytest.approx(1 - 2 * share, abs=0.05)
-    shifted, unmoved = (float((torch.sigmoid(log_odds + shift - x * b).double() - before).mean()) for x in (alpha, 0))
+    shifted, uncorrected = (
+        float((torch.sigmoid(log_odds + shift - x * b).double() - before).mean()) for x in (alpha, 0)
+    )
     assert abs(shifted) < 0.03 * abs(float(before.mean()) * 0.05)
-    assert share == 0.5 or unmoved > 10 * abs(shifted)
+    assert share == 0.5 or uncorrected > 10 * abs(shifted)
 
 
-def test_alpha_does_not_follow_the_noise_of_few_queries():
+def test_alpha_does_not_follow_chance_in_few_queries():
     """The formula is right on average, but 32 queries do not show it: alpha is half as far from 1 as their ratio."""
     b = torch.full((500, 32), 0.2)
     shift = b + 0.4 * randn(500, 32) - 0.08  # less half the variance: a mean share that the formula restores

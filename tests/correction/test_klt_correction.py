@@ -1,4 +1,4 @@
-"""What klt storage does to log-mean-exp, against b = scale^2 / 2 * sum_c q_c^2 (Var k'_c - Var k_c), in float64, on
+"""The effect of klt storage on log-mean-exp, against b = scale^2 / 2 * sum_c q_c^2 (Var k'_c - Var k_c), in float64, on
 keys drawn from the calibration's own model: Gaussian coefficients of the tables' deviations.
 
 Coarse codes and dropped coefficients lose variance, so that stored keys lose mass: b is negative.
@@ -20,8 +20,8 @@ SCALE = HEAD_DIM**-0.5
 def draw_keys(head: int) -> Tensor:
     """[NUM_TOKENS, D]."""
     model, num_blocks = tables("keys"), NUM_TOKENS // NUM_FRAMES
-    noise = torch.randn(num_blocks, NUM_FRAMES * HEAD_DIM, generator=torch.Generator().manual_seed(0))
-    drawn = (noise * model.deviation_hN[head]).unflatten(-1, (NUM_FRAMES, HEAD_DIM))
+    normal = torch.randn(num_blocks, NUM_FRAMES * HEAD_DIM, generator=torch.Generator().manual_seed(0))
+    drawn = (normal * model.deviation_hN[head]).unflatten(-1, (NUM_FRAMES, HEAD_DIM))
     tokens = (cosine_transform(NUM_FRAMES).T @ drawn).transpose(0, 1).flatten(0, 1)  # [F, b] of one huge page
     places = places_in_pages(model.layout, NUM_TOKENS, num_blocks, torch.device("cpu"))
     ordered = tokens if places is None else tokens[places]
@@ -34,8 +34,8 @@ def log_mean_exp(q_QD: Tensor, k_nD: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("name", ["klt0.5", "klt0.75", "klt1"])
 @pytest.mark.parametrize("head", [0, 1])
-def test_the_change_of_variance_foretells_the_shift(head, name):
-    """To 5e-4 of log Z and to a quarter. Shifts are small, -0.001 to -0.01: what is left is of higher order."""
+def test_the_change_of_variance_predicts_the_shift(head, name):
+    """Within 5e-4 of log Z and within a quarter. Shifts are small, -0.001 to -0.01; the rest is of higher order."""
     k = draw_keys(head)
     tried = codec(name, "keys", FRAME_TOKENS, slice(head, head + 1))
     stored = decode(tried, tried.encode(k[None]), NUM_TOKENS)[0]

@@ -11,7 +11,7 @@ import torch
 
 from pagedvid import CacheSpec, PagedKVCache, StreamCodecs, Window
 from pagedvid.codecs import registry
-from pagedvid.correction.formula import MODES
+from pagedvid.correction import MODES
 from tests.docs.pages import DOCS, code_blocks, prose, tables
 
 PAGE = DOCS / "codecs.md"

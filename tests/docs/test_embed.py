@@ -12,7 +12,7 @@ import torch
 import pagedvid
 from pagedvid.cache.spec import CacheSpec
 from pagedvid.cache.stream_codecs import StreamCodecs
-from pagedvid.correction.formula import MODES
+from pagedvid.correction import MODES
 
 PAGE = (Path(__file__).parents[2] / "docs" / "embed.md").read_text()
 
@@ -71,7 +71,7 @@ def test_what_the_page_names_exists():
     """Corrections, settings and methods in `code`."""
     listed = re.findall(r'^\| `"(\w+)"` \|', PAGE, re.MULTILINE)
     assert set(listed) == set(MODES)
-    assert f'`"{CacheSpec.correction}"`, the default' in PAGE
+    assert f"`{CacheSpec.correction}`, the default" in PAGE
     rows = dict(re.findall(r'^\| `"(\w+)"` \|(.*)$', PAGE, re.MULTILINE))
     for codec in ("int2", "klt2"):
         chosen = CacheSpec(1, 1, 64, codecs=StreamCodecs(codec)).correction

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from pagedvid.cache.window import Window
-from pagedvid.engine.protocol import Piece, VideoModel
+from pagedvid.engine.protocol import VideoModel
+from pagedvid.engine.schedule import Range
 
 Layers = dict[int, tuple[Tensor, Tensor]]
 """Keys (before rotary embedding) and values [n, H, D] of each layer."""
@@ -78,19 +79,19 @@ def dense_video(
     as_stored: Callable[[Tensor], Tensor] = as_given,
 ) -> Tensor:
     """Clean latents of all chunks, [num_chunks * chunk_tokens, C]."""
-    condition, size = model.encode_prompt(prompt), model.geometry.chunk_tokens
+    condition, frames = model.encode_prompt(prompt), range(model.geometry.frames_per_chunk)
     branches = {name: DenseBranch(model, window, as_stored) for name in model.geometry.branches}
     chunks = []
     for index in range(num_chunks):
         latents = model.initial_noise(seed, index)
         for level, next_level in itertools.pairwise(model.noise_levels(num_denoise_steps)):
             predictions = {
-                name: model.forward(latents, [Piece(size, level, name, condition)], branch)
+                name: model.forward(latents, [Range(frames, level, name)], [condition], branch)
                 for name, branch in branches.items()
             }
             latents = model.advance(latents, predictions, level, next_level)
         for name, branch in branches.items():
-            model.forward(latents, [Piece(size, 0.0, name, condition)], branch)
+            model.forward(latents, [Range(frames, 0.0, name)], [condition], branch)
             branch.commit()
         chunks.append(latents)
     return torch.cat(chunks)

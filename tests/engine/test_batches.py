@@ -2,52 +2,60 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pagedvid.engine.scheduler import POLICIES, Candidate, next_batch
+from pagedvid.engine.scheduler import POLICIES, next_batch
+
+
+@dataclass(frozen=True)
+class Running:
+    number: int
+    last_step: int
+    num_tokens: int
+
 
 COSTS = st.integers(1, 50)
-CANDIDATES = st.lists(st.tuples(st.integers(0, 99), st.integers(-1, 9), COSTS), unique_by=lambda fields: fields[0]).map(
-    lambda rows: [Candidate(*row) for row in rows]
+JOBS = st.lists(st.tuples(st.integers(0, 99), st.integers(-1, 9), COSTS), unique_by=lambda fields: fields[0]).map(
+    lambda rows: [Running(*row) for row in rows]
 )
 
 
-@given(CANDIDATES, st.sampled_from(sorted(POLICIES)), st.integers(1, 120))
-def test_a_batch_is_within_the_budget_and_as_long_as_possible(candidates, policy, budget):
-    batch = next_batch(candidates, policy, budget)
-    by_number = {candidate.number: candidate for candidate in candidates}
-    num_tokens = sum(by_number[number].num_tokens for number in batch)
+@given(JOBS, st.sampled_from(sorted(POLICIES)), st.integers(1, 120))
+def test_a_batch_is_within_the_budget_and_as_long_as_possible(jobs, policy, budget):
+    batch = next_batch(jobs, policy, budget)
+    num_tokens = sum(job.num_tokens for job in batch)
     assert len(set(batch)) == len(batch)
-    assert bool(batch) == bool(candidates)
+    assert bool(batch) == bool(jobs)
     assert num_tokens <= budget or len(batch) == 1
-    left_out = [candidate for candidate in candidates if candidate.number not in batch]
+    left_out = [job for job in jobs if job not in batch]
     if left_out:
-        assert num_tokens + max(candidate.num_tokens for candidate in left_out) > budget
+        assert num_tokens + max(job.num_tokens for job in left_out) > budget
 
 
-@given(CANDIDATES, st.integers(1, 120))
-def test_fcfs_leaves_out_only_later_arrivals(candidates, budget):
-    batch = next_batch(candidates, "fcfs", budget)
-    assert list(batch) == sorted(batch)
-    assert all(candidate.number > batch[-1] for candidate in candidates if candidate.number not in batch)
+@given(JOBS, st.integers(1, 120))
+def test_fcfs_leaves_out_only_later_arrivals(jobs, budget):
+    batch = next_batch(jobs, "fcfs", budget)
+    assert batch == sorted(batch, key=lambda job: job.number)
+    assert all(job.number > batch[-1].number for job in jobs if job not in batch)
 
 
-@given(CANDIDATES, st.integers(1, 120))
-def test_round_robin_leaves_out_nobody_who_waited_longer(candidates, budget):
-    batch = next_batch(candidates, "round_robin", budget)
-    ran = [candidate for candidate in candidates if candidate.number in batch]
-    for left_out in candidates:
-        if left_out.number not in batch:
-            assert all(left_out.last_step >= candidate.last_step for candidate in ran)
+@given(JOBS, st.integers(1, 120))
+def test_round_robin_leaves_out_nobody_who_waited_longer(jobs, budget):
+    batch = next_batch(jobs, "round_robin", budget)
+    for left_out in jobs:
+        if left_out not in batch:
+            assert all(left_out.last_step >= job.last_step for job in batch)
 
 
-@given(CANDIDATES, st.sampled_from(sorted(POLICIES)), st.integers(1, 120), st.randoms())
-def test_the_order_in_which_jobs_are_listed_does_not_matter(candidates, policy, budget, random):
-    shuffled = list(candidates)
+@given(JOBS, st.sampled_from(sorted(POLICIES)), st.integers(1, 120), st.randoms())
+def test_the_order_in_which_jobs_are_listed_does_not_matter(jobs, policy, budget, random):
+    shuffled = list(jobs)
     random.shuffle(shuffled)
-    assert next_batch(shuffled, policy, budget) == next_batch(candidates, policy, budget)
+    assert next_batch(shuffled, policy, budget) == next_batch(jobs, policy, budget)
 
 
 @pytest.mark.parametrize(
@@ -57,6 +65,6 @@ def test_the_order_in_which_jobs_are_listed_does_not_matter(candidates, policy, 
 def test_turns_of_five_equal_jobs_two_at_a_time(policy, turns):
     last_step = dict.fromkeys(range(5), -1)
     for step, expected in enumerate(turns):
-        batch = next_batch([Candidate(number, last, 10) for number, last in last_step.items()], policy, 20)
-        assert batch == expected
-        last_step.update(dict.fromkeys(batch, step))
+        batch = next_batch([Running(number, last, 10) for number, last in last_step.items()], policy, 20)
+        assert tuple(job.number for job in batch) == expected
+        last_step.update(dict.fromkeys((job.number for job in batch), step))

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from pagedvid.config.sections import AttentionConfig, CacheConfig, Config, ModelConfig
 from pagedvid.engine.requests import ChunkOutput, VideoRequest
-from pagedvid.models.build import build_engine
+from pagedvid.models.build import build_engine, resolve
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 PROMPT = "a large red circle moving left on a black background"
@@ -21,7 +21,7 @@ def frames(device: str, backend: str, codec: str) -> Tensor:
         "cache": CacheConfig(memory="4MiB", codec=codec),
         "attention": AttentionConfig(backend=backend),
     }
-    engine = build_engine(Config(**settings), [PROMPT])
+    engine = build_engine(resolve(Config(**settings)), [PROMPT])
     for number in range(2):
         engine.submit(VideoRequest(f"video-{number}", PROMPT, 48, seed=number))
     outputs = list(engine.run())

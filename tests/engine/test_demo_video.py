@@ -17,8 +17,9 @@ from pagedvid.cache.spec import CacheSpec
 from pagedvid.cache.stream_codecs import StreamCodecs
 from pagedvid.cache.window import Window
 from pagedvid.engine.engine import Engine
-from pagedvid.engine.requests import EngineSettings, VideoRequest
-from pagedvid.models.demo.model import DemoModel
+from pagedvid.engine.requests import VideoRequest
+from pagedvid.models.demo.pipeline import DemoModel
+from pagedvid.models.demo.weights import load_demo
 from pagedvid.paged_kv_cache import PagedKVCache
 from tests.engine.dense_reference import as_bf16, as_given, dense_video
 from tests.engine.latent_bytes import frames_of_latents, latents_of_frames, video_of
@@ -39,7 +40,7 @@ class LatentDemo(DemoModel):
 
 @pytest.fixture(scope="module")
 def model() -> LatentDemo:
-    shipped = DemoModel.load()
+    shipped = load_demo()
     return LatentDemo(**{field.name: getattr(shipped, field.name) for field in fields(shipped)})
 
 
@@ -48,7 +49,7 @@ def paged(model: LatentDemo, codec: str, prompts: Sequence[str], num_chunks: int
     geometry = model.geometry
     spec = CacheSpec(geometry.num_layers, geometry.num_kv_heads, geometry.head_dim, codecs=StreamCodecs(codec))
     cache = PagedKVCache(spec, "16MiB")
-    engine = Engine(model, cache, WINDOW, EngineSettings(num_denoise_steps=DENOISE_STEPS))
+    engine = Engine(model, cache, WINDOW, num_denoise_steps=DENOISE_STEPS)
     for prompt in prompts:
         engine.submit(VideoRequest(prompt, prompt, num_chunks * geometry.frames_per_chunk, seed=len(prompt)))
     outputs = list(engine.run())

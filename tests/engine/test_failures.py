@@ -136,7 +136,7 @@ def test_an_interrupt_is_no_failure_of_a_video(monkeypatch):
     assert_all_pages_free(engine)
 
 
-@pytest.mark.parametrize("function", ["take_steps", "finished_chunk"])
+@pytest.mark.parametrize("function", ["advance_chunks", "finished_chunk"])
 @pytest.mark.parametrize("num_steps", [0, 2, 3])
 def test_an_interrupt_after_a_forward_cancels_its_videos(function, num_steps, monkeypatch):
     """Their round is stored and cannot run again; after two steps it is a commit pass. The engine goes on."""

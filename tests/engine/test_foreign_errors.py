@@ -93,10 +93,10 @@ class Broken(ToyModel):
         self.breaks("initial_latents", condition.prompt, chunk_index == 1)
         return super().initial_latents(condition, seed, chunk_index)
 
-    def forward(self, latents_TC: Tensor, pieces: Sequence[Any], attend: Any) -> Tensor:
-        out = super().forward(latents_TC, pieces, attend)
-        for piece in pieces:
-            self.breaks("forward", piece.condition.prompt, piece.frames[0] > 0)
+    def forward(self, latents_TC: Tensor, ranges: Sequence[Any], conditions: Sequence[Any], attend: Any) -> Tensor:
+        out = super().forward(latents_TC, ranges, conditions, attend)
+        for part, condition in zip(ranges, conditions, strict=True):
+            self.breaks("forward", condition.prompt, part.frames[0] > 0)
         return out
 
     def advance(self, latents_TC: Tensor, *how: Any) -> Tensor:

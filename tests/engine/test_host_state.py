@@ -11,7 +11,7 @@ import torch
 
 from pagedvid.config.sections import CacheConfig, Config
 from pagedvid.engine.requests import ChunkOutput, VideoRequest
-from pagedvid.models.build import build_engine
+from pagedvid.models.build import build_engine, resolve
 from tests.test_host_state import STATES
 
 CODECS = ("klt1.5/klt3", "hadamard4-g64")
@@ -19,7 +19,7 @@ CODECS = ("klt1.5/klt3", "hadamard4-g64")
 
 def frames(codec: str, state: AbstractContextManager) -> np.ndarray:
     with state:
-        engine = build_engine(Config(cache=CacheConfig(memory="16MiB", codec=codec)))
+        engine = build_engine(resolve(Config(cache=CacheConfig(memory="16MiB", codec=codec))))
         engine.submit(VideoRequest("a", "a red circle moving left", 24))
         outputs = list(engine.run())
     assert all(isinstance(output, ChunkOutput) for output in outputs), outputs

@@ -23,16 +23,16 @@ from pagedvid.engine import engine as engine_module
 from pagedvid.engine.engine import Engine
 from pagedvid.engine.forward import finished_chunk, packed_forward
 from pagedvid.engine.protocol import VideoModel
-from pagedvid.engine.requests import ChunkOutput, EngineSettings, RequestFailure, VideoRequest
+from pagedvid.engine.requests import ChunkOutput, RequestFailure, VideoRequest
 from pagedvid.engine.schedule import Round
-from pagedvid.models.build import cache_spec, codec_book
-from pagedvid.models.demo.model import DemoModel
-from pagedvid.models.magi1.model import MagiModel
-from pagedvid.models.settle import settled, tables_path
-from pagedvid.models.worldplay.model_8b import WorldPlay8B
-from pagedvid.models.worldplay.model_wan5b import WorldPlayWan5B
+from pagedvid.models.build import resolve
+from pagedvid.models.demo.pipeline import DemoModel
+from pagedvid.models.demo.weights import load_demo
+from pagedvid.models.magi1.weights import load_magi
 from pagedvid.models.worldplay.network_8b import Network8B
 from pagedvid.models.worldplay.network_wan5b import NetworkWan5B
+from pagedvid.models.worldplay.pipeline_8b import WorldPlay8B
+from pagedvid.models.worldplay.pipeline_wan5b import WorldPlayWan5B
 from pagedvid.paged_kv_cache import PagedKVCache
 from tests.attention.triton_scenes import BACKENDS
 from tests.attention.without_kernels import META, Copies, leave_out_kernels, on_meta
@@ -71,22 +71,22 @@ def two(request: VideoRequest, num_frames: int) -> list[VideoRequest]:
 
 
 def demo() -> Family:
-    levels = {"models/demo/model.py DemoModel.forward": 1}
-    return Family(DemoModel.load(device="meta"), two(VideoRequest("", PROMPT, 1), 32), levels, num_steps=3)
+    levels = {"models/demo/pipeline.py DemoModel.forward": 1}
+    return Family(load_demo(device="meta"), two(VideoRequest("", PROMPT, 1), 32), levels, num_steps=3)
 
 
 def magi_1(name: str) -> Family:
     rollout = magi.ROLLOUTS[name]
-    model = MagiModel.load(rollout.config, magi.DATA / "weights_a.safetensors", "meta")
-    times_and_step_sizes = {"models/magi1/model.py MagiModel._condition": 2 if rollout.sampling.distill else 1}
-    return Family(model, two(rollout.request(), 9), times_and_step_sizes, rollout.num_steps)
+    model = load_magi(rollout.config, magi.DATA / "weights_a.safetensors", "meta")
+    times_and_step_lengths = {"models/magi1/pipeline.py MagiModel._condition": 2 if rollout.sampling.distill else 1}
+    return Family(model, two(rollout.request(), 9), times_and_step_lengths, rollout.num_steps)
 
 
 def of_diffusers(make: Callable[..., Any], class_name: str, branches: Sequence[str], **changes: Any) -> Family:
     model = make(tiny.tiny_transformer(class_name, attention_head_dim=32, **changes))
     model.transformer.to(META)
     request = VideoRequest("", "", 1, inputs={"embeddings": tiny.embeddings(0, branches)})
-    place = f"models/{type(model).__module__.split('.')[2]}/model.py {type(model).__name__}.predict"
+    place = f"{type(model).__module__.removeprefix('pagedvid.').replace('.', '/')}.py {type(model).__name__}.predict"
     return Family(model, two(request, 12), {place: 1 + bool(changes)})  # timesteps, and the library's number for fps
 
 
@@ -104,7 +104,7 @@ def hy_worldplay(variant: str) -> Family:
     points = worldplay.inputs(variant)["points_local"]
     model = (WorldPlay8B if variant == "hy8b" else WorldPlayWan5B)(network, GRIDS[variant], points)  # type: ignore[arg-type]
     requests = [worldplay_request(variant, name, num_frames=frames) for name, frames in (("a", 12), ("b", 8))]
-    return Family(model, requests, {"models/worldplay/model.py WorldPlayModel.forward": 2})  # timesteps and actions
+    return Family(model, requests, {"models/worldplay/pipeline.py WorldPlayModel.forward": 2})  # timesteps and actions
 
 
 @dataclass(frozen=True)
@@ -152,9 +152,8 @@ def forwards(monkeypatch: pytest.MonkeyPatch) -> list[Forward]:
 
 def run(family: Family, cache: PagedKVCache) -> None:
     """Every video to its end."""
-    num_steps = family.num_steps or family.model.default_denoise_steps
     window = Window(1, 1, positions=family.model.positions)
-    engine = Engine(family.model, cache, window, EngineSettings(10_000, num_denoise_steps=num_steps))
+    engine = Engine(family.model, cache, window, max_batch_tokens=10_000, num_denoise_steps=family.num_steps)
     for request in family.requests:
         engine.submit(request)
     num_frames = dict.fromkeys((request.id for request in family.requests), 0)
@@ -177,9 +176,8 @@ def check(forwards: Sequence[Forward], brings: dict[str, int]) -> None:
 @pytest.mark.parametrize("kind", BACKENDS)
 @pytest.mark.parametrize("codec", ["auto", "int2"])
 def test_demo(kind, codec: str, forwards: list[Forward]) -> None:
-    family, config = demo(), settled(Config(cache=CacheConfig(codec=codec)))
-    spec = cache_spec(config, family.model.geometry)
-    run(family, on_meta(kind, PagedKVCache(spec, "4MiB", book=codec_book(spec, tables_path(config)))))
+    family, settings = demo(), resolve(Config(cache=CacheConfig(codec=codec)))
+    run(family, on_meta(kind, PagedKVCache(settings.cache, "4MiB", tables=settings.tables)))
     check(forwards, family.brings)
 
 

@@ -93,8 +93,8 @@ def live_through(engine, visitors: list[Visitor]) -> None:
         for output in engine.step():
             assert not by_id[output.request_id].has_ended and not by_id[output.request_id].is_cancelled
             by_id[output.request_id].outputs.append(output)
-        pieces = Counter(piece for forward in engine.model.forwards[num_forwards:] for piece in forward)
-        assert all(count == 1 for count in pieces.values()), "a video ran twice in one step"
+        ranges = Counter(part for forward in engine.model.forwards[num_forwards:] for part in forward)
+        assert all(count == 1 for count in ranges.values()), "a video ran twice in one step"
     raise AssertionError("videos are still running after 200 steps")
 
 

@@ -21,14 +21,14 @@ from pagedvid.cache.window import Window
 from pagedvid.cli.main import main
 from pagedvid.config.sections import AttentionConfig, CacheConfig, Config, EngineConfig, frame_settings
 from pagedvid.engine.engine import Engine
-from pagedvid.engine.requests import ChunkOutput, EngineSettings, RequestFailure, VideoRequest
-from pagedvid.models.build import build_engine, cache_spec, codec_book
-from pagedvid.models.demo.model import DemoModel
-from pagedvid.models.settle import settled, tables_path
-from pagedvid.models.wan.causal.model import WanCausal
-from pagedvid.models.wan.causal.settings import WanCausalSettings
-from pagedvid.models.wan.skyreels.model import SkyReelsV2
-from pagedvid.models.wan.skyreels.settings import SkyReelsSettings
+from pagedvid.engine.requests import ChunkOutput, RequestFailure, VideoRequest
+from pagedvid.models.build import build_engine, resolve
+from pagedvid.models.demo.pipeline import DemoModel
+from pagedvid.models.demo.weights import load_demo
+from pagedvid.models.wan.causal.pipeline import WanCausal
+from pagedvid.models.wan.causal.spec import WanCausalSettings
+from pagedvid.models.wan.skyreels.pipeline import SkyReelsV2
+from pagedvid.models.wan.skyreels.spec import SkyReelsSettings
 from pagedvid.paged_kv_cache import PagedKVCache
 from tests.engine.toy_model import assert_all_pages_free
 from tests.models.magi1 import recordings as magi
@@ -66,16 +66,15 @@ class ShowsLatents(DemoModel):
 
 @lru_cache
 def demo() -> ShowsLatents:
-    loaded = DemoModel.load()
+    loaded = load_demo()
     return ShowsLatents(loaded.network, loaded.rope, loaded.geometry)
 
 
 def demo_engine(cache: CacheConfig, num_steps: int = 2, memory: str = "16MiB", **changes) -> Engine:
-    config = settled(Config(cache=cache))
-    spec = cache_spec(config, demo().geometry)
-    pages = PagedKVCache(spec, memory, book=codec_book(spec, tables_path(config)))
-    how = EngineSettings(num_denoise_steps=num_steps, reproducible=True, **changes)
-    return Engine(demo(), pages, Window(1, 4, positions="window"), how)
+    run = resolve(Config(cache=cache))
+    pages = PagedKVCache(run.cache, memory, tables=run.tables)
+    window = Window(1, 4, positions="window")
+    return Engine(demo(), pages, window, num_denoise_steps=num_steps, reproducible=True, **changes)
 
 
 def latents_of(outputs: Sequence[object], id: str) -> np.ndarray:
@@ -164,7 +163,7 @@ def wan_case(branches: tuple[str, ...]) -> tuple[Callable[..., Engine], list[Vid
 
     def new_engine(**changes) -> Engine:
         engine = wan.engine_of(model, "int4", correction="measured")
-        engine.settings = replace(engine.settings, **changes)
+        vars(engine).update(changes)
         return engine
 
     inputs = [{"embeddings": wan.embeddings(seed, branches)} for seed in (5, 6)]
@@ -200,7 +199,7 @@ def test_models_with_branches_memory_and_several_chunks_in_flight(case):
 
 def test_the_setting_reaches_the_engine():
     for value in (False, True):
-        assert build_engine(Config(engine=EngineConfig(reproducible=value))).settings.reproducible is value
+        assert build_engine(resolve(Config(engine=EngineConfig(reproducible=value)))).reproducible is value
 
 
 def test_it_decides_frames_and_so_does_what_rounds_otherwise():

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from pagedvid.engine.requests import EngineSettings, VideoRequest
+from pagedvid.engine.requests import VideoRequest
 from pagedvid.errors import ConfigError
+from tests.engine.toy_model import toy_engine
 
 
 @pytest.mark.parametrize(
@@ -19,14 +20,14 @@ from pagedvid.errors import ConfigError
 )
 def test_impossible_settings_are_refused(settings, message):
     with pytest.raises(ConfigError, match=message):
-        EngineSettings(**settings)
+        toy_engine(**settings)
 
 
 @pytest.mark.parametrize("name", ["max_batch_tokens", "max_concurrent", "num_denoise_steps"])
 @pytest.mark.parametrize("value", [8.0, True, "8"])
 def test_settings_are_whole_numbers(name, value):
     with pytest.raises(ConfigError, match=f"{name} is .*; it must be a whole number"):
-        EngineSettings(**{name: value})
+        toy_engine(**{name: value})
 
 
 @pytest.mark.parametrize(
@@ -46,5 +47,5 @@ def test_requests_that_nothing_can_be_made_of(fields, message):
 
 
 def test_the_smallest_settings_are_allowed():
-    settings = EngineSettings(max_batch_tokens=1, policy="round_robin", max_concurrent=1, num_denoise_steps=1)
-    assert EngineSettings().max_concurrent is None and settings.max_concurrent == 1
+    engine = toy_engine(max_batch_tokens=1, policy="round_robin", max_concurrent=1, num_denoise_steps=1)
+    assert toy_engine().max_concurrent is None and engine.max_concurrent == 1

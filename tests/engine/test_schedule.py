@@ -96,7 +96,7 @@ def test_chunk_by_chunk_is_what_it_says():
         (second, 0.5, (1,)),
     ]
     for round_ in rounds:
-        assert [(part.branch, part.history) for part in round_.ranges] == [("cond", "cond"), ("uncond", "uncond")]
+        assert [(part.role, part.branch) for part in round_.ranges] == [("cond", "cond"), ("uncond", "uncond")]
         assert all(part.commits == (part.noise_level == 0.0) for part in round_.ranges)
         assert len(round_.advances) == (not round_.ranges[0].commits)
     assert (schedule.num_commits, schedule.commits, schedule.window) == (1, None, Window(1, 2))

@@ -3,7 +3,7 @@
 A prompt is a number, which sets the condition, and what goes wrong at which noise level: "3", "3 raises@0.5",
 "3 nan@0.0" (0.0 is the commit pass). A seed of -n has no noise for the chunks from n - 1 on.
 
-Every piece is computed by matrix products of its own, so that only the engine and the cache could make one video
+Every range is computed by matrix products of its own, so that only the engine and the cache could make one video
 depend on another.
 """
 
@@ -21,8 +21,8 @@ from pagedvid.cache.spec import CacheSpec
 from pagedvid.cache.stream_codecs import StreamCodecs
 from pagedvid.cache.window import Window
 from pagedvid.engine.engine import Engine
-from pagedvid.engine.protocol import Attend, Decoder, ModelGeometry, Piece
-from pagedvid.engine.requests import EngineSettings
+from pagedvid.engine.protocol import Attend, Decoder, ModelGeometry
+from pagedvid.engine.schedule import Range
 from pagedvid.errors import PromptError
 from pagedvid.models.common.chunk_by_chunk import ChunkByChunk
 from pagedvid.paged_kv_cache import PagedKVCache
@@ -55,7 +55,7 @@ class ToyRope:
 
 @dataclass
 class ToyModel(ChunkByChunk):
-    """`forwards` logs what every completed forward held: (prompt, branch, noise level) of each piece."""
+    """`forwards` logs what every completed forward held: (prompt, role, noise level) of each range."""
 
     branches: tuple[str, ...] = ("cond",)
     positions: str = "window"
@@ -98,31 +98,34 @@ class ToyModel(ChunkByChunk):
         generator = torch.Generator().manual_seed(1000 * abs(seed) + chunk_index)
         return torch.randn(CHUNK_TOKENS, CHANNELS, generator=generator)
 
-    def forward(self, latents_TC: Tensor, pieces: Sequence[Piece], attend: Attend) -> Tensor:
-        for piece in pieces:
-            if piece.condition.fault == "raises" and piece.condition.fault_level == piece.noise_level:
-                raise FloatingPointError(f"prompt {piece.condition.prompt!r} broke")
-        sizes = [piece.num_tokens for piece in pieces]
+    def forward(
+        self, latents_TC: Tensor, ranges: Sequence[Range], conditions: Sequence[ToyCondition], attend: Attend
+    ) -> Tensor:
+        packed = list(zip(ranges, conditions, strict=True))
+        for part, condition in packed:
+            if condition.fault == "raises" and condition.fault_level == part.noise_level:
+                raise FloatingPointError(f"prompt {condition.prompt!r} broke")
+        sizes = [len(part.frames) * TOKENS_PER_FRAME for part in ranges]
 
         def times(x: Tensor, weight: Tensor) -> Tensor:
             return torch.cat([part @ weight for part in x.split(sizes)])
 
-        x = times(latents_TC, self.patch_in) + torch.cat([self._signal(piece) for piece in pieces])
+        x = times(latents_TC, self.patch_in) + torch.cat([self._signal(part, condition) for part, condition in packed])
         for layer in range(NUM_LAYERS):
             hidden = F.rms_norm(x, x.shape[-1:])
             q = times(hidden, self.to_q[layer]).unflatten(1, (QUERY_HEADS, HEAD_DIM))
             k, v = times(hidden, self.to_kv[layer]).unflatten(1, (2 * KV_HEADS, HEAD_DIM)).chunk(2, dim=1)
             x = x + times(attend(layer, q, k, v).flatten(1), self.from_out[layer])
-        self.forwards.append([(piece.condition.prompt, piece.branch, piece.noise_level) for piece in pieces])
+        self.forwards.append([(condition.prompt, part.role, part.noise_level) for part, condition in packed])
         return torch.tanh(times(F.rms_norm(x, x.shape[-1:]), self.patch_out))
 
-    def _signal(self, piece: Piece) -> Tensor:
-        phase = torch.tensor(piece.condition.phase)
-        level = torch.tensor(piece.noise_level)
-        if piece.condition.fault == "nan" and piece.condition.fault_level == piece.noise_level:
+    def _signal(self, part: Range, condition: ToyCondition) -> Tensor:
+        phase = torch.tensor(condition.phase)
+        level = torch.tensor(part.noise_level)
+        if condition.fault == "nan" and condition.fault_level == part.noise_level:
             level = level * torch.nan
-        meaning = [phase.sin(), phase.cos(), level] if piece.branch == "cond" else [level * 0, level * 0, level]
-        return (torch.stack(meaning) @ self.signal).expand(piece.num_tokens, -1)
+        meaning = [phase.sin(), phase.cos(), level] if part.role == "cond" else [level * 0, level * 0, level]
+        return (torch.stack(meaning) @ self.signal).expand(len(part.frames) * TOKENS_PER_FRAME, -1)
 
     def advance(
         self, latents_TC: Tensor, predictions: Mapping[str, Tensor], noise_level: float, next_noise_level: float
@@ -152,7 +155,7 @@ def toy_engine(
     spec = CacheSpec(NUM_LAYERS, KV_HEADS, HEAD_DIM, QUERY_HEADS, codecs=codecs, debug_checks=True)
     cache = PagedKVCache(spec, num_pages * spec.shape.page_bytes)
     settings.setdefault("num_denoise_steps", 2)
-    return Engine(model, cache, Window(*window, positions=model.positions), EngineSettings(**settings))  # type: ignore[arg-type]
+    return Engine(model, cache, Window(*window, positions=model.positions), **settings)  # type: ignore[arg-type]
 
 
 def assert_all_pages_free(engine: Engine) -> None:

@@ -9,11 +9,11 @@ from pagedvid.cache.stream_codecs import StreamCodecs
 from pagedvid.cache.window import Window
 from pagedvid.config.sections import AttentionConfig, CacheConfig, Config, EngineConfig, ModelConfig
 from pagedvid.errors import BackendError, CapacityError, ConfigError
-from pagedvid.models.build import build_engine
+from pagedvid.models.build import build_engine, resolve
 
 
 def test_every_setting_reaches_the_engine():
-    engine = build_engine(
+    run = resolve(
         Config(
             cache=CacheConfig(
                 memory="3MiB",
@@ -28,7 +28,8 @@ def test_every_setting_reaches_the_engine():
             engine=EngineConfig(max_batch_tokens=512, policy="round_robin", concurrent=3, denoise_steps=5),
         )
     )
-    geometry, spec, settings = engine.model.geometry, engine.cache.spec, engine.settings
+    engine = build_engine(run)
+    geometry, spec = engine.model.geometry, engine.cache.spec
     assert (spec.num_layers, spec.num_kv_heads, spec.head_dim, spec.query_heads) == (
         geometry.num_layers,
         geometry.num_kv_heads,
@@ -39,7 +40,7 @@ def test_every_setting_reaches_the_engine():
     assert (spec.correction, spec.debug_checks) == ("formula", True)
     assert engine.cache.pool.num_pages == 3 * 2**20 // (36 * geometry.head_dim)
     assert engine.window == Window(2, 3, positions="window")
-    assert (settings.max_batch_tokens, settings.policy, settings.max_concurrent, settings.num_denoise_steps) == (
+    assert (engine.max_batch_tokens, engine.policy, engine.max_concurrent, engine.num_denoise_steps) == (
         512,
         "round_robin",
         3,
@@ -61,11 +62,11 @@ def test_denoise_steps_that_a_model_cannot_run_are_refused_at_the_start(name, st
     for denoise_steps, expected in ((steps, f"^engine.denoise_steps: {message}"), (None, "ships without weights")):
         config = Config(model=ModelConfig(name=name), engine=EngineConfig(denoise_steps=denoise_steps))
         with pytest.raises(ConfigError, match=expected):
-            build_engine(config)
+            build_engine(resolve(config))
 
 
 def test_auto_concurrency_is_limited_by_memory_alone():
-    assert build_engine(Config(cache=CacheConfig(memory="1MiB"))).settings.max_concurrent is None
+    assert build_engine(resolve(Config(cache=CacheConfig(memory="1MiB")))).max_concurrent is None
 
 
 @pytest.mark.parametrize(
@@ -80,10 +81,10 @@ def test_auto_concurrency_is_limited_by_memory_alone():
 )
 def test_what_cannot_be_built_is_refused(config, error, message):
     with pytest.raises(error, match=message):
-        build_engine(config)
+        build_engine(resolve(config))
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a CUDA device is there")
 def test_cuda_without_a_device_is_refused():
     with pytest.raises(ConfigError, match=r"device is 'cuda:1', but PyTorch sees 0 CUDA devices"):
-        build_engine(Config(model=ModelConfig(device="cuda:1")))
+        build_engine(resolve(Config(model=ModelConfig(device="cuda:1"))))

@@ -9,42 +9,41 @@ import os
 from pathlib import Path
 
 import pytest
-import torch
 
 from pagedvid.cache.window import Window
 from pagedvid.capacity.card_files import all_cards
 from pagedvid.errors import ConfigError
-from pagedvid.models.choice import ModelChoice
-from pagedvid.models.demo.model import SHIPPED_WEIGHTS
-from pagedvid.models.magi1.config import PUBLISHED
-from pagedvid.models.registry import load_model, model_geometry, model_schedule, model_tables, writes_latents
+from pagedvid.models.demo.weights import SHIPPED_WEIGHTS
+from pagedvid.models.magi1.spec import PUBLISHED
+from pagedvid.models.registry import model_tables
+from tests.models.specs import load_model, spec_of
 from tests.models.wan.base.published import write_self_forcing
 from tests.models.wan.base.tiny import tiny_transformer
 
 
 def test_unknown_names_are_answered_with_the_known_ones():
     with pytest.raises(ConfigError, match=r"unknown model 'magi-2'; known are demo, magi-1-4\.5b, .*magi-1-24b"):
-        model_geometry("magi-2")
+        spec_of("magi-2")
 
 
 def test_every_published_variant_has_a_name():
     for name, config in PUBLISHED.items():
-        geometry = model_geometry(name)
+        geometry = spec_of(name).geometry
         assert (geometry.num_layers, geometry.head_dim) == (config.network.num_layers, 128)
 
 
 def test_who_writes_latents():
-    assert not writes_latents("demo")
+    assert not spec_of("demo").writes_latents
     for name in ("magi-1-4.5b", "hy-worldplay-8b", "self-forcing", "skyreels-v2-1.3b"):
-        assert writes_latents(name)
+        assert spec_of(name).writes_latents
     for name in ("self-forcing", "skyreels-v2-1.3b"):
-        assert not writes_latents(name, ModelChoice(vae=Path("x")))
+        assert not spec_of(name, vae=Path("x")).writes_latents
 
 
 def test_the_demo_takes_no_other_parts():
     for part in ("text_encoder", "vae"):
         with pytest.raises(ConfigError, match="needs neither a text encoder nor a VAE"):
-            load_model("demo", ModelChoice(**{part: Path("x")}), "cpu", torch.float32)
+            load_model("demo", **{part: Path("x")})
 
 
 @pytest.mark.parametrize("name", ["self-forcing", "krea-14b", "skyreels-v2-1.3b", "skyreels-v2-14b"])
@@ -52,21 +51,21 @@ def test_models_that_run_are_what_their_cards_say(name: str):
     """`pagedvid capacity` counts with the cards of configs/models."""
     card, _ = all_cards(None)[name]
     height, width = (int(side) for side in str(card.resolution).split("x")[::-1])
-    choice = ModelChoice(height=height, width=width)
-    geometry = model_geometry(name, choice)
+    spec = spec_of(name, height=height, width=width)
+    geometry = spec.geometry
     assert (geometry.num_layers, geometry.num_query_heads, geometry.num_kv_heads, geometry.head_dim) == (
         card.num_layers, card.num_query_heads, card.num_kv_heads, card.head_dim,
     )  # fmt: skip
     assert geometry.tokens_per_frame == card.tokens_per_frame(card.resolution)
     assert (geometry.frames_per_chunk, geometry.branches) == (card.frames_per_chunk, tuple(card.branches))
-    schedule = model_schedule(name, choice, 100, None, Window(9, 9))
+    schedule = spec.schedule(100, None, Window(9, 9))
     assert schedule.window.max_chunks == card.window.sink_chunks + card.window.recent_chunks
 
 
 @pytest.mark.parametrize("name", ["demo", "magi-1-4.5b"])
 def test_the_order_of_work_is_known_without_weights(name: str):
-    geometry = model_geometry(name)
-    schedule = model_schedule(name, None, 3 * geometry.frames_per_chunk, 4, Window(0, 1))
+    spec = spec_of(name)
+    schedule = spec.schedule(3 * spec.geometry.frames_per_chunk, 4, Window(0, 1))
     finished = [chunk for round_ in schedule.rounds() for chunk in round_.finished]
     assert finished == [0, 1, 2] and schedule.num_commits == 2
     assert (schedule.commits is None) == (name == "demo")
@@ -131,16 +130,11 @@ PLACES = {
 @pytest.mark.parametrize("place", PLACES)
 @pytest.mark.parametrize("name", FAMILIES)
 def test_whatever_is_in_the_place_of_weights_is_refused_by_name(name: str, place: str, tmp_path: Path):
-    choice = ModelChoice(PLACES[place](tmp_path))
+    path = PLACES[place](tmp_path)
     with pytest.raises(ConfigError) as caught:
-        load_model(name, choice, "cpu", torch.float32)
+        load_model(name, path)
     assert "\n" not in str(caught.value) and len(str(caught.value)) < 900
-    for look in (
-        lambda: model_geometry(name, choice),
-        lambda: model_schedule(name, choice, 8, None, Window(1, 2)),
-        lambda: model_tables(name, choice.weights),
-        lambda: writes_latents(name, choice),
-    ):
+    for look in (lambda: spec_of(name, path).schedule(8, None, Window(1, 2)), lambda: model_tables(name, path)):
         with contextlib.suppress(ConfigError):  # some look at nothing but the name; none may fail otherwise, or wait
             look()
 
@@ -152,9 +146,9 @@ def test_whatever_is_in_the_place_of_other_parts_is_refused_by_name(place: str, 
     (tmp_path / "weights").mkdir()
     (tmp_path / "place").mkdir()
     weights = write_self_forcing(tmp_path / "weights", generator=tiny_transformer("WanTransformer3DModel"))
-    choice = ModelChoice(weights, height=48, width=80, prompts=("a",), **{part: PLACES[place](tmp_path / "place")})
+    path = PLACES[place](tmp_path / "place")
     with pytest.raises(ConfigError) as caught:
-        load_model("self-forcing", choice, "cpu", torch.float32)
+        load_model("self-forcing", weights, height=48, width=80, prompts=("a",), **{part: path})
     assert len(str(caught.value)) < 900
 
 
@@ -170,12 +164,13 @@ def test_odd_values_in_a_configuration_file_of_diffusers_are_refused_or_run(name
         write_self_forcing(tmp_path, generator=transformer)
     else:
         transformer.save_pretrained(tmp_path)
-    content, choice = json.loads(file.read_text()), ModelChoice(tmp_path, height=48, width=80)
+    content = json.loads(file.read_text())
     for key, value in itertools.product([*content, "eps"], ODD):
         file.write_text(json.dumps({**content, key: value}))
         with contextlib.suppress(ConfigError):
-            assert model_geometry(name, choice).num_kv_heads > 0
-            model_schedule(name, choice, 12, None, Window(1, 2))
+            spec = spec_of(name, tmp_path, height=48, width=80)
+            assert spec.geometry.num_kv_heads > 0
+            spec.schedule(12, None, Window(1, 2))
 
 
 def test_odd_values_in_the_demo_s_configuration_file_are_refused_or_run(tmp_path: Path):
@@ -185,7 +180,7 @@ def test_odd_values_in_the_demo_s_configuration_file_are_refused_or_run(tmp_path
         (changed["architecture"] if key in changed["architecture"] else changed)[key] = value
         (tmp_path / "config.json").write_text(json.dumps(changed))
         with contextlib.suppress(ConfigError):
-            assert model_geometry("demo", tmp_path).head_dim % 2 == 0
+            assert spec_of("demo", tmp_path).geometry.head_dim % 2 == 0
 
 
 @pytest.mark.parametrize("name", ("magi-1-4.5b-distill", "hy-worldplay-8b", "hy-worldplay-5b"))
@@ -205,5 +200,4 @@ def test_odd_values_in_a_configuration_file_are_refused_or_run(name: str, tmp_pa
         (changed[section] if section else changed)[key] = value
         file.write_text(json.dumps(changed))
         with contextlib.suppress(ConfigError):
-            model_geometry(name, tmp_path)
-            model_schedule(name, tmp_path, 12, None, Window(1, 2))
+            spec_of(name, tmp_path).schedule(12, None, Window(1, 2))

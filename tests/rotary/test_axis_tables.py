@@ -1,4 +1,4 @@
-"""Small tables of angles: they give the rope's own numbers back, token by token, or fall back to a row per token."""
+"""Small tables of angles: they return the rope's own numbers for every token, or fall back to a row per token."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ FREQUENCIES = 3.0 ** -torch.linspace(0, 2, 8)
 
 
 class Line:
-    """A rope that knows no grid."""
+    """A rope without a grid."""
 
     layout = "half"
 
@@ -56,7 +56,7 @@ PLACES = {
     "the last frame of a chunk is cut": [(15, 37), (450, 16), (0, 29)],
     "shorter than a frame": [(30, 12), (0, 1), (45, 7)],
     "shorter than a row": [(30, 2), (0, 1), (45, 3)],
-    "a whole frame beside shorter ones": [(30, 4), (0, 15), (45, 11)],
+    "a whole frame with shorter ones": [(30, 4), (0, 15), (45, 11)],
     "one token, twice the same place": [(15, 1), (15, 1)],
 }
 
@@ -71,7 +71,7 @@ def test_every_token_gets_the_numbers_of_the_rope(places):
     assert made.cos.is_contiguous() and made.sin.is_contiguous() and made.axes.tolist() == list(GRID.axes)
     assert (made.frame_tokens, made.width) == (15, 5)
     assert follows_grid(Grid(), places)
-    for number, place in enumerate(places):  # retold without `at`: row by row, by the order that the kernels read
+    for number, place in enumerate(places):  # without `at`: row by row, in the order that kernels read
         expected = Grid().tables(*place)
         for token in range(place[1]):
             rows = (made.frame_rows[number] + token // 15, token % 15 // 5, 3 + token % 5)
@@ -85,7 +85,7 @@ def test_every_token_gets_the_numbers_of_the_rope(places):
     [(Line(), [(0, 45), (7, 12)]), (Grid(), [(0, 45), (7, 12)]), (Grid(), [(5, 45)]), (Grid(), [(0, 1), (1, 1)])],
 )
 def test_without_frames_every_token_has_its_row(rope, places):
-    """Ropes that know no grid, and chunks that begin inside a frame, all others of their step included."""
+    """Ropes without a grid; and chunks that begin inside a frame, which affect all chunks of their step."""
     made = AxisTables.of(rope, places)
     assert is_by_token(made) and made.frame_rows == tuple([2, 2 + places[0][1]][: len(places)])
     for rows, expected in zip((made.cos[2:], made.sin[2:]), concatenated(rope, places), strict=True):
@@ -93,7 +93,7 @@ def test_without_frames_every_token_has_its_row(rope, places):
     assert follows_grid(rope, places)
 
 
-def test_in_frames_of_one_token_all_pairs_turn_with_time():
+def test_in_frames_of_one_token_all_pairs_rotate_with_time():
     rope = Grid(RopeGrid(1, 1, GRID.axes))
     assert is_by_token(AxisTables.of(rope, [(0, 20)]))
     assert follows_grid(rope, [(0, 20), (7, 3)])
@@ -110,22 +110,22 @@ def test_in_frames_of_one_token_all_pairs_turn_with_time():
         RopeGrid(30, 5, GRID.axes),
     ],
 )
-def test_a_grid_that_is_not_that_of_the_tables_is_seen(wrong):
+def test_a_grid_that_is_not_that_of_the_tables_is_noticed(wrong):
     assert follows_grid(Grid(), [(0, 60), (60, 60)])
     assert not follows_grid(Grid(wrong), [(0, 60), (60, 60)])
 
 
 def difference(rope: RopeTables, place: tuple[int, int], stored: int) -> tuple[Tensor, Tensor]:
-    """What rotates keys from `stored` to `place`, by complex numbers."""
+    """The angles that rotate keys from `stored` to `place`, by complex numbers."""
     here, there = (torch.complex(*rope.tables(first, place[1])) for first in (place[0], stored))
-    rotate = here * there.conj()
-    return rotate.real, rotate.imag
+    rotation = here * there.conj()
+    return rotation.real, rotation.imag
 
 
-MOVES = [([(0, 45), (90, 30)], [60, 90]), ([(15, 7)], [150]), ([(30, 37), (0, 1)], [0, 30])]
+SHIFTS = [([(0, 45), (90, 30)], [60, 90]), ([(15, 7)], [150]), ([(30, 37), (0, 1)], [0, 30])]
 
 
-@pytest.mark.parametrize(("places", "stored"), MOVES)
+@pytest.mark.parametrize(("places", "stored"), SHIFTS)
 def test_between_frames_only_time_passes(places, stored):
     made = AxisTables.shifted(Grid(), places, stored)
     assert made.frame_tokens == 15 and made.frame_rows == AxisTables.of(Grid(), places).frame_rows
@@ -145,7 +145,7 @@ def test_between_frames_only_time_passes(places, stored):
         (Grid(), [(2, 45), (90, 30)], [60, 90]),  # read inside a frame
     ],
 )
-def test_between_other_places_every_token_turns_by_itself(rope, places, stored):
+def test_between_other_places_every_token_has_its_own_angle(rope, places, stored):
     made = AxisTables.shifted(rope, places, stored)
     assert is_by_token(made) and made.frame_rows == (2, 47)
     for number, place in enumerate(places):
@@ -154,7 +154,7 @@ def test_between_other_places_every_token_turns_by_itself(rope, places, stored):
         )
 
 
-def test_each_move_has_its_place():
+def test_each_stored_position_needs_its_place():
     with pytest.raises(ValueError, match="argument"):
         AxisTables.shifted(Grid(), [(0, 15), (15, 15)], [0])
 
@@ -174,12 +174,12 @@ def test_the_grid_of_a_rope():
         (15, 5, (0, 3, -1, 2), r"axes of rotary pairs are \[-1, 3\]; allowed are 0 \(time\), 1 \(row\), 2 \(column\)"),
     ],
 )
-def test_no_grid(frame_tokens, width, axes, message):
+def test_impossible_grids_are_refused(frame_tokens, width, axes, message):
     with pytest.raises(ConfigError, match=message):
         RopeGrid(frame_tokens, width, axes)
 
 
-def test_a_grid_that_does_not_fit_its_rope():
+def test_a_grid_that_does_not_fit_its_rope_is_refused():
     with pytest.raises(ConfigError, match="the grid of a Grid has axes of 3 pairs, its tables have 8 columns"):
         AxisTables.of(Grid(RopeGrid(15, 5, (0, 1, 2))), [(0, 15)])
     with pytest.raises(ConfigError, match=r"the grid of a Grid is \(3, 5\); give a RopeGrid, or leave it out"):

@@ -1,4 +1,4 @@
-"""Rotary tables of hosts: what is refused, what is taken, and that a stream keeps its rope."""
+"""Rotary tables of hosts: what is refused, what is accepted, and that a stream keeps its rope."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from pagedvid.rotary.grid import RopeGrid
 from tests.attention.reference import TableRope
 from tests.attention.scenes import HEAD_DIM, commit_all, make_cache
 
-TOKENS, PAIRS = 20, HEAD_DIM // 2
+TOKENS, NUM_PAIRS = 20, HEAD_DIM // 2
 RIGHT = TableRope("half", HEAD_DIM)
 
 
 class Given:
-    """A rope that gives whatever `make` makes of the right tables."""
+    """A rope whose tables are `make` of the right ones."""
 
     layout = "half"
 
@@ -45,7 +45,7 @@ class Nameless:
 
 REFUSED = {
     "a function": (RIGHT.tables, "the rope is a method with layout None; give an object with a layout"),
-    "a tensor": (torch.zeros(TOKENS, PAIRS), "the rope is a Tensor"),
+    "a tensor": (torch.zeros(TOKENS, NUM_PAIRS), "the rope is a Tensor"),
     "a pair": ((torch.zeros(1), torch.zeros(1)), "the rope is a tuple"),
     "no layout": (Nameless(), r"with layout None; give an object with a layout \('half' or 'interleaved'\)"),
     "another layout": (TableRope("neox", HEAD_DIM), "with layout 'neox'"),
@@ -68,7 +68,7 @@ def test_what_has_no_tables_for_these_tokens_is_refused(name: str) -> None:
         step_with(rope)
 
 
-TAKEN = {
+ACCEPTED = {
     "numpy": lambda c, s: (c.numpy(), s.numpy()),
     "a list": lambda c, s: [c, s],
     "float64": lambda c, s: (c.double(), s.double()),
@@ -77,13 +77,13 @@ TAKEN = {
 }
 
 
-@pytest.mark.parametrize("name", TAKEN)
-def test_tables_of_other_kinds_are_taken(name: str) -> None:
-    assert torch.equal(step_with(Given(TAKEN[name]), 2), step_with(RIGHT, 2))
+@pytest.mark.parametrize("name", ACCEPTED)
+def test_tables_of_other_kinds_are_accepted(name: str) -> None:
+    assert torch.equal(step_with(Given(ACCEPTED[name]), 2), step_with(RIGHT, 2))
 
 
 def test_the_chunk_ahead_is_asked_for_by_name_when_tables_end() -> None:
-    """The queries of the next chunk are what the correction is measured on."""
+    """The correction is measured on queries at the positions of the next chunk."""
 
     class Ending(TableRope):
         def tables(self, first_token: int, num_tokens: int):
@@ -125,7 +125,7 @@ def test_layers_may_have_ropes_of_their_own() -> None:
 
 
 def test_a_rope_is_wrapped_once() -> None:
-    ropes = Ropes(PAIRS, torch.device("cpu"))
+    ropes = Ropes(NUM_PAIRS, torch.device("cpu"))
     checked = ropes.checked(RIGHT)
     assert isinstance(checked, CheckedRope) and ropes.checked(RIGHT) is checked and ropes.checked(checked) is checked
     assert ropes.on_device(RIGHT) is checked
@@ -138,11 +138,11 @@ class OfGrid(Given):
 
 
 def test_a_grid_that_the_tables_do_not_follow_is_refused() -> None:
-    """Kernels would look up the angles of other places, and nothing would show it."""
-    by_token = OfGrid(RopeGrid.by_token(PAIRS))
+    """Otherwise kernels would silently look up the angles of other places."""
+    by_token = OfGrid(RopeGrid.by_token(NUM_PAIRS))
     assert torch.equal(step_with(by_token), step_with(RIGHT))
     with pytest.raises(ShapeError, match="the tables of a OfGrid do not follow its grid, RopeGrid"):
-        step_with(OfGrid(RopeGrid(10, 5, (2,) * PAIRS)))
+        step_with(OfGrid(RopeGrid(10, 5, (2,) * NUM_PAIRS)))
 
 
 def test_a_stream_keeps_one_rope_alive_however_many_its_host_makes() -> None:

@@ -29,7 +29,7 @@ def drawn(*sizes: int, dtype: torch.dtype = torch.float64) -> list[Tensor]:
 
 
 def angle(token: int, pair: int, frequencies: list[Tensor], positions: list[Tensor]) -> float:
-    """By Python's own numbers."""
+    """The angle of one token and pair, in Python floats."""
     rows, columns = (len(each) for each in positions)
     frame, place = divmod(token, rows * columns)
     row, column = divmod(place, columns)
@@ -52,14 +52,14 @@ def test_every_token_and_pair_has_its_angle(grid, pairs, still):
         cos, sin = rope.tables(first_token, num_tokens)
         assert cos.shape == sin.shape == (num_tokens, num_pairs)
         assert cos.dtype == sin.dtype == torch.float32
-        step = 1 + num_tokens // 11  # some tokens of the larger grids
+        stride = 1 + num_tokens // 11  # some tokens of the larger grids
         angles = [
             [angle(first_token + n, pair, frequencies, positions) for pair in range(num_pairs)]
-            for n in range(0, num_tokens, step)
+            for n in range(0, num_tokens, stride)
         ]
         for table, function in ((cos, math.cos), (sin, math.sin)):
             expected = torch.tensor([[function(each) for each in row] for row in angles], dtype=torch.float64)
-            torch.testing.assert_close(table[::step].double(), expected, rtol=0, atol=1e-6)
+            torch.testing.assert_close(table[::stride].double(), expected, rtol=0, atol=1e-6)
             assert bool((table[:, sum(pairs) :] == function(0)).all())
 
 
@@ -114,8 +114,8 @@ def test_scores_depend_on_differences_of_positions_only(layout):
         ]
         return float(rotated[0] @ rotated[1])
 
-    moved = 20 * 15 + 5 + 1  # 20 frames, a row and a column on
-    assert score(5, 15 + 8) == pytest.approx(score(5 + moved, 15 + 8 + moved), abs=1e-5)
+    shift = 20 * 15 + 5 + 1  # 20 frames, a row and a column on
+    assert score(5, 15 + 8) == pytest.approx(score(5 + shift, 15 + 8 + shift), abs=1e-5)
     assert score(5, 15 + 8) != pytest.approx(score(5, 15 + 9), abs=1e-3)
 
 
@@ -207,7 +207,7 @@ def test_what_makes_no_tables_is_refused(name):
 
 
 @pytest.mark.parametrize("head_dim", [10, 13, 11.0, True])
-def test_a_head_that_the_pairs_do_not_fit_into(head_dim):
+def test_a_head_that_the_pairs_do_not_fit_into_is_refused(head_dim):
     """Six pairs rotate."""
     with pytest.raises(ConfigError, match=r"head_dim is (1\d; 6 frequencies need an even .* at least 12|11.0,|True,)"):
         GridRotary(THREE, TWO, "half", head_dim=head_dim)
@@ -223,7 +223,7 @@ def test_a_head_that_the_pairs_do_not_fit_into(head_dim):
         (((4, 6, 6), 3, 5.0), "columns is 5.0, of type float; it must be a whole number"),
     ],
 )
-def test_no_usual_grid(arguments, message):
+def test_impossible_usual_grids_are_refused(arguments, message):
     with pytest.raises(ConfigError, match=message):
         GridRotary.from_theta(*arguments, "half")
 
@@ -236,7 +236,7 @@ def test_no_usual_grid(arguments, message):
         ((8, 10.0, torch.bfloat16), "dtype is torch.bfloat16; allowed are torch.float32, torch.float64"),
     ],
 )
-def test_no_usual_frequencies(arguments, message):
+def test_impossible_usual_frequencies_are_refused(arguments, message):
     with pytest.raises(ConfigError, match=message):
         theta_frequencies(*arguments)
 

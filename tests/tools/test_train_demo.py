@@ -13,8 +13,8 @@ import torch.nn.functional as F
 
 import demo_batches
 import train_demo
-from pagedvid.models.demo.model import DemoModel
-from pagedvid.models.demo.transformer import demo_rotary
+from pagedvid.models.demo.network import demo_rotary
+from pagedvid.models.demo.weights import load_demo
 from pagedvid.models.demo.world import Scene, Thing
 from pagedvid.rotary.tables import rotate
 
@@ -38,7 +38,7 @@ def test_two_steps_resume_and_export(tmp_path: Path) -> None:
     assert [line["step"] for line in lines] == [2, 3]
     assert all(np.isfinite(line["loss"]) for line in lines)
     assert json.loads((weights / "config.json").read_text())["training"]["steps"] == 3
-    assert DemoModel.load(weights).geometry.num_layers == 1
+    assert load_demo(weights).geometry.num_layers == 1
 
 
 def test_a_cut_run_that_is_resumed_ends_like_a_whole_one(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Which library attends to keys that lie dense in memory: the first that can run here, and why others cannot."""
+"""Which library attends to dense keys: the first that can run here, and why the others cannot."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ PROVIDERS = {
     "torch-efficient": ("torch_efficient", "TorchEfficient"),
     "torch-cpu": ("torch_cpu", "TorchCpu"),
 }
-"""File of this folder and class in it, in order of preference."""
+"""File in this folder and its class, in order of preference."""
 
 
 def provider_reasons(device: torch.device, dtype: torch.dtype, head_dim: int) -> dict[str, list[str]]:
-    """Of every provider, why it cannot be used here; an empty list when it can."""
+    """For every provider, why it cannot be used here; an empty list when it can."""
     return {name: _reasons(file)(device, dtype, head_dim) for name, (file, _) in PROVIDERS.items()}
 
 
 def choose_provider(device: torch.device, dtype: torch.dtype, head_dim: int) -> DenseAttention:
-    """The first provider that can be used here. Raises BackendError with the reasons of all."""
+    """The first provider that can be used here. Raises BackendError with every provider's reasons."""
     reasons = provider_reasons(device, dtype, head_dim)
     for name, why in reasons.items():
         if not why:
@@ -42,7 +42,7 @@ def choose_provider(device: torch.device, dtype: torch.dtype, head_dim: int) -> 
 
 
 def create_provider(name: str) -> DenseAttention:
-    """The provider of that name, imported now."""
+    """The provider of that name; imports its library."""
     file, class_name = PROVIDERS[name]
     provider: DenseAttention = getattr(import_module(f"{__package__}.{file}"), class_name)()
     return provider

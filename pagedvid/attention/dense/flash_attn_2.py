@@ -10,7 +10,7 @@ from pagedvid.attention.dense.ragged import DenseAttention, Ragged, device_reaso
 
 MAX_HEAD_DIM = 256
 OLDEST = (2, 6)
-"""From this version on lse is [H, T], not padded."""
+"""From this version on, lse is [H, T] without padding."""
 
 
 def unsupported_reasons(device: torch.device, dtype: torch.dtype, head_dim: int) -> list[str]:
@@ -21,7 +21,7 @@ def unsupported_reasons(device: torch.device, dtype: torch.dtype, head_dim: int)
     if not reasons:
         import flash_attn
 
-        # The package `flash-attn-4` alone brings a folder of this name without the second version in it.
+        # The package `flash-attn-4` alone installs a folder of this name that lacks version 2.
         version = getattr(flash_attn, "__version__", "0.0")
         if tuple(int(part) for part in version.split(".")[:2]) < OLDEST:
             reasons.append(f"flash-attn {version}; it needs {OLDEST[0]}.{OLDEST[1]} or newer")
@@ -42,7 +42,7 @@ class FlashAttention2(DenseAttention):
     def __call__(
         self, q_THD: Tensor, k_NHD: Tensor, v_NHD: Tensor, ragged: Ragged, scale: float
     ) -> tuple[Tensor, Tensor]:
-        # +inf where there are no keys becomes -inf.
+        # The library returns +inf where there are no keys; `canonical` makes it -inf.
         out, lse, _ = self._attend(
             q_THD,
             k_NHD,
@@ -53,6 +53,6 @@ class FlashAttention2(DenseAttention):
             ragged.max_keys,
             softmax_scale=scale,
             causal=False,
-            return_attn_probs=True,  # this is how it hands out the lse; without dropout it makes no probabilities
+            return_attn_probs=True,  # returns the lse; no probabilities are made without dropout
         )
         return ragged.canonical(out, lse)

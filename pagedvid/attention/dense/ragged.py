@@ -1,4 +1,4 @@
-"""Dense attention over sequences of several lengths, packed one after the other, and its canonical result.
+"""Dense attention over sequences of different lengths, packed one after the other, and its canonical result.
 
 Libraries differ in what they return as log-sum-exp:
 
@@ -43,12 +43,12 @@ class Ragged:
 
     @property
     def max_queries(self) -> int:
-        """Of the longest sequence."""
+        """Most queries of one sequence."""
         return max(self.query_lengths, default=0)
 
     @property
     def max_keys(self) -> int:
-        """Of the longest sequence."""
+        """Most keys of one sequence."""
         return max(self.key_lengths, default=0)
 
     def slices(self) -> list[tuple[slice, slice]]:
@@ -63,7 +63,7 @@ class Ragged:
         if lse.dim() == 3:
             lse = torch.cat([lse[i, :, :length] for i, length in enumerate(self.query_lengths)], dim=1)
         lse_TH = lse.transpose(0, 1)
-        if 0 in self.key_lengths:  # an integer of the plan: no look at the device
+        if 0 in self.key_lengths:  # integers of the plan: no wait for the device
             for (queries, _), num_keys in zip(self.slices(), self.key_lengths, strict=True):
                 if num_keys == 0:
                     out_THD[queries], lse_TH[queries] = 0.0, -torch.inf
@@ -71,7 +71,7 @@ class Ragged:
 
 
 class DenseAttention(Protocol):
-    """What an adapter offers."""
+    """Attention over dense keys and values by one library."""
 
     name: str
 
@@ -83,7 +83,7 @@ class DenseAttention(Protocol):
 
 
 def missing(module: str, install: str) -> list[str]:
-    """The reason that a library is not installed, or none."""
+    """The reason if a module or one of its parents is not installed; otherwise an empty list."""
     import importlib.util
 
     parents = module.split(".")
@@ -100,7 +100,7 @@ def device_reasons(
     highest: int = 99,
     dtypes: Sequence[torch.dtype] = (torch.bfloat16, torch.float16),
 ) -> list[str]:
-    """Why a CUDA kernel for these types and compute capabilities (lowest, and highest major) cannot run."""
+    """Why a CUDA kernel for `dtypes` and compute capabilities from `lowest` to major version `highest` cannot run."""
     if device.type != "cuda":
         return [f"it runs on cuda, not on {device.type}"]
     reasons = []

@@ -1,4 +1,4 @@
-"""PyTorch's flash kernel for the CPU, one call per sequence: what the tests of the GPU backends use for dense parts."""
+"""PyTorch's flash kernel for the CPU, one call per sequence; the GPU backends are tested with it."""
 
 from __future__ import annotations
 

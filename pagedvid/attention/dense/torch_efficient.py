@@ -1,4 +1,4 @@
-"""PyTorch's memory-efficient kernel for CUDA, one call per sequence: slower than flash kernels, and takes float32."""
+"""PyTorch's memory-efficient kernel for CUDA, one call per sequence: slower than flash kernels, but takes float32."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class TorchEfficient(DenseAttention):
     def __call__(
         self, q_THD: Tensor, k_NHD: Tensor, v_NHD: Tensor, ragged: Ragged, scale: float
     ) -> tuple[Tensor, Tensor]:
-        # Grouped keys are repeated: the kernel knows no groups.
+        # Keys are repeated for the heads of a group: the kernel does not support grouped heads.
         group = q_THD.shape[1] // k_NHD.shape[1]
         out_THD = torch.zeros_like(q_THD)
         lse_TH = torch.full(q_THD.shape[:2], -torch.inf, dtype=torch.float32, device=q_THD.device)

@@ -30,7 +30,7 @@ class TorchFlash(DenseAttention):
     def __call__(
         self, q_THD: Tensor, k_NHD: Tensor, v_NHD: Tensor, ragged: Ragged, scale: float
     ) -> tuple[Tensor, Tensor]:
-        # Grouped queries need no expansion.
+        # The kernel supports grouped heads.
         out, lse, *_ = torch.ops.aten._flash_attention_forward(
             q_THD,
             k_NHD,

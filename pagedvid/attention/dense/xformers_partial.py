@@ -37,7 +37,7 @@ class XformersPartial(DenseAttention):
     def __call__(
         self, q_THD: Tensor, k_NHD: Tensor, v_NHD: Tensor, ragged: Ragged, scale: float
     ) -> tuple[Tensor, Tensor]:
-        # Sequences without keys are not handed over.
+        # Sequences without queries or keys are skipped.
         num_kv_heads = k_NHD.shape[1]
         group = q_THD.shape[1] // num_kv_heads
         out_THD = torch.zeros_like(q_THD)

@@ -1,7 +1,7 @@
 """Adds one chunk's dense partial to the running total: lse - b, then the merge by log-sum-exp, in one pass.
 
-Reference: `reference.corrected_merge`. b takes one step^2 per head and channel, as a backend that handles a whole chunk
-per call does (correction/formula.py): the mean over the chunk's tokens, or 12 times a change of variance.
+b takes one squared step size per head and channel, because a call merges a whole chunk (correction/formula.py): the
+mean over the chunk's tokens, or 12 times a change of variance. Reference: tests/attention/kernels/reference.py.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ def corrected_merge_kernel(
     total_token_stride, total_head_stride, total_lse_token_stride, total_lse_head_stride, out_token_stride,
     out_head_stride, lse_token_stride, lse_head_stride,
     GROUP: tl.constexpr, BLOCK_ROWS: tl.constexpr, HEAD_DIM: tl.constexpr, BIAS: tl.constexpr, ALPHA: tl.constexpr,
-    PAIRS: tl.constexpr,
+    ROTATES: tl.constexpr,
 ):  # fmt: skip
-    """See `corrected_merge`. Grid (KV heads, blocks of rows)."""
+    """Grid (KV heads, blocks of rows). ROTATES: keys are rotated after storage."""
     HALF: tl.constexpr = HEAD_DIM // 2
     head = tl.program_id(0)
     row = tl.program_id(1) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
@@ -50,7 +50,7 @@ def corrected_merge_kernel(
         other_square = load_rows(q_rows, HALF + half, is_query).to(tl.float32)
         square *= square
         other_square *= other_square
-        if PAIRS:
+        if ROTATES:
             square = (square + other_square) * 0.5
             other_square = square
         quarter = scale * scale / 4.0
@@ -82,8 +82,8 @@ def corrected_merge(
 ) -> None:
     """Merges `partial` over the keys of one chunk into `total`; both are (out [T, Hq, D], lse [T, Hq]).
 
-    `q_THD`: queries as `QuantError.along` gives them, float32 or bfloat16, D contiguous; None: nothing is
-    corrected.
+    `q_THD`: queries as `QuantError.along` returns them, float32 or bfloat16, D contiguous. `error`: of the chunk's
+    keys; None: nothing is corrected.
     """
     (total_out, total_lse), (out, lse) = total, partial
     num_queries, num_heads, head_dim = total_out.shape
@@ -98,7 +98,7 @@ def corrected_merge(
 
 
 def merge(total: tuple[Tensor, Tensor], partial: tuple[Tensor, Tensor]) -> None:
-    """Merges `partial` over keys that need no correction into `total`; both are (out [T, Hq, D], lse [T, Hq])."""
+    """Merges `partial`, over keys that need no correction, into `total`; both are (out [T, Hq, D], lse [T, Hq])."""
     corrected_merge(total, partial, partial[0], 0.0, None)
 
 
@@ -110,5 +110,5 @@ def merge_constants(head_dim: int, group: int, error: QuantError | None) -> dict
         "HEAD_DIM": head_dim,
         "BIAS": error is not None,
         "ALPHA": error is not None and error.alpha is not None,
-        "PAIRS": error is not None and error.rotates,
+        "ROTATES": error is not None and error.rotates,
     }

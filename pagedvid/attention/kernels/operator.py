@@ -1,7 +1,7 @@
-"""`torch.ops.pagedvid.paged_attention`: the fused kernel as an operator that torch.compile leaves whole.
+"""`torch.ops.pagedvid.paged_attention`: the fused kernel as an operator that torch.compile keeps whole.
 
-It makes new tensors instead of writing into given ones, so that a compiled graph may reorder it, and its fake
-implementation says their shapes without running. Importing this file registers it.
+It returns new tensors instead of writing into given ones, so that a compiled graph may reorder it; its fake
+implementation gives their shapes without running anything. Importing this file registers the operator.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from pagedvid.rotary.axis_tables import AngleTables
 def _layout(page: PageFormat, name: str) -> PageLayout:
     layout = make_codec(read_codec(name), page).kernels(torch.device("cpu")).fused_layout
     if layout is None:
-        raise ConfigError(f"the fused kernel does not read pages of {name}")
+        raise ConfigError(f"the fused kernel cannot read pages of {name}")
     return layout
 
 
@@ -51,8 +51,8 @@ def paged_attention_operator(
     """(out float32 [T, Hq, D], lse [T, Hq]) over history alone; arguments as `paged_attention`, `PagedWork`,
     `AngleTables`, `PageBias`.
 
-    `codecs`: of keys and values, "int4/int2"; `bias`: "off", "step_sizes" or "variance"; `block_rows`: how `blocks`
-    were cut.
+    `codecs`: of keys and values, such as "int4/int2"; `bias`: "off", "step_sizes" or "variance"; `block_rows`: rows of
+    each of `blocks`.
     """
     head_dim = q_THD.shape[2]
     page = PageFormat(head_dim, records.shape[1] // head_dim)

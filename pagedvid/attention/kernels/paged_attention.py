@@ -1,23 +1,23 @@
 """Attention of packed queries over the pages of their visible chunks, in one pass and without any scratch.
 
-A program takes a block of query rows of one KV head (tokens x the query heads of its group: more rows of one matrix,
+A program takes a block of query rows of one KV head (tokens x the query heads of its group, which are just more rows,
 as there is no mask) and walks through the chunks that its range sees, page by page: decode keys in registers, rotate
-them, scores, b(query, page), online softmax, decode values, accumulate. One launch reads chunks of one (key codec,
-value codec); a launch for other codecs, or the current chunk's partial, is merged in the epilogue.
+them, scores, b(query, page), online softmax, decode values, accumulate. One launch reads the chunks of one (key codec,
+value codec); the partial of another launch, or of the current chunk, is merged in the epilogue.
 
-b is constant on a page and a query, so it costs one subtraction per query and page: m = max(scores) - b, and
-exp(scores - (m + b)). Reference: `reference.paged_attention`.
+b is the same for all keys of a page, so it costs one subtraction per query and page: m = max(scores) - b, and
+exp(scores - (m + b)). Reference: tests/attention/kernels/reference.py.
 
-What was decided without a device to measure on:
+Decisions made without a device to measure on:
 - Products are taken in the model's type (BF16), not in int8. Keys that are rotated after storage cannot be multiplied
   as codes: the rotation mixes two channels of unequal step size by an angle that differs from token to token, so
   neither step sizes nor angles can be folded into the query. That leaves keys stored after rotary embedding and values.
-  For those, int8 needs the query (or the probabilities) rounded to 8 bits on top, a page-wise rescaling of the
-  accumulator, and codes repacked to bytes in the operand layout; the score product is half the work, so the bound on
-  the gain is a quarter.
-- Keys and values are decoded by every block of queries anew: about 2 * 128 * D conversions per 4 * 128 * 128 * D
-  multiplications and additions, which the tensor cores do not overlap with by themselves. The backend "scratch" decodes
-  once and then runs the fastest dense kernel there is; this one is for the memory that the scratch takes.
+  For those, int8 also needs the query (or the probabilities) rounded to 8 bits, a page-wise rescaling of the
+  accumulator, and codes repacked to bytes in the operand layout; the score product is half the work, so the gain is a
+  quarter at most.
+- Every block of queries decodes keys and values again: about 2 * 128 * D conversions per 4 * 128 * 128 * D
+  multiplications and additions, which do not overlap with the tensor cores by themselves. The backend "scratch" decodes
+  once and then runs the fastest dense kernel available; this one saves the memory of the scratch.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ MAX_HEAD_DIM = 128
 def page_group_bias(
     q_first, q_second, records, typed, keys, variance, first_page, num_pages, scale,
     MATMUL: tl.constexpr, HEAD_DIM: tl.constexpr, PAGE_BYTES: tl.constexpr, CODE_ROWS: tl.constexpr,
-    PAIR_STEP_SIZES: tl.constexpr, SHORT_STEP_SIZES: tl.constexpr, PAIRS: tl.constexpr, BIAS: tl.constexpr,
+    PAIR_STEP_SIZES: tl.constexpr, SHORT_STEP_SIZES: tl.constexpr, ROTATES: tl.constexpr, BIAS: tl.constexpr,
 ):  # fmt: skip
     """b [M, 16] of 16 pages from `first_page` on, natural log. `variance`: the chunk's change of variance [D]."""
     HALF: tl.constexpr = HEAD_DIM // 2
@@ -65,11 +65,11 @@ def page_group_bias(
         )
         first *= first
         second *= second
-    else:  # step^2 = 12 Var: gains count as uniform errors of that variance
+    else:  # step_size^2 = 12 Var: a gain of variance counts as a uniform error of that variance
         all_slots = tl.zeros([NUM_SLOTS, 1], tl.float32)
         first = 12.0 * tl.load(variance + channel).to(tl.float32) + all_slots
         second = 12.0 * tl.load(variance + HALF + channel).to(tl.float32) + all_slots
-    return bias_of_pages(q_first.to(tl.float32), q_second.to(tl.float32), first, second, scale, MATMUL, HALF, PAIRS)
+    return bias_of_pages(q_first.to(tl.float32), q_second.to(tl.float32), first, second, scale, MATMUL, HALF, ROTATES)
 
 
 @triton.jit(do_not_specialize=["lse_head_stride"], do_not_specialize_on_alignment=["pages", "segments", "alpha"])
@@ -78,7 +78,7 @@ def paged_attention_kernel(
     alpha, variance, scale, q_token_stride, q_head_stride, out_token_stride, out_head_stride, lse_token_stride,
     lse_head_stride,
     GROUP: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_TOKENS: tl.constexpr, HEAD_DIM: tl.constexpr,
-    PAGE_BYTES: tl.constexpr, MATMUL: tl.constexpr, BIAS: tl.constexpr, ALPHA: tl.constexpr, PAIRS: tl.constexpr,
+    PAGE_BYTES: tl.constexpr, MATMUL: tl.constexpr, BIAS: tl.constexpr, ALPHA: tl.constexpr, ROTATES: tl.constexpr,
     ROTATE: tl.constexpr, FRAME_TOKENS: tl.constexpr, WIDTH: tl.constexpr, MERGE: tl.constexpr,
     KEY_BITS: tl.constexpr, KEY_PAGE_TOKENS: tl.constexpr, KEY_CODE_ROWS: tl.constexpr,
     KEY_PAIR_STEP_SIZES: tl.constexpr, KEY_SHORT_STEP_SIZES: tl.constexpr, KEY_GATHER: tl.constexpr,
@@ -86,7 +86,10 @@ def paged_attention_kernel(
     VALUE_BITS: tl.constexpr, VALUE_PAGE_TOKENS: tl.constexpr, VALUE_CODE_ROWS: tl.constexpr,
     VALUE_PAIR_STEP_SIZES: tl.constexpr, VALUE_SHORT_STEP_SIZES: tl.constexpr, VALUE_GATHER: tl.constexpr,
 ):  # fmt: skip
-    """See `paged_attention`. Grid (KV heads, blocks of rows); BIAS: 0 none, 1 steps, 2 change of variance."""
+    """Grid (KV heads, blocks of rows); see `paged_attention` for the arguments.
+
+    BIAS: 0 none, 1 from step sizes, 2 from the change of variance. ROTATES: keys are rotated after storage.
+    """
     HALF: tl.constexpr = HEAD_DIM // 2
     BLOCKS_PER_SPAN: tl.constexpr = (KEY_SPAN + BLOCK_TOKENS - 1) // BLOCK_TOKENS
     GROUP_SPANS: tl.constexpr = NUM_SLOTS if BIAS > 0 else 1 << 20
@@ -127,7 +130,7 @@ def paged_attention_kernel(
                 group_bias = factor * page_group_bias(
                     q_first, q_second, records, key_typed, keys,
                     variance + (number * num_heads + head) * HEAD_DIM, first_span, num_spans, scale,
-                    MATMUL, HEAD_DIM, PAGE_BYTES, KEY_CODE_ROWS, KEY_PAIR_STEP_SIZES, KEY_SHORT_STEP_SIZES, PAIRS,
+                    MATMUL, HEAD_DIM, PAGE_BYTES, KEY_CODE_ROWS, KEY_PAIR_STEP_SIZES, KEY_SHORT_STEP_SIZES, ROTATES,
                     BIAS,
                 )  # fmt: skip
             end_of_group = num_keys
@@ -196,9 +199,9 @@ def paged_attention(
 ) -> None:
     """Attention of rotated queries [T, Hq, D] over the pages of their segments, into `out_THD` and `lse_TH` float32.
 
-    `layouts`: of keys and of values. `rotates`: what keys rotate by; a segment names the row of its first
-    frame. `merge`: what `out` and `lse` hold is another partial of the same queries and is merged; else they are
-    overwritten, with (0, -inf) where a range has no segment. D is contiguous in q and out.
+    `layouts`: of keys and of values. `angles`: what keys rotate by; a segment names the row of its first frame.
+    `merge`: `out` and `lse` hold another partial of the same queries, which is merged in; otherwise they are
+    overwritten, with (0, -inf) where a range has no segment. D must be contiguous in q and out.
     """
     keys, values = layouts
     tiling, num_kv_heads = work.tiling, q_THD.shape[1] // work.group
@@ -242,7 +245,7 @@ def attention_constants(
         "MATMUL": matmul_type(dtype),
         "BIAS": BIAS_SOURCES[bias.source if bias is not None else "off"],
         "ALPHA": bias is not None and bias.alpha is not None,
-        "PAIRS": bias is not None and bias.rotates,
+        "ROTATES": bias is not None and bias.rotates,
         **angle_constants(angles),
         "MERGE": merge,
         **keys.constants("KEY_"),

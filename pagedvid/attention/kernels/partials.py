@@ -8,7 +8,7 @@ import triton.language as tl
 
 @triton.jit
 def load_rows(rows, channel, mask):
-    """[M, channels] behind the pointers `rows` [M], zero where `mask` [M] is not set."""
+    """Values [M, channels] at the row pointers `rows` [M]; zero where `mask` [M] is not set."""
     return tl.load(rows[:, None] + channel[None, :], mask=mask[:, None], other=0.0)
 
 
@@ -16,7 +16,7 @@ def load_rows(rows, channel, mask):
 def merge_rows(out, lse, other_out, other_lse):
     """Merged (out [M, D], lse [M]) of two partials in canonical form, natural log; see attention/partial.merge."""
     largest = tl.maximum(lse, other_lse)
-    # Two empty partials: any finite number in the place of -inf keeps the differences defined.
+    # If both are empty, a finite anchor keeps -inf - (-inf) from giving NaN.
     anchor = tl.where(largest == float("-inf"), 0.0, largest)
     weight = tl.exp(lse - anchor)
     other_weight = tl.exp(other_lse - anchor)
@@ -28,11 +28,13 @@ def merge_rows(out, lse, other_out, other_lse):
 
 @triton.jit
 def write_rows(out_rows, lse_rows, out, lse, mask, HEAD_DIM: tl.constexpr, MERGE: tl.constexpr):
-    """Writes a partial (out [M, D], lse [M]) behind the pointers `out_rows` and `lse_rows` [M] where `mask` is set;
-    MERGE: merged with what is there."""
+    """Writes a partial (out [M, D], lse [M]) to the row pointers `out_rows` and `lse_rows` [M] where `mask` is set.
+
+    MERGE: merges it with the partial already there.
+    """
     channel = tl.arange(0, HEAD_DIM)
     if MERGE:
-        there = load_rows(out_rows, channel, mask).to(tl.float32)
-        out, lse = merge_rows(out, lse, there, tl.load(lse_rows, mask=mask, other=float("-inf")))
+        old_out = load_rows(out_rows, channel, mask).to(tl.float32)
+        out, lse = merge_rows(out, lse, old_out, tl.load(lse_rows, mask=mask, other=float("-inf")))
     tl.store(out_rows[:, None] + channel[None, :], out.to(out_rows.dtype.element_ty), mask=mask[:, None])
     tl.store(lse_rows, lse, mask=mask)

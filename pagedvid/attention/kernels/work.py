@@ -1,4 +1,4 @@
-"""What a launch is told beside the tensors of the model: tables of pages, how the work is cut, what is corrected."""
+"""Arguments of a launch besides the model's tensors: page tables, how the work is cut, what is corrected."""
 
 from __future__ import annotations
 
@@ -8,13 +8,16 @@ import torch
 from torch import Tensor
 
 BIAS_SOURCES = {"off": 0, "step_sizes": 1, "variance": 2}
-"""`PageBias.source` as kernels know it."""
+"""`PageBias.source` as the number that the kernel takes."""
 
 
 @dataclass(frozen=True)
 class Tiling:
-    """How a launch is cut. The defaults are the largest blocks that correct by steps without spilled registers, on
-    compute capability 8.0 and 9.0: 64 tokens at once spill 80 and 24 bytes."""
+    """How a launch is cut into blocks.
+
+    The defaults are the largest blocks that correct by step sizes without spilling registers on compute capability 8.0
+    and 9.0; with 64 tokens at once, 80 and 24 bytes are spilled.
+    """
 
     block_rows: int = 128
     max_block_tokens: int = 32
@@ -23,13 +26,13 @@ class Tiling:
 
     @staticmethod
     def of(dtype: torch.dtype) -> Tiling:
-        """For queries of this type: float32 operands are twice as large, and not multiplied by tensor cores."""
+        """For queries of this dtype: float32 operands are twice as large, and tensor cores do not multiply them."""
         return Tiling() if dtype.itemsize == 2 else Tiling(block_rows=32, max_block_tokens=32, num_stages=1)
 
 
 @dataclass(frozen=True)
 class PagedWork:
-    """Which pages the queries of a step see; made once per step, the same for all layers but for `segments`.
+    """Which pages the queries of a step see; made once per step and, except for `segments`, the same for all layers.
 
     A segment is one chunk that a range reads. All tensors are int32, contiguous and on the device.
     """
@@ -38,11 +41,11 @@ class PagedWork:
     """Page lists of all chunks, one after the other."""
     segments: Tensor
     """[S, 6]: where head 0's key pages begin in `pages`, key pages per head, the same two for values, tokens of the
-    chunk, row of its first frame in the rotary tables (rotates.py)."""
+    chunk, row of its first frame in the rotary tables (rotary/axis_tables.py)."""
     ranges: Tensor
     """[E, 4]: first packed token, number of tokens, first segment, end of its segments."""
     blocks: Tensor
-    """[B, 2]: range, first row, for every block of `Tiling.block_rows` rows; a row is a token times a query head of the
+    """[B, 2]: range and first row of every block of `Tiling.block_rows` rows; a row is a token in one query head of the
     group."""
     group: int
     """Query heads per KV head."""
@@ -50,7 +53,7 @@ class PagedWork:
 
     @staticmethod
     def cut(pages: Tensor, segments: Tensor, ranges: Tensor, group: int, tiling: Tiling | None = None) -> PagedWork:
-        """From tensors on the CPU; the others are moved to the device of `pages`."""
+        """Cuts the `ranges`, which are on the CPU, into blocks; moves everything to the device of `pages`."""
         tiling = tiling or Tiling()
         blocks = [
             (number, row)
@@ -70,10 +73,10 @@ class PagedWork:
 
 @dataclass(frozen=True)
 class PageBias:
-    """What the fused kernel subtracts from the scores of quantized keys; see correction/formula.py."""
+    """What the fused kernel subtracts from the scores of quantized keys (correction/formula.py)."""
 
     source: str
-    """"step_sizes": those of the pages; "variance": `variance`."""
+    """"step_sizes": b from the pages' step sizes; "variance": from `variance`."""
     rotates: bool
     """Whether keys are rotated after storage."""
     alpha: Tensor | None = None

@@ -3,14 +3,14 @@
     code = round((x - zero_point) / step_size),   x' = zero_point + step_size * code,   |x' - x| <= step_size / 2
 
 The zero point is the page's minimum rounded *down* to fp16 and the step size is rounded *up*, so that the bound holds
-for the stored numbers, not only for the ideal ones. No range is clipped: clipping is harmful for video keys.
+for the stored numbers, not only for the exact ones. No range is clipped: clipping harms the keys of video models.
 
 A record is the page's rows of D bytes:
 
     | C rows of codes ..................................... | step sizes, 1 or 2 rows | zero points fp16 [D], 2 rows |
 
-with 32 rows of codes in a page of 36 rows, unless an option shortens the step sizes (`StepSizeFormat`) and makes room
-for one more. Codes share bytes as packing.py says: rows are tokens, columns channels.
+with 32 rows of codes in a page of 36 rows; options that shorten the step sizes (`StepSizeFormat`) make room for one
+more row. How codes share bytes: packing.py, with a row for each token and a column for each channel.
 
 Axes: R rows, one per (chunk, KV head); n tokens; P pages; D head_dim; B bytes of a page; C rows of codes.
 """
@@ -43,7 +43,7 @@ ZERO_POINT_ROWS = 2
 
 @dataclass(frozen=True)
 class ChannelCodec(Codec):
-    """Integers of 2, 4 or 8 bits with step sizes by channel and page."""
+    """Integers of 2, 4 or 8 bits with one step size per channel and page."""
 
     page: PageFormat
     spec: ChannelSpec
@@ -83,7 +83,7 @@ class ChannelCodec(Codec):
 
     @override
     def mean_square_step_sizes(self, records_RPB: Tensor, num_tokens: int, first_token: int = 0) -> Tensor | None:
-        # A page counts with as many of the tokens as it holds.
+        # Each page is weighted by how many of the tokens it holds.
         first_of_page = self.page_tokens * torch.arange(records_RPB.shape[1], dtype=torch.float64)
         begin = first_of_page.clamp(min=first_token)
         end = (first_of_page + self.page_tokens).clamp(max=first_token + num_tokens)
@@ -113,14 +113,14 @@ class StepSizeFormat:
         by pair       1 row; channels c and c + D/2,     1 row, the second half of it zero bytes
                       a rotary pair, share the larger
 
-    Every step size is rounded up, so that half a stored step size bounds the rounding error.
+    Step sizes are rounded up, so that half a stored step size bounds the rounding error.
     """
 
     by_pair: bool = False
     is_short: bool = False
 
     def encode(self, step_size: Tensor) -> Tensor:
-        """Least step sizes float32 [..., D] -> bytes [..., S * D], which decode to nothing smaller."""
+        """Step sizes float32 [..., D] -> bytes uint8 [..., S * D], which decode to step sizes at least as large."""
         head_dim = step_size.shape[-1]
         if self.by_pair:
             step_size = torch.maximum(*step_size.chunk(2, dim=-1))
@@ -130,7 +130,7 @@ class StepSizeFormat:
         return torch.nn.functional.pad(short, (0, head_dim - short.shape[-1]))
 
     def decode(self, step_size_bytes: Tensor) -> Tensor:
-        """Bytes [..., S * D] -> step sizes [..., D], fp16 or, when short, float32."""
+        """Bytes uint8 [..., S * D] -> step sizes [..., D], fp16, or float32 if short."""
         if self.is_short:
             used = step_size_bytes[..., : step_size_bytes.shape[-1] // 2] if self.by_pair else step_size_bytes
             step_size = short_step_sizes(step_size_bytes.device)[used.int()]
@@ -152,5 +152,5 @@ def split_record(records: Tensor, code_rows: int, head_dim: int) -> tuple[Tensor
 
 
 def make_codec(page: PageFormat, spec: ChannelSpec, tables: None) -> ChannelCodec:
-    """See `CodecSpec.implementation`."""
+    """The codec of a spec; the `CodecSpec.implementation` of `ChannelSpec`."""
     return ChannelCodec(page, spec)

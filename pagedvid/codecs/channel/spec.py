@@ -1,4 +1,4 @@
-"""int2, int4 and int8: one step size and one zero point per channel and page. Names and sizes."""
+"""Names and sizes of int2, int4 and int8: one step size and one zero point per channel and page."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ _NAME = re.compile(r"int(?P<bits>[248])(?P<pair>-pair)?(?P<s8>-s8)?(?P<post>-pos
 
 @dataclass(frozen=True)
 class ChannelSpec(CodecSpec):
-    """Integers with step sizes by channel, and how these are stored."""
+    """Integers with one step size per channel and page."""
 
     implementation: ClassVar[str] = "pagedvid.codecs.channel.codec:make_codec"
 
     bits: int
-    """Of a code."""
+    """Bits of a code."""
     has_step_sizes: bool = field(default=True, kw_only=True)
     by_pair: bool = False
     """Whether the two channels of a rotary pair share their step size."""
@@ -40,7 +40,7 @@ class ChannelSpec(CodecSpec):
 
     @override
     def encode_bytes(self, page: PageFormat, num_heads: int, num_tokens: int) -> int:
-        # Values in float32, their codes in bytes, the packed codes; then these once more as records.
+        # Values in float32, their codes in bytes, the packed codes, and the records, into which these are copied.
         padded = self._padded_values(page, num_heads, num_tokens)
         joining = (F32_BYTES + 1) * padded + padded * self.bits // 8 + self._record_bytes(page, num_heads, num_tokens)
         # Low, high, step size and divisor in float32, zero point and step size in fp16.
@@ -54,7 +54,7 @@ class ChannelSpec(CodecSpec):
 
 
 def read_channel(name: str) -> ChannelSpec | None:
-    """The spec of a name; None for a name of another family."""
+    """The spec for a name; None for a name of another family."""
     if (match := _NAME.fullmatch(name)) is None:
         return None
     pair, short, post = (match[option] is not None for option in ("pair", "s8", "post"))

@@ -1,4 +1,4 @@
-"""The step sizes of 8 bits: b stands for 2^((b - 160) / 6), and 0 for 0."""
+"""Step sizes in 8 bits: byte b stands for 2^((b - 160) / 6), and byte 0 for a step size of 0."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ SHORT_ONE, SHORT_PER_OCTAVE = 160, 6
 
 @lru_cache(maxsize=8)
 def short_step_sizes(device: torch.device) -> Tensor:
-    """The 256 step sizes, ascending, float32: 0, then 1.1e-8 to 5.8e4, each 12 % above the one before.
+    """The 256 step sizes, ascending, float32 [256]: 0, then 1.1e-8 to 5.8e4, each 12 % above the one before.
 
-    They reach as far down as fp16 does: a step size that is rounded up to a larger smallest one would be many times as
-    large as the values of a channel that is nearly constant.
+    They reach as far down as fp16 does. If they did not, the step size of a nearly constant channel would be rounded up
+    to many times the size of its values.
     """
     step_sizes = torch.exp2((torch.arange(256, dtype=torch.float64) - SHORT_ONE) / SHORT_PER_OCTAVE)
     step_sizes[0] = 0.0

@@ -1,8 +1,8 @@
-"""How many bits each coefficient gets: reverse water-filling, with the widths that share bytes neatly.
+"""How many bits each coefficient gets: reverse water-filling, with widths that divide a byte.
 
-Coefficients are ranked by importance (variance times how much its error matters). Heads of all layers share one
-`segments` table: so many of the highest ranks get 8 bits, the next 4, then 2, 1, and the rest none. So one record
-layout serves every head, while each head decides what its ranks are.
+Coefficients are ranked by importance (their variance times how much their errors matter). The heads of a layer share
+one `segments` table: the first ranks get 8 bits each, the next 4, then 2, 1, and the rest none. So one record layout
+serves all heads, while each head ranks its own coefficients.
 """
 
 from __future__ import annotations
@@ -14,17 +14,18 @@ from torch import Tensor
 from pagedvid.codecs.klt.fields import WIDTHS
 
 DISTORTION = {0: 1.0, 1: 0.3634, 2: 0.1175, 4: 0.00950, 8: 1.3e-4}
-"""Mean square error of a unit Gaussian: Lloyd-Max below 8 bits (Max 1960, table I), uniform levels to 5 sigma at 8."""
+"""Mean square error for a unit Gaussian by width: Lloyd-Max below 8 bits (Max 1960, table I), at 8 bits uniform levels
+up to 5 sigma."""
 GRANULE = 8
-"""Coefficients of a width come in eights, so that any number of blocks fills whole bytes."""
+"""Coefficients of a width come in multiples of 8, so that any number of blocks fills whole bytes."""
 
 
 def choose_segments(spectrum_N: Tensor, bits_per_block: int) -> dict[int, int]:
-    """Coefficients by width that minimise the distortion, {8: n8, 4: n4, 2: n2, 1: n1}.
+    """The number of coefficients of each width, {8: n8, 4: n4, 2: n2, 1: n1}, that keeps the distortion small.
 
-    spectrum [N]: importance by rank, falling. sum(width * count) <= bits_per_block, and misses it by less than GRANULE
-    bits unless only steps from 2 or 4 bits up are left. Greedy on the distortion saved per bit: optimal on a convex
-    curve.
+    spectrum [N]: importance by rank, falling. sum(width * count) is at most bits_per_block, and less than GRANULE bits
+    below it unless no wider width fits any more. Greedy by the distortion saved per bit, which is optimal where the
+    distortion is a convex function of the bits.
     """
     usable = len(spectrum_N) // GRANULE * GRANULE
     granules = spectrum_N[:usable].unflatten(0, (-1, GRANULE)).sum(-1).tolist()
@@ -36,7 +37,7 @@ def choose_segments(spectrum_N: Tensor, bits_per_block: int) -> dict[int, int]:
         gain, wider = _best_gain(widths[number], granules[number], left)
         if wider == widths[number]:
             continue
-        if -gain > stale:  # fewer bits are left than when the offer was made
+        if -gain > stale:  # fewer bits are left than when this offer was made
             heapq.heappush(offers, (-gain, number))
             continue
         left -= wider - widths[number]
@@ -46,7 +47,7 @@ def choose_segments(spectrum_N: Tensor, bits_per_block: int) -> dict[int, int]:
 
 
 def _best_gain(width: int, variance: float, bits_left: int) -> tuple[float, int]:
-    """(distortion saved per bit, width) of the best step up that still fits; (0, width) when there is none."""
+    """(distortion saved per bit, width) of the best wider width that still fits; (0, width) if there is none."""
     options = [
         (variance * (DISTORTION[width] - DISTORTION[wider]) / (wider - width), wider)
         for wider in WIDTHS

@@ -1,8 +1,8 @@
 """Blocks: tokens at the same place of consecutive frames, which resemble each other and are transformed together.
 
 With S tokens per frame and F frames per block, block u = g * S + s of a chunk holds the tokens (g * F + f) * S + s for
-f = 0 .. F - 1. A chunk that does not fill its last frames repeats what it has there. Pages hold b consecutive blocks
-each, frame by frame, [F, b]; the last page repeats its last block.
+f = 0 .. F - 1. If a chunk ends inside a block, the block's missing tokens repeat its last ones. A page holds b
+consecutive blocks, frame by frame, [F, b]; the last page is filled up with its last block.
 """
 
 from __future__ import annotations
@@ -23,13 +23,14 @@ class BlockLayout:
     num_frames: int
 
     def num_blocks(self, num_tokens: int) -> int:
-        """Blocks of a chunk, the last ones perhaps filled up."""
+        """Blocks of a chunk, including those that must be filled up."""
         return self.tokens_per_frame * -(-num_tokens // (self.tokens_per_frame * self.num_frames))
 
     def tokens(self, num_tokens: int) -> Tensor:
-        """Token of every place in every block, int64 [blocks, F].
+        """The token at each place of each block, int64 [blocks, F].
 
-        A place beyond the chunk repeats the same place of the last frame that has it, or the chunk's last token.
+        Beyond the end of the chunk it is the token at the same place of the last frame that has one, or else the
+        chunk's last token.
         """
         size = self.tokens_per_frame
         block = torch.arange(self.num_blocks(num_tokens))
@@ -42,7 +43,7 @@ class BlockLayout:
 
 @lru_cache(maxsize=64)
 def tokens_in_pages(layout: BlockLayout, num_tokens: int, page_blocks: int, device: torch.device) -> Tensor | None:
-    """Token of every place of every page, in the order of the pages, int64 [P * F * b]; None: they lie so."""
+    """The token at each place of each page, int64 [P * F * b], in page order; None if the order is the identity."""
     tokens_UF = layout.tokens(num_tokens)
     num_pages = -(-len(tokens_UF) // page_blocks)
     block = torch.arange(num_pages * page_blocks).clamp(max=len(tokens_UF) - 1)
@@ -51,7 +52,7 @@ def tokens_in_pages(layout: BlockLayout, num_tokens: int, page_blocks: int, devi
 
 @lru_cache(maxsize=64)
 def places_in_pages(layout: BlockLayout, num_tokens: int, page_blocks: int, device: torch.device) -> Tensor | None:
-    """Place of every token in the order of the pages, int64 [num_tokens]; None: the first `num_tokens` places."""
+    """The place of each token in page order, int64 [num_tokens]; None if the order is the identity."""
     token = torch.arange(num_tokens)
     frame, place = token // layout.tokens_per_frame, token % layout.tokens_per_frame
     block = frame // layout.num_frames * layout.tokens_per_frame + place
@@ -64,8 +65,8 @@ def _unless_identity(index: Tensor, num_tokens: int, device: torch.device) -> Te
 
 
 def cosine_transform(size: int) -> Tensor:
-    """Orthonormal DCT-II [size, size]; row 0 is the mean times sqrt(size)."""
-    steps = torch.arange(size, dtype=torch.float64)
-    rows = torch.cos(math.pi * steps[:, None] * (steps + 0.5) / size) * math.sqrt(2 / size)
+    """Orthonormal DCT-II, float32 [size, size]; row 0 takes the mean times sqrt(size)."""
+    index = torch.arange(size, dtype=torch.float64)
+    rows = torch.cos(math.pi * index[:, None] * (index + 0.5) / size) * math.sqrt(2 / size)
     rows[0] /= math.sqrt(2)
     return rows.float()

@@ -1,12 +1,12 @@
-"""Transform coding of pages: what neighbouring frames and channels share is stored once.
+"""Transform coding of pages: what neighbouring frames and channels have in common is stored once.
 
     x  --(- mean)--> analysis [D, D] over channels --> cosine transform over the F frames of a block
        --> F * D coefficients, the important ones first: 8, 4, 2, 1 bits each, the rest dropped
 
-The channel transform is the Karhunen-Loeve basis of one (layer, KV head), for keys in a metric in which distance is the
-expected change of attention scores; bits follow reverse water-filling (codecs/klt/allocation.py). Both come from a
-calibration of the model (calibration/fit.py) and are the same for all streams. What is stored per page besides codes
-is one scale per channel direction (codecs/klt/scales.py).
+The channel transform is the Karhunen-Loeve basis of one (layer, KV head); for keys in a metric in which distance is the
+expected change of attention scores. Bits are allocated by reverse water-filling (codecs/klt/allocation.py). Both come
+from a calibration of the model (calibration/fit.py) and are the same for all streams. Besides codes, a page stores one
+scale per channel direction (codecs/klt/scales.py).
 
 A record is the page's rows of D bytes:   | codes of width 8 | 4 | 2 | 1 | unused | D scale bytes |
 The codes of a width are ordered [coefficient, block].
@@ -37,17 +37,18 @@ from pagedvid.codecs.page import PageFormat
 from pagedvid.errors import ShapeError
 
 ROW_PAGES_AT_ONCE = 64
-"""Pages of all rows together that are coded at once: their candidates stay in a CPU's cache."""
+"""Pages, counted over all rows, that are encoded at once: few enough that the candidates for their scales stay in a
+CPU's cache."""
 
 
 @dataclass(frozen=True, eq=False)
 class KltCodec(Codec):
-    """Transform coding of one layer; row r belongs to head r % h of its tables."""
+    """Transform coding for one layer; row r belongs to head r % h of its tables."""
 
     page: PageFormat
     spec: KltSpec
     coding: KltCoding
-    """Of the heads of its rows."""
+    """Constants for the heads of its rows."""
     _codings: dict[torch.device, KltCoding] = field(default_factory=dict, repr=False)
 
     @override
@@ -80,7 +81,7 @@ class KltCodec(Codec):
         num_blocks, head_dim = len(coding.blocks), self.page.head_dim
         rows = (len(records_RPB) // coding.num_heads, coding.num_heads, records_RPB.shape[1])
         bytes_RPB = records_RPB.int()
-        coded_EhPK = pad(self._unpack(coding, bytes_RPB), (0, num_blocks)).view(*rows, -1)  # zeros for what is not
+        coded_EhPK = pad(self._unpack(coding, bytes_RPB), (0, num_blocks)).view(*rows, -1)  # the rest decodes to 0
         rank = coding.rank_hN.view(coding.num_heads, -1, 1, head_dim)
         place = torch.add(coding.blocks[:, None], rank, alpha=num_blocks).view(1, coding.num_heads, 1, -1)
         y = coded_EhPK.gather(-1, place.expand(*coded_EhPK.shape[:3], -1))
@@ -102,7 +103,7 @@ class KltCodec(Codec):
         return KltKernels(KltLayout.of(self.page, self.coding, device))
 
     def _coefficients(self, coding: KltCoding, x_RnD: Tensor) -> Tensor:
-        """[E, h, P, F * b * D]."""
+        """Coefficients of tokens, [E, h, P, F * b * D]."""
         num_blocks = len(coding.blocks)
         y = torch.baddbmm(_rows(coding.analysed_mean_h1D, x_RnD), x_RnD, _rows(coding.analysis_hDD, x_RnD), beta=-1)
         tokens = tokens_in_pages(self.layout, x_RnD.shape[1], num_blocks, x_RnD.device)
@@ -111,7 +112,7 @@ class KltCodec(Codec):
         return (coding.cosines_FF @ pages).view(len(x_RnD) // coding.num_heads, coding.num_heads, -1, pages[0].numel())
 
     def _pack(self, coding: KltCoding, coded_EhPKb: Tensor) -> Tensor:
-        """Records [E, h, P, B]."""
+        """Coded coefficients -> records uint8 [E, h, P, B]. Overwrites `coded_EhPKb`."""
         normal = coded_EhPKb.div_(coding.deviation_h1K[..., None])
         scale_bytes_EhPD = choose_scales(coding, normal)
         scaled = normal.div_(coded_scales(coding, scales(scale_bytes_EhPD))[..., None])
@@ -123,7 +124,7 @@ class KltCodec(Codec):
         return torch.cat([*packed[:-1], pad(packed[-1], (0, num_unused)), scale_bytes_EhPD.to(torch.uint8)], dim=-1)
 
     def _unpack(self, coding: KltCoding, bytes_RPB: Tensor) -> Tensor:
-        """Values of the codes, in units of deviation times scale, [R, P, K * b]."""
+        """Coded coefficients in units of deviation times scale, [R, P, K * b]."""
         parts, first = [], 0
         for width, count in coding.segments.items():
             end = first + count * width * len(coding.blocks) // 8
@@ -132,11 +133,12 @@ class KltCodec(Codec):
         return torch.cat(parts, dim=-1)
 
     def _coding(self, rows: Tensor) -> KltCoding:
-        """The constants on the device of rows [R, ...] of tokens or records."""
+        """The constants on the device of `rows`, tokens or records [R, ...]. Raises ShapeError for unfit rows."""
         if len(rows) % self.coding.num_heads or rows.shape[-1] not in (self.page.head_dim, self.page.num_bytes):
             raise ShapeError(
                 f"{len(rows)} rows of {rows.shape[-1]}; {self.name} is for {self.page.head_dim} channels or pages of "
-                f"{self.page.num_bytes} bytes, in rows that are a multiple of its {self.coding.num_heads} heads"
+                f"{self.page.num_bytes} bytes, and for a number of rows that is a multiple of its "
+                f"{self.coding.num_heads} heads"
             )
         if rows.device not in self._codings:
             self._codings[rows.device] = self.coding.to(rows.device)
@@ -144,11 +146,11 @@ class KltCodec(Codec):
 
 
 def _rows(x_hnD: Tensor, rows: Tensor) -> Tensor:
-    """What belongs to a head, for every row."""
+    """A tensor by head [h, ...], repeated for each row."""
     num_chunks = len(rows) // len(x_hnD)
     return x_hnD if num_chunks == 1 else x_hnD.repeat(num_chunks, 1, 1)
 
 
 def make_codec(page: PageFormat, spec: KltSpec, tables: KltTables) -> KltCodec:
-    """See `CodecSpec.implementation`. Raises ConfigError for tables of a model of another shape."""
+    """The codec of a spec; the `CodecSpec.implementation` of `KltSpec`. Raises ConfigError for unfit tables."""
     return KltCodec(page, spec, KltCoding.of(spec, page, tables))

@@ -1,4 +1,4 @@
-"""The constants of one klt codec on one device: what the bits of its name make of a calibration's tables.
+"""The constants of one klt codec on one device, from calibration tables and a bit budget.
 
 Axes: h KV heads; D head_dim; F frames of a block; b blocks of a page; N = F * D coefficients, K of them coded; "1"
 stands for axes that broadcast over the pages of a row or the blocks of a page.
@@ -24,10 +24,10 @@ from pagedvid.errors import ConfigError
 
 @dataclass(frozen=True, eq=False)
 class KltCoding:
-    """See the module docstring. Coded coefficients are ranked by falling importance."""
+    """Constants for some KV heads of one layer. Coded coefficients are ranked by falling importance."""
 
     segments: Mapping[int, int]
-    """Coefficients by width in bits, the widest first; widths without any left out."""
+    """The number of coefficients of each width in bits, the widest first; widths that do not occur are left out."""
     blocks: Tensor
     """0 .. b - 1."""
     mean_h1D: Tensor
@@ -36,9 +36,9 @@ class KltCoding:
     analysed_mean_h1D: Tensor
     cosines_FF: Tensor
     rank_hN: Tensor
-    """Rank of each coefficient, or K where it is not coded, int64."""
+    """Rank of each coefficient, or K if it is not coded, int64."""
     taken_h1K1: Tensor
-    """Where the coded coefficients of a page's first block lie in the page [F, b, D], int64."""
+    """Index of each coded coefficient of a page's first block in the page's coefficients [F, b, D], flat, int64."""
     direction_h1K: Tensor
     """Direction of each coded coefficient, int64."""
     deviation_h1K: Tensor
@@ -48,9 +48,9 @@ class KltCoding:
 
     @staticmethod
     def of(spec: KltSpec, page: PageFormat, tables: KltTables) -> KltCoding:
-        """Bits are given out for all heads of the layer alike.
+        """Allocates the bits, alike for all heads of the layer.
 
-        Raises ConfigError when the tables are not of the model that the pages are for.
+        Raises ConfigError if the tables are not for the shape of the pages, or if the pages leave no bits for codes.
         """
         layout, num_blocks = tables.layout, spec.page_blocks(page)
         wanted = (page.head_dim, page.tokens_per_frame, page.frames_per_block)
@@ -70,7 +70,7 @@ class KltCoding:
 
     @cached_property
     def num_heads(self) -> int:
-        """KV heads."""
+        """KV heads that these constants are for."""
         return len(self.mean_h1D)
 
     @cached_property
@@ -79,7 +79,7 @@ class KltCoding:
         return self.direction_h1K.shape[-1]
 
     def of_heads(self, heads: slice) -> KltCoding:
-        """That of some of the heads, as views."""
+        """The constants for some of the heads, as views."""
         return replace(self, **{name: getattr(self, name)[heads] for name in _BY_HEAD})
 
     def to(self, device: torch.device) -> KltCoding:

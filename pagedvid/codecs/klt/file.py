@@ -1,6 +1,6 @@
-"""The calibration of a model in a file: tables of klt codecs for the keys and values of every layer.
+"""The calibration of a model in a file: the tables of klt codecs for the keys and values of every layer.
 
-safetensors, half precision where it does no harm, since what is stored and what is read go by the same rounded numbers.
+A safetensors file, in half precision where that does no harm: encoding and decoding use the same rounded numbers.
 For each kind, "keys" and "values" (L layers, H KV heads, D head_dim, F frames of a block, N = F * D coefficients):
 
     {kind}.spectrum   float32 [L, N]         importance by rank
@@ -47,7 +47,7 @@ _NUMBERS = ("num_layers", "num_kv_heads", "head_dim", "tokens_per_frame", "frame
 
 @dataclass(frozen=True, eq=False)
 class Calibration:
-    """What klt codecs know of a model, as the file has it."""
+    """What klt codecs know of a model, in the form of the file."""
 
     model: str
     num_layers: int
@@ -56,12 +56,12 @@ class Calibration:
     tokens_per_frame: int
     frames_per_block: int
     calibrated_on: str
-    """For people: on what, in a few words."""
+    """For people: what the model was run on, in a few words."""
     tensors: Mapping[str, Tensor]
 
     @staticmethod
     def of(model: str, keys: Sequence[KltTables], values: Sequence[KltTables], calibrated_on: str = "") -> Calibration:
-        """From the tables of every layer, which are rounded here as in the file."""
+        """From the tables of every layer, rounded to the precision of the file."""
         first = keys[0]
         tensors: dict[str, Tensor] = {}
         for kind, layers in zip(KINDS, (keys, values), strict=True):
@@ -83,7 +83,7 @@ class Calibration:
         return sum(x.numel() * x.element_size() for x in self.tensors.values())
 
     def tables(self, kind: str, layer: int) -> KltTables:
-        """Those of the "keys" or "values" of one layer, all its KV heads. Raises ConfigError for others."""
+        """The tables for the "keys" or "values" of one layer, all its KV heads. Raises ConfigError for any other."""
         if kind not in KINDS or not 0 <= layer < self.num_layers:
             raise ConfigError(
                 f"there are no tables for {kind} of layer {layer}; those of {self.model} are for keys and values of "
@@ -100,8 +100,10 @@ class Calibration:
 
 
 def save_calibration(calibration: Calibration, path: Path | str) -> None:
-    """Writes the file under another name first, so that under its own there is a whole one or none. Raises ConfigError
-    when it cannot be written."""
+    """Writes the file under a temporary name and renames it, so that a partly written file is never found.
+
+    Raises ConfigError if it cannot be written.
+    """
     path = Path(path)
     names = ("model", *_NUMBERS, "calibrated_on")
     metadata = {"format": VERSION} | {name: str(getattr(calibration, name)) for name in names}
@@ -112,19 +114,19 @@ def save_calibration(calibration: Calibration, path: Path | str) -> None:
     except OSError as error:
         raise ConfigError(f"{path} cannot be written: {error}") from error
     finally:
-        with suppress(OSError):  # it may be what failed; then the error above is what to say
+        with suppress(OSError):  # there may be no temporary file: renamed, or never written
             temporary.unlink()
 
 
 @independent_of_host
 def load_calibration(path: Path | str) -> Calibration:
-    """Reads and checks a file. Raises ConfigError when it is missing, damaged, or of another version of the format."""
+    """Reads and checks a file. Raises ConfigError if it is missing, damaged, or in another version of the format."""
     path = instance_of(Path, "tables", Path(path) if isinstance(path, str) else path, "the path of a file", ConfigError)
     readable_file(path, f"`pagedvid calibrate --out {named(path)}` makes it")
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no mapping
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
     except (SafetensorError, OSError) as error:
         raise ConfigError(f"{path} cannot be read ({error}); make it again with `pagedvid calibrate`") from error
     if metadata.get("format") != VERSION:
@@ -138,13 +140,13 @@ def load_calibration(path: Path | str) -> Calibration:
             model=metadata["model"], **numbers, calibrated_on=metadata["calibrated_on"], tensors=tensors
         )
     except (KeyError, ValueError) as error:
-        raise ConfigError(f"{path} says nothing useful of its model ({error!r}); make it again") from error
+        raise ConfigError(f"{path} does not describe its model ({error!r}); make it again") from error
     _check_tensors(calibration, path)
     return calibration
 
 
 def _check_tensors(calibration: Calibration, path: Path) -> None:
-    """Raises ConfigError for tensors that are not there, not as large as the metadata say, or not usable."""
+    """Raises ConfigError for tensors that are missing, unusable, or not of the size that the metadata state."""
     by_head = (calibration.num_layers, calibration.num_kv_heads)
     size, head_dim = calibration.frames_per_block * calibration.head_dim, calibration.head_dim
     shapes = {
@@ -164,7 +166,7 @@ def _check_tensors(calibration: Calibration, path: Path) -> None:
                     "with `pagedvid calibrate`"
                 )
             if not bool(torch.isfinite(tensor).all()):
-                raise ConfigError(f"{path}: {kind}.{name} holds NaN or infinity; make the file again")
+                raise ConfigError(f"{path}: {kind}.{name} contains NaN or infinity; make the file again")
         order = calibration.tensors[f"{kind}.order"].long()
         if not bool((order.sort(dim=-1).values == torch.arange(size)).all()):
-            raise ConfigError(f"{path}: {kind}.order leaves coefficients out; make the file again")
+            raise ConfigError(f"{path}: {kind}.order leaves out coefficients; make the file again")

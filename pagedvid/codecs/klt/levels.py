@@ -1,8 +1,8 @@
 """Fixed quantizers of 1, 2, 4 and 8 bits for numbers of about unit variance.
 
-Up to 4 bits the levels are those of Lloyd and Max for a Laplace distribution, since coefficients of a transform have
-sharper peaks and longer tails than a Gaussian; those of 8 bits are uniform. All are symmetric. Levels fitted to each
-model were tried: they gain nothing once scales are chosen page by page (benchmarks/codec_log.md).
+Up to 4 bits the levels are the Lloyd-Max levels of a Laplace distribution, since transform coefficients have a sharper
+peak and longer tails than a Gaussian; at 8 bits they are uniform. All are symmetric. Levels fitted to each model were
+tried: they gain nothing once scales are chosen page by page (benchmarks/codec_log.md).
 """
 
 from __future__ import annotations
@@ -14,19 +14,20 @@ from torch import Tensor
 
 UNIFORM_REACH = 5.0
 """Largest of the 256 levels of 8 bits."""
-UNIFORM_STEP = 2 * UNIFORM_REACH / 255
+UNIFORM_STEP_SIZE = 2 * UNIFORM_REACH / 255
 POSITIVE_LEVELS = {
     1: (0.7071,),
     2: (0.4197, 1.8339),
     4: (0.1239, 0.4047, 0.7283, 1.1104, 1.5770, 2.1761, 3.0151, 4.4283),
-    8: tuple(UNIFORM_STEP * (i + 0.5) for i in range(128)),
+    8: tuple(UNIFORM_STEP_SIZE * (i + 0.5) for i in range(128)),
 }
 """The upper half of the levels of each width, ascending."""
 _CELLS_PER_UNIT, _CELLS_REACH = 128, 4
-"""Levels of 4 bits are found by a table of cells up to the reach; a number beside an edge may get the other level,
-which is as near but for half a cell."""
+"""Levels of 4 bits are looked up in a table of narrow cells, which ends at the reach. Within half a cell of the edge
+between two levels, the lookup may find the farther one, which is farther by at most a cell."""
 MISS_AT_ZERO, MISS_SLOPE = 0.067, 0.055
-"""Cells of levels of 4 bits widen about linearly, from 0.26 at 0 to 0.53 at 1.6; numbers miss by 1/sqrt(12) of it."""
+"""The intervals that round to one level of 4 bits widen about linearly, from 0.26 at 0 to 0.53 at 1.6; the root mean
+square miss is 1/sqrt(12) of the width."""
 
 
 @lru_cache(maxsize=64)
@@ -38,16 +39,16 @@ def levels(width: int, device: torch.device) -> Tensor:
 
 @lru_cache(maxsize=64)
 def byte_values(width: int, device: torch.device) -> Tensor:
-    """The levels that every byte stands for, float32 [256, 8 / width], the lowest bits first."""
+    """The levels of the codes in each byte, float32 [256, 8 / width], the code in the lowest bits first."""
     byte = torch.arange(256, device=device)
     fields = [(byte >> shift) & ((1 << width) - 1) for shift in range(0, 8, width)]
     return levels(width, device)[torch.stack(fields, dim=-1)]
 
 
 def nearest(x: Tensor, width: int) -> Tensor:
-    """Numbers of the nearest levels, counted from the lowest, as float32 in the shape of `x`."""
+    """Indices of the nearest levels, 0 for the lowest, as float32 in the shape of `x`."""
     if width == 8:
-        return x.div(UNIFORM_STEP).add_(127.5).round_().clamp_(0, 255)
+        return x.div(UNIFORM_STEP_SIZE).add_(127.5).round_().clamp_(0, 255)
     if width == 1:
         return (x > 0).float()
     if width == 2:
@@ -58,12 +59,13 @@ def nearest(x: Tensor, width: int) -> Tensor:
 
 
 def likely_miss_(x: Tensor, width: int) -> Tensor:
-    """How far numbers are from their nearest levels, up to the sign; may overwrite `x`.
+    """The distance of numbers to their nearest levels, up to the sign; may overwrite `x`.
 
-    Of 4 bits, what is to be expected: the root mean square over the levels around, or the way to the last one.
+    At 4 bits only an estimate: the root mean square distance for numbers of that size, or the distance to the outermost
+    level.
     """
     if width == 8:
-        return x.div(UNIFORM_STEP).sub_(0.5).round_().clamp_(-128, 127).add_(0.5).mul_(UNIFORM_STEP).sub_(x)
+        return x.div(UNIFORM_STEP_SIZE).sub_(0.5).round_().clamp_(-128, 127).add_(0.5).mul_(UNIFORM_STEP_SIZE).sub_(x)
     magnitude = x.abs_()
     if width == 1:
         return magnitude.sub_(POSITIVE_LEVELS[1][0])
@@ -81,7 +83,7 @@ def _positive(width: int, device: torch.device) -> Tensor:
 
 @lru_cache(maxsize=64)
 def _level_of_cell(device: torch.device) -> Tensor:
-    """Number of the level of 4 bits that is nearest to the middle of each cell, float32 [cells, 1]."""
+    """Index of the level of 4 bits that is nearest to the middle of each cell, float32 [cells, 1]."""
     num_cells = 2 * _CELLS_PER_UNIT * _CELLS_REACH + 1
     middle = (torch.arange(num_cells, dtype=torch.float32, device=device) + 0.5) / _CELLS_PER_UNIT - _CELLS_REACH
     ascending = levels(4, device)

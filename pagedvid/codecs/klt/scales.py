@@ -1,9 +1,10 @@
-"""The scales of a klt page: log2 in 8 bits for each channel direction, the one of a few candidates that errs least.
+"""The scales of a klt page: the log2 in 8 bits for each channel direction, the best of a few candidates.
 
-One candidate always covers the largest coefficient, so that an outlier costs no more than it would without clipping.
+The best candidate has the least error. One of them always covers the largest coefficient, so that an outlier costs no
+more than it would without clipping.
 
 Axes: S candidates; E chunks; h KV heads; P pages; D directions; F frames of a block; b blocks of a page; K coded
-coefficients, which are in units of their expected deviations.
+coefficients, in units of their expected deviations.
 """
 
 from __future__ import annotations
@@ -16,15 +17,15 @@ from pagedvid.codecs.klt.levels import likely_miss_
 
 SCALE_ONE = 128
 """Scale byte of 1.0."""
-SCALE_STEPS = 4
-"""Scale bytes per octave."""
+SCALES_PER_OCTAVE = 4
+"""Scale bytes per factor of two."""
 OFFSETS = (-1, 0, 1)
-"""Scale bytes tried, relative to the page's root mean square."""
-SMALLEST_SCALE = 2.0 ** (-SCALE_ONE / SCALE_STEPS)
+"""Scale bytes tried, relative to the scale byte of the page's root mean square."""
+SMALLEST_SCALE = 2.0 ** (-SCALE_ONE / SCALES_PER_OCTAVE)
 
 
 def choose_scales(coding: KltCoding, normal_EhPKb: Tensor) -> Tensor:
-    """Scale bytes, as float32 [E, h, P, D]."""
+    """Scale bytes, whole numbers in float32 [E, h, P, D], for the coded coefficients of pages."""
     weight_h1K = coding.deviation_h1K.square()
     energy_EhPD = _sum_of_directions(coding, normal_EhPKb.square().sum(-1).mul_(weight_h1K))
     expected_h1D = _sum_of_directions(coding, weight_h1K * normal_EhPKb.shape[-1])
@@ -46,8 +47,8 @@ def choose_scales(coding: KltCoding, normal_EhPKb: Tensor) -> Tensor:
 
 
 def scales(scale_bytes: Tensor) -> Tensor:
-    """What scale bytes, as float32, stand for."""
-    return torch.exp2((scale_bytes - SCALE_ONE) / SCALE_STEPS)
+    """The scales of scale bytes, which are given as float32."""
+    return torch.exp2((scale_bytes - SCALE_ONE) / SCALES_PER_OCTAVE)
 
 
 def coded_scales(coding: KltCoding, scales_EhPD: Tensor) -> Tensor:
@@ -57,13 +58,13 @@ def coded_scales(coding: KltCoding, scales_EhPD: Tensor) -> Tensor:
 
 
 def split(coding: KltCoding, x_PKb: Tensor) -> tuple[Tensor, ...]:
-    """Parts of the coded coefficients [..., K, b] by width."""
+    """The coded coefficients [..., K, b] of each width."""
     return x_PKb.split(list(coding.segments.values()), dim=-2)
 
 
 def _scale_bytes(scale: Tensor) -> Tensor:
-    """Scale bytes before rounding; 0 stands for everything below its own scale. Overwrites `scale`."""
-    return scale.clamp_(min=SMALLEST_SCALE).log2_().mul_(SCALE_STEPS).add_(SCALE_ONE)
+    """Scale bytes before rounding; 0 for every scale below that of byte 0. Overwrites `scale`."""
+    return scale.clamp_(min=SMALLEST_SCALE).log2_().mul_(SCALES_PER_OCTAVE).add_(SCALE_ONE)
 
 
 def _sum_of_directions(coding: KltCoding, x_hPK: Tensor) -> Tensor:
@@ -71,7 +72,7 @@ def _sum_of_directions(coding: KltCoding, x_hPK: Tensor) -> Tensor:
 
 
 def _by_direction(coding: KltCoding, x_hPK: Tensor) -> Tensor:
-    """[..., h, P, K] -> [..., h, P, F, D] with zeros where nothing is coded."""
+    """[..., h, P, K] -> [..., h, P, F, D], zero for coefficients that are not coded."""
     padded = torch.nn.functional.pad(x_hPK, (0, 1))
     index = coding.rank_hN[:, None].expand(*padded.shape[:-1], -1)
     return padded.gather(-1, index).unflatten(-1, (len(coding.cosines_FF), -1))

@@ -1,4 +1,4 @@
-"""klt2, klt1.5, ...: transform coding with so many bits per value. Names and sizes."""
+"""Names and sizes of klt2, klt1.5, ...: transform coding with that many bits per value."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from pagedvid.codecs.page import PageFormat
 from pagedvid.codecs.spec import F32_BYTES, CodecSpec
 
 PAGE_TOKENS = 128
-"""Tokens of a page whose rows are chosen for a klt codec."""
+"""Tokens of a page with the rows that suit a klt codec."""
 ENCODE_BYTES, DECODE_BYTES = 29, 21
-"""Temporaries for each value of the pages, measured with the tables of the demo model."""
+"""Bytes of temporaries per value of the pages, measured with the tables of the demo model."""
 _NAME = re.compile(r"klt(?P<bits>[0-9](\.[0-9]{1,6})?)")
 
 
@@ -35,11 +35,11 @@ class KltSpec(CodecSpec):
         return -(-int(PAGE_TOKENS * self.bits) // 8)
 
     def page_blocks(self, page: PageFormat) -> int:
-        """Blocks of `frames_per_block` tokens in a page: the fewest that keep within the codec's bits per value."""
+        """Blocks of `frames_per_block` tokens per page: the fewest that keep within the codec's bits per value."""
         return math.ceil(8 * page.rows / (self.bits * page.frames_per_block) - 1e-9)
 
     def bits_per_block(self, page: PageFormat) -> int:
-        """Bits that the codes of one block may take: a page less its row of scales, shared evenly, in whole bytes."""
+        """Bits for the codes of one block: a page without its row of scales, shared evenly, rounded down to bytes."""
         return (page.rows - 1) * page.head_dim // self.page_blocks(page) * 8
 
     @override
@@ -48,7 +48,7 @@ class KltSpec(CodecSpec):
 
     @override
     def num_pages(self, page: PageFormat, num_tokens: int) -> int:
-        self.page_tokens(page)  # raises when a page holds none
+        self.page_tokens(page)  # raises when a page holds no token
         span_tokens = page.tokens_per_frame * page.frames_per_block
         return -(-page.tokens_per_frame * -(-num_tokens // span_tokens) // self.page_blocks(page))
 
@@ -63,13 +63,14 @@ class KltSpec(CodecSpec):
 
     @override
     def table_bytes(self, page: PageFormat) -> int:
-        # `KltCoding`: two matrices, means, deviations (float32), and the order of coefficients (int64), all as coded.
+        # The tensors of `KltCoding`: two matrices, two means and two sets of deviations in float32; ranks, indices and
+        # directions in int64.
         num_coefficients = page.head_dim * page.frames_per_block
         floats = 2 * page.head_dim**2 + 2 * page.head_dim + 2 * num_coefficients
         return F32_BYTES * floats + 3 * 8 * num_coefficients
 
 
 def read_klt(name: str) -> KltSpec | None:
-    """The spec of a name; None for a name of another family."""
+    """The spec for a name; None for a name of another family."""
     match = _NAME.fullmatch(name)
     return KltSpec(name, float(match["bits"])) if match and 0.5 <= float(match["bits"]) <= 8 else None

@@ -1,4 +1,4 @@
-"""What a calibration knows of the keys, or of the values, of one layer, whatever the bits. See codecs/klt/codec.py.
+"""What a calibration knows of the keys, or of the values, of one layer. It serves klt codecs of any number of bits.
 
 Axes: h KV heads; D head_dim; F frames of a block; N = F * D coefficients, number f * D + direction.
 """
@@ -17,18 +17,18 @@ from pagedvid.errors import ConfigError
 
 @dataclass(frozen=True, eq=False)
 class KltTables:
-    """Calibration of keys or of values for some KV heads of one layer."""
+    """Calibrated tables for the keys or the values of some KV heads of one layer."""
 
     layout: BlockLayout
     spectrum_N: Tensor
-    """Importance by rank, as a share of its head's, mean over the layer's heads: what bits are given out by."""
+    """Importance by rank, as a share of the head's total, averaged over the layer's heads. Bits are allocated by it."""
     mean_hD: Tensor
     analysis_hDD: Tensor
-    """Tokens (rows) times this give coefficients along D directions."""
+    """Tokens (rows), less the mean, times this matrix are coefficients along D directions."""
     deviation_hN: Tensor
     """Standard deviation of every coefficient; positive."""
     order_hN: Tensor
-    """The coefficients by falling importance, int64."""
+    """Numbers of the coefficients by falling importance, int64."""
 
     def __post_init__(self) -> None:
         heads, head_dim = self.mean_hD.shape
@@ -45,7 +45,7 @@ class KltTables:
 
     @property
     def num_heads(self) -> int:
-        """KV heads described here."""
+        """KV heads that these tables are for."""
         return self.mean_hD.shape[0]
 
     @property

@@ -1,4 +1,4 @@
-"""Codecs without loss, up to the rounding of a float type: fp32 and bf16. A page is filled with values, row by row.
+"""Codecs that store plain values: fp32 and bf16. A page is filled with values, token by token.
 
 Axes: R rows, one per (chunk, KV head); n tokens; P pages; D head_dim; B bytes of a page.
 """
@@ -19,14 +19,14 @@ from pagedvid.codecs.raw.spec import RawSpec
 
 @dataclass(frozen=True)
 class RawCodec(Codec):
-    """Values in a float type. Named "sim", it writes fp32 pages for a codec under study, which rounds values before."""
+    """Stores values in a float dtype; as "sim", in fp32, values that a codec under study has already rounded."""
 
     page: PageFormat
     spec: RawSpec
 
     @cached_property
     def dtype(self) -> torch.dtype:
-        """Of the stored values."""
+        """The dtype of the stored values."""
         return torch.bfloat16 if self.spec.bits == 16 else torch.float32
 
     @override
@@ -44,7 +44,7 @@ class RawCodec(Codec):
     def decode(self, records_RPB: Tensor, num_tokens: int, out: Tensor) -> Tensor:
         value_bytes = self.spec.page_tokens(self.page) * self.page.head_dim * self.dtype.itemsize
         values = records_RPB[..., :value_bytes]
-        if self.page.num_bytes % self.dtype.itemsize:  # then no page after the first starts where a number may
+        if self.page.num_bytes % self.dtype.itemsize:  # later pages are not aligned to the dtype
             values = values.clone(memory_format=torch.contiguous_format)
         tokens = out[:, :num_tokens]
         paged = values.view(self.dtype).unflatten(-1, (-1, self.page.head_dim))
@@ -61,5 +61,5 @@ class RawCodec(Codec):
 
 
 def make_codec(page: PageFormat, spec: RawSpec, tables: None) -> RawCodec:
-    """See `CodecSpec.implementation`."""
+    """The codec of a spec; the `CodecSpec.implementation` of `RawSpec`."""
     return RawCodec(page, spec)

@@ -1,4 +1,4 @@
-"""Kernels of pages of plain numbers. They are read by the kernel of channel codes, whose layout they share.
+"""Kernels for pages of plain values. The kernel of channel codes, whose layout they share, also reads these pages.
 
 Reference: `RawCodec`.
 """
@@ -31,7 +31,7 @@ def encode_raw_kernel(
     BLOCK_TOKENS: tl.constexpr, HEAD_DIM: tl.constexpr, PAGE_BYTES: tl.constexpr, INTERLEAVED: tl.constexpr,
     ROTATE: tl.constexpr, BITS: tl.constexpr, PAGE_TOKENS: tl.constexpr,
 ):  # fmt: skip
-    """See `encode_raw`. Grid (blocks of tokens, heads)."""
+    """Each program writes one block of tokens of one head: grid (blocks of tokens, heads). See `encode_raw`."""
     HALF: tl.constexpr = HEAD_DIM // 2
     head = tl.program_id(1)
     token = tl.program_id(0) * BLOCK_TOKENS + tl.arange(0, BLOCK_TOKENS)
@@ -63,7 +63,10 @@ def encode_raw(
     rotate: int = 0,
     pairs: str = "half",
 ) -> Tensor:
-    """Writes tokens as values; arguments and result as those of `encode` for channel codes."""
+    """Writes tokens as plain values, with the arguments of `encode` for channel codes.
+
+    Returns flags uint8 [H, blocks]; any nonzero flag means that the head's values cannot be stored.
+    """
     num_tokens, num_heads, _ = x_nHD.shape
     cos, sin = angles if angles is not None and rotate else (records, records)
     padded_tokens = pages_HP.shape[1] * layout.page_tokens
@@ -91,7 +94,7 @@ def raw_constants(layout: PageLayout, pairs: str, rotate: int) -> dict[str, Any]
 
 @dataclass(frozen=True)
 class RawKernels(PageKernels):
-    """Pages of values."""
+    """Pages of plain values."""
 
     layout: PageLayout
     takes_arrivals = True

@@ -1,4 +1,4 @@
-"""fp32 and bf16: values as they are. "sim" writes fp32 pages for a codec under study."""
+"""Names and sizes of fp32 and bf16, which store plain values, and of "sim", fp32 pages for a codec under study."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ _BITS = {"fp32": 32, "bf16": 16, "sim": 32}
 
 @dataclass(frozen=True)
 class RawSpec(CodecSpec):
-    """Values in a float type: no step sizes, never corrected ("sim" excepted, which stands for a quantizer)."""
+    """Values in a float dtype: no step sizes, never corrected, except for "sim", which stands for a quantizer."""
 
     implementation: ClassVar[str] = "pagedvid.codecs.raw.codec:make_codec"
 
     bits: int
-    """Of a value."""
+    """Bits of a value."""
 
     @override
     def page_tokens(self, page: PageFormat) -> int:
@@ -40,7 +40,7 @@ class RawSpec(CodecSpec):
 
 
 def read_raw(name: str) -> RawSpec | None:
-    """The spec of a name; None for a name of another family."""
+    """The spec for a name; None for a name of another family."""
     if name not in _BITS:
         return None
     is_sim = name == "sim"

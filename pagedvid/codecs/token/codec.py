@@ -1,8 +1,8 @@
-"""The quantizer of the paper: asymmetric min-max integers with one step size and one zero point per token and group of
-channels.
+"""The quantizer of arXiv 2605.26266: asymmetric min-max integers with one step size and one zero point per token and
+group of channels.
 
-Made for keys that only exist after rotary embedding, where channels have lost their structure.
-(arXiv 2605.26266 counts 24 bits of metadata per group; step size and zero point are fp16 here, 32 bits.)
+For keys that exist only after rotary embedding, when channels have lost their structure. The paper counts 24 bits of
+metadata per group; here step size and zero point are fp16, 32 bits.
 
 A page holds as many whole tokens as fit:
 
@@ -40,7 +40,7 @@ from pagedvid.codecs.token.spec import TokenSpec
 
 @dataclass(frozen=True)
 class TokenCodec(Codec):
-    """Integers of 2, 4 or 8 bits with step sizes by token, shared by a group of consecutive channels."""
+    """Integers of 2, 4 or 8 bits with one step size per token and group of consecutive channels."""
 
     page: PageFormat
     spec: TokenSpec
@@ -72,7 +72,7 @@ class TokenCodec(Codec):
 
     @override
     def decode(self, records_RPB: Tensor, num_tokens: int, out: Tensor) -> Tensor:
-        # In float32, which is faster here, and rounded once.
+        # In float32, which is faster here and rounds only once.
         values = out if out.dtype == torch.float32 else torch.empty(out.shape, dtype=torch.float32, device=out.device)
         fields = unpack_scaled(records_RPB[..., : self._code_bytes].unsqueeze(-1), self.spec.bits).squeeze(-1)
         values.view(fields.shape).copy_(fields).mul_(field_scale(self.spec.bits, values.dtype, out.device)[..., 0])
@@ -108,16 +108,16 @@ class TokenCodec(Codec):
 
 @dataclass(frozen=True)
 class HadamardCodec(TokenCodec):
-    """The same on rotated channels (hadamard.py)."""
+    """`TokenCodec` for channels that are rotated by a Hadamard matrix first (hadamard.py)."""
 
     @cached_property
     def axes(self) -> Tensor:  # type: ignore[override]
-        """H: its rows are the directions of the rotated channels."""
+        """The Hadamard matrix: its rows are the directions of the rotated channels."""
         return matrix_on(torch.device("cpu"), self.page.head_dim)
 
     @override
     def encode(self, x_RnD: Tensor) -> Tensor:
-        if not bool(torch.isfinite(x_RnD).all()):  # or a single NaN is reported as a whole token of them
+        if not bool(torch.isfinite(x_RnD).all()):  # after rotation, one NaN would be counted as a whole token of them
             raise not_storable(x_RnD, FP16_MAX)
         return super().encode(x_RnD.float() @ matrix_on(x_RnD.device, self.page.head_dim))
 
@@ -130,5 +130,5 @@ class HadamardCodec(TokenCodec):
 
 
 def make_codec(page: PageFormat, spec: TokenSpec, tables: None) -> TokenCodec:
-    """See `CodecSpec.implementation`."""
+    """The codec of a spec; the `CodecSpec.implementation` of `TokenSpec`."""
     return HadamardCodec(page, spec) if spec.is_hadamard else TokenCodec(page, spec)

@@ -1,7 +1,7 @@
-"""The Hadamard matrix over the head dimension (QuaRot, arXiv 2404.00456): outlier channels are spread evenly, so that
+"""The Hadamard matrix over the head dimension (QuaRot, arXiv 2404.00456). It spreads outlier channels evenly, so that
 one step size serves a whole group.
 
-With the orthonormal symmetric H, q . k = (H q) . (H k): the quant error is added to H k, so H q enters the correction.
+H is orthonormal and symmetric, so q . k = (H q) . (H k). The quant error is added to H k, so the correction takes H q.
 """
 
 from __future__ import annotations
@@ -13,8 +13,10 @@ from torch import Tensor
 
 
 def hadamard_matrix(size: int) -> Tensor:
-    """Orthonormal symmetric float32 [size, size]: Sylvester's matrix of the largest power of two that divides `size`,
-    repeated along the diagonal when that is not all of it."""
+    """Orthonormal and symmetric, float32 [size, size].
+
+    Sylvester's matrix of the largest power of two that divides `size`, repeated along the diagonal.
+    """
     power = size & -size
     block = torch.ones(1, 1, dtype=torch.float32)
     while len(block) < power:
@@ -24,5 +26,5 @@ def hadamard_matrix(size: int) -> Tensor:
 
 @lru_cache(maxsize=16)
 def matrix_on(device: torch.device, size: int) -> Tensor:
-    """The matrix on a device."""
+    """`hadamard_matrix` on a device, cached."""
     return hadamard_matrix(size).to(device)

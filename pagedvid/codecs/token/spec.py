@@ -1,4 +1,4 @@
-"""token2-g64 and hadamard2-g64: one step size and one zero point per token and group of channels. Names and sizes."""
+"""Names and sizes of token2-g64, hadamard2-g64, ...: one step size and zero point per token and group of channels."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ _NAME = re.compile(r"(?P<family>token|hadamard)(?P<bits>[248])-g(?P<group>16|32|
 
 @dataclass(frozen=True)
 class TokenSpec(CodecSpec):
-    """Integers with step sizes by token."""
+    """Integers with one step size per token and group of channels."""
 
     implementation: ClassVar[str] = "pagedvid.codecs.token.codec:make_codec"
 
     bits: int
-    """Of a code."""
+    """Bits of a code."""
     has_step_sizes: bool = field(default=True, kw_only=True)
     group: int
     """Channels that share a token's step size."""
@@ -36,12 +36,12 @@ class TokenSpec(CodecSpec):
         return self._checked_page_tokens(page, page.num_bytes // self.token_bytes(page))
 
     def token_bytes(self, page: PageFormat) -> int:
-        """Codes, step sizes and zero points of one token."""
+        """Bytes of the codes, step sizes and zero points of one token."""
         return page.head_dim * self.bits // 8 + 4 * (page.head_dim // self.group)
 
     @override
     def encode_bytes(self, page: PageFormat, num_heads: int, num_tokens: int) -> int:
-        # Values in float32, their codes in bytes, the packed codes; then these once more as records.
+        # Values in float32, their codes in bytes, the packed codes, and the records, into which these are copied.
         padded = self._padded_values(page, num_heads, num_tokens)
         joining = (F32_BYTES + 1) * padded + padded * self.bits // 8 + self._record_bytes(page, num_heads, num_tokens)
         rotated = F32_BYTES * num_heads * page.head_dim * num_tokens if self.is_hadamard else 0
@@ -56,7 +56,7 @@ class TokenSpec(CodecSpec):
 
 
 def read_token(name: str) -> TokenSpec | None:
-    """The spec of a name; None for a name of another family."""
+    """The spec for a name; None for a name of another family."""
     if (match := _NAME.fullmatch(name)) is None:
         return None
     is_hadamard = match["family"] == "hadamard"

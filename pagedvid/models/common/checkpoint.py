@@ -3,9 +3,9 @@
     network = build_on_meta()                        # parameters have shapes and dtypes, but no memory
     load_checkpoint(network, path, device, rename)   # every parameter gets its tensor, its dtype, its device
 
-Which files these are, checkpoint_files.py says; what their names mean, checkpoint_names.py; which numbers are weights,
-weights.py. Names, shapes and dtypes of all tensors are checked before the first one is read, and at no time is more
-than one shard held besides the module.
+The files are found by checkpoint_files.py, their names are read by checkpoint_names.py, and files/weights.py says which
+numbers are weights. Names, shapes and dtypes of all tensors are checked before the first one is read; memory holds the
+module and one shard at most.
 """
 
 from __future__ import annotations

@@ -18,10 +18,10 @@ SUFFIXES = (".safetensors", *PICKLE_SUFFIXES)
 ALLOWED = ", ".join(SUFFIXES)
 INDEX_SUFFIX = ".index.json"
 TABLES_FILE_NAME = "klt_tables.safetensors"
-"""What `pagedvid calibrate` writes, when it is next to the weights."""
+"""Name of the file that `pagedvid calibrate` writes, next to the weights."""
 _ADVICE = "give the file or folder of the model's weights"
 _OURS = "pagedvid "
-"""Begins the `format` in the metadata of files that pagedvid writes."""
+"""Prefix of `format` in the metadata of files that pagedvid writes."""
 _IN_REQUESTS = {
     "embeddings", "mask", "latents", "prompt_embeds", "negative_prompt_embeds", "prompt_mask", "byt5_states",
     "byt5_mask", "vision_states", "image_cond", "image_latent",

@@ -7,8 +7,8 @@
     model.  generator.                 Self-Forcing, CausVid, Krea
     diffusion_model.                   ComfyUI, with or without model. in front
 
-A wrapper stands for the module that it wraps, so its segment can be anywhere in a name, and several can be nested. No
-network here has a module of such a name.
+A wrapper takes the place of the module that it wraps, so its segment can be anywhere in a name, and several can be
+nested. No network here has a module of such a name.
 """
 
 from __future__ import annotations

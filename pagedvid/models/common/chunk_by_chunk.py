@@ -1,7 +1,7 @@
-"""The plainest order of work: a chunk is denoised, then committed, then the next one begins.
+"""The simplest schedule: a chunk is denoised, then committed, then the next one begins.
 
-The last chunk has no reader and is not committed. All branches of a video run in the same rounds, each with a history
-of its own. Old chunks leave with the sliding window.
+The last chunk has no reader and is not committed. All branches of a video run in the same rounds, each with a range of
+its own, whose role has the branch's name. Old chunks leave with the sliding window.
 """
 
 from __future__ import annotations
@@ -20,10 +20,11 @@ from pagedvid.errors import ConfigError
 
 
 class ChunkByChunk(ABC):
-    """Gives a model that knows prompts, noise levels and noise the rest of what `VideoModel` asks for."""
+    """The rest of `VideoModel` for a model that gives prompts, noise levels and noise."""
 
     geometry: ModelGeometry
     default_denoise_steps: int = 8
+    """Of a chunk, unless settings say otherwise."""
 
     @abstractmethod
     def encode_prompt(self, prompt: str) -> Any:
@@ -43,9 +44,10 @@ class ChunkByChunk(ABC):
             raise ConfigError(f"{type(self).__name__} takes a prompt only; remove {', '.join(sorted(inputs))}")
         return self.encode_prompt(prompt)
 
-    def schedule(self, condition: Any, num_frames: int, num_denoise_steps: int, window: Window) -> Schedule:
+    def schedule(self, condition: Any, num_frames: int, num_denoise_steps: int | None, window: Window) -> Schedule:
         """Chunk by chunk, whole chunks that hold at least `num_frames`."""
-        return chunk_by_chunk(self.geometry, num_frames, self.noise_levels(num_denoise_steps), window)
+        levels = self.noise_levels(num_denoise_steps or self.default_denoise_steps)
+        return chunk_by_chunk(self.geometry, num_frames, levels, window)
 
     def initial_latents(self, condition: Any, seed: int, chunk_index: int) -> Tensor:
         """Noise; nothing else is given."""

@@ -21,11 +21,11 @@ from pagedvid.models.common.checkpoint_names import TABLES
 from pagedvid.shown import named
 
 OUTER_TABLES = ("state_dict", "model", "module")
-"""Keys under which a .pt file may keep its tensors, besides those that tell averaged weights from last ones."""
+"""Keys under which a .pt file may keep its tensors, in addition to `TABLES`."""
 MAX_NESTED = 8
-"""Tables within tables."""
+"""Deepest nesting of tables."""
 _ZIP = b"PK"
-"""Begins a .pt file since PyTorch 1.6; older ones cannot be mapped into memory."""
+"""First bytes of a .pt file since PyTorch 1.6; older files cannot be mapped into memory."""
 
 
 def read_shard(file: Path, prefer_ema: bool = True) -> Iterator[tuple[str, Tensor]]:

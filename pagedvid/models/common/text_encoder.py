@@ -1,6 +1,6 @@
-"""What a model needs of a text encoder: the `TextEncoder` protocol; and one that encodes every prompt only once.
+"""What a model needs of a text encoder: the `TextEncoder` protocol, and one that encodes every prompt only once.
 
-See pagedvid/integrations/text_encoders.py for the encoders themselves.
+The encoders themselves are in pagedvid/integrations/text_encoders.py.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch import Tensor
 from pagedvid.errors import PromptError
 
 MIN_REMEMBERED = 256
-"""Prompts whose rows are kept at least, 1.6 MB each at 100 tokens of width 4096."""
+"""Least number of prompts whose rows are kept, 1.6 MB each at 100 tokens of width 4096."""
 
 
 class TextEncoder(Protocol):
@@ -30,7 +30,7 @@ class TextEncoder(Protocol):
 
 
 class RememberingTextEncoder:
-    """Encodes a prompt once, however many videos are made of it, and holds the encoder's weights only while it must.
+    """Encodes a prompt once, however many videos are made of it, and keeps the encoder's weights no longer than needed.
 
     `encode_all` is for the prompts that are known before the model is loaded: they are encoded and the encoder is gone
     before the model takes its memory. A prompt that comes later, as in a server, loads the encoder again and leaves it
@@ -50,8 +50,8 @@ class RememberingTextEncoder:
         return self._encoder is not None
 
     def encode_all(self, prompts: Iterable[str], max_tokens: int) -> None:
-        """Encodes prompts for later and releases the encoder. Raises what loading and encoding raise, but for
-        PromptError: that comes again when the prompt's own video is asked for, and ends no other."""
+        """Encodes prompts for later and releases the encoder. Raises what loading and encoding raise, except
+        PromptError: it is raised again for the video of that prompt, and must not end the others."""
         unique = dict.fromkeys(prompts)
         self._num_remembered = max(self._num_remembered, len(unique))
         for prompt in unique:
@@ -60,7 +60,7 @@ class RememberingTextEncoder:
         self.release()
 
     def encode(self, prompt: str, max_tokens: int) -> dict[str, Tensor]:
-        """See `TextEncoder`; rows behind the mask are zeros. Raises what loading and encoding raise."""
+        """As `TextEncoder.encode`, with zeros in rows that do not count. Raises what loading and encoding raise."""
         key = (prompt, max_tokens)
         if key not in self._rows:
             self._rows[key] = self._encoded(prompt, max_tokens)
@@ -88,7 +88,7 @@ class RememberingTextEncoder:
 def t5_encoder(
     folder: Path | None, kind: str, width: int, device: str, prompts: Iterable[str], max_tokens: int
 ) -> RememberingTextEncoder | None:
-    """The encoder of a folder, of a kind ("t5", "umt5") and width, with `prompts` encoded and its weights gone again.
+    """The encoder of a folder, of a kind ("t5", "umt5") and width, with `prompts` encoded and its weights released.
 
     To be called before the model is loaded, so that the two are never in memory together. None without a folder.
     Raises ConfigError.

@@ -1,4 +1,4 @@
-"""Where a word stands in a prompt, and whether it can be understood there.
+"""The place of a word in a prompt, and whether it can be understood there.
 
 Words come in any order, so most are understood wherever they are. Four places ask for words of one role:
 
@@ -56,7 +56,7 @@ class Word:
 
     @property
     def role(self) -> str | None:
-        """See `role_of`."""
+        """What the word is for; see `vocabulary.role_of`."""
         return role_of(self.meaning)
 
     @property
@@ -133,7 +133,7 @@ def _is_background(words: Sequence[Word], place: int) -> bool:
 
 
 def _describing(words: Sequence[Word]) -> list[bool]:
-    """Of every word, whether it is one of those in front of the name of a thing."""
+    """For every word, whether it is directly before the name of a thing."""
     describes = [False] * len(words)
     for place in reversed(range(len(words) - 1)):
         after = words[place + 1]

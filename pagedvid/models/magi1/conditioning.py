@@ -3,7 +3,7 @@
 A caption file is a safetensors file with
 
     embeddings   float [L, 4096] or, one caption per chunk, [num_chunks, L, 4096]: rows of a T5-XXL encoder
-    mask         [L] or [num_chunks, L]: 1 for rows that count, the first ones; 0 behind them. Left out: all count;
+    mask         [L] or [num_chunks, L]: ones for rows that count, then zeros. Left out: all count;
                  a chunk without any (a given one) gets nothing from cross-attention
 
 and a prefix file is one with `latents`, float [16, frames, height / 8, width / 8], frames of the model's VAE that the
@@ -22,7 +22,7 @@ from torch import Tensor
 
 from pagedvid.errors import ConfigError
 from pagedvid.files.tensor_files import read_tensors, refuse_odd_dtype
-from pagedvid.models.magi1.config import FrameConfig, NetworkConfig
+from pagedvid.models.magi1.spec import FrameConfig, NetworkConfig
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""From a chunk's predictions to the velocity that moves it.
+"""From a chunk's predictions to the velocity by which it advances.
 
 One forward a step: the prediction itself; for a nearly clean chunk mixed with the one that saw nothing but itself.
 Three forwards, one after the other: with prompt and history (c), with history only (h), with neither (u), combined as
@@ -11,7 +11,7 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from pagedvid.models.magi1.config import SamplingConfig
+from pagedvid.models.magi1.spec import SamplingConfig
 
 ALONE_SHARE = 0.3
 """Weight of the prediction that saw only the chunk itself."""
@@ -19,7 +19,7 @@ TIME_TOLERANCE = 1e-7
 
 
 def velocity(predictions: Mapping[str, Tensor], time: float, sampling: SamplingConfig) -> Tensor:
-    """The chunk's velocity from its predictions by branch; see schedule.py for the branches."""
+    """The chunk's velocity from its predictions by role; see schedule.py for the roles."""
     conditional = predictions["cond"]
     if "alone" in predictions:
         return (1 - ALONE_SHARE) * conditional + ALONE_SHARE * predictions["alone"]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from pagedvid.models.magi1.config import PATCH, FrameConfig
+from pagedvid.models.magi1.spec import PATCH, FrameConfig
 
 
 def tokens_of(latents_CFHW: Tensor) -> Tensor:

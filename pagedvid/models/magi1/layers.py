@@ -16,12 +16,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pagedvid.models.magi1.config import NUM_GROUPS_OUT, NetworkConfig
+from pagedvid.models.magi1.spec import NUM_GROUPS_OUT, NetworkConfig
 
 NUM_FREQUENCIES = 128
 TIME_SCALE = 1000.0
 NULL_TOKENS = 50
-"""Rows of the null caption that stand for "no prompt"."""
+"""Rows of the null caption that mean "no prompt"."""
 
 
 class LayerNorm1p(nn.LayerNorm):
@@ -44,7 +44,7 @@ class FloatNorm1p(LayerNorm1p):
 
 
 class TimeEmbedder(nn.Module):
-    """Times 0..1, and step sizes, as vectors [N, E], float32."""
+    """Times 0..1, and lengths of steps, as vectors [N, E], float32."""
 
     def __init__(self, size: int, sinusoid_dtype: torch.dtype) -> None:
         super().__init__()

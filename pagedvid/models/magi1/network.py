@@ -17,7 +17,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pagedvid.engine.protocol import Attend
-from pagedvid.models.magi1.config import PATCH, NetworkConfig
 from pagedvid.models.magi1.layers import (
     CaptionEmbedder,
     CrossAttention,
@@ -27,6 +26,7 @@ from pagedvid.models.magi1.layers import (
     TimeEmbedder,
     interleaved,
 )
+from pagedvid.models.magi1.spec import PATCH, NetworkConfig
 from pagedvid.rotary.grid_rotary import GridRotary
 
 REFERENCE_TOKENS = 256

@@ -1,9 +1,9 @@
-"""The order of work of MAGI-1: several chunks in flight, each at its own time, each seeing its own part of the past.
+"""MAGI-1's schedule: several chunks in flight, each at its own time, each seeing its own part of the past.
 
-A stage is window_size-th of a chunk's steps. In every stage the chunks in flight move up by one: the first one becomes
-clean at its end, a new one enters with pure noise. In the first round of the next stage the chunk that became clean
-runs once more in front, nearly clean and without a prompt: that pass makes the keys and values that are stored, and the
-chunks in flight see them at once.
+A chunk's steps are divided into window_size stages. In every stage the chunks in flight move up by one: the first one
+becomes clean at its end, a new one enters as pure noise. In the first round of the next stage the chunk that became
+clean runs once more, first in the packed forward, nearly clean and without a prompt: that pass makes the keys and
+values that are stored, and the chunks in flight see them at once.
 
     stage 3   | 0 | 1 | 2 | 3 |                  times   late ......... early
     stage 4   | 0 commit | 1 | 2 | 3 | 4 |       first round; then | 1 | 2 | 3 | 4 |, which see chunk 0 in its pages
@@ -12,7 +12,7 @@ chunks in flight see them at once.
 A chunk sees itself and the chunks before it, as many as `noise2clean_kvrange` says for its quarter, wherever their keys
 are: in pages, or in this round. Stored chunks that no later round sees are dropped at once.
 
-Branches: "cond" own prompt; "clean" null text, making keys and values for the prompt's forward; "alone" own prompt,
+Roles: "cond" own prompt; "clean" null text, making keys and values for the prompt's forward; "alone" own prompt,
 seeing nothing but itself. With cfg_number 3 a step is three rounds: that of the prompt, which stores nothing; "null",
 null text over the same history, which alone is stored; and "uncond", null text without any history, every chunk by
 itself at the video's start. Noise levels are times: 0 is noise, 1 is clean.
@@ -26,8 +26,8 @@ from dataclasses import dataclass
 
 from pagedvid.cache.window import Window
 from pagedvid.engine.schedule import Advance, Hold, Range, Round, Schedule, check_plannable, planned, with_endings
-from pagedvid.models.magi1.config import SamplingConfig
-from pagedvid.models.magi1.times import check_steps, step_size, times
+from pagedvid.models.magi1.spec import SamplingConfig
+from pagedvid.models.magi1.times import check_steps, step_length, times
 
 
 @dataclass(frozen=True)
@@ -70,16 +70,18 @@ class MagiSchedule:
             for ranges in (prompted, null):
                 carriers = self._carriers(ranges)
                 yield Round(tuple(ranges), holds=tuple(Hold(chunk, carriers[chunk][0]) for chunk in steps))
-            yield self._moving([self._alone(chunk, step, "uncond", 0, index) for chunk, step in steps.items()], steps)
+            yield self._advancing(
+                [self._alone(chunk, step, "uncond", 0, index) for chunk, step in steps.items()], steps
+            )
             return
         ranges = self._forward(steps, index, has_clean_pass, "cond", "clean", stores=True)
-        first, behind = min(steps), (max(steps) + 1) * self.chunk_frames
+        first, stop = min(steps), (max(steps) + 1) * self.chunk_frames
         if self._times[steps[first]] > self.sampling.distill_nearly_clean_chunk_threshold:
-            ranges.append(self._alone(first, steps[first], "alone", behind, index))
-        yield self._moving(ranges, steps)
+            ranges.append(self._alone(first, steps[first], "alone", stop, index))
+        yield self._advancing(ranges, steps)
 
-    def _moving(self, ranges: Sequence[Range], steps: dict[int, int]) -> Round:
-        """The round after which every chunk in flight takes its step."""
+    def _advancing(self, ranges: Sequence[Range], steps: dict[int, int]) -> Round:
+        """The round after which every chunk in flight advances."""
         levels, first, carriers = self._times, min(steps), self._carriers(ranges)
         return Round(
             tuple(ranges),
@@ -90,9 +92,9 @@ class MagiSchedule:
         )
 
     def _forward(
-        self, steps: dict[int, int], index: int, has_clean_pass: bool, branch: str, clean: str, stores: bool
+        self, steps: dict[int, int], index: int, has_clean_pass: bool, role: str, clean: str, stores: bool
     ) -> list[Range]:
-        """The chunks in flight, behind the clean pass of the chunk before them if there is one."""
+        """The chunks in flight, after the clean pass of the chunk before them if there is one."""
         sampling, ranges = self.sampling, []
         slice_point = min(steps) - has_clean_pass
         if has_clean_pass:
@@ -104,7 +106,7 @@ class MagiSchedule:
             first_seen = max(0, chunk + 1 - sampling.noise2clean_kvrange[step // (self.num_steps // 4)])
             level, sees = self._times[step], range(max(first_seen, slice_point) - slice_point, chunk - slice_point)
             ranges.append(
-                self._range(chunk, level, branch, index, first_seen=first_seen, slice_point=slice_point, sees=sees)
+                self._range(chunk, level, role, index, first_seen=first_seen, slice_point=slice_point, sees=sees)
             )
         return ranges
 
@@ -112,7 +114,7 @@ class MagiSchedule:
         self,
         chunk: int,
         level: float,
-        branch: str,
+        role: str,
         index: int,
         *,
         first_seen: int,
@@ -124,7 +126,7 @@ class MagiSchedule:
         return Range(
             self._frames(chunk),
             level,
-            branch,
+            role,
             visible=tuple(range(first_seen, chunk if slice_point is None else slice_point)),
             sees=tuple(sees),
             commits=commits,
@@ -132,11 +134,9 @@ class MagiSchedule:
             tag=self._tag(index),
         )
 
-    def _alone(self, chunk: int, step: int, branch: str, position: int, index: int) -> Range:
+    def _alone(self, chunk: int, step: int, role: str, position: int, index: int) -> Range:
         """One chunk that sees nothing else."""
-        return Range(
-            self._frames(chunk), self._times[step], branch, visible=(), position=position, tag=self._tag(index)
-        )
+        return Range(self._frames(chunk), self._times[step], role, visible=(), position=position, tag=self._tag(index))
 
     def _carriers(self, ranges: Sequence[Range]) -> Mapping[int, list[int]]:
         """The ranges that carry a chunk, by chunk."""
@@ -153,17 +153,20 @@ class MagiSchedule:
         return times(self.num_steps, self.sampling.shortcut_mode)
 
     def _tag(self, index: int) -> float | None:
-        """The step size that a distilled network is told."""
-        return step_size(self.num_steps, index, self.sampling.shortcut_mode) if self.sampling.distill else None
+        """What a distilled network is told of the length of its step."""
+        return step_length(self.num_steps, index, self.sampling.shortcut_mode) if self.sampling.distill else None
 
 
 def magi_schedule(
-    sampling: SamplingConfig, chunk_frames: int, num_steps: int, num_frames: int, num_prefix_frames: int = 0
+    sampling: SamplingConfig, chunk_frames: int, num_steps: int | None, num_frames: int, num_prefix_frames: int = 0
 ) -> Schedule:
     """The schedule of a video of `num_frames` latent frames after `num_prefix_frames` given ones.
 
+    `num_steps`: denoise steps of a chunk; None: as many as `sampling` says.
+
     Raises ConfigError for steps that cannot be dealt out, and for a video of too many chunks.
     """
+    num_steps = sampling.num_steps if num_steps is None else num_steps
     check_steps(num_steps, sampling)
     num_chunks = -(-(num_prefix_frames + num_frames) // chunk_frames)
     check_plannable(num_frames, num_chunks)

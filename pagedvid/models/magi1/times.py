@@ -1,4 +1,4 @@
-"""Times of MAGI-1's denoise steps, from 0 (noise) to 1 (clean), and the step sizes that distilled networks are told."""
+"""Times of MAGI-1's denoise steps, from 0 (noise) to 1 (clean), and the lengths of steps for distilled networks."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from functools import lru_cache
 import torch
 
 from pagedvid.errors import ConfigError
-from pagedvid.models.magi1.config import SamplingConfig
+from pagedvid.models.magi1.spec import SamplingConfig
 
 SHORTCUT_STEPS = 12
 SHIFT = 1 / 3
@@ -40,8 +40,8 @@ def interval(num_steps: int, index: int, shortcut_mode: str = "8,16,16") -> int:
     return ((2, 1, 1) if shortcut_mode == "8,16,16" else (1, 1, 2))[index % 3]
 
 
-def step_size(num_steps: int, index: int, shortcut_mode: str = "8,16,16") -> float:
-    """What a distilled network is told about step `index` of a stage."""
+def step_length(num_steps: int, index: int, shortcut_mode: str = "8,16,16") -> float:
+    """How a distilled network is told the length of step `index` of a stage."""
     if num_steps == SHORTCUT_STEPS:
         return 2 * 4 / interval(num_steps, index, shortcut_mode)
     return 2 * num_steps / 4

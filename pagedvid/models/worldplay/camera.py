@@ -44,7 +44,7 @@ class Cameras:
         return Cameras(views, focals)
 
     @staticmethod
-    def standing(num_frames: int) -> Cameras:
+    def fixed(num_frames: int) -> Cameras:
         """A camera at the origin that looks along +z all the time."""
         view, focal = torch.eye(4, dtype=torch.float64), torch.ones(2, dtype=torch.float64)
         return Cameras(view.expand(num_frames, 4, 4), focal.expand(num_frames, 2))
@@ -76,7 +76,7 @@ class CameraProjection:
 
     tokens_per_frame: int
     layout: str
-    """Channel pairs of the rotary embedding beside it."""
+    """Channel pairs of the model's rotary embedding."""
 
     def maps(self, tag: Cameras) -> tuple[Tensor, Tensor]:
         """(P, P^-1) of the tagged frames."""

@@ -21,12 +21,12 @@ HALF_WIDTH_DEGREES = 30.0
 HALF_HEIGHT_DEGREES = 17.5
 NUM_POINTS = 50_000
 PAIRS_AT_ONCE = 32
-"""Pairs of cameras that are compared in one go: so many that their points stay in a processor's cache."""
+"""Pairs of cameras that are compared together; their points fit in a processor's cache."""
 
 
 @dataclass(frozen=True)
 class MemoryPolicy:
-    """How many frames are remembered, and which always."""
+    """How many frames are remembered, and which of them always."""
 
     memory_frames: int
     """Most frames that are selected."""
@@ -53,7 +53,7 @@ def select_frames(policy: MemoryPolicy, first_frame: int, views_F44: Tensor, poi
 
 
 def num_selected(policy: MemoryPolicy, first_frame: int) -> int:
-    """How many frames `select_frames` gives, wherever the cameras are; none are compared."""
+    """How many frames `select_frames` gives; this does not depend on the cameras."""
     return len(_selected(policy, first_frame, lambda blocks: blocks))
 
 

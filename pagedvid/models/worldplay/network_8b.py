@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pagedvid.models.worldplay.layers import AttendTwice, RMSNorm, gated, modulated, split_heads
+from pagedvid.models.worldplay.spec import Config8B
 from pagedvid.models.worldplay.text_8b import (
     MLP,
     GlyphMapper,
@@ -22,29 +23,6 @@ from pagedvid.models.worldplay.text_8b import (
     TokenRefiner,
     VisionMapper,
 )
-
-
-@dataclass(frozen=True)
-class Config8B:
-    """Sizes of the network. The defaults are those of the published model (HunyuanVideo-1.5)."""
-
-    latent_channels: int = 32
-    patch: tuple[int, int, int] = (1, 1, 1)
-    width: int = 2048
-    num_heads: int = 16
-    num_layers: int = 54
-    mlp_width: int = 8192
-    rope_channels: tuple[int, int, int] = (16, 56, 56)
-    rope_theta: float = 256.0
-    text_channels: int = 3584
-    glyph_channels: int = 1472
-    glyph_hidden: tuple[int, int] = (2048, 2048)
-    vision_channels: int = 1152
-
-    @property
-    def head_dim(self) -> int:
-        """Channels of one head."""
-        return self.width // self.num_heads
 
 
 @dataclass(frozen=True)
@@ -98,7 +76,7 @@ class DoubleBlock(TextSide):
 
 
 class Network8B(nn.Module):
-    """See the module docstring. Parameters are named as in the published checkpoint."""
+    """The whole network. Parameters are named as in the published checkpoint."""
 
     def __init__(self, config: Config8B) -> None:
         super().__init__()

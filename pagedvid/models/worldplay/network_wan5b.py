@@ -23,31 +23,7 @@ from pagedvid.models.worldplay.layers import (
     modulated,
     split_heads,
 )
-
-
-@dataclass(frozen=True)
-class ConfigWan5B:
-    """Sizes of the network. The defaults are those of the published model (Wan 2.2 TI2V 5B)."""
-
-    latent_channels: int = 48
-    patch: tuple[int, int, int] = (1, 2, 2)
-    num_heads: int = 24
-    head_dim: int = 128
-    num_layers: int = 30
-    mlp_width: int = 14336
-    text_channels: int = 4096
-    rope_theta: float = 10000.0
-
-    @property
-    def width(self) -> int:
-        """Channels of a token inside the network."""
-        return self.num_heads * self.head_dim
-
-    @property
-    def rope_channels(self) -> tuple[int, int, int]:
-        """Channels that turn with time, row, column."""
-        spatial = 2 * (self.head_dim // 6)
-        return self.head_dim - 2 * spatial, spatial, spatial
+from pagedvid.models.worldplay.spec import ConfigWan5B
 
 
 @dataclass(frozen=True)
@@ -157,7 +133,7 @@ class Block(nn.Module):
 
 
 class NetworkWan5B(nn.Module):
-    """See the module docstring. Parameters are named as in the published checkpoint."""
+    """The whole network. Parameters are named as in the published checkpoint."""
 
     def __init__(self, config: ConfigWan5B) -> None:
         super().__init__()

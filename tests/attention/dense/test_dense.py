@@ -1,7 +1,7 @@
 """Adapters of attention libraries: conventions at their edge.
 
 The libraries themselves need a GPU. Stand-ins with their call signatures and their conventions of log-sum-exp, written
-from the libraries' sources, take their places here: these tests show that an adapter passes what it should and converts
+from the libraries' sources, replace them here: these tests show that an adapter passes what it should and converts
 what it gets, not that the library behaves as its stand-in. Tests marked by a CUDA device check that.
 """
 
@@ -44,12 +44,12 @@ def packed(q, k, v, cu_seqlens_q, cu_seqlens_k, scale: float, empty: float) -> t
             part, part_lse = dense(q[q0:q1], k[k0:k1], v[k0:k1], scale)
             out[q0:q1], lse[:, q0:q1] = part.to(q.dtype), part_lse.T.float()
         else:
-            out[q0:q1] = torch.nan  # what a library leaves there is its own affair
+            out[q0:q1] = torch.nan  # undefined in the libraries
     return out, lse
 
 
 def install(monkeypatch: pytest.MonkeyPatch, name: str, **members: Any) -> None:
-    """Puts a module of that name, and its parents, in the place of the library."""
+    """Replaces the library by a module of that name, and its parents."""
     parts = name.split(".")
     for depth in range(1, len(parts) + 1):
         module = ModuleType(".".join(parts[:depth]))
@@ -218,7 +218,7 @@ def test_no_provider_is_an_error_with_all_reasons(monkeypatch) -> None:
     ],
 )
 def test_what_each_device_may_use_in_order(monkeypatch, capability: tuple[int, int], usable: list[str]) -> None:
-    """All libraries installed, head_dim 128; the device is claimed."""
+    """All libraries installed, head_dim 128; the device is made up."""
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
     monkeypatch.setattr(torch.backends.cuda, "is_flash_attention_available", lambda: True)
     flash_attn_4(monkeypatch)

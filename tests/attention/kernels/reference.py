@@ -29,7 +29,7 @@ def codec_of(page: PageFormat, name: str) -> ChannelCodec | RawCodec:
 
 
 def layout_of(page: PageFormat, name: str) -> PageLayout:
-    """What kernels know of the pages of that codec."""
+    """The page layout of that codec as kernels see it."""
     layout = codec_of(page, name).kernels(torch.device("cpu")).fused_layout
     assert layout is not None, f"no kernel reads pages of {name}"
     return layout
@@ -76,12 +76,12 @@ def paged_attention(
     scale: float,
     *,
     corrected: bool = True,
-    pairs: bool = False,
+    rotates: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """One range: (out float64 [T, Hq, D], lse [T, Hq]), every key corrected by the exact b of its own page."""
     num_kv_heads = len(segments[0].keys_HP)
     q = q_THD.double().unflatten(1, (num_kv_heads, -1))
-    q_square = (pair_mean_square(q) if pairs else q.square()).double()
+    q_square = (pair_mean_square(q) if rotates else q.square()).double()
     scores, values = [], []
     for segment in segments:
         k_nHD = decode(page, codecs[0], records, segment.keys_HP, segment.num_tokens, segment.angles).double()

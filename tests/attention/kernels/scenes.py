@@ -22,7 +22,7 @@ SMALL = Tiling(block_rows=32, max_block_tokens=64, num_warps=4, num_stages=1)
 
 
 FRAME_TOKENS, WIDTH = 12, 4
-"""Of the grid that keys rotate by."""
+"""Of the grid of positions that keys rotate by."""
 
 
 @dataclass
@@ -80,7 +80,7 @@ class Scene:
         return segment
 
     def store(self, codec: str, x_HnD: Tensor) -> Tensor:
-        """Puts tokens into free pages, int32 [H, P]."""
+        """Writes tokens to free pages; returns their ids, int32 [H, P]."""
         num_pages = read_codec(codec).num_pages(self.page, x_HnD.shape[1])
         pages = self.take(num_pages)
         self.records[pages.long()] = codec_of(self.page, codec).encode(x_HnD)
@@ -93,7 +93,7 @@ class Scene:
         return pages.view(self.num_kv_heads, -1)
 
     def work(self, lengths: Sequence[int], reads: Sequence[int], group: int, tiling: Tiling = SMALL) -> PagedWork:
-        """Ranges of so many queries; range e reads the next reads[e] segments."""
+        """Ranges of lengths[e] queries; range e reads the next reads[e] segments."""
         ranges, start, segment = [], 0, 0
         for length, count in zip(lengths, reads, strict=True):
             ranges.append((start, length, segment, segment + count))
@@ -103,7 +103,7 @@ class Scene:
         return PagedWork.cut(pages, segments.view(-1, 6), bounds, group, tiling)
 
     def angles(self) -> AngleTables:
-        """Of all chunks; pairs rotate with time, rows and columns in no order."""
+        """Of all chunks; pairs rotate with time, rows and columns in no particular order."""
         angles = torch.cat([self._height_and_width, *self._frames])
         axes = (torch.arange(self.head_dim // 2) * 5 + 1) % 7 % 3
         return AngleTables(angles.cos(), angles.sin(), axes.int().to(DEVICE), FRAME_TOKENS, WIDTH)

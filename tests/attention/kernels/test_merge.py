@@ -29,10 +29,10 @@ def check(got: tuple[torch.Tensor, torch.Tensor], expected: tuple[torch.Tensor, 
     assert (got[1][5] == -torch.inf).all() and (got[0][5] == 0).all()
 
 
-@pytest.mark.parametrize("pairs", [True, False])
+@pytest.mark.parametrize("rotates", [True, False])
 @pytest.mark.parametrize("has_alpha", [True, False])
 @pytest.mark.parametrize("kind", ["even", "hot channel", "some lose variance"])
-def test_equals_bias_and_merge(kind: str, has_alpha: bool, pairs: bool) -> None:
+def test_equals_bias_and_merge(kind: str, has_alpha: bool, rotates: bool) -> None:
     total, partial = partials()
     q, scale = randn(20, 6, 32, seed=4), 0.18  # one block of rows: the same channels are hot in both
     square_step_size = randn(2, 32, seed=5).square()
@@ -40,7 +40,7 @@ def test_equals_bias_and_merge(kind: str, has_alpha: bool, pairs: bool) -> None:
         square_step_size[1, 3] = 900.0
     if kind == "some lose variance":
         square_step_size = 0.6 * randn(2, 32, seed=5)
-    error = QuantError(square_step_size, False, None, pairs, torch.tensor([0.5, 1.2]) if has_alpha else None)
+    error = QuantError(square_step_size, False, None, rotates, torch.tensor([0.5, 1.2]) if has_alpha else None)
     expected = reference.corrected_merge(total, partial, q, scale, error)
     uncorrected = reference.corrected_merge(total, partial, q, scale, None)
     assert float((expected[1] - uncorrected[1]).nan_to_num().abs().max()) > 1e-2

@@ -59,7 +59,7 @@ def _expected(scene, q: Tensor, seen, scale: float, corrected: bool, angles: boo
     if not seen:
         return torch.zeros_like(q), torch.full(q.shape[:2], -torch.inf)
     return reference.paged_attention(
-        scene.page, scene.codecs, scene.records, q, seen, scale, corrected=corrected, pairs=angles
+        scene.page, scene.codecs, scene.records, q, seen, scale, corrected=corrected, rotates=angles
     )
 
 
@@ -148,7 +148,7 @@ def test_hot_channels_take_the_exact_form(angles: bool) -> None:
     assert (uncorrected.lse - got.lse).max() > 3  # the correction is large here
 
 
-def test_changes_of_variance_instead_of_steps() -> None:
+def test_changes_of_variance_instead_of_step_sizes() -> None:
     scene = Scene(("int2", "int2"), 64, num_kv_heads=2)
     scene.add(130, variance=True)
     scene.add(20, variance=True)
@@ -156,7 +156,7 @@ def test_changes_of_variance_instead_of_steps() -> None:
     check(run(scene, [9], [2], mode="variance"), SECOND_ORDER)
 
 
-def test_keys_stored_after_rotary_embedding_meet_plain_squares() -> None:
+def test_keys_stored_after_rotary_embedding_are_corrected_with_plain_squares() -> None:
     scene = Scene(("int2-post", "int2"), 64, num_kv_heads=2)
     scene.add(130, angles=False)
     check(run(scene, [9], [1], angles=False), SECOND_ORDER)

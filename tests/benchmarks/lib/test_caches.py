@@ -12,6 +12,9 @@ from pagedvid.codecs.page import PageFormat
 from pagedvid.codecs.registry import read_codec
 from pagedvid.engine.protocol import ModelGeometry
 from pagedvid.errors import ConfigError, NonFiniteError
+from pagedvid.models.demo.network import Transformer
+from pagedvid.models.demo.spec import TransformerConfig
+from pagedvid.models.demo.weights import save_weights
 from peers.codec import PeerBook, PeerCodec
 
 GEOMETRY = ModelGeometry(2, 2, 2, 64, tokens_per_frame=16, frames_per_chunk=8)
@@ -20,6 +23,7 @@ WINDOW = Window(1, 2)
 
 @pytest.fixture
 def caches(tmp_path):
+    save_weights(Transformer(TransformerConfig(width=128, num_heads=2, num_layers=2)), tmp_path, {})
     return Caches(GEOMETRY, WINDOW, tmp_path)
 
 

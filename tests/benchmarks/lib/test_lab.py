@@ -10,12 +10,12 @@ import torch
 from lib.caches import Case
 from lib.lab import Lab
 from lib.quality import draw_tasks
-from pagedvid.models.demo.model import DemoModel
+from pagedvid.models.demo.weights import load_demo
 
 
 def test_loop_and_engine_make_the_same_frames(weights: Path) -> None:
     requests = [task.request for task in draw_tasks(2, 0)]
-    lab = Lab(DemoModel.load(weights), requests, num_frames=24, num_denoise_steps=2, weights=weights)
+    lab = Lab(load_demo(weights), requests, num_frames=24, num_denoise_steps=2, weights=weights)
     case = Case("int2", "measured")
     made = lab.loop(lab.cache(case)).generate()
     frames = made.whole_videos()

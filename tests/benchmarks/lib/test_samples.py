@@ -9,7 +9,7 @@ import torch
 
 from lib.samples import capture, draw_family
 from pagedvid.models.demo.captions import caption
-from pagedvid.models.demo.model import DemoModel
+from pagedvid.models.demo.weights import load_demo
 from pagedvid.models.demo.world import random_scene
 
 
@@ -18,7 +18,7 @@ def small(name: str = "low rank", seed: int = 0):
 
 
 def test_the_capture_is_what_the_model_attends_to(weights: Path) -> None:
-    model = DemoModel.load(weights)
+    model = load_demo(weights)
     text = caption(random_scene(np.random.default_rng(0)))
     samples = capture(model, text, 3, num_cached_chunks=2, num_steps=2)
     size = model.geometry.chunk_tokens

@@ -21,11 +21,11 @@ FRAME_TOKENS = 10
 NUM_FRAMES = 4
 """Of a block."""
 SPAN_TOKENS = FRAME_TOKENS * NUM_FRAMES
-"""Chunks of so many tokens fill their blocks."""
+"""Chunks of that many tokens fill their blocks."""
 
 
 def draw(seed: int, num_chunks: int = 3, num_frames: int = NUM_FRAMES, num_heads: int = 2) -> Observation:
-    """Slowly changing keys and values of falling variance over the channels, offset, all heads different."""
+    """Slowly changing keys and values, with falling variance over the channels and an offset; all heads differ."""
     generator = torch.Generator().manual_seed(seed)
     num_tokens = num_frames * FRAME_TOKENS
 
@@ -43,7 +43,7 @@ def draw(seed: int, num_chunks: int = 3, num_frames: int = NUM_FRAMES, num_heads
 
 
 def page(name: str, page_blocks: int = 8) -> PageFormat:
-    """Pages of so many blocks, with as many of the bits of the name as whole rows allow."""
+    """Pages of that many blocks, with as many bits per value as the name and whole rows allow."""
     rows = 5
     while read_codec(name).page_blocks(PageFormat(HEAD_DIM, rows + 1, FRAME_TOKENS, NUM_FRAMES)) <= page_blocks:
         rows += 1
@@ -62,7 +62,7 @@ def codec(name: str = "klt2", kind: str = "keys", page_blocks: int = 8, heads: s
 
 
 def decode(codec: KltCodec, records: Tensor, num_tokens: int, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Into a buffer full of NaN, so that whatever is not written shows."""
+    """Tokens decoded into a buffer full of NaN, so that anything not written shows."""
     padded = read_codec(codec.name).padded_tokens(codec.page, num_tokens)
     out = torch.full((len(records), padded, codec.page.head_dim), torch.nan, dtype=dtype)
     return codec.decode(records, num_tokens, out)

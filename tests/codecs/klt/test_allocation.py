@@ -28,7 +28,7 @@ def test_the_greedy_choice_is_close_to_the_best_possible(decay, bits_per_value):
         for choice in itertools.product((0, *WIDTHS), repeat=5)
         if GRANULE * sum(choice) <= budget
     )
-    # Where one wide step no longer fits, greedy may leave a few per cent on the table.
+    # Where a wider width no longer fits, the greedy choice may be a few per cent worse.
     assert distortion(spectrum, choose_segments(spectrum, budget)) <= 1.35 * best
 
 
@@ -36,7 +36,7 @@ def test_the_greedy_choice_is_close_to_the_best_possible(decay, bits_per_value):
 def test_the_budget_is_kept_and_used(budget):
     spectrum = torch.rand(64, generator=torch.Generator().manual_seed(0)).sort(descending=True).values
     used = sum(width * count for width, count in choose_segments(spectrum, budget).items())
-    # From 4 bits the next step is 4 wide.
+    # From 4 bits, the next width takes 4 more.
     assert used <= budget and (used > budget - 4 * GRANULE or used == 8 * 64)
 
 

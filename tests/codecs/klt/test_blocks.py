@@ -1,4 +1,4 @@
-"""Blocks: every token has one place, blocks hold one place of consecutive frames, awkward lengths are filled up."""
+"""Blocks: every token has one place, blocks hold one place of consecutive frames, incomplete blocks are filled up."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ NUM_TOKENS = (1, 9, 17, 39, 40, 41, 95, 400)
 
 
 def coefficients(codec: KltCodec, x_RnD: Tensor) -> Tensor:
-    """Coded coefficients of every block in float64, [R, blocks, K], straight from the definition."""
+    """Coded coefficients of every block, float64 [R, blocks, K], directly from the definition."""
     coding = codec.coding
     y = (x_RnD - coding.mean_h1D).double() @ coding.analysis_hDD.double()
     blocks = coding.cosines_FF.double() @ y[:, codec.layout.tokens(x_RnD.shape[1])]
@@ -31,13 +31,13 @@ def coefficients(codec: KltCodec, x_RnD: Tensor) -> Tensor:
 
 def by_direction(codec: KltCodec, x_hK: Tensor, reduce: str) -> Tensor:
     direction = codec.coding.direction_h1K[:, 0]
-    zeros = torch.zeros(len(x_hK), HEAD_DIM, dtype=torch.float64)
-    return zeros.scatter_reduce_(-1, direction, x_hK.double(), reduce)
+    none = torch.zeros(len(x_hK), HEAD_DIM, dtype=torch.float64)
+    return none.scatter_reduce_(-1, direction, x_hK.double(), reduce)
 
 
 def bound_of_unclipped(codec: KltCodec, x_RnD: Tensor) -> Tensor:
-    """[R, D]: most squared error along each direction, summed over the chunk, if no coefficient were clipped and every
-    one were half of its widest gap away from its level (scales have a quarter of an octave to round up in)."""
+    """[R, D]: the largest squared error along each direction, summed over the chunk, if no coefficient is clipped and
+    each is off its level by half of the widest gap (scales may be rounded up by a quarter of an octave)."""
     coding, coded = codec.coding, coefficients(codec, x_RnD)
     deviation_hK = coding.deviation_h1K[:, 0].double()
     gaps = {
@@ -68,7 +68,7 @@ def assert_within_bound(codec: KltCodec, x_RnD: Tensor) -> None:
 @pytest.mark.parametrize("page_blocks", [3, 8, 10])
 def test_coded_directions_come_back_within_what_unclipped_rounding_allows(page_blocks, num_tokens, kind):
     tried, x = codec("klt2", kind, page_blocks), draw(9, num_frames=40).k_CHTD[0][:, :num_tokens]
-    if num_tokens % SPAN_TOKENS == 0:  # decoded blocks are comparable when none was filled up
+    if num_tokens % SPAN_TOKENS == 0:  # decoded blocks are comparable if none was filled up
         assert_within_bound(tried, x)
     else:
         decoded = decode(tried, tried.encode(x), num_tokens)
@@ -89,7 +89,9 @@ def test_the_bits_of_the_name_are_honoured_to_the_byte(num_tokens, rows, name):
     assert used <= allowed and (used > allowed - 32 or tried.coding.segments == {8: 4 * HEAD_DIM})
     assert read_codec(name).page_blocks(format_) * used / 8 + HEAD_DIM <= rows * HEAD_DIM
     tokens = read_codec(name).page_tokens(format_)
-    assert 8 * rows / tokens <= float(name[3:]) < 8 * rows / max(tokens - 4, 1e-9)  # a block of 4 less would be too few
+    assert (
+        8 * rows / tokens <= float(name[3:]) < 8 * rows / max(tokens - 4, 1e-9)
+    )  # one block of 4 tokens fewer would exceed the bits
 
 
 def test_more_bits_mean_less_error():
@@ -139,8 +141,8 @@ def test_odd_input_of_odd_length_does_not_explode(num_tokens, kind):
 @settings(max_examples=30, deadline=None)
 @given(st.integers(0, 2**31), st.floats(-20, 4), st.floats(-4, 4))
 def test_any_spread_and_offset_keep_the_bound(seed, log10_spread, log10_offset):
-    noise = torch.randn(2, 80, HEAD_DIM, generator=torch.Generator().manual_seed(seed))
-    assert_within_bound(codec(), (noise * 10**log10_spread + 10**log10_offset).clamp(-6e4, 6e4))
+    x = torch.randn(2, 80, HEAD_DIM, generator=torch.Generator().manual_seed(seed))
+    assert_within_bound(codec(), (x * 10**log10_spread + 10**log10_offset).clamp(-6e4, 6e4))
 
 
 def test_what_the_calibration_expects_is_coded_best():
@@ -233,8 +235,8 @@ def _still_tables():
     return calibrate([[draw(0)]], "keys", BlockLayout(FRAME_TOKENS, 1))[0]
 
 
-def test_nothing_is_said_of_steps():
+def test_there_are_no_step_sizes():
     tried = codec()
     assert tried.mean_square_step_sizes(tried.encode(draw(9).k_CHTD[0]), 40) is None
-    assert tried.axes is None and not tried.stores_rotated and tried.name == "klt2"
-    assert page("klt2").page_blocks("klt2") == 8
+    assert tried.axes is None and not tried.spec.stores_rotated and tried.name == "klt2"
+    assert tried.spec.page_blocks(page("klt2")) == 8

@@ -1,4 +1,4 @@
-"""Calibrations in files: what is written is read, and whatever is wrong with a file is said."""
+"""Calibrations in files: what is written is read, and errors say what is wrong with a file."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def test_tables_that_do_not_exist_are_refused(kind, layer):
         calibration().tables(kind, layer)
 
 
-def test_a_missing_file_is_said_and_how_to_make_it(tmp_path):
+def test_a_missing_file_is_reported_with_how_to_make_it(tmp_path):
     with pytest.raises(ConfigError, match="is missing; `pagedvid calibrate --out"):
         load_calibration(tmp_path / "none.safetensors")
 
@@ -91,10 +91,10 @@ def test_another_version_is_refused(tmp_path, format_):
 
 
 @pytest.mark.parametrize("facts", [{"num_layers": "many"}, {"num_layers": ""}])
-def test_senseless_metadata_are_refused(tmp_path, facts):
+def test_useless_metadata_are_refused(tmp_path, facts):
     path = tmp_path / "tables.safetensors"
     save_file(dict(calibration().tensors), path, metadata(**facts))
-    with pytest.raises(ConfigError, match="says nothing useful"):
+    with pytest.raises(ConfigError, match="does not describe its model"):
         load_calibration(path)
 
 
@@ -112,7 +112,7 @@ DAMAGE = {
     "gone": ("values.mean", None, "missing"),
     "not a number": ("keys.analysis", lambda x: x.index_fill(0, torch.tensor(0), torch.nan), "NaN"),
     "another type": ("keys.mean", lambda x: x.double(), "float64"),
-    "not a permutation": ("values.order", lambda x: torch.zeros_like(x), "leaves coefficients out"),
+    "not a permutation": ("values.order", lambda x: torch.zeros_like(x), "leaves out coefficients"),
 }
 
 
@@ -130,7 +130,7 @@ def test_damaged_tables_are_refused(tmp_path, kind):
         load_calibration(path)
 
 
-def test_a_place_that_cannot_be_written_is_said_and_nothing_is_left(tmp_path):
+def test_a_place_that_cannot_be_written_is_reported_and_nothing_is_left(tmp_path):
     with pytest.raises(ConfigError, match="cannot be written"):
         save_calibration(calibration(), tmp_path / "no folder" / "tables.safetensors")
     assert list(tmp_path.iterdir()) == []

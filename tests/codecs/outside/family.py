@@ -1,4 +1,4 @@
-"""A codec as another package would bring it along: fp16 values, with a Triton kernel ("half-k") and without ("half").
+"""A codec as another package would provide it: fp16 values, with a Triton kernel ("half-k") and without ("half").
 
 A page is filled with fp16 values, token after token. Only public names of pagedvid are used.
 """

@@ -31,8 +31,8 @@ def test_values_keep_their_type_exactly(num_tokens, head_dim, rows, name, dtype)
 
 @pytest.mark.parametrize("num_rows", [1, 2])
 @pytest.mark.parametrize("name", TYPES)
-def test_pages_may_lie_anywhere_in_a_pool(name, num_rows):
-    """Pages of 70 bytes, of which every other one starts where no float32 may."""
+def test_pages_may_be_anywhere_in_a_pool(name, num_rows):
+    """Pages of 70 bytes: every other one is not aligned to float32."""
     page = PageFormat(2, rows=35)
     codec, x = RawCodec(page, read_codec(name)), torch.randn(num_rows, 3, 2)
     pool = torch.zeros(num_rows, 3, page.num_bytes, dtype=torch.uint8)

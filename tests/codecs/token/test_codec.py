@@ -1,4 +1,4 @@
-"""The paper's quantizer: a step per token and group of channels."""
+"""The quantizer of arXiv 2605.26266: one step size per token and group of channels."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ def test_any_offset_and_spread_keep_the_bound(offset, log10_spread, seed):
     groups = x.double().unflatten(-1, (2, 32))
     low, high = groups.amin(-1, keepdim=True), groups.amax(-1, keepdim=True)
     missed = (round_trip("token2-g32", x).double() - x.double()).abs().unflatten(-1, (2, 32))
-    step = (high - low) / 3
-    fp16 = 2.0**-10 * (low.abs() + 4 * step) + 2.0**-23  # zero rounded down, step rounded up
-    assert bool((missed <= step / 2 + fp16).all())
+    step_size = (high - low) / 3
+    fp16 = 2.0**-10 * (low.abs() + 4 * step_size) + 2.0**-23  # zero point rounded down, step size up
+    assert bool((missed <= step_size / 2 + fp16).all())
 
 
 @pytest.mark.parametrize("value", [0.0, 1.0, -3.5, 65472.0])
@@ -68,21 +68,21 @@ def test_a_page_holds_as_many_tokens_as_fit(head_dim, name, tokens):
     )
 
 
-def test_what_no_token_needs_is_zero():
+def test_unused_bytes_are_zero():
     page = PageFormat(64)
     records = TokenCodec(page, read_codec("token2-g64")).encode(randn(2, 200, 64))
     assert not records[..., 115 * read_codec("token2-g64").token_bytes(page) :].any()
 
 
 @pytest.mark.parametrize("num_tokens", [1, 115, 300])
-def test_steps_of_every_token_and_group(num_tokens):
+def test_step_sizes_of_every_token_and_group(num_tokens):
     page = PageFormat(64)
     codec = TokenCodec(page, read_codec("token2-g16"))
     records = codec.encode(randn(3, num_tokens, 64))
-    steps = codec.token_step_sizes(records, num_tokens)
-    assert steps.shape == (3, num_tokens, 4) and steps.dtype == torch.float32
-    expected = read_pages(records, page, "token2-g16", num_tokens).steps
-    np.testing.assert_array_equal(steps.repeat_interleave(16, dim=-1).double().numpy(), expected)
+    step_sizes = codec.token_step_sizes(records, num_tokens)
+    assert step_sizes.shape == (3, num_tokens, 4) and step_sizes.dtype == torch.float32
+    expected = read_pages(records, page, "token2-g16", num_tokens).step_sizes
+    np.testing.assert_array_equal(step_sizes.repeat_interleave(16, dim=-1).double().numpy(), expected)
 
 
 def test_groups_that_do_not_divide_the_head_are_refused():

@@ -56,19 +56,19 @@ def test_rotation_tames_an_outlier_channel():
     assert mean_square_error(rotated, x) < 0.5 * mean_square_error(plain, x)
 
 
-def test_the_axes_are_the_directions_of_the_noise():
-    """Noise along `axes`, put together from the steps, is the noise of the channels."""
+def test_the_axes_are_the_directions_of_the_quant_error():
+    """The mean square error along `axes` is that of the step sizes."""
     x = randn(1, 4000, 64) * torch.linspace(0.1, 3, 64)
     codec = HadamardCodec(PAGE, read_codec("hadamard4-g16"))
     records = codec.encode(x)
-    noise = (decode(codec, PAGE, records, 4000) - x)[0] @ codec.axes.T
-    ratio = noise.square().mean(0) / (codec.mean_square_step_sizes(records, 4000)[0] / 12)
-    assert float(ratio.min()) > 0.8 and float(ratio.max()) < 1.0  # of 16, the smallest and the largest have no error
+    error = (decode(codec, PAGE, records, 4000) - x)[0] @ codec.axes.T
+    ratio = error.square().mean(0) / (codec.mean_square_step_sizes(records, 4000)[0] / 12)
+    assert float(ratio.min()) > 0.8 and float(ratio.max()) < 1.0  # the smallest and the largest of 16 have no error
     assert codec.axes is codec.axes
 
 
 def test_rotated_values_beyond_fp16_are_refused():
-    """Constant tokens are all in one rotated channel, sqrt(D) times as large."""
+    """The rotation takes constant tokens to a single channel, sqrt(D) times as large."""
     with pytest.raises(NonFiniteError, match="2 too large") as caught:
         HadamardCodec(PAGE, read_codec("hadamard2-g64")).encode(
             torch.stack([torch.full((2, 64), 1e3), torch.full((2, 64), 1e4)])

@@ -14,12 +14,14 @@ from torch import nn
 from pagedvid.errors import ConfigError
 from pagedvid.models.common.checkpoint import load_checkpoint, tensor_shapes
 from pagedvid.models.common.checkpoint_names import WRAPPERS, plain_name
-from pagedvid.models.demo.transformer import Transformer, TransformerConfig
-from pagedvid.models.magi1.config import PUBLISHED
+from pagedvid.models.demo.network import Transformer
+from pagedvid.models.demo.spec import TransformerConfig
 from pagedvid.models.magi1.network import MagiNetwork
+from pagedvid.models.magi1.spec import PUBLISHED
 from pagedvid.models.wan.causal.checkpoint import library_name
-from pagedvid.models.worldplay.network_8b import Config8B, Network8B
-from pagedvid.models.worldplay.network_wan5b import ConfigWan5B, NetworkWan5B
+from pagedvid.models.worldplay.network_8b import Network8B
+from pagedvid.models.worldplay.network_wan5b import NetworkWan5B
+from pagedvid.models.worldplay.spec import Config8B, ConfigWan5B
 from tests.models.wan.base.published import converted_names
 from tests.models.wan.base.tiny import tiny_transformer
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from pagedvid.models.demo.transformer import demo_rotary
+from pagedvid.models.demo.network import demo_rotary
 from pagedvid.rotary.axis_tables import follows_grid
 from pagedvid.rotary.tables import rotate
 

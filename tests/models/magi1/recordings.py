@@ -20,11 +20,13 @@ from pagedvid.cache.spec import CacheSpec
 from pagedvid.cache.stream_codecs import StreamCodecs
 from pagedvid.cache.window import Window
 from pagedvid.engine.engine import Engine
-from pagedvid.engine.protocol import Attend, Piece
-from pagedvid.engine.requests import ChunkOutput, EngineSettings, RequestFailure, VideoRequest
-from pagedvid.models.magi1.config import FrameConfig, MagiConfig, NetworkConfig, SamplingConfig
+from pagedvid.engine.protocol import Attend
+from pagedvid.engine.requests import ChunkOutput, RequestFailure, VideoRequest
+from pagedvid.engine.schedule import Range
 from pagedvid.models.magi1.latents import frames_of, tokens_of
-from pagedvid.models.magi1.model import MagiModel
+from pagedvid.models.magi1.pipeline import MagiModel
+from pagedvid.models.magi1.spec import FrameConfig, MagiConfig, NetworkConfig, SamplingConfig
+from pagedvid.models.magi1.weights import load_magi
 from pagedvid.paged_kv_cache import PagedKVCache
 
 DATA = Path(__file__).parents[2] / "data" / "magi1"
@@ -117,7 +119,8 @@ class RecordedModel(MagiModel):
         super().__init__(config, network)
         self.network.t_embedder.frequencies = tensors("schedules")["sinusoid_freqs"]
         self.noise_CFHW = tensors("rollout_w4")["x0"]
-        self.forwards: list[tuple[Sequence[Piece], Tensor]] = []
+        self.forwards: list[tuple[Sequence[Range], Sequence[Any], Tensor]] = []
+        """Ranges, their conditions, velocities."""
         self.moved: list[Tensor] = []
         """Latents [T, C] after every sampler step of a chunk, in order."""
 
@@ -126,9 +129,9 @@ class RecordedModel(MagiModel):
         noise = tokens_of(self.noise_CFHW[:, first : first + CHUNK_FRAMES])
         return noise.roll(seed, 0)
 
-    def forward(self, latents_TC: Tensor, pieces: Sequence[Piece], attend: Attend) -> Tensor:
-        out = super().forward(latents_TC, pieces, attend)
-        self.forwards.append((pieces, out))
+    def forward(self, latents_TC: Tensor, ranges: Sequence[Range], conditions: Sequence[Any], attend: Attend) -> Tensor:
+        out = super().forward(latents_TC, ranges, conditions, attend)
+        self.forwards.append((ranges, conditions, out))
         return out
 
     def advance(
@@ -139,13 +142,15 @@ class RecordedModel(MagiModel):
 
 
 def recorded_model(rollout: Rollout, dtype: torch.dtype = torch.float32) -> RecordedModel:
-    loaded = MagiModel.load(rollout.config, DATA / "weights_a.safetensors", dtype=dtype)
+    loaded = load_magi(rollout.config, DATA / "weights_a.safetensors", dtype=dtype)
     model = RecordedModel(rollout.config, loaded.network)
     model.noise_CFHW = rollout.data["x0"]
     return model
 
 
-def engine_of(model: MagiModel, num_steps: int, codec: str = "fp32", memory: int | str = "4MiB", **settings) -> Engine:
+def engine_of(
+    model: MagiModel, num_steps: int | None, codec: str = "fp32", memory: int | str = "4MiB", **settings
+) -> Engine:
     """Every step checks the whole cache. The configured window is one that MAGI-1 must not heed."""
     geometry, correction = model.geometry, settings.pop("correction", "measured")
     spec = CacheSpec(
@@ -158,9 +163,7 @@ def engine_of(model: MagiModel, num_steps: int, codec: str = "fp32", memory: int
         debug_checks=True,
     )
     settings.setdefault("max_batch_tokens", 10_000)
-    return Engine(
-        model, PagedKVCache(spec, memory), Window(0, 1), EngineSettings(num_denoise_steps=num_steps, **settings)
-    )
+    return Engine(model, PagedKVCache(spec, memory), Window(0, 1), num_denoise_steps=num_steps, **settings)
 
 
 @dataclass

@@ -67,9 +67,9 @@ def test_videos_do_share_forwards_at_different_stages():
         engine.submit(request)
         for _ in range(3):
             engine.step()
-    pieces, _ = model.forwards[-1]
+    ranges, conditions, _ = model.forwards[-1]
     levels = {}
-    for piece in pieces:
-        levels.setdefault(id(piece.condition), []).append(piece.noise_level)
+    for part, condition in zip(ranges, conditions, strict=True):
+        levels.setdefault(id(condition), []).append(part.noise_level)
     assert len(levels) == 3 and len({tuple(level) for level in levels.values()}) == 3
     engine.close()

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from pagedvid.cache.window import Window
-from pagedvid.models.magi1.config import PUBLISHED
-from pagedvid.models.magi1.memory import stream_bytes
 from pagedvid.models.magi1.schedule import magi_schedule
+from pagedvid.models.magi1.spec import PUBLISHED
+from tests.models.magi1.memory import stream_bytes
 from tests.models.magi1.recordings import ROLLOUTS, engine_of, recorded_model
 
 GB = 1e9

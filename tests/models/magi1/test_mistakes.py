@@ -15,12 +15,12 @@ from torch import Tensor
 
 from pagedvid.cache import manager
 from pagedvid.cache.plan import StepPlan, resolve_ranges
-from pagedvid.engine.protocol import Attend, Piece
+from pagedvid.engine.protocol import Attend
 from pagedvid.engine.schedule import Range, Round, Schedule, planned, with_endings
-from pagedvid.models.magi1 import layers, network
-from pagedvid.models.magi1 import model as model_file
-from pagedvid.models.magi1.model import MagiModel
+from pagedvid.models.magi1 import layers, network, pipeline
+from pagedvid.models.magi1.conditioning import MagiCondition
 from pagedvid.models.magi1.network import magi_rotary
+from pagedvid.models.magi1.weights import load_magi
 from tests.models.magi1.recordings import (
     CHUNK_FRAMES,
     DATA,
@@ -38,7 +38,7 @@ Mistake = Callable[[pytest.MonkeyPatch], RecordedModel]
 def build(**sampling) -> RecordedModel:
     """The recorded model with some settings of the sampler changed."""
     config = replace(W1.config, sampling=replace(W1.sampling, **sampling))
-    made = RecordedModel(config, MagiModel.load(config, DATA / "weights_a.safetensors").network)
+    made = RecordedModel(config, load_magi(config, DATA / "weights_a.safetensors").network)
     made.noise_CFHW = W1.data["x0"]
     return made
 
@@ -84,7 +84,7 @@ def no_clean_pass(_: pytest.MonkeyPatch) -> RecordedModel:
     """The last, noisy step is stored instead."""
 
     def change(round_: Round) -> Round:
-        ranges = [part for part in round_.ranges if part.branch != "clean"]
+        ranges = [part for part in round_.ranges if part.role != "clean"]
         num_less = len(round_.ranges) - len(ranges)
         last = ranges[0].frames[0] == (6 - 1) * CHUNK_FRAMES
 
@@ -104,12 +104,12 @@ def chunk_before(part: Range) -> tuple[int]:
 
 
 def own_caption_in_the_clean_pass(patch: pytest.MonkeyPatch) -> RecordedModel:
-    patch.setattr(model_file, "OWN_PROMPT", {"cond", "alone", "clean"})
+    patch.setattr(pipeline, "OWN_PROMPT", {"cond", "alone", "clean"})
     return build()
 
 
 def other_null_row(patch: pytest.MonkeyPatch) -> RecordedModel:
-    patch.setattr(model_file, "CONDITIONAL", set())
+    patch.setattr(pipeline, "CONDITIONAL", set())
     return build()
 
 
@@ -187,8 +187,10 @@ def heads_taken_in_turn(patch: pytest.MonkeyPatch) -> RecordedModel:
     made = build()
     whole = made.forward
 
-    def turning(latents: Tensor, pieces: Sequence[Piece], attend: Attend) -> Tensor:
-        return whole(latents, pieces, lambda layer, q, k, v: attend(layer, q[:, turned], k, v)[:, turned])
+    def turning(
+        latents: Tensor, ranges: Sequence[Range], conditions: Sequence[MagiCondition], attend: Attend
+    ) -> Tensor:
+        return whole(latents, ranges, conditions, lambda layer, q, k, v: attend(layer, q[:, turned], k, v)[:, turned])
 
     made.forward = turning
     return made

@@ -7,11 +7,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pagedvid.engine.protocol import Piece
-from pagedvid.models.magi1.config import FrameConfig, MagiConfig, NetworkConfig, SamplingConfig
+from pagedvid.engine.schedule import Range
 from pagedvid.models.magi1.latents import frames_of, tokens_of
-from pagedvid.models.magi1.model import MagiModel
 from pagedvid.models.magi1.network import channel_order, magi_rotary
+from pagedvid.models.magi1.pipeline import MagiModel
+from pagedvid.models.magi1.spec import FrameConfig, MagiConfig, NetworkConfig, SamplingConfig
+from pagedvid.models.magi1.weights import load_magi
 from pagedvid.rotary.axis_tables import follows_grid
 from pagedvid.rotary.tables import rotate
 from tests.models.magi1.recordings import (
@@ -56,18 +57,18 @@ def plain_call(
     """Recording, velocity [C, F, H, W] and hidden states after each layer."""
     recorded = tensors(f"forward_{name}")
     config = MagiConfig("magi-1-tiny", network, frames, SamplingConfig(cfg_number=1))
-    model = RecordedModel(config, MagiModel.load(config, DATA / f"weights_{name}.safetensors").network)
+    model = RecordedModel(config, load_magi(config, DATA / f"weights_{name}.safetensors").network)
     inputs = {"embeddings": {"embeddings": recorded["captions"], "mask": recorded["caption_mask"]}}
-    condition, size = model.prepare("recorded", inputs, 1), model.geometry.chunk_tokens
-    pieces = [
-        Piece(size, float(level), "cond", condition, range(i * CHUNK_FRAMES, (i + 1) * CHUNK_FRAMES))
+    condition = model.prepare("recorded", inputs, 1)
+    ranges = [
+        Range(range(i * CHUNK_FRAMES, (i + 1) * CHUNK_FRAMES), float(level))
         for i, level in enumerate(recorded["call.000.t"])
     ]
     hidden: list[Tensor] = []
     for layer in model.network.videodit_blocks.layers:
         layer.register_forward_hook(lambda module, given, out: hidden.append(out))
     attend = DenseAttend(model, [tuple(pair) for pair in _seen(name)])
-    out = model.forward(tokens_of(recorded["call.000.x"]), pieces, attend)
+    out = model.forward(tokens_of(recorded["call.000.x"]), ranges, [condition] * len(ranges), attend)
     return recorded, frames_of(out, frames), hidden
 
 

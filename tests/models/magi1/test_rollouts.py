@@ -27,8 +27,8 @@ def test_all_calls_and_the_final_latents_are_those_recorded(rollout: Rollout):
     assert largest_difference(final, rollout.data["final"]) <= TOLERANCE
     assert len(model.forwards) == len(rollout.calls)
     moved = iter(model.moved)
-    for call, (pieces, velocities) in zip(rollout.calls, model.forwards, strict=True):
-        assert [piece.noise_level for piece in pieces] == pytest.approx(call["t"], abs=1e-6)
+    for call, (ranges, _, velocities) in zip(rollout.calls, model.forwards, strict=True):
+        assert [part.noise_level for part in ranges] == pytest.approx(call["t"], abs=1e-6)
         recorded = rollout.data[f"call.{call['call']:03d}.velocity"]
         if recorded.ndim == 5:  # the unconditional call has its chunks on a batch axis
             recorded = torch.cat(list(recorded), dim=1)
@@ -37,7 +37,7 @@ def test_all_calls_and_the_final_latents_are_those_recorded(rollout: Rollout):
         if expected is not None:
             chunks = [video_of_tokens(next(moved)) for _ in range(expected.shape[1] // CHUNK_FRAMES)]
             # Given frames are put in anew in every call, so what the sampler makes of them does not matter.
-            first_frame = min(piece.frames[0] for piece in pieces if piece.branch != "clean")
+            first_frame = min(part.frames[0] for part in ranges if part.role != "clean")
             num_given = max(0, rollout.num_prefix_frames - first_frame)
             moved_here = torch.cat(chunks, dim=1)[:, num_given:]
             assert largest_difference(moved_here, expected[:, num_given:]) <= TOLERANCE, call["call"]

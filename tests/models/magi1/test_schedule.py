@@ -13,11 +13,11 @@ from pagedvid.cache.stream_codecs import StreamCodecs
 from pagedvid.cache.window import Window
 from pagedvid.engine.schedule import Range, Round, Schedule
 from pagedvid.errors import ConfigError
-from pagedvid.models.magi1.config import SamplingConfig
 from pagedvid.models.magi1.schedule import magi_schedule
-from pagedvid.models.magi1.times import interval, step_size, times
-from pagedvid.models.registry import model_schedule
+from pagedvid.models.magi1.spec import SamplingConfig
+from pagedvid.models.magi1.times import interval, step_length, times
 from tests.models.magi1.recordings import CHUNK_FRAMES, ROLLOUTS, Rollout, tensors
+from tests.models.specs import spec_of
 
 TOKENS_PER_FRAME = 12
 
@@ -45,8 +45,8 @@ def test_every_range_sees_the_recorded_chunks_at_the_recorded_times(name: str):
     for round_, call in zip(rounds, rollout.calls, strict=True):
         assert [part.noise_level for part in round_.ranges] == pytest.approx(call["t"], abs=1e-6)
         for part, (first, stop), y_index in zip(round_.ranges, call["k_range_chunks"], call["y_index"], strict=True):
-            assert y_index == (-1 if part.branch == "clean" else chunk_of(part))
-            if part.branch == "alone":
+            assert y_index == (-1 if part.role == "clean" else chunk_of(part))
+            if part.role == "alone":
                 assert (part.visible, part.sees) == ((), ()) and stop - first == 1
             else:
                 assert seen_chunks(round_, part) == list(range(first, stop))
@@ -57,8 +57,8 @@ def test_a_guided_step_is_three_forwards_of_which_the_null_text_one_is_stored():
     rollout = ROLLOUTS["w4_cfg3"]
     rounds = list(schedule_of(rollout).rounds())
     for number, (round_, call) in enumerate(zip(rounds, rollout.calls, strict=True)):
-        branches = {part.branch for part in round_.ranges}
-        assert branches <= ({"cond", "clean"}, {"null"}, {"uncond"})[number % 3]
+        roles = {part.role for part in round_.ranges}
+        assert roles <= ({"cond", "clean"}, {"null"}, {"uncond"})[number % 3]
         assert [part.noise_level for part in round_.ranges] == pytest.approx(call["t"], abs=1e-6)
         if number % 3 == 2:
             assert all((part.visible, part.sees, part.position) == ((), (), 0) for part in round_.ranges)
@@ -80,13 +80,13 @@ def test_twelve_steps_are_sixteen_less_one_in_every_quarter(num_steps: int, mode
     assert list(times(num_steps, mode)) == recorded[f"ts.{key}"].tolist()
     intervals = recorded[f"interval.{key}"].tolist()
     assert [interval(num_steps, index, mode) for index in range(12)] == intervals
-    assert [step_size(num_steps, index, mode) for index in range(12)] == [8 / taken for taken in intervals]
+    assert [step_length(num_steps, index, mode) for index in range(12)] == [8 / taken for taken in intervals]
 
 
 @pytest.mark.parametrize("num_steps", [4, 8, 16, 32, 64])
 def test_times_are_bit_for_bit_those_of_the_original(num_steps: int):
     assert list(times(num_steps)) == tensors("schedules")[f"ts.{num_steps}"].tolist()
-    assert step_size(num_steps, 1) == num_steps / 2
+    assert step_length(num_steps, 1) == num_steps / 2
 
 
 SAMPLINGS = st.builds(
@@ -153,6 +153,6 @@ def test_a_video_too_long_to_plan_is_refused():
 
 
 def test_an_hour_is_planned_chunk_by_chunk():
-    schedule = model_schedule("magi-1-4.5b-distill", None, 21_600, None, Window(1, 4))
+    schedule = spec_of("magi-1-4.5b-distill").schedule(21_600, None, Window(1, 4))
     assert schedule.num_commits == len(schedule.commits) == 3_599
     assert schedule.commits[-1] == (6, (3_597,)) and schedule.max_range_frames == 6

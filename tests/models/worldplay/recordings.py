@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from pagedvid.models.worldplay.camera import Cameras
 from pagedvid.models.worldplay.layers import Sinusoid, slot_rotary
 from pagedvid.models.worldplay.memory import MEMORY_8B, MEMORY_WAN, MemoryPolicy
-from pagedvid.models.worldplay.network_8b import Config8B, Network8B
-from pagedvid.models.worldplay.network_wan5b import ConfigWan5B, NetworkWan5B
+from pagedvid.models.worldplay.network_8b import Network8B
+from pagedvid.models.worldplay.network_wan5b import NetworkWan5B
+from pagedvid.models.worldplay.spec import Config8B, ConfigWan5B
 from pagedvid.models.worldplay.text_8b import TextInputs
 from pagedvid.rotary.grid_rotary import GridRotary
 

@@ -13,12 +13,12 @@ from pagedvid.cache.spec import CacheSpec
 from pagedvid.cache.stream_codecs import StreamCodecs
 from pagedvid.cache.window import Window
 from pagedvid.engine.engine import Engine
-from pagedvid.engine.requests import ChunkOutput, EngineSettings, VideoRequest
+from pagedvid.engine.requests import ChunkOutput, VideoRequest
 from pagedvid.models.common.latent_grid import LatentGrid
 from pagedvid.models.worldplay.camera import Cameras
-from pagedvid.models.worldplay.model import WorldPlayModel
-from pagedvid.models.worldplay.model_8b import WorldPlay8B
-from pagedvid.models.worldplay.model_wan5b import WorldPlayWan5B
+from pagedvid.models.worldplay.pipeline import WorldPlayModel
+from pagedvid.models.worldplay.pipeline_8b import WorldPlay8B
+from pagedvid.models.worldplay.pipeline_wan5b import WorldPlayWan5B
 from pagedvid.models.worldplay.trajectory import Trajectory
 from pagedvid.paged_kv_cache import PagedKVCache
 from tests.models.worldplay.recordings import call_names, calls, inputs, network, tokens_of
@@ -56,7 +56,7 @@ def make_engine(model: WorldPlayModel, codec: str = "fp32", correction: str = "m
         debug_checks=True,
     )  # fmt: skip
     settings = {"num_denoise_steps": 4, "max_batch_tokens": 10_000, **settings}
-    return Engine(model, PagedKVCache(spec, "8MiB"), Window(1, 1), EngineSettings(**settings))
+    return Engine(model, PagedKVCache(spec, "8MiB"), Window(1, 1), **settings)
 
 
 def request(

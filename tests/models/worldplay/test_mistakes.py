@@ -15,15 +15,14 @@ import torch
 from pagedvid.attention import projective_tile
 from pagedvid.attention.projective_tile import FrameMaps
 from pagedvid.cache.window import Window
-from pagedvid.models.worldplay import model as model_module
 from pagedvid.models.worldplay import schedule as schedule_module
-from pagedvid.models.worldplay.model import WorldPlayModel
+from pagedvid.models.worldplay.pipeline import WorldPlayModel
 from tests.models.worldplay.dense import rotate_neighbours
 from tests.models.worldplay.recordings import TOLERANCE, VARIANTS, call_names, calls, inputs, max_error, tokens_of
 from tests.models.worldplay.rollout import make_engine, make_model, request, watched
 
 SHOWN = 100 * TOLERANCE
-select_frames = model_module.select_frames
+select_frames = schedule_module.select_frames
 frame_maps = projective_tile.frame_maps
 
 
@@ -56,9 +55,11 @@ def with_rounds(model: WorldPlayModel, change: Callable) -> None:
 
 
 def with_attend(model: WorldPlayModel, change: Callable) -> None:
-    """Lets `change(attend, pieces)` give the model another `attend`."""
+    """Lets `change(attend, ranges)` give the model another `attend`."""
     original = model.forward
-    model.forward = lambda latents, pieces, attend: original(latents, pieces, change(attend, pieces))
+    model.forward = lambda latents, ranges, conditions, attend: original(
+        latents, ranges, conditions, change(attend, ranges)
+    )
 
 
 # ---------------------------------------------------------------------- schedule and memory
@@ -80,12 +81,12 @@ def newest_frames_only(model, monkeypatch):
     def newest(policy, first_frame, views, points):
         return tuple(range(max(0, first_frame - policy.memory_frames), first_frame))
 
-    monkeypatch.setattr(model_module, "select_frames", newest)
+    monkeypatch.setattr(schedule_module, "select_frames", newest)
 
 
 def chunk_7_reads_the_memory_of_chunk_6(model, monkeypatch):
     monkeypatch.setattr(
-        model_module, "select_frames", lambda policy, first, *views: select_frames(policy, min(first, 24), *views)
+        schedule_module, "select_frames", lambda policy, first, *views: select_frames(policy, min(first, 24), *views)
     )
 
 
@@ -108,8 +109,8 @@ def no_action(model, monkeypatch):
 
 
 def no_text_in_the_memory_pass(model, monkeypatch):
-    def change(attend, pieces):
-        if not pieces[0].commits:
+    def change(attend, ranges):
+        if not ranges[0].commits:
             return attend
         return lambda *qkv, **how: attend(*qkv, **{**how, "context": ()})
 
@@ -117,10 +118,10 @@ def no_text_in_the_memory_pass(model, monkeypatch):
 
 
 def no_text_in_the_projective_copy(model, monkeypatch):
-    def change(attend, pieces):
+    def change(attend, ranges):
         def both(*qkv, **how):
             seen = attend(*qkv, **how)
-            return seen if pieces[0].commits else torch.stack([seen[0], attend(*qkv, **{**how, "context": ()})[1]])
+            return seen if ranges[0].commits else torch.stack([seen[0], attend(*qkv, **{**how, "context": ()})[1]])
 
         return both
 
@@ -164,10 +165,10 @@ def query_is_not_pulled_back(model, monkeypatch):
 
 
 def projection_of_rotated_queries_and_keys(model, monkeypatch):
-    def change(attend, pieces):
+    def change(attend, ranges):
         def both(layer, q, k, v, **how):
             seen = attend(layer, q, k, v, **how)
-            if pieces[0].commits:
+            if ranges[0].commits:
                 return seen
             tables = model.rope.tables(0, len(q))
             turned = attend(layer, rotate_neighbours(q, *tables), rotate_neighbours(k, *tables), v, **how)

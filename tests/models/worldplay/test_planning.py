@@ -16,11 +16,11 @@ import torch
 from pagedvid.cache.window import Window
 from pagedvid.engine.schedule import MAX_PLANNED_CHUNKS, planned
 from pagedvid.errors import ConfigError
-from pagedvid.models.registry import model_schedule
-from pagedvid.models.worldplay import model as model_module
+from pagedvid.models.worldplay import schedule as schedule_module
 from pagedvid.models.worldplay.camera import Cameras
 from pagedvid.models.worldplay.memory import MEMORY_8B, MEMORY_WAN, MemoryPolicy, default_points, num_selected
-from pagedvid.models.worldplay.model import remembering, schedule_without_trajectory
+from pagedvid.models.worldplay.schedule import remembering, schedule_without_trajectory
+from tests.models.specs import spec_of
 
 POINTS = default_points()[:2000]
 TIMESTEPS = (1000.0, 500.0, 0.0)
@@ -124,8 +124,8 @@ def test_the_number_of_frames_follows_from_the_policy_whatever_it_is():
 @pytest.mark.parametrize("name", ["hy-worldplay-8b", "hy-worldplay-5b"])
 def test_hours_are_planned_without_comparing_a_view(name, monkeypatch):
     """40,000 latent frames are nearly two hours; all views against all would be 400 million pairs."""
-    monkeypatch.setattr(model_module, "select_frames", None)
-    schedule = model_schedule(name, None, 40_000, None, Window(1, 4))
+    monkeypatch.setattr(schedule_module, "select_frames", None)
+    schedule = spec_of(name).schedule(40_000, None, Window(1, 4))
     assert schedule.num_commits == len(schedule.commits) == 9_999
     assert schedule.commits[-1] == (schedule.max_range_frames, (9_997,))
     cameras = WALKS["slow"].cameras(400)
@@ -139,7 +139,7 @@ def test_a_chunk_s_views_are_compared_when_its_turn_comes(monkeypatch):
         asked.append(first)
         return tuple(range(min(first, 16)))
 
-    monkeypatch.setattr(model_module, "select_frames", watched)
+    monkeypatch.setattr(schedule_module, "select_frames", watched)
     rounds = remembering(MEMORY_WAN, 32, TIMESTEPS, WALKS["slow"].cameras(32), POINTS).rounds()
     for chunk in range(1, 4):
         next(r for r in rounds if r.ranges[0].commits)
@@ -151,11 +151,11 @@ def test_a_chunk_s_views_are_compared_when_its_turn_comes(monkeypatch):
 def test_a_video_beyond_what_is_planned_is_refused_at_once(name, num_frames):
     message = rf"a video of {num_frames} latent frames has \d+ chunks; at most {MAX_PLANNED_CHUNKS} can be planned"
     with pytest.raises(ConfigError, match=message):
-        model_schedule(name, None, num_frames, None, Window(1, 4))
+        spec_of(name).schedule(num_frames, None, Window(1, 4))
 
 
 @pytest.mark.parametrize("name", ["demo", "self-forcing", "causvid", "krea-14b", "skyreels-v2-1.3b", "skyreels-v2-14b"])
 def test_models_that_go_chunk_by_chunk_plan_any_length(name):
-    schedule = model_schedule(name, None, 2**63 - 1, None, Window(1, 4))
+    schedule = spec_of(name).schedule(2**63 - 1, None, Window(1, 4))
     first = next(schedule.rounds())
     assert first.ranges[0].frames[0] == 0 and schedule.num_commits > 10**17 and schedule.commits is None

@@ -46,14 +46,14 @@ def layers(variant: str) -> list[Layer]:
     model, seen = make_model(variant), {}
     original = model.forward
 
-    def forward(latents, pieces, attend):
+    def forward(latents, ranges, conditions, attend):
         def keep(layer, q, k, v, **how):
-            wanted = tuple(pieces[0].frames) in (memory_frames(variant, CHUNK[variant]), chunk_frames(CHUNK[variant]))
+            wanted = tuple(ranges[0].frames) in (memory_frames(variant, CHUNK[variant]), chunk_frames(CHUNK[variant]))
             if wanted:
-                seen[layer, pieces[0].commits] = (q, k, v, how["context"])
+                seen[layer, ranges[0].commits] = (q, k, v, how["context"])
             return attend(layer, q, k, v, **how)
 
-        return original(latents, pieces, keep)
+        return original(latents, ranges, conditions, keep)
 
     model.forward = forward
     engine = make_engine(model)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
+from pagedvid.cache.window import Window
 from pagedvid.models.worldplay.memory import MEMORY_8B, MEMORY_WAN
-from pagedvid.models.worldplay.model import schedule_without_trajectory
-from pagedvid.models.worldplay.model_8b import read_schedule
-from pagedvid.models.worldplay.schedule import rebuilt_memory, timesteps_8b, timesteps_wan
+from pagedvid.models.worldplay.schedule import rebuilt_memory, schedule_without_trajectory, timesteps_8b, timesteps_wan
+from tests.models.specs import spec_of
 from tests.models.worldplay.recordings import NUM_CHUNKS, VARIANTS, cameras, inputs, memory_frames
 
 
@@ -60,5 +60,6 @@ def test_what_is_stored_does_not_depend_on_the_trajectory(variant, policy):
 
 
 def test_the_planned_schedule_has_the_model_s_own_number_of_steps():
-    assert len(list(read_schedule(8, None).rounds())) == 9
-    assert len(list(read_schedule(8, 2).rounds())) == 5
+    schedule = spec_of("hy-worldplay-8b").schedule
+    assert len(list(schedule(8, None, Window(1, 4)).rounds())) == 9
+    assert len(list(schedule(8, 2, Window(1, 4)).rounds())) == 5

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import pytest
 
-from pagedvid.models.worldplay import model_8b, model_wan5b
 from pagedvid.models.worldplay.memory import MEMORY_8B, MEMORY_WAN
-from pagedvid.models.worldplay.sizes import memory_bytes, text_bytes
+from tests.models.specs import spec_of
 from tests.models.worldplay.recordings import NUM_CHUNKS, VARIANTS, memory_frames, policy
+from tests.models.worldplay.sizes import memory_bytes, text_bytes
 
-PUBLISHED = {"8b": (model_8b.read_geometry(), MEMORY_8B), "5b": (model_wan5b.read_geometry(), MEMORY_WAN)}
+PUBLISHED = {
+    "8b": (spec_of("hy-worldplay-8b").geometry, MEMORY_8B),
+    "5b": (spec_of("hy-worldplay-5b").geometry, MEMORY_WAN),
+}
 
 
 @pytest.mark.parametrize(("variant", "tokens", "layers", "heads"), [("8b", 1560, 54, 16), ("5b", 880, 30, 24)])

@@ -40,7 +40,7 @@ def rotated(x_nD: Tensor, angles: AngleTables, frame_row: int, first: int, end: 
 
 
 @pytest.mark.parametrize(("head_dim", "frame_tokens", "width"), [(32, 15, 5), (64, 12, 4), (128, 7, 7), (32, 6, 1)])
-def test_tokens_turn_by_time_row_and_column(head_dim: int, frame_tokens: int, width: int) -> None:
+def test_tokens_rotate_by_time_row_and_column(head_dim: int, frame_tokens: int, width: int) -> None:
     """The second chunk of two, from its token 9 on; tables with a row for every token say the same."""
     pairs = head_dim // 2
     axes = (torch.arange(pairs) * 5 + 1) % 7 % 3
@@ -56,7 +56,7 @@ def test_tokens_turn_by_time_row_and_column(head_dim: int, frame_tokens: int, wi
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
 
 
-def test_places_without_a_token_do_not_turn() -> None:
+def test_places_without_a_token_do_not_rotate() -> None:
     """Nor are tables read there: the last frame is the last row."""
     axes = torch.arange(16).int() % 3
     angles = torch.randn(3 + 4 + 2, 16)

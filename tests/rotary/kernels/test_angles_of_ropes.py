@@ -1,4 +1,4 @@
-"""Kernels look up the angles of a rope in its axis tables: token by token they find the rope's own numbers."""
+"""Kernels look up the angles of a rope in its axis tables: for every token they find the rope's own numbers."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import torch
 import triton
 import triton.language as tl
 
-from pagedvid.models.demo.transformer import demo_rotary
+from pagedvid.models.demo.network import demo_rotary
 from pagedvid.rotary.axis_tables import AxisTables
 from pagedvid.rotary.kernels import load_angles
 
@@ -28,7 +28,7 @@ def lookup_kernel(
 @pytest.mark.parametrize("head_dim", [32, 64, 128])
 @pytest.mark.parametrize("places", [[(30, 45), (1500, 37), (0, 1)], [(0, 45), (7, 17)]], ids=["frames", "tokens"])
 def test_kernels_find_the_numbers_of_the_rope(places: list[tuple[int, int]], head_dim: int) -> None:
-    """Frames of 3 x 5 tokens, and tokens by themselves where a chunk begins inside a frame."""
+    """Frames of 3 x 5 tokens, and a row per token where a chunk begins inside a frame."""
     rope = demo_rotary(head_dim, 3, 5)
     made = AxisTables.of(rope, places)
     assert made.frame_tokens == (1 if places[1][0] == 7 else 15)
@@ -39,5 +39,5 @@ def test_kernels_find_the_numbers_of_the_rope(places: list[tuple[int, int]], hea
             made.cos, made.sin, made.axes, *found, frame_row, num_tokens, 64, head_dim // 2, made.frame_tokens,
             made.width,
         )  # fmt: skip
-        for ours, retold, theirs in zip(found, made.of_chunk(frame_row, num_tokens), expected, strict=True):
-            assert torch.equal(ours, theirs) and torch.equal(retold, theirs)
+        for ours, looked_up, theirs in zip(found, made.of_chunk(frame_row, num_tokens), expected, strict=True):
+            assert torch.equal(ours, theirs) and torch.equal(looked_up, theirs)

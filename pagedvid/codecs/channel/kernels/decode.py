@@ -1,6 +1,7 @@
-"""Pages of one chunk -> tokens in a dense scratch, keys rotated by their rotary angles on the way.
+"""Pages of one chunk -> tokens in a dense scratch; keys are rotated by their rotary angles on the way.
 
-Reference: `reference.decode`. Every byte is read once and every value written once, so the time is that of memory.
+Reference: `ChannelCodec.decode` and `RawCodec.decode`. Every byte is read once and every value written once, so memory
+bandwidth sets the time.
 """
 
 from __future__ import annotations
@@ -29,13 +30,13 @@ def decode_kernel(
     PAGE_TOKENS: tl.constexpr, CODE_ROWS: tl.constexpr, PAIR_STEP_SIZES: tl.constexpr, SHORT_STEP_SIZES: tl.constexpr,
     GATHER: tl.constexpr, ROTATE: tl.constexpr, FRAME_TOKENS: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
-    """See `decode`. A program decodes one block of tokens of one head: grid (blocks, heads)."""
+    """Each program decodes one block of tokens of one head: grid (blocks, heads). See `decode`."""
     HALF: tl.constexpr = HEAD_DIM // 2
     head = tl.program_id(1)
     if GATHER:
         first = tl.program_id(0) * BLOCK_TOKENS
         end = num_tokens
-    else:  # blocks never reach from one page into the next
+    else:  # no block spans two pages
         blocks_per_page: tl.constexpr = (PAGE_TOKENS + BLOCK_TOKENS - 1) // BLOCK_TOKENS
         page = tl.program_id(0) // blocks_per_page
         first = page * PAGE_TOKENS + tl.program_id(0) % blocks_per_page * BLOCK_TOKENS
@@ -63,10 +64,10 @@ def decode(
     angles: AngleTables | None = None,
     frame_row: int = 0,
 ) -> None:
-    """Writes the tokens that lie in `pages_HP` int32 [H, P], token order, to `out_nHD` [n, H, D], D contiguous.
+    """Writes the tokens of the pages `pages_HP` int32 [H, P], in order, to `out_nHD` [n, H, D], D contiguous.
 
-    `records`: the pool, uint8 [num_pages, page_bytes]. `rotates`: by which the tokens rotate; `frame_row` is the row of
-    their first frame.
+    `records`: the pool, uint8 [num_pages, page_bytes]. `angles`: tables of the angles by which the tokens are rotated;
+    `frame_row` is the row of their first frame.
     """
     num_tokens, num_heads, _ = out_nHD.shape
     block = block_tokens(layout)
@@ -81,7 +82,7 @@ def decode(
 
 
 def block_tokens(layout: PageLayout) -> int:
-    """Tokens of one program."""
+    """Tokens that one program decodes."""
     return min(layout.block_tokens(), MAX_BLOCK_TOKENS)
 
 

@@ -1,11 +1,11 @@
 """Keys or values of a chunk -> page records, in one pass: rotate, reduce, round, pack, write.
 
-Reference: `reference.encode`, with which the bytes agree, except that a rotated key may differ by the rounding of a
-fused multiply-add and so, rarely, by one code. A program makes one page; it reads its tokens twice, the second time
-from the cache of the processor.
+Reference: `ChannelCodec.encode`. The bytes agree, except that a rotated key may differ by the rounding of a fused
+multiply-add and so, rarely, by one code. Each program writes one page; it reads its tokens twice, the second time from
+the processor's cache.
 
 Nothing here waits for the device: values that no page can hold (NaN, infinity, beyond fp16) set a flag per page, which
-the caller looks at once, when the step ends.
+the caller checks once, at the end of the step.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ NUM_WARPS = 8
 
 @triton.jit
 def load_rotated(x, cos, sin, token, token_stride, HALF: tl.constexpr, INTERLEAVED: tl.constexpr, ROTATE: tl.constexpr):
-    """Both channels of the pairs of some tokens, float32 [N, HALF] each. ROTATE: 1 rotated, -1 back, 0 as they are."""
+    """Both channels of the pairs of tokens, float32 [N, HALF] each. ROTATE: 1 rotated, -1 un-rotated, 0 as they are."""
     half = tl.arange(0, HALF)[None, :]
     row = x + token.to(tl.int64)[:, None] * token_stride
     if INTERLEAVED:
@@ -45,19 +45,19 @@ def load_rotated(x, cos, sin, token, token_stride, HALF: tl.constexpr, INTERLEAV
 
 @triton.jit
 def short_step_size(short_step_sizes, least):
-    """(byte int32, step) of the smallest step of 8 bits that is not below `least`; see codecs/channel/step_sizes.py."""
+    """(byte int32, step size) of the smallest 8-bit step size that is not below `least`; see channel/step_sizes.py."""
     guess = tl.ceil(tl.log2(tl.maximum(least, 1e-30)) * PER_OCTAVE + ONE).to(tl.int32)
-    byte = tl.minimum(tl.maximum(guess - 1, 0), 255)  # the logarithm may be one off, in both directions
+    byte = tl.minimum(tl.maximum(guess - 1, 0), 255)  # the guess may be off by one either way
     for _ in tl.static_range(2):
         byte = tl.where(tl.load(short_step_sizes + byte) < least, tl.minimum(byte + 1, 255), byte)
     return byte, tl.load(short_step_sizes + byte)
 
 
 @triton.jit
-def to_codes(x, zero, step, LEVELS: tl.constexpr):
-    """int32 codes of x [N, C]; zero fp16, step fp16 or float32 [C]."""
-    divisor = tl.where(step == 0.0, 1.0, step.to(tl.float32))[None, :]
-    scaled = tl.div_rn(x - zero.to(tl.float32)[None, :], tl.zeros_like(x) + divisor)
+def to_codes(x, zero_point, step_size, LEVELS: tl.constexpr):
+    """int32 codes of x [N, C]; zero points fp16 [C], step sizes fp16 or float32 [C]."""
+    divisor = tl.where(step_size == 0.0, 1.0, step_size.to(tl.float32))[None, :]
+    scaled = tl.div_rn(x - zero_point.to(tl.float32)[None, :], tl.zeros_like(x) + divisor)
     rounded = (scaled + ROUND) - ROUND
     return tl.minimum(tl.maximum(rounded, 0.0), LEVELS).to(tl.int32)
 
@@ -70,7 +70,7 @@ def encode_kernel(
     ROTATE: tl.constexpr, BITS: tl.constexpr, PAGE_TOKENS: tl.constexpr, CODE_ROWS: tl.constexpr,
     PAIR_STEP_SIZES: tl.constexpr, SHORT_STEP_SIZES: tl.constexpr,
 ):  # fmt: skip
-    """See `encode`. Grid (pages, heads)."""
+    """Each program encodes one page of one head: grid (pages, heads). See `encode`."""
     HALF: tl.constexpr = HEAD_DIM // 2
     LEVELS: tl.constexpr = (1 << BITS) - 1
     head = tl.program_id(1)
@@ -79,7 +79,7 @@ def encode_kernel(
     x += head.to(tl.int64) * x_head_stride
     row = tl.arange(0, BLOCK_ROWS)
     half = tl.arange(0, HALF)
-    # Rows and tokens that do not exist repeat the last one, which moves neither the smallest nor the largest value.
+    # Rows and tokens beyond the end repeat the last one, which leaves the smallest and largest values unchanged.
     first_token = number * PAGE_TOKENS + tl.minimum(row, CODE_ROWS - 1)
     low = tl.full([HALF], float("inf"), tl.float32)
     high = tl.full([HALF], float("-inf"), tl.float32)
@@ -97,38 +97,38 @@ def encode_kernel(
         other_high = tl.maximum(other_high, tl.max(second, axis=0))
     tl.store(bad + head * tl.num_programs(0) + number, tl.max(is_bad, axis=0).to(tl.uint8))
 
-    zero = round_down_fp16(low)
-    other_zero = round_down_fp16(other_low)
+    zero_point = round_down_fp16(low)
+    other_zero_point = round_down_fp16(other_low)
     levels = tl.full([HALF], LEVELS, tl.float32)
-    least_step = tl.div_rn(high - zero.to(tl.float32), levels)
-    other_least_step = tl.div_rn(other_high - other_zero.to(tl.float32), levels)
+    least = tl.div_rn(high - zero_point.to(tl.float32), levels)
+    other_least = tl.div_rn(other_high - other_zero_point.to(tl.float32), levels)
     if PAIR_STEP_SIZES:
-        least_step = tl.maximum(least_step, other_least_step)
-        other_least_step = least_step
-    zeros = typed + page * (PAGE_BYTES // 2) + (PAGE_BYTES // 2 - HEAD_DIM) + half
-    tl.store(zeros, zero)
-    tl.store(zeros + HALF, other_zero)
+        least = tl.maximum(least, other_least)
+        other_least = least
+    zero_points = typed + page * (PAGE_BYTES // 2) + (PAGE_BYTES // 2 - HEAD_DIM) + half
+    tl.store(zero_points, zero_point)
+    tl.store(zero_points + HALF, other_zero_point)
     if SHORT_STEP_SIZES:
-        byte, step = short_step_size(short_step_sizes, least_step)
-        other_byte, other_step = short_step_size(short_step_sizes, other_least_step)
-        steps = records + page * PAGE_BYTES + CODE_ROWS * HEAD_DIM + half
-        tl.store(steps, byte.to(tl.uint8))
-        tl.store(steps + HALF, 0 if PAIR_STEP_SIZES else other_byte.to(tl.uint8))
+        byte, step_size = short_step_size(short_step_sizes, least)
+        other_byte, other_step_size = short_step_size(short_step_sizes, other_least)
+        step_sizes = records + page * PAGE_BYTES + CODE_ROWS * HEAD_DIM + half
+        tl.store(step_sizes, byte.to(tl.uint8))
+        tl.store(step_sizes + HALF, 0 if PAIR_STEP_SIZES else other_byte.to(tl.uint8))
     else:
-        step = round_up_fp16(least_step)
-        other_step = round_up_fp16(other_least_step)
-        steps = typed + page * (PAGE_BYTES // 2) + CODE_ROWS * HEAD_DIM // 2 + half
-        tl.store(steps, step)
+        step_size = round_up_fp16(least)
+        other_step_size = round_up_fp16(other_least)
+        step_sizes = typed + page * (PAGE_BYTES // 2) + CODE_ROWS * HEAD_DIM // 2 + half
+        tl.store(step_sizes, step_size)
         if not PAIR_STEP_SIZES:
-            tl.store(steps + HALF, other_step)
+            tl.store(step_sizes + HALF, other_step_size)
 
     packed = tl.zeros([BLOCK_ROWS, HALF], tl.int32)
     other_packed = tl.zeros([BLOCK_ROWS, HALF], tl.int32)
     for field in tl.static_range(8 // BITS):
         token = tl.minimum(first_token + field * CODE_ROWS, num_tokens - 1)
         first, second = load_rotated(x, cos, sin, token, x_token_stride, HALF, INTERLEAVED, ROTATE)
-        packed |= to_codes(first, zero, step, LEVELS) << (BITS * field)
-        other_packed |= to_codes(second, other_zero, other_step, LEVELS) << (BITS * field)
+        packed |= to_codes(first, zero_point, step_size, LEVELS) << (BITS * field)
+        other_packed |= to_codes(second, other_zero_point, other_step_size, LEVELS) << (BITS * field)
     places = records + page * PAGE_BYTES + row[:, None] * HEAD_DIM + half[None, :]
     is_row = (row < CODE_ROWS)[:, None]
     tl.store(places, packed.to(tl.uint8), mask=is_row)
@@ -149,7 +149,7 @@ def encode(
 
     `pairs`: which channels of x form a pair, "half" or "interleaved"; pages hold them in half layout.
     `angles`: (cos, sin) [n, D/2], contiguous; `rotate` is 1 to rotate the tokens by them first, -1 to un-rotate them.
-    Returns flags uint8 [H, F]: nonzero somewhere in the row of a head whose values cannot be stored.
+    Returns flags uint8 [H, P]; any nonzero flag means that the head's values cannot be stored.
     """
     num_tokens, num_heads, _ = x_nHD.shape
     num_pages = pages_HP.shape[1]
@@ -165,12 +165,12 @@ def encode(
 
 
 def num_warps(layout: PageLayout) -> int:
-    """Of the kernel for channel codes: pages of 33 rows of codes are padded to 64, and would spill with 8 warps."""
+    """Warps of the kernel. Pages of 33 rows of codes are padded to 64 and would spill registers with 8 warps."""
     return NUM_WARPS if layout.code_rows <= 32 else 2 * NUM_WARPS
 
 
 def encode_constants(layout: PageLayout, pairs: str, rotate: int) -> dict[str, Any]:
-    """Compile-time arguments of the kernel for channel codes."""
+    """Compile-time arguments of the kernel."""
     return {
         "BLOCK_ROWS": triton.next_power_of_2(layout.code_rows),
         "HEAD_DIM": layout.head_dim,

@@ -1,5 +1,5 @@
-"""What a kernel has to know of a page at compile time: here for pages of channel codes (int2, int4 and int8 with all
-their options) and of values as they are (bf16, fp32).
+"""What a kernel must know of a page at compile time, for pages of channel codes (int2, int4 and int8 with all their
+options) and of plain values (bf16, fp32).
 """
 
 from __future__ import annotations
@@ -16,26 +16,26 @@ from pagedvid.codecs.triton_common import head_dim_reasons
 from pagedvid.errors import ConfigError
 
 RAW_BLOCK_TOKENS = 32
-"""Raw pages are short (18 tokens), so blocks gather from several; with 64 an A100 runs out of registers."""
+"""Raw pages are short (18 tokens), so that a block takes tokens of several; with 64 an A100 runs out of registers."""
 
 
 @dataclass(frozen=True)
 class PageLayout:
-    """The pages of one codec in one pool; field for field the constants of the kernels."""
+    """The pages of one codec in one pool; the fields are the constants of the kernels."""
 
     head_dim: int
     page_bytes: int
     page_tokens: int
     bits: int
-    """Of a stored value: 2, 4 or 8 are codes, 16 and 32 are bfloat16 and float32."""
+    """Bits of a stored value: 2, 4 or 8 for codes, 16 for bfloat16, 32 for float32."""
     code_rows: int
-    """Rows of codes; of a raw page all rows."""
+    """Rows of codes; all rows of a raw page."""
     pair_step_sizes: bool = False
     short_step_sizes: bool = False
 
     @staticmethod
     def of_channels(page: PageFormat, spec: ChannelSpec) -> PageLayout:
-        """Pages of channel codes. Raises ConfigError for pages that kernels do not read."""
+        """Pages of channel codes. Raises ConfigError for pages that kernels cannot read."""
         _require_supported(page, spec.name)
         return PageLayout(
             page.head_dim,
@@ -49,26 +49,26 @@ class PageLayout:
 
     @staticmethod
     def of_values(page: PageFormat, spec: RawSpec) -> PageLayout:
-        """Pages of values as they are. Raises ConfigError for pages that kernels do not read."""
+        """Pages of plain values. Raises ConfigError for pages that kernels cannot read."""
         _require_supported(page, spec.name)
         return PageLayout(page.head_dim, page.num_bytes, spec.page_tokens(page), spec.bits, page.rows)
 
     @property
     def is_raw(self) -> bool:
-        """Whether values are stored as they are, without step sizes."""
+        """Whether pages hold plain values, without step sizes."""
         return self.bits >= 16
 
     @property
     def typed(self) -> torch.dtype:
-        """How kernels see the pool a second time: step sizes and zero points of codes, or the values of a raw page."""
+        """The dtype in which kernels read step sizes and zero points, or the values of a raw page."""
         return {16: torch.bfloat16, 32: torch.float32}.get(self.bits, torch.float16)
 
     def view(self, records: Tensor) -> Tensor:
-        """The pool's bytes [num_pages, page_bytes] in that type."""
+        """The pool's bytes [num_pages, page_bytes], viewed in that dtype."""
         return records.view(self.typed)
 
     def block_tokens(self) -> int:
-        """Tokens that a kernel decodes at once: a page, cut or padded to a power of two between 16 and 128."""
+        """Tokens that a kernel decodes at once: a page, cut or padded to a power of two from 16 to 128."""
         if self.is_raw:
             return RAW_BLOCK_TOKENS
         largest = 1 << (self.page_tokens.bit_length() - 1)
@@ -89,10 +89,10 @@ class PageLayout:
 
 
 def unsupported_reasons(page: PageFormat) -> list[str]:
-    """Why kernels cannot read pages of this format; empty when they can."""
+    """Why kernels cannot read pages of this format; empty if they can."""
     reasons = head_dim_reasons(page.head_dim)
     if page.num_bytes % 16:
-        reasons.append(f"pages of {page.num_bytes} bytes; they must be multiples of 16")
+        reasons.append(f"pages have {page.num_bytes} bytes; they must have a multiple of 16")
     return reasons
 
 

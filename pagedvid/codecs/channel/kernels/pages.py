@@ -1,4 +1,4 @@
-"""The kernels of pages of channel codes, as one object."""
+"""The kernels for pages of channel codes, as one object."""
 
 from __future__ import annotations
 

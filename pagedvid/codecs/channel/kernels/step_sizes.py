@@ -1,7 +1,7 @@
-"""Mean of step_size^2 over the tokens of a chunk, which the correction of its attention takes (correction/formula.py).
+"""Mean of step_size^2 over the tokens of a chunk, for the correction of its attention (correction/formula.py).
 
-Reference: `ChannelCodec.mean_square_step_sizes`. Step sizes are few, so one program takes a head; it loads those of
-many pages at once, because a page is known only after its number is read and waiting once for all of them is faster.
+Reference: `ChannelCodec.mean_square_step_sizes`. Step sizes are few, so one program handles a head. A page can be read
+only after its id, so the ids and then the step sizes of many pages are loaded together, to wait for memory less often.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pagedvid.errors import ConfigError
 
 NUM_WARPS = 4
 BLOCK_STEP_SIZES = 2048
-"""Steps that a program loads at once: 16 a thread."""
+"""Step sizes that a program loads at once: 16 per thread."""
 
 
 @triton.jit(do_not_specialize=["first_token", "num_tokens", "pages_per_head"], do_not_specialize_on_alignment=["pages"])
@@ -28,7 +28,7 @@ def mean_step_sizes_kernel(
     BLOCK_PAGES: tl.constexpr, HEAD_DIM: tl.constexpr, PAGE_BYTES: tl.constexpr, PAGE_TOKENS: tl.constexpr,
     CODE_ROWS: tl.constexpr, PAIR_STEP_SIZES: tl.constexpr, SHORT_STEP_SIZES: tl.constexpr,
 ):  # fmt: skip
-    """See `mean_square_step_sizes`, for pages of channel codes. Grid (heads)."""
+    """Each program averages the pages of one head: grid (heads). See `mean_square_step_sizes`."""
     head = tl.program_id(0)
     pages += head * pages_per_head
     channel = tl.arange(0, HEAD_DIM)[None, :]
@@ -36,26 +36,27 @@ def mean_step_sizes_kernel(
     end = first_token + num_tokens
     for first in range(first_token // PAGE_TOKENS * PAGE_TOKENS, end, BLOCK_PAGES * PAGE_TOKENS):
         token = first + tl.arange(0, BLOCK_PAGES) * PAGE_TOKENS
-        # A page counts with as many of the tokens as it holds; one that holds none repeats the last one's steps.
+        # Each page is weighted by how many of the tokens it holds; pages past the end load the last one, at weight 0.
         held = tl.minimum(end, token + PAGE_TOKENS) - tl.maximum(token, first_token)
         weight = tl.maximum(held, 0).to(tl.float32)[:, None]
         page = tl.load(pages + tl.minimum(token, end - 1) // PAGE_TOKENS).to(tl.int64)[:, None]
-        step = load_step_sizes(
+        step_size = load_step_sizes(
             records, typed, page, channel, HEAD_DIM, PAGE_BYTES, CODE_ROWS, PAIR_STEP_SIZES, SHORT_STEP_SIZES
         )
-        total += step * step * weight
+        total += step_size * step_size * weight
     tl.store(mean + head * HEAD_DIM + tl.arange(0, HEAD_DIM), tl.sum(total, axis=0) / num_tokens)
 
 
 def mean_square_step_sizes(
     records: Tensor, layout: PageLayout, pages_HP: Tensor, num_tokens: int, first_token: int = 0
 ) -> Tensor:
-    """Mean of step^2 of `num_tokens` tokens from `first_token` on, float32 [H, D].
+    """Mean of step_size^2 over `num_tokens` tokens from `first_token` on, float32 [H, D].
 
-    `records`: the pool, uint8 [num_pages, page_bytes]. `pages_HP`: int32 [H, P], where the tokens lie from token 0 on.
+    `records`: the pool, uint8 [num_pages, page_bytes]. `pages_HP`: int32 [H, P], pages of the tokens from token 0 on.
+    Raises ConfigError for pages of plain values.
     """
     if layout.is_raw:
-        raise ConfigError(f"values of {layout.bits} bits are stored without steps; ask for those of coded pages only")
+        raise ConfigError(f"values of {layout.bits} bits are stored without step sizes; only pages of codes have them")
     mean_HD = torch.empty(len(pages_HP), layout.head_dim, dtype=torch.float32, device=records.device)
     mean_step_sizes_kernel[(len(pages_HP),)](
         records, layout.view(records), pages_HP, mean_HD, first_token, num_tokens, pages_HP.stride(0),
@@ -65,7 +66,7 @@ def mean_square_step_sizes(
 
 
 def channel_constants(layout: PageLayout) -> dict[str, Any]:
-    """Compile-time arguments of the kernel for channel codes."""
+    """Compile-time arguments of the kernel."""
     constants = layout.constants("")
     del constants["BITS"]
     return {

@@ -1,8 +1,8 @@
-"""Device functions that read tokens out of pages: the layouts of codecs/channel/codec.py and codecs/raw/codec.py.
+"""Device functions that read tokens from pages in the layouts of codecs/channel/codec.py and codecs/raw/codec.py.
 
-All arguments in capitals are compile-time constants. `records` are the pool's bytes, `typed` the same memory as fp16
-(steps and zeros of codes) or in the type of a raw page; `pages` is the page list of one (chunk, kind, layer, KV head).
-Page ids are widened to 64 bits before they are multiplied: a pool is larger than 2 GiB.
+Arguments in capitals are compile-time constants. `records` are the pool's bytes; `typed` is the same memory as fp16
+(step sizes and zero points of codes) or in the dtype of a raw page; `pages` is the page list of one (chunk, kind,
+layer, KV head). Page ids are widened to 64 bits before they are multiplied, since a pool may be larger than 2 GiB.
 """
 
 from __future__ import annotations
@@ -28,19 +28,19 @@ def load_step_sizes(
     PAIR_STEP_SIZES: tl.constexpr,
     SHORT_STEP_SIZES: tl.constexpr,
 ):
-    """Steps of some channels of some pages, float32; `page` (int64) and `channel` broadcast."""
+    """Step sizes of some channels of some pages, float32; `page` (int64) and `channel` broadcast."""
     place = channel % (HEAD_DIM // 2) if PAIR_STEP_SIZES else channel
     if SHORT_STEP_SIZES:
         byte = tl.load(records + page * PAGE_BYTES + CODE_ROWS * HEAD_DIM + place).to(tl.float32)
-        step = tl.where(byte == 0.0, 0.0, tl.exp2((byte - ONE) / PER_OCTAVE))
+        step_size = tl.where(byte == 0.0, 0.0, tl.exp2((byte - ONE) / PER_OCTAVE))
     else:
-        step = tl.load(typed + page * (PAGE_BYTES // 2) + CODE_ROWS * HEAD_DIM // 2 + place).to(tl.float32)
-    return step
+        step_size = tl.load(typed + page * (PAGE_BYTES // 2) + CODE_ROWS * HEAD_DIM // 2 + place).to(tl.float32)
+    return step_size
 
 
 @triton.jit
 def load_zero_points(typed, page, channel, HEAD_DIM: tl.constexpr, PAGE_BYTES: tl.constexpr):
-    """Zeros of some channels of some pages, float32: the last two rows."""
+    """Zero points of some channels of some pages, float32: the last two rows."""
     return tl.load(typed + page * (PAGE_BYTES // 2) + (PAGE_BYTES // 2 - HEAD_DIM) + channel).to(tl.float32)
 
 
@@ -64,8 +64,8 @@ def load_tokens(
 ):
     """Tokens first, first + 1, ... of a page list, float32 [BLOCK_TOKENS, channels]; those from `end` on repeat others.
 
-    Without GATHER all tokens before `end` must lie in one page, whose steps are then loaded once. There is a token
-    before `end`.
+    Without GATHER all tokens before `end` must be in one page, whose step sizes are then loaded once. There must be a
+    token before `end`.
     """
     if GATHER:
         token = tl.minimum(first + tl.arange(0, BLOCK_TOKENS), end - 1)
@@ -83,10 +83,10 @@ def load_tokens(
         shift = (place // CODE_ROWS) * BITS
         byte = tl.load(records + page * PAGE_BYTES + row[:, None] * HEAD_DIM + columns).to(tl.int32)
         code = (byte >> shift[:, None]) & ((1 << BITS) - 1)
-        step = load_step_sizes(
+        step_size = load_step_sizes(
             records, typed, page, columns, HEAD_DIM, PAGE_BYTES, CODE_ROWS, PAIR_STEP_SIZES, SHORT_STEP_SIZES
         )
-        x = load_zero_points(typed, page, columns, HEAD_DIM, PAGE_BYTES) + step * code.to(tl.float32)
+        x = load_zero_points(typed, page, columns, HEAD_DIM, PAGE_BYTES) + step_size * code.to(tl.float32)
     return x
 
 
@@ -97,7 +97,7 @@ def load_rotated_tokens(
     PAGE_TOKENS: tl.constexpr, CODE_ROWS: tl.constexpr, PAIR_STEP_SIZES: tl.constexpr, SHORT_STEP_SIZES: tl.constexpr,
     GATHER: tl.constexpr, ROTATE: tl.constexpr, FRAME_TOKENS: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
-    """Both halves of the channels of tokens as `load_tokens` gives them, rotated; see rotates.py."""
+    """Both halves of the channels of the tokens of `load_tokens`, rotated by the angles of `load_angles`."""
     HALF: tl.constexpr = HEAD_DIM // 2
     channel = tl.arange(0, HALF)
     x = load_tokens(

@@ -1,18 +1,18 @@
-"""Klt pages of one chunk -> tokens in a dense scratch, keys rotated by their rotary angles on the way.
+"""Klt pages of one chunk -> tokens in a dense scratch; keys are rotated by their rotary angles on the way.
 
-Reference: `KltCodec.decode`. A program decodes one page of one head, some blocks at a time:
+Reference: `KltCodec.decode`. Each program decodes one page of one head, some blocks at a time:
 
     codes of every frequency --(levels, deviations, scales)--> coefficients [directions, blocks]
         --(cosines)--> one frame after the other --(synthesis, + mean)--> channels --(rotate)--> tokens
 
-The codes of a coefficient lie side by side, so neighbouring threads take neighbouring blocks. The synthesis, much
-larger than a page, is read once and serves all frames and blocks of the page.
+The codes of a coefficient are stored next to each other, so neighbouring threads take neighbouring blocks. The
+synthesis, which is much larger than a page, is read once and serves all frames and blocks of the page.
 
-For a bfloat16 scratch the products with the synthesis are those of float16, at twice the speed of TF32 and with as many
-bits of each factor. Its range is small, so both are brought to about 1 first: every row of the synthesis by its largest
-entry, the coefficients by the largest unit of the page. Each factor then misses by 2^-11 of itself at most; together
-that is a thousandth of the energy that even codes of 8 bits lose, whether or not the synthesis is orthogonal. For a
-float32 scratch products are of float32.
+For a bfloat16 scratch the products with the synthesis are taken in float16, at twice the speed of TF32 and with as many
+bits in each factor. Since the range of float16 is small, both factors are scaled to about 1 first: each row of the
+synthesis by its largest entry, the coefficients by the largest unit of the page. The relative error of each factor is
+then 2^-11 at most. The energy of both errors together is a thousandth of what even codes of 8 bits lose, whether or not
+the synthesis is orthogonal. For a float32 scratch the products are taken in float32.
 """
 
 from __future__ import annotations
@@ -25,19 +25,20 @@ import triton.language as tl
 from torch import Tensor
 
 from pagedvid.codecs.klt.kernels.layout import KltLayout
-from pagedvid.codecs.klt.scales import SCALE_ONE, SCALE_STEPS
+from pagedvid.codecs.klt.scales import SCALE_ONE, SCALES_PER_OCTAVE
 from pagedvid.rotary.axis_tables import AngleTables
 from pagedvid.rotary.kernels import angle_constants, angle_tensors, load_angles, rotate
 
 ONE = tl.constexpr(float(SCALE_ONE))
-STEPS = tl.constexpr(float(SCALE_STEPS))
+PER_OCTAVE = tl.constexpr(float(SCALES_PER_OCTAVE))
 BLOCKS = 16
-"""Decoded at once: the rows of one product on tensor cores. More would be padding, of 43 or 22 blocks in a page."""
+"""Blocks decoded at once, the rows of one product on tensor cores. Pages have 43 or 22 blocks: more at once would waste
+work on padding."""
 
 
 @triton.jit
 def load_synthesis(synthesis, direction, channel, HEAD_DIM: tl.constexpr, HALF: tl.constexpr, MATMUL: tl.constexpr):
-    """Both halves of the channels [D, HALF], rows divided by their largest entry, and these entries float32 [D]."""
+    """Both halves of the channels, [D, HALF] each, with rows divided by their largest entry; and these, float32 [D]."""
     places = synthesis + direction[:, None] * HEAD_DIM + channel[None, :]
     first = tl.load(places)
     second = tl.load(places + HALF)
@@ -50,7 +51,7 @@ def load_synthesis(synthesis, direction, channel, HEAD_DIM: tl.constexpr, HALF: 
 def load_coefficients(record, levels, first_bit, width, unit, block):
     """Coefficients float32 [N, BLOCKS] of the blocks `block` of a page: their levels times `unit` [N].
 
-    first_bit, width: int32 [N]; where the width is 0, nothing is read and coefficients are 0.
+    first_bit, width: int32 [N]. Coefficients of width 0 are 0, and nothing is read for them.
     """
     is_coded = (width > 0)[:, None]
     bit = first_bit[:, None] + width[:, None] * block[None, :]
@@ -68,7 +69,7 @@ def klt_decode_kernel(
     FRAMES: tl.constexpr, TOKENS_PER_FRAME: tl.constexpr, MATMUL: tl.constexpr,
     ROTATE: tl.constexpr, FRAME_TOKENS: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
-    """See `decode_klt`. Grid (pages, heads)."""
+    """Each program decodes one page of one head: grid (pages, heads). See `decode_klt`."""
     HALF: tl.constexpr = HEAD_DIM // 2
     number = tl.program_id(0)
     head = tl.program_id(1)
@@ -85,7 +86,7 @@ def klt_decode_kernel(
         synthesis + head * HEAD_DIM * HEAD_DIM, direction, channel, HEAD_DIM, HALF, MATMUL
     )
     scale_byte = tl.load(record + (PAGE_BYTES - HEAD_DIM) + direction).to(tl.float32)
-    weight *= tl.exp2((scale_byte - ONE) / STEPS)
+    weight *= tl.exp2((scale_byte - ONE) / PER_OCTAVE)
     deviation = tl.load(deviations)
     for frequency in tl.static_range(1, FRAMES):
         deviation = tl.maximum(deviation, tl.load(deviations + frequency * HEAD_DIM))
@@ -131,10 +132,10 @@ def decode_klt(
     angles: AngleTables | None = None,
     frame_row: int = 0,
 ) -> None:
-    """Writes the tokens that lie in `pages_HP` int32 [H, P], token order, to `out_nHD` [n, H, D], D contiguous.
+    """Writes the tokens of the pages `pages_HP` int32 [H, P], in order, to `out_nHD` [n, H, D], D contiguous.
 
-    `records`: the pool, uint8 [num_pages, page_bytes]. `out_nHD`: float32 or bfloat16. `rotates`: by which the tokens
-    rotate; `frame_row` is the row of their first frame.
+    `records`: the pool, uint8 [num_pages, page_bytes]. `out_nHD`: float32 or bfloat16. `angles`: tables of the angles
+    by which the tokens are rotated; `frame_row` is the row of their first frame.
     Raises ShapeError for other heads than the layout's, or pages that do not fit the tokens.
     """
     layout.check(out_nHD, pages_HP)
@@ -163,6 +164,6 @@ def klt_decode_constants(layout: KltLayout, out: torch.dtype, angles: AngleTable
 
 
 def num_warps(layout: KltLayout, out: torch.dtype) -> int:
-    """As few as have registers for the coefficients of all frames: each reads all rows of a product."""
+    """The fewest warps that have registers for the coefficients of all frames, as each reads all rows of a product."""
     few = layout.num_frames <= 3 and out != torch.float32
     return layout.head_dim // (32 if few else 16)

@@ -1,8 +1,7 @@
-"""What kernels know of a klt codec: where the code of every coefficient lies in a page, and what codes stand for.
+"""What kernels must know of a klt codec: the place of each coefficient's codes in a page, and the values of codes.
 
-A page of b blocks of F frames holds, for each coefficient (frame frequency f, direction d), b codes of `width` bits one
-after the other, from bit `first_bit` of the record on. Coefficients that are not coded have width 0. See
-codecs/klt/codec.py.
+A page of b blocks of F frames holds, for each coefficient (frequency f, direction d), b codes of `width` bits one after
+the other, from bit `first_bit` of the record on. Coefficients that are not coded have width 0. See codecs/klt/codec.py.
 
 Axes: h KV heads; N = F * D coefficients, number f * D + direction; D head_dim.
 """
@@ -33,19 +32,19 @@ class KltLayout:
     page_bytes: int
     page_blocks: int
     num_frames: int
-    """Of a block."""
+    """Frames of a block."""
     tokens_per_frame: int
     coding: KltCoding
     first_bit_hN: Tensor
     """int32."""
     width_hN: Tensor
-    """int32; 0: not coded."""
+    """int32; 0 for coefficients that are not coded."""
     levels: Tensor
-    """float32: code c of width w stands for number (1 << w) - 2 + c."""
+    """float32: the level of code c of width w has the index (1 << w) - 2 + c."""
 
     @staticmethod
     def of(page: PageFormat, coding: KltCoding, device: torch.device) -> KltLayout:
-        """Of all heads of a layer."""
+        """The layout of pages whose heads are those of `coding`."""
         coding = _contiguous(coding.to(device))
         width_K = torch.cat(
             [torch.full((count,), width, dtype=torch.int64) for width, count in coding.segments.items()]
@@ -81,15 +80,15 @@ class KltLayout:
 
 
 def unsupported_reasons(page: PageFormat) -> list[str]:
-    """Why kernels cannot read or write klt pages of this format; empty when they can."""
+    """Why kernels cannot read or write klt pages of this format; empty if they can."""
     reasons = head_dim_reasons(page.head_dim)
     if page.head_dim > MAX_HEAD_DIM:
-        reasons.append(f"head_dim is {page.head_dim}; transforms of more than {MAX_HEAD_DIM} channels have no room")
+        reasons.append(f"head_dim is {page.head_dim}; transforms of more than {MAX_HEAD_DIM} channels do not fit")
     return reasons
 
 
 def _contiguous(coding: KltCoding) -> KltCoding:
-    """The same; matrices that come out of an inversion or a decomposition have their columns one after the other."""
+    """The same with contiguous tensors; matrices from an inversion or a decomposition are stored column by column."""
     tensors = {each.name: getattr(coding, each.name) for each in fields(coding) if each.name != "segments"}
     return replace(coding, **{name: tensor.contiguous() for name, tensor in tensors.items()})
 

@@ -1,9 +1,10 @@
-"""Coefficients and scale bytes -> the codes of klt pages, all bytes of a record but its scale bytes.
+"""Coefficients and scale bytes -> the codes of klt pages: all bytes of a record except its scale bytes.
 
-Coefficients lie in the order of their codes, so a byte takes 8 / width numbers that follow each other, of one
-coefficient or of two neighbouring ones.
+Coefficients are stored in the order of their codes, so the codes of a byte are those of 8 / width consecutive numbers,
+which belong to one coefficient or to two neighbouring ones.
 
-Reference: `KltCodec._pack`; codes are those of the nearest levels, where the reference finds levels of 4 bits by cells.
+Reference: `KltCodec._pack`. Here codes are always those of the nearest levels; the reference looks levels of 4 bits up
+in a table of cells.
 """
 
 from __future__ import annotations
@@ -50,7 +51,10 @@ def klt_pack_kernel(
     TILE_CODES: tl.constexpr, HEAD_DIM: tl.constexpr, PAGE_BYTES: tl.constexpr, PAGE_BLOCKS: tl.constexpr,
     NUM_CODED: tl.constexpr, COUNTS: tl.constexpr,
 ):  # fmt: skip
-    """Grid (pages, heads); `normal` is [heads, NUM_CODED, num_blocks]; COUNTS: coefficients of 8, 4, 2 and 1 bits."""
+    """Each program packs one page of one head: grid (pages, heads).
+
+    `normal` is [heads, NUM_CODED, num_blocks]; COUNTS are the numbers of coefficients of 8, 4, 2 and 1 bits.
+    """
     head = tl.program_id(1)
     page = tl.load(pages + head * pages_per_head + tl.program_id(0)).to(tl.int64)
     record = records + page * PAGE_BYTES
@@ -72,7 +76,7 @@ def klt_pack_kernel(
 
 
 def pack(normal_HKU: Tensor, records: Tensor, layout: KltLayout, pages_HP: Tensor) -> None:
-    """Writes all bytes of the pages but their scale bytes, by these, for the coefficients of `transform`."""
+    """Writes the codes of the coefficients of `transform`, scaled by the scale bytes that the pages already hold."""
     num_heads, num_pages = pages_HP.shape
     klt_pack_kernel[(num_pages, num_heads)](
         normal_HKU, records, pages_HP, layout.coding.direction_h1K, normal_HKU.shape[2], pages_HP.stride(0),

@@ -1,4 +1,4 @@
-"""The kernels of klt pages, as one object."""
+"""The kernels for klt pages, as one object."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from pagedvid.rotary.tables import Arrival
 
 @dataclass(frozen=True)
 class KltKernels(PageKernels):
-    """Pages of transform codes."""
+    """Pages of klt codes."""
 
     layout: KltLayout
 

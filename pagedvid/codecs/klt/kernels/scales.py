@@ -1,7 +1,7 @@
-"""The scale bytes of klt pages, chosen for each page and channel direction, into the records' last bytes.
+"""Chooses the scale bytes of klt pages for each page and channel direction, and writes them to the records' last bytes.
 
-Reference: `klt_scales.choose_scales` in quant/. A program reads its coefficients once for their size and once for every
-candidate; they are few enough to stay in the first cache.
+Reference: `choose_scales` of codecs/klt/scales.py. Each program reads its coefficients once for their size and once for
+every candidate; they are few enough to stay in the first-level cache.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from pagedvid.codecs.klt.kernels.levels import likely_miss, reach_of, rounded, s
 
 FIRST_OFFSET = tl.constexpr(klt_scales.OFFSETS[0])
 NUM_OFFSETS = tl.constexpr(len(klt_scales.OFFSETS))
-"""Offsets follow each other."""
+"""The offsets are consecutive numbers."""
 TILE_NUMBERS = 2048
-"""Directions times blocks of a tile."""
+"""Directions times blocks in a tile."""
 NUM_WARPS = 8
 
 
@@ -26,7 +26,7 @@ NUM_WARPS = 8
 def load_frequency(
     normal, rank, width, deviation, coefficient, block, num_blocks, PAGE_BLOCKS: tl.constexpr, NUM_CODED: tl.constexpr
 ):
-    """(numbers [C, BLOCKS], widths [C], weights of their squares [C]) of coefficients; zeros where nothing is coded."""
+    """(numbers [C, BLOCKS], widths [C], weights of their squares [C]) of coefficients; 0 if they are not coded."""
     row = tl.load(rank + coefficient).to(tl.int32)
     is_coded = row < NUM_CODED
     mask = is_coded[:, None] & (block < PAGE_BLOCKS)[None, :]
@@ -41,7 +41,10 @@ def klt_scales_kernel(
     BLOCKS: tl.constexpr, DIRECTIONS: tl.constexpr, HEAD_DIM: tl.constexpr, PAGE_BYTES: tl.constexpr,
     PAGE_BLOCKS: tl.constexpr, NUM_FRAMES: tl.constexpr, NUM_CODED: tl.constexpr,
 ):  # fmt: skip
-    """Grid (pages, tiles of directions, heads); `normal` is [heads, NUM_CODED, num_blocks]."""
+    """Each program chooses the scales of some directions of a page: grid (pages, tiles of directions, heads).
+
+    `normal` is [heads, NUM_CODED, num_blocks].
+    """
     head = tl.program_id(2)
     direction = tl.program_id(1) * DIRECTIONS + tl.arange(0, DIRECTIONS)
     block = tl.arange(0, BLOCKS)

@@ -1,9 +1,9 @@
 """Tokens of a chunk -> coefficients in units of their expected deviations, in the order of their codes.
 
-The cosine transform over the frames of a block comes first: both transforms are linear, and this way a program makes
-one frequency with one matrix product and holds one tile, however many frames a block has. Tokens are read once per
-frequency, all but the first time from the processor's cache. Means are subtracted before all else: keys may have
-channels whose mean is far larger than what varies.
+The cosine transform over the frames of a block comes first. Both transforms are linear, and in this order a program
+computes one frequency with one matrix product and holds one tile, however many frames a block has. Tokens are read once
+per frequency, all but the first time from the processor's cache. Means are subtracted before anything else, since keys
+may have channels whose mean is far larger than their deviation.
 
 Reference: `KltCodec._coefficients`.
 """
@@ -20,13 +20,13 @@ from pagedvid.codecs.triton_common import LIMIT
 
 TILE_BLOCKS = 32
 TILE_CHANNELS = 32
-"""Of one step of a product: split for TF32, the operands of more channels do not fit into registers."""
+"""Channels that a product takes at a time: with more, the operands, split for TF32, do not fit into registers."""
 NUM_WARPS = 8
 
 
 @triton.jit
 def token_of(block, frame, num_tokens, FRAME_TOKENS: tl.constexpr, NUM_FRAMES: tl.constexpr):
-    """Token of a frame of every block: `BlockLayout.tokens`; blocks beyond the last repeat it."""
+    """The token of a frame of each block, as `BlockLayout.tokens`; blocks beyond the last repeat it."""
     group_tokens: tl.constexpr = FRAME_TOKENS * NUM_FRAMES
     num_blocks = (num_tokens + group_tokens - 1) // group_tokens * FRAME_TOKENS
     block = tl.minimum(block, num_blocks - 1)
@@ -42,7 +42,10 @@ def klt_transform_kernel(
     TILE_BLOCKS: tl.constexpr, TILE_CHANNELS: tl.constexpr, HEAD_DIM: tl.constexpr, NUM_FRAMES: tl.constexpr,
     FRAME_TOKENS: tl.constexpr, NUM_CODED: tl.constexpr,
 ):  # fmt: skip
-    """Grid (tiles of blocks, frequencies, heads); `normal` is [heads, NUM_CODED, num_blocks]."""
+    """Each program computes one frequency of some blocks: grid (tiles of blocks, frequencies, heads).
+
+    `normal` is [heads, NUM_CODED, num_blocks].
+    """
     frequency = tl.program_id(1)
     head = tl.program_id(2)
     direction = tl.arange(0, HEAD_DIM)
@@ -61,8 +64,8 @@ def klt_transform_kernel(
             is_bad |= tl.where(tl.abs(tile) < LIMIT, 0, 1)  # NaN is bad too
             z += tl.load(cosines + frequency * NUM_FRAMES + frame) * (tile - mean_tile)
         matrix = tl.load(analysis + channel[:, None] * HEAD_DIM + direction[None, :])
-        # As good as float32. Plain TF32 misses by up to 0.02 deviations where a direction is a small difference of
-        # strong channels, and 8-bit codes are 0.04 apart.
+        # TF32x3 is as good as float32. Plain TF32 is off by up to 0.02 deviations where a direction is a small
+        # difference of strong channels, and 8-bit levels are 0.04 apart.
         y = tl.dot(z, matrix, y, input_precision="tf32x3")
     flag = (head * NUM_FRAMES + frequency) * tl.num_programs(0) + tl.program_id(0)
     tl.store(bad + flag, tl.max(tl.max(is_bad, axis=1), axis=0).to(tl.uint8))
@@ -74,7 +77,7 @@ def klt_transform_kernel(
 
 
 def transform(x_nHD: Tensor, layout: KltLayout, num_pages: int) -> tuple[Tensor, Tensor]:
-    """Coefficients float32 [H, K, U] by rank, of the U blocks of the pages, and the flags of `encode_klt`."""
+    """Coefficients float32 [H, K, U] by rank of the U blocks of the pages; and the flags of `encode_klt`."""
     coding = layout.coding
     num_tokens, num_heads, _ = x_nHD.shape
     num_blocks = num_pages * layout.page_blocks

@@ -1,7 +1,7 @@
-"""Pages of per-token codes -> tokens in a dense scratch, rotated back by the Hadamard matrix if they were rotated.
+"""Pages of per-token codes -> tokens in a dense scratch, multiplied by the Hadamard matrix again if the codec uses it.
 
-Reference: `decode` of codecs/token/codec.py and codecs/token/hadamard.py. Keys are stored after rotary embedding;
-where their positions have changed since, they are rotated once more, on the way out.
+Reference: `TokenCodec.decode` and `HadamardCodec.decode`. Keys are stored after rotary embedding; if their positions
+have changed since, they are rotated on to their current positions here.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def load_half(
     records, typed, page, place, HALF_NUMBER: tl.constexpr, HEAD_DIM: tl.constexpr, PAGE_BYTES: tl.constexpr,
     PAGE_TOKENS: tl.constexpr, BITS: tl.constexpr, GROUP: tl.constexpr, RUN: tl.constexpr,
 ):  # fmt: skip
-    """The first or second half (0, 1) of the channels of tokens at `place` of `page` (int64), float32 [N, D/2]."""
+    """The first or second half (0, 1) of the channels of the tokens at `place` of `page` (int64), float32 [N, D/2]."""
     HALF: tl.constexpr = HEAD_DIM // 2
     NUM_GROUPS: tl.constexpr = HEAD_DIM // GROUP
     CODE_BYTES: tl.constexpr = PAGE_TOKENS * HEAD_DIM * BITS // 8
@@ -37,11 +37,11 @@ def load_half(
     bytes_of_run = (page[:, None] * PAGE_BYTES + number % CODE_BYTES)[:, :, None] + tl.arange(0, RUN)[None, None, :]
     byte = tl.load(records + bytes_of_run).to(tl.int32)
     code = (byte >> (number // CODE_BYTES * BITS)[:, :, None]) & ((1 << BITS) - 1)
-    first_step = page * (PAGE_BYTES // 2) + CODE_BYTES // 2 + place * NUM_GROUPS
-    steps = typed + first_step[:, None] + channel // GROUP
-    step = tl.load(steps).to(tl.float32)[:, :, None]
-    zero = tl.load(steps + PAGE_TOKENS * NUM_GROUPS).to(tl.float32)[:, :, None]
-    return tl.reshape(zero + step * code.to(tl.float32), [place.shape[0], HALF])
+    first_step_size = page * (PAGE_BYTES // 2) + CODE_BYTES // 2 + place * NUM_GROUPS
+    step_sizes = typed + first_step_size[:, None] + channel // GROUP
+    step_size = tl.load(step_sizes).to(tl.float32)[:, :, None]
+    zero_point = tl.load(step_sizes + PAGE_TOKENS * NUM_GROUPS).to(tl.float32)[:, :, None]
+    return tl.reshape(zero_point + step_size * code.to(tl.float32), [place.shape[0], HALF])
 
 
 @triton.jit(do_not_specialize=["num_tokens", "pages_per_head", "frame_row"], do_not_specialize_on_alignment=["pages"])
@@ -52,7 +52,7 @@ def decode_token_kernel(
     BITS: tl.constexpr, GROUP: tl.constexpr, RUN: tl.constexpr, HADAMARD: tl.constexpr, MATMUL: tl.constexpr,
     ROTATE: tl.constexpr, FRAME_TOKENS: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
-    """See `decode_token`. Grid (blocks of tokens, heads)."""
+    """Each program decodes one block of tokens of one head: grid (blocks of tokens, heads). See `decode_token`."""
     HALF: tl.constexpr = HEAD_DIM // 2
     head = tl.program_id(1)
     token = tl.program_id(0) * BLOCK_TOKENS + tl.arange(0, BLOCK_TOKENS)
@@ -81,10 +81,10 @@ def decode_token(
     angles: AngleTables | None = None,
     frame_row: int = 0,
 ) -> None:
-    """Writes the tokens that lie in `pages_HP` int32 [H, P], token order, to `out_nHD` [n, H, D], D contiguous.
+    """Writes the tokens of the pages `pages_HP` int32 [H, P], in order, to `out_nHD` [n, H, D], D contiguous.
 
-    `records`: the pool, uint8 [num_pages, page_bytes]. `rotates`: by which the tokens rotate; `frame_row` is the row of
-    their first frame.
+    `records`: the pool, uint8 [num_pages, page_bytes]. `angles`: tables of the angles by which the tokens are rotated;
+    `frame_row` is the row of their first frame.
     """
     num_tokens, num_heads, _ = out_nHD.shape
     decode_token_kernel[(triton.cdiv(num_tokens, BLOCK_TOKENS), num_heads)](

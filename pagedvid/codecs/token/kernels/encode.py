@@ -1,14 +1,15 @@
-"""Keys or values of a chunk -> pages of per-token codes, in two launches: codes of a byte each, then four to a byte.
+"""Keys or values of a chunk -> pages of per-token codes, in two launches: codes of one byte each are made, then packed.
 
-Reference: `encode` of token/codec.py, with which the bytes agree, and of token/hadamard.py, whose products are summed
-in another order: of random tokens, one step or zero in some thousands is the next fp16 number, and one code in 100 000
-is the next code.
+Reference: `TokenCodec.encode`, with which the bytes agree, and `HadamardCodec.encode`, which sums its products in
+another order: for random tokens, about one step size or zero point in some thousands is the next fp16 number, and one
+code in 100 000 is the next code.
 
-A byte holds codes of tokens that lie a quarter of a page apart, in general not even the same channels of them. So codes
-go through a buffer, a byte each, which fits into the processor's second cache and which any tile can be read back from.
+The codes that share a byte belong to tokens far apart in the page (a quarter of it for 2 bits), and in general to other
+channels. So codes pass through a buffer of one byte each, which fits into the second-level cache and can be read in any
+order.
 
 Nothing here waits for the device: values that no page can hold (NaN, infinity, beyond fp16) set flags, which the caller
-looks at once, when the step ends.
+checks once, at the end of the step.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ NUM_WARPS = 4
 
 @triton.jit
 def load_rows(x, token, token_stride, HEAD_DIM: tl.constexpr, HADAMARD: tl.constexpr, MATMUL: tl.constexpr):
-    """Some tokens, float32 [N, D], times the Hadamard matrix where that is wanted."""
+    """Some tokens, float32 [N, D], multiplied by the Hadamard matrix if HADAMARD."""
     places = x + token.to(tl.int64)[:, None] * token_stride
     if HADAMARD:
         half = tl.arange(0, HEAD_DIM // 2)[None, :]
@@ -51,12 +52,15 @@ def quantize_token_kernel(
     BLOCK_TOKENS: tl.constexpr, HEAD_DIM: tl.constexpr, PAGE_BYTES: tl.constexpr, PAGE_TOKENS: tl.constexpr,
     BITS: tl.constexpr, GROUP: tl.constexpr, HADAMARD: tl.constexpr, MATMUL: tl.constexpr,
 ):  # fmt: skip
-    """Codes, one a byte, and the steps and zeros of pages; see `encode_token`. Grid (blocks of tokens, heads)."""
+    """Writes codes, one per byte, and the step sizes and zero points of pages; see `encode_token`.
+
+    Each program quantizes one block of tokens of one head: grid (blocks of tokens, heads).
+    """
     NUM_GROUPS: tl.constexpr = HEAD_DIM // GROUP
     LEVELS: tl.constexpr = (1 << BITS) - 1
     FIRST_STEP_SIZE: tl.constexpr = PAGE_TOKENS * HEAD_DIM * BITS // 16
     head = tl.program_id(1)
-    # A place behind the last token repeats it, and one behind the last page is not written.
+    # Places after the last token repeat it; places after the last page are not written.
     token = tl.program_id(0) * BLOCK_TOKENS + tl.arange(0, BLOCK_TOKENS)
     has_place = token < padded_tokens
     x += head.to(tl.int64) * x_head_stride
@@ -64,20 +68,20 @@ def quantize_token_kernel(
     grouped = tl.reshape(rows, [BLOCK_TOKENS, NUM_GROUPS, GROUP])
     low = tl.min(grouped, axis=2)
     high = tl.max(grouped, axis=2)
-    # False for NaN, of which the smallest and the largest number know nothing.
+    # Checked value by value, since `low` and `high` ignore NaN; the comparison is false for NaN.
     is_bad = tl.max(tl.max(tl.where(tl.abs(rows) < LIMIT, 0, 1), axis=1), axis=0)
     tl.store(bad + head * tl.num_programs(0) + tl.program_id(0), is_bad.to(tl.uint8))
 
-    zero = round_down_fp16(low)
-    step = round_up_fp16(tl.div_rn(high - zero.to(tl.float32), tl.full(low.shape, LEVELS, tl.float32)))
+    zero_point = round_down_fp16(low)
+    step_size = round_up_fp16(tl.div_rn(high - zero_point.to(tl.float32), tl.full(low.shape, LEVELS, tl.float32)))
     page = tl.load(pages + head * pages_per_head + token // PAGE_TOKENS, mask=has_place, other=0).to(tl.int64)
-    first_step = page * (PAGE_BYTES // 2) + FIRST_STEP_SIZE + token % PAGE_TOKENS * NUM_GROUPS
-    steps = typed + first_step[:, None] + tl.arange(0, NUM_GROUPS)[None, :]
-    tl.store(steps, step, mask=has_place[:, None])
-    tl.store(steps + PAGE_TOKENS * NUM_GROUPS, zero, mask=has_place[:, None])
+    first_step_size = page * (PAGE_BYTES // 2) + FIRST_STEP_SIZE + token % PAGE_TOKENS * NUM_GROUPS
+    step_sizes = typed + first_step_size[:, None] + tl.arange(0, NUM_GROUPS)[None, :]
+    tl.store(step_sizes, step_size, mask=has_place[:, None])
+    tl.store(step_sizes + PAGE_TOKENS * NUM_GROUPS, zero_point, mask=has_place[:, None])
 
-    divisor = tl.where(step == 0.0, 1.0, step.to(tl.float32))[:, :, None]
-    scaled = tl.div_rn(grouped - zero.to(tl.float32)[:, :, None], tl.zeros_like(grouped) + divisor)
+    divisor = tl.where(step_size == 0.0, 1.0, step_size.to(tl.float32))[:, :, None]
+    scaled = tl.div_rn(grouped - zero_point.to(tl.float32)[:, :, None], tl.zeros_like(grouped) + divisor)
     code = tl.minimum(tl.maximum((scaled + ROUND) - ROUND, 0.0), LEVELS).to(tl.uint8)
     places = codes + (head.to(tl.int64) * padded_tokens + token)[:, None] * HEAD_DIM + tl.arange(0, HEAD_DIM)[None, :]
     tl.store(places, tl.reshape(code, rows.shape), mask=has_place[:, None])
@@ -89,7 +93,10 @@ def pack_token_kernel(
     BLOCK_BYTES: tl.constexpr, HEAD_DIM: tl.constexpr, PAGE_BYTES: tl.constexpr, PAGE_TOKENS: tl.constexpr,
     BITS: tl.constexpr, GROUP: tl.constexpr,
 ):  # fmt: skip
-    """The other bytes of pages, codes and unused ones; see `encode_token`. Grid (blocks of bytes, pages, heads)."""
+    """Packs codes into pages and sets their unused bytes to 0; see `encode_token`.
+
+    Each program writes some bytes of a page: grid (blocks of bytes, pages, heads).
+    """
     NUM_CODES: tl.constexpr = PAGE_TOKENS * HEAD_DIM
     CODE_BYTES: tl.constexpr = NUM_CODES * BITS // 8
     USED_BYTES: tl.constexpr = CODE_BYTES + 4 * NUM_CODES // GROUP
@@ -109,8 +116,8 @@ def pack_token_kernel(
 def encode_token(x_nHD: Tensor, records: Tensor, layout: TokenLayout, pages_HP: Tensor) -> Tensor:
     """Writes tokens [n, H, D] (float32 or bfloat16, D contiguous) into the pages `pages_HP` int32 [H, P] of the pool.
 
-    Keys come rotated by their rotary angles. Takes a buffer of a byte for each value. Returns flags uint8 [H, F]:
-    nonzero somewhere in the row of a head whose values cannot be stored.
+    Keys are given after rotary embedding. Allocates a buffer of one byte per value. Returns flags uint8 [H, blocks];
+    any nonzero flag means that the head's values cannot be stored.
     """
     num_tokens, num_heads, _ = x_nHD.shape
     num_pages = pages_HP.shape[1]

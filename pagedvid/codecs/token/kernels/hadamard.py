@@ -1,8 +1,9 @@
 """Rows times the Hadamard matrix of codecs/token/hadamard.py on tensor cores, exact to the last bits of a float32.
 
 With H = [[A, A], [A, -A]] / sqrt(D), where every entry of A is 1 or -1, the halves of (x, y) H are (x + y) A and
-(x - y) A, over sqrt(D). Signs are exact in bfloat16, and three bfloat16 numbers of 8 bits hold the 24 of a float32:
-three products of bfloat16 take half the time of three of tf32, which is what a float32 product takes there.
+(x - y) A, divided by sqrt(D). Signs are exact in bfloat16, and three bfloat16 numbers, with 8 significant bits each,
+hold the 24 bits of a float32. Three bfloat16 products take half the time of the three TF32 products that a float32
+product consists of.
 """
 
 from __future__ import annotations
@@ -13,9 +14,9 @@ import triton.language as tl
 
 @triton.jit
 def times_hadamard(first, second, HEAD_DIM: tl.constexpr, MATMUL: tl.constexpr):
-    """Rows, given as halves float32 [N, D/2], times H: [N, 2, D/2]; D is a power of two up to 512.
+    """Rows, given as halves float32 [N, D/2], times H: float32 [N, 2, D/2]; D is a power of two up to 512.
 
-    MATMUL: bfloat16, or what stands for it where that has no arithmetic.
+    MATMUL: the dtype of products, see `matmul_type`.
     """
     HALF: tl.constexpr = HEAD_DIM // 2
     SCALE: tl.constexpr = HEAD_DIM**-0.5
@@ -26,7 +27,7 @@ def times_hadamard(first, second, HEAD_DIM: tl.constexpr, MATMUL: tl.constexpr):
     middle = rest.to(tl.bfloat16)
     low = (rest - middle.to(tl.float32)).to(tl.bfloat16)
     signs = sylvester_signs(HALF).to(MATMUL)
-    total = tl.dot(low.to(MATMUL), signs)  # the smallest first
+    total = tl.dot(low.to(MATMUL), signs)  # smallest terms first
     total = tl.dot(middle.to(MATMUL), signs, total)
     total = tl.dot(high.to(MATMUL), signs, total)
     return tl.reshape(total * SCALE, halves.shape)

@@ -1,11 +1,11 @@
-"""What kernels have to know of a page of per-token codes: see codecs/token/codec.py and codecs/token/hadamard.py.
+"""What kernels must know of a page of per-token codes; see codecs/token/codec.py and codecs/token/hadamard.py.
 
-A page of n tokens, with G channel groups in each:
+A page of n tokens with G channel groups each:
 
-    | codes, C = n * D * bits / 8 bytes | step fp16 [n, G] | zero fp16 [n, G] | unused |
+    | codes, C = n * D * bits / 8 bytes | step sizes fp16 [n, G] | zero points fp16 [n, G] | unused |
 
-The code of token t, channel c, is number k = t * D + c, and lies in field k // C of byte k % C. C is a multiple of
-D * bits / 8, so a run of so many neighbouring channels lies in one field, which kernels look up once for all of them.
+The code of token t and channel c has the number k = t * D + c, and is in field k // C of byte k % C. C is a multiple of
+D * bits / 8, so a run of that many neighbouring channels is in one field, which kernels compute once for the whole run.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ class TokenLayout:
     bits: int
     """Of a code."""
     group: int
-    """Channels that share a token's step."""
+    """Channels that share a token's step size."""
     matrix: Tensor | None
-    """float32 [D, D], contiguous, on the device, by which rows are multiplied before they are stored, and again after
-    (hadamard); None: they are stored as they are."""
+    """The Hadamard matrix, float32 [D, D], contiguous, on the device, by which tokens are multiplied before they are
+    stored and after they are read; None if they are stored as they are."""
 
     @staticmethod
     def of(page: PageFormat, spec: TokenSpec, device: torch.device) -> TokenLayout:
-        """Raises ConfigError for a head_dim that the kernels do not have."""
+        """The layout for a spec. Raises ConfigError for a head_dim that kernels cannot handle."""
         if reasons := head_dim_reasons(page.head_dim):
             raise ConfigError(f"no kernel reads pages of {spec.name}: {', '.join(reasons)}")
         return TokenLayout(
@@ -58,11 +58,11 @@ class TokenLayout:
 
     @property
     def typed(self) -> torch.dtype:
-        """How kernels see the pool a second time: steps and zeros."""
+        """The dtype in which kernels read step sizes and zero points."""
         return torch.float16
 
     def view(self, records: Tensor) -> Tensor:
-        """The pool's bytes [num_pages, page_bytes] in that type."""
+        """The pool's bytes [num_pages, page_bytes], viewed in that dtype."""
         return records.view(self.typed)
 
     def constants(self) -> dict[str, int]:

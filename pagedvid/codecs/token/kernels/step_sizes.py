@@ -1,4 +1,4 @@
-"""Mean of step^2 over the tokens of a chunk in pages of per-token codes, for the correction (correction/formula.py).
+"""Mean of step_size^2 over the tokens of a chunk, in pages of per-token codes; see correction/formula.py.
 
 Reference: `TokenCodec.mean_square_step_sizes`.
 """
@@ -16,7 +16,7 @@ from pagedvid.codecs.token.kernels.layout import TokenLayout
 
 NUM_WARPS = 4
 BLOCK_STEP_SIZES = 2048
-"""Steps that a program loads at once: 16 a thread."""
+"""Step sizes that a program loads at once: 16 per thread."""
 
 
 @triton.jit(do_not_specialize=["first_token", "num_tokens", "pages_per_head"], do_not_specialize_on_alignment=["pages"])
@@ -25,7 +25,7 @@ def mean_token_step_sizes_kernel(
     BLOCK_TOKENS: tl.constexpr, HEAD_DIM: tl.constexpr, PAGE_BYTES: tl.constexpr, PAGE_TOKENS: tl.constexpr,
     BITS: tl.constexpr, GROUP: tl.constexpr,
 ):  # fmt: skip
-    """See `mean_square_step_sizes`, for pages of per-token codes. Grid (heads)."""
+    """Each program averages the tokens of one head: grid (heads). See `mean_square_step_sizes`."""
     NUM_GROUPS: tl.constexpr = HEAD_DIM // GROUP
     FIRST_STEP_SIZE: tl.constexpr = PAGE_TOKENS * HEAD_DIM * BITS // 16
     head = tl.program_id(0)
@@ -37,10 +37,10 @@ def mean_token_step_sizes_kernel(
         token = first + tl.arange(0, BLOCK_TOKENS)
         is_token = token < end
         page = tl.load(pages + token // PAGE_TOKENS, mask=is_token, other=0).to(tl.int64)
-        first_step = page * (PAGE_BYTES // 2) + FIRST_STEP_SIZE + token % PAGE_TOKENS * NUM_GROUPS
-        steps = typed + first_step[:, None] + group[None, :]
-        step = tl.load(steps, mask=is_token[:, None], other=0.0).to(tl.float32)
-        total += step * step
+        first_step_size = page * (PAGE_BYTES // 2) + FIRST_STEP_SIZE + token % PAGE_TOKENS * NUM_GROUPS
+        step_sizes = typed + first_step_size[:, None] + group[None, :]
+        step_size = tl.load(step_sizes, mask=is_token[:, None], other=0.0).to(tl.float32)
+        total += step_size * step_size
     mean_of_group = (tl.sum(total, axis=0) / num_tokens)[:, None]
     channel = group[:, None] * GROUP + tl.arange(0, GROUP)[None, :]
     tl.store(mean + head * HEAD_DIM + channel, tl.broadcast_to(mean_of_group, [NUM_GROUPS, GROUP]))
@@ -49,9 +49,9 @@ def mean_token_step_sizes_kernel(
 def mean_square_step_sizes(
     records: Tensor, layout: TokenLayout, pages_HP: Tensor, num_tokens: int, first_token: int = 0
 ) -> Tensor:
-    """Mean of step^2 of `num_tokens` tokens from `first_token` on, along the codec's axes, float32 [H, D].
+    """Mean of step_size^2 over `num_tokens` tokens from `first_token` on, along the codec's axes, float32 [H, D].
 
-    `records`: the pool, uint8 [num_pages, page_bytes]. `pages_HP`: int32 [H, P], where the tokens lie from token 0 on.
+    `records`: the pool, uint8 [num_pages, page_bytes]. `pages_HP`: int32 [H, P], pages of the tokens from token 0 on.
     """
     mean_HD = torch.empty(len(pages_HP), layout.head_dim, dtype=torch.float32, device=records.device)
     mean_token_step_sizes_kernel[(len(pages_HP),)](
@@ -62,5 +62,5 @@ def mean_square_step_sizes(
 
 
 def token_constants(layout: TokenLayout) -> dict[str, Any]:
-    """Compile-time arguments of the kernel for per-token codes."""
+    """Compile-time arguments of the kernel."""
     return {"BLOCK_TOKENS": BLOCK_STEP_SIZES // layout.num_groups, **layout.constants()}

@@ -2,8 +2,8 @@
 
 An embeddings file is a safetensors file with `prompt_embeds` and, for models with guidance, `negative_prompt_embeds`
 (left out: the model's own negative prompt is encoded): float [L, width] or [1, L, width], L at most `text_tokens`.
-A request keeps no more than these rows, on the CPU until it runs; the zeros behind them that these models were trained
-with are added when a forward reads them.
+A request keeps only these rows, on the CPU until it runs; a forward pads them with the zeros that these models were
+trained with.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from pagedvid.files.tensor_files import read_tensors, refuse_odd_dtype
 from pagedvid.models.common.text_encoder import TextEncoder
 
 FILE_NAMES = {"cond": "prompt_embeds", "uncond": "negative_prompt_embeds"}
-"""Names in an embeddings file by branch."""
+"""Names in an embeddings file by role."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class PromptReader:
     width: int
 
     def rows(self, prompts: Mapping[str, str], inputs: Mapping[str, Any]) -> dict[str, Tensor]:
-        """Rows by branch, [n, width] on the CPU, from the inputs' embeddings or else from the prompt of each branch.
+        """Rows by role, [n, width] on the CPU, from the inputs' embeddings or else from the prompt of each role.
 
         Raises ConfigError for inputs that are not as the module docstring says, PromptError without any encoder.
         """
@@ -43,28 +43,28 @@ class PromptReader:
         if unknown:
             raise ConfigError(f'{self.model_name} takes the input "embeddings" only; remove {", ".join(unknown)}')
         given = self._given(inputs["embeddings"], prompts) if "embeddings" in inputs else {}
-        missing = {branch: prompt for branch, prompt in prompts.items() if branch not in given}
-        return given | {branch: self._encoded(branch, prompt) for branch, prompt in missing.items()}
+        missing = {role: prompt for role, prompt in prompts.items() if role not in given}
+        return given | {role: self._encoded(role, prompt) for role, prompt in missing.items()}
 
     def stacked(self, rows: Sequence[Tensor], like: Tensor) -> Tensor:
-        """Rows of several ranges, zeros behind them, [P, num_tokens, width]; device and type are those of `like`."""
+        """Rows of several ranges padded with zeros, [P, num_tokens, width]; device and dtype are those of `like`."""
         padded = like.new_zeros(len(rows), self.num_tokens, self.width)
         for place, given in zip(padded, rows, strict=True):
             place[: len(given)] = given
         return padded
 
-    def _encoded(self, branch: str, prompt: str) -> Tensor:
+    def _encoded(self, role: str, prompt: str) -> Tensor:
         if self.encoder is None:
             raise PromptError(
                 f"{self.model_name} has nothing to encode the prompt {prompt!r} with: set model.text_encoder, or give "
-                f'the request a file with {FILE_NAMES[branch]} (its input "embeddings")'
+                f'the request a file with {FILE_NAMES[role]} (its input "embeddings")'
             )
         encoded = self.encoder.encode(cleaned(prompt), self.num_tokens)
         return encoded["embeddings"][: int(encoded["mask"].sum())]
 
     def _given(self, source: Any, prompts: Mapping[str, str]) -> dict[str, Tensor]:
         tensors = source if isinstance(source, Mapping) else read_tensors(Path(source), "the embeddings")
-        known = {FILE_NAMES[branch]: branch for branch in prompts}
+        known = {FILE_NAMES[role]: role for role in prompts}
         unknown = sorted(set(tensors) - set(known))
         if unknown or FILE_NAMES["cond"] not in tensors:
             raise ConfigError(
@@ -87,5 +87,5 @@ class PromptReader:
 
 
 def cleaned(prompt: str) -> str:
-    """A prompt as these models know prompts: HTML entities (twice escaped ones too) spelled out, single spaces."""
+    """A prompt as in these models' training: HTML entities unescaped (twice), single spaces."""
     return " ".join(html.unescape(html.unescape(prompt)).split())

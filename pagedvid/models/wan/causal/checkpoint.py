@@ -42,13 +42,13 @@ _INSIDE = {
     "ffn.2": "ffn.net.2",
     "norm3": "norm2",
 }
-"""Modules of a block; Wan's norm3 stands before cross-attention, and its norm1 and norm2 have no weights."""
+"""Modules of a block; Wan's norm3 comes before cross-attention, and its norm1 and norm2 have no weights."""
 _ATTENTION = {"q": "to_q", "k": "to_k", "v": "to_v", "o": "to_out.0", "norm_q": "norm_q", "norm_k": "norm_k"}
 
 
 def library_name(published: str) -> str:
-    """The name in `WanTransformer3DModel` of a published tensor; one that Wan does not have is given back, and so are
-    those of `WanTransformer3DModel` itself."""
+    """The name in `WanTransformer3DModel` of a published tensor. Names that Wan does not have are returned unchanged,
+    those of `WanTransformer3DModel` itself among them."""
     name = plain_name(published)
     if name == "head.modulation":
         return "scale_shift_table"
@@ -75,8 +75,8 @@ def _name_in_block(name: str) -> str:
 def transformer_config(path: Path, prefer_ema: bool = True) -> dict[str, Any]:
     """Arguments of `WanTransformer3DModel` for a checkpoint file, or a folder with one; no tensor is read.
 
-    The sizes are those of the tensors. How channels divide into heads they do not show: `num_heads` of a config.json
-    beside them says it (Wan publishes one), otherwise heads have 128 channels. Raises ConfigError.
+    Sizes are those of the tensors. They do not show how channels divide into heads: `num_heads` in a config.json next
+    to them does (Wan publishes one), otherwise heads have 128 channels. Raises ConfigError.
     """
     shapes = {library_name(name): shape for name, shape in tensor_shapes(path, prefer_ema).items()}
     facts = _facts_beside(path)
@@ -103,7 +103,7 @@ def transformer_config(path: Path, prefer_ema: bool = True) -> dict[str, Any]:
         ) from error
     if num_heads < 1 or width % num_heads:
         raise ConfigError(
-            f"{path} has {width} channels, not {num_heads} equal heads; write num_heads into a config.json beside it"
+            f"{path} has {width} channels, not {num_heads} equal heads; write num_heads into a config.json next to it"
         )
     return {**config, "attention_head_dim": width // num_heads}
 

@@ -1,4 +1,4 @@
-"""The sampler of SkyReels-V2's pipeline: UniPC of second order for flow matching, one step at a time and without state.
+"""The sampler of SkyReels-V2's pipeline: second-order UniPC for flow matching, one step at a time and without state.
 
 After "UniPC: A Unified Predictor-Corrector Framework" (arXiv 2302.04867), B(h) = exp(-h) - 1, predicting clean latents,
 as diffusers' UniPCMultistepScheduler is set up for these models. A sample is x = (1 - sigma) * clean + sigma * noise;
@@ -23,7 +23,7 @@ from torch import Tensor
 
 NUM_TRAIN_TIMESTEPS = 1000
 STATES = 4
-"""Tensors side by side in a chunk's latents; the first is the sample."""
+"""Tensors that a chunk's latents hold, channel after channel; the first is the sample."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class FlowUniPC:
         """Latents that a chunk starts from, [T, STATES K]: nothing was predicted yet."""
         return torch.cat([noise_TK, noise_TK.new_zeros(len(noise_TK), (STATES - 1) * noise_TK.shape[1])], dim=1)
 
-    def step(self, latents_TC: Tensor, velocity_TK: Tensor, noise_level: float, next_noise_level: float) -> Tensor:
+    def advance(self, latents_TC: Tensor, velocity_TK: Tensor, noise_level: float, next_noise_level: float) -> Tensor:
         """Latents [T, STATES K] at the next level, from the velocity predicted for the sample in them.
 
         The prediction first corrects the step that led here, then takes the next one. The first step and the last are
@@ -115,7 +115,7 @@ class _Stretch:
         return self.end / self.start * x - self._weight * clean
 
     def _distance(self, earlier: _Earlier) -> float:
-        """Where the earlier prediction lies, in units of h from the start; negative."""
+        """Position of the earlier prediction relative to the start, in units of h; negative."""
         return (_log_ratio(earlier.sigma) - _log_ratio(self.start)) / self.h
 
     def _slope(self, clean: Tensor, earlier: _Earlier) -> Tensor:

@@ -14,7 +14,7 @@ from tests.attention.kernels.scenes import Scene
 CODECS = ("int2", "int4", "int8", "bf16", "fp32", "int2-pair", "int4-s8", "int2-pair-s8")
 
 
-def turn_of(scene: Scene, segment: Segment) -> tuple[AngleTables | None, int]:
+def angles_of(scene: Scene, segment: Segment) -> tuple[AngleTables | None, int]:
     return (None if segment.angles is None else scene.angles()), scene.frame_row(segment)
 
 
@@ -22,7 +22,7 @@ def check(codec: str, head_dim: int, num_tokens: int, angles: bool, rows: int = 
     scene = Scene((codec, codec), head_dim, num_kv_heads=1 if num_tokens > 1000 else 2, rows=rows, num_pages=700)
     segment = scene.add(num_tokens, angles=angles)
     out = torch.full((num_tokens, scene.num_kv_heads, head_dim), torch.nan)
-    decode(scene.records, scene.layouts[0], segment.keys_HP, out, *turn_of(scene, segment))
+    decode(scene.records, scene.layouts[0], segment.keys_HP, out, *angles_of(scene, segment))
     expected = reference.decode(scene.page, codec, scene.records, segment.keys_HP, num_tokens, segment.angles)
     torch.testing.assert_close(out, expected, rtol=0, atol=1e-5)
 
@@ -58,11 +58,11 @@ def test_bfloat16_scratch() -> None:
     scene = Scene(("int4", "int4"), 64, num_kv_heads=1)
     segment = scene.add(70)
     out = torch.empty(70, 1, 64, dtype=torch.bfloat16)
-    decode(scene.records, scene.layouts[0], segment.keys_HP, out, *turn_of(scene, segment))
+    decode(scene.records, scene.layouts[0], segment.keys_HP, out, *angles_of(scene, segment))
     expected = reference.decode(scene.page, "int4", scene.records, segment.keys_HP, 70, segment.angles)
     torch.testing.assert_close(
         out.float(), expected, rtol=2**-7, atol=1e-6
-    )  # the interpreter cuts off, it does not round
+    )  # the interpreter truncates instead of rounding
 
 
 def test_pages_beyond_four_gibibytes_are_reached() -> None:

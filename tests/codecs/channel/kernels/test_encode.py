@@ -20,9 +20,11 @@ from tests.attention.kernels.scenes import Scene
 CODECS = ("int2", "int4", "int8", "int2-pair", "int4-s8", "int2-pair-s8")
 
 
-def encode(x_nHD: Tensor, records: Tensor, layout: PageLayout, pages_HP: Tensor, *angles: Any, **how: Any) -> Tensor:
-    """By the kernel of channel codes, or of values as they are."""
-    return (encode_raw if layout.is_raw else encode_channels)(x_nHD, records, layout, pages_HP, *angles, **how)
+def encode(
+    x_nHD: Tensor, records: Tensor, layout: PageLayout, pages_HP: Tensor, *angles: Any, **options: Any
+) -> Tensor:
+    """By the kernel of channel codes or that of plain values."""
+    return (encode_raw if layout.is_raw else encode_channels)(x_nHD, records, layout, pages_HP, *angles, **options)
 
 
 def awkward(scene: Scene, num_tokens: int, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -71,8 +73,8 @@ def test_frames_and_chunks_that_are_no_multiple_of_a_page(num_tokens: int) -> No
 @pytest.mark.parametrize("codec", CODECS)
 @pytest.mark.parametrize("rotate", [1, -1])
 @pytest.mark.parametrize("pairs", ["half", "interleaved"])
-def test_turned_tokens_stay_within_half_a_step(codec: str, rotate: int, pairs: str) -> None:
-    """Rounding of the rotate may differ in the last bit from the reference's, so bytes are not compared here."""
+def test_rotated_tokens_stay_within_half_a_step_size(codec: str, rotate: int, pairs: str) -> None:
+    """The rotation may round the last bit differently from the reference, so bytes are not compared here."""
     scene = Scene((codec, codec), 64, num_kv_heads=2)
     x, angle = scene.randn(70, 2, 64), scene.randn(70, 32)
     angles = (angle.cos(), angle.sin())
@@ -82,9 +84,9 @@ def test_turned_tokens_stay_within_half_a_step(codec: str, rotate: int, pairs: s
     stored = reference.decode(scene.page, codec, scene.records, pages, 70)
     channel_codec = reference.codec_of(scene.page, codec)
     assert isinstance(channel_codec, ChannelCodec)
-    steps_HPD = channel_codec.page_step_sizes(scene.records[pages.long()])
-    step_nHD = steps_HPD[:, torch.arange(70) // read_codec(codec).page_tokens(scene.page)].transpose(0, 1)
-    assert ((stored - exact).abs() <= step_nHD / 2 + 1e-5).all()
+    step_sizes_HPD = channel_codec.page_step_sizes(scene.records[pages.long()])
+    step_size_nHD = step_sizes_HPD[:, torch.arange(70) // read_codec(codec).page_tokens(scene.page)].transpose(0, 1)
+    assert ((stored - exact).abs() <= step_size_nHD / 2 + 1e-5).all()
 
 
 @pytest.mark.filterwarnings("ignore:invalid value encountered")
@@ -116,12 +118,12 @@ def test_channels_of_interleaved_pairs_are_put_in_order(codec: str) -> None:
     assert torch.equal(scene.records[pages.long()], reference.encode(scene.page, codec, ordered))
 
 
-def test_short_steps_are_the_smallest_that_reach() -> None:
-    """Ranges around each of the 255 steps: just below, at and just above."""
+def test_short_step_sizes_are_the_smallest_that_suffice() -> None:
+    """Ranges around each of the 255 step sizes: just below, at and just above."""
     scene = Scene(("int8-s8", "int8-s8"), 128, num_kv_heads=1, num_pages=20)
-    steps = short_step_sizes(scene.records.device)[1:]
+    step_sizes = short_step_sizes(scene.records.device)[1:]
     for factor in (1 - 1e-6, 1.0, 1 + 1e-6):
-        for part in (factor * steps * 255).clamp(max=6e4).split(128):
+        for part in (factor * step_sizes * 255).clamp(max=6e4).split(128):
             x = torch.zeros(2, 1, 128)
             x[1, 0, : len(part)] = part
             pages = torch.zeros(1, 1, dtype=torch.int32)

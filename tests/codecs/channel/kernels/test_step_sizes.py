@@ -1,4 +1,4 @@
-"""Mean square steps by kernels, against the codecs."""
+"""Mean square step sizes by kernels, against the codecs."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ CHANNEL_CODECS = ("int2", "int4", "int8", "int2-pair", "int4-s8", "int2-pair-s8"
 
 
 def stored(scene: Scene, num_tokens: int) -> Tensor:
-    """Pages of tokens whose size grows, so that steps differ from page to page."""
+    """Pages of tokens whose size grows, so that step sizes differ from page to page."""
     x = scene.randn(scene.num_kv_heads, num_tokens, scene.head_dim) * torch.linspace(0.1, 4, num_tokens)[:, None]
     return scene.store(scene.codecs[0], x)
 
 
 def check(scene: Scene, num_tokens: int) -> None:
     pages = stored(scene, num_tokens)
-    steps = mean_square_step_sizes(scene.records, scene.layouts[0], pages, num_tokens)
+    found = mean_square_step_sizes(scene.records, scene.layouts[0], pages, num_tokens)
     codec = codec_of(scene.page, scene.codecs[0])
     expected = codec.mean_square_step_sizes(scene.records[pages.long()], num_tokens)
-    assert steps.dtype == torch.float32
-    torch.testing.assert_close(steps, expected, rtol=1e-5, atol=0)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=0)
 
 
 @pytest.mark.parametrize("codec", CHANNEL_CODECS)
@@ -44,9 +44,9 @@ def test_of_channel_pages_of_other_shapes(head_dim: int, rows: int, num_tokens: 
 
 def check_tokens(scene: TokenScene, num_tokens: int) -> None:
     pages = scene.store(num_tokens)
-    steps = mean_square_token_step_sizes(scene.records, scene.layout, pages, num_tokens)
+    found = mean_square_token_step_sizes(scene.records, scene.layout, pages, num_tokens)
     expected = scene.codec.mean_square_step_sizes(scene.records[pages.long()], num_tokens)
-    torch.testing.assert_close(steps, expected, rtol=1e-5, atol=0)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=0)
 
 
 @pytest.mark.parametrize("codec", CODECS)
@@ -66,15 +66,15 @@ def test_of_some_tokens_of_a_chunk(first_token: int, num_tokens: int) -> None:
     tokens = TokenScene("token4-g32", 64)
     pages = tokens.store(300)
     expected = tokens.codec.mean_square_step_sizes(tokens.records[pages.long()], num_tokens, first_token)
-    steps = mean_square_token_step_sizes(tokens.records, tokens.layout, pages, num_tokens, first_token)
-    torch.testing.assert_close(steps, expected, rtol=1e-5, atol=0)
+    found = mean_square_token_step_sizes(tokens.records, tokens.layout, pages, num_tokens, first_token)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=0)
 
     channels = Scene(("int4", "int4"), 64, num_kv_heads=2)
     pages = stored(channels, 300)
     codec = codec_of(channels.page, "int4")
     expected = codec.mean_square_step_sizes(channels.records[pages.long()], num_tokens, first_token)
-    steps = mean_square_step_sizes(channels.records, channels.layouts[0], pages, num_tokens, first_token)
-    torch.testing.assert_close(steps, expected, rtol=1e-5, atol=0)
+    found = mean_square_step_sizes(channels.records, channels.layouts[0], pages, num_tokens, first_token)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=0)
 
 
 def test_some_columns_of_a_page_table() -> None:
@@ -88,7 +88,7 @@ def test_some_columns_of_a_page_table() -> None:
 
 def test_pages_beyond_four_gibibytes_are_reached() -> None:
     scene = TokenScene("token4-g32", 64)
-    pool, far = scene.move_far(scene.store(100))
+    pool, far = scene.copy_far(scene.store(100))
     expected = scene.codec.mean_square_step_sizes(pool[far.long()], 100)
     torch.testing.assert_close(mean_square_token_step_sizes(pool, scene.layout, far, 100), expected, rtol=1e-5, atol=0)
 
@@ -103,7 +103,7 @@ def test_channel_pages_beyond_four_gibibytes_are_reached() -> None:
     torch.testing.assert_close(mean_square_step_sizes(pool, scene.layouts[0], far, 100), expected, rtol=1e-5, atol=0)
 
 
-def test_plain_numbers_have_no_steps() -> None:
+def test_plain_values_have_no_step_sizes() -> None:
     scene = Scene(("bf16", "bf16"), 64, num_kv_heads=1)
-    with pytest.raises(ConfigError, match="without steps"):
+    with pytest.raises(ConfigError, match="without step sizes"):
         mean_square_step_sizes(scene.records, scene.layouts[0], stored(scene, 20), 20)

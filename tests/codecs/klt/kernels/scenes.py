@@ -25,9 +25,9 @@ def klt_codec(
     seed: int = 0,
     size: float = 1.0,
 ) -> KltCodec:
-    """All heads differ, means are not zero, and the directions are not orthogonal, as those of keys.
+    """A codec whose heads differ, with nonzero means and directions that are not orthogonal, like those of keys.
 
-    `size`: of the tokens that suit it.
+    `size`: the size of tokens that suit it.
     """
     generator = torch.Generator("cpu").manual_seed(seed)
     with torch.device("cpu"):
@@ -63,7 +63,7 @@ def klt_tokens(codec: KltCodec, num_tokens: int, seed: int = 0) -> Tensor:
 def klt_decoded(
     codec: KltCodec, records_HPB: Tensor, num_tokens: int, angles: tuple[Tensor, Tensor] | None = None
 ) -> Tensor:
-    """What kernels must find in these pages, float32 [n, H, D]."""
+    """The tokens that kernels must find in these pages, float32 [n, H, D]."""
     padded = read_codec(codec.name).padded_tokens(codec.page, num_tokens)
     out = torch.empty(len(records_HPB), padded, codec.page.head_dim, device=records_HPB.device)
     x_HnD = codec.decode(records_HPB, num_tokens, out)
@@ -71,14 +71,14 @@ def klt_decoded(
 
 
 def random_pool(codec: KltCodec, num_pages: int, seed: int = 0) -> Tensor:
-    """Records uint8 [num_pages, page_bytes] full of anything: a page that is read by mistake shows."""
+    """Records uint8 [num_pages, page_bytes] of random bytes, so that a page read by mistake shows."""
     generator = torch.Generator("cpu").manual_seed(seed)
     shape = (num_pages, codec.page.num_bytes)
     return torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator, device="cpu").to(DEVICE)
 
 
 def scattered_pages(codec: KltCodec, num_tokens: int, records: Tensor, seed: int = 0) -> Tensor:
-    """Ids int32 [H, P] of different pages of the pool, for so many tokens of every head."""
+    """Ids int32 [H, P] of different pages of the pool, for that many tokens of every head."""
     generator = torch.Generator("cpu").manual_seed(seed)
     count = codec.coding.num_heads * read_codec(codec.name).num_pages(codec.page, num_tokens)
     assert count <= len(records), "the pool of the test is too small"

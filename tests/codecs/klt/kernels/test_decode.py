@@ -29,7 +29,7 @@ CASES = (
     ("klt2", {"num_frames": 5, "rows": 9, "head_dim": 64}, 8),
     ("klt1", {"num_frames": 8, "rows": 17, "tokens_per_frame": 3}, 17),
 )
-"""Names, shapes, and the blocks of a page that these make: codes of odd numbers of blocks begin inside bytes."""
+"""Names, shapes, and the resulting blocks of a page; with an odd number of blocks, codes begin inside bytes."""
 
 
 def stored(codec: KltCodec, num_tokens: int, factor: float = 1.0) -> tuple[Tensor, Tensor]:
@@ -66,7 +66,7 @@ def test_equals_the_codec(name: str, shape: Mapping[str, int], page_blocks: int,
 
 
 def test_pages_of_a_model() -> None:
-    """24 rows of 128 channels: 43 blocks of 3 frames, of which the second page of two is not full."""
+    """24 rows of 128 channels: 43 blocks of 3 frames, two pages, the second not full."""
     codec = klt_codec("klt1.5", 128, 1, rows=24, tokens_per_frame=60, num_frames=3)
     records, pages = stored(codec, 175)
     assert pages.shape[1] == 2
@@ -98,7 +98,7 @@ def test_writes_into_any_strides_and_nothing_else() -> None:
 
 
 def test_a_page_writes_its_own_tokens_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Programs run in any order, so what is decoded beside the blocks of a page must not reach those of the next."""
+    """Programs run in any order, so what is decoded past the blocks of a page must not overwrite those of the next."""
     kernel = klt_decode.klt_decode_kernel
 
     class FirstPages:
@@ -125,7 +125,7 @@ def test_bfloat16_scratch(size: float, factor: float) -> None:
     decode_klt(records, KltLayout.of(codec.page, codec.coding, DEVICE), pages, out, angles, 7)
     expected = klt_decoded(codec, records[pages.long()], 70, angles.of_chunk(7, 70))
     scale = expected.abs().max().item()
-    # the interpreter cuts off, it does not round
+    # the interpreter truncates instead of rounding
     torch.testing.assert_close(out.float(), expected, rtol=2**-7, atol=2e-3 * scale)
 
 
@@ -171,8 +171,8 @@ def test_heads_and_pages_must_fit() -> None:
         decode_klt(records, layout, pages[:, :1], torch.empty(40, 2, 32))
 
 
-def test_says_which_head_dims_it_cannot_read() -> None:
+def test_says_which_head_dims_kernels_cannot_read() -> None:
     assert unsupported_reasons(PageFormat(128)) == []
     assert "power of two" in unsupported_reasons(PageFormat(96))[0]
-    assert "power of two from 32" in unsupported_reasons(PageFormat(16))[0]
+    assert "power of two, 32 or more" in unsupported_reasons(PageFormat(16))[0]
     assert "more than 128" in unsupported_reasons(PageFormat(256))[0]

@@ -1,7 +1,8 @@
 """Writing klt pages, against the codec.
 
-Rounding differs in the last bits, so that a number next to an edge between two levels may get the other one, and the
-codec finds levels of 4 bits by cells; codes are compared one by one, errors where codes are of rounding noise alone.
+Rounding differs in the last bits, so that a number near the edge between two levels may get the other one; and the
+codec looks levels of 4 bits up in cells. So codes are compared one by one; errors are compared where coefficients are
+nothing but rounding errors.
 """
 
 from __future__ import annotations
@@ -30,8 +31,8 @@ CASES = (
 )
 """Names, shapes, and tokens that fill their blocks; no page has a multiple of 8 blocks but those of klt0.5."""
 MOST_DIFFERENT = {8: 0.001, 4: 0.01, 2: 0.001, 1: 0.001}
-"""Share of codes, by width, or a single one: some cases have 256 of a width, and processors sum in other orders. A cell
-of the codec is 1/128 wide and an edge can be anywhere in it."""
+"""Largest share of codes by width that may differ; one always may, since some cases have only 256 codes of a width, and
+sums are taken in another order. A cell of the codec is 1/128 wide, and an edge can be anywhere in it."""
 
 
 def written(codec: KltCodec, x_nHD: Tensor) -> Tensor:
@@ -59,8 +60,8 @@ def codes(codec: KltCodec, records_HPB: Tensor) -> dict[int, Tensor]:
 
 
 def errors(codec: KltCodec, x_HnD: Tensor, records_HPB: Tensor) -> Tensor:
-    """Root of the summed squares by head [H], in the metric of the analysis and over the tokens that fill blocks too:
-    there, the signs of noise do not matter."""
+    """Root of the summed squares by head [H], in the metric of the analysis and including the tokens that fill up
+    blocks, so that the signs of rounding errors do not matter."""
     layout, coding = codec.layout, codec.coding
     tokens_gSF = layout.tokens(x_HnD.shape[1]).unflatten(0, (-1, layout.tokens_per_frame))
     filled_HnD = x_HnD[:, tokens_gSF.mT.flatten().to(DEVICE)]
@@ -108,14 +109,14 @@ def test_chunks_that_do_not_fill_their_blocks(name: str, shape: Mapping[str, int
 
 
 def test_pages_of_a_model() -> None:
-    """24 rows of 128 channels: 43 blocks of 3 frames, of which the second page of two is not full."""
+    """24 rows of 128 channels: 43 blocks of 3 frames, two pages, the second not full."""
     codec = klt_codec("klt1.5", 128, 1, rows=24, tokens_per_frame=60, num_frames=3)
     assert_errs_no_more(codec, klt_tokens(codec, 175).transpose(0, 1).bfloat16())
 
 
 @pytest.mark.parametrize("name", ["klt1.5", "klt5"])
 def test_outliers_zeros_and_constants(name: str) -> None:
-    """Scales follow what is there: the largest coefficient is covered where that is worth it."""
+    """Scales are chosen for the coefficients: they cover the largest where that is worth it."""
     codec = klt_codec(name, rows=9, num_heads=4)
     x_HnD = klt_tokens(codec, 50)
     x_HnD[0, 20] *= 1000

@@ -37,7 +37,7 @@ def scale_and_back(scale_bytes, scale, back, SIZE: tl.constexpr):
 
 
 def numbers() -> Tensor:
-    """Of a grid that steps over the edges between levels; some lie far outside."""
+    """A fine grid across the edges between levels, and some numbers far outside."""
     x = torch.linspace(-6.01, 6.03, SIZE)
     x[:6] = torch.tensor([-1e30, -1e4, -6.5, 6.5, 1e4, 1e30])
     return x

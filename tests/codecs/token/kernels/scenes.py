@@ -17,7 +17,7 @@ from tests.attention.kernels.scenes import DEVICE
 
 CODECS = ("token2-g16", "token2-g64", "token4-g32", "token8-g128", "hadamard2-g64", "hadamard4-g32")
 FAR_PAGES = 2_000_000
-"""Of pools whose last pages lie beyond 4 GiB; memory that is never touched costs nothing."""
+"""Pages of pools that are larger than 4 GiB; memory that is never touched costs nothing."""
 
 
 def widest(codec: str, head_dim: int) -> str:
@@ -28,7 +28,7 @@ def widest(codec: str, head_dim: int) -> str:
 
 @dataclass
 class TokenScene:
-    """Pages are filled with random bytes, so that one that is read by mistake shows."""
+    """Other pages hold random bytes, so that one that is read by mistake shows."""
 
     codec_name: str
     head_dim: int
@@ -57,7 +57,7 @@ class TokenScene:
         return torch.randn(*shape, generator=self.generator, device="cpu").to(DEVICE)
 
     def take(self, num_tokens: int) -> Tensor:
-        """Pages for so many tokens of every head, int32 [H, P], anywhere in the pool."""
+        """Pages for that many tokens of every head, int32 [H, P], anywhere in the pool."""
         per_head = read_codec(self.codec_name).num_pages(self.page, num_tokens)
         count = self.num_heads * per_head
         pages, self._free = self._free[:count], self._free[count:]
@@ -71,7 +71,7 @@ class TokenScene:
         self.records[pages.long()] = self.codec.encode(self.randn(self.num_heads, num_tokens, self.head_dim) * size)
         return pages
 
-    def move_far(self, pages: Tensor) -> tuple[Tensor, Tensor]:
+    def copy_far(self, pages: Tensor) -> tuple[Tensor, Tensor]:
         """A pool of more than 4 GiB with copies of these pages at its end, and where they are."""
         pool = torch.empty(FAR_PAGES, self.page.num_bytes, dtype=torch.uint8)
         far = (FAR_PAGES - 1 - torch.arange(pages.numel())).int().view(pages.shape)

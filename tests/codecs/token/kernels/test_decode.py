@@ -20,7 +20,7 @@ from tests.codecs.token.kernels.scenes import CODECS, TokenScene, widest
 def reference(
     scene: TokenScene, pages: Tensor, num_tokens: int, angles: AngleTables | None = None, frame_row: int = 0
 ) -> Tensor:
-    """Float32 [n, H, D]."""
+    """Tokens decoded by the codec, float32 [n, H, D]."""
     out = torch.empty(len(pages), read_codec(scene.codec_name).padded_tokens(scene.page, num_tokens), scene.head_dim)
     x_HnD = scene.codec.decode(scene.records[pages.long()], num_tokens, out)
     if angles is not None:
@@ -36,8 +36,8 @@ def check(scene: TokenScene, num_tokens: int, angles: AngleTables | None = None,
     torch.testing.assert_close(out, expected, rtol=3e-6, atol=1e-5)
 
 
-def grid_turns(scene: TokenScene, num_frames: int) -> AngleTables:
-    """Of frames of 4 x 3 tokens; pairs rotate with time, rows and columns in no order."""
+def grid_angles(scene: TokenScene, num_frames: int) -> AngleTables:
+    """For frames of 4 x 3 tokens; pairs rotate with time, rows and columns in no order."""
     angles = scene.randn(4 + 3 + num_frames, scene.head_dim // 2)
     axes = (torch.arange(scene.head_dim // 2) * 5 + 1) % 7 % 3
     return AngleTables(angles.cos(), angles.sin(), axes.int(), frame_tokens=12, width=3)
@@ -61,13 +61,13 @@ def test_pages_of_any_number_of_tokens(codec: str, rows: int, page_tokens: int) 
 
 
 @pytest.mark.parametrize("codec", CODECS)
-def test_turns_of_a_grid(codec: str) -> None:
+def test_angles_of_a_grid(codec: str) -> None:
     scene = TokenScene(codec, 128, num_heads=1)
-    angles = grid_turns(scene, 20)
+    angles = grid_angles(scene, 20)
     check(scene, 130, angles, angles.first_frame_row + 5)
 
 
-def test_turns_by_token() -> None:
+def test_angles_by_token() -> None:
     scene = TokenScene("token2-g64", 64)
     angles = scene.randn(100, 32)
     angles = AngleTables.by_token(angles.cos(), angles.sin())
@@ -96,14 +96,14 @@ def test_some_columns_of_a_page_table() -> None:
 @pytest.mark.parametrize("codec", ["token4-g32", "hadamard4-g32"])
 def test_bfloat16_scratch(codec: str) -> None:
     scene = TokenScene(codec, 64)
-    angles = grid_turns(scene, 9)
+    angles = grid_angles(scene, 9)
     pages = scene.store(70)
     out = torch.empty(70, 2, 64, dtype=torch.bfloat16)
     decode_token(scene.records, scene.layout, pages, out, angles, angles.first_frame_row)
     expected = reference(scene, pages, 70, angles, angles.first_frame_row)
     torch.testing.assert_close(
         out.float(), expected, rtol=2**-7, atol=1e-5
-    )  # the interpreter cuts off, it does not round
+    )  # the interpreter truncates instead of rounding
 
 
 def test_large_and_small_numbers_keep_their_bits_when_rotated() -> None:
@@ -120,7 +120,7 @@ def test_large_and_small_numbers_keep_their_bits_when_rotated() -> None:
 def test_pages_beyond_four_gibibytes_are_reached() -> None:
     scene = TokenScene("token2-g64", 64)
     pages = scene.store(100)
-    pool, far = scene.move_far(pages)
+    pool, far = scene.copy_far(pages)
     out = torch.empty(100, 2, 64)
     decode_token(pool, scene.layout, far, out)
     torch.testing.assert_close(out, reference(scene, pages, 100), rtol=3e-6, atol=1e-5)

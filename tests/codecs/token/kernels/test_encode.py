@@ -25,7 +25,7 @@ def awkward(scene: TokenScene, num_tokens: int, dtype: torch.dtype = torch.float
 
 
 def check_bytes(scene: TokenScene, x_nHD: Tensor) -> None:
-    """That the pages are those of the codec, and that no other page is written."""
+    """Checks that pages are those of the codec and that no other page is written."""
     pages = scene.take(len(x_nHD)).long()
     expected = scene.records.clone()
     expected[pages] = scene.codec.encode(x_nHD.transpose(0, 1))
@@ -73,7 +73,7 @@ def test_some_columns_of_a_page_table() -> None:
     assert torch.equal(scene.records, expected)
 
 
-def test_a_step_of_zero() -> None:
+def test_a_step_size_of_zero() -> None:
     """Tokens that are constant, and exactly so in fp16."""
     scene = TokenScene("token2-g64", 64)
     check_bytes(scene, torch.full((20, 2, 64), 0.5))
@@ -93,8 +93,8 @@ def test_rotated_bytes_differ_by_the_rounding_of_a_product(codec: str, dtype: to
 @pytest.mark.parametrize("codec", HADAMARD_CODECS)
 @pytest.mark.parametrize("head_dim", [32, 64, 128])
 @pytest.mark.parametrize("num_tokens", [1, 17, 300])
-def test_rotated_tokens_stay_within_half_a_step(codec: str, head_dim: int, num_tokens: int) -> None:
-    """Of a constant token the rotation leaves one channel; what it leaves of the others is rounding, bytes and all."""
+def test_rotated_tokens_stay_within_half_a_step_size(codec: str, head_dim: int, num_tokens: int) -> None:
+    """The rotation takes a constant token to one channel; the others are rounding errors, so bytes may differ."""
     scene = TokenScene(widest(codec, head_dim), head_dim)
     x = awkward(scene, num_tokens)
     pages = scene.take(num_tokens).long()
@@ -108,12 +108,12 @@ def test_rotated_tokens_stay_within_half_a_step(codec: str, head_dim: int, num_t
 
     x_HnD = x.transpose(0, 1)
     buffer = torch.empty(scene.num_heads, read_codec(scene.codec_name).padded_tokens(scene.page, num_tokens), head_dim)
-    steps = scene.codec.token_step_sizes(records, num_tokens)
+    step_sizes = scene.codec.token_step_sizes(records, num_tokens)
     error = (scene.codec.decode(records, num_tokens, buffer) - x_HnD) @ scene.layout.matrix
     rounding = 1e-6 * x_HnD.norm(dim=-1, keepdim=True)
-    assert (error.unflatten(-1, (steps.shape[-1], -1)).abs().amax(-1) <= steps / 2 + rounding).all()
-    exact_steps = scene.codec.token_step_sizes(scene.codec.encode(x_HnD), num_tokens)
-    torch.testing.assert_close(steps, exact_steps, rtol=2e-3, atol=float(rounding.max()))
+    assert (error.unflatten(-1, (step_sizes.shape[-1], -1)).abs().amax(-1) <= step_sizes / 2 + rounding).all()
+    exact_step_sizes = scene.codec.token_step_sizes(scene.codec.encode(x_HnD), num_tokens)
+    torch.testing.assert_close(step_sizes, exact_step_sizes, rtol=2e-3, atol=float(rounding.max()))
 
 
 @pytest.mark.filterwarnings("ignore:invalid value", "ignore:overflow", "ignore:All-NaN")
@@ -157,6 +157,6 @@ def test_what_is_stored_must_be_storable() -> None:
 def test_pages_beyond_four_gibibytes_are_reached() -> None:
     scene = TokenScene("token2-g64", 64)
     x = awkward(scene, 100)
-    pool, far = scene.move_far(scene.take(100))
+    pool, far = scene.copy_far(scene.take(100))
     encode_token(x, pool, scene.layout, far)
     assert torch.equal(pool[far.long()], scene.codec.encode(x.transpose(0, 1)))

@@ -12,7 +12,7 @@ from torch import Tensor
 from pagedvid.cache.spec import CacheSpec
 from pagedvid.cache.stream_codecs import StreamCodecs
 from pagedvid.cache.window import Window
-from pagedvid.engine.protocol import Piece
+from pagedvid.engine.schedule import Range
 from pagedvid.paged_kv_cache import PagedKVCache
 from tests.models.wan.base.tiny import embeddings
 
@@ -56,7 +56,7 @@ def denoise_after_commits(model, codec: str, correction: str = "off", num_commit
     result = Forwarded(torch.empty(0))
     for number in range(num_commits + 1):
         is_commit = number < num_commits
-        piece = Piece(size, 0.0 if is_commit else 0.9, "cond", condition, commits=is_commit)
+        part = Range(range(model.geometry.frames_per_chunk), 0.0 if is_commit else 0.9, commits=is_commit)
         latents = model.initial_latents(condition, 0, number)
         with cache.commit([stream]) if is_commit else cache.denoise([stream]) as step:
             seen: Layers = []
@@ -67,7 +67,7 @@ def denoise_after_commits(model, codec: str, correction: str = "off", num_commit
                 outs.append(step.attend(layer, q, k, v, model.rope))
                 return outs[-1]
 
-            result.velocity = model.forward(latents, [piece], attend)
+            result.velocity = model.forward(latents, [part], [condition], attend)
         result.passes.append(seen)
         result.attended = outs
     return result

@@ -14,7 +14,7 @@ from pagedvid.cache.spec import CacheSpec
 from pagedvid.cache.stream_codecs import StreamCodecs
 from pagedvid.cache.window import Window
 from pagedvid.engine.engine import Engine
-from pagedvid.engine.requests import EngineSettings, RequestFailure, VideoRequest
+from pagedvid.engine.requests import RequestFailure, VideoRequest
 from pagedvid.paged_kv_cache import PagedKVCache
 
 ROWS, COLUMNS, FRAMES_PER_CHUNK = 6, 10, 3
@@ -71,8 +71,8 @@ def engine_of(model, codec="fp32", *, correction="off", max_batch_tokens=10_000,
         ),
         "64MiB",
     )
-    settings = EngineSettings(max_batch_tokens, policy, num_denoise_steps=model.default_denoise_steps)
-    return Engine(model, cache, Window(1, 4, positions=model.positions), settings)
+    window = Window(1, 4, positions=model.positions)
+    return Engine(model, cache, window, max_batch_tokens=max_batch_tokens, policy=policy)
 
 
 def generate(

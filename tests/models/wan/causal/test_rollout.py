@@ -7,8 +7,8 @@ import copy
 import pytest
 import torch
 
-from pagedvid.models.wan.causal.model import WanCausal
-from pagedvid.models.wan.causal.settings import WanCausalSettings
+from pagedvid.models.wan.causal.pipeline import WanCausal
+from pagedvid.models.wan.causal.spec import WanCausalSettings
 from tests.models.wan.base.tiny import (
     FRAMES_PER_CHUNK,
     SIZE,

@@ -7,7 +7,7 @@ import torch
 
 from pagedvid.cache.window import Window
 from pagedvid.errors import ConfigError
-from pagedvid.models.wan.causal.settings import WanCausalSettings
+from pagedvid.models.wan.causal.spec import WanCausalSettings
 from tests.models.wan.causal.test_rollout import tiny_model
 
 

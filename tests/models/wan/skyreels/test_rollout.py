@@ -8,8 +8,8 @@ import copy
 import pytest
 import torch
 
-from pagedvid.models.wan.skyreels.model import SkyReelsV2
-from pagedvid.models.wan.skyreels.settings import SkyReelsSettings
+from pagedvid.models.wan.skyreels.pipeline import SkyReelsV2
+from pagedvid.models.wan.skyreels.spec import SkyReelsSettings
 from tests.models.wan.base.tiny import (
     FRAMES_PER_CHUNK,
     SIZE,

@@ -9,7 +9,7 @@ import torch
 
 from pagedvid.cache.window import Window
 from pagedvid.errors import ConfigError
-from pagedvid.models.wan.skyreels.settings import SkyReelsSettings
+from pagedvid.models.wan.skyreels.spec import SkyReelsSettings
 from pagedvid.models.wan.skyreels.unipc import FlowUniPC
 from tests.models.wan.skyreels.test_rollout import pipeline_scheduler, tiny_model
 
@@ -41,7 +41,7 @@ def test_steps_are_those_of_the_pipelines_scheduler(num_steps):
     for (level, next_level), timestep in zip(
         pairwise(SkyReelsSettings().noise_levels(num_steps)), scheduler.timesteps.tolist(), strict=True
     ):
-        latents = SAMPLER.step(latents, velocity(latents[:, :16], timestep), level, next_level)
+        latents = SAMPLER.advance(latents, velocity(latents[:, :16], timestep), level, next_level)
         expected = scheduler.step(velocity(expected, timestep), timestep, expected, return_dict=False)[0]
         torch.testing.assert_close(latents[:, :16], expected, rtol=1e-5, atol=1e-5)
     assert latents.shape == (45, 64) and expected.std() > 0.1
@@ -52,9 +52,9 @@ def test_first_and_second_order_differ():
     torch.manual_seed(0)
     x, *velocities = torch.randn(4, 45, 16)
     levels = SkyReelsSettings().noise_levels(5)
-    latents = SAMPLER.step(SAMPLER.begin(x), velocities[0], *levels[:2])
+    latents = SAMPLER.advance(SAMPLER.begin(x), velocities[0], *levels[:2])
     forgetful = torch.cat([latents[:, :16], torch.zeros(45, 48)], dim=1)
-    after, after_forgetting = (SAMPLER.step(each, velocities[1], *levels[1:3]) for each in (latents, forgetful))
+    after, after_forgetting = (SAMPLER.advance(each, velocities[1], *levels[1:3]) for each in (latents, forgetful))
     assert float((after[:, :16] - after_forgetting[:, :16]).abs().mean()) > 0.01
 
 
@@ -70,14 +70,14 @@ def test_guidance_lies_beyond_the_conditional_prediction():
 def test_branches_have_histories_of_their_own_and_one_goes_without_guidance():
     model = tiny_model()
     first, *_ = model.schedule(None, 9, 2, Window(1, 4)).rounds()
-    assert [(part.branch, part.history) for part in first.ranges] == [("cond", "cond"), ("uncond", "uncond")]
+    assert [(part.role, part.branch) for part in first.ranges] == [("cond", "cond"), ("uncond", "uncond")]
     alone = tiny_model(guidance_scale=1.0)
     assert alone.geometry.branches == ("cond",) and set(alone.prompts("x")) == {"cond"}
 
 
 def test_the_number_of_steps_may_be_chosen():
     model = tiny_model()
-    assert model.default_denoise_steps == 3
+    assert model.settings.num_denoise_steps == 3
     assert len(list(model.schedule(None, 3, 7, Window(1, 4)).rounds())) == 7
     with pytest.raises(ConfigError, match="num_denoise_steps is 0"):
         model.schedule(None, 3, 0, Window(1, 4))

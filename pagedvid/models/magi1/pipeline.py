@@ -1,0 +1,133 @@
+"""MAGI-1 as a `VideoModel`: captions in, latent frames out, several chunks in flight.
+
+Frames come out as latents (the VAE is not part of pagedvid): float32 [frames, C, H, W].
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pagedvid.cache.window import Window
+from pagedvid.engine.protocol import Attend, Decoder
+from pagedvid.engine.schedule import Range, Schedule
+from pagedvid.errors import ConfigError, PromptError
+from pagedvid.models.common.chunks import check_whole_chunks, chunk_noise
+from pagedvid.models.common.text_encoder import TextEncoder
+from pagedvid.models.magi1.conditioning import MagiCondition, read_captions, read_prefix
+from pagedvid.models.magi1.guidance import velocity
+from pagedvid.models.magi1.latents import frames_of, tokens_of
+from pagedvid.models.magi1.network import MagiNetwork, RangeInputs, magi_rotary
+from pagedvid.models.magi1.schedule import magi_schedule
+from pagedvid.models.magi1.spec import PATCH, MagiConfig, geometry_of
+
+OWN_PROMPT = {"cond", "alone"}
+"""Roles whose ranges read their chunk's caption; the others read the null text."""
+CONDITIONAL = {"cond", "alone", "clean"}
+"""Roles of a conditional forward."""
+INPUTS = ("embeddings", "prefix")
+
+
+class MagiModel:
+    """MAGI-1 of any size. The schedule decides what is kept, not the configured window."""
+
+    positions = "absolute"
+    max_window_chunks = 2**31
+
+    def __init__(self, config: MagiConfig, network: MagiNetwork, text_encoder: TextEncoder | None = None) -> None:
+        self.config = config
+        self._text_encoder = text_encoder
+        self.name = config.name
+        self.network = network.eval().requires_grad_(False)
+        self.geometry = geometry_of(config)
+        self.frames_per_second = config.frames.fps / config.frames.temporal_downsample_factor
+        self.rope = magi_rotary(network.rope.bands, config.frames.rows, config.frames.columns)
+        self._null_caption = network.y_embedder.null_tokens()
+        self._text_condition = {has_prompt: network.y_embedder.condition(has_prompt) for has_prompt in (True, False)}
+
+    def prepare(self, prompt: str, inputs: Mapping[str, Any], num_frames: int) -> MagiCondition:
+        """Captions from `inputs["embeddings"]`, or from the prompt if there is a text encoder; given frames from
+        `inputs["prefix"]`. For both files see conditioning.py."""
+        unknown = sorted(set(inputs) - set(INPUTS))
+        if unknown:
+            raise ConfigError(f"{self.name} takes the inputs {', '.join(INPUTS)}, not {', '.join(unknown)}")
+        device, network = self._null_caption.device, self.config.network
+        if "embeddings" in inputs:
+            rows = read_captions(inputs["embeddings"], network)
+        elif self._text_encoder is not None:
+            rows = read_captions(self._text_encoder.encode(prompt, network.caption_max_length), network)
+        else:
+            raise PromptError(
+                f"{self.name} has no embeddings for the prompt {prompt!r}: give the request a caption file (its input "
+                '"embeddings"), or set model.text_encoder'
+            )
+        captions = tuple(self.network.y_embedder.tokens(caption.to(device)) for caption in rows)
+        if "prefix" not in inputs:
+            return MagiCondition(captions)
+        prefix = read_prefix(inputs["prefix"], self.config.network, self.config.frames)
+        return MagiCondition(captions, tokens_of(prefix).to(device))
+
+    def schedule(
+        self, condition: MagiCondition, num_frames: int, num_denoise_steps: int | None, window: Window
+    ) -> Schedule:
+        """Chunks in flight; `window` is ignored, the look-back is the model's own."""
+        frames = self.config.frames
+        given = 0 if condition.prefix_TC is None else len(condition.prefix_TC) // frames.tokens_per_frame
+        return magi_schedule(self.config.sampling, frames.chunk_width, num_denoise_steps, num_frames, given)
+
+    def initial_latents(self, condition: MagiCondition, seed: int, chunk_index: int) -> Tensor:
+        """Noise of one chunk, [chunk_tokens, 4 C], drawn on the CPU, so it is the same everywhere."""
+        channels = PATCH * PATCH * self.config.network.latent_channels
+        return chunk_noise(self.geometry.chunk_tokens, channels, seed, chunk_index).to(self._null_caption.device)
+
+    def forward(
+        self, latents_TC: Tensor, ranges: Sequence[Range], conditions: Sequence[MagiCondition], attend: Attend
+    ) -> Tensor:
+        """Velocities [T, 4 C] of the packed ranges, each of them one chunk. Raises ShapeError."""
+        check_whole_chunks(self.name, self.geometry, latents_TC, ranges)
+        size = self.geometry.chunk_tokens
+        packed = zip(latents_TC.split(size), ranges, conditions, strict=True)
+        given = torch.cat([self._with_prefix(*chunk) for chunk in packed])
+        captions = [self._caption(part, condition) for part, condition in zip(ranges, conditions, strict=True)]
+        return self.network(given, RangeInputs([size] * len(ranges), self._condition(ranges), captions), attend)
+
+    def advance(
+        self, latents_TC: Tensor, predictions: Mapping[str, Tensor], noise_level: float, next_noise_level: float
+    ) -> Tensor:
+        """One Euler step along the guided velocity; levels are times, from 0 (noise) to 1 (clean)."""
+        return latents_TC + (next_noise_level - noise_level) * velocity(predictions, noise_level, self.config.sampling)
+
+    def decoder(self, condition: MagiCondition) -> Decoder:
+        """`decode`: the output is the latents themselves."""
+        return self.decode
+
+    def decode(self, latents_TC: Tensor) -> np.ndarray:
+        """Latent frames, float32 [frames, C, H, W]."""
+        return frames_of(latents_TC.float().cpu(), self.config.frames).transpose(0, 1).contiguous().numpy()
+
+    def _with_prefix(self, latents_TC: Tensor, part: Range, condition: MagiCondition) -> Tensor:
+        """The range's latents with the given frames in their places."""
+        prefix, size = condition.prefix_TC, self.config.frames.tokens_per_frame
+        first = part.frames[0] * size
+        if prefix is None or first >= len(prefix):
+            return latents_TC
+        num_given = min(len(prefix) - first, len(latents_TC))
+        return torch.cat([prefix[first : first + num_given], latents_TC[num_given:]])
+
+    def _caption(self, part: Range, condition: MagiCondition) -> Tensor:
+        if part.role not in OWN_PROMPT:
+            return self._null_caption
+        return condition.caption(part.frames[0] // self.config.frames.chunk_width)
+
+    def _condition(self, ranges: Sequence[Range]) -> Tensor:
+        """[N, E], float32: time, step length for a distilled network, and whether there is a prompt."""
+        device, embed = self._null_caption.device, self.network.t_embedder
+        times = embed(torch.tensor([part.noise_level for part in ranges], dtype=torch.float32, device=device))
+        if self.config.sampling.distill:
+            lengths = [float(part.tag) for part in ranges]
+            times = times + embed(torch.tensor(lengths, dtype=torch.float32, device=device))
+        return times + torch.stack([self._text_condition[part.role in CONDITIONAL] for part in ranges])

@@ -1,0 +1,151 @@
+"""What Wan-like models share as `VideoModel`s: a transformer of diffusers, its latents as tokens, text, frames out.
+
+Axes: T packed tokens of P ranges, each one chunk of F latent frames; C latent channels, R and S rows and columns of a
+latent frame; K channels of a token.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pagedvid.engine.protocol import Attend, Decoder
+from pagedvid.engine.schedule import Range
+from pagedvid.integrations.diffusers import install
+from pagedvid.models.common.chunks import check_whole_chunks, chunk_noise
+from pagedvid.models.common.latent_grid import LatentGrid
+from pagedvid.models.common.text_encoder import TextEncoder
+from pagedvid.models.wan.base.spec import FRAMES_PER_LATENT, WanSettings, shape_of
+from pagedvid.models.wan.base.text import PromptReader
+
+LatentDecoder = Callable[[Tensor], np.ndarray]
+"""Latents of the next chunk of one video, float32 [F, C, R, S] -> frames uint8 [N, height, width, 3]."""
+
+
+@dataclass(frozen=True)
+class Condition:
+    """What steers one video."""
+
+    text: Mapping[str, Tensor]
+    """Rows for cross-attention by role, [n, width] on the CPU."""
+    _placed: dict[str, Tensor] = field(default_factory=dict, init=False, repr=False)
+
+    def rows(self, role: str, like: Tensor) -> Tensor:
+        """The rows of a role on the device and in the dtype of `like`. The first forward copies them there, so that
+        waiting videos hold no memory on the device."""
+        if role not in self._placed:
+            self._placed[role] = self.text[role].to(like)
+        return self._placed[role]
+
+
+class WanModel(ABC):
+    """A video model on a transformer of diffusers.
+
+    The settings, not the configured window, decide how far a chunk looks back.
+    """
+
+    max_window_chunks = 2**31
+
+    def __init__(
+        self,
+        transformer: Any,
+        settings: WanSettings,
+        text: TextEncoder | None = None,
+        decoder: Callable[[], LatentDecoder] | None = None,
+        branches: tuple[str, ...] = ("cond",),
+    ) -> None:
+        """`transformer`: one of `integrations.diffusers.SUPPORTED`; its self-attention is replaced. `decoder`: called
+        once per video; None: outputs are latents. Raises ConfigError."""
+        config = transformer.config
+        shape = shape_of(config)
+        self.settings = settings
+        self.geometry = shape.geometry(settings, branches)
+        self.grid = LatentGrid(config.in_channels, settings.latent_rows, settings.latent_columns, shape.patch)
+        self.transformer = transformer.eval().requires_grad_(False)
+        self._paged = install(transformer)
+        self.rope = self._paged.rope(self.grid.token_rows, self.grid.token_columns)
+        self._prompts = PromptReader(settings.name, text, settings.text_tokens, config.text_dim)
+        self._new_decoder = decoder
+
+    # ------------------------------------------------------------------ what a model gives
+
+    @abstractmethod
+    def predict(self, latents_PCFRS: Tensor, noise_levels_P: Sequence[float], text_PLN: Tensor) -> Tensor:
+        """The transformer's output, [P, C, F, R, S]."""
+
+    @abstractmethod
+    def prompts(self, prompt: str) -> Mapping[str, str]:
+        """The prompt of every role."""
+
+    # ------------------------------------------------------------------ VideoModel
+
+    @property
+    def name(self) -> str:
+        """Its name in the registry."""
+        return self.settings.name
+
+    @property
+    def positions(self) -> str:
+        """Where rotary positions start."""
+        return self.settings.positions
+
+    @property
+    def frames_per_second(self) -> float:
+        """Of decoded frames, or of latent ones without a decoder."""
+        return self.settings.fps / (FRAMES_PER_LATENT if self._new_decoder is None else 1)
+
+    def prepare(self, prompt: str, inputs: Mapping[str, Any], num_frames: int) -> Condition:
+        """Encodes the prompts, or takes the rows that the request brings (text.py).
+
+        Raises ConfigError, PromptError.
+        """
+        return Condition(self._prompts.rows(self.prompts(prompt), inputs))
+
+    def forward(
+        self, latents_TC: Tensor, ranges: Sequence[Range], conditions: Sequence[Condition], attend: Attend
+    ) -> Tensor:
+        """The transformer's prediction for every packed token, float32 [T, K]. Ranges are whole chunks, one batch row
+        each; of wider latents only the first K channels are read. Raises ShapeError."""
+        check_whole_chunks(self.name, self.geometry, latents_TC, ranges)
+        chunks = latents_TC.split(self.geometry.chunk_tokens)
+        latents = torch.stack([self.grid_of(chunk).transpose(0, 1) for chunk in chunks])
+        packed = zip(ranges, conditions, strict=True)
+        rows = [condition.rows(part.role, self._placement) for part, condition in packed]
+        text = self._prompts.stacked(rows, self._placement)
+        with self._paged.attending(attend):
+            out = self.predict(latents.to(self._placement.dtype), [part.noise_level for part in ranges], text)
+        return torch.cat([self.grid.tokens(row.float()).flatten(0, 1) for row in out])
+
+    def decoder(self, condition: Condition) -> Decoder:
+        """A new decoder for one video; without a VAE its output is latents, float32 [F, C, R, S]."""
+        decode = _as_they_are if self._new_decoder is None else self._new_decoder()
+        return lambda latents_TC: decode(self.grid_of(latents_TC).float())
+
+    # ------------------------------------------------------------------ for models
+
+    @property
+    def _placement(self) -> Tensor:
+        """A tensor whose device and dtype are those of the transformer's inputs."""
+        weight: Tensor = self.transformer.patch_embedding.weight
+        return weight
+
+    def grid_of(self, latents_TC: Tensor) -> Tensor:
+        """Tokens of whole frames, [T, K or more], as latent frames [F, C, R, S]."""
+        tokens = latents_TC[:, : self.grid.token_channels]
+        return self.grid.grid(tokens.unflatten(0, (-1, self.grid.tokens_per_frame))).transpose(0, 1)
+
+    def noise(self, seed: int, chunk_index: int, num_draws: int = 1) -> Tensor:
+        """Standard normal numbers that depend on seed, chunk and draw only, float32 [chunk_tokens, num_draws K]."""
+        shape = (self.geometry.chunk_tokens, self.grid.token_channels)
+        draws = [chunk_noise(*shape, seed, chunk_index, draw) for draw in range(num_draws)]
+        return torch.cat(draws, dim=1).to(self._placement.device)
+
+
+def _as_they_are(latents_FCRS: Tensor) -> np.ndarray:
+    return latents_FCRS.contiguous().cpu().numpy()

@@ -1,0 +1,73 @@
+"""SkyReels-V2 by name: how one is loaded.
+
+`weights`: a pipeline in the layout of diffusers (Skywork/SkyReels-V2-DF-1.3B-540P-Diffusers and its siblings), or its
+folder `transformer` alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pagedvid.cache.window import Window
+from pagedvid.config.sections import ModelConfig
+from pagedvid.engine.schedule import Schedule
+from pagedvid.errors import ConfigError
+from pagedvid.models.common.model_spec import ModelSpec, needed_weights
+from pagedvid.models.common.text_encoder import t5_encoder
+from pagedvid.models.wan.base.spec import with_frame_size
+from pagedvid.models.wan.base.text import cleaned
+from pagedvid.models.wan.base.weights import (
+    find_parts,
+    library_config,
+    load_decoder,
+    load_transformer,
+    shape_of_config,
+)
+from pagedvid.models.wan.skyreels.pipeline import SkyReelsV2
+from pagedvid.models.wan.skyreels.spec import PUBLISHED, skyreels_schedule
+
+TRANSFORMER = "SkyReelsV2Transformer3DModel"
+
+
+def model_spec(config: ModelConfig) -> ModelSpec:
+    """For the registry. The prompts and the negative one are encoded before the transformer is loaded.
+
+    Raises ConfigError.
+    """
+    shape, published = PUBLISHED[config.name]
+    settings = with_frame_size(published, config.height, config.width)
+    has_vae = config.vae is not None
+    if config.weights is not None:
+        parts = find_parts(Path(config.weights), config)
+        shape, has_vae = shape_of_config(_sizes(parts.transformer)), parts.vae is not None
+    geometry = shape.geometry(settings, settings.branches)
+
+    def schedule(num_frames: int, num_denoise_steps: int | None, window: Window) -> Schedule:
+        return skyreels_schedule(settings, geometry, num_frames, num_denoise_steps, window)
+
+    def load(prompts: Sequence[str]) -> SkyReelsV2:
+        parts, device = find_parts(needed_weights(config), config), config.device
+        sizes = _sizes(parts.transformer)
+        decoder = load_decoder(parts.vae, sizes["in_channels"], device)
+        rows = map(cleaned, (*prompts, settings.negative_prompt) if prompts else ())
+        text = t5_encoder(parts.text_encoder, "umt5", sizes["text_dim"], device, rows, settings.text_tokens)
+        dtype = getattr(torch, config.dtype)
+        transformer = load_transformer(TRANSFORMER, sizes, parts.transformer, device, dtype, prefer_ema=config.ema)
+        return SkyReelsV2(transformer, settings, text, decoder)
+
+    return ModelSpec(geometry, schedule, load, writes_latents=not has_vae)
+
+
+def _sizes(transformer: Path) -> dict[str, Any]:
+    """The arguments of diffusers' class."""
+    sizes = library_config(transformer, TRANSFORMER)
+    if sizes is None:
+        raise ConfigError(
+            f"{transformer} has no config.json in the layout of diffusers; give the folder of a pipeline, or its "
+            "folder transformer"
+        )
+    return sizes
