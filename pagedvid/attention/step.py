@@ -228,7 +228,7 @@ class Step:
 
 def checked_layer(layer: int, num_layers: int) -> int:
     """The number of a layer. Raises ShapeError for a layer that does not exist."""
-    if type(layer) is not int:  # the usual case without a call
+    if type(layer) is not int:  # avoids a call in the usual case
         layer = whole_number("layer", layer)
     if not 0 <= layer < num_layers:
         raise ShapeError(f"layer {layer} does not exist; the cache has layers 0 to {num_layers - 1}")
