@@ -85,7 +85,7 @@ class KVShape:
 
     def chunk_pages(self, num_tokens: int, codecs: ChunkCodecs) -> int:
         """Pages of one chunk, over all layers and KV heads, keys and values."""
-        return int(self.table_bounds(num_tokens, codecs)[-1])
+        return _chunk_pages(self, num_tokens, codecs)
 
     def stored_bytes(self, num_tokens: int, codecs: ChunkCodecs) -> int:
         """Bytes of one stored chunk: codes, step sizes, zero points, padding, numbers for the correction."""
@@ -143,6 +143,11 @@ def _table_pages(shape: KVShape, num_tokens: int, codecs: ChunkCodecs) -> tuple[
         codecs.of(kind, layer).num_pages(shape.page, num_tokens) for kind in KINDS for layer in range(shape.num_layers)
     )
     return tuple(number for number in pages for _ in range(shape.num_kv_heads))
+
+
+@lru_cache(maxsize=1024, typed=True)
+def _chunk_pages(shape: KVShape, num_tokens: int, codecs: ChunkCodecs) -> int:
+    return sum(_table_pages(shape, num_tokens, codecs))  # a question may be about more pages than 64 bits can count
 
 
 @lru_cache(maxsize=1024, typed=True)
