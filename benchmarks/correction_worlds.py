@@ -34,7 +34,7 @@ from lib.report import format_table, make_parser, note, use_threads, write_repor
 from lib.samples import Sample, Traits, capture, draw_video
 from lib.schemes import Scheme, paged, paged_scheme
 from pagedvid.codecs.book import CodecBook
-from pagedvid.codecs.page import PageFormat
+from pagedvid.codecs.spec import PageFormat
 from pagedvid.models.demo.weights import load_demo
 
 SHOWN = ("off", "formula", "variance", "log Z", "measured")

@@ -30,7 +30,7 @@ from pagedvid.calibration.fit import calibrate
 from pagedvid.codecs.book import CodecBook
 from pagedvid.codecs.klt.blocks import BlockLayout
 from pagedvid.codecs.klt.file import Calibration, load_calibration
-from pagedvid.codecs.page import PageFormat, block_frames
+from pagedvid.codecs.spec import PageFormat, block_frames
 from pagedvid.models.demo.weights import load_demo
 from pagedvid.models.registry import model_tables
 from peers.catalogue import peers

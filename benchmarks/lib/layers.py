@@ -20,7 +20,7 @@ from pagedvid.codecs.base import make_codec
 from pagedvid.codecs.book import CodecBook
 from pagedvid.codecs.klt.blocks import BlockLayout
 from pagedvid.codecs.klt.tables import KltTables
-from pagedvid.codecs.page import PageFormat, block_frames
+from pagedvid.codecs.spec import PageFormat, block_frames
 from pagedvid.paged_kv_cache import PagedKVCache
 from pagedvid.rotary.grid_rotary import GridRotary
 from pagedvid.rotary.tables import rotate

@@ -16,8 +16,8 @@ from pagedvid.codecs.assignment import CodecPair
 from pagedvid.codecs.base import Codec
 from pagedvid.codecs.book import CodecBook
 from pagedvid.codecs.channel.spec import ChannelSpec
-from pagedvid.codecs.page import PageFormat
 from pagedvid.codecs.registry import read_codec
+from pagedvid.codecs.spec import PageFormat
 from pagedvid.codecs.token.codec import TokenCodec
 from pagedvid.codecs.token.spec import TokenSpec
 from peers import Stored

@@ -16,9 +16,8 @@ from torch import Tensor
 from pagedvid.codecs.assignment import KINDS
 from pagedvid.codecs.base import Codec
 from pagedvid.codecs.book import CodecBook
-from pagedvid.codecs.page import PageFormat
 from pagedvid.codecs.registry import read_codec
-from pagedvid.codecs.spec import CodecSpec
+from pagedvid.codecs.spec import CodecSpec, PageFormat
 from pagedvid.errors import ConfigError, NonFiniteError
 from peers.catalogue import Peer
 

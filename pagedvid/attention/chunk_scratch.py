@@ -1,4 +1,5 @@
-"""One chunk of one layer at a time: its pages decoded into a reused dense scratch, and its quant error.
+"""Buffers that layers and steps share, and in them one chunk of one layer at a time: its decoded pages, and its quant
+error.
 
 Pages are decoded once per step and layer, so that a dense library then runs at full speed; in exchange, one chunk's
 keys and values take memory in the model's dtype. Steps of one cache share the scratch, so they must share a CUDA
@@ -15,7 +16,6 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
-from pagedvid.attention.scratch import Scratch
 from pagedvid.attention.step_tables import ReadGroup
 from pagedvid.cache.pool import PagePool
 from pagedvid.cache.spec import CacheSpec
@@ -23,6 +23,23 @@ from pagedvid.codecs.assignment import KINDS
 from pagedvid.codecs.base import PageKernels, saturated
 from pagedvid.codecs.book import CodecBook
 from pagedvid.correction.formula import BiasSource, QuantError, bias_source
+
+
+class Scratch:
+    """Named buffers, each as large as the largest request so far. Asking for a name again reuses its memory."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._buffers: dict[str, Tensor] = {}
+
+    def buffer(self, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        """An uninitialised tensor of that shape."""
+        num_elements = torch.Size(shape).numel()
+        buffer = self._buffers.get(name)
+        if buffer is None or buffer.dtype != dtype or buffer.numel() < num_elements:
+            with torch.inference_mode(False):  # a host may enter inference mode for some steps and not for others
+                buffer = self._buffers[name] = torch.empty(num_elements, dtype=dtype, device=self._device)
+        return buffer[:num_elements].view(shape)
 
 
 @dataclass(frozen=True)

@@ -19,10 +19,10 @@ from torch import Tensor
 from typing_extensions import override
 
 from pagedvid.attention.backend import PreparedView
+from pagedvid.attention.chunk_scratch import Scratch
 from pagedvid.attention.groups import ContextSource, CurrentSource, PagedSource, RangeBatch, Source
 from pagedvid.attention.partial import Partial, flash_partial, merge_into
 from pagedvid.attention.rotation import Rotation
-from pagedvid.attention.scratch import Scratch
 from pagedvid.attention.sources import Context
 from pagedvid.cache.pool import PagePool
 from pagedvid.cache.spec import CacheSpec

@@ -12,11 +12,11 @@ import torch
 from typing_extensions import override
 
 from pagedvid.attention.backend import AttentionBackend
+from pagedvid.attention.chunk_scratch import Scratch
 from pagedvid.attention.groups import PagedSource, RangeBatch, group_ranges
 from pagedvid.attention.projection import StepProjection
 from pagedvid.attention.projective_tile import ProjectiveBatch, ProjectiveTile
 from pagedvid.attention.rotation import Rotation
-from pagedvid.attention.scratch import Scratch
 from pagedvid.attention.store import LayerStore
 from pagedvid.attention.tile import PageReader, PreparedStep, RotaryTile
 from pagedvid.cache.plan import RangePlan, StepPlan

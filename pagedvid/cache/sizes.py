@@ -1,7 +1,7 @@
 """Every integer that memory depends on. Pure functions: the estimate shown to users, the reservation at admission and
 the allocation at commit all come from here, so they cannot disagree.
 
-codecs/page.py says what a page is, and a codec how many tokens it holds. A chunk takes, for every layer and KV head,
+codecs/spec.py says what a page is, and a codec how many tokens it holds. A chunk takes, for every layer and KV head,
 pages for its keys and pages for its values; all come from one pool and are counted alike.
 """
 
@@ -18,7 +18,7 @@ from pagedvid.arguments import whole_number
 from pagedvid.cache.stream_codecs import StreamCodecs
 from pagedvid.cache.window import Commit, Window
 from pagedvid.codecs.assignment import KINDS, ChunkCodecs
-from pagedvid.codecs.page import DEFAULT_PAGE_ROWS, PageFormat, block_frames
+from pagedvid.codecs.spec import DEFAULT_PAGE_ROWS, PageFormat, block_frames
 from pagedvid.errors import ConfigError
 
 ALPHA_BYTES = 4

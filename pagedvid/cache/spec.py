@@ -26,7 +26,7 @@ class CacheSpec:
     """None: as many as KV heads. Otherwise a multiple of them (grouped-query attention)."""
     codecs: StreamCodecs = field(default_factory=StreamCodecs)
     page_rows: int | None = None
-    """Rows of head_dim bytes in a page; None: what suits the keys of the history, see codecs/page.py."""
+    """Rows of head_dim bytes in a page; None: what suits the keys of the history, see codecs/spec.py."""
     tokens_per_frame: int = 1
     """Klt codecs transform the same place of `frames_per_block` successive frames together."""
     frames_per_block: int = 1

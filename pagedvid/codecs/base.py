@@ -19,8 +19,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from pagedvid.codecs.packing import FP16_MAX
-from pagedvid.codecs.page import PageFormat
-from pagedvid.codecs.spec import CodecSpec
+from pagedvid.codecs.spec import CodecSpec, PageFormat
 from pagedvid.errors import NonFiniteError
 from pagedvid.rotary.axis_tables import AngleTables
 from pagedvid.rotary.tables import Arrival, rotate

@@ -9,8 +9,7 @@ import torch
 from pagedvid.codecs.assignment import KINDS, ChunkCodecs
 from pagedvid.codecs.base import Codec, PageKernels, make_codec
 from pagedvid.codecs.klt.file import Calibration
-from pagedvid.codecs.page import PageFormat
-from pagedvid.codecs.spec import CodecSpec
+from pagedvid.codecs.spec import CodecSpec, PageFormat
 from pagedvid.errors import ConfigError
 
 

@@ -1,21 +1,53 @@
-"""A request on its way through the engine: first it waits, planned and checked, then it is a job with a stream."""
+"""A request on its way through the engine: it waits, planned and checked; then it is a job with a stream and latents.
+
+Axes: T tokens in (frame, row, column) order, C latent channels.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from pagedvid.cache.sizes import KVShape
 from pagedvid.cache.stream import Stream
 from pagedvid.cache.window import Window
-from pagedvid.engine.latents import Latents
-from pagedvid.engine.protocol import Decoder, VideoModel
+from pagedvid.engine.protocol import Decoder, ModelGeometry, VideoModel
 from pagedvid.engine.requests import VideoRequest
 from pagedvid.engine.schedule import Round, Schedule
 from pagedvid.paged_kv_cache import PagedKVCache
+
+
+@dataclass
+class Latents:
+    """The latents of one video by chunk.
+
+    A chunk exists from the first round that carries one of its frames until it is forgotten.
+    """
+
+    geometry: ModelGeometry
+    initial: Callable[[int], Tensor]
+    """Chunk index -> initial latents, [chunk_tokens, C]."""
+    chunks: dict[int, Tensor] = field(default_factory=dict)
+
+    def begin(self, round_: Round) -> None:
+        """Makes the chunks that this round is the first to carry. Raises what `initial` raises."""
+        size = self.geometry.frames_per_chunk
+        for chunk in sorted({frame // size for part in round_.ranges for frame in part.frames}):
+            if chunk not in self.chunks:
+                self.chunks[chunk] = self.initial(chunk)
+
+    def of(self, frames: Sequence[int]) -> Tensor:
+        """Latents of these frames, concatenated, [T, C]; for a whole chunk its tensor, not a copy."""
+        size, tokens = self.geometry.frames_per_chunk, self.geometry.tokens_per_frame
+        chunk, first = divmod(frames[0], size)
+        if first == 0 and list(frames) == list(range(frames[0], frames[0] + size)):
+            return self.chunks[chunk]
+        places = [divmod(frame, size) for frame in frames]
+        return torch.cat([self.chunks[chunk][place * tokens : (place + 1) * tokens] for chunk, place in places])
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,4 +1,5 @@
-"""What a video model must offer so that the engine can run it: the `VideoModel` protocol.
+"""What a video model must offer so that the engine can run it: the `VideoModel` protocol, and the `ModelSpec`, which is
+known before its weights are read.
 
 A model says in which order its chunks are worked on (`schedule`, see engine/schedule.py) and computes packed forwards.
 It never sees the cache. Its packed forward receives an `Attend` callable and calls it exactly once in every
@@ -124,3 +125,21 @@ class VideoModel(Protocol):
     def decoder(self, condition: Any) -> Decoder:
         """A new decoder for one video: a causal VAE carries features from chunk to chunk."""
         ...
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """What memory, order of work and outputs depend on, and how to load the model. Every family of models gives one for
+    a configuration."""
+
+    geometry: ModelGeometry
+    schedule: Callable[[int, int | None, Window], Schedule]
+    """(latent frames of a video, denoise steps of a chunk or None for the model's own number, configured window) ->
+    how that video would be worked on. Raises ConfigError."""
+    load: Callable[[Sequence[str]], VideoModel]
+    """The model ready to run. The given prompts, known beforehand, are encoded first, so that the text encoder is gone
+    when the network is loaded. Raises ConfigError."""
+    writes_latents: bool
+    """Whether latents come out rather than frames."""
+    pixel_scale: int = 1
+    """Enlargement of its frames in files unless settings say otherwise."""

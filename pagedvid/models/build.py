@@ -12,14 +12,14 @@ from pathlib import Path
 
 from pagedvid.cache.spec import CacheSpec
 from pagedvid.cache.window import Window
-from pagedvid.codecs.page import block_frames
+from pagedvid.codecs.spec import block_frames
 from pagedvid.config.sections import CacheConfig, Config
 from pagedvid.devices import read_device
 from pagedvid.engine.engine import Engine
-from pagedvid.engine.protocol import ModelGeometry
+from pagedvid.engine.protocol import ModelGeometry, ModelSpec
 from pagedvid.errors import ConfigError
 from pagedvid.host_state import float32_modules, independent_of_host
-from pagedvid.models.common.model_spec import ModelSpec, path_or_none
+from pagedvid.models.common.checkpoint_files import path_or_none
 from pagedvid.models.registry import model_spec, model_tables
 from pagedvid.paged_kv_cache import PagedKVCache
 

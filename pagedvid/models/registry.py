@@ -18,7 +18,7 @@ from pagedvid.models.common.checkpoint_files import TABLES_FILE_NAME
 from pagedvid.shown import shown
 
 if TYPE_CHECKING:
-    from pagedvid.models.common.model_spec import ModelSpec
+    from pagedvid.engine.protocol import ModelSpec
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,8 @@ from typing_extensions import override
 from pagedvid.attention.step import Step
 from pagedvid.cache.chunk import Chunk
 from pagedvid.codecs.base import Codec, not_storable
-from pagedvid.codecs.page import PageFormat
 from pagedvid.codecs.registry import read_codec
+from pagedvid.codecs.spec import PageFormat
 from pagedvid.paged_kv_cache import PagedKVCache
 
 ONE = 255.0 * 2.0**-7

@@ -6,11 +6,10 @@ import pytest
 
 from pagedvid.cli.generate_plan import plan_lines
 from pagedvid.config.sections import CacheConfig, Config
-from pagedvid.engine.protocol import ModelGeometry
+from pagedvid.engine.protocol import ModelGeometry, ModelSpec
 from pagedvid.engine.requests import VideoRequest
 from pagedvid.models import build
 from pagedvid.models.common.chunk_by_chunk import chunk_by_chunk
-from pagedvid.models.common.model_spec import ModelSpec
 from pagedvid.models.demo import weights as demo_weights
 
 INT2 = Config(cache=CacheConfig(codec="int2"))

@@ -1,5 +1,5 @@
 """A second, slow reader of page records in numpy, written only from the docstrings of codecs/packing.py,
-codecs/channel/codec.py, codecs/channel/step_sizes.py and codecs/token/codec.py."""
+codecs/channel/codec.py, codecs/codecs/packing.py and codecs/token/codec.py."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from torch import Tensor
 
 from pagedvid.codecs.base import Codec
 from pagedvid.codecs.channel.spec import ChannelSpec
-from pagedvid.codecs.page import PageFormat
 from pagedvid.codecs.registry import read_codec
+from pagedvid.codecs.spec import PageFormat
 
 
 class Grid(NamedTuple):

@@ -12,8 +12,8 @@ from torch import Tensor
 from pagedvid.codecs.base import Codec
 from pagedvid.codecs.book import CodecBook
 from pagedvid.codecs.packing import round_down_fp16, round_up_fp16
-from pagedvid.codecs.page import PageFormat
 from pagedvid.codecs.registry import read_codec
+from pagedvid.codecs.spec import PageFormat
 from pagedvid.codecs.token.hadamard import hadamard_matrix
 from pagedvid.errors import NonFiniteError
 from tests.codecs.page_reader import decode, read_pages

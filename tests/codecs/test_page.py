@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 
 from pagedvid.codecs.channel.spec import ChannelSpec
 from pagedvid.codecs.klt.spec import KltSpec
-from pagedvid.codecs.page import PageFormat, block_frames
 from pagedvid.codecs.raw.spec import RawSpec
 from pagedvid.codecs.registry import read_codec
+from pagedvid.codecs.spec import PageFormat, block_frames
 from pagedvid.codecs.token.spec import TokenSpec
 from pagedvid.errors import ConfigError
 

@@ -12,8 +12,8 @@ from torch import Tensor
 from pagedvid.codecs.base import Codec
 from pagedvid.codecs.book import CodecBook
 from pagedvid.codecs.klt.file import Calibration
-from pagedvid.codecs.page import PageFormat
 from pagedvid.codecs.registry import read_codec
+from pagedvid.codecs.spec import PageFormat
 
 RECORDED = load_file(Path(__file__).parents[1] / "data" / "pages" / "pages.safetensors")
 NAMES = sorted(name.removeprefix("records.") for name in RECORDED if name.startswith("records."))

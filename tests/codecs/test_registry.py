@@ -15,8 +15,8 @@ from pagedvid.capacity.card_files import find_card
 from pagedvid.capacity.workspace import commit_bytes
 from pagedvid.codecs import registry
 from pagedvid.codecs.base import CodecOperations, make_codec
-from pagedvid.codecs.page import PageFormat
 from pagedvid.codecs.registry import CodecFamily, read_codec, register_codecs
+from pagedvid.codecs.spec import PageFormat
 from pagedvid.config.sections import CacheConfig
 from pagedvid.errors import ConfigError
 from pagedvid.rotary.grid_rotary import theta_frequencies

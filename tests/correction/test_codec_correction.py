@@ -18,8 +18,8 @@ from torch import Tensor
 
 from pagedvid.codecs.base import Codec
 from pagedvid.codecs.book import CodecBook
-from pagedvid.codecs.page import PageFormat
 from pagedvid.codecs.registry import read_codec
+from pagedvid.codecs.spec import PageFormat
 from pagedvid.codecs.token.hadamard import hadamard_matrix
 from pagedvid.correction.formula import bias, signed_bias
 from pagedvid.rotary.tables import pair_mean_square, rotate

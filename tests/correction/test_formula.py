@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from pagedvid.codecs.channel.codec import ChannelCodec
-from pagedvid.codecs.page import PageFormat
 from pagedvid.codecs.registry import read_codec
+from pagedvid.codecs.spec import PageFormat
 from pagedvid.correction.fit import fit_alpha, log_mass, log_mass_shift, reader_log_odds
 from pagedvid.correction.formula import HOT_CHANNEL_X, bias, exact_bias, log_sinhc, second_order_bias
 from pagedvid.rotary.tables import pair_mean_square, rotate

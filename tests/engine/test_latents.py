@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from pagedvid.engine.latents import Latents
+from pagedvid.engine.job import Latents
 from pagedvid.engine.protocol import ModelGeometry
 from pagedvid.engine.schedule import Range, Round
 

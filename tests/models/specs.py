@@ -9,8 +9,7 @@ from typing import Any
 import torch
 
 from pagedvid.config.sections import ModelConfig
-from pagedvid.engine.protocol import VideoModel
-from pagedvid.models.common.model_spec import ModelSpec
+from pagedvid.engine.protocol import ModelSpec, VideoModel
 from pagedvid.models.registry import model_spec
 
 

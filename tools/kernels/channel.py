@@ -12,9 +12,9 @@ from pagedvid.codecs.channel.kernels import decode, encode, step_sizes
 from pagedvid.codecs.channel.kernels.decode import decode_constants, decode_kernel
 from pagedvid.codecs.channel.kernels.encode import encode_constants, encode_kernel
 from pagedvid.codecs.channel.kernels.layout import PageLayout
-from pagedvid.codecs.page import PageFormat
 from pagedvid.codecs.raw.kernels import encode_raw_kernel, raw_constants
 from pagedvid.codecs.registry import read_codec
+from pagedvid.codecs.spec import PageFormat
 from pagedvid.rotary.axis_tables import AngleTables
 
 HEAD_DIM = 128

@@ -15,8 +15,8 @@ from pagedvid.codecs.klt.kernels.decode import klt_decode_constants, klt_decode_
 from pagedvid.codecs.klt.kernels.layout import KltLayout
 from pagedvid.codecs.klt.spec import KltSpec
 from pagedvid.codecs.klt.tables import KltTables
-from pagedvid.codecs.page import PageFormat
 from pagedvid.codecs.registry import read_codec
+from pagedvid.codecs.spec import PageFormat
 
 CODEC = "klt1.5"
 

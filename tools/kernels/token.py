@@ -8,8 +8,8 @@ import torch
 
 from kernels.channel import FRAME, HEAD_DIM
 from kernels.compile import Launch
-from pagedvid.codecs.page import PageFormat
 from pagedvid.codecs.registry import read_codec
+from pagedvid.codecs.spec import PageFormat
 from pagedvid.codecs.token.kernels import decode, encode, step_sizes
 from pagedvid.codecs.token.kernels.layout import TokenLayout
 from pagedvid.codecs.token.spec import TokenSpec

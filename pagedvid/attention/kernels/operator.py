@@ -13,8 +13,8 @@ from pagedvid.attention.kernels.paged_attention import paged_attention
 from pagedvid.attention.kernels.work import PageBias, PagedWork, Tiling
 from pagedvid.codecs.base import make_codec
 from pagedvid.codecs.channel.kernels.layout import PageLayout
-from pagedvid.codecs.page import PageFormat
 from pagedvid.codecs.registry import read_codec
+from pagedvid.codecs.spec import PageFormat
 from pagedvid.errors import ConfigError
 from pagedvid.rotary.axis_tables import AngleTables
 

@@ -29,7 +29,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from pagedvid.attention.kernels.partials import load_rows, write_rows
+from pagedvid.attention.kernels.merge import load_rows, write_rows
 from pagedvid.attention.kernels.work import BIAS_SOURCES, PageBias, PagedWork, Tiling
 from pagedvid.codecs.channel.kernels.layout import PageLayout
 from pagedvid.codecs.channel.kernels.tokens import load_rotated_tokens, load_step_sizes, load_tokens

@@ -26,7 +26,6 @@ from typing_extensions import override
 
 from pagedvid.codecs.base import Codec, PageKernels, not_storable
 from pagedvid.codecs.channel.spec import ChannelSpec
-from pagedvid.codecs.channel.step_sizes import short_step_sizes
 from pagedvid.codecs.packing import (
     FP16_MAX,
     field_scale,
@@ -34,9 +33,10 @@ from pagedvid.codecs.packing import (
     pack,
     round_down_fp16,
     round_up_fp16,
+    short_step_sizes,
     unpack_scaled,
 )
-from pagedvid.codecs.page import PageFormat
+from pagedvid.codecs.spec import PageFormat
 
 ZERO_POINT_ROWS = 2
 

@@ -8,8 +8,7 @@ from typing import ClassVar
 
 from typing_extensions import override
 
-from pagedvid.codecs.page import PageFormat
-from pagedvid.codecs.spec import F32_BYTES, CodecSpec
+from pagedvid.codecs.spec import F32_BYTES, CodecSpec, PageFormat
 
 _NAME = re.compile(r"int(?P<bits>[248])(?P<pair>-pair)?(?P<s8>-s8)?(?P<post>-post)?")
 

@@ -11,7 +11,7 @@ import heapq
 
 from torch import Tensor
 
-from pagedvid.codecs.klt.fields import WIDTHS
+from pagedvid.codecs.packing import WIDTHS
 
 DISTORTION = {0: 1.0, 1: 0.3634, 2: 0.1175, 4: 0.00950, 8: 1.3e-4}
 """Mean square error for a unit Gaussian by width: Lloyd-Max below 8 bits (Max 1960, table I), at 8 bits uniform levels

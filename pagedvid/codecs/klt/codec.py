@@ -27,13 +27,12 @@ from typing_extensions import override
 from pagedvid.codecs.base import Codec, PageKernels, not_storable
 from pagedvid.codecs.klt.blocks import BlockLayout, places_in_pages, tokens_in_pages
 from pagedvid.codecs.klt.coding import KltCoding
-from pagedvid.codecs.klt.fields import pack_fields, unpack_fields
 from pagedvid.codecs.klt.levels import byte_values, nearest
 from pagedvid.codecs.klt.scales import choose_scales, coded_scales, scales, split
 from pagedvid.codecs.klt.spec import KltSpec
 from pagedvid.codecs.klt.tables import KltTables
-from pagedvid.codecs.packing import FP16_MAX
-from pagedvid.codecs.page import PageFormat
+from pagedvid.codecs.packing import FP16_MAX, pack_fields, unpack_fields
+from pagedvid.codecs.spec import PageFormat
 from pagedvid.errors import ShapeError
 
 ROW_PAGES_AT_ONCE = 64

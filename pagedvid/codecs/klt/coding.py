@@ -18,7 +18,7 @@ from pagedvid.codecs.klt.blocks import cosine_transform
 from pagedvid.codecs.klt.levels import POSITIVE_LEVELS
 from pagedvid.codecs.klt.spec import KltSpec
 from pagedvid.codecs.klt.tables import KltTables
-from pagedvid.codecs.page import PageFormat
+from pagedvid.codecs.spec import PageFormat
 from pagedvid.errors import ConfigError
 
 

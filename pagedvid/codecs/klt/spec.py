@@ -9,8 +9,7 @@ from typing import ClassVar
 
 from typing_extensions import override
 
-from pagedvid.codecs.page import PageFormat
-from pagedvid.codecs.spec import F32_BYTES, CodecSpec
+from pagedvid.codecs.spec import F32_BYTES, CodecSpec, PageFormat
 
 PAGE_TOKENS = 128
 """Tokens of a page with the rows that suit a klt codec."""

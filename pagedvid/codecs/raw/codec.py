@@ -13,8 +13,8 @@ from torch import Tensor
 from typing_extensions import override
 
 from pagedvid.codecs.base import Codec, PageKernels, not_storable
-from pagedvid.codecs.page import PageFormat
 from pagedvid.codecs.raw.spec import RawSpec
+from pagedvid.codecs.spec import PageFormat
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,7 @@ from typing import ClassVar
 
 from typing_extensions import override
 
-from pagedvid.codecs.page import PageFormat
-from pagedvid.codecs.spec import F32_BYTES, CodecSpec
+from pagedvid.codecs.spec import F32_BYTES, CodecSpec, PageFormat
 
 _BITS = {"fp32": 32, "bf16": 16, "sim": 32}
 

@@ -33,7 +33,7 @@ from pagedvid.codecs.packing import (
     round_up_fp16,
     unpack_scaled,
 )
-from pagedvid.codecs.page import PageFormat
+from pagedvid.codecs.spec import PageFormat
 from pagedvid.codecs.token.hadamard import matrix_on
 from pagedvid.codecs.token.spec import TokenSpec
 

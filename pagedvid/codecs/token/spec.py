@@ -8,8 +8,7 @@ from typing import ClassVar
 
 from typing_extensions import override
 
-from pagedvid.codecs.page import PageFormat
-from pagedvid.codecs.spec import F32_BYTES, CodecSpec
+from pagedvid.codecs.spec import F32_BYTES, CodecSpec, PageFormat
 from pagedvid.errors import ConfigError
 
 _NAME = re.compile(r"(?P<family>token|hadamard)(?P<bits>[248])-g(?P<group>16|32|64|128)")

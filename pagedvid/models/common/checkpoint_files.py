@@ -9,6 +9,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
+from pagedvid.config.sections import ModelConfig
 from pagedvid.errors import ConfigError, listed
 from pagedvid.files.paths import is_file, is_folder, read_json, readable_file
 from pagedvid.shown import named
@@ -92,3 +93,15 @@ def _indexed_files(index: Path) -> tuple[Path, ...]:
     if missing:
         raise ConfigError(f"{named(index)} names shards that are missing: {listed(missing)}; download them, too")
     return tuple(readable_file(file) for file in files)
+
+
+def needed_weights(config: ModelConfig) -> Path:
+    """The weights of a model that ships without. Raises ConfigError."""
+    if config.weights is None:
+        raise ConfigError(f"{config.name} ships without weights: give --weights PATH, the published file or folder")
+    return Path(config.weights)
+
+
+def path_or_none(written: str | None) -> Path | None:
+    """A setting that names a file or folder, as a path."""
+    return None if written is None else Path(written)

@@ -1,7 +1,8 @@
 """The simplest schedule: a chunk is denoised, then committed, then the next one begins.
 
 The last chunk has no reader and is not committed. All branches of a video run in the same rounds, each with a range of
-its own, whose role has the branch's name. Old chunks leave with the sliding window.
+its own, whose role has the branch's name. Old chunks leave with the sliding window. The functions at the end are for
+every model whose ranges are whole chunks.
 """
 
 from __future__ import annotations
@@ -11,12 +12,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
+import numpy as np
+import torch
 from torch import Tensor
 
 from pagedvid.cache.window import Window
 from pagedvid.engine.protocol import ModelGeometry
 from pagedvid.engine.schedule import Advance, Range, Round, Schedule
-from pagedvid.errors import ConfigError
+from pagedvid.errors import ConfigError, ShapeError
 
 
 class ChunkByChunk(ABC):
@@ -73,3 +76,23 @@ def chunk_by_chunk(geometry: ModelGeometry, num_frames: int, levels: Sequence[fl
                 yield Round(passes, forgets=(chunk,))
 
     return Schedule(rounds, window, num_commits=num_chunks - 1, max_range_frames=size)
+
+
+def chunk_noise(num_tokens: int, channels: int, *numbers: int) -> Tensor:
+    """Standard normal numbers, float32 [num_tokens, channels] on the CPU.
+
+    They depend on `numbers` only (seed, chunk index, ...): every device and every batch gets the same ones.
+    """
+    # A seed sequence, because neighbouring integers as seeds would give related first numbers.
+    state = int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0])
+    return torch.randn(num_tokens, channels, generator=torch.Generator().manual_seed(state), dtype=torch.float32)
+
+
+def check_whole_chunks(model_name: str, geometry: ModelGeometry, latents_TC: Tensor, ranges: Sequence[Range]) -> None:
+    """Raises ShapeError unless every range is a whole chunk and the latents are those of all ranges."""
+    sizes, size = [len(part.frames) * geometry.tokens_per_frame for part in ranges], geometry.chunk_tokens
+    if any(num_tokens != size for num_tokens in sizes) or len(latents_TC) != size * len(ranges):
+        raise ShapeError(
+            f"ranges of {sizes} tokens for {len(latents_TC)} packed tokens; every range of {model_name} is one "
+            f"chunk of {size}"
+        )

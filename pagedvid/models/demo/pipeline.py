@@ -16,8 +16,7 @@ from typing_extensions import override
 
 from pagedvid.engine.protocol import Attend, Decoder, ModelGeometry
 from pagedvid.engine.schedule import Range
-from pagedvid.models.common.chunk_by_chunk import ChunkByChunk
-from pagedvid.models.common.chunks import check_whole_chunks, chunk_noise
+from pagedvid.models.common.chunk_by_chunk import ChunkByChunk, check_whole_chunks, chunk_noise
 from pagedvid.models.demo.captions import read_prompt
 from pagedvid.models.demo.network import Expectation, Transformer, demo_rotary
 from pagedvid.models.demo.spec import GRID_SIZE, NUM_DENOISE_STEPS, geometry_of, images_of, noise_levels

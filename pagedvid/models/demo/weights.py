@@ -16,12 +16,13 @@ from safetensors.torch import save_file
 
 from pagedvid.cache.window import Window
 from pagedvid.config.sections import ModelConfig
+from pagedvid.engine.protocol import ModelSpec
 from pagedvid.engine.schedule import Schedule
 from pagedvid.errors import ConfigError
 from pagedvid.files.paths import exists, is_folder, read_json
 from pagedvid.models.common.checkpoint import load_checkpoint
+from pagedvid.models.common.checkpoint_files import path_or_none
 from pagedvid.models.common.chunk_by_chunk import chunk_by_chunk
-from pagedvid.models.common.model_spec import ModelSpec, path_or_none
 from pagedvid.models.demo.network import Transformer
 from pagedvid.models.demo.pipeline import DemoModel
 from pagedvid.models.demo.spec import NUM_DENOISE_STEPS, TransformerConfig, geometry_of, noise_levels

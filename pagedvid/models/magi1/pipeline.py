@@ -16,20 +16,21 @@ from pagedvid.cache.window import Window
 from pagedvid.engine.protocol import Attend, Decoder
 from pagedvid.engine.schedule import Range, Schedule
 from pagedvid.errors import ConfigError, PromptError
-from pagedvid.models.common.chunks import check_whole_chunks, chunk_noise
+from pagedvid.models.common.chunk_by_chunk import check_whole_chunks, chunk_noise
 from pagedvid.models.common.text_encoder import TextEncoder
 from pagedvid.models.magi1.conditioning import MagiCondition, read_captions, read_prefix
-from pagedvid.models.magi1.guidance import velocity
-from pagedvid.models.magi1.latents import frames_of, tokens_of
 from pagedvid.models.magi1.network import MagiNetwork, RangeInputs, magi_rotary
 from pagedvid.models.magi1.schedule import magi_schedule
-from pagedvid.models.magi1.spec import PATCH, MagiConfig, geometry_of
+from pagedvid.models.magi1.spec import PATCH, FrameConfig, MagiConfig, SamplingConfig, geometry_of
 
 OWN_PROMPT = {"cond", "alone"}
 """Roles whose ranges read their chunk's caption; the others read the null text."""
 CONDITIONAL = {"cond", "alone", "clean"}
 """Roles of a conditional forward."""
 INPUTS = ("embeddings", "prefix")
+ALONE_SHARE = 0.3
+"""Weight of the prediction that saw only the chunk itself."""
+TIME_TOLERANCE = 1e-7
 
 
 class MagiModel:
@@ -131,3 +132,35 @@ class MagiModel:
             lengths = [float(part.tag) for part in ranges]
             times = times + embed(torch.tensor(lengths, dtype=torch.float32, device=device))
         return times + torch.stack([self._text_condition[part.role in CONDITIONAL] for part in ranges])
+
+
+def tokens_of(latents_CFHW: Tensor) -> Tensor:
+    """Latent frames [C, F, H, W] -> tokens [T, 4 C] in (frame, row, column) order.
+
+    A token is a patch of 2 x 2 latents, its numbers in the order (row, column, channel).
+    """
+    patches = latents_CFHW.unflatten(3, (-1, PATCH)).unflatten(2, (-1, PATCH))  # C F rows a columns b
+    return patches.permute(1, 2, 4, 3, 5, 0).flatten(3, 5).flatten(0, 2).contiguous()
+
+
+def frames_of(latents_TC: Tensor, frames: FrameConfig) -> Tensor:
+    """Tokens [T, 4 C] -> latent frames [C, F, H, W]."""
+    patches = latents_TC.unflatten(1, (PATCH, PATCH, -1)).unflatten(0, (-1, frames.rows, frames.columns))
+    return patches.permute(5, 0, 1, 3, 2, 4).flatten(4, 5).flatten(2, 3).contiguous()
+
+
+def velocity(predictions: Mapping[str, Tensor], time: float, sampling: SamplingConfig) -> Tensor:
+    """The velocity by which a chunk advances, from its predictions by role; see schedule.py for the roles.
+
+    One forward a step: the prediction itself; for a nearly clean chunk mixed with the one that saw nothing but itself.
+    Three forwards, one after the other: with prompt and history (c), with history only (h), with neither (u), combined
+    as (1 - p) u + (p - s) h + s c, where the strengths p and s depend on the chunk's time.
+    """
+    conditional = predictions["cond"]
+    if "alone" in predictions:
+        return (1 - ALONE_SHARE) * conditional + ALONE_SHARE * predictions["alone"]
+    if "uncond" not in predictions:
+        return conditional
+    index = sum(start - TIME_TOLERANCE < time for start in sampling.cfg_t_range) - 1
+    history, text = sampling.prev_chunk_scales[index], sampling.text_scales[index]
+    return (1 - history) * predictions["uncond"] + (history - text) * predictions["null"] + text * conditional

@@ -13,11 +13,12 @@ from torch import Tensor
 
 from pagedvid.cache.window import Window
 from pagedvid.config.sections import ModelConfig
+from pagedvid.engine.protocol import ModelSpec
 from pagedvid.engine.schedule import Schedule
 from pagedvid.errors import ConfigError
 from pagedvid.files.paths import is_file, is_folder, read_json
 from pagedvid.models.common.checkpoint import load_checkpoint
-from pagedvid.models.common.model_spec import ModelSpec, needed_weights, path_or_none
+from pagedvid.models.common.checkpoint_files import needed_weights, path_or_none
 from pagedvid.models.common.text_encoder import TextEncoder, t5_encoder
 from pagedvid.models.magi1.network import MagiNetwork, channel_order
 from pagedvid.models.magi1.pipeline import MagiModel

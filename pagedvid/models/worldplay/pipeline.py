@@ -19,7 +19,7 @@ from torch import Tensor
 from pagedvid.cache.window import Window
 from pagedvid.engine.protocol import Attend, Decoder, ModelGeometry
 from pagedvid.engine.schedule import Range, Schedule
-from pagedvid.models.common.chunks import chunk_noise
+from pagedvid.models.common.chunk_by_chunk import chunk_noise
 from pagedvid.models.common.latent_grid import LatentGrid
 from pagedvid.models.worldplay.camera import CameraProjection
 from pagedvid.models.worldplay.conditions import Condition, image_grid, read_inputs, states

@@ -15,12 +15,13 @@ import torch
 
 from pagedvid.cache.window import Window
 from pagedvid.config.sections import ModelConfig
+from pagedvid.engine.protocol import ModelSpec
 from pagedvid.engine.schedule import Schedule
 from pagedvid.errors import ConfigError
 from pagedvid.files.paths import is_file, is_folder, read_json
 from pagedvid.models.common.checkpoint import load_checkpoint, tensor_shapes
+from pagedvid.models.common.checkpoint_files import needed_weights, path_or_none
 from pagedvid.models.common.latent_grid import LatentGrid
-from pagedvid.models.common.model_spec import ModelSpec, needed_weights, path_or_none
 from pagedvid.models.common.text_encoder import TextEncoder, t5_encoder
 from pagedvid.models.wan.base.text import cleaned
 from pagedvid.models.worldplay.memory import MEMORY_8B, MEMORY_WAN

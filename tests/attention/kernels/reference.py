@@ -14,9 +14,9 @@ from pagedvid.attention.partial import Partial, merge
 from pagedvid.codecs.base import make_codec
 from pagedvid.codecs.channel.codec import ChannelCodec
 from pagedvid.codecs.channel.kernels.layout import PageLayout
-from pagedvid.codecs.page import PageFormat
 from pagedvid.codecs.raw.codec import RawCodec
 from pagedvid.codecs.registry import read_codec
+from pagedvid.codecs.spec import PageFormat
 from pagedvid.correction.formula import QuantError, log_sinhc, signed_bias
 from pagedvid.rotary.tables import pair_mean_square, rotate, to_half_layout
 

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from pagedvid.attention.kernels.work import PageBias, PagedWork, Tiling
-from pagedvid.codecs.page import PageFormat
 from pagedvid.codecs.registry import read_codec
+from pagedvid.codecs.spec import PageFormat
 from pagedvid.rotary.axis_tables import AngleTables
 from tests.attention.kernels.reference import Segment, codec_of, layout_of
 

@@ -8,8 +8,8 @@ import torch
 from attention import line_rotary
 from lib.caches import Caches, Case
 from pagedvid.cache.window import Window
-from pagedvid.codecs.page import PageFormat
 from pagedvid.codecs.registry import read_codec
+from pagedvid.codecs.spec import PageFormat
 from pagedvid.engine.protocol import ModelGeometry
 from pagedvid.errors import ConfigError, NonFiniteError
 from pagedvid.models.demo.network import Transformer

@@ -7,8 +7,8 @@ import torch
 
 from lib.schemes import bits_per_value, paged, through_pages
 from pagedvid.codecs.book import CodecBook
-from pagedvid.codecs.page import PageFormat
 from pagedvid.codecs.registry import read_codec
+from pagedvid.codecs.spec import PageFormat
 
 
 @pytest.mark.parametrize(

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from pagedvid.codecs.channel.codec import ChannelCodec
 from pagedvid.codecs.channel.spec import read_channel
-from pagedvid.codecs.channel.step_sizes import short_step_sizes
-from pagedvid.codecs.page import PageFormat
+from pagedvid.codecs.packing import short_step_sizes
 from pagedvid.codecs.registry import read_codec
+from pagedvid.codecs.spec import PageFormat
 from tests.codecs.page_reader import decode, read_pages
 
 PLAIN = ["int8", "int4", "int2"]

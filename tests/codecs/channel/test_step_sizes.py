@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pagedvid.codecs.channel.codec import StepSizeFormat
-from pagedvid.codecs.channel.step_sizes import short_step_sizes
+from pagedvid.codecs.packing import short_step_sizes
 from tests.codecs.page_reader import read_step_sizes
 
 FORMATS = [StepSizeFormat(by_pair, is_short) for by_pair in (False, True) for is_short in (False, True)]

@@ -13,8 +13,8 @@ from pagedvid.codecs.base import make_codec
 from pagedvid.codecs.klt.blocks import BlockLayout
 from pagedvid.codecs.klt.codec import KltCodec
 from pagedvid.codecs.klt.tables import KltTables
-from pagedvid.codecs.page import PageFormat
 from pagedvid.codecs.registry import read_codec
+from pagedvid.codecs.spec import PageFormat
 
 HEAD_DIM = 16
 FRAME_TOKENS = 10

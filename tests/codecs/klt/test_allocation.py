@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from pagedvid.codecs.klt.allocation import DISTORTION, GRANULE, choose_segments
-from pagedvid.codecs.klt.fields import WIDTHS
+from pagedvid.codecs.packing import WIDTHS
 
 
 def distortion(spectrum: torch.Tensor, segments: Mapping[int, int]) -> float:

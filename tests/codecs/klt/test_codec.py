@@ -12,8 +12,8 @@ from pagedvid.codecs.base import make_codec
 from pagedvid.codecs.channel.codec import ChannelCodec
 from pagedvid.codecs.klt.codec import KltCodec
 from pagedvid.codecs.klt.levels import POSITIVE_LEVELS
-from pagedvid.codecs.page import PageFormat
 from pagedvid.codecs.registry import read_codec
+from pagedvid.codecs.spec import PageFormat
 from pagedvid.errors import ConfigError, NonFiniteError, ShapeError
 from tests.codecs.klt.scenes import FRAME_TOKENS, HEAD_DIM, SPAN_TOKENS, codec, decode, draw, page, tables
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from pagedvid.codecs.klt.fields import WIDTHS, unpack_fields
 from pagedvid.codecs.klt.levels import POSITIVE_LEVELS, byte_values, levels, likely_miss_, nearest
+from pagedvid.codecs.packing import WIDTHS, unpack_fields
 
 CPU = torch.device("cpu")
 

@@ -12,9 +12,8 @@ import torch
 from torch import Tensor
 
 from pagedvid.codecs.base import Codec, PageKernels
-from pagedvid.codecs.page import PageFormat
 from pagedvid.codecs.registry import CodecFamily
-from pagedvid.codecs.spec import CodecSpec
+from pagedvid.codecs.spec import CodecSpec, PageFormat
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ import triton.language as tl
 from torch import Tensor
 
 from pagedvid.codecs.base import PageKernels
-from pagedvid.codecs.page import PageFormat
+from pagedvid.codecs.spec import PageFormat
 from pagedvid.rotary.axis_tables import AngleTables
 from pagedvid.rotary.tables import Arrival, rotate
 

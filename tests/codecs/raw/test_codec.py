@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from pagedvid.codecs.page import PageFormat
 from pagedvid.codecs.raw.codec import RawCodec
 from pagedvid.codecs.raw.spec import read_raw
 from pagedvid.codecs.registry import read_codec
+from pagedvid.codecs.spec import PageFormat
 from pagedvid.errors import NonFiniteError
 from tests.codecs.page_reader import decode
 

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from pagedvid.codecs.base import Codec, make_codec
-from pagedvid.codecs.page import PageFormat
 from pagedvid.codecs.registry import read_codec
+from pagedvid.codecs.spec import PageFormat
 from pagedvid.codecs.token.codec import HadamardCodec, TokenCodec
 from pagedvid.codecs.token.hadamard import hadamard_matrix
 from pagedvid.errors import NonFiniteError

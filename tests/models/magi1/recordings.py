@@ -23,8 +23,7 @@ from pagedvid.engine.engine import Engine
 from pagedvid.engine.protocol import Attend
 from pagedvid.engine.requests import ChunkOutput, RequestFailure, VideoRequest
 from pagedvid.engine.schedule import Range
-from pagedvid.models.magi1.latents import frames_of, tokens_of
-from pagedvid.models.magi1.pipeline import MagiModel
+from pagedvid.models.magi1.pipeline import MagiModel, frames_of, tokens_of
 from pagedvid.models.magi1.spec import FrameConfig, MagiConfig, NetworkConfig, SamplingConfig
 from pagedvid.models.magi1.weights import load_magi
 from pagedvid.paged_kv_cache import PagedKVCache

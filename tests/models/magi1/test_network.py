@@ -8,9 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pagedvid.engine.schedule import Range
-from pagedvid.models.magi1.latents import frames_of, tokens_of
 from pagedvid.models.magi1.network import channel_order, magi_rotary
-from pagedvid.models.magi1.pipeline import MagiModel
+from pagedvid.models.magi1.pipeline import MagiModel, frames_of, tokens_of
 from pagedvid.models.magi1.spec import FrameConfig, MagiConfig, NetworkConfig, SamplingConfig
 from pagedvid.models.magi1.weights import load_magi
 from pagedvid.rotary.axis_tables import follows_grid

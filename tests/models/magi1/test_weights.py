@@ -15,9 +15,8 @@ from pagedvid.cache.window import Window
 from pagedvid.engine.requests import VideoRequest
 from pagedvid.errors import ConfigError, PromptError
 from pagedvid.models.magi1.conditioning import read_captions, read_prefix
-from pagedvid.models.magi1.latents import frames_of
 from pagedvid.models.magi1.network import MagiNetwork
-from pagedvid.models.magi1.pipeline import MagiModel
+from pagedvid.models.magi1.pipeline import MagiModel, frames_of
 from pagedvid.models.magi1.spec import PUBLISHED, FrameConfig, MagiConfig, NetworkConfig, SamplingConfig
 from pagedvid.models.magi1.weights import config_of, load_magi
 from tests.models.magi1.recordings import DATA, FRAMES_A, NETWORK_A, ROLLOUTS, engine_of, play, recorded_model

@@ -19,8 +19,8 @@ from pagedvid.cache.plan import QueryRange
 from pagedvid.cache.spec import CacheSpec
 from pagedvid.cache.stream_codecs import StreamCodecs
 from pagedvid.codecs.channel.codec import ChannelCodec
-from pagedvid.codecs.page import PageFormat
 from pagedvid.codecs.registry import read_codec
+from pagedvid.codecs.spec import PageFormat
 from pagedvid.correction.formula import bias
 from pagedvid.models.worldplay.schedule import WINDOW
 from pagedvid.paged_kv_cache import PagedKVCache

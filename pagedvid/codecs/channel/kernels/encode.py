@@ -18,7 +18,7 @@ from torch import Tensor
 
 from pagedvid.codecs.channel.kernels.layout import PageLayout
 from pagedvid.codecs.channel.kernels.tokens import ONE, PER_OCTAVE
-from pagedvid.codecs.channel.step_sizes import short_step_sizes
+from pagedvid.codecs.packing import short_step_sizes
 from pagedvid.codecs.triton_common import LIMIT, ROUND, round_down_fp16, round_up_fp16
 
 NUM_WARPS = 8
@@ -45,7 +45,7 @@ def load_rotated(x, cos, sin, token, token_stride, HALF: tl.constexpr, INTERLEAV
 
 @triton.jit
 def short_step_size(short_step_sizes, least):
-    """(byte int32, step size) of the smallest 8-bit step size that is not below `least`; see channel/step_sizes.py."""
+    """(byte int32, step size) of the smallest 8-bit step size that is not below `least`; see codecs/packing.py."""
     guess = tl.ceil(tl.log2(tl.maximum(least, 1e-30)) * PER_OCTAVE + ONE).to(tl.int32)
     byte = tl.minimum(tl.maximum(guess - 1, 0), 255)  # the guess may be off by one either way
     for _ in tl.static_range(2):

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from pagedvid.codecs.channel.spec import ChannelSpec
-from pagedvid.codecs.page import PageFormat
 from pagedvid.codecs.raw.spec import RawSpec
+from pagedvid.codecs.spec import PageFormat
 from pagedvid.codecs.triton_common import head_dim_reasons
 from pagedvid.errors import ConfigError
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from pagedvid.codecs.channel.step_sizes import SHORT_ONE, SHORT_PER_OCTAVE
+from pagedvid.codecs.packing import SHORT_ONE, SHORT_PER_OCTAVE
 from pagedvid.rotary.kernels import load_angles, rotate
 
 ONE, PER_OCTAVE = tl.constexpr(float(SHORT_ONE)), tl.constexpr(float(SHORT_PER_OCTAVE))

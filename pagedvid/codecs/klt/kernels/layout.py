@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from pagedvid.codecs.klt.coding import KltCoding
-from pagedvid.codecs.klt.fields import WIDTHS
 from pagedvid.codecs.klt.levels import levels
-from pagedvid.codecs.page import PageFormat
+from pagedvid.codecs.packing import WIDTHS
+from pagedvid.codecs.spec import PageFormat
 from pagedvid.codecs.triton_common import head_dim_reasons
 from pagedvid.errors import ShapeError
 

@@ -15,9 +15,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from pagedvid.codecs.klt.fields import WIDTHS
 from pagedvid.codecs.klt.kernels.layout import KltLayout
 from pagedvid.codecs.klt.kernels.levels import nearest, scale_of
+from pagedvid.codecs.packing import WIDTHS
 
 TILE_CODES = 1024
 NUM_WARPS = 4

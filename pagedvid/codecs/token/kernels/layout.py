@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pagedvid.codecs.page import PageFormat
+from pagedvid.codecs.spec import PageFormat
 from pagedvid.codecs.token.hadamard import hadamard_matrix
 from pagedvid.codecs.token.spec import TokenSpec
 from pagedvid.codecs.triton_common import head_dim_reasons

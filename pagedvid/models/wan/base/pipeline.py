@@ -18,7 +18,7 @@ from torch import Tensor
 from pagedvid.engine.protocol import Attend, Decoder
 from pagedvid.engine.schedule import Range
 from pagedvid.integrations.diffusers import install
-from pagedvid.models.common.chunks import check_whole_chunks, chunk_noise
+from pagedvid.models.common.chunk_by_chunk import check_whole_chunks, chunk_noise
 from pagedvid.models.common.latent_grid import LatentGrid
 from pagedvid.models.common.text_encoder import TextEncoder
 from pagedvid.models.wan.base.spec import FRAMES_PER_LATENT, WanSettings, shape_of

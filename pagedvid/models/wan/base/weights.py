@@ -23,7 +23,7 @@ from pagedvid.config.sections import ModelConfig
 from pagedvid.errors import ConfigError
 from pagedvid.files.paths import exists, is_file, is_folder, read_json
 from pagedvid.models.common.checkpoint import load_checkpoint
-from pagedvid.models.common.model_spec import path_or_none
+from pagedvid.models.common.checkpoint_files import path_or_none
 from pagedvid.models.wan.base.pipeline import LatentDecoder
 from pagedvid.models.wan.base.spec import LATENT_FRAME_PIXELS, TransformerShape, shape_of
 from pagedvid.shown import named

@@ -14,9 +14,10 @@ import torch
 
 from pagedvid.cache.window import Window
 from pagedvid.config.sections import ModelConfig
+from pagedvid.engine.protocol import ModelSpec
 from pagedvid.engine.schedule import Schedule
 from pagedvid.errors import ConfigError
-from pagedvid.models.common.model_spec import ModelSpec, needed_weights
+from pagedvid.models.common.checkpoint_files import needed_weights
 from pagedvid.models.common.text_encoder import t5_encoder
 from pagedvid.models.wan.base.spec import with_frame_size
 from pagedvid.models.wan.base.text import cleaned

@@ -11,7 +11,7 @@ from torch import Tensor
 from pagedvid.codecs.channel.codec import ChannelCodec
 from pagedvid.codecs.channel.kernels.encode import encode as encode_channels
 from pagedvid.codecs.channel.kernels.layout import PageLayout
-from pagedvid.codecs.channel.step_sizes import short_step_sizes
+from pagedvid.codecs.packing import short_step_sizes
 from pagedvid.codecs.raw.kernels import encode_raw
 from pagedvid.codecs.registry import read_codec
 from tests.attention.kernels import reference

@@ -9,8 +9,8 @@ from pagedvid.codecs.base import make_codec
 from pagedvid.codecs.klt.blocks import BlockLayout
 from pagedvid.codecs.klt.codec import KltCodec
 from pagedvid.codecs.klt.tables import KltTables
-from pagedvid.codecs.page import PageFormat
 from pagedvid.codecs.registry import read_codec
+from pagedvid.codecs.spec import PageFormat
 from pagedvid.rotary.tables import rotate
 from tests.attention.kernels.scenes import DEVICE
 

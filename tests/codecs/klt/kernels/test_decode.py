@@ -14,8 +14,8 @@ from pagedvid.codecs.klt.codec import KltCodec
 from pagedvid.codecs.klt.kernels import decode as klt_decode
 from pagedvid.codecs.klt.kernels.decode import decode_klt
 from pagedvid.codecs.klt.kernels.layout import KltLayout, unsupported_reasons
-from pagedvid.codecs.page import PageFormat
 from pagedvid.codecs.registry import read_codec
+from pagedvid.codecs.spec import PageFormat
 from pagedvid.errors import ShapeError
 from pagedvid.rotary.axis_tables import AngleTables
 from tests.attention.kernels.scenes import DEVICE

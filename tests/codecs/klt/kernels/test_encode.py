@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from pagedvid.codecs.klt.codec import KltCodec
-from pagedvid.codecs.klt.fields import WIDTHS
-from pagedvid.codecs.klt.kernels.encode import encode_klt
 from pagedvid.codecs.klt.kernels.layout import KltLayout
+from pagedvid.codecs.klt.kernels.pages import encode_klt
+from pagedvid.codecs.packing import WIDTHS
 from pagedvid.codecs.registry import read_codec
 from pagedvid.errors import ShapeError
 from tests.attention.kernels.scenes import DEVICE

@@ -9,10 +9,10 @@ import triton.language as tl
 from torch import Tensor
 
 from pagedvid.codecs.klt import levels
-from pagedvid.codecs.klt.fields import WIDTHS
 from pagedvid.codecs.klt.kernels.levels import likely_miss, nearest, reach_of, scale_byte_of, scale_of
 from pagedvid.codecs.klt.levels import POSITIVE_LEVELS
 from pagedvid.codecs.klt.scales import scales
+from pagedvid.codecs.packing import WIDTHS
 from tests.attention.kernels.scenes import DEVICE
 
 SIZE = 8192

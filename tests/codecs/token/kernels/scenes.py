@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from pagedvid.codecs.base import make_codec
-from pagedvid.codecs.page import PageFormat
 from pagedvid.codecs.registry import read_codec
+from pagedvid.codecs.spec import PageFormat
 from pagedvid.codecs.token.codec import TokenCodec
 from pagedvid.codecs.token.kernels.layout import TokenLayout
 from tests.attention.kernels.scenes import DEVICE

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from pagedvid.codecs.page import PageFormat
 from pagedvid.codecs.registry import read_codec
+from pagedvid.codecs.spec import PageFormat
 from pagedvid.codecs.token.kernels.decode import decode_token
 from pagedvid.codecs.token.kernels.layout import TokenLayout
 from pagedvid.errors import ConfigError

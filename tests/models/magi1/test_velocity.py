@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from pagedvid.models.magi1.guidance import velocity
+from pagedvid.models.magi1.pipeline import velocity
 from pagedvid.models.magi1.spec import SamplingConfig
 from tests.models.magi1.recordings import CHUNK_FRAMES, ROLLOUTS, largest_difference
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from pagedvid.codecs.klt.fields import WIDTHS, pack_fields, unpack_fields
+from pagedvid.codecs.packing import WIDTHS, pack_fields, unpack_fields
 
 
 def fields_of_bytes(width: int) -> torch.Tensor:
