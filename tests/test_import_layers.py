@@ -21,7 +21,7 @@ ROOMS = (
         "pagedvid.units",
         "pagedvid.shown",
         "pagedvid.arguments",
-        "pagedvid.arguments",
+        "pagedvid.devices",
         "pagedvid.host_state",
     ),
     ("pagedvid.files",),
