@@ -33,6 +33,7 @@ from tests.cache.stream_simulation import (
     Tables,
     are_alike,
     first_form,
+    form_of,
     is_kept,
     layer_codecs,
     settled_form,
@@ -528,7 +529,7 @@ class CacheMachine(RuleBasedStateMachine):
                 for index, entry in branch.entries.items():
                     chunk = history.chunks[index]
                     distinct[chunk.id] = entry
-                    form = (chunk.codecs.keys.name, chunk.codecs.values.name, chunk.codecs.layers)
+                    form = form_of(f"{chunk.codecs.keys.name}/{chunk.codecs.values.name}", chunk.codecs.layers)
                     assert (chunk.index, chunk.num_tokens) == (index, entry.num_tokens)
                     assert are_alike(form, entry.form)
                     assert chunk.num_pages == entry.pages
