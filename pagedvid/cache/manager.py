@@ -95,9 +95,10 @@ class CacheManager:
         )
         plan = None if commits is None else tuple(commits)
         max_chunks = max_chunks if plan is None else len(plan)
-        chunks = f"{shown(window.sink_chunks)} sink + {shown(window.recent_chunks)} recent + 1 current chunks"
-        tokens = f"{shown(chunk_tokens)} tokens x {len(branches)} branches ({codecs.history})"
-        self._require(peak, f"a stream of {chunks} x {tokens}")
+        if not self.fits(peak):
+            chunks = f"{shown(window.sink_chunks)} sink + {shown(window.recent_chunks)} recent + 1 current chunks"
+            tokens = f"{shown(chunk_tokens)} tokens x {len(branches)} branches ({codecs.history})"
+            raise self._no_room(peak, f"a stream of {chunks} x {tokens}")
         histories = {branch: BranchHistory(window) for branch in branches}
         return self._admit(Stream(-1, window, codecs, chunk_tokens, max_chunks, plan, histories, peak, peak))
 
@@ -309,11 +310,14 @@ class CacheManager:
 
     def _require(self, num_pages: int, purpose: str) -> None:
         if not self.fits(num_pages):
-            reserved, total = self.reserved_pages, self.pool.num_pages
-            raise CapacityError(
-                f"{purpose} needs {shown(num_pages)} pages; {reserved} of {total} are reserved, {total - reserved} are "
-                "left. Release a stream, shorten the window, use fewer bits, or give the pool more memory."
-            )
+            raise self._no_room(num_pages, purpose)
+
+    def _no_room(self, num_pages: int, purpose: str) -> CapacityError:
+        reserved, total = self.reserved_pages, self.pool.num_pages
+        return CapacityError(
+            f"{purpose} needs {shown(num_pages)} pages; {reserved} of {total} are reserved, {total - reserved} are "
+            "left. Release a stream, shorten the window, use fewer bits, or give the pool more memory."
+        )
 
     def _require_open(self, stream: Stream) -> None:
         instance_of(Stream, "stream", stream, "what `open` or `fork` returned", StateError)
