@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from pagedvid.attention.dense.ragged import DenseAttention, Ragged, device_reasons, missing
+from pagedvid.attention.dense.ragged import DenseAttention, Ragged, device_reasons, head_dim_reasons, missing
 
 MAX_HEAD_DIM = 256
 
@@ -18,8 +18,7 @@ def unsupported_reasons(device: torch.device, dtype: torch.dtype, head_dim: int)
     """Why this library cannot be used here; empty when it can."""
     reasons = missing("flash_attn_interface", "built from the folder hopper of flash-attention")
     reasons += device_reasons(device, dtype, (9, 0), highest=9)
-    if head_dim > MAX_HEAD_DIM or head_dim % 8:
-        reasons.append(f"head_dim {head_dim}; it takes multiples of 8 up to {MAX_HEAD_DIM}")
+    reasons += head_dim_reasons(head_dim, MAX_HEAD_DIM)
     return reasons
 
 

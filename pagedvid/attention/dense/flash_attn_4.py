@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from pagedvid.attention.dense.ragged import DenseAttention, Ragged, device_reasons, missing
+from pagedvid.attention.dense.ragged import DenseAttention, Ragged, device_reasons, head_dim_reasons, missing
 
 MAX_HEAD_DIM = 128
 
@@ -14,8 +14,7 @@ MAX_HEAD_DIM = 128
 def unsupported_reasons(device: torch.device, dtype: torch.dtype, head_dim: int) -> list[str]:
     """Why this library cannot be used here; empty when it can."""
     reasons = missing("flash_attn.cute", "pip install flash-attn-4") + device_reasons(device, dtype, (9, 0))
-    if head_dim > MAX_HEAD_DIM or head_dim % 8:
-        reasons.append(f"head_dim {head_dim}; it takes multiples of 8 up to {MAX_HEAD_DIM}")
+    reasons += head_dim_reasons(head_dim, MAX_HEAD_DIM)
     return reasons
 
 

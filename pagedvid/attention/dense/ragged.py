@@ -112,3 +112,10 @@ def device_reasons(
         given, *allowed = (str(each).removeprefix("torch.") for each in (dtype, *dtypes))
         reasons.append(f"{given} activations; it takes {' and '.join(allowed)}")
     return reasons
+
+
+def head_dim_reasons(head_dim: int, most: int) -> list[str]:
+    """Why a library for multiples of 8 up to `most` cannot run; empty when it can."""
+    if head_dim > most or head_dim % 8:
+        return [f"head_dim {head_dim}; it takes multiples of 8 up to {most}"]
+    return []

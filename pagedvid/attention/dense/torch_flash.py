@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from pagedvid.attention.dense.ragged import DenseAttention, Ragged, device_reasons
+from pagedvid.attention.dense.ragged import DenseAttention, Ragged, device_reasons, head_dim_reasons
 
 MAX_HEAD_DIM = 256
 
@@ -14,8 +14,7 @@ MAX_HEAD_DIM = 256
 def unsupported_reasons(device: torch.device, dtype: torch.dtype, head_dim: int) -> list[str]:
     """Why it cannot be used here; empty when it can."""
     reasons = device_reasons(device, dtype, (8, 0))
-    if head_dim > MAX_HEAD_DIM or head_dim % 8:
-        reasons.append(f"head_dim {head_dim}; it takes multiples of 8 up to {MAX_HEAD_DIM}")
+    reasons += head_dim_reasons(head_dim, MAX_HEAD_DIM)
     if not reasons and not torch.backends.cuda.is_flash_attention_available():
         reasons.append(f"torch {torch.__version__} was built without flash attention")
     return reasons

@@ -5,7 +5,6 @@ Reference: `RawCodec`.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import triton
@@ -13,11 +12,9 @@ import triton.language as tl
 from torch import Tensor
 from typing_extensions import override
 
-from pagedvid.codecs.base import PageKernels
-from pagedvid.codecs.channel.kernels.decode import decode
 from pagedvid.codecs.channel.kernels.encode import load_rotated
 from pagedvid.codecs.channel.kernels.layout import RAW_BLOCK_TOKENS, PageLayout
-from pagedvid.rotary.axis_tables import AngleTables
+from pagedvid.codecs.channel.kernels.pages import LayoutKernels, arrival_options
 from pagedvid.rotary.tables import Arrival
 
 NUM_WARPS = 8
@@ -92,28 +89,9 @@ def raw_constants(layout: PageLayout, pairs: str, rotate: int) -> dict[str, Any]
     }
 
 
-@dataclass(frozen=True)
-class RawKernels(PageKernels):
+class RawKernels(LayoutKernels):
     """Pages of plain values."""
-
-    layout: PageLayout
-    takes_arrivals = True
-
-    @property
-    @override
-    def fused_layout(self) -> PageLayout:
-        return self.layout
-
-    @override
-    def decode(
-        self, records: Tensor, pages_HP: Tensor, out_nHD: Tensor, angles: AngleTables | None = None, frame_row: int = 0
-    ) -> None:
-        decode(records, self.layout, pages_HP, out_nHD, angles, frame_row)
 
     @override
     def encode(self, x_nHD: Tensor, records: Tensor, pages_HP: Tensor, arrival: Arrival | None = None) -> Tensor:
-        arrival = arrival or Arrival()
-        rotate = 0 if arrival.rotated_by is None else -1
-        return encode_raw(
-            x_nHD, records, self.layout, pages_HP, arrival.rotated_by, rotate=rotate, pairs=arrival.layout
-        )
+        return encode_raw(x_nHD, records, self.layout, pages_HP, **arrival_options(arrival))

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from pagedvid.codecs.channel.kernels.layout import PageLayout
 from pagedvid.codecs.channel.kernels.tokens import load_rotated_tokens
+from pagedvid.codecs.triton_common import store_halves
 from pagedvid.rotary.axis_tables import AngleTables
 from pagedvid.rotary.kernels import angle_constants, angle_tensors
 
@@ -31,7 +32,6 @@ def decode_kernel(
     GATHER: tl.constexpr, ROTATE: tl.constexpr, FRAME_TOKENS: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
     """Each program decodes one block of tokens of one head: grid (blocks, heads). See `decode`."""
-    HALF: tl.constexpr = HEAD_DIM // 2
     head = tl.program_id(1)
     if GATHER:
         first = tl.program_id(0) * BLOCK_TOKENS
@@ -47,13 +47,8 @@ def decode_kernel(
         BLOCK_TOKENS, HEAD_DIM, PAGE_BYTES, BITS, PAGE_TOKENS, CODE_ROWS, PAIR_STEP_SIZES, SHORT_STEP_SIZES, GATHER,
         ROTATE, FRAME_TOKENS, WIDTH,
     )  # fmt: skip
-    channel = tl.arange(0, HALF)
     token = first + tl.arange(0, BLOCK_TOKENS)
-    places = out + token.to(tl.int64)[:, None] * out_token_stride + head.to(tl.int64) * out_head_stride
-    places += channel[None, :]
-    mask = (token < end)[:, None]
-    tl.store(places, x.to(out.dtype.element_ty), mask=mask)
-    tl.store(places + HALF, y.to(out.dtype.element_ty), mask=mask)
+    store_halves(out + token.to(tl.int64) * out_token_stride + head.to(tl.int64) * out_head_stride, x, y, token < end)
 
 
 def decode(

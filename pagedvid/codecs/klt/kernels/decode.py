@@ -26,6 +26,7 @@ from torch import Tensor
 
 from pagedvid.codecs.klt.kernels.layout import KltLayout
 from pagedvid.codecs.klt.scales import SCALE_ONE, SCALES_PER_OCTAVE
+from pagedvid.codecs.triton_common import store_halves
 from pagedvid.rotary.axis_tables import AngleTables
 from pagedvid.rotary.kernels import angle_constants, angle_tensors, load_angles, rotate
 
@@ -76,7 +77,7 @@ def klt_decode_kernel(
     direction = tl.arange(0, HEAD_DIM)
     channel = tl.arange(0, HALF)
     record = records + tl.load(pages + head * pages_per_head + number).to(tl.int64) * PAGE_BYTES
-    out += head.to(tl.int64) * out_head_stride + channel[None, :]
+    out += head.to(tl.int64) * out_head_stride
     first_bits += head * FRAMES * HEAD_DIM + direction
     widths += head * FRAMES * HEAD_DIM + direction
     deviations += head * FRAMES * HEAD_DIM + direction
@@ -119,9 +120,7 @@ def klt_decode_kernel(
             if ROTATE:
                 cos_tile, sin_tile = load_angles(cos, sin, axes, token, frame_row, is_token, HALF, FRAME_TOKENS, WIDTH)
                 first, second = rotate(first, second, cos_tile, sin_tile)
-            places = out + token.to(tl.int64)[:, None] * out_token_stride
-            tl.store(places, first.to(out.dtype.element_ty), mask=is_token[:, None])
-            tl.store(places + HALF, second.to(out.dtype.element_ty), mask=is_token[:, None])
+            store_halves(out + token.to(tl.int64) * out_token_stride, first, second, is_token)
 
 
 def decode_klt(

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from pagedvid.codecs.token.kernels.hadamard import times_hadamard
 from pagedvid.codecs.token.kernels.layout import TokenLayout
-from pagedvid.codecs.triton_common import matmul_type
+from pagedvid.codecs.triton_common import matmul_type, store_halves
 from pagedvid.rotary.axis_tables import AngleTables
 from pagedvid.rotary.kernels import angle_constants, angle_tensors, load_angles, rotate
 
@@ -67,10 +67,7 @@ def decode_token_kernel(
     if ROTATE:
         cos_tile, sin_tile = load_angles(cos, sin, axes, token, frame_row, is_token, HALF, FRAME_TOKENS, WIDTH)
         x, y = rotate(x, y, cos_tile, sin_tile)
-    places = out + token.to(tl.int64)[:, None] * out_token_stride + head.to(tl.int64) * out_head_stride
-    places += tl.arange(0, HALF)[None, :]
-    tl.store(places, x.to(out.dtype.element_ty), mask=is_token[:, None])
-    tl.store(places + HALF, y.to(out.dtype.element_ty), mask=is_token[:, None])
+    store_halves(out + token.to(tl.int64) * out_token_stride + head.to(tl.int64) * out_head_stride, x, y, is_token)
 
 
 def decode_token(
