@@ -2,7 +2,10 @@
 
 The readers are sampled queries of the commit pass itself (correction/fit.py).
 
-Axes: H KV heads, S sampled queries, Q = G * S rows of the query heads of one KV head, n keys, F frames, D head_dim.
+A chunk's keys fall into parts that have a b of their own: frames in a projective view, pages where the correction's unit
+is the page, otherwise the whole chunk.
+
+Axes: H KV heads, S sampled queries, Q = G * S rows of the query heads of one KV head, n keys, F parts, D head_dim.
 """
 
 from __future__ import annotations
@@ -13,13 +16,13 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from pagedvid.attention.projection import StepProjection
 from pagedvid.attention.rotation import Readers
 from pagedvid.cache.plan import PendingChunk, RangePlan
 from pagedvid.correction.fit import leave_out, log_mass, reader_log_odds
 from pagedvid.correction.formula import BiasSource, QuantError, QuerySquares
-from pagedvid.rotary.axis_tables import Angles
 from pagedvid.rotary.projective import map_points
 from pagedvid.rotary.tables import rotate
 
@@ -40,15 +43,17 @@ class StoredKeys:
     exact_HnD: Tensor
     source: BiasSource
     """Where their bias comes from."""
-    angles: Angles | None
+    angles: tuple[Tensor, Tensor] | None
     """(cos, sin) of the chunk's positions in this pass; None: keys are not rotated after storage."""
     decode: Callable[[], Tensor]
     """The keys as they are stored, float32 [H, n, D]; not cached, to limit peak memory."""
-    square_step_size: Callable[[int, int], Tensor | None]
-    """From (num_tokens, first_token): mean of step_size^2 over these tokens along `axes`, float32 [H, D]; None: the
-    codec has no step sizes."""
+    square_step_size: Callable[[int], Tensor | None]
+    """Mean of step_size^2 along `axes` over every part of that many tokens, float32 [F, H, D]; None: the codec has no
+    step sizes."""
     axes: Tensor | None
     """`Codec.axes`, on the device of the keys."""
+    part_tokens: int
+    """Tokens of the parts that have a b of their own in a rotary view: a page, or the chunk."""
 
     def rotated(self, k_HnD: Tensor) -> Tensor:
         """These keys, exact or decoded, at their positions in this pass."""
@@ -58,11 +63,13 @@ class StoredKeys:
         """Var k' - Var k of every channel over the chunk's tokens, float32 [H, D]."""
         return self.decode().var(1, correction=0) - self.exact_HnD.var(1, correction=0)
 
-    def quant_error(
-        self, source: BiasSource, variance_change_HD: Tensor | None, num_tokens: int, first_token: int = 0
-    ) -> QuantError | None:
-        """The error behind b of `num_tokens` tokens. `variance_change_HD`: what the chunk keeps, if anything."""
-        return source.quant_error(lambda: self.square_step_size(num_tokens, first_token), variance_change_HD, self.axes)
+    def quant_error(self, source: BiasSource, variance_change_HD: Tensor | None, part_tokens: int) -> QuantError | None:
+        """The error behind b of every part, [F, H, D], or [1, H, D] where it is the same for all.
+
+        `variance_change_HD`: what the chunk keeps, if anything.
+        """
+        variance_change = None if variance_change_HD is None else variance_change_HD.unsqueeze(0)
+        return source.quant_error(lambda: self.square_step_size(part_tokens), variance_change, self.axes)
 
 
 @dataclass(frozen=True)
@@ -126,18 +133,18 @@ def rotary_effect(
     keys: StoredKeys, variance_change_HD: Tensor | None, readers: Readers, log_mass_here: Tensor | None, scale: float
 ) -> Effect:
     """The effect on rotated queries. `log_mass_here` [H, Q]: log Z over their own chunk; None: it is `keys`."""
-    num_heads, num_tokens, _ = keys.exact_HnD.shape
+    num_heads = len(keys.exact_HnD)
     q = by_kv_head(readers.reading_SHD, num_heads)
-    error = keys.quant_error(keys.source, variance_change_HD, num_tokens)
-    b = None if error is None else error.bias(QuerySquares(q), scale)
+    error = keys.quant_error(keys.source, variance_change_HD, keys.part_tokens)
+    b_FHQ = None if error is None else error.bias(QuerySquares(q), scale)
     left_out = own_keys(readers.own_tokens, q)
     exact = keys.rotated(keys.exact_HnD)
     if log_mass_here is None:
         log_mass_here = log_mass(by_kv_head(readers.here_SHD, num_heads), exact, scale)
     before = log_mass(q, exact, scale, left_out)
     del exact  # room for the decoded keys
-    shift = log_mass(q, keys.rotated(keys.decode()), scale, left_out) - before
-    return Effect(reader_log_odds(before, log_mass_here), shift, torch.zeros_like(shift) if b is None else b)
+    stored = leave_out((q * scale) @ keys.rotated(keys.decode()).mT, left_out)
+    return _effect(before, log_mass_here, stored, b_FHQ, keys.part_tokens)
 
 
 def projected_effect(
@@ -156,15 +163,25 @@ def projected_effect(
     before = leave_out(exact, left_out).logsumexp(-1)
     del exact
     stored = leave_out(queries.scores(keys.decode(), queries.chunk_SF44, scale), left_out)
-    stored_HQF = stored.unflatten(-1, (-1, size)).logsumexp(-1)
-    b_HQF = torch.zeros_like(stored_HQF)
-    source = replace(keys.source, rotates=False)
-    for frame, q in enumerate(queries.pulled(queries.chunk_SF44, len(b_HQF))):
-        error = keys.quant_error(source, variance_change_HD, size, frame * size)
-        if error is not None:
-            b_HQF[..., frame] = error.bias(QuerySquares(q), scale)
-    after, corrected = (x.logsumexp(-1) for x in (stored_HQF, stored_HQF - b_HQF))
-    return Effect(reader_log_odds(before, log_mass_here), after - before, after - corrected)
+    error = keys.quant_error(replace(keys.source, rotates=False), variance_change_HD, size)
+    b_FHQ = None
+    if error is not None:
+        pulled = torch.stack(queries.pulled(queries.chunk_SF44, len(keys.exact_HnD)))
+        b_FHQ = error.bias(QuerySquares(pulled), scale)
+    return _effect(before, log_mass_here, stored, b_FHQ, size)
+
+
+def _effect(
+    before_HQ: Tensor, log_mass_here: Tensor, stored_HQn: Tensor, b_FHQ: Tensor | None, part_tokens: int
+) -> Effect:
+    """From the log Z of the exact keys, the scores of the stored ones, and b of every part of them."""
+    after = stored_HQn.logsumexp(-1)
+    log_odds, shift = reader_log_odds(before_HQ, log_mass_here), after - before_HQ
+    if b_FHQ is None or part_tokens >= stored_HQn.shape[-1]:
+        return Effect(log_odds, shift, torch.zeros_like(shift) if b_FHQ is None else b_FHQ[0].expand_as(shift))
+    filled = pad(stored_HQn, (0, -stored_HQn.shape[-1] % part_tokens), value=-torch.inf)
+    stored_HQF = filled.unflatten(-1, (-1, part_tokens)).logsumexp(-1)
+    return Effect(log_odds, shift, after - (stored_HQF - b_FHQ.permute(1, 2, 0)).logsumexp(-1))
 
 
 def own_keys(own_tokens: Tensor | None, rows: Tensor) -> Tensor | None:

@@ -6,18 +6,19 @@ keys would be as large as a chunk's keys and values.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from pagedvid.cache.plan import PendingChunk, RangePlan, Read, StepPlan
+from pagedvid.cache.plan import PendingChunk, RangePlan, StepPlan
 from pagedvid.cache.spec import CacheSpec
-from pagedvid.codecs.assignment import ChunkCodecs
-from pagedvid.rotary.axis_tables import Angles
 from pagedvid.rotary.checked import CheckedRope, Ropes
 from pagedvid.rotary.tables import Arrival, RopeTables, rotate, to_half_layout, unrotate
+
+
+CosSin = tuple[Tensor, Tensor]
+"""Cosines and sines, float32."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ class Rotation:
     sin: Tensor | None = None
     stored_by: RopeTables | None = None
     """The same rope with tables on the step's device."""
-    _angles: dict[tuple[int, int], Angles] = field(default_factory=dict, repr=False)
+    _angles: dict[tuple[int, int], CosSin] = field(default_factory=dict, repr=False)
     """Looked up once for all layers."""
 
     @staticmethod
@@ -93,7 +94,7 @@ class Rotation:
         cos, sin = (table[offsets].unsqueeze(1) for table in ahead)
         return rotate(q, cos, sin).to(q_ThD.dtype)
 
-    def angles(self, position: int, num_tokens: int) -> Angles | None:
+    def angles(self, position: int, num_tokens: int) -> CosSin | None:
         """(cos, sin), float32 [n, D/2], of consecutive positions; None without rotary embedding."""
         if self.stored_by is None:
             return None
@@ -117,9 +118,3 @@ class Rotation:
             return Arrival()
         rotated_by = (self.cos[tokens, 0], self.sin[tokens, 0]) if self.arrive_rotated else None
         return Arrival(self.rope.layout, rotated_by)
-
-
-def are_shifted(codecs: ChunkCodecs, reads: Sequence[Read]) -> bool:
-    """Whether keys stored after rotary embedding are read at other positions than they were stored at."""
-    has_rotated = any(codec.stores_rotated for codec in codecs.key_codecs)
-    return has_rotated and any(read.first_token != read.chunk.position for read in reads)

@@ -7,13 +7,17 @@ besides the pages is measured here, where both the exact and the stored keys are
     alpha      the factor on b that leaves the chunk its share of attention, measured with queries of this very pass in
                place of those that will read it (correction/fit.py, measure.py). A chunk that is read in several views
                has one factor, fitted to the queries of all of them
+    runs       neighbouring pages whose b is about the same, where the correction's unit is the page (page_runs.py)
+
+On a GPU nothing waits for the device before the last layer: whether all values could be stored is read then, once.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
@@ -27,12 +31,13 @@ from pagedvid.attention.measure import (
     projected_effect,
     rotary_effect,
 )
+from pagedvid.attention.page_runs import mean_bias_of_pages, page_runs
 from pagedvid.attention.rotation import Readers, Rotation
 from pagedvid.cache.chunk import Chunk
 from pagedvid.cache.plan import PendingChunk
 from pagedvid.cache.pool import PagePool
 from pagedvid.cache.spec import CacheSpec
-from pagedvid.codecs.base import Codec
+from pagedvid.codecs.base import Codec, PageKernels
 from pagedvid.codecs.book import CodecBook
 from pagedvid.correction.fit import fit_alpha, log_mass
 from pagedvid.correction.formula import QuantError, bias_source
@@ -59,18 +64,28 @@ class Writing:
     """The same queries for every further view in which the chunk will be read."""
 
 
+@dataclass
+class Noted:
+    """What the layers of a pending chunk leave for the end of its commit pass."""
+
+    flags: list[tuple[str, int, Tensor]] = field(default_factory=list)
+    """(kind, layer, uint8 [H, F]), set where values could not be stored."""
+    effects: dict[int, Effect] = field(default_factory=dict)
+    """By layer, for alpha."""
+    page_bias: dict[int, Tensor] = field(default_factory=dict)
+    """By layer, mean b of every page, float32 [P, H]."""
+
+
 @dataclass(frozen=True)
 class LayerStore:
-    """Whole layers of chunks, in and out of the pool. Axes: H KV heads, n tokens, S sampled queries, D head_dim."""
+    """Whole layers of chunks, in and out of the pool. Axes: H KV heads, n tokens, P pages, D head_dim."""
 
     pool: PagePool
     spec: CacheSpec
     book: CodecBook
-
-    _effects: WeakKeyDictionary[PendingChunk, dict[int, Effect]] = field(
-        default_factory=WeakKeyDictionary, init=False, repr=False
-    )
-    """What was measured of each layer of pending chunks, until alpha is fitted to all of them."""
+    uses_kernels: bool
+    """Whether pages are read and written by their codecs' kernels, or by PyTorch operations."""
+    _noted: WeakKeyDictionary[PendingChunk, Noted] = field(default_factory=WeakKeyDictionary, init=False, repr=False)
 
     @cached_property
     def ropes(self) -> Ropes:
@@ -80,7 +95,8 @@ class LayerStore:
     def write(self, layer: int, writings: Sequence[Writing], rotation: Rotation) -> None:
         """Stores one layer of pending chunks; small ones of equal length and codecs are encoded in one call.
 
-        Raises NonFiniteError naming layer and heads, StateError when the layer has been written already.
+        Raises NonFiniteError naming layer and heads (on a GPU in the last layer only), StateError when the layer has
+        been written already.
         """
         for writing in writings:
             pending = writing.pending
@@ -89,17 +105,19 @@ class LayerStore:
         for batch in self._batches(writings):
             self._write_batch(layer, batch, rotation)
         for writing in writings:
+            writing.pending.layers_written.add(layer)
             writing.pending.chunk.ropes[layer] = rotation.rope
             if len(writing.pending.layers_written) == self.spec.num_layers:
-                self._fit_alpha(writing.pending)
+                self._finish(writing.pending)
 
     def _batches(self, writings: Sequence[Writing]) -> list[list[Writing]]:
-        """Neighbours of equal length and codecs, up to TOGETHER_VALUES; larger chunks go alone."""
+        """Neighbours of equal length and codecs, up to TOGETHER_VALUES; larger chunks, and those that kernels write, go
+        alone."""
         batches: list[list[Writing]] = []
         for writing in writings:
             chunk = writing.pending.chunk
             most = TOGETHER_VALUES // (chunk.num_tokens * self.spec.num_kv_heads * self.spec.head_dim)
-            first = batches[-1][0].pending.chunk if batches else None
+            first = batches[-1][0].pending.chunk if batches and not self.uses_kernels else None
             is_alike = first and (first.num_tokens, first.codecs) == (chunk.num_tokens, chunk.codecs)
             if is_alike and len(batches[-1]) < most:
                 batches[-1].append(writing)
@@ -109,7 +127,12 @@ class LayerStore:
 
     def _write_batch(self, layer: int, batch: Sequence[Writing], rotation: Rotation) -> None:
         """Stores writings of equal length and codecs."""
-        codec, _ = self._codecs(batch[0].pending.chunk, layer)
+        codec = self._codec(batch[0].pending.chunk, "keys", layer)
+        pending = [writing.pending for writing in batch]
+        if len(batch) == 1 and self._can_take_as_given(batch[0], codec):
+            self._encode(pending, "keys", layer, batch[0].k_nHD, batch[0].arrival)
+            self._encode(pending, "values", layer, batch[0].v_nHD)
+            return
         keys, values = [], []
         for writing in batch:
             k_HnD, v_HnD = self._arrived(writing, layer, rotation)
@@ -117,49 +140,25 @@ class LayerStore:
                 k_HnD = rotation.at(k_HnD.float(), writing.pending.chunk.position)
             keys.append(k_HnD)
             values.append(v_HnD)
-        records = self._encode_all([writing.pending for writing in batch], "keys", layer, keys)
-        self._encode_all([writing.pending for writing in batch], "values", layer, values)
-        for writing, exact_HnD, records_HPB in zip(batch, keys, records, strict=True):
+        self._store(pending, "keys", layer, keys)
+        self._store(pending, "values", layer, values)
+        for writing, exact_HnD in zip(batch, keys, strict=True):
             if self._keeps_codec(writing.pending, "keys", layer):
                 _copy_correction(writing.pending, layer)
             elif self._is_measured(writing.pending, codec):
-                stored = self._stored(writing.pending.chunk, layer, exact_HnD.float(), records_HPB, rotation)
+                stored = self._stored_keys(writing.pending.chunk, layer, exact_HnD.float(), rotation)
                 self._note_correction(writing, layer, stored, rotation)
-            writing.pending.layers_written.add(layer)
 
-    def _stored(
-        self, chunk: Chunk, layer: int, exact_HnD: Tensor, records_HPB: Tensor, rotation: Rotation
-    ) -> StoredKeys:
-        codec, _ = self._codecs(chunk, layer)
-
-        def decode() -> Tensor:
-            buffer = self._buffer(codec, records_HPB)
-            return codec.decode(records_HPB, chunk.num_tokens, buffer)
-
-        def square_step_size(num_tokens: int, first_token: int) -> Tensor | None:
-            return codec.mean_square_step_sizes(records_HPB, num_tokens, first_token)
-
-        return self._stored_keys(chunk, codec, exact_HnD, rotation, decode, square_step_size, codec.axes)
-
-    def _stored_keys(
-        self,
-        chunk: Chunk,
-        codec: Codec,
-        exact_HnD: Tensor,
-        rotation: Rotation,
-        decode: Callable[[], Tensor],
-        square_step_size: Callable[[int, int], Tensor | None],
-        axes: Tensor | None,
-    ) -> StoredKeys:
-        source = bias_source(self.spec.correction, codec.spec, has_rope=rotation.rope is not None)
-        assert source is not None  # nothing is measured of keys that are never corrected
-        angles = None if codec.spec.stores_rotated else rotation.angles(chunk.position, chunk.num_tokens)
-        return StoredKeys(exact_HnD, source, angles, decode, square_step_size, axes)
+    def _can_take_as_given(self, writing: Writing, codec: Codec) -> bool:
+        """Whether one kernel puts keys in half layout, un-rotates, encodes and writes them: nothing else needs them."""
+        takes = self._access(codec).takes_arrivals and not codec.spec.stores_rotated
+        return takes and writing.pending.source is None and not self._is_measured(writing.pending, codec)
 
     def _is_measured(self, pending: PendingChunk, key_codec: Codec) -> bool:
         """Whether the correction needs something measured of these keys at commit."""
         chunk = pending.chunk
-        return key_codec.spec.is_quantized and (chunk.alpha is not None or chunk.variance is not None)
+        measures = chunk.alpha is not None or chunk.variance is not None or self.spec.correction_unit == "page"
+        return key_codec.spec.is_quantized and self.spec.correction != "off" and measures
 
     def _arrived(self, writing: Writing, layer: int, rotation: Rotation) -> tuple[Tensor, Tensor]:
         """Keys (before rotary embedding, in half layout) and values, float32 [H, n, D]."""
@@ -168,25 +167,46 @@ class LayerStore:
         k_nHD = writing.arrival.plain(writing.k_nHD)
         return k_nHD.transpose(0, 1).float(), writing.v_nHD.transpose(0, 1).float()
 
-    def _encode_all(
-        self, pending: Sequence[PendingChunk], kind: str, layer: int, tensors: Sequence[Tensor]
-    ) -> Sequence[Tensor]:
-        """Encodes and stores; returns the records [H, P, B] of each chunk."""
-        if len(pending) == 1 or any(self._keeps_codec(each, kind, layer) for each in pending):
-            return [
+    def _store(self, pending: Sequence[PendingChunk], kind: str, layer: int, x_HnD: Sequence[Tensor]) -> None:
+        """Encodes and writes, or copies the pages of a chunk that keeps its codec."""
+        if not any(self._keeps_codec(each, kind, layer) for each in pending):
+            self._encode(pending, kind, layer, torch.cat(list(x_HnD)).transpose(0, 1))
+            return
+        for each, x in zip(pending, x_HnD, strict=True):
+            if self._keeps_codec(each, kind, layer):
                 self._copy(each, kind, layer)
-                if self._keeps_codec(each, kind, layer)
-                else self._write(each, kind, layer, x)
-                for each, x in zip(pending, tensors, strict=True)
-            ]
+            else:
+                self._encode([each], kind, layer, x.transpose(0, 1))
+
+    def _encode(
+        self, pending: Sequence[PendingChunk], kind: str, layer: int, x_nHD: Tensor, arrival: Arrival | None = None
+    ) -> None:
+        """Encodes and writes chunks of equal length and codecs; `x_nHD` has the heads of one chunk after the other."""
+        codec = self._codec(pending[0].chunk, kind, layer)
+        pages_HP = torch.cat([self._pages(each.chunk, kind, layer) for each in pending])
         try:
-            together = self._codec(pending[0].chunk, kind, layer).encode(torch.cat(list(tensors)))
-        except NonFiniteError:  # one by one, so that the error names the chunk at fault
-            return [self._write(each, kind, layer, x) for each, x in zip(pending, tensors, strict=True)]
-        records = together.chunk(len(pending))
-        for each, records_HPB in zip(pending, records, strict=True):
-            self.pool.write(each.chunk.table.layer(kind, layer), records_HPB)
-        return records
+            flags = self._access(codec).encode(x_nHD, self.pool.records, pages_HP, arrival)
+        except NonFiniteError as error:
+            num_heads = self.spec.num_kv_heads
+            chunk = pending[error.rows[0] // num_heads].chunk
+            heads = tuple(row % num_heads for row in error.rows if row // num_heads == error.rows[0] // num_heads)
+            raise _not_storable(chunk, kind, layer, heads, f": {error}") from error
+        if flags is not None:
+            self._of(pending[0]).flags.append((kind, layer, flags))
+
+    def _keeps_codec(self, pending: PendingChunk, kind: str, layer: int) -> bool:
+        """Whether a recoded chunk keeps its codec here; its bytes are then copied, as nothing is quantized twice."""
+        source, chunk = pending.source, pending.chunk
+        if source is None or source.codecs.of(kind, layer) != chunk.codecs.of(kind, layer):
+            return False
+        is_rotated = kind == "keys" and chunk.codecs.of(kind, layer).stores_rotated
+        return not is_rotated or source.position == chunk.position
+
+    def _copy(self, pending: PendingChunk, kind: str, layer: int) -> None:
+        """Copies the bytes of the source chunk."""
+        assert pending.source is not None
+        source, target = (self._pages(chunk, kind, layer).flatten() for chunk in (pending.source, pending.chunk))
+        self.pool.records.index_copy_(0, target.long(), self.pool.records.index_select(0, source))
 
     def read(self, chunk: Chunk, layer: int, rope: RopeTables | None) -> tuple[Tensor, Tensor]:
         """Stored keys (before rotary embedding) and values of one layer of a chunk, float32 [H, n, D].
@@ -194,7 +214,7 @@ class LayerStore:
         `rope`: as at its commit; needed for codecs that store keys after rotary embedding.
         """
         keys, values = (self._read(chunk, kind, layer) for kind in ("keys", "values"))
-        if self._codec(chunk, "keys", layer).spec.stores_rotated:
+        if chunk.codecs.of("keys", layer).stores_rotated:
             keys = rotated_at(keys, rope, chunk.position, backwards=True)
         return keys, values
 
@@ -204,66 +224,80 @@ class LayerStore:
         source = bias_source(self.spec.correction, codec.spec, has_rope=has_rope)
         if source is None:
             return None
-        records = self.pool.read(chunk.table.layer("keys", layer))
         return source.quant_error(
-            lambda: codec.mean_square_step_sizes(records, chunk.num_tokens),
+            lambda: self._square_step_sizes(chunk, layer),
             None if chunk.variance is None else chunk.variance[layer],
             codec.axes,
             None if chunk.alpha is None else chunk.alpha[layer],
         )
 
-    def _codecs(self, chunk: Chunk, layer: int) -> tuple[Codec, Codec]:
-        return self.book.pair(chunk.codecs, layer, slice(0, self.spec.num_kv_heads))
+    def _square_step_sizes(self, chunk: Chunk, layer: int) -> Tensor | None:
+        access, pages_HP = self._access(self._codec(chunk, "keys", layer)), self._pages(chunk, "keys", layer)
+        square = access.mean_square_step_sizes(self.pool.records, pages_HP.unsqueeze(0), chunk.num_tokens)
+        return None if square is None else square[0]
 
     def _codec(self, chunk: Chunk, kind: str, layer: int) -> Codec:
-        return self._codecs(chunk, layer)[kind == "values"]
+        return self.book.pair(chunk.codecs, layer, slice(0, self.spec.num_kv_heads))[kind == "values"]
+
+    def _access(self, codec: Codec) -> PageKernels:
+        return self.book.access(codec, self.pool.device, self.uses_kernels)
+
+    def _pages(self, chunk: Chunk, kind: str, layer: int) -> Tensor:
+        return chunk.table.layer_on(self.pool.device, kind, layer)
 
     def _read(self, chunk: Chunk, kind: str, layer: int) -> Tensor:
-        codec = self._codec(chunk, kind, layer)
-        records = self.pool.read(chunk.table.layer(kind, layer))
-        return codec.decode(records, chunk.num_tokens, self._buffer(codec, records))
+        shape = (1, 1, self.spec.num_kv_heads, chunk.num_tokens, self.spec.head_dim)
+        x_HnD = torch.empty(shape, dtype=torch.float32, device=self.pool.device)
+        pages_SHP = self._pages(chunk, kind, layer).unsqueeze(0)
+        access = self._access(self._codec(chunk, kind, layer))
+        access.decode(self.pool.records, pages_SHP, chunk.num_tokens, x_HnD.transpose(2, 3))
+        return x_HnD[0, 0]
 
-    def _buffer(self, codec: Codec, records_HPB: Tensor) -> Tensor:
-        num_heads, num_pages, _ = records_HPB.shape
-        shape = (num_heads, num_pages * codec.page_tokens, self.spec.head_dim)
-        return torch.empty(shape, dtype=torch.float32, device=self.pool.device)
+    def _of(self, pending: PendingChunk) -> Noted:
+        return self._noted.setdefault(pending, Noted())
 
-    def _write(self, pending: PendingChunk, kind: str, layer: int, x_HnD: Tensor) -> Tensor:
-        """Encodes and stores; returns the records [H, P, B]."""
-        chunk = pending.chunk
-        codec = self._codec(chunk, kind, layer)
-        try:
-            records = codec.encode(x_HnD)
-        except NonFiniteError as error:
-            heads = ", ".join(map(str, error.rows))
-            raise NonFiniteError(
-                f"{kind} of layer {layer}, KV head {heads}, chunk {chunk.index} cannot be stored as {codec.name}: "
-                f"{error}. The commit was rolled back; look for an overflow in the model's forward.",
-                error.rows,
-            ) from error
-        self.pool.write(chunk.table.layer(kind, layer), records)
-        return records
+    def _finish(self, pending: PendingChunk) -> None:
+        """Called after a chunk's last layer."""
+        noted = self._noted.pop(pending, None)
+        if noted is None:
+            return
+        if noted.flags:
+            self._require_storable(pending.chunk, noted.flags)
+        if noted.effects:
+            _fit_alpha(pending.chunk, noted.effects)
+        for layer, bias_PH in noted.page_bias.items():
+            page_tokens = self._codec(pending.chunk, "keys", layer).page_tokens
+            pending.chunk.runs[layer] = page_runs(bias_PH, page_tokens, pending.chunk.num_tokens)
 
-    def _keeps_codec(self, pending: PendingChunk, kind: str, layer: int) -> bool:
-        """Whether a recoded chunk keeps its codec here; its bytes are then copied, as nothing is quantized twice."""
-        source, chunk = pending.source, pending.chunk
-        if source is None or source.codecs.of(kind, layer) != chunk.codecs.of(kind, layer):
-            return False
-        is_rotated = kind == "keys" and self._codec(chunk, kind, layer).spec.stores_rotated
-        return not is_rotated or source.position == chunk.position
+    def _stored_keys(self, chunk: Chunk, layer: int, exact_HnD: Tensor, rotation: Rotation) -> StoredKeys:
+        codec = self._codec(chunk, "keys", layer)
+        source = bias_source(self.spec.correction, codec.spec, has_rope=rotation.rope is not None)
+        assert source is not None  # nothing is measured of keys that are never corrected
+        access, pages_HP = self._access(codec), self._pages(chunk, "keys", layer)
 
-    def _copy(self, pending: PendingChunk, kind: str, layer: int) -> Tensor:
-        """Copies the bytes of the source chunk; returns the records [H, P, B]."""
-        assert pending.source is not None
-        records = self.pool.read(pending.source.table.layer(kind, layer))
-        self.pool.write(pending.chunk.table.layer(kind, layer), records)
-        return records
+        def square_step_size(part_tokens: int) -> Tensor | None:
+            squares = []
+            for first in range(0, chunk.num_tokens, part_tokens):
+                num_tokens = min(part_tokens, chunk.num_tokens - first)
+                square = access.mean_square_step_sizes(self.pool.records, pages_HP.unsqueeze(0), num_tokens, first)
+                if square is None:
+                    return None
+                squares.append(square)
+            return torch.cat(squares)
+
+        angles = None if codec.spec.stores_rotated else rotation.angles(chunk.position, chunk.num_tokens)
+        has_pages = self.spec.correction_unit == "page" and codec.spec.has_step_sizes and not source.by_variance
+        part_tokens = codec.page_tokens if has_pages else chunk.num_tokens
+        decode = partial(self._read, chunk, "keys", layer)
+        return StoredKeys(exact_HnD, source, angles, decode, square_step_size, access.axes, part_tokens)
 
     def _note_correction(self, writing: Writing, layer: int, stored: StoredKeys, rotation: Rotation) -> None:
         pending, readers = writing.pending, writing.readers
         alpha, variance = pending.chunk.alpha, pending.chunk.variance
         if variance is not None:
             variance[layer] = stored.variance_change().to(variance)
+        if stored.part_tokens < pending.chunk.num_tokens:
+            self._of(pending).page_bias[layer] = mean_bias_of_pages(stored, readers, self.spec.scale)
         if alpha is None or readers is None:
             return
         kept = None if variance is None else variance[layer].to(stored.exact_HnD)
@@ -271,19 +305,16 @@ class LayerStore:
         effects = [rotary_effect(stored, kept, readers, here, self.spec.scale)]
         for queries, log_mass_here in zip(writing.projected, projected_here, strict=True):
             effects.append(projected_effect(stored, kept, queries, log_mass_here, self.spec.scale))
-        self._effects.setdefault(pending, {})[layer] = Effect.of_all(effects)
+        self._of(pending).effects[layer] = Effect.of_all(effects)
 
-    def _fit_alpha(self, pending: PendingChunk) -> None:
-        """Fits all layers at once: one fit per layer would take long compared with a small chunk's other work."""
-        effects = self._effects.pop(pending, None)
-        if effects is None:
+    def _require_storable(self, chunk: Chunk, flags: Sequence[tuple[str, int, Tensor]]) -> None:
+        by_head = [flag.bool().any(1) for _, _, flag in flags]
+        if not bool(torch.stack(by_head).any()):  # the only wait for the device in a commit pass
             return
-        stored_alpha = pending.chunk.alpha
-        assert stored_alpha is not None
-        log_odds, shift, b = (torch.stack(parts) for parts in zip(*effects.values(), strict=True))
-        alpha = fit_alpha(log_odds, shift, b)
-        for layer, alpha_H in zip(effects, alpha.to(stored_alpha.device), strict=True):
-            stored_alpha[layer] = alpha_H
+        for (kind, layer, _), bad in zip(flags, by_head, strict=True):
+            heads: list[Any] = torch.nonzero(bad).flatten().tolist()
+            if heads:
+                raise _not_storable(chunk, kind, layer, tuple(heads), ": values are NaN, infinite or too large")
 
     def _log_masses_here(self, writing: Writing, readers: Readers, rotation: Rotation) -> list[Tensor] | list[None]:
         """log Z of the readers over their own chunk, [H, Q] for each view; None where that is the stored chunk."""
@@ -306,3 +337,20 @@ def _copy_correction(pending: PendingChunk, layer: int) -> None:
         chunk.alpha[layer] = source.alpha[layer]
     if chunk.variance is not None and source.variance is not None:
         chunk.variance[layer] = source.variance[layer]
+
+
+def _fit_alpha(chunk: Chunk, effects: Mapping[int, Effect]) -> None:
+    """Fits all layers at once: one fit per layer would take long compared with a small chunk's other work."""
+    assert chunk.alpha is not None
+    log_odds, shift, b = (torch.stack(parts) for parts in zip(*effects.values(), strict=True))
+    alpha = fit_alpha(log_odds, shift, b)
+    for layer, alpha_H in zip(effects, alpha.to(chunk.alpha.device), strict=True):
+        chunk.alpha[layer] = alpha_H
+
+
+def _not_storable(chunk: Chunk, kind: str, layer: int, heads: tuple[int, ...], why: str) -> NonFiniteError:
+    return NonFiniteError(
+        f"{kind} of layer {layer}, KV head {', '.join(map(str, heads))}, chunk {chunk.index} cannot be stored as "
+        f"{chunk.codecs.of(kind, layer)}{why}. The commit was rolled back; look for an overflow in the model's forward.",
+        heads,
+    )

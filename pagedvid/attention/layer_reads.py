@@ -1,0 +1,282 @@
+"""What one layer of a batch reads, looked up once and kept for all denoise steps of the same chunks.
+
+Of the keys that a range sees, those that need no correction form one sequence for the dense library, its `own`: context,
+current chunk, and history that is not corrected. Every corrected chunk is a sequence of its own, because its partial is
+corrected before it is merged. If the scratch cannot hold a sequence, the heads are cut into tiles, and for a single head
+also the chunks into groups.
+
+    tile (heads)   own     | context | current | piece: columns 0 1 | piece: column 2 |      one dense call
+                   groups  | piece: columns 3 4 | piece: column 5 |                          one dense call, a partial
+                                                                                             for each column
+A piece is one decoding call for keys and one for values: (chunks, heads, codec).
+
+Axes: E ranges, J columns, S = E * J chunks, h heads of the tile, P pages of a head, D head_dim.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import accumulate, groupby
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from pagedvid.attention.batches import Batch, Column
+from pagedvid.attention.merge import BiasTerms
+from pagedvid.cache.plan import RangePlan, Read
+from pagedvid.cache.pool import PagePool
+from pagedvid.cache.spec import CacheSpec
+from pagedvid.codecs.assignment import KINDS
+from pagedvid.codecs.base import PageKernels
+from pagedvid.codecs.book import CodecBook
+from pagedvid.correction.formula import BiasSource, bias_source
+from pagedvid.rotary.angles import Angles
+
+TOGETHER_BYTES = 32 * 2**20
+"""Most decoded keys and values of ranges that are attended together: beyond it, one call more costs nothing."""
+
+
+class HistoryView(Protocol):
+    """What a view decides about the stored keys that it reads."""
+
+    has_rope: bool
+    """Whether it rotates keys that are stored before rotary embedding."""
+    pulls_queries: bool
+    """Whether b of every part takes queries of its own."""
+
+    def angles(self, columns: Sequence[Column], *, stored_rotated: bool) -> Angles | None:
+        """The angles by which the keys of all chunks rotate, range by range; None: they do not."""
+        ...
+
+    def part_tokens(self, column: Column, layer: int) -> tuple[int, ...]:
+        """The tokens of the parts of a corrected chunk that have a b of their own; their sum is the chunk's."""
+        ...
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Neighbouring columns with the same codecs and length, in the heads of a tile."""
+
+    columns: tuple[Column, ...]
+    keys: PageKernels
+    values: PageKernels
+    key_pages: Tensor
+    """int32 [S, h, P]."""
+    value_pages: Tensor
+    angles: Angles | None
+    source: BiasSource | None
+    """Where b comes from; None: its keys are not corrected."""
+
+    @cached_property
+    def num_tokens(self) -> int:
+        """Tokens of each chunk."""
+        return self.columns[0].num_tokens
+
+
+@dataclass(frozen=True)
+class Group:
+    """Columns that one dense call reads, a sequence each (or several calls, if chunks are corrected in parts)."""
+
+    pieces: tuple[Piece, ...]
+    part_tokens: tuple[int, ...]
+    fp8_scales: tuple[Tensor, Tensor] | None = None
+    """Of keys and of values, float32 [S, h]: they are decoded to 8-bit floats. None: to the model's dtype."""
+
+    @cached_property
+    def parts(self) -> list[slice]:
+        """The tokens of each part."""
+        ends = list(accumulate(self.part_tokens))
+        return [slice(first, end) for first, end in zip([0, *ends], ends, strict=False)]
+
+    @cached_property
+    def num_columns(self) -> int:
+        """Chunks of each range."""
+        return sum(len(piece.columns) for piece in self.pieces)
+
+    @cached_property
+    def num_tokens(self) -> int:
+        """Tokens of each chunk."""
+        return self.pieces[0].num_tokens
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One form of the queries that b takes."""
+
+    axes: Tensor | None
+    """Their components along the rows of [D, D]; None: the channels."""
+    column: Column
+    """The first whose keys meet them."""
+    part: int
+
+
+@dataclass(frozen=True)
+class Tile:
+    """Some heads of a layer and everything that they read."""
+
+    heads: slice
+    own: tuple[Piece, ...]
+    groups: tuple[Group, ...]
+    bias: BiasTerms | None
+    """Of the partials of all groups, part by part, column by column; None: none is corrected."""
+    variants: tuple[Variant, ...]
+    """Of the queries, in `bias`."""
+
+    @cached_property
+    def own_history_tokens(self) -> int:
+        """History tokens of each range's own sequence."""
+        return sum(len(piece.columns) * piece.num_tokens for piece in self.own)
+
+
+@dataclass(frozen=True)
+class ReadPlanner:
+    """Plans how the layers of a cache are read."""
+
+    pool: PagePool
+    spec: CacheSpec
+    book: CodecBook
+    scratch_bytes: int
+    uses_kernels: bool
+    """Whether pages are read by their codecs' kernels, or by PyTorch operations."""
+    has_fp8: bool
+    """Whether history that loses nothing by it is decoded to 8-bit floats."""
+
+    def most_ranges(self, range_: RangePlan, dtype: torch.dtype) -> int:
+        """How many ranges like this one are attended together."""
+        num_tokens = range_.num_tokens + sum(read.chunk.num_tokens for read in range_.reads)
+        return min(self.scratch_bytes, TOGETHER_BYTES) // (self.spec.num_kv_heads * self._head_bytes(num_tokens, dtype))
+
+    def tiles(self, batch: Batch, layer: int, view: HistoryView, dtype: torch.dtype) -> list[Tile]:
+        """What a layer reads, tile by tile."""
+        corrected = [self._source(column, layer, view) is not None for column in batch.columns]
+        own = [column for column, is_corrected in zip(batch.columns, corrected, strict=True) if not is_corrected]
+        alone = [column for column, is_corrected in zip(batch.columns, corrected, strict=True) if is_corrected]
+        widest = max(batch.num_current_tokens + _tokens(own), _tokens(alone))
+        num_heads = self.scratch_bytes // (len(batch) * self._head_bytes(widest, dtype))
+        if num_heads:
+            groups = _alike(alone, layer, view, most_tokens=widest)
+        else:  # not even one head of the whole history fits
+            most_tokens = self.scratch_bytes // (len(batch) * self._head_bytes(1, dtype))
+            own, groups = [], _alike(batch.columns, layer, view, most_tokens)
+        return [self._tile(batch, layer, view, heads, own, groups) for heads in self._head_tiles(max(1, num_heads))]
+
+    def _head_bytes(self, num_tokens: int, dtype: torch.dtype) -> int:
+        """Keys and values of one head."""
+        return 2 * dtype.itemsize * num_tokens * self.spec.head_dim
+
+    def _head_tiles(self, most_heads: int) -> list[slice]:
+        """All heads, in equal tiles of up to `most_heads`."""
+        num_heads = self.spec.num_kv_heads
+        per_tile = -(-num_heads // -(-num_heads // min(num_heads, most_heads)))
+        return [slice(first, min(first + per_tile, num_heads)) for first in range(0, num_heads, per_tile)]
+
+    def _tile(
+        self,
+        batch: Batch,
+        layer: int,
+        view: HistoryView,
+        heads: slice,
+        own: Sequence[Column],
+        groups: Sequence[Sequence[Column]],
+    ) -> Tile:
+        pieces = tuple(self._pieces(own, layer, view, heads))
+        made = tuple(self._group(columns, layer, view, heads) for columns in groups)
+        return Tile(heads, pieces, made, *self._bias(made, layer, view, heads, len(batch)))
+
+    def _group(self, columns: Sequence[Column], layer: int, view: HistoryView, heads: slice) -> Group:
+        pieces = tuple(self._pieces(columns, layer, view, heads))
+        return Group(pieces, view.part_tokens(columns[0], layer) if pieces[0].source else (columns[0].num_tokens,))
+
+    def _pieces(self, columns: Sequence[Column], layer: int, view: HistoryView, heads: slice) -> Iterator[Piece]:
+        def storage(column: Column) -> tuple[object, ...]:
+            return (column.num_tokens, *(column.codecs.of(kind, layer) for kind in KINDS))
+
+        for _, each in groupby(columns, key=storage):
+            alike = tuple(each)
+            codecs = self.book.pair(alike[0].codecs, layer, heads)
+            keys, values = (self.book.access(codec, self.pool.device, self.uses_kernels) for codec in codecs)
+            key_pages, value_pages = (self._pages(alike, kind, layer, heads) for kind in KINDS)
+            angles = view.angles(alike, stored_rotated=codecs[0].spec.stores_rotated)
+            yield Piece(alike, keys, values, key_pages, value_pages, angles, self._source(alike[0], layer, view))
+
+    def _pages(self, columns: Sequence[Column], kind: str, layer: int, heads: slice) -> Tensor:
+        tables = [read.chunk.table.layer_on(self.pool.device, kind, layer)[heads] for read in by_range(columns)]
+        return torch.stack(tables)
+
+    def _source(self, column: Column, layer: int, view: HistoryView) -> BiasSource | None:
+        return bias_source(self.spec.correction, column.codecs.of("keys", layer), has_rope=view.has_rope)
+
+    def _bias(
+        self, groups: Sequence[Group], layer: int, view: HistoryView, heads: slice, num_ranges: int
+    ) -> tuple[BiasTerms | None, tuple[Variant, ...]]:
+        if all(piece.source is None for group in groups for piece in group.pieces):
+            return None, ()
+        squares, alphas, numbers, pairs = [], [], [], []
+        variants: list[Variant] = []
+        for group in groups:
+            for part, tokens in enumerate(group.parts):
+                for piece in group.pieces:
+                    square, axes = self._square(piece, layer, heads, tokens)
+                    squares.append(square.unflatten(0, (num_ranges, -1)))
+                    alphas.append(self._alpha(piece, layer, heads).unflatten(0, (num_ranges, -1)))
+                    for column in piece.columns:
+                        numbers.append(_variant(variants, Variant(axes, column, part), view.pulls_queries))
+                        pairs.append(piece.source is not None and piece.source.rotates)
+        flags = torch.tensor([numbers, pairs], dtype=torch.int32).to(self.pool.device)
+        return BiasTerms(torch.cat(squares, 1), torch.cat(alphas, 1), flags[0], flags[1]), tuple(variants)
+
+    def _square(self, piece: Piece, layer: int, heads: slice, tokens: slice) -> tuple[Tensor, Tensor | None]:
+        """Mean of step_size^2 of some tokens of every chunk, or 12 times the change of variance, float32 [S, h, D]; and
+        the axes along which it is given."""
+        chunks = [read.chunk for read in by_range(piece.columns)]
+        if piece.source is not None and not piece.source.by_variance:
+            square = piece.keys.mean_square_step_sizes(
+                self.pool.records, piece.key_pages, tokens.stop - tokens.start, tokens.start
+            )
+            if square is not None:
+                return square, piece.keys.axes
+        kept = [chunk.variance[layer, heads] for chunk in chunks if chunk.variance is not None]
+        if piece.source is not None and kept:
+            return 12 * torch.stack(kept).to(self.pool.device, torch.float32), None
+        shape = (*piece.key_pages.shape[:2], self.spec.head_dim)
+        return torch.zeros(shape, dtype=torch.float32, device=self.pool.device), None
+
+    def _alpha(self, piece: Piece, layer: int, heads: slice) -> Tensor:
+        """float32 [S, h]."""
+        kept = [read.chunk.alpha for read in by_range(piece.columns)]
+        if piece.source is None or any(alpha is None for alpha in kept):
+            return torch.ones(piece.key_pages.shape[:2], dtype=torch.float32, device=self.pool.device)
+        return torch.stack([alpha[layer, heads] for alpha in kept if alpha is not None]).to(self.pool.device)
+
+
+def _variant(variants: list[Variant], wanted: Variant, is_own: bool) -> int:
+    """The number of a variant, which is added unless there is one with the same axes. `is_own`: add it anyway."""
+    for number, each in enumerate(variants):
+        if each.axes is wanted.axes and not is_own:
+            return number
+    variants.append(wanted)
+    return len(variants) - 1
+
+
+def _tokens(columns: Sequence[Column]) -> int:
+    return sum(column.num_tokens for column in columns)
+
+
+def by_range(columns: Sequence[Column]) -> list[Read]:
+    """The reads of all columns, range by range."""
+    return [read for reads in zip(*(column.reads for column in columns), strict=True) for read in reads]
+
+
+def _alike(columns: Sequence[Column], layer: int, view: HistoryView, most_tokens: int) -> list[list[Column]]:
+    """Columns that one dense call can read: of equal length and parts, up to `most_tokens`, but at least one."""
+    alike: dict[tuple[int, ...], list[Column]] = {}
+    for column in columns:
+        alike.setdefault(view.part_tokens(column, layer), []).append(column)
+    groups = []
+    for parts, each in alike.items():
+        size = max(1, most_tokens // sum(parts))
+        groups += [each[first : first + size] for first in range(0, len(each), size)]
+    return groups

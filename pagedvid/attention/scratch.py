@@ -1,0 +1,33 @@
+"""Buffers that layers and steps of a cache share; its steps must therefore share a CUDA stream."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+class Scratch:
+    """Named buffers, each as large as the largest request so far. Asking for a name again reuses its memory."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._buffers: dict[tuple[str, torch.dtype], Tensor] = {}
+
+    def buffer(self, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        """An uninitialised tensor of that shape."""
+        num_elements = 1
+        for size in shape:
+            num_elements *= size
+        buffer = self._buffers.get((name, dtype))
+        if buffer is None or buffer.numel() < num_elements:
+            with torch.inference_mode(False):  # a host may enter inference mode for some steps and not for others
+                buffer = torch.empty(num_elements, dtype=dtype, device=self._device)
+            self._buffers[name, dtype] = buffer
+        return buffer[:num_elements].view(shape)
+
+    def tokens(self, name: str, shape: tuple[int, ...], dtype: torch.dtype, *, head_major: bool) -> Tensor:
+        """A buffer for tokens [..., n, heads, D]. `head_major`: it lies in memory as [..., heads, n, D]."""
+        if not head_major:
+            return self.buffer(name, shape, dtype)
+        *outer, num_tokens, num_heads, head_dim = shape
+        return self.buffer(name, (*outer, num_heads, num_tokens, head_dim), dtype).transpose(-3, -2)
