@@ -62,8 +62,8 @@ class Fp8Attention(Protocol):
     ) -> tuple[Tensor, Tensor]:
         """As `DenseAttention`, with keys `k * key_scales` and values `v * value_scales`; k and v are float8_e4m3fn.
 
-        Queries are bfloat16; they are rounded to float8_e4m3fn here, with one scale for the queries of each (sequence,
-        KV head). The scales are float32. `out` is bfloat16.
+        Queries are rounded to float8_e4m3fn here, with one scale for the queries of each (sequence, KV head). Scales
+        are float32. `out` has q's dtype, but the precision of bfloat16.
         """
         ...
 
@@ -89,10 +89,10 @@ def device_reasons(
     return reasons
 
 
-def head_dim_reasons(head_dim: int, most: int) -> list[str]:
-    """Why a library for multiples of 8 up to `most` cannot run; empty when it can."""
-    if head_dim > most or head_dim % 8:
-        return [f"head_dim {head_dim}; it takes multiples of 8 up to {most}"]
+def head_dim_reasons(head_dim: int, most: int, factor: int = 8) -> list[str]:
+    """Why a library for multiples of `factor` up to `most` cannot run; empty when it can."""
+    if head_dim > most or head_dim % factor:
+        return [f"head_dim {head_dim}; it takes multiples of {factor} up to {most}"]
     return []
 
 
