@@ -1,4 +1,4 @@
-"""PyTorch's memory-efficient kernel for CUDA, one call per sequence: slower than flash kernels, but takes float32."""
+"""PyTorch's memory-efficient kernel for CUDA: slower than flash kernels, but it takes float32 and any head_dim."""
 
 from __future__ import annotations
 
@@ -6,35 +6,33 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from pagedvid.attention.dense.ragged import DenseAttention, Ragged, device_reasons
+from pagedvid.attention.dense.base import DenseAttention, device_reasons, missing_operator
+
+OPERATOR = "_scaled_dot_product_efficient_attention"
+ARGUMENTS = ("query", "key", "value", "attn_bias", "compute_log_sumexp", "scale")
 
 
 def unsupported_reasons(device: torch.device, dtype: torch.dtype, head_dim: int) -> list[str]:
     """Why it cannot be used here; empty when it can."""
-    return device_reasons(device, dtype, (8, 0), dtypes=(torch.float32, torch.bfloat16, torch.float16))
+    reasons = device_reasons(device, dtype, (8, 0), dtypes=(torch.float32, torch.bfloat16, torch.float16))
+    return reasons or missing_operator(OPERATOR, ARGUMENTS)
 
 
 class TorchEfficient(DenseAttention):
     """The memory-efficient kernel of PyTorch."""
 
     name = "torch-efficient"
+    head_major = False
 
     @override
-    def __call__(
-        self, q_THD: Tensor, k_NHD: Tensor, v_NHD: Tensor, ragged: Ragged, scale: float
-    ) -> tuple[Tensor, Tensor]:
+    def __call__(self, q_ETHD: Tensor, k_EnHD: Tensor, v_EnHD: Tensor, scale: float) -> tuple[Tensor, Tensor]:
         # Keys are repeated for the heads of a group: the kernel does not support grouped heads.
-        group = q_THD.shape[1] // k_NHD.shape[1]
-        out_THD = torch.zeros_like(q_THD)
-        lse_TH = torch.full(q_THD.shape[:2], -torch.inf, dtype=torch.float32, device=q_THD.device)
-        for queries, keys in ragged.slices():
-            if keys.start == keys.stop or queries.start == queries.stop:
-                continue
-            q = q_THD[queries].transpose(0, 1).unsqueeze(0)
-            k, v = (x[keys].repeat_interleave(group, dim=1).transpose(0, 1).unsqueeze(0) for x in (k_NHD, v_NHD))
-            out, lse, *_ = torch.ops.aten._scaled_dot_product_efficient_attention(
-                q, k, v, None, compute_log_sumexp=True, scale=scale
-            )
-            out_THD[queries] = out[0].transpose(0, 1)
-            lse_TH[queries] = lse[0, :, : queries.stop - queries.start].transpose(0, 1)  # rows are padded to 32
-        return out_THD, lse_TH
+        group = q_ETHD.shape[2] // k_EnHD.shape[2]
+        if group > 1:
+            k_EnHD, v_EnHD = (x.repeat_interleave(group, dim=2) for x in (k_EnHD, v_EnHD))
+        q, k, v = (x.transpose(1, 2) for x in (q_ETHD, k_EnHD, v_EnHD))
+        out_EHTD, lse_EHT, *_ = torch.ops.aten._scaled_dot_product_efficient_attention(
+            q, k, v, None, compute_log_sumexp=True, scale=scale
+        )
+        num_queries = q_ETHD.shape[1]
+        return out_EHTD.transpose(1, 2), lse_EHT[:, :, :num_queries].transpose(1, 2)

@@ -1,7 +1,7 @@
-"""xformers: `memory_efficient_attention_partial`, one call per sequence.
+"""xformers: `memory_efficient_attention_partial`.
 
 Nothing else of the library is imported: its inner modules are moving to another package. Its `merge_attentions` is not
-needed, because the correction and the merge are one pass here (kernels/merge.py).
+needed, because the correction and the merge are one pass here.
 """
 
 from __future__ import annotations
@@ -10,22 +10,23 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from pagedvid.attention.dense.ragged import DenseAttention, Ragged, device_reasons, head_dim_reasons, missing
+from pagedvid.attention.dense.base import DenseAttention, device_reasons, head_dim_reasons, missing
 
 MAX_HEAD_DIM = 256
+MODULE, FUNCTION = "xformers.ops.fmha", "memory_efficient_attention_partial"
 
 
 def unsupported_reasons(device: torch.device, dtype: torch.dtype, head_dim: int) -> list[str]:
     """Why this library cannot be used here; empty when it can."""
-    reasons = missing("xformers", "pip install xformers") + device_reasons(device, dtype, (8, 0))
-    reasons += head_dim_reasons(head_dim, MAX_HEAD_DIM)
-    return reasons
+    reasons = device_reasons(device, dtype, (8, 0)) + head_dim_reasons(head_dim, MAX_HEAD_DIM)
+    return reasons or missing(MODULE, FUNCTION, ("query", "key", "value", "scale"), "pip install xformers")
 
 
 class XformersPartial(DenseAttention):
     """`memory_efficient_attention_partial` of xformers."""
 
     name = "xformers"
+    head_major = False
 
     def __init__(self) -> None:
         from xformers.ops.fmha import memory_efficient_attention_partial
@@ -33,21 +34,10 @@ class XformersPartial(DenseAttention):
         self._attend = memory_efficient_attention_partial
 
     @override
-    def __call__(
-        self, q_THD: Tensor, k_NHD: Tensor, v_NHD: Tensor, ragged: Ragged, scale: float
-    ) -> tuple[Tensor, Tensor]:
-        # Sequences without queries or keys are skipped.
-        num_kv_heads = k_NHD.shape[1]
-        group = q_THD.shape[1] // num_kv_heads
-        out_THD = torch.zeros_like(q_THD)
-        lse_TH = torch.full(q_THD.shape[:2], -torch.inf, dtype=torch.float32, device=q_THD.device)
-        for queries, keys in ragged.slices():
-            if keys.start == keys.stop or queries.start == queries.stop:
-                continue
-            # [1, M, Hkv, G, D]: the heads of a group share their keys, which are expanded without a copy.
-            q = q_THD[queries].unflatten(1, (num_kv_heads, group)).unsqueeze(0)
-            k, v = (x[keys].unsqueeze(2).expand(-1, -1, group, -1).unsqueeze(0) for x in (k_NHD, v_NHD))
-            out, lse = self._attend(q, k, v, scale=scale)  # lse [1, Hkv, G, M]
-            out_THD[queries] = out[0].flatten(1, 2)
-            lse_TH[queries] = lse[0].flatten(0, 1).transpose(0, 1)[: queries.stop - queries.start]
-        return out_THD, lse_TH
+    def __call__(self, q_ETHD: Tensor, k_EnHD: Tensor, v_EnHD: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+        num_queries, num_kv_heads = q_ETHD.shape[1], k_EnHD.shape[2]
+        # [E, T, H, G, D]: the heads of a group share their keys, which are expanded without a copy.
+        q = q_ETHD.unflatten(2, (num_kv_heads, -1))
+        k, v = (x.unsqueeze(3).expand(-1, -1, -1, q.shape[3], -1) for x in (k_EnHD, v_EnHD))
+        out_ETHGD, lse_EHGT = self._attend(q, k, v, scale=scale)
+        return out_ETHGD.flatten(2, 3), lse_EHGT.flatten(1, 2)[:, :, :num_queries].transpose(1, 2)
