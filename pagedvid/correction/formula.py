@@ -43,6 +43,8 @@ from torch import Tensor
 from pagedvid.codecs.spec import CodecSpec
 from pagedvid.rotary.tables import pair_mean_square
 
+HOT_ENTRIES = 1 << 18
+"""Entries of hot channels whose exact form is computed at once: temporaries stay within a few MiB."""
 HOT_CHANNEL_X = 0.5
 """Channels in which any query reaches this x take the exact form; below it, the second order is off by x^2/30 < 1 %."""
 
@@ -67,24 +69,49 @@ def exact_bias(q_square: Tensor, square_step_size: Tensor, scale: float) -> Tens
 
 def second_order_bias(q_square: Tensor, square_step_size: Tensor, scale: float) -> Tensor:
     """b to second order, one small matrix product. Shapes as in `exact_bias`."""
-    return (q_square @ square_step_size.unsqueeze(-1)).squeeze(-1) * (scale**2 / 24)
+    return _second_order(q_square, square_step_size.unsqueeze(-2), scale).squeeze(-2)
 
 
 def bias(q_square: Tensor, square_step_size: Tensor, scale: float) -> Tensor:
-    """b as it is used: to second order where that is exact to 1 %, and in its exact form in outlier channels, where the
-    second order is many times too large (x up to 192 was seen). Shapes as in `exact_bias`.
+    """`biases` for one set of keys. Shapes as in `exact_bias`."""
+    return biases(q_square, square_step_size.unsqueeze(-2), scale).squeeze(-2)
 
-    `q_square` holds q_c^2, or `pair_mean_square(q)` for keys stored before rotary embedding.
+
+def biases(q_square: Tensor, square: Tensor, scale: float) -> Tensor:
+    """b as it is used, of J sets of keys at once. q_square [..., T, D], square [..., J, D] -> [..., J, T].
+
+    To second order where that is exact to 1 %, and in its exact form in outlier channels, where the second order is
+    many times too large (x up to 192 was seen).
+
+    `q_square` holds q_c^2, or `pair_mean_square(q)` for keys stored before rotary embedding. `square` holds
+    step_size^2, or 12 (Var k' - Var k): gains of variance count as uniform errors of that variance, so that b is not
+    too large in outlier channels; losses are negative and taken to second order.
     """
     # Decided for each leading index (range and head), so that no video depends on the others in its batch.
-    is_hot = q_square.amax(-2) * square_step_size * (scale**2 / 4) >= HOT_CHANNEL_X**2
-    cold = second_order_bias(q_square, square_step_size.masked_fill(is_hot, 0.0), scale)
-    if is_hot.device.type != "cpu":  # finding the hot columns would wait for the device
-        return cold + exact_bias(q_square, square_step_size * is_hot, scale)
-    columns = is_hot.reshape(-1, is_hot.shape[-1]).any(0).nonzero().flatten()
-    if columns.numel() == 0:
-        return cold
-    return cold + exact_bias(q_square[..., columns], (square_step_size * is_hot)[..., columns], scale)
+    is_hot = q_square.amax(-2).unsqueeze(-2) * square * (scale**2 / 4) >= HOT_CHANNEL_X**2
+    cold = _second_order(q_square, square.masked_fill(is_hot, 0.0), scale)
+    if is_hot.device.type != "cpu":  # finding the hot channels would wait for the device
+        return cold + torch.stack([exact_bias(q_square, x, scale) for x in (square * is_hot).unbind(-2)], -2)
+    return _with_hot_channels(cold, q_square, square, is_hot, scale) if bool(is_hot.any()) else cold
+
+
+def _second_order(q_square: Tensor, square: Tensor, scale: float) -> Tensor:
+    return (q_square @ square.mT).mT * (scale**2 / 24)
+
+
+def _with_hot_channels(cold: Tensor, q_square: Tensor, square: Tensor, is_hot: Tensor, scale: float) -> Tensor:
+    """b `cold` [..., J, T] plus the exact form of the hot channels, each added on its own: a sum over several would
+    round differently with every number of them, and that depends on the other ranges of the batch."""
+    num_sets, num_rows = cold.shape[-2:]
+    b = cold.reshape(-1, num_rows).contiguous()
+    q_square = q_square.expand(*square.shape[:-2], -1, -1).reshape(-1, *q_square.shape[-2:])
+    square = square.reshape(-1, square.shape[-1])
+    sets, channels = is_hot.reshape(square.shape).nonzero(as_tuple=True)
+    at_once = max(1, HOT_ENTRIES // num_rows)
+    for hot, channel in zip(sets.split(at_once), channels.split(at_once), strict=True):
+        x = (scale / 2) * (q_square[hot // num_sets, :, channel] * square[hot, channel].unsqueeze(-1)).sqrt()
+        b.index_add_(0, hot, log_sinhc(x))
+    return b.view(cold.shape)
 
 
 def signed_bias(q_square: Tensor, square: Tensor, scale: float) -> Tensor:

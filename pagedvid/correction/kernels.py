@@ -1,12 +1,9 @@
-"""Device functions of the correction: b(query, page) of correction/formula.py.
+"""Device functions of the correction: b(query) of one set of keys, as in correction/formula.py.
 
-The second order is one small matrix product, [queries, D] x [D, pages], for 16 pages at once. Channels in which a query
-of the block reaches x >= 0.5 are hot: the exact form replaces the second order there, one channel at a time. Usual
-heads have no hot channel, so that the loop ends at once; outlier heads have a few.
-
-The exact form in all channels would take three transcendental functions per (query, page, channel). The softmax takes
-one per (query, key), a third as many for pages of 128 tokens with 128 channels. The small product has 16 columns, while
-the scores of the same 16 pages have 2048.
+To second order, b is one product-sum over the channels. Channels in which a query of the block reaches x >= 0.5 are
+hot: there the exact form takes the place of the second order, one channel at a time, and the channel's column of the
+queries is loaded again, from the cache, since registers cannot be indexed. Usual heads have no hot channel, so that the
+loop ends at once; outlier heads have a few. (The reference decides by range instead of by block: within 1 % of b.)
 """
 
 from __future__ import annotations
@@ -16,8 +13,6 @@ import triton.language as tl
 
 from pagedvid.correction.formula import HOT_CHANNEL_X
 
-SLOTS = 16
-"""Pages whose b is computed together: the fewest columns that a tensor core takes."""
 HOT_U = tl.constexpr(HOT_CHANNEL_X**2)
 
 
@@ -35,55 +30,38 @@ def log_sinhc_of_square(u):
 
 
 @triton.jit
-def is_hot(q_square, square_step_size, quarter):
-    """[S, HALF]: whether any query's x^2 = q_square * square_step_size * quarter is large; not for negative squares."""
-    return tl.max(q_square, axis=0)[None, :] * square_step_size * quarter >= HOT_U
+def bias_of_rows(q_rows, mask, square, pairs, scale, HALF: tl.constexpr):
+    """b [M] of the queries at the row pointers `q_rows` [M], in half layout; `mask` [M] says which there are.
 
-
-@triton.jit
-def exact_part(b, q_square, hot_square, quarter, HALF: tl.constexpr):
-    """b [M, S] plus the exact form of the hot channels, one by one; q_square [M, HALF], hot_square [S, HALF]."""
-    channel = tl.arange(0, HALF)
-    waiting = tl.where(tl.max(hot_square, axis=0) > 0.0, channel, -1)
-    current = tl.max(waiting, axis=0)
-    while current >= 0:
-        chosen = (channel == current)[None, :]
-        q_column = tl.sum(tl.where(chosen, q_square, 0.0), axis=1)
-        square_column = tl.sum(tl.where(chosen, hot_square, 0.0), axis=1)
-        b += log_sinhc_of_square(q_column[:, None] * square_column[None, :] * quarter)
-        waiting = tl.where(channel == current, -1, waiting)
-        current = tl.max(waiting, axis=0)
-    return b
-
-
-@triton.jit
-def cold_part(q_square, cold_square, quarter, MATMUL: tl.constexpr):
-    """x^2 / 6 summed over the channels, [M, S]."""
-    product = tl.dot(q_square.to(MATMUL), tl.trans(cold_square.to(MATMUL)), input_precision="ieee")
-    return product * (quarter / 6.0)
-
-
-@triton.jit
-def bias_of_pages(
-    q_first, q_second, first, second, scale, MATMUL: tl.constexpr, HALF: tl.constexpr, ROTATES: tl.constexpr
-):
-    """b [M, S] from the halves of queries [M, HALF] and the squared step sizes of both halves of channels [S, HALF].
-
-    ROTATES: keys are rotated between storage and score, so that pairs of query channels take their mean square.
+    square: pointer to the squares of the channels [2 * HALF], float32, which may be negative. pairs: 1 if rotary pairs
+    take their mean square, else 0.
     """
+    half = tl.arange(0, HALF)
     quarter = scale * scale / 4.0
-    square = q_first * q_first
-    other_square = q_second * q_second
-    if ROTATES:
-        square = (square + other_square) * 0.5
-        other_square = square
-    hot = is_hot(square, first, quarter)
-    other_hot = is_hot(other_square, second, quarter)
-    cold = tl.where(hot, 0.0, first)
-    other_cold = tl.where(other_hot, 0.0, second)
-    if ROTATES:
-        b = cold_part(square, cold + other_cold, quarter, MATMUL)
-    else:
-        b = cold_part(square, cold, quarter, MATMUL) + cold_part(other_square, other_cold, quarter, MATMUL)
-    b = exact_part(b, square, tl.where(hot, first, 0.0), quarter, HALF)
-    return exact_part(b, other_square, tl.where(other_hot, second, 0.0), quarter, HALF)
+    places = q_rows[:, None] + half[None, :]
+    q_first = tl.load(places, mask=mask[:, None], other=0.0).to(tl.float32)
+    q_second = tl.load(places + HALF, mask=mask[:, None], other=0.0).to(tl.float32)
+    q_first *= q_first
+    q_second *= q_second
+    if pairs != 0:
+        q_first = (q_first + q_second) * 0.5
+        q_second = q_first
+    first = tl.load(square + half)
+    second = tl.load(square + HALF + half)
+    is_hot = tl.max(q_first, axis=0) * first * quarter >= HOT_U
+    is_hot_too = tl.max(q_second, axis=0) * second * quarter >= HOT_U
+    cold = q_first * tl.where(is_hot, 0.0, first)[None, :] + q_second * tl.where(is_hot_too, 0.0, second)[None, :]
+    b = tl.sum(cold, axis=1) * (quarter / 6.0)
+    waiting = tl.maximum(tl.where(is_hot, half, -1), tl.where(is_hot_too, HALF + half, -1))
+    channel = tl.max(waiting, axis=0)
+    while channel >= 0:
+        column = tl.load(q_rows + channel, mask=mask, other=0.0).to(tl.float32)
+        column *= column
+        if pairs != 0:
+            partner = tl.load(q_rows + (channel + HALF) % (2 * HALF), mask=mask, other=0.0).to(tl.float32)
+            column = (column + partner * partner) * 0.5
+        b += log_sinhc_of_square(column * (tl.load(square + channel) * quarter))
+        # The first channel of a pair waits until the second one is done.
+        waiting = tl.where(half + HALF == channel, tl.where(is_hot, half, -1), tl.where(half == channel, -1, waiting))
+        channel = tl.max(waiting, axis=0)
+    return b

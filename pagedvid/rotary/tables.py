@@ -81,6 +81,44 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor, out: Tensor | None = None) -> Te
     return out
 
 
+def arrange(
+    q_THD: Tensor | None,
+    k_THD: Tensor,
+    v_THD: Tensor | None,
+    starts_M: Tensor,
+    num_tokens: int,
+    layout: str,
+    angles: tuple[Tensor, Tensor] | None,
+    q_out: Tensor | None,
+    k_out: Tensor,
+    v_out: Tensor | None,
+) -> None:
+    """Puts a step's packed queries, keys and values [T, heads, D] where attention reads them.
+
+    M runs of `num_tokens` tokens, run m from packed token `starts_M[m]` (int32) on, are written to the outputs
+    [M, num_tokens, heads, D], which have any strides with D innermost, in their dtype. Queries and keys are put into
+    half layout and rotated in float32 by `angles`, (cos, sin) [T, D/2], if given; values are copied. A tensor of None
+    is left out. The same in one launch: rotary/kernels.py.
+    """
+    tokens: slice | Tensor
+    if len(starts_M) == 1:
+        start = int(starts_M)
+        tokens = slice(start, start + num_tokens)
+    else:
+        tokens = (starts_M.unsqueeze(1) + torch.arange(num_tokens, device=starts_M.device)).long()
+    for x_THD, out in ((q_THD, q_out), (k_THD, k_out)):
+        if x_THD is None or out is None:
+            continue
+        x = to_half_layout(x_THD[tokens], layout)
+        if angles is None:
+            out.copy_(x)
+        else:
+            cos, sin = (table[tokens].unsqueeze(-2).float() for table in angles)
+            out.copy_(rotate(x.float(), cos, sin))
+    if v_THD is not None and v_out is not None:
+        v_out.copy_(v_THD[tokens])
+
+
 def unrotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Inverse of `rotate`."""
     return rotate(x, cos, -sin)

@@ -1,54 +1,44 @@
-"""Kernels of attention over pages, of merging partials and of rotary embedding."""
+"""Kernels that bring a step's queries, keys and values into place, and that join its partials."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
-import torch
-
-from kernels.channel import FRAME, HEAD_DIM, page_layout, pool_type
+from kernels.channel import HEAD_DIM
 from kernels.compile import Launch
 from pagedvid.attention.kernels import merge
-from pagedvid.attention.kernels.merge import corrected_merge_kernel, merge_constants
-from pagedvid.attention.kernels.paged_attention import attention_constants, paged_attention_kernel
-from pagedvid.attention.kernels.work import PageBias, Tiling
-from pagedvid.correction.formula import QuantError
+from pagedvid.attention.kernels.merge import merge_constants, merge_kernel
 from pagedvid.rotary import kernels as rotary_kernels
-from pagedvid.rotary.kernels import rotate_constants, rotate_kernel
+from pagedvid.rotary.kernels import arrange_constants, arrange_kernel
 
-ONE = torch.ones(1, dtype=torch.float32)
-STEP_SIZES = PageBias("step_sizes", rotates=True, alpha=ONE)
-VARIANCE = PageBias("variance", rotates=True, alpha=ONE)
-
-
-def attention_launches() -> Iterator[Launch]:
-    """By codecs of keys and values, source of the correction, and query heads per KV head."""
-    cases = (
-        ("int2 / int2, step sizes", "int2", "int2", STEP_SIZES, 1),
-        ("int2 / int2, step sizes, groups of 3", "int2", "int2", STEP_SIZES, 3),
-        ("int4 / int2, variance", "int4", "int2", VARIANCE, 1),
-        ("int8 / int4, step sizes", "int8", "int4", STEP_SIZES, 1),
-        ("int2 / int2, uncorrected", "int2", "int2", None, 1),
-        ("bf16 / bf16", "bf16", "bf16", None, 1),
-    )
-    tiling = Tiling()
-    for label, key_codec, value_codec, bias, group in cases:
-        layouts = (page_layout(key_codec), page_layout(value_codec))
-        constants = attention_constants(layouts, torch.bfloat16, group, tiling, bias, FRAME, merge=True)
-        types = {"key_typed": pool_type(layouts[0]), "value_typed": pool_type(layouts[1])}
-        yield Launch.of(label, paged_attention_kernel, constants, tiling.num_warps, tiling.num_stages, **types)
+_MERGE_TYPES = {
+    **dict.fromkeys(("own", "others", "out", "q"), "*bf16"),
+    **dict.fromkeys(("others_lse", "square"), "*fp32"),
+    **dict.fromkeys(("variants", "pairs"), "*i32"),
+}
+_ARRANGE_TYPES = {
+    **dict.fromkeys(("q", "k", "v", "q_out", "k_out", "v_out"), "*bf16"),
+    "starts": "*i32",
+}
 
 
 def merge_launches() -> Iterator[Launch]:
-    """Merging with and without a correction."""
-    quant_error = QuantError(ONE, is_variance=False, rotates=True, alpha=ONE)
-    for label, corrected in (("corrected", quant_error), ("plain", None)):
-        constants = merge_constants(HEAD_DIM, 1, corrected)
-        yield Launch.of(label, corrected_merge_kernel, constants, merge.NUM_WARPS, total_out="*fp32")
+    """Merging with and without a correction; by query heads per KV head, and where queries are components of axes."""
+    cases = (
+        ("corrected", True, 1, "*bf16"),
+        ("corrected, groups of 3", True, 3, "*bf16"),
+        ("corrected, along axes", True, 1, "*fp32"),
+        ("plain", False, 1, "*bf16"),
+    )
+    for label, bias, group, query_type in cases:
+        constants = merge_constants(HEAD_DIM, group, bias=bias)
+        types = {**_MERGE_TYPES, "q": query_type}
+        yield Launch.of(label, merge_kernel, constants, merge.NUM_WARPS, **types)
 
 
-def rotate_launches() -> Iterator[Launch]:
-    """Rotation of queries and current keys, by the layout of pairs."""
-    for pairs in ("half", "interleaved"):
-        constants = rotate_constants(HEAD_DIM, pairs, rotate=True)
-        yield Launch.of(f"{pairs} pairs", rotate_kernel, constants, rotary_kernels.NUM_WARPS)
+def arrange_launches() -> Iterator[Launch]:
+    """Queries, keys and values of a step, by the layout of pairs."""
+    for pairs, rotate in (("half", True), ("interleaved", True), ("half", False)):
+        constants = arrange_constants(HEAD_DIM, pairs, rotate=rotate)
+        label = f"{pairs} pairs" + ("" if rotate else ", copied")
+        yield Launch.of(label, arrange_kernel, constants, rotary_kernels.NUM_WARPS, **_ARRANGE_TYPES)

@@ -1,0 +1,86 @@
+"""All partials of a layer joined in one pass, with the correction `lse -= alpha * b` inside: the readable reference.
+
+A partial is attention over a subset of the keys: its normalised output `out`, and `lse`, the log-sum-exp of its scores
+(natural log, scale included). A lse of -inf means no keys; `out` is then any finite number. On a CPU this is also what
+runs. The same in one kernel: attention/kernels/merge.py.
+
+Axes: E ranges, J corrected sequences of a range, V variants of the queries, T queries, H KV heads, Hq query heads, G =
+Hq / H, D head_dim. Query head h * G + g belongs to KV head h.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from pagedvid.correction.formula import biases
+from pagedvid.rotary.tables import pair_mean_square
+
+BLOCK_ELEMENTS = 1 << 17
+"""Outputs that are summed at once: their float32 sums and one converted partial stay in a core's cache."""
+
+
+@dataclass(frozen=True)
+class BiasTerms:
+    """What `lse -= alpha * b` takes, for J corrected sequences of each of E ranges. All tensors are contiguous."""
+
+    square_EJHD: Tensor
+    """float32: mean of step_size^2, or 12 (Var k' - Var k), which may be negative; 0: not corrected."""
+    alpha_EJH: Tensor | None
+    """float32, the measured factor on b; None: 1."""
+    variant_J: Tensor
+    """int32: which variant of the queries meets the sequence's keys."""
+    pairs_J: Tensor
+    """int32: 1 where rotary pairs take their mean square, because keys are rotated after storage; else 0."""
+
+
+def merge(
+    own: tuple[Tensor, Tensor],
+    others: tuple[Tensor, Tensor],
+    out_ETHD: Tensor,
+    *,
+    bias: BiasTerms | None = None,
+    q_EVTHD: Tensor | None = None,
+    scale: float = 1.0,
+) -> None:
+    """Attention over the keys of all partials, written to `out_ETHD` [E, T, Hq, D] in its dtype; sums are float32.
+
+    own: (out [E, T, Hq, D], lse float32 [E, T, Hq]); others: (out [E, J, T, Hq, D], lse float32 [E, J, T, Hq]), whose
+    lse is lowered by alpha * b. q_EVTHD [E, V, T, Hq, D]: variants of the queries in half layout, needed for `bias`:
+    the rotated queries, their components along a codec's axes, or queries pulled back to a frame; `scale` is that of
+    the softmax. Any float dtypes and strides, D innermost. A range's result does not depend on the other ranges.
+    """
+    (own_out, own_lse), (other_outs, other_lse) = own, others
+    if bias is not None:
+        assert q_EVTHD is not None, "the bias needs the queries"
+        other_lse = other_lse - lse_shifts(bias, q_EVTHD, scale)
+    lse = torch.cat([own_lse.unsqueeze(1), other_lse], dim=1)
+    weights = lse.softmax(1).masked_fill_(lse == -torch.inf, 0.0).unsqueeze(-1)
+    num_ranges, num_queries, num_heads, head_dim = out_ETHD.shape
+    block = max(1, BLOCK_ELEMENTS // (num_ranges * num_heads * head_dim))
+    for start in range(0, num_queries, block):
+        rows = slice(start, start + block)
+        total = own_out[:, rows].float() * weights[:, 0, rows]
+        for number in range(other_outs.shape[1]):
+            total.addcmul_(other_outs[:, number, rows].float(), weights[:, number + 1, rows])
+        out_ETHD[:, rows] = total
+
+
+def lse_shifts(bias: BiasTerms, q_EVTHD: Tensor, scale: float) -> Tensor:
+    """alpha * b, float32 [E, J, T, Hq]. Waits for the device, if it is not a CPU, to read the flags of the sequences."""
+    num_ranges, num_sequences, num_heads, _ = bias.square_EJHD.shape
+    square_EHJD = bias.square_EJHD.transpose(1, 2)
+    kinds = list(zip(bias.variant_J.tolist(), bias.pairs_J.tolist(), strict=True))
+    b_EHJM = q_EVTHD.new_empty(
+        num_ranges, num_heads, num_sequences, q_EVTHD[0, 0, ..., 0].numel() // num_heads, dtype=torch.float32
+    )
+    for variant, pairs in dict.fromkeys(kinds):
+        alike = [number for number, kind in enumerate(kinds) if kind == (variant, pairs)]
+        q_EHMD = q_EVTHD[:, variant].unflatten(2, (num_heads, -1)).transpose(1, 2).flatten(2, 3)
+        q_square = pair_mean_square(q_EHMD) if pairs else q_EHMD.float().square()
+        b_EHJM[:, :, alike] = biases(q_square, square_EHJD[:, :, alike], scale)
+    if bias.alpha_EJH is not None:
+        b_EHJM *= bias.alpha_EJH.transpose(1, 2).unsqueeze(-1)
+    return b_EHJM.unflatten(3, (q_EVTHD.shape[2], -1)).permute(0, 2, 3, 1, 4).flatten(3)
