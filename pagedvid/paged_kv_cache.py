@@ -21,6 +21,7 @@ from torch import Tensor
 
 from pagedvid.arguments import instance_of, list_of, whole_numbers
 from pagedvid.attention.backend import select_backend
+from pagedvid.attention.scratch import scratch_bytes
 from pagedvid.attention.step import Step, checked_layer
 from pagedvid.cache.manager import CacheManager
 from pagedvid.cache.plan import QueryRange, StepPlan, chunk_positions
@@ -58,12 +59,12 @@ class PagedKVCache(CacheManager):
         device: torch.device | str = "cpu",
         *,
         backend: str = "auto",
-        scratch: int | str = "4MiB",
+        scratch: int | str = "auto",
         tables: Path | str | None = None,
         book: CodecBook | None = None,
     ) -> None:
         """`memory`: bytes of all pages, or text such as "24GiB". `scratch`: bytes for decoded keys and values; one head
-        of one chunk always fits. `tables`: the file that klt codecs need (docs/calibrate.md). `book`: codec objects of
+        of one chunk always fits; "auto" is 4 MiB on a CPU and 512 MiB on a GPU. `tables`: the file that klt codecs need (docs/calibrate.md). `book`: codec objects of
         your own, instead of `tables`.
 
         Raises CapacityError, BackendError, ConfigError.
@@ -75,7 +76,9 @@ class PagedKVCache(CacheManager):
         self.book = CodecBook(self.shape.page, spec.num_kv_heads, calibration) if book is None else book
         instance_of(CodecBook, "book", self.book, "CodecBook(spec.shape.page, spec.num_kv_heads, tables)", ConfigError)
         self.check_codecs(spec.codecs)
-        self.backend = select_backend(backend, self.pool, spec, self.book, parse_bytes(scratch))
+        self.backend = select_backend(
+            backend, self.pool, spec, self.book, scratch_bytes(scratch, self.pool.device)
+        )
 
     def check_codecs(self, codecs: StreamCodecs) -> None:
         """Raises ConfigError for codecs in which this cache cannot store chunks, or whose tables are missing."""

@@ -1,22 +1,35 @@
-"""Attention backends: their protocol, and how `auto` chooses one.
+"""Attention backends: what differs between them, and how `auto` chooses one.
 
-To add a backend, write one file with a class that satisfies `AttentionBackend` and one line in `_BACKENDS`. The file is
-imported only when the backend is asked for. A backend that cannot run here says why, instead of failing later.
+Both read and write pages in the same steps (history.py, store.py):
+
+    triton    kernels that decode and encode pages, arrange and merge; for CUDA devices
+    torch     PyTorch operations, the readable reference of each kernel; for any device, and the choice on a CPU
+
+A backend that cannot run here says why, instead of failing later. Dense attention in between is by the first library
+that can run (dense/choice.py).
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass, field
 from importlib import import_module
-from typing import Any, Protocol
+from typing import Any
 
 import torch
-from torch import Tensor
 
+from pagedvid.attention.batches import batches_of
+from pagedvid.attention.dense.base import DenseAttention
+from pagedvid.attention.dense.choice import choose_provider, provider_reasons
+from pagedvid.attention.history import PreparedStep, View
+from pagedvid.attention.layer_reads import ReadPlanner
+from pagedvid.attention.projected_view import ProjectedView
 from pagedvid.attention.projection import StepProjection
+from pagedvid.attention.rotary_view import RotaryView
 from pagedvid.attention.rotation import Rotation
-from pagedvid.attention.sources import Context
+from pagedvid.attention.scratch import Scratch
 from pagedvid.attention.store import LayerStore
 from pagedvid.cache.plan import StepPlan
 from pagedvid.cache.pool import PagePool
@@ -26,83 +39,130 @@ from pagedvid.errors import BackendError
 
 logger = logging.getLogger(__name__)
 
-
-class PreparedView(Protocol):
-    """A step as seen through one view, ready for all layers."""
-
-    def attend(self, layer: int, q_THD: Tensor, k_THD: Tensor, v_THD: Tensor, context: Context = ()) -> Tensor:
-        """Each range's attention over its visible chunks (corrected), current and context keys: [T, Hq, D] like q.
-
-        q, k and v are the model's; the view rotates or maps them. Modifies neither its inputs nor any page.
-        """
-        ...
+BACKENDS = ("triton", "torch")
+"""In order of preference: "auto" takes the first that can run."""
+OLDEST_CAPABILITY = (8, 0)
+"""BF16 on tensor cores."""
+KEPT_STEPS = 8
+"""Prepared steps kept: enough for the conditional and unconditional steps of a few batches."""
 
 
-class AttentionBackend(Protocol):
-    """Attention over pages, current keys and context keys."""
+@dataclass(frozen=True)
+class Operations:
+    """The operations of a backend besides those of codecs."""
 
-    name: str
-    store: LayerStore
-    """Writes and reads whole layers of chunks."""
+    arrange: Callable[..., None]
+    merge: Callable[..., None]
 
     @staticmethod
-    def unsupported_reasons(spec: CacheSpec, device: torch.device) -> list[str]:
-        """Why this backend cannot run on that device; empty when it can."""
-        ...
+    def of(backend: str) -> Operations:
+        """Kernels are imported only if they are used."""
+        rotary, merging = (
+            ("pagedvid.rotary.kernels", "pagedvid.attention.kernels.merge")
+            if backend == "triton"
+            else ("pagedvid.rotary.tables", "pagedvid.attention.merge")
+        )
+        return Operations(import_module(rotary).arrange, import_module(merging).merge)
+
+
+class AttentionBackend:
+    """Reads and writes the pages of one cache."""
+
+    def __init__(self, name: str, pool: PagePool, spec: CacheSpec, book: CodecBook, scratch_bytes: int) -> None:
+        uses_kernels = name == "triton"
+        self.name = name
+        self.store = LayerStore(pool, spec, book, uses_kernels)
+        """Writes and reads whole layers of chunks."""
+        self._planner = ReadPlanner(pool, spec, book, scratch_bytes, uses_kernels)
+        self._scratch = Scratch(pool.device)
+        self._operations = Operations.of(name)
+        self._dense: dict[torch.dtype, DenseAttention] = {}
+        self._prepared: OrderedDict[Hashable, tuple[Any, PreparedStep]] = OrderedDict()
+        for codecs in spec.codecs.all() if uses_kernels else ():  # makes the kernels' tables now, not in the first steps
+            for layer in range(spec.num_layers):
+                for codec in book.pair(codecs, layer, slice(0, spec.num_kv_heads)):
+                    book.access(codec, pool.device, uses_kernels)
 
     def prepare(
         self, plan: StepPlan, view: Rotation | StepProjection, dtype: torch.dtype, context_tokens: Sequence[int] = ()
-    ) -> PreparedView:
-        """Everything that is the same for all layers of a step (tables, groups); called once per step and view.
+    ) -> PreparedStep:
+        """Everything that is the same for all layers of a step; called once per step and view.
 
-        `context_tokens`: number of context keys of each range; empty when no range has any.
+        The denoise steps of the same chunks over the same history share it, so that nothing within a step waits for the
+        host or the device. `context_tokens`: number of context keys of each range; empty when no range has any.
         """
-        ...
+        if isinstance(view, StepProjection):  # its cameras may differ from step to step
+            return self._made(plan, ProjectedView(view, self._scratch), dtype, context_tokens)
+        key = (plan_key(plan), id(view.stored_by), dtype, tuple(context_tokens))
+        if key not in self._prepared:
+            made = self._made(plan, RotaryView(view, dtype, self._planner.pool.device, self._operations.arrange), dtype, context_tokens)
+            self._prepared[key] = view.stored_by, made  # keeping the rope alive keeps its id from being reused
+            if len(self._prepared) > KEPT_STEPS:
+                self._prepared.popitem(last=False)
+        self._prepared.move_to_end(key)
+        return self._prepared[key][1]
+
+    def _made(
+        self, plan: StepPlan, view: View, dtype: torch.dtype, context_tokens: Sequence[int]
+    ) -> PreparedStep:
+        device, planner = self._planner.pool.device, self._planner
+        if dtype not in self._dense:
+            self._dense[dtype] = choose_provider(device, dtype, planner.spec.head_dim)
+        batches = batches_of(plan, context_tokens, device, lambda range_: planner.most_ranges(range_, dtype))
+        return PreparedStep(planner, self._scratch, self._dense[dtype], self._operations.merge, view, batches)
 
 
-_BACKENDS = {
-    "torch": "pagedvid.attention.torch_backend:TorchBackend",
-    "scratch": "pagedvid.attention.triton_backend:TritonBackend",
-    "fused": "pagedvid.attention.fused_backend:FusedBackend",
-}
-"""In order of preference: "auto" takes the first that can run."""
+def plan_key(plan: StepPlan) -> Hashable:
+    """Ranges, positions and chunks of a step. Chunk ids are never reused."""
+    return tuple(
+        (r.num_tokens, r.first_token, r.current, tuple((read.chunk.id, read.first_token) for read in r.reads))
+        for r in plan.ranges
+    )
 
 
 def backend_names() -> tuple[str, ...]:
     """Names that `select_backend` accepts."""
-    return ("auto", *_BACKENDS)
+    return ("auto", *BACKENDS)
 
 
 def backend_reasons(spec: CacheSpec, device: torch.device) -> dict[str, list[str]]:
     """For every backend, why it cannot run on that device; an empty list when it can."""
-    return {name: _reasons(name, spec, device) for name in _BACKENDS}
+    return {name: _reasons(name, spec, device) for name in BACKENDS}
 
 
 def select_backend(name: str, pool: PagePool, spec: CacheSpec, book: CodecBook, scratch_bytes: int) -> AttentionBackend:
     """The backend of that name, or the first that can run. Raises BackendError with every backend's reasons."""
     if not isinstance(name, str) or name not in backend_names():
         raise BackendError(f"unknown attention backend {name!r}; allowed are {', '.join(backend_names())}")
-    candidates: Sequence[str] = tuple(_BACKENDS) if name == "auto" else (name,)
     reasons: dict[str, list[str]] = {}
-    for candidate in candidates:
+    for candidate in BACKENDS if name == "auto" else (name,):
         reasons[candidate] = _reasons(candidate, spec, pool.device)
         if not reasons[candidate]:
             logger.info("attention backend: %s", candidate)
-            backend: AttentionBackend = _backend_class(candidate)(pool, spec, book, scratch_bytes)
-            return backend
+            return AttentionBackend(candidate, pool, spec, book, scratch_bytes)
     listed = "; ".join(f"{candidate}: {', '.join(why)}" for candidate, why in reasons.items())
     raise BackendError(f"no attention backend can run on {pool.device}: {listed}")
 
 
 def _reasons(name: str, spec: CacheSpec, device: torch.device) -> list[str]:
+    reasons = _kernel_reasons(spec, device) if name == "triton" else []
+    if reasons:
+        return reasons
+    dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
+    by_provider = provider_reasons(device, dtype, spec.head_dim)
+    if all(by_provider.values()):
+        return [f"{provider}: {', '.join(why)}" for provider, why in by_provider.items()]
+    return []
+
+
+def _kernel_reasons(spec: CacheSpec, device: torch.device) -> list[str]:
+    if device.type != "cuda":
+        return [f"it runs on cuda, not on {device.type}"]
     try:
-        backend = _backend_class(name)
+        from pagedvid.codecs.triton_common import head_dim_reasons
     except ModuleNotFoundError as error:
         return [f"{error.name} is not installed (pip install {error.name})"]
-    reasons: list[str] = backend.unsupported_reasons(spec, device)
+    reasons: list[str] = head_dim_reasons(spec.head_dim)
+    if torch.cuda.get_device_capability(device) < OLDEST_CAPABILITY:
+        reasons.append("kernels need compute capability 8.0 or newer")
     return reasons
-
-
-def _backend_class(name: str) -> Any:
-    module, _, kind = _BACKENDS[name].partition(":")
-    return getattr(import_module(module), kind)

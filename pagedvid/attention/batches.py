@@ -114,7 +114,7 @@ def batches_of(
 
 
 def _shape(plan: StepPlan, range_: RangePlan, context_tokens: int) -> object:
-    reads = tuple((read.chunk.num_tokens, read.chunk.codecs, read.chunk.runs) for read in range_.reads)
+    reads = tuple((read.chunk.num_tokens, read.chunk.codecs, tuple(read.chunk.runs.items())) for read in range_.reads)
     current = tuple(plan.ranges[number].num_tokens for number in range_.current)
     return range_.num_tokens, current, context_tokens, reads
 

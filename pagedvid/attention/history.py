@@ -11,7 +11,7 @@ Axes: E ranges of a batch, J columns, T queries, n keys, h KV heads of a tile, q
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import Protocol
@@ -22,7 +22,6 @@ from torch import Tensor
 from pagedvid.attention.batches import Batch
 from pagedvid.attention.dense.base import DenseAttention
 from pagedvid.attention.layer_reads import Group, HistoryView, Piece, ReadPlanner, Tile
-from pagedvid.attention.merge import Merge
 from pagedvid.attention.scratch import Scratch
 
 Context = Sequence[tuple[Tensor, Tensor] | None]
@@ -77,7 +76,8 @@ class PreparedStep:
     planner: ReadPlanner
     scratch: Scratch
     dense: DenseAttention
-    merge: Merge
+    merge: Callable[..., None]
+    """`merge.merge` or its kernel."""
     view: View
     batches: Sequence[Batch]
     _tiles: dict[int, list[list[Tile]]] = field(default_factory=dict, repr=False)
@@ -93,18 +93,20 @@ class PreparedStep:
                 tiles = self._tiles[layer] = [
                     self.planner.tiles(batch, layer, self.view, q_THD.dtype) for batch in self.batches
                 ]
-        group = q_THD.shape[1] // k_THD.shape[1]
+        group, is_whole = q_THD.shape[1] // k_THD.shape[1], len(tiles) == len(tiles[0]) == 1
         out_THD: Tensor | None = None
         for batch, in_batch in zip(self.batches, tiles, strict=True):
             for tile in in_batch:
                 queries = slice(tile.heads.start * group, tile.heads.stop * group)
                 part = _Attending(self, batch, tile, q_THD[:, queries], k_THD[:, tile.heads], v_THD[:, tile.heads])
-                out_ETqD = part.attend(context)
-                if len(tiles) == len(in_batch) == 1 and isinstance(batch.queries.rows, slice):
-                    return out_ETqD.flatten(0, 1).contiguous()
+                if is_whole and not tile.groups and isinstance(batch.queries.rows, slice):
+                    return part.attend(context, None).flatten(0, 1).contiguous()
                 if out_THD is None:
                     out_THD = torch.empty_like(q_THD)
-                out_THD[batch.queries.rows, queries] = out_ETqD.flatten(0, 1)
+                place = batch.queries.of_packed(out_THD[:, queries])
+                made = part.attend(context, place)
+                if made is not place or not isinstance(batch.queries.rows, slice):
+                    out_THD[batch.queries.rows, queries] = made.flatten(0, 1)
         assert out_THD is not None
         return out_THD
 
@@ -120,16 +122,17 @@ class _Attending:
     k_ThD: Tensor
     v_ThD: Tensor
 
-    def attend(self, context: Context) -> Tensor:
-        """[E, T, q, D]."""
+    def attend(self, context: Context, out_ETqD: Tensor | None) -> Tensor:
+        """The outputs [E, T, q, D]; where partials are merged, in `out_ETqD`."""
         step, batch, tile = self.step, self.batch, self.tile
         q_ETqD = self._buffer("queries", (len(batch), batch.queries.num_tokens, *self.q_TqD.shape[1:]))
         own = step.dense(q_ETqD, *self._own_keys(context, q_ETqD), step.planner.spec.scale)
-        if not tile.groups:
+        if out_ETqD is None or not tile.groups:
             return step.view.result(batch, own[0])
         others = [partial for group in tile.groups for partial in self._partials(group, q_ETqD)]
         bias_queries = None if tile.bias is None else step.view.bias_queries(batch, tile, self.q_TqD, q_ETqD)
-        out_ETqD = step.merge(own, others, tile.bias, bias_queries, step.planner.spec.scale)
+        joined = others[0] if len(others) == 1 else [torch.cat(parts, 1) for parts in zip(*others, strict=True)]
+        step.merge(own, joined, out_ETqD, bias=tile.bias, q_EVTHD=bias_queries, scale=step.planner.spec.scale)
         return step.view.result(batch, out_ETqD)
 
     def _own_keys(self, context: Context, q_ETqD: Tensor) -> Partial:

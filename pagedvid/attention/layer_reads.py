@@ -141,8 +141,6 @@ class ReadPlanner:
     scratch_bytes: int
     uses_kernels: bool
     """Whether pages are read by their codecs' kernels, or by PyTorch operations."""
-    has_fp8: bool
-    """Whether history that loses nothing by it is decoded to 8-bit floats."""
 
     def most_ranges(self, range_: RangePlan, dtype: torch.dtype) -> int:
         """How many ranges like this one are attended together."""

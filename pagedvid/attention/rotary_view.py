@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -21,7 +22,8 @@ class RotaryView:
 
     rotation: Rotation
     dtype: torch.dtype
-    arrange: Callable[..., None]
+    device: torch.device
+    arrange_run: Callable[..., None]
     """`rotary.tables.arrange` or its kernel."""
     keeps_values = True
     pulls_queries = False
@@ -45,9 +47,9 @@ class RotaryView:
             places = [(read.first_token, read.chunk.num_tokens) for read in reads]
             if stored_rotated:
                 positions = [read.chunk.position for read in reads]
-                self._angles[key] = Angles.shifted(rope, places, positions, self.dtype, self.rotation.device)
+                self._angles[key] = Angles.shifted(rope, places, positions, self.dtype, self.device)
             else:
-                self._angles[key] = Angles.of(rope, places, self.dtype, self.rotation.device)
+                self._angles[key] = Angles.of(rope, places, self.dtype, self.device)
         return self._angles[key]
 
     def part_tokens(self, column: Column, layer: int) -> tuple[int, ...]:
@@ -65,16 +67,23 @@ class RotaryView:
         values_EnhD: Tensor | None,
     ) -> None:
         """Queries and current keys rotated, values as they are."""
-        *others, own = batch.current
+        layout = "half" if self.rotation.rope is None else self.rotation.rope.layout
         first = 0
         for run in batch.current:
             places = slice(first, first + run.num_tokens)
             values = None if values_EnhD is None else values_EnhD[:, places]
-            self.arrange_run(
-                None if run is not own else q_TqD, k_ThD, v_ThD, run.starts, run.num_tokens, self.layout,
-                self.packed_angles, None if run is not own else q_ETqD, keys_EnhD[:, places], values,
-            )  # fmt: skip
+            q, q_out = (q_TqD, q_ETqD) if run is batch.queries else (None, None)
+            arguments = run.starts, run.num_tokens, layout, self._packed_angles, q_out, keys_EnhD[:, places], values
+            self.arrange_run(q, k_ThD, v_ThD, *arguments)
             first = places.stop
+
+    @cached_property
+    def _packed_angles(self) -> tuple[Tensor, Tensor] | None:
+        """(cos, sin) [T, D/2] of all packed tokens; None: queries and keys arrive rotated, or have no positions."""
+        rotation = self.rotation
+        if rotation.cos is None or rotation.sin is None or rotation.arrive_rotated:
+            return None
+        return rotation.cos[:, 0], rotation.sin[:, 0]
 
     def context(self, batch: Batch, k_EnhD: Tensor, v_EnhD: Tensor) -> tuple[Tensor, Tensor]:
         """In page order, not rotated."""

@@ -5,6 +5,18 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from pagedvid.units import MIB, parse_bytes
+
+CPU_BYTES, GPU_BYTES = 4 * MIB, 512 * MIB
+"""Scratch by default: what stays in a CPU's caches, and the whole history of a layer of a large model on a GPU."""
+
+
+def scratch_bytes(written: int | str, device: torch.device) -> int:
+    """Bytes of decoded keys and values, from a number, text such as "64MiB", or "auto". Raises ConfigError."""
+    if written == "auto":
+        return CPU_BYTES if device.type == "cpu" else GPU_BYTES
+    return parse_bytes(written)
+
 
 class Scratch:
     """Named buffers, each as large as the largest request so far. Asking for a name again reuses its memory."""

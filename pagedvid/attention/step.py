@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from pagedvid.arguments import list_of, whole_number
-from pagedvid.attention.backend import AttentionBackend, PreparedView
+from pagedvid.attention.backend import AttentionBackend
 from pagedvid.attention.measure import sample_queries, sampled_offsets
 from pagedvid.attention.projection import StepProjection
 from pagedvid.attention.rotation import Rotation
-from pagedvid.attention.sources import Context
+from pagedvid.attention.history import Context, PreparedStep
 from pagedvid.attention.store import Writing
 from pagedvid.cache.plan import StepPlan
 from pagedvid.cache.pool import PagePool
@@ -39,9 +39,9 @@ class Step:
         self._pool = pool
         self._spec = spec
         self._backend = backend
-        self._rotary: tuple[Any, Rotation, PreparedView] | None = None
+        self._rotary: tuple[Any, Rotation, PreparedStep] | None = None
         """(what it was made from, the view, what the backend prepared for it)."""
-        self._projective: dict[int, tuple[Any, StepProjection, PreparedView]] = {}
+        self._projective: dict[int, tuple[Any, StepProjection, PreparedStep]] = {}
         self._same_ropes: set[tuple[CheckedRope | None, CheckedRope | None]] = set()
         """Pairs of ropes found to give the same rotation."""
         self._has_ended = False
@@ -151,7 +151,7 @@ class Step:
 
     def _rotary_view(
         self, rope: RopeTables | None, dtype: torch.dtype, context_tokens: tuple[int, ...]
-    ) -> tuple[Rotation, PreparedView]:
+    ) -> tuple[Rotation, PreparedStep]:
         made_from = (rope, dtype, context_tokens)
         if self._rotary is None or not _is_same(self._rotary[0], made_from):
             rotation = Rotation.of(self.plan, self._spec, rope, self._backend.store.ropes)
@@ -165,7 +165,7 @@ class Step:
         rotation: Rotation,
         dtype: torch.dtype,
         context_tokens: tuple[int, ...],
-    ) -> tuple[StepProjection, PreparedView]:
+    ) -> tuple[StepProjection, PreparedStep]:
         stored_layout = "half" if rotation.rope is None else rotation.rope.layout
         if projection.layout != stored_layout:
             raise ShapeError(

@@ -42,6 +42,8 @@ class Chunk:
     """Var k' - Var k by channel, bfloat16 [num_layers, num_kv_heads, head_dim]; None when the correction needs none."""
     ropes: dict[int, Any] = field(default_factory=dict, repr=False)
     """By layer, the rotary tables that its keys were committed with, or None."""
+    runs: dict[int, tuple[int, ...]] = field(default_factory=dict, repr=False)
+    """By layer, the tokens of each run of pages with about the same b, where the correction's unit is the page."""
     digest: bytes | None = field(default=None, repr=False)
     """Hash of the page bytes, kept only with `CacheSpec.debug_checks`."""
 

@@ -33,6 +33,9 @@ class CacheSpec:
     correction: str = None  # type: ignore[assignment]  # None until __post_init__
     """"off", "formula", "variance" or "measured"; see correction/formula.py. None becomes what suits the keys of the
     history: "measured" where they have step sizes, "off" for klt. `replace` of codecs keeps what it became."""
+    correction_unit: str = "chunk"
+    """"chunk": one b for each query and chunk, from the chunk's mean of step_size^2; "page": one for each run of pages
+    with about the same step sizes, at the cost of a partial for each."""
     keys_arrive: str = "before_rotary"
     """"before_rotary": `attend` rotates q and k. "rotated": the host rotates them; keys are un-rotated at commit."""
     debug_checks: bool = False
@@ -55,6 +58,7 @@ class CacheSpec:
             )
         for name, allowed in (
             ("correction", MODES),
+            ("correction_unit", ("chunk", "page")),
             ("keys_arrive", ("before_rotary", "rotated")),
         ):
             one_of(allowed, name, getattr(self, name), ConfigError)

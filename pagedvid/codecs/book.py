@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 import torch
 
 from pagedvid.codecs.assignment import KINDS, ChunkCodecs
-from pagedvid.codecs.base import Codec, PageKernels, make_codec
+from pagedvid.codecs.base import Codec, CodecOperations, PageKernels, make_codec
 from pagedvid.codecs.klt.file import Calibration
 from pagedvid.codecs.spec import CodecSpec, PageFormat
 from pagedvid.errors import ConfigError
@@ -31,7 +31,7 @@ class CodecBook:
         self._own = dict(own or {})
         self._codecs: dict[tuple[str, str, int, int, int], Codec] = {}
         self._pairs: dict[tuple[str, int, int, int], tuple[Codec, Codec]] = {}
-        self._kernels: dict[tuple[int, torch.device], tuple[Codec, PageKernels]] = {}
+        self._access: dict[tuple[int, torch.device, bool], tuple[Codec, PageKernels]] = {}
 
     def pair(self, codecs: ChunkCodecs, layer: int, heads: slice) -> tuple[Codec, Codec]:
         """The codecs of the keys and of the values of some KV heads of a layer. Raises ConfigError."""
@@ -51,13 +51,14 @@ class CodecBook:
             self._codecs[key] = self._made(spec, kind, layer, first, end)
         return self._codecs[key]
 
-    def kernels(self, codec: Codec, device: torch.device) -> PageKernels:
-        """The kernels that read and write a codec's pages on a device."""
-        key = (id(codec), device)
-        if key not in self._kernels:
+    def access(self, codec: Codec, device: torch.device, by_kernels: bool) -> PageKernels:
+        """How a codec's pages are read and written on a device: by its kernels, or by PyTorch operations."""
+        key = (id(codec), device, by_kernels)
+        if key not in self._access:
             with torch.inference_mode(False):  # a host may enter inference mode for some steps and not for others
-                self._kernels[key] = codec, codec.kernels(device)
-        return self._kernels[key][1]
+                made = codec.kernels(device) if by_kernels else CodecOperations(codec, device)
+            self._access[key] = codec, made
+        return self._access[key][1]
 
     def check(self, chunks: Iterable[ChunkCodecs], num_layers: int) -> None:
         """Makes every codec that these chunks need, so that missing tables are found at once. Raises ConfigError."""

@@ -148,8 +148,11 @@ class AttentionConfig(Section):
 
     backend: str = setting("auto", text("auto or the name of a backend"))
     """Attention backend; auto takes the first that can run here."""
-    scratch: int = setting(4 * MIB, size())
-    """Bytes of the reused buffer that pages are decoded into; one head of one chunk always fits."""
+    scratch: int | str = setting("auto", one_of("auto") | size())
+    """Bytes of the reused buffer that pages are decoded into; one head of one chunk always fits. auto = 4 MiB on a CPU,
+    512 MiB on a GPU."""
+    correction_unit: str = setting("chunk", one_of("chunk", "page"))
+    """What is corrected together: a whole chunk by its mean step sizes, or runs of pages with about the same ones."""
 
 
 @dataclass(frozen=True)

@@ -50,7 +50,7 @@ def resolve(config: Config) -> RunSpec:
     config = replace(config, cache=_decided(config.cache, has_tables=tables is not None))
     window = Window(config.cache.sink_chunks, config.cache.recent_chunks)
     _check_denoise_steps(model, config.engine.denoise_steps, window)
-    spec = _cache_spec(config.cache, model.geometry)
+    spec = _cache_spec(config.cache, config.attention.correction_unit, model.geometry)
     return RunSpec(config, model, spec, tables if _needs_tables(spec) else None, window)
 
 
@@ -115,7 +115,7 @@ def _check_denoise_steps(model: ModelSpec, num_denoise_steps: int | None, window
         raise ConfigError(f"engine.denoise_steps: {error}") from error
 
 
-def _cache_spec(cache: CacheConfig, geometry: ModelGeometry) -> CacheSpec:
+def _cache_spec(cache: CacheConfig, correction_unit: str, geometry: ModelGeometry) -> CacheSpec:
     return CacheSpec(
         num_layers=geometry.num_layers,
         num_kv_heads=geometry.num_kv_heads,
@@ -126,6 +126,7 @@ def _cache_spec(cache: CacheConfig, geometry: ModelGeometry) -> CacheSpec:
         tokens_per_frame=geometry.tokens_per_frame,
         frames_per_block=block_frames(geometry.frames_per_chunk),
         correction=cache.correction,
+        correction_unit=correction_unit,
         debug_checks=cache.debug_checks,
     )
 

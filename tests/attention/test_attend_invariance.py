@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from pagedvid.attention.partial import row_parts
+from pagedvid.attention.dense.torch_cpu import row_parts
 from pagedvid.cache.plan import QueryRange
 from pagedvid.cache.window import Window
 from tests.attention.reference import (
