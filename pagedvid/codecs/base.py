@@ -4,7 +4,8 @@
     base.py        encoding and decoding: the readable reference, and the entry points of the kernels
     registry.py    finds the spec for a name;  book.py makes each codec of a pool once
 
-Axes: R rows, one per (chunk, KV head); H KV heads; n tokens; P pages; D head_dim; B bytes of a page.
+Axes: R rows, one per (chunk, KV head); S = E * J chunks, J for each of E ranges; H KV heads; n tokens; P pages of a
+head; D head_dim; B bytes of a page.
 """
 
 from __future__ import annotations
@@ -12,20 +13,17 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from functools import cached_property
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 from typing_extensions import override
 
-from pagedvid.codecs.packing import FP16_MAX
+from pagedvid.codecs.packing import FLOAT8_MAX, FP16_MAX
 from pagedvid.codecs.spec import CodecSpec, PageFormat
 from pagedvid.errors import NonFiniteError
-from pagedvid.rotary.axis_tables import AngleTables
+from pagedvid.rotary.angles import Angles
 from pagedvid.rotary.tables import Arrival, rotate
-
-if TYPE_CHECKING:
-    from pagedvid.codecs.channel.kernels.layout import PageLayout
 
 
 class Codec(ABC):
@@ -87,7 +85,8 @@ def make_codec(spec: CodecSpec, page: PageFormat, tables: Any = None) -> Codec:
 class PageKernels(ABC):
     """Reads and writes the pages of one codec on a GPU, without waiting for the device.
 
-    `records` is the pool, uint8 [num_pages, B]; `pages_HP` are page ids, int32.
+    `records` is the pool, uint8 [num_pages, B], contiguous. Page ids are int32 and contiguous, for S = E * J chunks of
+    equal length, chunk e * J + j.
     """
 
     axes: Tensor | None = None
@@ -97,11 +96,21 @@ class PageKernels(ABC):
 
     @abstractmethod
     def decode(
-        self, records: Tensor, pages_HP: Tensor, out_nHD: Tensor, angles: AngleTables | None = None, frame_row: int = 0
+        self,
+        records: Tensor,
+        pages_SHP: Tensor,
+        num_tokens: int,
+        out_EJnHD: Tensor,
+        angles: Angles | None = None,
+        inverse_scales_SH: Tensor | None = None,
     ) -> None:
-        """Writes the tokens of the pages, in order, to `out_nHD`, D contiguous.
+        """Writes the `num_tokens` tokens of each chunk, in order, to `out_EJnHD`, which may have any strides with D
+        innermost, and room for at least that many tokens.
 
-        `angles`: tables of the angles by which the tokens are rotated; `frame_row` is the row of their first frame.
+        out: float32, bfloat16, float16 (saturated to finite values) or float8_e4m3fn (saturated to +-448). Beyond
+        `num_tokens` it is left untouched or set to finite values.
+        `angles`: by which keys are rotated. `inverse_scales_SH`: float32, contiguous; decoded and rotated values are
+        multiplied by these before they are written in float8_e4m3fn, and only then.
         """
 
     @abstractmethod
@@ -111,20 +120,21 @@ class PageKernels(ABC):
         Returns flags uint8 [H, F]; any nonzero flag means that the head's values cannot be stored.
         """
 
-    def mean_square_step_sizes(self, records: Tensor, pages_HP: Tensor, tokens: slice) -> Tensor | None:
-        """Mean of step_size**2 over consecutive tokens along `axes`, float32 [H, D]; None: there are no step sizes."""
-        return None
+    def mean_square_step_sizes(
+        self, records: Tensor, pages_SHP: Tensor, num_tokens: int, first_token: int = 0
+    ) -> Tensor | None:
+        """Mean of step_size**2 over each chunk's `num_tokens` tokens from `first_token` on, along `axes`.
 
-    @property
-    def fused_layout(self) -> PageLayout | None:
-        """The layout by which the fused attention kernel reads these pages; None: it cannot."""
+        float32 [S, H, D]; None: there are no step sizes.
+        """
         return None
 
 
 class CodecOperations(PageKernels):
-    """Pages that are read and written by PyTorch operations.
+    """Pages that are read and written by PyTorch operations: the path of CPUs, and the reference of all kernels.
 
-    Unlike kernels, `encode` waits for the device and raises NonFiniteError itself.
+    Values are decoded and rotated in the dtype of `out`; in float32 for float8. Unlike kernels, `encode` waits for the
+    device and raises NonFiniteError itself.
     """
 
     def __init__(self, codec: Codec, device: torch.device) -> None:
@@ -133,15 +143,32 @@ class CodecOperations(PageKernels):
 
     @override
     def decode(
-        self, records: Tensor, pages_HP: Tensor, out_nHD: Tensor, angles: AngleTables | None = None, frame_row: int = 0
+        self,
+        records: Tensor,
+        pages_SHP: Tensor,
+        num_tokens: int,
+        out_EJnHD: Tensor,
+        angles: Angles | None = None,
+        inverse_scales_SH: Tensor | None = None,
     ) -> None:
-        num_tokens = len(out_nHD)
-        shape = (len(pages_HP), pages_HP.shape[1] * self._codec.page_tokens, out_nHD.shape[-1])
-        buffer = torch.empty(shape, dtype=torch.float32, device=out_nHD.device)
-        x_HnD = self._codec.decode(records[pages_HP.long()], num_tokens, buffer)
+        tokens = out_EJnHD.transpose(2, 3)[..., :num_tokens, :]
+        is_float8 = out_EJnHD.dtype == torch.float8_e4m3fn
+        dtype = torch.float32 if is_float8 else out_EJnHD.dtype
+        padded_tokens = pages_SHP.shape[2] * self._codec.page_tokens
+        rows_RnD = None if is_float8 or angles is not None else _as_rows(out_EJnHD, padded_tokens)
+        buffer = rows_RnD
+        if buffer is None:
+            shape = (pages_SHP.shape[0] * pages_SHP.shape[1], padded_tokens, out_EJnHD.shape[-1])
+            buffer = torch.empty(shape, dtype=dtype, device=out_EJnHD.device)
+        x = saturated(self._codec.decode(_read(records, pages_SHP), num_tokens, buffer))
+        x = x.view(tokens.shape)
         if angles is not None:
-            x_HnD = rotate(x_HnD, *angles.of_chunk(frame_row, num_tokens))
-        out_nHD.copy_(x_HnD.transpose(0, 1))
+            cos, sin = (table.to(dtype).unflatten(0, tokens.shape[:2]).unsqueeze(2) for table in angles.by_chunk())
+            x = saturated(rotate(x, cos, sin, out=None if is_float8 else tokens))
+        if is_float8:
+            tokens.copy_(_scaled_to_float8(x, inverse_scales_SH))
+        elif rows_RnD is None and angles is None:
+            tokens.copy_(x)
 
     @override
     def encode(self, x_nHD: Tensor, records: Tensor, pages_HP: Tensor, arrival: Arrival | None = None) -> Tensor:
@@ -149,8 +176,34 @@ class CodecOperations(PageKernels):
         return torch.zeros(len(pages_HP), 1, dtype=torch.uint8, device=records.device)
 
     @override
-    def mean_square_step_sizes(self, records: Tensor, pages_HP: Tensor, tokens: slice) -> Tensor | None:
-        return self._codec.mean_square_step_sizes(records[pages_HP.long()], tokens.stop - tokens.start, tokens.start)
+    def mean_square_step_sizes(
+        self, records: Tensor, pages_SHP: Tensor, num_tokens: int, first_token: int = 0
+    ) -> Tensor | None:
+        mean_RD = self._codec.mean_square_step_sizes(_read(records, pages_SHP), num_tokens, first_token)
+        return None if mean_RD is None else mean_RD.unflatten(0, pages_SHP.shape[:2])
+
+
+def _read(records: Tensor, pages_SHP: Tensor) -> Tensor:
+    """Copies of the pages, uint8 [S * H, P, B]."""
+    return records.index_select(0, pages_SHP.flatten()).view(-1, pages_SHP.shape[2], records.shape[1])
+
+
+def _scaled_to_float8(x_EJHnD: Tensor, inverse_scales_SH: Tensor | None) -> Tensor:
+    """float32 values, overwritten, as float8_e4m3fn."""
+    if inverse_scales_SH is not None:
+        x_EJHnD.mul_(inverse_scales_SH.view(*x_EJHnD.shape[:3], 1, 1))
+    return x_EJHnD.clamp_(-FLOAT8_MAX, FLOAT8_MAX).to(torch.float8_e4m3fn)
+
+
+def _as_rows(out_EJnHD: Tensor, padded_tokens: int) -> Tensor | None:
+    """`out` as [E * J * H, padded_tokens, D], if it has room for the padding and its memory lies so; else None."""
+    if out_EJnHD.shape[2] < padded_tokens:
+        return None
+    rows = out_EJnHD[:, :, :padded_tokens].transpose(2, 3)
+    try:
+        return rows.view(-1, *rows.shape[3:])
+    except RuntimeError:  # the strides of E, J and H do not follow from one another
+        return None
 
 
 def saturated(x: Tensor) -> Tensor:

@@ -25,6 +25,8 @@ from torch.nn.functional import embedding
 
 FP16_MAX = 65504.0
 """Values must be below this in magnitude, since step sizes and zero points are fp16."""
+FLOAT8_MAX = 448.0
+"""The largest float8_e4m3fn number."""
 SHORT_ONE, SHORT_PER_OCTAVE = 160, 6
 """The byte of the short step size 1.0, and bytes per factor of two."""
 WIDTHS = (8, 4, 2, 1)
