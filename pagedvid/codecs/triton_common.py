@@ -1,6 +1,4 @@
-"""Shared by the kernels of several codecs: rounding to fp16, writing decoded tokens, the dtype of matrix products,
-supported head sizes.
-"""
+"""Shared by the kernels of several codecs: rounding to fp16, the dtype of matrix products, supported head sizes."""
 
 from __future__ import annotations
 
@@ -38,15 +36,6 @@ def round_up_fp16(x):
     nearest = x.to(tl.float16)
     above = (nearest.to(tl.int16, bitcast=True) + 1).to(tl.int16).to(tl.float16, bitcast=True)
     return tl.where(nearest.to(tl.float32) < x, above, nearest)
-
-
-@triton.jit
-def store_halves(rows, first, second, mask):
-    """Writes tokens, given as halves [N, D/2], to the row pointers `rows` [N] where `mask` [N] is set."""
-    HALF: tl.constexpr = first.shape[1]
-    places = rows[:, None] + tl.arange(0, HALF)[None, :]
-    tl.store(places, first.to(rows.dtype.element_ty), mask=mask[:, None])
-    tl.store(places + HALF, second.to(rows.dtype.element_ty), mask=mask[:, None])
 
 
 def matmul_type(dtype: torch.dtype) -> tl.dtype:

@@ -87,8 +87,6 @@ def _stacked(rope: RopeTables, places: Sequence[Place]) -> tuple[Tensor, Tensor]
     return torch.stack([cos for cos, _ in tables]), torch.stack([sin for _, sin in tables])
 
 
-def _made(
-    cos_UnP: Tensor, sin_UnP: Tensor, table_S: Sequence[int], dtype: torch.dtype, device: torch.device
-) -> Angles:
+def _made(cos_UnP: Tensor, sin_UnP: Tensor, table_S: Sequence[int], dtype: torch.dtype, device: torch.device) -> Angles:
     numbers = torch.tensor(table_S, dtype=torch.int32)
     return Angles(cos_UnP.to(device, dtype), sin_UnP.to(device, dtype), numbers.to(device))

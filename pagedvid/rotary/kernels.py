@@ -1,11 +1,6 @@
-"""Rotary embedding on a GPU: rotates the queries and keys of a step, and looks up the angles of stored keys.
+"""Rotary embedding on a GPU: puts a step's queries, keys and values where attention reads them, in one launch.
 
-`arrange` puts a step's queries, keys and values where attention reads them: in half layout, rotated, one launch. Device functions look up the
-angles of stored keys in small tables, with one row per position on an axis instead of one per token
-(rotary/axis_tables.py). For frames of 30 x 52 tokens, as in Wan, these have 82 rows and one more for each frame of
-history: 42 KiB, which stay in the first-level cache. One row per token would take 7 MiB for six chunks.
-
-References: `rotary.tables.arrange` and `AngleTables.of_chunk`.
+Reference: `rotary.tables.arrange`.
 """
 
 from __future__ import annotations
@@ -17,47 +12,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from pagedvid.rotary.axis_tables import AngleTables
 
 BLOCK_TOKENS = 32
 HEADS = 4
 """Heads of one tensor that a program of `arrange` takes, one after the other."""
 NUM_WARPS = 4
-
-
-def angle_tensors(angles: AngleTables | None, unused: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """(cos, sin, axes) for a launch; without angles, the tensor `unused` in their place, which is not read."""
-    return (unused, unused, unused) if angles is None else (angles.cos, angles.sin, angles.axes)
-
-
-def angle_constants(angles: AngleTables | None) -> dict[str, Any]:
-    """The compile-time arguments ROTATE, FRAME_TOKENS and WIDTH for a launch."""
-    if angles is None:
-        return {"ROTATE": False, "FRAME_TOKENS": 1, "WIDTH": 1}
-    return {"ROTATE": True, "FRAME_TOKENS": angles.frame_tokens, "WIDTH": angles.width}
-
-
-@triton.jit
-def load_angles(
-    cos, sin, axes, token, frame_row, mask, HALF: tl.constexpr, FRAME_TOKENS: tl.constexpr, WIDTH: tl.constexpr
-):
-    """(cos, sin), each float32 [N, HALF], of the tokens [N] of a chunk whose first frame has the row `frame_row`.
-
-    Where `mask` [N] is not set, nothing is read, and they are 1 and 0.
-    """
-    pair = tl.arange(0, HALF)[None, :]
-    if FRAME_TOKENS == 1:
-        row = (frame_row + token)[:, None].to(tl.int64)
-    else:
-        HEIGHT: tl.constexpr = FRAME_TOKENS // WIDTH
-        axis = tl.load(axes + pair)
-        place = token % FRAME_TOKENS
-        in_frame = tl.where(axis == 1, (place // WIDTH)[:, None], (HEIGHT + place % WIDTH)[:, None])
-        row = tl.where(axis == 0, (frame_row + token // FRAME_TOKENS)[:, None], in_frame)
-    places = row * HALF + pair
-    is_token = mask[:, None]
-    cos_tile = tl.load(cos + places, mask=is_token, other=1.0).to(tl.float32)
-    return cos_tile, tl.load(sin + places, mask=is_token, other=0.0).to(tl.float32)
 
 
 @triton.jit

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from pagedvid.codecs.base import PageKernels
 from pagedvid.codecs.spec import PageFormat
-from pagedvid.rotary.axis_tables import AngleTables
+from pagedvid.rotary.angles import Angles
 from pagedvid.rotary.tables import Arrival, rotate
 
 LAUNCHES: list[str] = []
@@ -38,13 +38,22 @@ class HalfKernels(PageKernels):
         self._page_tokens = page_tokens
 
     def decode(
-        self, records: Tensor, pages_HP: Tensor, out_nHD: Tensor, angles: AngleTables | None = None, frame_row: int = 0
+        self,
+        records: Tensor,
+        pages_SHP: Tensor,
+        num_tokens: int,
+        out_EJnHD: Tensor,
+        angles: Angles | None = None,
+        inverse_scales_SH: Tensor | None = None,
     ) -> None:
-        x_HnD = torch.empty(out_nHD.transpose(0, 1).shape, dtype=torch.float32, device=records.device)
-        self._launch(x_HnD, records, pages_HP, write=False)
+        num_chunks, num_heads, _ = pages_SHP.shape
+        shape = (num_chunks * num_heads, num_tokens, out_EJnHD.shape[-1])
+        x_RnD = torch.empty(shape, dtype=torch.float32, device=records.device)
+        self._launch(x_RnD, records, pages_SHP.flatten(0, 1), write=False)
+        x_SHnD = x_RnD.unflatten(0, (num_chunks, num_heads))
         if angles is not None:
-            x_HnD = rotate(x_HnD, *angles.of_chunk(frame_row, len(out_nHD)))
-        out_nHD.copy_(x_HnD.transpose(0, 1))
+            x_SHnD = rotate(x_SHnD, *(table.float().unsqueeze(1) for table in angles.by_chunk()))
+        out_EJnHD.copy_(x_SHnD.transpose(1, 2).unflatten(0, out_EJnHD.shape[:2]))
 
     def encode(self, x_nHD: Tensor, records: Tensor, pages_HP: Tensor, arrival: Arrival | None = None) -> Tensor:
         self._launch(x_nHD.transpose(0, 1).float().contiguous(), records, pages_HP, write=True)

@@ -7,7 +7,7 @@ import torch
 
 from pagedvid.rotary.kernels import rotated
 from tests.attention.kernels import reference
-from tests.attention.kernels.scenes import DEVICE
+from tests.devices import DEVICE
 
 
 @pytest.mark.parametrize("layout", ["half", "interleaved"])

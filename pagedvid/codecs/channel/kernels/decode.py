@@ -1,7 +1,12 @@
-"""Pages of one chunk -> tokens in a dense scratch; keys are rotated by their rotary angles on the way.
+"""Pages of channel codes -> tokens; keys are rotated by their rotary angles on the way.
 
-Reference: `ChannelCodec.decode` and `RawCodec.decode`. Every byte is read once and every value written once, so memory
-bandwidth sets the time.
+Reference: `ChannelCodec.decode`. A byte holds the codes of tokens r, r + C, r + 2C, ... of one channel (packing.py), so
+each thread loads a few neighbouring bytes and makes of each of their bit fields the neighbouring channels of one token:
+codes, angles and tokens all move in wide words, without a shuffle. Step sizes and zero points are loaded once for all
+tokens of a thread.
+
+A code becomes a number without a shift or a conversion: `byte & mask` in the low bits of the float32 number 2^23 is
+2^23 + code * 2^shift, and one multiplication and subtraction, both exact, leave the code.
 """
 
 from __future__ import annotations
@@ -13,81 +18,125 @@ import triton.language as tl
 from torch import Tensor
 
 from pagedvid.codecs.channel.kernels.layout import PageLayout
-from pagedvid.codecs.channel.kernels.tokens import load_rotated_tokens
-from pagedvid.codecs.triton_common import store_halves
-from pagedvid.rotary.axis_tables import AngleTables
-from pagedvid.rotary.kernels import angle_constants, angle_tensors
+from pagedvid.codecs.channel.kernels.metadata import load_step_sizes, load_zero_points
+from pagedvid.codecs.triton_decode import (
+    COUNTS,
+    UNALIGNED,
+    decode_arguments,
+    decode_grid,
+    decode_options,
+    load_angles,
+    out_of_chunk,
+    rotate,
+    store_halves,
+)
+from pagedvid.rotary.angles import Angles
 
-NUM_WARPS = 8
-MAX_BLOCK_TOKENS = 64
-"""With 128 tokens at once, rotated keys need more registers than there are."""
+BYTES_PER_THREAD = 16
+"""Of a block of code rows: 8 of each half, whose tokens in bfloat16 are written in words of 16 bytes."""
+BLOCK_ROWS = (32, 16, 8)
+BITS_OF_2_23 = tl.constexpr(0x4B000000)
 
 
-@triton.jit(do_not_specialize=["num_tokens", "pages_per_head", "frame_row"], do_not_specialize_on_alignment=["pages"])
+@triton.jit
+def code_of(byte, FIELD: tl.constexpr, BITS: tl.constexpr):
+    """One bit field of bytes, given as int32, as float32."""
+    SHIFT: tl.constexpr = FIELD * BITS
+    mask: tl.constexpr = ((1 << BITS) - 1) << SHIFT
+    number = ((byte & mask) | BITS_OF_2_23).to(tl.float32, bitcast=True)
+    return tl.fma(number, 0.5**SHIFT, -(2.0**23) * 0.5**SHIFT)
+
+
+@triton.jit(do_not_specialize=COUNTS, do_not_specialize_on_alignment=UNALIGNED)
 def decode_kernel(
-    records, typed, pages, cos, sin, axes, out, num_tokens, pages_per_head, frame_row, out_token_stride,
-    out_head_stride,
-    BLOCK_TOKENS: tl.constexpr, HEAD_DIM: tl.constexpr, PAGE_BYTES: tl.constexpr, BITS: tl.constexpr,
+    records, typed, pages, cos, sin, tables, inverse_scales, out, num_tokens, num_heads, pages_per_head,
+    chunks_per_range, out_range_stride, out_chunk_stride, out_token_stride, out_head_stride,
+    BLOCK_ROWS: tl.constexpr, HEAD_DIM: tl.constexpr, PAGE_BYTES: tl.constexpr, BITS: tl.constexpr,
     PAGE_TOKENS: tl.constexpr, CODE_ROWS: tl.constexpr, PAIR_STEP_SIZES: tl.constexpr, SHORT_STEP_SIZES: tl.constexpr,
-    GATHER: tl.constexpr, ROTATE: tl.constexpr, FRAME_TOKENS: tl.constexpr, WIDTH: tl.constexpr,
+    HEADS: tl.constexpr, ROTATE: tl.constexpr, SCALED: tl.constexpr,
 ):  # fmt: skip
-    """Each program decodes one block of tokens of one head: grid (blocks, heads). See `decode`."""
-    head = tl.program_id(1)
-    if GATHER:
-        first = tl.program_id(0) * BLOCK_TOKENS
-        end = num_tokens
-    else:  # no block spans two pages
-        blocks_per_page: tl.constexpr = (PAGE_TOKENS + BLOCK_TOKENS - 1) // BLOCK_TOKENS
-        page = tl.program_id(0) // blocks_per_page
-        first = page * PAGE_TOKENS + tl.program_id(0) % blocks_per_page * BLOCK_TOKENS
-        end = tl.minimum((page + 1) * PAGE_TOKENS, num_tokens)
-    pages += head * pages_per_head
-    x, y = load_rotated_tokens(
-        records, typed, pages, cos, sin, axes, first, end, frame_row,
-        BLOCK_TOKENS, HEAD_DIM, PAGE_BYTES, BITS, PAGE_TOKENS, CODE_ROWS, PAIR_STEP_SIZES, SHORT_STEP_SIZES, GATHER,
-        ROTATE, FRAME_TOKENS, WIDTH,
-    )  # fmt: skip
-    token = first + tl.arange(0, BLOCK_TOKENS)
-    store_halves(out + token.to(tl.int64) * out_token_stride + head.to(tl.int64) * out_head_stride, x, y, token < end)
+    """Each program decodes a block of code rows of a page. See `decode` and codecs/triton_decode.py."""
+    HALF: tl.constexpr = HEAD_DIM // 2
+    FIELDS: tl.constexpr = 8 // BITS
+    blocks_per_page: tl.constexpr = (CODE_ROWS + BLOCK_ROWS - 1) // BLOCK_ROWS
+    chunk = tl.program_id(1)
+    number = tl.program_id(0) // blocks_per_page
+    row = tl.program_id(0) % blocks_per_page * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
+    in_page = row < CODE_ROWS
+    channel = tl.arange(0, HALF)
+    places = tl.minimum(row, CODE_ROWS - 1)[:, None] * HEAD_DIM + channel[None, :]
+    first_token = number * PAGE_TOKENS + row
+    out = out_of_chunk(out, chunk, chunks_per_range, out_range_stride, out_chunk_stride)
+    cosines, sines = tl.tuple(()), tl.tuple(())
+    if ROTATE:
+        for field in tl.static_range(FIELDS):
+            token = first_token + field * CODE_ROWS
+            cos_tile, sin_tile = load_angles(cos, sin, tables, chunk, token, num_tokens, HALF)
+            cosines += (cos_tile,)
+            sines += (sin_tile,)
+    first_head = tl.program_id(2) * HEADS
+    out += first_head.to(tl.int64) * out_head_stride
+    for head in range(first_head, tl.minimum(first_head + HEADS, num_heads)):
+        page = tl.load(pages + (chunk * num_heads + head) * pages_per_head + number).to(tl.int64)
+        first_bytes = tl.load(records + page * PAGE_BYTES + places).to(tl.int32)
+        second_bytes = tl.load(records + page * PAGE_BYTES + places + HALF).to(tl.int32)
+        first_step_size = load_step_sizes(
+            records, typed, page, channel, HEAD_DIM, PAGE_BYTES, CODE_ROWS, PAIR_STEP_SIZES, SHORT_STEP_SIZES
+        )[None, :]
+        second_step_size = first_step_size
+        if not PAIR_STEP_SIZES:
+            second_step_size = load_step_sizes(
+                records, typed, page, HALF + channel, HEAD_DIM, PAGE_BYTES, CODE_ROWS, False, SHORT_STEP_SIZES
+            )[None, :]
+        first_zero_point = load_zero_points(typed, page, channel, HEAD_DIM, PAGE_BYTES)[None, :]
+        second_zero_point = load_zero_points(typed, page, HALF + channel, HEAD_DIM, PAGE_BYTES)[None, :]
+        for field in tl.static_range(FIELDS):
+            x = first_zero_point + first_step_size * code_of(first_bytes, field, BITS)
+            y = second_zero_point + second_step_size * code_of(second_bytes, field, BITS)
+            if ROTATE:
+                x, y = rotate(x, y, cosines[field], sines[field])
+            token = first_token + field * CODE_ROWS
+            rows = out + token.to(tl.int64) * out_token_stride
+            mask = in_page & (token < num_tokens)
+            store_halves(rows, x, y, mask, inverse_scales + chunk * num_heads + head, SCALED)
+        out += out_head_stride
 
 
 def decode(
     records: Tensor,
     layout: PageLayout,
-    pages_HP: Tensor,
-    out_nHD: Tensor,
-    angles: AngleTables | None = None,
-    frame_row: int = 0,
+    pages_SHP: Tensor,
+    num_tokens: int,
+    out_EJnHD: Tensor,
+    angles: Angles | None = None,
+    inverse_scales_SH: Tensor | None = None,
 ) -> None:
-    """Writes the tokens of the pages `pages_HP` int32 [H, P], in order, to `out_nHD` [n, H, D], D contiguous.
-
-    `records`: the pool, uint8 [num_pages, page_bytes]. `angles`: tables of the angles by which the tokens are rotated;
-    `frame_row` is the row of their first frame.
-    """
-    num_tokens, num_heads, _ = out_nHD.shape
-    block = block_tokens(layout)
-    blocks = -(-num_tokens // block)
-    if not layout.is_raw:
-        blocks = pages_HP.shape[1] * -(-layout.page_tokens // block)
-    decode_kernel[(blocks, num_heads)](
-        records, layout.view(records), pages_HP, *angle_tensors(angles, records), out_nHD, num_tokens,
-        pages_HP.stride(0), frame_row, *out_nHD.stride()[:2],
-        **decode_constants(layout, angles), num_warps=NUM_WARPS,
+    """`PageKernels.decode` for pages of channel codes."""
+    constants = decode_constants(layout, angles, inverse_scales_SH)
+    blocks = -(-num_tokens // layout.page_tokens) * -(-layout.code_rows // constants["BLOCK_ROWS"])
+    decode_kernel[decode_grid(blocks, pages_SHP)](
+        records, layout.view(records),
+        *decode_arguments(pages_SHP, num_tokens, out_EJnHD, angles, inverse_scales_SH),
+        **constants, num_warps=num_warps(layout),
     )  # fmt: skip
 
 
-def block_tokens(layout: PageLayout) -> int:
-    """Tokens that one program decodes."""
-    return min(layout.block_tokens(), MAX_BLOCK_TOKENS)
-
-
-def decode_constants(layout: PageLayout, angles: AngleTables | None) -> dict[str, Any]:
+def decode_constants(layout: PageLayout, angles: Angles | None, inverse_scales_SH: Tensor | None) -> dict[str, Any]:
     """Compile-time arguments of the kernel."""
     return {
-        "BLOCK_TOKENS": block_tokens(layout),
+        "BLOCK_ROWS": block_rows(layout),
         "HEAD_DIM": layout.head_dim,
         "PAGE_BYTES": layout.page_bytes,
-        **layout.constants(""),
-        "GATHER": layout.is_raw,
-        **angle_constants(angles),
+        **layout.constants(),
+        **decode_options(angles, inverse_scales_SH),
     }
+
+
+def block_rows(layout: PageLayout) -> int:
+    """Code rows that one program decodes: those that leave the fewest rows of a page's last block empty."""
+    return min(BLOCK_ROWS, key=lambda rows: -(-layout.code_rows // rows) * rows)
+
+
+def num_warps(layout: PageLayout) -> int:
+    """A power of two: each thread decodes `BYTES_PER_THREAD`."""
+    return max(1, block_rows(layout) * layout.head_dim // (32 * BYTES_PER_THREAD))

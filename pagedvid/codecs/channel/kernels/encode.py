@@ -17,7 +17,7 @@ import triton.language as tl
 from torch import Tensor
 
 from pagedvid.codecs.channel.kernels.layout import PageLayout
-from pagedvid.codecs.channel.kernels.tokens import ONE, PER_OCTAVE
+from pagedvid.codecs.channel.kernels.metadata import ONE, PER_OCTAVE
 from pagedvid.codecs.packing import short_step_sizes
 from pagedvid.codecs.triton_common import LIMIT, ROUND, round_down_fp16, round_up_fp16
 
@@ -177,5 +177,5 @@ def encode_constants(layout: PageLayout, pairs: str, rotate: int) -> dict[str, A
         "PAGE_BYTES": layout.page_bytes,
         "INTERLEAVED": pairs == "interleaved",
         "ROTATE": rotate,
-        **layout.constants(""),
+        **layout.constants(),
     }

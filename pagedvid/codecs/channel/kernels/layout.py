@@ -15,9 +15,6 @@ from pagedvid.codecs.spec import PageFormat
 from pagedvid.codecs.triton_common import head_dim_reasons
 from pagedvid.errors import ConfigError
 
-RAW_BLOCK_TOKENS = 32
-"""Raw pages are short (18 tokens), so that a block takes tokens of several; with 64 an A100 runs out of registers."""
-
 
 @dataclass(frozen=True)
 class PageLayout:
@@ -67,25 +64,15 @@ class PageLayout:
         """The pool's bytes [num_pages, page_bytes], viewed in that dtype."""
         return records.view(self.typed)
 
-    def block_tokens(self) -> int:
-        """Tokens that a kernel decodes at once: a page, cut or padded to a power of two from 16 to 128."""
-        if self.is_raw:
-            return RAW_BLOCK_TOKENS
-        largest = 1 << (self.page_tokens.bit_length() - 1)
-        padded = largest if largest == self.page_tokens else 2 * largest
-        # A page of 132 tokens would be padded to 256: blocks of 64 waste less.
-        return max(16, padded if padded <= 128 else 128 if largest == self.page_tokens else 64)
-
-    def constants(self, prefix: str) -> dict[str, int | bool]:
-        """Arguments of a kernel, such as KEY_BITS for the prefix "KEY_"."""
-        values = {
+    def constants(self) -> dict[str, int | bool]:
+        """Compile-time arguments of a kernel."""
+        return {
             "BITS": self.bits,
             "PAGE_TOKENS": self.page_tokens,
             "CODE_ROWS": self.code_rows,
             "PAIR_STEP_SIZES": self.pair_step_sizes,
             "SHORT_STEP_SIZES": self.short_step_sizes,
         }
-        return {prefix + name: value for name, value in values.items()}
 
 
 def unsupported_reasons(page: PageFormat) -> list[str]:

@@ -1,4 +1,4 @@
-"""The kernels for pages of channel codes, as one object, and the half of it that plain values share."""
+"""The kernels for pages of channel codes, as one object."""
 
 from __future__ import annotations
 
@@ -13,39 +13,38 @@ from pagedvid.codecs.channel.kernels.decode import decode
 from pagedvid.codecs.channel.kernels.encode import encode
 from pagedvid.codecs.channel.kernels.layout import PageLayout
 from pagedvid.codecs.channel.kernels.step_sizes import mean_square_step_sizes
-from pagedvid.rotary.axis_tables import AngleTables
+from pagedvid.rotary.angles import Angles
 from pagedvid.rotary.tables import Arrival
 
 
 @dataclass(frozen=True)
-class LayoutKernels(PageKernels):
-    """Pages whose records a `PageLayout` describes: they are read alike, whatever is in them."""
+class ChannelKernels(PageKernels):
+    """Pages of channel codes."""
 
     layout: PageLayout
     takes_arrivals = True
 
-    @property
-    @override
-    def fused_layout(self) -> PageLayout:
-        return self.layout
-
     @override
     def decode(
-        self, records: Tensor, pages_HP: Tensor, out_nHD: Tensor, angles: AngleTables | None = None, frame_row: int = 0
+        self,
+        records: Tensor,
+        pages_SHP: Tensor,
+        num_tokens: int,
+        out_EJnHD: Tensor,
+        angles: Angles | None = None,
+        inverse_scales_SH: Tensor | None = None,
     ) -> None:
-        decode(records, self.layout, pages_HP, out_nHD, angles, frame_row)
-
-
-class ChannelKernels(LayoutKernels):
-    """Pages of channel codes."""
+        decode(records, self.layout, pages_SHP, num_tokens, out_EJnHD, angles, inverse_scales_SH)
 
     @override
     def encode(self, x_nHD: Tensor, records: Tensor, pages_HP: Tensor, arrival: Arrival | None = None) -> Tensor:
         return encode(x_nHD, records, self.layout, pages_HP, **arrival_options(arrival))
 
     @override
-    def mean_square_step_sizes(self, records: Tensor, pages_HP: Tensor, tokens: slice) -> Tensor | None:
-        return mean_square_step_sizes(records, self.layout, pages_HP, tokens.stop - tokens.start, tokens.start)
+    def mean_square_step_sizes(
+        self, records: Tensor, pages_SHP: Tensor, num_tokens: int, first_token: int = 0
+    ) -> Tensor | None:
+        return mean_square_step_sizes(records, self.layout, pages_SHP, num_tokens, first_token)
 
 
 def arrival_options(arrival: Arrival | None) -> dict[str, Any]:

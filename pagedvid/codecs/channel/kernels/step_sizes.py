@@ -1,7 +1,8 @@
 """Mean of step_size^2 over the tokens of a chunk, for the correction of its attention (correction/formula.py).
 
-Reference: `ChannelCodec.mean_square_step_sizes`. Step sizes are few, so one program handles a head. A page can be read
-only after its id, so the ids and then the step sizes of many pages are loaded together, to wait for memory less often.
+Reference: `ChannelCodec.mean_square_step_sizes`. Step sizes are few, so one program handles a head of a chunk. A page
+can be read only after its id, so the ids and then the step sizes of many pages are loaded together, to wait for memory
+less often.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 from pagedvid.codecs.channel.kernels.layout import PageLayout
-from pagedvid.codecs.channel.kernels.tokens import load_step_sizes
+from pagedvid.codecs.channel.kernels.metadata import load_step_sizes
 from pagedvid.errors import ConfigError
 
 NUM_WARPS = 4
@@ -28,7 +29,7 @@ def mean_step_sizes_kernel(
     BLOCK_PAGES: tl.constexpr, HEAD_DIM: tl.constexpr, PAGE_BYTES: tl.constexpr, PAGE_TOKENS: tl.constexpr,
     CODE_ROWS: tl.constexpr, PAIR_STEP_SIZES: tl.constexpr, SHORT_STEP_SIZES: tl.constexpr,
 ):  # fmt: skip
-    """Each program averages the pages of one head: grid (heads). See `mean_square_step_sizes`."""
+    """Each program averages the pages of one head of one chunk: grid (chunks * heads). See `mean_square_step_sizes`."""
     head = tl.program_id(0)
     pages += head * pages_per_head
     channel = tl.arange(0, HEAD_DIM)[None, :]
@@ -48,26 +49,26 @@ def mean_step_sizes_kernel(
 
 
 def mean_square_step_sizes(
-    records: Tensor, layout: PageLayout, pages_HP: Tensor, num_tokens: int, first_token: int = 0
+    records: Tensor, layout: PageLayout, pages_SHP: Tensor, num_tokens: int, first_token: int = 0
 ) -> Tensor:
-    """Mean of step_size^2 over `num_tokens` tokens from `first_token` on, float32 [H, D].
+    """`PageKernels.mean_square_step_sizes` for pages of channel codes.
 
-    `records`: the pool, uint8 [num_pages, page_bytes]. `pages_HP`: int32 [H, P], pages of the tokens from token 0 on.
     Raises ConfigError for pages of plain values.
     """
     if layout.is_raw:
         raise ConfigError(f"values of {layout.bits} bits are stored without step sizes; only pages of codes have them")
-    mean_HD = torch.empty(len(pages_HP), layout.head_dim, dtype=torch.float32, device=records.device)
-    mean_step_sizes_kernel[(len(pages_HP),)](
-        records, layout.view(records), pages_HP, mean_HD, first_token, num_tokens, pages_HP.stride(0),
+    num_chunks, num_heads, pages_per_head = pages_SHP.shape
+    mean_SHD = torch.empty(num_chunks, num_heads, layout.head_dim, dtype=torch.float32, device=records.device)
+    mean_step_sizes_kernel[(num_chunks * num_heads,)](
+        records, layout.view(records), pages_SHP, mean_SHD, first_token, num_tokens, pages_per_head,
         **channel_constants(layout), num_warps=NUM_WARPS,
     )  # fmt: skip
-    return mean_HD
+    return mean_SHD
 
 
 def channel_constants(layout: PageLayout) -> dict[str, Any]:
     """Compile-time arguments of the kernel."""
-    constants = layout.constants("")
+    constants = layout.constants()
     del constants["BITS"]
     return {
         "BLOCK_PAGES": max(1, BLOCK_STEP_SIZES // layout.head_dim),

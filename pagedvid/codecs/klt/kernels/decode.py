@@ -26,9 +26,16 @@ from torch import Tensor
 
 from pagedvid.codecs.klt.kernels.layout import KltLayout
 from pagedvid.codecs.klt.scales import SCALE_ONE, SCALES_PER_OCTAVE
-from pagedvid.codecs.triton_common import store_halves
-from pagedvid.rotary.axis_tables import AngleTables
-from pagedvid.rotary.kernels import angle_constants, angle_tensors, load_angles, rotate
+from pagedvid.codecs.triton_decode import (
+    COUNTS,
+    UNALIGNED,
+    decode_arguments,
+    load_angles,
+    out_of_chunk,
+    rotate,
+    store_halves,
+)
+from pagedvid.rotary.angles import Angles
 
 ONE = tl.constexpr(float(SCALE_ONE))
 PER_OCTAVE = tl.constexpr(float(SCALES_PER_OCTAVE))
@@ -62,21 +69,24 @@ def load_coefficients(record, levels, first_bit, width, unit, block):
     return tl.load(levels + (num_levels - 2 + code), mask=is_coded, other=0.0) * unit[:, None]
 
 
-@triton.jit(do_not_specialize=["num_tokens", "pages_per_head", "frame_row"], do_not_specialize_on_alignment=["pages"])
+@triton.jit(do_not_specialize=COUNTS, do_not_specialize_on_alignment=UNALIGNED)
 def klt_decode_kernel(
-    records, pages, first_bits, widths, levels, deviations, cosines, synthesis, mean, cos, sin, axes, out,
-    num_tokens, pages_per_head, frame_row, out_token_stride, out_head_stride,
+    records, first_bits, widths, levels, deviations, cosines, synthesis, mean,
+    pages, cos, sin, tables, inverse_scales, out, num_tokens, num_heads, pages_per_head,
+    chunks_per_range, out_range_stride, out_chunk_stride, out_token_stride, out_head_stride,
     BLOCKS: tl.constexpr, HEAD_DIM: tl.constexpr, PAGE_BYTES: tl.constexpr, PAGE_BLOCKS: tl.constexpr,
-    FRAMES: tl.constexpr, TOKENS_PER_FRAME: tl.constexpr, MATMUL: tl.constexpr,
-    ROTATE: tl.constexpr, FRAME_TOKENS: tl.constexpr, WIDTH: tl.constexpr,
+    FRAMES: tl.constexpr, TOKENS_PER_FRAME: tl.constexpr, MATMUL: tl.constexpr, ROTATE: tl.constexpr,
+    SCALED: tl.constexpr,
 ):  # fmt: skip
-    """Each program decodes one page of one head: grid (pages, heads). See `decode_klt`."""
+    """Each program decodes one page: grid (pages of a head, chunks, heads). See `decode_klt`."""
     HALF: tl.constexpr = HEAD_DIM // 2
     number = tl.program_id(0)
-    head = tl.program_id(1)
+    chunk = tl.program_id(1)
+    head = tl.program_id(2)
     direction = tl.arange(0, HEAD_DIM)
     channel = tl.arange(0, HALF)
-    record = records + tl.load(pages + head * pages_per_head + number).to(tl.int64) * PAGE_BYTES
+    record = records + tl.load(pages + (chunk * num_heads + head) * pages_per_head + number).to(tl.int64) * PAGE_BYTES
+    out = out_of_chunk(out, chunk, chunks_per_range, out_range_stride, out_chunk_stride)
     out += head.to(tl.int64) * out_head_stride
     first_bits += head * FRAMES * HEAD_DIM + direction
     widths += head * FRAMES * HEAD_DIM + direction
@@ -118,37 +128,40 @@ def klt_decode_kernel(
             token = first_token + frame * TOKENS_PER_FRAME
             is_token = (in_page < PAGE_BLOCKS) & (token < num_tokens)
             if ROTATE:
-                cos_tile, sin_tile = load_angles(cos, sin, axes, token, frame_row, is_token, HALF, FRAME_TOKENS, WIDTH)
+                cos_tile, sin_tile = load_angles(cos, sin, tables, chunk, token, num_tokens, HALF)
                 first, second = rotate(first, second, cos_tile, sin_tile)
-            store_halves(out + token.to(tl.int64) * out_token_stride, first, second, is_token)
+            rows = out + token.to(tl.int64) * out_token_stride
+            store_halves(rows, first, second, is_token, inverse_scales + chunk * num_heads + head, SCALED)
 
 
 def decode_klt(
     records: Tensor,
     layout: KltLayout,
-    pages_HP: Tensor,
-    out_nHD: Tensor,
-    angles: AngleTables | None = None,
-    frame_row: int = 0,
+    pages_SHP: Tensor,
+    num_tokens: int,
+    out_EJnHD: Tensor,
+    angles: Angles | None = None,
+    inverse_scales_SH: Tensor | None = None,
 ) -> None:
-    """Writes the tokens of the pages `pages_HP` int32 [H, P], in order, to `out_nHD` [n, H, D], D contiguous.
+    """`PageKernels.decode` for klt pages.
 
-    `records`: the pool, uint8 [num_pages, page_bytes]. `out_nHD`: float32 or bfloat16. `angles`: tables of the angles
-    by which the tokens are rotated; `frame_row` is the row of their first frame.
     Raises ShapeError for other heads than the layout's, or pages that do not fit the tokens.
     """
-    layout.check(out_nHD, pages_HP)
+    layout.check((num_tokens, *out_EJnHD.shape[3:]), pages_SHP)
     coding = layout.coding
-    klt_decode_kernel[(pages_HP.shape[1], coding.num_heads)](
-        records, pages_HP, layout.first_bit_hN, layout.width_hN, layout.levels, coding.deviation_h1F1D,
-        coding.cosines_FF, coding.synthesis_hDD, coding.mean_h1D, *angle_tensors(angles, records), out_nHD,
-        len(out_nHD), pages_HP.stride(0), frame_row, *out_nHD.stride()[:2],
-        **klt_decode_constants(layout, out_nHD.dtype, angles), num_warps=num_warps(layout, out_nHD.dtype),
-        num_stages=1,
+    num_chunks, num_heads, num_pages = pages_SHP.shape
+    klt_decode_kernel[(num_pages, num_chunks, num_heads)](
+        records, layout.first_bit_hN, layout.width_hN, layout.levels, coding.deviation_h1F1D,
+        coding.cosines_FF, coding.synthesis_hDD, coding.mean_h1D,
+        *decode_arguments(pages_SHP, num_tokens, out_EJnHD, angles, inverse_scales_SH),
+        **klt_decode_constants(layout, out_EJnHD.dtype, angles, inverse_scales_SH),
+        num_warps=num_warps(layout, out_EJnHD.dtype), num_stages=1,
     )  # fmt: skip
 
 
-def klt_decode_constants(layout: KltLayout, out: torch.dtype, angles: AngleTables | None) -> dict[str, Any]:
+def klt_decode_constants(
+    layout: KltLayout, out: torch.dtype, angles: Angles | None, inverse_scales_SH: Tensor | None
+) -> dict[str, Any]:
     """Compile-time arguments of the kernel."""
     return {
         "BLOCKS": BLOCKS,
@@ -158,7 +171,8 @@ def klt_decode_constants(layout: KltLayout, out: torch.dtype, angles: AngleTable
         "FRAMES": layout.num_frames,
         "TOKENS_PER_FRAME": layout.tokens_per_frame,
         "MATMUL": tl.float32 if out == torch.float32 else tl.float16,
-        **angle_constants(angles),
+        "ROTATE": angles is not None,
+        "SCALED": inverse_scales_SH is not None,
     }
 
 

@@ -8,6 +8,7 @@ Axes: h KV heads; N = F * D coefficients, number f * D + direction; D head_dim.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 
 import torch
@@ -66,16 +67,16 @@ class KltLayout:
             _level_table(device),
         )
 
-    def check(self, tokens_nHD: Tensor, pages_HP: Tensor) -> None:
-        """Raises ShapeError for other heads than the layout's, or pages that do not fit the tokens."""
-        num_tokens, *heads_and_channels = tokens_nHD.shape
+    def check(self, tokens_nHD: Sequence[int], pages: Tensor) -> None:
+        """Raises ShapeError for tokens of other heads than the layout's, or pages [..., H, P] that do not fit them."""
+        num_tokens, *heads_and_channels = tokens_nHD
         span_tokens = self.tokens_per_frame * self.num_frames
         num_pages = -(-self.tokens_per_frame * -(-num_tokens // span_tokens) // self.page_blocks)
         wanted = [self.coding.num_heads, self.head_dim]
-        if heads_and_channels != wanted or tuple(pages_HP.shape) != (wanted[0], num_pages):
+        if heads_and_channels != wanted or tuple(pages.shape[-2:]) != (wanted[0], num_pages):
             raise ShapeError(
-                f"tokens {tuple(tokens_nHD.shape)} for pages {tuple(pages_HP.shape)}; {num_tokens} tokens of the "
-                f"layout's (heads, head_dim) {tuple(wanted)} need pages {(wanted[0], num_pages)}"
+                f"tokens {tuple(tokens_nHD)} for pages {tuple(pages.shape)}; {num_tokens} tokens of the layout's "
+                f"(heads, head_dim) {tuple(wanted)} need pages {(wanted[0], num_pages)}"
             )
 
 

@@ -21,7 +21,7 @@ from pagedvid.codecs.klt.kernels.layout import KltLayout
 from pagedvid.codecs.klt.kernels.pack import pack
 from pagedvid.codecs.klt.kernels.scales import choose_scales
 from pagedvid.codecs.klt.kernels.transform import transform
-from pagedvid.rotary.axis_tables import AngleTables
+from pagedvid.rotary.angles import Angles
 from pagedvid.rotary.tables import Arrival
 
 
@@ -33,7 +33,7 @@ def encode_klt(x_nHD: Tensor, records: Tensor, layout: KltLayout, pages_HP: Tens
     Returns flags uint8 [H, F]; any nonzero flag means that the head's values cannot be stored.
     Raises ShapeError for other heads than the layout's, or pages that do not fit the tokens.
     """
-    layout.check(x_nHD, pages_HP)
+    layout.check(x_nHD.shape, pages_HP)
     normal_HKU, bad = transform(x_nHD, layout, pages_HP.shape[1])
     choose_scales(normal_HKU, records, layout, pages_HP)
     pack(normal_HKU, records, layout, pages_HP)
@@ -48,9 +48,15 @@ class KltKernels(PageKernels):
 
     @override
     def decode(
-        self, records: Tensor, pages_HP: Tensor, out_nHD: Tensor, angles: AngleTables | None = None, frame_row: int = 0
+        self,
+        records: Tensor,
+        pages_SHP: Tensor,
+        num_tokens: int,
+        out_EJnHD: Tensor,
+        angles: Angles | None = None,
+        inverse_scales_SH: Tensor | None = None,
     ) -> None:
-        decode_klt(records, self.layout, pages_HP, out_nHD, angles, frame_row)
+        decode_klt(records, self.layout, pages_SHP, num_tokens, out_EJnHD, angles, inverse_scales_SH)
 
     @override
     def encode(self, x_nHD: Tensor, records: Tensor, pages_HP: Tensor, arrival: Arrival | None = None) -> Tensor:

@@ -1,4 +1,4 @@
-"""Pages of per-token codes -> tokens in a dense scratch, multiplied by the Hadamard matrix again if the codec uses it.
+"""Pages of per-token codes -> tokens, multiplied by the Hadamard matrix again if the codec uses it.
 
 Reference: `TokenCodec.decode` and `HadamardCodec.decode`. Keys are stored after rotary embedding; if their positions
 have changed since, they are rotated on to their current positions here.
@@ -15,9 +15,19 @@ from torch import Tensor
 
 from pagedvid.codecs.token.kernels.hadamard import times_hadamard
 from pagedvid.codecs.token.kernels.layout import TokenLayout
-from pagedvid.codecs.triton_common import matmul_type, store_halves
-from pagedvid.rotary.axis_tables import AngleTables
-from pagedvid.rotary.kernels import angle_constants, angle_tensors, load_angles, rotate
+from pagedvid.codecs.triton_common import matmul_type
+from pagedvid.codecs.triton_decode import (
+    COUNTS,
+    UNALIGNED,
+    decode_arguments,
+    decode_grid,
+    decode_options,
+    load_angles,
+    out_of_chunk,
+    rotate,
+    store_halves,
+)
+from pagedvid.rotary.angles import Angles
 
 BLOCK_TOKENS = 32
 NUM_WARPS = 4
@@ -44,54 +54,58 @@ def load_half(
     return tl.reshape(zero_point + step_size * code.to(tl.float32), [place.shape[0], HALF])
 
 
-@triton.jit(do_not_specialize=["num_tokens", "pages_per_head", "frame_row"], do_not_specialize_on_alignment=["pages"])
+@triton.jit(do_not_specialize=COUNTS, do_not_specialize_on_alignment=UNALIGNED)
 def decode_token_kernel(
-    records, typed, pages, cos, sin, axes, out, num_tokens, pages_per_head, frame_row, out_token_stride,
-    out_head_stride,
+    records, typed, pages, cos, sin, tables, inverse_scales, out, num_tokens, num_heads, pages_per_head,
+    chunks_per_range, out_range_stride, out_chunk_stride, out_token_stride, out_head_stride,
     BLOCK_TOKENS: tl.constexpr, HEAD_DIM: tl.constexpr, PAGE_BYTES: tl.constexpr, PAGE_TOKENS: tl.constexpr,
     BITS: tl.constexpr, GROUP: tl.constexpr, RUN: tl.constexpr, HADAMARD: tl.constexpr, MATMUL: tl.constexpr,
-    ROTATE: tl.constexpr, FRAME_TOKENS: tl.constexpr, WIDTH: tl.constexpr,
+    HEADS: tl.constexpr, ROTATE: tl.constexpr, SCALED: tl.constexpr,
 ):  # fmt: skip
-    """Each program decodes one block of tokens of one head: grid (blocks of tokens, heads). See `decode_token`."""
+    """Each program decodes one block of tokens. See `decode_token` and codecs/triton_decode.py."""
     HALF: tl.constexpr = HEAD_DIM // 2
-    head = tl.program_id(1)
+    chunk = tl.program_id(1)
     token = tl.program_id(0) * BLOCK_TOKENS + tl.arange(0, BLOCK_TOKENS)
-    is_token = token < num_tokens
     existing = tl.minimum(token, num_tokens - 1)
-    page = tl.load(pages + head * pages_per_head + existing // PAGE_TOKENS).to(tl.int64)
     place = existing % PAGE_TOKENS
-    x = load_half(records, typed, page, place, 0, HEAD_DIM, PAGE_BYTES, PAGE_TOKENS, BITS, GROUP, RUN)
-    y = load_half(records, typed, page, place, 1, HEAD_DIM, PAGE_BYTES, PAGE_TOKENS, BITS, GROUP, RUN)
-    if HADAMARD:
-        x, y = tl.split(tl.permute(times_hadamard(x, y, HEAD_DIM, MATMUL), (0, 2, 1)))
+    rows = out_of_chunk(out, chunk, chunks_per_range, out_range_stride, out_chunk_stride)
+    rows += token.to(tl.int64) * out_token_stride
     if ROTATE:
-        cos_tile, sin_tile = load_angles(cos, sin, axes, token, frame_row, is_token, HALF, FRAME_TOKENS, WIDTH)
-        x, y = rotate(x, y, cos_tile, sin_tile)
-    store_halves(out + token.to(tl.int64) * out_token_stride + head.to(tl.int64) * out_head_stride, x, y, is_token)
+        cos_tile, sin_tile = load_angles(cos, sin, tables, chunk, token, num_tokens, HALF)
+    first_head = tl.program_id(2) * HEADS
+    rows += first_head.to(tl.int64) * out_head_stride
+    for head in range(first_head, tl.minimum(first_head + HEADS, num_heads)):
+        page = tl.load(pages + (chunk * num_heads + head) * pages_per_head + existing // PAGE_TOKENS).to(tl.int64)
+        x = load_half(records, typed, page, place, 0, HEAD_DIM, PAGE_BYTES, PAGE_TOKENS, BITS, GROUP, RUN)
+        y = load_half(records, typed, page, place, 1, HEAD_DIM, PAGE_BYTES, PAGE_TOKENS, BITS, GROUP, RUN)
+        if HADAMARD:
+            x, y = tl.split(tl.permute(times_hadamard(x, y, HEAD_DIM, MATMUL), (0, 2, 1)))
+        if ROTATE:
+            x, y = rotate(x, y, cos_tile, sin_tile)
+        store_halves(rows, x, y, token < num_tokens, inverse_scales + chunk * num_heads + head, SCALED)
+        rows += out_head_stride
 
 
 def decode_token(
     records: Tensor,
     layout: TokenLayout,
-    pages_HP: Tensor,
-    out_nHD: Tensor,
-    angles: AngleTables | None = None,
-    frame_row: int = 0,
+    pages_SHP: Tensor,
+    num_tokens: int,
+    out_EJnHD: Tensor,
+    angles: Angles | None = None,
+    inverse_scales_SH: Tensor | None = None,
 ) -> None:
-    """Writes the tokens of the pages `pages_HP` int32 [H, P], in order, to `out_nHD` [n, H, D], D contiguous.
-
-    `records`: the pool, uint8 [num_pages, page_bytes]. `angles`: tables of the angles by which the tokens are rotated;
-    `frame_row` is the row of their first frame.
-    """
-    num_tokens, num_heads, _ = out_nHD.shape
-    decode_token_kernel[(triton.cdiv(num_tokens, BLOCK_TOKENS), num_heads)](
-        records, layout.view(records), pages_HP,
-        *angle_tensors(angles, records), out_nHD, num_tokens, pages_HP.stride(0), frame_row, *out_nHD.stride()[:2],
-        **decode_token_constants(layout, angles), num_warps=NUM_WARPS,
+    """`PageKernels.decode` for pages of per-token codes."""
+    decode_token_kernel[decode_grid(triton.cdiv(num_tokens, BLOCK_TOKENS), pages_SHP)](
+        records, layout.view(records),
+        *decode_arguments(pages_SHP, num_tokens, out_EJnHD, angles, inverse_scales_SH),
+        **decode_token_constants(layout, angles, inverse_scales_SH), num_warps=NUM_WARPS,
     )  # fmt: skip
 
 
-def decode_token_constants(layout: TokenLayout, angles: AngleTables | None) -> dict[str, Any]:
+def decode_token_constants(
+    layout: TokenLayout, angles: Angles | None, inverse_scales_SH: Tensor | None
+) -> dict[str, Any]:
     """Compile-time arguments of the kernel."""
     return {
         "BLOCK_TOKENS": BLOCK_TOKENS,
@@ -99,5 +113,5 @@ def decode_token_constants(layout: TokenLayout, angles: AngleTables | None) -> d
         "RUN": min(layout.head_dim * layout.bits // 8, layout.group, layout.head_dim // 2),
         "HADAMARD": layout.matrix is not None,
         "MATMUL": matmul_type(torch.bfloat16),
-        **angle_constants(angles),
+        **decode_options(angles, inverse_scales_SH),
     }

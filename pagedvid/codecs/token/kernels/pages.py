@@ -10,7 +10,7 @@ from pagedvid.codecs.token.kernels.decode import decode_token
 from pagedvid.codecs.token.kernels.encode import encode_token
 from pagedvid.codecs.token.kernels.layout import TokenLayout
 from pagedvid.codecs.token.kernels.step_sizes import mean_square_step_sizes
-from pagedvid.rotary.axis_tables import AngleTables
+from pagedvid.rotary.angles import Angles
 from pagedvid.rotary.tables import Arrival
 
 
@@ -23,14 +23,22 @@ class TokenKernels(PageKernels):
 
     @override
     def decode(
-        self, records: Tensor, pages_HP: Tensor, out_nHD: Tensor, angles: AngleTables | None = None, frame_row: int = 0
+        self,
+        records: Tensor,
+        pages_SHP: Tensor,
+        num_tokens: int,
+        out_EJnHD: Tensor,
+        angles: Angles | None = None,
+        inverse_scales_SH: Tensor | None = None,
     ) -> None:
-        decode_token(records, self.layout, pages_HP, out_nHD, angles, frame_row)
+        decode_token(records, self.layout, pages_SHP, num_tokens, out_EJnHD, angles, inverse_scales_SH)
 
     @override
     def encode(self, x_nHD: Tensor, records: Tensor, pages_HP: Tensor, arrival: Arrival | None = None) -> Tensor:
         return encode_token(x_nHD, records, self.layout, pages_HP)
 
     @override
-    def mean_square_step_sizes(self, records: Tensor, pages_HP: Tensor, tokens: slice) -> Tensor | None:
-        return mean_square_step_sizes(records, self.layout, pages_HP, tokens.stop - tokens.start, tokens.start)
+    def mean_square_step_sizes(
+        self, records: Tensor, pages_SHP: Tensor, num_tokens: int, first_token: int = 0
+    ) -> Tensor | None:
+        return mean_square_step_sizes(records, self.layout, pages_SHP, num_tokens, first_token)

@@ -25,7 +25,7 @@ def mean_token_step_sizes_kernel(
     BLOCK_TOKENS: tl.constexpr, HEAD_DIM: tl.constexpr, PAGE_BYTES: tl.constexpr, PAGE_TOKENS: tl.constexpr,
     BITS: tl.constexpr, GROUP: tl.constexpr,
 ):  # fmt: skip
-    """Each program averages the tokens of one head: grid (heads). See `mean_square_step_sizes`."""
+    """Each program averages the tokens of one head of one chunk: grid (chunks * heads)."""
     NUM_GROUPS: tl.constexpr = HEAD_DIM // GROUP
     FIRST_STEP_SIZE: tl.constexpr = PAGE_TOKENS * HEAD_DIM * BITS // 16
     head = tl.program_id(0)
@@ -47,18 +47,16 @@ def mean_token_step_sizes_kernel(
 
 
 def mean_square_step_sizes(
-    records: Tensor, layout: TokenLayout, pages_HP: Tensor, num_tokens: int, first_token: int = 0
+    records: Tensor, layout: TokenLayout, pages_SHP: Tensor, num_tokens: int, first_token: int = 0
 ) -> Tensor:
-    """Mean of step_size^2 over `num_tokens` tokens from `first_token` on, along the codec's axes, float32 [H, D].
-
-    `records`: the pool, uint8 [num_pages, page_bytes]. `pages_HP`: int32 [H, P], pages of the tokens from token 0 on.
-    """
-    mean_HD = torch.empty(len(pages_HP), layout.head_dim, dtype=torch.float32, device=records.device)
-    mean_token_step_sizes_kernel[(len(pages_HP),)](
-        layout.view(records), pages_HP, mean_HD, first_token, num_tokens, pages_HP.stride(0),
+    """`PageKernels.mean_square_step_sizes` for pages of per-token codes."""
+    num_chunks, num_heads, pages_per_head = pages_SHP.shape
+    mean_SHD = torch.empty(num_chunks, num_heads, layout.head_dim, dtype=torch.float32, device=records.device)
+    mean_token_step_sizes_kernel[(num_chunks * num_heads,)](
+        layout.view(records), pages_SHP, mean_SHD, first_token, num_tokens, pages_per_head,
         **token_constants(layout), num_warps=NUM_WARPS,
     )  # fmt: skip
-    return mean_HD
+    return mean_SHD
 
 
 def token_constants(layout: TokenLayout) -> dict[str, Any]:

@@ -11,8 +11,7 @@ from pagedvid.codecs.klt.codec import KltCodec
 from pagedvid.codecs.klt.tables import KltTables
 from pagedvid.codecs.registry import read_codec
 from pagedvid.codecs.spec import PageFormat
-from pagedvid.rotary.tables import rotate
-from tests.attention.kernels.scenes import DEVICE
+from tests.devices import DEVICE
 
 
 def klt_codec(
@@ -60,16 +59,6 @@ def klt_tokens(codec: KltCodec, num_tokens: int, seed: int = 0) -> Tensor:
     return (coding.mean_h1D + (normal * deviation_h1D) @ coding.synthesis_hDD).to(DEVICE)
 
 
-def klt_decoded(
-    codec: KltCodec, records_HPB: Tensor, num_tokens: int, angles: tuple[Tensor, Tensor] | None = None
-) -> Tensor:
-    """The tokens that kernels must find in these pages, float32 [n, H, D]."""
-    padded = read_codec(codec.name).padded_tokens(codec.page, num_tokens)
-    out = torch.empty(len(records_HPB), padded, codec.page.head_dim, device=records_HPB.device)
-    x_HnD = codec.decode(records_HPB, num_tokens, out)
-    return (x_HnD if angles is None else rotate(x_HnD, *angles)).transpose(0, 1)
-
-
 def random_pool(codec: KltCodec, num_pages: int, seed: int = 0) -> Tensor:
     """Records uint8 [num_pages, page_bytes] of random bytes, so that a page read by mistake shows."""
     generator = torch.Generator("cpu").manual_seed(seed)
@@ -77,10 +66,11 @@ def random_pool(codec: KltCodec, num_pages: int, seed: int = 0) -> Tensor:
     return torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator, device="cpu").to(DEVICE)
 
 
-def scattered_pages(codec: KltCodec, num_tokens: int, records: Tensor, seed: int = 0) -> Tensor:
-    """Ids int32 [H, P] of different pages of the pool, for that many tokens of every head."""
-    generator = torch.Generator("cpu").manual_seed(seed)
-    count = codec.coding.num_heads * read_codec(codec.name).num_pages(codec.page, num_tokens)
+def scattered_pages(codec: KltCodec, num_tokens: int, records: Tensor, num_chunks: int = 1) -> Tensor:
+    """Ids int32 [S, H, P] of different pages of the pool, for that many tokens of every chunk and head."""
+    generator = torch.Generator("cpu").manual_seed(0)
+    shape = (num_chunks, codec.coding.num_heads, read_codec(codec.name).num_pages(codec.page, num_tokens))
+    count = torch.Size(shape).numel()
     assert count <= len(records), "the pool of the test is too small"
     pages = torch.randperm(len(records), generator=generator, device="cpu")[:count]
-    return pages.view(codec.coding.num_heads, -1).int().to(DEVICE)
+    return pages.view(shape).int().to(DEVICE)

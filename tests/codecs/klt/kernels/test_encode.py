@@ -19,8 +19,8 @@ from pagedvid.codecs.klt.kernels.pages import encode_klt
 from pagedvid.codecs.packing import WIDTHS
 from pagedvid.codecs.registry import read_codec
 from pagedvid.errors import ShapeError
-from tests.attention.kernels.scenes import DEVICE
 from tests.codecs.klt.kernels.scenes import klt_codec, klt_tokens, random_pool, scattered_pages
+from tests.devices import DEVICE
 
 CASES = (
     ("klt0.5", {"num_frames": 3, "rows": 5}, 90),
@@ -39,7 +39,7 @@ def written(codec: KltCodec, x_nHD: Tensor) -> Tensor:
     """Records [H, P, B] that the kernels make; all else in the pool must stay as it was."""
     records = random_pool(codec, 60)
     before = records.clone()
-    pages = scattered_pages(codec, len(x_nHD), records)
+    pages = scattered_pages(codec, len(x_nHD), records)[0]
     assert not encode_klt(x_nHD, records, KltLayout.of(codec.page, codec.coding, DEVICE), pages).any()
     result = records[pages.long()]
     before[pages.long()] = result
@@ -165,7 +165,7 @@ def test_values_that_no_page_can_hold_are_flagged_by_head(dtype: torch.dtype) ->
     x_nHD[39, 4, 31], x_nHD[9, 5, 7], x_nHD[9, 6, 7] = 65504.0, -7e4, 65000.0
     records = random_pool(codec, 60)
     bad = encode_klt(
-        x_nHD, records, KltLayout.of(codec.page, codec.coding, DEVICE), scattered_pages(codec, 40, records)
+        x_nHD, records, KltLayout.of(codec.page, codec.coding, DEVICE), scattered_pages(codec, 40, records)[0]
     )
     assert bad.bool().any(1).tolist() == [False, True, True, True, True, True, False]
 
@@ -173,7 +173,7 @@ def test_values_that_no_page_can_hold_are_flagged_by_head(dtype: torch.dtype) ->
 def test_heads_and_pages_must_fit() -> None:
     codec = klt_codec("klt1.5")
     records, layout = random_pool(codec, 60), KltLayout.of(codec.page, codec.coding, DEVICE)
-    pages = scattered_pages(codec, 40, records)
+    pages = scattered_pages(codec, 40, records)[0]
     with pytest.raises(ShapeError, match=r"tokens \(40, 3, 32\)"):
         encode_klt(torch.zeros(40, 3, 32), records, layout, pages)
     with pytest.raises(ShapeError, match=r"for pages \(2, 1\)"):

@@ -13,7 +13,7 @@ from pagedvid.codecs.klt.kernels.levels import likely_miss, nearest, reach_of, s
 from pagedvid.codecs.klt.levels import POSITIVE_LEVELS
 from pagedvid.codecs.klt.scales import scales
 from pagedvid.codecs.packing import WIDTHS
-from tests.attention.kernels.scenes import DEVICE
+from tests.devices import DEVICE
 
 SIZE = 8192
 

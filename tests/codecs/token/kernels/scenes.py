@@ -13,7 +13,7 @@ from pagedvid.codecs.registry import read_codec
 from pagedvid.codecs.spec import PageFormat
 from pagedvid.codecs.token.codec import TokenCodec
 from pagedvid.codecs.token.kernels.layout import TokenLayout
-from tests.attention.kernels.scenes import DEVICE
+from tests.devices import DEVICE
 
 CODECS = ("token2-g16", "token2-g64", "token4-g32", "token8-g128", "hadamard2-g64", "hadamard4-g32")
 FAR_PAGES = 2_000_000
