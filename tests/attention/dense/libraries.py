@@ -16,7 +16,6 @@ import pytest
 import torch
 from torch import Tensor
 
-
 SEEN: list[tuple[Tensor, Tensor, Tensor]] = []
 """Queries, keys and values as they reached a library, by call."""
 
