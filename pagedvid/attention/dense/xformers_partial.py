@@ -40,4 +40,5 @@ class XformersPartial(DenseAttention):
         q = q_ETHD.unflatten(2, (num_kv_heads, -1))
         k, v = (x.unsqueeze(3).expand(-1, -1, -1, q.shape[3], -1) for x in (k_EnHD, v_EnHD))
         out_ETHGD, lse_EHGT = self._attend(q, k, v, scale=scale)
-        return out_ETHGD.flatten(2, 3), lse_EHGT.flatten(1, 2)[:, :, :num_queries].transpose(1, 2)
+        out_ETHD = out_ETHGD.flatten(2, 3).to(q_ETHD.dtype)  # partials of some of its kernels are float32
+        return out_ETHD, lse_EHGT.flatten(1, 2)[:, :, :num_queries].transpose(1, 2)
