@@ -16,6 +16,7 @@ from pagedvid import CacheSpec, Compilable, GridRotary, NonFiniteError, PagedKVC
 from pagedvid.attention.operator import attend_operator, store_operator
 from pagedvid.attention.step import Step
 from pagedvid.cache.plan import QueryRange
+from pagedvid.calibration.observe import ObservingCache
 from pagedvid.handles import object_of
 from tests.attention.projective_reference import SeededProjection
 from tests.attention.reference import TableRope
@@ -384,3 +385,17 @@ def test_the_operators_are_what_their_declarations_say() -> None:
     with pytest.raises(StateError, match="before layers"), cache.commit(streams[1:]) as step:
         arguments = (step.handle, 0, torch.tensor(1), k, v, None, q)
         torch.library.opcheck(store_operator, arguments, test_utils=("test_schema",))
+
+
+@pytest.mark.skipif(not hasattr(torch.Tag, "cudagraph_unsafe"), reason="PyTorch has no such tag")
+def test_cuda_graphs_that_pytorch_records_leave_the_operators_out() -> None:
+    for operator in (torch.ops.pagedvid.attend, torch.ops.pagedvid.store):
+        assert torch.Tag.cudagraph_unsafe in operator.default.tags
+
+
+def test_a_cache_that_observes_sees_compiled_calls() -> None:
+    spec = CacheSpec(LAYERS, KV_HEADS, HEAD_DIM, codecs=StreamCodecs("bf16"), tokens_per_frame=FRAME_TOKENS)
+    cache, attend = ObservingCache(spec, "2MiB"), compiled_attend()
+    _, k, v = qkv()
+    with cache.denoise([cache.open(Window(1, 2), TOKENS)]) as step:
+        assert_all_close([attend(step, k, k, v, None)], [step.attend(0, k, k, v)])
