@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from pagedvid.errors import StateError
+from pagedvid.host_state import independent_of_host
 
 
 class Compilable:
@@ -30,9 +31,7 @@ class Compilable:
         """A new object with its handle; arguments are left to `__init__`."""
         made = super().__new__(cls)
         number = next(_NUMBERS)
-        with torch.inference_mode(False):  # the operators note that they write to a handle, in whatever mode they run
-            handle = torch.tensor(number, dtype=torch.int64, device="cpu")
-        object.__setattr__(made, "handle", handle)  # classes may be frozen
+        object.__setattr__(made, "handle", _new_handle(number))  # classes may be frozen
         _LIVE[number] = made
         return made
 
@@ -47,6 +46,11 @@ def object_of(handle: Tensor) -> Any:
     if made is None:
         raise StateError("compiled code names an object that is gone; keep steps and ropes while they are used")
     return made
+
+
+@independent_of_host
+def _new_handle(number: int) -> Tensor:
+    return torch.tensor(number, dtype=torch.int64, device="cpu")
 
 
 _NUMBERS = itertools.count()
