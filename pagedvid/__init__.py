@@ -24,6 +24,7 @@ if TYPE_CHECKING:
         ShapeError,
         StateError,
     )
+    from pagedvid.handles import Compilable
     from pagedvid.paged_kv_cache import PagedKVCache
     from pagedvid.rotary.grid_rotary import GridRotary
 
@@ -34,6 +35,7 @@ __all__ = [
     "CacheSpec",
     "CacheStats",
     "CapacityError",
+    "Compilable",
     "ConfigError",
     "GridRotary",
     "IntegrityError",
@@ -54,6 +56,7 @@ __all__ = [
 _HOMES = {
     "CacheSpec": "pagedvid.cache.spec",
     "CacheStats": "pagedvid.cache.stats",
+    "Compilable": "pagedvid.handles",
     "GridRotary": "pagedvid.rotary.grid_rotary",
     "PagedKVCache": "pagedvid.paged_kv_cache",
     "QueryRange": "pagedvid.cache.plan",

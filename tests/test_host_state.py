@@ -405,34 +405,6 @@ def test_one_setting_for_all_products_as_before_pytorch_2_9(monkeypatch) -> None
         assert independent_of_host(torch.get_float32_matmul_precision)() == "highest"
 
 
-def test_a_compiled_host_leaves_attend_out() -> None:
-    """One graph before the call and one after it, whatever the length of the history, and nothing of attend in them."""
-    graphs: list[int] = []
-
-    def count(graph: Any, inputs: Any) -> Any:
-        graphs.append(len(graph.graph.nodes))
-        return graph.forward
-
-    case = Case("int2", "measured", "before_rotary", None, torch.float32, False, False)
-    cache = make_cache(case)
-    stream = cache.open(Window(1, 2), TOKENS)
-
-    def layer(q: Tensor, k: Tensor, v: Tensor, step: Any) -> Tensor:
-        return step.attend(0, q * 1.0, k, v) + 1.0
-
-    compiled = torch.compile(layer, backend=count, dynamic=True)
-    chunks = drawn(case)
-    outs = []
-    for q, k, v, *_ in chunks:
-        for commit in (False, True):
-            with cache.step([QueryRange(stream, commit=commit)]) as step:
-                outs.append(compiled(q, k, v, step) - 1.0)
-    expected = video(case, chunks, nullcontext())[: len(outs)]
-    for out, plain in zip(outs, expected, strict=True):
-        torch.testing.assert_close(out, plain)
-    assert len(graphs) == 2 and max(graphs) < 8
-
-
 MAKERS = {"zeros", "ones", "empty", "full", "eye", "linspace", "logspace", "tensor", "rand", "randn", "scalar_tensor"}
 
 

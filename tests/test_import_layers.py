@@ -23,6 +23,7 @@ ROOMS = (
         "pagedvid.arguments",
         "pagedvid.devices",
         "pagedvid.host_state",
+        "pagedvid.handles",
     ),
     ("pagedvid.files",),
     ("pagedvid.rotary",),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, SupportsIndex
 
 import torch
 from torch import Tensor
@@ -12,6 +12,7 @@ from torch import Tensor
 from pagedvid.arguments import list_of, whole_number
 from pagedvid.attention.backend import AttentionBackend
 from pagedvid.attention.measure import sample_queries, sampled_offsets
+from pagedvid.attention.operator import attend_in_graph, compiled_as, store_in_graph
 from pagedvid.attention.projection import StepProjection
 from pagedvid.attention.rotation import Rotation
 from pagedvid.attention.history import Context, PreparedStep
@@ -20,6 +21,7 @@ from pagedvid.cache.plan import StepPlan
 from pagedvid.cache.pool import PagePool
 from pagedvid.cache.spec import CacheSpec
 from pagedvid.errors import ConfigError, ShapeError, StateError
+from pagedvid.handles import Compilable
 from pagedvid.host_state import independent_of_host, plain_tensor
 from pagedvid.rotary.checked import CheckedRope, require_same_rope
 from pagedvid.rotary.projective import Projection
@@ -29,7 +31,7 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 """Of queries, keys and values."""
 
 
-class Step:
+class Step(Compilable):
     """An open step. Its ranges are packed in the order in which they were given."""
 
     def __init__(self, plan: StepPlan, pool: PagePool, spec: CacheSpec, backend: AttentionBackend) -> None:
@@ -46,10 +48,11 @@ class Step:
         """Pairs of ropes found to give the same rotation."""
         self._has_ended = False
 
+    @compiled_as(attend_in_graph)
     @independent_of_host
     def attend(
         self,
-        layer: int,
+        layer: SupportsIndex,
         q_THD: Tensor,
         k_THD: Tensor,
         v_THD: Tensor,
@@ -71,7 +74,8 @@ class Step:
         stored. Raises ShapeError, NonFiniteError (which rolls a commit back) and StateError.
         """
         self._require_open()
-        q_THD, k_THD, v_THD = self._checked(layer, q=q_THD, k=k_THD, v=v_THD)
+        layer = checked_layer(layer, self._spec.num_layers)
+        q_THD, k_THD, v_THD = self._checked(q=q_THD, k=k_THD, v=v_THD)
         context = self._checked_context(context, q_THD.dtype)
         projections = _checked_projections(projections)
         made_for = (q_THD.dtype, tuple(0 if pair is None else len(pair[0]) for pair in context))
@@ -86,10 +90,11 @@ class Step:
             self._write(layer, q_THD, k_THD, v_THD, rotation, [view for view, _ in views])
         return torch.stack(outs) if projections else outs[0]
 
+    @compiled_as(store_in_graph)
     @independent_of_host
     def store(
         self,
-        layer: int,
+        layer: SupportsIndex,
         k_THD: Tensor,
         v_THD: Tensor,
         rope: RopeTables | None = None,
@@ -108,7 +113,8 @@ class Step:
             raise StateError("this step only reads; open a commit pass to store keys and values")
         if q_THD is None and any(pending.chunk.alpha is not None for pending in self.plan.pending):
             raise ConfigError('correction "measured" fits a factor to queries; give `q_THD`, or choose "formula"')
-        k_THD, v_THD, *queries = self._checked(layer, k=k_THD, v=v_THD, **({} if q_THD is None else {"q": q_THD}))
+        layer = checked_layer(layer, self._spec.num_layers)
+        k_THD, v_THD, *queries = self._checked(k=k_THD, v=v_THD, **({} if q_THD is None else {"q": q_THD}))
         rotation = Rotation.of(self.plan, self._spec, rope, self._backend.store.ropes)
         self._require_same_rope(layer, rotation)
         self._write(layer, queries[0] if queries else k_THD, k_THD, v_THD, rotation, [])
@@ -205,10 +211,9 @@ class Step:
             self._check_device(f"context of range {number}", x)
         return keys, values
 
-    def _checked(self, layer: int, **given: Tensor) -> list[Tensor]:
+    def _checked(self, **given: Tensor) -> list[Tensor]:
         """q, k and v, each by its name, as plain tensors. Raises ShapeError."""
         spec, num_tokens = self._spec, self._num_tokens
-        checked_layer(layer, spec.num_layers)
         plain = [plain_tensor(name, x) for name, x in given.items()]
         for name, x in zip(given, plain, strict=True):
             expected = (num_tokens, spec.query_heads if name == "q" else spec.num_kv_heads, spec.head_dim)
@@ -226,13 +231,12 @@ class Step:
             raise ShapeError(f"{name} is on {x.device}, the pool on {self._pool.device}; move one of them")
 
 
-def checked_layer(layer: int, num_layers: int) -> int:
+def checked_layer(layer: SupportsIndex, num_layers: int) -> int:
     """The number of a layer. Raises ShapeError for a layer that does not exist."""
-    if type(layer) is not int:  # avoids a call in the usual case
-        layer = whole_number("layer", layer)
-    if not 0 <= layer < num_layers:
-        raise ShapeError(f"layer {layer} does not exist; the cache has layers 0 to {num_layers - 1}")
-    return layer
+    number = layer if type(layer) is int else whole_number("layer", layer)  # avoids a call in the usual case
+    if not 0 <= number < num_layers:
+        raise ShapeError(f"layer {number} does not exist; the cache has layers 0 to {num_layers - 1}")
+    return number
 
 
 def _is_same(a: tuple[Any, ...], b: tuple[Any, ...]) -> bool:

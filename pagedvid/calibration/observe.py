@@ -10,13 +10,14 @@ Axes: T packed tokens; C chunks; G query heads of a KV head; H KV heads; n token
 from __future__ import annotations
 
 import random
-from typing import Any
+from typing import Any, SupportsIndex
 
 import torch
 from torch import Tensor
 from typing_extensions import override
 
-from pagedvid.attention.step import Step
+from pagedvid.attention.operator import attend_in_graph, compiled_as
+from pagedvid.attention.step import Step, checked_layer
 from pagedvid.attention.store import LayerStore
 from pagedvid.cache.plan import RangePlan, StepPlan
 from pagedvid.calibration.fit import calibration_of
@@ -60,10 +61,18 @@ class _ObservingStep(Step):
         self._is_sampled = is_sampled
 
     @override
+    @compiled_as(attend_in_graph)
     @independent_of_host
     def attend(
-        self, layer: int, q_THD: Tensor, k_THD: Tensor, v_THD: Tensor, rope: RopeTables | None = None, **options: Any
+        self,
+        layer: SupportsIndex,
+        q_THD: Tensor,
+        k_THD: Tensor,
+        v_THD: Tensor,
+        rope: RopeTables | None = None,
+        **options: Any,
     ) -> Tensor:
+        layer = checked_layer(layer, self._spec.num_layers)
         out = super().attend(layer, q_THD, k_THD, v_THD, rope, **options)
         rope = None if rope is None else self._store.ropes.checked(rope)
         for range_ in self.plan.ranges:

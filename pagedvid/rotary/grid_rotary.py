@@ -15,6 +15,7 @@ from torch import Tensor
 
 from pagedvid.arguments import instance_of, list_of, one_of, whole_number, whole_numbers
 from pagedvid.errors import ConfigError, ShapeError
+from pagedvid.handles import Compilable
 from pagedvid.rotary.grid import AXES, RopeGrid
 from pagedvid.rotary.tables import LAYOUTS
 from pagedvid.shown import shown
@@ -25,7 +26,7 @@ LARGEST_SIZE = 2**20
 DTYPES = (torch.float32, torch.float64)
 
 
-class GridRotary:
+class GridRotary(Compilable):
     """`RopeTables` made from frequencies and positions. Use the same object for all layers and passes.
 
     `frequencies`: three tensors [pairs], float32 or float64, for the pairs that rotate with time, row and column, in

@@ -19,7 +19,7 @@ PAGE = (Path(__file__).parents[2] / "docs" / "embed.md").read_text()
 
 def run(names: dict[str, Any], *numbers: int) -> None:
     examples = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
-    assert len(examples) == 2
+    assert len(examples) == 3
     for number in numbers:
         exec(compile(examples[number], "docs/embed.md", "exec"), names)
 
@@ -65,6 +65,16 @@ def test_the_dense_host_runs(host):
     assert host["attended"].shape == (200, 4, 32) and torch.isfinite(host["attended"]).all()
     assert host["view"].k.shape == (600, 4, 32)
     host["cache"].check()
+
+
+def test_the_compiled_host_gives_what_the_eager_one_gives(host):
+    with torch.no_grad():
+        run(host, 2)
+        model, x, cache = host["model"], host["latents"], host["cache"]
+        with cache.denoise(host["batch"]) as step, torch.compiler.set_stance("fail_on_recompile"):
+            compiled = model(x, step)
+        with cache.denoise(host["batch"]) as step, torch.compiler.set_stance("force_eager"):
+            torch.testing.assert_close(compiled, model(x, step), rtol=1e-4, atol=1e-4)
 
 
 def test_what_the_page_names_exists():
