@@ -22,7 +22,7 @@ from typing import Any, ParamSpec, SupportsIndex, TypeVar
 import torch
 from torch import Tensor
 
-from pagedvid.attention.sources import Context
+from pagedvid.attention.history import Context
 from pagedvid.errors import ShapeError
 from pagedvid.handles import Compilable, object_of
 from pagedvid.rotary.projective import Projection

@@ -56,7 +56,7 @@ class ObservingCache(PagedKVCache):
 class _ObservingStep(Step):
     def __init__(self, plan: StepPlan, cache: ObservingCache, is_sampled: bool) -> None:
         super().__init__(plan, cache.pool, cache.spec, cache.backend)
-        self._store = LayerStore(cache.pool, cache.spec, cache.book)
+        self._store = LayerStore(cache.pool, cache.spec, cache.book, uses_kernels=False)
         self._statistics = cache.statistics
         self._is_sampled = is_sampled
 
