@@ -37,12 +37,12 @@ import attention_streams
 from lib.measuring import extra_bytes, interleaved, median_ratio, seconds_of
 from lib.report import format_table, make_parser, use_threads, write_report
 from pagedvid.attention.backend import select_backend
+from pagedvid.attention.scratch import CPU_BYTES
 from pagedvid.cache.plan import QueryRange
 from pagedvid.cache.sizes import KVShape, stream_bytes
 from pagedvid.cache.spec import CacheSpec
 from pagedvid.cache.stream_codecs import StreamCodecs
 from pagedvid.cache.window import Window
-from pagedvid.config.sections import AttentionConfig
 from pagedvid.paged_kv_cache import PagedKVCache
 from pagedvid.rotary.grid_rotary import GridRotary
 from pagedvid.rotary.tables import rotate
@@ -154,7 +154,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--chunks", type=int, default=6, help="cached chunks")
     parser.add_argument("--codecs", nargs="+", default=["int2"], metavar="CODEC", help="such as int4 or int4/int2")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--scratch", type=parse_bytes, default=AttentionConfig().scratch, help="see attention.scratch")
+    parser.add_argument("--scratch", type=parse_bytes, default=CPU_BYTES, help="see attention.scratch")
     arguments = parser.parse_args(given)
     use_threads(arguments.threads)
     rows = measure(arguments)

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from pagedvid.attention.dense.choice import create_provider
-from pagedvid.attention.dense.ragged import Ragged
 from pagedvid.cache.sizes import stream_bytes
 from pagedvid.cache.spec import CacheSpec
 from pagedvid.cache.stream_codecs import StreamCodecs
@@ -102,10 +101,9 @@ def dense_call(
         queries.append(inputs.rotated(q, 0)[-shape.chunk_tokens :])
         keys.append(inputs.rotated(k, 0))
         values.append(v)
-    q, k, v = (torch.cat(parts) for parts in (queries, keys, values))
-    ragged = Ragged.of([shape.chunk_tokens] * num_streams, [num_keys] * num_streams, device)
+    q, k, v = (torch.stack(parts) for parts in (queries, keys, values))
     attend = create_provider(provider)
-    return lambda: attend(q, k, v, ragged, shape.head_dim**-0.5)[0]
+    return lambda: attend(q, k, v, shape.head_dim**-0.5)[0]
 
 
 def layer_cache(

@@ -81,6 +81,8 @@ class PreparedStep:
     view: View
     batches: Sequence[Batch]
     _tiles: dict[int, list[list[Tile]]] = field(default_factory=dict, repr=False)
+    _buffers: dict[tuple[str, tuple[int, ...]], Tensor] = field(default_factory=dict, repr=False)
+    """Of the scratch; held here, so that they outlive a growth of the scratch under a captured CUDA graph."""
 
     def attend(self, layer: int, q_THD: Tensor, k_THD: Tensor, v_THD: Tensor, context: Context = ()) -> Tensor:
         """Each range's attention over its visible chunks, corrected, and current and context keys: [T, Hq, D] like q.
@@ -176,4 +178,9 @@ class _Attending:
         return partials
 
     def _buffer(self, name: str, shape: tuple[int, ...]) -> Tensor:
-        return self.step.scratch.tokens(name, shape, self.q_TqD.dtype, head_major=self.step.dense.head_major)
+        buffers, step = self.step._buffers, self.step
+        if (name, shape) not in buffers:
+            buffers[name, shape] = step.scratch.tokens(
+                name, shape, self.q_TqD.dtype, head_major=step.dense.head_major
+            )
+        return buffers[name, shape]

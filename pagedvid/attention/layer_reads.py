@@ -16,7 +16,7 @@ Axes: E ranges, J columns, S = E * J chunks, h heads of the tile, P pages of a h
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import accumulate, groupby
 from typing import Protocol
@@ -141,6 +141,7 @@ class ReadPlanner:
     scratch_bytes: int
     uses_kernels: bool
     """Whether pages are read by their codecs' kernels, or by PyTorch operations."""
+    _on_device: dict[tuple[tuple[int, ...], ...], Tensor] = field(default_factory=dict, repr=False)
 
     def most_ranges(self, range_: RangePlan, dtype: torch.dtype) -> int:
         """How many ranges like this one are attended together."""
@@ -223,8 +224,14 @@ class ReadPlanner:
                     for column in piece.columns:
                         numbers.append(_variant(variants, Variant(axes, column, part), view.pulls_queries))
                         pairs.append(piece.source is not None and piece.source.rotates)
-        flags = torch.tensor([numbers, pairs], dtype=torch.int32).to(self.pool.device)
-        return BiasTerms(torch.cat(squares, 1), torch.cat(alphas, 1), flags[0], flags[1]), tuple(variants)
+        flags = self._numbers(tuple(numbers), tuple(pairs))
+        return BiasTerms(torch.cat(squares, 1), torch.cat(alphas, 1), *flags), tuple(variants)
+
+    def _numbers(self, *rows: tuple[int, ...]) -> Tensor:
+        """int32 [rows, J] on the device, to which the same numbers are copied once."""
+        if rows not in self._on_device:
+            self._on_device[rows] = torch.tensor(rows, dtype=torch.int32).to(self.pool.device)
+        return self._on_device[rows]
 
     def _square(self, piece: Piece, layer: int, heads: slice, tokens: slice) -> tuple[Tensor, Tensor | None]:
         """Mean of step_size^2 of some tokens of every chunk, or 12 times the change of variance, float32 [S, h, D]; and

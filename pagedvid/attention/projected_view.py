@@ -42,6 +42,8 @@ class ProjectedView:
     pulls_queries = True
     _maps: dict[object, Maps] = field(default_factory=dict, repr=False)
     """Found once for all layers."""
+    _buffers: dict[tuple[int, ...], Tensor] = field(default_factory=dict, repr=False)
+    """As in `PreparedStep`."""
 
     def angles(self, columns: Sequence[Column], *, stored_rotated: bool) -> None:
         """Keys do not rotate. Raises StateError for keys stored after rotary embedding."""
@@ -83,7 +85,9 @@ class ProjectedView:
         """(A P_f^-1) of keys and values."""
         maps = self._once(("read", piece.columns), lambda: self._stored(batch, piece.columns))
         shape = (keys_EJnhD.shape[0] * len(piece.columns), *keys_EJnhD.shape[2:])
-        decoded = self.scratch.buffer("unmapped", shape, keys_EJnhD.dtype)
+        if shape not in self._buffers:
+            self._buffers[shape] = self.scratch.buffer("unmapped", shape, keys_EJnhD.dtype)
+        decoded = self._buffers[shape]
         piece.keys.decode(records, piece.key_pages, piece.num_tokens, decoded.view(keys_EJnhD.shape))
         layout = self.projection.projection.layout
         keys_EJnhD.copy_(mapped(from_half_layout(decoded, layout), maps).view(keys_EJnhD.shape))

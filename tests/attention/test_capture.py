@@ -18,7 +18,6 @@ from pagedvid.paged_kv_cache import PagedKVCache
 from tests.attention.capture_rules import Capture, note_launches
 from tests.attention.projective_reference import SeededProjection
 from tests.attention.reference import TableRope
-from tests.attention.triton_scenes import BACKENDS
 from tests.attention.without_kernels import META, Copies, leave_out_kernels, on_meta
 from tests.codecs.klt.kernels.scenes import klt_codec
 
@@ -27,8 +26,6 @@ HEAD_DIM, LAYERS, KV_HEADS, GROUP = 32, 2, 2, 3
 FRAME_TOKENS, NUM_FRAMES = 10, 3
 TOKENS = FRAME_TOKENS * NUM_FRAMES
 MORE_STEPS = 20
-REGROWS = pytest.mark.xfail(strict=True, reason="a larger step frees the scratch under the graph of another step")
-
 
 @pytest.fixture
 def _without_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -36,7 +33,7 @@ def _without_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     note_launches(monkeypatch)
 
 
-def make_cache(kind: Any, codec: str, **settings: Any) -> PagedKVCache:
+def make_cache(codec: str, **settings: Any) -> PagedKVCache:
     calibrated = klt_codec("klt2", HEAD_DIM, KV_HEADS, 8, FRAME_TOKENS, NUM_FRAMES)
     spec = CacheSpec(
         LAYERS,
@@ -50,7 +47,7 @@ def make_cache(kind: Any, codec: str, **settings: Any) -> PagedKVCache:
         **settings,
     )
     return on_meta(
-        kind, PagedKVCache(spec, "1MiB", book=CodecBook(calibrated.page, KV_HEADS, own={"klt2": calibrated}))
+        PagedKVCache(spec, "1MiB", book=CodecBook(calibrated.page, KV_HEADS, own={"klt2": calibrated}))
     )
 
 
@@ -70,7 +67,6 @@ def forward(step: Any, inputs: list[Tensor], *more: Any, **options: Any) -> list
 
 
 @pytest.mark.usefixtures("_without_kernels")
-@pytest.mark.parametrize("kind", BACKENDS)
 @pytest.mark.parametrize(
     ("codec", "keys_arrive"),
     [
@@ -81,8 +77,8 @@ def forward(step: Any, inputs: list[Tensor], *more: Any, **options: Any) -> list
         ("klt2", "before_rotary"),
     ],
 )
-def test_after_its_first_forward_a_step_keeps_nothing_that_is_made(kind: Any, codec: str, keys_arrive: str) -> None:
-    cache, rope = make_cache(kind, codec, keys_arrive=keys_arrive), TableRope("interleaved", HEAD_DIM)
+def test_after_its_first_forward_a_step_keeps_nothing_that_is_made(codec: str, keys_arrive: str) -> None:
+    cache, rope = make_cache(codec, keys_arrive=keys_arrive), TableRope("interleaved", HEAD_DIM)
     stream = cache.open(Window(1, 2), TOKENS)
     for _ in range(2):
         commit(cache, [stream], TOKENS, rope)
@@ -90,9 +86,8 @@ def test_after_its_first_forward_a_step_keeps_nothing_that_is_made(kind: Any, co
 
 
 @pytest.mark.usefixtures("_without_kernels")
-@pytest.mark.parametrize("kind", BACKENDS)
 def test_with_ranges_of_all_kinds_a_text_and_a_projection(kind: Any) -> None:
-    cache, rope = make_cache(kind, "int2"), TableRope("interleaved", HEAD_DIM)
+    cache, rope = make_cache("int2"), TableRope("interleaved", HEAD_DIM)
     streams, tag = [cache.open(Window(1, 2, positions="window"), TOKENS) for _ in range(2)], (0, NUM_FRAMES)
     for _ in range(3):
         commit(cache, [QueryRange(stream, tag=tag) for stream in streams], 2 * TOKENS, rope)
@@ -120,12 +115,9 @@ def require_capturable(cache: PagedKVCache, ranges: list[Any], inputs: list[Tens
 
 
 @pytest.mark.usefixtures("_without_kernels")
-@pytest.mark.parametrize(
-    "kind", [pytest.param(kind, marks=REGROWS) if kind.name == "scratch" else kind for kind in BACKENDS]
-)
 def test_what_a_captured_step_uses_outlives_other_steps(kind: Any) -> None:
     """Larger chunks, and more steps and ropes than any table is kept for, while the captured step is open."""
-    cache, rope = make_cache(kind, "int2"), TableRope("interleaved", HEAD_DIM)
+    cache, rope = make_cache("int2"), TableRope("interleaved", HEAD_DIM)
     captured, others = cache.open(Window(1, 2), TOKENS), cache.open(Window(1, 2), 4 * TOKENS)
     commit(cache, [captured], TOKENS, rope)
     capture, inputs = Capture(), qkv()

@@ -1,4 +1,4 @@
-"""What only a GPU can show: both backends on it give what the CPU backend gives, and never wait. Skipped elsewhere."""
+"""What only a GPU can show: the kernels on it give what the CPU backend gives, and never wait. Skipped elsewhere."""
 
 from __future__ import annotations
 
@@ -70,28 +70,26 @@ def video(device: str, backend: str, codec: str, dtype: torch.dtype, **options) 
     return outs
 
 
-@pytest.mark.parametrize("backend", ["scratch", "fused"])
 @pytest.mark.parametrize(
     ("codec", "dtype"),
     [*((codec, torch.bfloat16) for codec in CODECS), ("int2", torch.float16), ("klt2", torch.float16)],
 )
-def test_equals_the_cpu_backend(backend: str, codec: str, dtype: torch.dtype) -> None:
+def test_equals_the_cpu_backend(codec: str, dtype: torch.dtype) -> None:
     expected = video("cpu", "torch", codec, dtype)
-    for out, reference in zip(video("cuda", backend, codec, dtype), expected, strict=True):
+    for out, reference in zip(video("cuda", "triton", codec, dtype), expected, strict=True):
         assert (out - reference).norm() < 0.03 * reference.norm()
 
 
-@pytest.mark.parametrize("backend", ["scratch", "fused"])
-def test_float32(backend: str) -> None:
+def test_float32() -> None:
     expected = video("cpu", "torch", "int4", torch.float32)
-    for out, reference in zip(video("cuda", backend, "int4", torch.float32), expected, strict=True):
+    for out, reference in zip(video("cuda", "triton", "int4", torch.float32), expected, strict=True):
         assert (out - reference).norm() < 5e-3 * reference.norm()
 
 
 def test_a_projective_view() -> None:
     projection = SeededProjection(FRAME_TOKENS, "interleaved")
     expected = video("cpu", "torch", "int4", torch.bfloat16, projections=[projection])
-    got = video("cuda", "scratch", "int4", torch.bfloat16, projections=[projection])
+    got = video("cuda", "triton", "int4", torch.bfloat16, projections=[projection])
     for out, reference in zip(got, expected, strict=True):
         assert (out - reference).norm() < 0.03 * reference.norm()
 
@@ -112,11 +110,10 @@ def device_tokens(num_tokens: int) -> list[Tensor]:
     return [random_tokens(num_tokens, KV_HEADS, generator).to("cuda", torch.bfloat16) for _ in range(3)]
 
 
-@pytest.mark.parametrize("backend", ["scratch", "fused"])
 @pytest.mark.parametrize("codec", CODECS)
-def test_nothing_in_a_denoise_step_waits_for_the_device(backend: str, codec: str) -> None:
+def test_nothing_in_a_denoise_step_waits_for_the_device(codec: str) -> None:
     """From a chunk's second step on, when its tables are there."""
-    cache = make_cache("cuda", backend, codec, group=1)
+    cache = make_cache("cuda", "triton", codec, group=1)
     stream, qkv = cache.open(Window(1, 2), 312), device_tokens(312)
     with cache.commit([stream]) as step:
         for layer in range(LAYERS):
@@ -130,7 +127,7 @@ def test_nothing_in_a_denoise_step_waits_for_the_device(backend: str, codec: str
 @pytest.mark.parametrize("codec", CODECS)
 @pytest.mark.parametrize("correction", ["off", "measured"])
 def test_nothing_in_a_commit_pass_waits_before_its_last_layer(codec: str, correction: str) -> None:
-    cache = make_cache("cuda", "scratch", codec, group=1, correction=correction)
+    cache = make_cache("cuda", "triton", codec, group=1, correction=correction)
     stream, qkv = cache.open(Window(1, 2), 312), device_tokens(312)
     for guard in (nullcontext, no_waiting):  # the first pass compiles
         with cache.commit([stream]) as step:
@@ -143,7 +140,7 @@ def test_nothing_in_a_commit_pass_waits_before_its_last_layer(codec: str, correc
 @pytest.mark.parametrize("codec", ["int2", "klt2"])
 def test_a_denoise_step_runs_as_a_graph(codec: str) -> None:
     """Captured once and replayed with other queries, as engines do: static tables and buffers."""
-    cache = make_cache("cuda", "fused", codec, group=1, correction="off")
+    cache = make_cache("cuda", "triton", codec, group=1, correction="off")
     stream, qkv = cache.open(Window(1, 2), 312), device_tokens(312)
     with cache.commit([stream]) as step:
         for layer in range(LAYERS):

@@ -19,7 +19,6 @@ from pagedvid.codecs.book import CodecBook
 from pagedvid.paged_kv_cache import PagedKVCache
 from tests.attention.projective_reference import SeededProjection
 from tests.attention.reference import TableRope
-from tests.attention.triton_scenes import BACKENDS
 from tests.attention.without_kernels import META, Copies, leave_out_kernels, on_meta
 from tests.codecs.klt.kernels.scenes import klt_codec
 
@@ -35,7 +34,7 @@ def without_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     leave_out_kernels(monkeypatch)
 
 
-def make_cache(kind: Any, codec: str | StreamCodecs, **settings: Any) -> PagedKVCache:
+def make_cache(codec: str | StreamCodecs, **settings: Any) -> PagedKVCache:
     calibrated = klt_codec("klt2", HEAD_DIM, KV_HEADS, 8, FRAME_TOKENS, NUM_FRAMES)
     spec = CacheSpec(
         LAYERS,
@@ -49,7 +48,7 @@ def make_cache(kind: Any, codec: str | StreamCodecs, **settings: Any) -> PagedKV
         **settings,
     )
     book = CodecBook(calibrated.page, KV_HEADS, own={"klt2": calibrated})
-    return on_meta(kind, PagedKVCache(spec, "1MiB", book=book))
+    return on_meta(PagedKVCache(spec, "1MiB", book=book))
 
 
 def qkv(num_ranges: int = 1) -> list[Tensor]:
@@ -65,14 +64,13 @@ def no_waiting() -> Iterator[None]:
     assert not copies.by_place, f"copied between the devices: {dict(copies.by_place)}"
 
 
-@pytest.mark.parametrize("kind", BACKENDS)
 @pytest.mark.parametrize("codec", CODECS)
 @pytest.mark.parametrize("correction", ["off", "variance", "measured"])
 @pytest.mark.parametrize("keys_arrive", ["before_rotary", "rotated"])
-def test_in_no_layer_but_the_first(kind, codec: str, correction: str, keys_arrive: str) -> None:
+def test_in_no_layer_but_the_first(codec: str, correction: str, keys_arrive: str) -> None:
     """The first layer of a commit pass makes the tables; the second and later denoise steps of a chunk reuse them."""
     cache, rope = (
-        make_cache(kind, codec, correction=correction, keys_arrive=keys_arrive),
+        make_cache(codec, correction=correction, keys_arrive=keys_arrive),
         TableRope("interleaved", HEAD_DIM),
     )
     stream = cache.open(Window(1, 2), NUM_TOKENS)
@@ -89,11 +87,10 @@ def test_in_no_layer_but_the_first(kind, codec: str, correction: str, keys_arriv
             step.attend(1, *qkv(), rope)
 
 
-@pytest.mark.parametrize("kind", BACKENDS)
-def test_with_chunks_that_change_codec_and_ranges_of_all_kinds(kind) -> None:
+def test_with_chunks_that_change_codec_and_ranges_of_all_kinds() -> None:
     """Sinks and the newest chunk have codecs of their own, so that commits read and rewrite older chunks; a text;
     ranges that see each other; a projective view."""
-    cache = make_cache(kind, StreamCodecs("klt2", sink="int8", newest="bf16"), correction="variance")
+    cache = make_cache(StreamCodecs("klt2", sink="int8", newest="bf16"), correction="variance")
     rope, projection = TableRope("interleaved", HEAD_DIM), SeededProjection(FRAME_TOKENS, "interleaved")
     streams = [cache.open(Window(1, 2, positions="window"), NUM_TOKENS) for _ in range(2)]
     tag = (0, NUM_FRAMES)

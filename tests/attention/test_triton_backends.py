@@ -1,7 +1,6 @@
-"""The GPU backends behind `step.attend`, run by Triton's interpreter, against the slow reference of the CPU backend.
+"""The kernels behind `step.attend`, run by Triton's interpreter, against the slow reference.
 
-With queries in float32 they differ from it by the correction alone: "fused" takes b page by page where the reference
-takes the chunk's mean of step_size^2, and both decide block by block which channels are hot.
+With queries in float32 they differ from it by the correction alone: they decide block by block which channels are hot.
 """
 
 from __future__ import annotations
@@ -9,19 +8,16 @@ from __future__ import annotations
 import pytest
 import torch
 
-from pagedvid.attention.fused_backend import FusedBackend
-from pagedvid.attention.triton_backend import TritonBackend
 from pagedvid.cache.plan import QueryRange
 from pagedvid.cache.spec import CacheSpec
 from pagedvid.cache.stream_codecs import StreamCodecs
 from pagedvid.cache.window import Window
-from pagedvid.codecs.assignment import ChunkCodecs
 from pagedvid.codecs.book import CodecBook
 from pagedvid.errors import NonFiniteError
 from pagedvid.paged_kv_cache import PagedKVCache
 from tests.attention.reference import TableRope, as_arriving, expected_attention, random_qkv
 from tests.attention.scenes import commit_all, make_cache
-from tests.attention.triton_scenes import BACKENDS, small_cache, with_backend
+from tests.attention.triton_scenes import small_cache, with_kernels
 from tests.codecs.klt import scenes as klt_scenes
 from tests.codecs.klt.kernels.scenes import klt_codec
 
@@ -42,23 +38,21 @@ def check_step(cache: PagedKVCache, ranges, tolerance: float, rope=ROPE, dtype=t
             torch.testing.assert_close(out.double(), expected, rtol=0, atol=tolerance * float(expected.abs().max()))
 
 
-@pytest.mark.parametrize("kind", BACKENDS)
 @pytest.mark.parametrize(
     ("codec", "correction"),
     [("fp32", "measured"), ("int4/int2", "off"), ("int2", "measured"), ("int8", "formula"), ("int4", "variance")],
 )
-def test_codecs_and_corrections(kind, codec: str, correction: str) -> None:
-    cache = small_cache(kind, codec, correction=correction)
+def test_codecs_and_corrections(codec: str, correction: str) -> None:
+    cache = small_cache(codec, correction=correction)
     stream = cache.open(Window(1, 2), 130)
     commit_all(cache, stream, [40 if codec == "fp32" else 130, 33], 1, ROPE)  # longer than a page of the codec
     is_exact = correction == "off" or codec == "fp32"
     check_step(cache, [QueryRange(stream, num_tokens=9)], EXACT if is_exact else BY_PAGE)
 
 
-@pytest.mark.parametrize("kind", BACKENDS)
-def test_streams_of_all_lengths_with_mixed_codecs(kind) -> None:
+def test_streams_of_all_lengths_with_mixed_codecs() -> None:
     """Sinks in int8, the newest chunk in bf16, grouped heads; one stream without history, one in a commit pass."""
-    cache = small_cache(kind, StreamCodecs("int2", sink="int8", newest="bf16"), layers=2, group=3)
+    cache = small_cache(StreamCodecs("int2", sink="int8", newest="bf16"), layers=2, group=3)
     long = cache.open(Window(1, 2, positions="window"), 20)
     commit_all(cache, long, [20, 17, 19, 20], 1, ROPE)
     fresh = cache.open(Window(1, 1), 20)
@@ -67,18 +61,16 @@ def test_streams_of_all_lengths_with_mixed_codecs(kind) -> None:
     check_step(cache, [QueryRange(cache.fork(long), "cond", 9, commit=True)], BY_PAGE)
 
 
-@pytest.mark.parametrize("kind", BACKENDS)
-def test_keys_stored_after_rotary_embedding_change_position(kind) -> None:
-    cache = small_cache(kind, "int4-post", correction="off")
+def test_keys_stored_after_rotary_embedding_change_position() -> None:
+    cache = small_cache("int4-post", correction="off")
     stream = cache.open(Window(0, 1, positions="window"), 40)
     commit_all(cache, stream, [40, 33], 1, ROPE)
     check_step(cache, [QueryRange(stream, num_tokens=9)], EXACT)
 
 
-@pytest.mark.parametrize("kind", BACKENDS)
 @pytest.mark.parametrize("codec", ["token4-g32", "hadamard4-g32", "int2-s8"])
-def test_codecs_with_step_sizes_per_token_and_short_step_sizes(kind, codec: str) -> None:
-    cache = small_cache(kind, codec, correction="formula")
+def test_codecs_with_step_sizes_per_token_and_short_step_sizes(codec: str) -> None:
+    cache = small_cache(codec, correction="formula")
     stream = cache.open(Window(1, 2), 40)
     commit_all(cache, stream, [40, 33], 1, ROPE)
     check_step(cache, [QueryRange(stream, num_tokens=9)], BY_PAGE)
@@ -101,28 +93,26 @@ def calibrated_cache(correction: str, head_dim: int = 32) -> PagedKVCache:
     return PagedKVCache(spec, "1MiB", book=CodecBook(page, 2, own={"klt2": codec}))
 
 
-@pytest.mark.parametrize("kind", BACKENDS)
 @pytest.mark.parametrize("correction", ["off", "variance", "measured"])
 @pytest.mark.parametrize("head_dim", [16, 32])
-def test_calibrated_codecs_are_read_as_on_the_cpu(kind, correction: str, head_dim: int) -> None:
+def test_calibrated_codecs_are_read_as_on_the_cpu(correction: str, head_dim: int) -> None:
     cache, rope = calibrated_cache(correction, head_dim), TableRope("half", head_dim)
     stream = cache.open(Window(1, 2), 40)
     commit_all(cache, stream, [40, 33], 1, rope)
     outs = []
-    for backend in (cache.backend, with_backend(kind, cache).backend):
+    for backend in (cache.backend, with_kernels(cache).backend):
         cache.backend = backend
         with cache.denoise([QueryRange(stream, num_tokens=9)]) as step:
             outs.append(step.attend(0, *random_qkv(cache, 9, 5), rope))
     torch.testing.assert_close(outs[1], outs[0], rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("kind", BACKENDS)
 @pytest.mark.parametrize("head_dim", [16, 32])
-def test_calibrated_codecs_are_written_as_on_the_cpu(kind, head_dim: int) -> None:
+def test_calibrated_codecs_are_written_as_on_the_cpu(head_dim: int) -> None:
     """Kernels may round a value near the edge between two levels to the other one. Blocks are full: in those that
     repeat a frame, some coefficients are nothing but rounding errors, whose sign is arbitrary."""
     stored = []
-    for make in (lambda cache: cache, lambda cache: with_backend(kind, cache)):
+    for make in (lambda cache: cache, lambda cache: with_kernels(cache)):
         cache = make(calibrated_cache("variance", head_dim))
         stream, rope = cache.open(Window(1, 2), 40), TableRope("interleaved", head_dim)
         commit_all(cache, stream, [40 if head_dim == 16 else 30], 1, rope)
@@ -132,20 +122,18 @@ def test_calibrated_codecs_are_written_as_on_the_cpu(kind, head_dim: int) -> Non
         assert float((kernel - codec).norm()) <= 0.02 * float(codec.norm())
 
 
-@pytest.mark.parametrize("kind", BACKENDS)
 @pytest.mark.parametrize("keys_arrive", ["before_rotary", "rotated"])
 @pytest.mark.parametrize("layout", [None, "interleaved"])
-def test_rotary_conventions(kind, keys_arrive: str, layout: str | None) -> None:
+def test_rotary_conventions(keys_arrive: str, layout: str | None) -> None:
     rope = None if layout is None else TableRope(layout, 32)
-    cache = small_cache(kind, "int4", keys_arrive=keys_arrive, correction="off")
+    cache = small_cache("int4", keys_arrive=keys_arrive, correction="off")
     stream = cache.open(Window(1, 2), 40)
     commit_all(cache, stream, [40], 1, rope)
     check_step(cache, [QueryRange(stream, num_tokens=9)], EXACT, rope)
 
 
-@pytest.mark.parametrize("kind", BACKENDS)
-def test_ranges_in_flight_see_each_other(kind) -> None:
-    cache = small_cache(kind, "int4", correction="off")
+def test_ranges_in_flight_see_each_other() -> None:
+    cache = small_cache("int4", correction="off")
     stream = cache.open(Window(1, 2), 20)
     commit_all(cache, stream, [20], 1, ROPE)
     ranges = [QueryRange(stream, num_tokens=9), QueryRange(stream, num_tokens=9, sees_ranges=(0,), visible=())]
@@ -154,19 +142,17 @@ def test_ranges_in_flight_see_each_other(kind) -> None:
 
 @pytest.mark.parametrize("codec", ["int2", "token4-g32/hadamard4-g32", "bf16"])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize("kind", BACKENDS)
-def test_hosts_with_16_bit_dtypes(kind, dtype: torch.dtype, codec: str) -> None:
-    cache = small_cache(kind, codec)
+def test_hosts_with_16_bit_dtypes(dtype: torch.dtype, codec: str) -> None:
+    cache = small_cache(codec)
     stream = cache.open(Window(1, 2), 70)
     commit_all(cache, stream, [70], 1, ROPE)
     check_step(cache, [QueryRange(stream, num_tokens=9)], 4e-2, dtype=dtype)
 
 
-@pytest.mark.parametrize("kind", BACKENDS)
-def test_a_text_besides_the_pages(kind) -> None:
+def test_a_text_besides_the_pages() -> None:
     """Context for one range and none for the other, as on the CPU."""
     outs = []
-    for make in (lambda cache: cache, lambda cache: with_backend(kind, cache)):
+    for make in (lambda cache: cache, lambda cache: with_kernels(cache)):
         cache = make(make_cache("int4", head_dim=32, correction="off"))
         stream = cache.open(Window(1, 2), 20)
         commit_all(cache, stream, [20], 1, ROPE)
@@ -177,10 +163,9 @@ def test_a_text_besides_the_pages(kind) -> None:
     torch.testing.assert_close(outs[1], outs[0], rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("kind", BACKENDS)
-def test_a_commit_stores_the_bytes_of_the_cpu_backend(kind) -> None:
+def test_a_commit_stores_the_bytes_of_the_cpu_backend() -> None:
     records = []
-    for make in (lambda cache: cache, lambda cache: with_backend(kind, cache)):
+    for make in (lambda cache: cache, lambda cache: with_kernels(cache)):
         cache = make(make_cache(StreamCodecs("int2", newest="int8"), head_dim=32))
         stream = cache.open(Window(1, 2), 130)
         commit_all(cache, stream, [130, 1], 1, ROPE)
@@ -202,7 +187,7 @@ def test_keys_and_values_of_any_strides_are_stored(codec: str, keys_arrive: str)
             frames_per_block=3, correction="off",
         )  # fmt: skip
         cache = PagedKVCache(spec, "1MiB", book=CodecBook(calibrated.page, 2, own={"klt2": calibrated}))
-        cache = with_backend(TritonBackend, cache)
+        cache = with_kernels(cache)
         stream = cache.open(Window(1, 2), 30)
         q, k, v = random_qkv(cache, 30, 5)
         if strided:
@@ -219,7 +204,7 @@ def test_keys_and_values_of_any_strides_are_stored(codec: str, keys_arrive: str)
 def test_keys_are_rotated_in_float32_before_they_are_stored(codec: str) -> None:
     """The bytes of the CPU backend, which a rotation in bfloat16 would not give."""
     stored = []
-    for make in (lambda cache: cache, lambda cache: with_backend(TritonBackend, cache)):
+    for make in (lambda cache: cache, lambda cache: with_kernels(cache)):
         cache = make(make_cache(codec, head_dim=32, correction="off"))
         stream = cache.open(Window(1, 2), 30)
         with cache.commit([stream]) as step:
@@ -231,9 +216,8 @@ def test_keys_are_rotated_in_float32_before_they_are_stored(codec: str) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:invalid value encountered")
-@pytest.mark.parametrize("kind", BACKENDS)
-def test_keys_that_cannot_be_stored_roll_the_commit_back(kind) -> None:
-    cache = small_cache(kind, "int2")
+def test_keys_that_cannot_be_stored_roll_the_commit_back() -> None:
+    cache = small_cache("int2")
     stream = cache.open(Window(1, 2), 20)
     free = cache.pool.num_free_pages
     with pytest.raises(NonFiniteError, match="keys of layer 0, KV head 1, chunk 0"), cache.commit([stream]) as step:
@@ -246,7 +230,7 @@ def test_keys_that_cannot_be_stored_roll_the_commit_back(kind) -> None:
 
 
 def test_tables_are_made_once_for_the_denoise_steps_of_a_chunk() -> None:
-    cache = small_cache(FusedBackend, "int2")
+    cache = small_cache("int2")
     stream = cache.open(Window(1, 2), 20)
     commit_all(cache, stream, [20], 1, ROPE)
     seen = []
@@ -254,15 +238,9 @@ def test_tables_are_made_once_for_the_denoise_steps_of_a_chunk() -> None:
         with cache.denoise([stream]) as step:
             q, k, v = random_qkv(cache, 20, 1)
             step.attend(0, q, k, v, ROPE)
-            seen.append(step._rotary[2].groups)
+            seen.append(step._rotary[2])
     assert seen[0] is seen[1]
     commit_all(cache, stream, [20], 2, ROPE)
     with cache.denoise([stream]) as step:
         step.attend(0, *random_qkv(cache, 20, 1), ROPE)
-        assert step._rotary[2].groups is not seen[0]
-
-
-def test_reasons_on_the_cpu() -> None:
-    spec = CacheSpec(1, 1, 64, codecs=StreamCodecs("int2"))
-    assert TritonBackend.unsupported_reasons(spec, torch.device("cpu")) == ["it runs on cuda, not on cpu"]
-    assert ChunkCodecs.read("int2").keys.name == "int2"
+        assert step._rotary[2] is not seen[0]

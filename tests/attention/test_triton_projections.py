@@ -12,7 +12,7 @@ from pagedvid.errors import StateError
 from pagedvid.paged_kv_cache import PagedKVCache
 from tests.attention.projective_reference import SeededProjection, expected_projection
 from tests.attention.reference import TableRope, random_qkv
-from tests.attention.triton_scenes import BACKENDS, small_cache
+from tests.attention.triton_scenes import small_cache
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="needs the interpreter; test_gpu.py runs on a GPU")
 SIZE = 6
@@ -46,22 +46,20 @@ def stream_of(cache: PagedKVCache, lengths: list[int], layout: str, dtype=torch.
     return stream
 
 
-@pytest.mark.parametrize("kind", BACKENDS)
 @pytest.mark.parametrize(
     ("codec", "correction"), [("bf16", "off"), ("int2", "off"), ("int2", "measured"), ("int8", "formula")]
 )
 @pytest.mark.parametrize("layout", ["half", "interleaved"])
-def test_codecs_corrections_and_layouts(kind, codec: str, correction: str, layout: str) -> None:
-    cache = small_cache(kind, codec, correction=correction)
+def test_codecs_corrections_and_layouts(codec: str, correction: str, layout: str) -> None:
+    cache = small_cache(codec, correction=correction)
     stream = stream_of(cache, [5, 2], layout)
     check_views(cache, [frames(stream, 7, 3)], 90, layout)
 
 
-@pytest.mark.parametrize("kind", BACKENDS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
-def test_streams_in_flight_with_texts(kind, dtype: torch.dtype) -> None:
+def test_streams_in_flight_with_texts(dtype: torch.dtype) -> None:
     """Histories of different lengths and codecs, grouped heads, a range that sees another, texts or none."""
-    cache = small_cache(kind, StreamCodecs("int4", newest="bf16"), layers=2, group=3)
+    cache = small_cache(StreamCodecs("int4", newest="bf16"), layers=2, group=3)
     a, b = (stream_of(cache, lengths, "interleaved", dtype) for lengths in ([3, 2], [2]))
     ranges = [
         frames(a, 11, 2),
@@ -72,18 +70,16 @@ def test_streams_in_flight_with_texts(kind, dtype: torch.dtype) -> None:
     check_views(cache, ranges, 90, "interleaved", dtype, texts=[5, 0, 5, 2])
 
 
-@pytest.mark.parametrize("kind", BACKENDS)
-def test_denoise_steps_and_the_commit_of_a_chunk_share_their_tables(kind) -> None:
+def test_denoise_steps_and_the_commit_of_a_chunk_share_their_tables() -> None:
     """New cameras for the same queries still take effect."""
-    cache = small_cache(kind, "int4", correction="measured")
+    cache = small_cache("int4", correction="measured")
     stream = stream_of(cache, [3], "half")
     for seed in (1, 2):
         check_views(cache, [frames(stream, seed, 2)], 90, "half")
     check_views(cache, [frames(stream, 2, 2, commit=True)], 90, "half")
 
 
-@pytest.mark.parametrize("kind", BACKENDS)
-def test_a_world_far_away_costs_no_precision(kind) -> None:
+def test_a_world_far_away_costs_no_precision() -> None:
     """Only relative maps may matter: P_i P_f^-1 does not change when the world's origin moves."""
 
     class Far(SeededProjection):
@@ -95,7 +91,7 @@ def test_a_world_far_away_costs_no_precision(kind) -> None:
 
     outs = []
     for projection in (SeededProjection(SIZE), Far(SIZE)):
-        cache = small_cache(kind, "fp32")
+        cache = small_cache("fp32")
         stream = cache.open(Window(1, 2), 2 * SIZE)
         for number in range(2):
             with cache.step([frames(stream, number, 2, commit=number == 0)]) as step:
@@ -105,9 +101,8 @@ def test_a_world_far_away_costs_no_precision(kind) -> None:
     torch.testing.assert_close(outs[1], outs[0], rtol=0, atol=1e-4 * float(outs[0].abs().max()))
 
 
-@pytest.mark.parametrize("kind", BACKENDS)
-def test_keys_stored_after_rotary_embedding_are_refused(kind) -> None:
-    cache = small_cache(kind, "int4-post", correction="off")
+def test_keys_stored_after_rotary_embedding_are_refused() -> None:
+    cache = small_cache("int4-post", correction="off")
     stream = cache.open(Window(1, 2), 2 * SIZE)
     rope, projection = TableRope("half", 32), SeededProjection(SIZE)
     qkv = random_qkv(cache, 2 * SIZE, 1)

@@ -1,4 +1,4 @@
-"""The GPU backends without a GPU: on the device "meta", with kernels and dense libraries left out.
+"""The kernels' backend without a GPU: on the device "meta", with kernels and dense libraries left out.
 
 Tensors of that device have no contents, so whatever reads them raises, and so does an operation that mixes them with
 tensors of the CPU. What PyTorch moves to the device silently is noted (`Copies`): from memory that is not pinned,
@@ -23,10 +23,10 @@ from torch.utils._pytree import tree_leaves
 from triton.runtime.interpreter import GridExecutor
 
 import pagedvid
-from pagedvid.attention import triton_backend
-from pagedvid.attention.triton_store import TritonStore
+from pagedvid.attention import backend
+from pagedvid.attention.store import LayerStore
 from pagedvid.paged_kv_cache import PagedKVCache
-from tests.attention.triton_scenes import with_backend
+from tests.attention.triton_scenes import with_kernels
 
 META = torch.device("meta")
 PACKAGE = Path(pagedvid.__file__).parent
@@ -38,10 +38,11 @@ class NoDense:
     """A dense library that only knows shapes."""
 
     name = "none"
+    head_major = False
 
-    def __call__(self, q: Tensor, k: Tensor, v: Tensor, ragged: Any, scale: float) -> tuple[Tensor, Tensor]:
-        assert q.is_meta and k.is_meta and v.is_meta and ragged.key_starts.is_meta
-        return torch.empty_like(q), q.new_empty(q.shape[:2], dtype=torch.float32)
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+        assert q.is_meta and k.is_meta and v.is_meta
+        return q.new_empty(q.shape), q.new_empty(q.shape[:3], dtype=torch.float32)
 
 
 def leave_out_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -53,15 +54,15 @@ def leave_out_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
         assert tensors and all(tensor.is_meta for tensor in tensors), "a kernel is given a tensor of the CPU"
 
     monkeypatch.setattr(GridExecutor, "__call__", launch)
-    monkeypatch.setattr(triton_backend, "choose_provider", lambda *_: NoDense())
+    monkeypatch.setattr(backend, "choose_provider", lambda *_: NoDense())
     monkeypatch.setattr(torch._C, "DisableTorchFunction", nullcontext)
-    monkeypatch.setattr(TritonStore, "_require_storable", lambda *_: None)
+    monkeypatch.setattr(LayerStore, "_require_storable", lambda *_: None)
 
 
-def on_meta(kind: Any, cache: PagedKVCache) -> PagedKVCache:
-    """The cache with its pool on the device, read by a GPU backend."""
+def on_meta(cache: PagedKVCache) -> PagedKVCache:
+    """The cache with its pool on the device, read and written by kernels."""
     cache.pool.records = cache.pool.records.to(META)
-    return with_backend(kind, cache)
+    return with_kernels(cache)
 
 
 class Copies:

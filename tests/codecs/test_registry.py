@@ -10,7 +10,6 @@ import pytest
 import torch
 
 from pagedvid import CacheSpec, GridRotary, PagedKVCache, StreamCodecs, Window
-from pagedvid.attention.triton_backend import TritonBackend
 from pagedvid.capacity.card_files import find_card
 from pagedvid.capacity.workspace import commit_bytes
 from pagedvid.codecs import registry
@@ -20,7 +19,7 @@ from pagedvid.codecs.spec import PageFormat
 from pagedvid.config.sections import CacheConfig
 from pagedvid.errors import ConfigError
 from pagedvid.rotary.grid_rotary import theta_frequencies
-from tests.attention.triton_scenes import with_backend
+from tests.attention.triton_scenes import with_kernels
 from tests.codecs.outside.family import FAMILY, HalfSpec
 from tests.codecs.outside.kernels import LAUNCHES, HalfKernels
 
@@ -34,13 +33,13 @@ def own_registry(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     registry._installed_families.cache_clear()
 
 
-def outputs(codec: str, backend: type | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+def outputs(codec: str, by_kernels: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
     """The output of a stream's second chunk, and the bytes of its first, from a whole cache."""
     rope = GridRotary.of_sequence(theta_frequencies(32).float(), "half")
     generator = torch.Generator().manual_seed(0)
     cache = PagedKVCache(CacheSpec(1, 2, 32, codecs=StreamCodecs(codec)), "2MiB")
-    if backend is not None:
-        with_backend(backend, cache)
+    if by_kernels:
+        with_kernels(cache)
     stream = cache.open(Window(1, 2), 50)
     for commit in (True, False):
         q, k, v = (torch.randn(50, 2, 32, generator=generator) for _ in range(3))
@@ -72,10 +71,10 @@ def test_it_stores_and_reads_like_any_other(codec: str):
 def test_its_own_kernel_is_used_on_a_gpu_and_writes_the_same_bytes():
     register_codecs(FAMILY)
     LAUNCHES.clear()
-    by_kernel, kernel_bytes = outputs("half-k", TritonBackend)
+    by_kernel, kernel_bytes = outputs("half-k", by_kernels=True)
     assert {"read", "write"} <= set(LAUNCHES)
     LAUNCHES.clear()
-    by_operations, operation_bytes = outputs("half", TritonBackend)
+    by_operations, operation_bytes = outputs("half", by_kernels=True)
     assert not LAUNCHES
     torch.testing.assert_close(by_kernel, by_operations, rtol=0, atol=1e-5)
     on_cpu, cpu_bytes = outputs("half-k")

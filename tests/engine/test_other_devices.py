@@ -14,7 +14,6 @@ from typing import Any
 import pytest
 import torch
 
-from pagedvid.attention.triton_backend import TritonBackend
 from pagedvid.cache.spec import CacheSpec
 from pagedvid.cache.stream_codecs import StreamCodecs
 from pagedvid.cache.window import Window
@@ -34,7 +33,6 @@ from pagedvid.models.worldplay.network_wan5b import NetworkWan5B
 from pagedvid.models.worldplay.pipeline_8b import WorldPlay8B
 from pagedvid.models.worldplay.pipeline_wan5b import WorldPlayWan5B
 from pagedvid.paged_kv_cache import PagedKVCache
-from tests.attention.triton_scenes import BACKENDS
 from tests.attention.without_kernels import META, Copies, leave_out_kernels, on_meta
 from tests.models.magi1 import recordings as magi
 from tests.models.wan.base import tiny
@@ -173,11 +171,10 @@ def check(forwards: Sequence[Forward], brings: dict[str, int]) -> None:
         assert {place: count for place, count in places.items() if place not in ATTENTION_BRINGS} == brings
 
 
-@pytest.mark.parametrize("kind", BACKENDS)
 @pytest.mark.parametrize("codec", ["auto", "int2"])
-def test_demo(kind, codec: str, forwards: list[Forward]) -> None:
+def test_demo(codec: str, forwards: list[Forward]) -> None:
     family, settings = demo(), resolve(Config(cache=CacheConfig(codec=codec)))
-    run(family, on_meta(kind, PagedKVCache(settings.cache, "4MiB", tables=settings.tables)))
+    run(family, on_meta(PagedKVCache(settings.cache, "4MiB", tables=settings.tables)))
     check(forwards, family.brings)
 
 
@@ -191,7 +188,7 @@ def int2_cache(model: VideoModel, correction: str) -> PagedKVCache:
         codecs=StreamCodecs("int2"),
         correction=correction,
     )
-    return on_meta(TritonBackend, PagedKVCache(spec, "4MiB"))
+    return on_meta(PagedKVCache(spec, "4MiB"))
 
 
 @pytest.mark.parametrize("name", ["w4_cfg3", "w4_distill", "w4_prefix"])
