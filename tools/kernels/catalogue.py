@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from kernels.attention import attention_launches, merge_launches, rotate_launches
+from kernels.attention import merge_launches, rotate_launches
 from kernels.channel import channel_launches, channel_step_size_launches
 from kernels.compile import Launch
 from kernels.klt import klt_launches
@@ -13,7 +13,6 @@ from kernels.token import token_launches
 
 def launches() -> Iterator[Launch]:
     """All configurations; the first one of each kernel is its main one."""
-    yield from attention_launches()
     yield from channel_launches()
     yield from merge_launches()
     yield from rotate_launches()
