@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from kernels.channel import HEAD_DIM
+from kernels.channel import FLOAT32_ANGLES, HEAD_DIM
 from kernels.compile import Launch
 from pagedvid.attention.kernels import merge
 from pagedvid.attention.kernels.merge import merge_constants, merge_kernel
@@ -19,6 +19,7 @@ _MERGE_TYPES = {
 _ARRANGE_TYPES = {
     **dict.fromkeys(("q", "k", "v", "q_out", "k_out", "v_out"), "*bf16"),
     "starts": "*i32",
+    **FLOAT32_ANGLES,
 }
 
 

@@ -3,41 +3,64 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 
 from kernels.compile import Launch
-from pagedvid.codecs.base import make_codec
 from pagedvid.codecs.channel.kernels import decode, encode, step_sizes
 from pagedvid.codecs.channel.kernels.decode import decode_constants, decode_kernel
 from pagedvid.codecs.channel.kernels.encode import encode_constants, encode_kernel
 from pagedvid.codecs.channel.kernels.layout import PageLayout
-from pagedvid.codecs.raw.kernels import encode_raw_kernel, raw_constants
+from pagedvid.codecs.channel.spec import ChannelSpec
+from pagedvid.codecs.raw import kernels as raw
+from pagedvid.codecs.raw.spec import RawSpec
 from pagedvid.codecs.registry import read_codec
 from pagedvid.codecs.spec import PageFormat
-from pagedvid.rotary.axis_tables import AngleTables
+from pagedvid.codecs.triton_decode import HEADS
+from pagedvid.rotary.angles import Angles
 
 HEAD_DIM = 128
+FRAME_TOKENS = 30 * 52
+"""At 480p."""
 _EMPTY = torch.empty(0, dtype=torch.float32)
-FRAME = AngleTables(_EMPTY, _EMPTY, _EMPTY, 30 * 52, 52)
-"""Rotation of keys in frames of 30 x 52 tokens, as at 480p."""
+ANGLES = Angles(_EMPTY, _EMPTY, _EMPTY)
+SCALES = _EMPTY
 
 
 def channel_launches() -> Iterator[Launch]:
-    """Decoding and encoding, with and without rotation."""
-    for codec in ("int2", "int4", "int8", "int2-pair-s8", "bf16"):
+    """Decoding and encoding, with and without rotation, and decoding to float8."""
+    for codec in ("int2", "int4", "int8", "int2-pair-s8"):
         layout = page_layout(codec)
-        for label, angles in ((f"{codec}, rotated", FRAME), (codec, None)):
-            constants = decode_constants(layout, angles)
-            yield Launch.of(label, decode_kernel, constants, decode.NUM_WARPS, typed=pool_type(layout))
+        yield channel_launch(f"{codec}, rotated", layout, ANGLES)
+        yield channel_launch(codec, layout, None)
+    layout = page_layout("int2")
+    yield channel_launch("int2, rotated, float8", layout, ANGLES, SCALES, capability=90, out="*fp8e4nv")
+    yield channel_launch("int2, float8", layout, None, SCALES, capability=90, out="*fp8e4nv")
+    layout = page_layout("bf16")
+    for label, angles in (("bf16, rotated", ANGLES), ("bf16", None)):
+        constants = raw.decode_raw_constants(layout, angles, None)
+        values = HEADS * raw.BLOCK_TOKENS * HEAD_DIM
+        yield Launch.of(label, raw.decode_raw_kernel, constants, raw.DECODE_WARPS, values=values, typed="*bf16")
     for codec in ("int2", "int4", "int8", "int2-pair"):
         layout = page_layout(codec)
         for label, pairs, rotate in ((f"{codec}, un-rotated", "interleaved", -1), (codec, "half", 0)):
             constants = encode_constants(layout, pairs, rotate)
-            yield Launch.of(label, encode_kernel, constants, encode.num_warps(layout))
-    layout = page_layout("bf16")
-    constants = raw_constants(layout, "interleaved", -1)
-    yield Launch.of("bf16, un-rotated", encode_raw_kernel, constants, encode.NUM_WARPS, typed=pool_type(layout))
+            yield Launch.of(label, encode_kernel, constants, encode.num_warps(layout), **FLOAT32_ANGLES)
+    constants = raw.raw_constants(page_layout("bf16"), "interleaved", -1)
+    types = {"typed": "*bf16", **FLOAT32_ANGLES}
+    yield Launch.of("bf16, un-rotated", raw.encode_raw_kernel, constants, raw.NUM_WARPS, **types)
+
+
+def channel_launch(
+    label: str, layout: PageLayout, angles: Angles | None, scales: torch.Tensor | None = None, **more: Any
+) -> Launch:
+    """Decoding of pages of channel codes."""
+    rotates = angles is not None
+    blocks = -(-layout.code_rows // decode.block_rows(layout, rotates=rotates))
+    values = HEADS * layout.page_tokens * HEAD_DIM // blocks
+    constants, warps = decode_constants(layout, angles, scales), decode.num_warps(layout, rotates=rotates)
+    return Launch.of(label, decode_kernel, constants, warps, values=values, **more)
 
 
 def channel_step_size_launches() -> Iterator[Launch]:
@@ -48,11 +71,12 @@ def channel_step_size_launches() -> Iterator[Launch]:
 
 
 def page_layout(codec: str) -> PageLayout:
-    layout = make_codec(read_codec(codec), PageFormat(HEAD_DIM)).kernels(torch.device("cpu")).fused_layout
-    assert layout is not None, f"no kernel reads pages of {codec}"
-    return layout
+    spec, page = read_codec(codec), PageFormat(HEAD_DIM)
+    if isinstance(spec, RawSpec):
+        return PageLayout.of_values(page, spec)
+    assert isinstance(spec, ChannelSpec)
+    return PageLayout.of_channels(page, spec)
 
 
-def pool_type(layout: PageLayout) -> str:
-    """Triton's type of the pool's second view, which has the numbers of the codec."""
-    return {torch.bfloat16: "*bf16", torch.float32: "*fp32", torch.float16: "*fp16"}[layout.typed]
+FLOAT32_ANGLES = {"cos": "*fp32", "sin": "*fp32"}
+"""Keys that arrive rotated are un-rotated by the host's own tables."""

@@ -14,24 +14,29 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from kernels.cost import cost_of_a_value
+
 SHARED_MEMORY_LIMIT_BYTES = {80: 163 * 1024, 90: 227 * 1024}
 """Largest dynamic shared memory of one block, by compute capability (CUDA programming guide)."""
 
 
 _TYPES = {
-    "*bf16": ("q", "x", "out", "total_out", "variance"),
+    "*bf16": ("q", "x", "out", "total_out", "variance", "cos", "sin"),
     "*fp16": ("typed", "key_typed", "value_typed"),
     "*fp32": (
-        *("lse", "total_lse", "alpha", "square_step_size", "short_step_sizes", "cos", "sin", "mean"),
+        *("lse", "total_lse", "alpha", "square_step_size", "short_step_sizes", "inverse_scales", "mean"),
         *("levels", "cosines", "synthesis", "analysis", "deviations", "deviation", "normal"),
     ),
     "*u8": ("records", "codes", "bad"),
-    "*i32": ("pages", "segments", "ranges", "blocks", "axes", "first_bits", "widths", "width"),
+    "*i32": ("pages", "segments", "ranges", "blocks", "tables", "first_bits", "widths", "width"),
     "*i64": ("rank", "direction"),
     "fp32": ("scale",),
 }
 ARGUMENT_TYPES = {name: kind for kind, names in _TYPES.items() for name in names}
 """Types of arguments that are not constants, in a BF16 model; all others are 32-bit integers."""
+
+
+VALUE_BYTES = {"*fp32": 4, "*bf16": 2, "*fp16": 2, "*fp8e4nv": 1}
 
 
 @dataclass(frozen=True)
@@ -45,15 +50,27 @@ class Launch:
     constants: Mapping[str, Any]
     num_warps: int
     num_stages: int = 1
+    values: int = 0
+    """Decoded values that a program writes, padding left out; 0 for kernels that decode nothing."""
+    capability: int = 0
+    """The least compute capability that can run it."""
 
     @staticmethod
     def of(
-        label: str, kernel: Any, constants: Mapping[str, Any], num_warps: int, num_stages: int = 1, **types: str
+        label: str,
+        kernel: Any,
+        constants: Mapping[str, Any],
+        num_warps: int,
+        num_stages: int = 1,
+        *,
+        values: int = 0,
+        capability: int = 0,
+        **types: str,
     ) -> Launch:
         """`types`: exceptions from `ARGUMENT_TYPES`."""
         names = [name for name in kernel.arg_names if name not in constants]
         chosen = {name: {**ARGUMENT_TYPES, **types}.get(name, "i32") for name in names}
-        return Launch(label, kernel, chosen, constants, num_warps, num_stages)
+        return Launch(label, kernel, chosen, constants, num_warps, num_stages, values, capability)
 
 
 @dataclass(frozen=True)
@@ -70,6 +87,8 @@ class Resources:
     shared_bytes: int
     """Per block."""
     num_warps: int
+    cost: Mapping[str, float]
+    """Instructions per decoded value, by class (cost.py); empty for kernels that decode nothing."""
 
 
 def compile_launch(launch: Launch, capability: int) -> Resources:
@@ -80,6 +99,10 @@ def compile_launch(launch: Launch, capability: int) -> Resources:
     options = {"num_warps": launch.num_warps, "num_stages": launch.num_stages}
     compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
     registers, spilled_bytes = _assemble(compiled.asm["ptx"], capability)
+    cost = {}
+    if launch.values:
+        value_bytes = VALUE_BYTES[launch.types["out"]]
+        cost = cost_of_a_value(compiled.asm["cubin"], launch.values, 32 * launch.num_warps, value_bytes)
     return Resources(
         launch.label,
         kernel.__name__,
@@ -88,6 +111,7 @@ def compile_launch(launch: Launch, capability: int) -> Resources:
         spilled_bytes,
         compiled.metadata.shared,
         launch.num_warps,
+        cost,
     )
 
 

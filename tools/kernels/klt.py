@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import torch
 
-from kernels.channel import FRAME, HEAD_DIM
+from kernels.channel import ANGLES, FRAME_TOKENS, HEAD_DIM
 from kernels.compile import Launch
 from pagedvid.codecs.klt.blocks import BlockLayout
 from pagedvid.codecs.klt.coding import KltCoding
@@ -25,13 +25,18 @@ def klt_launches() -> Iterator[Launch]:
     """Decoding, with and without rotation and in float32, and the three kernels of encoding."""
     for num_frames in (3, 4, 6):
         layout = klt_layout(num_frames)
-        for angles in (FRAME, None):
-            constants = klt_decode_constants(layout, torch.bfloat16, angles)
+        values = layout.page_blocks * num_frames * HEAD_DIM
+        for angles in (ANGLES, None):
+            constants = klt_decode_constants(layout, torch.bfloat16, angles, None)
             label = f"{CODEC}, {num_frames} frames" + (", rotated" if angles is not None else "")
-            yield Launch.of(label, klt_decode_kernel, constants, num_warps(layout, torch.bfloat16))
-        constants = klt_decode_constants(layout, torch.float32, None)  # a commit pass measures the correction on these
+            yield Launch.of(label, klt_decode_kernel, constants, num_warps(layout, torch.bfloat16), values=values)
+        constants = klt_decode_constants(
+            layout, torch.float32, None, None
+        )  # a commit pass measures the correction on these
         label = f"{CODEC}, {num_frames} frames, float32"
-        yield Launch.of(label, klt_decode_kernel, constants, num_warps(layout, torch.float32), out="*fp32")
+        yield Launch.of(
+            label, klt_decode_kernel, constants, num_warps(layout, torch.float32), values=values, out="*fp32"
+        )
     for num_frames in (3, 6):
         layout = klt_layout(num_frames)
         for kernel, constants, warps in (
@@ -48,12 +53,12 @@ def klt_layout(num_frames: int) -> KltLayout:
     assert isinstance(spec, KltSpec)
     size = num_frames * HEAD_DIM
     tables = KltTables(
-        BlockLayout(FRAME.frame_tokens, num_frames),
+        BlockLayout(FRAME_TOKENS, num_frames),
         spectrum_N=torch.exp(-torch.arange(size) * 14 / size),
         mean_hD=torch.zeros(1, HEAD_DIM, dtype=torch.float32),
         analysis_hDD=torch.eye(HEAD_DIM, dtype=torch.float32)[None],
         deviation_hN=torch.ones(1, size, dtype=torch.float32),
         order_hN=torch.arange(size)[None],
     )
-    page = PageFormat(HEAD_DIM, spec.page_rows, FRAME.frame_tokens, num_frames)
+    page = PageFormat(HEAD_DIM, spec.page_rows, FRAME_TOKENS, num_frames)
     return KltLayout.of(page, KltCoding.of(spec, page, tables), torch.device("cpu"))

@@ -32,18 +32,19 @@ from pagedvid.codecs.triton_decode import (
 )
 from pagedvid.rotary.angles import Angles
 
-BYTES_PER_THREAD = 16
-"""Of a block of code rows: 8 of each half, whose tokens in bfloat16 are written in words of 16 bytes."""
+THREAD_VALUES = {True: 32, False: 64}
+"""Values of a head that a thread decodes: fewer if they are rotated, since it keeps their angles in registers."""
+MAX_WARPS = 4
 BLOCK_ROWS = (32, 16, 8)
 BITS_OF_2_23 = tl.constexpr(0x4B000000)
 
 
 @triton.jit
 def code_of(byte, FIELD: tl.constexpr, BITS: tl.constexpr):
-    """One bit field of bytes, given as int32, as float32."""
+    """One bit field of bytes, given as the bits of 2^23 + byte, as float32."""
     SHIFT: tl.constexpr = FIELD * BITS
-    mask: tl.constexpr = ((1 << BITS) - 1) << SHIFT
-    number = ((byte & mask) | BITS_OF_2_23).to(tl.float32, bitcast=True)
+    MASK: tl.constexpr = BITS_OF_2_23 | (((1 << BITS) - 1) << SHIFT)
+    number = (byte & MASK).to(tl.float32, bitcast=True)
     return tl.fma(number, 0.5**SHIFT, -(2.0**23) * 0.5**SHIFT)
 
 
@@ -75,11 +76,14 @@ def decode_kernel(
             cosines += (cos_tile,)
             sines += (sin_tile,)
     first_head = tl.program_id(2) * HEADS
+    pages += chunk * num_heads * pages_per_head + number
+    next_page = tl.load(pages + first_head * pages_per_head)
     out += first_head.to(tl.int64) * out_head_stride
     for head in range(first_head, tl.minimum(first_head + HEADS, num_heads)):
-        page = tl.load(pages + (chunk * num_heads + head) * pages_per_head + number).to(tl.int64)
-        first_bytes = tl.load(records + page * PAGE_BYTES + places).to(tl.int32)
-        second_bytes = tl.load(records + page * PAGE_BYTES + places + HALF).to(tl.int32)
+        page = next_page.to(tl.int64)  # loaded ahead, so that the codes need not wait for it
+        next_page = tl.load(pages + tl.minimum(head + 1, num_heads - 1) * pages_per_head)
+        first_bytes = tl.load(records + page * PAGE_BYTES + places).to(tl.int32) | BITS_OF_2_23
+        second_bytes = tl.load(records + page * PAGE_BYTES + places + HALF).to(tl.int32) | BITS_OF_2_23
         first_step_size = load_step_sizes(
             records, typed, page, channel, HEAD_DIM, PAGE_BYTES, CODE_ROWS, PAIR_STEP_SIZES, SHORT_STEP_SIZES
         )[None, :]
@@ -113,18 +117,18 @@ def decode(
 ) -> None:
     """`PageKernels.decode` for pages of channel codes."""
     constants = decode_constants(layout, angles, inverse_scales_SH)
-    blocks = -(-num_tokens // layout.page_tokens) * -(-layout.code_rows // constants["BLOCK_ROWS"])
+    blocks = triton.cdiv(num_tokens, layout.page_tokens) * triton.cdiv(layout.code_rows, constants["BLOCK_ROWS"])
     decode_kernel[decode_grid(blocks, pages_SHP)](
         records, layout.view(records),
         *decode_arguments(pages_SHP, num_tokens, out_EJnHD, angles, inverse_scales_SH),
-        **constants, num_warps=num_warps(layout),
+        **constants, num_warps=num_warps(layout, rotates=angles is not None),
     )  # fmt: skip
 
 
 def decode_constants(layout: PageLayout, angles: Angles | None, inverse_scales_SH: Tensor | None) -> dict[str, Any]:
     """Compile-time arguments of the kernel."""
     return {
-        "BLOCK_ROWS": block_rows(layout),
+        "BLOCK_ROWS": block_rows(layout, rotates=angles is not None),
         "HEAD_DIM": layout.head_dim,
         "PAGE_BYTES": layout.page_bytes,
         **layout.constants(),
@@ -132,11 +136,15 @@ def decode_constants(layout: PageLayout, angles: Angles | None, inverse_scales_S
     }
 
 
-def block_rows(layout: PageLayout) -> int:
-    """Code rows that one program decodes: those that leave the fewest rows of a page's last block empty."""
-    return min(BLOCK_ROWS, key=lambda rows: -(-layout.code_rows // rows) * rows)
+def block_rows(layout: PageLayout, *, rotates: bool) -> int:
+    """Code rows that one program decodes: enough for its warps; few enough to leave few rows of a page's last block
+    empty."""
+    most = MAX_WARPS * 32 * THREAD_VALUES[rotates] * layout.bits // (8 * layout.head_dim)
+    allowed = [rows for rows in BLOCK_ROWS if rows <= most] or BLOCK_ROWS[-1:]
+    return min(allowed, key=lambda rows: -(-layout.code_rows // rows) * rows)
 
 
-def num_warps(layout: PageLayout) -> int:
-    """A power of two: each thread decodes `BYTES_PER_THREAD`."""
-    return max(1, block_rows(layout) * layout.head_dim // (32 * BYTES_PER_THREAD))
+def num_warps(layout: PageLayout, *, rotates: bool) -> int:
+    """Warps of a program."""
+    values = block_rows(layout, rotates=rotates) * layout.head_dim * 8 // layout.bits
+    return max(1, values // (32 * THREAD_VALUES[rotates]))
