@@ -1,9 +1,9 @@
 """Rotary embedding on a GPU: rotates the queries and keys of a step, and looks up the angles of stored keys.
 
-`arrange` puts a step's queries, keys and values where attention reads them: in half layout, rotated, one launch. Device functions look up the
-angles of stored keys in small tables, with one row per position on an axis instead of one per token
-(rotary/axis_tables.py). For frames of 30 x 52 tokens, as in Wan, these have 82 rows and one more for each frame of
-history: 42 KiB, which stay in the first-level cache. One row per token would take 7 MiB for six chunks.
+`arrange` puts a step's queries, keys and values where attention reads them, in half layout and rotated, by one launch.
+Device functions look up the angles of stored keys in small tables, with one row per position on an axis instead of one
+per token (rotary/axis_tables.py). For frames of 30 x 52 tokens, as in Wan, these have 82 rows and one more for each
+frame of history: 42 KiB, which stay in the first-level cache. One row per token would take 7 MiB for six chunks.
 
 References: `rotary.tables.arrange` and `AngleTables.of_chunk`.
 """
