@@ -16,7 +16,6 @@ import torch
 from torch import Tensor
 
 from pagedvid.correction.formula import biases
-from pagedvid.rotary.tables import pair_mean_square
 
 BLOCK_ELEMENTS = 1 << 17
 """Outputs that are summed at once: their float32 sums and one converted partial stay in a core's cache."""
@@ -69,18 +68,26 @@ def merge(
 
 
 def lse_shifts(bias: BiasTerms, q_EVTHD: Tensor, scale: float) -> Tensor:
-    """alpha * b, float32 [E, J, T, Hq]. Waits for the device, if it is not a CPU, to read the flags of the sequences."""
-    num_ranges, num_sequences, num_heads, _ = bias.square_EJHD.shape
+    """alpha * b, float32 [E, J, T, Hq]. Reads the flags of the sequences, for which it waits on a GPU."""
+    num_heads = bias.square_EJHD.shape[2]
     square_EHJD = bias.square_EJHD.transpose(1, 2)
     kinds = list(zip(bias.variant_J.tolist(), bias.pairs_J.tolist(), strict=True))
-    b_EHJM = q_EVTHD.new_empty(
-        num_ranges, num_heads, num_sequences, q_EVTHD[0, 0, ..., 0].numel() // num_heads, dtype=torch.float32
-    )
-    for variant, pairs in dict.fromkeys(kinds):
-        alike = [number for number, kind in enumerate(kinds) if kind == (variant, pairs)]
-        q_EHMD = q_EVTHD[:, variant].unflatten(2, (num_heads, -1)).transpose(1, 2).flatten(2, 3)
-        q_square = pair_mean_square(q_EHMD) if pairs else q_EHMD.float().square()
-        b_EHJM[:, :, alike] = biases(q_square, square_EHJD[:, :, alike], scale)
+    if len(set(kinds)) == 1:
+        b_EHJM = biases(_squares(q_EVTHD, *kinds[0], num_heads), square_EHJD, scale)
+    else:
+        b_EHJM = square_EHJD.new_empty(*square_EHJD.shape[:3], q_EVTHD[0, 0, ..., 0].numel() // num_heads)
+        for kind in set(kinds):
+            alike = [number for number, each in enumerate(kinds) if each == kind]
+            b_EHJM[:, :, alike] = biases(_squares(q_EVTHD, *kind, num_heads), square_EHJD[:, :, alike], scale)
     if bias.alpha_EJH is not None:
         b_EHJM *= bias.alpha_EJH.transpose(1, 2).unsqueeze(-1)
     return b_EHJM.unflatten(3, (q_EVTHD.shape[2], -1)).permute(0, 2, 3, 1, 4).flatten(3)
+
+
+def _squares(q_EVTHD: Tensor, variant: int, pairs: int, num_heads: int) -> Tensor:
+    """Squares of one variant of the queries, float32 [E, H, T * G, D]; of pairs the mean squares [E, H, T * G, D/2]."""
+    q_EHMD = q_EVTHD[:, variant].unflatten(2, (num_heads, -1)).transpose(1, 2).flatten(2, 3).float()
+    if not pairs:
+        return q_EHMD.square()
+    first, second = q_EHMD.chunk(2, dim=-1)
+    return torch.addcmul(first.square(), second, second).div_(2)

@@ -83,35 +83,41 @@ def biases(q_square: Tensor, square: Tensor, scale: float) -> Tensor:
     To second order where that is exact to 1 %, and in its exact form in outlier channels, where the second order is
     many times too large (x up to 192 was seen).
 
-    `q_square` holds q_c^2, or `pair_mean_square(q)` for keys stored before rotary embedding. `square` holds
-    step_size^2, or 12 (Var k' - Var k): gains of variance count as uniform errors of that variance, so that b is not
-    too large in outlier channels; losses are negative and taken to second order.
+    q_square holds q_c^2, or `pair_mean_square(q)` for keys stored before rotary embedding. The two halves of that are
+    the same, and one, [..., T, D/2], is enough. square holds step_size^2, or 12 (Var k' - Var k): gains of variance
+    count as uniform errors of that variance, so that b is not too large in outlier channels; losses are negative and
+    taken to second order.
     """
+    by_column = square.unflatten(-1, (-1, q_square.shape[-1]))  # [..., J, 1 or 2, columns of q_square]
     # Decided for each leading index (range and head), so that no video depends on the others in its batch.
-    is_hot = q_square.amax(-2).unsqueeze(-2) * square * (scale**2 / 4) >= HOT_CHANNEL_X**2
-    cold = _second_order(q_square, square.masked_fill(is_hot, 0.0), scale)
-    if is_hot.device.type != "cpu":  # finding the hot channels would wait for the device
-        return cold + torch.stack([exact_bias(q_square, x, scale) for x in (square * is_hot).unbind(-2)], -2)
-    return _with_hot_channels(cold, q_square, square, is_hot, scale) if bool(is_hot.any()) else cold
+    is_hot = q_square.amax(-2)[..., None, None, :] * by_column * (scale**2 / 4) >= HOT_CHANNEL_X**2
+    b = _second_order(q_square, by_column.masked_fill(is_hot, 0.0).sum(-2), scale)
+    if is_hot.device.type == "cpu":
+        return _add_hot_channels(b, q_square, by_column, is_hot, scale) if bool(is_hot.any()) else b
+    # Finding the hot channels would wait for the device.
+    hot_square = (by_column * is_hot).movedim((-3, -2), (0, 1)).flatten(0, 1)
+    exact = torch.stack([exact_bias(q_square, each, scale) for each in hot_square], -2)
+    return b + exact.unflatten(-2, (square.shape[-2], -1)).sum(-2)
 
 
 def _second_order(q_square: Tensor, square: Tensor, scale: float) -> Tensor:
-    return (q_square @ square.mT).mT * (scale**2 / 24)
+    return (square * (scale**2 / 24)) @ q_square.mT
 
 
-def _with_hot_channels(cold: Tensor, q_square: Tensor, square: Tensor, is_hot: Tensor, scale: float) -> Tensor:
-    """b `cold` [..., J, T] plus the exact form of the hot channels, each added on its own: a sum over several would
-    round differently with every number of them, and that depends on the other ranges of the batch."""
-    num_sets, num_rows = cold.shape[-2:]
-    b = cold.reshape(-1, num_rows).contiguous()
-    q_square = q_square.expand(*square.shape[:-2], -1, -1).reshape(-1, *q_square.shape[-2:])
-    square = square.reshape(-1, square.shape[-1])
-    sets, channels = is_hot.reshape(square.shape).nonzero(as_tuple=True)
-    at_once = max(1, HOT_ENTRIES // num_rows)
-    for hot, channel in zip(sets.split(at_once), channels.split(at_once), strict=True):
-        x = (scale / 2) * (q_square[hot // num_sets, :, channel] * square[hot, channel].unsqueeze(-1)).sqrt()
-        b.index_add_(0, hot, log_sinhc(x))
-    return b.view(cold.shape)
+def _add_hot_channels(b: Tensor, q_square: Tensor, by_column: Tensor, is_hot: Tensor, scale: float) -> Tensor:
+    """Adds the exact form of each hot channel to b [..., J, T]; shapes as in `biases`.
+
+    One by one: the sum of several would be rounded differently with each number of them, and so depend on the batch.
+    """
+    num_sets, num_rows = b.shape[-2:]
+    rows = b.view(-1, num_rows)
+    q_square = q_square.expand(*b.shape[:-2], -1, -1).reshape(-1, *q_square.shape[-2:])
+    by_column = by_column.reshape(len(rows), *by_column.shape[-2:])
+    hot = is_hot.reshape(by_column.shape).nonzero()
+    for row, half, column in (part.unbind(1) for part in hot.split(max(1, HOT_ENTRIES // num_rows))):
+        u = q_square[row // num_sets, :, column] * by_column[row, half, column].unsqueeze(-1)
+        rows.index_add_(0, row, log_sinhc((scale / 2) * u.sqrt()))
+    return b
 
 
 def signed_bias(q_square: Tensor, square: Tensor, scale: float) -> Tensor:
@@ -159,8 +165,7 @@ class QuantError:
 
     def bias(self, squares: QuerySquares, scale: float, rows: slice | Tensor = slice(None)) -> Tensor:
         """alpha * b, [..., T], of the queries in the leading `rows` of `squares`."""
-        form = signed_bias if self.is_variance else bias
-        b = form(squares.along(self.axes, self.rotates)[rows], self.square, scale)
+        b = bias(squares.along(self.axes, self.rotates)[rows], self.square, scale)
         return b if self.alpha is None else self.alpha.unsqueeze(-1) * b
 
     def along(self, q_THD: Tensor) -> Tensor:

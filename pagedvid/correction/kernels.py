@@ -1,9 +1,11 @@
 """Device functions of the correction: b(query) of one set of keys, as in correction/formula.py.
 
-To second order, b is one product-sum over the channels. Channels in which a query of the block reaches x >= 0.5 are
-hot: there the exact form takes the place of the second order, one channel at a time, and the channel's column of the
-queries is loaded again, from the cache, since registers cannot be indexed. Usual heads have no hot channel, so that the
-loop ends at once; outlier heads have a few. (The reference decides by range instead of by block: within 1 % of b.)
+Usual heads have no query and channel with x >= 0.5, so that the second order, one product-sum over the channels, is
+all. Blocks of queries that have one take the exact form there, in registers: cutting single channels out of them, or
+loading these again, costs as much for four channels as this does for all of them.
+
+The reference takes the exact form in a whole channel if one query of the range needs it, which differs by less than 1 %
+of b. Here no query depends on another one.
 """
 
 from __future__ import annotations
@@ -17,51 +19,51 @@ HOT_U = tl.constexpr(HOT_CHANNEL_X**2)
 
 
 @triton.jit
-def log_sinhc_of_square(u):
-    """log(sinh(x) / x) from u = x^2, float32: the series below 1 and the closed form above, as in `log_sinhc`."""
-    small = tl.minimum(u, 1.0)
-    tail = 1.0 - small * 0.0808080808 * (1.0 - small * 0.08437)
-    tail = 1.0 - small * 0.075 * tail
-    tail = 1.0 - small * 0.0634920635 * tail
-    series = small * (1.0 / 6.0) * (1.0 - small * (1.0 / 30.0) * tail)
-    x = tl.sqrt(tl.maximum(u, 1.0))
-    closed = x + tl.log(1.0 - tl.exp(-2.0 * x)) - tl.log(2.0 * x)
-    return tl.where(u < 1.0, series, closed)
+def squares_of_rows(q_rows, mask, pairs, HALF: tl.constexpr):
+    """Squares of the queries at the row pointers `q_rows` [M], in half layout; zero where `mask` [M] is not set.
+
+    pairs: 1 if rotary pairs take their mean square, else 0. Returns those of both halves of the channels, float32 [M,
+    HALF] each.
+    """
+    places = q_rows[:, None] + tl.arange(0, HALF)[None, :]
+    first = tl.load(places, mask=mask[:, None], other=0.0).to(tl.float32)
+    second = tl.load(places + HALF, mask=mask[:, None], other=0.0).to(tl.float32)
+    first *= first
+    second *= second
+    mean = (first + second) * 0.5
+    return tl.where(pairs != 0, mean, first), tl.where(pairs != 0, mean, second)
 
 
 @triton.jit
-def bias_of_rows(q_rows, mask, square, pairs, scale, HALF: tl.constexpr):
-    """b [M] of the queries at the row pointers `q_rows` [M], in half layout; `mask` [M] says which there are.
+def bias_of_rows(q_first, q_second, square, scale, HALF: tl.constexpr):
+    """b [M], natural log units, of queries whose squares are `q_first` and `q_second` [M, HALF].
 
-    square: pointer to the squares of the channels [2 * HALF], float32, which may be negative. pairs: 1 if rotary pairs
-    take their mean square, else 0.
+    square: pointer to the squares of the channels [2 * HALF], float32: step_size^2, or less than zero where variance
+    was lost.
     """
     half = tl.arange(0, HALF)
     quarter = scale * scale / 4.0
-    places = q_rows[:, None] + half[None, :]
-    q_first = tl.load(places, mask=mask[:, None], other=0.0).to(tl.float32)
-    q_second = tl.load(places + HALF, mask=mask[:, None], other=0.0).to(tl.float32)
-    q_first *= q_first
-    q_second *= q_second
-    if pairs != 0:
-        q_first = (q_first + q_second) * 0.5
-        q_second = q_first
-    first = tl.load(square + half)
-    second = tl.load(square + HALF + half)
-    is_hot = tl.max(q_first, axis=0) * first * quarter >= HOT_U
-    is_hot_too = tl.max(q_second, axis=0) * second * quarter >= HOT_U
-    cold = q_first * tl.where(is_hot, 0.0, first)[None, :] + q_second * tl.where(is_hot_too, 0.0, second)[None, :]
-    b = tl.sum(cold, axis=1) * (quarter / 6.0)
-    waiting = tl.maximum(tl.where(is_hot, half, -1), tl.where(is_hot_too, HALF + half, -1))
-    channel = tl.max(waiting, axis=0)
-    while channel >= 0:
-        column = tl.load(q_rows + channel, mask=mask, other=0.0).to(tl.float32)
-        column *= column
-        if pairs != 0:
-            partner = tl.load(q_rows + (channel + HALF) % (2 * HALF), mask=mask, other=0.0).to(tl.float32)
-            column = (column + partner * partner) * 0.5
-        b += log_sinhc_of_square(column * (tl.load(square + channel) * quarter))
-        # The first channel of a pair waits until the second one is done.
-        waiting = tl.where(half + HALF == channel, tl.where(is_hot, half, -1), tl.where(half == channel, -1, waiting))
-        channel = tl.max(waiting, axis=0)
+    u_first = q_first * (tl.load(square + half) * quarter)[None, :]
+    u_second = q_second * (tl.load(square + HALF + half) * quarter)[None, :]
+    if tl.max(tl.maximum(u_first, u_second)) < HOT_U:
+        b = tl.sum(u_first + u_second, axis=1) * (1.0 / 6.0)
+    else:
+        b = tl.sum(with_exact_form(u_first, u_second), axis=1)
     return b
+
+
+@triton.jit
+def with_exact_form(u, v):
+    """What two channels add to b, from u and v = x^2 of each: x^2 / 6 below x = 0.5, from there on the exact form.
+
+    That is log(sinh(x) / x) = x + log((1 - exp(-2 x)) / 2x). The logarithm and the division, the two costly operations,
+    are done for both at once.
+    """
+    x = tl.sqrt(tl.maximum(u, HOT_U))
+    y = tl.sqrt(tl.maximum(v, HOT_U))
+    u_is_hot = u >= HOT_U
+    v_is_hot = v >= HOT_U
+    numerator = tl.where(u_is_hot, 1.0 - tl.exp(-2.0 * x), 1.0) * tl.where(v_is_hot, 1.0 - tl.exp(-2.0 * y), 1.0)
+    denominator = tl.where(u_is_hot, 2.0 * x, 1.0) * tl.where(v_is_hot, 2.0 * y, 1.0)
+    outside = tl.where(u_is_hot, x, u * (1.0 / 6.0)) + tl.where(v_is_hot, y, v * (1.0 / 6.0))
+    return outside + tl.log(numerator / denominator)

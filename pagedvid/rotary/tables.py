@@ -54,13 +54,21 @@ def grid_of(rope: RopeTables, num_pairs: int) -> RopeGrid:
     return grid
 
 
+def halves(x: Tensor, layout: str) -> tuple[Tensor, Tensor]:
+    """The first and the second channel of each pair of `x` [..., D]: two views [..., D/2].
+
+    Raises ConfigError for an unknown layout.
+    """
+    if layout == "half":
+        return x[..., : x.shape[-1] // 2], x[..., x.shape[-1] // 2 :]
+    if layout == "interleaved":
+        return x[..., 0::2], x[..., 1::2]
+    raise ConfigError(f"unknown rotary layout {layout!r}; allowed are {', '.join(LAYOUTS)}")
+
+
 def to_half_layout(x: Tensor, layout: str) -> Tensor:
     """`x` [..., D] with its channels in half layout; `x` itself if they are. Raises ConfigError for other layouts."""
-    if layout == "half":
-        return x
-    if layout == "interleaved":
-        return torch.cat([x[..., 0::2], x[..., 1::2]], dim=-1)
-    raise ConfigError(f"unknown rotary layout {layout!r}; allowed are {', '.join(LAYOUTS)}")
+    return x if layout == "half" else torch.cat(halves(x, layout), dim=-1)
 
 
 def from_half_layout(x: Tensor, layout: str) -> Tensor:
@@ -73,12 +81,20 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor, out: Tensor | None = None) -> Te
 
     Written to `out` if given, which must not overlap `x`.
     """
-    first, second = x.chunk(2, dim=-1)
     out = torch.empty_like(x) if out is None else out
-    out_first, out_second = out.chunk(2, dim=-1)
+    _rotate_halves(halves(x, "half"), cos, sin, out)
+    return out
+
+
+def _rotate_halves(x: tuple[Tensor, Tensor], cos: Tensor, sin: Tensor, out: Tensor) -> None:
+    (first, second), (out_first, out_second) = x, halves(out, "half")
     torch.addcmul(first * cos, second, sin, value=-1, out=out_first)
     torch.addcmul(second * cos, first, sin, out=out_second)
-    return out
+
+
+def unrotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Inverse of `rotate`."""
+    return rotate(x, cos, -sin)
 
 
 def arrange(
@@ -95,33 +111,33 @@ def arrange(
 ) -> None:
     """Puts a step's packed queries, keys and values [T, heads, D] where attention reads them.
 
-    M runs of `num_tokens` tokens, run m from packed token `starts_M[m]` (int32) on, are written to the outputs
-    [M, num_tokens, heads, D], which have any strides with D innermost, in their dtype. Queries and keys are put into
-    half layout and rotated in float32 by `angles`, (cos, sin) [T, D/2], if given; values are copied. A tensor of None
-    is left out. The same in one launch: rotary/kernels.py.
+    M runs of `num_tokens` tokens, run m from packed token `starts_M[m]` (int32) on, are written to the outputs [M,
+    num_tokens, heads, D], which have any strides with D innermost, in their dtype. Queries and keys are put into half
+    layout and rotated in float32 by `angles`, (cos, sin) [T, D/2], if given; values are copied. None is left out.
+
+    The same in one launch: rotary/kernels.py. This function waits for a GPU, to read the starts.
     """
-    tokens: slice | Tensor
-    if len(starts_M) == 1:
-        start = int(starts_M)
-        tokens = slice(start, start + num_tokens)
+    starts: list[int] = starts_M.tolist()
+    if len(starts) == 1:
+        tokens: slice | Tensor = slice(starts[0], starts[0] + num_tokens)
     else:
-        tokens = (starts_M.unsqueeze(1) + torch.arange(num_tokens, device=starts_M.device)).long()
+        tokens = starts_M.long().unsqueeze(1) + torch.arange(num_tokens, device=starts_M.device)
+
+    def runs(x: Tensor) -> Tensor:
+        return x[tokens].view(len(starts), num_tokens, *x.shape[1:])
+
     for x_THD, out in ((q_THD, q_out), (k_THD, k_out)):
         if x_THD is None or out is None:
             continue
-        x = to_half_layout(x_THD[tokens], layout)
+        first, second = halves(runs(x_THD), layout)
         if angles is None:
-            out.copy_(x)
+            for half, to in zip((first, second), halves(out, "half"), strict=True):
+                to.copy_(half)
         else:
-            cos, sin = (table[tokens].unsqueeze(-2).float() for table in angles)
-            out.copy_(rotate(x.float(), cos, sin))
+            cos, sin = (runs(table).unsqueeze(-2).float() for table in angles)
+            _rotate_halves((first.float(), second.float()), cos, sin, out)
     if v_THD is not None and v_out is not None:
-        v_out.copy_(v_THD[tokens])
-
-
-def unrotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Inverse of `rotate`."""
-    return rotate(x, cos, -sin)
+        v_out.copy_(runs(v_THD))
 
 
 def angle_between(start: tuple[Tensor, Tensor], end: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:

@@ -21,7 +21,7 @@ from pagedvid.codecs.book import CodecBook
 from pagedvid.codecs.registry import read_codec
 from pagedvid.codecs.spec import PageFormat
 from pagedvid.codecs.token.hadamard import hadamard_matrix
-from pagedvid.correction.formula import bias, signed_bias
+from pagedvid.correction.formula import bias
 from pagedvid.rotary.tables import pair_mean_square, rotate
 from tests.codecs.page_reader import decode
 
@@ -166,7 +166,7 @@ def test_gaussian_keys_shift_as_their_change_of_variance_predicts(name):
     """It accounts for the extremes. Queries are small, so that only variances count."""
     k, q = torch.randn(NUM_TOKENS, D, generator=generator(0)), 0.5 * queries()
     stored = round_trip(name, k)[2]
-    b = signed_bias(q.square(), 12 * (stored.var(0) - k.var(0)), SCALE)
+    b = bias(q.square(), 12 * (stored.var(0) - k.var(0)), SCALE)
     shift = log_mean_exp(q, stored) - log_mean_exp(q, k)
     assert float(shift.mean() / b.mean()) == pytest.approx(1.0, abs=0.05)
 

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from pagedvid import CacheSpec, PagedKVCache, QueryRange, StreamCodecs, Window
-from pagedvid.attention.partial import Partial, merge
 from pagedvid.errors import ConfigError, NonFiniteError, ShapeError, StateError
 from pagedvid.integrations.dense_view import DenseView, DenseWindow
+from tests.attention.partials import merged
 from tests.attention.reference import TableRope
 
 NUM_LAYERS, NUM_KV_HEADS, GROUP, HEAD_DIM = 2, 2, 3, 16
@@ -43,13 +43,12 @@ def attend_with_bias(q: Tensor, view: DenseView) -> Tensor:
 
 def attend_by_span(q: Tensor, view: DenseView) -> Tensor:
     """A host whose attention gives a log-sum-exp: one call per span, shifted, merged."""
-    total = None
+    partials = []
     for span, shift in zip(view.spans, view.lse_shift(q), strict=True):
         k, v = (x[span].repeat_interleave(GROUP, dim=1).transpose(0, 1) for x in (view.k, view.v))
         scores = q.transpose(0, 1) @ k.mT * view.scale
-        partial = Partial(scores.softmax(-1) @ v, scores.logsumexp(-1) - shift)
-        total = partial if total is None else merge(total, partial)
-    return total.out.transpose(0, 1)
+        partials.append((scores.softmax(-1) @ v, scores.logsumexp(-1) - shift))
+    return merged(partials)[0].to(q.dtype).transpose(0, 1)
 
 
 @pytest.mark.parametrize("host_attention", [attend_with_bias, attend_by_span])

@@ -13,10 +13,10 @@ import triton.language as tl
 from torch import Tensor
 
 from pagedvid.attention.merge import BiasTerms
-from pagedvid.correction.kernels import bias_of_rows
+from pagedvid.correction.kernels import bias_of_rows, squares_of_rows
 from pagedvid.rotary.kernels import row_strides
 
-BLOCK_ROWS = 32
+BLOCK_ROWS = 16
 NUM_WARPS = 4
 
 
@@ -38,53 +38,67 @@ def merge_kernel(
 ):  # fmt: skip
     """Grid (KV heads, blocks of rows, ranges); a row is a query of one of the head's GROUP query heads.
 
-    Weights are kept relative to the largest lse so far, as in a softmax that reads its input once.
+    Weights are relative to the largest lse so far, as in a softmax that reads its input once. Rows are held in halves,
+    like those of the queries, so that nothing changes its layout in the loop.
     """
+    HALF: tl.constexpr = HEAD_DIM // 2
+    half = tl.arange(0, HALF)[None, :]
     kv_head = tl.program_id(0)
     range_ = tl.program_id(2).to(tl.int64)
     row = tl.program_id(1) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
     mask = row < num_rows
+    is_row = mask[:, None]
     token = (row // GROUP).to(tl.int64)
     head = (kv_head * GROUP + row % GROUP).to(tl.int64)
-    channel = tl.arange(0, HEAD_DIM)[None, :]
-    is_row = mask[:, None]
-
-    places = own + range_ * own_range_stride + token * own_token_stride + head * own_head_stride
-    total = tl.load(places[:, None] + channel, mask=is_row, other=0.0).to(tl.float32)
-    places = lse + range_ * lse_range_stride + token * lse_token_stride + head * lse_head_stride
-    largest = tl.load(places, mask=mask, other=float("-inf"))
-    mass = tl.where(largest == float("-inf"), 0.0, 1.0)
-    total *= mass[:, None]
-
+    others_offset = token * others_token_stride + head * others_head_stride
+    others_lse_offset = token * others_lse_token_stride + head * others_lse_head_stride
+    q_offset = token * q_token_stride + head * q_head_stride
     others += range_ * others_range_stride
     others_lse += range_ * others_lse_range_stride
-    others_rows = others + token * others_token_stride + head * others_head_stride
-    others_lse_rows = others_lse + token * others_lse_token_stride + head * others_lse_head_stride
-    q_rows = q + range_ * q_range_stride + token * q_token_stride + head * q_head_stride
+    q += range_ * q_range_stride
+
+    places = (own + range_ * own_range_stride + token * own_token_stride + head * own_head_stride)[:, None] + half
+    first = tl.load(places, mask=is_row, other=0.0).to(tl.float32)
+    second = tl.load(places + HALF, mask=is_row, other=0.0).to(tl.float32)
+    lse_places = lse + range_ * lse_range_stride + token * lse_token_stride + head * lse_head_stride
+    largest = tl.load(lse_places, mask=mask, other=float("-inf"))
+    mass = tl.where(largest == float("-inf"), 0.0, 1.0)
+    first *= mass[:, None]
+    second *= mass[:, None]
+    if BIAS:
+        known = tl.load(variants) * 2 + tl.load(pairs)
+        q_rows = q + (known // 2).to(tl.int64) * q_variant_stride + q_offset
+        q_first, q_second = squares_of_rows(q_rows, mask, known % 2, HALF)
     for number in range(num_others):
-        number_64 = tl.cast(number, tl.int64)
-        other = tl.load((others_rows + number_64 * others_number_stride)[:, None] + channel, mask=is_row, other=0.0)
-        other_lse = tl.load(others_lse_rows + number_64 * others_lse_number_stride, mask=mask, other=float("-inf"))
+        places = (others + others_offset)[:, None] + half
+        other_first = tl.load(places, mask=is_row, other=0.0).to(tl.float32)
+        other_second = tl.load(places + HALF, mask=is_row, other=0.0).to(tl.float32)
+        other_lse = tl.load(others_lse + others_lse_offset, mask=mask, other=float("-inf"))
+        others += others_number_stride
+        others_lse += others_lse_number_stride
         if BIAS:
+            kind = tl.load(variants + number) * 2 + tl.load(pairs + number)
+            if kind != known:
+                q_rows = q + (kind // 2).to(tl.int64) * q_variant_stride + q_offset
+                q_first, q_second = squares_of_rows(q_rows, mask, kind % 2, HALF)
+            known = kind
             sequence = (range_ * num_others + number) * tl.num_programs(0) + kv_head
-            variant = tl.load(variants + number).to(tl.int64)
-            b = bias_of_rows(
-                q_rows + variant * q_variant_stride, mask, square + sequence * HEAD_DIM, tl.load(pairs + number),
-                scale, HEAD_DIM // 2,
-            )  # fmt: skip
+            b = bias_of_rows(q_first, q_second, square + sequence * HEAD_DIM, scale, HALF)
             other_lse -= b * tl.load(alpha + sequence, mask=has_alpha != 0, other=1.0)
         larger = tl.maximum(largest, other_lse)
         # While there are no keys at all, a finite anchor keeps -inf - (-inf) from giving NaN.
         anchor = tl.where(larger == float("-inf"), 0.0, larger)
         rescale = tl.exp(largest - anchor)
         weight = tl.exp(other_lse - anchor)
-        total = total * rescale[:, None] + other.to(tl.float32) * weight[:, None]
+        first = first * rescale[:, None] + other_first * weight[:, None]
+        second = second * rescale[:, None] + other_second * weight[:, None]
         mass = mass * rescale + weight
         largest = larger
 
-    total /= tl.where(mass > 0.0, mass, 1.0)[:, None]
-    places = out + range_ * out_range_stride + token * out_token_stride + head * out_head_stride
-    tl.store(places[:, None] + channel, total.to(out.dtype.element_ty), mask=is_row)
+    factor = 1.0 / tl.where(mass > 0.0, mass, 1.0)
+    places = (out + range_ * out_range_stride + token * out_token_stride + head * out_head_stride)[:, None] + half
+    tl.store(places, (first * factor[:, None]).to(out.dtype.element_ty), mask=is_row)
+    tl.store(places + HALF, (second * factor[:, None]).to(out.dtype.element_ty), mask=is_row)
 
 
 def merge(
@@ -96,7 +110,7 @@ def merge(
     q_EVTHD: Tensor | None = None,
     scale: float = 1.0,
 ) -> None:
-    """As `pagedvid.attention.merge.merge`; waits for nothing. T * G below 2^31."""
+    """As `pagedvid.attention.merge.merge`, by one launch that waits for nothing; T * G is at most a million."""
     (own_out, own_lse), (other_outs, other_lse) = own, others
     num_ranges, num_queries, num_heads, head_dim = out_ETHD.shape
     group = 1 if bias is None else num_heads // bias.square_EJHD.shape[2]

@@ -10,14 +10,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pagedvid.attention.partial import Partial, merge
 from pagedvid.codecs.base import make_codec
 from pagedvid.codecs.channel.codec import ChannelCodec
 from pagedvid.codecs.channel.kernels.layout import PageLayout
 from pagedvid.codecs.raw.codec import RawCodec
 from pagedvid.codecs.registry import read_codec
 from pagedvid.codecs.spec import PageFormat
-from pagedvid.correction.formula import QuantError, log_sinhc, signed_bias
+from pagedvid.correction.formula import log_sinhc
 from pagedvid.rotary.tables import pair_mean_square, rotate, to_half_layout
 
 
@@ -110,27 +109,6 @@ def _square_step_sizes(page: PageFormat, codec: str, records: Tensor, segment: S
     channel_codec = codec_of(page, codec)
     assert isinstance(channel_codec, ChannelCodec)
     return channel_codec.page_step_sizes(records[segment.keys_HP.long()]).double().square()
-
-
-def corrected_merge(
-    total: tuple[Tensor, Tensor],
-    partial: tuple[Tensor, Tensor],
-    q_THD: Tensor,
-    scale: float,
-    error: QuantError | None,
-) -> tuple[Tensor, Tensor]:
-    """Merged (out, lse), float32. b is the one of correction/formula.py for a change of variance."""
-    out, lse_TH = partial
-    if error is not None:
-        num_heads = len(error.square)
-        q_HMD = q_THD.float().unflatten(1, (num_heads, -1)).permute(1, 0, 2, 3).flatten(1, 2)
-        q_square = pair_mean_square(q_HMD) if error.rotates else q_HMD.square()
-        b_HM = signed_bias(q_square, error.square, scale)
-        if error.alpha is not None:
-            b_HM = error.alpha[:, None] * b_HM
-        lse_TH = lse_TH - b_HM.unflatten(1, (len(q_THD), -1)).transpose(0, 1).flatten(1)
-    merged = merge(Partial(total[0].float(), total[1]), Partial(out.float(), lse_TH))
-    return merged.out, merged.lse
 
 
 def encode(page: PageFormat, codec: str, x_nHD: Tensor) -> Tensor:
