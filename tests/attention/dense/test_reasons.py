@@ -15,6 +15,7 @@ from pagedvid.attention.dense.choice import (
     PROVIDERS,
     choose_fp8_provider,
     choose_provider,
+    fp8_is_faster,
     fp8_provider_reasons,
     provider_reasons,
 )
@@ -197,9 +198,11 @@ def test_missing_operators() -> None:
 
 def test_fp8_on_each_device(monkeypatch, on_capability) -> None:
     assert choose_fp8_provider(CPU, torch.float32, 64).name == "torch-cpu-fp8"
+    assert not fp8_is_faster(CPU, torch.float32, 64)
     libraries.flash_attn_3(monkeypatch)
     on_capability(9, 0)
     assert choose_fp8_provider(CUDA, torch.bfloat16, 128).name == "flash-attn-3-fp8"
+    assert fp8_is_faster(CUDA, torch.bfloat16, 128)
     reasons = fp8_provider_reasons(CUDA, torch.bfloat16, 72)
     assert reasons["flash-attn-3-fp8"] == ["head_dim 72; it takes multiples of 16 up to 256"]
     on_capability(10, 0)
