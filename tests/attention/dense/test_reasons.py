@@ -113,7 +113,8 @@ def test_head_sizes(on_capability, all_libraries) -> None:
     large = provider_reasons(CUDA, torch.bfloat16, 256)
     assert usable(large) == ["flash-attn-3", "flash-attn-2", "torch-flash", "xformers", "torch-efficient"]
     assert large["torch-cudnn"] == ["head_dim 256; it takes multiples of 8 up to 128"]
-    assert usable(provider_reasons(CUDA, torch.bfloat16, 100)) == ["torch-efficient"]
+    assert usable(provider_reasons(CUDA, torch.bfloat16, 512)) == ["torch-efficient"]
+    assert usable(provider_reasons(CUDA, torch.bfloat16, 100)) == []
 
 
 # ---------------------------------------------------------------- libraries that cannot do what is needed
