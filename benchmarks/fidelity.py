@@ -1,16 +1,18 @@
 """Which codec, preset, correction or published quantizer gives the best video per stored bit?
 
-Half an hour on two cores. Four parts, each documented in its file in fidelity/:
+Half an hour on two cores. Five parts, each documented in its file in fidelity/:
 
 tensor    error of attention on the same queries, keys and values, of the demo model and of synthetic families
 video     whole videos of the demo model from the engine, with the correction at several strengths
 drift     long videos
 cost      time to store a chunk, compared with denoising it
+fp8       error of attention when the history is decoded to 8-bit floats
 
 Afterwards show.py prints the tables, answers.py says in words what they show, plot.py draws the first two parts.
 
     python benchmarks/fidelity.py
     python benchmarks/fidelity.py --parts video --prompts 4 --storages int2 klt2 "QVG tern"
+    python benchmarks/fidelity.py --parts fp8 --tensor-prompts 64 --out benchmarks/results/fidelity_fp8.json
     python benchmarks/fidelity.py --show benchmarks/results/fidelity.json
 """
 
@@ -20,10 +22,11 @@ import argparse
 import json
 import os
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from fidelity import cost, drift, video
+from fidelity import cost, drift, fp8, video
 from fidelity.answers import answers
 from fidelity.processes import shared
 from fidelity.show import show
@@ -36,7 +39,7 @@ from lib.samples import FAMILIES
 from pagedvid.engine.protocol import VideoModel
 from pagedvid.models.demo.weights import load_demo
 
-PARTS = ("tensor", "video", "drift", "cost")
+PARTS = ("tensor", "video", "drift", "cost", "fp8")
 COST_VIDEOS = (1, 8)
 COST_ROUNDS = 15
 
@@ -76,6 +79,13 @@ def measure_costs(arguments: argparse.Namespace, model: VideoModel) -> list[dict
     return cost.measure_costs(labs, cases, arguments.cost_rounds)
 
 
+def measure_fp8(arguments: argparse.Namespace, model: VideoModel) -> dict[str, Any]:
+    """Codecs by family."""
+    sampling = Sampling(arguments.tensor_prompts, arguments.seed, arguments.storages, arguments.weights)
+    measured = shared(partial(fp8.measure_fp8, sampling), arguments.families, arguments.processes)
+    return dict(zip(arguments.families, measured, strict=True))
+
+
 def preset_codecs(model: VideoModel, weights: Path | None) -> dict[str, str]:
     """Codec of each preset."""
     caches = Lab(model, [], 1, 1, weights).caches
@@ -91,7 +101,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         show(json.loads(arguments.show.read_text())["results"], arguments.show.with_suffix(".png"))
         return
     model = load_demo(arguments.weights)
-    parts = {"tensor": measure_tensors, "video": measure_videos, "drift": measure_drift, "cost": measure_costs}
+    parts = {
+        "tensor": measure_tensors,
+        "video": measure_videos,
+        "drift": measure_drift,
+        "cost": measure_costs,
+        "fp8": measure_fp8,
+    }
     results: dict[str, Any] = {name: parts[name](arguments, model) for name in arguments.parts}
     results["presets"] = preset_codecs(model, arguments.weights)
     results["answers"] = answers(results)
@@ -105,7 +121,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--prompts", type=int, default=32, help="videos of the part video")
     parser.add_argument("--frames", type=int, default=READ_FRAMES, help="their length")
-    parser.add_argument("--tensor-prompts", type=int, default=8, help="videos per family of the part tensor")
+    parser.add_argument("--tensor-prompts", type=int, default=8, help="videos per family of the parts tensor and fp8")
     parser.add_argument("--families", nargs="*", choices=[DEMO, *FAMILIES], default=[DEMO, *FAMILIES])
     parser.add_argument("--storages", nargs="+", metavar="NAME", help="rows to measure (default: all)")
     parser.add_argument("--drift-prompts", type=int, default=8, help="videos of the part drift")
@@ -113,7 +129,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--cost-rounds", type=int, default=COST_ROUNDS, help="rounds of the part cost")
     parser.add_argument("--steps", type=int, default=8, help="denoise steps")
     parser.add_argument(
-        "--processes", type=int, default=os.cpu_count() or 1, help="processes of the parts tensor and video"
+        "--processes", type=int, default=os.cpu_count() or 1, help="processes of the parts tensor, video and fp8"
     )
     parser.add_argument(
         "--show", type=Path, metavar="FILE", help="print and draw the results in this file; measure nothing"

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from fidelity.fp8 import LARGEST_LOSS, verdicts
 from lib.report import TABLE_WIDTH, mean_and_error
 
 PAPER = "token2-g64"
@@ -46,6 +47,8 @@ def answers(results: Mapping[str, Any]) -> list[str]:
         texts += error_answers(results["tensor"], results["presets"])
     if "cost" in results:
         texts += cost_answer(results["cost"])
+    if "fp8" in results:
+        texts += fp8_answer(results["fp8"])
     return [textwrap.fill(text, TABLE_WIDTH) for text in texts]
 
 
@@ -243,3 +246,13 @@ def versus(own: Row, other: Row) -> str:
     """Difference prompt by prompt."""
     mean, error = mean_and_error(np.subtract(own["psnr"], other["psnr"]).tolist())
     return f"{mean:+.2f} ± {error:.2f} dB"
+
+
+def fp8_answer(by_family: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Which codecs lose next to nothing when their pages are decoded to 8-bit floats."""
+    found = verdicts(by_family)
+    survivors = [codec for codec, survives in found.items() if survives]
+    others = [codec for codec, survives in found.items() if not survives]
+    limit = f"{100 * LARGEST_LOSS:.0f} %"
+    text = f"8-bit history. The error of attention grows by less than {limit} in every family with"
+    return [f"{text} {', '.join(survivors) or 'no codec'}, by more with {', '.join(others) or 'no codec'}."]

@@ -9,6 +9,7 @@ from typing import Any
 from fidelity import drift, video
 from fidelity.answers import answers
 from fidelity.cost import cost_table
+from fidelity.fp8 import fp8_tables
 from fidelity.plot import draw
 from fidelity.tensor import DEMO, error_table, families_table, mass_table, study_table
 from lib.lab import COMPARED_CHUNKS
@@ -18,7 +19,13 @@ Row = Mapping[str, Any]
 
 def show(results: Mapping[str, Any], plot: Path) -> None:
     """Shows all parts that ran; draws the plot if tensors and videos did."""
-    tables = {"tensor": tensor_tables, "video": video_tables, "drift": drift_tables, "cost": cost_tables}
+    tables = {
+        "tensor": tensor_tables,
+        "video": video_tables,
+        "drift": drift_tables,
+        "cost": cost_tables,
+        "fp8": fp8_tables,
+    }
     for part, to_tables in tables.items():
         if part in results:
             for title, table in to_tables(results[part]).items():

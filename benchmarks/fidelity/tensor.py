@@ -56,6 +56,8 @@ class Family:
     name: str
     videos: Videos
     schemes: list[Scheme]
+    calibration: Calibration | None
+    """klt tables; None: klt codecs cannot be tried."""
 
 
 def summarize(values_VLFH: np.ndarray) -> Summary:
@@ -113,9 +115,13 @@ class Sampling:
     studied: Sequence[str] = ()
     """Codecs for which every form of the correction is compared."""
 
+    def draw(self, name: str) -> Family:
+        """The family of that name."""
+        return demo_family(self) if name == DEMO else synthetic_family(name, self)
+
     def measure(self, name: str) -> dict[str, Any]:
         """{"schemes": what `measure_family` returns, "studies": what `study_corrections` returns, by codec}."""
-        family = demo_family(self) if name == DEMO else synthetic_family(name, self)
+        family = self.draw(name)
         studies = {storage: study_corrections(family, storage) for storage in self.studied}
         return {"schemes": measure_family(family), "studies": studies}
 
@@ -149,7 +155,7 @@ def study_corrections(family: Family, storage: str) -> dict[str, Any]:
     """One codec with every form, granularity, strength and sampling of the correction."""
     codecs = paged(storage, family.videos[0][0].k_CHTD.shape[-1])
     note(f"{family.name}: corrections of {storage}")
-    scheme = _scheme(storage, family.videos, None)
+    scheme = scheme_of(storage, family.videos, None)
     page = PageFormat(family.videos[0][0].k_CHTD.shape[-1], codecs.rows)
     corrections = granularities(codecs.pair.keys.page_tokens(page))
     corrections |= {f"b x {factor:g}": factored(factor) for factor in FACTORS}
@@ -162,11 +168,13 @@ def _family(name: str, videos: Videos, calibration: Calibration | None, storages
     num_chunks, _, chunk_tokens, head_dim = videos[0][0].k_CHTD.shape
     schemes = [peer_scheme(peer) for peer in peers(num_chunks * chunk_tokens, head_dim)]
     codecs = CODECS if calibration is None else CODECS + KLT_CODECS
-    schemes += [_scheme(codec, videos, calibration) for codec in codecs]
-    return Family(name, videos, [scheme for scheme in schemes if storages is None or scheme.name in storages])
+    schemes += [scheme_of(codec, videos, calibration) for codec in codecs]
+    wanted = [scheme for scheme in schemes if storages is None or scheme.name in storages]
+    return Family(name, videos, wanted, calibration)
 
 
-def _scheme(codec: str, videos: Videos, calibration: Calibration | None) -> Scheme:
+def scheme_of(codec: str, videos: Videos, calibration: Calibration | None) -> Scheme:
+    """The scheme of a codec, or of a pair such as "int4/int2", for these videos."""
     sample, layout = videos[0][0], _layout(videos)
     head_dim, num_heads = sample.k_CHTD.shape[-1], sample.k_CHTD.shape[1]
     codecs = paged(codec, head_dim)

@@ -50,21 +50,25 @@ def measure(
     "off" also has "error of keys", with exact values, and "error of values", with exact keys.
     """
     sample, stored = readout.sample, readout.stored
-    q = sample.rotated(sample.q_LHTD[number], -1)[:, ::QUERY_STRIDE]
-    current = sample.rotated(sample.current_k_LHTD[number], -1), sample.current_v_LHTD[number]
-    attend = _Reader(q, *current, readout.scale)
+    attend = _Reader.of(readout, number)
+    q = attend.q_HQD
     exact = attend(readout.exact_k_CHTD, sample.v_CHTD)
     results = {}
     for name, shift in _shifts(readout, q, corrections).items():
         got = attend(stored.k_CHTD, stored.v_CHTD, shift)
         results[name] = {
-            "error": _relative(got[0], exact[0]),
+            "error": relative_error(got[0], exact[0]),
             "dP": (got[1] - exact[1]).mean(-1),
             "dlogZ": (got[2] - exact[2]).mean(-1),
         }
-    results["off"]["error of keys"] = _relative(attend(stored.k_CHTD, sample.v_CHTD)[0], exact[0])
-    results["off"]["error of values"] = _relative(attend(readout.exact_k_CHTD, stored.v_CHTD)[0], exact[0])
+    results["off"]["error of keys"] = relative_error(attend(stored.k_CHTD, sample.v_CHTD)[0], exact[0])
+    results["off"]["error of values"] = relative_error(attend(readout.exact_k_CHTD, stored.v_CHTD)[0], exact[0])
     return results
+
+
+def exact_output(readout: Readout, number: int) -> Tensor:
+    """Attention of one forward's queries over all chunks as they were before they were stored, [H, Q, D]."""
+    return _Reader.of(readout, number)(readout.exact_k_CHTD, readout.sample.v_CHTD)[0]
 
 
 def _shifts(readout: Readout, q: Tensor, corrections: Mapping[str, Correction]) -> dict[str, Tensor | None]:
@@ -81,6 +85,14 @@ class _Reader:
     current_k_HTD: Tensor
     current_v_HTD: Tensor
     scale: float
+
+    @staticmethod
+    def of(readout: Readout, number: int) -> _Reader:
+        """For the queries of one forward."""
+        sample = readout.sample
+        q = sample.rotated(sample.q_LHTD[number], -1)[:, ::QUERY_STRIDE]
+        current = sample.rotated(sample.current_k_LHTD[number], -1), sample.current_v_LHTD[number]
+        return _Reader(q, *current, readout.scale)
 
     def __call__(
         self, k_CHTD: Tensor, v_CHTD: Tensor, shift_CHQT: Tensor | None = None
@@ -106,5 +118,6 @@ def _store(scheme: Scheme, kind: str, layer: int, x_CHTD: Tensor) -> list[Stored
     return [Stored(part, stored.bits) for part in stored.values_HnD.chunk(len(x_CHTD), dim=1)]
 
 
-def _relative(got_HQD: Tensor, exact_HQD: Tensor) -> Tensor:
+def relative_error(got_HQD: Tensor, exact_HQD: Tensor) -> Tensor:
+    """Norm of the difference over the norm of the exact output, [H]."""
     return (got_HQD - exact_HQD).flatten(1).norm(dim=1) / exact_HQD.flatten(1).norm(dim=1)

@@ -70,6 +70,14 @@ class CodecSpec(ABC):
         """Rows of a page that suit this codec best."""
         return DEFAULT_PAGE_ROWS
 
+    @property
+    def survives_fp8(self) -> bool:
+        """Whether attention over pages decoded to float8_e4m3fn has at most 2 % more error than over bfloat16.
+
+        Measured by `benchmarks/fidelity.py --parts fp8`; docs/fidelity.md has the figures.
+        """
+        return False
+
     @abstractmethod
     def page_tokens(self, page: PageFormat) -> int:
         """Most tokens that one page holds. Raises ConfigError if the codec does not fit this page or head_dim."""

@@ -66,6 +66,19 @@ def test_drift_and_cost(program: ModuleType, weights: Path, tmp_path: Path, caps
     assert max(map(len, tables_of(capsys.readouterr().out))) <= 80
 
 
+def test_fp8(program: ModuleType, weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    families = ["--families", "demo", "static scene", "--storages", "int2", "int8"]
+    results = run(program, weights, tmp_path / "x.json", "--parts", "fp8", *families)
+    assert {name: list(family) for name, family in results["fp8"].items()} == {
+        "demo": ["int8", "int2"],
+        "static scene": ["int8", "int2"],
+    }
+    assert results["fp8"]["static scene"]["int2"]["loss"] < 0.05 < results["fp8"]["static scene"]["int8"]["loss"]
+    printed = capsys.readouterr().out
+    assert "8-bit history" in printed and "verdict" in printed
+    assert max(map(len, tables_of(printed))) <= 80
+
+
 @pytest.mark.parametrize(
     ("given", "said"),
     [

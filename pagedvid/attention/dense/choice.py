@@ -30,8 +30,9 @@ FP8_PROVIDERS = {
     "flash-attn-3-fp8": ("flash_attn_3_fp8", "FlashAttention3Fp8"),
     "torch-cpu-fp8": ("torch_cpu_fp8", "TorchCpuFp8"),
 }
-"""The same for history in float8_e4m3fn. The second emulates the first on a CPU, to measure what it loses: it is slow,
-so `attention.history_dtype: auto` must not choose it."""
+"""The same for history in float8_e4m3fn."""
+EMULATED = frozenset({"torch-cpu-fp8"})
+"""These show on a CPU what a library loses in 8 bits. They are slower than attention without 8 bits."""
 
 
 def preference(device: torch.device) -> list[str]:
@@ -67,6 +68,12 @@ def choose_fp8_provider(device: torch.device, dtype: torch.dtype, head_dim: int)
     name = _first_usable("FP8 attention", device, fp8_provider_reasons(device, dtype, head_dim))
     provider: Fp8Attention = _create(*FP8_PROVIDERS[name])
     return provider
+
+
+def fp8_is_faster(device: torch.device, dtype: torch.dtype, head_dim: int) -> bool:
+    """Whether something other than an emulation runs attention in 8 bits here."""
+    reasons = fp8_provider_reasons(device, dtype, head_dim)
+    return any(not why for name, why in reasons.items() if name not in EMULATED)
 
 
 def create_provider(name: str) -> DenseAttention:

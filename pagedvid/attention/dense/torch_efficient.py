@@ -1,4 +1,4 @@
-"""PyTorch's memory-efficient kernel for CUDA: slower than flash kernels, but it takes float32 and any head_dim."""
+"""PyTorch's memory-efficient kernel for CUDA: slower than flash kernels, but it takes float32 and large heads."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from pagedvid.attention.dense.base import DenseAttention, device_reasons, missing_operator
+from pagedvid.attention.dense.base import DenseAttention, device_reasons, head_dim_reasons, missing_operator
 
+MAX_HEAD_DIM = 65536
 OPERATOR = "_scaled_dot_product_efficient_attention"
 ARGUMENTS = ("query", "key", "value", "attn_bias", "compute_log_sumexp", "scale")
 
@@ -15,6 +16,7 @@ ARGUMENTS = ("query", "key", "value", "attn_bias", "compute_log_sumexp", "scale"
 def unsupported_reasons(device: torch.device, dtype: torch.dtype, head_dim: int) -> list[str]:
     """Why it cannot be used here; empty when it can."""
     reasons = device_reasons(device, dtype, (8, 0), dtypes=(torch.float32, torch.bfloat16, torch.float16))
+    reasons += head_dim_reasons(head_dim, MAX_HEAD_DIM)  # from compute capability 8.0 on, only kernels of aligned rows
     return reasons or missing_operator(OPERATOR, ARGUMENTS)
 
 

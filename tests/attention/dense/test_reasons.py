@@ -15,6 +15,7 @@ from pagedvid.attention.dense.choice import (
     PROVIDERS,
     choose_fp8_provider,
     choose_provider,
+    fp8_is_faster,
     fp8_provider_reasons,
     provider_reasons,
 )
@@ -112,7 +113,8 @@ def test_head_sizes(on_capability, all_libraries) -> None:
     large = provider_reasons(CUDA, torch.bfloat16, 256)
     assert usable(large) == ["flash-attn-3", "flash-attn-2", "torch-flash", "xformers", "torch-efficient"]
     assert large["torch-cudnn"] == ["head_dim 256; it takes multiples of 8 up to 128"]
-    assert usable(provider_reasons(CUDA, torch.bfloat16, 100)) == ["torch-efficient"]
+    assert usable(provider_reasons(CUDA, torch.bfloat16, 512)) == ["torch-efficient"]
+    assert usable(provider_reasons(CUDA, torch.bfloat16, 100)) == []
 
 
 # ---------------------------------------------------------------- libraries that cannot do what is needed
@@ -197,9 +199,11 @@ def test_missing_operators() -> None:
 
 def test_fp8_on_each_device(monkeypatch, on_capability) -> None:
     assert choose_fp8_provider(CPU, torch.float32, 64).name == "torch-cpu-fp8"
+    assert not fp8_is_faster(CPU, torch.float32, 64)
     libraries.flash_attn_3(monkeypatch)
     on_capability(9, 0)
     assert choose_fp8_provider(CUDA, torch.bfloat16, 128).name == "flash-attn-3-fp8"
+    assert fp8_is_faster(CUDA, torch.bfloat16, 128)
     reasons = fp8_provider_reasons(CUDA, torch.bfloat16, 72)
     assert reasons["flash-attn-3-fp8"] == ["head_dim 72; it takes multiples of 16 up to 256"]
     on_capability(10, 0)
