@@ -65,6 +65,7 @@ BUILDERS = ("pagedvid.models.build",)
 ONE_FILE_LIBRARIES = (
     "av",
     "PIL",
+    "rich",
     "flash_attn",
     "flash_attn.cute",
     "xformers",

@@ -35,13 +35,15 @@ def run(args: argparse.Namespace) -> int:
     """Writes <name>.mp4 next to every <name>.safetensors. A file that fails is named, and the others are decoded.
 
     Returns the exit code: 2 when every file was refused as input, 1 when some failed. Raises ConfigError when there is
-    nothing to decode.
+    nothing to decode, or nothing to write videos with.
     """
     files = latents_files(args.latents)
     import torch
 
     from pagedvid.integrations.vae import VideoVae
+    from pagedvid.output.mp4 import av_library
 
+    av_library()  # now, not after the model has been loaded
     vae = VideoVae(args.vae, args.device, getattr(torch, args.dtype))
     failures: list[Exception] = []
     for file in files:
@@ -92,7 +94,7 @@ def _refuse_collisions(files: Sequence[Path]) -> None:
 def decode_file(vae: VideoVae, file: Path) -> tuple[Path, int]:
     """Decodes one file; returns the video's path and its number of frames.
 
-    Raises ConfigError for a file that does not contain latents of this VAE, and one of `WRITE_ERRORS`.
+    Raises ConfigError for a file that does not contain latents of this VAE, and one of `write_errors()`.
     """
     from pagedvid.output.latents import read_latents
     from pagedvid.output.mp4 import VideoWriter

@@ -15,7 +15,18 @@ from pagedvid.config.sections import DEVICE
 if TYPE_CHECKING:
     import torch
 
-PACKAGES = ("torch", "triton", "flash-attn", "flash-attn-3", "flash-attn-4", "xformers", "numpy")
+PACKAGES = (
+    "torch",
+    "triton",
+    "flash-attn",
+    "flash-attn-3",
+    "flash-attn-4",
+    "xformers",
+    "numpy",
+    "av",
+    "pillow",
+    "rich",
+)
 
 
 def add_parser(subparsers: Any) -> None:

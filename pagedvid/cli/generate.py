@@ -12,7 +12,8 @@ from pagedvid import __version__
 from pagedvid.cli.generate_plan import plan_lines
 from pagedvid.cli.messages import logs_as_notes, reason
 from pagedvid.cli.options import add_config_options, path_flag, resolve_options
-from pagedvid.cli.progress import ProgressView, progress_view
+from pagedvid.cli.progress import ProgressView
+from pagedvid.cli.progress_view import progress_view
 from pagedvid.cli.prompts import read_prompts
 from pagedvid.cli.run_result import RunResult, summary_lines
 from pagedvid.cli.terminal import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_SUCCESS
@@ -21,8 +22,7 @@ from pagedvid.config.sections import Config, frame_settings
 from pagedvid.engine.requests import VideoRequest
 from pagedvid.errors import ConfigError
 from pagedvid.output.folder import OutputFolder
-from pagedvid.output.mp4 import AV_VERSION
-from pagedvid.output.sheet import MAX_ROWS, SheetRow, write_sheet
+from pagedvid.output.mp4 import av_library
 
 if TYPE_CHECKING:
     from pagedvid.engine.engine import Engine
@@ -55,6 +55,8 @@ def run(args: argparse.Namespace) -> int:
         return EXIT_SUCCESS
     if args.out is None:
         raise ConfigError("generate needs --out DIR, the folder for the videos (or --plan)")
+    if not spec.model.writes_latents:
+        av_library()  # now, not after the first chunk
     with (
         progress_view() as view,
         logs_as_notes(view.note),
@@ -87,7 +89,7 @@ def _make_videos(
             view,
             frames_per_second=spec.config.generate.frames_per_second or engine.model.frames_per_second,
             scale=spec.config.generate.scale or spec.model.pixel_scale,
-            versions=_versions(),
+            versions=_versions(folder.holds_latents),
         ).run()
     finally:
         engine.close()
@@ -111,14 +113,21 @@ def create_engine(spec: RunSpec, prompts: Sequence[str]) -> Engine:
     return build_engine(spec, prompts)
 
 
-def _versions() -> dict[str, str]:
+def _versions(of_latents: bool) -> dict[str, str]:
+    """The versions of what makes the frames and what writes them."""
     import torch
 
-    return {"pagedvid": __version__, "torch": torch.__version__, "av": AV_VERSION}
+    versions = {"pagedvid": __version__, "torch": torch.__version__}
+    return versions if of_latents else {**versions, "av": av_library().__version__}
 
 
 def _write_sheet(folder: OutputFolder, requests: Sequence[VideoRequest]) -> None:
     """Draws the sheet. The videos do not depend on it, so a sheet that cannot be drawn does not fail the run."""
+    try:
+        from pagedvid.output.sheet import MAX_ROWS, SheetRow, write_sheet
+    except ImportError as error:
+        logger.warning("%s could not be written: it needs Pillow (%s): pip install pillow", folder.sheet_path, error)
+        return
     rows = [
         SheetRow(folder.video_path(request.id), request.prompt, f"{request.id}  seed {request.seed}")
         for request in islice((request for request in requests if folder.is_done(request)), MAX_ROWS)

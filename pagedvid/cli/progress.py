@@ -1,4 +1,4 @@
-"""What the user sees while videos are made: bars on a terminal, plain lines anywhere else. All of it goes to stderr.
+"""What the user sees of a run: bars on a terminal (bars.py), plain lines anywhere else. All of it goes to stderr.
 
 It can never end a run: when the terminal is gone or the disk of the log is full, the run goes on without it.
 """
@@ -12,17 +12,10 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Protocol
 
-from rich.console import Console
-from rich.markup import escape
-from rich.progress import BarColumn, Progress, TextColumn
-
 LINE_INTERVAL_SECONDS = 5.0
 """How often a run without a terminal reports its status."""
 
-_BAR_WIDTH = 36
-"""Leaves room at the end of a line of 80, where the "^C" that a terminal echoes must not break the bars."""
-
-_if_anyone_sees = suppress(OSError)
+if_anyone_sees = suppress(OSError)
 """Drops what cannot be shown; the manifest has all of it."""
 
 
@@ -57,54 +50,6 @@ class ProgressView(Protocol):
     ) -> None: ...
 
 
-def progress_view() -> ProgressView:
-    """Bars when stderr is a terminal, else lines."""
-    console = Console(stderr=True)
-    return BarView(console) if console.is_terminal else LineView()
-
-
-class BarView:
-    """Three bars that are redrawn in place and disappear at the end."""
-
-    def __init__(self, console: Console) -> None:
-        self._progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=_BAR_WIDTH),
-            TextColumn("{task.completed}/{task.total}", justify="right"),
-            TextColumn("{task.fields[remark]}"),
-            console=console,
-            transient=True,
-        )
-        self._bars = {
-            name: self._progress.add_task(name, total=None, remark="") for name in ("videos", "chunks", "pages")
-        }
-
-    def note(self, line: str) -> None:
-        """Prints a line above the bars."""
-        with _if_anyone_sees:
-            self._progress.console.print(escape(line), highlight=False, soft_wrap=True)
-
-    def update(self, status: Status) -> None:
-        """Redraws the bars; the first call makes them appear."""
-        with _if_anyone_sees:
-            self._progress.start()
-            self._set("videos", status.videos_ended, status.num_videos)
-            self._set("chunks", status.chunks_done, status.num_chunks, f"{status.frames_per_second:.1f} frames/s")
-            self._set("pages", status.pages_used, status.num_pages, "in use")
-
-    def _set(self, name: str, completed: int, total: int, remark: str = "") -> None:
-        self._progress.update(self._bars[name], completed=completed, total=total, remark=remark)
-
-    def __enter__(self) -> BarView:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        with _if_anyone_sees:
-            self._progress.stop()
-
-
 class LineView:
     """A line per note and a status line every few seconds."""
 
@@ -114,7 +59,7 @@ class LineView:
     def note(self, line: str) -> None:
         """Prints the line."""
         if sys.stderr is not None:  # None when the run was started with `2>&-`
-            with _if_anyone_sees:
+            with if_anyone_sees:
                 print(line, file=sys.stderr, flush=True)
 
     def update(self, status: Status) -> None:

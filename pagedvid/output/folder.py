@@ -99,7 +99,7 @@ class OutputFolder:
     def open_video(self, request: VideoRequest, frames_per_second: float, scale: int) -> VideoWriter | LatentWriter:
         """A writer for the video of a request.
 
-        Raises one of `WRITE_ERRORS`, also for a manifest that cannot be written: better now than after the video.
+        Raises one of `write_errors()`, also for a manifest that cannot be written: better now than after the video.
         """
         self._manifest.prepare()
         if self.holds_latents:
@@ -109,7 +109,7 @@ class OutputFolder:
     def record_done(
         self, request: VideoRequest, writer: VideoWriter | LatentWriter, details: Mapping[str, Any]
     ) -> None:
-        """Completes a video: first its file, then its json, then the manifest line. Raises one of `WRITE_ERRORS`.
+        """Completes a video: first its file, then its json, then the manifest line. Raises one of `write_errors()`.
 
         The video counts as done only with its line. When the line or the json cannot be written, the file stays.
         """

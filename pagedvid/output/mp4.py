@@ -1,4 +1,7 @@
-"""Frames -> mp4 (H.264, yuv420p) and back, through PyAV. Only this file imports `av`."""
+"""Frames -> mp4 (H.264, yuv420p) and back, through PyAV.
+
+Only this file imports `av`, when a video is written or read: whoever embeds the cache needs no video library.
+"""
 
 from __future__ import annotations
 
@@ -6,19 +9,17 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from fractions import Fraction
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-import av
 import numpy as np
-from av.container import InputContainer
-from av.video.reformatter import ColorRange, Colorspace, VideoReformatter
 from numpy.typing import NDArray
 
 from pagedvid.errors import ConfigError
 from pagedvid.output import atomic
 
-AV_VERSION: str = av.__version__
-WRITE_ERRORS = (OSError, av.FFmpegError)
-"""What writing a video can raise: the disk is full, the folder is gone, the encoder fails."""
+if TYPE_CHECKING:
+    import av
+    from av.container import InputContainer
 
 MIN_FRAMES_PER_SECOND, MAX_FRAMES_PER_SECOND = 0.0001, 1000.0
 """Frame rates that an mp4 file can have. A frame lasts at most 2^31 ticks of at most 1/10,000 s each; H.264 counts half
@@ -34,6 +35,21 @@ _QUALITY: dict[str, object] = {"crf": "16", "preset": "medium", "rc-lookahead": 
 """Fine enough to keep plain colours; a short look-ahead, because its frames stay in memory for every running video."""
 
 Frames = NDArray[np.uint8]
+
+
+def av_library() -> Any:
+    """The module `av`. Raises ConfigError if it is not installed."""
+    try:
+        import av
+        import av.video.reformatter
+    except ImportError as error:
+        raise ConfigError(f"videos are written and read with the library PyAV ({error}): pip install av") from error
+    return av
+
+
+def write_errors() -> tuple[type[Exception], ...]:
+    """What writing a video can raise: the disk is full, the folder is gone, the encoder fails."""
+    return OSError, av_library().FFmpegError
 
 
 def frame_rate(frames_per_second: float) -> Fraction:
@@ -62,31 +78,33 @@ class VideoWriter:
     """Writes frames to a temporary file next to `path`; `publish` renames it once it is complete."""
 
     def __init__(self, path: Path, frames_per_second: float, scale: int) -> None:
-        """Raises ConfigError for a rate that the file cannot have, and one of `WRITE_ERRORS`."""
+        """Raises ConfigError for a rate that the file cannot have or without PyAV, and one of `write_errors()`."""
+        self._av = av_library()
         self.path = path
         self.num_frames = 0
         self._rate = frame_rate(frames_per_second)
         self._scale = scale
-        self._reformatter = VideoReformatter()
-        self._container = av.open(
+        self._reformatter = self._av.video.reformatter.VideoReformatter()
+        self._container = self._av.open(
             str(atomic.temporary_path(path)), "w", format="mp4", options={"movflags": "faststart"}
         )
         self._stream = self._container.add_stream("libx264", rate=self._rate)
         self._is_open = True
 
     def add(self, frames_FHWC: Frames) -> None:
-        """Appends frames, uint8 [frames, height, width, 3]. Raises one of `WRITE_ERRORS`."""
+        """Appends frames, uint8 [frames, height, width, 3]. Raises one of `write_errors()`."""
         frames = enlarge(frames_FHWC, self._scale)
         if self.num_frames == 0:
             # The library never closes a file whose first bytes do not fit on the disk; too many open files follow.
             atomic.temporary_path(self.path).write_bytes(bytes(_PROBE_BYTES))
             self._configure(height=frames.shape[1], width=frames.shape[2])
+        kinds = self._av.video.reformatter
         for frame in frames:
             picture = self._reformatter.reformat(
-                av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24"),
+                self._av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24"),
                 format="yuv420p",
-                dst_colorspace=Colorspace.ITU709,
-                dst_color_range=ColorRange.MPEG,
+                dst_colorspace=kinds.Colorspace.ITU709,
+                dst_color_range=kinds.ColorRange.MPEG,
                 threads=1,
             )
             picture.pts = self.num_frames
@@ -101,17 +119,17 @@ class VideoWriter:
         context.gop_size = _KEYFRAME_INTERVAL
         context.thread_count = 1  # the model's threads are busy; one is plenty for the encoder
         context.colorspace = context.color_primaries = context.color_trc = _BT709
-        context.color_range = ColorRange.MPEG
+        context.color_range = self._av.video.reformatter.ColorRange.MPEG
 
     def finish(self) -> None:
-        """Writes the last frames and the index, which completes the temporary file. Raises one of `WRITE_ERRORS`.
+        """Writes the last frames and the index, which completes the temporary file. Raises one of `write_errors()`.
 
         The index is read back, because the library does not report every error of writing it.
         """
         self._container.mux(self._stream.encode(None))
         self._is_open = False
         self._container.close()
-        with av.open(str(atomic.temporary_path(self.path))) as container:
+        with self._av.open(str(atomic.temporary_path(self.path))) as container:
             stream = container.streams.video[0]
             if (stream.frames, stream.average_rate) != (self.num_frames, self._rate):
                 raise OSError(
@@ -128,7 +146,7 @@ class VideoWriter:
         if self._is_open:
             self._is_open = False
             # Closing writes the index of a file that is about to be removed, so a failure does not matter.
-            with suppress(*WRITE_ERRORS):
+            with suppress(*write_errors()):
                 self._container.close()
         atomic.discard(self.path)
 
@@ -136,10 +154,10 @@ class VideoWriter:
 def read_frames(path: Path, indices: Sequence[int] | None = None) -> list[Frames]:
     """Decoded frames of a `VideoWriter`'s video, each uint8 [height, width, 3]: all, or those at ascending `indices`.
 
-    Between frames that are far apart it seeks, so the time does not depend on the length of the video. Raises one of
-    `WRITE_ERRORS`.
+    Between frames that are far apart it seeks, so the time does not depend on the length of the video. Raises
+    ConfigError without PyAV, and one of `write_errors()`.
     """
-    with av.open(str(path)) as container:
+    with av_library().open(str(path)) as container:
         if indices is None:
             return [_pixels(frame) for frame in container.decode(video=0)]
         return list(_frames_at(container, indices))
@@ -166,6 +184,6 @@ def _pixels(frame: av.VideoFrame) -> Frames:
 
 
 def count_frames(path: Path) -> int:
-    """Number of frames according to the video's index. Raises one of `WRITE_ERRORS`."""
-    with av.open(str(path)) as container:
+    """Number of frames according to the video's index. Raises ConfigError without PyAV, and one of `write_errors()`."""
+    with av_library().open(str(path)) as container:
         return container.streams.video[0].frames

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import io
+import sys
 
 import pytest
 from rich.console import Console
 
 from pagedvid.cli import progress
-from pagedvid.cli.progress import BarView, LineView, Status
+from pagedvid.cli.bars import BarView
+from pagedvid.cli.progress import LineView, Status
+from pagedvid.cli.progress_view import progress_view
 
 STATUS = Status(3, 8, 37, 96, pages_used=412, num_pages=2048, frames_per_second=23.4)
 
@@ -71,4 +74,22 @@ def test_without_stderr_nothing_is_said_on_stdout(monkeypatch, capsys):
 
 
 def test_without_a_terminal_there_are_lines():
-    assert isinstance(progress.progress_view(), LineView)
+    assert isinstance(progress_view(), LineView)
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def test_on_a_terminal_there_are_bars(monkeypatch):
+    monkeypatch.setattr("sys.stderr", Terminal())
+    assert isinstance(progress_view(), BarView)
+
+
+def test_on_a_terminal_without_rich_there_are_lines_and_the_reason(monkeypatch):
+    monkeypatch.setattr("sys.stderr", Terminal())
+    monkeypatch.delitem(sys.modules, "pagedvid.cli.bars")
+    monkeypatch.setitem(sys.modules, "rich.console", None)
+    assert isinstance(progress_view(), LineView)
+    assert "bars need the library rich" in sys.stderr.getvalue() and "pip install rich" in sys.stderr.getvalue()

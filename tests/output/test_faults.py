@@ -14,7 +14,7 @@ from pagedvid.engine.requests import VideoRequest
 from pagedvid.output.atomic import replacing
 from pagedvid.output.latents import LatentWriter, read_latents
 from pagedvid.output.manifest import Manifest, ManifestEntry
-from pagedvid.output.mp4 import WRITE_ERRORS, VideoWriter, read_frames
+from pagedvid.output.mp4 import VideoWriter, read_frames, write_errors
 from pagedvid.output.sheet import SheetRow, write_sheet
 from tests.output.faults import ERRORS, failing_call, file_size_limit
 
@@ -60,7 +60,7 @@ def try_to_write(write, path):
     """Whether the file was written; only the errors that a writer may raise are caught."""
     try:
         write(path)
-    except WRITE_ERRORS:
+    except write_errors():
         return False
     return True
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from pagedvid.errors import ConfigError
 from pagedvid.output import mp4
 from pagedvid.output.atomic import temporary_path
-from pagedvid.output.mp4 import WRITE_ERRORS, VideoWriter, count_frames, enlarge, frame_rate, read_frames
+from pagedvid.output.mp4 import VideoWriter, count_frames, enlarge, frame_rate, read_frames, write_errors
 
 COLORS = np.array([[230, 30, 35], [40, 200, 70], [50, 100, 255], [245, 245, 245]], dtype=np.uint8)
 
@@ -108,7 +108,7 @@ def test_discard_does_not_touch_a_published_video(tmp_path):
 
 def test_a_folder_that_is_gone_is_a_write_error(tmp_path):
     writer = VideoWriter(tmp_path / "none" / "a.mp4", 8, 8)
-    with pytest.raises(WRITE_ERRORS):  # at the first packet, which the encoder holds back for some frames
+    with pytest.raises(write_errors()):  # at the first packet, which the encoder holds back for some frames
         writer.add(four_squares(1))
         writer.finish()
     writer.discard()
