@@ -34,7 +34,6 @@ from pagedvid.correction.formula import QuantError
 from pagedvid.errors import ConfigError, StateError
 from pagedvid.host_state import independent_of_host
 from pagedvid.rotary.tables import from_half_layout, rotated_at
-from pagedvid.units import parse_bytes
 
 
 class StoredLayer(NamedTuple):
@@ -64,8 +63,8 @@ class PagedKVCache(CacheManager):
         book: CodecBook | None = None,
     ) -> None:
         """`memory`: bytes of all pages, or text such as "24GiB". `scratch`: bytes for decoded keys and values; one head
-        of one chunk always fits; "auto" is 4 MiB on a CPU and 512 MiB on a GPU. `tables`: the file that klt codecs need (docs/calibrate.md). `book`: codec objects of
-        your own, instead of `tables`.
+        of one chunk always fits; "auto" is 4 MiB on a CPU and 512 MiB on a GPU. `tables`: the file that klt codecs need
+        (docs/calibrate.md). `book`: codec objects of your own, instead of `tables`.
 
         Raises CapacityError, BackendError, ConfigError.
         """
@@ -76,9 +75,7 @@ class PagedKVCache(CacheManager):
         self.book = CodecBook(self.shape.page, spec.num_kv_heads, calibration) if book is None else book
         instance_of(CodecBook, "book", self.book, "CodecBook(spec.shape.page, spec.num_kv_heads, tables)", ConfigError)
         self.check_codecs(spec.codecs)
-        self.backend = select_backend(
-            backend, self.pool, spec, self.book, scratch_bytes(scratch, self.pool.device)
-        )
+        self.backend = select_backend(backend, self.pool, spec, self.book, scratch_bytes(scratch, self.pool.device))
 
     def check_codecs(self, codecs: StreamCodecs) -> None:
         """Raises ConfigError for codecs in which this cache cannot store chunks, or whose tables are missing."""

@@ -14,7 +14,7 @@ from __future__ import annotations
 import logging
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
 
@@ -78,7 +78,9 @@ class AttentionBackend:
         self._operations = Operations.of(name)
         self._dense: dict[torch.dtype, DenseAttention] = {}
         self._prepared: OrderedDict[Hashable, tuple[Any, PreparedStep]] = OrderedDict()
-        for codecs in spec.codecs.all() if uses_kernels else ():  # makes the kernels' tables now, not in the first steps
+        for codecs in (
+            spec.codecs.all() if uses_kernels else ()
+        ):  # makes the kernels' tables now, not in the first steps
             for layer in range(spec.num_layers):
                 for codec in book.pair(codecs, layer, slice(0, spec.num_kv_heads)):
                     book.access(codec, pool.device, uses_kernels)
@@ -95,16 +97,19 @@ class AttentionBackend:
             return self._made(plan, ProjectedView(view, self._scratch), dtype, context_tokens)
         key = (plan_key(plan), id(view.stored_by), dtype, tuple(context_tokens))
         if key not in self._prepared:
-            made = self._made(plan, RotaryView(view, dtype, self._planner.pool.device, self._operations.arrange), dtype, context_tokens)
+            made = self._made(
+                plan,
+                RotaryView(view, dtype, self._planner.pool.device, self._operations.arrange),
+                dtype,
+                context_tokens,
+            )
             self._prepared[key] = view.stored_by, made  # keeping the rope alive keeps its id from being reused
             if len(self._prepared) > KEPT_STEPS:
                 self._prepared.popitem(last=False)
         self._prepared.move_to_end(key)
         return self._prepared[key][1]
 
-    def _made(
-        self, plan: StepPlan, view: View, dtype: torch.dtype, context_tokens: Sequence[int]
-    ) -> PreparedStep:
+    def _made(self, plan: StepPlan, view: View, dtype: torch.dtype, context_tokens: Sequence[int]) -> PreparedStep:
         device, planner = self._planner.pool.device, self._planner
         if dtype not in self._dense:
             self._dense[dtype] = choose_provider(device, dtype, planner.spec.head_dim)

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from itertools import accumulate
 from typing import Protocol
 
 import torch
@@ -172,15 +171,13 @@ class _Attending:
         queries = q_ETqD.unsqueeze(1).expand(-1, num_columns, -1, -1, -1).flatten(0, 1)  # a view of a single range
         partials = []
         for part in group.parts:
-            sequences = (x[:, :, part].flatten(0, 1) for x in (keys, values))
-            made = self.step.dense(queries, *sequences, self.step.planner.spec.scale)
-            partials.append((made[0].unflatten(0, (num_ranges, -1)), made[1].unflatten(0, (num_ranges, -1))))
+            k, v = (x[:, :, part].flatten(0, 1) for x in (keys, values))
+            out, lse = self.step.dense(queries, k, v, self.step.planner.spec.scale)
+            partials.append((out.unflatten(0, (num_ranges, -1)), lse.unflatten(0, (num_ranges, -1))))
         return partials
 
     def _buffer(self, name: str, shape: tuple[int, ...]) -> Tensor:
         buffers, step = self.step._buffers, self.step
         if (name, shape) not in buffers:
-            buffers[name, shape] = step.scratch.tokens(
-                name, shape, self.q_TqD.dtype, head_major=step.dense.head_major
-            )
+            buffers[name, shape] = step.scratch.tokens(name, shape, self.q_TqD.dtype, head_major=step.dense.head_major)
         return buffers[name, shape]

@@ -1,9 +1,9 @@
 """What one layer of a batch reads, looked up once and kept for all denoise steps of the same chunks.
 
-Of the keys that a range sees, those that need no correction form one sequence for the dense library, its `own`: context,
-current chunk, and history that is not corrected. Every corrected chunk is a sequence of its own, because its partial is
-corrected before it is merged. If the scratch cannot hold a sequence, the heads are cut into tiles, and for a single head
-also the chunks into groups.
+Of the keys that a range sees, those that need no correction form one sequence for the dense library, its `own`:
+context, current chunk, and history that is not corrected. Every corrected chunk is a sequence of its own, because its
+partial is corrected before it is merged. If the scratch cannot hold a sequence, the heads are cut into tiles, and for a
+single head also the chunks into groups.
 
     tile (heads)   own     | context | current | piece: columns 0 1 | piece: column 2 |      one dense call
                    groups  | piece: columns 3 4 | piece: column 5 |                          one dense call, a partial
@@ -42,8 +42,11 @@ TOGETHER_BYTES = 32 * 2**20
 class HistoryView(Protocol):
     """What a view decides about the stored keys that it reads."""
 
-    has_rope: bool
-    """Whether it rotates keys that are stored before rotary embedding."""
+    @property
+    def has_rope(self) -> bool:
+        """Whether it rotates keys that are stored before rotary embedding."""
+        ...
+
     pulls_queries: bool
     """Whether b of every part takes queries of its own."""
 

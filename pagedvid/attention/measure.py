@@ -2,8 +2,8 @@
 
 The readers are sampled queries of the commit pass itself (correction/fit.py).
 
-A chunk's keys fall into parts that have a b of their own: frames in a projective view, pages where the correction's unit
-is the page, otherwise the whole chunk.
+A chunk's keys fall into parts that have a b of their own: frames in a projective view, pages where the correction's
+unit is the page, otherwise the whole chunk.
 
 Axes: H KV heads, S sampled queries, Q = G * S rows of the query heads of one KV head, n keys, F parts, D head_dim.
 """

@@ -6,8 +6,8 @@ With P_i the map of a query's frame, P_f that of a key's frame, and A the map of
 
 so that one dense call reads whole chunks. A keeps the numbers small: P_i and P_f^-1 each contain the distance to the
 world's origin, which cancels only in their product. Both factors are computed in float64. The quant error of stored
-keys meets the query pulled back to their frame, (P_i P_f^-1)^T q, so every frame of a corrected chunk is a part with a b
-of its own.
+keys meets the query pulled back to their frame, (P_i P_f^-1)^T q, so every frame of a corrected chunk is a part with
+its own b.
 
 Axes: E ranges, T queries, n keys, F frames, h KV heads of a tile, q their query heads, D head_dim.
 """

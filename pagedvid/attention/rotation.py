@@ -16,7 +16,6 @@ from pagedvid.cache.spec import CacheSpec
 from pagedvid.rotary.checked import CheckedRope, Ropes
 from pagedvid.rotary.tables import Arrival, RopeTables, rotate, to_half_layout, unrotate
 
-
 CosSin = tuple[Tensor, Tensor]
 """Cosines and sines, float32."""
 

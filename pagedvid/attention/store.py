@@ -170,7 +170,8 @@ class LayerStore:
     def _store(self, pending: Sequence[PendingChunk], kind: str, layer: int, x_HnD: Sequence[Tensor]) -> None:
         """Encodes and writes, or copies the pages of a chunk that keeps its codec."""
         if not any(self._keeps_codec(each, kind, layer) for each in pending):
-            self._encode(pending, kind, layer, torch.cat(list(x_HnD)).transpose(0, 1))
+            together = x_HnD[0] if len(x_HnD) == 1 else torch.cat(list(x_HnD))
+            self._encode(pending, kind, layer, together.transpose(0, 1))
             return
         for each, x in zip(pending, x_HnD, strict=True):
             if self._keeps_codec(each, kind, layer):
@@ -183,7 +184,8 @@ class LayerStore:
     ) -> None:
         """Encodes and writes chunks of equal length and codecs; `x_nHD` has the heads of one chunk after the other."""
         codec = self._codec(pending[0].chunk, kind, layer)
-        pages_HP = torch.cat([self._pages(each.chunk, kind, layer) for each in pending])
+        pages = [self._pages(each.chunk, kind, layer) for each in pending]
+        pages_HP = pages[0] if len(pages) == 1 else torch.cat(pages)
         try:
             flags = self._access(codec).encode(x_nHD, self.pool.records, pages_HP, arrival)
         except NonFiniteError as error:
@@ -351,6 +353,7 @@ def _fit_alpha(chunk: Chunk, effects: Mapping[int, Effect]) -> None:
 def _not_storable(chunk: Chunk, kind: str, layer: int, heads: tuple[int, ...], why: str) -> NonFiniteError:
     return NonFiniteError(
         f"{kind} of layer {layer}, KV head {', '.join(map(str, heads))}, chunk {chunk.index} cannot be stored as "
-        f"{chunk.codecs.of(kind, layer)}{why}. The commit was rolled back; look for an overflow in the model's forward.",
+        f"{chunk.codecs.of(kind, layer)}{why}. The commit was rolled back; look for an overflow in the model's "
+        "forward.",
         heads,
     )

@@ -168,7 +168,7 @@ class _Run:
         self._before = live_bytes(device)
         self.spec = size.cache_spec(codecs)
         self.cache = CacheManager(self.spec, pool_bytes, device)
-        self.store = LayerStore(self.cache.pool, self.spec, book)
+        self.store = LayerStore(self.cache.pool, self.spec, book, uses_kernels=device.type == "cuda")
         self.branches = tuple(f"branch{number}" for number in range(size.num_branches))
         self.streams = self._open_all()
         self.resident_bytes = self.peak_bytes = 0

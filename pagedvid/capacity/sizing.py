@@ -16,7 +16,6 @@ from pagedvid.cache.window import Window
 from pagedvid.capacity.cards import ModelCard, Resolution, StreamSize
 from pagedvid.capacity.look_back import MAX_LENGTH, LookBack
 from pagedvid.capacity.workspace import commit_bytes, current_bytes, scratch_bytes, table_bytes
-from pagedvid.config.sections import AttentionConfig
 from pagedvid.errors import CapacityError, ConfigError
 from pagedvid.shown import shown
 from pagedvid.units import format_bytes
@@ -207,7 +206,7 @@ def _workspace(size: StreamSize, codecs: StreamCodecs) -> tuple[int, int, int, i
     """Bytes of the current chunk, the scratch, a commit's temporaries and the tables."""
     return (
         current_bytes(size),
-        scratch_bytes(size, codecs, AttentionConfig().scratch),
+        scratch_bytes(size),
         commit_bytes(size, codecs, measured=codecs.correction == "measured", has_rope=True),
         table_bytes(size, codecs),
     )

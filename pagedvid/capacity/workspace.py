@@ -14,12 +14,13 @@ from pagedvid.cache.stream_codecs import StreamCodecs
 from pagedvid.capacity.cards import StreamSize
 from pagedvid.codecs.assignment import KINDS, ChunkCodecs
 from pagedvid.codecs.spec import F32_BYTES, CodecSpec
+from pagedvid.units import MIB
 
 BF16_BYTES = 2
 MEASURED_QUERIES = 32
 """As in attention/measure.py, which imports PyTorch; a test compares the two."""
-READING_FACTOR = 5
-"""Times the scratch: the buffers, and about four times as much for temporaries (attention/torch_backend.py)."""
+GPU_SCRATCH_BYTES = 512 * MIB
+"""As in attention/scratch.py, which imports PyTorch; a test compares the two."""
 
 
 def current_bytes(size: StreamSize) -> int:
@@ -28,14 +29,17 @@ def current_bytes(size: StreamSize) -> int:
     return BF16_BYTES * size.num_branches * size.current_tokens * num_heads * size.shape.head_dim
 
 
-def scratch_bytes(size: StreamSize, codecs: StreamCodecs, scratch_setting_bytes: int) -> int:
-    """What reading needs in the torch backend: the reused buffers and the temporaries of attention over them.
+def scratch_bytes(size: StreamSize) -> int:
+    """What reading one layer needs on a GPU: decoded keys and values, rotated queries, and a partial for every chunk.
 
-    One head of one chunk, decoded K and V in BF16, always fits in the buffers.
+    Ranges of small models are read together, but never more of them than the scratch would hold of one range of a large
+    model.
     """
-    used = {codec for chunk in _chunk_codecs(size, codecs) for codec in chunk.in_layers(size.shape.num_layers)}
-    widest = max(_padded_tokens(size, codec) for codec in used)
-    return READING_FACTOR * max(scratch_setting_bytes, 2 * BF16_BYTES * widest * size.shape.head_dim)
+    shape, num_chunks = size.shape, size.window.max_chunks
+    num_tokens = size.current_tokens + num_chunks * size.chunk_tokens
+    decoded = 2 * BF16_BYTES * num_tokens * shape.num_kv_heads * shape.head_dim
+    outputs = BF16_BYTES * (2 + num_chunks) * size.current_tokens * size.num_query_heads * shape.head_dim
+    return min(GPU_SCRATCH_BYTES, decoded) + outputs
 
 
 def commit_bytes(size: StreamSize, codecs: StreamCodecs, *, measured: bool, has_rope: bool) -> int:

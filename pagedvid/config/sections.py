@@ -30,7 +30,7 @@ from pagedvid.correction import MODES
 from pagedvid.engine.scheduler import POLICIES
 from pagedvid.errors import ConfigError
 from pagedvid.shown import shown
-from pagedvid.units import GIB, MIB
+from pagedvid.units import GIB
 
 DTYPES = ("float32", "bfloat16")
 DEVICE = text("cpu, cuda or cuda:N", r"cpu|cuda(:[0-9]{1,3})?")

@@ -12,7 +12,6 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-
 BLOCK_TOKENS = 32
 HEADS = 4
 """Heads of one tensor that a program of `arrange` takes, one after the other."""

@@ -43,7 +43,7 @@ def test_an_unknown_name_lists_the_known_ones():
 
 @pytest.mark.parametrize("name", ["auto", "torch"])
 def test_reasons_of_every_candidate_are_listed(name):
-    with pytest.raises(BackendError, match=r"can run on meta: .*torch: flash-attn-3: .*torch-cpu: it runs on the device"):
+    with pytest.raises(BackendError, match=r"can run on meta: .*torch: flash-attn-3: .*torch-cpu: it runs on"):
         select(name, device="meta")
 
 

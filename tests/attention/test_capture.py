@@ -27,6 +27,7 @@ FRAME_TOKENS, NUM_FRAMES = 10, 3
 TOKENS = FRAME_TOKENS * NUM_FRAMES
 MORE_STEPS = 20
 
+
 @pytest.fixture
 def _without_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     leave_out_kernels(monkeypatch)
@@ -46,9 +47,7 @@ def make_cache(codec: str, **settings: Any) -> PagedKVCache:
         frames_per_block=NUM_FRAMES,
         **settings,
     )
-    return on_meta(
-        PagedKVCache(spec, "1MiB", book=CodecBook(calibrated.page, KV_HEADS, own={"klt2": calibrated}))
-    )
+    return on_meta(PagedKVCache(spec, "1MiB", book=CodecBook(calibrated.page, KV_HEADS, own={"klt2": calibrated})))
 
 
 def qkv(num_tokens: int = TOKENS) -> list[Tensor]:
