@@ -86,7 +86,8 @@ def lse_shifts(bias: BiasTerms, q_EVTHD: Tensor, scale: float) -> Tensor:
 
 def _squares(q_EVTHD: Tensor, variant: int, pairs: int, num_heads: int) -> Tensor:
     """Squares of one variant of the queries, float32 [E, H, T * G, D]; of pairs the mean squares [E, H, T * G, D/2]."""
-    q_EHMD = q_EVTHD[:, variant].unflatten(2, (num_heads, -1)).transpose(1, 2).flatten(2, 3).float()
+    # Contiguous, because a matrix product may be rounded differently with other strides, and these depend on E.
+    q_EHMD = q_EVTHD[:, variant].unflatten(2, (num_heads, -1)).transpose(1, 2).flatten(2, 3).contiguous().float()
     if not pairs:
         return q_EHMD.square()
     first, second = q_EHMD.chunk(2, dim=-1)

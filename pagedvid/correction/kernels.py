@@ -2,7 +2,7 @@
 
 Usual heads have no query and channel with x >= 0.5, so that the second order, one product-sum over the channels, is
 all. Blocks of queries that have one take the exact form there, in registers: cutting single channels out of them, or
-loading these again, costs as much for four channels as this does for all of them.
+loading these again, costs as much for five channels as this does for all of them.
 
 The reference takes the exact form in a whole channel if one query of the range needs it, which differs by less than 1 %
 of b. Here no query depends on another one.

@@ -111,8 +111,8 @@ def arrange(
     q, q_to, num_q_heads = (k_THD, k_out, 0) if q_THD is None or q_out is None else (q_THD, q_out, q_THD.shape[1])
     v, v_to, num_v_heads = (k_THD, k_out, 0) if v_THD is None or v_out is None else (v_THD, v_out, v_THD.shape[1])
     num_k_heads, head_dim = k_THD.shape[1:]
-    groups = sum(triton.cdiv(count, HEADS) for count in (num_q_heads, num_k_heads, num_v_heads))
-    arrange_kernel[(triton.cdiv(num_tokens, BLOCK_TOKENS), len(starts_M), groups)](
+    groups = sum(-(-count // HEADS) for count in (num_q_heads, num_k_heads, num_v_heads))
+    arrange_kernel[(-(-num_tokens // BLOCK_TOKENS), len(starts_M), groups)](
         q, k_THD, v, cos, sin, starts_M, q_to, k_out, v_to, num_tokens, num_q_heads, num_k_heads, num_v_heads,
         *row_strides(q), *row_strides(k_THD), *row_strides(v), *row_strides(q_to), *row_strides(k_out),
         *row_strides(v_to), **arrange_constants(head_dim, layout, rotate=angles is not None), num_warps=NUM_WARPS,

@@ -119,7 +119,7 @@ def merge(
         assert q_EVTHD is not None, "the bias needs the queries"
         q, square, alpha, variants, pairs = q_EVTHD, bias.square_EJHD, bias.alpha_EJH, bias.variant_J, bias.pairs_J
     num_rows = num_queries * group
-    merge_kernel[(num_heads // group, triton.cdiv(num_rows, BLOCK_ROWS), num_ranges)](
+    merge_kernel[(num_heads // group, -(-num_rows // BLOCK_ROWS), num_ranges)](
         own_out, own_lse, other_outs, other_lse, out_ETHD, q, square, square if alpha is None else alpha, variants,
         pairs, num_rows, other_outs.shape[1], int(alpha is not None), scale,
         *row_strides(own_out), *own_lse.stride(), *row_strides(other_outs), *other_lse.stride(),
