@@ -12,8 +12,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from pagedvid.attention import projective_tile
-from pagedvid.attention.projective_tile import FrameMaps
+from pagedvid.attention.projected_view import ProjectedView, mapped
 from pagedvid.cache.window import Window
 from pagedvid.models.worldplay import schedule as schedule_module
 from pagedvid.models.worldplay.pipeline import WorldPlayModel
@@ -23,7 +22,6 @@ from tests.models.worldplay.rollout import make_engine, make_model, request, wat
 
 SHOWN = 100 * TOLERANCE
 select_frames = schedule_module.select_frames
-frame_maps = projective_tile.frame_maps
 
 
 def first_call_that_differs(model: WorldPlayModel, variant: str, asked=None) -> str | None:
@@ -136,32 +134,44 @@ def text_padding_is_cut_off(model, monkeypatch):
 # ---------------------------------------------------------------------- projection
 
 
-def with_maps(monkeypatch, pull: Callable | None = None, push: Callable | None = None) -> None:
-    """Other maps of queries or outputs, from P [.., 4, 4] of the query's frame and P^-1 of the key's."""
+def after(monkeypatch, name: str, change: Callable) -> None:
+    """Calls `change` with the same arguments after a method of the view."""
+    method = getattr(ProjectedView, name)
 
-    def maps(query, key):
-        right = frame_maps(query, key)
-        shape = (query @ key).shape
-        wrong = [None if f is None else f(query, key).expand(shape).float() for f in (pull, push)]
-        return FrameMaps(right.pull if wrong[0] is None else wrong[0], right.push if wrong[1] is None else wrong[1])
+    def both(self, *given):
+        method(self, *given)
+        change(self, *given)
 
-    monkeypatch.setattr(projective_tile, "frame_maps", maps)
+    monkeypatch.setattr(ProjectedView, name, both)
 
 
 def values_are_not_mapped(model, monkeypatch):
-    with_maps(monkeypatch, push=lambda query, key: query)
+    def current(view, batch, q, k, v, q_out, keys, values):
+        values.copy_(torch.cat([run.of_packed(v) for run in batch.current], dim=1))
+
+    def history(view, batch, piece, records, keys, values):
+        piece.values.decode(records, piece.value_pages, piece.num_tokens, values)
+
+    after(monkeypatch, "arrange", current)
+    after(monkeypatch, "read", history)
 
 
 def output_is_not_mapped_back(model, monkeypatch):
-    with_maps(monkeypatch, push=lambda query, key: key)
+    monkeypatch.setattr(ProjectedView, "result", lambda view, batch, out: out)
 
 
 def query_by_p_instead_of_its_transpose(model, monkeypatch):
-    with_maps(monkeypatch, pull=lambda query, key: key.mT @ query)
+    def change(view, batch, q, k, v, q_out, keys, values):
+        q_out.copy_(mapped(batch.queries.of_packed(q), view._queries(batch)))
+
+    after(monkeypatch, "arrange", change)
 
 
 def query_is_not_pulled_back(model, monkeypatch):
-    with_maps(monkeypatch, pull=lambda query, key: query.mT)
+    def change(view, batch, q, k, v, q_out, keys, values):
+        q_out.copy_(batch.queries.of_packed(q))
+
+    after(monkeypatch, "arrange", change)
 
 
 def projection_of_rotated_queries_and_keys(model, monkeypatch):
