@@ -78,11 +78,9 @@ class AttentionBackend:
         self._operations = Operations.of(name)
         self._dense: dict[torch.dtype, DenseAttention] = {}
         self._prepared: OrderedDict[Hashable, tuple[Any, PreparedStep]] = OrderedDict()
-        for codecs in (
-            spec.codecs.all() if uses_kernels else ()
-        ):  # makes the kernels' tables now, not in the first steps
-            for layer in range(spec.num_layers):
-                for codec in book.pair(codecs, layer, slice(0, spec.num_kv_heads)):
+        for codecs in spec.codecs.all() if uses_kernels else ():  # kernels' tables: now, not in the first steps
+            for pair in book.pairs(codecs, spec.num_layers):
+                for codec in pair:
                     book.access(codec, pool.device, uses_kernels)
 
     def prepare(

@@ -152,10 +152,10 @@ class _Attending:
             stacked = (torch.stack([pair[i][:, tile.heads] for pair in pairs]) for i in (0, 1))
             keys[:, :first], values[:, :first] = view.context(batch, *stacked)
         for piece in tile.own:
-            num_columns, first = len(piece.columns), end
-            end = first + num_columns * piece.num_tokens
-            places = (x[:, first:end].unflatten(1, (num_columns, -1)) for x in (keys, values))
-            view.read(batch, piece, self.step.planner.pool.records, *places)
+            num_columns, first = len(piece.columns), end + piece.first_token
+            places = (slice(None), slice(first, first + num_columns * piece.num_tokens), piece.heads or slice(None))
+            read = (x[places].unflatten(1, (num_columns, -1)) for x in (keys, values))
+            view.read(batch, piece, self.step.planner.pool.records, *read)
         return keys, values
 
     def _partials(self, group: Group, q_ETqD: Tensor) -> list[Partial]:
@@ -163,11 +163,10 @@ class _Attending:
         num_ranges, num_columns = len(self.batch), group.num_columns
         shape = (num_ranges, num_columns, group.num_tokens, *self.k_ThD.shape[1:])
         keys, values = self._buffer("keys", shape), self._buffer("values", shape)
-        first = 0
         for piece in group.pieces:
-            columns = slice(first, first + len(piece.columns))
-            self.step.view.read(self.batch, piece, self.step.planner.pool.records, keys[:, columns], values[:, columns])
-            first = columns.stop
+            first = piece.first_token // piece.num_tokens
+            places = (slice(None), slice(first, first + len(piece.columns)), slice(None), piece.heads or slice(None))
+            self.step.view.read(self.batch, piece, self.step.planner.pool.records, keys[places], values[places])
         queries = q_ETqD.unsqueeze(1).expand(-1, num_columns, -1, -1, -1).flatten(0, 1)  # a view of a single range
         partials = []
         for part in group.parts:

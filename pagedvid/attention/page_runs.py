@@ -6,6 +6,8 @@ same step sizes; so a chunk is cut where b changes: at a cut of the scene, or wh
 
 from __future__ import annotations
 
+from itertools import accumulate, pairwise
+
 import torch
 from torch import Tensor
 
@@ -39,3 +41,10 @@ def page_runs(bias_PH: Tensor, page_tokens: int, num_tokens: int) -> tuple[int, 
             first = page
             starts.append(page * page_tokens)
     return tuple(end - start for start, end in zip(starts, [*starts[1:], num_tokens], strict=True))
+
+
+def cut_by_both(runs: tuple[int, ...], others: tuple[int, ...]) -> tuple[int, ...]:
+    """Tokens of runs that end wherever either of these does: heads whose pages hold other numbers of tokens share runs,
+    since a dense call reads all heads."""
+    ends = sorted({*accumulate(runs), *accumulate(others)})
+    return tuple(end - start for start, end in pairwise([0, *ends]))
