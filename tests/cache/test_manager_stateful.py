@@ -121,8 +121,8 @@ CODECS = st.sampled_from(
         StreamCodecs(by_head("klt2", (0, 1, 1, None), (1, 0, 0, "int4/klt1.5")), newest="int8"),
         StreamCodecs(
             by_head("int2", (0, 0, 0, "bf16"), (1, 0, 1, None)),
-            sink=by_head("int8", (1, 1, 1, None)),
-            newest=by_head("bf16", (0, 0, 0, "int4"), (1, 1, 1, None)),
+            sink=by_head("int8", (1, 0, 0, None)),
+            newest=by_head("bf16", (0, 0, 0, "int4"), (1, 0, 0, None)),
         ),
     ]
 )
