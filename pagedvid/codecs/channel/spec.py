@@ -36,8 +36,8 @@ class ChannelSpec(CodecSpec):
     @property
     @override
     def survives_fp8(self) -> bool:
-        # int2-pair 1.4 % more error at most, int2-pair-s8 1.4 %; int2 and int2-post 1.8 and 1.0 % on the demo model, but
-        # 3.1 and 2.7 % on keys with heavy tails; int4 62 %.
+        # int2-pair and int2-pair-s8: 1.4 % more error at most. int2 and int2-post: 1.8 and 1.0 % on the demo model, but
+        # 3.1 and 2.7 % on keys with heavy tails. int4: 62 %.
         return self.bits == 2 and self.by_pair and not self.stores_rotated
 
     @override
