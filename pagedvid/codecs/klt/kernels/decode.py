@@ -6,10 +6,10 @@ Reference: `KltCodec.decode`. Each program decodes one page of one head, some bl
         --(cosines)--> one frame after the other --(synthesis, + mean)--> channels --(rotate)--> tokens
 
 The codes of a coefficient are stored next to each other, in `width` bits each. So a thread takes the codes of four
-blocks out of one 64-bit number, wherever in it they begin. The levels of all widths are in one table, the level of code
-c at 2^width + c, which is one logical operation away from the bits. Frame t and frame F - 1 - t have the same cosines,
-with other signs at odd frequencies, so both are made of two sums. The synthesis, which is much larger than a page, is
-read once and serves all frames and blocks of the page.
+blocks out of one word of 32 bits, wherever it begins. The levels of all widths are in one table, the level of code c at
+2^width + c, which is one logical operation away from the bits. Frames t and F - 1 - t have the same cosines, with other
+signs at odd frequencies, so both are made of two sums. The synthesis, which is much larger than a page, is read once
+and serves all frames and blocks of the page.
 
 For tokens in 16 bits or fewer the products with the synthesis are taken in float16, at twice the speed of TF32 and with
 as many bits in each factor. Since the range of float16 is small, both factors are scaled to about 1 first: each row of
@@ -47,44 +47,59 @@ work on padding."""
 
 
 @triton.jit
-def load_four(words, bit):
-    """Bits from `bit` on of 32-bit words, in the low bits of 64: at least 33, enough for four codes."""
+def load_bits(words, bit):
+    """The 32 bits from `bit` on of 32-bit words, uint32."""
     place = words + (bit >> 5)
     low, high = tl.load(place).to(tl.uint32).to(tl.uint64), tl.load(place + 1).to(tl.uint32).to(tl.uint64)
     return ((low | (high << 32)) >> (bit & 31).to(tl.uint64)).to(tl.uint32)
 
 
 @triton.jit
-def level_of(levels, codes, width):
-    """Levels, float32, of the codes in the lowest bits."""
+def load_coefficients(words, levels, bit, width, unit):
+    """Coefficients float32 [N, 4 * GROUPS]: their levels times `unit` [N, 1].
+
+    `bit` [N, GROUPS]: where the first of four codes of a group begins; width [N, 1], int32.
+    """
     num_levels = (1 << width).to(tl.uint32)
+    codes = load_bits(words, bit)
+    a = load_level(levels, codes, num_levels) * unit
+    b = load_level(levels, codes >> width.to(tl.uint32), num_levels) * unit
+    c = load_level(levels, codes >> (2 * width).to(tl.uint32), num_levels) * unit
+    d = load_level(levels, codes >> (3 * width).to(tl.uint32), num_levels) * unit
+    return tl.reshape(tl.join(tl.join(a, c), tl.join(b, d)), [bit.shape[0], 4 * bit.shape[1]])
+
+
+@triton.jit
+def load_level(levels, codes, num_levels):
+    """The level, float32, of the code in the lowest bits."""
     return tl.load(levels + ((codes & (num_levels - 1)) | num_levels).to(tl.int32))
 
 
 @triton.jit
-def in_order(a, b, c, d):
-    """Four tensors [N, GROUPS] as one [N, 4 * GROUPS] in which those of a group are next to each other."""
-    return tl.reshape(tl.join(tl.join(a, c), tl.join(b, d)), [a.shape[0], 4 * a.shape[1]])
+def frames_of(coefficients, FRAMES: tl.constexpr, RATIOS: tl.constexpr, MATMUL: tl.constexpr):
+    """What the cosine transform makes of coefficients that are given times the cosine of frame 0: a tensor a frame.
 
-
-@triton.jit
-def sums_of_frame(coefficients, FRAME: tl.constexpr, FRAMES: tl.constexpr, RATIOS: tl.constexpr):
-    """(even, odd): a frame's sums over the even and over the odd frequencies.
-
-    Coefficients are given times the cosine of frame 0.
+    Frames t and F - 1 - t are the sum and the difference of their even and odd frequencies.
     """
-    even, odd = coefficients[0], tl.zeros_like(coefficients[0])
-    for frequency in tl.static_range(1, FRAMES):
-        if frequency % 2 == 0:
-            even += coefficients[frequency] * RATIOS[frequency * FRAMES + FRAME]
-        elif 2 * FRAME != FRAMES - 1:  # in the middle frame odd frequencies are 0
-            odd += coefficients[frequency] * RATIOS[frequency * FRAMES + FRAME]
-    return even, odd
+    first_half, second_half = tl.tuple(()), tl.tuple(())
+    for frame in tl.static_range((FRAMES + 1) // 2):
+        even = coefficients[0]
+        for frequency in tl.static_range(2, FRAMES, 2):
+            even += coefficients[frequency] * RATIOS[frequency * FRAMES + frame]
+        if 2 * frame == FRAMES - 1:  # the middle one, where odd frequencies are 0
+            first_half += (even.to(MATMUL),)
+        else:
+            odd = coefficients[1] * RATIOS[FRAMES + frame]
+            for frequency in tl.static_range(3, FRAMES, 2):
+                odd += coefficients[frequency] * RATIOS[frequency * FRAMES + frame]
+            first_half += ((even + odd).to(MATMUL),)
+            second_half = tl.tuple(((even - odd).to(MATMUL),)) + second_half
+    return first_half + second_half
 
 
 @triton.jit(do_not_specialize=COUNTS, do_not_specialize_on_alignment=UNALIGNED)
 def klt_decode_kernel(
-    records, words, first_bits, widths, levels, units, peaks, weights, synthesis, mean,
+    words, first_bits, widths, levels, units, peaks, weights, synthesis, mean,
     pages, cos, sin, tables, inverse_scales, out, num_tokens, num_heads, pages_per_head,
     chunks_per_range, out_range_stride, out_chunk_stride, out_token_stride, out_head_stride,
     BLOCKS: tl.constexpr, HEAD_DIM: tl.constexpr, PAGE_BYTES: tl.constexpr, PAGE_BLOCKS: tl.constexpr,
@@ -98,57 +113,58 @@ def klt_decode_kernel(
     head = tl.program_id(2)
     direction = tl.arange(0, HEAD_DIM)
     channel = tl.arange(0, HALF)
+    mean += head * HEAD_DIM + channel
     page = tl.load(pages + (chunk * num_heads + head) * pages_per_head + number).to(tl.int64)
     words += page * (PAGE_BYTES // 4)
     out = out_of_chunk(out, chunk, chunks_per_range, out_range_stride, out_chunk_stride)
     out += head.to(tl.int64) * out_head_stride
     inverse_scales += chunk * num_heads + head
-    first_mean = tl.load(mean + head * HEAD_DIM + channel)[None, :]
-    second_mean = tl.load(mean + head * HEAD_DIM + HALF + channel)[None, :]
     synthesis_rows = synthesis + head * HEAD_DIM * HEAD_DIM + direction[:, None] * HEAD_DIM + channel[None, :]
     first_synthesis, second_synthesis = tl.load(synthesis_rows), tl.load(synthesis_rows + HALF)
 
-    scale = scale_of(tl.load(records + page * PAGE_BYTES + (PAGE_BYTES - HEAD_DIM) + direction).to(tl.float32))
-    if MATMUL == tl.float16:
+    scale_bytes = tl.load(words + ((PAGE_BYTES - HEAD_DIM) + direction) // 4) >> 8 * (direction % 4)
+    scale = scale_of((scale_bytes & 255).to(tl.float32))
+    if MATMUL.is_fp16():
         scale *= tl.load(weights + head * HEAD_DIM + direction)
     largest = tl.max(tl.load(peaks + head * HEAD_DIM + direction) * scale, axis=0)
     scale /= largest
-    coefficient = head * FRAMES * HEAD_DIM + direction
+    of_head = head * FRAMES * HEAD_DIM + direction
     bits_of, widths_of, units_of = tl.tuple(()), tl.tuple(()), tl.tuple(())
     for frequency in tl.static_range(FRAMES):
-        places = coefficient + frequency * HEAD_DIM
+        places = of_head + frequency * HEAD_DIM
         bits_of += (tl.load(first_bits + places)[:, None],)
         widths_of += (tl.load(widths + places)[:, None],)
         units_of += ((tl.load(units + places) * scale)[:, None],)
 
     group = 4 * tl.arange(0, BLOCKS // 4)[None, :]
     num_blocks = tl.cdiv(num_tokens, FRAMES * TOKENS_PER_FRAME) * TOKENS_PER_FRAME - number * PAGE_BLOCKS
-    for first_block in range(0, tl.minimum(num_blocks, PAGE_BLOCKS), BLOCKS):
+    for first_block in tl.range(0, tl.minimum(num_blocks, PAGE_BLOCKS), BLOCKS, disable_licm=True):
         in_page = first_block + tl.arange(0, BLOCKS)
         block = number * PAGE_BLOCKS + in_page
         first_token = block // TOKENS_PER_FRAME * (FRAMES * TOKENS_PER_FRAME) + block % TOKENS_PER_FRAME
-        coefficients = tl.tuple(())
-        for frequency in tl.static_range(FRAMES):
-            width, unit = widths_of[frequency], units_of[frequency]
-            codes = load_four(words, bits_of[frequency] + width * (first_block + group))
-            shift = width.to(tl.uint32)
-            a, codes = level_of(levels, codes, width) * unit, codes >> shift
-            b, codes = level_of(levels, codes, width) * unit, codes >> shift
-            c, codes = level_of(levels, codes, width) * unit, codes >> shift
-            coefficients += (in_order(a, b, c, level_of(levels, codes, width) * unit),)
-        for frame in tl.static_range((FRAMES + 1) // 2):
-            even, odd = sums_of_frame(coefficients, frame, FRAMES, RATIOS)
-            for half in tl.static_range(2 if 2 * frame != FRAMES - 1 else 1):
-                y = tl.trans((even - odd if half else even + odd).to(MATMUL))
-                first = tl.dot(y, first_synthesis, input_precision="tf32x3") * largest + first_mean
-                second = tl.dot(y, second_synthesis, input_precision="tf32x3") * largest + second_mean
-                token = first_token + (FRAMES - 1 - frame if half else frame) * TOKENS_PER_FRAME
-                if ROTATE:
-                    cos_tile, sin_tile = load_angles(cos, sin, tables, chunk, token, num_tokens, HALF)
-                    first, second = rotate(first, second, cos_tile, sin_tile)
-                rows = out + token.to(tl.int64) * out_token_stride
-                mask = (in_page < PAGE_BLOCKS) & (token < num_tokens)
-                store_halves(rows, first, second, mask, inverse_scales, SCALED)
+        frames = tl.tuple(())
+        for _frame in tl.static_range(FRAMES):
+            frames += (tl.zeros([HEAD_DIM, BLOCKS], MATMUL),)
+        # The branch, always taken, ends the search of the compiler for the dtype in which operands of products were
+        # stored: from the joined codes it would conclude on 8 bits, and arrange float16 operands for that.
+        if MATMUL.is_fp32() or first_block < num_blocks:
+            coefficients = tl.tuple(())
+            for frequency in tl.static_range(FRAMES):
+                width = widths_of[frequency]
+                bit = bits_of[frequency] + width * (first_block + group)
+                coefficients += (load_coefficients(words, levels, bit, width, units_of[frequency]),)
+            frames = frames_of(coefficients, FRAMES, RATIOS, MATMUL)
+        for frame in tl.static_range(FRAMES):
+            y = tl.trans(frames[frame])
+            first = tl.dot(y, first_synthesis, input_precision="tf32x3") * largest + tl.load(mean)[None, :]
+            second = tl.dot(y, second_synthesis, input_precision="tf32x3") * largest + tl.load(mean + HALF)[None, :]
+            token = first_token + frame * TOKENS_PER_FRAME
+            if ROTATE:
+                cos_tile, sin_tile = load_angles(cos, sin, tables, chunk, token, num_tokens, HALF)
+                first, second = rotate(first, second, cos_tile, sin_tile)
+            rows = out + token.to(tl.int64) * out_token_stride
+            mask = (in_page < PAGE_BLOCKS) & (token < num_tokens)
+            store_halves(rows, first, second, mask, inverse_scales, SCALED)
 
 
 def decode_klt(
@@ -169,7 +185,7 @@ def decode_klt(
     constants = klt_decode_constants(layout, out_EJnHD.dtype, angles, inverse_scales_SH)
     is_half = constants["MATMUL"] == tl.float16
     klt_decode_kernel[(num_pages, num_chunks, num_heads)](
-        records, records.view(torch.int32), layout.first_bit_hN, layout.read_width_hN, layout.levels, layout.unit_hN,
+        records.view(torch.int32), layout.first_bit_hN, layout.read_width_hN, layout.levels, layout.unit_hN,
         layout.peak_hD, layout.weight_hD, layout.synthesis_half_hDD if is_half else layout.coding.synthesis_hDD,
         layout.coding.mean_h1D, *decode_arguments(pages_SHP, num_tokens, out_EJnHD, angles, inverse_scales_SH),
         **constants, num_warps=num_warps(layout, out_EJnHD.dtype), num_stages=1,
