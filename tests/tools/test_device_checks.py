@@ -99,5 +99,12 @@ def test_shares_are_all_tests_once_and_say_what_failed(tmp_path: Path) -> None:
     assert sum(line.startswith("passed") for line in lines) == 6 and any("it is three" in line for line in lines)
 
 
-def test_the_script_is_sound() -> None:
-    subprocess.run(["bash", "-n", str(ROOT / "tools" / "gpu.sh")], check=True)
+def test_a_python_that_sees_a_device_is_used_as_it_is(tmp_path: Path) -> None:
+    """Nothing is installed. This one says yes to any question, and otherwise shows what it is asked to run."""
+    (tmp_path / "python3").write_text('#!/bin/sh\n[ "$1" = -c ] || echo "$@"\n')
+    (tmp_path / "python3").chmod(0o755)
+    variables = {**os.environ, "PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}"}
+    done = subprocess.run(
+        ["bash", str(ROOT / "tools" / "gpu.sh"), "some folder"], env=variables, capture_output=True, text=True
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "tools/device_checks.py some folder\n", "")
