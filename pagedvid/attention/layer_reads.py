@@ -192,7 +192,8 @@ class ReadPlanner:
 
     def _group(self, columns: Sequence[Column], layer: int, view: HistoryView, heads: slice) -> Group:
         pieces = tuple(self._pieces(columns, layer, view, heads))
-        return Group(pieces, view.part_tokens(columns[0], layer) if pieces[0].source else (columns[0].num_tokens,))
+        is_corrected = any(piece.source is not None for piece in pieces)
+        return Group(pieces, view.part_tokens(columns[0], layer) if is_corrected else (columns[0].num_tokens,))
 
     def _pieces(self, columns: Sequence[Column], layer: int, view: HistoryView, heads: slice) -> Iterator[Piece]:
         def storage(column: Column) -> tuple[object, ...]:

@@ -9,14 +9,15 @@ besides the pages is measured here, where both the exact and the stored keys are
                has one factor, fitted to the queries of all of them
     runs       neighbouring pages whose b is about the same, where the correction's unit is the page (page_runs.py)
 
-On a GPU nothing waits for the device before the last layer: whether all values could be stored is read then, once.
+On a GPU nothing waits for the device before the last layer. Whether all values could be stored is read then, once, and
+the runs of all layers, once.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property, partial
+from functools import cache, cached_property, partial
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -31,7 +32,7 @@ from pagedvid.attention.measure import (
     projected_effect,
     rotary_effect,
 )
-from pagedvid.attention.page_runs import mean_bias_of_pages, page_runs
+from pagedvid.attention.page_runs import mean_bias_of_pages, runs_of_layers
 from pagedvid.attention.rotation import Readers, Rotation
 from pagedvid.cache.chunk import Chunk
 from pagedvid.cache.plan import PendingChunk
@@ -55,7 +56,7 @@ class Writing:
 
     pending: PendingChunk
     readers: Readers | None
-    """Sampled queries of the range (`Rotation.as_reading`); None where no alpha is fitted."""
+    """Sampled queries of the range (`Rotation.as_reading`); None where nothing is measured with them."""
     k_nHD: Tensor
     """As the model gave them."""
     v_nHD: Tensor
@@ -267,9 +268,8 @@ class LayerStore:
             self._require_storable(pending.chunk, noted.flags)
         if noted.effects:
             _fit_alpha(pending.chunk, noted.effects)
-        for layer, bias_PH in noted.page_bias.items():
-            page_tokens = self._codec(pending.chunk, "keys", layer).page_tokens
-            pending.chunk.runs[layer] = page_runs(bias_PH, page_tokens, pending.chunk.num_tokens)
+        page_tokens = {layer: self._codec(pending.chunk, "keys", layer).page_tokens for layer in noted.page_bias}
+        pending.chunk.runs.update(runs_of_layers(noted.page_bias, page_tokens, pending.chunk.num_tokens))
 
     def _stored_keys(self, chunk: Chunk, layer: int, exact_HnD: Tensor, rotation: Rotation) -> StoredKeys:
         codec = self._codec(chunk, "keys", layer)
@@ -277,15 +277,20 @@ class LayerStore:
         assert source is not None  # nothing is measured of keys that are never corrected
         access, pages_HP = self._access(codec), self._pages(chunk, "keys", layer)
 
+        def of(pages_SHP: Tensor, first: int, end: int) -> Tensor | None:
+            return access.mean_square_step_sizes(self.pool.records, pages_SHP, end - first, first)
+
+        @cache
         def square_step_size(part_tokens: int) -> Tensor | None:
-            squares = []
-            for first in range(0, chunk.num_tokens, part_tokens):
-                num_tokens = min(part_tokens, chunk.num_tokens - first)
-                square = access.mean_square_step_sizes(self.pool.records, pages_HP.unsqueeze(0), num_tokens, first)
-                if square is None:
-                    return None
-                squares.append(square)
-            return torch.cat(squares)
+            starts = range(0, chunk.num_tokens, part_tokens)
+            if part_tokens == codec.page_tokens and len(starts) > 1:  # full pages at once, as if each were a chunk
+                full_PH1 = pages_HP[:, : len(starts) - 1].T.unsqueeze(2).contiguous()
+                squares = [of(full_PH1, 0, part_tokens), of(pages_HP.unsqueeze(0), starts[-1], chunk.num_tokens)]
+            else:
+                ends = [*starts[1:], chunk.num_tokens]
+                squares = [of(pages_HP.unsqueeze(0), *part) for part in zip(starts, ends, strict=True)]
+            known = [square for square in squares if square is not None]
+            return torch.cat(known) if known else None
 
         angles = None if codec.spec.stores_rotated else rotation.angles(chunk.position, chunk.num_tokens)
         has_pages = self.spec.correction_unit == "page" and codec.spec.has_step_sizes and not source.by_variance
@@ -311,7 +316,7 @@ class LayerStore:
 
     def _require_storable(self, chunk: Chunk, flags: Sequence[tuple[str, int, Tensor]]) -> None:
         by_head = [flag.bool().any(1) for _, _, flag in flags]
-        if not bool(torch.stack(by_head).any()):  # the only wait for the device in a commit pass
+        if not bool(torch.stack(by_head).any()):  # waits for the device
             return
         for (kind, layer, _), bad in zip(flags, by_head, strict=True):
             heads: list[Any] = torch.nonzero(bad).flatten().tolist()
@@ -339,6 +344,8 @@ def _copy_correction(pending: PendingChunk, layer: int) -> None:
         chunk.alpha[layer] = source.alpha[layer]
     if chunk.variance is not None and source.variance is not None:
         chunk.variance[layer] = source.variance[layer]
+    if layer in source.runs:
+        chunk.runs[layer] = source.runs[layer]
 
 
 def _fit_alpha(chunk: Chunk, effects: Mapping[int, Effect]) -> None:
