@@ -13,7 +13,7 @@ from pagedvid.arguments import list_of, whole_number
 from pagedvid.attention.backend import AttentionBackend
 from pagedvid.attention.history import Context, PreparedStep
 from pagedvid.attention.measure import sample_queries, sampled_offsets
-from pagedvid.attention.operator import attend_in_graph, compiled_as, store_in_graph
+from pagedvid.attention.operator import attend_in_graph, store_in_graph
 from pagedvid.attention.projection import StepProjection
 from pagedvid.attention.rotation import Rotation
 from pagedvid.attention.store import Writing
@@ -22,7 +22,7 @@ from pagedvid.cache.pool import PagePool
 from pagedvid.cache.spec import CacheSpec
 from pagedvid.errors import ConfigError, ShapeError, StateError
 from pagedvid.handles import Compilable
-from pagedvid.host_state import independent_of_host, plain_tensor
+from pagedvid.host_state import compiled_as, independent_of_host, plain_tensor
 from pagedvid.rotary.checked import CheckedRope, require_same_rope
 from pagedvid.rotary.projective import Projection
 from pagedvid.rotary.tables import RopeTables
@@ -104,7 +104,7 @@ class Step(Compilable):
         """Stores k and v in a commit pass without attending, for hosts that attend themselves; in place of `attend`.
 
         Arguments are those of `attend`. `q_THD`: needed where the correction is measured, which looks at the
-        `sampled_offsets` of each range only.
+        `sampled_offsets` of each range only, and taken into account where its unit is the page.
         Raises ShapeError, ConfigError without queries that are needed, NonFiniteError (the commit is rolled back by
         it) and StateError, also for a step that only reads.
         """
@@ -117,7 +117,7 @@ class Step(Compilable):
         k_THD, v_THD, *queries = self._checked(k=k_THD, v=v_THD, **({} if q_THD is None else {"q": q_THD}))
         rotation = Rotation.of(self.plan, self._spec, rope, self._backend.store.ropes)
         self._require_same_rope(layer, rotation)
-        self._write(layer, queries[0] if queries else k_THD, k_THD, v_THD, rotation, [])
+        self._write(layer, queries[0] if queries else None, k_THD, v_THD, rotation, [])
 
     def end(self) -> None:
         """Called when the step's block is left; `attend` raises StateError from then on."""
@@ -128,14 +128,14 @@ class Step(Compilable):
             raise StateError("this step has ended; its pages may belong to others by now. Open a new step.")
 
     def _write(
-        self, layer: int, q: Tensor, k: Tensor, v: Tensor, rotation: Rotation, views: Sequence[StepProjection]
+        self, layer: int, q: Tensor | None, k: Tensor, v: Tensor, rotation: Rotation, views: Sequence[StepProjection]
     ) -> None:
-        writings = []
+        writings, by_page = [], self._spec.correction_unit == "page"
         for range_ in self.plan.ranges:
             tokens = slice(range_.start, range_.stop)
             for pending in range_.writes:
                 writing = Writing(pending, None, k[tokens], v[tokens], rotation.arrival(tokens))
-                if pending.chunk.alpha is not None:
+                if q is not None and (pending.chunk.alpha is not None or by_page):
                     sampled = range_.start + sampled_offsets(range_.num_tokens, q.device)
                     readers = rotation.as_reading(q, sampled, range_, pending)
                     projected = [sample_queries(view, range_, pending, q, sampled) for view in views]
@@ -181,7 +181,7 @@ class Step(Compilable):
         made_from = (projection, dtype, context_tokens)
         if slot not in self._projective or not _is_same(self._projective[slot][0], made_from):
             view = StepProjection.of(self.plan, self._spec, projection, self._pool.device)
-            prepared = self._backend.prepare(self.plan, view, dtype, context_tokens)
+            prepared = self._backend.prepare(self.plan, rotation, dtype, context_tokens, view)
             self._projective[slot] = (made_from, view, prepared)
         return self._projective[slot][1:]
 

@@ -12,14 +12,15 @@ besides the pages is measured here, where both the exact and the stored keys are
 Heads of a layer may be stored in different codecs: each run of heads that are stored alike is written, and measured, as
 if it were all of the layer.
 
-On a GPU nothing waits for the device before the last layer: whether all values could be stored is read then, once.
+On a GPU nothing waits for the device before the last layer. Whether all values could be stored is read then, once, and
+the runs of all layers, once.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property, partial
+from functools import cache, cached_property, partial
 from itertools import pairwise
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -35,7 +36,7 @@ from pagedvid.attention.measure import (
     projected_effect,
     rotary_effect,
 )
-from pagedvid.attention.page_runs import cut_by_both, mean_bias_of_pages, page_runs
+from pagedvid.attention.page_runs import cut_by_both, mean_bias_of_pages, runs_of_layers
 from pagedvid.attention.rotation import Readers, Rotation
 from pagedvid.cache.chunk import Chunk
 from pagedvid.cache.plan import PendingChunk
@@ -59,7 +60,7 @@ class Writing:
 
     pending: PendingChunk
     readers: Readers | None
-    """Sampled queries of the range (`Rotation.as_reading`); None where no alpha is fitted."""
+    """Sampled queries of the range (`Rotation.as_reading`); None where nothing is measured with them."""
     k_nHD: Tensor
     """As the model gave them."""
     v_nHD: Tensor
@@ -345,9 +346,8 @@ class LayerStore:
         if noted.effects:
             _fit_alpha(pending.chunk, noted.effects)
         chunk = pending.chunk
-        for layer, page_tokens, bias_PH in noted.page_bias:
-            runs = page_runs(bias_PH, page_tokens, chunk.num_tokens)
-            chunk.runs[layer] = runs if layer not in chunk.runs else cut_by_both(chunk.runs[layer], runs)
+        for layer, runs in runs_of_layers(noted.page_bias, chunk.num_tokens).items():
+            chunk.runs[layer] = cut_by_both(chunk.runs.get(layer, runs), runs)
 
     def _stored_keys(self, chunk: Chunk, layer: int, heads: slice, exact_HnD: Tensor, rotation: Rotation) -> StoredKeys:
         codec = self._codec(chunk, "keys", layer, heads)
@@ -355,15 +355,20 @@ class LayerStore:
         assert source is not None  # nothing is measured of keys that are never corrected
         access, pages_HP = self._access(codec), self._pages(chunk, "keys", layer, heads)
 
+        def of(pages_SHP: Tensor, first: int, end: int) -> Tensor | None:
+            return access.mean_square_step_sizes(self.pool.records, pages_SHP, end - first, first)
+
+        @cache
         def square_step_size(part_tokens: int) -> Tensor | None:
-            squares = []
-            for first in range(0, chunk.num_tokens, part_tokens):
-                num_tokens = min(part_tokens, chunk.num_tokens - first)
-                square = access.mean_square_step_sizes(self.pool.records, pages_HP.unsqueeze(0), num_tokens, first)
-                if square is None:
-                    return None
-                squares.append(square)
-            return torch.cat(squares)
+            starts = range(0, chunk.num_tokens, part_tokens)
+            if part_tokens == codec.page_tokens and len(starts) > 1:  # full pages at once, as if each were a chunk
+                full_PH1 = pages_HP[:, : len(starts) - 1].T.unsqueeze(2).contiguous()
+                squares = [of(full_PH1, 0, part_tokens), of(pages_HP.unsqueeze(0), starts[-1], chunk.num_tokens)]
+            else:
+                ends = [*starts[1:], chunk.num_tokens]
+                squares = [of(pages_HP.unsqueeze(0), *part) for part in zip(starts, ends, strict=True)]
+            known = [square for square in squares if square is not None]
+            return torch.cat(known) if known else None
 
         angles = None if codec.spec.stores_rotated else rotation.angles(chunk.position, chunk.num_tokens)
         has_pages = self.spec.correction_unit == "page" and codec.spec.has_step_sizes and not source.by_variance
@@ -392,7 +397,7 @@ class LayerStore:
 
     def _require_storable(self, chunk: Chunk, flags: Sequence[tuple[str, int, slice, Tensor]]) -> None:
         by_head = [flag.bool().any(1) for *_, flag in flags]
-        if not bool(torch.cat(by_head).any()):  # the only wait for the device in a commit pass
+        if not bool(torch.cat(by_head).any()):  # waits for the device
             return
         for (kind, layer, heads, _), bad in zip(flags, by_head, strict=True):
             rows: list[Any] = torch.nonzero(bad).flatten().tolist()
@@ -421,6 +426,8 @@ def _copy_correction(pending: PendingChunk, layer: int, heads: slice) -> None:
         chunk.alpha[layer, heads] = source.alpha[layer, heads]
     if chunk.variance is not None and source.variance is not None:
         chunk.variance[layer, heads] = source.variance[layer, heads]
+    if layer in source.runs:
+        chunk.runs[layer] = source.runs[layer]
 
 
 def _fit_alpha(chunk: Chunk, effects: Sequence[tuple[int, slice, Effect]]) -> None:

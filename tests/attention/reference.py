@@ -142,15 +142,37 @@ def variance_bias(cache: PagedKVCache, q_GTD: Tensor, change_D: Tensor, has_rope
     return gains + cache.spec.scale**2 / 2 * square @ change_D.clamp(max=0)
 
 
-def correction(cache: PagedKVCache, chunk: Chunk, layer: int, head: int, q_GTD: Tensor, has_rope: bool, step_size_nD):
-    """What is subtracted from the scores of one chunk and KV head, [G, T] or 0."""
+def page_parts(cache: PagedKVCache, chunk: Chunk, layer: int, head: int = 0) -> tuple[int, ...]:
+    """Tokens of every page of the keys of one head."""
+    size = chunk.codecs.at(layer, head).keys.page_tokens(cache.spec.shape.page)
+    starts = range(0, chunk.num_tokens, size)
+    return tuple(min(size, chunk.num_tokens - start) for start in starts)
+
+
+def correction(
+    cache: PagedKVCache,
+    chunk: Chunk,
+    layer: int,
+    head: int,
+    q_GTD: Tensor,
+    has_rope: bool,
+    step_size_nD: Tensor | None,
+    parts: Sequence[int],
+) -> Tensor:
+    """What is subtracted from the scores of one chunk and KV head, [G, T, n] or [G, T, 1]. `parts`: the tokens of the
+    parts that have a b of their own, where it comes from step sizes."""
     codec, mode = stored_as(chunk, "keys", layer, head), cache.spec.correction
     if mode == "off" or codec in RAW_DTYPES:
-        return torch.zeros(())
+        return torch.zeros(1)
     alpha = float(chunk.alpha[layer, head]) if mode == "measured" else 1.0
     if mode == "variance" or step_size_nD is None:
-        return alpha * variance_bias(cache, q_GTD, chunk.variance[layer, head].double(), has_rope, codec)
-    return alpha * chunk_bias(cache, q_GTD, step_size_nD, has_rope, codec)
+        b = variance_bias(cache, q_GTD, chunk.variance[layer, head].double(), has_rope, codec)
+        return alpha * b.unsqueeze(-1)
+    b = [
+        chunk_bias(cache, q_GTD, part_nD, has_rope, codec)[..., None].expand(-1, -1, len(part_nD))
+        for part_nD in step_size_nD.split(list(parts))
+    ]
+    return alpha * torch.cat(b, dim=-1)
 
 
 def balanced_alpha(log_odds: Tensor, shift: Tensor, b: Tensor) -> Tensor:
@@ -169,9 +191,18 @@ def balanced_alpha(log_odds: Tensor, shift: Tensor, b: Tensor) -> Tensor:
 
 
 def expected_attention(
-    cache: PagedKVCache, step: Step, layer: int, q: Tensor, k: Tensor, v: Tensor, rope: TableRope | None = None
+    cache: PagedKVCache,
+    step: Step,
+    layer: int,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    rope: TableRope | None = None,
+    *,
+    by_page: bool = False,
 ) -> Tensor:
-    """[T, Hq, D] float64. `q`, `k`: before rotary embedding, in the layout of the rope."""
+    """[T, Hq, D] float64. `q`, `k`: before rotary embedding, in the layout of the rope. b is that of a chunk's runs of
+    pages, if it has any, else that of the chunk; `by_page`: that of every page."""
     spec = cache.spec
     group = spec.query_heads // spec.num_kv_heads
     out = torch.empty(q.shape, dtype=torch.float64)
@@ -191,8 +222,11 @@ def expected_attention(
                 if stores_rotated(stored_as(read.chunk, "keys", layer, head)):
                     k_plain = rotate(k_plain, rope, read.chunk.position, layout="half", backwards=True)
                 k_rotated = rotate(k_plain, rope, read.first_token, layout="half").squeeze(1)
-                b = correction(cache, read.chunk, layer, head, q_GTD, rope is not None, step_size_nD)
-                scores.append(spec.scale * q_GTD @ k_rotated.T - b.unsqueeze(-1))
+                parts = read.chunk.runs.get(layer, (read.chunk.num_tokens,))
+                if by_page:
+                    parts = page_parts(cache, read.chunk, layer, head)
+                b = correction(cache, read.chunk, layer, head, q_GTD, rope is not None, step_size_nD, parts)
+                scores.append(spec.scale * q_GTD @ k_rotated.T - b)
                 values.append(v_nD)
             for number in range_.current:
                 k_current, v_current = current[number]

@@ -11,6 +11,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from pagedvid.attention import store
+from pagedvid.attention.page_runs import runs_of_layers
 from pagedvid.cache.plan import QueryRange
 from pagedvid.cache.spec import CacheSpec
 from pagedvid.cache.stream_codecs import StreamCodecs
@@ -85,6 +87,43 @@ def test_in_no_layer_but_the_first(codec: str, correction: str, keys_arrive: str
         with no_waiting():
             step.attend(0, *qkv(), rope)
             step.attend(1, *qkv(), rope)
+
+
+@pytest.mark.parametrize("codecs", ["int2", "int4/int2", "token4-g32", StreamCodecs("int2", newest="int4")], ids=str)
+@pytest.mark.parametrize("correction", ["formula", "measured"])
+def test_with_pages_as_the_unit_of_correction(codecs: str | StreamCodecs, correction: str) -> None:
+    cache, rope = make_cache(codecs, correction=correction, correction_unit="page"), TableRope("half", HEAD_DIM)
+    stream = cache.open(Window(1, 2), NUM_TOKENS)
+    for _ in range(3):
+        with cache.commit([stream]) as step:
+            step.attend(0, *qkv(), rope)
+            with no_waiting():
+                step.attend(1, *qkv(), rope)
+                step.attend(2, *qkv(), rope)
+    assert all(len(chunk.runs[layer]) == 2 for chunk in stream.chunks() for layer in range(LAYERS))
+    with cache.denoise([stream]) as step:
+        step.attend(0, *qkv(), rope)
+        with no_waiting():
+            step.attend(0, *qkv(), rope)
+            step.attend(1, *qkv(), rope)
+
+
+def test_the_runs_of_all_layers_are_read_in_one_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    """After the last layer."""
+    cache, waits = make_cache("int2", correction_unit="page"), []
+    stream = cache.open(Window(1, 2), NUM_TOKENS)
+
+    def to_cpu(tensor: Tensor) -> Tensor:
+        waits.append(tensor.shape)
+        return torch.zeros(tensor.shape)
+
+    monkeypatch.setattr(store, "runs_of_layers", runs_of_layers)
+    monkeypatch.setattr(Tensor, "cpu", to_cpu)
+    with cache.commit([stream]) as step:
+        for layer in range(LAYERS):
+            assert not waits
+            step.attend(layer, *qkv())
+    assert len(waits) == 1
 
 
 def test_with_chunks_that_change_codec_and_ranges_of_all_kinds() -> None:

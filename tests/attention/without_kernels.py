@@ -23,7 +23,7 @@ from torch.utils._pytree import tree_leaves
 from triton.runtime.interpreter import GridExecutor
 
 import pagedvid
-from pagedvid.attention import backend
+from pagedvid.attention import backend, store
 from pagedvid.attention.store import LayerStore
 from pagedvid.paged_kv_cache import PagedKVCache
 from tests.attention.triton_scenes import with_kernels
@@ -46,8 +46,8 @@ class NoDense:
 
 
 def leave_out_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A launch only checks that its tensors are on the device; the one wait of a commit pass, in its last layer, is
-    left out too. pagedvid keeps its host's function modes out (host_state.py); those of `Copies` are to see it work."""
+    """A launch only checks that its tensors are on the device; the waits of a commit pass, in its last layer, are left
+    out too: every chunk is cut into two runs of pages. pagedvid keeps its host's function modes out (host_state.py); those of `Copies` are to see it work."""
 
     def launch(self: GridExecutor, *args: Any, **kwargs: Any) -> None:
         tensors = [each for each in (*args, *kwargs.values()) if isinstance(each, Tensor)]
@@ -57,6 +57,12 @@ def leave_out_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(backend, "choose_provider", lambda *_: NoDense())
     monkeypatch.setattr(torch._C, "DisableTorchFunction", nullcontext)
     monkeypatch.setattr(LayerStore, "_require_storable", lambda *_: None)
+    monkeypatch.setattr(store, "runs_of_layers", two_runs)
+
+
+def two_runs(noted: Sequence[tuple[int, int, Tensor]], num_tokens: int) -> dict[int, tuple[int, ...]]:
+    """In place of `runs_of_layers`: the first page, and the rest."""
+    return {layer: (page_tokens, num_tokens - page_tokens) for layer, page_tokens, _ in noted}
 
 
 def on_meta(cache: PagedKVCache) -> PagedKVCache:
