@@ -231,8 +231,9 @@ class _Attending:
             keys[:, :first], values[:, :first] = step.context_keys(batch, *stacked)
         for piece in tile.own:
             num_columns, first = len(piece.columns), end + piece.first_token
-            places = (slice(None), slice(first, first + num_columns * piece.num_tokens), piece.heads or slice(None))
-            step.read(batch, piece, *(x[places].unflatten(1, (num_columns, -1)) for x in (keys, values)))
+            last = first + num_columns * piece.num_tokens
+            places = (piece.of_tile(x[:, first:last].unflatten(1, (num_columns, -1))) for x in (keys, values))
+            step.read(batch, piece, *places)
         return keys, values
 
     def _partials(self, group: Group, q_ETqD: Tensor, scale: float) -> list[Partial]:
@@ -242,8 +243,8 @@ class _Attending:
         keys, values = step.buffer("keys", shape), step.buffer("values", shape)
         for piece in group.pieces:
             first = piece.first_token // piece.num_tokens
-            places = (slice(None), slice(first, first + len(piece.columns)), slice(None), piece.heads or slice(None))
-            step.read(self.batch, piece, keys[places], values[places])
+            columns = slice(first, first + len(piece.columns))
+            step.read(self.batch, piece, piece.of_tile(keys[:, columns]), piece.of_tile(values[:, columns]))
         queries = q_ETqD.unsqueeze(1).expand(-1, num_columns, -1, -1, -1).flatten(0, 1)  # a view of a single range
         partials = []
         for part in group.parts:
