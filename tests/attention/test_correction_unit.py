@@ -31,7 +31,6 @@ from tests.attention.reference import (
     chunk_bias,
     expected_attention,
     page_parts,
-    pairs_together,
     random_qkv,
     read_chunk,
     rotate,
@@ -85,7 +84,9 @@ def scene_qkv(cache: PagedKVCache, num_tokens: int, seed: int, scene: str) -> tu
     return 1.5 * q, SCENES[scene](k), v
 
 
-def commit(cache: PagedKVCache, stream: Stream, scene: str, seed: int, rope=None, num_tokens: int = NUM_TOKENS) -> Chunk:
+def commit(
+    cache: PagedKVCache, stream: Stream, scene: str, seed: int, rope=None, num_tokens: int = NUM_TOKENS
+) -> Chunk:
     """Commits a chunk with the same scene in all layers."""
     with cache.commit([QueryRange(stream, num_tokens=num_tokens)]) as step:
         for layer in range(cache.spec.num_layers):
@@ -150,7 +151,12 @@ def test_several_streams_with_grouped_queries_and_mixed_codecs(make: Make) -> No
     fork = cache.fork(streams[1])
     commit(cache, fork, "bright", 77, rope, 40)
     ranges = [QueryRange(stream, num_tokens=9) for stream in (*streams, fork)]
-    check(cache, [*ranges, QueryRange(cache.fork(streams[2]), "cond", 9, commit=True)], rope, EXACT if make is by_operations else BY_BLOCK)
+    check(
+        cache,
+        [*ranges, QueryRange(cache.fork(streams[2]), "cond", 9, commit=True)],
+        rope,
+        EXACT if make is by_operations else BY_BLOCK,
+    )
 
 
 @pytest.mark.parametrize("scratch", [1, 30_000])
@@ -268,7 +274,7 @@ def test_a_recoded_chunk_gets_runs_of_its_own() -> None:
     assert commit(cache, stream, "cut", 1).runs == {}
     commit(cache, stream, "usual", 2)
     recoded = next(stream.chunks())
-    assert set(recoded.runs) == {0, 1} and all(2 <= len(runs) for runs in recoded.runs.values())
+    assert set(recoded.runs) == {0, 1} and all(len(runs) >= 2 for runs in recoded.runs.values())
     check(cache, [QueryRange(stream, num_tokens=9)])
 
 
