@@ -156,20 +156,18 @@ class CodecOperations(PageKernels):
         inverse_scales_SH: Tensor | None = None,
     ) -> None:
         is_float8 = out_EJnHD.dtype == torch.float8_e4m3fn
-        padded_tokens = pages_SHP.shape[2] * self._codec.page_tokens
-        rows_RnD = None if is_float8 or angles is not None else _as_rows(out_EJnHD, padded_tokens)
-        if rows_RnD is not None:
-            saturated(self._codec.decode(_read(records, pages_SHP), num_tokens, rows_RnD))
-            return
-        out_EJHnD = out_EJnHD.transpose(2, 3)[..., :num_tokens, :]
         dtype = torch.float32 if is_float8 else out_EJnHD.dtype
-        pages_EJHP, cos_sin, scales_EJH11 = _by_range(out_EJHnD, pages_SHP, angles, inverse_scales_SH, dtype)
-        row_bytes = padded_tokens * out_EJnHD.shape[-1] * dtype.itemsize
-        for part in _parts(out_EJHnD, row_bytes):
-            tokens, pages = out_EJHnD[part], pages_EJHP[part]
-            buffer = torch.empty(
-                pages[..., 0].numel(), padded_tokens, tokens.shape[-1], dtype=dtype, device=pages.device
-            )
+        padded_tokens = pages_SHP.shape[2] * self._codec.page_tokens
+        pages_EJHP, cos_sin, scales_EJH11 = _by_range(out_EJnHD, pages_SHP, angles, inverse_scales_SH, dtype)
+        for part in _parts(out_EJnHD, padded_tokens * out_EJnHD.shape[-1] * dtype.itemsize):
+            out, pages = out_EJnHD[part], pages_EJHP[part]
+            tokens = out.transpose(2, 3)[..., :num_tokens, :]
+            rows_RnD = None if is_float8 or cos_sin is not None else _as_rows(out, padded_tokens)
+            if rows_RnD is None:
+                shape = (pages[..., 0].numel(), padded_tokens, out.shape[-1])
+                buffer = torch.empty(shape, dtype=dtype, device=out.device)
+            else:
+                buffer = rows_RnD
             x_RnD = saturated(self._codec.decode(_read(records, pages), num_tokens, buffer))
             x = x_RnD.view(tokens.shape)
             if cos_sin is not None:
@@ -177,7 +175,7 @@ class CodecOperations(PageKernels):
             if is_float8:
                 x = x if scales_EJH11 is None else x.mul_(scales_EJH11[part])
                 x = x.clamp_(-FLOAT8_MAX, FLOAT8_MAX)
-            if is_float8 or cos_sin is None:
+            if is_float8 or (cos_sin is None and rows_RnD is None):
                 tokens.copy_(x)
 
     @override
@@ -199,10 +197,10 @@ def _read(records: Tensor, pages: Tensor) -> Tensor:
 
 
 def _by_range(
-    out_EJHnD: Tensor, pages_SHP: Tensor, angles: Angles | None, inverse_scales_SH: Tensor | None, dtype: torch.dtype
+    out_EJnHD: Tensor, pages_SHP: Tensor, angles: Angles | None, inverse_scales_SH: Tensor | None, dtype: torch.dtype
 ) -> tuple[Tensor, tuple[Tensor, Tensor] | None, Tensor | None]:
     """(pages [E, J, H, P], (cos, sin) [E, J, 1, n, D/2] in `dtype`, inverse scales [E, J, H, 1, 1]), as views."""
-    chunks = out_EJHnD.shape[:2]
+    chunks = out_EJnHD.shape[:2]
     cos_sin = None
     if angles is not None:
         cos, sin = (table.to(dtype).unflatten(0, chunks).unsqueeze(2) for table in angles.by_chunk())
@@ -211,11 +209,11 @@ def _by_range(
     return pages_SHP.unflatten(0, chunks), cos_sin, scales
 
 
-def _parts(out_EJHnD: Tensor, row_bytes: int) -> Iterator[tuple[slice, slice]]:
+def _parts(out_EJnHD: Tensor, row_bytes: int) -> Iterator[tuple[slice, slice]]:
     """Which ranges and which of their chunks are decoded together: few enough for the cache of a CPU, or all."""
-    num_ranges, num_chunks, num_heads = out_EJHnD.shape[:3]
+    num_ranges, num_chunks, _, num_heads, _ = out_EJnHD.shape
     at_once = num_ranges * num_chunks
-    if out_EJHnD.device.type == "cpu":
+    if out_EJnHD.device.type == "cpu":
         at_once = max(1, CACHE_BYTES // (num_heads * row_bytes))
     ranges, chunks = max(1, at_once // num_chunks), min(at_once, num_chunks)
     for range_ in range(0, num_ranges, ranges):
