@@ -85,7 +85,9 @@ def scene_qkv(cache: PagedKVCache, num_tokens: int, seed: int, scene: str) -> tu
     return 1.5 * q, SCENES[scene](k), v
 
 
-def commit(cache: PagedKVCache, stream: Stream, scene: str, seed: int, rope=None, num_tokens: int = NUM_TOKENS) -> Chunk:
+def commit(
+    cache: PagedKVCache, stream: Stream, scene: str, seed: int, rope=None, num_tokens: int = NUM_TOKENS
+) -> Chunk:
     """Commits a chunk with the same scene in all layers."""
     with cache.commit([QueryRange(stream, num_tokens=num_tokens)]) as step:
         for layer in range(cache.spec.num_layers):
@@ -150,7 +152,12 @@ def test_several_streams_with_grouped_queries_and_mixed_codecs(make: Make) -> No
     fork = cache.fork(streams[1])
     commit(cache, fork, "bright", 77, rope, 40)
     ranges = [QueryRange(stream, num_tokens=9) for stream in (*streams, fork)]
-    check(cache, [*ranges, QueryRange(cache.fork(streams[2]), "cond", 9, commit=True)], rope, EXACT if make is by_operations else BY_BLOCK)
+    check(
+        cache,
+        [*ranges, QueryRange(cache.fork(streams[2]), "cond", 9, commit=True)],
+        rope,
+        EXACT if make is by_operations else BY_BLOCK,
+    )
 
 
 @pytest.mark.parametrize("scratch", [1, 30_000])
@@ -201,7 +208,10 @@ def test_pages_are_nearer_to_the_correction_of_every_key(codec: str, scene: str,
             for head in range(2)
         ]
         errors[unit] = relative_difference(out.double(), torch.stack(expected, dim=1))
-    assert errors["page"] < 0.6 * errors["chunk"] or errors["chunk"] < 1e-3
+    if codec == "int2":
+        assert errors["page"] < 0.7 * errors["chunk"]
+    else:  # b of a whole chunk is below the tolerance, so no chunk is cut
+        assert errors["page"] == errors["chunk"] < 5e-3
 
 
 # ---------------------------------------------------------------------- what a commit pass notes
@@ -291,7 +301,7 @@ def test_a_fork_shares_runs() -> None:
     stream = cache.open(Window(1, 2), NUM_TOKENS)
     chunk = commit(cache, stream, "cut", 1)
     fork = cache.fork(stream)
-    cache.close(stream)
+    cache.release(stream)
     assert next(fork.chunks()) is chunk and len(chunk.runs[0]) >= 2
     check(cache, [QueryRange(fork, num_tokens=9)])
 
