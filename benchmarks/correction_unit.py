@@ -6,7 +6,8 @@ are stored and read by the package itself, with values in bf16, so that keys alo
 attention over unquantized keys. Means over heads, queries and seeds, with standard errors over the seeds:
 
 error   relative error of the attention output
-dP      shift of the log-odds of the attention mass on all cached keys
+dP      shift of the attention mass on all cached keys, whose mean over queries is what alpha is fitted to
+odds    mean shift of the log-odds of that mass, to which queries with little or nearly all of it count as well
 runs    parts that have a b of their own, of each chunk; and how many pages it has
 time    of `attend`, relative to "chunk": medians of interleaved rounds on one thread
 
@@ -45,7 +46,9 @@ CASES = ("off", "chunk", "page", "each")
 DEMO_SCENES = {"demo": False, "demo, a cut": True}
 """Whether videos are spliced."""
 DEMO_PAGE_ROWS = 12
+QUANTITIES = ("error", "dP", "odds", "runs")
 DIGITS = 6
+SMALLEST_MASS = 1e-9
 WINDOW = Window(sink_chunks=0, recent_chunks=NUM_CHUNKS)
 VALUES, MASS = 0, 1
 """Layers of the cache: with the sample's values, and with values that are 1 in cached chunks and 0 in the current."""
@@ -120,17 +123,18 @@ def exact_attention(sample: Sample, number: int) -> tuple[Tensor, Tensor]:
 
 
 def measure(sample: Sample, codec: str, correction: str, page_rows: int | None) -> dict[str, dict[str, float]]:
-    """By case: "error", "dP" and "runs", means over forwards and heads."""
+    """By case the quantities of the tables, means over forwards and heads."""
     exact = [exact_attention(sample, number) for number in range(len(sample.q_LHTD))]
     found = {}
     for case in CASES:
         video = StoredVideo(sample, codec, correction, case, page_rows)
-        errors, shifts = [], []
+        errors, shifts, odds = [], [], []
         for number, (out, mass) in enumerate(exact):
             errors.append(float(relative_error(video.attend(number).double(), out).mean()))
             stored_mass = video.attend(number, MASS)[..., 0].double()
-            shifts.append(float((stored_mass.logit(1e-9) - mass.logit(1e-9)).mean()))
-        found[case] = {"error": mean(errors), "dP": mean(shifts), "runs": mean(video.num_runs)}
+            shifts.append(float((stored_mass - mass).mean()))
+            odds.append(float((stored_mass.logit(SMALLEST_MASS) - mass.logit(SMALLEST_MASS)).mean()))
+        found[case] = {"error": mean(errors), "dP": mean(shifts), "odds": mean(odds), "runs": mean(video.num_runs)}
     return found
 
 
@@ -138,7 +142,7 @@ def measure_scene(
     seeds: Sequence[Sequence[Sample]], codec: str, correction: str, page_rows: int | None, rounds: int
 ) -> dict[str, Any]:
     """By quantity and case the means of every seed; the time of each case relative to "chunk"."""
-    found: dict[str, dict[str, list[float]]] = {name: {case: [] for case in CASES} for name in ("error", "dP", "runs")}
+    found: dict[str, dict[str, list[float]]] = {name: {case: [] for case in CASES} for name in QUANTITIES}
     for samples in seeds:
         layers = [measure(sample, codec, correction, page_rows) for sample in samples]
         for name, by_case in found.items():
@@ -212,7 +216,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                 found = measure_scene(seeds, codec, correction, rows, arguments.rounds)
                 results[f"{codec}, {correction}"][scene] = found
     for name, scenes in results.items():
-        for quantity in ("error", "dP"):
+        for quantity in QUANTITIES[:-1]:
             print(f"\n{name}: {quantity}\n\n{table(scenes, quantity)}")
         print(f"\n{name}: runs and times\n\n{cost_table(scenes)}")
     write_report(arguments, "correction_unit", results)

@@ -31,7 +31,6 @@ from tests.attention.reference import (
     chunk_bias,
     expected_attention,
     page_parts,
-    pairs_together,
     random_qkv,
     read_chunk,
     rotate,
@@ -278,7 +277,7 @@ def test_a_recoded_chunk_gets_runs_of_its_own() -> None:
     assert commit(cache, stream, "cut", 1).runs == {}
     commit(cache, stream, "usual", 2)
     recoded = next(stream.chunks())
-    assert set(recoded.runs) == {0, 1} and all(2 <= len(runs) for runs in recoded.runs.values())
+    assert set(recoded.runs) == {0, 1} and all(len(runs) >= 2 for runs in recoded.runs.values())
     check(cache, [QueryRange(stream, num_tokens=9)])
 
 
