@@ -9,7 +9,7 @@ dense   one call of each library that can run here, over all keys as a dense BF1
 
 Every round runs all cases of a shape. The table shows medians, the median of the ratio to the fastest dense call within
 each round, TFLOP/s (of the two matrix products alone), and the workspace: peak memory beyond inputs, pages and result,
-in units of one chunk's K and V.
+in units of one chunk's K and V. The file is written anew after every table, so that a time limit loses one of them.
 
     python benchmarks/attention.py --device cuda
     python benchmarks/attention.py --device cuda --shapes wan-1.3b --chunks 6 --streams 1 --codecs int2 int4/int2 bf16
@@ -28,7 +28,7 @@ from torch import Tensor
 
 from lib.layers import REAL_SHAPES, SHAPES, LayerInputs, LayerShape, dense_call, layer_cache
 from lib.measuring import interleaved, median_ratio, seconds_on, workspace_bytes
-from lib.report import format_table, make_parser, name_after_device, use_threads, write_report
+from lib.report import format_table, make_parser, name_after_device, save_report, use_threads, write_report
 from pagedvid.attention.dense.choice import provider_reasons
 from pagedvid.cache.plan import QueryRange
 from pagedvid.cache.window import Window
@@ -122,7 +122,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=REAL_SHAPES)
     parser.add_argument("--chunks", type=int, nargs="+", default=[0, 1, 3, 6, 12], help="cached chunks")
     parser.add_argument("--streams", type=int, nargs="+", default=[1, 4, 16])
-    parser.add_argument("--backends", nargs="+", default=["scratch", "fused"])
+    parser.add_argument("--backends", nargs="+", default=["triton"])
     parser.add_argument("--codecs", nargs="+", default=["int2", "klt1.5/klt3"])
     parser.add_argument("--rounds", type=int, default=11)
     arguments = parser.parse_args(argv)
@@ -135,6 +135,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                 found = measure(arguments, name, num_chunks, num_streams)
                 print(table(found), flush=True)
                 rows += found
+                save_report(arguments, "attention", {"gpu": device_name, "rows": rows})
     write_report(arguments, "attention", {"gpu": device_name, "rows": rows})
 
 

@@ -47,6 +47,24 @@ def independent_of_host(function: Callable[P, R]) -> Callable[P, R]:
     return call
 
 
+def compiled_as(in_graph: Callable[..., R]) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """Code that is being compiled calls `in_graph` in place of the decorated function, unless its arguments say
+    otherwise: after a break of the graph, the decorated function runs as in eager mode."""
+
+    def decorate(function: Callable[P, R]) -> Callable[P, R]:
+        @functools.wraps(function)
+        def call(*args: P.args, **kwargs: P.kwargs) -> R:
+            if torch.compiler.is_compiling():
+                out = in_graph(*args, **kwargs)
+                if out is not NotImplemented:
+                    return out
+            return function(*args, **kwargs)
+
+        return call
+
+    return decorate
+
+
 @contextmanager
 def pytorch_defaults() -> Iterator[None]:
     """No gradients, no inference mode, no autocast, no function modes, float32 products in float32."""

@@ -17,7 +17,6 @@ from pagedvid.cache.sizes import KVShape, peak_pages
 from pagedvid.cache.stream_codecs import StreamCodecs
 from pagedvid.cache.window import Commit
 from pagedvid.errors import CapacityError, ConfigError, PagedvidError, ShapeError
-from pagedvid.rotary.grid import RopeGrid
 
 NOT_WHOLE = [30.0, True, "30", None, Fraction(30), np.float64(30), np.bool_(True), [30], 3 + 0j, float("nan")]
 WHOLE = [30, np.int64(30), np.uint8(30), torch.tensor(30)]
@@ -73,8 +72,6 @@ DOORS: dict[str, Callable[[Any], object]] = {
     "Window.recent_chunks": lambda n: Window(1, n),
     "Commit.num_tokens": lambda n: Commit(n),
     "Commit.drops": lambda n: Commit(30, (n,)),
-    "RopeGrid.frame_tokens": lambda n: RopeGrid(n, 1, (0,)),
-    "RopeGrid.width": lambda n: RopeGrid(60, n, (0,)),
     "open chunk_tokens": lambda n: cache().open(Window(1, 2), n),
     "open max_chunks": lambda n: cache().open(Window(1, 2), 30, max_chunks=n),
     "pages_needed": lambda n: cache().pages_needed(Window(1, 2), n),

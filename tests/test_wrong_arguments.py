@@ -14,7 +14,6 @@ from pagedvid.cache.window import Commit
 from pagedvid.engine.requests import VideoRequest
 from pagedvid.errors import PagedvidError
 from pagedvid.integrations.dense_view import DenseWindow
-from pagedvid.rotary.grid import RopeGrid
 from pagedvid.rotary.grid_rotary import theta_frequencies
 from tests.engine.toy_model import toy_engine
 
@@ -71,7 +70,6 @@ CALLS: dict[str, Call] = {
     **fields(StreamCodecs, {}, "history", "sink", "newest", "layers"),
     **fields(Window, {}, "sink_chunks", "recent_chunks", "positions"),
     **fields(Commit, {"num_tokens": 3}, "num_tokens", "drops"),
-    **fields(RopeGrid, {"frame_tokens": 4, "width": 2, "axes": (0,)}, "frame_tokens", "width", "axes"),
     **fields(GridRotary, ROTARY, *ROTARY, "head_dim", "whole_frames", "num_cached"),
     **fields(GridRotary.from_theta, USUAL, *USUAL, "theta", "dtype", "whole_frames"),
     **fields(GridRotary.of_sequence, {"frequencies": torch.ones(2), "layout": "half"}, "frequencies", "layout"),

@@ -1,23 +1,19 @@
 #!/usr/bin/env bash
-# Runs everything that needs a CUDA device: reports what can run here, then runs the tests of the kernels, the demo and
-# the GPU benchmarks, whose results go to benchmarks/results under the device's name.
+# Checks and measures what needs a CUDA device, within six minutes: bash tools/gpu.sh [FOLDER]
+# Results go to FOLDER, or $OUT, or outputs/gpu. Where the machine's own python3 sees a device nothing is installed: it
+# needs torch, triton, numpy, pyyaml, safetensors, pillow, pytest and hypothesis, and no network.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
-source tools/setup_env.sh
 
-python - <<'PY' || fail "PyTorch sees no CUDA device here: $(python -c 'import torch; print("torch", torch.__version__)')"
-import sys, torch
-sys.exit(not torch.cuda.is_available())
-PY
-
-status=0
-run() {
-    echo "== $*"
-    "$@" || status=1
+sees_a_device() {
+    "$1" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' 2>/dev/null
 }
-run pagedvid env
-run python -m pytest -q tests/attention tests/engine/test_demo_on_gpu.py
-run pagedvid generate --prompts configs/demo_prompts.txt --out outputs/demo_cuda --overwrite --set model.device=cuda
-run python benchmarks/attention.py --device cuda
-run python benchmarks/commit.py --device cuda
-exit "$status"
+
+python=python3
+if ! sees_a_device python3; then
+    source tools/setup_env.sh
+    python=python
+    sees_a_device python ||
+        fail "PyTorch sees no CUDA device here: $(python -c 'import torch; print("torch", torch.__version__)')"
+fi
+exec "$python" tools/device_checks.py "$@"

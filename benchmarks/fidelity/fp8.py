@@ -35,8 +35,9 @@ from pagedvid.attention.dense.torch_cpu_fp8 import TorchCpuFp8
 from pagedvid.codecs.assignment import CodecPair
 
 CODECS = (
-    *("bf16", "int8", "int4", "int4/int2", "int2", "int2-pair-s8", "int2-post"),
-    *("token8-g64", "token4-g64", "token2-g64", "hadamard4-g64", "hadamard2-g64"),
+    *("bf16", "int8", "int4", "int4/int2", "int2", "int2-pair", "int2-pair-s8", "int2-post"),
+    *("token8-g64", "token4-g64", "token2-g64", "token2-g32", "token2-g16"),
+    *("hadamard4-g64", "hadamard2-g64", "hadamard2-g32", "hadamard2-g16"),
     *("klt4", "klt3", "klt2.25", "klt2", "klt1.5", "klt1", "klt0.5"),
 )
 LARGEST_LOSS = 0.02

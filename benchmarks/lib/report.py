@@ -68,13 +68,23 @@ def name_after_device(arguments: argparse.Namespace, name: str) -> str:
 
 
 def write_report(arguments: argparse.Namespace, name: str, results: Mapping[str, Any]) -> None:
-    """Writes the JSON file: when and where it ran, all settings that affect the results, and the results."""
+    """Writes the JSON file and says where it is."""
+    save_report(arguments, name, results)
+    print(f"\nwritten to {arguments.out}")
+
+
+def save_report(arguments: argparse.Namespace, name: str, results: Mapping[str, Any]) -> None:
+    """Writes the JSON file: when and where it ran, all settings that affect the results, and the results.
+
+    The file is whole at any time, so that a program that is stopped later leaves what it had written before.
+    """
     given = {key: value for key, value in vars(arguments).items() if key not in ("out", "readme")}
     settings = {key: str(value) if isinstance(value, Path) else value for key, value in given.items()}
     report = {"benchmark": name, "environment": environment(), "settings": settings, "results": dict(results)}
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    arguments.out.write_text(to_json(report) + "\n")
-    print(f"\nwritten to {arguments.out}")
+    unfinished = arguments.out.with_name(f".{arguments.out.name}.unfinished")
+    unfinished.write_text(to_json(report) + "\n")
+    unfinished.replace(arguments.out)
 
 
 def to_json(value: Any, indent: int = 0) -> str:

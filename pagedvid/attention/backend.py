@@ -14,20 +14,16 @@ from __future__ import annotations
 import logging
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass
-from importlib import import_module
-from typing import Any
 
 import torch
 
-from pagedvid.attention.batches import batches_of
+from pagedvid.attention.batches import Batch, batches_of
 from pagedvid.attention.dense.base import DenseAttention
 from pagedvid.attention.dense.choice import choose_provider, provider_reasons
-from pagedvid.attention.history import PreparedStep, View
+from pagedvid.attention.history import PreparedStep, Tools
 from pagedvid.attention.layer_reads import ReadPlanner
-from pagedvid.attention.projected_view import ProjectedView
+from pagedvid.attention.projected_step import ProjectedStep
 from pagedvid.attention.projection import StepProjection
-from pagedvid.attention.rotary_view import RotaryView
 from pagedvid.attention.rotation import Rotation
 from pagedvid.attention.scratch import Scratch
 from pagedvid.attention.store import LayerStore
@@ -47,24 +43,6 @@ KEPT_STEPS = 8
 """Prepared steps kept: enough for the conditional and unconditional steps of a few batches."""
 
 
-@dataclass(frozen=True)
-class Operations:
-    """The operations of a backend besides those of codecs."""
-
-    arrange: Callable[..., None]
-    merge: Callable[..., None]
-
-    @staticmethod
-    def of(backend: str) -> Operations:
-        """Kernels are imported only if they are used."""
-        rotary, merging = (
-            ("pagedvid.rotary.kernels", "pagedvid.attention.kernels.merge")
-            if backend == "triton"
-            else ("pagedvid.rotary.tables", "pagedvid.attention.merge")
-        )
-        return Operations(import_module(rotary).arrange, import_module(merging).merge)
-
-
 class AttentionBackend:
     """Reads and writes the pages of one cache."""
 
@@ -73,48 +51,62 @@ class AttentionBackend:
         self.name = name
         self.store = LayerStore(pool, spec, book, uses_kernels)
         """Writes and reads whole layers of chunks."""
-        self._planner = ReadPlanner(pool, spec, book, scratch_bytes, uses_kernels)
-        self._scratch = Scratch(pool.device)
-        self._operations = Operations.of(name)
+        planner = ReadPlanner(pool, spec, book, scratch_bytes, uses_kernels)
+        self._tools = Tools(planner, Scratch(pool.device), *_operations(uses_kernels))
         self._dense: dict[torch.dtype, DenseAttention] = {}
-        self._prepared: OrderedDict[Hashable, tuple[Any, PreparedStep]] = OrderedDict()
-        for codecs in (
-            spec.codecs.all() if uses_kernels else ()
-        ):  # makes the kernels' tables now, not in the first steps
+        self._prepared: OrderedDict[Hashable, PreparedStep] = OrderedDict()
+        # The constants of kernels are made now, not during the first steps.
+        for codecs in spec.codecs.all() if uses_kernels else ():
             for layer in range(spec.num_layers):
                 for codec in book.pair(codecs, layer, slice(0, spec.num_kv_heads)):
                     book.access(codec, pool.device, uses_kernels)
 
     def prepare(
-        self, plan: StepPlan, view: Rotation | StepProjection, dtype: torch.dtype, context_tokens: Sequence[int] = ()
+        self,
+        plan: StepPlan,
+        rotation: Rotation,
+        dtype: torch.dtype,
+        context_tokens: Sequence[int] = (),
+        projection: StepProjection | None = None,
     ) -> PreparedStep:
         """Everything that is the same for all layers of a step; called once per step and view.
 
         The denoise steps of the same chunks over the same history share it, so that nothing within a step waits for the
         host or the device. `context_tokens`: number of context keys of each range; empty when no range has any.
+        `projection`: the view is through these cameras, not the rotary one.
         """
-        if isinstance(view, StepProjection):  # its cameras may differ from step to step
-            return self._made(plan, ProjectedView(view, self._scratch), dtype, context_tokens)
-        key = (plan_key(plan), id(view.stored_by), dtype, tuple(context_tokens))
-        if key not in self._prepared:
-            made = self._made(
-                plan,
-                RotaryView(view, dtype, self._planner.pool.device, self._operations.arrange),
-                dtype,
-                context_tokens,
-            )
-            self._prepared[key] = view.stored_by, made  # keeping the rope alive keeps its id from being reused
+        if projection is not None:  # its cameras may differ from step to step
+            return ProjectedStep(*self._arguments(plan, rotation, dtype, context_tokens), projection=projection)
+        key = (plan_key(plan), id(rotation.stored_by), dtype, tuple(context_tokens))
+        if key not in self._prepared:  # a kept step keeps its rope alive, so that the id is not reused
+            self._prepared[key] = PreparedStep(*self._arguments(plan, rotation, dtype, context_tokens))
             if len(self._prepared) > KEPT_STEPS:
                 self._prepared.popitem(last=False)
         self._prepared.move_to_end(key)
-        return self._prepared[key][1]
+        return self._prepared[key]
 
-    def _made(self, plan: StepPlan, view: View, dtype: torch.dtype, context_tokens: Sequence[int]) -> PreparedStep:
-        device, planner = self._planner.pool.device, self._planner
+    def _arguments(
+        self, plan: StepPlan, rotation: Rotation, dtype: torch.dtype, context_tokens: Sequence[int]
+    ) -> tuple[Tools, DenseAttention, torch.dtype, list[Batch], Rotation]:
+        planner = self._tools.planner
+        device = planner.pool.device
         if dtype not in self._dense:
             self._dense[dtype] = choose_provider(device, dtype, planner.spec.head_dim)
         batches = batches_of(plan, context_tokens, device, lambda range_: planner.most_ranges(range_, dtype))
-        return PreparedStep(planner, self._scratch, self._dense[dtype], self._operations.merge, view, batches)
+        return self._tools, self._dense[dtype], dtype, batches, rotation
+
+
+def _operations(uses_kernels: bool) -> tuple[Callable[..., None], Callable[..., None]]:
+    """`arrange` and `merge`; kernels are imported only if they are used."""
+    if uses_kernels:
+        from pagedvid.attention.kernels import merge
+        from pagedvid.rotary import kernels
+
+        return kernels.arrange, merge.merge
+    from pagedvid.attention import merge as reference
+    from pagedvid.rotary import tables
+
+    return tables.arrange, reference.merge
 
 
 def plan_key(plan: StepPlan) -> Hashable:

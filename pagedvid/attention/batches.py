@@ -88,7 +88,9 @@ class Batch:
         """Keys that each range sees besides its history."""
         return self.context_tokens + sum(run.num_tokens for run in self.current)
 
-    def __len__(self) -> int:
+    @cached_property
+    def num_ranges(self) -> int:
+        """E."""
         return len(self.ranges)
 
 

@@ -1,10 +1,12 @@
 """How a step attends, the same on every device: queries and current keys are arranged, history is decoded, a dense
 library makes partials, and one pass corrects and merges them.
 
-    arrange     queries and current keys as they meet history               view
-    decode      pages -> keys and values in one reused buffer               codec
+    arrange     queries and current keys as they meet history               rotary/
+    decode      pages -> keys and values in one reused buffer               codecs/
     dense       a partial over `own`, and one over every corrected chunk    dense/
     merge       all partials, lse - alpha * b                               merge.py
+
+Here keys and queries rotate by their positions; projected_step.py maps them by cameras instead.
 
 Axes: E ranges of a batch, J columns, T queries, n keys, h KV heads of a tile, q their query heads, D head_dim.
 """
@@ -13,15 +15,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from pagedvid.attention.batches import Batch
+from pagedvid.attention.batches import Batch, Column
 from pagedvid.attention.dense.base import DenseAttention
-from pagedvid.attention.layer_reads import Group, HistoryView, Piece, ReadPlanner, Tile
+from pagedvid.attention.layer_reads import Group, Piece, ReadPlanner, Tile, by_range
+from pagedvid.attention.rotation import Rotation
 from pagedvid.attention.scratch import Scratch
+from pagedvid.rotary.angles import Angles
 
 Context = Sequence[tuple[Tensor, Tensor] | None]
 """For each range of a step its context keys and values, [n, H, D] each, or None; empty when no range has any."""
@@ -29,57 +34,35 @@ Partial = tuple[Tensor, Tensor]
 """(out, lse) over some of the keys."""
 
 
-class View(HistoryView, Protocol):
-    """The form in which queries meet keys: rotated by their positions, or mapped by cameras."""
+@dataclass(frozen=True)
+class Tools:
+    """What the steps of a cache share."""
 
-    keeps_values: bool
-    """Whether values are read as they are."""
-
-    def arrange(
-        self,
-        batch: Batch,
-        q_TqD: Tensor,
-        k_ThD: Tensor,
-        v_ThD: Tensor,
-        q_ETqD: Tensor,
-        keys_EnhD: Tensor,
-        values_EnhD: Tensor | None,
-    ) -> None:
-        """Writes the batch's queries, and keys and values of its current runs, one after the other.
-
-        `values_EnhD` is None where they are not wanted.
-        """
-        ...
-
-    def context(self, batch: Batch, k_EnhD: Tensor, v_EnhD: Tensor) -> Partial:
-        """Context keys and values, which have no positions."""
-        ...
-
-    def read(self, batch: Batch, piece: Piece, records: Tensor, keys_EJnhD: Tensor, values_EJnhD: Tensor) -> None:
-        """Decodes a piece."""
-        ...
-
-    def bias_queries(self, batch: Batch, tile: Tile, q_TqD: Tensor, q_ETqD: Tensor) -> Tensor:
-        """The variants of the queries that b takes, [E, V, T, q, D], from those given and those that meet keys."""
-        ...
-
-    def result(self, batch: Batch, out_ETqD: Tensor) -> Tensor:
-        """The outputs as the model expects them."""
-        ...
+    planner: ReadPlanner
+    scratch: Scratch
+    arrange: Callable[..., None]
+    """`rotary.tables.arrange` or its kernel."""
+    merge: Callable[..., None]
+    """`merge.merge` or its kernel."""
 
 
 @dataclass(frozen=True, eq=False)
 class PreparedStep:
-    """A step in one view, ready for all layers; kept for the denoise steps of the same chunks."""
+    """A step ready for all layers; kept for the denoise steps of the same chunks."""
 
-    planner: ReadPlanner
-    scratch: Scratch
+    tools: Tools
     dense: DenseAttention
-    merge: Callable[..., None]
-    """`merge.merge` or its kernel."""
-    view: View
+    dtype: torch.dtype
     batches: Sequence[Batch]
+    rotation: Rotation
+    """Of the step's own tokens and, by its rope, of its history."""
+    keeps_values = True
+    """Whether values are read as they are."""
+    pulls_queries = False
+    """Whether b of every part takes queries of its own."""
     _tiles: dict[int, list[list[Tile]]] = field(default_factory=dict, repr=False)
+    _angles: dict[Any, Angles] = field(default_factory=dict, repr=False)
+    """Of some columns, the same for all layers."""
     _buffers: dict[tuple[str, tuple[int, ...]], Tensor] = field(default_factory=dict, repr=False)
     """Of the scratch; held here, so that they outlive a growth of the scratch under a captured CUDA graph."""
 
@@ -92,7 +75,7 @@ class PreparedStep:
         if tiles is None:
             with torch.inference_mode(False):  # a host may enter inference mode for some steps and not for others
                 tiles = self._tiles[layer] = [
-                    self.planner.tiles(batch, layer, self.view, q_THD.dtype) for batch in self.batches
+                    self.tools.planner.tiles(batch, layer, self, q_THD.dtype) for batch in self.batches
                 ]
         group, is_whole = q_THD.shape[1] // k_THD.shape[1], len(tiles) == len(tiles[0]) == 1
         out_THD: Tensor | None = None
@@ -103,13 +86,108 @@ class PreparedStep:
                 if is_whole and not tile.groups and isinstance(batch.queries.rows, slice):
                     return part.attend(context, None).flatten(0, 1).contiguous()
                 if out_THD is None:
-                    out_THD = torch.empty_like(q_THD)
-                place = batch.queries.of_packed(out_THD[:, queries])
+                    out_THD = q_THD.new_empty(q_THD.shape)
+                place = out_THD[batch.queries.rows, queries].unflatten(0, (batch.num_ranges, -1))
                 made = part.attend(context, place)
                 if made is not place or not isinstance(batch.queries.rows, slice):
                     out_THD[batch.queries.rows, queries] = made.flatten(0, 1)
         assert out_THD is not None
         return out_THD
+
+    # ------------------------------------------------------------------ the form in which queries meet keys
+
+    @property
+    def has_rope(self) -> bool:
+        """Whether keys that are stored before rotary embedding are rotated."""
+        return self.rotation.rope is not None
+
+    def angles(self, columns: Sequence[Column], *, stored_rotated: bool) -> Angles | None:
+        """The angles by which the keys of all chunks rotate, range by range; None: they do not.
+
+        Keys that were rotated before storage rotate on to where they are read.
+        """
+        reads, rope = by_range(columns), self.rotation.stored_by
+        is_in_place = stored_rotated and all(read.first_token == read.chunk.position for read in reads)
+        if rope is None or is_in_place:
+            return None
+        key = (tuple(columns), stored_rotated)
+        if key not in self._angles:
+            where = self.dtype, self.tools.planner.pool.device
+            places = [(read.first_token, read.chunk.num_tokens) for read in reads]
+            positions = [read.chunk.position for read in reads]
+            self._angles[key] = (
+                Angles.shifted(rope, places, positions, *where) if stored_rotated else Angles.of(rope, places, *where)
+            )
+        return self._angles[key]
+
+    def part_tokens(self, column: Column, layer: int) -> tuple[int, ...]:
+        """The tokens of the parts of a corrected chunk that have a b of their own: the chunk, or its runs of pages
+        where the correction's unit is the page."""
+        return column.reads[0].chunk.runs.get(layer, (column.num_tokens,))
+
+    def arrange(
+        self,
+        batch: Batch,
+        q_TqD: Tensor,
+        k_ThD: Tensor,
+        v_ThD: Tensor,
+        q_ETqD: Tensor,
+        keys_EnhD: Tensor,
+        values_EnhD: Tensor | None,
+    ) -> None:
+        """Writes the batch's queries, rotated, and the keys, rotated, and values of its current runs, one run after
+        the other. `values_EnhD` is None where they are not wanted."""
+        layout = "half" if self.rotation.rope is None else self.rotation.rope.layout
+        first = 0
+        for run in batch.current:
+            places = slice(first, first + run.num_tokens)
+            values = None if values_EnhD is None else values_EnhD[:, places]
+            q, q_out = (q_TqD, q_ETqD) if run is batch.queries else (None, None)
+            self.tools.arrange(
+                q, k_ThD, v_ThD, run.starts, run.num_tokens, layout, self._packed_angles, q_out, keys_EnhD[:, places],
+                values,
+            )  # fmt: skip
+            first = places.stop
+
+    @cached_property
+    def _packed_angles(self) -> tuple[Tensor, Tensor] | None:
+        """(cos, sin) [T, D/2] of all packed tokens; None: queries and keys arrive rotated, or have no positions."""
+        rotation = self.rotation
+        if rotation.cos is None or rotation.sin is None or rotation.arrive_rotated:
+            return None
+        return rotation.cos[:, 0], rotation.sin[:, 0]
+
+    def context_keys(self, batch: Batch, k_EnhD: Tensor, v_EnhD: Tensor) -> tuple[Tensor, Tensor]:
+        """Context keys and values as they meet queries: in page order, not rotated."""
+        return self.rotation.in_page_order(k_EnhD), v_EnhD
+
+    def read(self, batch: Batch, piece: Piece, keys_EJnhD: Tensor, values_EJnhD: Tensor) -> None:
+        """Decodes a piece of history; keys are rotated."""
+        records = self.tools.planner.pool.records
+        piece.keys.decode(records, piece.key_pages, piece.num_tokens, keys_EJnhD, piece.angles)
+        piece.values.decode(records, piece.value_pages, piece.num_tokens, values_EJnhD)
+
+    def bias_queries(self, batch: Batch, tile: Tile, q_TqD: Tensor, q_ETqD: Tensor) -> Tensor:
+        """The variants of the queries that b takes, [E, V, T, q, D], from those given and those that meet keys.
+
+        Rotation does not change b: keys that rotate after storage take mean squares of pairs.
+        """
+        if len(tile.variants) == 1 and tile.variants[0].axes is None:
+            return q_ETqD.unsqueeze(1)
+        along = [q_ETqD.float() if each.axes is None else q_ETqD.float() @ each.axes.T for each in tile.variants]
+        return torch.stack(along, dim=1)
+
+    def result(self, batch: Batch, out_ETqD: Tensor) -> Tensor:
+        """The outputs as the model expects them."""
+        return out_ETqD
+
+    def buffer(self, name: str, shape: tuple[int, ...]) -> Tensor:
+        """Of the scratch, for tokens [..., n, heads, D]."""
+        if (name, shape) not in self._buffers:
+            self._buffers[name, shape] = self.tools.scratch.tokens(
+                name, shape, self.dtype, head_major=self.dense.head_major
+            )
+        return self._buffers[name, shape]
 
 
 @dataclass(frozen=True, eq=False)
@@ -125,59 +203,53 @@ class _Attending:
 
     def attend(self, context: Context, out_ETqD: Tensor | None) -> Tensor:
         """The outputs [E, T, q, D]; where partials are merged, in `out_ETqD`."""
-        step, batch, tile = self.step, self.batch, self.tile
-        q_ETqD = self._buffer("queries", (len(batch), batch.queries.num_tokens, *self.q_TqD.shape[1:]))
-        own = step.dense(q_ETqD, *self._own_keys(context, q_ETqD), step.planner.spec.scale)
+        step, batch, tile, scale = self.step, self.batch, self.tile, self.step.tools.planner.spec.scale
+        q_ETqD = step.buffer("queries", (batch.num_ranges, batch.queries.num_tokens, *self.q_TqD.shape[1:]))
+        own = step.dense(q_ETqD, *self._own_keys(context, q_ETqD), scale)
         if out_ETqD is None or not tile.groups:
-            return step.view.result(batch, own[0])
-        others = [partial for group in tile.groups for partial in self._partials(group, q_ETqD)]
-        bias_queries = None if tile.bias is None else step.view.bias_queries(batch, tile, self.q_TqD, q_ETqD)
+            return step.result(batch, own[0])
+        others = [partial for group in tile.groups for partial in self._partials(group, q_ETqD, scale)]
+        bias_queries = None if tile.bias is None else step.bias_queries(batch, tile, self.q_TqD, q_ETqD)
         joined = others[0] if len(others) == 1 else [torch.cat(parts, 1) for parts in zip(*others, strict=True)]
-        step.merge(own, joined, out_ETqD, bias=tile.bias, q_EVTHD=bias_queries, scale=step.planner.spec.scale)
-        return step.view.result(batch, out_ETqD)
+        step.tools.merge(own, joined, out_ETqD, bias=tile.bias, q_EVTHD=bias_queries, scale=scale)
+        return step.result(batch, out_ETqD)
 
     def _own_keys(self, context: Context, q_ETqD: Tensor) -> Partial:
         """Keys and values of the sequence that needs no correction, [E, n, h, D]; also arranges the queries."""
-        batch, tile, view = self.batch, self.tile, self.step.view
+        step, batch, tile = self.step, self.batch, self.tile
         given = self.q_TqD, self.k_ThD, self.v_ThD, q_ETqD
-        shape = (len(batch), batch.num_current_tokens + tile.own_history_tokens, *self.k_ThD.shape[1:])
-        keys = self._buffer("keys", shape)
-        if shape[1] == batch.queries.num_tokens and view.keeps_values:  # the current chunk alone
-            view.arrange(batch, *given, keys, None)
-            return keys, batch.queries.of_packed(self.v_ThD)
-        values, first, end = self._buffer("values", shape), batch.context_tokens, batch.num_current_tokens
-        view.arrange(batch, *given, keys[:, first:end], values[:, first:end])
+        shape = (batch.num_ranges, batch.num_current_tokens + tile.own_history_tokens, *self.k_ThD.shape[1:])
+        keys = step.buffer("keys", shape)
+        if shape[1] == batch.queries.num_tokens and step.keeps_values:  # the current chunk alone
+            step.arrange(batch, *given, keys, None)
+            return keys, self.v_ThD[batch.queries.rows].unflatten(0, (batch.num_ranges, -1))
+        values, first, end = step.buffer("values", shape), batch.context_tokens, batch.num_current_tokens
+        step.arrange(batch, *given, keys[:, first:end], values[:, first:end])
         if first:
             pairs = [pair for number in batch.numbers if (pair := context[number]) is not None]
             stacked = (torch.stack([pair[i][:, tile.heads] for pair in pairs]) for i in (0, 1))
-            keys[:, :first], values[:, :first] = view.context(batch, *stacked)
+            keys[:, :first], values[:, :first] = step.context_keys(batch, *stacked)
         for piece in tile.own:
             num_columns, first = len(piece.columns), end
             end = first + num_columns * piece.num_tokens
             places = (x[:, first:end].unflatten(1, (num_columns, -1)) for x in (keys, values))
-            view.read(batch, piece, self.step.planner.pool.records, *places)
+            step.read(batch, piece, *places)
         return keys, values
 
-    def _partials(self, group: Group, q_ETqD: Tensor) -> list[Partial]:
+    def _partials(self, group: Group, q_ETqD: Tensor, scale: float) -> list[Partial]:
         """Over every chunk of a group, part by part: out [E, J, T, q, D], lse [E, J, T, q]."""
-        num_ranges, num_columns = len(self.batch), group.num_columns
+        step, num_ranges, num_columns = self.step, self.batch.num_ranges, group.num_columns
         shape = (num_ranges, num_columns, group.num_tokens, *self.k_ThD.shape[1:])
-        keys, values = self._buffer("keys", shape), self._buffer("values", shape)
+        keys, values = step.buffer("keys", shape), step.buffer("values", shape)
         first = 0
         for piece in group.pieces:
             columns = slice(first, first + len(piece.columns))
-            self.step.view.read(self.batch, piece, self.step.planner.pool.records, keys[:, columns], values[:, columns])
+            step.read(self.batch, piece, keys[:, columns], values[:, columns])
             first = columns.stop
         queries = q_ETqD.unsqueeze(1).expand(-1, num_columns, -1, -1, -1).flatten(0, 1)  # a view of a single range
         partials = []
         for part in group.parts:
             k, v = (x[:, :, part].flatten(0, 1) for x in (keys, values))
-            out, lse = self.step.dense(queries, k, v, self.step.planner.spec.scale)
+            out, lse = step.dense(queries, k, v, scale)
             partials.append((out.unflatten(0, (num_ranges, -1)), lse.unflatten(0, (num_ranges, -1))))
         return partials
-
-    def _buffer(self, name: str, shape: tuple[int, ...]) -> Tensor:
-        buffers, step = self.step._buffers, self.step
-        if (name, shape) not in buffers:
-            buffers[name, shape] = step.scratch.tokens(name, shape, self.q_TqD.dtype, head_major=step.dense.head_major)
-        return buffers[name, shape]

@@ -40,15 +40,17 @@ TOGETHER_BYTES = 32 * 2**20
 
 
 class HistoryView(Protocol):
-    """What a view decides about the stored keys that it reads."""
+    """What a prepared step decides about the stored keys that it reads."""
 
     @property
     def has_rope(self) -> bool:
         """Whether it rotates keys that are stored before rotary embedding."""
         ...
 
-    pulls_queries: bool
-    """Whether b of every part takes queries of its own."""
+    @property
+    def pulls_queries(self) -> bool:
+        """Whether b of every part takes queries of its own."""
+        ...
 
     def angles(self, columns: Sequence[Column], *, stored_rotated: bool) -> Angles | None:
         """The angles by which the keys of all chunks rotate, range by range; None: they do not."""
@@ -157,11 +159,11 @@ class ReadPlanner:
         own = [column for column, is_corrected in zip(batch.columns, corrected, strict=True) if not is_corrected]
         alone = [column for column, is_corrected in zip(batch.columns, corrected, strict=True) if is_corrected]
         widest = max(batch.num_current_tokens + _tokens(own), _tokens(alone))
-        num_heads = self.scratch_bytes // (len(batch) * self._head_bytes(widest, dtype))
+        num_heads = self.scratch_bytes // (batch.num_ranges * self._head_bytes(widest, dtype))
         if num_heads:
             groups = _alike(alone, layer, view, most_tokens=widest)
         else:  # not even one head of the whole history fits
-            most_tokens = self.scratch_bytes // (len(batch) * self._head_bytes(1, dtype))
+            most_tokens = self.scratch_bytes // (batch.num_ranges * self._head_bytes(1, dtype))
             own, groups = [], _alike(batch.columns, layer, view, most_tokens)
         return [self._tile(batch, layer, view, heads, own, groups) for heads in self._head_tiles(max(1, num_heads))]
 
@@ -186,7 +188,7 @@ class ReadPlanner:
     ) -> Tile:
         pieces = tuple(self._pieces(own, layer, view, heads))
         made = tuple(self._group(columns, layer, view, heads) for columns in groups)
-        return Tile(heads, pieces, made, *self._bias(made, layer, view, heads, len(batch)))
+        return Tile(heads, pieces, made, *self._bias(made, layer, view, heads, batch.num_ranges))
 
     def _group(self, columns: Sequence[Column], layer: int, view: HistoryView, heads: slice) -> Group:
         pieces = tuple(self._pieces(columns, layer, view, heads))

@@ -15,9 +15,8 @@ the pages of the step in which it was recorded.
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Sequence
-from typing import Any, ParamSpec, SupportsIndex, TypeVar
+from collections.abc import Sequence
+from typing import Any, SupportsIndex
 
 import torch
 from torch import Tensor
@@ -28,31 +27,10 @@ from pagedvid.handles import Compilable, object_of
 from pagedvid.rotary.projective import Projection
 from pagedvid.rotary.tables import RopeTables
 
-P = ParamSpec("P")
-R = TypeVar("R")
-
 _OPTIONS: dict[str, Any] = {"mutates_args": ("step",)}
 if hasattr(torch.Tag, "cudagraph_unsafe"):  # older versions record no graph with a tensor of the CPU, such as a handle
     _OPTIONS["tags"] = (torch.Tag.cudagraph_unsafe,)
 _BREAKS_HAVE_MESSAGES = torch.__version__ >= "2.8"
-
-
-def compiled_as(in_graph: Callable[..., R]) -> Callable[[Callable[P, R]], Callable[P, R]]:
-    """Code that is being compiled calls `in_graph` in place of the decorated function, unless its arguments say
-    otherwise: after a break of the graph, the decorated function runs as in eager mode."""
-
-    def decorate(function: Callable[P, R]) -> Callable[P, R]:
-        @functools.wraps(function)
-        def call(*args: P.args, **kwargs: P.kwargs) -> R:
-            if torch.compiler.is_compiling():
-                out = in_graph(*args, **kwargs)
-                if out is not NotImplemented:
-                    return out
-            return function(*args, **kwargs)
-
-        return call
-
-    return decorate
 
 
 # ---------------------------------------------------------------------- what a compiler traces

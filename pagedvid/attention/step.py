@@ -13,7 +13,7 @@ from pagedvid.arguments import list_of, whole_number
 from pagedvid.attention.backend import AttentionBackend
 from pagedvid.attention.history import Context, PreparedStep
 from pagedvid.attention.measure import sample_queries, sampled_offsets
-from pagedvid.attention.operator import attend_in_graph, compiled_as, store_in_graph
+from pagedvid.attention.operator import attend_in_graph, store_in_graph
 from pagedvid.attention.projection import StepProjection
 from pagedvid.attention.rotation import Rotation
 from pagedvid.attention.store import Writing
@@ -22,7 +22,7 @@ from pagedvid.cache.pool import PagePool
 from pagedvid.cache.spec import CacheSpec
 from pagedvid.errors import ConfigError, ShapeError, StateError
 from pagedvid.handles import Compilable
-from pagedvid.host_state import independent_of_host, plain_tensor
+from pagedvid.host_state import compiled_as, independent_of_host, plain_tensor
 from pagedvid.rotary.checked import CheckedRope, require_same_rope
 from pagedvid.rotary.projective import Projection
 from pagedvid.rotary.tables import RopeTables
@@ -181,7 +181,7 @@ class Step(Compilable):
         made_from = (projection, dtype, context_tokens)
         if slot not in self._projective or not _is_same(self._projective[slot][0], made_from):
             view = StepProjection.of(self.plan, self._spec, projection, self._pool.device)
-            prepared = self._backend.prepare(self.plan, view, dtype, context_tokens)
+            prepared = self._backend.prepare(self.plan, rotation, dtype, context_tokens, view)
             self._projective[slot] = (made_from, view, prepared)
         return self._projective[slot][1:]
 

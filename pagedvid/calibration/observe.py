@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from pagedvid.attention.operator import attend_in_graph, compiled_as
+from pagedvid.attention.operator import attend_in_graph
 from pagedvid.attention.step import Step, checked_layer
 from pagedvid.attention.store import LayerStore
 from pagedvid.cache.plan import RangePlan, StepPlan
@@ -24,7 +24,7 @@ from pagedvid.calibration.fit import calibration_of
 from pagedvid.calibration.statistics import LayerStatistics, Observation
 from pagedvid.codecs.klt.blocks import BlockLayout
 from pagedvid.codecs.klt.file import Calibration
-from pagedvid.host_state import independent_of_host
+from pagedvid.host_state import compiled_as, independent_of_host
 from pagedvid.paged_kv_cache import PagedKVCache
 from pagedvid.rotary.tables import RopeTables, to_half_layout, unrotate
 

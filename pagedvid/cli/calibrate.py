@@ -14,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pagedvid.cli.cores import choose_wait_policy
 from pagedvid.cli.messages import logs_as_notes, reason
 from pagedvid.cli.options import add_config_options, path_flag, resolve_options
 from pagedvid.cli.prompts import read_prompts
@@ -60,6 +61,7 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError(
             f"{named(args.out.parent)} is not a folder that can be written to; make it, or give another --out"
         )
+    choose_wait_policy()
     from pagedvid.codecs.klt.file import save_calibration
 
     with logs_as_notes(report):
@@ -122,8 +124,8 @@ def calibrate_model(config: Config, requests: list[VideoRequest]) -> tuple[Calib
     from pagedvid.calibration.observe import ObservingCache
     from pagedvid.models.build import build_engine, resolve
 
-    if config.generate.threads is not None:
-        torch.set_num_threads(config.generate.threads)
+    if config.generate.threads != "auto":  # tables must not depend on what else the cores do
+        torch.set_num_threads(int(config.generate.threads))
     engine = build_engine(resolve(config), [request.prompt for request in requests], ObservingCache)
     cache, num_chunks, failures = engine.cache, 0, list[str]()
     assert isinstance(cache, ObservingCache)

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pagedvid.cli.cores import choose_wait_policy
 from pagedvid.cli.messages import reason
 from pagedvid.cli.options import by_rule, path_flag
 from pagedvid.cli.terminal import EXIT_BAD_INPUT, EXIT_FAILED, EXIT_SUCCESS
@@ -38,6 +39,7 @@ def run(args: argparse.Namespace) -> int:
     nothing to decode, or nothing to write videos with.
     """
     files = latents_files(args.latents)
+    choose_wait_policy()
     import torch
 
     from pagedvid.integrations.vae import VideoVae

@@ -9,6 +9,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from pagedvid import __version__
+from pagedvid.cli.cores import choose_wait_policy
 from pagedvid.cli.generate_plan import plan_lines
 from pagedvid.cli.messages import logs_as_notes, reason
 from pagedvid.cli.options import add_config_options, path_flag, resolve_options
@@ -17,6 +18,7 @@ from pagedvid.cli.progress_view import progress_view
 from pagedvid.cli.prompts import read_prompts
 from pagedvid.cli.run_result import RunResult, summary_lines
 from pagedvid.cli.terminal import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_SUCCESS
+from pagedvid.cli.threads import ThreadChoice
 from pagedvid.cli.video_run import VideoRun
 from pagedvid.config.sections import Config, frame_settings
 from pagedvid.engine.requests import VideoRequest
@@ -80,6 +82,7 @@ def _make_videos(
     spec: RunSpec, folder: OutputFolder, requests: Sequence[VideoRequest], view: ProgressView
 ) -> RunResult:
     to_encode = [request.prompt for request in requests if "embeddings" not in request.inputs]
+    threads = ThreadChoice.of(spec.config)
     engine = create_engine(spec, to_encode)
     try:
         return VideoRun(
@@ -90,6 +93,7 @@ def _make_videos(
             frames_per_second=spec.config.generate.frames_per_second or engine.model.frames_per_second,
             scale=spec.config.generate.scale or spec.model.pixel_scale,
             versions=_versions(folder.holds_latents),
+            threads=threads,
         ).run()
     finally:
         engine.close()
@@ -97,6 +101,7 @@ def _make_videos(
 
 def resolved(config: Config) -> RunSpec:
     """What the configuration comes to. PyTorch is imported here, so that `--help` does not wait for it."""
+    choose_wait_policy()
     from pagedvid.models.build import resolve
 
     return resolve(config)
@@ -104,12 +109,8 @@ def resolved(config: Config) -> RunSpec:
 
 def create_engine(spec: RunSpec, prompts: Sequence[str]) -> Engine:
     """The engine: prompts are encoded, the model is loaded and the memory allocated."""
-    import torch
-
     from pagedvid.models.build import build_engine
 
-    if spec.config.generate.threads is not None:
-        torch.set_num_threads(spec.config.generate.threads)
     return build_engine(spec, prompts)
 
 

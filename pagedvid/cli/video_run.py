@@ -16,6 +16,7 @@ from pagedvid.cli.messages import reason
 from pagedvid.cli.progress import ProgressView, Status
 from pagedvid.cli.run_result import RunResult
 from pagedvid.cli.terminal import Interrupt
+from pagedvid.cli.threads import ThreadChoice
 from pagedvid.engine.requests import ChunkOutput, EngineOutput, VideoRequest
 from pagedvid.errors import CapacityError, ConfigError
 from pagedvid.output.folder import OutputFolder
@@ -38,6 +39,8 @@ class VideoRun:
     """Playing speed of the videos."""
     scale: int
     versions: Mapping[str, str]
+    threads: ThreadChoice | None = None
+    """None: the number of threads stays as it is."""
     result: RunResult = field(default_factory=RunResult)
 
     def __post_init__(self) -> None:
@@ -82,7 +85,7 @@ class VideoRun:
     def _step(self) -> bool:
         """One step of the engine; False when it cannot continue. Failures of single videos are among its outputs."""
         try:
-            outputs = self.engine.step()
+            outputs = self.threads.run(self.engine.step) if self.threads else self.engine.step()
         except Exception as error:
             self.view.note(f"stopped {reason(error)}")
             return False
@@ -128,6 +131,7 @@ class VideoRun:
 
     def _details(self, stored_bytes: int, bf16_bytes: int) -> dict[str, Any]:
         return {
+            **({"threads": self.threads.num_threads} if self.threads else {}),
             "frames_per_second": self.frames_per_second,
             "seconds_after_start": round(time.monotonic() - self._started, 3),
             "cache_peak_bytes": stored_bytes,

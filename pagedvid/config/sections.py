@@ -188,8 +188,9 @@ class GenerateConfig(Section):
     """Enlargement of the pixels in the files (nearest neighbour); null = the model's (demo: 8, others: 1)."""
     frames_per_second: float | None = setting(None, nothing() | number(0.0001, 240))
     """Playing speed of the videos; null = the model's."""
-    threads: int | None = setting(None, nothing() | whole(1, 512))
-    """Threads of tensor operations on the CPU; null = PyTorch's choice."""
+    threads: int | str = setting("auto", one_of("auto") | whole(1, 512))
+    """Threads of tensor operations on the CPU; auto = one or all, whichever makes the first steps faster (all where
+    `engine.reproducible` is set)."""
 
 
 @dataclass(frozen=True)

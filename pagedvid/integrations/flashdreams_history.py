@@ -25,8 +25,6 @@ from pagedvid.cache.stream import Stream
 from pagedvid.cache.window import Window
 from pagedvid.errors import ConfigError, StateError
 from pagedvid.paged_kv_cache import PagedKVCache
-from pagedvid.rotary.axis_tables import follows_grid
-from pagedvid.rotary.grid import RopeGrid
 
 
 @dataclass
@@ -156,11 +154,6 @@ class ChunkRope:
         self._embedding = embedding
         self._is_relative = positions == "window"
         self._chunk_size = chunk_size
-        num_pairs = self.tables(0, chunk_size)[0].shape[1]
-        self.grid = _described_grid(embedding, num_pairs)
-        """That of the embedding if its angles follow it, else frames of one token."""
-        if not follows_grid(self, [(0, chunk_size), (chunk_size, chunk_size)]):
-            self.grid = RopeGrid.by_token(num_pairs)
 
     def tables(self, first_token: int, num_tokens: int) -> tuple[Tensor, Tensor]:
         """(cos, sin), each float32 [L, d/2], of the chunk that begins with `first_token`."""
@@ -176,15 +169,6 @@ class ChunkRope:
             return slots[slot]
         # The correction is fitted to queries one chunk ahead of the last slot: extrapolated from the last two.
         return 2 * slots[-1] - slots[-2] if len(slots) > 1 else slots[-1]
-
-
-def _described_grid(embedding: Any, num_pairs: int) -> RopeGrid:
-    """The grid that an embedding's attributes describe: frames of `len_h` x `len_w` tokens, and as many pairs for time,
-    row and column as it has raw frequencies. Frames of one token if it has no such attributes."""
-    frequencies = [getattr(embedding, f"raw_freqs_{axis}", ()) for axis in "thw"]
-    height, width = (getattr(embedding, f"len_{axis}", 1) for axis in "hw")
-    pairs = [len(each) for each in frequencies]
-    return RopeGrid.split(height, width, pairs) if sum(pairs) == num_pairs else RopeGrid.by_token(num_pairs)
 
 
 def release(cache: PagedKVCache, streams: Sequence[Stream]) -> None:

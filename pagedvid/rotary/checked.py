@@ -15,9 +15,7 @@ from torch import Tensor
 
 from pagedvid.errors import ShapeError, StateError
 from pagedvid.host_state import plain_tensor
-from pagedvid.rotary.axis_tables import Angles, AxisTables
-from pagedvid.rotary.grid import RopeGrid
-from pagedvid.rotary.tables import LAYOUTS, RopeTables, grid_of
+from pagedvid.rotary.tables import LAYOUTS, RopeTables
 
 KEPT_TABLES, KEPT_ROPES = 16, 4
 """Tables per rope, and ropes, that are kept on a device: enough for the ranges of a few batches."""
@@ -38,12 +36,6 @@ class CheckedRope:
         self.layout: str = layout
         self.host = rope
         self._num_pairs = num_pairs
-        self._is_grid_checked = not hasattr(rope, "grid")
-
-    @property
-    def grid(self) -> RopeGrid:
-        """The grid of the host's rope, or frames of one token if it has none."""
-        return grid_of(self.host, self._num_pairs)
 
     def tables(self, first_token: int, num_tokens: int) -> tuple[Tensor, Tensor]:
         """The host's tables, float32; see `RopeTables.tables`. Raises ShapeError for tables of another size or type."""
@@ -53,19 +45,7 @@ class CheckedRope:
         cos, sin = (_as_table(name, table) for name, table in zip(("cos", "sin"), given, strict=True))
         for table in (cos, sin):
             self._check(table, first_token, num_tokens)
-        if not (self._is_grid_checked or cos.device.type != "cpu" or first_token % self.grid.frame_tokens):
-            self._is_grid_checked = True
-            self._check_grid(first_token, num_tokens)
         return cos, sin
-
-    def _check_grid(self, first_token: int, num_tokens: int) -> None:
-        """Done once, on the CPU, where nothing has to wait: kernels look up angles by the grid alone."""
-        looked_up = AxisTables.of(self, [(first_token, num_tokens)]).at(0, num_tokens)
-        if not _are_alike(looked_up, self.tables(first_token, num_tokens)):
-            raise ShapeError(
-                f"the tables of a {type(self.host).__name__} do not follow its grid, {self.host.grid}: the angle of a "  # type: ignore[attr-defined]
-                "pair does not depend on its axis alone; correct the grid, or leave it out"
-            )
 
     def _check(self, table: Tensor, first_token: int, num_tokens: int) -> None:
         if table.ndim == 2 and table.shape[1] != self._num_pairs:
@@ -97,7 +77,7 @@ def require_same_rope(rope: CheckedRope | None, stored: CheckedRope | None, posi
         )
 
 
-def _are_alike(a: Angles, b: Angles) -> bool:
+def _are_alike(a: tuple[Tensor, Tensor], b: tuple[Tensor, Tensor]) -> bool:
     return all(torch.allclose(x, y.to(x.device), rtol=0, atol=SAME_ANGLE) for x, y in zip(a, b, strict=True))
 
 

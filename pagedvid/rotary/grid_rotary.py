@@ -16,10 +16,10 @@ from torch import Tensor
 from pagedvid.arguments import instance_of, list_of, one_of, whole_number, whole_numbers
 from pagedvid.errors import ConfigError, ShapeError
 from pagedvid.handles import Compilable
-from pagedvid.rotary.grid import AXES, RopeGrid
 from pagedvid.rotary.tables import LAYOUTS
 from pagedvid.shown import shown
 
+AXES = ("time", "row", "column")
 CACHED_TABLES = 32
 LARGEST_SIZE = 2**20
 """Of a head, of a frame's rows and columns, and of a cache of tables; a larger number is taken for a mistake."""
@@ -55,9 +55,6 @@ class GridRotary(Compilable):
         self._frequencies = _checked_frequencies(frequencies)
         self._rows, self._columns = _checked_positions(axis_positions, self._frequencies[0])
         self._num_still = _num_still_pairs(head_dim, sum(map(len, self._frequencies)))
-        pairs = [len(each) for each in self._frequencies]
-        pairs[-1] += self._num_still
-        self.grid = RopeGrid.split(len(self._rows), len(self._columns), pairs)
         self._whole_frames = whole_frames
         self._cached_tables = lru_cache(maxsize=_size("num_cached", num_cached, 0))(self._compute)
 
@@ -101,7 +98,7 @@ class GridRotary(Compilable):
 
         Raises ShapeError if only whole frames are allowed and the tokens cut one.
         """
-        frame_tokens = self.grid.frame_tokens
+        frame_tokens = len(self._rows) * len(self._columns)
         if self._whole_frames and (first_token % frame_tokens or num_tokens % frame_tokens):
             raise ShapeError(
                 f"tokens {first_token} to {first_token + num_tokens} cut a frame of {frame_tokens} tokens; give whole "
@@ -110,7 +107,7 @@ class GridRotary(Compilable):
         return self._cached_tables(first_token, num_tokens)
 
     def _compute(self, first_token: int, num_tokens: int) -> tuple[Tensor, Tensor]:
-        rows, columns = self.grid.height, self.grid.width
+        rows, columns = len(self._rows), len(self._columns)
         tokens = torch.arange(first_token, first_token + num_tokens, dtype=torch.int64, device=self._rows.device)
         positions = (
             (tokens // (rows * columns)).to(self._rows.dtype),

@@ -14,17 +14,12 @@ import torch
 from torch import Tensor
 
 from pagedvid.errors import ConfigError
-from pagedvid.rotary.grid import RopeGrid
 
 LAYOUTS = ("half", "interleaved")
 
 
 class RopeTables(Protocol):
-    """Rotary tables by token offset. `rotary.grid_rotary.GridRotary` makes them from frequencies and positions.
-
-    Besides these two, an object may have `grid`, the `RopeGrid` that its tables follow. Kernels then read one table row
-    per frame and per row and column of a frame, instead of one per token.
-    """
+    """Rotary tables by token offset. `rotary.grid_rotary.GridRotary` makes them from frequencies and positions."""
 
     @property
     def layout(self) -> str:
@@ -34,24 +29,6 @@ class RopeTables(Protocol):
     def tables(self, first_token: int, num_tokens: int) -> tuple[Tensor, Tensor]:
         """(cos, sin), each float32 [num_tokens, D/2], of the tokens from `first_token` on."""
         ...
-
-
-def grid_of(rope: RopeTables, num_pairs: int) -> RopeGrid:
-    """The grid of rotary tables with `num_pairs` columns; frames of one token if they have none.
-
-    Raises ConfigError for a grid that does not fit these tables.
-    """
-    if not hasattr(rope, "grid"):
-        return RopeGrid.by_token(num_pairs)
-    grid = rope.grid
-    if not isinstance(grid, RopeGrid):
-        raise ConfigError(f"the grid of a {type(rope).__name__} is {grid!r}; give a RopeGrid, or leave it out")
-    if len(grid.axes) != num_pairs:
-        raise ConfigError(
-            f"the grid of a {type(rope).__name__} has axes of {len(grid.axes)} pairs, its tables have {num_pairs} "
-            "columns; give one axis for each column"
-        )
-    return grid
 
 
 def halves(x: Tensor, layout: str) -> tuple[Tensor, Tensor]:

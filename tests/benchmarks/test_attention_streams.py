@@ -35,6 +35,24 @@ def test_attention_writes_a_row_per_case(tmp_path: Path, capsys: pytest.CaptureF
     assert rows[3]["tflops"] == pytest.approx(4 * 2 * 70 * 210 * 4 * 32 / rows[3]["median_seconds"] / 1e12)
 
 
+def test_every_table_is_in_the_file_as_soon_as_it_is_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second history never ends well."""
+    measured = attention_streams.measure
+
+    def measure(arguments, name: str, num_chunks: int, num_streams: int) -> list[dict]:
+        if num_chunks == 2:
+            raise KeyboardInterrupt
+        return measured(arguments, name, num_chunks, num_streams)
+
+    monkeypatch.setattr(attention_streams, "measure", measure)
+    settings = ["--device", "cpu", "--shapes", "tiny", "--backends", "torch", "--codecs", "int2", "--rounds", "1"]
+    with pytest.raises(KeyboardInterrupt):
+        main([*settings, "--chunks", "0", "2", "--streams", "1", "--out", str(tmp_path / "x.json")])
+    rows = json.loads((tmp_path / "x.json").read_text())["results"]["rows"]
+    assert [row["case"] for row in rows] == ["dense torch-cpu", "torch int2"]
+    assert [path.name for path in tmp_path.iterdir()] == ["x.json"]
+
+
 def test_attention_on_cuda_is_handed_over(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[list[str]] = []
     monkeypatch.setattr(attention_streams, "main", seen.append)

@@ -11,9 +11,6 @@ import torch
 from pagedvid import StreamCodecs
 from pagedvid.errors import CapacityError, ConfigError, NonFiniteError, StateError
 from pagedvid.integrations.flashdreams import PagedRollouts, install
-from pagedvid.integrations.flashdreams_history import ChunkRope
-from pagedvid.rotary.axis_tables import follows_grid
-from pagedvid.rotary.grid import RopeGrid
 from tests.integrations.flashdreams_cpu import library, open_rollout, roll_out, set_up, wan_config
 
 SIZE = (6, 10)
@@ -117,25 +114,6 @@ def test_a_network_without_its_transformer():
         return torch.stack(out)
 
     assert torch.allclose(flows(False), flows(True), atol=2e-5, rtol=1e-4)
-
-
-@pytest.mark.parametrize("positions", ["absolute", "window"])
-def test_the_rotary_embedding_tells_its_grid(positions):
-    """Where frequencies do not keep to what the embedding says of itself, every token counts as a frame."""
-    ropes, own = library("core.attention"), {"head_dim": 32, "len_h": 3, "len_w": 5, "len_t": 2, "interleaved": True}
-    if positions == "absolute":
-        embedding = ropes.RotaryPositionEmbedding3D(**own, device=torch.device("cpu"))
-    else:
-        embedding = ropes.KVCacheRelativeRotaryPositionEmbedding3D(
-            **own, sink_size_t=2, window_size_t=4, device=torch.device("cpu")
-        )
-    rope = ChunkRope(embedding, positions, chunk_size=30)
-    assert rope.grid == RopeGrid.split(3, 5, (6, 5, 5))
-    assert follows_grid(rope, [(0, 30), (30, 30), (60, 30), (90, 30)])
-    embedding.len_h, embedding.len_w = 5, 3
-    assert ChunkRope(embedding, positions, chunk_size=30).grid == RopeGrid.by_token(16)
-    del embedding.raw_freqs_h
-    assert ChunkRope(embedding, positions, chunk_size=30).grid == RopeGrid.by_token(16)
 
 
 def test_reset_begins_anew(transformer, rollouts):

@@ -9,7 +9,6 @@ from torch import Tensor
 from pagedvid.cache.window import Window
 from pagedvid.errors import ShapeError, StateError
 from pagedvid.rotary.checked import CheckedRope, Ropes
-from pagedvid.rotary.grid import RopeGrid
 from tests.attention.reference import TableRope
 from tests.attention.scenes import HEAD_DIM, commit_all, make_cache
 
@@ -129,20 +128,6 @@ def test_a_rope_is_wrapped_once() -> None:
     checked = ropes.checked(RIGHT)
     assert isinstance(checked, CheckedRope) and ropes.checked(RIGHT) is checked and ropes.checked(checked) is checked
     assert ropes.on_device(RIGHT) is checked
-
-
-class OfGrid(Given):
-    def __init__(self, grid: RopeGrid) -> None:
-        super().__init__(lambda c, s: (c, s))
-        self.grid = grid
-
-
-def test_a_grid_that_the_tables_do_not_follow_is_refused() -> None:
-    """Otherwise kernels would silently look up the angles of other places."""
-    by_token = OfGrid(RopeGrid.by_token(NUM_PAIRS))
-    assert torch.equal(step_with(by_token), step_with(RIGHT))
-    with pytest.raises(ShapeError, match="the tables of a OfGrid do not follow its grid, RopeGrid"):
-        step_with(OfGrid(RopeGrid(10, 5, (2,) * NUM_PAIRS)))
 
 
 def test_a_stream_keeps_one_rope_alive_however_many_its_host_makes() -> None:

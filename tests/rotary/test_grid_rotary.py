@@ -11,8 +11,6 @@ from torch import Tensor
 import pagedvid
 from pagedvid.cache.window import Window
 from pagedvid.errors import ConfigError, ShapeError
-from pagedvid.rotary.axis_tables import follows_grid
-from pagedvid.rotary.grid import RopeGrid
 from pagedvid.rotary.grid_rotary import GridRotary, theta_frequencies
 from pagedvid.rotary.tables import from_half_layout, rotate, to_half_layout
 from tests.attention.scenes import HEAD_DIM, make_cache
@@ -74,14 +72,6 @@ def test_angles_are_computed_in_the_dtype_of_the_frequencies(dtype):
     assert (abs(float(expected) - exact) < 1e-6) == (dtype == torch.float64)
 
 
-@pytest.mark.parametrize("still", [0, 2])
-@pytest.mark.parametrize("pairs", PAIRS)
-def test_tables_follow_their_grid(pairs, still):
-    rope = GridRotary(drawn(*pairs), drawn(3, 5), "half", head_dim=2 * (sum(pairs) + still))
-    assert rope.grid == RopeGrid.split(3, 5, (pairs[0], pairs[1], pairs[2] + still))
-    assert follows_grid(rope, [(0, 45), (1500, 30), (30, 7)])
-
-
 def test_a_part_of_a_table_is_the_table_of_the_part():
     rope = GridRotary(drawn(3, 2, 2, dtype=torch.float32), drawn(3, 5), "half")
     for whole, part in zip(rope.tables(0, 90), rope.tables(22, 31), strict=True):
@@ -131,7 +121,7 @@ def test_an_axis_without_pairs_and_the_usual_positions():
     rope = GridRotary.from_theta((0, 4, 2), 3, 5, "interleaved", theta=100.0, dtype=torch.float32)
     given = (torch.empty(0), theta_frequencies(4, 100.0, torch.float32), theta_frequencies(2, 100.0, torch.float32))
     same = GridRotary(given, (torch.arange(3), torch.arange(5)), "interleaved")
-    assert rope.layout == "interleaved" and rope.grid == same.grid
+    assert rope.layout == "interleaved"
     assert all(torch.equal(*pair) for pair in zip(rope.tables(7, 40), same.tables(7, 40), strict=True))
 
 
@@ -140,7 +130,6 @@ def test_tokens_in_one_line():
     rope = GridRotary.of_sequence(frequencies, "half")
     angles = torch.arange(100, 120, dtype=torch.float64)[:, None] * frequencies
     assert torch.equal(rope.tables(100, 20)[1], angles.sin().float())
-    assert rope.grid == RopeGrid.by_token(4)
 
 
 def test_the_last_tables_are_kept():

@@ -22,13 +22,13 @@ SHARED_MEMORY_LIMIT_BYTES = {80: 163 * 1024, 90: 227 * 1024}
 
 _TYPES = {
     "*bf16": ("q", "x", "out", "total_out", "variance", "cos", "sin"),
-    "*fp16": ("typed", "key_typed", "value_typed"),
+    "*fp16": ("typed", "synthesis"),
     "*fp32": (
         *("lse", "total_lse", "alpha", "square_step_size", "short_step_sizes", "inverse_scales", "mean"),
-        *("levels", "cosines", "synthesis", "analysis", "deviations", "deviation", "normal"),
+        *("levels", "cosines", "analysis", "deviation", "normal", "units", "peaks", "weights"),
     ),
     "*u8": ("records", "codes", "bad"),
-    "*i32": ("pages", "segments", "ranges", "blocks", "tables", "first_bits", "widths", "width"),
+    "*i32": ("pages", "segments", "ranges", "blocks", "tables", "words", "first_bits", "widths", "width"),
     "*i64": ("rank", "direction"),
     "fp32": ("scale",),
 }

@@ -30,13 +30,9 @@ def klt_launches() -> Iterator[Launch]:
             constants = klt_decode_constants(layout, torch.bfloat16, angles, None)
             label = f"{CODEC}, {num_frames} frames" + (", rotated" if angles is not None else "")
             yield Launch.of(label, klt_decode_kernel, constants, num_warps(layout, torch.bfloat16), values=values)
-        constants = klt_decode_constants(
-            layout, torch.float32, None, None
-        )  # a commit pass measures the correction on these
-        label = f"{CODEC}, {num_frames} frames, float32"
-        yield Launch.of(
-            label, klt_decode_kernel, constants, num_warps(layout, torch.float32), values=values, out="*fp32"
-        )
+        constants = klt_decode_constants(layout, torch.float32, None, None)  # when a commit pass measures a correction
+        label, types = f"{CODEC}, {num_frames} frames, float32", {"out": "*fp32", "synthesis": "*fp32"}
+        yield Launch.of(label, klt_decode_kernel, constants, num_warps(layout, torch.float32), values=values, **types)
     for num_frames in (3, 6):
         layout = klt_layout(num_frames)
         for kernel, constants, warps in (

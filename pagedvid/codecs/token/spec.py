@@ -28,6 +28,12 @@ class TokenSpec(CodecSpec):
     is_hadamard: bool = False
     """Whether channels are rotated by a Hadamard matrix first."""
 
+    @property
+    @override
+    def survives_fp8(self) -> bool:
+        # 2 bits in groups of 64: 1.2 % more error at most, of 32: 1.5 %, of 16: 2.4 %. 4 bits in groups of 64: 32 %.
+        return self.bits == 2 and self.group >= 32
+
     @override
     def page_tokens(self, page: PageFormat) -> int:
         if page.head_dim % self.group:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 
@@ -9,7 +11,9 @@ from fidelity import fp8
 from fidelity.fp8 import fp8_tables, measure_codec, outputs, verdicts
 from fidelity.tensor import Family, scheme_of
 from lib.attention_error import exact_output, measure, relative_error, store
+from lib.report import RESULTS
 from lib.samples import draw_family
+from pagedvid.codecs.assignment import CodecPair
 
 
 @pytest.fixture(scope="module")
@@ -49,6 +53,15 @@ def test_a_larger_scale_than_needed_costs_nothing(family: Family, monkeypatch) -
 
     monkeypatch.setattr(fp8, "to_fp8", loose)
     assert measure_codec(family, "int4")["fp8"]["mean"] == pytest.approx(exact, rel=0.02)
+
+
+def test_codecs_say_what_was_measured() -> None:
+    results = json.loads((RESULTS / "fidelity_fp8.json").read_text())["results"]["fp8"]
+    found = verdicts(results)
+    assert list(found) == list(fp8.CODECS)
+    for codec, survives in found.items():
+        pair = CodecPair.read(codec)
+        assert (pair.keys.survives_fp8 and pair.values.survives_fp8) == survives, codec
 
 
 def test_the_verdict_is_that_of_the_worst_family() -> None:

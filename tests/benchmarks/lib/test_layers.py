@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from lib.layers import SHAPES
-from pagedvid.rotary.axis_tables import follows_grid
-from pagedvid.rotary.grid import RopeGrid
 
 
-def test_the_rotary_embedding_has_the_grid_of_the_shape() -> None:
+def test_chunks_and_frames_have_the_sizes_of_the_models() -> None:
     assert {name: shape.chunk_tokens for name, shape in SHAPES.items()} == {
         "wan-1.3b": 3 * 1560,
         "wan-14b": 3 * 1560,
@@ -15,6 +13,6 @@ def test_the_rotary_embedding_has_the_grid_of_the_shape() -> None:
         "hy-worldplay-8b": 4 * 1560,
         "tiny": 70,
     }
-    shape = SHAPES["tiny"]
-    assert shape.rope().grid == RopeGrid.split(5, 7, (6, 5, 5))
-    assert follows_grid(shape.rope(), [(0, 70), (70, 70)])
+    cos, _ = SHAPES["tiny"].rope().tables(0, 70)
+    assert cos.shape == (70, 16)
+    assert bool((cos[0, 6:] == cos[35, 6:]).all()), "the next frame of 5 x 7 tokens"

@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from pagedvid.models.demo.network import demo_rotary
-from pagedvid.rotary.axis_tables import follows_grid
 from pagedvid.rotary.tables import rotate
 
 ROPE = demo_rotary(head_dim=64, rows=4, columns=4)
@@ -32,12 +31,6 @@ def test_half_of_the_pairs_rotate_with_time_and_a_quarter_with_each_side() -> No
     assert same[0] == [False] * 16 + [True] * 16
     assert same[1] == [True] * 16 + [False] * 8 + [True] * 8
     assert same[2] == [True] * 24 + [False] * 8
-
-
-def test_the_tables_follow_their_grid() -> None:
-    rope = demo_rotary(head_dim=32, rows=3, columns=5)
-    assert (rope.grid.frame_tokens, rope.grid.width) == (15, 5)
-    assert follows_grid(rope, [(0, 45), (1500, 30), (30, 7)])
 
 
 def test_scores_depend_on_the_distance_only() -> None:

@@ -12,7 +12,6 @@ from pagedvid.models.magi1.network import channel_order, magi_rotary
 from pagedvid.models.magi1.pipeline import MagiModel, frames_of, tokens_of
 from pagedvid.models.magi1.spec import FrameConfig, MagiConfig, NetworkConfig, SamplingConfig
 from pagedvid.models.magi1.weights import load_magi
-from pagedvid.rotary.axis_tables import follows_grid
 from pagedvid.rotary.tables import rotate
 from tests.models.magi1.recordings import (
     CHUNK_FRAMES,
@@ -94,12 +93,6 @@ def test_rotary_tables_and_condition_of_a_plain_call(name, network, frames, tole
         assert largest_difference(table[:, :turning], recorded[f"call.000.embed.rope_{key}"][:72]) <= 1e-5
         still = table[:, turning:]
         assert still.shape[1] == len(bands) and bool((still == (1 if key == "cos" else 0)).all())
-
-
-def test_rotary_tables_follow_their_grid():
-    rope = magi_rotary(torch.rand(16, generator=torch.Generator().manual_seed(0)), rows=3, columns=5)
-    assert (rope.grid.frame_tokens, rope.grid.width, len(rope.grid.axes)) == (15, 5, 64)
-    assert follows_grid(rope, [(0, 45), (1500, 30)])
 
 
 @pytest.mark.parametrize("head_dim", [16, 64, 128])

@@ -12,7 +12,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from pagedvid.attention.projected_view import ProjectedView, mapped
+from pagedvid.attention.projected_step import ProjectedStep, mapped
 from pagedvid.cache.window import Window
 from pagedvid.models.worldplay import schedule as schedule_module
 from pagedvid.models.worldplay.pipeline import WorldPlayModel
@@ -136,28 +136,28 @@ def text_padding_is_cut_off(model, monkeypatch):
 
 def after(monkeypatch, name: str, change: Callable) -> None:
     """Calls `change` with the same arguments after a method of the view."""
-    method = getattr(ProjectedView, name)
+    method = getattr(ProjectedStep, name)
 
     def both(self, *given):
         method(self, *given)
         change(self, *given)
 
-    monkeypatch.setattr(ProjectedView, name, both)
+    monkeypatch.setattr(ProjectedStep, name, both)
 
 
 def values_are_not_mapped(model, monkeypatch):
     def current(view, batch, q, k, v, q_out, keys, values):
         values.copy_(torch.cat([run.of_packed(v) for run in batch.current], dim=1))
 
-    def history(view, batch, piece, records, keys, values):
-        piece.values.decode(records, piece.value_pages, piece.num_tokens, values)
+    def history(view, batch, piece, keys, values):
+        piece.values.decode(view.tools.planner.pool.records, piece.value_pages, piece.num_tokens, values)
 
     after(monkeypatch, "arrange", current)
     after(monkeypatch, "read", history)
 
 
 def output_is_not_mapped_back(model, monkeypatch):
-    monkeypatch.setattr(ProjectedView, "result", lambda view, batch, out: out)
+    monkeypatch.setattr(ProjectedStep, "result", lambda view, batch, out: out)
 
 
 def query_by_p_instead_of_its_transpose(model, monkeypatch):

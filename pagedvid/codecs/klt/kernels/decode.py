@@ -1,18 +1,21 @@
-"""Klt pages of one chunk -> tokens in a dense scratch; keys are rotated by their rotary angles on the way.
+"""Klt pages -> tokens; keys are rotated by their rotary angles on the way.
 
 Reference: `KltCodec.decode`. Each program decodes one page of one head, some blocks at a time:
 
     codes of every frequency --(levels, deviations, scales)--> coefficients [directions, blocks]
         --(cosines)--> one frame after the other --(synthesis, + mean)--> channels --(rotate)--> tokens
 
-The codes of a coefficient are stored next to each other, so neighbouring threads take neighbouring blocks. The
-synthesis, which is much larger than a page, is read once and serves all frames and blocks of the page.
+The codes of a coefficient are stored next to each other, in `width` bits each. So a thread takes the codes of four
+blocks out of one word of 32 bits, wherever it begins. The levels of all widths are in one table, the level of code c at
+2^width + c, which is one logical operation away from the bits. Frames t and F - 1 - t have the same cosines, with other
+signs at odd frequencies, so both are made of two sums. The synthesis, which is much larger than a page, is read once
+and serves all frames and blocks of the page.
 
-For a bfloat16 scratch the products with the synthesis are taken in float16, at twice the speed of TF32 and with as many
-bits in each factor. Since the range of float16 is small, both factors are scaled to about 1 first: each row of the
-synthesis by its largest entry, the coefficients by the largest unit of the page. The relative error of each factor is
-then 2^-11 at most. The energy of both errors together is a thousandth of what even codes of 8 bits lose, whether or not
-the synthesis is orthogonal. For a float32 scratch the products are taken in float32.
+For tokens in 16 bits or fewer the products with the synthesis are taken in float16, at twice the speed of TF32 and with
+as many bits in each factor. Since the range of float16 is small, both factors are scaled to about 1 first: each row of
+the synthesis by its largest entry, the coefficients by the largest unit of the page. The relative error of each factor
+is then 2^-11 at most. The energy of both errors together is a thousandth of what even codes of 8 bits lose, whether or
+not the synthesis is orthogonal. For float32 tokens the products are taken in float32.
 """
 
 from __future__ import annotations
@@ -24,8 +27,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from pagedvid.codecs.klt.blocks import cosine_transform
 from pagedvid.codecs.klt.kernels.layout import KltLayout
-from pagedvid.codecs.klt.scales import SCALE_ONE, SCALES_PER_OCTAVE
+from pagedvid.codecs.klt.kernels.levels import scale_of
 from pagedvid.codecs.triton_decode import (
     COUNTS,
     UNALIGNED,
@@ -37,46 +41,70 @@ from pagedvid.codecs.triton_decode import (
 )
 from pagedvid.rotary.angles import Angles
 
-ONE = tl.constexpr(float(SCALE_ONE))
-PER_OCTAVE = tl.constexpr(float(SCALES_PER_OCTAVE))
 BLOCKS = 16
 """Blocks decoded at once, the rows of one product on tensor cores. Pages have 43 or 22 blocks: more at once would waste
 work on padding."""
 
 
 @triton.jit
-def load_synthesis(synthesis, direction, channel, HEAD_DIM: tl.constexpr, HALF: tl.constexpr, MATMUL: tl.constexpr):
-    """Both halves of the channels, [D, HALF] each, with rows divided by their largest entry; and these, float32 [D]."""
-    places = synthesis + direction[:, None] * HEAD_DIM + channel[None, :]
-    first = tl.load(places)
-    second = tl.load(places + HALF)
-    largest = tl.max(tl.maximum(tl.abs(first), tl.abs(second)), axis=1)
-    inverse = (1.0 / largest)[:, None]
-    return (first * inverse).to(MATMUL), (second * inverse).to(MATMUL), largest
+def load_bits(words, bit):
+    """The 32 bits from `bit` on of 32-bit words, uint32."""
+    place = words + (bit >> 5)
+    low, high = tl.load(place).to(tl.uint32).to(tl.uint64), tl.load(place + 1).to(tl.uint32).to(tl.uint64)
+    return ((low | (high << 32)) >> (bit & 31).to(tl.uint64)).to(tl.uint32)
 
 
 @triton.jit
-def load_coefficients(record, levels, first_bit, width, unit, block):
-    """Coefficients float32 [N, BLOCKS] of the blocks `block` of a page: their levels times `unit` [N].
+def load_coefficients(words, levels, bit, width, unit):
+    """Coefficients float32 [N, 4 * GROUPS]: their levels times `unit` [N, 1].
 
-    first_bit, width: int32 [N]. Coefficients of width 0 are 0, and nothing is read for them.
+    `bit` [N, GROUPS]: where the first of four codes of a group begins; width [N, 1], int32.
     """
-    is_coded = (width > 0)[:, None]
-    bit = first_bit[:, None] + width[:, None] * block[None, :]
-    byte = tl.load(record + (bit >> 3), mask=is_coded, other=0).to(tl.int32)
-    num_levels = (1 << width)[:, None]
-    code = (byte >> (bit & 7)) & (num_levels - 1)
-    return tl.load(levels + (num_levels - 2 + code), mask=is_coded, other=0.0) * unit[:, None]
+    num_levels = (1 << width).to(tl.uint32)
+    codes = load_bits(words, bit)
+    a = load_level(levels, codes, num_levels) * unit
+    b = load_level(levels, codes >> width.to(tl.uint32), num_levels) * unit
+    c = load_level(levels, codes >> (2 * width).to(tl.uint32), num_levels) * unit
+    d = load_level(levels, codes >> (3 * width).to(tl.uint32), num_levels) * unit
+    return tl.reshape(tl.join(tl.join(a, c), tl.join(b, d)), [bit.shape[0], 4 * bit.shape[1]])
+
+
+@triton.jit
+def load_level(levels, codes, num_levels):
+    """The level, float32, of the code in the lowest bits."""
+    return tl.load(levels + ((codes & (num_levels - 1)) | num_levels).to(tl.int32))
+
+
+@triton.jit
+def frames_of(coefficients, FRAMES: tl.constexpr, RATIOS: tl.constexpr, MATMUL: tl.constexpr):
+    """What the cosine transform makes of coefficients that are given times the cosine of frame 0: a tensor a frame.
+
+    Frames t and F - 1 - t are the sum and the difference of their even and odd frequencies.
+    """
+    first_half, second_half = tl.tuple(()), tl.tuple(())
+    for frame in tl.static_range((FRAMES + 1) // 2):
+        even = coefficients[0]
+        for frequency in tl.static_range(2, FRAMES, 2):
+            even += coefficients[frequency] * RATIOS[frequency * FRAMES + frame]
+        if 2 * frame == FRAMES - 1:  # the middle one, where odd frequencies are 0
+            first_half += (even.to(MATMUL),)
+        else:
+            odd = coefficients[1] * RATIOS[FRAMES + frame]
+            for frequency in tl.static_range(3, FRAMES, 2):
+                odd += coefficients[frequency] * RATIOS[frequency * FRAMES + frame]
+            first_half += ((even + odd).to(MATMUL),)
+            second_half = tl.tuple(((even - odd).to(MATMUL),)) + second_half
+    return first_half + second_half
 
 
 @triton.jit(do_not_specialize=COUNTS, do_not_specialize_on_alignment=UNALIGNED)
 def klt_decode_kernel(
-    records, first_bits, widths, levels, deviations, cosines, synthesis, mean,
+    words, first_bits, widths, levels, units, peaks, weights, synthesis, mean,
     pages, cos, sin, tables, inverse_scales, out, num_tokens, num_heads, pages_per_head,
     chunks_per_range, out_range_stride, out_chunk_stride, out_token_stride, out_head_stride,
     BLOCKS: tl.constexpr, HEAD_DIM: tl.constexpr, PAGE_BYTES: tl.constexpr, PAGE_BLOCKS: tl.constexpr,
-    FRAMES: tl.constexpr, TOKENS_PER_FRAME: tl.constexpr, MATMUL: tl.constexpr, ROTATE: tl.constexpr,
-    SCALED: tl.constexpr,
+    FRAMES: tl.constexpr, TOKENS_PER_FRAME: tl.constexpr, RATIOS: tl.constexpr, MATMUL: tl.constexpr,
+    ROTATE: tl.constexpr, SCALED: tl.constexpr,
 ):  # fmt: skip
     """Each program decodes one page: grid (pages of a head, chunks, heads). See `decode_klt`."""
     HALF: tl.constexpr = HEAD_DIM // 2
@@ -85,53 +113,58 @@ def klt_decode_kernel(
     head = tl.program_id(2)
     direction = tl.arange(0, HEAD_DIM)
     channel = tl.arange(0, HALF)
-    record = records + tl.load(pages + (chunk * num_heads + head) * pages_per_head + number).to(tl.int64) * PAGE_BYTES
+    mean += head * HEAD_DIM + channel
+    page = tl.load(pages + (chunk * num_heads + head) * pages_per_head + number).to(tl.int64)
+    words += page * (PAGE_BYTES // 4)
     out = out_of_chunk(out, chunk, chunks_per_range, out_range_stride, out_chunk_stride)
     out += head.to(tl.int64) * out_head_stride
-    first_bits += head * FRAMES * HEAD_DIM + direction
-    widths += head * FRAMES * HEAD_DIM + direction
-    deviations += head * FRAMES * HEAD_DIM + direction
-    mean_first = tl.load(mean + head * HEAD_DIM + channel)[None, :]
-    mean_second = tl.load(mean + head * HEAD_DIM + HALF + channel)[None, :]
-    synthesis_first, synthesis_second, weight = load_synthesis(
-        synthesis + head * HEAD_DIM * HEAD_DIM, direction, channel, HEAD_DIM, HALF, MATMUL
-    )
-    scale_byte = tl.load(record + (PAGE_BYTES - HEAD_DIM) + direction).to(tl.float32)
-    weight *= tl.exp2((scale_byte - ONE) / PER_OCTAVE)
-    deviation = tl.load(deviations)
-    for frequency in tl.static_range(1, FRAMES):
-        deviation = tl.maximum(deviation, tl.load(deviations + frequency * HEAD_DIM))
-    largest = tl.max(deviation * weight, axis=0)
-    weight /= largest
+    inverse_scales += chunk * num_heads + head
+    synthesis_rows = synthesis + head * HEAD_DIM * HEAD_DIM + direction[:, None] * HEAD_DIM + channel[None, :]
+    first_synthesis, second_synthesis = tl.load(synthesis_rows), tl.load(synthesis_rows + HALF)
 
+    scale_bytes = tl.load(words + ((PAGE_BYTES - HEAD_DIM) + direction) // 4) >> 8 * (direction % 4)
+    scale = scale_of((scale_bytes & 255).to(tl.float32))
+    if MATMUL.is_fp16():
+        scale *= tl.load(weights + head * HEAD_DIM + direction)
+    largest = tl.max(tl.load(peaks + head * HEAD_DIM + direction) * scale, axis=0)
+    scale /= largest
+    of_head = head * FRAMES * HEAD_DIM + direction
+    bits_of, widths_of, units_of = tl.tuple(()), tl.tuple(()), tl.tuple(())
+    for frequency in tl.static_range(FRAMES):
+        places = of_head + frequency * HEAD_DIM
+        bits_of += (tl.load(first_bits + places)[:, None],)
+        widths_of += (tl.load(widths + places)[:, None],)
+        units_of += ((tl.load(units + places) * scale)[:, None],)
+
+    group = 4 * tl.arange(0, BLOCKS // 4)[None, :]
     num_blocks = tl.cdiv(num_tokens, FRAMES * TOKENS_PER_FRAME) * TOKENS_PER_FRAME - number * PAGE_BLOCKS
-    for first_block in range(0, tl.minimum(num_blocks, PAGE_BLOCKS), BLOCKS):
+    for first_block in tl.range(0, tl.minimum(num_blocks, PAGE_BLOCKS), BLOCKS, disable_licm=True):
         in_page = first_block + tl.arange(0, BLOCKS)
         block = number * PAGE_BLOCKS + in_page
         first_token = block // TOKENS_PER_FRAME * (FRAMES * TOKENS_PER_FRAME) + block % TOKENS_PER_FRAME
-        coefficients = tl.tuple(())
-        for frequency in tl.static_range(FRAMES):
-            unit = tl.load(deviations + frequency * HEAD_DIM) * weight
-            coefficients += (
-                load_coefficients(
-                    record, levels, tl.load(first_bits + frequency * HEAD_DIM), tl.load(widths + frequency * HEAD_DIM),
-                    unit, tl.minimum(in_page, PAGE_BLOCKS - 1),
-                ),
-            )  # fmt: skip
+        frames = tl.tuple(())
+        for _frame in tl.static_range(FRAMES):
+            frames += (tl.zeros([HEAD_DIM, BLOCKS], MATMUL),)
+        # The branch, always taken, ends the search of the compiler for the dtype in which operands of products were
+        # stored: from the joined codes it would conclude on 8 bits, and arrange float16 operands for that.
+        if MATMUL.is_fp32() or first_block < num_blocks:
+            coefficients = tl.tuple(())
+            for frequency in tl.static_range(FRAMES):
+                width = widths_of[frequency]
+                bit = bits_of[frequency] + width * (first_block + group)
+                coefficients += (load_coefficients(words, levels, bit, width, units_of[frequency]),)
+            frames = frames_of(coefficients, FRAMES, RATIOS, MATMUL)
         for frame in tl.static_range(FRAMES):
-            y = coefficients[0] * tl.load(cosines + frame)
-            for frequency in tl.static_range(1, FRAMES):
-                y += coefficients[frequency] * tl.load(cosines + frequency * FRAMES + frame)
-            y = tl.trans(y.to(MATMUL))
-            first = tl.dot(y, synthesis_first, input_precision="tf32x3") * largest + mean_first
-            second = tl.dot(y, synthesis_second, input_precision="tf32x3") * largest + mean_second
+            y = tl.trans(frames[frame])
+            first = tl.dot(y, first_synthesis, input_precision="tf32x3") * largest + tl.load(mean)[None, :]
+            second = tl.dot(y, second_synthesis, input_precision="tf32x3") * largest + tl.load(mean + HALF)[None, :]
             token = first_token + frame * TOKENS_PER_FRAME
-            is_token = (in_page < PAGE_BLOCKS) & (token < num_tokens)
             if ROTATE:
                 cos_tile, sin_tile = load_angles(cos, sin, tables, chunk, token, num_tokens, HALF)
                 first, second = rotate(first, second, cos_tile, sin_tile)
             rows = out + token.to(tl.int64) * out_token_stride
-            store_halves(rows, first, second, is_token, inverse_scales + chunk * num_heads + head, SCALED)
+            mask = (in_page < PAGE_BLOCKS) & (token < num_tokens)
+            store_halves(rows, first, second, mask, inverse_scales, SCALED)
 
 
 def decode_klt(
@@ -148,14 +181,14 @@ def decode_klt(
     Raises ShapeError for other heads than the layout's, or pages that do not fit the tokens.
     """
     layout.check((num_tokens, *out_EJnHD.shape[3:]), pages_SHP)
-    coding = layout.coding
     num_chunks, num_heads, num_pages = pages_SHP.shape
+    constants = klt_decode_constants(layout, out_EJnHD.dtype, angles, inverse_scales_SH)
+    is_half = constants["MATMUL"] == tl.float16
     klt_decode_kernel[(num_pages, num_chunks, num_heads)](
-        records, layout.first_bit_hN, layout.width_hN, layout.levels, coding.deviation_h1F1D,
-        coding.cosines_FF, coding.synthesis_hDD, coding.mean_h1D,
-        *decode_arguments(pages_SHP, num_tokens, out_EJnHD, angles, inverse_scales_SH),
-        **klt_decode_constants(layout, out_EJnHD.dtype, angles, inverse_scales_SH),
-        num_warps=num_warps(layout, out_EJnHD.dtype), num_stages=1,
+        records.view(torch.int32), layout.first_bit_hN, layout.read_width_hN, layout.levels, layout.unit_hN,
+        layout.peak_hD, layout.weight_hD, layout.synthesis_half_hDD if is_half else layout.coding.synthesis_hDD,
+        layout.coding.mean_h1D, *decode_arguments(pages_SHP, num_tokens, out_EJnHD, angles, inverse_scales_SH),
+        **constants, num_warps=num_warps(layout, out_EJnHD.dtype), num_stages=1,
     )  # fmt: skip
 
 
@@ -163,6 +196,7 @@ def klt_decode_constants(
     layout: KltLayout, out: torch.dtype, angles: Angles | None, inverse_scales_SH: Tensor | None
 ) -> dict[str, Any]:
     """Compile-time arguments of the kernel."""
+    cosines_FF = cosine_transform(layout.num_frames)
     return {
         "BLOCKS": BLOCKS,
         "HEAD_DIM": layout.head_dim,
@@ -170,6 +204,7 @@ def klt_decode_constants(
         "PAGE_BLOCKS": layout.page_blocks,
         "FRAMES": layout.num_frames,
         "TOKENS_PER_FRAME": layout.tokens_per_frame,
+        "RATIOS": tuple((cosines_FF / cosines_FF[:, :1]).flatten().tolist()),
         "MATMUL": tl.float32 if out == torch.float32 else tl.float16,
         "ROTATE": angles is not None,
         "SCALED": inverse_scales_SH is not None,

@@ -41,7 +41,18 @@ class KltLayout:
     width_hN: Tensor
     """int32; 0 for coefficients that are not coded."""
     levels: Tensor
-    """float32: the level of code c of width w has the index (1 << w) - 2 + c."""
+    """float32 [512]: the level of code c of width w has the index (1 << w) + c."""
+    read_width_hN: Tensor
+    """`width_hN`, but 1 for coefficients that are not coded, which decode to 0 by their unit."""
+    unit_hN: Tensor
+    """float32: the deviation of each coefficient times the cosine of its frequency in the first frame; 0 for those that
+    are not coded."""
+    peak_hD: Tensor
+    """float32: the largest deviation of each direction."""
+    synthesis_half_hDD: Tensor
+    """float16: the synthesis with each row divided by its largest entry, `weight_hD`."""
+    weight_hD: Tensor
+    """float32."""
 
     @staticmethod
     def of(page: PageFormat, coding: KltCoding, device: torch.device) -> KltLayout:
@@ -55,6 +66,8 @@ class KltLayout:
             torch.cat([x_K, torch.zeros(1, dtype=torch.int64)]).to(device)[coding.rank_hN].int().contiguous()
             for x_K in (width_K, bits_K.cumsum(0) - bits_K)
         )
+        deviation_hFD = coding.deviation_h1F1D[:, 0, :, 0] * (padded_width > 0).unflatten(-1, (-1, page.head_dim))
+        weight_hD1 = coding.synthesis_hDD.abs().amax(-1, keepdim=True)
         return KltLayout(
             page.head_dim,
             page.num_bytes,
@@ -65,6 +78,11 @@ class KltLayout:
             padded_first,
             padded_width,
             _level_table(device),
+            padded_width.clamp(min=1),
+            (deviation_hFD * coding.cosines_FF[:, :1]).flatten(1),
+            deviation_hFD.amax(1),
+            (coding.synthesis_hDD / weight_hD1).half(),
+            weight_hD1[..., 0],
         )
 
     def check(self, tokens_nHD: Sequence[int], pages: Tensor) -> None:
@@ -95,7 +113,7 @@ def _contiguous(coding: KltCoding) -> KltCoding:
 
 
 def _level_table(device: torch.device) -> Tensor:
-    table = torch.zeros((2 << max(WIDTHS)) - 2, dtype=torch.float32, device=device)
+    table = torch.zeros(2 << max(WIDTHS), dtype=torch.float32, device=device)
     for width in WIDTHS:
-        table[(1 << width) - 2 :][: 1 << width] = levels(width, device)
+        table[1 << width : 2 << width] = levels(width, device)
     return table

@@ -19,11 +19,12 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from pagedvid.attention.batches import Batch, Column
+from pagedvid.attention.history import PreparedStep
 from pagedvid.attention.layer_reads import Piece, Tile, by_range
 from pagedvid.attention.projection import StepProjection, rotated_keys_refused
-from pagedvid.attention.scratch import Scratch
 from pagedvid.rotary.projective import map_points
 from pagedvid.rotary.tables import from_half_layout
 
@@ -32,30 +33,33 @@ Maps = Tensor
 
 
 @dataclass(frozen=True, eq=False)
-class ProjectedView:
-    """A step's cameras. Satisfies `View` of history.py."""
+class ProjectedStep(PreparedStep):
+    """A step that reads through cameras."""
 
-    projection: StepProjection
-    scratch: Scratch
-    has_rope = False
+    projection: StepProjection = field(kw_only=True)
     keeps_values = False
     pulls_queries = True
     _maps: dict[object, Maps] = field(default_factory=dict, repr=False)
     """Found once for all layers."""
-    _buffers: dict[tuple[int, ...], Tensor] = field(default_factory=dict, repr=False)
-    """As in `PreparedStep`."""
 
+    @property
+    @override
+    def has_rope(self) -> bool:
+        return False
+
+    @override
     def angles(self, columns: Sequence[Column], *, stored_rotated: bool) -> None:
-        """Keys do not rotate. Raises StateError for keys stored after rotary embedding."""
+        # Keys do not rotate. Raises StateError for keys stored after rotary embedding.
         if stored_rotated:
             codecs = (codec for codec in columns[0].codecs.key_codecs if codec.stores_rotated)
             raise rotated_keys_refused(next(codecs))
 
-    def part_tokens(self, column: Column, layer: int) -> tuple[int, ...]:
-        """Frames."""
+    @override
+    def part_tokens(self, column: Column, layer: int) -> tuple[int, ...]:  # frames
         size = self.projection.tokens_per_frame
         return (size,) * (column.num_tokens // size)
 
+    @override
     def arrange(
         self,
         batch: Batch,
@@ -66,7 +70,6 @@ class ProjectedView:
         keys_EnhD: Tensor,
         values_EnhD: Tensor | None,
     ) -> None:
-        """(P_i A^-1)^T q; (A P_f^-1) of current keys and values."""
         q_ETqD.copy_(mapped(batch.queries.of_packed(q_TqD), self._queries(batch).mT))
         first = 0
         for number, run in enumerate(batch.current):
@@ -76,34 +79,33 @@ class ProjectedView:
                 values_EnhD[:, first:end] = mapped(run.of_packed(v_ThD), maps)
             first = end
 
-    def context(self, batch: Batch, k_EnhD: Tensor, v_EnhD: Tensor) -> tuple[Tensor, Tensor]:
-        """Context counts as one frame that is not mapped itself: A of keys and values."""
+    @override
+    def context_keys(self, batch: Batch, k_EnhD: Tensor, v_EnhD: Tensor) -> tuple[Tensor, Tensor]:
+        # Context counts as one frame that is not mapped itself, so that A alone is left.
         maps = self._once(("context", batch), lambda: self._anchors(batch).unsqueeze(1))
         return mapped(k_EnhD, maps), mapped(v_EnhD, maps)
 
-    def read(self, batch: Batch, piece: Piece, records: Tensor, keys_EJnhD: Tensor, values_EJnhD: Tensor) -> None:
-        """(A P_f^-1) of keys and values."""
+    @override
+    def read(self, batch: Batch, piece: Piece, keys_EJnhD: Tensor, values_EJnhD: Tensor) -> None:
         maps = self._once(("read", piece.columns), lambda: self._stored(batch, piece.columns))
-        shape = (keys_EJnhD.shape[0] * len(piece.columns), *keys_EJnhD.shape[2:])
-        if shape not in self._buffers:
-            self._buffers[shape] = self.scratch.buffer("unmapped", shape, keys_EJnhD.dtype)
-        decoded = self._buffers[shape]
-        piece.keys.decode(records, piece.key_pages, piece.num_tokens, decoded.view(keys_EJnhD.shape))
-        layout = self.projection.projection.layout
-        keys_EJnhD.copy_(mapped(from_half_layout(decoded, layout), maps).view(keys_EJnhD.shape))
-        piece.values.decode(records, piece.value_pages, piece.num_tokens, decoded.view(keys_EJnhD.shape))
-        values_EJnhD.copy_(mapped(decoded, maps).view(keys_EJnhD.shape))
+        records, layout = self.tools.planner.pool.records, self.projection.projection.layout
+        decoded = self.buffer("unmapped", tuple(keys_EJnhD.shape))
+        piece.keys.decode(records, piece.key_pages, piece.num_tokens, decoded)
+        keys_EJnhD.copy_(mapped_chunks(from_half_layout(decoded, layout), maps))
+        piece.values.decode(records, piece.value_pages, piece.num_tokens, decoded)
+        values_EJnhD.copy_(mapped_chunks(decoded, maps))
 
+    @override
     def bias_queries(self, batch: Batch, tile: Tile, q_TqD: Tensor, q_ETqD: Tensor) -> Tensor:
-        """The queries pulled back to every frame of the corrected chunks, (P_i P_f^-1)^T q, in page order."""
+        # The queries pulled back to every frame of the corrected chunks, in page order.
         given, pulled = batch.queries.of_packed(q_TqD), []
         for each in tile.variants:
             q = self.projection.in_page_order(mapped(given, self._pull(batch, each.column, each.part)))
             pulled.append(q.float() if each.axes is None else q.float() @ each.axes.T)
         return torch.stack(pulled, dim=1)
 
+    @override
     def result(self, batch: Batch, out_ETqD: Tensor) -> Tensor:
-        """(P_i A^-1) out."""
         return mapped(out_ETqD, self._queries(batch))
 
     def _queries(self, batch: Batch) -> Maps:
@@ -148,3 +150,8 @@ def mapped(x_EnhD: Tensor, maps: Maps) -> Tensor:
     """Tokens of F frames, every four consecutive channels mapped by the matrix of the token's frame."""
     rows = x_EnhD.float().unflatten(1, (maps.shape[1], -1)).flatten(2, 3)
     return map_points(rows, maps).view(x_EnhD.shape).to(x_EnhD.dtype)
+
+
+def mapped_chunks(x_EJnhD: Tensor, maps: Maps) -> Tensor:
+    """The same for chunks; `maps` [E * J, F, 4, 4]."""
+    return mapped(x_EJnhD.flatten(0, 1), maps).view(x_EJnhD.shape)
