@@ -118,10 +118,11 @@ class PageKernels(ABC):
         """
 
     @abstractmethod
-    def encode(self, x_nHD: Tensor, records: Tensor, pages_HP: Tensor, arrival: Arrival | None = None) -> Tensor:
+    def encode(self, x_nHD: Tensor, records: Tensor, pages_HP: Tensor, arrival: Arrival | None = None) -> Tensor | None:
         """Writes tokens to the pages. `arrival`: how the model gives keys; they are un-rotated, in half layout.
 
-        Returns flags uint8 [H, F]; any nonzero flag means that the head's values cannot be stored.
+        Returns flags uint8 [H, F], of which any nonzero one means that the head's values cannot be stored; None where
+        that has been checked already.
         """
 
     def mean_square_step_sizes(
@@ -179,9 +180,9 @@ class CodecOperations(PageKernels):
                 tokens.copy_(x)
 
     @override
-    def encode(self, x_nHD: Tensor, records: Tensor, pages_HP: Tensor, arrival: Arrival | None = None) -> Tensor:
-        records[pages_HP.long()] = self._codec.encode(x_nHD.transpose(0, 1).float())
-        return torch.zeros(len(pages_HP), 1, dtype=torch.uint8, device=records.device)
+    def encode(self, x_nHD: Tensor, records: Tensor, pages_HP: Tensor, arrival: Arrival | None = None) -> None:
+        encoded_HPB = self._codec.encode(x_nHD.transpose(0, 1).float())
+        records.index_copy_(0, pages_HP.flatten().long(), encoded_HPB.flatten(0, 1))
 
     @override
     def mean_square_step_sizes(
