@@ -55,6 +55,7 @@ class Codec(ABC):
     @abstractmethod
     def decode(self, records_RPB: Tensor, num_tokens: int, out: Tensor) -> Tensor:
         """Records -> tokens, written to `out` [R, padded_tokens, D], which is float32, bfloat16 or float16.
+        Its rows may have any stride; their tokens are contiguous.
 
         Returns the view [R, num_tokens, D] of `out`; padding tokens are left untouched or set to finite values.
         """
