@@ -31,6 +31,7 @@ from pagedvid.cache.stream_codecs import StreamCodecs
 from pagedvid.codecs.book import CodecBook
 from pagedvid.codecs.klt.file import load_calibration
 from pagedvid.correction.formula import QuantError
+from pagedvid.devices import current_device
 from pagedvid.errors import ConfigError, StateError
 from pagedvid.host_state import independent_of_host
 from pagedvid.rotary.tables import from_half_layout, rotated_at
@@ -131,14 +132,15 @@ class PagedKVCache(CacheManager):
         (chunk,) = history.select(whole_numbers("chunk_index", (chunk_index,)))
         given = chunk.ropes[layer]
         rope = None if given is None else store.ropes.on_device(given.host)
-        k_HnD, v_HnD = store.read(chunk, layer, rope)
+        with current_device(self.pool.device):
+            k_HnD, v_HnD = store.read(chunk, layer, rope)
+            error = store.quant_error(chunk, layer, has_rope=rope is not None)
         if rotated is None:
             rotated = self.spec.keys_arrive == "rotated"
         if rotated:
             k_HnD = rotated_at(k_HnD, rope, chunk_positions(history)[chunk.index])
         if rope is not None:
             k_HnD = from_half_layout(k_HnD, rope.layout)
-        error = store.quant_error(chunk, layer, has_rope=rope is not None)
         return StoredLayer(k_HnD.transpose(0, 1), v_HnD.transpose(0, 1), error)
 
 

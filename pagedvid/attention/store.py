@@ -268,6 +268,8 @@ class LayerStore:
             self._require_storable(pending.chunk, noted.flags)
         if noted.effects:
             _fit_alpha(pending.chunk, noted.effects)
+        if not noted.page_bias:
+            return
         page_tokens = {layer: self._codec(pending.chunk, "keys", layer).page_tokens for layer in noted.page_bias}
         pending.chunk.runs.update(runs_of_layers(noted.page_bias, page_tokens, pending.chunk.num_tokens))
 

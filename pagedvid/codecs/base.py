@@ -205,7 +205,7 @@ def _by_range(
     chunks = out_EJnHD.shape[:2]
     cos_sin = None
     if angles is not None:
-        cos, sin = (table.to(dtype).unflatten(0, chunks).unsqueeze(2) for table in angles.by_chunk())
+        cos, sin = (table.to(dtype).unflatten(0, chunks).unsqueeze(2) for table in angles.of_all)
         cos_sin = cos, sin
     scales = None if inverse_scales_SH is None else inverse_scales_SH.unflatten(0, chunks)[..., None, None]
     return pages_SHP.unflatten(0, chunks), cos_sin, scales
