@@ -117,9 +117,10 @@ class Step(Compilable):
             raise ConfigError('correction "measured" fits a factor to queries; give `q_THD`, or choose "formula"')
         layer = checked_layer(layer, self._spec.num_layers)
         k_THD, v_THD, *queries = self._checked(k=k_THD, v=v_THD, **({} if q_THD is None else {"q": q_THD}))
-        rotation = Rotation.of(self.plan, self._spec, rope, self._backend.store.ropes)
-        self._require_same_rope(layer, rotation)
-        self._write(layer, queries[0] if queries else None, k_THD, v_THD, rotation, [])
+        with current_device(self._device):
+            rotation = Rotation.of(self.plan, self._spec, rope, self._backend.store.ropes)
+            self._require_same_rope(layer, rotation)
+            self._write(layer, queries[0] if queries else None, k_THD, v_THD, rotation, [])
 
     def end(self) -> None:
         """Called when the step's block is left; `attend` raises StateError from then on."""
