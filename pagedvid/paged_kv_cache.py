@@ -31,6 +31,7 @@ from pagedvid.cache.stream_codecs import StreamCodecs
 from pagedvid.codecs.book import CodecBook
 from pagedvid.codecs.klt.file import load_calibration
 from pagedvid.correction.formula import QuantError
+from pagedvid.devices import current_device
 from pagedvid.errors import ConfigError, ShapeError, StateError
 from pagedvid.host_state import independent_of_host
 from pagedvid.rotary.tables import from_half_layout, rotated_at
@@ -76,7 +77,9 @@ class PagedKVCache(CacheManager):
         self.book = CodecBook(self.shape.page, spec.num_kv_heads, calibration) if book is None else book
         instance_of(CodecBook, "book", self.book, "CodecBook(spec.shape.page, spec.num_kv_heads, tables)", ConfigError)
         self.check_codecs(spec.codecs)
-        self.backend = select_backend(backend, self.pool, spec, self.book, scratch_bytes(scratch, self.pool.device))
+        with current_device(self.pool.device):
+            num_bytes = scratch_bytes(scratch, self.pool.device)
+            self.backend = select_backend(backend, self.pool, spec, self.book, num_bytes)
 
     def check_codecs(self, codecs: StreamCodecs) -> None:
         """Raises ConfigError for codecs in which this cache cannot store chunks, or whose tables are missing."""
@@ -141,14 +144,15 @@ class PagedKVCache(CacheManager):
         given = chunk.ropes[layer]
         rope = None if given is None else store.ropes.on_device(given.host)
         wanted = self._checked_heads(heads)
-        k_HnD, v_HnD = store.read(chunk, layer, rope, wanted)
+        with current_device(self.pool.device):
+            k_HnD, v_HnD = store.read(chunk, layer, rope, wanted)
+            errors = store.quant_errors(chunk, layer, wanted, has_rope=rope is not None)
         if rotated is None:
             rotated = self.spec.keys_arrive == "rotated"
         if rotated:
             k_HnD = rotated_at(k_HnD, rope, chunk_positions(history)[chunk.index])
         if rope is not None:
             k_HnD = from_half_layout(k_HnD, rope.layout)
-        errors = store.quant_errors(chunk, layer, wanted, has_rope=rope is not None)
         counted = ((slice(run.start - wanted.start, run.stop - wanted.start), error) for run, error in errors)
         return StoredLayer(k_HnD.transpose(0, 1), v_HnD.transpose(0, 1), tuple(counted))
 

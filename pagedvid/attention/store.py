@@ -345,6 +345,8 @@ class LayerStore:
             self._require_storable(pending.chunk, noted.flags)
         if noted.effects:
             _fit_alpha(pending.chunk, noted.effects)
+        if not noted.page_bias:
+            return
         chunk = pending.chunk
         for layer, runs in runs_of_layers(noted.page_bias, chunk.num_tokens).items():
             chunk.runs[layer] = cut_by_both(chunk.runs.get(layer, runs), runs)

@@ -115,6 +115,8 @@ class PageTable:
 
     def on(self, device: torch.device) -> Tensor:
         """All ids on the device, int32."""
+        if device.type == "cpu":
+            return torch.from_numpy(self.ids)
         if self._on_device is None or self._on_device.device != device:
             self._on_device = torch.from_numpy(self.ids).to(device)
         return self._on_device

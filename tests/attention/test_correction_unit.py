@@ -31,7 +31,6 @@ from tests.attention.reference import (
     chunk_bias,
     expected_attention,
     page_parts,
-    pairs_together,
     random_qkv,
     read_chunk,
     rotate,
@@ -85,7 +84,9 @@ def scene_qkv(cache: PagedKVCache, num_tokens: int, seed: int, scene: str) -> tu
     return 1.5 * q, SCENES[scene](k), v
 
 
-def commit(cache: PagedKVCache, stream: Stream, scene: str, seed: int, rope=None, num_tokens: int = NUM_TOKENS) -> Chunk:
+def commit(
+    cache: PagedKVCache, stream: Stream, scene: str, seed: int, rope=None, num_tokens: int = NUM_TOKENS
+) -> Chunk:
     """Commits a chunk with the same scene in all layers."""
     with cache.commit([QueryRange(stream, num_tokens=num_tokens)]) as step:
         for layer in range(cache.spec.num_layers):
@@ -150,7 +151,8 @@ def test_several_streams_with_grouped_queries_and_mixed_codecs(make: Make) -> No
     fork = cache.fork(streams[1])
     commit(cache, fork, "bright", 77, rope, 40)
     ranges = [QueryRange(stream, num_tokens=9) for stream in (*streams, fork)]
-    check(cache, [*ranges, QueryRange(cache.fork(streams[2]), "cond", 9, commit=True)], rope, EXACT if make is by_operations else BY_BLOCK)
+    ranges.append(QueryRange(cache.fork(streams[2]), "cond", 9, commit=True))
+    check(cache, ranges, rope, EXACT if make is by_operations else BY_BLOCK)
 
 
 @pytest.mark.parametrize("scratch", [1, 30_000])
@@ -201,7 +203,10 @@ def test_pages_are_nearer_to_the_correction_of_every_key(codec: str, scene: str,
             for head in range(2)
         ]
         errors[unit] = relative_difference(out.double(), torch.stack(expected, dim=1))
-    assert errors["page"] < 0.6 * errors["chunk"] or errors["chunk"] < 1e-3
+    if codec == "int2":
+        assert errors["page"] < 0.7 * errors["chunk"]
+    else:  # b of a whole chunk is below the tolerance, so no chunk is cut
+        assert errors["page"] == errors["chunk"] < 5e-3
 
 
 # ---------------------------------------------------------------------- what a commit pass notes
@@ -243,22 +248,28 @@ def test_alpha_is_fitted_with_b_of_every_page() -> None:
     sample = [int(i * (NUM_TOKENS - 1) / (MEASURED_QUERIES - 1)) for i in range(MEASURED_QUERIES)]
     for head in range(2):
         q_GTD = q[sample, 2 * head : 2 * head + 2].transpose(0, 1).double()
-
-        def log_masses(k_nD: Tensor, b: Tensor | float = 0.0, skips: bool = True) -> Tensor:
-            scores = cache.spec.scale * q_GTD @ k_nD.double().T - b
-            if skips:
-                scores[:, range(len(sample)), sample] = -torch.inf
-            return scores.logsumexp(-1).flatten()
-
+        stored = leave_out(scores(cache, q_GTD, keys[head]), sample)
         b = [
             chunk_bias(cache, q_GTD, part, has_rope=False)[..., None].expand(-1, -1, len(part))
             for part in step_sizes[head].split(list(page_parts(cache, chunk, 0)))
         ]
-        before, after = log_masses(k[:, head]), log_masses(keys[head])
-        shift = after - log_masses(keys[head], torch.cat(b, dim=-1))
-        log_odds = (before - log_masses(k[:, head], skips=False)) / 2
-        expected = balanced_alpha(log_odds, after - before, shift)
-        assert float(chunk.alpha[0, head]) == pytest.approx(float(expected), abs=1e-2)
+        here = scores(cache, q_GTD, k[:, head])
+        before, after, corrected = (
+            x.logsumexp(-1).flatten() for x in (leave_out(here, sample), stored, stored - torch.cat(b, dim=-1))
+        )
+        log_odds = (before - here.logsumexp(-1).flatten()) / 2
+        expected = float(balanced_alpha(log_odds, after - before, after - corrected))
+        assert float(chunk.alpha[0, head]) == pytest.approx(expected, abs=1e-2)
+    assert float(chunk.alpha[0].min()) < 0.9  # the formula would not do
+
+
+def scores(cache: PagedKVCache, q_GTD: Tensor, k_nD: Tensor) -> Tensor:
+    return cache.spec.scale * q_GTD @ k_nD.double().T
+
+
+def leave_out(scores_GTn: Tensor, tokens: list[int]) -> Tensor:
+    """Each query skips one key."""
+    return scores_GTn.scatter(-1, torch.tensor(tokens).view(1, -1, 1).expand(len(scores_GTn), -1, 1), -torch.inf)
 
 
 def test_a_recoded_chunk_gets_runs_of_its_own() -> None:
@@ -268,7 +279,7 @@ def test_a_recoded_chunk_gets_runs_of_its_own() -> None:
     assert commit(cache, stream, "cut", 1).runs == {}
     commit(cache, stream, "usual", 2)
     recoded = next(stream.chunks())
-    assert set(recoded.runs) == {0, 1} and all(2 <= len(runs) for runs in recoded.runs.values())
+    assert set(recoded.runs) == {0, 1} and all(len(runs) >= 2 for runs in recoded.runs.values())
     check(cache, [QueryRange(stream, num_tokens=9)])
 
 
@@ -291,7 +302,7 @@ def test_a_fork_shares_runs() -> None:
     stream = cache.open(Window(1, 2), NUM_TOKENS)
     chunk = commit(cache, stream, "cut", 1)
     fork = cache.fork(stream)
-    cache.close(stream)
+    cache.release(stream)
     assert next(fork.chunks()) is chunk and len(chunk.runs[0]) >= 2
     check(cache, [QueryRange(fork, num_tokens=9)])
 

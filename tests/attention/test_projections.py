@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from pagedvid.attention import page_runs
 from pagedvid.attention.measure import MEASURED_QUERIES
 from pagedvid.cache.plan import QueryRange
 from pagedvid.cache.stream_codecs import StreamCodecs
@@ -103,6 +104,25 @@ def test_several_streams_in_flight_with_context(dtype, group, scratch):
         frames(a, 15, 4, visible=(0,)),
     ]
     run(cache, ranges, 90, "interleaved", dtype, lengths=[5, 17, 5, 0, 5])
+
+
+@pytest.mark.parametrize("codecs", [StreamCodecs("int2", sink="bf16"), StreamCodecs("int2", newest="bf16")], ids=str)
+def test_a_scratch_that_holds_two_chunks_of_which_one_is_corrected(codecs):
+    """They are read in one group, frame by frame."""
+    chunk_bytes = 2 * 4 * HEAD_DIM * 2 * SIZE
+    cache = make_cache(codecs, scratch=2 * chunk_bytes)
+    stream = history(cache, [2, 2, 2], 1, "half")
+    run(cache, [frames(stream, 7, 7)], 90, "half")
+
+
+@pytest.mark.parametrize("correction", ["formula", "measured"])
+def test_pages_as_the_unit_of_correction_are_for_the_rotary_view(correction, monkeypatch):
+    """Frames still have a b of their own here."""
+    monkeypatch.setattr(page_runs, "TOLERANCE", 0.0)
+    cache = make_cache("int2", page_rows=8, correction=correction, correction_unit="page")
+    stream = history(cache, [12, 3, 7], 1, "half")
+    assert all(len(chunk.runs[layer]) > 1 for chunk in stream.chunks() for layer in range(2))
+    run(cache, [frames(stream, 7, 4)], 90, "half")
 
 
 def test_context_in_the_rotary_view_is_not_rotated():

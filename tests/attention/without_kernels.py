@@ -47,7 +47,8 @@ class NoDense:
 
 def leave_out_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     """A launch only checks that its tensors are on the device; the waits of a commit pass, in its last layer, are left
-    out too: every chunk is cut into two runs of pages. pagedvid keeps its host's function modes out (host_state.py); those of `Copies` are to see it work."""
+    out too: every chunk is cut into two runs of pages. pagedvid keeps its host's function modes out (host_state.py);
+    those of `Copies` are to see it work."""
 
     def launch(self: GridExecutor, *args: Any, **kwargs: Any) -> None:
         tensors = [each for each in (*args, *kwargs.values()) if isinstance(each, Tensor)]
