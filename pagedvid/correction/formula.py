@@ -112,21 +112,12 @@ def _add_hot_channels(b: Tensor, q_square: Tensor, by_column: Tensor, is_hot: Te
     num_sets, num_rows = b.shape[-2:]
     rows = b.view(-1, num_rows)
     q_square = q_square.expand(*b.shape[:-2], -1, -1).reshape(-1, *q_square.shape[-2:])
-    by_column = by_column.reshape(len(rows), *by_column.shape[-2:])
-    hot = is_hot.reshape(by_column.shape).nonzero()
+    by_column = by_column.expand(*b.shape[:-1], -1, -1).reshape(len(rows), *by_column.shape[-2:])
+    hot = is_hot.expand(*b.shape[:-1], -1, -1).reshape(by_column.shape).nonzero()
     for row, half, column in (part.unbind(1) for part in hot.split(max(1, HOT_ENTRIES // num_rows))):
         u = q_square[row // num_sets, :, column] * by_column[row, half, column].unsqueeze(-1)
         rows.index_add_(0, row, log_sinhc((scale / 2) * u.sqrt()))
     return b
-
-
-def signed_bias(q_square: Tensor, square: Tensor, scale: float) -> Tensor:
-    """b from `square` = 12 (Var k' - Var k) by channel. Shapes as in `exact_bias`.
-
-    Gains of variance are treated as uniform errors of that variance (step_size^2 = 12 Var), so that b is not too large
-    in outlier channels; losses are taken to second order.
-    """
-    return bias(q_square, square.clamp(min=0), scale) + second_order_bias(q_square, square.clamp(max=0), scale)
 
 
 class QuerySquares:
