@@ -31,7 +31,8 @@ from pagedvid.cache.stream_codecs import StreamCodecs
 from pagedvid.codecs.book import CodecBook
 from pagedvid.codecs.klt.file import load_calibration
 from pagedvid.correction.formula import QuantError
-from pagedvid.errors import ConfigError, StateError
+from pagedvid.devices import current_device
+from pagedvid.errors import ConfigError, ShapeError, StateError
 from pagedvid.host_state import independent_of_host
 from pagedvid.rotary.tables import from_half_layout, rotated_at
 
@@ -42,9 +43,10 @@ class StoredLayer(NamedTuple):
     k: Tensor
     """float32 [n, H, D], in the host's channel order."""
     v: Tensor
-    quant_error: QuantError | None
-    """What is known of how storing changed the keys; None where nothing is corrected. Its `bias` is what the
-    correction subtracts from the log-sum-exp (correction/formula.py)."""
+    quant_errors: tuple[tuple[slice, QuantError], ...]
+    """For each run of heads that are corrected alike, counted from the first head that was read: what is known of how
+    storing changed the keys. Its `bias` is what the correction subtracts from the log-sum-exp (correction/formula.py).
+    Nothing is subtracted in heads that are in no run."""
 
 
 class PagedKVCache(CacheManager):
@@ -75,7 +77,9 @@ class PagedKVCache(CacheManager):
         self.book = CodecBook(self.shape.page, spec.num_kv_heads, calibration) if book is None else book
         instance_of(CodecBook, "book", self.book, "CodecBook(spec.shape.page, spec.num_kv_heads, tables)", ConfigError)
         self.check_codecs(spec.codecs)
-        self.backend = select_backend(backend, self.pool, spec, self.book, scratch_bytes(scratch, self.pool.device))
+        with current_device(self.pool.device):
+            num_bytes = scratch_bytes(scratch, self.pool.device)
+            self.backend = select_backend(backend, self.pool, spec, self.book, num_bytes)
 
     def check_codecs(self, codecs: StreamCodecs) -> None:
         """Raises ConfigError for codecs in which this cache cannot store chunks, or whose tables are missing."""
@@ -118,28 +122,48 @@ class PagedKVCache(CacheManager):
 
     @independent_of_host
     def read(
-        self, stream: Stream, chunk_index: int, layer: int, branch: str = "cond", *, rotated: bool | None = None
+        self,
+        stream: Stream,
+        chunk_index: int,
+        layer: int,
+        branch: str = "cond",
+        *,
+        rotated: bool | None = None,
+        heads: tuple[int, int] | None = None,
     ) -> StoredLayer:
         """One layer of a committed chunk as dense tensors, for a host that attends by itself.
 
         `rotated`: whether keys come back rotated to their present positions, or before rotary embedding; None: as the
-        host's own keys arrive (`CacheSpec.keys_arrive`).
-        Raises StateError for a chunk that the branch does not keep, ShapeError for a layer that does not exist.
+        host's own keys arrive (`CacheSpec.keys_arrive`). `heads`: (first, last) KV head; None: all.
+        Raises StateError for a chunk that the branch does not keep, or of which one of these heads keeps nothing;
+        ShapeError for a layer or heads that do not exist.
         """
         self._require_open(stream)
         layer, history, store = checked_layer(layer, self.spec.num_layers), stream.history(branch), self.backend.store
         (chunk,) = history.select(whole_numbers("chunk_index", (chunk_index,)))
         given = chunk.ropes[layer]
         rope = None if given is None else store.ropes.on_device(given.host)
-        k_HnD, v_HnD = store.read(chunk, layer, rope)
+        wanted = self._checked_heads(heads)
+        with current_device(self.pool.device):
+            k_HnD, v_HnD = store.read(chunk, layer, rope, wanted)
+            errors = store.quant_errors(chunk, layer, wanted, has_rope=rope is not None)
         if rotated is None:
             rotated = self.spec.keys_arrive == "rotated"
         if rotated:
             k_HnD = rotated_at(k_HnD, rope, chunk_positions(history)[chunk.index])
         if rope is not None:
             k_HnD = from_half_layout(k_HnD, rope.layout)
-        error = store.quant_error(chunk, layer, has_rope=rope is not None)
-        return StoredLayer(k_HnD.transpose(0, 1), v_HnD.transpose(0, 1), error)
+        counted = ((slice(run.start - wanted.start, run.stop - wanted.start), error) for run, error in errors)
+        return StoredLayer(k_HnD.transpose(0, 1), v_HnD.transpose(0, 1), tuple(counted))
+
+    def _checked_heads(self, heads: tuple[int, int] | None) -> slice:
+        num_heads = self.spec.num_kv_heads
+        if heads is None:
+            return slice(0, num_heads)
+        ends = whole_numbers("heads", heads)
+        if len(ends) != 2 or not 0 <= ends[0] <= ends[1] < num_heads:
+            raise ShapeError(f"heads are {heads}; give the first and the last, from 0 to {num_heads - 1}")
+        return slice(ends[0], ends[1] + 1)
 
 
 def as_ranges(items: Sequence[Stream | QueryRange]) -> list[QueryRange]:

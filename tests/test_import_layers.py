@@ -146,7 +146,7 @@ def test_each_heavy_library_is_imported_in_one_file():
 
 def test_triton_is_imported_beside_the_kernels_only():
     users = {module_of(path) for path in FILES if any(name.startswith("triton") for name in imported_modules(path))}
-    assert users and all("kernels" in user.split(".") or user == "pagedvid.codecs.triton_common" for user in users)
+    assert users and all("kernels" in user.split(".") or user.startswith("pagedvid.codecs.triton_") for user in users)
 
 
 def test_no_environment_variable_is_read_outside_one_file():

@@ -57,7 +57,7 @@ def test_what_was_committed_is_read(layout, positions):
             stored = cache.read(stream, chunk, layer)
             torch.testing.assert_close(stored.k, k, rtol=0, atol=0)
             torch.testing.assert_close(stored.v, v, rtol=0, atol=0)
-            assert stored.quant_error is None
+            assert stored.quant_errors == ()
             k_now = cache.read(stream, chunk, layer, rotated=True).k
             k_now = k_now if rope is None else to_half_layout(k_now, rope.layout)
             torch.testing.assert_close(k_now, rotated(k, rope, position), rtol=0, atol=1e-6)
@@ -78,9 +78,9 @@ def test_the_quant_error_is_there_where_something_is_corrected(mode):
     cache = make_cache("int2", correction=mode)
     stream = cache.open(Window(1, 2), NUM_TOKENS)
     commit(cache, stream, 0)
-    error = cache.read(stream, 0, 0).quant_error
-    assert (error is None) == (mode == "off")
-    if error is not None:
+    errors = cache.read(stream, 0, 0).quant_errors
+    assert [heads for heads, _ in errors] == ([] if mode == "off" else [slice(0, NUM_HEADS)])
+    for _, error in errors:
         assert error.is_variance == (mode == "variance") and (error.alpha is None) == (mode != "measured")
 
 

@@ -1,7 +1,7 @@
 """Which files of the package one `attend` of the demo model goes through, on a denoise step and on a commit pass.
 
-The fewer, the sooner a reader has seen the whole path. Counted by tracing the call in the last layer, when what is made
-once per step has been made.
+The fewer, the sooner a reader has seen the whole path. Counted by tracing the call in the last layer of a chunk's
+second denoise step and of its commit pass, when what is made once for the chunk has been made.
 
     python tools/attend_files.py
     python tools/attend_files.py --codecs int2 klt1.5/klt3 int8
@@ -58,6 +58,7 @@ def attend_files(codec: str) -> dict[str, Crossed]:
 
     for _ in range(3):
         run(commit=True)
+    run(commit=False)
     return {"denoise": run(commit=False), "commit": run(commit=True)}
 
 

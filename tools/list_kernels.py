@@ -74,7 +74,7 @@ def format_cost(resources: Sequence[Resources], before: Sequence[Mapping[str, An
     """A launch is compared with the one of the same configuration and capability, whatever its kernel was called."""
     earlier = {(each["label"], each["capability"]): sum(each["cost"].values()) for each in before if each["cost"]}
     kinds = ("alu", *CLASSES)
-    head = f"{'kernel':<21}{'configuration':<29}{'sm':>3}" + "".join(f"{kind:>8}" for kind in kinds)
+    head = f"{'kernel':<21}{'configuration':<35}{'sm':>3}" + "".join(f"{kind:>8}" for kind in kinds)
     head += f"{'sum':>8}{'before':>8}{'ratio':>7}{'regs':>6}{'spill':>6}{'KiB':>6}"
     lines = []
     for each in resources:
@@ -82,7 +82,7 @@ def format_cost(resources: Sequence[Resources], before: Sequence[Mapping[str, An
         compared = f"{old:>8.1f}{total / old:>7.2f}" if old else f"{'-':>8}{'-':>7}"
         counts = "".join(f"{each.cost[kind]:>8.2f}" for kind in kinds)
         lines.append(
-            f"{each.kernel:<21}{each.label:<29}{each.capability:>3}{counts}{total:>8.1f}{compared}"
+            f"{each.kernel:<21}{each.label:<35}{each.capability:>3}{counts}{total:>8.1f}{compared}"
             f"{each.registers:>6}{each.spilled_bytes:>6}{each.shared_bytes / 1024:>6.1f}"
         )
     return "\n".join([head, "-" * len(head), *lines])

@@ -57,8 +57,8 @@ class AttentionBackend:
         self._prepared: OrderedDict[Hashable, PreparedStep] = OrderedDict()
         # The constants of kernels are made now, not during the first steps.
         for codecs in spec.codecs.all() if uses_kernels else ():
-            for layer in range(spec.num_layers):
-                for codec in book.pair(codecs, layer, slice(0, spec.num_kv_heads)):
+            for pair in book.pairs(codecs, spec.num_layers):
+                for codec in pair:
                     book.access(codec, pool.device, uses_kernels)
 
     def prepare(

@@ -230,10 +230,9 @@ class _Attending:
             stacked = (torch.stack([pair[i][:, tile.heads] for pair in pairs]) for i in (0, 1))
             keys[:, :first], values[:, :first] = step.context_keys(batch, *stacked)
         for piece in tile.own:
-            num_columns, first = len(piece.columns), end
-            end = first + num_columns * piece.num_tokens
-            places = (x[:, first:end].unflatten(1, (num_columns, -1)) for x in (keys, values))
-            step.read(batch, piece, *places)
+            num_columns, first = len(piece.columns), end + piece.first_token
+            places = (slice(None), slice(first, first + num_columns * piece.num_tokens), piece.heads or slice(None))
+            step.read(batch, piece, *(x[places].unflatten(1, (num_columns, -1)) for x in (keys, values)))
         return keys, values
 
     def _partials(self, group: Group, q_ETqD: Tensor, scale: float) -> list[Partial]:
@@ -241,11 +240,10 @@ class _Attending:
         step, num_ranges, num_columns = self.step, self.batch.num_ranges, group.num_columns
         shape = (num_ranges, num_columns, group.num_tokens, *self.k_ThD.shape[1:])
         keys, values = step.buffer("keys", shape), step.buffer("values", shape)
-        first = 0
         for piece in group.pieces:
-            columns = slice(first, first + len(piece.columns))
-            step.read(self.batch, piece, keys[:, columns], values[:, columns])
-            first = columns.stop
+            first = piece.first_token // piece.num_tokens
+            places = (slice(None), slice(first, first + len(piece.columns)), slice(None), piece.heads or slice(None))
+            step.read(self.batch, piece, keys[places], values[places])
         queries = q_ETqD.unsqueeze(1).expand(-1, num_columns, -1, -1, -1).flatten(0, 1)  # a view of a single range
         partials = []
         for part in group.parts:

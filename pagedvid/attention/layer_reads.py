@@ -8,7 +8,8 @@ single head also the chunks into groups.
     tile (heads)   own     | context | current | piece: columns 0 1 | piece: column 2 |      one dense call
                    groups  | piece: columns 3 4 | piece: column 5 |                          one dense call, a partial
                                                                                              for each column
-A piece is one decoding call for keys and one for values: (chunks, heads, codec).
+A piece is one decoding call for keys and one for values: (chunks, heads, codec). All heads of a tile see the same
+chunks and correct the same ones in the same way; where heads differ in that, they form different tiles.
 
 Axes: E ranges, J columns, S = E * J chunks, h heads of the tile, P pages of a head, D head_dim.
 """
@@ -18,7 +19,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from itertools import accumulate, groupby
+from itertools import accumulate, groupby, pairwise
 from typing import Protocol
 
 import torch
@@ -63,9 +64,13 @@ class HistoryView(Protocol):
 
 @dataclass(frozen=True)
 class Piece:
-    """Neighbouring columns with the same codecs and length, in the heads of a tile."""
+    """Neighbouring columns with the same codecs and length, in heads of a tile that are stored alike."""
 
     columns: tuple[Column, ...]
+    first_token: int
+    """History tokens before it in the tile's own sequence, or in the sequences of a group."""
+    heads: slice | None
+    """Which heads of the tile; None: all."""
     keys: PageKernels
     values: PageKernels
     key_pages: Tensor
@@ -99,7 +104,7 @@ class Group:
     @cached_property
     def num_columns(self) -> int:
         """Chunks of each range."""
-        return sum(len(piece.columns) for piece in self.pieces)
+        return sum(len(piece.columns) for piece in self.pieces if piece.heads is None or piece.heads.start == 0)
 
     @cached_property
     def num_tokens(self) -> int:
@@ -133,7 +138,7 @@ class Tile:
     @cached_property
     def own_history_tokens(self) -> int:
         """History tokens of each range's own sequence."""
-        return sum(len(piece.columns) * piece.num_tokens for piece in self.own)
+        return 0 if not self.own else self.own[-1].first_token + len(self.own[-1].columns) * self.own[-1].num_tokens
 
 
 @dataclass(frozen=True)
@@ -155,27 +160,55 @@ class ReadPlanner:
 
     def tiles(self, batch: Batch, layer: int, view: HistoryView, dtype: torch.dtype) -> list[Tile]:
         """What a layer reads, tile by tile."""
-        corrected = [self._source(column, layer, view) is not None for column in batch.columns]
-        own = [column for column, is_corrected in zip(batch.columns, corrected, strict=True) if not is_corrected]
-        alone = [column for column, is_corrected in zip(batch.columns, corrected, strict=True) if is_corrected]
+        alike = self._heads_alike(batch, layer, view)
+        return [tile for each in alike for tile in self._tiles_of(batch, *each, layer, view, dtype)]
+
+    def _heads_alike(self, batch: Batch, layer: int, view: HistoryView) -> list[tuple[slice, Sequence[Column]]]:
+        """Neighbouring heads that can share tiles, and the columns that they see."""
+        every, columns = slice(0, self.spec.num_kv_heads), batch.columns
+        runs = (run for column in columns for run, _ in column.codecs.runs(layer, every))
+        bounds = sorted({bound for run in (every, *runs) for bound in (run.start, run.stop)})
+        cuts = (slice(start, stop) for start, stop in pairwise(bounds))
+        alike: list[tuple[slice, Sequence[Column]]] = []
+        for uses, each in groupby(cuts, lambda cut: [self._use(column, layer, cut, view) for column in columns]):
+            first, *more = each
+            seen = [column for column, use in zip(columns, uses, strict=True) if use is not None]
+            alike.append((slice(first.start, more[-1].stop if more else first.stop), seen))
+        return alike
+
+    def _use(self, column: Column, layer: int, heads: slice, view: HistoryView) -> tuple[BiasSource | None, int] | None:
+        """What must be the same in all heads of a tile: how a column is corrected and along which axes; None: it is
+        not seen."""
+        if column.codecs.at(layer, heads.start) is None:
+            return None
+        keys, _ = self.book.pair(column.codecs, layer, heads)
+        return self._source(column, layer, heads, view), id(keys.axes)
+
+    def _tiles_of(
+        self,
+        batch: Batch,
+        heads: slice,
+        columns: Sequence[Column],
+        layer: int,
+        view: HistoryView,
+        dtype: torch.dtype,
+    ) -> list[Tile]:
+        """The tiles of heads that see `columns`."""
+        corrected = [self._source(column, layer, heads, view) is not None for column in columns]
+        own = [column for column, is_corrected in zip(columns, corrected, strict=True) if not is_corrected]
+        alone = [column for column, is_corrected in zip(columns, corrected, strict=True) if is_corrected]
         widest = max(batch.num_current_tokens + _tokens(own), _tokens(alone))
         num_heads = self.scratch_bytes // (batch.num_ranges * self._head_bytes(widest, dtype))
         if num_heads:
             groups = _alike(alone, layer, view, most_tokens=widest)
         else:  # not even one head of the whole history fits
             most_tokens = self.scratch_bytes // (batch.num_ranges * self._head_bytes(1, dtype))
-            own, groups = [], _alike(batch.columns, layer, view, most_tokens)
-        return [self._tile(batch, layer, view, heads, own, groups) for heads in self._head_tiles(max(1, num_heads))]
+            own, groups = [], _alike(columns, layer, view, most_tokens)
+        return [self._tile(batch, layer, view, tile, own, groups) for tile in _head_tiles(heads, max(1, num_heads))]
 
     def _head_bytes(self, num_tokens: int, dtype: torch.dtype) -> int:
         """Keys and values of one head."""
         return 2 * dtype.itemsize * num_tokens * self.spec.head_dim
-
-    def _head_tiles(self, most_heads: int) -> list[slice]:
-        """All heads, in equal tiles of up to `most_heads`."""
-        num_heads = self.spec.num_kv_heads
-        per_tile = -(-num_heads // -(-num_heads // min(num_heads, most_heads)))
-        return [slice(first, min(first + per_tile, num_heads)) for first in range(0, num_heads, per_tile)]
 
     def _tile(
         self,
@@ -196,23 +229,27 @@ class ReadPlanner:
         return Group(pieces, view.part_tokens(columns[0], layer) if is_corrected else (columns[0].num_tokens,))
 
     def _pieces(self, columns: Sequence[Column], layer: int, view: HistoryView, heads: slice) -> Iterator[Piece]:
-        def storage(column: Column) -> tuple[object, ...]:
-            return (column.num_tokens, *(column.codecs.of(kind, layer) for kind in KINDS))
-
-        for _, each in groupby(columns, key=storage):
+        first = 0
+        for (num_tokens, runs), each in groupby(columns, lambda it: (it.num_tokens, it.codecs.runs(layer, heads))):
             alike = tuple(each)
-            codecs = self.book.pair(alike[0].codecs, layer, heads)
-            keys, values = (self.book.access(codec, self.pool.device, self.uses_kernels) for codec in codecs)
-            key_pages, value_pages = (self._pages(alike, kind, layer, heads) for kind in KINDS)
-            angles = view.angles(alike, stored_rotated=codecs[0].spec.stores_rotated)
-            yield Piece(alike, keys, values, key_pages, value_pages, angles, self._source(alike[0], layer, view))
+            for run, _ in runs:
+                of_tile = None if run == heads else slice(run.start - heads.start, run.stop - heads.start)
+                codecs = self.book.pair(alike[0].codecs, layer, run)
+                keys, values = (self.book.access(codec, self.pool.device, self.uses_kernels) for codec in codecs)
+                key_pages, value_pages = (self._pages(alike, kind, layer, run) for kind in KINDS)
+                angles = view.angles(alike, stored_rotated=codecs[0].spec.stores_rotated)
+                source = self._source(alike[0], layer, run, view)
+                yield Piece(alike, first, of_tile, keys, values, key_pages, value_pages, angles, source)
+            first += len(alike) * num_tokens
 
     def _pages(self, columns: Sequence[Column], kind: str, layer: int, heads: slice) -> Tensor:
-        tables = [read.chunk.table.layer_on(self.pool.device, kind, layer)[heads] for read in by_range(columns)]
+        tables = [read.chunk.table.layer_on(self.pool.device, kind, layer, heads) for read in by_range(columns)]
         return torch.stack(tables)
 
-    def _source(self, column: Column, layer: int, view: HistoryView) -> BiasSource | None:
-        return bias_source(self.spec.correction, column.codecs.of("keys", layer), has_rope=view.has_rope)
+    def _source(self, column: Column, layer: int, heads: slice, view: HistoryView) -> BiasSource | None:
+        """Where b of heads comes from that are corrected alike."""
+        pair = column.codecs.at(layer, heads.start)
+        return None if pair is None else bias_source(self.spec.correction, pair.keys, has_rope=view.has_rope)
 
     def _bias(
         self, groups: Sequence[Group], layer: int, view: HistoryView, heads: slice, num_ranges: int
@@ -223,13 +260,14 @@ class ReadPlanner:
         variants: list[Variant] = []
         for group in groups:
             for part, tokens in enumerate(group.parts):
-                for piece in group.pieces:
-                    square, axes = self._square(piece, layer, heads, tokens)
-                    squares.append(square.unflatten(0, (num_ranges, -1)))
-                    alphas.append(self._alpha(piece, layer, heads).unflatten(0, (num_ranges, -1)))
-                    for column in piece.columns:
-                        numbers.append(_variant(variants, Variant(axes, column, part), view.pulls_queries))
-                        pairs.append(piece.source is not None and piece.source.rotates)
+                for _, each in groupby(group.pieces, lambda piece: piece.first_token):  # the same columns
+                    pieces = list(each)
+                    by_heads, axes = zip(*(self._square(piece, layer, heads, tokens) for piece in pieces), strict=True)
+                    squares.append(torch.cat(by_heads, 1).unflatten(0, (num_ranges, -1)))
+                    alphas.append(self._alpha(pieces[0], layer, heads).unflatten(0, (num_ranges, -1)))
+                    for column in pieces[0].columns:
+                        numbers.append(_variant(variants, Variant(axes[0], column, part), view.pulls_queries))
+                        pairs.append(pieces[0].source is not None and pieces[0].source.rotates)
         flags = self._numbers(tuple(numbers), tuple(pairs))
         return BiasTerms(torch.cat(squares, 1), torch.cat(alphas, 1), *flags), tuple(variants)
 
@@ -249,18 +287,28 @@ class ReadPlanner:
             )
             if square is not None:
                 return square, piece.keys.axes
-        kept = [chunk.variance[layer, heads] for chunk in chunks if chunk.variance is not None]
+        kept = [
+            chunk.variance[layer, heads][piece.heads or slice(None)] for chunk in chunks if chunk.variance is not None
+        ]
         if piece.source is not None and kept:
             return 12 * torch.stack(kept).to(self.pool.device, torch.float32), None
         shape = (*piece.key_pages.shape[:2], self.spec.head_dim)
         return torch.zeros(shape, dtype=torch.float32, device=self.pool.device), None
 
     def _alpha(self, piece: Piece, layer: int, heads: slice) -> Tensor:
-        """float32 [S, h]."""
+        """Of all heads of the tile, float32 [S, h]."""
         kept = [read.chunk.alpha for read in by_range(piece.columns)]
         if piece.source is None or any(alpha is None for alpha in kept):
-            return torch.ones(piece.key_pages.shape[:2], dtype=torch.float32, device=self.pool.device)
+            shape = (len(kept), heads.stop - heads.start)
+            return torch.ones(shape, dtype=torch.float32, device=self.pool.device)
         return torch.stack([alpha[layer, heads] for alpha in kept if alpha is not None]).to(self.pool.device)
+
+
+def _head_tiles(heads: slice, most_heads: int) -> list[slice]:
+    """Heads in equal tiles of up to `most_heads`."""
+    num_heads = heads.stop - heads.start
+    per_tile = -(-num_heads // -(-num_heads // min(num_heads, most_heads)))
+    return [slice(first, min(first + per_tile, heads.stop)) for first in range(heads.start, heads.stop, per_tile)]
 
 
 def _variant(variants: list[Variant], wanted: Variant, is_own: bool) -> int:

@@ -8,7 +8,8 @@ Axes: H KV heads, P pages of a head.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Sequence
+from itertools import accumulate, pairwise
 
 import numpy as np
 import torch
@@ -37,18 +38,18 @@ def mean_bias_of_pages(stored: StoredKeys, readers: Readers | None, scale: float
     return error.bias(QuerySquares(q_HQD), scale).mean(-1)
 
 
-def runs_of_layers(
-    bias_PH: Mapping[int, Tensor], page_tokens: Mapping[int, int], num_tokens: int
-) -> dict[int, tuple[int, ...]]:
-    """`page_runs` of a chunk by layer. Waits for the device once."""
-    if not bias_PH:
+def runs_of_layers(noted: Sequence[tuple[int, int, Tensor]], num_tokens: int) -> dict[int, tuple[int, ...]]:
+    """`page_runs` of a chunk by layer, from (layer, tokens of a page, mean b of every page [P, H]) of heads that are
+    stored alike; all heads of a layer have the same runs. Waits for the device once."""
+    if not noted:
         return {}
-    together = torch.cat([bias.flatten() for bias in bias_PH.values()]).cpu()
-    parts = together.split([bias.numel() for bias in bias_PH.values()])
-    return {
-        layer: page_runs(part.view(bias.shape).numpy(), page_tokens[layer], num_tokens)
-        for (layer, bias), part in zip(bias_PH.items(), parts, strict=True)
-    }
+    together = torch.cat([bias_PH.flatten() for *_, bias_PH in noted]).cpu()
+    parts = together.split([bias_PH.numel() for *_, bias_PH in noted])
+    runs: dict[int, tuple[int, ...]] = {}
+    for (layer, page_tokens, bias_PH), part in zip(noted, parts, strict=True):
+        found = page_runs(part.view(bias_PH.shape).numpy(), page_tokens, num_tokens)
+        runs[layer] = cut_by_both(runs[layer], found) if layer in runs else found
+    return runs
 
 
 def page_runs(bias_PH: NDArray[np.float32], page_tokens: int, num_tokens: int) -> tuple[int, ...]:
@@ -60,3 +61,9 @@ def page_runs(bias_PH: NDArray[np.float32], page_tokens: int, num_tokens: int) -
             least = most = bias_H
             starts.append(page * page_tokens)
     return tuple(end - start for start, end in zip(starts, [*starts[1:], num_tokens], strict=True))
+
+
+def cut_by_both(runs: tuple[int, ...], others: tuple[int, ...]) -> tuple[int, ...]:
+    """Tokens of runs that end wherever either of these does."""
+    ends = sorted({*accumulate(runs), *accumulate(others)})
+    return tuple(end - start for start, end in pairwise([0, *ends]))

@@ -20,6 +20,7 @@ from pagedvid.attention.store import Writing
 from pagedvid.cache.plan import StepPlan
 from pagedvid.cache.pool import PagePool
 from pagedvid.cache.spec import CacheSpec
+from pagedvid.devices import current_device
 from pagedvid.errors import ConfigError, ShapeError, StateError
 from pagedvid.handles import Compilable
 from pagedvid.host_state import compiled_as, independent_of_host, plain_tensor
@@ -38,7 +39,7 @@ class Step(Compilable):
         self.plan = plan
         self._num_tokens = plan.num_tokens
         self._is_commit = bool(plan.pending)
-        self._pool = pool
+        self._device = pool.device
         self._spec = spec
         self._backend = backend
         self._rotary: tuple[Any, Rotation, PreparedStep] | None = None
@@ -79,16 +80,17 @@ class Step(Compilable):
         context = self._checked_context(context, q_THD.dtype)
         projections = _checked_projections(projections)
         made_for = (q_THD.dtype, tuple(0 if pair is None else len(pair[0]) for pair in context))
-        rotation, prepared = self._rotary_view(rope, *made_for)
-        self._require_same_rope(layer, rotation)
-        views = [self._projective_view(i, projection, rotation, *made_for) for i, projection in enumerate(projections)]
-        outs = [
-            each.attend(layer, q_THD, k_THD, v_THD, context)
-            for each in (prepared, *(prepared for _, prepared in views))
-        ]
-        if self._is_commit:
-            self._write(layer, q_THD, k_THD, v_THD, rotation, [view for view, _ in views])
-        return torch.stack(outs) if projections else outs[0]
+        with current_device(self._device):
+            rotation, prepared = self._rotary_view(rope, *made_for)
+            self._require_same_rope(layer, rotation)
+            views = [self._projective_view(i, each, rotation, *made_for) for i, each in enumerate(projections)]
+            outs = [
+                each.attend(layer, q_THD, k_THD, v_THD, context)
+                for each in (prepared, *(prepared for _, prepared in views))
+            ]
+            if self._is_commit:
+                self._write(layer, q_THD, k_THD, v_THD, rotation, [view for view, _ in views])
+            return torch.stack(outs) if projections else outs[0]
 
     @compiled_as(store_in_graph)
     @independent_of_host
@@ -115,9 +117,10 @@ class Step(Compilable):
             raise ConfigError('correction "measured" fits a factor to queries; give `q_THD`, or choose "formula"')
         layer = checked_layer(layer, self._spec.num_layers)
         k_THD, v_THD, *queries = self._checked(k=k_THD, v=v_THD, **({} if q_THD is None else {"q": q_THD}))
-        rotation = Rotation.of(self.plan, self._spec, rope, self._backend.store.ropes)
-        self._require_same_rope(layer, rotation)
-        self._write(layer, queries[0] if queries else None, k_THD, v_THD, rotation, [])
+        with current_device(self._device):
+            rotation = Rotation.of(self.plan, self._spec, rope, self._backend.store.ropes)
+            self._require_same_rope(layer, rotation)
+            self._write(layer, queries[0] if queries else None, k_THD, v_THD, rotation, [])
 
     def end(self) -> None:
         """Called when the step's block is left; `attend` raises StateError from then on."""
@@ -180,7 +183,7 @@ class Step(Compilable):
             )
         made_from = (projection, dtype, context_tokens)
         if slot not in self._projective or not _is_same(self._projective[slot][0], made_from):
-            view = StepProjection.of(self.plan, self._spec, projection, self._pool.device)
+            view = StepProjection.of(self.plan, self._spec, projection, self._device)
             prepared = self._backend.prepare(self.plan, rotation, dtype, context_tokens, view)
             self._projective[slot] = (made_from, view, prepared)
         return self._projective[slot][1:]
@@ -227,8 +230,8 @@ class Step(Compilable):
         return plain
 
     def _check_device(self, name: str, x: Tensor) -> None:
-        if x.device != self._pool.device:
-            raise ShapeError(f"{name} is on {x.device}, the pool on {self._pool.device}; move one of them")
+        if x.device != self._device:
+            raise ShapeError(f"{name} is on {x.device}, the pool on {self._device}; move one of them")
 
 
 def checked_layer(layer: SupportsIndex, num_layers: int) -> int:

@@ -9,15 +9,19 @@ besides the pages is measured here, where both the exact and the stored keys are
                has one factor, fitted to the queries of all of them
     runs       neighbouring pages whose b is about the same, where the correction's unit is the page (page_runs.py)
 
+Heads of a layer may be stored in different codecs: each run of heads that are stored alike is written, and measured, as
+if it were all of the layer.
+
 On a GPU nothing waits for the device before the last layer. Whether all values could be stored is read then, once, and
 the runs of all layers, once.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from functools import cache, cached_property, partial
+from itertools import pairwise
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -32,7 +36,7 @@ from pagedvid.attention.measure import (
     projected_effect,
     rotary_effect,
 )
-from pagedvid.attention.page_runs import mean_bias_of_pages, runs_of_layers
+from pagedvid.attention.page_runs import cut_by_both, mean_bias_of_pages, runs_of_layers
 from pagedvid.attention.rotation import Readers, Rotation
 from pagedvid.cache.chunk import Chunk
 from pagedvid.cache.plan import PendingChunk
@@ -64,17 +68,31 @@ class Writing:
     projected: Sequence[ProjectedQueries] = ()
     """The same queries for every further view in which the chunk will be read."""
 
+    def of_heads(self, heads: slice) -> Writing:
+        """Some of its KV heads, and the queries of their query heads."""
+        if heads == slice(0, self.k_nHD.shape[1]):
+            return self
+        readers, projected = self.readers, self.projected
+        if readers is not None:
+            group = readers.here_SHD.shape[1] // self.k_nHD.shape[1]
+            queries = slice(heads.start * group, heads.stop * group)
+            here, reading = readers.here_SHD[:, queries], readers.reading_SHD[:, queries]
+            readers = replace(readers, here_SHD=here, reading_SHD=reading)
+            projected = [replace(each, q_SHD=each.q_SHD[:, queries]) for each in projected]
+        k, v = self.k_nHD[:, heads], self.v_nHD[:, heads]
+        return replace(self, readers=readers, k_nHD=k, v_nHD=v, projected=projected)
+
 
 @dataclass
 class Noted:
     """What the layers of a pending chunk leave for the end of its commit pass."""
 
-    flags: list[tuple[str, int, Tensor]] = field(default_factory=list)
-    """(kind, layer, uint8 [H, F]), set where values could not be stored."""
-    effects: dict[int, Effect] = field(default_factory=dict)
-    """By layer, for alpha."""
-    page_bias: dict[int, Tensor] = field(default_factory=dict)
-    """By layer, mean b of every page, float32 [P, H]."""
+    flags: list[tuple[str, int, slice, Tensor]] = field(default_factory=list)
+    """(kind, layer, heads, uint8 [H, F]), set where values could not be stored."""
+    effects: list[tuple[int, slice, Effect]] = field(default_factory=list)
+    """(layer, heads, effect), for alpha."""
+    page_bias: list[tuple[int, int, Tensor]] = field(default_factory=list)
+    """(layer, tokens of a page, mean b of every page, float32 [P, H])."""
 
 
 @dataclass(frozen=True)
@@ -128,27 +146,43 @@ class LayerStore:
 
     def _write_batch(self, layer: int, batch: Sequence[Writing], rotation: Rotation) -> None:
         """Stores writings of equal length and codecs."""
-        codec = self._codec(batch[0].pending.chunk, "keys", layer)
+        for heads in self._runs([writing.pending for writing in batch], layer):
+            self._write_heads(layer, heads, [writing.of_heads(heads) for writing in batch], rotation)
+
+    def _runs(self, pending: Sequence[PendingChunk], layer: int) -> list[slice]:
+        """Neighbouring heads that are stored alike, and were before in a chunk that is stored again; without those that
+        keep nothing."""
+        codecs = pending[0].chunk.codecs
+        stored = (codecs, *(each.source.codecs for each in pending if each.source is not None))
+        bounds = {
+            bound for each in stored for run, _ in each.runs(layer, self._all_heads) for bound in (run.start, run.stop)
+        }
+        runs = [slice(start, stop) for start, stop in pairwise(sorted(bounds))]
+        return [heads for heads in runs if codecs.at(layer, heads.start) is not None]
+
+    def _write_heads(self, layer: int, heads: slice, batch: Sequence[Writing], rotation: Rotation) -> None:
+        """Stores heads that are stored alike; `batch` holds these heads alone."""
+        codec = self._codec(batch[0].pending.chunk, "keys", layer, heads)
         pending = [writing.pending for writing in batch]
         if len(batch) == 1 and self._can_take_as_given(batch[0], codec):
-            self._encode(pending, "keys", layer, batch[0].k_nHD, batch[0].arrival)
-            self._encode(pending, "values", layer, batch[0].v_nHD)
+            self._encode(pending, "keys", layer, heads, batch[0].k_nHD, batch[0].arrival)
+            self._encode(pending, "values", layer, heads, batch[0].v_nHD)
             return
         keys, values = [], []
         for writing in batch:
-            k_HnD, v_HnD = self._arrived(writing, layer, rotation)
+            k_HnD, v_HnD = self._arrived(writing, layer, heads, rotation)
             if codec.spec.stores_rotated:  # in float32, whatever the keys arrive in
                 k_HnD = rotation.at(k_HnD.float(), writing.pending.chunk.position)
             keys.append(k_HnD)
             values.append(v_HnD)
-        self._store(pending, "keys", layer, keys)
-        self._store(pending, "values", layer, values)
+        self._store(pending, "keys", layer, heads, keys)
+        self._store(pending, "values", layer, heads, values)
         for writing, exact_HnD in zip(batch, keys, strict=True):
-            if self._keeps_codec(writing.pending, "keys", layer):
-                _copy_correction(writing.pending, layer)
+            if self._keeps_codec(writing.pending, "keys", layer, heads):
+                _copy_correction(writing.pending, layer, heads)
             elif self._is_measured(writing.pending, codec):
-                stored = self._stored_keys(writing.pending.chunk, layer, exact_HnD.float(), rotation)
-                self._note_correction(writing, layer, stored, rotation)
+                stored = self._stored_keys(writing.pending.chunk, layer, heads, exact_HnD.float(), rotation)
+                self._note_correction(writing, layer, heads, stored, rotation)
 
     def _can_take_as_given(self, writing: Writing, codec: Codec) -> bool:
         """Whether one kernel puts keys in half layout, un-rotates, encodes and writes them: nothing else needs them."""
@@ -161,98 +195,141 @@ class LayerStore:
         measures = chunk.alpha is not None or chunk.variance is not None or self.spec.correction_unit == "page"
         return key_codec.spec.is_quantized and self.spec.correction != "off" and measures
 
-    def _arrived(self, writing: Writing, layer: int, rotation: Rotation) -> tuple[Tensor, Tensor]:
+    def _arrived(self, writing: Writing, layer: int, heads: slice, rotation: Rotation) -> tuple[Tensor, Tensor]:
         """Keys (before rotary embedding, in half layout) and values, float32 [H, n, D]."""
         if writing.pending.source is not None:
-            return self.read(writing.pending.source, layer, rotation.stored_by)
+            return self.read(writing.pending.source, layer, rotation.stored_by, heads)
         k_nHD = writing.arrival.plain(writing.k_nHD)
         return k_nHD.transpose(0, 1).float(), writing.v_nHD.transpose(0, 1).float()
 
-    def _store(self, pending: Sequence[PendingChunk], kind: str, layer: int, x_HnD: Sequence[Tensor]) -> None:
+    def _store(
+        self, pending: Sequence[PendingChunk], kind: str, layer: int, heads: slice, x_HnD: Sequence[Tensor]
+    ) -> None:
         """Encodes and writes, or copies the pages of a chunk that keeps its codec."""
-        if not any(self._keeps_codec(each, kind, layer) for each in pending):
+        if not any(self._keeps_codec(each, kind, layer, heads) for each in pending):
             together = x_HnD[0] if len(x_HnD) == 1 else torch.cat(list(x_HnD))
-            self._encode(pending, kind, layer, together.transpose(0, 1))
+            self._encode(pending, kind, layer, heads, together.transpose(0, 1))
             return
         for each, x in zip(pending, x_HnD, strict=True):
-            if self._keeps_codec(each, kind, layer):
-                self._copy(each, kind, layer)
+            if self._keeps_codec(each, kind, layer, heads):
+                self._copy(each, kind, layer, heads)
             else:
-                self._encode([each], kind, layer, x.transpose(0, 1))
+                self._encode([each], kind, layer, heads, x.transpose(0, 1))
 
     def _encode(
-        self, pending: Sequence[PendingChunk], kind: str, layer: int, x_nHD: Tensor, arrival: Arrival | None = None
+        self,
+        pending: Sequence[PendingChunk],
+        kind: str,
+        layer: int,
+        heads: slice,
+        x_nHD: Tensor,
+        arrival: Arrival | None = None,
     ) -> None:
         """Encodes and writes chunks of equal length and codecs; `x_nHD` has the heads of one chunk after the other."""
-        codec = self._codec(pending[0].chunk, kind, layer)
-        pages = [self._pages(each.chunk, kind, layer) for each in pending]
+        codec = self._codec(pending[0].chunk, kind, layer, heads)
+        pages = [self._pages(each.chunk, kind, layer, heads) for each in pending]
         pages_HP = pages[0] if len(pages) == 1 else torch.cat(pages)
         try:
             flags = self._access(codec).encode(x_nHD, self.pool.records, pages_HP, arrival)
         except NonFiniteError as error:
-            num_heads = self.spec.num_kv_heads
+            num_heads = heads.stop - heads.start
             chunk = pending[error.rows[0] // num_heads].chunk
-            heads = tuple(row % num_heads for row in error.rows if row // num_heads == error.rows[0] // num_heads)
-            raise _not_storable(chunk, kind, layer, heads, f": {error}") from error
+            rows = (row % num_heads for row in error.rows if row // num_heads == error.rows[0] // num_heads)
+            bad = tuple(heads.start + row for row in rows)
+            raise _not_storable(chunk, kind, layer, bad, codec, f": {error}") from error
         if flags is not None:
-            self._of(pending[0]).flags.append((kind, layer, flags))
+            self._of(pending[0]).flags.append((kind, layer, heads, flags))
 
-    def _keeps_codec(self, pending: PendingChunk, kind: str, layer: int) -> bool:
+    def _keeps_codec(self, pending: PendingChunk, kind: str, layer: int, heads: slice) -> bool:
         """Whether a recoded chunk keeps its codec here; its bytes are then copied, as nothing is quantized twice."""
         source, chunk = pending.source, pending.chunk
-        if source is None or source.codecs.of(kind, layer) != chunk.codecs.of(kind, layer):
+        before = None if source is None else source.codecs.at(layer, heads.start)
+        after = chunk.codecs.at(layer, heads.start)
+        if source is None or before is None or after is None or before.of(kind) != after.of(kind):
             return False
-        is_rotated = kind == "keys" and chunk.codecs.of(kind, layer).stores_rotated
+        is_rotated = kind == "keys" and after.keys.stores_rotated
         return not is_rotated or source.position == chunk.position
 
-    def _copy(self, pending: PendingChunk, kind: str, layer: int) -> None:
+    def _copy(self, pending: PendingChunk, kind: str, layer: int, heads: slice) -> None:
         """Copies the bytes of the source chunk."""
         assert pending.source is not None
-        source, target = (self._pages(chunk, kind, layer).flatten() for chunk in (pending.source, pending.chunk))
+        source, target = (self._pages(chunk, kind, layer, heads).flatten() for chunk in (pending.source, pending.chunk))
         self.pool.records.index_copy_(0, target.long(), self.pool.records.index_select(0, source))
 
-    def read(self, chunk: Chunk, layer: int, rope: RopeTables | None) -> tuple[Tensor, Tensor]:
+    def read(
+        self, chunk: Chunk, layer: int, rope: RopeTables | None, heads: slice | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Stored keys (before rotary embedding) and values of one layer of a chunk, float32 [H, n, D].
 
-        `rope`: as at its commit; needed for codecs that store keys after rotary embedding.
+        `rope`: as at its commit; needed for codecs that store keys after rotary embedding. `heads`: which ones; None:
+        all. Raises StateError when any of them keeps nothing of the chunk.
         """
-        keys, values = (self._read(chunk, kind, layer) for kind in ("keys", "values"))
-        if chunk.codecs.of("keys", layer).stores_rotated:
+        heads = self._all_heads if heads is None else heads
+        runs = chunk.codecs.runs(layer, heads)
+        for run, pair in runs:
+            if pair is None:
+                raise StateError(
+                    f"KV heads {run.start} to {run.stop - 1} of layer {layer} keep nothing of chunk {chunk.index}; "
+                    "read the other heads alone"
+                )
+        parts = [self._read_run(chunk, layer, run, rope) for run, _ in runs]
+        keys, values = parts[0] if len(parts) == 1 else (torch.cat(each) for each in zip(*parts, strict=True))
+        return keys, values
+
+    def _read_run(self, chunk: Chunk, layer: int, heads: slice, rope: RopeTables | None) -> tuple[Tensor, Tensor]:
+        """`read` of heads that are stored alike."""
+        keys, values = (self._read(chunk, kind, layer, heads) for kind in ("keys", "values"))
+        if self._codec(chunk, "keys", layer, heads).spec.stores_rotated:
             keys = rotated_at(keys, rope, chunk.position, backwards=True)
         return keys, values
 
-    def quant_error(self, chunk: Chunk, layer: int, *, has_rope: bool) -> QuantError | None:
-        """Quant error of the keys of a whole chunk, alpha included; None where nothing is corrected."""
-        codec = self._codec(chunk, "keys", layer)
+    def quant_errors(
+        self, chunk: Chunk, layer: int, heads: slice | None = None, *, has_rope: bool
+    ) -> tuple[tuple[slice, QuantError], ...]:
+        """Quant error of the keys of a whole chunk, alpha included, for each run of heads that are corrected alike."""
+        runs = chunk.codecs.runs(layer, self._all_heads if heads is None else heads)
+        errors = [(run, self._quant_error(chunk, layer, run, has_rope)) for run, pair in runs if pair is not None]
+        return tuple((run, error) for run, error in errors if error is not None)
+
+    def _quant_error(self, chunk: Chunk, layer: int, heads: slice, has_rope: bool) -> QuantError | None:
+        codec = self._codec(chunk, "keys", layer, heads)
         source = bias_source(self.spec.correction, codec.spec, has_rope=has_rope)
         if source is None:
             return None
         return source.quant_error(
-            lambda: self._square_step_sizes(chunk, layer),
-            None if chunk.variance is None else chunk.variance[layer],
+            lambda: self._square_step_sizes(chunk, layer, heads),
+            None if chunk.variance is None else chunk.variance[layer, heads],
             codec.axes,
-            None if chunk.alpha is None else chunk.alpha[layer],
+            None if chunk.alpha is None else chunk.alpha[layer, heads],
         )
 
-    def _square_step_sizes(self, chunk: Chunk, layer: int) -> Tensor | None:
-        access, pages_HP = self._access(self._codec(chunk, "keys", layer)), self._pages(chunk, "keys", layer)
+    def _square_step_sizes(self, chunk: Chunk, layer: int, heads: slice) -> Tensor | None:
+        access, pages_HP = (
+            self._access(self._codec(chunk, "keys", layer, heads)),
+            self._pages(chunk, "keys", layer, heads),
+        )
         square = access.mean_square_step_sizes(self.pool.records, pages_HP.unsqueeze(0), chunk.num_tokens)
         return None if square is None else square[0]
 
-    def _codec(self, chunk: Chunk, kind: str, layer: int) -> Codec:
-        return self.book.pair(chunk.codecs, layer, slice(0, self.spec.num_kv_heads))[kind == "values"]
+    @cached_property
+    def _all_heads(self) -> slice:
+        return slice(0, self.spec.num_kv_heads)
+
+    def _codec(self, chunk: Chunk, kind: str, layer: int, heads: slice) -> Codec:
+        return self.book.pair(chunk.codecs, layer, heads)[kind == "values"]
 
     def _access(self, codec: Codec) -> PageKernels:
         return self.book.access(codec, self.pool.device, self.uses_kernels)
 
-    def _pages(self, chunk: Chunk, kind: str, layer: int) -> Tensor:
-        return chunk.table.layer_on(self.pool.device, kind, layer)
+    def _pages(self, chunk: Chunk, kind: str, layer: int, heads: slice) -> Tensor:
+        return chunk.table.layer_on(self.pool.device, kind, layer, heads)
 
-    def _read(self, chunk: Chunk, kind: str, layer: int) -> Tensor:
-        shape = (1, 1, self.spec.num_kv_heads, chunk.num_tokens, self.spec.head_dim)
+    def _read(self, chunk: Chunk, kind: str, layer: int, heads: slice) -> Tensor:
+        """Keys or values as they are stored by heads that are stored alike, float32 [H, n, D]."""
+        shape = (1, 1, heads.stop - heads.start, chunk.num_tokens, self.spec.head_dim)
         x_HnD = torch.empty(shape, dtype=torch.float32, device=self.pool.device)
-        pages_SHP = self._pages(chunk, kind, layer).unsqueeze(0)
-        access = self._access(self._codec(chunk, kind, layer))
+        pages_SHP = self._pages(chunk, kind, layer, heads).unsqueeze(0)
+        access = self._access(self._codec(chunk, kind, layer, heads))
         access.decode(self.pool.records, pages_SHP, chunk.num_tokens, x_HnD.transpose(2, 3))
         return x_HnD[0, 0]
 
@@ -268,14 +345,17 @@ class LayerStore:
             self._require_storable(pending.chunk, noted.flags)
         if noted.effects:
             _fit_alpha(pending.chunk, noted.effects)
-        page_tokens = {layer: self._codec(pending.chunk, "keys", layer).page_tokens for layer in noted.page_bias}
-        pending.chunk.runs.update(runs_of_layers(noted.page_bias, page_tokens, pending.chunk.num_tokens))
+        if not noted.page_bias:
+            return
+        chunk = pending.chunk
+        for layer, runs in runs_of_layers(noted.page_bias, chunk.num_tokens).items():
+            chunk.runs[layer] = cut_by_both(chunk.runs.get(layer, runs), runs)
 
-    def _stored_keys(self, chunk: Chunk, layer: int, exact_HnD: Tensor, rotation: Rotation) -> StoredKeys:
-        codec = self._codec(chunk, "keys", layer)
+    def _stored_keys(self, chunk: Chunk, layer: int, heads: slice, exact_HnD: Tensor, rotation: Rotation) -> StoredKeys:
+        codec = self._codec(chunk, "keys", layer, heads)
         source = bias_source(self.spec.correction, codec.spec, has_rope=rotation.rope is not None)
         assert source is not None  # nothing is measured of keys that are never corrected
-        access, pages_HP = self._access(codec), self._pages(chunk, "keys", layer)
+        access, pages_HP = self._access(codec), self._pages(chunk, "keys", layer, heads)
 
         def of(pages_SHP: Tensor, first: int, end: int) -> Tensor | None:
             return access.mean_square_step_sizes(self.pool.records, pages_SHP, end - first, first)
@@ -295,33 +375,37 @@ class LayerStore:
         angles = None if codec.spec.stores_rotated else rotation.angles(chunk.position, chunk.num_tokens)
         has_pages = self.spec.correction_unit == "page" and codec.spec.has_step_sizes and not source.by_variance
         part_tokens = codec.page_tokens if has_pages else chunk.num_tokens
-        decode = partial(self._read, chunk, "keys", layer)
+        decode = partial(self._read, chunk, "keys", layer, heads)
         return StoredKeys(exact_HnD, source, angles, decode, square_step_size, access.axes, part_tokens)
 
-    def _note_correction(self, writing: Writing, layer: int, stored: StoredKeys, rotation: Rotation) -> None:
+    def _note_correction(
+        self, writing: Writing, layer: int, heads: slice, stored: StoredKeys, rotation: Rotation
+    ) -> None:
         pending, readers = writing.pending, writing.readers
         alpha, variance = pending.chunk.alpha, pending.chunk.variance
         if variance is not None:
-            variance[layer] = stored.variance_change().to(variance)
+            variance[layer, heads] = stored.variance_change().to(variance)
         if stored.part_tokens < pending.chunk.num_tokens:
-            self._of(pending).page_bias[layer] = mean_bias_of_pages(stored, readers, self.spec.scale)
+            bias_PH = mean_bias_of_pages(stored, readers, self.spec.scale)
+            self._of(pending).page_bias.append((layer, stored.part_tokens, bias_PH))
         if alpha is None or readers is None:
             return
-        kept = None if variance is None else variance[layer].to(stored.exact_HnD)
+        kept = None if variance is None else variance[layer, heads].to(stored.exact_HnD)
         here, *projected_here = self._log_masses_here(writing, readers, rotation)
         effects = [rotary_effect(stored, kept, readers, here, self.spec.scale)]
         for queries, log_mass_here in zip(writing.projected, projected_here, strict=True):
             effects.append(projected_effect(stored, kept, queries, log_mass_here, self.spec.scale))
-        self._of(pending).effects[layer] = Effect.of_all(effects)
+        self._of(pending).effects.append((layer, heads, Effect.of_all(effects)))
 
-    def _require_storable(self, chunk: Chunk, flags: Sequence[tuple[str, int, Tensor]]) -> None:
-        by_head = [flag.bool().any(1) for _, _, flag in flags]
-        if not bool(torch.stack(by_head).any()):  # waits for the device
+    def _require_storable(self, chunk: Chunk, flags: Sequence[tuple[str, int, slice, Tensor]]) -> None:
+        by_head = [flag.bool().any(1) for *_, flag in flags]
+        if not bool(torch.cat(by_head).any()):  # waits for the device
             return
-        for (kind, layer, _), bad in zip(flags, by_head, strict=True):
-            heads: list[Any] = torch.nonzero(bad).flatten().tolist()
-            if heads:
-                raise _not_storable(chunk, kind, layer, tuple(heads), ": values are NaN, infinite or too large")
+        for (kind, layer, heads, _), bad in zip(flags, by_head, strict=True):
+            rows: list[Any] = torch.nonzero(bad).flatten().tolist()
+            if rows:
+                named, codec = tuple(heads.start + row for row in rows), self._codec(chunk, kind, layer, heads)
+                raise _not_storable(chunk, kind, layer, named, codec, ": values are NaN, infinite or too large")
 
     def _log_masses_here(self, writing: Writing, readers: Readers, rotation: Rotation) -> list[Tensor] | list[None]:
         """log Z of the readers over their own chunk, [H, Q] for each view; None where that is the stored chunk."""
@@ -336,31 +420,33 @@ class LayerStore:
         ]
 
 
-def _copy_correction(pending: PendingChunk, layer: int) -> None:
-    """Copies what the source chunk keeps for the correction of one layer."""
+def _copy_correction(pending: PendingChunk, layer: int, heads: slice) -> None:
+    """Copies what the source chunk keeps for the correction of some heads of one layer."""
     source, chunk = pending.source, pending.chunk
     assert source is not None
     if chunk.alpha is not None and source.alpha is not None:
-        chunk.alpha[layer] = source.alpha[layer]
+        chunk.alpha[layer, heads] = source.alpha[layer, heads]
     if chunk.variance is not None and source.variance is not None:
-        chunk.variance[layer] = source.variance[layer]
+        chunk.variance[layer, heads] = source.variance[layer, heads]
     if layer in source.runs:
         chunk.runs[layer] = source.runs[layer]
 
 
-def _fit_alpha(chunk: Chunk, effects: Mapping[int, Effect]) -> None:
+def _fit_alpha(chunk: Chunk, effects: Sequence[tuple[int, slice, Effect]]) -> None:
     """Fits all layers at once: one fit per layer would take long compared with a small chunk's other work."""
     assert chunk.alpha is not None
-    log_odds, shift, b = (torch.stack(parts) for parts in zip(*effects.values(), strict=True))
-    alpha = fit_alpha(log_odds, shift, b)
-    for layer, alpha_H in zip(effects, alpha.to(chunk.alpha.device), strict=True):
-        chunk.alpha[layer] = alpha_H
+    log_odds, shift, b = (torch.cat(parts) for parts in zip(*(effect for *_, effect in effects), strict=True))
+    alpha = fit_alpha(log_odds, shift, b).to(chunk.alpha.device)
+    for (layer, heads, _), alpha_H in zip(effects, alpha.split([len(each[2].bias) for each in effects]), strict=True):
+        chunk.alpha[layer, heads] = alpha_H
 
 
-def _not_storable(chunk: Chunk, kind: str, layer: int, heads: tuple[int, ...], why: str) -> NonFiniteError:
+def _not_storable(
+    chunk: Chunk, kind: str, layer: int, heads: tuple[int, ...], codec: Codec, why: str
+) -> NonFiniteError:
     return NonFiniteError(
         f"{kind} of layer {layer}, KV head {', '.join(map(str, heads))}, chunk {chunk.index} cannot be stored as "
-        f"{chunk.codecs.of(kind, layer)}{why}. The commit was rolled back; look for an overflow in the model's "
+        f"{codec.name}{why}. The commit was rolled back; look for an overflow in the model's "
         "forward.",
         heads,
     )

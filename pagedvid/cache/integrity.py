@@ -7,18 +7,25 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from pagedvid.cache.chunk import ChunkLedger, digest_pages
+from pagedvid.cache.chunk import Chunk, ChunkLedger, digest_pages
 from pagedvid.cache.plan import PendingChunk
 from pagedvid.cache.pool import PagePool
+from pagedvid.cache.sizes import KVShape
 from pagedvid.cache.stream import Stream
 from pagedvid.errors import IntegrityError
 
 
 def check_integrity(
-    pool: PagePool, ledger: ChunkLedger, streams: Sequence[Stream], pending: Sequence[PendingChunk], budget_pages: int
+    shape: KVShape,
+    pool: PagePool,
+    ledger: ChunkLedger,
+    streams: Sequence[Stream],
+    pending: Sequence[PendingChunk],
+    budget_pages: int,
 ) -> None:
     """Raises IntegrityError for the first invariant (I1 to I6, see manager.py) that does not hold."""
     _check_pages(pool, ledger, pending)
+    _check_tables(shape, [*ledger, *(each.chunk for each in pending)])
     _check_references(ledger, streams)
     _check_budget(pool, streams, budget_pages)
     _check_digests(pool, ledger)
@@ -31,6 +38,15 @@ def _check_pages(pool: PagePool, ledger: ChunkLedger, pending: Sequence[PendingC
     _require(
         len(counts) == pool.num_pages and bool((counts == 1).all()), "I1: a page is lost, or in two places at once"
     )
+
+
+def _check_tables(shape: KVShape, chunks: Sequence[Chunk]) -> None:
+    for chunk in chunks:
+        bounds = shape.table_bounds(chunk.num_tokens, chunk.codecs)
+        _require(
+            np.array_equal(chunk.table.indptr, bounds) and len(chunk.table.ids) == bounds[-1],
+            f"I1: chunk {chunk.id} does not have the pages that its codecs want",
+        )
 
 
 def _check_references(ledger: ChunkLedger, streams: Sequence[Stream]) -> None:

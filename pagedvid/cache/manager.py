@@ -9,7 +9,7 @@ shared with forks; all other chunks come and go. So the pool promises
 A fork reserves its own peak minus the sinks and pins that it shares. Nothing here is thread-safe.
 
 Invariants, recomputed from scratch by `check`:
-  I1 every page is free, or in exactly one live or pending chunk
+  I1 every page is free, or in exactly one live or pending chunk, whose tables are as long as its codecs want
   I2 the reference count of a chunk is the number of branch histories that hold it
   I3 a stream holds at most its peak; the budget adds up and is at most num_pages
   I4 the page bytes of a live chunk never change (with debug_checks)
@@ -274,7 +274,12 @@ class CacheManager:
     def check(self) -> None:
         """Recomputes every count from the streams. Raises IntegrityError for the first that disagrees."""
         check_integrity(
-            self.pool, self._ledger, self.streams, self._pending, self.reserved_pages - self._borrowed_pages
+            self.shape,
+            self.pool,
+            self._ledger,
+            self.streams,
+            self._pending,
+            self.reserved_pages - self._borrowed_pages,
         )
 
     # ------------------------------------------------------------------ inside

@@ -92,7 +92,7 @@ class PageTable:
     """Which pages hold the keys and values of every layer and KV head of a chunk.
 
     A CSR table over (kind, layer, KV head), keys before values: entry t owns `ids[indptr[t] : indptr[t + 1]]`, in token
-    order. The entries of one kind and layer are equally long.
+    order. Entries are as long as their head's codec wants, and empty for a head that keeps nothing.
     """
 
     def __init__(self, ids: PageIds, indptr: NDArray[np.int64], num_kv_heads: int) -> None:
@@ -102,27 +102,25 @@ class PageTable:
         self._num_layers = (len(indptr) - 1) // (2 * num_kv_heads)
         self._on_device: Tensor | None = None
 
-    def layer(self, kind: str, layer: int) -> PageIds:
-        """Page ids of the "keys" or "values" of one layer, int32 [KV heads, pages of a head]; a view."""
-        first, end = self._bounds(kind, layer)
-        return self.ids[first:end].reshape(self._num_kv_heads, -1)
+    def layer(self, kind: str, layer: int, heads: slice) -> PageIds:
+        """Page ids of the "keys" or "values" of KV heads that are stored alike, int32 [heads, pages of a head]; a
+        view."""
+        first, end = self._bounds(kind, layer, heads)
+        return self.ids[first:end].reshape(heads.stop - heads.start, -1)
 
-    def layer_on(self, device: torch.device, kind: str, layer: int) -> Tensor:
+    def layer_on(self, device: torch.device, kind: str, layer: int, heads: slice) -> Tensor:
         """The same on the device, to which the table is copied once."""
-        first, end = self._bounds(kind, layer)
-        return self.on(device)[first:end].view(self._num_kv_heads, -1)
+        first, end = self._bounds(kind, layer, heads)
+        return self.on(device)[first:end].view(heads.stop - heads.start, -1)
 
     def on(self, device: torch.device) -> Tensor:
         """All ids on the device, int32."""
+        if device.type == "cpu":
+            return torch.from_numpy(self.ids)
         if self._on_device is None or self._on_device.device != device:
             self._on_device = torch.from_numpy(self.ids).to(device)
         return self._on_device
 
-    def starts_and_lengths(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Where the pages of head 0 begin in `ids`, and how many pages a head has: [2 kinds, layers] each."""
-        shape = (2, self._num_layers, self._num_kv_heads)
-        return self.indptr[:-1].reshape(shape)[..., 0], np.diff(self.indptr).reshape(shape)[..., 0]
-
-    def _bounds(self, kind: str, layer: int) -> tuple[int, int]:
+    def _bounds(self, kind: str, layer: int, heads: slice) -> tuple[int, int]:
         first = ((kind == "values") * self._num_layers + layer) * self._num_kv_heads
-        return int(self.indptr[first]), int(self.indptr[first + self._num_kv_heads])
+        return int(self.indptr[first + heads.start]), int(self.indptr[first + heads.stop])

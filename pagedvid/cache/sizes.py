@@ -7,7 +7,7 @@ pages for its keys and pages for its values; all come from one pool and are coun
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 
@@ -18,7 +18,7 @@ from pagedvid.arguments import whole_number
 from pagedvid.cache.stream_codecs import StreamCodecs
 from pagedvid.cache.window import Commit, Window
 from pagedvid.codecs.assignment import KINDS, ChunkCodecs
-from pagedvid.codecs.spec import DEFAULT_PAGE_ROWS, PageFormat, block_frames
+from pagedvid.codecs.spec import DEFAULT_PAGE_ROWS, CodecSpec, PageFormat, block_frames
 from pagedvid.errors import ConfigError
 
 ALPHA_BYTES = 4
@@ -94,7 +94,7 @@ class KVShape:
     def keeps_alpha(self, codecs: ChunkCodecs) -> bool:
         """Whether chunks in these codecs keep measured factors."""
         return self.correction == "measured" and any(
-            codec.is_quantized for codec in codecs.in_layers(self.num_layers, ("keys",))
+            codec.is_quantized for codec in codecs.used(self.num_layers, self.num_kv_heads, ("keys",))
         )
 
     def keeps_variance(self, codecs: ChunkCodecs) -> bool:
@@ -102,7 +102,8 @@ class KVShape:
 
         That is what "variance" corrects by; "measured" scales it where codes have no step size.
         """
-        quantized = [codec for codec in codecs.in_layers(self.num_layers, ("keys",)) if codec.is_quantized]
+        keys = codecs.used(self.num_layers, self.num_kv_heads, ("keys",))
+        quantized = [codec for codec in keys if codec.is_quantized]
         without_step_sizes = [codec for codec in quantized if not codec.has_step_sizes]
         return bool(
             quantized if self.correction == "variance" else without_step_sizes and self.correction == "measured"
@@ -118,15 +119,15 @@ class KVShape:
     def padding_pages(self, num_tokens: int, codecs: ChunkCodecs) -> float:
         """How many pages of a chunk would hold no token if all others were full."""
         filled = sum(
-            num_tokens / codecs.of(kind, layer).page_tokens(self.page)
-            for layer in range(self.num_layers)
-            for kind in KINDS
+            num_heads * num_tokens / codec.page_tokens(self.page)
+            for codec, num_heads in _tables(self, codecs)
+            if codec is not None
         )
-        return self.chunk_pages(num_tokens, codecs) - self.num_kv_heads * filled
+        return self.chunk_pages(num_tokens, codecs) - filled
 
     def padding_waste_ratio(self, num_tokens: int, codecs: ChunkCodecs) -> float:
         """Share of the page space of a chunk that holds no token."""
-        return self.padding_pages(num_tokens, codecs) / self.chunk_pages(num_tokens, codecs)
+        return self.padding_pages(num_tokens, codecs) / max(1, self.chunk_pages(num_tokens, codecs))
 
     def bf16_bytes(self, num_tokens: int) -> int:
         """Bytes of the same tokens as dense BF16 keys and values, without any padding."""
@@ -139,10 +140,18 @@ class KVShape:
 
 @lru_cache(maxsize=1024, typed=True)
 def _table_pages(shape: KVShape, num_tokens: int, codecs: ChunkCodecs) -> tuple[int, ...]:
-    pages = (
-        codecs.of(kind, layer).num_pages(shape.page, num_tokens) for kind in KINDS for layer in range(shape.num_layers)
-    )
-    return tuple(number for number in pages for _ in range(shape.num_kv_heads))
+    pages: list[int] = []
+    for codec, num_heads in _tables(shape, codecs):
+        pages += [0 if codec is None else codec.num_pages(shape.page, num_tokens)] * num_heads
+    return tuple(pages)
+
+
+def _tables(shape: KVShape, codecs: ChunkCodecs) -> Iterator[tuple[CodecSpec | None, int]]:
+    """Codecs of all tables in order, and how many heads in a row have each; None: they keep nothing."""
+    for kind in KINDS:
+        for layer in range(shape.num_layers):
+            for heads, pair in codecs.runs(layer, slice(0, shape.num_kv_heads)):
+                yield None if pair is None else pair.of(kind), heads.stop - heads.start
 
 
 @lru_cache(maxsize=1024, typed=True)

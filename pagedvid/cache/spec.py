@@ -8,6 +8,7 @@ from functools import cached_property
 from pagedvid.arguments import instance_of, one_of, whole_number
 from pagedvid.cache.sizes import MAX_SIZE, KVShape
 from pagedvid.cache.stream_codecs import StreamCodecs
+from pagedvid.codecs.assignment import ChunkCodecs
 from pagedvid.correction import MODES
 from pagedvid.errors import ConfigError
 
@@ -70,16 +71,26 @@ class CacheSpec:
     def check_codecs(self, codecs: StreamCodecs) -> None:
         """Raises ConfigError for codecs that do not fit the pages, the layers or the correction."""
         instance_of(StreamCodecs, "codecs", codecs, STREAM_CODECS, ConfigError)
-        beyond = [last for _, last, _ in codecs.layers if last >= self.num_layers]
+        layers = [*codecs.layers, *(exception for chunk in codecs.all() for exception in chunk.layers)]
+        beyond = [last for _, last, _ in layers if last >= self.num_layers]
         if beyond:
             raise ConfigError(f"codecs are given for layer {beyond[0]}; the layers are 0 to {self.num_layers - 1}")
         for chunk in codecs.all():
-            for codec in chunk.in_layers(self.num_layers):
+            self._check_heads(chunk)
+            for codec in chunk.used(self.num_layers, self.num_kv_heads):
                 codec.page_tokens(self.shape.page)
-            keys = [codec for codec in chunk.in_layers(self.num_layers, ("keys",)) if codec.is_quantized]
-            without = [codec for codec in keys if not codec.has_step_sizes]
+            keys = chunk.used(self.num_layers, self.num_kv_heads, ("keys",))
+            without = [codec for codec in keys if codec.is_quantized and not codec.has_step_sizes]
             if self.correction == "formula" and without:
                 raise ConfigError(f'{without[0]} keys have no step size for correction "formula"; use "variance"')
+
+    def _check_heads(self, codecs: ChunkCodecs) -> None:
+        for layer, _, last, _ in codecs.heads:
+            if layer >= self.num_layers or last >= self.num_kv_heads:
+                raise ConfigError(
+                    f"codecs are given for layer {layer}, KV head {last}; layers are 0 to {self.num_layers - 1}, heads "
+                    f"0 to {self.num_kv_heads - 1}"
+                )
 
     @cached_property
     def shape(self) -> KVShape:

@@ -51,5 +51,5 @@ def collect_stats(
         num_shared_chunks=sum(ledger.references(chunk) > 1 for chunk in chunks),
         stored_bytes=sum(shape.stored_bytes(chunk.num_tokens, chunk.codecs) for chunk in chunks),
         bf16_bytes=sum(shape.bf16_bytes(chunk.num_tokens) for chunk in chunks),
-        padding_waste_ratio=padding_pages / num_chunk_pages if chunks else 0.0,
+        padding_waste_ratio=padding_pages / max(1, num_chunk_pages),
     )

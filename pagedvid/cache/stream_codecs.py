@@ -14,29 +14,38 @@ from pagedvid.errors import ConfigError
 
 @dataclass(frozen=True)
 class StreamCodecs:
-    """Codecs are given as "int2" or, for keys and values separately, "int4/int2", and kept as a `CodecPair`.
+    """Codecs are given as "int2" or, for keys and values separately, "int4/int2", and kept as a `CodecPair`; or, where
+    heads differ, as `ChunkCodecs`.
 
     `history`: all chunks but those below. `sink`: sinks; None: as `history`. `newest`: the last committed chunk, until
     the next one is committed; None: no codec of its own. `layers`: exceptions from `history`, and from sinks that
     follow it, such as {0: "int8", "2-5": "int4/int2"}.
     """
 
-    history: str | CodecPair = "int2"
-    sink: str | CodecPair | None = None
-    newest: str | CodecPair | None = None
+    history: str | CodecPair | ChunkCodecs = "int2"
+    sink: str | CodecPair | ChunkCodecs | None = None
+    newest: str | CodecPair | ChunkCodecs | None = None
     layers: Mapping[Any, Any] | LayerCodecs = ()
 
     def __post_init__(self) -> None:
-        """Raises ConfigError for an unknown codec or layer."""
+        """Raises ConfigError for an unknown codec or layer, and for heads that `newest` does not keep but others do."""
         for name in ("history", "sink", "newest"):
             written = getattr(self, name)
-            if written is None and name != "history":
+            if isinstance(written, ChunkCodecs) or (written is None and name != "history"):
                 continue
             try:
                 object.__setattr__(self, name, CodecPair.read(written))
             except ConfigError as error:
                 raise ConfigError(f"{name} codec: {error}") from None
         object.__setattr__(self, "layers", read_layers(self.layers))
+        for layer, first, last, stored in () if self._newest is None else self._newest.heads:
+            later = {self.steady, self._sink or self.steady}
+            runs = (run for codecs in later for run in codecs.runs(layer, slice(first, last + 1)))
+            if stored is None and any(pair is not None for _, pair in runs):
+                raise ConfigError(
+                    f"newest keeps nothing in layer {layer}, heads {first} to {last}, of chunks that these heads keep "
+                    "later; give newest a codec for them"
+                )
 
     @property
     def page_rows(self) -> int:

@@ -236,7 +236,7 @@ class _Run:
 
 def _make_constants(book: CodecBook, codecs: StreamCodecs, shape: KVShape, device: torch.device) -> None:
     """Uses every codec once, so that what codecs keep for the whole process is not counted as a part of the cache."""
-    for spec in {spec for chunk in codecs.all() for spec in chunk.in_layers(shape.num_layers)}:
+    for spec in {spec for chunk in codecs.all() for spec in chunk.used(shape.num_layers, shape.num_kv_heads)}:
         codec = book.codec(spec, "keys", 0, slice(0, shape.num_kv_heads))
         records = codec.encode(torch.zeros(shape.num_kv_heads, 1, shape.head_dim, dtype=torch.float32, device=device))
         room = torch.empty(

@@ -58,8 +58,8 @@ class Fleet:
     ) -> Fleet:
         """Pools that leave room for the largest workspace of any arrival. Raises CapacityError, ConfigError."""
         check_memory(question)
-        if codecs.layers:
-            raise ConfigError("--trace counts by layer; it cannot simulate codecs that differ between layers")
+        if codecs.layers or any(chunk.layers or chunk.heads for chunk in codecs.all()):
+            raise ConfigError("--trace counts by table; it cannot simulate codecs that differ between layers or heads")
         if question.size.window.max_chunks > MAX_WINDOW_CHUNKS:
             raise ConfigError(
                 f"--trace with a window of {question.size.window.max_chunks} chunks would take too long; the most is "

@@ -1,18 +1,20 @@
-"""Which codec stores the keys and the values of a chunk in each layer, and how that is written in a configuration.
+"""Which codec stores the keys and the values of a chunk in each layer and KV head, and how that is written.
 
 int2                 keys and values of all layers
 int4/int2            keys in int4, values in int2
 {0-1: int8, 5: int4/int2}    exceptions for some layers, in a configuration file
+
+Heads of a layer may differ, too, and a head may keep nothing of a chunk: it does not see the chunk then.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import pairwise
-from typing import Any
+from typing import Any, TypeVar
 
 from pagedvid.arguments import list_of, whole_number
 from pagedvid.codecs.registry import read_codec
@@ -21,6 +23,7 @@ from pagedvid.errors import ConfigError
 from pagedvid.shown import shown
 
 KINDS = ("keys", "values")
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, repr=False)
@@ -53,29 +56,53 @@ class CodecPair:
 
 LayerCodecs = tuple[tuple[int, int, CodecPair], ...]
 """Exceptions: (first layer, last layer, codecs). Where two name the same layer, the later one counts."""
+HeadCodecs = tuple[tuple[int, int, int, CodecPair | None], ...]
+"""Exceptions from those: (layer, first KV head, last KV head, codecs); None: these heads keep nothing. Where two name
+the same head, the later one counts."""
+HeadRun = tuple[slice, CodecPair | None]
+"""Neighbouring KV heads that are stored alike, and how; None: they keep nothing."""
 
 
 @dataclass(frozen=True)
 class ChunkCodecs:
-    """The codecs of one chunk. Two are equal if they store every layer alike, however their exceptions were written."""
+    """The codecs of one chunk. Two are equal if they have the same exceptions, however these were written."""
 
     pair: CodecPair
     layers: LayerCodecs = ()
+    heads: HeadCodecs = ()
     text: str = field(default="", init=False, repr=False, compare=False)
     """For people; equal if and only if the codecs are equal."""
+    _by_layer: dict[int, tuple[tuple[int, int, CodecPair | None], ...]] = field(init=False, repr=False, compare=False)
+    """The exceptions of the heads of each layer that has any."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "layers", _exceptions(self.pair, self.layers))
-        exceptions = "".join(f", {pair} in layers {first} to {last}" for first, last, pair in self.layers)
-        object.__setattr__(self, "text", f"{self.pair}{exceptions}")
+        by_layer: dict[int, list[tuple[int, int, CodecPair | None]]] = {}
+        for layer, first, last, stored in self.heads:
+            by_layer.setdefault(layer, []).append((first, last, stored))
+        kept = {layer: _exceptions(self._rule(layer), each) for layer, each in sorted(by_layer.items())}
+        object.__setattr__(self, "_by_layer", {layer: each for layer, each in kept.items() if each})
+        heads = tuple((layer, *each) for layer, exceptions in kept.items() for each in exceptions)
+        object.__setattr__(self, "heads", heads)
+        exceptions = [f", {pair} in layers {first} to {last}" for first, last, pair in self.layers]
+        for layer, first, last, stored in heads:
+            exceptions.append(f", {stored or 'nothing'} in layer {layer}, heads {first} to {last}")
+        object.__setattr__(self, "text", f"{self.pair}{''.join(exceptions)}")
 
     def __hash__(self) -> int:
         return hash(self.text)
 
     @staticmethod
-    def read(written: str | CodecPair, layers: Any = ()) -> ChunkCodecs:
-        """From "int2" or "int4/int2", and exceptions as `read_layers` takes them. Raises ConfigError."""
-        return ChunkCodecs(CodecPair.read(written), read_layers(layers))
+    def read(written: str | CodecPair | ChunkCodecs, layers: Any = (), heads: Any = ()) -> ChunkCodecs:
+        """From "int2" or "int4/int2", and exceptions as `read_layers` and `read_heads` take them.
+
+        Raises ConfigError.
+        """
+        if isinstance(written, ChunkCodecs):
+            if not (layers or heads):
+                return written
+            raise ConfigError(f"exceptions are given besides {shown(written)}, which has its own; give them there")
+        return ChunkCodecs(CodecPair.read(written), read_layers(layers), read_heads(heads))
 
     @property
     def keys(self) -> CodecSpec:
@@ -88,11 +115,25 @@ class ChunkCodecs:
         return self.pair.values
 
     def of(self, kind: str, layer: int) -> CodecSpec:
-        """The codec of "keys" or "values" in one layer."""
-        for first, last, pair in self.layers:
-            if first <= layer <= last:
-                return pair.of(kind)
-        return self.pair.of(kind)
+        """The codec of "keys" or "values" in one layer, for heads without an exception."""
+        return self._rule(layer).of(kind)
+
+    def at(self, layer: int, head: int) -> CodecPair | None:
+        """How a KV head stores the chunk in one layer; None: it keeps nothing."""
+        for first, last, pair in self._by_layer.get(layer, ()):
+            if first <= head <= last:
+                return pair
+        return self._rule(layer)
+
+    def runs(self, layer: int, heads: slice) -> tuple[HeadRun, ...]:
+        """Some KV heads, in runs that are stored alike."""
+        exceptions = self._by_layer.get(layer)
+        if exceptions is None:
+            return ((heads, self._rule(layer)),)
+        bounds = {bound for first, last, _ in exceptions for bound in (first, last + 1)}
+        inner = sorted(bound for bound in bounds if heads.start < bound < heads.stop)
+        cuts = pairwise((heads.start, *inner, heads.stop))
+        return tuple((slice(start, stop), self.at(layer, start)) for start, stop in cuts)
 
     @cached_property
     def key_codecs(self) -> tuple[CodecSpec, ...]:
@@ -104,14 +145,24 @@ class ChunkCodecs:
         """All codecs named for keys or values, each once."""
         return _once(codec for pair in self._pairs for codec in (pair.keys, pair.values))
 
-    def in_layers(self, num_layers: int, kinds: Iterable[str] = KINDS) -> tuple[CodecSpec, ...]:
-        """The codecs that the first `num_layers` layers use for `kinds`, each once."""
-        kinds = tuple(kinds)
-        return _once(self.of(kind, layer) for layer in range(num_layers) for kind in kinds)
+    def used(self, num_layers: int, num_heads: int, kinds: Iterable[str] = KINDS) -> tuple[CodecSpec, ...]:
+        """The codecs that the first layers and KV heads use for `kinds`, each once."""
+        runs = (run for layer in range(num_layers) for run in self.runs(layer, slice(0, num_heads)))
+        pairs, kinds = (pair for _, pair in runs if pair is not None), tuple(kinds)
+        return _once(pair.of(kind) for pair in pairs for kind in kinds)
+
+    def _rule(self, layer: int) -> CodecPair:
+        """The codecs of a layer's heads without an exception."""
+        for first, last, pair in self.layers:
+            if first <= layer <= last:
+                return pair
+        return self.pair
 
     @property
-    def _pairs(self) -> tuple[CodecPair, ...]:
-        return (self.pair, *(pair for _, _, pair in self.layers))
+    def _pairs(self) -> Iterator[CodecPair]:
+        yield self.pair
+        yield from (pair for _, _, pair in self.layers)
+        yield from (pair for *_, pair in self.heads if pair is not None)
 
     def __str__(self) -> str:
         return self.text
@@ -121,12 +172,12 @@ def _once(codecs: Iterable[CodecSpec]) -> tuple[CodecSpec, ...]:
     return tuple(dict.fromkeys(codecs))
 
 
-def _exceptions(rule: CodecPair, layers: LayerCodecs) -> LayerCodecs:
+def _exceptions(rule: T, given: Sequence[tuple[int, int, T]]) -> tuple[tuple[int, int, T], ...]:
     """The same exceptions in ascending order, without overlaps or repetitions of the rule, equal neighbours joined."""
-    bounds = sorted({bound for first, last, _ in layers for bound in (first, last + 1)})
-    merged: list[tuple[int, int, CodecPair]] = []
+    bounds = sorted({bound for first, last, _ in given for bound in (first, last + 1)})
+    merged: list[tuple[int, int, T]] = []
     for first, end in pairwise(bounds):
-        pair = next((pair for a, b, pair in reversed(layers) if a <= first <= b), rule)
+        pair = next((pair for a, b, pair in reversed(given) if a <= first <= b), rule)
         if pair == rule:
             continue
         if merged and merged[-1][1:] == (first - 1, pair):
@@ -161,6 +212,23 @@ def _checked_triple(triple: tuple[Any, Any, Any]) -> tuple[int, int, CodecPair]:
     pair = CodecPair.read(written)
     first = whole_number("first layer of an exception", first, 0, error=ConfigError)
     return first, whole_number("last layer of an exception", last, first, error=ConfigError), pair
+
+
+def read_heads(written: object) -> HeadCodecs:
+    """From [(layer, first head, last head, "int4/int2" or None), ...]. Raises ConfigError."""
+    example = "[(0, 2, 3, 'int8'), (5, 0, 0, None)]"
+    given: list[Any] = list_of(tuple, "heads", written, example, ConfigError)
+    if any(len(each) != 4 for each in given):
+        raise ConfigError(f"heads is {written!r}; write {example}")
+    return tuple(map(_checked_heads, given))
+
+
+def _checked_heads(given: tuple[Any, Any, Any, Any]) -> tuple[int, int, int, CodecPair | None]:
+    layer, first, last, written = given
+    layer = whole_number("layer of an exception", layer, 0, error=ConfigError)
+    first = whole_number("first head of an exception", first, 0, error=ConfigError)
+    last = whole_number("last head of an exception", last, first, error=ConfigError)
+    return layer, first, last, None if written is None else CodecPair.read(written)
 
 
 def write_layers(layers: LayerCodecs) -> dict[str, str]:

@@ -11,6 +11,7 @@ head; D head_dim; B bytes of a page.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from functools import cached_property
 from importlib import import_module
 from typing import Any
@@ -24,6 +25,9 @@ from pagedvid.codecs.spec import CodecSpec, PageFormat
 from pagedvid.errors import NonFiniteError
 from pagedvid.rotary.angles import Angles
 from pagedvid.rotary.tables import Arrival, rotate
+
+CACHE_BYTES = 2**20
+"""Decoded tokens that stay in the cache of a CPU until they are rotated."""
 
 
 class Codec(ABC):
@@ -51,6 +55,7 @@ class Codec(ABC):
     @abstractmethod
     def decode(self, records_RPB: Tensor, num_tokens: int, out: Tensor) -> Tensor:
         """Records -> tokens, written to `out` [R, padded_tokens, D], which is float32, bfloat16 or float16.
+        Its rows may have any stride; their tokens are contiguous.
 
         Returns the view [R, num_tokens, D] of `out`; padding tokens are left untouched or set to finite values.
         """
@@ -114,10 +119,11 @@ class PageKernels(ABC):
         """
 
     @abstractmethod
-    def encode(self, x_nHD: Tensor, records: Tensor, pages_HP: Tensor, arrival: Arrival | None = None) -> Tensor:
+    def encode(self, x_nHD: Tensor, records: Tensor, pages_HP: Tensor, arrival: Arrival | None = None) -> Tensor | None:
         """Writes tokens to the pages. `arrival`: how the model gives keys; they are un-rotated, in half layout.
 
-        Returns flags uint8 [H, F]; any nonzero flag means that the head's values cannot be stored.
+        Returns flags uint8 [H, F], of which any nonzero one means that the head's values cannot be stored; None where
+        that has been checked already.
         """
 
     def mean_square_step_sizes(
@@ -151,29 +157,33 @@ class CodecOperations(PageKernels):
         angles: Angles | None = None,
         inverse_scales_SH: Tensor | None = None,
     ) -> None:
-        tokens = out_EJnHD.transpose(2, 3)[..., :num_tokens, :]
         is_float8 = out_EJnHD.dtype == torch.float8_e4m3fn
         dtype = torch.float32 if is_float8 else out_EJnHD.dtype
         padded_tokens = pages_SHP.shape[2] * self._codec.page_tokens
-        rows_RnD = None if is_float8 or angles is not None else _as_rows(out_EJnHD, padded_tokens)
-        buffer = rows_RnD
-        if buffer is None:
-            shape = (pages_SHP.shape[0] * pages_SHP.shape[1], padded_tokens, out_EJnHD.shape[-1])
-            buffer = torch.empty(shape, dtype=dtype, device=out_EJnHD.device)
-        x = saturated(self._codec.decode(_read(records, pages_SHP), num_tokens, buffer))
-        x = x.view(tokens.shape)
-        if angles is not None:
-            cos, sin = (table.to(dtype).unflatten(0, tokens.shape[:2]).unsqueeze(2) for table in angles.by_chunk())
-            x = saturated(rotate(x, cos, sin, out=None if is_float8 else tokens))
-        if is_float8:
-            tokens.copy_(_scaled_to_float8(x, inverse_scales_SH))
-        elif rows_RnD is None and angles is None:
-            tokens.copy_(x)
+        pages_EJHP, cos_sin, scales_EJH11 = _by_range(out_EJnHD, pages_SHP, angles, inverse_scales_SH, dtype)
+        for part in _parts(out_EJnHD, padded_tokens * out_EJnHD.shape[-1] * dtype.itemsize):
+            out, pages = out_EJnHD[part], pages_EJHP[part]
+            tokens = out.transpose(2, 3)[..., :num_tokens, :]
+            rows_RnD = None if is_float8 or cos_sin is not None else _as_rows(out, padded_tokens)
+            if rows_RnD is None:
+                shape = (pages[..., 0].numel(), padded_tokens, out.shape[-1])
+                buffer = torch.empty(shape, dtype=dtype, device=out.device)
+            else:
+                buffer = rows_RnD
+            x_RnD = saturated(self._codec.decode(_read(records, pages), num_tokens, buffer))
+            x = x_RnD.view(tokens.shape)
+            if cos_sin is not None:
+                x = saturated(rotate(x, cos_sin[0][part], cos_sin[1][part], out=None if is_float8 else tokens))
+            if is_float8:
+                x = x if scales_EJH11 is None else x.mul_(scales_EJH11[part])
+                x = x.clamp_(-FLOAT8_MAX, FLOAT8_MAX)
+            if is_float8 or (cos_sin is None and rows_RnD is None):
+                tokens.copy_(x)
 
     @override
-    def encode(self, x_nHD: Tensor, records: Tensor, pages_HP: Tensor, arrival: Arrival | None = None) -> Tensor:
-        records[pages_HP.long()] = self._codec.encode(x_nHD.transpose(0, 1).float())
-        return torch.zeros(len(pages_HP), 1, dtype=torch.uint8, device=records.device)
+    def encode(self, x_nHD: Tensor, records: Tensor, pages_HP: Tensor, arrival: Arrival | None = None) -> None:
+        encoded_HPB = self._codec.encode(x_nHD.transpose(0, 1).float())
+        records.index_copy_(0, pages_HP.flatten().long(), encoded_HPB.flatten(0, 1))
 
     @override
     def mean_square_step_sizes(
@@ -183,16 +193,34 @@ class CodecOperations(PageKernels):
         return None if mean_RD is None else mean_RD.unflatten(0, pages_SHP.shape[:2])
 
 
-def _read(records: Tensor, pages_SHP: Tensor) -> Tensor:
-    """Copies of the pages, uint8 [S * H, P, B]."""
-    return records.index_select(0, pages_SHP.flatten()).view(-1, pages_SHP.shape[2], records.shape[1])
+def _read(records: Tensor, pages: Tensor) -> Tensor:
+    """Copies of pages [..., P], uint8 [rows, P, B]."""
+    return records.index_select(0, pages.flatten()).view(-1, pages.shape[-1], records.shape[1])
 
 
-def _scaled_to_float8(x_EJHnD: Tensor, inverse_scales_SH: Tensor | None) -> Tensor:
-    """float32 values, overwritten, as float8_e4m3fn."""
-    if inverse_scales_SH is not None:
-        x_EJHnD.mul_(inverse_scales_SH.view(*x_EJHnD.shape[:3], 1, 1))
-    return x_EJHnD.clamp_(-FLOAT8_MAX, FLOAT8_MAX).to(torch.float8_e4m3fn)
+def _by_range(
+    out_EJnHD: Tensor, pages_SHP: Tensor, angles: Angles | None, inverse_scales_SH: Tensor | None, dtype: torch.dtype
+) -> tuple[Tensor, tuple[Tensor, Tensor] | None, Tensor | None]:
+    """(pages [E, J, H, P], (cos, sin) [E, J, 1, n, D/2] in `dtype`, inverse scales [E, J, H, 1, 1]), as views."""
+    chunks = out_EJnHD.shape[:2]
+    cos_sin = None
+    if angles is not None:
+        cos, sin = (table.to(dtype).unflatten(0, chunks).unsqueeze(2) for table in angles.of_all)
+        cos_sin = cos, sin
+    scales = None if inverse_scales_SH is None else inverse_scales_SH.unflatten(0, chunks)[..., None, None]
+    return pages_SHP.unflatten(0, chunks), cos_sin, scales
+
+
+def _parts(out_EJnHD: Tensor, row_bytes: int) -> Iterator[tuple[slice, slice]]:
+    """Which ranges and which of their chunks are decoded together: few enough for the cache of a CPU, or all."""
+    num_ranges, num_chunks, _, num_heads, _ = out_EJnHD.shape
+    at_once = num_ranges * num_chunks
+    if out_EJnHD.device.type == "cpu":
+        at_once = max(1, CACHE_BYTES // (num_heads * row_bytes))
+    ranges, chunks = max(1, at_once // num_chunks), min(at_once, num_chunks)
+    for range_ in range(0, num_ranges, ranges):
+        for chunk in range(0, num_chunks, chunks):
+            yield slice(range_, range_ + ranges), slice(chunk, chunk + chunks)
 
 
 def _as_rows(out_EJnHD: Tensor, padded_tokens: int) -> Tensor | None:

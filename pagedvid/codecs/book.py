@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 import torch
 
@@ -34,12 +34,21 @@ class CodecBook:
         self._access: dict[tuple[int, torch.device, bool], tuple[Codec, PageKernels]] = {}
 
     def pair(self, codecs: ChunkCodecs, layer: int, heads: slice) -> tuple[Codec, Codec]:
-        """The codecs of the keys and of the values of some KV heads of a layer. Raises ConfigError."""
+        """The codecs of the keys and of the values of KV heads of a layer that are stored alike. Raises ConfigError."""
         key = (codecs.text, layer, heads.start, heads.stop)
         if (pair := self._pairs.get(key)) is None:
-            keys, values = (self.codec(codecs.of(kind, layer), kind, layer, heads) for kind in KINDS)
+            ((_, specs),) = codecs.runs(layer, heads)
+            assert specs is not None, f"heads {heads} of layer {layer} keep nothing"
+            keys, values = (self.codec(specs.of(kind), kind, layer, heads) for kind in KINDS)
             pair = self._pairs[key] = keys, values
         return pair
+
+    def pairs(self, codecs: ChunkCodecs, num_layers: int) -> Iterator[tuple[Codec, Codec]]:
+        """The codecs of the keys and of the values of all runs of heads that keep anything. Raises ConfigError."""
+        for layer in range(num_layers):
+            for heads, specs in codecs.runs(layer, slice(0, self._num_kv_heads)):
+                if specs is not None:
+                    yield self.pair(codecs, layer, heads)
 
     def codec(self, spec: CodecSpec, kind: str, layer: int, heads: slice) -> Codec:
         """The codec of the "keys" or "values" of some KV heads of a layer. Raises ConfigError."""
@@ -68,8 +77,8 @@ class CodecBook:
                 f"{num_layers}. Calibrate this model: pagedvid calibrate"
             )
         for codecs in chunks:
-            for layer in range(num_layers):
-                self.pair(codecs, layer, slice(0, self._num_kv_heads))
+            for _ in self.pairs(codecs, num_layers):
+                pass
 
     def _made(self, spec: CodecSpec, kind: str, layer: int, first_head: int, end_head: int) -> Codec:
         if spec.name == "sim":

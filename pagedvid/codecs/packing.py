@@ -21,7 +21,6 @@ from functools import lru_cache
 
 import torch
 from torch import Tensor
-from torch.nn.functional import embedding
 
 FP16_MAX = 65504.0
 """Values must be below this in magnitude, since step sizes and zero points are fp16."""
@@ -53,21 +52,16 @@ def pack(codes: Tensor, bits: int) -> Tensor:
     return packed
 
 
-def unpack_scaled(packed: Tensor, bits: int) -> Tensor:
-    """bytes [..., C, D] -> uint8 [..., 8 / bits, C, D]; field i holds code * 2**(bits * i); see `field_scale`."""
-    return packed.unsqueeze(-3) & _masks(bits, packed.device)
-
-
 @lru_cache(maxsize=64)
 def field_scale(bits: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Powers of two [8 / bits, 1, 1]: step sizes times these are the step sizes of what `unpack_scaled` returns."""
+    """Powers of two [8 / bits, 1, 1]: step sizes times these are the step sizes of the fields under `field_masks`."""
     per_byte = 8 // bits
     return torch.tensor([2.0 ** -(bits * i) for i in range(per_byte)], dtype=dtype, device=device).view(per_byte, 1, 1)
 
 
 @lru_cache(maxsize=64)
-def _masks(bits: int, device: torch.device) -> Tensor:
-    """The bit mask of each field, uint8 [8 / bits, 1, 1]."""
+def field_masks(bits: int, device: torch.device) -> Tensor:
+    """The bit mask of each field, uint8 [8 / bits, 1, 1]: field i of a byte, masked, is its code * 2**(bits * i)."""
     masks = [((1 << bits) - 1) << shift for shift in range(0, 8, bits)]
     return torch.tensor(masks, dtype=torch.uint8, device=device).view(-1, 1, 1)
 
@@ -95,11 +89,6 @@ def pack_fields(codes: Tensor, width: int) -> Tensor:
         return codes.to(torch.uint8)
     places = 2.0 ** torch.arange(0, 8, width, dtype=torch.float32, device=codes.device)
     return (codes.unflatten(-1, (-1, 8 // width)) @ places).to(torch.uint8)
-
-
-def unpack_fields(packed: Tensor, values: Tensor) -> Tensor:
-    """Bytes int32 [..., r] -> the values of their codes [..., r * 8 / width], by a table `values` [256, 8 / width]."""
-    return embedding(packed, values).flatten(-2)
 
 
 @lru_cache(maxsize=8)

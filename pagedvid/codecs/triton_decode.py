@@ -26,7 +26,7 @@ UNALIGNED = ("pages", "tables", "inverse_scales")
 """Pointers, often to slices, whose alignment code does not rely on."""
 LIMIT_OF_16, LIMIT_OF_8 = tl.constexpr(FP16_MAX), tl.constexpr(FLOAT8_MAX)
 INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
-"""Triton's interpreter loses a carry where it rounds to float8, so there numbers are rounded before."""
+"""Triton's interpreter loses a carry where it rounds to float8, and wraps around beyond the largest number."""
 
 
 def decode_arguments(
@@ -102,10 +102,8 @@ def stored(x, TYPE: tl.constexpr):
     """Values in the dtype of decoded tokens; too large ones become the largest finite ones."""
     if TYPE.is_fp16():
         x = tl.clamp(x.to(tl.float32), -LIMIT_OF_16, LIMIT_OF_16)
-    if TYPE.is_fp8e4nv():
-        x = tl.clamp(x.to(tl.float32), -LIMIT_OF_8, LIMIT_OF_8)
-        if INTERPRETED:
-            x = _on_grid_of_8(x)
+    if TYPE.is_fp8e4nv() and INTERPRETED:  # the instruction of the device saturates and rounds
+        x = _on_grid_of_8(tl.clamp(x.to(tl.float32), -LIMIT_OF_8, LIMIT_OF_8))
     return x.to(TYPE)
 
 

@@ -57,8 +57,8 @@ class DenseView:
     v: Tensor
     spans: tuple[slice, ...]
     """The keys of each chunk; the last span is the current one."""
-    errors: tuple[QuantError | None, ...]
-    """The quant error of each span's keys; None for a span that is not corrected."""
+    errors: tuple[tuple[tuple[slice, QuantError], ...], ...]
+    """The quant errors of each span's keys, by run of heads; none for a span that is not corrected."""
     rotation: Rotation
     scale: float
 
@@ -75,9 +75,9 @@ class DenseView:
         shift = torch.zeros(
             len(self.spans), num_heads, q.shape[0] * q.shape[1] // num_heads, dtype=torch.float32, device=q.device
         )
-        for span, error in enumerate(self.errors):
-            if error is not None:
-                shift[span] = error.bias(squares, self.scale)
+        for span, errors in enumerate(self.errors):
+            for heads, error in errors:
+                shift[span, heads] = error.bias(squares, self.scale, heads)
         return shift.unflatten(2, (-1, len(q_THD))).flatten(1, 2)
 
     @independent_of_host
@@ -220,13 +220,13 @@ class DenseWindow:
             self._buffer = self._buffer.new_empty(2, ends[-1], *self._buffer.shape[2:])
         k, v = self._buffer[:, : ends[-1]]
         spans = tuple(slice(start, stop) for start, stop in pairwise(ends))
-        errors: list[QuantError | None] = []
+        errors: list[tuple[tuple[slice, QuantError], ...]] = []
         for chunk, span in zip(chunks, spans, strict=False):
-            k[span], v[span], error = self._cache.read(self._stream, chunk.index, layer, self._branch)
-            errors.append(error)
+            k[span], v[span], of_span = self._cache.read(self._stream, chunk.index, layer, self._branch)
+            errors.append(of_span)
         saturated(self._buffer[:, : ends[-1]])
         k[spans[-1]], v[spans[-1]] = current.k, current.v
-        return DenseView(k, v, spans, (*errors, None), self._rotation, self._cache.spec.scale)
+        return DenseView(k, v, spans, (*errors, ()), self._rotation, self._cache.spec.scale)
 
     def _checked(self, layer: int, k: Tensor, v: Tensor, q: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
         spec = self._cache.spec

@@ -132,4 +132,6 @@ def _cache_spec(cache: CacheConfig, correction_unit: str, geometry: ModelGeometr
 
 
 def _needs_tables(spec: CacheSpec) -> bool:
-    return any(codec.needs_tables for chunk in spec.codecs.all() for codec in chunk.in_layers(spec.num_layers))
+    return any(
+        codec.needs_tables for chunk in spec.codecs.all() for codec in chunk.used(spec.num_layers, spec.num_kv_heads)
+    )

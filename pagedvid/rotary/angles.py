@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -66,6 +67,11 @@ class Angles:
         """(cos, sin) [n, P] of one chunk."""
         cos_SnP, sin_SnP = self.by_chunk(slice(chunk, chunk + 1))
         return cos_SnP[0], sin_SnP[0]
+
+    @cached_property
+    def of_all(self) -> tuple[Tensor, Tensor]:
+        """(cos, sin) [S, n, P] of all chunks."""
+        return self.by_chunk()
 
     def by_chunk(self, chunks: slice = slice(None)) -> tuple[Tensor, Tensor]:
         """(cos, sin) [S, n, P] of some chunks; copied only where some of all chunks share a table and some do not."""

@@ -16,7 +16,7 @@ from pagedvid.cache.chunk import Chunk
 from pagedvid.cache.plan import RangePlan
 from pagedvid.correction.formula import bias, log_sinhc
 from pagedvid.paged_kv_cache import PagedKVCache
-from tests.attention.reference import read_chunk
+from tests.attention.reference import read_head, stored_as
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,9 @@ def expected_projection(
             heads = slice(head * group, (head + 1) * group)
             rows = q_p[:, heads].transpose(0, 1).flatten(0, 1)
             sources = [_current(step.plan.ranges[seen], k, v, head, projection) for seen in range_.current]
-            sources += [_stored(cache, layer, read.chunk, head, rows, projection, kind) for read in range_.reads]
+            for read in range_.reads:
+                if stored_as(read.chunk, "keys", layer, head) is not None:
+                    sources.append(_stored(cache, layer, read.chunk, head, rows, projection, kind))
             if context and (pair := context[number]) is not None:
                 sources.append((pair[0][:, head].double(), pair[1][:, head].double(), None))
             attended = attention(rows, sources, spec.scale).unflatten(0, (group, -1)).transpose(0, 1)
@@ -104,13 +106,13 @@ def _stored(
     cache: PagedKVCache, layer: int, chunk: Chunk, head: int, rows: Tensor, projection: SeededProjection, kind: str
 ) -> Scored:
     size, scale = projection.tokens_per_frame, cache.spec.scale
-    k_HnD, v_HnD, step_size_HnD = read_chunk(cache, chunk, layer)
+    k_nD, v_nD, step_size_nD = read_head(cache, chunk, layer, head)
     inverse = projection.maps(chunk.tag)[1]
-    k = model_order(k_HnD[head], projection.layout)
-    k_p, v_p = (mapped(x.unsqueeze(1), inverse, size)[:, 0] for x in (k, v_HnD[head]))
-    if step_size_HnD is None or cache.spec.correction == "off" or kind == "uncorrected":
+    k = model_order(k_nD, projection.layout)
+    k_p, v_p = (mapped(x.unsqueeze(1), inverse, size)[:, 0] for x in (k, v_nD))
+    if step_size_nD is None or cache.spec.correction == "off" or kind == "uncorrected":
         return k_p, v_p, None
-    step_size, biases = model_order(step_size_HnD[head], projection.layout), []
+    step_size, biases = model_order(step_size_nD, projection.layout), []
     for frame, matrix in enumerate(inverse):
         seen = torch.eye(4).double() if kind == "query as it is" else matrix
         pulled = torch.einsum("ij,tgi->tgj", seen, rows.unflatten(-1, (-1, 4))).flatten(-2)

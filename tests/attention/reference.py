@@ -63,21 +63,31 @@ def pairs_together(x: Tensor, rope: TableRope | None) -> Tensor:
     return torch.cat([x[..., 0::2], x[..., 1::2]], dim=-1)
 
 
-def read_table(cache: PagedKVCache, chunk: Chunk, kind: str, layer: int) -> tuple[Tensor, Tensor | None]:
-    """Stored keys or values and their step sizes of one layer, float64 [H, n, D]; None: the codec has none."""
-    heads, head_dim = cache.spec.num_kv_heads, cache.spec.head_dim
-    first = (("keys", "values").index(kind) * cache.spec.num_layers + layer) * heads
-    bounds = [(chunk.table.indptr[first + head], chunk.table.indptr[first + head + 1]) for head in range(heads)]
-    pages = np.stack([chunk.table.ids[begin:end] for begin, end in bounds]).astype(np.int64)
-    records, name = cache.pool.records[torch.from_numpy(pages)], chunk.codecs.of(kind, layer).name
+def read_table(cache: PagedKVCache, chunk: Chunk, kind: str, layer: int, head: int) -> tuple[Tensor, Tensor | None]:
+    """Stored keys or values of one head and their step sizes, float64 [n, D]; None: the codec has none."""
+    head_dim = cache.spec.head_dim
+    first = (("keys", "values").index(kind) * cache.spec.num_layers + layer) * cache.spec.num_kv_heads
+    begin, end = chunk.table.indptr[first + head : first + head + 2]
+    pages = torch.from_numpy(chunk.table.ids[begin:end].astype(np.int64))
+    records, name = cache.pool.records[pages].unsqueeze(0), stored_as(chunk, kind, layer, head)
     if name in RAW_DTYPES:
-        values = records.contiguous().view(RAW_DTYPES[name]).view(heads, -1, head_dim)
-        return values[:, : chunk.num_tokens].double(), None
+        values = records.contiguous().view(RAW_DTYPES[name]).view(-1, head_dim)
+        return values[: chunk.num_tokens].double(), None
+    if name.startswith("klt"):
+        codec = cache.book.codec(chunk.codecs.at(layer, head).of(kind), kind, layer, slice(head, head + 1))
+        room = torch.empty(1, codec.spec.padded_tokens(cache.spec.shape.page, chunk.num_tokens), head_dim)
+        return codec.decode(records, chunk.num_tokens, room)[0].double(), None
     grid = read_pages(records, cache.spec.shape.page, name, chunk.num_tokens)
-    values = torch.from_numpy(np.ascontiguousarray(grid.values))
+    values = torch.from_numpy(np.ascontiguousarray(grid.values[0]))
     if name.startswith("hadamard"):
         values = values @ hadamard(head_dim)
-    return values, torch.from_numpy(np.ascontiguousarray(grid.step_sizes))
+    return values, torch.from_numpy(np.ascontiguousarray(grid.step_sizes[0]))
+
+
+def stored_as(chunk: Chunk, kind: str, layer: int, head: int) -> str | None:
+    """Name of the codec in which a head keeps its keys or values; None: it keeps nothing."""
+    pair = chunk.codecs.at(layer, head)
+    return None if pair is None else pair.of(kind).name
 
 
 def hadamard(size: int) -> Tensor:
@@ -88,10 +98,18 @@ def hadamard(size: int) -> Tensor:
     return matrix / size**0.5
 
 
+def read_head(cache: PagedKVCache, chunk: Chunk, layer: int, head: int) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Stored keys, values and the keys' step sizes of one head, float64 [n, D]; None: the codec has none."""
+    keys, step_sizes = read_table(cache, chunk, "keys", layer, head)
+    return keys, read_table(cache, chunk, "values", layer, head)[0], step_sizes
+
+
 def read_chunk(cache: PagedKVCache, chunk: Chunk, layer: int) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Stored keys, values and the keys' step sizes of one layer, float64 [H, n, D]; None: the codec has none."""
-    keys, step_sizes = read_table(cache, chunk, "keys", layer)
-    return keys, read_table(cache, chunk, "values", layer)[0], step_sizes
+    """The same of all heads, which are stored alike, float64 [H, n, D]."""
+    keys, values, step_sizes = zip(
+        *(read_head(cache, chunk, layer, h) for h in range(cache.spec.num_kv_heads)), strict=True
+    )
+    return torch.stack(keys), torch.stack(values), None if step_sizes[0] is None else torch.stack(step_sizes)
 
 
 def stores_rotated(codec: str) -> bool:
@@ -124,9 +142,9 @@ def variance_bias(cache: PagedKVCache, q_GTD: Tensor, change_D: Tensor, has_rope
     return gains + cache.spec.scale**2 / 2 * square @ change_D.clamp(max=0)
 
 
-def page_parts(cache: PagedKVCache, chunk: Chunk, layer: int) -> tuple[int, ...]:
-    """Tokens of every page of a chunk's keys."""
-    size = chunk.codecs.of("keys", layer).page_tokens(cache.spec.shape.page)
+def page_parts(cache: PagedKVCache, chunk: Chunk, layer: int, head: int = 0) -> tuple[int, ...]:
+    """Tokens of every page of the keys of one head."""
+    size = chunk.codecs.at(layer, head).keys.page_tokens(cache.spec.shape.page)
     starts = range(0, chunk.num_tokens, size)
     return tuple(min(size, chunk.num_tokens - start) for start in starts)
 
@@ -143,12 +161,13 @@ def correction(
 ) -> Tensor:
     """What is subtracted from the scores of one chunk and KV head, [G, T, n] or [G, T, 1]. `parts`: the tokens of the
     parts that have a b of their own, where it comes from step sizes."""
-    codec, mode = chunk.codecs.of("keys", layer).name, cache.spec.correction
+    codec, mode = stored_as(chunk, "keys", layer, head), cache.spec.correction
     if mode == "off" or codec in RAW_DTYPES:
         return torch.zeros(1)
     alpha = float(chunk.alpha[layer, head]) if mode == "measured" else 1.0
-    if mode == "variance":
-        return variance_bias(cache, q_GTD, chunk.variance[layer, head].double(), has_rope, codec).unsqueeze(-1)
+    if mode == "variance" or step_size_nD is None:
+        b = variance_bias(cache, q_GTD, chunk.variance[layer, head].double(), has_rope, codec)
+        return alpha * b.unsqueeze(-1)
     b = [
         chunk_bias(cache, q_GTD, part_nD, has_rope, codec)[..., None].expand(-1, -1, len(part_nD))
         for part_nD in step_size_nD.split(list(parts))
@@ -192,22 +211,23 @@ def expected_attention(
     ]
     for range_ in step.plan.ranges:
         q_range = pairs_together(rotate(q[range_.start : range_.stop], rope, range_.first_token), rope)
-        stored = [(read, *read_chunk(cache, read.chunk, layer)) for read in range_.reads]
         for head in range(spec.num_kv_heads):
             q_GTD = q_range[:, head * group : (head + 1) * group].transpose(0, 1)
             scores, values = [], []
-            for read, k_HnD, v_HnD, step_size_HnD in stored:
-                k_plain = k_HnD[head].unsqueeze(1)
-                if stores_rotated(read.chunk.codecs.of("keys", layer).name):
+            for read in range_.reads:
+                if stored_as(read.chunk, "keys", layer, head) is None:
+                    continue
+                k_nD, v_nD, step_size_nD = read_head(cache, read.chunk, layer, head)
+                k_plain = k_nD.unsqueeze(1)
+                if stores_rotated(stored_as(read.chunk, "keys", layer, head)):
                     k_plain = rotate(k_plain, rope, read.chunk.position, layout="half", backwards=True)
                 k_rotated = rotate(k_plain, rope, read.first_token, layout="half").squeeze(1)
-                step_size_nD = None if step_size_HnD is None else step_size_HnD[head]
                 parts = read.chunk.runs.get(layer, (read.chunk.num_tokens,))
                 if by_page:
-                    parts = page_parts(cache, read.chunk, layer)
+                    parts = page_parts(cache, read.chunk, layer, head)
                 b = correction(cache, read.chunk, layer, head, q_GTD, rope is not None, step_size_nD, parts)
                 scores.append(spec.scale * q_GTD @ k_rotated.T - b)
-                values.append(v_HnD[head])
+                values.append(v_nD)
             for number in range_.current:
                 k_current, v_current = current[number]
                 scores.append(spec.scale * q_GTD @ pairs_together(k_current[:, head], rope).T)

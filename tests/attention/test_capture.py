@@ -85,7 +85,7 @@ def test_after_its_first_forward_a_step_keeps_nothing_that_is_made(codec: str, k
 
 
 @pytest.mark.usefixtures("_without_kernels")
-def test_with_ranges_of_all_kinds_a_text_and_a_projection(kind: Any) -> None:
+def test_with_ranges_of_all_kinds_a_text_and_a_projection() -> None:
     cache, rope = make_cache("int2"), TableRope("interleaved", HEAD_DIM)
     streams, tag = [cache.open(Window(1, 2, positions="window"), TOKENS) for _ in range(2)], (0, NUM_FRAMES)
     for _ in range(3):
@@ -114,7 +114,7 @@ def require_capturable(cache: PagedKVCache, ranges: list[Any], inputs: list[Tens
 
 
 @pytest.mark.usefixtures("_without_kernels")
-def test_what_a_captured_step_uses_outlives_other_steps(kind: Any) -> None:
+def test_what_a_captured_step_uses_outlives_other_steps() -> None:
     """Larger chunks, and more steps and ropes than any table is kept for, while the captured step is open."""
     cache, rope = make_cache("int2"), TableRope("interleaved", HEAD_DIM)
     captured, others = cache.open(Window(1, 2), TOKENS), cache.open(Window(1, 2), 4 * TOKENS)

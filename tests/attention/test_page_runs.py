@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from pagedvid.attention import page_runs as module
-from pagedvid.attention.page_runs import TOLERANCE, page_runs, runs_of_layers
+from pagedvid.attention.page_runs import TOLERANCE, cut_by_both, page_runs, runs_of_layers
 
 PAGE_TOKENS = 8
 biases = st.tuples(st.integers(1, 12), st.integers(1, 3)).flatmap(
@@ -65,6 +65,13 @@ def test_layers_of_different_page_sizes_are_read_in_one_wait(monkeypatch: pytest
     page_tokens = {0: 8, 2: 16, 3: 8}
     to_cpu = torch.Tensor.cpu
     monkeypatch.setattr(torch.Tensor, "cpu", lambda self: waits.append(0) or to_cpu(self))
-    found = module.runs_of_layers({layer: torch.from_numpy(x) for layer, x in bias.items()}, page_tokens, 30)
+    found = module.runs_of_layers([(layer, page_tokens[layer], torch.from_numpy(x)) for layer, x in bias.items()], 30)
     assert found == {layer: page_runs(x, page_tokens[layer], 30) for layer, x in bias.items()} and len(waits) == 1
-    assert runs_of_layers({}, {}, 30) == {} and len(waits) == 1
+    assert runs_of_layers([], 30) == {} and len(waits) == 1
+
+
+def test_heads_with_pages_of_other_lengths_share_runs() -> None:
+    late, early = torch.tensor([[0.0], [0.5]]), torch.tensor([[0.0], [0.5], [0.5], [0.5]])
+    assert runs_of_layers([(1, 16, late), (1, 8, early), (2, 16, late)], 30) == {1: (8, 8, 14), 2: (16, 14)}
+    assert runs_of_layers([(1, 16, torch.zeros(2, 3)), (1, 8, early)], 30) == {1: (8, 22)}
+    assert cut_by_both((8, 22), (16, 14)) == (8, 8, 14)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -61,11 +61,9 @@ def leave_out_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(store, "runs_of_layers", two_runs)
 
 
-def two_runs(
-    bias_PH: Mapping[int, Tensor], page_tokens: Mapping[int, int], num_tokens: int
-) -> dict[int, tuple[int, ...]]:
+def two_runs(noted: Sequence[tuple[int, int, Tensor]], num_tokens: int) -> dict[int, tuple[int, ...]]:
     """In place of `runs_of_layers`: the first page, and the rest."""
-    return {layer: (page_tokens[layer], num_tokens - page_tokens[layer]) for layer in bias_PH}
+    return {layer: (page_tokens, num_tokens - page_tokens) for layer, page_tokens, _ in noted}
 
 
 def on_meta(cache: PagedKVCache) -> PagedKVCache:

@@ -9,12 +9,12 @@ from functools import cache
 
 from pagedvid.cache.stream_codecs import StreamCodecs
 from pagedvid.cache.window import Window
-from pagedvid.codecs.assignment import LayerCodecs
+from pagedvid.codecs.assignment import ChunkCodecs, LayerCodecs
 
 PAGE_TOKENS = {"fp32": 9, "bf16": 18, "int8": 32, "int4": 64, "int2": 128}
 """With 36 rows in a page."""
-Form = tuple[str, str, tuple[tuple[int, int, str], ...]]
-"""What a chunk is stored in: codec of the keys, codec of the values, exceptions by layer, all as text."""
+Form = tuple[str, str, tuple[tuple[int, int, str], ...], tuple[tuple[int, int, int, str | None], ...]]
+"""What a chunk is stored in: codec of the keys, codec of the values, exceptions by layer and by head, all as text."""
 
 
 @dataclass(frozen=True)
@@ -36,29 +36,41 @@ class Tables:
 
     def chunk_pages(self, num_tokens: int, form: Form) -> int:
         """Pages of a chunk."""
-        by_layer = [layer_codecs(form, layer) for layer in range(self.num_layers)]
-        return self.num_kv_heads * sum(self.table_pages(num_tokens, codec) for pair in by_layer for codec in pair)
+        places = ((layer, head) for layer in range(self.num_layers) for head in range(self.num_kv_heads))
+        return sum(self.table_pages(num_tokens, codec) for place in places for codec in head_codecs(form, *place))
 
 
-def layer_codecs(form: Form, layer: int) -> tuple[str, str]:
-    """Codecs of the keys and of the values of one layer."""
-    keys, values, exceptions = form
-    for first, last, written in exceptions:
+def head_codecs(form: Form, layer: int, head: int) -> tuple[str, ...]:
+    """Codecs of the keys and of the values of one head; empty if it keeps nothing."""
+    keys, values, layers, heads = form
+    found: tuple[str, ...] = (keys, values)
+    for first, last, written in layers:
         if first <= layer <= last:
-            keys, values = names_of(written)
-    return keys, values
+            found = names_of(written)
+    for exception, first, last, stored in heads:
+        if exception == layer and first <= head <= last:
+            found = () if stored is None else names_of(stored)
+    return found
 
 
 def are_alike(a: Form, b: Form) -> bool:
-    """Whether both store every layer in the same codecs."""
-    last = max((last for form in (a, b) for _, last, _ in form[2]), default=0)
-    return all(layer_codecs(a, layer) == layer_codecs(b, layer) for layer in range(last + 2))
+    """Whether both store every head in the same codecs."""
+    if a == b:
+        return True
+    last_layers = [last for form in (a, b) for _, last, _ in form[2]] + [each[0] for form in (a, b) for each in form[3]]
+    layers = range(2 + max(last_layers, default=0))
+    heads = range(2 + max((last for form in (a, b) for _, _, last, _ in form[3]), default=0))
+    return all(head_codecs(a, layer, head) == head_codecs(b, layer, head) for layer in layers for head in heads)
 
 
 @cache
 def form_of(written: object, layers: LayerCodecs = ()) -> Form:
-    """From what is written "int2" or "int4/int2"."""
-    return (*names_of(str(written)), tuple((first, last, str(pair)) for first, last, pair in layers))
+    """From what is written "int2" or "int4/int2", or from codecs with exceptions."""
+    heads: tuple[tuple[int, int, int, str | None], ...] = ()
+    if isinstance(written, ChunkCodecs):
+        heads = tuple((*place, pair and str(pair)) for *place, pair in written.heads)
+        written, layers = written.pair, written.layers
+    return (*names_of(str(written)), tuple((first, last, str(pair)) for first, last, pair in layers), heads)
 
 
 def names_of(written: str) -> tuple[str, str]:

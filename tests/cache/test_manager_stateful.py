@@ -7,6 +7,7 @@ admitted stream is never refused. Each run draws a cache: its page size, its fra
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -24,6 +25,7 @@ from pagedvid.cache.spec import CacheSpec
 from pagedvid.cache.stream import Stream
 from pagedvid.cache.stream_codecs import StreamCodecs
 from pagedvid.cache.window import Window
+from pagedvid.codecs.assignment import ChunkCodecs
 from pagedvid.codecs.book import CodecBook
 from pagedvid.errors import CapacityError, NonFiniteError, StateError
 from pagedvid.paged_kv_cache import PagedKVCache
@@ -34,8 +36,8 @@ from tests.cache.stream_simulation import (
     are_alike,
     first_form,
     form_of,
+    head_codecs,
     is_kept,
-    layer_codecs,
     settled_form,
     simulated_peak,
 )
@@ -95,6 +97,11 @@ KINDS_OF_CACHE = [
     ),
 ]
 
+
+def by_head(written: str, *heads: tuple[int, int, int, str | None]) -> ChunkCodecs:
+    return ChunkCodecs.read(written, heads=heads)
+
+
 WINDOWS = st.builds(Window, st.integers(0, 2), st.integers(1, 3), st.sampled_from(["absolute", "window"]))
 CODECS = st.sampled_from(
     [
@@ -109,6 +116,14 @@ CODECS = st.sampled_from(
         StreamCodecs("token2-g16", sink="int4/token2-g16", newest="bf16"),
         StreamCodecs("klt2", sink="klt2/int4"),
         StreamCodecs("klt1.5/klt2", newest="int8", layers=((0, 0, "int4/klt2"),)),
+        StreamCodecs(by_head("int4", (0, 1, 1, "int2"), (1, 0, 0, "bf16/int4"))),
+        StreamCodecs(by_head("int2", (0, 0, 0, None)), sink="int4"),
+        StreamCodecs(by_head("klt2", (0, 1, 1, None), (1, 0, 0, "int4/klt1.5")), newest="int8"),
+        StreamCodecs(
+            by_head("int2", (0, 0, 0, "bf16"), (1, 0, 1, None)),
+            sink=by_head("int8", (1, 0, 0, None)),
+            newest=by_head("bf16", (0, 0, 0, "int4"), (1, 0, 0, None)),
+        ),
     ]
 )
 
@@ -529,7 +544,7 @@ class CacheMachine(RuleBasedStateMachine):
                 for index, entry in branch.entries.items():
                     chunk = history.chunks[index]
                     distinct[chunk.id] = entry
-                    form = form_of(f"{chunk.codecs.keys.name}/{chunk.codecs.values.name}", chunk.codecs.layers)
+                    form = form_of(chunk.codecs)
                     assert (chunk.index, chunk.num_tokens) == (index, entry.num_tokens)
                     assert are_alike(form, entry.form)
                     assert chunk.num_pages == entry.pages
@@ -541,11 +556,12 @@ class CacheMachine(RuleBasedStateMachine):
         assert stats.pages_used == sum(entry.pages for entry in distinct.values())
 
     def assert_keeps_what_the_correction_needs(self, chunk: Chunk, entry: Entry) -> None:
-        keys = {layer_codecs(entry.form, layer)[0] for layer in range(NUM_LAYERS)}
+        places = itertools.product(range(NUM_LAYERS), range(NUM_KV_HEADS))
+        keys = {name for place in places for name in head_codecs(entry.form, *place)[:1]} - {"bf16"}
         if self.correction == "variance":
-            wanted = (False, keys != {"bf16"})
+            wanted = (False, bool(keys))
         else:
-            wanted = (keys != {"bf16"}, any(name.startswith("klt") for name in keys))
+            wanted = (bool(keys), any(name.startswith("klt") for name in keys))
         assert (chunk.alpha is not None, chunk.variance is not None) == wanted
 
     def teardown(self):

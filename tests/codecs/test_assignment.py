@@ -21,7 +21,7 @@ def pairs(*layers: tuple[int, int, str]) -> LayerCodecs:
 
 
 def names_of(codecs: ChunkCodecs, num_layers: int, kinds: tuple[str, ...] = KINDS) -> list[str]:
-    return [codec.name for codec in codecs.in_layers(num_layers, kinds)]
+    return [codec.name for codec in codecs.used(num_layers, 4, kinds)]
 
 
 @pytest.mark.parametrize(
@@ -80,7 +80,7 @@ def test_the_last_exception_that_names_a_layer_counts(written, layers):
         for first, last, exception in layers:
             found = exception if first <= layer <= last else found
         assert CodecPair(codecs.of("keys", layer), codecs.of("values", layer)) == CodecPair.read(found)
-    used = codecs.in_layers(11)
+    used = codecs.used(11, 4)
     assert set(used) == {codecs.of(kind, layer) for kind in KINDS for layer in range(11)}
     assert len(set(used)) == len(used)
     assert set(used) <= set(codecs.all) and {codecs.of("keys", layer) for layer in range(11)} <= set(codecs.key_codecs)

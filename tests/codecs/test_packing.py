@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pagedvid.codecs.channel.codec import join_record, split_record
-from pagedvid.codecs.packing import field_scale, fill_pages, pack, unpack_scaled
+from pagedvid.codecs.packing import field_masks, field_scale, fill_pages, pack
 from tests.codecs.page_reader import read_codes
 
 ALL_BITS = [2, 4, 8]
@@ -26,7 +26,9 @@ def test_unpacking_gives_all_codes_back_in_token_order(bits, code_rows, head_dim
     codes = random_codes(bits, code_rows, head_dim, seed, lead=(2, 3))
     packed = pack(codes, bits)
     assert packed.shape == (2, 3, code_rows, head_dim) and packed.dtype == torch.uint8
-    fields = unpack_scaled(packed, bits).double() * field_scale(bits, torch.float64, torch.device("cpu"))
+    fields = (packed.unsqueeze(-3) & field_masks(bits, packed.device)).double() * field_scale(
+        bits, torch.float64, torch.device("cpu")
+    )
     assert torch.equal(fields.flatten(-3, -2), codes.double())
 
 

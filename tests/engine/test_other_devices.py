@@ -46,9 +46,8 @@ pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="kernels are l
 PROMPT = "a large red circle moving left on a black background"
 ATTENTION_BRINGS = {
     "attention/rotation.py Rotation.of": "the angles of a step's own tokens",
-    "attention/projected_history.py ProjectedStep.of": "cameras of a step's own frames",
-    "attention/projected_history.py _stored_maps": "cameras of the frames that it reads",
-    "attention/dense/ragged.py Ragged.of": "which tokens belong to them",
+    "attention/batches.py Run.of": "which tokens belong to a range, for another view",
+    "attention/projected_step.py ProjectedStep._once": "cameras of the frames that it reads",
 }
 """In every step. Everything else is found again."""
 

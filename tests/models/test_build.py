@@ -74,7 +74,11 @@ def test_auto_concurrency_is_limited_by_memory_alone():
     [
         (Config(cache=CacheConfig(sink_chunks=3, recent_chunks=3)), ConfigError, r"exceed the 6 chunks that demo"),
         (Config(model=ModelConfig(name="nothing")), ConfigError, "demo"),
-        (Config(attention=AttentionConfig(backend="nothing")), BackendError, r"'nothing'; allowed are auto, torch"),
+        (
+            Config(attention=AttentionConfig(backend="nothing")),
+            BackendError,
+            r"'nothing'; allowed are auto, triton, torch",
+        ),
         (Config(cache=CacheConfig(memory="1KiB", codec="int2")), CapacityError, r"holds no page; one needs 2304 bytes"),
     ],
     ids=["window", "model", "backend", "memory"],

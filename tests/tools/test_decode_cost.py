@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[2]
 INSTRUCTIONS = {
     "int2, rotated": 9.8,
     "int2": 5.8,
-    "int2, rotated, float8": 12.1,
+    "int2, rotated, float8": 11.1,
     "bf16, rotated": 6.7,
     "klt1.5, 3 frames, rotated": 29.4,
     "token2-g64, rotated": 11.0,

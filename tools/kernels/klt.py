@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import torch
 
-from kernels.channel import ANGLES, FRAME_TOKENS, HEAD_DIM
+from kernels.channel import ANGLES, FRAME_TOKENS, HEAD_DIM, SCALES
 from kernels.compile import Launch
 from pagedvid.codecs.klt.blocks import BlockLayout
 from pagedvid.codecs.klt.coding import KltCoding
@@ -19,10 +19,11 @@ from pagedvid.codecs.registry import read_codec
 from pagedvid.codecs.spec import PageFormat
 
 CODEC = "klt1.5"
+FLOAT8 = torch.float8_e4m3fn
 
 
 def klt_launches() -> Iterator[Launch]:
-    """Decoding, with and without rotation and in float32, and the three kernels of encoding."""
+    """Decoding, with and without rotation in float32 and to float8, and the three kernels of encoding."""
     for num_frames in (3, 4, 6):
         layout = klt_layout(num_frames)
         values = layout.page_blocks * num_frames * HEAD_DIM
@@ -33,6 +34,10 @@ def klt_launches() -> Iterator[Launch]:
         constants = klt_decode_constants(layout, torch.float32, None, None)  # when a commit pass measures a correction
         label, types = f"{CODEC}, {num_frames} frames, float32", {"out": "*fp32", "synthesis": "*fp32"}
         yield Launch.of(label, klt_decode_kernel, constants, num_warps(layout, torch.float32), values=values, **types)
+    layout = klt_layout(3)
+    constants, warps = klt_decode_constants(layout, FLOAT8, ANGLES, SCALES), num_warps(layout, FLOAT8)
+    label, values = f"{CODEC}, 3 frames, rotated, float8", layout.page_blocks * 3 * HEAD_DIM
+    yield Launch.of(label, klt_decode_kernel, constants, warps, values=values, capability=90, out="*fp8e4nv")
     for num_frames in (3, 6):
         layout = klt_layout(num_frames)
         for kernel, constants, warps in (

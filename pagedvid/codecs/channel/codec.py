@@ -28,13 +28,13 @@ from pagedvid.codecs.base import Codec, PageKernels, not_storable
 from pagedvid.codecs.channel.spec import ChannelSpec
 from pagedvid.codecs.packing import (
     FP16_MAX,
+    field_masks,
     field_scale,
     fill_pages,
     pack,
     round_down_fp16,
     round_up_fp16,
     short_step_sizes,
-    unpack_scaled,
 )
 from pagedvid.codecs.spec import PageFormat
 
@@ -75,7 +75,7 @@ class ChannelCodec(Codec):
     def decode(self, records_RPB: Tensor, num_tokens: int, out: Tensor) -> Tensor:
         packed, step_size_bytes, zero_point = split_record(records_RPB, self._code_rows, self.page.head_dim)
         step_size = self._step_sizes.decode(step_size_bytes).to(out.dtype)[:, :, None, None]
-        fields = unpack_scaled(packed, self.spec.bits)
+        fields = packed.unsqueeze(-3) & field_masks(self.spec.bits, packed.device)
         scaled_step_size = step_size * field_scale(self.spec.bits, out.dtype, out.device)
         paged = out.view(*packed.shape[:2], *fields.shape[2:]).copy_(fields)
         torch.addcmul(zero_point.to(out.dtype)[:, :, None, None], paged, scaled_step_size, out=paged)

@@ -21,17 +21,17 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
+from torch.nn.functional import embedding, pad
 from typing_extensions import override
 
 from pagedvid.codecs.base import Codec, PageKernels, not_storable
 from pagedvid.codecs.klt.blocks import BlockLayout, places_in_pages, tokens_in_pages
 from pagedvid.codecs.klt.coding import KltCoding
 from pagedvid.codecs.klt.levels import byte_values, nearest
-from pagedvid.codecs.klt.scales import choose_scales, coded_scales, scales, split
+from pagedvid.codecs.klt.scales import byte_scales, choose_scales, coded_scales, scales, split
 from pagedvid.codecs.klt.spec import KltSpec
 from pagedvid.codecs.klt.tables import KltTables
-from pagedvid.codecs.packing import FP16_MAX, pack_fields, unpack_fields
+from pagedvid.codecs.packing import FP16_MAX, pack_fields
 from pagedvid.codecs.spec import PageFormat
 from pagedvid.errors import ShapeError
 
@@ -84,8 +84,9 @@ class KltCodec(Codec):
         rank = coding.rank_hN.view(coding.num_heads, -1, 1, head_dim)
         place = torch.add(coding.blocks[:, None], rank, alpha=num_blocks).view(1, coding.num_heads, 1, -1)
         y = coded_EhPK.gather(-1, place.expand(*coded_EhPK.shape[:3], -1))
-        scale_EhPD = scales(records_RPB[..., -head_dim:].float()).view(*rows, 1, 1, head_dim)
-        y = y.unflatten(-1, (-1, num_blocks, head_dim)).mul_(scale_EhPD * coding.deviation_h1F1D)
+        scale_RPD = embedding(bytes_RPB[..., -head_dim:], byte_scales(bytes_RPB.device))
+        unit = scale_RPD.view(*rows, 1, 1, head_dim) * coding.deviation_h1F1D
+        y = y.unflatten(-1, (-1, num_blocks, head_dim)).mul_(unit)
         y = (coding.cosines_FF.T @ y.flatten(0, 2).flatten(2)).view(len(records_RPB), -1, head_dim)
         x_RnD = torch.baddbmm(_rows(coding.mean_h1D, y), y, _rows(coding.synthesis_hDD, y))
         places = places_in_pages(self.layout, num_tokens, num_blocks, y.device)
@@ -127,7 +128,8 @@ class KltCodec(Codec):
         parts, first = [], 0
         for width, count in coding.segments.items():
             end = first + count * width * len(coding.blocks) // 8
-            parts.append(unpack_fields(bytes_RPB[..., first:end], byte_values(width, bytes_RPB.device)))
+            values = byte_values(width, bytes_RPB.device)
+            parts.append(embedding(bytes_RPB[..., first:end], values).flatten(-2))
             first = end
         return torch.cat(parts, dim=-1)
 

@@ -9,6 +9,8 @@ coefficients, in units of their expected deviations.
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import torch
 from torch import Tensor
 
@@ -49,6 +51,12 @@ def choose_scales(coding: KltCoding, normal_EhPKb: Tensor) -> Tensor:
 def scales(scale_bytes: Tensor) -> Tensor:
     """The scales of scale bytes, which are given as float32."""
     return torch.exp2((scale_bytes - SCALE_ONE) / SCALES_PER_OCTAVE)
+
+
+@lru_cache(maxsize=8)
+def byte_scales(device: torch.device) -> Tensor:
+    """The scale of each byte, float32 [256, 1]."""
+    return scales(torch.arange(256, dtype=torch.float32, device=device)).unsqueeze(-1)
 
 
 def coded_scales(coding: KltCoding, scales_EhPD: Tensor) -> Tensor:

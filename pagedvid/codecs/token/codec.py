@@ -26,12 +26,12 @@ from typing_extensions import override
 from pagedvid.codecs.base import Codec, PageKernels, not_storable
 from pagedvid.codecs.packing import (
     FP16_MAX,
+    field_masks,
     field_scale,
     fill_pages,
     pack,
     round_down_fp16,
     round_up_fp16,
-    unpack_scaled,
 )
 from pagedvid.codecs.spec import PageFormat
 from pagedvid.codecs.token.hadamard import matrix_on
@@ -74,7 +74,8 @@ class TokenCodec(Codec):
     def decode(self, records_RPB: Tensor, num_tokens: int, out: Tensor) -> Tensor:
         # In float32, which is faster here and rounds only once.
         values = out if out.dtype == torch.float32 else torch.empty(out.shape, dtype=torch.float32, device=out.device)
-        fields = unpack_scaled(records_RPB[..., : self._code_bytes].unsqueeze(-1), self.spec.bits).squeeze(-1)
+        packed = records_RPB[..., : self._code_bytes].unsqueeze(-2)
+        fields = packed & field_masks(self.spec.bits, packed.device).squeeze(-1)
         values.view(fields.shape).copy_(fields).mul_(field_scale(self.spec.bits, values.dtype, out.device)[..., 0])
         step_size, zero_point = self._numbers(records_RPB).float().unsqueeze(-1).unbind(2)
         values.view(*step_size.shape[:-1], -1).mul_(step_size).add_(zero_point)
