@@ -36,8 +36,8 @@ def test_exact_keys_have_no_error() -> None:
 
 def test_a_small_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "unit.json"
-    given = "--scenes cut --codecs int2 --corrections measured --seeds 2 --rounds 1 --out".split()
-    main([*given, str(out)])
+    given = ["--scenes", "cut", "--codecs", "int2", "--corrections", "measured", "--seeds", "2", "--rounds", "1"]
+    main([*given, "--out", str(out)])
     row = json.loads(out.read_text())["results"]["int2, measured"]["cut"]
     assert all(len(row[name][case]) == 2 for name in ("error", "dP", "odds", "runs") for case in CASES)
     pairs = zip(row["error"]["page"], row["error"]["off"], strict=True)
