@@ -20,8 +20,9 @@ Assumptions, and where they break:
   b uses the average over angles: q_c^2 -> (q_c^2 + q_c'^2) / 2, exact (second order) if the pair shares its step size.
 - keys read through a projection meet the query pulled back to their frame (rotary/projective.py): b takes that query,
   frame by frame.
-- a whole chunk is corrected at once by the token-weighted mean of delta^2 over its pages; the spread inside a chunk is
-  a second-order effect (tests/correction/test_formula.py compares with the per-key oracle).
+- a whole chunk, or a run of its pages (`CacheSpec.correction_unit`), is corrected at once by the token-weighted mean of
+  delta^2 over its pages; the spread inside a chunk is a second-order effect (tests/correction/test_formula.py compares
+  with the per-key oracle, benchmarks/correction_unit.py chunks with runs of pages).
 - codecs whose errors are not uniform rounding (a dropped direction *loses* mass) have no step size. In general, to
   second order, b = s^2/2 sum_c q_c^2 (Var k'_c - Var k_c), with its sign; the change of variance is measured at commit.
 The quant error of keys stored as bf16 or fp32 is negligible; they are never corrected.
