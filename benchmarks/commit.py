@@ -42,7 +42,7 @@ def store_seconds(
     q, k, v = inputs.draw(shape.chunk_tokens)
     sampled = torch.arange(MEASURED_QUERIES, device=device) * (shape.chunk_tokens - 1) // (MEASURED_QUERIES - 1)
     readers = Readers(inputs.rotated(q, 0)[sampled], inputs.rotated(q, shape.chunk_tokens)[sampled], 0, sampled)
-    writer = cache.backend.store if store == "kernels" else LayerStore(cache.pool, cache.spec, cache.book)
+    writer = cache.backend.store if store == "kernels" else LayerStore(cache.pool, cache.spec, cache.book, False)
     with cache.commit([stream]) as step:
         writings = [Writing(pending, readers, k, v) for pending in step.plan.pending]
         rotation = Rotation.of(step.plan, spec, inputs.rope, writer.ropes)

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from pagedvid.arguments import instance_of, list_of, whole_numbers
+from pagedvid.arguments import instance_of, list_of, one_of, whole_numbers
 from pagedvid.attention.backend import select_backend
 from pagedvid.attention.scratch import scratch_bytes
 from pagedvid.attention.step import Step, checked_layer
@@ -35,6 +35,8 @@ from pagedvid.devices import current_device
 from pagedvid.errors import ConfigError, ShapeError, StateError
 from pagedvid.host_state import independent_of_host
 from pagedvid.rotary.tables import from_half_layout, rotated_at
+
+HISTORY_DTYPES = ("auto", "bf16", "fp8")
 
 
 class StoredLayer(NamedTuple):
@@ -61,12 +63,15 @@ class PagedKVCache(CacheManager):
         *,
         backend: str = "auto",
         scratch: int | str = "auto",
+        history_dtype: str = "auto",
         tables: Path | str | None = None,
         book: CodecBook | None = None,
     ) -> None:
         """`memory`: bytes of all pages, or text such as "24GiB". `scratch`: bytes for decoded keys and values; one head
-        of one chunk always fits; "auto" is 4 MiB on a CPU and 512 MiB on a GPU. `tables`: the file that klt codecs need
-        (docs/calibrate.md). `book`: codec objects of your own, instead of `tables`.
+        of one chunk always fits; "auto" is 4 MiB on a CPU and 512 MiB on a GPU. `history_dtype`: what pages are
+        decoded to, besides the current chunk: "bf16", the model's own dtype; "fp8", e4m3 for all quantized history;
+        "auto", e4m3 where that is faster and costs no quality (docs/fidelity.md). `tables`: the file that klt codecs
+        need (docs/calibrate.md). `book`: codec objects of your own, instead of `tables`.
 
         Raises CapacityError, BackendError, ConfigError.
         """
@@ -79,7 +84,8 @@ class PagedKVCache(CacheManager):
         self.check_codecs(spec.codecs)
         with current_device(self.pool.device):
             num_bytes = scratch_bytes(scratch, self.pool.device)
-            self.backend = select_backend(backend, self.pool, spec, self.book, num_bytes)
+            dtype = one_of(HISTORY_DTYPES, "history_dtype", history_dtype, ConfigError)
+            self.backend = select_backend(backend, self.pool, spec, self.book, num_bytes, dtype)
 
     def check_codecs(self, codecs: StreamCodecs) -> None:
         """Raises ConfigError for codecs in which this cache cannot store chunks, or whose tables are missing."""

@@ -36,7 +36,6 @@ from pagedvid.correction.formula import (
     exact_bias,
     log_sinhc,
     second_order_bias,
-    signed_bias,
 )
 
 
@@ -125,7 +124,7 @@ def by_variance(readout: Readout, q_HQD: Tensor) -> Tensor:
     """b of the change of variance."""
     square = QuerySquares(q_HQD).along(None, not readout.stored.keys_rotated)
     changes = readout.stored.variance_change_CHD
-    return torch.stack([signed_bias(square, 12 * change, readout.scale) for change in changes])[..., None]
+    return torch.stack([bias(square, 12 * change, readout.scale) for change in changes])[..., None]
 
 
 def measured(readout: Readout, q_HQD: Tensor, num_queries: int = MEASURED_QUERIES, log_z: bool = False) -> Tensor:

@@ -18,8 +18,8 @@ from collections.abc import Callable, Hashable, Sequence
 import torch
 
 from pagedvid.attention.batches import Batch, batches_of
-from pagedvid.attention.dense.base import DenseAttention
-from pagedvid.attention.dense.choice import choose_provider, provider_reasons
+from pagedvid.attention.dense.base import DenseAttention, Fp8Attention
+from pagedvid.attention.dense.choice import choose_fp8_provider, choose_provider, fp8_is_faster, provider_reasons
 from pagedvid.attention.history import PreparedStep, Tools
 from pagedvid.attention.layer_reads import ReadPlanner
 from pagedvid.attention.projected_step import ProjectedStep
@@ -46,14 +46,22 @@ KEPT_STEPS = 8
 class AttentionBackend:
     """Reads and writes the pages of one cache."""
 
-    def __init__(self, name: str, pool: PagePool, spec: CacheSpec, book: CodecBook, scratch_bytes: int) -> None:
+    def __init__(
+        self,
+        name: str,
+        pool: PagePool,
+        spec: CacheSpec,
+        book: CodecBook,
+        scratch_bytes: int,
+        history_dtype: str = "bf16",
+    ) -> None:
         uses_kernels = name == "triton"
         self.name = name
         self.store = LayerStore(pool, spec, book, uses_kernels)
         """Writes and reads whole layers of chunks."""
         planner = ReadPlanner(pool, spec, book, scratch_bytes, uses_kernels)
-        self._tools = Tools(planner, Scratch(pool.device), *_operations(uses_kernels))
-        self._dense: dict[torch.dtype, DenseAttention] = {}
+        self._tools = Tools(planner, Scratch(pool.device), *_operations(uses_kernels), history_dtype)
+        self._dense: dict[torch.dtype, tuple[DenseAttention, Fp8Attention | None]] = {}
         self._prepared: OrderedDict[Hashable, PreparedStep] = OrderedDict()
         # The constants of kernels are made now, not during the first steps.
         for codecs in spec.codecs.all() if uses_kernels else ():
@@ -87,13 +95,16 @@ class AttentionBackend:
 
     def _arguments(
         self, plan: StepPlan, rotation: Rotation, dtype: torch.dtype, context_tokens: Sequence[int]
-    ) -> tuple[Tools, DenseAttention, torch.dtype, list[Batch], Rotation]:
+    ) -> tuple[Tools, DenseAttention, Fp8Attention | None, torch.dtype, list[Batch], Rotation]:
         planner = self._tools.planner
         device = planner.pool.device
         if dtype not in self._dense:
-            self._dense[dtype] = choose_provider(device, dtype, planner.spec.head_dim)
+            given = device, dtype, planner.spec.head_dim
+            wants_fp8 = self._tools.history_dtype == "fp8"
+            uses_fp8 = wants_fp8 or (self._tools.history_dtype == "auto" and fp8_is_faster(*given))
+            self._dense[dtype] = choose_provider(*given), choose_fp8_provider(*given) if uses_fp8 else None
         batches = batches_of(plan, context_tokens, device, lambda range_: planner.most_ranges(range_, dtype))
-        return self._tools, self._dense[dtype], dtype, batches, rotation
+        return self._tools, *self._dense[dtype], dtype, batches, rotation
 
 
 def _operations(uses_kernels: bool) -> tuple[Callable[..., None], Callable[..., None]]:
@@ -127,7 +138,9 @@ def backend_reasons(spec: CacheSpec, device: torch.device) -> dict[str, list[str
     return {name: _reasons(name, spec, device) for name in BACKENDS}
 
 
-def select_backend(name: str, pool: PagePool, spec: CacheSpec, book: CodecBook, scratch_bytes: int) -> AttentionBackend:
+def select_backend(
+    name: str, pool: PagePool, spec: CacheSpec, book: CodecBook, scratch_bytes: int, history_dtype: str = "bf16"
+) -> AttentionBackend:
     """The backend of that name, or the first that can run. Raises BackendError with every backend's reasons."""
     if not isinstance(name, str) or name not in backend_names():
         raise BackendError(f"unknown attention backend {name!r}; allowed are {', '.join(backend_names())}")
@@ -136,7 +149,7 @@ def select_backend(name: str, pool: PagePool, spec: CacheSpec, book: CodecBook, 
         reasons[candidate] = _reasons(candidate, spec, pool.device)
         if not reasons[candidate]:
             logger.info("attention backend: %s", candidate)
-            return AttentionBackend(candidate, pool, spec, book, scratch_bytes)
+            return AttentionBackend(candidate, pool, spec, book, scratch_bytes, history_dtype)
     listed = "; ".join(f"{candidate}: {', '.join(why)}" for candidate, why in reasons.items())
     raise BackendError(f"no attention backend can run on {pool.device}: {listed}")
 

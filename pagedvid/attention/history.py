@@ -22,14 +22,17 @@ import torch
 from torch import Tensor
 
 from pagedvid.attention.batches import Batch, Column
-from pagedvid.attention.dense.base import DenseAttention
+from pagedvid.attention.dense.base import DenseAttention, Fp8Attention
 from pagedvid.attention.layer_reads import Group, Piece, ReadPlanner, Tile, by_range
 from pagedvid.attention.rotation import Rotation
 from pagedvid.attention.scratch import Scratch
+from pagedvid.codecs.assignment import CodecPair
 from pagedvid.rotary.angles import Angles
 
 Context = Sequence[tuple[Tensor, Tensor] | None]
 """For each range of a step its context keys and values, [n, H, D] each, or None; empty when no range has any."""
+FP8_LARGEST = torch.finfo(torch.float8_e4m3fn).max
+SMALLEST = torch.finfo(torch.float32).tiny
 Partial = tuple[Tensor, Tensor]
 """(out, lse) over some of the keys."""
 
@@ -44,6 +47,8 @@ class Tools:
     """`rotary.tables.arrange` or its kernel."""
     merge: Callable[..., None]
     """`merge.merge` or its kernel."""
+    history_dtype: str
+    """"bf16", "fp8" or "auto"; see `PagedKVCache`."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,6 +57,8 @@ class PreparedStep:
 
     tools: Tools
     dense: DenseAttention
+    fp8_dense: Fp8Attention | None
+    """For history in 8-bit floats; None: there is none."""
     dtype: torch.dtype
     batches: Sequence[Batch]
     rotation: Rotation
@@ -63,7 +70,8 @@ class PreparedStep:
     _tiles: dict[int, list[list[Tile]]] = field(default_factory=dict, repr=False)
     _angles: dict[Any, Angles] = field(default_factory=dict, repr=False)
     """Of some columns, the same for all layers."""
-    _buffers: dict[tuple[str, tuple[int, ...]], Tensor] = field(default_factory=dict, repr=False)
+    _fp8_scales: dict[Group, tuple[Tensor, Tensor]] = field(default_factory=dict, repr=False)
+    _buffers: dict[tuple[str, tuple[int, ...], bool], Tensor] = field(default_factory=dict, repr=False)
     """Of the scratch; held here, so that they outlive a growth of the scratch under a captured CUDA graph."""
 
     def attend(self, layer: int, q_THD: Tensor, k_THD: Tensor, v_THD: Tensor, context: Context = ()) -> Tensor:
@@ -161,11 +169,53 @@ class PreparedStep:
         """Context keys and values as they meet queries: in page order, not rotated."""
         return self.rotation.in_page_order(k_EnhD), v_EnhD
 
-    def read(self, batch: Batch, piece: Piece, keys_EJnhD: Tensor, values_EJnhD: Tensor) -> None:
-        """Decodes a piece of history; keys are rotated."""
-        records = self.tools.planner.pool.records
-        piece.keys.decode(records, piece.key_pages, piece.num_tokens, keys_EJnhD, piece.angles)
-        piece.values.decode(records, piece.value_pages, piece.num_tokens, values_EJnhD)
+    def takes_fp8(self, codecs: CodecPair) -> bool:
+        """Whether pages of these codecs are decoded to 8-bit floats."""
+        both = codecs.keys, codecs.values
+        if self.fp8_dense is None or not all(codec.is_quantized for codec in both):
+            return False
+        return self.tools.history_dtype == "fp8" or all(codec.survives_fp8 for codec in both)
+
+    def read(
+        self,
+        batch: Batch,
+        piece: Piece,
+        keys_EJnhD: Tensor,
+        values_EJnhD: Tensor,
+        inverse_scales: tuple[Tensor | None, Tensor | None] = (None, None),
+    ) -> None:
+        """Decodes a piece of history; keys are rotated. `inverse_scales` [S, h]: of keys and values in 8 bits."""
+        records, num_tokens, (of_keys, of_values) = self.tools.planner.pool.records, piece.num_tokens, inverse_scales
+        piece.keys.decode(records, piece.key_pages, num_tokens, keys_EJnhD, piece.angles, of_keys)
+        piece.values.decode(records, piece.value_pages, num_tokens, values_EJnhD, None, of_values)
+
+    def read_group(self, batch: Batch, group: Group, scales: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor]:
+        """Keys and values of a group's chunks, [E, J, n, h, D]. `scales` [E, J, h]: of keys and values in 8 bits."""
+        num_heads = sum(piece.key_pages.shape[1] for piece in group.pieces if piece.first_token == 0)
+        head_dim = self.tools.planner.spec.head_dim
+        shape = (batch.num_ranges, group.num_columns, group.room_tokens, num_heads, head_dim)
+        keys, values = (self.buffer(name, shape, is_fp8=scales is not None) for name in ("keys", "values"))
+        for piece in group.pieces:
+            first = piece.first_token // piece.num_tokens
+            columns, heads = slice(first, first + len(piece.columns)), piece.heads or slice(None)
+            places = (slice(None), columns, slice(None), heads)
+            if scales is None:
+                self.read(batch, piece, keys[places], values[places])
+            else:
+                inverse = [(1 / each[:, columns, heads]).flatten(0, 1).contiguous() for each in scales]
+                self.read(batch, piece, keys[places], values[places], (inverse[0], inverse[1]))
+        return keys, values
+
+    def fp8_scales(self, batch: Batch, group: Group) -> tuple[Tensor, Tensor]:
+        """What keys and values of each chunk and head are divided by to fit 8-bit floats, float32 [E, J, h].
+
+        Found once for all denoise steps, from the chunks as they are decoded in the model's dtype.
+        """
+        if group not in self._fp8_scales:
+            tokens = (x[:, :, : group.num_tokens].float() for x in self.read_group(batch, group, None))
+            largest = [x.abs().amax((2, 4)).clamp(min=SMALLEST) / FP8_LARGEST for x in tokens]
+            self._fp8_scales[group] = largest[0], largest[1]
+        return self._fp8_scales[group]
 
     def bias_queries(self, batch: Batch, tile: Tile, q_TqD: Tensor, q_ETqD: Tensor) -> Tensor:
         """The variants of the queries that b takes, [E, V, T, q, D], from those given and those that meet keys.
@@ -181,13 +231,14 @@ class PreparedStep:
         """The outputs as the model expects them."""
         return out_ETqD
 
-    def buffer(self, name: str, shape: tuple[int, ...]) -> Tensor:
-        """Of the scratch, for tokens [..., n, heads, D]."""
-        if (name, shape) not in self._buffers:
-            self._buffers[name, shape] = self.tools.scratch.tokens(
-                name, shape, self.dtype, head_major=self.dense.head_major
-            )
-        return self._buffers[name, shape]
+    def buffer(self, name: str, shape: tuple[int, ...], *, is_fp8: bool = False) -> Tensor:
+        """Of the scratch, for tokens [..., n, heads, D] in the model's dtype or in 8-bit floats."""
+        key = (name, shape, is_fp8)
+        if key not in self._buffers:
+            dtype, provider = (torch.float8_e4m3fn, self.fp8_dense) if is_fp8 else (self.dtype, self.dense)
+            is_head_major = provider is not None and provider.head_major
+            self._buffers[key] = self.tools.scratch.tokens(name, shape, dtype, head_major=is_head_major)
+        return self._buffers[key]
 
 
 @dataclass(frozen=True, eq=False)
@@ -239,16 +290,15 @@ class _Attending:
     def _partials(self, group: Group, q_ETqD: Tensor, scale: float) -> list[Partial]:
         """Over every chunk of a group, part by part: out [E, J, T, q, D], lse [E, J, T, q]."""
         step, num_ranges, num_columns = self.step, self.batch.num_ranges, group.num_columns
-        shape = (num_ranges, num_columns, group.num_tokens, *self.k_ThD.shape[1:])
-        keys, values = step.buffer("keys", shape), step.buffer("values", shape)
-        for piece in group.pieces:
-            first = piece.first_token // piece.num_tokens
-            columns = slice(first, first + len(piece.columns))
-            step.read(self.batch, piece, piece.of_tile(keys[:, columns]), piece.of_tile(values[:, columns]))
+        scales = step.fp8_scales(self.batch, group) if group.is_fp8 else None
+        keys, values = step.read_group(self.batch, group, scales)
         queries = q_ETqD.unsqueeze(1).expand(-1, num_columns, -1, -1, -1).flatten(0, 1)  # a view of a single range
         partials = []
         for part in group.parts:
             k, v = (x[:, :, part].flatten(0, 1) for x in (keys, values))
-            out, lse = step.dense(queries, k, v, scale)
+            if step.fp8_dense is None or scales is None:
+                out, lse = step.dense(queries, k, v, scale)
+            else:
+                out, lse = step.fp8_dense(queries, k, v, scale, *(each.flatten(0, 1) for each in scales))
             partials.append((out.unflatten(0, (num_ranges, -1)), lse.unflatten(0, (num_ranges, -1))))
         return partials

@@ -16,7 +16,7 @@ Axes: E ranges, J columns, S = E * J chunks, h heads of the tile, P pages of a h
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import accumulate, groupby, pairwise
@@ -30,7 +30,7 @@ from pagedvid.attention.merge import BiasTerms
 from pagedvid.cache.plan import RangePlan, Read
 from pagedvid.cache.pool import PagePool
 from pagedvid.cache.spec import CacheSpec
-from pagedvid.codecs.assignment import KINDS
+from pagedvid.codecs.assignment import KINDS, CodecPair
 from pagedvid.codecs.base import PageKernels
 from pagedvid.codecs.book import CodecBook
 from pagedvid.correction.formula import BiasSource, bias_source
@@ -61,6 +61,10 @@ class HistoryView(Protocol):
         """The tokens of the parts of a corrected chunk that have a b of their own; their sum is the chunk's."""
         ...
 
+    def takes_fp8(self, codecs: CodecPair) -> bool:
+        """Whether pages of these codecs are decoded to 8-bit floats, for a library of its own."""
+        ...
+
 
 @dataclass(frozen=True)
 class Piece:
@@ -79,6 +83,8 @@ class Piece:
     angles: Angles | None
     source: BiasSource | None
     """Where b comes from; None: its keys are not corrected."""
+    padded_tokens: int
+    """Tokens that the pages of a chunk have room for."""
 
     @cached_property
     def num_tokens(self) -> int:
@@ -90,14 +96,16 @@ class Piece:
         return x_EJnhD if self.heads is None else x_EJnhD[..., self.heads, :]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Group:
     """Columns that one dense call reads, a sequence each (or several calls, if chunks are corrected in parts)."""
 
     pieces: tuple[Piece, ...]
     part_tokens: tuple[int, ...]
-    fp8_scales: tuple[Tensor, Tensor] | None = None
-    """Of keys and of values, float32 [S, h]: they are decoded to 8-bit floats. None: to the model's dtype."""
+    is_fp8: bool
+    """Whether it is decoded to 8-bit floats, not to the model's dtype."""
+    room_tokens: int
+    """Tokens of each chunk in the buffer: PyTorch operations decode whole pages into it, if they have the room."""
 
     @cached_property
     def parts(self) -> list[slice]:
@@ -180,13 +188,14 @@ class ReadPlanner:
             alike.append((slice(first.start, more[-1].stop if more else first.stop), seen))
         return alike
 
-    def _use(self, column: Column, layer: int, heads: slice, view: HistoryView) -> tuple[BiasSource | None, int] | None:
-        """What must be the same in all heads of a tile: how a column is corrected and along which axes; None: it is
-        not seen."""
-        if column.codecs.at(layer, heads.start) is None:
+    def _use(self, column: Column, layer: int, heads: slice, view: HistoryView) -> tuple[object, ...] | None:
+        """What must be the same in all heads of a tile: how a column is corrected and along which axes, and whether it
+        is read in 8 bits; None: it is not seen."""
+        pair = column.codecs.at(layer, heads.start)
+        if pair is None:
             return None
         keys, _ = self.book.pair(column.codecs, layer, heads)
-        return self._source(column, layer, heads, view), id(keys.axes)
+        return self._source(column, layer, heads, view), id(keys.axes), view.takes_fp8(pair)
 
     def _tiles_of(
         self,
@@ -198,17 +207,20 @@ class ReadPlanner:
         dtype: torch.dtype,
     ) -> list[Tile]:
         """The tiles of heads that see `columns`."""
-        corrected = [self._source(column, layer, heads, view) is not None for column in columns]
-        own = [column for column, is_corrected in zip(columns, corrected, strict=True) if not is_corrected]
-        alone = [column for column, is_corrected in zip(columns, corrected, strict=True) if is_corrected]
+        fp8 = {column: view.takes_fp8(pair) for column in columns if (pair := column.codecs.at(layer, heads.start))}
+        alone = [column for column in columns if fp8[column] or self._source(column, layer, heads, view) is not None]
+        own = [column for column in columns if column not in alone]
         widest = max(batch.num_current_tokens + _tokens(own), _tokens(alone))
         num_heads = self.scratch_bytes // (batch.num_ranges * self._head_bytes(widest, dtype))
         if num_heads:
-            groups = _alike(alone, layer, view, most_tokens=widest)
+            groups = _alike(alone, layer, view, fp8, most_tokens=widest)
         else:  # not even one head of the whole history fits
             most_tokens = self.scratch_bytes // (batch.num_ranges * self._head_bytes(1, dtype))
-            own, groups = [], _alike(columns, layer, view, most_tokens)
-        return [self._tile(batch, layer, view, tile, own, groups) for tile in _head_tiles(heads, max(1, num_heads))]
+            own, groups = [], _alike(columns, layer, view, fp8, most_tokens)
+        return [
+            self._tile(batch, layer, view, tile, own, [(each, fp8[each[0]]) for each in groups])
+            for tile in _head_tiles(heads, max(1, num_heads))
+        ]
 
     def _head_bytes(self, num_tokens: int, dtype: torch.dtype) -> int:
         """Keys and values of one head."""
@@ -221,16 +233,18 @@ class ReadPlanner:
         view: HistoryView,
         heads: slice,
         own: Sequence[Column],
-        groups: Sequence[Sequence[Column]],
+        groups: Sequence[tuple[Sequence[Column], bool]],
     ) -> Tile:
         pieces = tuple(self._pieces(own, layer, view, heads))
-        made = tuple(self._group(columns, layer, view, heads) for columns in groups)
+        made = tuple(self._group(columns, layer, view, heads, is_fp8) for columns, is_fp8 in groups)
         return Tile(heads, pieces, made, *self._bias(made, layer, view, heads, batch.num_ranges))
 
-    def _group(self, columns: Sequence[Column], layer: int, view: HistoryView, heads: slice) -> Group:
-        pieces = tuple(self._pieces(columns, layer, view, heads))
+    def _group(self, columns: Sequence[Column], layer: int, view: HistoryView, heads: slice, is_fp8: bool) -> Group:
+        pieces, num_tokens = tuple(self._pieces(columns, layer, view, heads)), columns[0].num_tokens
         is_corrected = any(piece.source is not None for piece in pieces)
-        return Group(pieces, view.part_tokens(columns[0], layer) if is_corrected else (columns[0].num_tokens,))
+        parts = view.part_tokens(columns[0], layer) if is_corrected else (num_tokens,)
+        room_tokens = num_tokens if self.uses_kernels else max(piece.padded_tokens for piece in pieces)
+        return Group(pieces, parts, is_fp8, room_tokens)
 
     def _pieces(self, columns: Sequence[Column], layer: int, view: HistoryView, heads: slice) -> Iterator[Piece]:
         first = 0
@@ -243,7 +257,9 @@ class ReadPlanner:
                 key_pages, value_pages = (self._pages(alike, kind, layer, run) for kind in KINDS)
                 angles = view.angles(alike, stored_rotated=codecs[0].spec.stores_rotated)
                 source = self._source(alike[0], layer, run, view)
-                yield Piece(alike, first, of_tile, keys, values, key_pages, value_pages, angles, source)
+                all_pages = zip(codecs, (key_pages, value_pages), strict=True)
+                padded = max(codec.page_tokens * pages.shape[2] for codec, pages in all_pages)
+                yield Piece(alike, first, of_tile, keys, values, key_pages, value_pages, angles, source, padded)
             first += len(alike) * num_tokens
 
     def _pages(self, columns: Sequence[Column], kind: str, layer: int, heads: slice) -> Tensor:
@@ -333,13 +349,16 @@ def by_range(columns: Sequence[Column]) -> list[Read]:
     return [read for reads in zip(*(column.reads for column in columns), strict=True) for read in reads]
 
 
-def _alike(columns: Sequence[Column], layer: int, view: HistoryView, most_tokens: int) -> list[list[Column]]:
-    """Columns that one dense call can read: of equal length and parts, up to `most_tokens`, but at least one."""
-    alike: dict[tuple[int, ...], list[Column]] = {}
+def _alike(
+    columns: Sequence[Column], layer: int, view: HistoryView, fp8: Mapping[Column, bool], most_tokens: int
+) -> list[list[Column]]:
+    """Columns that one dense call can read: of equal length, parts and precision, up to `most_tokens`, but at least
+    one."""
+    alike: dict[tuple[tuple[int, ...], bool], list[Column]] = {}
     for column in columns:
-        alike.setdefault(view.part_tokens(column, layer), []).append(column)
+        alike.setdefault((view.part_tokens(column, layer), fp8[column]), []).append(column)
     groups = []
-    for parts, each in alike.items():
+    for (parts, _), each in alike.items():
         size = max(1, most_tokens // sum(parts))
         groups += [each[first : first + size] for first in range(0, len(each), size)]
     return groups

@@ -25,6 +25,7 @@ from pagedvid.attention.batches import Batch, Column
 from pagedvid.attention.history import PreparedStep
 from pagedvid.attention.layer_reads import Piece, Tile, by_range
 from pagedvid.attention.projection import StepProjection, rotated_keys_refused
+from pagedvid.codecs.assignment import CodecPair
 from pagedvid.rotary.projective import map_points
 from pagedvid.rotary.tables import from_half_layout
 
@@ -86,7 +87,18 @@ class ProjectedStep(PreparedStep):
         return mapped(k_EnhD, maps), mapped(v_EnhD, maps)
 
     @override
-    def read(self, batch: Batch, piece: Piece, keys_EJnhD: Tensor, values_EJnhD: Tensor) -> None:
+    def takes_fp8(self, codecs: CodecPair) -> bool:  # maps take keys and values as they are
+        return False
+
+    @override
+    def read(
+        self,
+        batch: Batch,
+        piece: Piece,
+        keys_EJnhD: Tensor,
+        values_EJnhD: Tensor,
+        inverse_scales: tuple[Tensor | None, Tensor | None] = (None, None),
+    ) -> None:
         maps = self._once(("read", piece.columns), lambda: self._stored(batch, piece.columns))
         records, layout = self.tools.planner.pool.records, self.projection.projection.layout
         decoded = self.buffer("unmapped", tuple(keys_EJnhD.shape))

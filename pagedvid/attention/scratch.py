@@ -13,7 +13,7 @@ CPU_BYTES, GPU_BYTES = 4 * MIB, 512 * MIB
 
 def scratch_bytes(written: int | str, device: torch.device) -> int:
     """Bytes of decoded keys and values, from a number, text such as "64MiB", or "auto". Raises ConfigError."""
-    if written == "auto":
+    if isinstance(written, str) and written == "auto":
         return CPU_BYTES if device.type == "cpu" else GPU_BYTES
     return parse_bytes(written)
 

@@ -206,7 +206,7 @@ def _workspace(size: StreamSize, codecs: StreamCodecs) -> tuple[int, int, int, i
     """Bytes of the current chunk, the scratch, a commit's temporaries and the tables."""
     return (
         current_bytes(size),
-        scratch_bytes(size),
+        scratch_bytes(size, codecs),
         commit_bytes(size, codecs, measured=codecs.correction == "measured", has_rope=True),
         table_bytes(size, codecs),
     )

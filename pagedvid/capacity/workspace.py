@@ -30,8 +30,9 @@ def current_bytes(size: StreamSize) -> int:
     return BF16_BYTES * size.num_branches * size.current_tokens * num_heads * size.shape.head_dim
 
 
-def scratch_bytes(size: StreamSize) -> int:
-    """What reading one layer needs on a GPU: decoded keys and values, rotated queries, and a partial for every chunk.
+def scratch_bytes(size: StreamSize, codecs: StreamCodecs) -> int:
+    """What reading one layer needs on a GPU: decoded keys and values, rotated queries, and a partial for every chunk
+    that is corrected.
 
     Ranges of small models are read together, but never more of them than the scratch would hold of one range of a large
     model.
@@ -39,7 +40,8 @@ def scratch_bytes(size: StreamSize) -> int:
     shape, num_chunks = size.shape, size.window.max_chunks
     num_tokens = size.current_tokens + num_chunks * size.chunk_tokens
     decoded = 2 * BF16_BYTES * num_tokens * shape.num_kv_heads * shape.head_dim
-    outputs = BF16_BYTES * (2 + num_chunks) * size.current_tokens * size.num_query_heads * shape.head_dim
+    num_partials = 1 + (0 if codecs.correction == "off" else num_chunks)
+    outputs = BF16_BYTES * (1 + num_partials) * size.current_tokens * size.num_query_heads * shape.head_dim
     return min(GPU_SCRATCH_BYTES, decoded) + outputs
 
 

@@ -151,6 +151,9 @@ class AttentionConfig(Section):
     scratch: int | str = setting("auto", one_of("auto") | size())
     """Bytes of the reused buffer that pages are decoded into; one head of one chunk always fits. auto = 4 MiB on a CPU,
     512 MiB on a GPU."""
+    history_dtype: str = setting("auto", one_of("auto", "bf16", "fp8"))
+    """What pages are decoded to, besides the current chunk: the model's own dtype (bf16), or 8-bit floats (fp8); auto =
+    fp8 where that is faster and costs no quality."""
     correction_unit: str = setting("chunk", one_of("chunk", "page"))
     """What is corrected together: a whole chunk by its mean step sizes, or runs of pages with about the same ones."""
 

@@ -20,8 +20,9 @@ Assumptions, and where they break:
   b uses the average over angles: q_c^2 -> (q_c^2 + q_c'^2) / 2, exact (second order) if the pair shares its step size.
 - keys read through a projection meet the query pulled back to their frame (rotary/projective.py): b takes that query,
   frame by frame.
-- a whole chunk is corrected at once by the token-weighted mean of delta^2 over its pages; the spread inside a chunk is
-  a second-order effect (tests/correction/test_formula.py compares with the per-key oracle).
+- a whole chunk, or a run of its pages (`CacheSpec.correction_unit`), is corrected at once by the token-weighted mean of
+  delta^2 over its pages; the spread inside a chunk is a second-order effect (tests/correction/test_formula.py compares
+  with the per-key oracle, benchmarks/correction_unit.py chunks with runs of pages).
 - codecs whose errors are not uniform rounding (a dropped direction *loses* mass) have no step size. In general, to
   second order, b = s^2/2 sum_c q_c^2 (Var k'_c - Var k_c), with its sign; the change of variance is measured at commit.
 The quant error of keys stored as bf16 or fp32 is negligible; they are never corrected.
@@ -112,21 +113,12 @@ def _add_hot_channels(b: Tensor, q_square: Tensor, by_column: Tensor, is_hot: Te
     num_sets, num_rows = b.shape[-2:]
     rows = b.view(-1, num_rows)
     q_square = q_square.expand(*b.shape[:-2], -1, -1).reshape(-1, *q_square.shape[-2:])
-    by_column = by_column.reshape(len(rows), *by_column.shape[-2:])
-    hot = is_hot.reshape(by_column.shape).nonzero()
+    by_column = by_column.expand(*b.shape[:-1], -1, -1).reshape(len(rows), *by_column.shape[-2:])
+    hot = is_hot.expand(*b.shape[:-1], -1, -1).reshape(by_column.shape).nonzero()
     for row, half, column in (part.unbind(1) for part in hot.split(max(1, HOT_ENTRIES // num_rows))):
         u = q_square[row // num_sets, :, column] * by_column[row, half, column].unsqueeze(-1)
         rows.index_add_(0, row, log_sinhc((scale / 2) * u.sqrt()))
     return b
-
-
-def signed_bias(q_square: Tensor, square: Tensor, scale: float) -> Tensor:
-    """b from `square` = 12 (Var k' - Var k) by channel. Shapes as in `exact_bias`.
-
-    Gains of variance are treated as uniform errors of that variance (step_size^2 = 12 Var), so that b is not too large
-    in outlier channels; losses are taken to second order.
-    """
-    return bias(q_square, square.clamp(min=0), scale) + second_order_bias(q_square, square.clamp(max=0), scale)
 
 
 class QuerySquares:

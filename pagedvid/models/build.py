@@ -71,6 +71,7 @@ def build_engine(run: RunSpec, prompts: Sequence[str] = (), cache_type: type[Pag
         config.model.device,
         backend=config.attention.backend,
         scratch=config.attention.scratch,
+        history_dtype=config.attention.history_dtype,
         tables=run.tables,
     )
     return Engine(
