@@ -38,8 +38,8 @@ class StreamCodecs:
             except ConfigError as error:
                 raise ConfigError(f"{name} codec: {error}") from None
         object.__setattr__(self, "layers", read_layers(self.layers))
+        later = (self.steady, self._sink or self.steady)
         for layer, first, last, stored in () if self._newest is None else self._newest.heads:
-            later = {self.steady, self._sink or self.steady}
             runs = (run for codecs in later for run in codecs.runs(layer, slice(first, last + 1)))
             if stored is None and any(pair is not None for _, pair in runs):
                 raise ConfigError(

@@ -9,6 +9,7 @@ they no longer match this file. Activations of the model itself, its VAE and tex
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 from pagedvid.cache.stream_codecs import StreamCodecs
 from pagedvid.capacity.cards import StreamSize
@@ -54,23 +55,41 @@ def commit_bytes(size: StreamSize, codecs: StreamCodecs, *, measured: bool, has_
     for chunk in _chunk_codecs(size, codecs):
         source = newest if codecs.newest is not None and chunk != newest else None
         for layer in range(size.shape.num_layers):
-            keys, values = (chunk.of(kind, layer) for kind in KINDS)
-            inputs = F32_BYTES * sum(
-                size.chunk_tokens if source is None else _padded_tokens(size, source.of(kind, layer)) for kind in KINDS
-            )
-            peaks.append(_layer_bytes(size, keys, values, inputs * _row(size), measured, has_rope))
-    return max(peaks)
+            for heads, pair in chunk.runs(layer, slice(0, size.shape.num_kv_heads)):
+                if pair is None:
+                    continue
+                run = _of_heads(size, heads.stop - heads.start)
+                before = [] if source is None else [each for _, each in source.runs(layer, heads) if each is not None]
+                inputs = sum(
+                    max((_padded_tokens(run, each.of(kind)) for each in before), default=run.chunk_tokens)
+                    for kind in KINDS
+                )
+                held = F32_BYTES * inputs * _row(run)
+                peaks.append(_layer_bytes(run, pair.keys, pair.values, held, measured, has_rope))
+    return max(peaks, default=0)
 
 
 def table_bytes(size: StreamSize, codecs: StreamCodecs) -> int:
     """Bytes of the tables of calibrated codecs, once for all streams."""
+    num_heads = size.shape.num_kv_heads
     used = {
-        (chunk.of(kind, layer), kind, layer)
+        (pair.of(kind), kind, layer, head)
         for chunk in _chunk_codecs(size, codecs)
-        for kind in KINDS
         for layer in range(size.shape.num_layers)
+        for heads, pair in chunk.runs(layer, slice(0, num_heads))
+        if pair is not None and any(codec.needs_tables for codec in (pair.keys, pair.values))
+        for kind in KINDS
+        for head in range(heads.start, heads.stop)
     }
-    return size.shape.num_kv_heads * sum(codec.table_bytes(size.shape.page) for codec, _, _ in used)
+    return sum(codec.table_bytes(size.shape.page) for codec, *_ in used)
+
+
+def _of_heads(size: StreamSize, num_heads: int) -> StreamSize:
+    """A model with some of the KV heads: heads that are stored alike are written together, run by run."""
+    if num_heads == size.shape.num_kv_heads:
+        return size
+    num_query_heads = size.num_query_heads // size.shape.num_kv_heads * num_heads
+    return replace(size, shape=replace(size.shape, num_kv_heads=num_heads), num_query_heads=num_query_heads)
 
 
 def _chunk_codecs(size: StreamSize, codecs: StreamCodecs) -> Iterator[ChunkCodecs]:

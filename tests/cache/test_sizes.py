@@ -13,7 +13,7 @@ from pagedvid.cache.stream_codecs import StreamCodecs
 from pagedvid.cache.window import Commit, Window, planned_peak_tokens
 from pagedvid.codecs.assignment import ChunkCodecs
 from pagedvid.errors import ConfigError
-from tests.cache.stream_simulation import PAGE_TOKENS, Tables, form_of, is_kept, simulated_peak
+from tests.cache.stream_simulation import PAGE_TOKENS, Tables, form_of, head_codecs, is_kept, simulated_peak
 
 CODECS = tuple(PAGE_TOKENS)
 BITS = {"fp32": 32, "bf16": 16, "int8": 8, "int4": 4, "int2": 2}
@@ -119,6 +119,54 @@ def test_pages_of_a_chunk_are_those_of_its_tables(num_heads, num_tokens, written
     assert len(pages) == 2 * shape.num_tables
     assert shape.chunk_pages(num_tokens, codecs) == sum(pages)
     assert sum(pages) == Tables(3, num_heads).chunk_pages(num_tokens, form_of(written, layers))
+
+
+head_exceptions = st.lists(
+    st.tuples(st.integers(0, 2), st.integers(0, 1), st.integers(1, 2), st.none() | written_codecs), max_size=4
+)
+
+
+@given(tokens, written_codecs, exceptions, head_exceptions)
+def test_tables_of_heads_are_as_long_as_their_codecs_want(num_tokens, written, layers, heads):
+    shape, codecs = KVShape(3, 3, 8), ChunkCodecs.read(written, layers, heads)
+    pages, tables = shape.table_pages(num_tokens, codecs), Tables(3, 3)
+    names = [head_codecs(form_of(codecs), layer, head) for layer in range(3) for head in range(3)]
+    assert pages == tuple(
+        tables.table_pages(num_tokens, pair[kind]) if pair else 0 for kind in (0, 1) for pair in names
+    )
+    assert shape.table_bounds(num_tokens, codecs).tolist() == [sum(pages[:end]) for end in range(len(pages) + 1)]
+    assert shape.chunk_pages(num_tokens, codecs) == sum(pages) == tables.chunk_pages(num_tokens, form_of(codecs))
+    assert 0 <= shape.padding_pages(num_tokens, codecs) <= len(pages)
+
+
+def test_a_chunk_of_which_no_head_keeps_anything():
+    shape, nothing = KVShape(1, 2, 8), ChunkCodecs.read("int2", heads=[(0, 0, 1, None)])
+    assert shape.chunk_pages(100, nothing) == shape.padding_waste_ratio(100, nothing) == 0
+    assert shape.stored_bytes(100, nothing) == 0 and not shape.keeps_alpha(nothing)
+    assert peak_pages(shape, Window(1, 2), StreamCodecs(nothing), 100) == 0
+
+
+def test_peak_pages_of_codecs_by_head_against_a_simulated_stream():
+    shape, tables = KVShape(2, 3, 8), Tables(2, 3)
+    by_head = ChunkCodecs.read("int2", heads=[(0, 0, 0, "int8"), (0, 1, 2, None), (1, 2, 2, "bf16/int4")])
+    sink = ChunkCodecs.read("int4", heads=[(1, 0, 1, None)])
+    for history, first, newest in itertools.product(("int2", by_head), (None, sink), (None, "bf16")):
+        codecs = StreamCodecs(history, first, newest)
+        for window, commits in itertools.product((Window(0, 1), Window(1, 2), Window(2, 3)), (1, 2, 3, 5, 8, None)):
+            expected = simulated_peak(tables, window, codecs, 129, 25 if commits is None else commits)
+            assert peak_pages(shape, window, codecs, 129, commits) == expected
+
+
+def test_newest_must_keep_what_is_kept_later():
+    def by_head(*heads):
+        return ChunkCodecs.read("int2", heads=[(1, first, last, None) for first, last in heads])
+
+    StreamCodecs(by_head((0, 2)), newest=by_head((1, 2)), sink=by_head((1, 3)))
+    for later in ({"history": "int4"}, {"history": by_head((0, 3)), "sink": by_head((0, 1))}):
+        with pytest.raises(ConfigError, match="newest keeps nothing in layer 1, heads 1 to 2, of chunks"):
+            StreamCodecs(**later, newest=by_head((1, 2)))
+    with pytest.raises(ConfigError, match="has its own; give them there"):
+        StreamCodecs(by_head((0, 1)), layers={0: "int8"})
 
 
 @pytest.mark.parametrize("codec", CODECS)

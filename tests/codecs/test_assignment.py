@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -70,6 +72,65 @@ def test_layers_by_hand():
     assert names_of(codecs, 1) == ["int8"]
     assert names_of(codecs, 7, ("values",)) == ["int8", "int4", "int2"]
     assert str(codecs) == "int2, int8 in layers 0 to 0, bf16/int4 in layers 1 to 1, int4/int2 in layers 5 to 5"
+
+
+def test_heads_by_hand():
+    heads = [(0, 1, 2, "int8"), (0, 2, 2, None), (3, 0, 0, "int4"), (1, 0, 3, "int2")]
+    codecs = ChunkCodecs.read("int2", ((3, 3, "bf16"),), heads)
+    assert [str(codecs.at(0, head)) for head in range(4)] == ["int2", "int8", "None", "int2"]
+    assert [str(codecs.at(3, head)) for head in range(2)] == ["int4", "bf16"] and codecs.of("keys", 3).name == "bf16"
+    shown = [(run.start, run.stop, str(pair)) for run, pair in codecs.runs(0, slice(0, 6))]
+    assert shown == [(0, 1, "int2"), (1, 2, "int8"), (2, 3, "None"), (3, 6, "int2")]
+    assert codecs.runs(0, slice(2, 3)) == ((slice(2, 3), None),)
+    assert codecs.runs(1, slice(0, 6)) == ((slice(0, 6), codecs.pair),)
+    assert [codec.name for codec in codecs.used(4, 4)] == ["int2", "int8", "int4", "bf16"]
+    assert [codec.name for codec in codecs.used(1, 1)] == ["int2"]
+    assert str(codecs) == (
+        "int2, bf16 in layers 3 to 3, int8 in layer 0, heads 1 to 1, nothing in layer 0, heads 2 to 2, "
+        "int4 in layer 3, heads 0 to 0"
+    )
+    assert ChunkCodecs.read(codecs) is codecs
+
+
+head_exceptions = st.lists(
+    st.tuples(st.integers(0, 3), spans, st.none() | written_pairs).map(lambda it: (it[0], *it[1], it[2])), max_size=5
+)
+
+
+@given(written_pairs, exceptions, head_exceptions)
+def test_the_last_exception_that_names_a_head_counts(written, layers, heads):
+    codecs, rule = ChunkCodecs.read(written, layers, heads), ChunkCodecs.read(written, layers)
+    for layer in range(5):
+        found = []
+        for head in range(11):
+            named = [pair for each, first, last, pair in heads if each == layer and first <= head <= last]
+            found.append(
+                str(rule.runs(layer, slice(0, 1))[0][1] if not named else named[-1] and CodecPair.read(named[-1]))
+            )
+        assert [str(codecs.at(layer, head)) for head in range(11)] == found
+        runs = codecs.runs(layer, slice(0, 11))
+        assert [str(pair) for run, pair in runs for _ in range(run.start, run.stop)] == found
+        assert all(a[1] != b[1] for a, b in itertools.pairwise(runs))
+    again = ChunkCodecs(codecs.pair, codecs.layers, codecs.heads)
+    assert again == codecs and hash(again) == hash(codecs) and again.text == codecs.text
+    assert (codecs == rule) == (codecs.text == rule.text) == (not codecs.heads)
+
+
+@pytest.mark.parametrize(
+    ("heads", "message"),
+    [
+        ("int2", "heads is 'int2'; give a list"),
+        ([(0, 1, "int8")], "heads is .*; write"),
+        ([(0, 2, 1, "int8")], "last head of an exception is 1"),
+        ([(-1, 0, 1, None)], "layer of an exception is -1"),
+        ([(0, 0, 1, "int3")], "unknown codec 'int3'"),
+    ],
+)
+def test_other_heads_are_refused(heads, message):
+    with pytest.raises(ConfigError, match=message):
+        ChunkCodecs.read("int2", heads=heads)
+    with pytest.raises(ConfigError, match="has its own"):
+        ChunkCodecs.read(ChunkCodecs.read("int2"), heads=[(0, 0, 0, None)])
 
 
 @given(written_pairs, exceptions)
