@@ -283,8 +283,8 @@ class _Attending:
         for piece in tile.own:
             num_columns, first = len(piece.columns), end + piece.first_token
             last = first + num_columns * piece.num_tokens
-            places = (piece.of_tile(x[:, first:last].unflatten(1, (num_columns, -1))) for x in (keys, values))
-            step.read(batch, piece, *places)
+            k, v = (piece.of_tile(x[:, first:last].unflatten(1, (num_columns, -1))) for x in (keys, values))
+            step.read(batch, piece, k, v)
         return keys, values
 
     def _partials(self, group: Group, q_ETqD: Tensor, scale: float) -> list[Partial]:

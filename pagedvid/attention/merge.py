@@ -48,9 +48,9 @@ def merge(
     """Attention over the keys of all partials, written to `out_ETHD` [E, T, Hq, D] in its dtype; sums are float32.
 
     own: (out [E, T, Hq, D], lse float32 [E, T, Hq]); others: (out [E, J, T, Hq, D], lse float32 [E, J, T, Hq]) of some
-    sequences each, J in all, whose lse is lowered by alpha * b. q_EVTHD [E, V, T, Hq, D]: variants of the queries in half layout, needed for `bias`:
-    the rotated queries, their components along a codec's axes, or queries pulled back to a frame; `scale` is that of
-    the softmax. Any float dtypes and strides, D innermost. A range's result does not depend on the other ranges.
+    sequences each, J in all, whose lse is lowered by alpha * b. q_EVTHD [E, V, T, Hq, D]: variants of the queries in
+    half layout, needed for `bias`: the rotated queries, their components along a codec's axes, or queries pulled back to
+    a frame; `scale` is that of the softmax. Any float dtypes and strides, D innermost. A range's result does not depend on the other ranges.
     """
     other_lse = torch.cat([lse for _, lse in others], dim=1)
     if bias is not None:
