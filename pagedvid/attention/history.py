@@ -197,13 +197,14 @@ class PreparedStep:
         keys, values = (self.buffer(name, shape, is_fp8=scales is not None) for name in ("keys", "values"))
         for piece in group.pieces:
             first = piece.first_token // piece.num_tokens
-            columns, heads = slice(first, first + len(piece.columns)), piece.heads or slice(None)
-            places = (slice(None), columns, slice(None), heads)
+            columns = slice(first, first + len(piece.columns))
+            places = piece.of_tile(keys[:, columns]), piece.of_tile(values[:, columns])
             if scales is None:
-                self.read(batch, piece, keys[places], values[places])
+                self.read(batch, piece, *places)
             else:
-                inverse = [(1 / each[:, columns, heads]).flatten(0, 1).contiguous() for each in scales]
-                self.read(batch, piece, keys[places], values[places], (inverse[0], inverse[1]))
+                of_heads = (piece.of_tile(each[:, columns].unsqueeze(-1)).squeeze(-1) for each in scales)
+                inverse = [(1 / each).flatten(0, 1).contiguous() for each in of_heads]
+                self.read(batch, piece, *places, (inverse[0], inverse[1]))
         return keys, values
 
     def fp8_scales(self, batch: Batch, group: Group) -> tuple[Tensor, Tensor]:
@@ -261,8 +262,7 @@ class _Attending:
             return step.result(batch, own[0])
         others = [partial for group in tile.groups for partial in self._partials(group, q_ETqD, scale)]
         bias_queries = None if tile.bias is None else step.bias_queries(batch, tile, self.q_TqD, q_ETqD)
-        joined = others[0] if len(others) == 1 else [torch.cat(parts, 1) for parts in zip(*others, strict=True)]
-        step.tools.merge(own, joined, out_ETqD, bias=tile.bias, q_EVTHD=bias_queries, scale=scale)
+        step.tools.merge(own, others, out_ETqD, bias=tile.bias, q_EVTHD=bias_queries, scale=scale)
         return step.result(batch, out_ETqD)
 
     def _own_keys(self, context: Context, q_ETqD: Tensor) -> Partial:
@@ -283,8 +283,8 @@ class _Attending:
         for piece in tile.own:
             num_columns, first = len(piece.columns), end + piece.first_token
             last = first + num_columns * piece.num_tokens
-            places = (piece.of_tile(x[:, first:last].unflatten(1, (num_columns, -1))) for x in (keys, values))
-            step.read(batch, piece, *places)
+            k, v = (piece.of_tile(x[:, first:last].unflatten(1, (num_columns, -1))) for x in (keys, values))
+            step.read(batch, piece, k, v)
         return keys, values
 
     def _partials(self, group: Group, q_ETqD: Tensor, scale: float) -> list[Partial]:

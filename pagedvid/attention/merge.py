@@ -10,6 +10,7 @@ Hq / H, D head_dim. Query head h * G + g belongs to KV head h.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -37,7 +38,7 @@ class BiasTerms:
 
 def merge(
     own: tuple[Tensor, Tensor],
-    others: tuple[Tensor, Tensor],
+    others: Sequence[tuple[Tensor, Tensor]],
     out_ETHD: Tensor,
     *,
     bias: BiasTerms | None = None,
@@ -46,24 +47,25 @@ def merge(
 ) -> None:
     """Attention over the keys of all partials, written to `out_ETHD` [E, T, Hq, D] in its dtype; sums are float32.
 
-    own: (out [E, T, Hq, D], lse float32 [E, T, Hq]); others: (out [E, J, T, Hq, D], lse float32 [E, J, T, Hq]), whose
-    lse is lowered by alpha * b. q_EVTHD [E, V, T, Hq, D]: variants of the queries in half layout, needed for `bias`:
-    the rotated queries, their components along a codec's axes, or queries pulled back to a frame; `scale` is that of
-    the softmax. Any float dtypes and strides, D innermost. A range's result does not depend on the other ranges.
+    own: (out [E, T, Hq, D], lse float32 [E, T, Hq]); others: (out [E, J, T, Hq, D], lse float32 [E, J, T, Hq]) of some
+    sequences each, J in all, whose lse is lowered by alpha * b. q_EVTHD [E, V, T, Hq, D]: variants of the queries in
+    half layout, needed for `bias`: the rotated queries, their components along a codec's axes, or queries pulled back to
+    a frame; `scale` is that of the softmax. Any float dtypes and strides, D innermost. A range's result does not depend on the other ranges.
     """
-    (own_out, own_lse), (other_outs, other_lse) = own, others
+    other_lse = torch.cat([lse for _, lse in others], dim=1)
     if bias is not None:
         assert q_EVTHD is not None, "the bias needs the queries"
         other_lse = other_lse - lse_shifts(bias, q_EVTHD, scale)
-    lse = torch.cat([own_lse.unsqueeze(1), other_lse], dim=1)
+    lse = torch.cat([own[1].unsqueeze(1), other_lse], dim=1)
     weights = lse.softmax(1).masked_fill_(lse == -torch.inf, 0.0).unsqueeze(-1)
     num_ranges, num_queries, num_heads, head_dim = out_ETHD.shape
+    outs = [out for each, _ in others for out in each.unbind(1)]
     block = max(1, BLOCK_ELEMENTS // (num_ranges * num_heads * head_dim))
     for start in range(0, num_queries, block):
         rows = slice(start, start + block)
-        total = own_out[:, rows].float() * weights[:, 0, rows]
-        for number in range(other_outs.shape[1]):
-            total.addcmul_(other_outs[:, number, rows].float(), weights[:, number + 1, rows])
+        total = own[0][:, rows].float() * weights[:, 0, rows]
+        for number, out_EThD in enumerate(outs, start=1):
+            total.addcmul_(out_EThD[:, rows].float(), weights[:, number, rows])
         out_ETHD[:, rows] = total
 
 

@@ -23,7 +23,7 @@ SHAPES = [(1, 1, 1, 1, 1, 32), (2, 3, 17, 2, 3, 32), (1, 6, 40, 1, 1, 128), (3, 
 def run(case: Case, dtype: torch.dtype = torch.float32, *, corrected: bool = True) -> Tensor:
     out = torch.full(case.own[0].shape, torch.nan, dtype=dtype)
     bias = case.bias if corrected else None
-    merge(case.own, case.others, out, bias=bias, q_EVTHD=case.q_EVTHD, scale=case.scale)
+    merge(case.own, [case.others], out, bias=bias, q_EVTHD=case.q_EVTHD, scale=case.scale)
     return out
 
 
@@ -31,7 +31,7 @@ def merge_list(partials: list[Partial]) -> Tensor:
     """Partials (out [T, D], lse [T]), the first as a range's own."""
     outs, lses = (torch.stack(x).unsqueeze(2) for x in zip(*partials, strict=True))
     out = torch.empty(1, *outs.shape[1:])
-    merge((outs[:1], lses[:1]), (outs[None, 1:], lses[None, 1:]), out)
+    merge((outs[:1], lses[:1]), [(outs[None, 1:2], lses[None, 1:2]), (outs[None, 2:], lses[None, 2:])], out)
     return out[0, :, 0]
 
 

@@ -6,8 +6,10 @@ pairs, whether there is an alpha) is read while the kernel runs, so that one com
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -103,15 +105,20 @@ def merge_kernel(
 
 def merge(
     own: tuple[Tensor, Tensor],
-    others: tuple[Tensor, Tensor],
+    others: Sequence[tuple[Tensor, Tensor]],
     out_ETHD: Tensor,
     *,
     bias: BiasTerms | None = None,
     q_EVTHD: Tensor | None = None,
     scale: float = 1.0,
 ) -> None:
-    """As `pagedvid.attention.merge.merge`, by one launch that waits for nothing; T * G is at most a million."""
-    (own_out, own_lse), (other_outs, other_lse) = own, others
+    """As `pagedvid.attention.merge.merge`, by one launch that waits for nothing; T * G is at most a million.
+
+    Partials in several tensors, which only chunks of different lengths give, are put into one first.
+    """
+    (own_out, own_lse), (other_outs, other_lse) = own, others[0]
+    if len(others) > 1:
+        other_outs, other_lse = (torch.cat(parts, dim=1) for parts in zip(*others, strict=True))
     num_ranges, num_queries, num_heads, head_dim = out_ETHD.shape
     group = 1 if bias is None else num_heads // bias.square_EJHD.shape[2]
     q, square, alpha, variants, pairs = own_out.unsqueeze(1), own_lse, None, own_lse, own_lse

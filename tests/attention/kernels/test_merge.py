@@ -27,7 +27,7 @@ def run(case: Case, dtype: torch.dtype = torch.float32, *, corrected: bool = Tru
     out = torch.full((*case.own[0].shape[:-1], 2 * case.own[0].shape[-1]), torch.nan, dtype=dtype, device=DEVICE)
     written, beside = out.chunk(2, dim=-1)
     bias = case.bias if corrected else None
-    merge(case.own, case.others, written, bias=bias, q_EVTHD=case.q_EVTHD, scale=case.scale)
+    merge(case.own, [case.others], written, bias=bias, q_EVTHD=case.q_EVTHD, scale=case.scale)
     assert beside.isnan().all()
     return written
 
@@ -42,7 +42,7 @@ def test_equals_float64_and_the_reference(shape, dtype, hot):
     got = run(case)
     torch.testing.assert_close(got.double(), case.expected(case.exact_shift(EXACT_FROM)), rtol=1e-4, atol=2e-5)
     expected = torch.empty_like(got)
-    reference.merge(case.own, case.others, expected, bias=case.bias, q_EVTHD=case.q_EVTHD, scale=case.scale)
+    reference.merge(case.own, [case.others], expected, bias=case.bias, q_EVTHD=case.q_EVTHD, scale=case.scale)
     torch.testing.assert_close(got, expected, rtol=0, atol=5e-3 if hot else 1e-3)  # 1 % of b
 
 

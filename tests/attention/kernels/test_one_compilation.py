@@ -45,7 +45,7 @@ for number, shape in enumerate(SHAPES):
         head_major=number % 2 == 0,
     )
     own, others = ((out, anywhere(lse, number)) for out, lse in (case.own, case.others))
-    merge.merge(own, others, torch.empty_like(case.own[0]), bias=case.bias, q_EVTHD=case.q_EVTHD, scale=0.1)
+    merge.merge(own, [others], torch.empty_like(case.own[0]), bias=case.bias, q_EVTHD=case.q_EVTHD, scale=0.1)
 for num_runs, num_tokens, heads in [(1, 470, (12, 12)), (3, 16, (12, 12)), (2, 1, (3, 1)), (1, 1, (1, 1))]:
     step = Arrangement.draw(num_runs, num_tokens, heads, 64, torch.bfloat16)
     starts = anywhere(step.starts, num_runs)
