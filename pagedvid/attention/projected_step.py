@@ -102,10 +102,11 @@ class ProjectedStep(PreparedStep):
         maps = self._once(("read", piece.columns), lambda: self._stored(batch, piece.columns))
         records, layout = self.tools.planner.pool.records, self.projection.projection.layout
         decoded = self.buffer("unmapped", tuple(keys_EJnhD.shape))
+        tokens = decoded[:, :, : piece.num_tokens]  # without the room for whole pages, whose frames have no maps
         piece.keys.decode(records, piece.key_pages, piece.num_tokens, decoded)
-        keys_EJnhD.copy_(mapped_chunks(from_half_layout(decoded, layout), maps))
+        keys_EJnhD[:, :, : piece.num_tokens] = mapped_chunks(from_half_layout(tokens, layout), maps)
         piece.values.decode(records, piece.value_pages, piece.num_tokens, decoded)
-        values_EJnhD.copy_(mapped_chunks(decoded, maps))
+        values_EJnhD[:, :, : piece.num_tokens] = mapped_chunks(tokens, maps)
 
     @override
     def bias_queries(self, batch: Batch, tile: Tile, q_TqD: Tensor, q_ETqD: Tensor) -> Tensor:
