@@ -23,7 +23,7 @@ from torch import Tensor
 
 from pagedvid.attention.batches import Batch, Column
 from pagedvid.attention.dense.base import DenseAttention, Fp8Attention
-from pagedvid.attention.layer_reads import Group, Piece, ReadPlanner, Tile, by_range
+from pagedvid.attention.layer_reads import Group, Piece, ReadPlanner, Round, Tile, by_range
 from pagedvid.attention.rotation import Rotation
 from pagedvid.attention.scratch import Scratch
 from pagedvid.codecs.assignment import CodecPair
@@ -91,12 +91,12 @@ class PreparedStep:
             for tile in in_batch:
                 queries = slice(tile.heads.start * group, tile.heads.stop * group)
                 part = _Attending(self, batch, tile, q_THD[:, queries], k_THD[:, tile.heads], v_THD[:, tile.heads])
-                if is_whole and not tile.groups and isinstance(batch.queries.rows, slice):
+                if is_whole and not tile.rounds and isinstance(batch.queries.rows, slice):
                     return part.attend(context, None).flatten(0, 1).contiguous()
                 if out_THD is None:
                     out_THD = q_THD.new_empty(q_THD.shape)
                 place = out_THD[batch.queries.rows, queries].unflatten(0, (batch.num_ranges, -1))
-                made = part.attend(context, place)
+                made = part.attend(context, place if tile.rounds else None)
                 if made is not place or not isinstance(batch.queries.rows, slice):
                     out_THD[batch.queries.rows, queries] = made.flatten(0, 1)
         assert out_THD is not None
@@ -218,14 +218,14 @@ class PreparedStep:
             self._fp8_scales[group] = largest[0], largest[1]
         return self._fp8_scales[group]
 
-    def bias_queries(self, batch: Batch, tile: Tile, q_TqD: Tensor, q_ETqD: Tensor) -> Tensor:
+    def bias_queries(self, batch: Batch, round_: Round, q_TqD: Tensor, q_ETqD: Tensor) -> Tensor:
         """The variants of the queries that b takes, [E, V, T, q, D], from those given and those that meet keys.
 
         Rotation does not change b: keys that rotate after storage take mean squares of pairs.
         """
-        if len(tile.variants) == 1 and tile.variants[0].axes is None:
+        if len(round_.variants) == 1 and round_.variants[0].axes is None:
             return q_ETqD.unsqueeze(1)
-        along = [q_ETqD.float() if each.axes is None else q_ETqD.float() @ each.axes.T for each in tile.variants]
+        along = [q_ETqD.float() if each.axes is None else q_ETqD.float() @ each.axes.T for each in round_.variants]
         return torch.stack(along, dim=1)
 
     def result(self, batch: Batch, out_ETqD: Tensor) -> Tensor:
@@ -258,12 +258,17 @@ class _Attending:
         step, batch, tile, scale = self.step, self.batch, self.tile, self.step.tools.planner.spec.scale
         q_ETqD = step.buffer("queries", (batch.num_ranges, batch.queries.num_tokens, *self.q_TqD.shape[1:]))
         own = step.dense(q_ETqD, *self._own_keys(context, q_ETqD), scale)
-        if out_ETqD is None or not tile.groups:
+        if out_ETqD is None:
             return step.result(batch, own[0])
-        others = [partial for group in tile.groups for partial in self._partials(group, q_ETqD, scale)]
-        bias_queries = None if tile.bias is None else step.bias_queries(batch, tile, self.q_TqD, q_ETqD)
-        step.tools.merge(own, others, out_ETqD, bias=tile.bias, q_EVTHD=bias_queries, scale=scale)
-        return step.result(batch, out_ETqD)
+        for number, round_ in enumerate(tile.rounds, start=1):
+            others = [partial for group in round_.groups for partial in self._partials(group, q_ETqD, scale)]
+            bias_queries = None if round_.bias is None else step.bias_queries(batch, round_, self.q_TqD, q_ETqD)
+            lse_ETq = None if number == len(tile.rounds) else own[1].new_empty(own[1].shape)
+            step.tools.merge(
+                own, others, out_ETqD, bias=round_.bias, q_EVTHD=bias_queries, scale=scale, lse_ETH=lse_ETq
+            )
+            own = out_ETqD, own[1] if lse_ETq is None else lse_ETq
+        return step.result(batch, own[0])
 
     def _own_keys(self, context: Context, q_ETqD: Tensor) -> Partial:
         """Keys and values of the sequence that needs no correction, [E, n, h, D]; also arranges the queries."""

@@ -136,16 +136,24 @@ class Variant:
 
 
 @dataclass(frozen=True)
-class Tile:
-    """Some heads of a layer and everything that they read."""
+class Round:
+    """Groups whose partials are merged together."""
 
-    heads: slice
-    own: tuple[Piece, ...]
     groups: tuple[Group, ...]
     bias: BiasTerms | None
     """Of the partials of all groups, part by part, column by column; None: none is corrected."""
     variants: tuple[Variant, ...]
     """Of the queries, in `bias`."""
+
+
+@dataclass(frozen=True)
+class Tile:
+    """Some heads of a layer and everything that they read."""
+
+    heads: slice
+    own: tuple[Piece, ...]
+    rounds: tuple[Round, ...]
+    """More than one only if the scratch cannot hold all partials."""
 
     @cached_property
     def own_history_tokens(self) -> int:
@@ -212,32 +220,30 @@ class ReadPlanner:
         own = [column for column in columns if column not in alone]
         widest = max(batch.num_current_tokens + _tokens(own), _tokens(alone))
         num_heads = self.scratch_bytes // (batch.num_ranges * self._head_bytes(widest, dtype))
-        if num_heads:
-            groups = _alike(alone, layer, view, fp8, most_tokens=widest)
-        else:  # not even one head of the whole history fits
+        most_tokens = widest
+        if not num_heads:  # not even one head of the whole history fits
             most_tokens = self.scratch_bytes // (batch.num_ranges * self._head_bytes(1, dtype))
-            own, groups = [], _alike(columns, layer, view, fp8, most_tokens)
-        return [
-            self._tile(batch, layer, view, tile, own, [(each, fp8[each[0]]) for each in groups])
-            for tile in _head_tiles(heads, max(1, num_heads))
-        ]
+            own, alone, num_heads = [], list(columns), 1
+        tiles = []
+        for tile in _head_tiles(heads, num_heads):
+            most_partials = max(1, self.scratch_bytes // self._partial_bytes(batch, tile, dtype))
+            groups = _alike(alone, layer, view, fp8, most_tokens, most_partials)
+            made = [self._group(each, layer, view, tile, fp8[each[0]]) for each in groups]
+            rounds = tuple(
+                Round(each, *self._bias(each, layer, view, tile, batch.num_ranges))
+                for each in _in_rounds(made, most_partials)
+            )
+            tiles.append(Tile(tile, tuple(self._pieces(own, layer, view, tile)), rounds))
+        return tiles
+
+    def _partial_bytes(self, batch: Batch, heads: slice, dtype: torch.dtype) -> int:
+        """A partial of all ranges over one chunk each."""
+        num_queries = batch.queries.num_tokens * (self.spec.query_heads // self.spec.num_kv_heads)
+        return batch.num_ranges * num_queries * (heads.stop - heads.start) * self.spec.head_dim * dtype.itemsize
 
     def _head_bytes(self, num_tokens: int, dtype: torch.dtype) -> int:
         """Keys and values of one head."""
         return 2 * dtype.itemsize * num_tokens * self.spec.head_dim
-
-    def _tile(
-        self,
-        batch: Batch,
-        layer: int,
-        view: HistoryView,
-        heads: slice,
-        own: Sequence[Column],
-        groups: Sequence[tuple[Sequence[Column], bool]],
-    ) -> Tile:
-        pieces = tuple(self._pieces(own, layer, view, heads))
-        made = tuple(self._group(columns, layer, view, heads, is_fp8) for columns, is_fp8 in groups)
-        return Tile(heads, pieces, made, *self._bias(made, layer, view, heads, batch.num_ranges))
 
     def _group(self, columns: Sequence[Column], layer: int, view: HistoryView, heads: slice, is_fp8: bool) -> Group:
         pieces, num_tokens = tuple(self._pieces(columns, layer, view, heads)), columns[0].num_tokens
@@ -344,21 +350,40 @@ def _tokens(columns: Sequence[Column]) -> int:
     return sum(column.num_tokens for column in columns)
 
 
+def _in_rounds(groups: Sequence[Group], most_partials: int) -> list[tuple[Group, ...]]:
+    """The groups in order, each round with up to that many partials, but at least one group."""
+    rounds: list[list[Group]] = []
+    num_partials = 0
+    for group in groups:
+        added = len(group.parts) * group.num_columns
+        if not rounds or num_partials + added > most_partials:
+            rounds.append([])
+            num_partials = 0
+        rounds[-1].append(group)
+        num_partials += added
+    return [tuple(each) for each in rounds]
+
+
 def by_range(columns: Sequence[Column]) -> list[Read]:
     """The reads of all columns, range by range."""
     return [read for reads in zip(*(column.reads for column in columns), strict=True) for read in reads]
 
 
 def _alike(
-    columns: Sequence[Column], layer: int, view: HistoryView, fp8: Mapping[Column, bool], most_tokens: int
+    columns: Sequence[Column],
+    layer: int,
+    view: HistoryView,
+    fp8: Mapping[Column, bool],
+    most_tokens: int,
+    most_columns: int,
 ) -> list[list[Column]]:
-    """Columns that one dense call can read: of equal length, parts and precision, up to `most_tokens`, but at least
-    one."""
+    """Columns that one dense call can read: of equal length, parts and precision, up to `most_tokens` and
+    `most_columns`, but at least one."""
     alike: dict[tuple[tuple[int, ...], bool], list[Column]] = {}
     for column in columns:
         alike.setdefault((view.part_tokens(column, layer), fp8[column]), []).append(column)
     groups = []
     for (parts, _), each in alike.items():
-        size = max(1, most_tokens // sum(parts))
+        size = max(1, min(most_columns, most_tokens // sum(parts)))
         groups += [each[first : first + size] for first in range(0, len(each), size)]
     return groups

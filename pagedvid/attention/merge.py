@@ -44,13 +44,15 @@ def merge(
     bias: BiasTerms | None = None,
     q_EVTHD: Tensor | None = None,
     scale: float = 1.0,
+    lse_ETH: Tensor | None = None,
 ) -> None:
     """Attention over the keys of all partials, written to `out_ETHD` [E, T, Hq, D] in its dtype; sums are float32.
 
     own: (out [E, T, Hq, D], lse float32 [E, T, Hq]); others: (out [E, J, T, Hq, D], lse float32 [E, J, T, Hq]) of some
     sequences each, J in all, whose lse is lowered by alpha * b. q_EVTHD [E, V, T, Hq, D]: variants of the queries in
-    half layout, needed for `bias`: the rotated queries, their components along a codec's axes, or queries pulled back to
-    a frame; `scale` is that of the softmax. Any float dtypes and strides, D innermost. A range's result does not depend on the other ranges.
+    half layout, needed for `bias`: the rotated queries, their components along a codec's axes, or queries pulled back
+    to a frame; `scale` is that of the softmax. Any float dtypes and strides, D innermost. A range's result does not
+    depend on the other ranges. `lse_ETH` [E, T, Hq]: where the lse of the result is written, if it is a partial itself.
     """
     other_lse = torch.cat([lse for _, lse in others], dim=1)
     if bias is not None:
@@ -58,6 +60,8 @@ def merge(
         other_lse = other_lse - lse_shifts(bias, q_EVTHD, scale)
     lse = torch.cat([own[1].unsqueeze(1), other_lse], dim=1)
     weights = lse.softmax(1).masked_fill_(lse == -torch.inf, 0.0).unsqueeze(-1)
+    if lse_ETH is not None:
+        torch.logsumexp(lse, 1, out=lse_ETH)
     num_ranges, num_queries, num_heads, head_dim = out_ETHD.shape
     outs = [out for each, _ in others for out in each.unbind(1)]
     block = max(1, BLOCK_ELEMENTS // (num_ranges * num_heads * head_dim))

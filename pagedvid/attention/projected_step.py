@@ -23,7 +23,7 @@ from typing_extensions import override
 
 from pagedvid.attention.batches import Batch, Column
 from pagedvid.attention.history import PreparedStep
-from pagedvid.attention.layer_reads import Piece, Tile, by_range
+from pagedvid.attention.layer_reads import Piece, Round, by_range
 from pagedvid.attention.projection import StepProjection, rotated_keys_refused
 from pagedvid.codecs.assignment import CodecPair
 from pagedvid.rotary.projective import map_points
@@ -109,10 +109,10 @@ class ProjectedStep(PreparedStep):
         values_EJnhD[:, :, : piece.num_tokens] = mapped_chunks(tokens, maps)
 
     @override
-    def bias_queries(self, batch: Batch, tile: Tile, q_TqD: Tensor, q_ETqD: Tensor) -> Tensor:
+    def bias_queries(self, batch: Batch, round_: Round, q_TqD: Tensor, q_ETqD: Tensor) -> Tensor:
         # The queries pulled back to every frame of the corrected chunks, in page order.
         given, pulled = batch.queries.of_packed(q_TqD), []
-        for each in tile.variants:
+        for each in round_.variants:
             q = self.projection.in_page_order(mapped(given, self._pull(batch, each.column, each.part)))
             pulled.append(q.float() if each.axes is None else q.float() @ each.axes.T)
         return torch.stack(pulled, dim=1)

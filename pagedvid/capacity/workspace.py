@@ -31,18 +31,18 @@ def current_bytes(size: StreamSize) -> int:
 
 
 def scratch_bytes(size: StreamSize, codecs: StreamCodecs) -> int:
-    """What reading one layer needs on a GPU: decoded keys and values, rotated queries, and a partial for every chunk
-    that is corrected.
+    """What reading one layer needs on a GPU: decoded keys and values; a partial for every chunk that is corrected;
+    rotated queries, a partial of what is not, and the result.
 
-    Ranges of small models are read together, but never more of them than the scratch would hold of one range of a large
-    model.
+    The first two never exceed the scratch. Ranges of small models are read together, but never more of them than the
+    scratch would hold of one range of a large model.
     """
     shape, num_chunks = size.shape, size.window.max_chunks
     num_tokens = size.current_tokens + num_chunks * size.chunk_tokens
     decoded = 2 * BF16_BYTES * num_tokens * shape.num_kv_heads * shape.head_dim
-    num_partials = 1 + (0 if codecs.correction == "off" else num_chunks)
-    outputs = BF16_BYTES * (1 + num_partials) * size.current_tokens * size.num_query_heads * shape.head_dim
-    return min(GPU_SCRATCH_BYTES, decoded) + outputs
+    partial = BF16_BYTES * size.current_tokens * size.num_query_heads * shape.head_dim
+    partials = 0 if codecs.correction == "off" else num_chunks * partial
+    return min(GPU_SCRATCH_BYTES, decoded) + min(GPU_SCRATCH_BYTES, partials) + 3 * partial
 
 
 def commit_bytes(size: StreamSize, codecs: StreamCodecs, *, measured: bool, has_rope: bool) -> int:

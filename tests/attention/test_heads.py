@@ -156,7 +156,13 @@ def test_look_back_by_chunk():
         q, k, v = random_qkv(cache, 40, 5)
         step.attend(0, q, k, v, ROPE)
         (tiles,) = step._rotary[2]._tiles[0]
-    seen = [(tile.heads, sum(len(piece.columns) for group in tile.groups for piece in group.pieces)) for tile in tiles]
+    seen = [
+        (
+            tile.heads,
+            sum(len(piece.columns) for round_ in tile.rounds for group in round_.groups for piece in group.pieces),
+        )
+        for tile in tiles
+    ]
     assert seen == [(slice(0, 2), 2), (slice(2, 4), 0), (slice(4, 6), 1)]
 
 
@@ -169,9 +175,10 @@ def test_heads_that_are_corrected_alike_share_dense_calls():
         q, k, v = random_qkv(cache, 30, 5)
         step.attend(0, q, k, v, ROPE)
         ((tile,),) = step._rotary[2]._tiles[0]
-    ((group,),) = [tile.groups]
+    ((round_,),) = [tile.rounds]
+    (group,) = round_.groups
     assert [piece.heads for piece in group.pieces] == [slice(0, 1), slice(1, 3), slice(3, 4), slice(4, 5), slice(5, 6)]
-    assert tile.bias.square_EJHD.shape == (1, 2, NUM_HEADS, HEAD_DIM)
+    assert round_.bias.square_EJHD.shape == (1, 2, NUM_HEADS, HEAD_DIM)
 
 
 # ---------------------------------------------------------------------- the pass that stores
@@ -289,7 +296,9 @@ def test_pages_of_other_lengths_share_runs():
     with cache.denoise([QueryRange(stream, num_tokens=9)]) as step:
         (out,) = (step.attend(0, *random_qkv(cache, 9, 5), ROPE),)
         tile = step._rotary[2]._tiles[0][0][0]
-    assert torch.isfinite(out).all() and tile.bias.square_EJHD.shape[1] == len(chunk.runs[0])
+    assert torch.isfinite(out).all() and sum(each.bias.square_EJHD.shape[1] for each in tile.rounds) == len(
+        chunk.runs[0]
+    )
 
 
 @pytest.mark.parametrize("make", [lambda cache: cache, with_kernels], ids=["torch", "triton"])

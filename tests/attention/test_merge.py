@@ -27,6 +27,19 @@ def run(case: Case, dtype: torch.dtype = torch.float32, *, corrected: bool = Tru
     return out
 
 
+@pytest.mark.parametrize("shape", SHAPES)
+def test_a_result_may_be_a_partial_itself(shape):
+    """Merged in two rounds, as where the scratch does not hold all partials."""
+    case = Case.draw(shape)
+    out, lse = torch.empty(case.own[0].shape), torch.empty(case.own[1].shape)
+    (outs, lses), cut = case.others, case.others[0].shape[1] // 2
+    merge(case.own, [(outs[:, :cut], lses[:, :cut])] if cut else [(outs, lses)], out, lse_ETH=lse)
+    if cut:
+        merge((out.clone(), lse.clone()), [(outs[:, cut:], lses[:, cut:])], out, lse_ETH=lse)
+    torch.testing.assert_close(out, run(case, corrected=False), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(lse, torch.cat([case.own[1].unsqueeze(1), lses], 1).logsumexp(1), rtol=1e-6, atol=1e-6)
+
+
 def merge_list(partials: list[Partial]) -> Tensor:
     """Partials (out [T, D], lse [T]), the first as a range's own."""
     outs, lses = (torch.stack(x).unsqueeze(2) for x in zip(*partials, strict=True))

@@ -13,7 +13,7 @@ from pagedvid.rotary.kernels import arrange_constants, arrange_kernel
 
 _MERGE_TYPES = {
     **dict.fromkeys(("own", "others", "out", "q"), "*bf16"),
-    **dict.fromkeys(("others_lse", "square"), "*fp32"),
+    **dict.fromkeys(("others_lse", "out_lse", "square"), "*fp32"),
     **dict.fromkeys(("variants", "pairs"), "*i32"),
 }
 _ARRANGE_TYPES = {

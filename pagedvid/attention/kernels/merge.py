@@ -24,17 +24,20 @@ NUM_WARPS = 4
 
 @triton.jit(
     do_not_specialize=[
-        "num_rows", "num_others", "has_alpha", "lse_range_stride", "lse_token_stride", "lse_head_stride",
+        "num_rows", "num_others", "has_alpha", "is_partial", "lse_range_stride", "lse_token_stride", "lse_head_stride",
         "others_lse_range_stride", "others_lse_number_stride", "others_lse_token_stride", "others_lse_head_stride",
+        "out_lse_range_stride", "out_lse_token_stride", "out_lse_head_stride",
     ],
-    do_not_specialize_on_alignment=["lse", "others_lse", "square", "alpha", "variants", "pairs"],
+    do_not_specialize_on_alignment=["lse", "others_lse", "out_lse", "square", "alpha", "variants", "pairs"],
 )  # fmt: skip
 def merge_kernel(
-    own, lse, others, others_lse, out, q, square, alpha, variants, pairs, num_rows, num_others, has_alpha, scale,
+    own, lse, others, others_lse, out, out_lse, q, square, alpha, variants, pairs, num_rows, num_others, has_alpha,
+    is_partial, scale,
     own_range_stride, own_token_stride, own_head_stride, lse_range_stride, lse_token_stride, lse_head_stride,
     others_range_stride, others_number_stride, others_token_stride, others_head_stride,
     others_lse_range_stride, others_lse_number_stride, others_lse_token_stride, others_lse_head_stride,
     out_range_stride, out_token_stride, out_head_stride,
+    out_lse_range_stride, out_lse_token_stride, out_lse_head_stride,
     q_range_stride, q_variant_stride, q_token_stride, q_head_stride,
     GROUP: tl.constexpr, BLOCK_ROWS: tl.constexpr, HEAD_DIM: tl.constexpr, BIAS: tl.constexpr,
 ):  # fmt: skip
@@ -101,6 +104,9 @@ def merge_kernel(
     places = (out + range_ * out_range_stride + token * out_token_stride + head * out_head_stride)[:, None] + half
     tl.store(places, (first * factor[:, None]).to(out.dtype.element_ty), mask=is_row)
     tl.store(places + HALF, (second * factor[:, None]).to(out.dtype.element_ty), mask=is_row)
+    if is_partial != 0:
+        places = out_lse + range_ * out_lse_range_stride + token * out_lse_token_stride + head * out_lse_head_stride
+        tl.store(places, tl.where(mass > 0.0, largest - tl.log(factor), float("-inf")), mask=mask)
 
 
 def merge(
@@ -111,6 +117,7 @@ def merge(
     bias: BiasTerms | None = None,
     q_EVTHD: Tensor | None = None,
     scale: float = 1.0,
+    lse_ETH: Tensor | None = None,
 ) -> None:
     """As `pagedvid.attention.merge.merge`, by one launch that waits for nothing; T * G is at most a million.
 
@@ -125,13 +132,13 @@ def merge(
     if bias is not None:
         assert q_EVTHD is not None, "the bias needs the queries"
         q, square, alpha, variants, pairs = q_EVTHD, bias.square_EJHD, bias.alpha_EJH, bias.variant_J, bias.pairs_J
-    num_rows = num_queries * group
+    num_rows, out_lse = num_queries * group, own_lse if lse_ETH is None else lse_ETH
     merge_kernel[(num_heads // group, -(-num_rows // BLOCK_ROWS), num_ranges)](
-        own_out, own_lse, other_outs, other_lse, out_ETHD, q, square, square if alpha is None else alpha, variants,
-        pairs, num_rows, other_outs.shape[1], int(alpha is not None), scale,
+        own_out, own_lse, other_outs, other_lse, out_ETHD, out_lse, q, square, square if alpha is None else alpha,
+        variants, pairs, num_rows, other_outs.shape[1], int(alpha is not None), int(lse_ETH is not None), scale,
         *row_strides(own_out), *own_lse.stride(), *row_strides(other_outs), *other_lse.stride(),
-        *row_strides(out_ETHD), *row_strides(q), **merge_constants(head_dim, group, bias=bias is not None),
-        num_warps=NUM_WARPS,
+        *row_strides(out_ETHD), *out_lse.stride(), *row_strides(q),
+        **merge_constants(head_dim, group, bias=bias is not None), num_warps=NUM_WARPS,
     )  # fmt: skip
 
 

@@ -47,6 +47,16 @@ def test_equals_float64_and_the_reference(shape, dtype, hot):
 
 
 @pytest.mark.parametrize(("shape", "dtype"), AWKWARD[:4])
+def test_the_lse_of_a_result_that_is_a_partial_itself(shape, dtype):
+    case = Case.draw(shape, dtype=dtype, device=DEVICE)
+    got, expected = (torch.full(case.own[1].shape, torch.nan, device=DEVICE) for _ in range(2))
+    given = {"bias": case.bias, "q_EVTHD": case.q_EVTHD, "scale": case.scale}
+    merge(case.own, [case.others], torch.empty_like(case.own[0]), **given, lse_ETH=got)
+    reference.merge(case.own, [case.others], torch.empty_like(case.own[0]), **given, lse_ETH=expected)
+    torch.testing.assert_close(got, expected, rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize(("shape", "dtype"), AWKWARD[:4])
 def test_without_a_correction(shape, dtype):
     case = Case.draw(shape, dtype=dtype, device=DEVICE)
     got = run(case, corrected=False)
