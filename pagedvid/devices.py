@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
-
 import torch
 
 from pagedvid.errors import ConfigError
@@ -19,8 +17,3 @@ def read_device(written: torch.device | str) -> torch.device:
     if device.type == "cuda" and (device.index or 0) >= num_gpus:
         raise ConfigError(f"device is {written!r}, but PyTorch sees {num_gpus} CUDA devices here; use cpu")
     return device
-
-
-def current_device(device: torch.device) -> AbstractContextManager[object]:
-    """Makes a GPU the current one: kernels are launched on the current device, whatever device their tensors are on."""
-    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()

@@ -5,6 +5,7 @@
     inference mode, gradients    tensors that are kept could not be written to in the next step
     default device, subclasses   would put tables on another device, or run every operation through Python
     torch.compile                would trace each step anew for every new length of the history
+    the current CUDA device      would get the kernels of a cache on another one
 
 The default dtype belongs to the whole process and is not changed while videos are made: every tensor that pagedvid
 makes names its own dtype.
@@ -15,7 +16,7 @@ from __future__ import annotations
 import functools
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any, ParamSpec, TypeVar
 
 import torch
@@ -77,6 +78,11 @@ def pytorch_defaults() -> Iterator[None]:
                 stack.enter_context(torch.autocast(device_type, enabled=False))
         stack.enter_context(_exact_float32_products())
         yield
+
+
+def current_device(device: torch.device) -> AbstractContextManager[object]:
+    """Makes a GPU the current one: kernels are launched on the current device, whatever device their tensors are on."""
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
 @contextmanager

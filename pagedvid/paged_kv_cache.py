@@ -31,9 +31,8 @@ from pagedvid.cache.stream_codecs import StreamCodecs
 from pagedvid.codecs.book import CodecBook
 from pagedvid.codecs.klt.file import load_calibration
 from pagedvid.correction.formula import QuantError
-from pagedvid.devices import current_device
 from pagedvid.errors import ConfigError, ShapeError, StateError
-from pagedvid.host_state import independent_of_host
+from pagedvid.host_state import current_device, independent_of_host
 from pagedvid.rotary.tables import from_half_layout, rotated_at
 
 HISTORY_DTYPES = ("auto", "bf16", "fp8")

@@ -161,17 +161,17 @@ def _reasons(name: str, spec: CacheSpec, device: torch.device) -> list[str]:
     dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
     by_provider = provider_reasons(device, dtype, spec.head_dim)
     if all(by_provider.values()):
-        return [f"{provider}: {', '.join(why)}" for provider, why in by_provider.items()]
+        return [f"no library for dense keys runs on {device.type} with head_dim {spec.head_dim}; see `pagedvid env`"]
     return []
 
 
 def _kernel_reasons(spec: CacheSpec, device: torch.device) -> list[str]:
-    if device.type != "cuda":
-        return [f"it runs on cuda, not on {device.type}"]
     try:
         from pagedvid.codecs.triton_common import head_dim_reasons
     except ModuleNotFoundError as error:
         return [f"{error.name} is not installed (pip install {error.name})"]
+    if device.type != "cuda":
+        return [f"it runs on cuda, not on {device.type}"]
     reasons: list[str] = head_dim_reasons(spec.head_dim)
     if torch.cuda.get_device_capability(device) < OLDEST_CAPABILITY:
         reasons.append("kernels need compute capability 8.0 or newer")

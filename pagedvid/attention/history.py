@@ -198,11 +198,11 @@ class PreparedStep:
         for piece in group.pieces:
             first = piece.first_token // piece.num_tokens
             columns = slice(first, first + len(piece.columns))
-            places = piece.of_tile(keys[:, columns]), piece.of_tile(values[:, columns])
+            places = _heads_of(piece, keys[:, columns]), _heads_of(piece, values[:, columns])
             if scales is None:
                 self.read(batch, piece, *places)
             else:
-                of_heads = (piece.of_tile(each[:, columns].unsqueeze(-1)).squeeze(-1) for each in scales)
+                of_heads = (_heads_of(piece, each[:, columns].unsqueeze(-1)).squeeze(-1) for each in scales)
                 inverse = [(1 / each).flatten(0, 1).contiguous() for each in of_heads]
                 self.read(batch, piece, *places, (inverse[0], inverse[1]))
         return keys, values
@@ -288,7 +288,7 @@ class _Attending:
         for piece in tile.own:
             num_columns, first = len(piece.columns), end + piece.first_token
             last = first + num_columns * piece.num_tokens
-            k, v = (piece.of_tile(x[:, first:last].unflatten(1, (num_columns, -1))) for x in (keys, values))
+            k, v = (_heads_of(piece, x[:, first:last].unflatten(1, (num_columns, -1))) for x in (keys, values))
             step.read(batch, piece, k, v)
         return keys, values
 
@@ -307,3 +307,8 @@ class _Attending:
                 out, lse = step.fp8_dense(queries, k, v, scale, *(each.flatten(0, 1) for each in scales))
             partials.append((out.unflatten(0, (num_ranges, -1)), lse.unflatten(0, (num_ranges, -1))))
         return partials
+
+
+def _heads_of(piece: Piece, x_EJnhD: Tensor) -> Tensor:
+    """The heads of a piece, of keys or values of its tile."""
+    return x_EJnhD if piece.heads is None else x_EJnhD[..., piece.heads, :]

@@ -91,10 +91,6 @@ class Piece:
         """Tokens of each chunk."""
         return self.columns[0].num_tokens
 
-    def of_tile(self, x_EJnhD: Tensor) -> Tensor:
-        """Its heads of keys or values of the tile."""
-        return x_EJnhD if self.heads is None else x_EJnhD[..., self.heads, :]
-
 
 @dataclass(frozen=True, eq=False)
 class Group:

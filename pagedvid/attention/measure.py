@@ -143,7 +143,8 @@ def rotary_effect(
         log_mass_here = log_mass(by_kv_head(readers.here_SHD, num_heads), exact, scale)
     before = log_mass(q, exact, scale, left_out)
     del exact  # room for the decoded keys
-    stored = leave_out((q * scale) @ keys.rotated(keys.decode()).mT, left_out)
+    stored = keys.rotated(keys.decode())
+    stored = leave_out((q * scale) @ stored.mT, left_out)
     return _effect(before, log_mass_here, stored, b_FHQ, keys.part_tokens)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import cached_property
 from typing import Any, SupportsIndex
 
 import torch
@@ -20,10 +21,9 @@ from pagedvid.attention.store import Writing
 from pagedvid.cache.plan import StepPlan
 from pagedvid.cache.pool import PagePool
 from pagedvid.cache.spec import CacheSpec
-from pagedvid.devices import current_device
 from pagedvid.errors import ConfigError, ShapeError, StateError
 from pagedvid.handles import Compilable
-from pagedvid.host_state import compiled_as, independent_of_host, plain_tensor
+from pagedvid.host_state import compiled_as, current_device, independent_of_host, plain_tensor
 from pagedvid.rotary.checked import CheckedRope, require_same_rope
 from pagedvid.rotary.projective import Projection
 from pagedvid.rotary.tables import RopeTables
@@ -39,7 +39,7 @@ class Step(Compilable):
         self.plan = plan
         self._num_tokens = plan.num_tokens
         self._is_commit = bool(plan.pending)
-        self._device = pool.device
+        self._pool = pool
         self._spec = spec
         self._backend = backend
         self._rotary: tuple[Any, Rotation, PreparedStep] | None = None
@@ -121,6 +121,10 @@ class Step(Compilable):
             rotation = Rotation.of(self.plan, self._spec, rope, self._backend.store.ropes)
             self._require_same_rope(layer, rotation)
             self._write(layer, queries[0] if queries else None, k_THD, v_THD, rotation, [])
+
+    @cached_property
+    def _device(self) -> torch.device:
+        return self._pool.device
 
     def end(self) -> None:
         """Called when the step's block is left; `attend` raises StateError from then on."""

@@ -326,12 +326,12 @@ class LayerStore:
 
     def _read(self, chunk: Chunk, kind: str, layer: int, heads: slice) -> Tensor:
         """Keys or values as they are stored by heads that are stored alike, float32 [H, n, D]."""
-        shape = (1, 1, heads.stop - heads.start, chunk.num_tokens, self.spec.head_dim)
+        codec, pages_SHP = self._codec(chunk, kind, layer, heads), self._pages(chunk, kind, layer, heads).unsqueeze(0)
+        padded_tokens = pages_SHP.shape[2] * codec.page_tokens  # room for whole pages saves a copy
+        shape = (1, 1, heads.stop - heads.start, padded_tokens, self.spec.head_dim)
         x_HnD = torch.empty(shape, dtype=torch.float32, device=self.pool.device)
-        pages_SHP = self._pages(chunk, kind, layer, heads).unsqueeze(0)
-        access = self._access(self._codec(chunk, kind, layer, heads))
-        access.decode(self.pool.records, pages_SHP, chunk.num_tokens, x_HnD.transpose(2, 3))
-        return x_HnD[0, 0]
+        self._access(codec).decode(self.pool.records, pages_SHP, chunk.num_tokens, x_HnD.transpose(2, 3))
+        return x_HnD[0, 0, :, : chunk.num_tokens]
 
     def _of(self, pending: PendingChunk) -> Noted:
         return self._noted.setdefault(pending, Noted())

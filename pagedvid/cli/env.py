@@ -54,6 +54,7 @@ def run(args: argparse.Namespace) -> int:
         "devices": _devices(has_cuda),
         f"backends on {device}, best first": _backends(device, args.head_dim),
         f"libraries for dense keys on {device}, best first": _providers(device, args.head_dim),
+        f"libraries for history in 8 bits on {device}": _fp8_providers(device, args.head_dim),
     }
     for title, rows in sections.items():
         width = max(len(name) for name, _ in rows)
@@ -99,6 +100,14 @@ def _providers(device: torch.device, head_dim: int) -> list[tuple[str, str]]:
     from pagedvid.attention.dense.choice import provider_reasons
 
     return [(name, _verdict(why)) for name, why in provider_reasons(device, torch.bfloat16, head_dim).items()]
+
+
+def _fp8_providers(device: torch.device, head_dim: int) -> list[tuple[str, str]]:
+    import torch
+
+    from pagedvid.attention.dense.choice import fp8_provider_reasons
+
+    return [(name, _verdict(why)) for name, why in fp8_provider_reasons(device, torch.bfloat16, head_dim).items()]
 
 
 def _verdict(reasons: list[str]) -> str:

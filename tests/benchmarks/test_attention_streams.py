@@ -18,7 +18,7 @@ CPU = torch.device("cpu")
 
 def test_without_history_paged_equals_dense() -> None:
     """One stream and the same seed: both draw the same current chunk."""
-    dense = dense_call("torch-cpu", LayerInputs(SHAPES["tiny"], CPU, 0), 0, 1, CPU)().float()
+    dense = dense_call("torch-cpu", LayerInputs(SHAPES["tiny"], CPU, 0), 0, 1, CPU)().float()[0]
     paged = paged_call("torch", "int2", LayerInputs(SHAPES["tiny"], CPU, 0), 0, 1, CPU)().float()
     assert paged.shape == dense.shape == (70, 4, 32)
     assert (paged - dense).norm() < 0.02 * dense.norm()

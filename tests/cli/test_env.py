@@ -16,14 +16,16 @@ def test_names_versions_devices_backends_and_reasons(capsys: pytest.CaptureFixtu
     lines = {line.split()[0]: line for line in text.splitlines() if line.startswith("  ")}
     assert lines["python"].endswith(platform.python_version())
     assert f"torch         {torch.__version__}" in text
-    assert lines["scratch"].split(maxsplit=1)[1] == "no: it runs on cuda, not on cpu"
+    assert "  triton  no: it runs on cuda, not on cpu" in text
     assert "no: " in lines["flash-attn-2"] and "cuda" in lines["flash-attn-2"]
     assert lines["torch-cpu"].split()[1] == "yes"
 
 
-def test_the_cpu_backend_runs_on_the_cpu_only(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_backend_runs_on_the_cpu(capsys: pytest.CaptureFixture[str]) -> None:
     main(["env", "--device", "cpu"])
-    assert "  torch    yes" in capsys.readouterr().out
+    text = capsys.readouterr().out
+    assert "  torch   yes" in text and "  torch-cpu-fp8     yes" in text
+    assert max(map(len, text.splitlines())) <= 80
 
 
 def test_sizes_without_kernels_are_explained(capsys: pytest.CaptureFixture[str], monkeypatch) -> None:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from pagedvid.codecs.klt.levels import POSITIVE_LEVELS, byte_values, levels, likely_miss_, nearest
-from pagedvid.codecs.packing import WIDTHS, unpack_fields
+from pagedvid.codecs.packing import WIDTHS
 
 CPU = torch.device("cpu")
 
@@ -61,6 +61,6 @@ def test_the_likely_miss_of_four_bits_has_the_mean_square_of_the_true_one(scale)
 
 @pytest.mark.parametrize("width", WIDTHS)
 def test_bytes_stand_for_the_levels_of_their_fields(width):
-    values = unpack_fields(torch.tensor([0, 255], dtype=torch.int32), byte_values(width, CPU))
+    values = byte_values(width, CPU)[[0, 255]].flatten()
     lowest = -POSITIVE_LEVELS[width][-1]
     assert values.tolist() == pytest.approx([lowest] * (8 // width) + [-lowest] * (8 // width))
