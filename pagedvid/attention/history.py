@@ -23,9 +23,10 @@ from torch import Tensor
 
 from pagedvid.attention.batches import Batch, Column
 from pagedvid.attention.dense.base import DenseAttention, Fp8Attention
-from pagedvid.attention.layer_reads import Group, Piece, ReadPlanner, Round, Tile, by_range
+from pagedvid.attention.layer_reads import ReadPlanner
 from pagedvid.attention.rotation import Rotation
 from pagedvid.attention.scratch import Scratch
+from pagedvid.attention.tiles import Group, Piece, Round, Tile, by_range
 from pagedvid.codecs.assignment import CodecPair
 from pagedvid.rotary.angles import Angles
 

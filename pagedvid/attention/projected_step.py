@@ -23,8 +23,8 @@ from typing_extensions import override
 
 from pagedvid.attention.batches import Batch, Column
 from pagedvid.attention.history import PreparedStep
-from pagedvid.attention.layer_reads import Piece, Round, by_range
 from pagedvid.attention.projection import StepProjection, rotated_keys_refused
+from pagedvid.attention.tiles import Piece, Round, by_range
 from pagedvid.codecs.assignment import CodecPair
 from pagedvid.rotary.projective import map_points
 from pagedvid.rotary.tables import from_half_layout
