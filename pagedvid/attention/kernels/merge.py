@@ -104,9 +104,9 @@ def merge_kernel(
     places = (out + range_ * out_range_stride + token * out_token_stride + head * out_head_stride)[:, None] + half
     tl.store(places, (first * factor[:, None]).to(out.dtype.element_ty), mask=is_row)
     tl.store(places + HALF, (second * factor[:, None]).to(out.dtype.element_ty), mask=is_row)
-    if is_partial != 0:
-        places = out_lse + range_ * out_lse_range_stride + token * out_lse_token_stride + head * out_lse_head_stride
-        tl.store(places, tl.where(mass > 0.0, largest - tl.log(factor), float("-inf")), mask=mask)
+    lse_places = out_lse + range_ * out_lse_range_stride + token * out_lse_token_stride + head * out_lse_head_stride
+    out_lse_rows = tl.where(mass > 0.0, largest - tl.log(factor), float("-inf"))
+    tl.store(lse_places, out_lse_rows, mask=mask & (is_partial != 0))
 
 
 def merge(
