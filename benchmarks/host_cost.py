@@ -134,9 +134,9 @@ def measure(codec: str, num_streams: int, num_chunks: int, repetitions: int) -> 
 def main(argv: Sequence[str] | None = None) -> None:
     """Measures, prints the table, writes the JSON file."""
     parser = make_parser("host_cost", __doc__)
-    parser.add_argument("--codecs", nargs="+", default=["int2", "klt1.5/klt3"])
+    parser.add_argument("--codecs", nargs="+", default=["int2", "bf16"])
     parser.add_argument("--streams", type=int, nargs="+", default=[1, 4, 16])
-    parser.add_argument("--chunks", type=int, nargs="+", default=[1, 6, 24])
+    parser.add_argument("--chunks", type=int, nargs="+", default=[1, 6, 12])
     parser.add_argument("--repetitions", type=int, default=200)
     arguments: argparse.Namespace = parser.parse_args(argv)
     use_threads(arguments.threads)

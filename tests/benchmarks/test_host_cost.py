@@ -12,8 +12,8 @@ ROOT = Path(__file__).parents[2]
 
 
 def test_launches_of_a_layer(tmp_path: Path) -> None:
-    """4 where nothing is corrected (arrange, decode keys, decode values, one dense call); two more (a dense call over the
-    corrected chunks, the merge) where chunks are; with many small streams one more, which repeats their queries."""
+    """4 where nothing is corrected (arrange, decode keys, decode values, one dense call); two more where chunks are (a
+    dense call over them, the merge); with many small streams one more, which repeats their queries."""
     settings = ["--codecs", "int2", "klt1.5/klt3", "bf16", "--streams", "1", "4", "--chunks", "6", "--repetitions", "2"]
     command = [sys.executable, "benchmarks/host_cost.py", *settings, "--out", str(tmp_path / "x.json")]
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}

@@ -20,6 +20,7 @@ not the synthesis is orthogonal. For float32 tokens the products are taken in fl
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -196,7 +197,6 @@ def klt_decode_constants(
     layout: KltLayout, out: torch.dtype, angles: Angles | None, inverse_scales_SH: Tensor | None
 ) -> dict[str, Any]:
     """Compile-time arguments of the kernel."""
-    cosines_FF = cosine_transform(layout.num_frames)
     return {
         "BLOCKS": BLOCKS,
         "HEAD_DIM": layout.head_dim,
@@ -204,7 +204,7 @@ def klt_decode_constants(
         "PAGE_BLOCKS": layout.page_blocks,
         "FRAMES": layout.num_frames,
         "TOKENS_PER_FRAME": layout.tokens_per_frame,
-        "RATIOS": tuple((cosines_FF / cosines_FF[:, :1]).flatten().tolist()),
+        "RATIOS": _ratios(layout.num_frames),
         "MATMUL": tl.float32 if out == torch.float32 else tl.float16,
         "ROTATE": angles is not None,
         "SCALED": inverse_scales_SH is not None,
@@ -215,3 +215,10 @@ def num_warps(layout: KltLayout, out: torch.dtype) -> int:
     """The fewest warps that have registers for the coefficients of all frames, as each reads all rows of a product."""
     few = layout.num_frames <= 3 and out != torch.float32
     return layout.head_dim // (32 if few else 16)
+
+
+@lru_cache(maxsize=64)
+def _ratios(num_frames: int) -> tuple[float, ...]:
+    """The cosines of every frame over those of the first, frequency by frequency."""
+    cosines_FF = cosine_transform(num_frames)
+    return tuple((cosines_FF / cosines_FF[:, :1]).flatten().tolist())
