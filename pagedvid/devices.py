@@ -17,3 +17,11 @@ def read_device(written: torch.device | str) -> torch.device:
     if device.type == "cuda" and (device.index or 0) >= num_gpus:
         raise ConfigError(f"device is {written!r}, but PyTorch sees {num_gpus} CUDA devices here; use cpu")
     return device
+
+
+def capability(device: torch.device) -> tuple[int, int] | None:
+    """The compute capability of a GPU; None if PyTorch can use no such GPU here."""
+    try:
+        return torch.cuda.get_device_capability(device)
+    except (AssertionError, RuntimeError):  # built without CUDA; no driver, or no device of that number
+        return None

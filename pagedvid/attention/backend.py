@@ -31,6 +31,7 @@ from pagedvid.cache.plan import StepPlan
 from pagedvid.cache.pool import PagePool
 from pagedvid.cache.spec import CacheSpec
 from pagedvid.codecs.book import CodecBook
+from pagedvid.devices import capability
 from pagedvid.errors import BackendError
 
 logger = logging.getLogger(__name__)
@@ -173,6 +174,9 @@ def _kernel_reasons(spec: CacheSpec, device: torch.device) -> list[str]:
     if device.type != "cuda":
         return [f"it runs on cuda, not on {device.type}"]
     reasons: list[str] = head_dim_reasons(spec.head_dim)
-    if torch.cuda.get_device_capability(device) < OLDEST_CAPABILITY:
+    found = capability(device)
+    if found is None:
+        return [f"PyTorch can use no device {device} here"]
+    if found < OLDEST_CAPABILITY:
         reasons.append("kernels need compute capability 8.0 or newer")
     return reasons

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import platform
 from importlib import metadata
+from textwrap import fill
 from typing import TYPE_CHECKING, Any
 
 from pagedvid import __version__
@@ -15,6 +16,7 @@ from pagedvid.config.sections import DEVICE
 if TYPE_CHECKING:
     import torch
 
+LINE_WIDTH = 80
 PACKAGES = (
     "torch",
     "triton",
@@ -59,7 +61,8 @@ def run(args: argparse.Namespace) -> int:
     for title, rows in sections.items():
         width = max(len(name) for name, _ in rows)
         print(title)
-        print("\n".join(f"  {name:{width}}  {text}".rstrip() for name, text in rows))
+        for name, text in rows:
+            print(fill(text, LINE_WIDTH, initial_indent=f"  {name:{width}}  ", subsequent_indent=" " * (width + 4)))
     return 0
 
 

@@ -34,3 +34,11 @@ def test_sizes_without_kernels_are_explained(capsys: pytest.CaptureFixture[str],
     text = capsys.readouterr().out
     assert "head_dim is 96; it must be a power of two" in text
     assert "it runs on the device cpu, not on cuda" in text
+
+
+def test_a_device_that_is_not_there_is_a_reason(capsys: pytest.CaptureFixture[str]) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
+    assert main(["env", "--device", "cuda"]) == 0
+    text = capsys.readouterr().out
+    assert "PyTorch can use no device cuda here" in text and max(map(len, text.splitlines())) <= 80

@@ -25,13 +25,15 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from pagedvid.devices import capability
+
 
 class DenseAttention(Protocol):
     """Attention over dense keys and values by one library."""
 
     name: str
     head_major: bool
-    """Whether it is fastest when keys and values lie as [E, H, n, D] in memory; otherwise as [E, n, H, D]."""
+    """Whether it is fastest with keys and values stored in memory as [E, H, n, D]; otherwise as [E, n, H, D]."""
 
     def __call__(self, q_ETHD: Tensor, k_EnHD: Tensor, v_EnHD: Tensor, scale: float) -> tuple[Tensor, Tensor]:
         """Attention without a mask, of E sequences of equal shape.
@@ -78,11 +80,12 @@ def device_reasons(
     """Why a CUDA kernel for `dtypes` and compute capabilities from `lowest` to major version `highest` cannot run."""
     if device.type != "cuda":
         return [f"it runs on cuda, not on {device.type}"]
-    reasons = []
-    capability = torch.cuda.get_device_capability(device)
-    if capability < lowest or capability[0] > highest:
+    reasons, found = [], capability(device)
+    if found is None:
+        return [f"PyTorch can use no device {device} here"]
+    if found < lowest or found[0] > highest:
         upper = " or newer" if highest == 99 else f" to {highest}.x"
-        reasons.append(f"compute capability {capability[0]}.{capability[1]}; it needs {lowest[0]}.{lowest[1]}{upper}")
+        reasons.append(f"compute capability {found[0]}.{found[1]}; it needs {lowest[0]}.{lowest[1]}{upper}")
     if dtype not in dtypes:
         given, *allowed = (str(each).removeprefix("torch.") for each in (dtype, *dtypes))
         reasons.append(f"{given} activations; it takes {' and '.join(allowed)}")

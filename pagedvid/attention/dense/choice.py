@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from pagedvid.attention.dense.base import DenseAttention, Fp8Attention
+from pagedvid.devices import capability
 from pagedvid.errors import BackendError
 
 logger = logging.getLogger(__name__)
@@ -41,7 +42,7 @@ def preference(device: torch.device) -> list[str]:
     cuDNN's kernel is as fast as flash-attn 3 from compute capability 9.0 on; before, flash-attn 2 is at least as fast.
     """
     names = list(PROVIDERS)
-    if device.type == "cuda" and torch.cuda.get_device_capability(device) < (9, 0):
+    if device.type == "cuda" and (capability(device) or (0, 0)) < (9, 0):
         names.remove("torch-cudnn")
         names.insert(names.index("flash-attn-2") + 1, "torch-cudnn")
     return names
