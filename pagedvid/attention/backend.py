@@ -104,7 +104,9 @@ class AttentionBackend:
             wants_fp8 = self._tools.history_dtype == "fp8"
             uses_fp8 = wants_fp8 or (self._tools.history_dtype == "auto" and fp8_is_faster(*given))
             self._dense[dtype] = choose_provider(*given), choose_fp8_provider(*given) if uses_fp8 else None
-        batches = batches_of(plan, context_tokens, device, lambda range_: planner.most_ranges(range_, dtype))
+        batches = batches_of(
+            plan, context_tokens, device, lambda range_, num_current: planner.most_ranges(range_, num_current, dtype)
+        )
         return self._tools, *self._dense[dtype], dtype, batches, rotation
 
 

@@ -5,8 +5,8 @@
       b     [b]       int8 128  int2 128  int2 128                   column 2, int2, 128 tokens of a and of b
       c     [c]       int8 128                          batch [c]:   column 0
 
-So 16 small streams in step need as many calls as one. How a range's history is cut depends on that range alone, so that
-its result does not depend on the others.
+So 16 small streams in step need as many calls as one. Keys of a range are cut as if it were alone; only where the
+scratch does not hold the partials of the whole batch are they merged in more rounds.
 
 Axes: E ranges of a batch, T tokens of a range.
 """
@@ -95,12 +95,12 @@ class Batch:
 
 
 def batches_of(
-    plan: StepPlan, context_tokens: Sequence[int], device: torch.device, most: Callable[[RangePlan], int]
+    plan: StepPlan, context_tokens: Sequence[int], device: torch.device, most: Callable[[RangePlan, int], int]
 ) -> list[Batch]:
     """The batches of a step.
 
     `context_tokens`: number of context keys of each range; empty when no range has any. `most`: how many ranges like
-    this one may be attended together.
+    this one, which sees so many keys besides its history, may be attended together.
     """
     alike: dict[object, list[int]] = {}
     for number, range_ in enumerate(plan.ranges):
@@ -108,9 +108,10 @@ def batches_of(
         alike.setdefault(_shape(plan, range_, context), []).append(number)
     batches = []
     for numbers in alike.values():
-        size = max(1, most(plan.ranges[numbers[0]]))
+        context, range_ = context_tokens[numbers[0]] if context_tokens else 0, plan.ranges[numbers[0]]
+        num_current = context + sum(plan.ranges[number].num_tokens for number in range_.current)
+        size = max(1, most(range_, num_current))
         for first in range(0, len(numbers), size):
-            context = context_tokens[numbers[0]] if context_tokens else 0
             batches.append(_batch(plan, tuple(numbers[first : first + size]), context, device))
     return batches
 

@@ -73,9 +73,12 @@ class ReadPlanner:
     def _bias(self) -> BiasPlanner:
         return BiasPlanner(self.pool, self.spec.head_dim)
 
-    def most_ranges(self, range_: RangePlan, dtype: torch.dtype) -> int:
-        """How many ranges like this one are attended together."""
-        num_tokens = range_.num_tokens + sum(read.chunk.num_tokens for read in range_.reads)
+    def most_ranges(self, range_: RangePlan, num_current_tokens: int, dtype: torch.dtype) -> int:
+        """How many ranges like this one are attended together: as many as fit without cutting any of them.
+
+        `num_current_tokens`: keys that it sees besides its history.
+        """
+        num_tokens = num_current_tokens + sum(read.chunk.num_tokens for read in range_.reads)
         return min(self.scratch_bytes, TOGETHER_BYTES) // (self.spec.num_kv_heads * self._head_bytes(num_tokens, dtype))
 
     def tiles(self, batch: Batch, layer: int, view: HistoryView, dtype: torch.dtype) -> list[Tile]:
