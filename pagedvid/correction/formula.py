@@ -146,8 +146,6 @@ class QuantError:
 
     square: Tensor
     """Mean of step_size^2, or 12 times the change of variance, which may be negative; [..., D]."""
-    is_variance: bool
-    """Whether `square` is from the change of variance."""
     axes: Tensor | None = None
     """[D, D], whose rows are the directions of the components of `square`; None: the channels."""
     rotates: bool = False
@@ -185,10 +183,10 @@ class BiasSource:
         channel, if that was measured. None if there is neither."""
         square = None if self.by_variance else square_step_size()
         if square is not None:
-            return QuantError(square, False, axes, self.rotates, alpha)
+            return QuantError(square, axes, self.rotates, alpha)
         if variance_change is None:
             return None
-        return QuantError(12 * variance_change.float(), True, None, self.rotates, alpha)
+        return QuantError(12 * variance_change.float(), None, self.rotates, alpha)
 
 
 def bias_source(mode: str, codec: CodecSpec, *, has_rope: bool) -> BiasSource | None:

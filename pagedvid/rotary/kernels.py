@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -117,22 +116,6 @@ def arrange(
         *row_strides(q), *row_strides(k_THD), *row_strides(v), *row_strides(q_to), *row_strides(k_out),
         *row_strides(v_to), **arrange_constants(head_dim, layout, rotate=angles is not None), num_warps=NUM_WARPS,
     )  # fmt: skip
-
-
-def rotated(x_THD: Tensor, layout: str, angles: tuple[Tensor, Tensor] | None, out: Tensor | None = None) -> Tensor:
-    """x [T, H, D], D contiguous, in half layout and rotated by `angles`, (cos, sin) [T, D/2], contiguous, if given.
-
-    `layout`: which channels of x form a pair; see rotary/tables.py. Written to `out` [T, H, D] if given.
-    """
-    out = torch.empty(x_THD.shape, dtype=x_THD.dtype, device=x_THD.device) if out is None else out
-    start = torch.zeros(1, dtype=torch.int32, device=x_THD.device)
-    arrange(None, x_THD, None, start, len(x_THD), layout, angles, None, out.unsqueeze(0), None)
-    return out
-
-
-def rows_contiguous(x: Tensor) -> Tensor:
-    """x with its last axis contiguous, as all kernels need it; the other axes may have any strides."""
-    return x if x.stride(-1) == 1 else x.contiguous()
 
 
 def row_strides(x: Tensor) -> list[int]:

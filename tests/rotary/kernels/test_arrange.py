@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from pagedvid.rotary import tables
-from pagedvid.rotary.kernels import arrange, rotated
+from pagedvid.rotary.kernels import arrange
 from tests.rotary.arrangements import Arrangement
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -50,12 +50,3 @@ def test_queries_and_values_may_be_left_out():
     for function, out in ((arrange, k), (tables.arrange, expected)):
         function(None, step.k, None, step.starts, 5, "half", step.angles, None, out, None)
     torch.testing.assert_close(k, expected, rtol=0, atol=1e-6)
-
-
-@pytest.mark.parametrize("layout", ["half", "interleaved"])
-def test_keys_alone(layout):
-    step = Arrangement.draw(1, 40, (5, 3), 64, torch.float32, DEVICE)
-    x, (cos, sin) = step.q, step.angles
-    expected = tables.rotate(tables.to_half_layout(x, layout), cos.unsqueeze(1), sin.unsqueeze(1))
-    torch.testing.assert_close(rotated(x, layout, step.angles), expected, rtol=0, atol=1e-6)
-    assert torch.equal(rotated(x, layout, None), tables.to_half_layout(x, layout))
