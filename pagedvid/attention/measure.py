@@ -19,9 +19,10 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from pagedvid.attention.projection import StepProjection
-from pagedvid.attention.rotation import Readers
+from pagedvid.attention.rotation import Readers, Rotation
+from pagedvid.cache.chunk import Chunk
 from pagedvid.cache.plan import PendingChunk, RangePlan
-from pagedvid.correction.fit import leave_out, log_mass, reader_log_odds
+from pagedvid.correction.fit import fit_alpha, leave_out, log_mass, reader_log_odds
 from pagedvid.correction.formula import BiasSource, QuantError, QuerySquares
 from pagedvid.rotary.projective import map_points
 from pagedvid.rotary.tables import rotate
@@ -129,6 +130,27 @@ class Effect(NamedTuple):
         return Effect(*(torch.cat(parts, dim=-1) for parts in zip(*effects, strict=True)))
 
 
+def effect_of_views(
+    keys: StoredKeys,
+    variance_change_HD: Tensor | None,
+    readers: Readers,
+    projected: Sequence[ProjectedQueries],
+    own_HnD: Tensor | None,
+    rotation: Rotation,
+    scale: float,
+) -> Effect:
+    """The effect on the readers of all views. `own_HnD`: keys of the readers' own chunk, float32, before rotary
+    embedding and in half layout; None: it is the stored one."""
+    here = None
+    if own_HnD is not None:
+        here = log_mass(by_kv_head(readers.here_SHD, len(own_HnD)), rotation.at(own_HnD, readers.position), scale)
+    effects = [rotary_effect(keys, variance_change_HD, readers, here, scale)]
+    for queries in projected:
+        here = None if own_HnD is None else queries.scores(own_HnD, queries.here_SF44, scale).logsumexp(-1)
+        effects.append(projected_effect(keys, variance_change_HD, queries, here, scale))
+    return Effect.of_all(effects)
+
+
 def rotary_effect(
     keys: StoredKeys, variance_change_HD: Tensor | None, readers: Readers, log_mass_here: Tensor | None, scale: float
 ) -> Effect:
@@ -193,3 +215,24 @@ def own_keys(own_tokens: Tensor | None, rows: Tensor) -> Tensor | None:
 def by_kv_head(q_SHD: Tensor, num_kv_heads: int) -> Tensor:
     """Queries [S, Hq, D] as float32 rows of their KV head, [H, Q, D]."""
     return q_SHD.float().unflatten(1, (num_kv_heads, -1)).permute(1, 2, 0, 3).flatten(1, 2)
+
+
+def copy_correction(pending: PendingChunk, layer: int, heads: slice) -> None:
+    """Copies what the source chunk keeps for the correction of some heads of one layer."""
+    source, chunk = pending.source, pending.chunk
+    assert source is not None
+    if chunk.alpha is not None and source.alpha is not None:
+        chunk.alpha[layer, heads] = source.alpha[layer, heads]
+    if chunk.variance is not None and source.variance is not None:
+        chunk.variance[layer, heads] = source.variance[layer, heads]
+    if layer in source.runs:
+        chunk.runs[layer] = source.runs[layer]
+
+
+def fit_chunk(chunk: Chunk, effects: Sequence[tuple[int, slice, Effect]]) -> None:
+    """Fits alpha to all layers at once: one fit per layer would take long compared with a small chunk's other work."""
+    assert chunk.alpha is not None
+    log_odds, shift, b = (torch.cat(parts) for parts in zip(*(effect for *_, effect in effects), strict=True))
+    alpha = fit_alpha(log_odds, shift, b).to(chunk.alpha.device)
+    for (layer, heads, _), alpha_H in zip(effects, alpha.split([len(each[2].bias) for each in effects]), strict=True):
+        chunk.alpha[layer, heads] = alpha_H

@@ -6,7 +6,7 @@ keys would be as large as a chunk's keys and values.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -33,6 +33,10 @@ class Readers:
     own_tokens: Tensor | None
     """For each query, its own token in the stored chunk, int64 [S], which is left out: no later reader has one there.
     None for a chunk of an earlier pass, and for a chunk of one token."""
+
+    def of_heads(self, heads: slice) -> Readers:
+        """The queries of some query heads."""
+        return replace(self, here_SHD=self.here_SHD[:, heads], reading_SHD=self.reading_SHD[:, heads])
 
 
 @dataclass(frozen=True)

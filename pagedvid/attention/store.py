@@ -32,9 +32,9 @@ from pagedvid.attention.measure import (
     Effect,
     ProjectedQueries,
     StoredKeys,
-    by_kv_head,
-    projected_effect,
-    rotary_effect,
+    copy_correction,
+    effect_of_views,
+    fit_chunk,
 )
 from pagedvid.attention.page_runs import cut_by_both, mean_bias_of_pages, runs_of_layers
 from pagedvid.attention.rotation import Readers, Rotation
@@ -44,7 +44,6 @@ from pagedvid.cache.pool import PagePool
 from pagedvid.cache.spec import CacheSpec
 from pagedvid.codecs.base import Codec, PageKernels
 from pagedvid.codecs.book import CodecBook
-from pagedvid.correction.fit import fit_alpha, log_mass
 from pagedvid.correction.formula import QuantError, bias_source
 from pagedvid.errors import NonFiniteError, StateError
 from pagedvid.rotary.checked import Ropes
@@ -72,15 +71,13 @@ class Writing:
         """Some of its KV heads, and the queries of their query heads."""
         if heads == slice(0, self.k_nHD.shape[1]):
             return self
-        readers, projected = self.readers, self.projected
-        if readers is not None:
-            group = readers.here_SHD.shape[1] // self.k_nHD.shape[1]
-            queries = slice(heads.start * group, heads.stop * group)
-            here, reading = readers.here_SHD[:, queries], readers.reading_SHD[:, queries]
-            readers = replace(readers, here_SHD=here, reading_SHD=reading)
-            projected = [replace(each, q_SHD=each.q_SHD[:, queries]) for each in projected]
-        k, v = self.k_nHD[:, heads], self.v_nHD[:, heads]
-        return replace(self, readers=readers, k_nHD=k, v_nHD=v, projected=projected)
+        given = replace(self, k_nHD=self.k_nHD[:, heads], v_nHD=self.v_nHD[:, heads])
+        if self.readers is None:
+            return given
+        group = self.readers.here_SHD.shape[1] // self.k_nHD.shape[1]
+        queries = slice(heads.start * group, heads.stop * group)
+        projected = [replace(each, q_SHD=each.q_SHD[:, queries]) for each in self.projected]
+        return replace(given, readers=self.readers.of_heads(queries), projected=projected)
 
 
 @dataclass
@@ -122,7 +119,8 @@ class LayerStore:
             if layer in pending.layers_written:
                 raise StateError(f"layer {layer} of chunk {pending.chunk.index} was attended twice in one commit pass")
         for batch in self._batches(writings):
-            self._write_batch(layer, batch, rotation)
+            for heads in self._runs([writing.pending for writing in batch], layer):
+                self._write_heads(layer, heads, [writing.of_heads(heads) for writing in batch], rotation)
         for writing in writings:
             writing.pending.layers_written.add(layer)
             writing.pending.chunk.ropes[layer] = rotation.rope
@@ -143,11 +141,6 @@ class LayerStore:
             else:
                 batches.append([writing])
         return batches
-
-    def _write_batch(self, layer: int, batch: Sequence[Writing], rotation: Rotation) -> None:
-        """Stores writings of equal length and codecs."""
-        for heads in self._runs([writing.pending for writing in batch], layer):
-            self._write_heads(layer, heads, [writing.of_heads(heads) for writing in batch], rotation)
 
     def _runs(self, pending: Sequence[PendingChunk], layer: int) -> list[slice]:
         """Neighbouring heads that are stored alike, and were before in a chunk that is stored again; without those that
@@ -179,7 +172,7 @@ class LayerStore:
         self._store(pending, "values", layer, heads, values)
         for writing, exact_HnD in zip(batch, keys, strict=True):
             if self._keeps_codec(writing.pending, "keys", layer, heads):
-                _copy_correction(writing.pending, layer, heads)
+                copy_correction(writing.pending, layer, heads)
             elif self._is_measured(writing.pending, codec):
                 stored = self._stored_keys(writing.pending.chunk, layer, heads, exact_HnD.float(), rotation)
                 self._note_correction(writing, layer, heads, stored, rotation)
@@ -296,20 +289,34 @@ class LayerStore:
         source = bias_source(self.spec.correction, codec.spec, has_rope=has_rope)
         if source is None:
             return None
+
+        def square_step_size() -> Tensor | None:
+            square = self._square_step_sizes(chunk, layer, heads, chunk.num_tokens)
+            return None if square is None else square[0]
+
         return source.quant_error(
-            lambda: self._square_step_sizes(chunk, layer, heads),
+            square_step_size,
             None if chunk.variance is None else chunk.variance[layer, heads],
             codec.axes,
             None if chunk.alpha is None else chunk.alpha[layer, heads],
         )
 
-    def _square_step_sizes(self, chunk: Chunk, layer: int, heads: slice) -> Tensor | None:
-        access, pages_HP = (
-            self._access(self._codec(chunk, "keys", layer, heads)),
-            self._pages(chunk, "keys", layer, heads),
-        )
-        square = access.mean_square_step_sizes(self.pool.records, pages_HP.unsqueeze(0), chunk.num_tokens)
-        return None if square is None else square[0]
+    def _square_step_sizes(self, chunk: Chunk, layer: int, heads: slice, part_tokens: int) -> Tensor | None:
+        """Mean of step_size^2 over every part of that many tokens, float32 [F, H, D]; None: there are no step sizes."""
+        codec, pages_HP = self._codec(chunk, "keys", layer, heads), self._pages(chunk, "keys", layer, heads)
+        access, starts = self._access(codec), range(0, chunk.num_tokens, part_tokens)
+
+        def of(pages_SHP: Tensor, first: int, end: int) -> Tensor | None:
+            return access.mean_square_step_sizes(self.pool.records, pages_SHP, end - first, first)
+
+        if part_tokens == codec.page_tokens and len(starts) > 1:  # full pages at once, as if each were a chunk
+            full_PH1 = pages_HP[:, : len(starts) - 1].T.unsqueeze(2).contiguous()
+            squares = [of(full_PH1, 0, part_tokens), of(pages_HP.unsqueeze(0), starts[-1], chunk.num_tokens)]
+        else:
+            ends = [*starts[1:], chunk.num_tokens]
+            squares = [of(pages_HP.unsqueeze(0), *part) for part in zip(starts, ends, strict=True)]
+        known = [square for square in squares if square is not None]
+        return torch.cat(known) if known else None
 
     @cached_property
     def _all_heads(self) -> slice:
@@ -344,7 +351,7 @@ class LayerStore:
         if noted.flags:
             self._require_storable(pending.chunk, noted.flags)
         if noted.effects:
-            _fit_alpha(pending.chunk, noted.effects)
+            fit_chunk(pending.chunk, noted.effects)
         if not noted.page_bias:
             return
         chunk = pending.chunk
@@ -355,28 +362,12 @@ class LayerStore:
         codec = self._codec(chunk, "keys", layer, heads)
         source = bias_source(self.spec.correction, codec.spec, has_rope=rotation.rope is not None)
         assert source is not None  # nothing is measured of keys that are never corrected
-        access, pages_HP = self._access(codec), self._pages(chunk, "keys", layer, heads)
-
-        def of(pages_SHP: Tensor, first: int, end: int) -> Tensor | None:
-            return access.mean_square_step_sizes(self.pool.records, pages_SHP, end - first, first)
-
-        @cache
-        def square_step_size(part_tokens: int) -> Tensor | None:
-            starts = range(0, chunk.num_tokens, part_tokens)
-            if part_tokens == codec.page_tokens and len(starts) > 1:  # full pages at once, as if each were a chunk
-                full_PH1 = pages_HP[:, : len(starts) - 1].T.unsqueeze(2).contiguous()
-                squares = [of(full_PH1, 0, part_tokens), of(pages_HP.unsqueeze(0), starts[-1], chunk.num_tokens)]
-            else:
-                ends = [*starts[1:], chunk.num_tokens]
-                squares = [of(pages_HP.unsqueeze(0), *part) for part in zip(starts, ends, strict=True)]
-            known = [square for square in squares if square is not None]
-            return torch.cat(known) if known else None
-
+        square_step_size = cache(partial(self._square_step_sizes, chunk, layer, heads))
         angles = None if codec.spec.stores_rotated else rotation.angles(chunk.position, chunk.num_tokens)
         has_pages = self.spec.correction_unit == "page" and codec.spec.has_step_sizes and not source.by_variance
         part_tokens = codec.page_tokens if has_pages else chunk.num_tokens
         decode = partial(self._read, chunk, "keys", layer, heads)
-        return StoredKeys(exact_HnD, source, angles, decode, square_step_size, access.axes, part_tokens)
+        return StoredKeys(exact_HnD, source, angles, decode, square_step_size, self._access(codec).axes, part_tokens)
 
     def _note_correction(
         self, writing: Writing, layer: int, heads: slice, stored: StoredKeys, rotation: Rotation
@@ -391,11 +382,11 @@ class LayerStore:
         if alpha is None or readers is None:
             return
         kept = None if variance is None else variance[layer, heads].to(stored.exact_HnD)
-        here, *projected_here = self._log_masses_here(writing, readers, rotation)
-        effects = [rotary_effect(stored, kept, readers, here, self.spec.scale)]
-        for queries, log_mass_here in zip(writing.projected, projected_here, strict=True):
-            effects.append(projected_effect(stored, kept, queries, log_mass_here, self.spec.scale))
-        self._of(pending).effects.append((layer, heads, Effect.of_all(effects)))
+        own_HnD = None
+        if pending.source is not None:  # the readers' own chunk is another one
+            own_HnD = writing.arrival.plain(writing.k_nHD).transpose(0, 1).float()
+        effect = effect_of_views(stored, kept, readers, writing.projected, own_HnD, rotation, self.spec.scale)
+        self._of(pending).effects.append((layer, heads, effect))
 
     def _require_storable(self, chunk: Chunk, flags: Sequence[tuple[str, int, slice, Tensor]]) -> None:
         by_head = [flag.bool().any(1) for *_, flag in flags]
@@ -407,46 +398,12 @@ class LayerStore:
                 named, codec = tuple(heads.start + row for row in rows), self._codec(chunk, kind, layer, heads)
                 raise _not_storable(chunk, kind, layer, named, codec, ": values are NaN, infinite or too large")
 
-    def _log_masses_here(self, writing: Writing, readers: Readers, rotation: Rotation) -> list[Tensor] | list[None]:
-        """log Z of the readers over their own chunk, [H, Q] for each view; None where that is the stored chunk."""
-        if writing.pending.source is None:
-            return [None] * (1 + len(writing.projected))
-        k_HnD = writing.arrival.plain(writing.k_nHD).transpose(0, 1).float()
-        scale, num_heads = self.spec.scale, len(k_HnD)
-        rotary = log_mass(by_kv_head(readers.here_SHD, num_heads), rotation.at(k_HnD, readers.position), scale)
-        return [
-            rotary,
-            *(queries.scores(k_HnD, queries.here_SF44, scale).logsumexp(-1) for queries in writing.projected),
-        ]
-
-
-def _copy_correction(pending: PendingChunk, layer: int, heads: slice) -> None:
-    """Copies what the source chunk keeps for the correction of some heads of one layer."""
-    source, chunk = pending.source, pending.chunk
-    assert source is not None
-    if chunk.alpha is not None and source.alpha is not None:
-        chunk.alpha[layer, heads] = source.alpha[layer, heads]
-    if chunk.variance is not None and source.variance is not None:
-        chunk.variance[layer, heads] = source.variance[layer, heads]
-    if layer in source.runs:
-        chunk.runs[layer] = source.runs[layer]
-
-
-def _fit_alpha(chunk: Chunk, effects: Sequence[tuple[int, slice, Effect]]) -> None:
-    """Fits all layers at once: one fit per layer would take long compared with a small chunk's other work."""
-    assert chunk.alpha is not None
-    log_odds, shift, b = (torch.cat(parts) for parts in zip(*(effect for *_, effect in effects), strict=True))
-    alpha = fit_alpha(log_odds, shift, b).to(chunk.alpha.device)
-    for (layer, heads, _), alpha_H in zip(effects, alpha.split([len(each[2].bias) for each in effects]), strict=True):
-        chunk.alpha[layer, heads] = alpha_H
-
 
 def _not_storable(
     chunk: Chunk, kind: str, layer: int, heads: tuple[int, ...], codec: Codec, why: str
 ) -> NonFiniteError:
     return NonFiniteError(
         f"{kind} of layer {layer}, KV head {', '.join(map(str, heads))}, chunk {chunk.index} cannot be stored as "
-        f"{codec.name}{why}. The commit was rolled back; look for an overflow in the model's "
-        "forward.",
+        f"{codec.name}{why}. The commit was rolled back; look for an overflow in the model's forward.",
         heads,
     )

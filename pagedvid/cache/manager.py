@@ -273,14 +273,8 @@ class CacheManager:
     @independent_of_host
     def check(self) -> None:
         """Recomputes every count from the streams. Raises IntegrityError for the first that disagrees."""
-        check_integrity(
-            self.shape,
-            self.pool,
-            self._ledger,
-            self.streams,
-            self._pending,
-            self.reserved_pages - self._borrowed_pages,
-        )
+        reserved_pages = self.reserved_pages - self._borrowed_pages
+        check_integrity(self.shape, self.pool, self._ledger, self.streams, self._pending, reserved_pages)
 
     # ------------------------------------------------------------------ inside
 
