@@ -140,7 +140,7 @@ class PagedKVCache(CacheManager):
 
         `rotated`: whether keys come back rotated to their present positions, or before rotary embedding; None: as the
         host's own keys arrive (`CacheSpec.keys_arrive`). `heads`: (first, last) KV head; None: all.
-        Raises StateError for a chunk that the branch does not keep, or of which one of these heads keeps nothing;
+        Raises StateError for a chunk that the branch does not keep, or if one of these heads keeps nothing of it;
         ShapeError for a layer or heads that do not exist.
         """
         self._require_open(stream)

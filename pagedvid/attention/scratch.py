@@ -38,7 +38,7 @@ class Scratch:
         return buffer[:num_elements].view(shape)
 
     def tokens(self, name: str, shape: tuple[int, ...], dtype: torch.dtype, *, head_major: bool) -> Tensor:
-        """A buffer for tokens [..., n, heads, D]. `head_major`: it lies in memory as [..., heads, n, D]."""
+        """A buffer for tokens [..., n, heads, D]. `head_major`: stored in memory as [..., heads, n, D]."""
         if not head_major:
             return self.buffer(name, shape, dtype)
         *outer, num_tokens, num_heads, head_dim = shape

@@ -122,8 +122,8 @@ class PageKernels(ABC):
     def encode(self, x_nHD: Tensor, records: Tensor, pages_HP: Tensor, arrival: Arrival | None = None) -> Tensor | None:
         """Writes tokens to the pages. `arrival`: how the model gives keys; they are un-rotated, in half layout.
 
-        Returns flags uint8 [H, F], of which any nonzero one means that the head's values cannot be stored; None where
-        that has been checked already.
+        Returns flags uint8 [H, F]; any nonzero flag means that the head's values cannot be stored. None: that has been
+        checked already.
         """
 
     def mean_square_step_sizes(
@@ -224,7 +224,7 @@ def _parts(out_EJnHD: Tensor, row_bytes: int) -> Iterator[tuple[slice, slice]]:
 
 
 def _as_rows(out_EJnHD: Tensor, padded_tokens: int) -> Tensor | None:
-    """`out` as [E * J * H, padded_tokens, D], if it has room for the padding and its memory lies so; else None."""
+    """`out` viewed as [E * J * H, padded_tokens, D]; None without room for the padding, or if its strides forbid it."""
     if out_EJnHD.shape[2] < padded_tokens:
         return None
     rows = out_EJnHD[:, :, :padded_tokens].transpose(2, 3)

@@ -152,14 +152,16 @@ def test_a_manifest_has_the_lines_it_took_and_no_torn_ones(tmp_path, persists, e
 
 @pytest.mark.parametrize("room", range(0, 700, 23))
 def test_a_manifest_on_a_full_disk(tmp_path, room):
-    manifest, taken = Manifest(tmp_path / "manifest.jsonl"), []
+    manifest, taken, refused = Manifest(tmp_path / "manifest.jsonl"), [], []
     with file_size_limit(room):
         for id in "abc":
             try:
                 manifest.append(entry(id))
                 taken.append(id)
-            except OSError:
-                pass
+            except OSError as error:
+                assert error.errno == errno.EFBIG
+                refused.append(id)
+    assert taken + refused == list("abc")  # once there is no room, none of them fits
     manifest.append(entry("d"))  # there is room again
     manifest.close()
     lines = (tmp_path / "manifest.jsonl").read_text().splitlines()

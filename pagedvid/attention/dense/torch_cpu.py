@@ -42,7 +42,7 @@ class TorchCpu(DenseAttention):
 def fold_group(q_ETHD: Tensor, group: int) -> Tensor:
     """[E, T, h * G, D] -> [E, h, G * T, D]: query heads of a KV head become more rows, as there is no mask.
 
-    A view if there is one head to a group, or if q lies in memory as [E, Hq, T, D].
+    A view if there is one head to a group, or if q is stored in memory as [E, Hq, T, D].
     """
     if q_ETHD.stride(0) == 0:  # what is expanded stays so
         return _folded(q_ETHD[:1], group).expand(len(q_ETHD), -1, -1, -1)
