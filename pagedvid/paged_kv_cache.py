@@ -29,7 +29,7 @@ from pagedvid.cache.spec import CacheSpec
 from pagedvid.cache.stream import Stream
 from pagedvid.cache.stream_codecs import StreamCodecs
 from pagedvid.codecs.book import CodecBook
-from pagedvid.codecs.klt.file import load_calibration
+from pagedvid.codecs.tables_file import load_calibration
 from pagedvid.correction.formula import QuantError
 from pagedvid.errors import ConfigError, ShapeError, StateError
 from pagedvid.host_state import current_device, independent_of_host

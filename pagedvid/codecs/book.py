@@ -8,8 +8,8 @@ import torch
 
 from pagedvid.codecs.assignment import KINDS, ChunkCodecs
 from pagedvid.codecs.base import Codec, CodecOperations, PageKernels, make_codec
-from pagedvid.codecs.klt.file import Calibration
 from pagedvid.codecs.spec import CodecSpec, PageFormat
+from pagedvid.codecs.tables_file import Calibration
 from pagedvid.errors import ConfigError
 
 
@@ -23,8 +23,8 @@ class CodecBook:
         tables: Calibration | None = None,
         own: Mapping[str, Codec] | None = None,
     ) -> None:
-        """`tables`: the model's calibration, for klt codecs. `own`: codecs that replace those of the same name; a codec
-        under study is called "sim"."""
+        """`tables`: what codecs that need tables are made from. `own`: codecs that replace those of the same name; a
+        codec under study is called "sim"."""
         self.page = page
         self._num_kv_heads = num_kv_heads
         self._tables = tables
@@ -87,7 +87,7 @@ class CodecBook:
             return make_codec(spec, self.page)
         if (first_head, end_head) != (0, self._num_kv_heads):
             return self.codec(spec, kind, layer, slice(0, self._num_kv_heads)).of_heads(slice(first_head, end_head))
-        return make_codec(spec, self.page, self._tables_for(spec).tables(kind, layer))
+        return make_codec(spec, self.page, spec.tables(self._tables_for(spec), kind, layer))
 
     def _tables_for(self, spec: CodecSpec) -> Calibration:
         if self._tables is None:

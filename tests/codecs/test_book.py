@@ -9,7 +9,7 @@ from pagedvid.codecs.assignment import ChunkCodecs
 from pagedvid.codecs.book import CodecBook
 from pagedvid.codecs.channel.codec import ChannelCodec
 from pagedvid.codecs.klt.codec import KltCodec
-from pagedvid.codecs.klt.file import Calibration
+from pagedvid.codecs.tables_file import Calibration
 from pagedvid.codecs.raw.codec import RawCodec
 from pagedvid.codecs.registry import read_codec
 from pagedvid.codecs.spec import PageFormat

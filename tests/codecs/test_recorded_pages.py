@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pagedvid.codecs.base import Codec
 from pagedvid.codecs.book import CodecBook
-from pagedvid.codecs.klt.file import Calibration
+from pagedvid.codecs.tables_file import Calibration
 from pagedvid.codecs.registry import read_codec
 from pagedvid.codecs.spec import PageFormat
 

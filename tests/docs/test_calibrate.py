@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from pagedvid import CacheSpec, PagedKVCache, StreamCodecs
-from pagedvid.codecs.klt.file import load_calibration
+from pagedvid.codecs.tables_file import load_calibration
 from pagedvid.codecs.spec import block_frames
 from pagedvid.errors import ConfigError
 

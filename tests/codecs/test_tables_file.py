@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 
 from pagedvid.codecs.base import make_codec
-from pagedvid.codecs.klt.file import VERSION, Calibration, load_calibration, save_calibration
+from pagedvid.codecs.tables_file import VERSION, Calibration, load_calibration, save_calibration
 from pagedvid.codecs.registry import read_codec
 from pagedvid.errors import ConfigError
 from tests.codecs.klt.scenes import FRAME_TOKENS, HEAD_DIM, NUM_FRAMES, codec, decode, draw, page, tables
