@@ -12,9 +12,9 @@ from pagedvid.calibration.observe import ObservingCache
 from pagedvid.calibration.statistics import LayerStatistics, Observation
 from pagedvid.cli.calibrate import DEMO_PROMPTS, calibration_requests, observing
 from pagedvid.codecs.book import CodecBook
-from pagedvid.codecs.tables_file import Calibration, load_calibration
 from pagedvid.codecs.registry import read_codec
 from pagedvid.codecs.spec import PageFormat
+from pagedvid.codecs.tables_file import Calibration, load_calibration
 from pagedvid.config.sections import Config
 from pagedvid.engine.requests import VideoRequest
 from pagedvid.models.build import build_engine, resolve

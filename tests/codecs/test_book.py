@@ -9,10 +9,10 @@ from pagedvid.codecs.assignment import ChunkCodecs
 from pagedvid.codecs.book import CodecBook
 from pagedvid.codecs.channel.codec import ChannelCodec
 from pagedvid.codecs.klt.codec import KltCodec
-from pagedvid.codecs.tables_file import Calibration
 from pagedvid.codecs.raw.codec import RawCodec
 from pagedvid.codecs.registry import read_codec
 from pagedvid.codecs.spec import PageFormat
+from pagedvid.codecs.tables_file import Calibration
 from pagedvid.codecs.token.codec import HadamardCodec, TokenCodec
 from pagedvid.errors import ConfigError
 from tests.codecs.klt.scenes import decode, draw, page, tables

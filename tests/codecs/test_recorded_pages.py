@@ -11,9 +11,9 @@ from torch import Tensor
 
 from pagedvid.codecs.base import Codec
 from pagedvid.codecs.book import CodecBook
-from pagedvid.codecs.tables_file import Calibration
 from pagedvid.codecs.registry import read_codec
 from pagedvid.codecs.spec import PageFormat
+from pagedvid.codecs.tables_file import Calibration
 
 RECORDED = load_file(Path(__file__).parents[1] / "data" / "pages" / "pages.safetensors")
 NAMES = sorted(name.removeprefix("records.") for name in RECORDED if name.startswith("records."))

@@ -10,8 +10,8 @@ import torch
 from safetensors.torch import save_file
 
 from pagedvid.codecs.base import make_codec
-from pagedvid.codecs.tables_file import VERSION, Calibration, load_calibration, save_calibration
 from pagedvid.codecs.registry import read_codec
+from pagedvid.codecs.tables_file import VERSION, Calibration, load_calibration, save_calibration
 from pagedvid.errors import ConfigError
 from tests.codecs.klt.scenes import FRAME_TOKENS, HEAD_DIM, NUM_FRAMES, codec, decode, draw, page, tables
 
