@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING, Any
 
-from pagedvid.cli.measuring import add_file_options, check_out, measure, measured_requests, observing
+from pagedvid.cli.measuring import add_file_options, check_out, measure, measured_requests
 from pagedvid.cli.options import add_config_options, resolve_options
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ def add_parser(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Generates, writes the file and returns the exit code. Raises `PagedvidError` for bad input."""
-    config = observing(resolve_options(args).config)
+    config = resolve_options(args).config
     requests = measured_requests(config, args.prompts, "calibrate")
     check_out(args.out, overwrite=args.overwrite)
 
@@ -38,4 +38,4 @@ def run(args: argparse.Namespace) -> int:
         tables = run.with_tables()
         return run.profiled(tables, args.profile_videos) if args.profile_videos else tables
 
-    return measure(config, requests, args.out, learn)
+    return measure(config, requests, args, learn)

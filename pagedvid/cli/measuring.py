@@ -21,6 +21,7 @@ from pagedvid.config.rules import whole
 from pagedvid.config.sections import Config
 from pagedvid.engine.requests import VideoRequest
 from pagedvid.errors import ConfigError
+from pagedvid.files.figure import new_figure
 from pagedvid.shown import named
 
 if TYPE_CHECKING:
@@ -53,6 +54,9 @@ def add_file_options(parser: argparse.ArgumentParser) -> None:
         type=by_rule(whole(0, 10**6)),
         default=PROFILED_VIDEOS,
         help=f"videos on which error curves are measured (default: {PROFILED_VIDEOS}; fewer than 4 are a poor guess)",
+    )
+    parser.add_argument(
+        "--plot", metavar="FILE", type=path_flag, help="picture of the error curves and of what cache.bits chooses"
     )
 
 
@@ -135,9 +139,16 @@ class Shown:
 
 
 def measure(
-    config: Config, requests: Sequence[VideoRequest], out: Path, learn: Callable[[CalibrationRun], Calibration]
+    config: Config,
+    requests: Sequence[VideoRequest],
+    args: argparse.Namespace,
+    learn: Callable[[CalibrationRun], Calibration],
 ) -> int:
-    """Runs `learn`, writes what it returns, and returns the exit code. Raises ConfigError if nothing was learned."""
+    """Runs `learn`, writes what it returns (and --plot), and returns the exit code.
+
+    `config`: the settings of the command line; the videos are generated with `observing` ones. Raises ConfigError if
+    nothing was learned.
+    """
     choose_wait_policy()
     import torch
 
@@ -146,18 +157,37 @@ def measure(
 
     if config.generate.threads != "auto":  # what is measured must not depend on what else the cores do
         torch.set_num_threads(int(config.generate.threads))
+    if args.plot is not None:
+        new_figure(args.plot)  # raises at once what would be wrong at the end
     with progress_view() as view, logs_as_notes(view.note):
         shown = Shown(view)
-        run = CalibrationRun(config, requests, out, shown)
+        run = CalibrationRun(observing(config), requests, args.out, shown)
         calibration = learn(run)
         try:
-            save_calibration(calibration, out)
+            save_calibration(calibration, args.out)
+            if args.plot is not None:
+                draw(config, calibration, args.out, args.plot)
         except ConfigError as error:
             view.note(f"failed  {error}")
             return EXIT_FAILED
         run.forget()
-    print(f"{out}  {calibration.num_bytes} bytes, {calibration.calibrated_on}{_profiled(calibration)}")
+    print(f"{args.out}  {calibration.num_bytes} bytes, {calibration.calibrated_on}{_profiled(calibration)}")
     return EXIT_FAILED if shown.num_failed else EXIT_SUCCESS
+
+
+def draw(config: Config, calibration: Calibration, tables: Path, path: Path) -> None:
+    """Draws the error curves in a file, and what the settings choose by them. Raises ConfigError."""
+    from pagedvid.budgets.plot import draw_profile
+    from pagedvid.budgets.profile import profile_of
+    from pagedvid.models.build import resolve
+
+    profile = profile_of(calibration)
+    if profile is None:
+        raise ConfigError("--plot draws error curves, but none were measured; leave --profile-videos out")
+    cache = replace(config.cache, codec=profile.ladder, layer_codecs=(), tables=str(tables))
+    run = resolve(replace(config, cache=cache))
+    assert run.spending is not None
+    draw_profile(profile, run.spending, run.cache.shape.page, path)
 
 
 def _profiled(calibration: Calibration) -> str:

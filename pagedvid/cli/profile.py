@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING, Any
 
-from pagedvid.cli.measuring import add_file_options, check_out, measure, measured_requests, observing
+from pagedvid.cli.measuring import add_file_options, check_out, measure, measured_requests
 from pagedvid.cli.options import add_config_options, resolve_options
 from pagedvid.errors import ConfigError
 
@@ -49,4 +49,4 @@ def run(args: argparse.Namespace) -> int:
     def learn(run: CalibrationRun) -> Calibration:
         return run.profiled(known or run.with_means(), args.profile_videos)
 
-    return measure(observing(given), requests[: args.profile_videos], args.out, learn)
+    return measure(given, requests[: args.profile_videos], args, learn)
