@@ -5,7 +5,7 @@ channels, mean over sampled queries) when only that one thing changes, everythin
 
     keys.error, values.error    float32 [P, L, H, R]      only these keys, or values, are stored in rung r of the ladder
     window.error                float32 [P, L, H, 2, W]   only this head looks back less far: to the newest w + 1 chunks
-                                                          without and with the sinks
+                                                          without and with the sinks; W = 0 if videos were too short
 
 Axes: P prompts, L layers, H KV heads, R rungs, W recent chunks of the window. The file keeps the curves, not what is
 chosen by them: budgets/spend.py does that for any number of bits.
@@ -46,6 +46,11 @@ class Profile:
     keys_PLHR: Tensor
     values_PLHR: Tensor
     windows_PLH2W: Tensor
+
+    @property
+    def has_windows(self) -> bool:
+        """Whether shorter look-backs were measured."""
+        return self.windows_PLH2W.numel() > 0
 
     @property
     def num_layers(self) -> int:
@@ -101,11 +106,14 @@ def profile_of(calibration: Calibration) -> Profile | None:
         )
     by_head = (len(prompts), calibration.num_layers, calibration.num_kv_heads)
     curves = (*by_head, len(rungs))
-    shapes = dict(zip(NAMES, (curves, curves, (*by_head, 2, numbers["recent_chunks"])), strict=True))
-    keys, values, windows = (_checked(calibration.tensors, name, shape) for name, shape in shapes.items())
-    return Profile(ladder, rungs, **numbers, prompts=prompts, keys_PLHR=keys, values_PLHR=values, windows_PLH2W=windows)
+    has_windows = calibration.tensors.get("window.error", _NONE).numel() > 0
+    windows = (*by_head, 2, numbers["recent_chunks"] if has_windows else 0)
+    shapes = dict(zip(NAMES, (curves, curves, windows), strict=True))
+    keys, values, window = (_checked(calibration.tensors, name, shape) for name, shape in shapes.items())
+    return Profile(ladder, rungs, **numbers, prompts=prompts, keys_PLHR=keys, values_PLHR=values, windows_PLH2W=window)
 
 
+_NONE = torch.empty(0)
 _AGAIN = "make it again with `pagedvid calibrate` or `pagedvid profile`"
 
 

@@ -119,6 +119,11 @@ def _check(profile: Profile, page: PageFormat, sink_chunks: int, recent_chunks: 
     if look_back == "per_head":
         given = {"sink_chunks": sink_chunks, "recent_chunks": recent_chunks}
         differing |= {n: (getattr(profile, n), each) for n, each in given.items() if getattr(profile, n) != each}
+    if look_back == "per_head" and not profile.has_windows:
+        raise ConfigError(
+            "the profile's videos were too short to tell what a shorter look-back costs; measure it on longer ones "
+            f"(more than {profile.sink_chunks + profile.recent_chunks} chunks), or set look_back to uniform"
+        )
     if differing:
         said = ", ".join(f"{name} {was} (here {here})" for name, (was, here) in differing.items())
         raise ConfigError(

@@ -86,18 +86,19 @@ def value_errors(reading: Reading, codecs: Sequence[Codec]) -> Tensor:
     return _errors(reading, codecs, [chunk.v_HnD for chunk in reading.chunks], with_values)
 
 
-def window_errors(reading: Reading, recent_chunks: int) -> Tensor:
-    """The error of seeing the newest 1 to `recent_chunks` chunks only, without and with sinks, float32 [H, 2, W]."""
+def window_errors(reading: Reading, recent_chunks: int) -> tuple[Tensor, Tensor]:
+    """The error of seeing the newest 1 to `recent_chunks` chunks only, without and with sinks, float32 [H, 2, W].
 
-    def seen(recent: int, sinks: bool) -> list[tuple[Tensor, Tensor]]:
-        kept = zip(reading.chunks, reading.partials, strict=True)
-        return [partial for chunk, partial in kept if chunk.age < recent or (sinks and chunk.is_sink)]
-
-    by_sinks = [
-        torch.stack([reading.error(seen(recent, sinks)) for recent in range(1, recent_chunks + 1)], dim=-1)
-        for sinks in (False, True)
-    ]
-    return torch.stack(by_sinks, dim=1)
+    Also whether that leaves out any of the chunks, bool [2, W]: early in a video there are too few to tell.
+    """
+    errors, leaves_out = [], []
+    for sinks in (False, True):
+        for recent in range(1, recent_chunks + 1):
+            kept = [chunk.age < recent or (sinks and chunk.is_sink) for chunk in reading.chunks]
+            seen = [partial for partial, is_kept in zip(reading.partials, kept, strict=True) if is_kept]
+            errors.append(reading.error(seen))
+            leaves_out.append(not all(kept))
+    return torch.stack(errors, dim=-1).unflatten(-1, (2, -1)), torch.tensor(leaves_out).view(2, -1)
 
 
 def _errors(

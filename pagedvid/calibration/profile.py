@@ -34,7 +34,8 @@ from pagedvid.paged_kv_cache import PagedKVCache
 from pagedvid.rotary.tables import rotate
 
 SHARE = 1 / 4
-"""Share of the forwards that are sampled, at random, so that every noise level occurs."""
+"""Share of the forwards that are sampled: at random, so that every noise level occurs, and the first with each length
+of history."""
 
 
 class ProfilingCache(PagedKVCache):
@@ -65,37 +66,50 @@ class ProfilingCache(PagedKVCache):
     def begin(self, seed: int) -> None:
         """Forgets what was measured, before the next video. `seed`: of which forwards are sampled."""
         self._chance = random.Random(seed)
+        self._seen_reads: set[int] = set()
         self._sums: list[dict[str, Tensor]] = [{} for _ in range(self.spec.num_layers)]
         self._counts = [0] * self.spec.num_layers
+        self._window_counts: list[Tensor | int] = [0] * self.spec.num_layers
 
     def curves(self) -> tuple[Tensor, Tensor, Tensor]:
         """Mean errors since `begin`: keys and values float32 [L, H, R], windows [L, H, 2, W].
 
+        Those of windows are means over forwards with enough chunks to leave one out; NaN where there were none.
         Raises ConfigError if a layer saw no forward that reads a chunk.
         """
         if not all(self._counts):
             raise ConfigError("no forward of the video read a stored chunk; profile videos of more than one chunk")
-        by_layer = zip(self._sums, self._counts, strict=True)
-        means = [{name: x / count for name, x in sums.items()} for sums, count in by_layer]
-        keys, values, windows = (torch.stack([mean[name] for mean in means]) for name in (*KINDS, "windows"))
-        return keys.cpu(), values.cpu(), windows.cpu()
+        counts: dict[str, Sequence[int | Tensor]] = {
+            "keys": self._counts,
+            "values": self._counts,
+            "windows": self._window_counts,
+        }
+        keys, values, windows = (
+            torch.stack([sums[name].cpu() / count for sums, count in zip(self._sums, counts[name], strict=True)])
+            for name in (*KINDS, "windows")
+        )
+        return keys, values, windows
 
     def add(self, layer: int, reading: Reading, recent_chunks: int) -> None:
         """Measures one range in one layer, whose window has so many recent chunks."""
+        windows, leaves_out = window_errors(reading, recent_chunks)
         errors = {
             "keys": key_errors(reading, self.codecs["keys", layer], keeps_mass=self.keeps_mass),
             "values": value_errors(reading, self.codecs["values", layer]),
-            "windows": window_errors(reading, recent_chunks),
+            "windows": windows,
         }
         sums = self._sums[layer]
         for name, error in errors.items():
             sums[name] = sums[name] + error if name in sums else error
         self._counts[layer] += 1
+        self._window_counts[layer] = self._window_counts[layer] + leaves_out.int()
 
     def _new_step(self, plan: StepPlan) -> Step:
-        reads = any(range_.reads for range_ in plan.ranges)
-        is_sampled = reads and (self._chance.random() < SHARE or not self._counts[0])
-        return _ProfilingStep(plan, self) if is_sampled else super()._new_step(plan)
+        num_reads = max(len(range_.reads) for range_ in plan.ranges)
+        is_new = num_reads not in self._seen_reads
+        self._seen_reads.add(num_reads)
+        is_sampled = self._chance.random() < SHARE or is_new
+        return _ProfilingStep(plan, self) if num_reads and is_sampled else super()._new_step(plan)
 
 
 class _ProfilingStep(WatchingStep):
@@ -128,7 +142,12 @@ class _ProfilingStep(WatchingStep):
 def profile_from(
     cache: ProfilingCache, window: Window, prompts: Sequence[str], curves: Sequence[Sequence[Tensor]], chunk_tokens: int
 ) -> Profile:
-    """The profile from the curves of each prompt's video."""
+    """The profile from the curves of each prompt's video; without windows if some were never full."""
     keys, values, windows = (torch.stack(each) for each in zip(*curves, strict=True))
+    windows[..., 1, -1] = 0  # the whole window leaves out nothing
+    if not window.sink_chunks:
+        windows[..., 0, -1] = 0
+    if bool(windows.isnan().any()):
+        windows = windows[..., :0]
     sizes = cache.page_rows, chunk_tokens, window.sink_chunks, window.recent_chunks
     return Profile(cache.ladder, cache.rungs, *sizes, tuple(prompts), keys, values, windows)

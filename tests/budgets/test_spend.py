@@ -72,6 +72,9 @@ def test_other_pages_and_windows_than_the_profile_has_are_refused():
     with pytest.raises(ConfigError, match=r"sink_chunks 1 \(here 0\), recent_chunks 3 \(here 2\)"):
         spend(profile(), PAGE, 0, 2, 1.0, "per_head")
     assert spend(profile(), PAGE, 0, 2, 1.0).bits <= 1.0
+    short = replace(profile(), windows_PLH2W=profile().windows_PLH2W[..., :0])
+    with pytest.raises(ConfigError, match=r"too short to tell .*more than 4 chunks"):
+        spend(short, PAGE, *WINDOW, 1.0, "per_head")
     with pytest.raises(ConfigError, match="look_back is 'some'; allowed are uniform, per_head"):
         spend(profile(), PAGE, *WINDOW, 1.0, "some")
 

@@ -98,10 +98,11 @@ def test_a_corrected_codec_keeps_the_mass_of_every_chunk():
 
 def test_windows_leave_out_the_oldest_chunks():
     given = scene(LENGTHS["ragged"])
-    found = window_errors(given.reading, recent_chunks=4)
+    found, leaves_out = window_errors(given.reading, recent_chunks=4)
     for recent in range(1, 5):
         for sinks in (False, True):
             seen = [i for i, c in enumerate(given.chunks) if c.age < recent or (sinks and c.is_sink)]
             expected = given.error(given.keys, given.values, seen)
             torch.testing.assert_close(found[:, int(sinks), recent - 1], expected, rtol=1e-3, atol=1e-9)
+            assert bool(leaves_out[int(sinks), recent - 1]) == (len(seen) < 4)
     assert torch.equal(found[:, :, 3], torch.zeros(HEADS, 2))
