@@ -1,7 +1,8 @@
 """A profile: what every choice of storage costs each head, measured on a model's own videos (calibration/profile.py).
 
-An error is the squared change of the attention output of one KV head's queries (all its query heads, summed over
-channels, mean over sampled queries) when only that one thing changes, everything else being exact:
+An error is the squared change of the model's prediction, mean over its values, when only that one thing changes,
+everything else being exact. (It is measured as the squared change of the attention output of one KV head's queries,
+times the sensitivity of the prediction to that head: calibration/curves.py, sensitivity.py.)
 
     keys.error, values.error    float32 [P, L, H, R]      only these keys, or values, are stored in rung r of the ladder
     window.error                float32 [P, L, H, 2, W]   only this head looks back less far: to the newest w + 1 chunks

@@ -4,8 +4,7 @@ One item per (layer, KV head); a choice is (rung of the keys, rung of the values
 three errors of the profile, its bytes those of the head's pages in all chunks that it keeps of a full window. So bits
 and look-back compete for the same bytes (solver.py).
 
-Errors of different tables are added up as if they were independent, and attention outputs of all layers count alike;
-measured on the demo model, that costs 0.3 to 1 dB against the change of the prediction itself (docs/budgets.md).
+Errors of different tables are added up as if they were independent.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ recent chunks of the window.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -17,6 +17,9 @@ from torch import Tensor
 
 from pagedvid.codecs.base import Codec
 from pagedvid.rotary.tables import rotate
+
+Partials = Sequence[tuple[Tensor, Tensor]]
+"""(out [G, H, Q, D], lse [G, H, Q]) over each of some chunks."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +45,7 @@ class Reading:
     chunks: Sequence[CachedChunk]
     weights: Sequence[Tensor]
     """Of every chunk's tokens within the chunk, [G, H, Q, n]."""
-    partials: Sequence[tuple[Tensor, Tensor]]
+    partials: Partials
     """Over every chunk."""
 
     @staticmethod
@@ -53,37 +56,45 @@ class Reading:
         own_weights, own_lse = _weights(q_GHQD, own_k_HnD)
         return Reading(q_GHQD, (own_weights @ own_v_HnD, own_lse), chunks, weights, partials)
 
-    def error(self, partials: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
-        """Squared change of the output with these partials over chunks instead, float32 [H]: summed over query heads
-        and channels, mean over queries."""
-        change_GHQD = _joined([self.own, *partials]) - _joined([self.own, *self.partials])
-        return change_GHQD.square().sum((0, 3)).mean(-1)
+    def change(self, partials: Partials) -> Tensor:
+        """Change of the output with these partials over chunks instead, float32 [G, H, Q, D]."""
+        return _joined([self.own, *partials]) - _joined([self.own, *self.partials])
 
+    def error(self, partials: Partials) -> Tensor:
+        """Its square, float32 [H]: summed over query heads and channels, mean over queries."""
+        return self.change(partials).square().sum((0, 3)).mean(-1)
 
-def key_errors(reading: Reading, codecs: Sequence[Codec], *, keeps_mass: bool) -> Tensor:
-    """The error of keys stored by each codec, float32 [H, R].
+    def with_keys(self, codec: Codec, *, keeps_mass: bool) -> Partials:
+        """Partials over chunks whose keys are stored by a codec.
 
-    `keeps_mass`: whether a correction leaves every chunk its attention mass; it is taken to be exact then.
-    """
-
-    def with_keys(stored: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
-        partials = []
-        for chunk, k_HnD, (_, exact_lse) in zip(reading.chunks, stored, reading.partials, strict=True):
-            weights, lse = _weights(reading.q_GHQD, rotate(k_HnD, *chunk.angles))
+        `keeps_mass`: whether a correction leaves every chunk its attention mass; it is taken to be exact then.
+        """
+        stored, partials = _stored(codec, [chunk.k_HnD for chunk in self.chunks]), []
+        for chunk, k_HnD, (_, exact_lse) in zip(self.chunks, stored, self.partials, strict=True):
+            weights, lse = _weights(self.q_GHQD, rotate(k_HnD, *chunk.angles))
             partials.append((weights @ chunk.v_HnD, exact_lse if keeps_mass else lse))
         return partials
 
-    return _errors(reading, codecs, [chunk.k_HnD for chunk in reading.chunks], with_keys)
+    def with_values(self, codec: Codec) -> Partials:
+        """Partials over chunks whose values are stored by a codec."""
+        stored = _stored(codec, [chunk.v_HnD for chunk in self.chunks])
+        exact = zip(self.weights, stored, self.partials, strict=True)
+        return [(weights @ v_HnD, lse) for weights, v_HnD, (_, lse) in exact]
+
+    def within(self, recent_chunks: int, *, keeps_sinks: bool) -> Partials:
+        """Partials over the newest chunks, and the sinks."""
+        kept = [chunk.age < recent_chunks or (keeps_sinks and chunk.is_sink) for chunk in self.chunks]
+        return [partial for partial, is_kept in zip(self.partials, kept, strict=True) if is_kept]
+
+
+def key_errors(reading: Reading, codecs: Sequence[Codec], *, keeps_mass: bool) -> Tensor:
+    """The error of keys stored by each codec, float32 [H, R]. `keeps_mass`: see `Reading.with_keys`."""
+    return torch.stack([reading.error(reading.with_keys(codec, keeps_mass=keeps_mass)) for codec in codecs], dim=-1)
 
 
 def value_errors(reading: Reading, codecs: Sequence[Codec]) -> Tensor:
     """The error of values stored by each codec, float32 [H, R]."""
-
-    def with_values(stored: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
-        exact = zip(reading.weights, stored, reading.partials, strict=True)
-        return [(weights @ v_HnD, lse) for weights, v_HnD, (_, lse) in exact]
-
-    return _errors(reading, codecs, [chunk.v_HnD for chunk in reading.chunks], with_values)
+    return torch.stack([reading.error(reading.with_values(codec)) for codec in codecs], dim=-1)
 
 
 def window_errors(reading: Reading, recent_chunks: int) -> tuple[Tensor, Tensor]:
@@ -91,24 +102,12 @@ def window_errors(reading: Reading, recent_chunks: int) -> tuple[Tensor, Tensor]
 
     Also whether that leaves out any of the chunks, bool [2, W]: early in a video there are too few to tell.
     """
-    errors, leaves_out = [], []
-    for sinks in (False, True):
-        for recent in range(1, recent_chunks + 1):
-            kept = [chunk.age < recent or (sinks and chunk.is_sink) for chunk in reading.chunks]
-            seen = [partial for partial, is_kept in zip(reading.partials, kept, strict=True) if is_kept]
-            errors.append(reading.error(seen))
-            leaves_out.append(not all(kept))
-    return torch.stack(errors, dim=-1).unflatten(-1, (2, -1)), torch.tensor(leaves_out).view(2, -1)
-
-
-def _errors(
-    reading: Reading,
-    codecs: Sequence[Codec],
-    exact: Sequence[Tensor],
-    partials_of: Callable[[Sequence[Tensor]], Sequence[tuple[Tensor, Tensor]]],
-) -> Tensor:
-    stored = (_stored(codec, exact) for codec in codecs)
-    return torch.stack([reading.error(partials_of(each)) for each in stored], dim=-1)
+    seen = [
+        reading.within(recent, keeps_sinks=sinks) for sinks in (False, True) for recent in range(1, recent_chunks + 1)
+    ]
+    leaves_out = torch.tensor([len(each) < len(reading.chunks) for each in seen])
+    errors = torch.stack([reading.error(each) for each in seen], dim=-1)
+    return errors.unflatten(-1, (2, -1)), leaves_out.view(2, -1)
 
 
 def _stored(codec: Codec, chunks: Sequence[Tensor]) -> list[Tensor]:

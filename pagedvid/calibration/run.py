@@ -19,6 +19,7 @@ from pagedvid.budgets.profile import with_profile
 from pagedvid.calibration.observe import ObservingCache
 from pagedvid.calibration.partial_file import PartialFile
 from pagedvid.calibration.profile import ProfilingCache, profile_from
+from pagedvid.calibration.sensitivity import SensedModel
 from pagedvid.codecs.klt.blocks import BlockLayout
 from pagedvid.codecs.tables_file import Calibration
 from pagedvid.config.sections import Config, frame_settings
@@ -30,7 +31,7 @@ from pagedvid.paged_kv_cache import PagedKVCache
 
 TOGETHER_VIDEOS = 8
 """Observed between two writes of what was observed so far."""
-CURVES = ("keys", "values", "windows")
+MEASURED = ("keys", "values", "windows", "sensed")
 
 
 class Listener(Protocol):
@@ -108,9 +109,10 @@ class CalibrationRun:
         engine = self._engine(partial(ProfilingCache, calibration=calibration))
         cache = engine.cache
         assert isinstance(cache, ProfilingCache)
+        engine.model = SensedModel(engine.model, cache)
         tensors, num_seen = kept.load()
         made = [int(number) for number in tensors.get("made", ())]
-        curves: list[tuple[Tensor, ...]] = list(zip(*(tensors[name] for name in CURVES if made), strict=True))
+        curves: list[tuple[Tensor, ...]] = list(zip(*(tensors[name] for name in MEASURED if made), strict=True))
         self._start(engine, requests, num_seen)
         try:
             for number in range(num_seen, len(requests)):
@@ -118,7 +120,7 @@ class CalibrationRun:
                 if self._generate(engine, [requests[number]])[0]:
                     curves.append(cache.curves())
                     made.append(number)
-                    stacked = dict(zip(CURVES, map(torch.stack, zip(*curves, strict=True)), strict=True))
+                    stacked = dict(zip(MEASURED, map(torch.stack, zip(*curves, strict=True)), strict=True))
                     kept.save({**stacked, "made": torch.tensor(made)}, number + 1)
         finally:
             engine.close()
