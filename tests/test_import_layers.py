@@ -29,6 +29,7 @@ ROOMS = (
     ("pagedvid.rotary",),
     ("pagedvid.codecs",),
     ("pagedvid.correction",),
+    ("pagedvid.budgets",),
     ("pagedvid.cache",),
     ("pagedvid.attention",),
     ("pagedvid.paged_kv_cache", "pagedvid"),
