@@ -120,35 +120,31 @@ def exact_error(items: Sequence[Choices], budget_bytes: int, unit: float) -> flo
 
 @pytest.mark.parametrize("seed", range(80))
 @pytest.mark.parametrize("kind", ["smooth", "rough", "joint"])
-def test_realistic_items_are_within_one_per_cent_of_the_integer_program(kind, seed):
+def test_realistic_items_get_the_optimum_of_the_integer_program(kind, seed):
     random = np.random.default_rng(seed)
     items = shapes(random, kind)
     budget_bytes = budget_between(items, random.uniform(0.02, 0.7))
     numbers = allocate(items, budget_bytes)
     assert total_bytes(items, numbers) <= budget_bytes
-    found = total_error(items, numbers)
-    optimum = exact_error(items, budget_bytes, unit=found)
-    assert optimum <= 1 + 1e-6, "the integer program is worse: not an oracle"
-    assert optimum >= 1 / 1.01
+    assert exact_error(items, budget_bytes, unit=total_error(items, numbers)) == pytest.approx(1, rel=1e-5)
 
 
 @given(ITEMS, st.integers(0, 50), st.integers(0, 20))
-def test_error_is_at_most_that_of_the_walk_to_any_smaller_budget(items, budget_bytes, more_bytes):
+def test_error_is_at_most_the_walks_and_so_at_most_that_of_a_walk_to_less(items, budget_bytes, more_bytes):
     budget_bytes += sum(min(item.num_bytes) for item in items)
-    larger = total_error(items, allocate(items, budget_bytes + more_bytes))
-    assert larger <= walk_error(items, budget_bytes)
-    assert walk_error(items, budget_bytes + more_bytes) <= walk_error(items, budget_bytes)
+    error = total_error(items, allocate(items, budget_bytes + more_bytes))
+    assert error <= walk_error(items, budget_bytes + more_bytes) <= walk_error(items, budget_bytes)
 
 
 @pytest.mark.parametrize(("items_changed", "sums"), [(0, 1), (1, 1), (3, 2)])
-@given(ITEMS, st.integers(0, 50), st.integers(0, 20))
-def test_the_promise_holds_where_not_all_exchanges_are_followed(items_changed, sums, items, budget_bytes, more_bytes):
+@given(ITEMS, st.integers(0, 50))
+def test_the_promise_holds_where_not_all_exchanges_are_followed(items_changed, sums, items, budget_bytes):
     budget_bytes += sum(min(item.num_bytes) for item in items)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(solver, "MAX_CHANGED_ITEMS", items_changed)
         patch.setattr(solver, "MAX_SUMS", sums)
-        numbers = allocate(items, budget_bytes + more_bytes)
-    assert total_bytes(items, numbers) <= budget_bytes + more_bytes
+        numbers = allocate(items, budget_bytes)
+    assert total_bytes(items, numbers) <= budget_bytes
     assert total_error(items, numbers) <= walk_error(items, budget_bytes)
 
 
