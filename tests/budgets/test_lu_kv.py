@@ -18,7 +18,7 @@ import torch
 from scipy.optimize import isotonic_regression
 
 from pagedvid.budgets.solver import Choices, allocate
-from tests.budgets.profiles import total_error
+from tests.budgets.items import total_error
 
 NUM_HEADS, NUM_TOKENS = 12, 40
 KVPRESS_LAYERS, RATIOS = 3, 99

@@ -16,7 +16,7 @@ from scipy.optimize import Bounds, LinearConstraint, milp
 from pagedvid.budgets import solver
 from pagedvid.budgets.solver import Choices, allocate, lower_hull
 from pagedvid.errors import ConfigError
-from tests.budgets.profiles import PAGE_BYTES, bits_item, budget_between, joint_item, total_bytes, total_error
+from tests.budgets.items import PAGE_BYTES, bits_item, budget_between, joint_item, total_bytes, total_error
 
 POINTS = st.lists(st.tuples(st.integers(0, 12), st.integers(0, 30)), min_size=1, max_size=8)
 """(bytes, error) of the choices of one item. Whole numbers: sums and the comparison of slopes are exact."""
