@@ -24,7 +24,8 @@ from lib.report import format_table, make_parser, name_after_device, use_threads
 from pagedvid.attention.dense.choice import provider_reasons
 from pagedvid.attention.measure import MEASURED_QUERIES
 from pagedvid.attention.rotation import Readers, Rotation
-from pagedvid.attention.store import LayerStore, Writing
+from pagedvid.attention.store import LayerStore
+from pagedvid.attention.writing import Writing
 from pagedvid.cache.window import Window
 
 CACHED_CHUNKS = 6

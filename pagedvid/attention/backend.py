@@ -66,9 +66,8 @@ class AttentionBackend:
         self._prepared: OrderedDict[Hashable, PreparedStep] = OrderedDict()
         # The constants of kernels are made now, not during the first steps.
         for codecs in spec.codecs.all() if uses_kernels else ():
-            for pair in book.pairs(codecs, spec.num_layers):
-                for codec in pair:
-                    book.access(codec, pool.device, uses_kernels)
+            for codec in book.of_chunks(codecs, spec.num_layers):
+                book.access(codec, pool.device, uses_kernels)
 
     def prepare(
         self,

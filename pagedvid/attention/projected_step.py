@@ -103,9 +103,11 @@ class ProjectedStep(PreparedStep):
         records, layout = self.tools.planner.pool.records, self.projection.projection.layout
         decoded = self.buffer("unmapped", tuple(keys_EJnhD.shape))
         tokens = decoded[:, :, : piece.num_tokens]  # without the room for whole pages, whose frames have no maps
-        piece.keys.decode(records, piece.key_pages, piece.num_tokens, decoded)
+        for keys in piece.keys:
+            keys.into(decoded, records, piece.num_tokens)
         keys_EJnhD[:, :, : piece.num_tokens] = mapped_chunks(from_half_layout(tokens, layout), maps)
-        piece.values.decode(records, piece.value_pages, piece.num_tokens, decoded)
+        for values in piece.values:
+            values.into(decoded, records, piece.num_tokens)
         values_EJnhD[:, :, : piece.num_tokens] = mapped_chunks(tokens, maps)
 
     @override

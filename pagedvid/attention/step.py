@@ -17,7 +17,7 @@ from pagedvid.attention.measure import sample_queries, sampled_offsets
 from pagedvid.attention.operator import attend_in_graph, store_in_graph
 from pagedvid.attention.projection import StepProjection
 from pagedvid.attention.rotation import Rotation
-from pagedvid.attention.store import Writing
+from pagedvid.attention.writing import Writing
 from pagedvid.cache.plan import StepPlan
 from pagedvid.cache.pool import PagePool
 from pagedvid.cache.spec import CacheSpec

@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from pagedvid.codecs.assignment import Heads, are_neighbours
 from pagedvid.errors import CapacityError, IntegrityError
 
 PageIds = NDArray[np.int32]
@@ -101,17 +102,29 @@ class PageTable:
         self._num_kv_heads = num_kv_heads
         self._num_layers = (len(indptr) - 1) // (2 * num_kv_heads)
         self._on_device: Tensor | None = None
+        self._gathered: dict[tuple[str, int, Heads], Tensor] = {}
 
-    def layer(self, kind: str, layer: int, heads: slice) -> PageIds:
-        """Page ids of the "keys" or "values" of KV heads that are stored alike, int32 [heads, pages of a head]; a
-        view."""
-        first, end = self._bounds(kind, layer, heads)
-        return self.ids[first:end].reshape(heads.stop - heads.start, -1)
+    def layer(self, kind: str, layer: int, heads: Heads) -> PageIds:
+        """Page ids of the "keys" or "values" of KV heads that store them alike, int32 [heads, pages of a head]; a view
+        if the heads are neighbours."""
+        if are_neighbours(heads):
+            first, end = self._bounds(kind, layer, heads[0], heads[-1])
+            return self.ids[first:end].reshape(len(heads), -1)
+        bounds = (self._bounds(kind, layer, head, head) for head in heads)
+        return np.stack([self.ids[first:end] for first, end in bounds])
 
-    def layer_on(self, device: torch.device, kind: str, layer: int, heads: slice) -> Tensor:
-        """The same on the device, to which the table is copied once."""
-        first, end = self._bounds(kind, layer, heads)
-        return self.on(device)[first:end].view(heads.stop - heads.start, -1)
+    def layer_on(self, device: torch.device, kind: str, layer: int, heads: Heads) -> Tensor:
+        """The same on the device, to which the table is copied once, and where heads are gathered once."""
+        if device.type == "cpu":
+            return torch.from_numpy(self.layer(kind, layer, heads))
+        if are_neighbours(heads):
+            first, end = self._bounds(kind, layer, heads[0], heads[-1])
+            return self.on(device)[first:end].view(len(heads), -1)
+        key = (kind, layer, heads)
+        if key not in self._gathered:
+            bounds = (self._bounds(kind, layer, head, head) for head in heads)
+            self._gathered[key] = torch.stack([self.on(device)[first:end] for first, end in bounds])
+        return self._gathered[key]
 
     def on(self, device: torch.device) -> Tensor:
         """All ids on the device, int32."""
@@ -119,8 +132,10 @@ class PageTable:
             return torch.from_numpy(self.ids)
         if self._on_device is None or self._on_device.device != device:
             self._on_device = torch.from_numpy(self.ids).to(device)
+            self._gathered.clear()
         return self._on_device
 
-    def _bounds(self, kind: str, layer: int, heads: slice) -> tuple[int, int]:
-        first = ((kind == "values") * self._num_layers + layer) * self._num_kv_heads
-        return int(self.indptr[first + heads.start]), int(self.indptr[first + heads.stop])
+    def _bounds(self, kind: str, layer: int, first: int, last: int) -> tuple[int, int]:
+        """Where the ids of neighbouring heads begin and end."""
+        entry = ((kind == "values") * self._num_layers + layer) * self._num_kv_heads
+        return int(self.indptr[entry + first]), int(self.indptr[entry + last + 1])

@@ -70,7 +70,7 @@ class ProfilingCache(PagedKVCache):
         spec, shape = self.spec, self.shape
         self.page_rows = specs[1].page_rows
         page = PageFormat(spec.head_dim, self.page_rows, spec.tokens_per_frame, spec.frames_per_block)
-        book, heads = CodecBook(page, spec.num_kv_heads, calibration), slice(0, spec.num_kv_heads)
+        book, heads = CodecBook(page, spec.num_kv_heads, calibration), tuple(range(spec.num_kv_heads))
         self.codecs: dict[tuple[str, int], list[Codec]] = {
             (kind, layer): [book.codec(each, kind, layer, heads) for each in specs]
             for kind in KINDS

@@ -16,7 +16,8 @@ from torch import Tensor
 
 from pagedvid.attention.measure import MEASURED_QUERIES, sampled_offsets
 from pagedvid.attention.rotation import Readers, Rotation
-from pagedvid.attention.store import LayerStore, Writing
+from pagedvid.attention.store import LayerStore
+from pagedvid.attention.writing import Writing
 from pagedvid.cache.manager import CacheManager
 from pagedvid.cache.plan import QueryRange, RangePlan
 from pagedvid.cache.sizes import KVShape
@@ -237,7 +238,7 @@ class _Run:
 def _make_constants(book: CodecBook, codecs: StreamCodecs, shape: KVShape, device: torch.device) -> None:
     """Uses every codec once, so that what codecs keep for the whole process is not counted as a part of the cache."""
     for spec in {spec for chunk in codecs.all() for spec in chunk.used(shape.num_layers, shape.num_kv_heads)}:
-        codec = book.codec(spec, "keys", 0, slice(0, shape.num_kv_heads))
+        codec = book.codec(spec, "keys", 0, tuple(range(shape.num_kv_heads)))
         records = codec.encode(torch.zeros(shape.num_kv_heads, 1, shape.head_dim, dtype=torch.float32, device=device))
         room = torch.empty(
             shape.num_kv_heads, spec.padded_tokens(shape.page, 1), shape.head_dim, dtype=torch.float32, device=device

@@ -10,10 +10,12 @@ Heads of a layer may differ, too, and a head may keep nothing of a chunk: it doe
 from __future__ import annotations
 
 import re
+from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import pairwise
+from operator import itemgetter
 from typing import Any, TypeVar
 
 from pagedvid.arguments import list_of, whole_number
@@ -23,6 +25,8 @@ from pagedvid.errors import ConfigError
 from pagedvid.shown import shown
 
 KINDS = ("keys", "values")
+Heads = tuple[int, ...]
+"""Some KV heads of a layer, in ascending order."""
 T = TypeVar("T")
 
 
@@ -61,6 +65,8 @@ HeadCodecs = tuple[tuple[int, int, int, CodecPair | None], ...]
 the same head, the later one counts."""
 HeadRun = tuple[slice, CodecPair | None]
 """Neighbouring KV heads that are stored alike, and how; None: they keep nothing."""
+HeadGroups = tuple[tuple[Heads, CodecSpec], ...]
+"""KV heads, not always neighbours, that store their keys or their values alike, and how."""
 
 
 @dataclass(frozen=True)
@@ -74,6 +80,10 @@ class ChunkCodecs:
     """For people; equal if and only if the codecs are equal."""
     _by_layer: dict[int, tuple[tuple[int, int, CodecPair | None], ...]] = field(init=False, repr=False, compare=False)
     """The exceptions of the heads of each layer that has any."""
+    _groups: dict[tuple[str, int, Heads], HeadGroups] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
+    """Those that were asked for."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "layers", _exceptions(self.pair, self.layers))
@@ -120,10 +130,23 @@ class ChunkCodecs:
 
     def at(self, layer: int, head: int) -> CodecPair | None:
         """How a KV head stores the chunk in one layer; None: it keeps nothing."""
-        for first, last, pair in self._by_layer.get(layer, ()):
-            if first <= head <= last:
-                return pair
+        exceptions = self._by_layer.get(layer, ())
+        before = bisect_right(exceptions, head, key=itemgetter(0))
+        if before and head <= exceptions[before - 1][1]:
+            return exceptions[before - 1][2]
         return self._rule(layer)
+
+    def groups(self, kind: str, layer: int, heads: Heads) -> HeadGroups:
+        """Some KV heads, grouped by the codec of their "keys" or "values", in the order of the first of each group;
+        without heads that keep nothing."""
+        key = (kind, layer, heads)
+        if key not in self._groups:
+            alike: dict[CodecSpec, list[int]] = {}
+            for head in heads:
+                if (pair := self.at(layer, head)) is not None:
+                    alike.setdefault(pair.of(kind), []).append(head)
+            self._groups[key] = tuple((tuple(each), codec) for codec, each in alike.items())
+        return self._groups[key]
 
     def runs(self, layer: int, heads: slice) -> tuple[HeadRun, ...]:
         """Some KV heads, in runs that are stored alike."""
@@ -166,6 +189,11 @@ class ChunkCodecs:
 
     def __str__(self) -> str:
         return self.text
+
+
+def are_neighbours(heads: Heads) -> bool:
+    """Whether no other head lies between them."""
+    return heads[-1] - heads[0] + 1 == len(heads)
 
 
 def _once(codecs: Iterable[CodecSpec]) -> tuple[CodecSpec, ...]:

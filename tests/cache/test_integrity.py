@@ -40,11 +40,11 @@ def chunk_of(cache: PagedKVCache, number: int, index: int):
 
 
 def flip_a_key_bit(cache: PagedKVCache) -> None:
-    cache.pool.records[chunk_of(cache, 0, 2).table.layer("keys", 1, slice(0, 2))[0, -1], 3] ^= 1
+    cache.pool.records[chunk_of(cache, 0, 2).table.layer("keys", 1, (0, 1))[0, -1], 3] ^= 1
 
 
 def flip_a_step_size_bit_of_a_value(cache: PagedKVCache) -> None:
-    cache.pool.records[chunk_of(cache, 1, 3).table.layer("values", 0, slice(0, 2))[0, 0], -5] ^= 1
+    cache.pool.records[chunk_of(cache, 1, 3).table.layer("values", 0, (0, 1))[0, 0], -5] ^= 1
 
 
 def name_a_page_twice(cache: PagedKVCache) -> None:

@@ -151,7 +151,7 @@ def output_error(book: CodecBook, name: str, readings: list[Observation]) -> flo
     for layer, seen in enumerate(readings):
         history = []
         for kind, x_CHTD in (("keys", seen.k_CHTD), ("values", seen.v_CHTD)):
-            codec = book.codec(read_codec(name), kind, layer, slice(0, 3))
+            codec = book.codec(read_codec(name), kind, layer, (0, 1, 2))
             records = codec.encode(x_CHTD.flatten(0, 1))
             out = torch.empty(len(records), read_codec(name).padded_tokens(book.page, x_CHTD.shape[2]), x_CHTD.shape[3])
             history.append(codec.decode(records, x_CHTD.shape[2], out).view_as(x_CHTD))

@@ -25,7 +25,7 @@ def codec_of(name: str) -> Codec:
     calibration = Calibration("recorded", 1, 2, HEAD_DIM, FRAME_TOKENS, BLOCK_FRAMES, "", tables)
     spec = read_codec(name)
     page = PageFormat(HEAD_DIM, spec.page_rows, FRAME_TOKENS, BLOCK_FRAMES)
-    return CodecBook(page, 2, calibration).codec(spec, "keys", 0, slice(0, 2))
+    return CodecBook(page, 2, calibration).codec(spec, "keys", 0, (0, 1))
 
 
 def read(codec: Codec, records: Tensor) -> Tensor:

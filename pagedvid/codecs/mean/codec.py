@@ -11,7 +11,9 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
+from pagedvid.codecs.assignment import Heads
 from pagedvid.codecs.base import Codec
+from pagedvid.codecs.heads import index_of
 from pagedvid.codecs.mean.spec import MeanSpec
 from pagedvid.codecs.spec import PageFormat
 from pagedvid.errors import ConfigError
@@ -27,8 +29,8 @@ class MeanCodec(Codec):
     """float32."""
 
     @override
-    def of_heads(self, heads: slice) -> MeanCodec:
-        return MeanCodec(self.page, self.spec, self.mean_hD[heads])
+    def of_heads(self, heads: Heads) -> MeanCodec:
+        return MeanCodec(self.page, self.spec, self.mean_hD[index_of(heads, self.mean_hD.device)])
 
     @override
     def encode(self, x_RnD: Tensor) -> Tensor:
