@@ -6,7 +6,8 @@ profile    some of them, one by one     -> error curves of every head          p
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import logging
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -28,6 +29,8 @@ from pagedvid.engine.requests import ChunkOutput, VideoRequest
 from pagedvid.errors import ConfigError, PagedvidError
 from pagedvid.models.build import build_engine, resolve
 from pagedvid.paged_kv_cache import PagedKVCache
+
+logger = logging.getLogger(__name__)
 
 TOGETHER_VIDEOS = 8
 """Observed between two writes of what was observed so far."""
@@ -78,8 +81,8 @@ class CalibrationRun:
                 some = self.requests[first : first + TOGETHER_VIDEOS]
                 videos, chunks = self._generate(engine, some)
                 made = [made[0] + len(videos), made[1] + chunks]
-                if made[0]:
-                    kept.save({**cache.state(), "made": torch.tensor(made)}, first + len(some))
+                if cache.statistics[0].keys.num_blocks:
+                    _keep(kept, {**cache.state(), "made": torch.tensor(made)}, first + len(some))
         finally:
             engine.close()
         return cache, f"{made[0]} videos, {made[1]} chunks"
@@ -121,7 +124,7 @@ class CalibrationRun:
                     curves.append(cache.curves())
                     made.append(number)
                     stacked = dict(zip(MEASURED, map(torch.stack, zip(*curves, strict=True)), strict=True))
-                    kept.save({**stacked, "made": torch.tensor(made)}, number + 1)
+                    _keep(kept, {**stacked, "made": torch.tensor(made)}, number + 1)
         finally:
             engine.close()
         if not made:
@@ -167,3 +170,11 @@ class CalibrationRun:
                 made.append(request)
                 self.listener.video_ended(request, None)
         return made, num_chunks
+
+
+def _keep(kept: PartialFile, tensors: Mapping[str, Tensor], num_videos: int) -> None:
+    """Keeps what was measured so far; the run goes on if that fails, because its result may still be written."""
+    try:
+        kept.save(tensors, num_videos)
+    except ConfigError as error:
+        logger.warning("an interrupted run could not go on from here: %s", error)

@@ -100,7 +100,7 @@ class BlockMoments:
         return self._num_blocks
 
     def state(self) -> dict[str, Tensor]:
-        """All sums; `restore` takes them. Nothing may be missing: call it after the first chunk."""
+        """All sums, after the first chunk; `restore` takes them."""
         assert self._origin_H1D is not None
         numbers = {"sum": self._sum_HD, "square": self._square_HFDD, "num_blocks": torch.tensor(self._num_blocks)}
         return {"origin": self._origin_H1D, **numbers}

@@ -10,7 +10,7 @@ import torch
 
 from pagedvid.calibration.observe import ObservingCache
 from pagedvid.calibration.statistics import LayerStatistics, Observation
-from pagedvid.cli.calibrate import DEMO_PROMPTS, calibration_requests, observing
+from pagedvid.cli.measuring import DEMO_PROMPTS, measured_requests, observing
 from pagedvid.codecs.book import CodecBook
 from pagedvid.codecs.registry import read_codec
 from pagedvid.codecs.spec import PageFormat
@@ -111,7 +111,7 @@ def test_videos_of_one_chunk_are_too_short(command, prompts, tmp_path):
 
 
 def test_the_demo_model_brings_prompts_whose_seeds_no_benchmark_uses():
-    requests = calibration_requests(Config(), None)
+    requests = measured_requests(Config(), None, "calibrate")
     assert len({request.id for request in requests}) == len({request.seed for request in requests}) == DEMO_PROMPTS
     assert min(request.seed for request in requests) > 10_000
     assert len({request.prompt for request in requests}) > DEMO_PROMPTS // 2
