@@ -299,3 +299,6 @@ def test_replacing_a_shared_sink_needs_pages_for_the_heads_that_keep_sinks():
         plan.pending[0].layers_written.add(0)
     manager.check()
     assert manager.reserved_pages == 2 * a.peak_pages
+    with manager.transaction([QueryRange(a, commit=True, replaces=0)]) as plan:
+        assert manager.reserved_pages == 2 * a.peak_pages  # nobody shares it now, so it needs none
+        plan.pending[0].layers_written.add(0)

@@ -177,6 +177,19 @@ def test_peak_pages_of_codecs_by_head_against_a_simulated_stream():
             assert peak_pages(shape, window, codecs, 129, commits) == expected
 
 
+@pytest.mark.parametrize("sink_chunks", [1, 3])
+@pytest.mark.parametrize("newest", [None, "int8"])
+def test_peaks_when_heads_let_go_of_large_sinks_before_the_window_is_full(sink_chunks, newest):
+    """The stream then holds most long before it ends: where a sum of rising and falling numbers changes direction."""
+    shape, tables, window = KVShape(1, 3, 8), Tables(1, 3), Window(sink_chunks, 12)
+    for first, second in itertools.product(range(1, 12, 2), repeat=2):
+        look_back = [(0, 0, 0, first, False), (0, 1, 1, second, False), (0, 2, 2, 1, True)]
+        codecs = StreamCodecs("int2", sink="fp32", newest=newest, look_back=look_back)
+        for commits in (3, 6, 9, None):
+            expected = simulated_peak(tables, window, codecs, 129, 20 if commits is None else commits)
+            assert peak_pages(shape, window, codecs, 129, commits) == expected, (first, second, commits)
+
+
 def test_newest_must_keep_what_is_kept_later():
     def by_head(*heads):
         return ChunkCodecs.read("int2", heads=[(1, first, last, None) for first, last in heads])
