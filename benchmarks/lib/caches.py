@@ -13,7 +13,7 @@ from pathlib import Path
 from lib.schemes import paged
 from pagedvid.attention.step import Step
 from pagedvid.cache.plan import QueryRange
-from pagedvid.cache.sizes import stream_bytes
+from pagedvid.cache.stream_sizes import stream_bytes
 from pagedvid.cache.window import Window
 from pagedvid.capacity.card_files import config_folder
 from pagedvid.config.file import load_config

@@ -123,9 +123,14 @@ def _operations(uses_kernels: bool) -> tuple[Callable[..., None], Callable[..., 
 
 
 def plan_key(plan: StepPlan) -> Hashable:
-    """Ranges, positions and chunks of a step. Chunk ids are never reused."""
+    """Ranges, positions and chunks of a step. Chunk ids are never reused, but heads let go of chunks."""
     return tuple(
-        (r.num_tokens, r.first_token, r.current, tuple((read.chunk.id, read.first_token) for read in r.reads))
+        (
+            r.num_tokens,
+            r.first_token,
+            r.current,
+            tuple((read.chunk.id, read.chunk.codecs, read.first_token) for read in r.reads),
+        )
         for r in plan.ranges
     )
 

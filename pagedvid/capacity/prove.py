@@ -142,13 +142,12 @@ def _factor_bytes(run: _Run, full: Answer, num_commits: int, *, pending: bool) -
     window, codecs = run.size.window, run.codecs
     last = num_commits - 1
     if pending:
-        kept = [codecs.at_commit(j, window) if j == last - 1 else codecs.final(j, window) for j in window.live(last)]
-        kept.append(codecs.at_commit(last, window))
+        kept = [codecs.stored(j, last - 1 - j, window) for j in window.live(last)]
+        kept.append(codecs.stored(last, 0, window))
         if last > 0 and codecs.recodes(last - 1, window):
-            kept.append(codecs.final(last - 1, window))
+            kept.append(codecs.stored(last - 1, 1, window))
     else:
-        live = window.live(num_commits)
-        kept = [codecs.at_commit(j, window) if j == last else codecs.final(j, window) for j in live]
+        kept = [codecs.stored(j, last - j, window) for j in window.live(num_commits)]
     per_branch = sum(run.spec.shape.correction_bytes(chunk) for chunk in kept)
     return per_branch * run.size.num_branches * full.num_streams
 

@@ -83,11 +83,10 @@ def _every_head(size: StreamSize) -> Heads:
 
 
 def _chunk_codecs(size: StreamSize, codecs: StreamCodecs) -> Iterator[ChunkCodecs]:
-    """All codecs in which this stream's chunks are stored."""
-    yield codecs.steady
-    yield codecs.at_commit(size.window.max_chunks, size.window)
-    if size.window.sink_chunks:
-        yield codecs.final(0, size.window)
+    """All codecs in which this stream's chunks are stored, by all heads that store them then."""
+    for index in (size.window.max_chunks, 0):
+        yield codecs.stored(index, 1, size.window)
+        yield codecs.stored(index, 0, size.window)
 
 
 def _input_bytes(size: StreamSize, source: ChunkCodecs | None, kind: str, layer: int, heads: Heads) -> int:

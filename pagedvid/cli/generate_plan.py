@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from pagedvid.cache.sizes import KVShape, peak_pages, planned_peak_pages
+from pagedvid.cache.sizes import KVShape
 from pagedvid.cache.stream_codecs import StreamCodecs
+from pagedvid.cache.stream_sizes import peak_pages, planned_peak_pages, window_bits_per_value
 from pagedvid.cache.window import planned_peak_tokens
 from pagedvid.cli.bits_words import bits_lines
 from pagedvid.codecs.assignment import KINDS
@@ -102,7 +103,7 @@ def _row(name: str, codecs: StreamCodecs, shape: KVShape, spec: RunSpec, schedul
     else:
         peak = planned_peak_pages(shape, window, codecs, commits)
         dense_tokens = planned_peak_tokens(window, commits)
-    bits = shape.bits_per_value(model.chunk_tokens, codecs.steady)
+    bits = window_bits_per_value(shape, window, codecs, model.chunk_tokens)
     pages = num_branches * peak
     num_bytes = shape.page_bytes * pages
     ratio = f"{num_bytes / (num_branches * shape.bf16_bytes(dense_tokens)):.3f}" if pages else "-"

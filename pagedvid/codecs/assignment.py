@@ -63,6 +63,8 @@ LayerCodecs = tuple[tuple[int, int, CodecPair], ...]
 HeadCodecs = tuple[tuple[int, int, int, CodecPair | None], ...]
 """Exceptions from those: (layer, first KV head, last KV head, codecs); None: these heads keep nothing. Where two name
 the same head, the later one counts."""
+HeadSpan = tuple[int, int, int]
+"""(layer, first KV head, last KV head)."""
 HeadRun = tuple[slice, CodecPair | None]
 """Neighbouring KV heads that are stored alike, and how; None: they keep nothing."""
 HeadGroups = tuple[tuple[Heads, CodecSpec], ...]
@@ -86,11 +88,11 @@ class ChunkCodecs:
     """Those that were asked for."""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "layers", _exceptions(self.pair, self.layers))
+        object.__setattr__(self, "layers", joined_exceptions(self.pair, self.layers))
         by_layer: dict[int, list[tuple[int, int, CodecPair | None]]] = {}
         for layer, first, last, stored in self.heads:
             by_layer.setdefault(layer, []).append((first, last, stored))
-        kept = {layer: _exceptions(self._rule(layer), each) for layer, each in sorted(by_layer.items())}
+        kept = {layer: joined_exceptions(self._rule(layer), each) for layer, each in sorted(by_layer.items())}
         object.__setattr__(self, "_by_layer", {layer: each for layer, each in kept.items() if each})
         heads = tuple((layer, *each) for layer, exceptions in kept.items() for each in exceptions)
         object.__setattr__(self, "heads", heads)
@@ -113,6 +115,11 @@ class ChunkCodecs:
                 return written
             raise ConfigError(f"exceptions are given besides {shown(written)}, which has its own; give them there")
         return ChunkCodecs(CodecPair.read(written), read_layers(layers), read_heads(heads))
+
+    def without(self, heads: Iterable[HeadSpan]) -> ChunkCodecs:
+        """The same codecs for all heads but these, which keep nothing; `self` where they kept nothing before."""
+        thinner = ChunkCodecs(self.pair, self.layers, (*self.heads, *((*span, None) for span in heads)))
+        return self if thinner == self else thinner
 
     @property
     def keys(self) -> CodecSpec:
@@ -200,7 +207,7 @@ def _once(codecs: Iterable[CodecSpec]) -> tuple[CodecSpec, ...]:
     return tuple(dict.fromkeys(codecs))
 
 
-def _exceptions(rule: T, given: Sequence[tuple[int, int, T]]) -> tuple[tuple[int, int, T], ...]:
+def joined_exceptions(rule: T, given: Sequence[tuple[int, int, T]]) -> tuple[tuple[int, int, T], ...]:
     """The same exceptions in ascending order, without overlaps or repetitions of the rule, equal neighbours joined."""
     bounds = sorted({bound for first, last, _ in given for bound in (first, last + 1)})
     merged: list[tuple[int, int, T]] = []

@@ -41,8 +41,21 @@ def test_taken_ids_are_a_copy():
 
 def test_free_ids_cannot_be_changed_from_outside():
     pool = PagePool(10, 8)
-    with pytest.raises(ValueError, match="read-only"):
-        pool.free_ids[0] = 3
+    pool.give_back(pool.take(4)[:2])
+    expected = pool.free_ids
+    pool.free_ids[:] = 3
+    assert np.array_equal(pool.free_ids, expected)
+
+
+def test_ids_come_back_in_parts_and_are_taken_across_them():
+    pool = PagePool(10, 8)
+    ids = pool.take(8)
+    pool.give_back(ids[:3])
+    pool.give_back(ids[5:])
+    assert pool.num_free_pages == 8 and pool.peak_used_pages == 8
+    assert pool.take(2).tolist() == [5, 6]
+    assert pool.take(5).tolist() == [7, 0, 1, 2, 8]
+    assert pool.free_ids.tolist() == [9] and pool.num_used_pages == 9
 
 
 def test_taking_or_giving_back_too_many_pages_is_an_error():
