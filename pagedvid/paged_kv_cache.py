@@ -30,7 +30,6 @@ from pagedvid.cache.stream import Stream
 from pagedvid.cache.stream_codecs import StreamCodecs
 from pagedvid.codecs.assignment import Heads
 from pagedvid.codecs.book import CodecBook
-from pagedvid.codecs.heads import places_among
 from pagedvid.codecs.tables_file import load_calibration
 from pagedvid.correction.formula import QuantError
 from pagedvid.errors import ConfigError, ShapeError, StateError
@@ -160,7 +159,7 @@ class PagedKVCache(CacheManager):
             k_HnD = rotated_at(k_HnD, rope, chunk_positions(history)[chunk.index])
         if rope is not None:
             k_HnD = from_half_layout(k_HnD, rope.layout)
-        counted = ((places_among(group, wanted), error) for group, error in errors)
+        counted = ((tuple(head - wanted[0] for head in group), error) for group, error in errors)
         return StoredLayer(k_HnD.transpose(0, 1), v_HnD.transpose(0, 1), tuple(counted))
 
     def _checked_heads(self, heads: tuple[int, int] | None) -> Heads:

@@ -186,11 +186,11 @@ class PreparedStep:
         inverse_scales: tuple[Tensor | None, Tensor | None] = (None, None),
     ) -> None:
         """Decodes a piece of history; keys are rotated. `inverse_scales` [S, h]: of keys and values in 8 bits."""
-        records = self.tools.planner.pool.records
-        for keys in piece.keys:
-            keys.into(keys_EJnhD, records, piece.num_tokens, inverse_scales[0])
-        for values in piece.values:
-            values.into(values_EJnhD, records, piece.num_tokens, inverse_scales[1])
+        records, num_tokens = self.tools.planner.pool.records, piece.num_tokens
+        both = zip((piece.keys, piece.values), (keys_EJnhD, values_EJnhD), inverse_scales, strict=True)
+        for decodings, out, scales in both:
+            for each in decodings:
+                each.kernels.decode_heads(records, each.pages_ShP, num_tokens, out, each.heads, each.angles, scales)
 
     def read_group(self, batch: Batch, group: Group, scales: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor]:
         """Keys and values of a group's chunks, [E, J, n, h, D]. `scales` [E, J, h]: of keys and values in 8 bits."""

@@ -66,7 +66,7 @@ class BiasPlanner:
             return squares[0], axes[0]
         square_SHD = squares[0].new_empty(len(squares[0]), len(heads), self.head_dim)
         for decoding, square_ShD in zip(piece.keys, squares, strict=True):
-            square_SHD[:, decoding.index] = square_ShD
+            square_SHD[:, decoding.heads] = square_ShD
         return square_SHD, axes[0]
 
     def _square_of_codec(
@@ -80,10 +80,10 @@ class BiasPlanner:
             if square_ShD is not None:
                 return square_ShD, decoding.kernels.axes
         variances = [read.chunk.variance for read in by_range(piece.columns)]
-        own = tuple(heads[place] for place in decoding.heads)
-        kept = [variance[layer, index_of(own, variance.device)] for variance in variances if variance is not None]
+        kept = [variance[layer, index_of(heads, variance.device)] for variance in variances if variance is not None]
         if piece.source is not None and kept:
-            return 12 * torch.stack(kept).to(self.pool.device, torch.float32), None
+            variance_SHD = torch.stack(kept).to(self.pool.device, torch.float32)
+            return 12 * variance_SHD[:, decoding.heads], None
         shape = (*decoding.pages_ShP.shape[:2], self.head_dim)
         return torch.zeros(shape, dtype=torch.float32, device=self.pool.device), None
 

@@ -11,14 +11,13 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from pagedvid.attention.tiles import Decoding
 from pagedvid.cache.chunk import Chunk
 from pagedvid.cache.pool import PagePool
 from pagedvid.cache.spec import CacheSpec
 from pagedvid.codecs.assignment import Heads
 from pagedvid.codecs.base import Codec, PageKernels
 from pagedvid.codecs.book import CodecBook
-from pagedvid.codecs.heads import index_of, places_among
+from pagedvid.codecs.heads import index_among
 from pagedvid.errors import StateError
 from pagedvid.rotary.tables import RopeTables, rotated_at
 
@@ -50,23 +49,23 @@ class LayerPages:
         keys_HnD, values_HnD = (self.decoded(chunk, kind, layer, heads) for kind in ("keys", "values"))
         for group, spec in chunk.codecs.groups("keys", layer, heads):
             if spec.stores_rotated:
-                places = index_of(places_among(group, heads), keys_HnD.device)
+                places = index_among(group, heads, self.pool.device)
                 keys_HnD[places] = rotated_at(keys_HnD[places], rope, chunk.position, backwards=True)
         return keys_HnD, values_HnD
 
     def decoded(self, chunk: Chunk, kind: str, layer: int, heads: Heads) -> Tensor:
         """ "keys" or "values" as they are stored, float32 [H, n, D]."""
         groups = chunk.codecs.groups(kind, layer, heads)
-        # Room for whole pages saves a copy.
-        room_tokens = max(spec.padded_tokens(self.spec.shape.page, chunk.num_tokens) for _, spec in groups)
+        codecs = [self.book.codec(spec, kind, layer, group) for group, spec in groups]
+        room_tokens = max(codec.padded_tokens(chunk.num_tokens) for codec in codecs)  # for whole pages: saves a copy
         shape = (1, 1, len(heads), room_tokens, self.spec.head_dim)
-        x_HnD = torch.empty(shape, dtype=torch.float32, device=self.pool.device)
-        for group, _ in groups:
-            access = self.access(self.codec(chunk, kind, layer, group))
+        x_11HnD = torch.empty(shape, dtype=torch.float32, device=self.pool.device)
+        for (group, _), codec in zip(groups, codecs, strict=True):
             pages_ShP = self.pages(chunk, kind, layer, group).unsqueeze(0)
-            decoding = Decoding(places_among(group, heads), access, pages_ShP)
-            decoding.into(x_HnD.transpose(2, 3), self.pool.records, chunk.num_tokens)
-        return x_HnD[0, 0, :, : chunk.num_tokens]
+            places = index_among(group, heads, self.pool.device)
+            out_EJnHD = x_11HnD.transpose(2, 3)
+            self.access(codec).decode_heads(self.pool.records, pages_ShP, chunk.num_tokens, out_EJnHD, places)
+        return x_11HnD[0, 0, :, : chunk.num_tokens]
 
     @cached_property
     def every_head(self) -> Heads:

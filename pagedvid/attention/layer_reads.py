@@ -24,7 +24,7 @@ from pagedvid.cache.pool import PagePool
 from pagedvid.cache.spec import CacheSpec
 from pagedvid.codecs.assignment import KINDS, ChunkCodecs, CodecPair, HeadGroups, Heads
 from pagedvid.codecs.book import CodecBook
-from pagedvid.codecs.heads import index_of, places_among, query_heads
+from pagedvid.codecs.heads import index_among, index_of, query_heads
 from pagedvid.codecs.spec import CodecSpec
 from pagedvid.correction.formula import BiasSource, bias_source
 from pagedvid.rotary.angles import Angles
@@ -200,7 +200,7 @@ class ReadPlanner:
         reads = by_range(columns)
         pages_ShP = torch.stack([read.chunk.table.layer_on(self.pool.device, kind, layer, heads) for read in reads])
         angles = view.angles(columns, stored_rotated=spec.stores_rotated) if kind == "keys" else None
-        return Decoding(places_among(heads, tile), kernels, pages_ShP, angles)
+        return Decoding(index_among(heads, tile, self.pool.device), kernels, pages_ShP, angles)
 
     def _source(self, column: Column, layer: int, heads: Heads, view: HistoryView) -> BiasSource | None:
         """Where b of heads comes from that are corrected alike."""

@@ -104,10 +104,10 @@ class ProjectedStep(PreparedStep):
         decoded = self.buffer("unmapped", tuple(keys_EJnhD.shape))
         tokens = decoded[:, :, : piece.num_tokens]  # without the room for whole pages, whose frames have no maps
         for keys in piece.keys:
-            keys.into(decoded, records, piece.num_tokens)
+            keys.kernels.decode_heads(records, keys.pages_ShP, piece.num_tokens, decoded, keys.heads)
         keys_EJnhD[:, :, : piece.num_tokens] = mapped_chunks(from_half_layout(tokens, layout), maps)
         for values in piece.values:
-            values.into(decoded, records, piece.num_tokens)
+            values.kernels.decode_heads(records, values.pages_ShP, piece.num_tokens, decoded, values.heads)
         values_EJnhD[:, :, : piece.num_tokens] = mapped_chunks(tokens, maps)
 
     @override

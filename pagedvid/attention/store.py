@@ -20,16 +20,15 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
-from pagedvid.attention.commit_correction import CommitCorrection
+from pagedvid.attention.commit_correction import CommitCorrection, Writing
 from pagedvid.attention.layer_pages import LayerPages
 from pagedvid.attention.measure import copy_correction
 from pagedvid.attention.rotation import Rotation
-from pagedvid.attention.writing import Writing
 from pagedvid.cache.chunk import Chunk
 from pagedvid.cache.plan import PendingChunk
 from pagedvid.codecs.assignment import Heads
 from pagedvid.codecs.base import Codec
-from pagedvid.codecs.heads import HeadIndex, index_of, places_among
+from pagedvid.codecs.heads import index_among, index_of
 from pagedvid.codecs.spec import CodecSpec
 from pagedvid.errors import NonFiniteError, StateError
 from pagedvid.rotary.checked import Ropes
@@ -124,10 +123,10 @@ class LayerStore(LayerPages):
             return
         keys, values = zip(*(self._exact(writing, layer, kept, rotation) for writing in batch), strict=True)
         for heads, spec in codecs.groups("keys", layer, kept):
-            own = self._among(heads, kept)
+            own = index_among(heads, kept, self.pool.device)
             self._write_keys(batch, layer, heads, spec, [k_HnD[own] for k_HnD in keys], rotation)
         for heads, _ in codecs.groups("values", layer, kept):
-            own = self._among(heads, kept)
+            own = index_among(heads, kept, self.pool.device)
             self._write(pending, "values", layer, heads, [v_HnD[own] for v_HnD in values])
 
     def _exact(self, writing: Writing, layer: int, heads: Heads, rotation: Rotation) -> tuple[Tensor, Tensor]:
@@ -154,7 +153,8 @@ class LayerStore(LayerPages):
                 copy_correction(writing.pending, layer, copied)
             coded = _without(heads, copied)
             if coded and self.correction.measures(writing.pending.chunk, spec):
-                self.correction.note(writing, layer, coded, exact_hnD[self._among(coded, heads)], rotation)
+                exact_hnD = exact_hnD[index_among(coded, heads, self.pool.device)]
+                self.correction.note(writing, layer, coded, exact_hnD, rotation)
 
     def _write(
         self, pending: Sequence[PendingChunk], kind: str, layer: int, heads: Heads, given: Sequence[Tensor]
@@ -166,7 +166,7 @@ class LayerStore(LayerPages):
             if copied := self._copied(each, kind, layer, heads):
                 self._copy(each, kind, layer, copied)
             if coded := _without(heads, copied):
-                together.setdefault(coded, []).append((each, x_hnD[self._among(coded, heads)]))
+                together.setdefault(coded, []).append((each, x_hnD[index_among(coded, heads, self.pool.device)]))
         for coded, chunks in together.items():
             encoded, parts = zip(*chunks, strict=True)
             x_hnD = parts[0] if len(parts) == 1 else torch.cat(parts)
@@ -211,10 +211,6 @@ class LayerStore(LayerPages):
         assert pending.source is not None
         source, target = (self.pages(chunk, kind, layer, heads).flatten() for chunk in (pending.source, pending.chunk))
         self.pool.records.index_copy_(0, target.long(), self.pool.records.index_select(0, source))
-
-    def _among(self, heads: Heads, others: Heads) -> HeadIndex:
-        """The index of heads among others, which include them."""
-        return index_of(places_among(heads, others), self.pool.device)
 
     def _require_storable(self, pending: PendingChunk) -> None:
         """Raises NonFiniteError for the first values of a chunk that could not be stored."""

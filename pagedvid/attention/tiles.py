@@ -24,9 +24,8 @@ from torch import Tensor
 from pagedvid.attention.batches import Column
 from pagedvid.attention.merge import BiasTerms
 from pagedvid.cache.plan import Read
-from pagedvid.codecs.assignment import Heads
 from pagedvid.codecs.base import PageKernels
-from pagedvid.codecs.heads import HeadIndex, index_of
+from pagedvid.codecs.heads import HeadIndex
 from pagedvid.correction.formula import BiasSource
 from pagedvid.rotary.angles import Angles
 
@@ -35,29 +34,13 @@ from pagedvid.rotary.angles import Angles
 class Decoding:
     """The keys, or the values, of a piece that share a codec: one call."""
 
-    heads: Heads
+    heads: HeadIndex
     """Which heads of the tile."""
     kernels: PageKernels
     pages_ShP: Tensor
     """int32."""
-    angles: Angles | None = None
+    angles: Angles | None
     """By which keys are rotated."""
-
-    @cached_property
-    def index(self) -> HeadIndex:
-        """The same heads."""
-        return index_of(self.heads, self.pages_ShP.device)
-
-    def into(
-        self, out_EJnHD: Tensor, records: Tensor, num_tokens: int, inverse_scales_SH: Tensor | None = None
-    ) -> None:
-        """Decodes into its heads of `out`. `inverse_scales_SH`: as `PageKernels.decode`, of all heads of the tile."""
-        index, given = self.index, (records, self.pages_ShP, num_tokens)
-        scales_Sh = None if inverse_scales_SH is None else inverse_scales_SH[:, index].contiguous()
-        if isinstance(index, slice):
-            self.kernels.decode(*given, out_EJnHD[..., index, :], self.angles, scales_Sh)
-        else:
-            self.kernels.decode(*given, out_EJnHD, self.angles, scales_Sh, index)
 
 
 @dataclass(frozen=True)
@@ -82,7 +65,7 @@ class Piece:
     @cached_property
     def num_heads(self) -> int:
         """Heads of the tile."""
-        return sum(len(decoding.heads) for decoding in self.keys)
+        return sum(decoding.pages_ShP.shape[1] for decoding in self.keys)
 
 
 @dataclass(frozen=True, eq=False)

@@ -43,6 +43,8 @@ class Spending:
 
     heads: tuple[tuple[HeadStorage, ...], ...]
     """By layer, then by KV head."""
+    window: tuple[int, bool]
+    """(newest chunks, whether sinks are kept) of a head that keeps the whole window."""
     num_bytes: int
     """Of the pages of a full window, one branch."""
     bits: float
@@ -73,6 +75,7 @@ def spend(
     spent = sum(num_bytes[number] for number in chosen)
     return Spending(
         tuple(tuple(stored[first : first + num_heads]) for first in range(0, len(stored), num_heads)),
+        (recent_chunks, True),
         spent,
         8 * spent / num_values,
         sum(each[number] for each, number in zip(errors, chosen, strict=True)),

@@ -1,4 +1,4 @@
-"""From what a budget gives every head (budgets/spend.py) to the codecs of a stream."""
+"""From what a budget gives every head (budgets/spend.py) to the codecs and look-backs of a stream."""
 
 from __future__ import annotations
 
@@ -12,9 +12,11 @@ def codecs_by_head(
 ) -> StreamCodecs:
     """`rule`: the codec that page sizes and the correction follow, whether or not a head is stored in it.
     `sink_codec`, `newest_codec`: for these chunks instead of what was spent."""
-    heads = [
-        (layer, head, head, f"{stored.keys}/{stored.values}")
-        for layer, row in enumerate(spending.heads)
-        for head, stored in enumerate(row)
-    ]
-    return StreamCodecs(ChunkCodecs.read(rule, heads=heads), sink_codec, newest_codec)
+    placed = [(layer, head, stored) for layer, row in enumerate(spending.heads) for head, stored in enumerate(row)]
+    heads = [(layer, head, head, f"{stored.keys}/{stored.values}") for layer, head, stored in placed]
+    look_back = tuple(
+        (layer, head, head, stored.recent_chunks, stored.keeps_sinks)
+        for layer, head, stored in placed
+        if (stored.recent_chunks, stored.keeps_sinks) != spending.window
+    )
+    return StreamCodecs(ChunkCodecs.read(rule, heads=heads), sink_codec, newest_codec, look_back=look_back)

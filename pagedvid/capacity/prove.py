@@ -14,10 +14,10 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from pagedvid.attention.commit_correction import Writing
 from pagedvid.attention.measure import MEASURED_QUERIES, sampled_offsets
 from pagedvid.attention.rotation import Readers, Rotation
 from pagedvid.attention.store import LayerStore
-from pagedvid.attention.writing import Writing
 from pagedvid.cache.manager import CacheManager
 from pagedvid.cache.plan import QueryRange, RangePlan
 from pagedvid.cache.sizes import KVShape

@@ -16,7 +16,6 @@ def bits_lines(run: RunSpec) -> list[str]:
     if spending is None:
         return []
     heads = [stored for row in spending.heads for stored in row]
-    whole = (cache.recent_chunks, True)
     lines = [
         f"bits     {cache.bits:g} per value asked for, {spending.bits:.3f} spent by the profile of the model",
         f"keys     {_counted(stored.keys for stored in heads)}",
@@ -24,7 +23,7 @@ def bits_lines(run: RunSpec) -> list[str]:
     ]
     if cache.look_back == "per_head":
         windows = ((stored.recent_chunks, stored.keeps_sinks) for stored in heads)
-        shorter = Counter(each for each in windows if each != whole)
+        shorter = Counter(each for each in windows if each != spending.window)
         named = [f"{count} x {_window(*each)}" for each, count in sorted(shorter.items())]
         lines.append(f"history  {', '.join([*named, f'{len(heads) - shorter.total()} x the whole window'])}")
     return lines

@@ -11,8 +11,8 @@ head; D head_dim; B bytes of a page.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
-from functools import cached_property
+from collections.abc import Callable, Iterator
+from functools import cache, cached_property, partial
 from importlib import import_module
 from typing import Any
 
@@ -21,6 +21,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from pagedvid.codecs.assignment import Heads
+from pagedvid.codecs.heads import HeadIndex
 from pagedvid.codecs.packing import FLOAT8_MAX, FP16_MAX
 from pagedvid.codecs.spec import CodecSpec, PageFormat
 from pagedvid.errors import NonFiniteError
@@ -49,9 +50,10 @@ class Codec(ABC):
         """Tokens of a full page."""
         return self.spec.page_tokens(self.page)
 
-    def padded_tokens(self, num_tokens: int) -> int:
-        """Tokens that `decode` needs room for."""
-        return self.spec.padded_tokens(self.page, num_tokens)
+    @cached_property
+    def padded_tokens(self) -> Callable[[int], int]:
+        """Tokens that `decode` needs room for, by the number that it decodes."""
+        return cache(partial(self.spec.padded_tokens, self.page))
 
     @abstractmethod
     def encode(self, x_RnD: Tensor) -> Tensor:
@@ -124,6 +126,24 @@ class PageKernels(ABC):
         multiplied by these before they are written in float8_e4m3fn, and only then.
         `out_heads_H`: which head of `out`, which may have more, each head is written to, int64; None: to all, in order.
         """
+
+    def decode_heads(
+        self,
+        records: Tensor,
+        pages_ShP: Tensor,
+        num_tokens: int,
+        out_EJnHD: Tensor,
+        heads: HeadIndex,
+        angles: Angles | None = None,
+        inverse_scales_SH: Tensor | None = None,
+    ) -> None:
+        """`decode` into some heads of `out`. `inverse_scales_SH` are of all its heads."""
+        scales_Sh = None if inverse_scales_SH is None else inverse_scales_SH[:, heads].contiguous()
+        given = (records, pages_ShP, num_tokens)
+        if isinstance(heads, slice):
+            self.decode(*given, out_EJnHD[..., heads, :], angles, scales_Sh)
+        else:
+            self.decode(*given, out_EJnHD, angles, scales_Sh, heads)
 
     @abstractmethod
     def encode(self, x_nHD: Tensor, records: Tensor, pages_HP: Tensor, arrival: Arrival | None = None) -> Tensor | None:

@@ -25,10 +25,11 @@ def index_of(heads: Heads, device: torch.device) -> HeadIndex:
         return torch.tensor(heads, dtype=torch.int64, device=device)
 
 
-def places_among(heads: Heads, others: Heads) -> Heads:
-    """Where heads stand among others, which include them."""
+@cache
+def index_among(heads: Heads, others: Heads, device: torch.device) -> HeadIndex:
+    """The index of heads in an axis of others, which include them."""
     places = {head: place for place, head in enumerate(others)}
-    return tuple(places[head] for head in heads)
+    return index_of(tuple(places[head] for head in heads), device)
 
 
 def query_heads(heads: Heads, group: int) -> Heads:

@@ -203,8 +203,8 @@ def test_heads_that_are_corrected_alike_share_dense_calls():
     ((round_,),) = [tile.rounds]
     (group,) = round_.groups
     (piece,) = group.pieces
-    assert [decoding.heads for decoding in piece.keys] == [(0, 3, 5), (1, 2), (4,)]
-    assert [decoding.heads for decoding in piece.values] == [(0, 1, 2, 3, 5), (4,)]
+    assert [torch.arange(NUM_HEADS)[each.heads].tolist() for each in piece.keys] == [[0, 3, 5], [1, 2], [4]]
+    assert [torch.arange(NUM_HEADS)[each.heads].tolist() for each in piece.values] == [[0, 1, 2, 3, 5], [4]]
     assert round_.bias.square_EJHD.shape == (1, 2, NUM_HEADS, HEAD_DIM)
 
 

@@ -151,7 +151,8 @@ def values_are_not_mapped(model, monkeypatch):
 
     def history(view, batch, piece, keys, values):
         for decoding in piece.values:
-            decoding.into(values, view.tools.planner.pool.records, piece.num_tokens)
+            records, pages = view.tools.planner.pool.records, decoding.pages_ShP
+            decoding.kernels.decode_heads(records, pages, piece.num_tokens, values, decoding.heads)
 
     after(monkeypatch, "arrange", current)
     after(monkeypatch, "read", history)
