@@ -47,8 +47,8 @@ class LayerPages:
                 "the other heads alone"
             )
         keys_HnD, values_HnD = (self.decoded(chunk, kind, layer, heads) for kind in ("keys", "values"))
-        for group, spec in chunk.codecs.groups("keys", layer, heads):
-            if spec.stores_rotated:
+        for group, _ in chunk.codecs.groups("keys", layer, heads):
+            if self.codec(chunk, "keys", layer, group).spec.stores_rotated:
                 places = index_among(group, heads, self.pool.device)
                 keys_HnD[places] = rotated_at(keys_HnD[places], rope, chunk.position, backwards=True)
         return keys_HnD, values_HnD

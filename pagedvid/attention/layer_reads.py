@@ -199,7 +199,7 @@ class ReadPlanner:
         kernels = self.book.access(codec, self.pool.device, self.uses_kernels)
         reads = by_range(columns)
         pages_ShP = torch.stack([read.chunk.table.layer_on(self.pool.device, kind, layer, heads) for read in reads])
-        angles = view.angles(columns, stored_rotated=spec.stores_rotated) if kind == "keys" else None
+        angles = view.angles(columns, stored_rotated=codec.spec.stores_rotated) if kind == "keys" else None
         return Decoding(index_among(heads, tile, self.pool.device), kernels, pages_ShP, angles)
 
     def _source(self, column: Column, layer: int, heads: Heads, view: HistoryView) -> BiasSource | None:

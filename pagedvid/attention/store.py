@@ -29,7 +29,6 @@ from pagedvid.cache.plan import PendingChunk
 from pagedvid.codecs.assignment import Heads
 from pagedvid.codecs.base import Codec
 from pagedvid.codecs.heads import index_among, index_of
-from pagedvid.codecs.spec import CodecSpec
 from pagedvid.errors import NonFiniteError, StateError
 from pagedvid.rotary.checked import Ropes
 from pagedvid.rotary.tables import Arrival
@@ -99,11 +98,13 @@ class LayerStore(LayerPages):
     def _can_take_as_given(self, writing: Writing, layer: int) -> bool:
         """Whether kernels put all keys in half layout, un-rotate, encode and write them: nothing else needs them."""
         chunk = writing.pending.chunk
+        groups = chunk.codecs.groups("keys", layer, self.every_head)
+        codecs = [self.codec(chunk, "keys", layer, heads) for heads, _ in groups]
         return writing.pending.source is None and all(
-            self.access(self.book.codec(spec, "keys", layer, heads)).takes_arrivals
-            and not spec.stores_rotated
-            and not self.correction.measures(chunk, spec)
-            for heads, spec in chunk.codecs.groups("keys", layer, self.every_head)
+            self.access(codec).takes_arrivals
+            and not codec.spec.stores_rotated
+            and not self.correction.measures(chunk, codec.spec)
+            for codec in codecs
         )
 
     def _write_as_given(self, writing: Writing, layer: int) -> None:
@@ -122,9 +123,9 @@ class LayerStore(LayerPages):
         if not kept:
             return
         keys, values = zip(*(self._exact(writing, layer, kept, rotation) for writing in batch), strict=True)
-        for heads, spec in codecs.groups("keys", layer, kept):
+        for heads, _ in codecs.groups("keys", layer, kept):
             own = index_among(heads, kept, self.pool.device)
-            self._write_keys(batch, layer, heads, spec, [k_HnD[own] for k_HnD in keys], rotation)
+            self._write_keys(batch, layer, heads, [k_HnD[own] for k_HnD in keys], rotation)
         for heads, _ in codecs.groups("values", layer, kept):
             own = index_among(heads, kept, self.pool.device)
             self._write(pending, "values", layer, heads, [v_HnD[own] for v_HnD in values])
@@ -139,12 +140,12 @@ class LayerStore(LayerPages):
         batch: Sequence[Writing],
         layer: int,
         heads: Heads,
-        spec: CodecSpec,
         keys: Sequence[Tensor],
         rotation: Rotation,
     ) -> None:
         """Stores and measures the keys, float32 [h, n, D] each, of heads that share a codec."""
         pending = [writing.pending for writing in batch]
+        spec = self.codec(pending[0].chunk, "keys", layer, heads).spec
         if spec.stores_rotated:
             keys = [rotation.at(k, each.chunk.position) for k, each in zip(keys, pending, strict=True)]
         self._write(pending, "keys", layer, heads, keys)
@@ -200,11 +201,12 @@ class LayerStore(LayerPages):
         source, chunk = pending.source, pending.chunk
         if source is None:
             return ()
-        spec = self.codec(chunk, kind, layer, heads).spec
-        if kind == "keys" and spec.stores_rotated and source.position != chunk.position:
+        is_rotated = kind == "keys" and self.codec(chunk, kind, layer, heads).spec.stores_rotated
+        if is_rotated and source.position != chunk.position:
             return ()
-        before = {before: group for group, before in source.codecs.groups(kind, layer, heads)}
-        return before.get(spec, ())
+        ((_, now),) = chunk.codecs.groups(kind, layer, heads)
+        before = {spec: group for group, spec in source.codecs.groups(kind, layer, heads)}
+        return before.get(now, ())
 
     def _copy(self, pending: PendingChunk, kind: str, layer: int, heads: Heads) -> None:
         """Copies the bytes of the source chunk."""

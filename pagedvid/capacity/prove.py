@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import product
 
 import torch
 from torch import Tensor
@@ -20,14 +21,15 @@ from pagedvid.attention.rotation import Readers, Rotation
 from pagedvid.attention.store import LayerStore
 from pagedvid.cache.manager import CacheManager
 from pagedvid.cache.plan import QueryRange, RangePlan
-from pagedvid.cache.sizes import KVShape
 from pagedvid.cache.stream import Stream
 from pagedvid.cache.stream_codecs import StreamCodecs
 from pagedvid.capacity.cards import StreamSize
 from pagedvid.capacity.sizing import Answer, Question, answers
 from pagedvid.capacity.tensor_bytes import available_bytes, live_bytes, peak_extra_bytes, warm_up
 from pagedvid.capacity.workspace import BF16_BYTES
+from pagedvid.codecs.assignment import KINDS
 from pagedvid.codecs.book import CodecBook
+from pagedvid.codecs.heads import index_among, index_of, query_heads
 from pagedvid.devices import read_device
 from pagedvid.errors import CapacityError, ConfigError
 from pagedvid.rotary.grid_rotary import GridRotary, theta_frequencies
@@ -161,7 +163,7 @@ class _Run:
         book = CodecBook(shape.page, shape.num_kv_heads)
         book.check(codecs.all(), shape.num_layers)
         warm_up(device)
-        _make_constants(book, codecs, shape, device)
+        _make_constants(book, codecs, size, device)
         # Its angles do not matter. It is made before bytes are counted and keeps no tables, so that it does not count.
         frequencies = theta_frequencies(shape.head_dim).to(device, torch.float32)
         self._rope = GridRotary.of_sequence(frequencies, "half", num_cached=0)
@@ -234,8 +236,10 @@ class _Run:
         self.cache.check()
 
 
-def _make_constants(book: CodecBook, codecs: StreamCodecs, shape: KVShape, device: torch.device) -> None:
-    """Uses every codec once, so that what codecs keep for the whole process is not counted as a part of the cache."""
+def _make_constants(book: CodecBook, codecs: StreamCodecs, size: StreamSize, device: torch.device) -> None:
+    """Uses every codec and every index of heads once, so that what is kept for the whole process is not counted as a
+    part of the cache."""
+    shape = size.shape
     for spec in {spec for chunk in codecs.all() for spec in chunk.used(shape.num_layers, shape.num_kv_heads)}:
         codec = book.codec(spec, "keys", 0, tuple(range(shape.num_kv_heads)))
         records = codec.encode(torch.zeros(shape.num_kv_heads, 1, shape.head_dim, dtype=torch.float32, device=device))
@@ -243,6 +247,13 @@ def _make_constants(book: CodecBook, codecs: StreamCodecs, shape: KVShape, devic
             shape.num_kv_heads, spec.padded_tokens(shape.page, 1), shape.head_dim, dtype=torch.float32, device=device
         )
         codec.decode(records, 1, room)
+    group = size.num_query_heads // shape.num_kv_heads
+    for chunk, layer in product(codecs.all(), range(shape.num_layers)):
+        kept = tuple(head for head in range(shape.num_kv_heads) if chunk.at(layer, head) is not None)
+        for heads in (heads for kind in KINDS for heads, _ in chunk.groups(kind, layer, kept)):
+            index_among(heads, kept, device)
+            index_of(heads, device)
+            index_of(query_heads(heads, group), device)
 
 
 def _inputs_bytes(size: StreamSize) -> int:

@@ -420,7 +420,7 @@ def test_projective_views(make):
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs the interpreter; test_gpu.py runs on a GPU")
-@pytest.mark.parametrize("codecs", [MIXED, SHUFFLED, KLT, SHUFFLED_KLT], ids=["int", "shuffled", "klt", "shuffled klt"])
+@pytest.mark.parametrize("codecs", [SHUFFLED, SHUFFLED_KLT], ids=["int", "klt"])
 @pytest.mark.parametrize("correction", ["off", "measured"])
 def test_kernels_read_and_write_what_operations_do(codecs, correction):
     outs = []
@@ -438,6 +438,6 @@ def test_kernels_read_and_write_what_operations_do(codecs, correction):
                 torch.testing.assert_close(out.double(), expected, rtol=0, atol=tolerance * float(expected.abs().max()))
                 outs.append(out)
         cache.check()
-    if codecs in (MIXED, SHUFFLED):  # klt kernels may round a value near an edge to another level
+    if codecs is SHUFFLED:  # klt kernels may round a value near an edge to another level
         for plain, by_kernels in zip(outs[:2], outs[2:], strict=True):
             torch.testing.assert_close(by_kernels, plain, rtol=0, atol=5e-2)

@@ -15,6 +15,7 @@ from pagedvid.capacity.look_back import RebuiltLookBack, SlidingLookBack
 from pagedvid.capacity.prove import Check, prove
 from pagedvid.capacity.sizing import CODEC_CHOICES, Question
 from pagedvid.capacity.tensor_bytes import live_bytes, peak_extra_bytes
+from pagedvid.codecs.assignment import ChunkCodecs
 from pagedvid.errors import CapacityError, ConfigError
 from pagedvid.units import GIB, MIB
 
@@ -26,6 +27,7 @@ def small(model="demo", memory=24 * MIB, **changes):
     return replace(Question(card, card.resolution, card.window, memory, "none"), **changes)
 
 
+BY_HEAD = ChunkCodecs.read("int2", heads=[(0, 1, 1, "int8/int4"), (1, 1, 1, None), (2, 0, 0, "int4-post/bf16")])
 CHOICES = {
     **CODEC_CHOICES,
     "int4/int2": StreamCodecs("int4/int2"),
@@ -36,6 +38,7 @@ CHOICES = {
     "token2-g64": StreamCodecs("token2-g64"),
     "hadamard2-g64": StreamCodecs("hadamard2-g64", newest="int4-post"),
     "int2-pair-s8": StreamCodecs("int2-pair-s8"),
+    "heads": StreamCodecs(BY_HEAD),
 }
 
 
