@@ -14,6 +14,7 @@ from lib.schemes import paged
 from pagedvid.attention.step import Step
 from pagedvid.cache.plan import QueryRange
 from pagedvid.cache.sizes import stream_bytes
+from pagedvid.cache.spec import CacheSpec
 from pagedvid.cache.window import Window
 from pagedvid.capacity.card_files import config_folder
 from pagedvid.config.file import load_config
@@ -86,6 +87,10 @@ class Caches:
     def settings(self, case: Case) -> CacheConfig:
         """Complete settings of a case that is no peer. Raises ConfigError."""
         return self._run(case).config.cache
+
+    def spec(self, case: Case) -> CacheSpec:
+        """What the cache of a case that is no peer is made for. Raises ConfigError."""
+        return self._run(case).cache
 
     def new(self, case: Case, num_videos: int) -> PagedKVCache:
         """An empty cache with room for all videos. Raises ConfigError for an unknown storage."""

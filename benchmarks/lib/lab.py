@@ -79,16 +79,19 @@ class VideoLoop:
     num_chunks: int
     num_denoise_steps: int
 
-    def generate(self, history: Sequence[Tensor] | None = None, first_chunk: int = 0) -> Generated:
+    def generate(self, history: Sequence[Tensor] | None = None, first_chunk: int = 0, num_given: int = 0) -> Generated:
         """Generates every chunk from `first_chunk` on; earlier chunks do not exist.
 
-        `history`: clean latents by chunk, committed instead of the generated ones.
+        `history`: clean latents by chunk, committed instead of the generated ones. Its first `num_given` chunks are
+        committed only; the result begins after them.
         """
         streams = [self.cache.open(self.window, self.model.geometry.chunk_tokens) for _ in self.requests]
         conditions = [self.model.encode_prompt(request.prompt) for request in self.requests]
         decoders = [self.model.decoder(condition) for condition in conditions]
         made = Generated([], [])
-        for chunk in range(first_chunk, self.num_chunks):
+        for given in [] if history is None else history[:num_given]:
+            self._forward(streams, conditions, given, 0.0)
+        for chunk in range(first_chunk + num_given, self.num_chunks):
             latents = self._denoise(streams, conditions, chunk)
             made.latents.append(latents)
             parts = zip(decoders, latents.chunk(len(streams)), strict=True)
