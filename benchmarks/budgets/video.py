@@ -8,7 +8,7 @@ held   PSNR of chunks 5 to 7, when the history holds the reference's chunks: the
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -63,21 +63,19 @@ class Bench:
     def of(lab: Lab) -> Bench:
         """Makes the reference."""
         note(f"videos: {REFERENCE}")
-        loop = replace(lab.loop(lab.cache(REFERENCE)), num_chunks=HELD_CHUNKS.stop)
-        made = loop.generate()
+        made = lab.loop(lab.cache(REFERENCE), HELD_CHUNKS.stop).generate()
         return Bench(lab, made.latents, made.frames)
 
     def measure(self, row: Row) -> Result:
         """Bits, and PSNR of every video."""
         note(f"videos: {row.method}, {row.budget:g} bits")
         cache = row.storage.cache(self.lab)
-        free = replace(self.lab.loop(cache), num_chunks=FREE_CHUNKS.stop).generate()
-        held = replace(self.lab.loop(cache), num_chunks=HELD_CHUNKS.stop)
-        made = held.generate(self.history, num_given=HELD_CHUNKS.start)
+        free = self.lab.loop(cache, FREE_CHUNKS.stop).generate()
+        held = self.lab.loop(cache, HELD_CHUNKS.stop).generate(self.history, num_given=HELD_CHUNKS.start)
         return {
             "bits": round(row.storage.bits(self.lab, cache), 4),
             "free": self._psnr(free.frames[FREE_CHUNKS.start :], FREE_CHUNKS),
-            "held": self._psnr(made.frames, HELD_CHUNKS),
+            "held": self._psnr(held.frames, HELD_CHUNKS),
         }
 
     def _psnr(self, frames: Sequence[np.ndarray], chunks: range) -> list[float]:

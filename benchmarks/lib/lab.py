@@ -163,9 +163,8 @@ class Lab:
         ]
         return np.stack(list(engine_videos(engine, requests).values()))
 
-    def loop(self, cache: PagedKVCache) -> VideoLoop:
-        """A loop up to the last compared chunk, whose history can be given."""
-        num_chunks = max(COMPARED_CHUNKS) + 1
+    def loop(self, cache: PagedKVCache, num_chunks: int = COMPARED_CHUNKS[-1] + 1) -> VideoLoop:
+        """A loop, unless told otherwise up to the last compared chunk, whose history can be given."""
         return VideoLoop(self.model, cache, self.window, self.requests, num_chunks, self.num_denoise_steps)
 
     def compared(self, videos: np.ndarray) -> np.ndarray:
