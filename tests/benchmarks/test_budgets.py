@@ -16,7 +16,8 @@ from lib.quality import draw_tasks
 from pagedvid.budgets.profile import with_profile
 from pagedvid.cache.sizes import stream_bytes
 from pagedvid.calibration.observe import ObservingCache
-from pagedvid.codecs.tables_file import TABLES_FILE_NAME, save_calibration
+from pagedvid.codecs.tables_file import save_calibration
+from pagedvid.models.common.checkpoint_files import TABLES_FILE_NAME
 from pagedvid.models.demo.weights import load_demo
 
 PROGRAM = Path(__file__).parents[2] / "benchmarks" / "budgets.py"
