@@ -19,7 +19,6 @@ from budgets.video import Row
 from lib.caches import Case
 from lib.lab import Lab
 from pagedvid.budgets.profile import Profile
-from pagedvid.cache.sizes import stream_bytes
 from pagedvid.cache.stream_codecs import StreamCodecs
 from pagedvid.cache.window import Window
 from pagedvid.codecs.assignment import ChunkCodecs
@@ -50,8 +49,8 @@ class Pages:
     def cache(self, lab: Lab) -> PagedKVCache:
         any_klt = lab.caches.spec(Case(UNIFORM[TODAY_BITS]))
         spec = replace(any_klt, codecs=self.codecs, page_rows=self.page_rows, correction=self.correction)
-        num_bytes = stream_bytes(spec.shape, lab.window, spec.codecs, lab.model.geometry.chunk_tokens)
-        return PagedKVCache(spec, len(lab.requests) * num_bytes, tables=model_tables("demo", lab.weights))
+        memory = len(lab.requests) * lab.caches.stream_bytes(spec)
+        return PagedKVCache(spec, memory, tables=model_tables("demo", lab.weights))
 
     def bits(self, lab: Lab, cache: PagedKVCache) -> float:
         return lab.caches.bits(cache)

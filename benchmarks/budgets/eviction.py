@@ -10,7 +10,6 @@ from lib.caches import REFERENCE
 from lib.lab import Lab, Request
 from lib.report import note
 from lib.samples import Sample, capture
-from pagedvid.cache.sizes import stream_bytes
 from pagedvid.models.demo.pipeline import DemoModel
 from pagedvid.paged_kv_cache import PagedKVCache
 from peers import dummy_heads, lu_kv
@@ -27,8 +26,7 @@ class Eviction:
 
     def cache(self, lab: Lab) -> PagedKVCache:
         spec = lab.caches.spec(REFERENCE)
-        num_bytes = stream_bytes(spec.shape, lab.window, spec.codecs, lab.model.geometry.chunk_tokens)
-        memory = len(lab.requests) * num_bytes
+        memory = len(lab.requests) * lab.caches.stream_bytes(spec)
         return EvictingCache(spec, memory, scorer=self.scorer, allotment=self.allotment)
 
     def bits(self, lab: Lab, cache: PagedKVCache) -> float:

@@ -17,7 +17,6 @@ from lib.lab import Lab
 from lib.quality import READ_FRAMES, Task, score_attributes
 from lib.report import note
 from pagedvid.budgets.profile import Profile
-from pagedvid.cache.sizes import stream_bytes
 from pagedvid.models.demo.weights import load_demo
 
 OLD_DEFAULT = 2.25
@@ -45,14 +44,14 @@ def _measure(row: Row) -> dict[str, Any]:
     lab, tasks = _given
     note(f"long videos: {row.method}, {row.budget:g} bits")
     cache = row.storage.cache(lab)
-    videos, spec = lab.engine_frames(cache), cache.spec
+    videos = lab.engine_frames(cache)
     return {
         "method": row.method,
         "budget": row.budget,
         "bits": round(row.storage.bits(lab, cache), 4),
         "frames": lab.num_frames,
         "right": score_attributes(tasks, videos, lab.num_frames - READ_FRAMES)["all"],
-        "stream_bytes": stream_bytes(spec.shape, lab.window, spec.codecs, lab.model.geometry.chunk_tokens),
+        "stream_bytes": lab.caches.stream_bytes(cache.spec),
     }
 
 

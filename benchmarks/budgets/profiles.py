@@ -11,7 +11,6 @@ from lib.caches import REFERENCE
 from lib.lab import Lab
 from lib.report import note
 from pagedvid.budgets.profile import Profile, profile_of
-from pagedvid.cache.sizes import stream_bytes
 from pagedvid.calibration.profile import ProfilingCache, profile_from
 from pagedvid.codecs.assignment import KINDS
 from pagedvid.codecs.klt.blocks import BlockLayout
@@ -39,8 +38,7 @@ def measure_int_profile(lab: Lab) -> Profile:
 def measure_profile(lab: Lab, calibration: Calibration) -> Profile:
     """The profile of the ladder that the calibration has tables for, on the videos of `lab`."""
     spec = lab.caches.spec(REFERENCE)
-    num_bytes = stream_bytes(spec.shape, lab.window, spec.codecs, lab.model.geometry.chunk_tokens)
-    cache = ProfilingCache(spec, num_bytes, calibration=calibration)
+    cache = ProfilingCache(spec, lab.caches.stream_bytes(spec), calibration=calibration)
     curves = []
     for number, request in enumerate(lab.requests):
         note(f"profile of {cache.ladder} codecs: prompt {number + 1} of {len(lab.requests)}")

@@ -97,7 +97,7 @@ class Caches:
         peer = self.peers().get(case.storage)
         run = self._run(replace(case, storage=FORMAT) if peer else case)
         spec = run.cache
-        memory = num_videos * stream_bytes(spec.shape, self.window, spec.codecs, self.geometry.chunk_tokens)
+        memory = num_videos * self.stream_bytes(spec)
         if peer is not None:
             return PagedKVCache(spec, memory, book=PeerBook(peer, spec.shape.page, spec.num_kv_heads))
         if case.factor is None:
@@ -105,6 +105,10 @@ class Caches:
         cache = FactorCache(spec, memory, tables=run.tables)
         cache.factor = case.factor
         return cache
+
+    def stream_bytes(self, spec: CacheSpec) -> int:
+        """Most bytes that a stream ever holds."""
+        return stream_bytes(spec.shape, self.window, spec.codecs, self.geometry.chunk_tokens)
 
     def bits(self, cache: PagedKVCache) -> float:
         """Stored bits per element of a full window: pages with their padding, and what the correction stores.

@@ -14,7 +14,6 @@ from lib.caches import REFERENCE
 from lib.lab import Lab
 from lib.quality import draw_tasks
 from pagedvid.budgets.profile import with_profile
-from pagedvid.cache.sizes import stream_bytes
 from pagedvid.calibration.observe import ObservingCache
 from pagedvid.codecs.tables_file import save_calibration
 from pagedvid.models.common.checkpoint_files import TABLES_FILE_NAME
@@ -38,7 +37,7 @@ def calibrated(weights: Path) -> Path:
     """The weights with klt tables and a profile beside them."""
     lab = Lab(load_demo(weights), [task.request for task in draw_tasks(2, 50)], 64, 1, weights)
     spec = lab.caches.spec(REFERENCE)
-    cache = ObservingCache(spec, 2 * stream_bytes(spec.shape, lab.window, spec.codecs, 128))
+    cache = ObservingCache(spec, 2 * lab.caches.stream_bytes(spec))
     lab.loop(cache).generate()
     calibration = cache.calibration("demo")
     save_calibration(with_profile(calibration, measure_profile(lab, calibration)), weights / TABLES_FILE_NAME)
