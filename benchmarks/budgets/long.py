@@ -10,22 +10,23 @@ from collections.abc import Sequence
 from typing import Any
 
 from budgets.bits import Pages, by_head_rows, uniform_rows
-from budgets.spender import BF16_BITS
 from budgets.video import Row
 from fidelity.processes import shared
 from lib.lab import Lab
 from lib.quality import READ_FRAMES, Task, score_attributes
 from lib.report import note
 from pagedvid.budgets.profile import Profile
+from pagedvid.codecs.registry import read_codec
 from pagedvid.models.demo.weights import load_demo
 
+BF16 = "bf16"
 OLD_DEFAULT = 2.25
 """Bits of the uniform codecs that were the default before bits by head."""
 
 
 def long_rows(lab: Lab, klt: Profile, budgets: Sequence[float]) -> list[Row]:
     """bf16, the old default, and what takes its place."""
-    before = [Row("bf16", BF16_BITS, Pages.uniform("bf16")), *uniform_rows(OLD_DEFAULT)]
+    before = [Row(BF16, read_codec(BF16).bits, Pages.uniform(BF16)), *uniform_rows(OLD_DEFAULT)]
     return before + [row for bits in budgets for row in by_head_rows(lab, klt, bits)]
 
 

@@ -21,7 +21,6 @@ from pagedvid.cache.sizes import KVShape
 from pagedvid.cache.window import Window
 from pagedvid.codecs.registry import read_codec
 
-BF16_BITS = 16
 Heads = Sequence[Sequence[HeadStorage]]
 """How every head is stored, by layer."""
 
@@ -73,7 +72,8 @@ class Spender:
 
     def _budget_bytes(self, bits: float) -> int:
         """Of one chunk."""
-        return int(bits * self.shape.bf16_bytes(self.profile.chunk_tokens) / BF16_BITS)
+        shape = self.shape
+        return int(bits * 2 * self.profile.chunk_tokens * shape.num_tables * shape.head_dim / 8)
 
     def _stored(self, chosen_2LH: Tensor) -> Heads:
         rungs, window = self.profile.rungs, (self.window.recent_chunks, True)
