@@ -46,7 +46,7 @@ def measure_profile(lab: Lab, calibration: Calibration) -> Profile:
         replace(lab, requests=[request]).loop(cache, lab.num_chunks).generate()
         curves.append(cache.curves())
     prompts = [request.prompt for request in lab.requests]
-    return profile_from(cache, prompts, curves, lab.model.geometry.chunk_tokens)
+    return profile_from(cache, lab.window, prompts, curves, lab.model.geometry.chunk_tokens)
 
 
 def means_only(calibration: Calibration) -> Calibration:
