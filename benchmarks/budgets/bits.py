@@ -14,14 +14,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from budgets.spender import Heads, Spender
+from budgets.spender import Spender
 from budgets.video import Row
 from lib.caches import Case
 from lib.lab import Lab
 from pagedvid.budgets.profile import Profile
+from pagedvid.budgets.spend import Spending
+from pagedvid.cache.head_codecs import codecs_by_head
 from pagedvid.cache.stream_codecs import StreamCodecs
-from pagedvid.cache.window import Window
-from pagedvid.codecs.assignment import ChunkCodecs
 from pagedvid.models.registry import model_tables
 from pagedvid.paged_kv_cache import PagedKVCache
 
@@ -38,7 +38,6 @@ class Pages:
 
     codecs: StreamCodecs
     page_rows: int
-    correction: str = "off"
 
     @staticmethod
     def uniform(codec: str) -> Pages:
@@ -48,7 +47,7 @@ class Pages:
 
     def cache(self, lab: Lab) -> PagedKVCache:
         any_klt = lab.caches.spec(Case(UNIFORM[TODAY_BITS]))
-        spec = replace(any_klt, codecs=self.codecs, page_rows=self.page_rows, correction=self.correction)
+        spec = replace(any_klt, codecs=self.codecs, page_rows=self.page_rows, correction=self.codecs.correction)
         memory = len(lab.requests) * lab.caches.stream_bytes(spec)
         return PagedKVCache(spec, memory, tables=model_tables("demo", lab.weights))
 
@@ -70,7 +69,7 @@ def bits_rows(lab: Lab, klt: Profile, plain: Profile, budgets: Sequence[float]) 
         rows.append(Row("heads in layers", bits, pages(small, small.heads_in_layers(bits))))
         rows += by_head_rows(lab, klt, bits)
         ints = spender(lab, plain, plain.page_rows)
-        rows.append(Row("int by head", bits, pages(ints, ints.by_head(bits), "measured")))
+        rows.append(Row("int by head", bits, pages(ints, ints.by_head(bits))))
     return rows
 
 
@@ -94,18 +93,6 @@ def spender(lab: Lab, profile: Profile, page_rows: int) -> Spender:
     return Spender(profile, replace(shape, page_rows=page_rows), lab.window)
 
 
-def pages(spender: Spender, heads: Heads, correction: str = "off") -> Pages:
+def pages(spender: Spender, spending: Spending) -> Pages:
     """Heads stored so, on the pages of the spender."""
-    return Pages(stream_codecs(heads, spender.window), spender.shape.page_rows, correction)
-
-
-def stream_codecs(heads: Heads, window: Window) -> StreamCodecs:
-    """The codecs of all heads, and the look-backs that are shorter than the window."""
-    each = [(layer, head, stored) for layer, of_layer in enumerate(heads) for head, stored in enumerate(of_layer)]
-    codecs = [(layer, head, head, f"{stored.keys}/{stored.values}") for layer, head, stored in each]
-    shorter = [
-        (layer, head, head, stored.recent_chunks, stored.keeps_sinks)
-        for layer, head, stored in each
-        if (stored.recent_chunks, stored.keeps_sinks) != (window.recent_chunks, True)
-    ]
-    return StreamCodecs(ChunkCodecs.read(codecs[0][3], heads=codecs), look_back=tuple(shorter))
+    return Pages(codecs_by_head(spending, spender.profile.rungs[1]), spender.shape.page_rows)

@@ -8,7 +8,6 @@ Axes: 2 kinds, keys before values; N items; L layers; H KV heads; R rungs.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -16,13 +15,10 @@ from torch import Tensor
 
 from pagedvid.budgets.profile import Profile
 from pagedvid.budgets.solver import Choices, allocate
-from pagedvid.budgets.spend import HeadStorage, spend
+from pagedvid.budgets.spend import HeadStorage, Spending, spend
 from pagedvid.cache.sizes import KVShape
 from pagedvid.cache.window import Window
 from pagedvid.codecs.registry import read_codec
-
-Heads = Sequence[Sequence[HeadStorage]]
-"""How every head is stored, by layer."""
 
 
 @dataclass(frozen=True)
@@ -34,22 +30,22 @@ class Spender:
     """With the pages to use, which may differ from those of the profile where all heads keep the window."""
     window: Window
 
-    def by_head(self, bits: float, look_back: str = "uniform") -> Heads:
+    def by_head(self, bits: float, look_back: str = "uniform") -> Spending:
         """All heads compete; with `look_back` "per_head", for look-back, too. Raises ConfigError as `spend`."""
         window = (self.window.sink_chunks, self.window.recent_chunks)
-        return spend(self.profile, self.shape.page, *window, bits, look_back).heads
+        return spend(self.profile, self.shape.page, *window, bits, look_back)
 
-    def by_layer(self, bits: float) -> Heads:
+    def by_layer(self, bits: float) -> Spending:
         """All layers compete; the heads of a layer share their rungs. Raises ConfigError for too few bits."""
         num_heads = self.shape.num_kv_heads
-        chosen_2L = self._allocate(self._errors_2LHR.sum(2), num_heads, self._budget_bytes(bits))
-        return self._stored(chosen_2L.unsqueeze(2).expand(-1, -1, num_heads))
+        chosen_2L = self._allocate(self._errors_2LHR.sum(2), num_heads, int(bits * self._num_values / 8))
+        return self._spending(chosen_2L.unsqueeze(2).expand(-1, -1, num_heads))
 
-    def heads_in_layers(self, bits: float) -> Heads:
+    def heads_in_layers(self, bits: float) -> Spending:
         """The heads of a layer compete; every layer has as many bytes. Raises ConfigError for too few bits."""
-        budget_bytes = self._budget_bytes(bits) // self.shape.num_layers
+        budget_bytes = int(bits * self._num_values / 8 / self.shape.num_layers)
         layers = [self._allocate(errors_2HR, 1, budget_bytes) for errors_2HR in self._errors_2LHR.unbind(1)]
-        return self._stored(torch.stack(layers, dim=1))
+        return self._spending(torch.stack(layers, dim=1))
 
     def without_mean(self) -> Spender:
         """The same without the rung of no pages."""
@@ -62,23 +58,31 @@ class Spender:
         """Means over the prompts."""
         return torch.stack([self.profile.keys_PLHR, self.profile.values_PLHR]).mean(1)
 
-    def _allocate(self, errors_2NR: Tensor, num_tables: int, budget_bytes: int) -> Tensor:
-        """The rung of each item of `num_tables` tables, [2, N]."""
-        num_tokens, page = self.profile.chunk_tokens, self.shape.page
-        num_pages = [read_codec(rung).num_pages(page, num_tokens) for rung in self.profile.rungs]
-        num_bytes = tuple(num_tables * page.num_bytes * each for each in num_pages)
+    @property
+    def _num_values(self) -> int:
+        """Of a full window."""
+        shape = self.shape
+        return 2 * self.window.max_chunks * self.profile.chunk_tokens * shape.num_tables * shape.head_dim
+
+    @property
+    def _rung_bytes(self) -> list[int]:
+        """Of the keys or the values of one head, in all chunks of a full window."""
+        page, chunk_tokens = self.shape.page, self.profile.chunk_tokens
+        num_pages = [read_codec(rung).num_pages(page, chunk_tokens) for rung in self.profile.rungs]
+        return [self.window.max_chunks * page.num_bytes * each for each in num_pages]
+
+    def _allocate(self, errors_2NR: Tensor, num_heads: int, budget_bytes: int) -> Tensor:
+        """The rung of each item of so many heads, [2, N]."""
+        num_bytes = tuple(num_heads * each for each in self._rung_bytes)
         items = [Choices(num_bytes, tuple(errors)) for errors in errors_2NR.flatten(0, 1).tolist()]
         return torch.tensor(allocate(items, budget_bytes)).view(errors_2NR.shape[:2])
 
-    def _budget_bytes(self, bits: float) -> int:
-        """Of one chunk."""
-        shape = self.shape
-        return int(bits * 2 * self.profile.chunk_tokens * shape.num_tables * shape.head_dim / 8)
-
-    def _stored(self, chosen_2LH: Tensor) -> Heads:
+    def _spending(self, chosen_2LH: Tensor) -> Spending:
         rungs, window = self.profile.rungs, (self.window.recent_chunks, True)
-        layers = zip(*chosen_2LH.tolist(), strict=True)
-        return [
-            [HeadStorage(rungs[key], rungs[value], *window) for key, value in zip(keys, values, strict=True)]
-            for keys, values in layers
-        ]
+        heads = tuple(
+            tuple(HeadStorage(rungs[key], rungs[value], *window) for key, value in zip(keys, values, strict=True))
+            for keys, values in zip(*chosen_2LH.tolist(), strict=True)
+        )
+        num_bytes = sum(self._rung_bytes[rung] for rung in chosen_2LH.flatten().tolist())
+        error = self._errors_2LHR.gather(-1, chosen_2LH.unsqueeze(-1)).sum()
+        return Spending(heads, num_bytes, 8 * num_bytes / self._num_values, float(error))

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import replace
+from collections.abc import Iterator, Sequence
 from itertools import product
 
 import pytest
 import torch
 
-from budgets.bits import pages, stream_codecs
-from budgets.spender import Heads, Spender
+from budgets.spender import Spender
 from pagedvid.budgets.profile import Profile
 from pagedvid.budgets.spend import HeadStorage
 from pagedvid.cache.sizes import KVShape
@@ -29,6 +27,9 @@ def spender(seed: int = 0) -> Spender:
     keys, values = (torch.rand(2, 3, 2, 2, len(RUNGS), generator=chance) * 0.6).cumprod(-1)
     windows = torch.rand(3, 2, 2, 2, 4, generator=chance)
     return Spender(Profile("klt", RUNGS, 12, 128, 1, 4, ("a", "b", "c"), keys, values, windows), SHAPE, WINDOW)
+
+
+Heads = Sequence[Sequence[HeadStorage]]
 
 
 def tables(heads: Heads) -> Iterator[tuple[int, int, int, int]]:
@@ -61,37 +62,26 @@ def of_rungs(keys: tuple, values: tuple) -> Heads:
 @pytest.mark.parametrize("num_pages", [4, 12, 20])
 def test_layers_share_rungs_and_are_the_best_that_do(num_pages: int) -> None:
     spending, bits = spender(), num_pages * 0.75 / 8
-    heads = spending.by_layer(bits)
+    spent = spending.by_layer(bits)
+    heads = spent.heads
     assert sum(pages_of(heads)) <= num_pages
     numbers = range(len(RUNGS))
     alike = (of_rungs(((a, a), (b, b)), ((c, c), (d, d))) for a, b, c, d in product(numbers, numbers, numbers, numbers))
     least = min(error_of(spending, each) for each in alike if sum(pages_of(each)) <= num_pages)
-    assert error_of(spending, heads) == pytest.approx(least, rel=1e-6)
+    assert error_of(spending, heads) == pytest.approx(least, rel=1e-6) == spent.error
+    assert spent.bits == pytest.approx(sum(pages_of(heads)) * 0.75 / 8)
+    assert spent.num_bytes == sum(pages_of(heads)) * 12 * 64 * 5
 
 
 def test_heads_in_layers_spend_no_layer_s_bytes_on_another() -> None:
     spending = spender(1)
-    heads = spending.heads_in_layers(1.5)
+    heads = spending.heads_in_layers(1.5).heads
     assert all(count <= 8 for count in pages_of(heads))
-    free = spending.by_head(1.5)
+    free = spending.by_head(1.5).heads
     assert sum(pages_of(free)) <= 16
     assert error_of(spending, free) <= error_of(spending, heads)
 
 
 def test_without_mean_every_head_stores_something() -> None:
-    heads = replace(spender(2)).without_mean().by_layer(0.75)
+    heads = spender(2).without_mean().by_layer(0.75).heads
     assert {stored.keys for of_layer in heads for stored in of_layer} == {"klt0.75"}
-
-
-def test_heads_become_codecs_and_look_backs() -> None:
-    first, second = HeadStorage("klt1.5", "klt3", 4, True), HeadStorage("mean", "klt0.75", 2, False)
-    codecs = stream_codecs([[first, second], [second, first]], WINDOW)
-    assert [str(codecs.steady.at(layer, head)) for layer, head in product(range(2), range(2))] == [
-        "klt1.5/klt3",
-        "mean/klt0.75",
-        "mean/klt0.75",
-        "klt1.5/klt3",
-    ]
-    assert set(codecs.look_back) == {(0, 1, 1, 2, False), (1, 0, 0, 2, False)}
-    stored = pages(spender(), [[first, first], [first, first]])
-    assert (stored.page_rows, stored.codecs.look_back) == (12, ())
