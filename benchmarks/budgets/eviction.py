@@ -46,7 +46,8 @@ def capture_prompts(model: DemoModel, window_chunks: int, requests: Sequence[Req
 
 def eviction_rows(lab: Lab, samples: Sequence[Sample], budgets: Sequence[float]) -> list[Row]:
     """Every method at every budget that keeps at least one token of each head on average."""
-    curves = {scorer: lu_kv.loss_curves(samples, scorer) for scorer in ("own", "ahead")}
+    curves = {scorer: lu_kv.loss_curves(samples, scorer, lu_kv.mean_utilities) for scorer in ("own", "ahead")}
+    published = lu_kv.loss_curves(samples, "ahead", lu_kv.largest_utilities)
     geometry, needs_LH = lab.model.geometry, dummy_heads.needs(samples)
 
     def methods(count: int) -> Iterator[tuple[str, Eviction]]:
@@ -55,6 +56,7 @@ def eviction_rows(lab: Lab, samples: Sequence[Sample], budgets: Sequence[float])
             yield f"top-k, {scorer}", Eviction(scorer, even)
             yield f"AdaKV, {scorer}", Eviction(scorer, AdaKV(count))
             yield f"LU-KV, {scorer}", Eviction(scorer, lu_kv.spend(curves[scorer], count))
+        yield "LU-KV max, ahead", Eviction("ahead", lu_kv.spend(published, count))
         yield "dummy heads", Eviction("ahead", dummy_heads.whole_heads(needs_LH, geometry.chunk_tokens, count))
         yield "random tokens", Eviction("random", even)
 

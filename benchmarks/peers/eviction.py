@@ -9,8 +9,8 @@ random   a rank drawn at random: the control
 
 uniform  every head keeps as many (`HeadCounts`)
 AdaKV    the best scores over all heads of a layer, with a share that every head is sure of (arXiv 2407.11550)
-LU-KV    counts for each head from a profile of what dropping costs (lu_kv.py, `HeadCounts`)
-dummy    heads that attend least to history keep none of it (dummy_heads.py, `HeadCounts`)
+LU-KV    counts for each head from a profile of what dropping costs; "LU-KV max" with the paper's utility (lu_kv.py)
+dummy    heads that attend least to history keep none of it (dummy_heads.py)
 
 Scores are means over queries and over the query heads of a KV head. Axes: H KV heads, Q queries, n tokens, D head_dim.
 """

@@ -1,20 +1,22 @@
 """LU-KV (arXiv 2602.08585): how many tokens each head keeps, from an offline profile of what dropping them costs.
 
-1. A token's utility is the largest attention that any later query pays to it, times the norm of its value, divided by
-   the layer's mean norm. The later queries are those of the denoise steps of one chunk that reads five others.
+1. A token's utility is the attention that later queries pay to it, times the norm of its value, divided by the layer's
+   mean norm. The later queries are those of the denoise steps of one chunk that reads five others.
 2. Tokens are ordered as the deployed scorer will order them, so that a curve shows what this scorer really loses: the
    utility of all tokens that are dropped, over the number that is kept. Curves are means over chunks and prompts.
 3. The lower convex hull of each curve; one global number of tokens goes where the hulls fall fastest.
 
-Differences from the paper: norms are those of values, not of values after the output projection, which the cache does
-not know; curves are averaged over prompts, not the budgets that follow from each.
+The paper takes the largest attention of any later query, of some tens in its profile (`largest_utilities`). A video's
+chunk is read by thousands, and the mean over them (`mean_utilities`) serves it better. Other differences: norms are those
+of values, not of values after the output projection, which the cache does not know; curves are averaged over prompts, not
+the budgets that follow from each.
 
 Axes: S samples, one per layer of each prompt; C chunks; H heads; T and n tokens of a chunk; L layers; D head_dim.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -23,23 +25,23 @@ from torch import Tensor
 from lib.samples import Sample
 from peers.eviction import HeadCounts, attention_paid
 
+Utilities = Callable[[Sample], Tensor]
 FEWEST_TOKENS = 1
 """What every head keeps of a chunk, as in the published code."""
 
 
-def loss_curves(samples: Sequence[Sample], scorer: str) -> np.ndarray:
+def loss_curves(samples: Sequence[Sample], scorer: str, utilities: Utilities) -> np.ndarray:
     """Utility lost when a head keeps the best m tokens of a chunk, [L, H, n + 1] for m = 0 to n."""
     num_layers = 1 + max(sample.layer for sample in samples)
     by_layer = [
-        torch.stack([_lost(sample, scorer) for sample in samples if sample.layer == layer]).mean(0)
+        torch.stack([_lost(sample, scorer, utilities(sample)) for sample in samples if sample.layer == layer]).mean(0)
         for layer in range(num_layers)
     ]
     return torch.stack(by_layer).numpy()
 
 
-def _lost(sample: Sample, scorer: str) -> Tensor:
+def _lost(sample: Sample, scorer: str, utilities_CHn: Tensor) -> Tensor:
     """[H, n + 1], mean over the chunks of a sample."""
-    utilities_CHn = utilities(sample)
     curves = []
     for chunk, utility_Hn in enumerate(utilities_CHn):
         order_Hn = chunk_scores(sample, chunk, scorer).argsort(dim=-1, descending=True, stable=True)
@@ -48,13 +50,22 @@ def _lost(sample: Sample, scorer: str) -> Tensor:
     return torch.stack(curves).mean(0)
 
 
-def utilities(sample: Sample) -> Tensor:
-    """The largest weighted attention of a later query to each stored token, [C, H, n]."""
-    weights_LHTN = later_attention(sample)
-    num_chunks, _, num_tokens, _ = sample.k_CHTD.shape
-    paid_HN = weights_LHTN[..., : num_chunks * num_tokens].amax((0, 2))
+def mean_utilities(sample: Sample) -> Tensor:
+    """By the mean attention of later queries, [C, H, n]."""
+    return _weighted(sample, later_attention(sample).mean((0, 2)))
+
+
+def largest_utilities(sample: Sample) -> Tensor:
+    """By the largest attention of any later query, [C, H, n]."""
+    return _weighted(sample, later_attention(sample).amax((0, 2)))
+
+
+def _weighted(sample: Sample, paid_HN: Tensor) -> Tensor:
+    """Attention to stored tokens times the relative norms of their values, [C, H, n]."""
     norm_CHn = sample.v_CHTD.norm(dim=-1)
-    return paid_HN.unflatten(1, (num_chunks, num_tokens)).transpose(0, 1) * norm_CHn / norm_CHn.mean()
+    num_chunks, _, num_tokens = norm_CHn.shape
+    paid_HCn = paid_HN[:, : num_chunks * num_tokens].unflatten(1, (num_chunks, num_tokens))
+    return paid_HCn.transpose(0, 1) * norm_CHn / norm_CHn.mean()
 
 
 def later_attention(sample: Sample) -> Tensor:

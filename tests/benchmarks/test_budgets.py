@@ -53,7 +53,7 @@ def test_token_eviction(program: ModuleType, weights: Path, tmp_path: Path, caps
     out = tmp_path / "budgets.json"
     results = run(program, weights, out, "--parts", "eviction", "--bits", "16", "2.25")
     by_place = {(row["method"], row["budget"]): row for row in results["eviction"]}
-    assert len(by_place) == 16
+    assert len(by_place) == 18
     for (_, budget), row in by_place.items():
         assert row["bits"] == pytest.approx(budget) and len(row["free"]) == len(row["held"]) == 2
         assert (min(row["free"]) > 55) == (min(row["held"]) > 55) == (budget == 16)

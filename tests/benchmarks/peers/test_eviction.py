@@ -11,7 +11,7 @@ import torch
 from lib.samples import draw_family
 from peers.dummy_heads import needs, whole_heads
 from peers.eviction import AdaKV, HeadCounts, attention_paid, even_counts
-from peers.lu_kv import chunk_scores, hull_gains, loss_curves, spend, utilities
+from peers.lu_kv import chunk_scores, hull_gains, largest_utilities, loss_curves, mean_utilities, spend
 
 
 def test_head_counts_keep_the_best_of_each_head() -> None:
@@ -71,8 +71,8 @@ def test_lu_kv_spends_tokens_where_they_are_worth_most() -> None:
 @pytest.mark.parametrize("scorer", ["own", "ahead"])
 def test_loss_curves_are_the_utility_of_what_a_scorer_drops(scorer: str) -> None:
     sample = draw_family("low rank", 0, head_dim=8, num_chunks=2, num_frames=1, frame_tokens=6)
-    (curves_Hm,) = loss_curves([sample], scorer)
-    utilities_CHn = utilities(sample)
+    (curves_Hm,) = loss_curves([sample], scorer, mean_utilities)
+    utilities_CHn = mean_utilities(sample)
     for head, kept in product(range(2), range(7)):
         lost = []
         for chunk in range(2):
@@ -81,14 +81,15 @@ def test_loss_curves_are_the_utility_of_what_a_scorer_drops(scorer: str) -> None
         assert curves_Hm[head, kept] == pytest.approx(np.mean(lost), abs=1e-5)
 
 
-def test_utility_is_the_largest_attention_times_the_norm_of_the_value() -> None:
+def test_utility_is_attention_times_the_norm_of_the_value() -> None:
     sample = draw_family("full rank, no redundancy", 1, head_dim=8, num_chunks=2, num_frames=1, frame_tokens=5)
     keys = torch.cat([sample.rotated(sample.k_CHTD[c], c) for c in range(2)], dim=1)
     keys = torch.cat([keys, sample.rotated(sample.current_k_LHTD[0], -1)], dim=1).double()
     weights = (sample.rotated(sample.q_LHTD[0], -1).double() @ keys.mT / 8**0.5).softmax(-1)
     norm = sample.v_CHTD.double().square().sum(-1).sqrt()
-    expected = weights[1, :, 5 + 3].max() * norm[1, 1, 3] / norm.mean()
-    assert float(utilities(sample)[1, 1, 3]) == pytest.approx(float(expected), rel=1e-5)
+    for utilities, paid in ((mean_utilities, weights[1, :, 5 + 3].mean()), (largest_utilities, weights[1, :, 8].max())):
+        expected = float(paid * norm[1, 1, 3] / norm.mean())
+        assert float(utilities(sample)[1, 1, 3]) == pytest.approx(expected, rel=1e-5)
 
 
 def test_dummy_heads_keep_nothing() -> None:
