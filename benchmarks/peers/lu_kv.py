@@ -6,12 +6,12 @@
    utility of all tokens that are dropped, over the number that is kept. Curves are means over chunks and prompts.
 3. The lower convex hull of each curve; one global number of tokens goes where the hulls fall fastest.
 
-The paper takes the largest attention of any later query, of some tens in its profile (`largest_utilities`). A video's
-chunk is read by thousands, and the mean over them (`mean_utilities`) serves it better. Other differences: norms are those
-of values, not of values after the output projection, which the cache does not know; curves are averaged over prompts, not
+The paper takes the largest attention of any later query, of some tens in its profile (`largest_utilities`). A chunk of a
+video is read by thousands, and the mean over them (`mean_utilities`) serves it better. Other differences: norms are of
+values, not of values after the output projection, which the cache does not know; curves are averaged over prompts, not
 the budgets that follow from each.
 
-Axes: S samples, one per layer of each prompt; C chunks; H heads; T and n tokens of a chunk; L layers; D head_dim.
+Axes: L layers; C chunks; H heads; n tokens of a chunk; m = 0 to n of them; N tokens of all chunks. Samples have others.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def _weighted(sample: Sample, paid_HN: Tensor) -> Tensor:
 
 
 def later_attention(sample: Sample) -> Tensor:
-    """Attention of the forwards that read all chunks, [L forwards, H, T, N]: stored tokens by chunk, then their own."""
+    """Attention in the forwards that read all chunks, [forwards, H, queries, N + n]: to stored tokens, then their own."""
     keys = [sample.rotated(k_HTD, chunk) for chunk, k_HTD in enumerate(sample.k_CHTD)]
     weights = []
     for q_HTD, k_HTD in zip(sample.q_LHTD, sample.current_k_LHTD, strict=True):
