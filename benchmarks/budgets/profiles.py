@@ -12,6 +12,7 @@ from lib.lab import Lab
 from lib.report import note
 from pagedvid.budgets.profile import Profile, profile_of
 from pagedvid.calibration.profile import ProfilingCache, profile_from
+from pagedvid.calibration.sensitivity import SensedModel
 from pagedvid.codecs.assignment import KINDS
 from pagedvid.codecs.klt.blocks import BlockLayout
 from pagedvid.codecs.tables_file import Calibration, load_calibration
@@ -39,11 +40,12 @@ def measure_profile(lab: Lab, calibration: Calibration) -> Profile:
     """The profile of the ladder that the calibration has tables for, on the videos of `lab`."""
     spec = lab.caches.spec(REFERENCE)
     cache = ProfilingCache(spec, lab.caches.stream_bytes(spec), calibration=calibration)
+    sensed = replace(lab, model=SensedModel(lab.model, cache))
     curves = []
     for number, request in enumerate(lab.requests):
         note(f"profile of {cache.ladder} codecs: prompt {number + 1} of {len(lab.requests)}")
         cache.begin(seed=number)
-        replace(lab, requests=[request]).loop(cache, lab.num_chunks).generate()
+        replace(sensed, requests=[request]).loop(cache, lab.num_chunks).generate()
         curves.append(cache.curves())
     prompts = [request.prompt for request in lab.requests]
     return profile_from(cache, lab.window, prompts, curves, lab.model.geometry.chunk_tokens)
