@@ -16,17 +16,19 @@ from lib.lab import Lab
 from lib.quality import READ_FRAMES, Task, score_attributes
 from lib.report import note
 from pagedvid.budgets.profile import Profile
+from pagedvid.cache.stream_codecs import StreamCodecs
 from pagedvid.codecs.registry import read_codec
 from pagedvid.models.demo.weights import load_demo
 
-BF16 = "bf16"
+BF16, BF16_ROWS = "bf16", 32
+"""Pages of 16 tokens, which the demo model's chunks of 128 fill without padding."""
 OLD_DEFAULT = 2.25
 """Bits of the uniform codecs that were the default before bits by head."""
 
 
 def long_rows(lab: Lab, klt: Profile, budgets: Sequence[float]) -> list[Row]:
     """bf16, the old default, and what takes its place."""
-    before = [Row(BF16, read_codec(BF16).bits, Pages.uniform(BF16)), *uniform_rows(OLD_DEFAULT)]
+    before = [Row(BF16, read_codec(BF16).bits, Pages(StreamCodecs(BF16), BF16_ROWS)), *uniform_rows(OLD_DEFAULT)]
     return before + [row for bits in budgets for row in by_head_rows(lab, klt, bits)]
 
 

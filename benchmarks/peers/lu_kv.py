@@ -69,7 +69,7 @@ def _weighted(sample: Sample, paid_HN: Tensor) -> Tensor:
 
 
 def later_attention(sample: Sample) -> Tensor:
-    """Attention in the forwards that read all chunks, [forwards, H, queries, N + n]: to stored tokens, then their own."""
+    """Attention in the forwards that read all chunks, [forwards, H, queries, N + n]; their own tokens are last."""
     keys = [sample.rotated(k_HTD, chunk) for chunk, k_HTD in enumerate(sample.k_CHTD)]
     weights = []
     for q_HTD, k_HTD in zip(sample.q_LHTD, sample.current_k_LHTD, strict=True):
