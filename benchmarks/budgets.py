@@ -34,7 +34,7 @@ from budgets.show import show
 from budgets.video import HELD_CHUNKS, Bench, Row, measure_rows
 from lib.lab import Lab
 from lib.quality import READ_FRAMES, draw_tasks
-from lib.report import make_parser, use_threads, write_report
+from lib.report import make_parser, save_report, use_threads
 from pagedvid.models.demo.weights import load_demo
 
 PARTS = ("bits", "eviction", "default", "long")
@@ -56,14 +56,14 @@ class Program:
         """One row per method and budget."""
         of_others = self._lab(self.arguments.profile_prompts, self.arguments.seed + PROFILE_SEED, self.num_frames)
         klt, ints = profiles.shipped_profile(self.arguments.weights), profiles.measure_int_profile(of_others)
-        return self._measure(bits.bits_rows(self.lab, klt, ints, self.arguments.bits))
+        return self._measure(self._wanted(bits.bits_rows(self.lab, klt, ints, self.arguments.bits)))
 
     def eviction(self) -> list[dict[str, Any]]:
         """One row per method and budget."""
         tasks = draw_tasks(self.arguments.profile_prompts, self.arguments.seed + PROFILE_SEED)
         requests, num_steps = [task.request for task in tasks], self.arguments.steps
         samples = eviction.capture_prompts(self.model, self.lab.window.max_chunks, requests, num_steps)
-        return self._measure(eviction.eviction_rows(self.lab, samples, self.arguments.bits))
+        return self._measure(self._wanted(eviction.eviction_rows(self.lab, samples, self.arguments.bits)))
 
     def default(self) -> list[dict[str, Any]]:
         """The old default, then what takes its place."""
@@ -87,12 +87,16 @@ class Program:
     def _measure(self, rows: Sequence[Row]) -> list[dict[str, Any]]:
         if self._bench is None:
             self._bench = Bench.of(self.lab)
-        wanted = [row for row in rows if self.arguments.methods is None or row.method in self.arguments.methods]
-        return measure_rows(self._bench, wanted, self.arguments.processes)
+        return measure_rows(self._bench, rows, self.arguments.processes)
+
+    def _wanted(self, rows: Sequence[Row]) -> list[Row]:
+        """Those of --methods."""
+        methods = self.arguments.methods
+        return [row for row in rows if methods is None or row.method in methods]
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Measures, writes the JSON file, prints tables, draws the plot into the same folder."""
+    """Measures, writes the JSON file part by part, prints tables, draws the plot into the same folder."""
     arguments = parse(argv)
     use_threads(arguments.threads)
     if arguments.show is not None:
@@ -105,8 +109,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         "default": program.default,
         "long": program.long,
     }
-    results = {name: parts[name]() for name in arguments.parts}
-    write_report(arguments, "budgets", results)
+    results: dict[str, Any] = {}
+    for name in arguments.parts:
+        results[name] = parts[name]()
+        save_report(arguments, "budgets", results)
+    print(f"\nwritten to {arguments.out}")
     show(results, arguments.out.with_suffix(".png"))
 
 
@@ -117,7 +124,9 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--prompts", type=int, default=32, help="videos to compare")
     parser.add_argument("--profile-prompts", type=int, default=6, help="other videos, to spend budgets by")
     parser.add_argument("--bits", type=float, nargs="+", default=list(bits.UNIFORM), help="budgets, bits per value")
-    parser.add_argument("--methods", nargs="+", metavar="NAME", help="rows to measure (default: all)")
+    parser.add_argument(
+        "--methods", nargs="+", metavar="NAME", help="rows of the parts bits and eviction (default: all)"
+    )
     parser.add_argument("--default-bits", type=float, nargs="+", default=[1.1, 1.2, 1.3], help="of the part default")
     parser.add_argument("--long-bits", type=float, nargs="+", default=[1.25, 0.75], help="of the part long")
     parser.add_argument("--long-frames", type=int, default=224, help="length of its videos")
