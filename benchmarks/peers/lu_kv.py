@@ -7,9 +7,9 @@
 3. The lower convex hull of each curve; one global number of tokens goes where the hulls fall fastest.
 
 The paper takes the largest attention of any later query, of some tens in its profile (`largest_utilities`). A chunk of
-a video is read by thousands, and the mean over them (`mean_utilities`) serves it better. Other differences: norms are of
-values, not of values after the output projection, which the cache does not know; curves are averaged over prompts, not
-the budgets that follow from each.
+a video is read by thousands, and the mean over them (`mean_utilities`) serves it better. Other differences: norms are
+of values, not of values after the output projection, which the cache does not know; curves are averaged over prompts,
+not the budgets that follow from each.
 
 Axes: L layers; C chunks; H heads; n tokens of a chunk; m = 0 to n of them; N tokens of all chunks. Samples have others.
 """
