@@ -15,7 +15,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 from budgets.video import FREE_CHUNKS, HELD_CHUNKS
 
 BITS_COLORS = ("#000000", "#0072b2", "#56b4e9", "#009e73", "#d55e00", "#cc79a7", "#e69f00")
-EVICTION_COLORS = ("#666666", "#8c6d31", "#7b4173", "#3182bd", "#31a354", "#bd9e39", "#ad494a", "#aaaaaa")
+EVICTION_COLORS = ("#666666", "#8c6d31", "#7b4173", "#3182bd", "#31a354", "#bd9e39", "#ad494a", "#cccccc", "#111111")
 TICKS = (0.5, 0.75, 1, 1.5, 2.25)
 
 

@@ -1,8 +1,8 @@
-"""Prints the results of budgets.py as tables of 80 columns, says what they show, and draws the plot."""
+"""Prints the results of budgets.py as tables of 80 columns, and draws the plot."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +49,7 @@ def video_tables(rows: Sequence[Measured]) -> dict[str, str]:
     return tables
 
 
-def budget_table(rows: Sequence[Measured], cell: Any) -> str:
+def budget_table(rows: Sequence[Measured], cell: Callable[[Measured], str]) -> str:
     """One line per method, one column per budget; `cell`: what to write for a row."""
     budgets = sorted({row["budget"] for row in rows}, reverse=True)
     methods = dict.fromkeys(row["method"] for row in rows)
