@@ -39,9 +39,10 @@ from lib.report import format_table, make_parser, use_threads, write_report
 from pagedvid.attention.backend import select_backend
 from pagedvid.attention.scratch import CPU_BYTES
 from pagedvid.cache.plan import QueryRange
-from pagedvid.cache.sizes import KVShape, stream_bytes
+from pagedvid.cache.sizes import KVShape
 from pagedvid.cache.spec import CacheSpec
 from pagedvid.cache.stream_codecs import StreamCodecs
+from pagedvid.cache.stream_sizes import stream_bytes
 from pagedvid.cache.window import Window
 from pagedvid.paged_kv_cache import PagedKVCache
 from pagedvid.rotary.grid_rotary import GridRotary

@@ -21,10 +21,11 @@ import torch
 from lib.layers import REAL_SHAPES, SHAPES, LayerInputs, LayerShape, dense_call, layer_cache
 from lib.measuring import seconds_on
 from lib.report import format_table, make_parser, name_after_device, use_threads, write_report
+from pagedvid.attention.commit_correction import Writing
 from pagedvid.attention.dense.choice import provider_reasons
 from pagedvid.attention.measure import MEASURED_QUERIES
 from pagedvid.attention.rotation import Readers, Rotation
-from pagedvid.attention.store import LayerStore, Writing
+from pagedvid.attention.store import LayerStore
 from pagedvid.cache.window import Window
 
 CACHED_CHUNKS = 6

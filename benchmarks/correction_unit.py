@@ -36,9 +36,9 @@ from lib.measuring import interleaved, median_ratio, seconds_of
 from lib.report import format_table, make_parser, mean_and_error, note, use_threads, write_report
 from lib.samples import Sample
 from pagedvid.cache.plan import QueryRange
-from pagedvid.cache.sizes import stream_bytes
 from pagedvid.cache.spec import CacheSpec
 from pagedvid.cache.stream_codecs import StreamCodecs
+from pagedvid.cache.stream_sizes import stream_bytes
 from pagedvid.cache.window import Window
 from pagedvid.paged_kv_cache import PagedKVCache
 

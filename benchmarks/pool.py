@@ -26,10 +26,11 @@ from statistics import median
 from lib.report import format_table, make_parser, use_threads, write_report
 from pagedvid.cache.manager import CacheManager
 from pagedvid.cache.plan import QueryRange
-from pagedvid.cache.sizes import KVShape, stream_bytes
+from pagedvid.cache.sizes import KVShape
 from pagedvid.cache.spec import CacheSpec
 from pagedvid.cache.stream import Stream
 from pagedvid.cache.stream_codecs import StreamCodecs
+from pagedvid.cache.stream_sizes import stream_bytes
 from pagedvid.cache.window import Window
 
 OPERATIONS = ("open", "commit", "fork", "release fork", "release")

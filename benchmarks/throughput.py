@@ -33,7 +33,7 @@ import torch
 
 from lib.measuring import interleaved, median_ratio, peak_resident_bytes, resident_bytes, seconds_of
 from lib.report import format_table, make_parser, note, use_threads, write_report
-from pagedvid.cache.sizes import stream_bytes
+from pagedvid.cache.stream_sizes import stream_bytes
 from pagedvid.cache.window import Window
 from pagedvid.config.sections import CacheConfig, Config, ModelConfig
 from pagedvid.engine.engine import Engine

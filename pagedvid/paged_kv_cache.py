@@ -28,8 +28,9 @@ from pagedvid.cache.plan import QueryRange, StepPlan, chunk_positions
 from pagedvid.cache.spec import CacheSpec
 from pagedvid.cache.stream import Stream
 from pagedvid.cache.stream_codecs import StreamCodecs
+from pagedvid.codecs.assignment import Heads
 from pagedvid.codecs.book import CodecBook
-from pagedvid.codecs.klt.file import load_calibration
+from pagedvid.codecs.tables_file import load_calibration
 from pagedvid.correction.formula import QuantError
 from pagedvid.errors import ConfigError, ShapeError, StateError
 from pagedvid.host_state import current_device, independent_of_host
@@ -44,10 +45,10 @@ class StoredLayer(NamedTuple):
     k: Tensor
     """float32 [n, H, D], in the host's channel order."""
     v: Tensor
-    quant_errors: tuple[tuple[slice, QuantError], ...]
-    """For each run of heads that are corrected alike, counted from the first head that was read: what is known of how
+    quant_errors: tuple[tuple[Heads, QuantError], ...]
+    """For each group of heads whose keys share a codec, counted from the first head that was read: what is known of how
     storing changed the keys. Its `bias` is what the correction subtracts from the log-sum-exp (correction/formula.py).
-    Nothing is subtracted in heads that are in no run."""
+    Nothing is subtracted in heads that are in no group."""
 
 
 class PagedKVCache(CacheManager):
@@ -151,24 +152,24 @@ class PagedKVCache(CacheManager):
         wanted = self._checked_heads(heads)
         with current_device(self.pool.device):
             k_HnD, v_HnD = store.read(chunk, layer, rope, wanted)
-            errors = store.quant_errors(chunk, layer, wanted, has_rope=rope is not None)
+            errors = store.correction.quant_errors(chunk, layer, wanted, has_rope=rope is not None)
         if rotated is None:
             rotated = self.spec.keys_arrive == "rotated"
         if rotated:
             k_HnD = rotated_at(k_HnD, rope, chunk_positions(history)[chunk.index])
         if rope is not None:
             k_HnD = from_half_layout(k_HnD, rope.layout)
-        counted = ((slice(run.start - wanted.start, run.stop - wanted.start), error) for run, error in errors)
+        counted = ((tuple(head - wanted[0] for head in group), error) for group, error in errors)
         return StoredLayer(k_HnD.transpose(0, 1), v_HnD.transpose(0, 1), tuple(counted))
 
-    def _checked_heads(self, heads: tuple[int, int] | None) -> slice:
+    def _checked_heads(self, heads: tuple[int, int] | None) -> Heads:
         num_heads = self.spec.num_kv_heads
         if heads is None:
-            return slice(0, num_heads)
+            return tuple(range(num_heads))
         ends = whole_numbers("heads", heads)
         if len(ends) != 2 or not 0 <= ends[0] <= ends[1] < num_heads:
             raise ShapeError(f"heads are {heads}; give the first and the last, from 0 to {num_heads - 1}")
-        return slice(ends[0], ends[1] + 1)
+        return tuple(range(ends[0], ends[1] + 1))
 
 
 def as_ranges(items: Sequence[Stream | QueryRange]) -> list[QueryRange]:

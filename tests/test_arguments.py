@@ -13,8 +13,9 @@ import torch
 
 from pagedvid import CacheSpec, PagedKVCache, QueryRange, Window
 from pagedvid.arguments import whole_number, whole_numbers
-from pagedvid.cache.sizes import KVShape, peak_pages
+from pagedvid.cache.sizes import KVShape
 from pagedvid.cache.stream_codecs import StreamCodecs
+from pagedvid.cache.stream_sizes import peak_pages
 from pagedvid.cache.window import Commit
 from pagedvid.errors import CapacityError, ConfigError, PagedvidError, ShapeError
 

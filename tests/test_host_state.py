@@ -21,7 +21,7 @@ from torch import Tensor
 from pagedvid import CacheSpec, PagedKVCache, StreamCodecs, Window
 from pagedvid.cache.plan import QueryRange
 from pagedvid.codecs.book import CodecBook
-from pagedvid.codecs.klt.file import Calibration, load_calibration, save_calibration
+from pagedvid.codecs.tables_file import Calibration, load_calibration, save_calibration
 from pagedvid.errors import ShapeError
 from pagedvid.host_state import independent_of_host, plain_tensor
 from pagedvid.integrations.dense_view import DenseWindow

@@ -29,6 +29,7 @@ ROOMS = (
     ("pagedvid.rotary",),
     ("pagedvid.codecs",),
     ("pagedvid.correction",),
+    ("pagedvid.budgets",),
     ("pagedvid.cache",),
     ("pagedvid.attention",),
     ("pagedvid.paged_kv_cache", "pagedvid"),
@@ -47,6 +48,7 @@ ROOMS = (
 NOT_FOR_MODELS = (
     "pagedvid.codecs",
     "pagedvid.correction",
+    "pagedvid.budgets",
     "pagedvid.cache",
     "pagedvid.attention",
     "pagedvid.paged_kv_cache",
@@ -59,8 +61,8 @@ PLAIN_OF_THE_CACHE = (
     "pagedvid.codecs.assignment",
 )
 """Integers: no tensor, and nothing that runs."""
-BUILDERS = ("pagedvid.models.build",)
-"""Puts a model and a cache together."""
+BUILDERS = ("pagedvid.models.build", "pagedvid.models.storage")
+"""Put a model and a cache together."""
 
 ONE_FILE_LIBRARIES = (
     "av",

@@ -79,7 +79,7 @@ class Workshop:
         """
         codecs, num_heads = self.cache.spec.codecs.steady, self.cache.spec.num_kv_heads
         for (layer, kind), x_RnD in self.seen.items():
-            codec = self.cache.book.codec(codecs.of(kind, layer), kind, layer, slice(0, num_heads))
+            codec = self.cache.book.codec(codecs.of(kind, layer), kind, layer, tuple(range(num_heads)))
             chunks_at_once = max(1, TOGETHER_VALUES // x_RnD[:num_heads].numel())
             for part_RnD in x_RnD.split(num_heads * chunks_at_once):
                 codec.encode(part_RnD)

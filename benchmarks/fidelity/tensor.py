@@ -29,8 +29,8 @@ from lib.schemes import Scheme, paged, paged_scheme, peer_scheme
 from pagedvid.calibration.fit import calibrate
 from pagedvid.codecs.book import CodecBook
 from pagedvid.codecs.klt.blocks import BlockLayout
-from pagedvid.codecs.klt.file import Calibration, load_calibration
 from pagedvid.codecs.spec import PageFormat, block_frames
+from pagedvid.codecs.tables_file import Calibration, load_calibration
 from pagedvid.models.demo.weights import load_demo
 from pagedvid.models.registry import model_tables
 from peers.catalogue import peers

@@ -13,8 +13,8 @@ from pathlib import Path
 from lib.schemes import paged
 from pagedvid.attention.step import Step
 from pagedvid.cache.plan import QueryRange
-from pagedvid.cache.sizes import stream_bytes
 from pagedvid.cache.spec import CacheSpec
+from pagedvid.cache.stream_sizes import stream_bytes, window_bits_per_value
 from pagedvid.cache.window import Window
 from pagedvid.capacity.card_files import config_folder
 from pagedvid.config.file import load_config
@@ -120,9 +120,7 @@ class Caches:
             return cache.book.bits + 8 * shape.correction_bytes(codecs.steady) / shape.num_tables / (
                 2 * num_tokens * shape.head_dim
             )
-        newest = self.window.max_chunks - 1
-        stored = [codecs.final(index, self.window) for index in range(newest)] + [codecs.at_commit(newest, self.window)]
-        return sum(shape.bits_per_value(num_tokens, chunk) for chunk in stored) / len(stored)
+        return window_bits_per_value(shape, self.window, codecs, num_tokens)
 
     def _run(self, case: Case) -> RunSpec:
         model = ModelConfig(weights=None if self.weights is None else str(self.weights))

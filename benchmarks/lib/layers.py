@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from pagedvid.attention.dense.choice import create_provider
-from pagedvid.cache.sizes import stream_bytes
 from pagedvid.cache.spec import CacheSpec
 from pagedvid.cache.stream_codecs import StreamCodecs
+from pagedvid.cache.stream_sizes import stream_bytes
 from pagedvid.cache.window import Window
 from pagedvid.codecs.assignment import ChunkCodecs
 from pagedvid.codecs.base import make_codec

@@ -74,7 +74,8 @@ def paged_scheme(codecs: Paged, page: PageFormat, book: CodecBook) -> Scheme:
     """The scheme of a pair of codecs. `book`: made for this page."""
 
     def store(kind: str, layer: int, x_HnD: Tensor) -> Stored:
-        return through_pages(page, book.codec(codecs.pair.of(kind), kind, layer, slice(0, len(x_HnD))), x_HnD)
+        codec = book.codec(codecs.pair.of(kind), kind, layer, tuple(range(len(x_HnD))))
+        return through_pages(page, codec, x_HnD)
 
     return Scheme(codecs.name, store, codecs.pair.keys.stores_rotated)
 

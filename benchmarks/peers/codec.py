@@ -13,7 +13,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from pagedvid.codecs.assignment import KINDS
+from pagedvid.codecs.assignment import KINDS, Heads
 from pagedvid.codecs.base import Codec
 from pagedvid.codecs.book import CodecBook
 from pagedvid.codecs.registry import read_codec
@@ -76,7 +76,7 @@ class PeerBook(CodecBook):
         super().__init__(page, num_kv_heads)
         self._by_kind = {kind: PeerCodec(peer, kind, page) for kind in KINDS}
 
-    def codec(self, spec: CodecSpec, kind: str, layer: int, heads: slice) -> Codec:
+    def codec(self, spec: CodecSpec, kind: str, layer: int, heads: Heads) -> Codec:
         """The same for all layers and heads. Raises ConfigError for another name than "sim"."""
         if spec.name != FORMAT:
             raise ConfigError(f"codec {spec.name!r} was asked of a peer; only {FORMAT!r} is here")

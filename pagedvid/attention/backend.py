@@ -66,9 +66,8 @@ class AttentionBackend:
         self._prepared: OrderedDict[Hashable, PreparedStep] = OrderedDict()
         # The constants of kernels are made now, not during the first steps.
         for codecs in spec.codecs.all() if uses_kernels else ():
-            for pair in book.pairs(codecs, spec.num_layers):
-                for codec in pair:
-                    book.access(codec, pool.device, uses_kernels)
+            for codec in book.of_chunks(codecs, spec.num_layers):
+                book.access(codec, pool.device, uses_kernels)
 
     def prepare(
         self,
@@ -124,9 +123,14 @@ def _operations(uses_kernels: bool) -> tuple[Callable[..., None], Callable[..., 
 
 
 def plan_key(plan: StepPlan) -> Hashable:
-    """Ranges, positions and chunks of a step. Chunk ids are never reused."""
+    """Ranges, positions and chunks of a step. Chunk ids are never reused, but heads let go of chunks."""
     return tuple(
-        (r.num_tokens, r.first_token, r.current, tuple((read.chunk.id, read.first_token) for read in r.reads))
+        (
+            r.num_tokens,
+            r.first_token,
+            r.current,
+            tuple((read.chunk.id, read.chunk.codecs, read.first_token) for read in r.reads),
+        )
         for r in plan.ranges
     )
 

@@ -86,21 +86,21 @@ class PreparedStep:
                 tiles = self._tiles[layer] = [
                     self.tools.planner.tiles(batch, layer, self, q_THD.dtype) for batch in self.batches
                 ]
-        group, is_whole = q_THD.shape[1] // k_THD.shape[1], len(tiles) == len(tiles[0]) == 1
-        out_THD: Tensor | None = None
+        given, first = (q_THD, k_THD, v_THD, context), tiles[0][0]
+        is_whole = len(tiles) == len(tiles[0]) == 1 and isinstance(self.batches[0].queries.rows, slice)
+        if is_whole and not first.rounds:
+            return _Attending.of(self, self.batches[0], first, *given).attend(None).flatten(0, 1).contiguous()
+        out_THD = q_THD.new_empty(q_THD.shape)
         for batch, in_batch in zip(self.batches, tiles, strict=True):
+            rows = batch.queries.rows
+            of_batch_TqD = out_THD[rows]  # a view, or else a copy, into which the tiles write first
             for tile in in_batch:
-                queries = slice(tile.heads.start * group, tile.heads.stop * group)
-                part = _Attending(self, batch, tile, q_THD[:, queries], k_THD[:, tile.heads], v_THD[:, tile.heads])
-                if is_whole and not tile.rounds and isinstance(batch.queries.rows, slice):
-                    return part.attend(context, None).flatten(0, 1).contiguous()
-                if out_THD is None:
-                    out_THD = q_THD.new_empty(q_THD.shape)
-                place = out_THD[batch.queries.rows, queries].unflatten(0, (batch.num_ranges, -1))
-                made = part.attend(context, place if tile.rounds else None)
-                if made is not place or not isinstance(batch.queries.rows, slice):
-                    out_THD[batch.queries.rows, queries] = made.flatten(0, 1)
-        assert out_THD is not None
+                place = of_batch_TqD[:, tile.queries].unflatten(0, (batch.num_ranges, -1))
+                made = _Attending.of(self, batch, tile, *given).attend(place if tile.rounds else None)
+                if made is not place or not isinstance(tile.queries, slice):
+                    of_batch_TqD[:, tile.queries] = made.flatten(0, 1)
+            if not isinstance(rows, slice):
+                out_THD[rows] = of_batch_TqD
         return out_THD
 
     # ------------------------------------------------------------------ the form in which queries meet keys
@@ -186,25 +186,25 @@ class PreparedStep:
         inverse_scales: tuple[Tensor | None, Tensor | None] = (None, None),
     ) -> None:
         """Decodes a piece of history; keys are rotated. `inverse_scales` [S, h]: of keys and values in 8 bits."""
-        records, num_tokens, (of_keys, of_values) = self.tools.planner.pool.records, piece.num_tokens, inverse_scales
-        piece.keys.decode(records, piece.key_pages, num_tokens, keys_EJnhD, piece.angles, of_keys)
-        piece.values.decode(records, piece.value_pages, num_tokens, values_EJnhD, None, of_values)
+        records, num_tokens = self.tools.planner.pool.records, piece.num_tokens
+        both = zip((piece.keys, piece.values), (keys_EJnhD, values_EJnhD), inverse_scales, strict=True)
+        for decodings, out, scales in both:
+            for each in decodings:
+                each.kernels.decode_heads(records, each.pages_ShP, num_tokens, out, each.heads, each.angles, scales)
 
     def read_group(self, batch: Batch, group: Group, scales: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor]:
         """Keys and values of a group's chunks, [E, J, n, h, D]. `scales` [E, J, h]: of keys and values in 8 bits."""
-        num_heads = sum(piece.key_pages.shape[1] for piece in group.pieces if piece.first_token == 0)
-        head_dim = self.tools.planner.spec.head_dim
+        num_heads, head_dim = group.pieces[0].num_heads, self.tools.planner.spec.head_dim
         shape = (batch.num_ranges, group.num_columns, group.room_tokens, num_heads, head_dim)
         keys, values = (self.buffer(name, shape, is_fp8=scales is not None) for name in ("keys", "values"))
         for piece in group.pieces:
             first = piece.first_token // piece.num_tokens
             columns = slice(first, first + len(piece.columns))
-            places = _heads_of(piece, keys[:, columns]), _heads_of(piece, values[:, columns])
+            places = keys[:, columns], values[:, columns]
             if scales is None:
                 self.read(batch, piece, *places)
             else:
-                of_heads = (_heads_of(piece, each[:, columns].unsqueeze(-1)).squeeze(-1) for each in scales)
-                inverse = [(1 / each).flatten(0, 1).contiguous() for each in of_heads]
+                inverse = [(1 / each[:, columns]).flatten(0, 1) for each in scales]
                 self.read(batch, piece, *places, (inverse[0], inverse[1]))
         return keys, values
 
@@ -253,12 +253,21 @@ class _Attending:
     q_TqD: Tensor
     k_ThD: Tensor
     v_ThD: Tensor
+    context: Context
 
-    def attend(self, context: Context, out_ETqD: Tensor | None) -> Tensor:
+    @staticmethod
+    def of(
+        step: PreparedStep, batch: Batch, tile: Tile, q_THD: Tensor, k_THD: Tensor, v_THD: Tensor, context: Context
+    ) -> _Attending:
+        """With the tile's heads of the packed queries, keys and values."""
+        heads, queries = tile.index, tile.queries
+        return _Attending(step, batch, tile, q_THD[:, queries], k_THD[:, heads], v_THD[:, heads], context)
+
+    def attend(self, out_ETqD: Tensor | None) -> Tensor:
         """The outputs [E, T, q, D]; where partials are merged, in `out_ETqD`."""
         step, batch, tile, scale = self.step, self.batch, self.tile, self.step.tools.planner.spec.scale
         q_ETqD = step.buffer("queries", (batch.num_ranges, batch.queries.num_tokens, *self.q_TqD.shape[1:]))
-        own = step.dense(q_ETqD, *self._own_keys(context, q_ETqD), scale)
+        own = step.dense(q_ETqD, *self._own_keys(q_ETqD), scale)
         if out_ETqD is None:
             return step.result(batch, own[0])
         for number, round_ in enumerate(tile.rounds, start=1):
@@ -271,7 +280,7 @@ class _Attending:
             own = out_ETqD, own[1] if lse_ETq is None else lse_ETq
         return step.result(batch, own[0])
 
-    def _own_keys(self, context: Context, q_ETqD: Tensor) -> Partial:
+    def _own_keys(self, q_ETqD: Tensor) -> Partial:
         """Keys and values of the sequence that needs no correction, [E, n, h, D]; also arranges the queries."""
         step, batch, tile = self.step, self.batch, self.tile
         given = self.q_TqD, self.k_ThD, self.v_ThD, q_ETqD
@@ -283,13 +292,13 @@ class _Attending:
         values, first, end = step.buffer("values", shape), batch.context_tokens, batch.num_current_tokens
         step.arrange(batch, *given, keys[:, first:end], values[:, first:end])
         if first:
-            pairs = [pair for number in batch.numbers if (pair := context[number]) is not None]
-            stacked = (torch.stack([pair[i][:, tile.heads] for pair in pairs]) for i in (0, 1))
+            pairs = [pair for number in batch.numbers if (pair := self.context[number]) is not None]
+            stacked = (torch.stack([pair[i][:, tile.index] for pair in pairs]) for i in (0, 1))
             keys[:, :first], values[:, :first] = step.context_keys(batch, *stacked)
         for piece in tile.own:
             num_columns, first = len(piece.columns), end + piece.first_token
             last = first + num_columns * piece.num_tokens
-            k, v = (_heads_of(piece, x[:, first:last].unflatten(1, (num_columns, -1))) for x in (keys, values))
+            k, v = (x[:, first:last].unflatten(1, (num_columns, -1)) for x in (keys, values))
             step.read(batch, piece, k, v)
         return keys, values
 
@@ -308,8 +317,3 @@ class _Attending:
                 out, lse = step.fp8_dense(queries, k, v, scale, *(each.flatten(0, 1) for each in scales))
             partials.append((out.unflatten(0, (num_ranges, -1)), lse.unflatten(0, (num_ranges, -1))))
         return partials
-
-
-def _heads_of(piece: Piece, x_EJnhD: Tensor) -> Tensor:
-    """The heads of a piece, of keys or values of its tile."""
-    return x_EJnhD if piece.heads is None else x_EJnhD[..., piece.heads, :]

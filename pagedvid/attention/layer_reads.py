@@ -3,7 +3,7 @@
 If the scratch cannot hold what a range sees, the heads are cut into tiles, and for a single head also the chunks into
 groups, and the groups into rounds.
 
-Axes: E ranges, J columns, S = E * J chunks, h heads of a piece, P pages of a head, D head_dim.
+Axes: E ranges, J columns, S = E * J chunks, h heads that share a codec, P pages of a head, D head_dim.
 """
 
 from __future__ import annotations
@@ -11,23 +11,27 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import groupby, pairwise
+from itertools import groupby
 from typing import Protocol
 
 import torch
-from torch import Tensor
 
 from pagedvid.attention.batches import Batch, Column
 from pagedvid.attention.layer_bias import BiasPlanner
-from pagedvid.attention.tiles import Group, Piece, Round, Tile, by_range
+from pagedvid.attention.tiles import Decoding, Group, Piece, Round, Tile, by_range
 from pagedvid.cache.plan import RangePlan
 from pagedvid.cache.pool import PagePool
 from pagedvid.cache.spec import CacheSpec
-from pagedvid.codecs.assignment import KINDS, CodecPair
+from pagedvid.codecs.assignment import KINDS, ChunkCodecs, CodecPair, HeadGroups, Heads
 from pagedvid.codecs.book import CodecBook
+from pagedvid.codecs.heads import index_among, index_of, query_heads
+from pagedvid.codecs.spec import CodecSpec
 from pagedvid.correction.formula import BiasSource, bias_source
 from pagedvid.rotary.angles import Angles
 
+Use = tuple[BiasSource | None, int, bool]
+"""What must be the same in all heads of a tile: how a column is corrected, along which axes (their id), and whether it
+is read in 8 bits."""
 TOGETHER_BYTES = 32 * 2**20
 """Most decoded keys and values of ranges that are attended together: beyond it, one call more costs nothing."""
 
@@ -86,39 +90,45 @@ class ReadPlanner:
         alike = self._heads_alike(batch, layer, view)
         return [tile for each in alike for tile in self._tiles_of(batch, *each, layer, view, dtype)]
 
-    def _heads_alike(self, batch: Batch, layer: int, view: HistoryView) -> list[tuple[slice, Sequence[Column]]]:
-        """Neighbouring heads that can share tiles, and the columns that they see."""
-        every, columns = slice(0, self.spec.num_kv_heads), batch.columns
-        runs = (run for column in columns for run, _ in column.codecs.runs(layer, every))
-        bounds = sorted({bound for run in (every, *runs) for bound in (run.start, run.stop)})
-        cuts = (slice(start, stop) for start, stop in pairwise(bounds))
-        alike: list[tuple[slice, Sequence[Column]]] = []
-        for uses, each in groupby(cuts, lambda cut: [self._use(column, layer, cut, view) for column in columns]):
-            first, *more = each
-            seen = [column for column, use in zip(columns, uses, strict=True) if use is not None]
-            alike.append((slice(first.start, more[-1].stop if more else first.stop), seen))
-        return alike
+    def _heads_alike(self, batch: Batch, layer: int, view: HistoryView) -> list[tuple[Heads, Sequence[Column]]]:
+        """Heads that can share tiles, and the columns that they see."""
+        by_codecs = {column.codecs: self._uses(column.codecs, layer, view) for column in batch.columns}
+        by_column = [by_codecs[column.codecs] for column in batch.columns]
+        alike: dict[tuple[Use | None, ...], list[int]] = {}
+        for head in self._every:
+            alike.setdefault(tuple(uses.get(head) for uses in by_column), []).append(head)
+        return [
+            (tuple(heads), [column for column, use in zip(batch.columns, uses, strict=True) if use is not None])
+            for uses, heads in alike.items()
+        ]
 
-    def _use(self, column: Column, layer: int, heads: slice, view: HistoryView) -> tuple[object, ...] | None:
-        """What must be the same in all heads of a tile: how a column is corrected and along which axes, and whether it
-        is read in 8 bits; None: it is not seen."""
-        pair = column.codecs.at(layer, heads.start)
-        if pair is None:
-            return None
-        keys, _ = self.book.pair(column.codecs, layer, heads)
-        return self._source(column, layer, heads, view), id(keys.axes), view.takes_fp8(pair)
+    def _uses(self, codecs: ChunkCodecs, layer: int, view: HistoryView) -> dict[int, Use]:
+        """How each head uses a column that is stored so; without heads that do not see it."""
+        uses: dict[int, Use] = {}
+        for heads, spec in codecs.groups("keys", layer, self._every):
+            source = bias_source(self.spec.correction, spec, has_rope=view.has_rope)
+            axes = id(self.book.codec(spec, "keys", layer, heads).axes)
+            for head in heads:
+                pair = codecs.at(layer, head)
+                assert pair is not None
+                uses[head] = source, axes, view.takes_fp8(pair)
+        return uses
+
+    @cached_property
+    def _every(self) -> Heads:
+        return tuple(range(self.spec.num_kv_heads))
 
     def _tiles_of(
         self,
         batch: Batch,
-        heads: slice,
+        heads: Heads,
         columns: Sequence[Column],
         layer: int,
         view: HistoryView,
         dtype: torch.dtype,
     ) -> list[Tile]:
         """The tiles of heads that see `columns`."""
-        fp8 = {column: view.takes_fp8(pair) for column in columns if (pair := column.codecs.at(layer, heads.start))}
+        fp8 = {column: view.takes_fp8(pair) for column in columns if (pair := column.codecs.at(layer, heads[0]))}
         alone = [column for column in columns if fp8[column] or self._source(column, layer, heads, view) is not None]
         own = [column for column in columns if column not in alone]
         widest = max(batch.num_current_tokens + _tokens(own), _tokens(alone))
@@ -136,56 +146,72 @@ class ReadPlanner:
                 Round(each, *self._bias.terms(each, layer, tile, batch.num_ranges, pulls_queries=view.pulls_queries))
                 for each in _in_rounds(made, most_partials)
             )
-            tiles.append(Tile(tile, tuple(self._pieces(own, layer, view, tile)), rounds))
+            queries = query_heads(tile, self.spec.query_heads // self.spec.num_kv_heads)
+            index, of_queries = (index_of(each, self.pool.device) for each in (tile, queries))
+            tiles.append(Tile(index, of_queries, tuple(self._pieces(own, layer, view, tile)), rounds))
         return tiles
 
-    def _partial_bytes(self, batch: Batch, heads: slice, dtype: torch.dtype) -> int:
+    def _partial_bytes(self, batch: Batch, heads: Heads, dtype: torch.dtype) -> int:
         """A partial of all ranges over one chunk each."""
         num_queries = batch.queries.num_tokens * (self.spec.query_heads // self.spec.num_kv_heads)
-        return batch.num_ranges * num_queries * (heads.stop - heads.start) * self.spec.head_dim * dtype.itemsize
+        return batch.num_ranges * num_queries * len(heads) * self.spec.head_dim * dtype.itemsize
 
     def _head_bytes(self, num_tokens: int, dtype: torch.dtype) -> int:
         """Keys and values of one head."""
         return 2 * dtype.itemsize * num_tokens * self.spec.head_dim
 
-    def _group(self, columns: Sequence[Column], layer: int, view: HistoryView, heads: slice, is_fp8: bool) -> Group:
+    def _group(self, columns: Sequence[Column], layer: int, view: HistoryView, heads: Heads, is_fp8: bool) -> Group:
         pieces, num_tokens = tuple(self._pieces(columns, layer, view, heads)), columns[0].num_tokens
         is_corrected = any(piece.source is not None for piece in pieces)
         parts = view.part_tokens(columns[0], layer) if is_corrected else (num_tokens,)
         room_tokens = num_tokens if self.uses_kernels else max(piece.padded_tokens for piece in pieces)
         return Group(pieces, parts, is_fp8, room_tokens)
 
-    def _pieces(self, columns: Sequence[Column], layer: int, view: HistoryView, heads: slice) -> Iterator[Piece]:
+    def _pieces(self, columns: Sequence[Column], layer: int, view: HistoryView, heads: Heads) -> Iterator[Piece]:
+        def alike(column: Column) -> tuple[int, list[HeadGroups]]:
+            return column.num_tokens, [column.codecs.groups(kind, layer, heads) for kind in KINDS]
+
         first = 0
-        for (num_tokens, runs), each in groupby(columns, lambda it: (it.num_tokens, it.codecs.runs(layer, heads))):
-            alike = tuple(each)
-            for run, _ in runs:
-                of_tile = None if run == heads else slice(run.start - heads.start, run.stop - heads.start)
-                codecs = self.book.pair(alike[0].codecs, layer, run)
-                keys, values = (self.book.access(codec, self.pool.device, self.uses_kernels) for codec in codecs)
-                key_pages, value_pages = (self._pages(alike, kind, layer, run) for kind in KINDS)
-                angles = view.angles(alike, stored_rotated=codecs[0].spec.stores_rotated)
-                source = self._source(alike[0], layer, run, view)
-                all_pages = zip(codecs, (key_pages, value_pages), strict=True)
-                padded = max(codec.page_tokens * pages.shape[2] for codec, pages in all_pages)
-                yield Piece(alike, first, of_tile, keys, values, key_pages, value_pages, angles, source, padded)
-            first += len(alike) * num_tokens
+        for (num_tokens, groups), each in groupby(columns, alike):
+            together = tuple(each)
+            keys, values = (
+                tuple(self._decoding(together, kind, layer, view, heads, *group) for group in of_kind)
+                for kind, of_kind in zip(KINDS, groups, strict=True)
+            )
+            page = self.spec.shape.page
+            padded = max(spec.padded_tokens(page, num_tokens) for of_kind in groups for _, spec in of_kind)
+            source = self._source(together[0], layer, heads, view)
+            yield Piece(together, first, keys, values, source, padded)
+            first += len(together) * num_tokens
 
-    def _pages(self, columns: Sequence[Column], kind: str, layer: int, heads: slice) -> Tensor:
-        tables = [read.chunk.table.layer_on(self.pool.device, kind, layer, heads) for read in by_range(columns)]
-        return torch.stack(tables)
+    def _decoding(
+        self,
+        columns: Sequence[Column],
+        kind: str,
+        layer: int,
+        view: HistoryView,
+        tile: Heads,
+        heads: Heads,
+        spec: CodecSpec,
+    ) -> Decoding:
+        """How `heads` of a tile are read, which share a codec."""
+        codec = self.book.codec(spec, kind, layer, heads)
+        kernels = self.book.access(codec, self.pool.device, self.uses_kernels)
+        reads = by_range(columns)
+        pages_ShP = torch.stack([read.chunk.table.layer_on(self.pool.device, kind, layer, heads) for read in reads])
+        angles = view.angles(columns, stored_rotated=spec.stores_rotated) if kind == "keys" else None
+        return Decoding(index_among(heads, tile, self.pool.device), kernels, pages_ShP, angles)
 
-    def _source(self, column: Column, layer: int, heads: slice, view: HistoryView) -> BiasSource | None:
+    def _source(self, column: Column, layer: int, heads: Heads, view: HistoryView) -> BiasSource | None:
         """Where b of heads comes from that are corrected alike."""
-        pair = column.codecs.at(layer, heads.start)
+        pair = column.codecs.at(layer, heads[0])
         return None if pair is None else bias_source(self.spec.correction, pair.keys, has_rope=view.has_rope)
 
 
-def _head_tiles(heads: slice, most_heads: int) -> list[slice]:
+def _head_tiles(heads: Heads, most_heads: int) -> list[Heads]:
     """Heads in equal tiles of up to `most_heads`."""
-    num_heads = heads.stop - heads.start
-    per_tile = -(-num_heads // -(-num_heads // min(num_heads, most_heads)))
-    return [slice(first, min(first + per_tile, heads.stop)) for first in range(heads.start, heads.stop, per_tile)]
+    per_tile = -(-len(heads) // -(-len(heads) // min(len(heads), most_heads)))
+    return [heads[first : first + per_tile] for first in range(0, len(heads), per_tile)]
 
 
 def _tokens(columns: Sequence[Column]) -> int:

@@ -22,6 +22,8 @@ from pagedvid.attention.projection import StepProjection
 from pagedvid.attention.rotation import Readers, Rotation
 from pagedvid.cache.chunk import Chunk
 from pagedvid.cache.plan import PendingChunk, RangePlan
+from pagedvid.codecs.assignment import Heads
+from pagedvid.codecs.heads import index_of
 from pagedvid.correction.fit import fit_alpha, leave_out, log_mass, reader_log_odds
 from pagedvid.correction.formula import BiasSource, QuantError, QuerySquares
 from pagedvid.rotary.projective import map_points
@@ -217,22 +219,24 @@ def by_kv_head(q_SHD: Tensor, num_kv_heads: int) -> Tensor:
     return q_SHD.float().unflatten(1, (num_kv_heads, -1)).permute(1, 2, 0, 3).flatten(1, 2)
 
 
-def copy_correction(pending: PendingChunk, layer: int, heads: slice) -> None:
+def copy_correction(pending: PendingChunk, layer: int, heads: Heads) -> None:
     """Copies what the source chunk keeps for the correction of some heads of one layer."""
     source, chunk = pending.source, pending.chunk
     assert source is not None
     if chunk.alpha is not None and source.alpha is not None:
-        chunk.alpha[layer, heads] = source.alpha[layer, heads]
+        index = index_of(heads, chunk.alpha.device)
+        chunk.alpha[layer, index] = source.alpha[layer, index]
     if chunk.variance is not None and source.variance is not None:
-        chunk.variance[layer, heads] = source.variance[layer, heads]
+        index = index_of(heads, chunk.variance.device)
+        chunk.variance[layer, index] = source.variance[layer, index]
     if layer in source.runs:
         chunk.runs[layer] = source.runs[layer]
 
 
-def fit_chunk(chunk: Chunk, effects: Sequence[tuple[int, slice, Effect]]) -> None:
+def fit_chunk(chunk: Chunk, effects: Sequence[tuple[int, Heads, Effect]]) -> None:
     """Fits alpha to all layers at once: one fit per layer would take long compared with a small chunk's other work."""
     assert chunk.alpha is not None
     log_odds, shift, b = (torch.cat(parts) for parts in zip(*(effect for *_, effect in effects), strict=True))
     alpha = fit_alpha(log_odds, shift, b).to(chunk.alpha.device)
     for (layer, heads, _), alpha_H in zip(effects, alpha.split([len(each[2].bias) for each in effects]), strict=True):
-        chunk.alpha[layer, heads] = alpha_H
+        chunk.alpha[layer, index_of(heads, chunk.alpha.device)] = alpha_H

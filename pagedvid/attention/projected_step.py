@@ -103,9 +103,11 @@ class ProjectedStep(PreparedStep):
         records, layout = self.tools.planner.pool.records, self.projection.projection.layout
         decoded = self.buffer("unmapped", tuple(keys_EJnhD.shape))
         tokens = decoded[:, :, : piece.num_tokens]  # without the room for whole pages, whose frames have no maps
-        piece.keys.decode(records, piece.key_pages, piece.num_tokens, decoded)
+        for keys in piece.keys:
+            keys.kernels.decode_heads(records, keys.pages_ShP, piece.num_tokens, decoded, keys.heads)
         keys_EJnhD[:, :, : piece.num_tokens] = mapped_chunks(from_half_layout(tokens, layout), maps)
-        piece.values.decode(records, piece.value_pages, piece.num_tokens, decoded)
+        for values in piece.values:
+            values.kernels.decode_heads(records, values.pages_ShP, piece.num_tokens, decoded, values.heads)
         values_EJnhD[:, :, : piece.num_tokens] = mapped_chunks(tokens, maps)
 
     @override

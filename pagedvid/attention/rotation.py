@@ -13,6 +13,7 @@ from torch import Tensor
 
 from pagedvid.cache.plan import PendingChunk, RangePlan, StepPlan
 from pagedvid.cache.spec import CacheSpec
+from pagedvid.codecs.heads import HeadIndex
 from pagedvid.rotary.checked import CheckedRope, Ropes
 from pagedvid.rotary.tables import Arrival, RopeTables, rotate, to_half_layout, unrotate
 
@@ -34,9 +35,9 @@ class Readers:
     """For each query, its own token in the stored chunk, int64 [S], which is left out: no later reader has one there.
     None for a chunk of an earlier pass, and for a chunk of one token."""
 
-    def of_heads(self, heads: slice) -> Readers:
+    def of_heads(self, queries: HeadIndex) -> Readers:
         """The queries of some query heads."""
-        return replace(self, here_SHD=self.here_SHD[:, heads], reading_SHD=self.reading_SHD[:, heads])
+        return replace(self, here_SHD=self.here_SHD[:, queries], reading_SHD=self.reading_SHD[:, queries])
 
 
 @dataclass(frozen=True)

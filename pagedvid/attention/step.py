@@ -12,12 +12,12 @@ from torch import Tensor
 
 from pagedvid.arguments import list_of, whole_number
 from pagedvid.attention.backend import AttentionBackend
+from pagedvid.attention.commit_correction import Writing
 from pagedvid.attention.history import Context, PreparedStep
 from pagedvid.attention.measure import sample_queries, sampled_offsets
 from pagedvid.attention.operator import attend_in_graph, store_in_graph
 from pagedvid.attention.projection import StepProjection
 from pagedvid.attention.rotation import Rotation
-from pagedvid.attention.store import Writing
 from pagedvid.cache.plan import StepPlan
 from pagedvid.cache.pool import PagePool
 from pagedvid.cache.spec import CacheSpec

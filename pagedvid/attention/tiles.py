@@ -7,9 +7,9 @@ partial is corrected before it is merged.
     tile (heads)   own     | context | current | piece: columns 0 1 | piece: column 2 |      one dense call
                    groups  | piece: columns 3 4 | piece: column 5 |                          one dense call, a partial
                                                                                              for each column
-A piece is one decoding call for keys and one for values: (chunks, heads, codec).
+A piece takes one decoding call for each codec of its keys and one for each of its values, all into one buffer.
 
-Axes: E ranges, J columns, S = E * J chunks, h heads of a piece, P pages of a head, D head_dim.
+Axes: E ranges, J columns, S = E * J chunks, h heads of one codec, H heads of a tile, P pages of a head, D head_dim.
 """
 
 from __future__ import annotations
@@ -25,25 +25,33 @@ from pagedvid.attention.batches import Column
 from pagedvid.attention.merge import BiasTerms
 from pagedvid.cache.plan import Read
 from pagedvid.codecs.base import PageKernels
+from pagedvid.codecs.heads import HeadIndex
 from pagedvid.correction.formula import BiasSource
 from pagedvid.rotary.angles import Angles
 
 
+@dataclass(frozen=True, eq=False)
+class Decoding:
+    """The keys, or the values, of a piece that share a codec: one call."""
+
+    heads: HeadIndex
+    """Which heads of the tile."""
+    kernels: PageKernels
+    pages_ShP: Tensor
+    """int32."""
+    angles: Angles | None
+    """By which keys are rotated."""
+
+
 @dataclass(frozen=True)
 class Piece:
-    """Neighbouring columns with the same codecs and length, in heads of a tile that are stored alike."""
+    """Neighbouring columns of equal length, whose heads of a tile are stored in the same codecs."""
 
     columns: tuple[Column, ...]
     first_token: int
     """History tokens before it in the tile's own sequence, or in the sequences of a group."""
-    heads: slice | None
-    """Which heads of the tile; None: all."""
-    keys: PageKernels
-    values: PageKernels
-    key_pages: Tensor
-    """int32 [S, h, P]."""
-    value_pages: Tensor
-    angles: Angles | None
+    keys: tuple[Decoding, ...]
+    values: tuple[Decoding, ...]
     source: BiasSource | None
     """Where b comes from; None: its keys are not corrected."""
     padded_tokens: int
@@ -53,6 +61,11 @@ class Piece:
     def num_tokens(self) -> int:
         """Tokens of each chunk."""
         return self.columns[0].num_tokens
+
+    @cached_property
+    def num_heads(self) -> int:
+        """Heads of the tile."""
+        return sum(decoding.pages_ShP.shape[1] for decoding in self.keys)
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,7 +88,7 @@ class Group:
     @cached_property
     def num_columns(self) -> int:
         """Chunks of each range."""
-        return sum(len(piece.columns) for piece in self.pieces if piece.heads is None or piece.heads.start == 0)
+        return sum(len(piece.columns) for piece in self.pieces)
 
     @cached_property
     def num_tokens(self) -> int:
@@ -109,7 +122,10 @@ class Round:
 class Tile:
     """Some heads of a layer and everything that they read."""
 
-    heads: slice
+    index: HeadIndex
+    """The heads."""
+    queries: HeadIndex
+    """Their query heads."""
     own: tuple[Piece, ...]
     rounds: tuple[Round, ...]
     """More than one only if the scratch cannot hold all partials."""

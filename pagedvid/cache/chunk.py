@@ -1,19 +1,19 @@
-"""Chunks, the unit of commit, eviction and sharing, and the ledger of references to them."""
+"""Chunks, the unit of commit and eviction."""
 
 from __future__ import annotations
 
 import hashlib
-from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from pagedvid.cache.pool import PageIds, PagePool, PageTable
+from pagedvid.cache.sizes import KVShape
 from pagedvid.codecs.assignment import ChunkCodecs
-from pagedvid.errors import IntegrityError
 
 NO_PAGES = PageTable(np.empty(0, dtype=np.int32), np.zeros(1, dtype=np.int64), 1)
 
@@ -21,7 +21,7 @@ NO_PAGES = PageTable(np.empty(0, dtype=np.int32), np.zeros(1, dtype=np.int64), 1
 @dataclass(frozen=True, eq=False)
 class Chunk:
     """A chunk that is committed, or about to be (`PendingChunk`). Once it is committed, neither it nor any byte of its
-    pages ever changes."""
+    pages ever changes; where heads let go of it, another `Chunk` with the same id takes its place."""
 
     index: int
     """Its index in the video, from 0."""
@@ -34,7 +34,7 @@ class Chunk:
     tag: Any = field(default=None, repr=False)
     """What the model attached when it was committed (`QueryRange.tag`), such as the cameras of its frames."""
     id: int = -1
-    """Assigned when its pages are taken; unique in its cache."""
+    """Assigned when its pages are taken; no other chunk of its cache ever has it."""
     table: PageTable = field(default=NO_PAGES, repr=False)
     alpha: Tensor | None = field(default=None, repr=False)
     """Measured correction factors, float32 [num_layers, num_kv_heads]; None when nothing was measured."""
@@ -44,72 +44,41 @@ class Chunk:
     """By layer, the rotary tables that its keys were committed with, or None."""
     runs: dict[int, tuple[int, ...]] = field(default_factory=dict, repr=False)
     """By layer, the tokens of each run of pages with about the same b, where the correction's unit is the page."""
-    digest: bytes | None = field(default=None, repr=False)
-    """Hash of the page bytes, kept only with `CacheSpec.debug_checks`."""
+    digests: tuple[bytes, ...] | None = field(default=None, repr=False)
+    """Hash of the page bytes of every table that was stored, kept only with `CacheSpec.debug_checks`."""
 
     @property
     def num_pages(self) -> int:
         """Number of its pages."""
         return len(self.table.ids)
 
+    def with_pages(self, chunk_id: int, ids: PageIds, shape: KVShape, device: torch.device) -> Chunk:
+        """The chunk with an id and pages of its own, before anything is written or measured."""
+        alpha, variance = None, None
+        if shape.keeps_alpha(self.codecs):
+            alpha = torch.ones(shape.num_layers, shape.num_kv_heads, dtype=torch.float32, device=device)
+        if shape.keeps_variance(self.codecs):
+            sizes = (shape.num_layers, shape.num_kv_heads, shape.head_dim)
+            variance = torch.zeros(sizes, dtype=torch.bfloat16, device=device)
+        table = PageTable(ids, shape.table_bounds(self.num_tokens, self.codecs), shape.num_kv_heads)
+        return replace(self, id=chunk_id, table=table, alpha=alpha, variance=variance)
 
-def digest_pages(pool: PagePool, ids: PageIds) -> bytes:
-    """Hash of the bytes of some pages."""
-    return hashlib.blake2b(pool.read(ids).cpu().numpy().tobytes(), digest_size=16).digest()
+    def thinned(self, codecs: ChunkCodecs, shape: KVShape) -> Chunk:
+        """The chunk for the heads alone that `codecs` keeps, which are stored as before: without the other tables, and
+        without what nothing needs then."""
+        if codecs == self.codecs:
+            return self
+        return replace(
+            self,
+            codecs=codecs,
+            table=self.table.within(shape.table_bounds(self.num_tokens, codecs)),
+            alpha=self.alpha if shape.keeps_alpha(codecs) else None,
+            variance=self.variance if shape.keeps_variance(codecs) else None,
+        )
 
 
-class ChunkLedger:
-    """Reference counts of live chunks. A chunk's pages return to the pool when its last reference is dropped.
-
-    `permanent` references are those that no sliding window can drop (sinks, pins). Their pages are budgeted once,
-    however many streams share them; see cache/manager.py.
-    """
-
-    def __init__(self, pool: PagePool) -> None:
-        self._pool = pool
-        self._chunks: dict[int, Chunk] = {}
-        self._references: Counter[int] = Counter()
-        self._permanent: Counter[int] = Counter()
-        self.permanent_pages = 0
-        """Pages of distinct chunks with a permanent reference."""
-
-    def __len__(self) -> int:
-        return len(self._chunks)
-
-    def __iter__(self) -> Iterator[Chunk]:
-        return iter(self._chunks.values())
-
-    def references(self, chunk: Chunk) -> int:
-        """How many branch histories hold the chunk."""
-        return self._references[chunk.id]
-
-    def retain(self, chunk: Chunk) -> None:
-        """Adds a reference; the first one enters the chunk into the ledger."""
-        self._chunks[chunk.id] = chunk
-        self._references[chunk.id] += 1
-
-    def drop(self, chunk: Chunk) -> None:
-        """Removes a reference; removing the last one frees the pages."""
-        if self._references[chunk.id] < 1:
-            raise IntegrityError(f"chunk {chunk.id} has no reference left to drop")
-        self._references[chunk.id] -= 1
-        if self._references[chunk.id] == 0:
-            del self._references[chunk.id], self._chunks[chunk.id]
-            self._pool.give_back(chunk.table.ids)
-
-    def make_permanent(self, chunk: Chunk) -> None:
-        """Adds a permanent reference."""
-        self._permanent[chunk.id] += 1
-        if self._permanent[chunk.id] == 1:
-            self.permanent_pages += chunk.num_pages
-
-    def permanent_references(self, chunk: Chunk) -> int:
-        """How many streams hold the chunk permanently."""
-        return self._permanent[chunk.id]
-
-    def make_temporary(self, chunk: Chunk) -> None:
-        """Removes a permanent reference."""
-        self._permanent[chunk.id] -= 1
-        if self._permanent[chunk.id] == 0:
-            del self._permanent[chunk.id]
-            self.permanent_pages -= chunk.num_pages
+def digest_tables(pool: PagePool, table: PageTable) -> tuple[bytes, ...]:
+    """Hashes of the page bytes of every entry of a table."""
+    records = pool.read(table.ids).cpu().numpy()
+    bounds = pairwise(table.indptr.tolist())
+    return tuple(hashlib.blake2b(records[start:end].tobytes(), digest_size=16).digest() for start, end in bounds)

@@ -1,20 +1,14 @@
 """CacheManager: who may hold which pages. Bookkeeping only; attention/ reads and writes the bytes.
 
-Budget. A stream's peak is known when it opens (sizes.py `peak_pages`). Its sinks and pins are permanent and may be
-shared with forks; all other chunks come and go. So the pool promises
+Budget. A stream's peak is known when it opens (stream_sizes.py `peak_pages`). Its sinks and pins are permanent and may
+be shared with forks; all other chunks come and go. So the pool promises
 
-    budget = sum over streams (peak_pages - permanent pages) + pages of distinct permanent chunks   <=   num_pages
+    budget = sum over streams (peak_pages - permanent pages) + pages of distinct permanent tables   <=   num_pages
 
 `open`, `fork` and `pin` raise CapacityError rather than exceed num_pages, so a commit never fails for lack of pages.
-A fork reserves its own peak minus the sinks and pins that it shares. Nothing here is thread-safe.
-
-Invariants, recomputed from scratch by `check`:
-  I1 every page is free, or in exactly one live or pending chunk, whose tables are as long as its codecs want
-  I2 the reference count of a chunk is the number of branch histories that hold it
-  I3 a stream holds at most its peak; the budget adds up and is at most num_pages
-  I4 the page bytes of a live chunk never change (with debug_checks)
-  I5 live chunks are window.live(num_committed) and the pins, minus those dropped early, ascending
-  I6 permanent chunks are the sinks and pins that have reached their final codec
+A fork reserves its own peak minus the sinks and pins that it shares. Heads with a window of their own let go of chunks
+earlier, and of sinks if they do not keep them; only the tables of the other heads of a sink are permanent. A pin keeps
+all that the chunk has when it is pinned. integrity.py lists what always holds. Nothing here is thread-safe.
 """
 
 from __future__ import annotations
@@ -27,15 +21,16 @@ import torch
 
 from pagedvid.arguments import instance_of, list_of, whole_number, whole_numbers
 from pagedvid.cache.checks import check_ranges
-from pagedvid.cache.chunk import Chunk, ChunkLedger, digest_pages
+from pagedvid.cache.chunk import Chunk, digest_tables
 from pagedvid.cache.integrity import check_integrity
+from pagedvid.cache.ledger import ChunkLedger
 from pagedvid.cache.plan import PendingChunk, QueryRange, StepPlan, resolve_ranges, wanted_chunks
-from pagedvid.cache.pool import PagePool, PageTable
-from pagedvid.cache.sizes import peak_pages, planned_peak_pages
+from pagedvid.cache.pool import PagePool
 from pagedvid.cache.spec import STREAM_CODECS, CacheSpec
 from pagedvid.cache.stats import CacheStats, collect_stats
 from pagedvid.cache.stream import BranchHistory, Stream
 from pagedvid.cache.stream_codecs import StreamCodecs
+from pagedvid.cache.stream_sizes import peak_pages, planned_peak_pages
 from pagedvid.cache.window import Commit, Window
 from pagedvid.devices import read_device
 from pagedvid.errors import CapacityError, ConfigError, ShapeError, StateError
@@ -99,7 +94,7 @@ class CacheManager:
             chunks = f"{shown(window.sink_chunks)} sink + {shown(window.recent_chunks)} recent + 1 current chunks"
             tokens = f"{shown(chunk_tokens)} tokens x {len(branches)} branches ({codecs.history})"
             raise self._no_room(peak, f"a stream of {chunks} x {tokens}")
-        histories = {branch: BranchHistory(window) for branch in branches}
+        histories = {branch: BranchHistory(window, codecs, self.shape) for branch in branches}
         return self._admit(Stream(-1, window, codecs, chunk_tokens, max_chunks, plan, histories, peak, peak))
 
     def check_codecs(self, codecs: StreamCodecs) -> None:
@@ -135,7 +130,7 @@ class CacheManager:
         Reserves its own peak minus the sinks and pins that it shares. Raises CapacityError, StateError.
         """
         self._require_idle(stream)
-        shared = sum(chunk.num_pages for chunk in stream.permanent)
+        shared = stream.permanent_pages
         self._require(
             stream.peak_pages - shared, f"a fork of stream {stream.id} ({shared} pages of its sinks are shared)"
         )
@@ -159,8 +154,8 @@ class CacheManager:
         """Ends the stream and its reservation; frees pages that no other stream holds. Raises StateError when busy."""
         self._require_idle(stream)
         self._promised_pages -= self._promise_of(stream)
-        for chunk in stream.permanent:
-            self._ledger.make_temporary(chunk)
+        for part in stream.permanent:
+            self._ledger.make_temporary(part)
         for chunk in stream.chunks():
             self._ledger.drop(chunk)
         for history in stream.branches.values():
@@ -170,28 +165,32 @@ class CacheManager:
         del self._streams[stream.id]
 
     def pin(self, stream: Stream, chunk_index: int, branch: str = "cond") -> None:
-        """Keeps a live chunk until it is unpinned, even outside the window. Raises CapacityError, StateError."""
+        """Keeps a live chunk until it is unpinned, even outside the window, for all heads that still have it.
+
+        Raises CapacityError, StateError.
+        """
         self._require_idle(stream)
         history = stream.history(branch)
         chunk_index = whole_number("chunk_index", chunk_index)
         (chunk,) = history.select((chunk_index,))
         if chunk_index in history.pinned or chunk_index < stream.window.sink_chunks:
             raise StateError(f"chunk {chunk_index} of stream {stream.id} is already kept for good")
-        new_pages = 0 if self._ledger.permanent_references(chunk) else self._pin_pages(stream, chunk)
+        new_pages = history.pin_pages(chunk_index) - self._ledger.permanent_pages_of(chunk)
         self._require(new_pages, f"pinning chunk {chunk_index} of stream {stream.id}")
-        history.pinned |= {chunk_index}
-        self._rebalance(stream)
+        with self._changing(stream):
+            history.pinned |= {chunk_index}
 
     def unpin(self, stream: Stream, chunk_index: int, branch: str = "cond") -> None:
-        """Undoes `pin`; a chunk outside the window is dropped at once. Raises StateError when it was not pinned."""
+        """Undoes `pin`; what windows would have dropped of the chunk goes at once. Raises StateError if not pinned."""
         self._require_idle(stream)
         history, chunk_index = stream.history(branch), whole_number("chunk_index", chunk_index)
         if chunk_index not in history.pinned:
             raise StateError(
                 f"chunk {chunk_index} of stream {stream.id} is not pinned; pinned are {sorted(history.pinned)}"
             )
-        history.pinned -= {chunk_index}
-        self._settle(stream, history.slide())
+        with self._changing(stream):
+            history.pinned -= {chunk_index}
+            history.slide()
 
     def drop(self, stream: Stream, chunk_indices: Sequence[int]) -> None:
         """Frees committed chunks of every branch before the window would, because they will not be read again.
@@ -205,8 +204,9 @@ class CacheManager:
             lasting = [index for index in indices if index < stream.window.sink_chunks or index in history.pinned]
             if lasting:
                 raise StateError(f"chunks {lasting} of stream {stream.id} are sinks or pinned; they cannot be dropped")
-        for history in stream.branches.values():
-            self._settle(stream, history.drop(indices))
+        with self._changing(stream):
+            for history in stream.branches.values():
+                history.drop(indices)
 
     # ------------------------------------------------------------------ steps
 
@@ -287,25 +287,34 @@ class CacheManager:
         return stream
 
     def _promise_of(self, stream: Stream) -> int:
-        """Pages that the stream may still take beyond its permanent chunks."""
-        return stream.peak_pages - sum(chunk.num_pages for chunk in stream.permanent)
+        """Pages that the stream may still take beyond what is permanent."""
+        return stream.peak_pages - stream.permanent_pages
+
+    @contextmanager
+    def _changing(self, stream: Stream) -> Iterator[None]:
+        """After the block has changed histories of the stream: counts references and the budget again."""
+        before = set(stream.chunks())
+        yield
+        after = set(stream.chunks())
+        for chunk in stream.chunks():
+            if chunk not in before:
+                self._ledger.retain(chunk)
+        self._rebalance(stream)
+        for chunk in sorted(before - after, key=lambda chunk: chunk.id):
+            self._ledger.drop(chunk)
 
     def _rebalance(self, stream: Stream) -> None:
-        """Recomputes the stream's peak and permanent chunks after any change, and adjusts the budget."""
+        """Recomputes the stream's peak and what is permanent after any change, and adjusts the budget."""
         before, promised_before = stream.permanent, self._promise_of(stream)
-        pinned = [history.chunks[index] for history in stream.branches.values() for index in history.pinned]
-        stream.peak_pages = stream.base_peak_pages + sum(self._pin_pages(stream, chunk) for chunk in pinned)
-        stream.permanent = stream.permanent_chunks()
-        for chunk in stream.permanent:
-            self._ledger.make_permanent(chunk)
-        for chunk in before:
-            self._ledger.make_temporary(chunk)
+        histories = stream.branches.values()
+        pin_pages = sum(history.pin_pages(index) for history in histories for index in history.pinned)
+        stream.peak_pages = stream.base_peak_pages + pin_pages
+        stream.permanent = tuple(part for history in histories for part in history.permanent())
+        for part in stream.permanent:
+            self._ledger.make_permanent(part)
+        for part in before:
+            self._ledger.make_temporary(part)
         self._promised_pages += self._promise_of(stream) - promised_before
-
-    def _pin_pages(self, stream: Stream, chunk: Chunk) -> int:
-        """Pages that a pinned chunk needs, now and after it leaves its `newest` codec."""
-        final = stream.codecs.final(chunk.index, stream.window)
-        return max(chunk.num_pages, self.shape.chunk_pages(chunk.num_tokens, final))
 
     def _require(self, num_pages: int, purpose: str) -> None:
         if not self.fits(num_pages):
@@ -338,8 +347,8 @@ class CacheManager:
         for stream, pending in wanted:
             after[stream] += self._pages_of(pending)
             old = pending.replaces
-            if old is not None and old in stream.permanent and self._ledger.permanent_references(old) > 1:
-                still_shared += self._pages_of(pending)
+            parts = (part for part in stream.permanent if old is not None and part.id == old.id)
+            still_shared += sum(self._ledger.permanent_pages_of(part, min_streams=2) for part in parts)
         beyond = sum(max(0, held_pages - stream.peak_pages) for stream, held_pages in after.items())
         self._require(beyond + still_shared, "replacing a chunk while the old one is still in use")
         return beyond + still_shared
@@ -349,20 +358,9 @@ class CacheManager:
 
     @independent_of_host
     def _lend(self, pending: PendingChunk) -> None:
-        chunk, spec = pending.chunk, self.spec
-        heads = (spec.num_layers, spec.num_kv_heads)
-        alpha, variance = None, None
-        if self.shape.keeps_alpha(chunk.codecs):
-            alpha = torch.ones(heads, dtype=torch.float32, device=self.pool.device)
-        if self.shape.keeps_variance(chunk.codecs):
-            variance = torch.zeros(*heads, spec.head_dim, dtype=torch.bfloat16, device=self.pool.device)
         self._next_chunk_id += 1
-        table = PageTable(
-            self.pool.take(self._pages_of(pending)),
-            self.shape.table_bounds(chunk.num_tokens, chunk.codecs),
-            spec.num_kv_heads,
-        )
-        pending.chunk = replace(chunk, id=self._next_chunk_id, table=table, alpha=alpha, variance=variance)
+        ids = self.pool.take(self._pages_of(pending))
+        pending.chunk = pending.chunk.with_pages(self._next_chunk_id, ids, self.shape, self.pool.device)
         self._pending.append(pending)
 
     def _require_written(self, plan: StepPlan) -> None:
@@ -377,20 +375,16 @@ class CacheManager:
     def _publish(self, plan: StepPlan) -> None:
         for range_ in plan.ranges:
             history = range_.stream.history(range_.branch)
-            for pending in range_.writes:
-                chunk = self._seal(pending.chunk)
-                self._ledger.retain(chunk)
-                is_new = chunk.index == history.num_committed
-                self._settle(range_.stream, history.append(chunk) if is_new else [history.exchange(chunk)])
+            with self._changing(range_.stream):
+                for pending in range_.writes:
+                    chunk = self._seal(pending.chunk)
+                    if chunk.index == history.num_committed:
+                        history.append(chunk)
+                    else:
+                        history.exchange(chunk)
 
     @independent_of_host
     def _seal(self, chunk: Chunk) -> Chunk:
         if not self.spec.debug_checks:
             return chunk
-        return replace(chunk, digest=digest_pages(self.pool, chunk.table.ids))
-
-    def _settle(self, stream: Stream, dropped: Sequence[Chunk]) -> None:
-        """After a history has changed: adjusts the budget, then drops the references to the chunks that left it."""
-        self._rebalance(stream)
-        for chunk in dropped:
-            self._ledger.drop(chunk)
+        return replace(chunk, digests=digest_tables(self.pool, chunk.table))

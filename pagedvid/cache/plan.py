@@ -169,12 +169,15 @@ def wanted_chunks(asked: QueryRange) -> tuple[PendingChunk, ...]:
         )
     )
     last = history.chunks.get(index - 1)
-    if last is None or not (last.index in history.pinned or stream.codecs.recodes(last.index, stream.window)):
+    if last is None or history.is_settled(last.index):
         return (own,)
-    final = stream.codecs.final(last.index, stream.window)
-    if last.codecs == final:
+    if last.index in history.pinned:
+        codecs = stream.codecs.final(last.index, stream.window)
+    elif stream.codecs.recodes(last.index, stream.window):
+        codecs = stream.codecs.stored(last.index, 1, stream.window)
+    else:
         return (own,)
-    recoded = Chunk(last.index, last.first_token, positions[last.index], last.num_tokens, final, last.tag)
+    recoded = Chunk(last.index, last.first_token, positions[last.index], last.num_tokens, codecs, last.tag)
     return (PendingChunk(recoded, source=last), own)
 
 

@@ -1,9 +1,10 @@
-"""Page storage: one byte tensor, a stack of free page ids, and the table of the pages of one chunk.
+"""Page storage: one byte tensor, the ids of free pages, and the table of the pages of one chunk.
 
-    free stack   [ 7 3 9 | 4 0 5 1 ... ]        take(n): the n ids below the top;  give_back(ids): pushed again
-                         ^ top = num_free
+    returned   [7 3 9] [4 0]              take(n): from the array returned last, and so on, then new ids
+    new        from num_begun on          give_back(ids): one more array
 
-Taking or freeing all pages of a chunk is one slice copy. The pool knows nothing of chunks, streams or reservations.
+Ids come and go in whole arrays, and a page that was never taken costs nothing but its bytes. The pool knows nothing of
+chunks, streams or reservations.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from pagedvid.codecs.assignment import Heads, are_neighbours
 from pagedvid.errors import CapacityError, IntegrityError
 
 PageIds = NDArray[np.int32]
@@ -36,8 +38,9 @@ class PagePool:
                 f"cannot allocate a pool of {num_pages * page_bytes} bytes on {device}: {error}. "
                 "Give the pool less memory."
             ) from error
-        self._free: PageIds = np.arange(num_pages - 1, -1, -1, dtype=np.int32)
-        self._num_free = num_pages
+        self._returned: list[PageIds] = []
+        self._num_returned = 0
+        self._num_begun = 0
         self.peak_used_pages = 0
 
     @property
@@ -48,34 +51,45 @@ class PagePool:
     @property
     def num_free_pages(self) -> int:
         """Pages that no chunk has taken."""
-        return self._num_free
+        return self.num_pages - self.num_used_pages
 
     @property
     def num_used_pages(self) -> int:
         """Pages that chunks have taken."""
-        return self.num_pages - self._num_free
+        return self._num_begun - self._num_returned
 
     @property
     def free_ids(self) -> PageIds:
-        """The free ids, a read-only view."""
-        view = self._free[: self._num_free]
-        view.flags.writeable = False
-        return view
+        """The free ids, a copy."""
+        new = np.arange(self._num_begun, self.num_pages, dtype=np.int32)
+        return np.concatenate([*self._returned, new])
 
     def take(self, num_pages: int) -> PageIds:
         """Takes that many ids. Raises IntegrityError when fewer are free; admission makes that impossible."""
-        if num_pages > self._num_free:
-            raise IntegrityError(f"{num_pages} pages wanted, {self._num_free} free, although they had been reserved")
-        self._num_free -= num_pages
+        if num_pages > self.num_free_pages:
+            raise IntegrityError(
+                f"{num_pages} pages wanted, {self.num_free_pages} free, although they had been reserved"
+            )
+        taken, missing = [], num_pages
+        while missing and self._returned:
+            ids = self._returned.pop()
+            if len(ids) > missing:
+                self._returned.append(ids[missing:])
+            taken.append(ids[:missing])
+            missing -= len(taken[-1])
+        self._num_returned -= num_pages - missing
+        taken.append(np.arange(self._num_begun, self._num_begun + missing, dtype=np.int32))
+        self._num_begun += missing
         self.peak_used_pages = max(self.peak_used_pages, self.num_used_pages)
-        return self._free[self._num_free : self._num_free + num_pages][::-1].copy()
+        return np.concatenate(taken)
 
     def give_back(self, ids: PageIds) -> None:
         """Makes the ids free again."""
-        if self._num_free + len(ids) > self.num_pages:
+        if len(ids) > self.num_used_pages:
             raise IntegrityError(f"{len(ids)} pages given back to a pool with only {self.num_used_pages} taken")
-        self._free[self._num_free : self._num_free + len(ids)] = ids[::-1]
-        self._num_free += len(ids)
+        if len(ids):
+            self._returned.append(ids)
+            self._num_returned += len(ids)
 
     def read(self, ids: PageIds) -> Tensor:
         """Copies of the pages with these ids, in their shape: uint8 [*ids.shape, page_bytes]."""
@@ -101,17 +115,42 @@ class PageTable:
         self._num_kv_heads = num_kv_heads
         self._num_layers = (len(indptr) - 1) // (2 * num_kv_heads)
         self._on_device: Tensor | None = None
+        self._gathered: dict[tuple[str, int, Heads], Tensor] = {}
 
-    def layer(self, kind: str, layer: int, heads: slice) -> PageIds:
-        """Page ids of the "keys" or "values" of KV heads that are stored alike, int32 [heads, pages of a head]; a
-        view."""
-        first, end = self._bounds(kind, layer, heads)
-        return self.ids[first:end].reshape(heads.stop - heads.start, -1)
+    def layer(self, kind: str, layer: int, heads: Heads) -> PageIds:
+        """Page ids of the "keys" or "values" of KV heads that store them alike, int32 [heads, pages of a head]; a view
+        if the heads are neighbours."""
+        if are_neighbours(heads):
+            first, end = self._bounds(kind, layer, heads[0], heads[-1])
+            return self.ids[first:end].reshape(len(heads), -1)
+        bounds = (self._bounds(kind, layer, head, head) for head in heads)
+        return np.stack([self.ids[first:end] for first, end in bounds])
 
-    def layer_on(self, device: torch.device, kind: str, layer: int, heads: slice) -> Tensor:
-        """The same on the device, to which the table is copied once."""
-        first, end = self._bounds(kind, layer, heads)
-        return self.on(device)[first:end].view(heads.stop - heads.start, -1)
+    def layer_on(self, device: torch.device, kind: str, layer: int, heads: Heads) -> Tensor:
+        """The same on the device, to which the table is copied once, and where heads are gathered once."""
+        if device.type == "cpu":
+            return torch.from_numpy(self.layer(kind, layer, heads))
+        if are_neighbours(heads):
+            first, end = self._bounds(kind, layer, heads[0], heads[-1])
+            return self.on(device)[first:end].view(len(heads), -1)
+        key = (kind, layer, heads)
+        if key not in self._gathered:
+            bounds = (self._bounds(kind, layer, head, head) for head in heads)
+            self._gathered[key] = torch.stack([self.on(device)[first:end] for first, end in bounds])
+        return self._gathered[key]
+
+    @property
+    def is_filled(self) -> NDArray[np.bool_]:
+        """Which entries own pages."""
+        return np.diff(self.indptr) > 0
+
+    def ids_of(self, entries: NDArray[np.bool_]) -> PageIds:
+        """Page ids of some entries."""
+        return self.ids[np.repeat(entries, np.diff(self.indptr))]
+
+    def within(self, indptr: NDArray[np.int64]) -> PageTable:
+        """The entries that `indptr` leaves as long as they are, without those that it leaves empty."""
+        return PageTable(self.ids_of(np.diff(indptr) > 0), indptr, self._num_kv_heads)
 
     def on(self, device: torch.device) -> Tensor:
         """All ids on the device, int32."""
@@ -119,8 +158,10 @@ class PageTable:
             return torch.from_numpy(self.ids)
         if self._on_device is None or self._on_device.device != device:
             self._on_device = torch.from_numpy(self.ids).to(device)
+            self._gathered.clear()
         return self._on_device
 
-    def _bounds(self, kind: str, layer: int, heads: slice) -> tuple[int, int]:
-        first = ((kind == "values") * self._num_layers + layer) * self._num_kv_heads
-        return int(self.indptr[first + heads.start]), int(self.indptr[first + heads.stop])
+    def _bounds(self, kind: str, layer: int, first: int, last: int) -> tuple[int, int]:
+        """Where the ids of neighbouring heads begin and end."""
+        entry = ((kind == "values") * self._num_layers + layer) * self._num_kv_heads
+        return int(self.indptr[entry + first]), int(self.indptr[entry + last + 1])

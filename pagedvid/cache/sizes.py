@@ -1,5 +1,5 @@
-"""Every integer that memory depends on. Pure functions: the estimate shown to users, the reservation at admission and
-the allocation at commit all come from here, so they cannot disagree.
+"""Every integer that the memory of a chunk depends on. Pure functions: the estimate shown to users, the reservation at
+admission and the allocation at commit all come from here and from stream_sizes.py, so they cannot disagree.
 
 codecs/spec.py says what a page is, and a codec how many tokens it holds. A chunk takes, for every layer and KV head,
 pages for its keys and pages for its values; all come from one pool and are counted alike.
@@ -7,7 +7,7 @@ pages for its keys and pages for its values; all come from one pool and are coun
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 
@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 
 from pagedvid.arguments import whole_number
 from pagedvid.cache.stream_codecs import StreamCodecs
-from pagedvid.cache.window import Commit, Window
 from pagedvid.codecs.assignment import KINDS, ChunkCodecs
 from pagedvid.codecs.spec import DEFAULT_PAGE_ROWS, CodecSpec, PageFormat, block_frames
 from pagedvid.errors import ConfigError
@@ -93,17 +92,14 @@ class KVShape:
 
     def keeps_alpha(self, codecs: ChunkCodecs) -> bool:
         """Whether chunks in these codecs keep measured factors."""
-        return self.correction == "measured" and any(
-            codec.is_quantized for codec in codecs.used(self.num_layers, self.num_kv_heads, ("keys",))
-        )
+        return self.correction == "measured" and bool(_quantized_keys(self, codecs))
 
     def keeps_variance(self, codecs: ChunkCodecs) -> bool:
         """Whether chunks in these codecs keep how storing them changed the variance of their keys.
 
         That is what "variance" corrects by; "measured" scales it where codes have no step size.
         """
-        keys = codecs.used(self.num_layers, self.num_kv_heads, ("keys",))
-        quantized = [codec for codec in keys if codec.is_quantized]
+        quantized = _quantized_keys(self, codecs)
         without_step_sizes = [codec for codec in quantized if not codec.has_step_sizes]
         return bool(
             quantized if self.correction == "variance" else without_step_sizes and self.correction == "measured"
@@ -155,6 +151,12 @@ def _tables(shape: KVShape, codecs: ChunkCodecs) -> Iterator[tuple[CodecSpec | N
 
 
 @lru_cache(maxsize=1024, typed=True)
+def _quantized_keys(shape: KVShape, codecs: ChunkCodecs) -> tuple[CodecSpec, ...]:
+    """The codecs of keys that are corrected, each once."""
+    return tuple(codec for codec in codecs.used(shape.num_layers, shape.num_kv_heads, ("keys",)) if codec.is_quantized)
+
+
+@lru_cache(maxsize=1024, typed=True)
 def _chunk_pages(shape: KVShape, num_tokens: int, codecs: ChunkCodecs) -> int:
     return sum(_table_pages(shape, num_tokens, codecs))  # a question may be about more pages than 64 bits can count
 
@@ -164,68 +166,3 @@ def _table_bounds(shape: KVShape, num_tokens: int, codecs: ChunkCodecs) -> NDArr
     bounds = np.cumsum((0, *_table_pages(shape, num_tokens, codecs)), dtype=np.int64)
     bounds.flags.writeable = False
     return bounds
-
-
-@lru_cache(maxsize=1024, typed=True)
-def peak_pages(
-    shape: KVShape, window: Window, codecs: StreamCodecs, chunk_tokens: int, max_commits: int | None = None
-) -> int:
-    """Most pages that one branch of a stream ever holds.
-
-    Exact, and as fast for a window of a billion chunks: pages only grow until the window is full, and each commit adds
-    as many as the one before except where sinks end, where the window is full, and at the last commit; so it is enough
-    to look at these. `max_commits`: the stream's known number of commits, None when it is open-ended.
-    """
-    full = window.max_chunks + 2
-    last = (full if max_commits is None else min(max_commits, full)) - 1
-    changes = {change + i for change in (0, window.sink_chunks, window.max_chunks, last) for i in (-1, 0, 1)}
-    return max((_pages_in_commit(shape, window, codecs, chunk_tokens, i) for i in changes if 0 <= i <= last), default=0)
-
-
-def _pages_in_commit(shape: KVShape, window: Window, codecs: StreamCodecs, chunk_tokens: int, i: int) -> int:
-    """Pages that exist while chunk i is committed, all chunks being equally long; see `planned_peak_pages`."""
-    new = shape.chunk_pages(chunk_tokens, codecs.at_commit(i, window))
-    if i == 0:
-        return new
-    newest = shape.chunk_pages(chunk_tokens, codecs.at_commit(i - 1, window))
-    if codecs.recodes(i - 1, window):
-        newest += shape.chunk_pages(chunk_tokens, codecs.final(i - 1, window))
-    num_sinks = min(window.sink_chunks, i - 1)
-    num_recent = i - 1 - max(num_sinks, min(i - 1, i - window.recent_chunks))
-    sinks = num_sinks and num_sinks * shape.chunk_pages(chunk_tokens, codecs.final(0, window))
-    recent = num_recent and num_recent * shape.chunk_pages(chunk_tokens, codecs.final(i - 2, window))
-    return sinks + recent + newest + new
-
-
-def planned_peak_pages(shape: KVShape, window: Window, codecs: StreamCodecs, commits: Sequence[Commit]) -> int:
-    """Most pages that one branch of a stream ever holds while exactly these chunks are committed and dropped.
-
-    While chunk i is committed, everything visible before is still being read. The pages of chunk i come on top, and, if
-    chunk i - 1 now leaves its `newest` codec, the pages of its final form. Chunks may differ in length and be dropped
-    before the window would drop them.
-    """
-    held: dict[int, int] = {}
-    total = peak = 0
-    for i, commit in enumerate(commits):
-        total -= sum(held.pop(index, 0) for index in commit.drops)
-        new_pages = shape.chunk_pages(commit.num_tokens, codecs.at_commit(i, window))
-        final = {}
-        if i - 1 in held and codecs.recodes(i - 1, window):
-            final = {i - 1: shape.chunk_pages(commits[i - 1].num_tokens, codecs.final(i - 1, window))}
-        peak = max(peak, total + new_pages + sum(final.values()))
-        total += new_pages + sum(pages - held[index] for index, pages in final.items())
-        held |= {**final, i: new_pages}
-        total -= sum(held.pop(index, 0) for index in window.leaves(i + 1))
-    return peak
-
-
-def stream_bytes(
-    shape: KVShape,
-    window: Window,
-    codecs: StreamCodecs,
-    chunk_tokens: int,
-    num_branches: int = 1,
-    max_commits: int | None = None,
-) -> int:
-    """Bytes of pages that `open` reserves for one stream."""
-    return shape.page_bytes * num_branches * peak_pages(shape, window, codecs, chunk_tokens, max_commits)

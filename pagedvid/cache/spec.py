@@ -6,9 +6,10 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 from pagedvid.arguments import instance_of, one_of, whole_number
+from pagedvid.cache.head_windows import HeadLookBacks
 from pagedvid.cache.sizes import MAX_SIZE, KVShape
 from pagedvid.cache.stream_codecs import StreamCodecs
-from pagedvid.codecs.assignment import ChunkCodecs
+from pagedvid.codecs.assignment import HeadCodecs
 from pagedvid.correction import MODES
 from pagedvid.errors import ConfigError
 
@@ -75,8 +76,9 @@ class CacheSpec:
         beyond = [last for _, last, _ in layers if last >= self.num_layers]
         if beyond:
             raise ConfigError(f"codecs are given for layer {beyond[0]}; the layers are 0 to {self.num_layers - 1}")
+        self._check_heads(codecs.look_back)
         for chunk in codecs.all():
-            self._check_heads(chunk)
+            self._check_heads(chunk.heads)
             for codec in chunk.used(self.num_layers, self.num_kv_heads):
                 codec.page_tokens(self.shape.page)
             keys = chunk.used(self.num_layers, self.num_kv_heads, ("keys",))
@@ -84,12 +86,12 @@ class CacheSpec:
             if self.correction == "formula" and without:
                 raise ConfigError(f'{without[0]} keys have no step size for correction "formula"; use "variance"')
 
-    def _check_heads(self, codecs: ChunkCodecs) -> None:
-        for layer, _, last, _ in codecs.heads:
+    def _check_heads(self, exceptions: HeadCodecs | HeadLookBacks) -> None:
+        for layer, _, last, *_ in exceptions:
             if layer >= self.num_layers or last >= self.num_kv_heads:
                 raise ConfigError(
-                    f"codecs are given for layer {layer}, KV head {last}; layers are 0 to {self.num_layers - 1}, heads "
-                    f"0 to {self.num_kv_heads - 1}"
+                    f"codecs or a look_back are given for layer {layer}, KV head {last}; layers are 0 to "
+                    f"{self.num_layers - 1}, heads 0 to {self.num_kv_heads - 1}"
                 )
 
     @cached_property

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from pagedvid.cache.chunk import ChunkLedger
+from pagedvid.cache.chunk import Chunk
+from pagedvid.cache.ledger import ChunkLedger
 from pagedvid.cache.pool import PagePool
 from pagedvid.cache.sizes import KVShape
 from pagedvid.cache.stream import Stream
@@ -13,7 +14,7 @@ from pagedvid.cache.stream import Stream
 
 @dataclass(frozen=True)
 class CacheStats:
-    """How full the pool is. Bytes are those of live chunks, shared chunks counted once."""
+    """How full the pool is. Bytes are those of live chunks, what is shared counted once."""
 
     num_pages: int
     pages_used: int
@@ -25,10 +26,11 @@ class CacheStats:
     num_streams: int
     num_chunks: int
     num_shared_chunks: int
+    """Chunks of which more than one branch holds some head."""
     stored_bytes: int
     """Codes, step sizes, zero points, padding of partial pages and correction factors."""
     bf16_bytes: int
-    """The same tokens as dense BF16."""
+    """The same tokens as dense BF16, for all heads, whether they keep the chunk or not."""
     padding_waste_ratio: float
     """Share of the used page space that holds no token."""
 
@@ -37,7 +39,7 @@ def collect_stats(
     shape: KVShape, pool: PagePool, ledger: ChunkLedger, streams: Sequence[Stream], reserved_pages: int
 ) -> CacheStats:
     """Adds up the live chunks; changes nothing."""
-    chunks = list(ledger)
+    chunks = _fullest(streams)
     num_chunk_pages = sum(chunk.num_pages for chunk in chunks)
     padding_pages = sum(shape.padding_pages(chunk.num_tokens, chunk.codecs) for chunk in chunks)
     return CacheStats(
@@ -48,8 +50,14 @@ def collect_stats(
         page_bytes=pool.page_bytes,
         num_streams=len(streams),
         num_chunks=len(chunks),
-        num_shared_chunks=sum(ledger.references(chunk) > 1 for chunk in chunks),
+        num_shared_chunks=sum(bool((ledger.references(chunk) > 1).any()) for chunk in chunks),
         stored_bytes=sum(shape.stored_bytes(chunk.num_tokens, chunk.codecs) for chunk in chunks),
         bf16_bytes=sum(shape.bf16_bytes(chunk.num_tokens) for chunk in chunks),
         padding_waste_ratio=padding_pages / max(1, num_chunk_pages),
     )
+
+
+def _fullest(streams: Sequence[Stream]) -> list[Chunk]:
+    """Every chunk once, as the stream has it that keeps most of it: whatever another one keeps, this one does, too."""
+    held = sorted((chunk for stream in streams for chunk in stream.chunks()), key=lambda chunk: chunk.num_pages)
+    return list({chunk.id: chunk for chunk in held}.values())

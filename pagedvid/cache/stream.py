@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
 from pagedvid.cache.chunk import Chunk
+from pagedvid.cache.sizes import KVShape
 from pagedvid.cache.stream_codecs import StreamCodecs
 from pagedvid.cache.window import Commit, Window
 from pagedvid.errors import StateError
@@ -19,6 +20,8 @@ class BranchHistory:
     """
 
     window: Window
+    codecs: StreamCodecs
+    shape: KVShape
     chunks: dict[int, Chunk] = field(default_factory=dict)
     pinned: frozenset[int] = frozenset()
     dropped: frozenset[int] = frozenset()
@@ -26,31 +29,57 @@ class BranchHistory:
     num_committed: int = 0
     num_committed_tokens: int = 0
 
-    def append(self, chunk: Chunk) -> list[Chunk]:
-        """Adds the next chunk and slides the window; returns the chunks that left it."""
+    def append(self, chunk: Chunk) -> None:
+        """Adds the next chunk and slides the windows."""
         self.chunks[chunk.index] = chunk
         self.num_committed += 1
         self.num_committed_tokens += chunk.num_tokens
-        return self.slide()
+        self.slide()
 
-    def slide(self) -> list[Chunk]:
-        """Removes and returns every chunk that neither the window nor a pin keeps."""
-        leaving = [
-            index
-            for index in self.chunks
-            if index not in self.pinned and not self.window.keeps(index, self.num_committed)
-        ]
-        return [self.chunks.pop(index) for index in leaving]
+    def slide(self) -> None:
+        """Removes every chunk that neither the window nor a pin keeps, and from those that no pin keeps the heads whose
+        own window they have left."""
+        for index, chunk in list(self.chunks.items()):
+            if index in self.pinned:
+                continue
+            if self.window.keeps(index, self.num_committed):
+                codecs = self.codecs.thinned(chunk.codecs, index, self.num_committed - 1 - index, self.window)
+                self.chunks[index] = chunk.thinned(codecs, self.shape)
+            else:
+                del self.chunks[index]
 
-    def drop(self, indices: tuple[int, ...]) -> list[Chunk]:
-        """Removes and returns chunks that the window would still keep."""
+    def drop(self, indices: tuple[int, ...]) -> None:
+        """Removes chunks that the window would still keep."""
         self.dropped |= set(indices)
-        return [self.chunks.pop(index) for index in indices]
+        for index in set(indices):
+            del self.chunks[index]
 
-    def exchange(self, chunk: Chunk) -> Chunk:
-        """Replaces the chunk that has the index of `chunk`; returns the old one."""
-        old, self.chunks[chunk.index] = self.chunks[chunk.index], chunk
-        return old
+    def exchange(self, chunk: Chunk) -> None:
+        """Replaces the chunk that has the index of `chunk`."""
+        self.chunks[chunk.index] = chunk
+
+    def is_settled(self, index: int) -> bool:
+        """Whether a live chunk has reached its final codecs: all have but the newest, if that has its own."""
+        at_commit, final = (each(index, self.window) for each in (self.codecs.at_commit, self.codecs.final))
+        return index < self.num_committed - 1 or at_commit == final
+
+    def pin_pages(self, index: int) -> int:
+        """Pages that a live chunk needs if it is pinned now, before and after it settles."""
+        chunk = self.chunks[index]
+        if self.is_settled(index):
+            return chunk.num_pages
+        return max(chunk.num_pages, self.shape.chunk_pages(chunk.num_tokens, self.codecs.final(index, self.window)))
+
+    def permanent(self) -> Iterator[Chunk]:
+        """What no window will drop: settled pins, and settled sinks for the heads that keep sinks."""
+        for index, chunk in self.chunks.items():
+            if not self.is_settled(index):
+                continue
+            if index in self.pinned:
+                yield chunk
+            elif index < self.window.sink_chunks:
+                last_age = self.window.recent_chunks
+                yield chunk.thinned(self.codecs.thinned(chunk.codecs, index, last_age, self.window), self.shape)
 
     def select(self, indices: tuple[int, ...] | None) -> tuple[Chunk, ...]:
         """The chunks with these indices, or all live ones. Raises StateError for a chunk that is not live."""
@@ -87,7 +116,7 @@ class Stream:
     peak_pages: int
     """Most pages it ever holds, pins included."""
     permanent: tuple[Chunk, ...] = ()
-    """Its sinks and pins that have reached their final codec."""
+    """What no window will drop (`BranchHistory.permanent`), as the budget counts it."""
     is_busy: bool = False
     """Inside an open step."""
     is_released: bool = False
@@ -119,12 +148,7 @@ class Stream:
         """Chunks committed in the branch that has the most."""
         return max(history.num_committed for history in self.branches.values())
 
-    def permanent_chunks(self) -> tuple[Chunk, ...]:
-        """Sinks and pins that have reached their final codec: the sliding window never drops them."""
-        return tuple(
-            chunk
-            for history in self.branches.values()
-            for chunk in history.chunks.values()
-            if (chunk.index < self.window.sink_chunks or chunk.index in history.pinned)
-            and chunk.codecs == self.codecs.final(chunk.index, self.window)
-        )
+    @property
+    def permanent_pages(self) -> int:
+        """Pages of `permanent`, shared ones included."""
+        return sum(part.num_pages for part in self.permanent)

@@ -1,14 +1,16 @@
-"""The codecs of a stream's chunks: of its history, its sinks, and its newest chunk."""
+"""How a stream's chunks are stored as they age: codecs of its history, its sinks and its newest chunk, and which heads
+keep them."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
+from pagedvid.cache.head_windows import HeadLookBacks, HeadWindow, read_look_backs, spans_by_window
 from pagedvid.cache.window import Window
-from pagedvid.codecs.assignment import ChunkCodecs, CodecPair, LayerCodecs, read_layers
+from pagedvid.codecs.assignment import ChunkCodecs, CodecPair, HeadSpan, LayerCodecs, read_layers
 from pagedvid.errors import ConfigError
 
 
@@ -19,16 +21,24 @@ class StreamCodecs:
 
     `history`: all chunks but those below. `sink`: sinks; None: as `history`. `newest`: the last committed chunk, until
     the next one is committed; None: no codec of its own. `layers`: exceptions from `history`, and from sinks that
-    follow it, such as {0: "int8", "2-5": "int4/int2"}.
+    follow it, such as {0: "int8", "2-5": "int4/int2"}. `look_back`: KV heads that keep less than the stream's window
+    does, (layer, first head, last head, recent_chunks, keeps_sinks).
     """
 
     history: str | CodecPair | ChunkCodecs = "int2"
     sink: str | CodecPair | ChunkCodecs | None = None
     newest: str | CodecPair | ChunkCodecs | None = None
     layers: Mapping[Any, Any] | LayerCodecs = ()
+    look_back: HeadLookBacks = ()
+    _thinned: dict[tuple[ChunkCodecs, tuple[HeadWindow, ...]], ChunkCodecs] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
+    """Results of `thinned`, each equal one once, so that comparing them is comparing objects."""
 
     def __post_init__(self) -> None:
-        """Raises ConfigError for an unknown codec or layer, and for heads that `newest` does not keep but others do."""
+        """Raises ConfigError for an unknown codec or layer, for a look-back that no head can have, and for heads that
+        `newest` does not keep but others do."""
+        object.__setattr__(self, "look_back", read_look_backs(self.look_back))
         for name in ("history", "sink", "newest"):
             written = getattr(self, name)
             if isinstance(written, ChunkCodecs) or (written is None and name != "history"):
@@ -77,9 +87,34 @@ class StreamCodecs:
         stays = chunk_index < window.sink_chunks or window.recent_chunks > 1
         return stays and self.at_commit(chunk_index, window) != self.final(chunk_index, window)
 
+    def ages(self, window: Window) -> tuple[int, ...]:
+        """The ages, ascending from 1, from which on a live chunk is stored in other codecs or by fewer heads."""
+        ends = {min(each.recent_chunks, window.recent_chunks) for each in self._spans}
+        return tuple(sorted({1, *ends}))
+
+    def stored(self, chunk_index: int, age: int, window: Window) -> ChunkCodecs:
+        """How a live chunk of that age is stored; that of the newest is 0."""
+        if age == 0:
+            return self.at_commit(chunk_index, window)
+        return self.thinned(self.final(chunk_index, window), chunk_index, age, window)
+
+    def thinned(self, codecs: ChunkCodecs, chunk_index: int, age: int, window: Window) -> ChunkCodecs:
+        """`codecs` of a chunk without the heads whose window it has left at that age."""
+        passed = tuple(each for each in self._spans if not each.keeps(chunk_index, age, window))
+        if not passed:
+            return codecs
+        if (codecs, passed) not in self._thinned:
+            thinner = codecs.without(span for each in passed for span in self._spans[each])
+            self._thinned[codecs, passed] = self._thinned.setdefault((thinner, ()), thinner)
+        return self._thinned[codecs, passed]
+
     def all(self) -> tuple[ChunkCodecs, ...]:
         """All codecs in which a chunk may be stored."""
         return tuple(codecs for codecs in (self.steady, self._sink, self._newest) if codecs)
+
+    @cached_property
+    def _spans(self) -> dict[HeadWindow, Sequence[HeadSpan]]:
+        return spans_by_window(self.look_back)
 
     @cached_property
     def _sink(self) -> ChunkCodecs | None:

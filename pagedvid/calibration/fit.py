@@ -22,8 +22,8 @@ from torch import Tensor
 
 from pagedvid.calibration.statistics import LayerStatistics, Observation
 from pagedvid.codecs.klt.blocks import BlockLayout
-from pagedvid.codecs.klt.file import Calibration
 from pagedvid.codecs.klt.tables import KltTables
+from pagedvid.codecs.tables_file import Calibration
 from pagedvid.errors import ConfigError
 
 METRIC_FLOOR = 1e-4

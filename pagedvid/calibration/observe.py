@@ -2,31 +2,29 @@
 
 Every stored chunk is counted. Forwards that read chunks are sampled, the same ones in all layers: for each range, the
 first few stored chunks that it reads and that have its own length. A query's own chunk stands for everything that is
-not stored yet. Only the rotary view is observed.
+not stored yet.
 
-Axes: T packed tokens; C chunks; G query heads of a KV head; H KV heads; n tokens of a chunk; D head_dim.
+Axes: C chunks; G query heads of a KV head; H KV heads; n tokens of a chunk; D head_dim.
 """
 
 from __future__ import annotations
 
 import random
-from typing import Any, SupportsIndex
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
 from typing_extensions import override
 
-from pagedvid.attention.operator import attend_in_graph
-from pagedvid.attention.step import Step, checked_layer
-from pagedvid.attention.store import LayerStore
-from pagedvid.cache.plan import RangePlan, StepPlan
+from pagedvid.attention.step import Step
+from pagedvid.cache.plan import StepPlan
 from pagedvid.calibration.fit import calibration_of
 from pagedvid.calibration.statistics import LayerStatistics, Observation
+from pagedvid.calibration.watch import Seen, WatchingStep
 from pagedvid.codecs.klt.blocks import BlockLayout
-from pagedvid.codecs.klt.file import Calibration
-from pagedvid.host_state import compiled_as, independent_of_host
+from pagedvid.codecs.tables_file import Calibration
 from pagedvid.paged_kv_cache import PagedKVCache
-from pagedvid.rotary.tables import RopeTables, to_half_layout, unrotate
 
 SHARE = 1 / 4
 """Share of the forwards that are sampled: at random, so that every noise level occurs, after the first that reads."""
@@ -42,7 +40,22 @@ class ObservingCache(PagedKVCache):
         super().__init__(*args, **options)
         layout = BlockLayout(self.spec.tokens_per_frame, self.spec.frames_per_block)
         self.statistics = [LayerStatistics(layout) for _ in range(self.spec.num_layers)]
-        self._chance = random.Random(0)
+        self.begin(seed=0)
+
+    def begin(self, seed: int) -> None:
+        """Before the next videos. `seed`: of which forwards are sampled."""
+        self._chance = random.Random(seed)
+
+    def state(self) -> dict[str, Tensor]:
+        """All that was observed; `restore` takes it."""
+        layers = enumerate(self.statistics)
+        return {f"{number}.{name}": x for number, layer in layers for name, x in layer.state().items()}
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Goes on from what another run of the same model had observed."""
+        for number, layer in enumerate(self.statistics):
+            prefix = f"{number}."
+            layer.restore({name.removeprefix(prefix): x for name, x in state.items() if name.startswith(prefix)})
 
     def calibration(self, model: str, calibrated_on: str = "") -> Calibration:
         """The calibration from what was observed so far; see `calibration_of`, also for errors."""
@@ -53,71 +66,29 @@ class ObservingCache(PagedKVCache):
         return _ObservingStep(plan, self, is_sampled)
 
 
-class _ObservingStep(Step):
+class _ObservingStep(WatchingStep):
     def __init__(self, plan: StepPlan, cache: ObservingCache, is_sampled: bool) -> None:
-        super().__init__(plan, cache.pool, cache.spec, cache.backend)
-        self._store = LayerStore(cache.pool, cache.spec, cache.book, uses_kernels=False)
+        super().__init__(plan, cache)
         self._statistics = cache.statistics
         self._is_sampled = is_sampled
 
     @override
-    @compiled_as(attend_in_graph)
-    @independent_of_host
-    def attend(
-        self,
-        layer: SupportsIndex,
-        q_THD: Tensor,
-        k_THD: Tensor,
-        v_THD: Tensor,
-        rope: RopeTables | None = None,
-        **options: Any,
-    ) -> Tensor:
-        layer = checked_layer(layer, self._spec.num_layers)
-        out = super().attend(layer, q_THD, k_THD, v_THD, rope, **options)
-        rope = None if rope is None else self._store.ropes.checked(rope)
-        for range_ in self.plan.ranges:
-            q_nHD, k_nHD, v_nHD = (_own(x, range_) for x in (q_THD, k_THD, v_THD))
-            q_nHD, k_nHD = self._plain(q_nHD, range_, rope), self._plain(k_nHD, range_, rope)
-            k_HnD, v_HnD = k_nHD.transpose(0, 1), v_nHD.transpose(0, 1)
-            if any(pending.source is None for pending in range_.writes):
-                self._statistics[layer].add_chunk(k_HnD, v_HnD)
-            if self._is_sampled:
-                q_GHnD = q_nHD.unflatten(1, (len(k_HnD), -1)).permute(2, 1, 0, 3)
-                self._add_reading(layer, range_, q_GHnD, k_HnD, v_HnD, rope)
-        return out
+    def see(self, layer: int, seen: Seen) -> None:
+        if any(pending.source is None for pending in seen.range_.writes):
+            self._statistics[layer].add_chunk(seen.k_HnD.cpu(), seen.v_HnD.cpu())
+        if self._is_sampled:
+            self._add_reading(layer, seen)
 
-    def _plain(self, x_nHD: Tensor, range_: RangePlan, rope: RopeTables | None) -> Tensor:
-        """Queries or keys of a range as before rotary embedding, in half layout."""
-        if rope is None:
-            return x_nHD
-        x_nHD = to_half_layout(x_nHD, rope.layout)
-        if self._spec.keys_arrive == "before_rotary":
-            return x_nHD
-        cos, sin = (table.cpu().unsqueeze(1) for table in rope.tables(range_.first_token, range_.num_tokens))
-        return unrotate(x_nHD, cos, sin)
-
-    def _add_reading(
-        self, layer: int, range_: RangePlan, q_GHnD: Tensor, k_HnD: Tensor, v_HnD: Tensor, rope: RopeTables | None
-    ) -> None:
+    def _add_reading(self, layer: int, seen: Seen) -> None:
+        range_ = seen.range_
         reads = [read for read in range_.reads if read.chunk.num_tokens == range_.num_tokens][:MAX_CHUNKS]
         if not reads:
             return
-        stored = [self._store.read(read.chunk, layer, rope) for read in reads]
+        stored = [self.stored(layer, read, seen.rope) for read in reads]
         keys_CHnD, values_CHnD = (torch.stack([pair[i] for pair in stored]).cpu() for i in (0, 1))
-        first_tokens = [*(read.first_token for read in reads), range_.first_token]
-        angles = [_angles(rope, first, range_.num_tokens, k_HnD.shape[-1]) for first in first_tokens]
-        cos, sin = (torch.stack([pair[i] for pair in angles]).float().cpu() for i in (0, 1))
-        own_k, own_v = (x.expand(len(q_GHnD), *x.shape) for x in (k_HnD, v_HnD))
+        first_tokens = (*(read.first_token for read in reads), range_.first_token)
+        angles = [seen.angles(first, range_.num_tokens) for first in first_tokens]
+        cos, sin = (torch.stack([pair[i] for pair in angles]).cpu() for i in (0, 1))
+        q_GHnD = seen.q_GHnD.cpu()
+        own_k, own_v = (x.cpu().expand(len(q_GHnD), *x.shape) for x in (seen.k_HnD, seen.v_HnD))
         self._statistics[layer].add_reading(Observation(keys_CHnD, values_CHnD, q_GHnD, own_k, own_v, cos, sin))
-
-
-def _own(x_THD: Tensor, range_: RangePlan) -> Tensor:
-    return x_THD[range_.start : range_.stop].float().cpu()
-
-
-def _angles(rope: RopeTables | None, first_token: int, num_tokens: int, head_dim: int) -> tuple[Tensor, Tensor]:
-    """(cos, sin), each [n, D / 2]; without rotary embedding 1 and 0."""
-    if rope is None:
-        still = torch.ones(num_tokens, head_dim // 2, dtype=torch.float32)
-        return still, torch.zeros_like(still)
-    return rope.tables(first_token, num_tokens)

@@ -6,19 +6,20 @@ F frames of a block, U blocks.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
+from pagedvid.calibration.sampling import SAMPLED_QUERIES, spread_over_frames
 from pagedvid.codecs.klt.blocks import BlockLayout, cosine_transform
 from pagedvid.errors import ShapeError
 from pagedvid.rotary.tables import rotate, unrotate
 
-SAMPLED_QUERIES = 32
-"""Queries per forward and head whose attention is computed, evenly spread."""
 SAMPLED_ANGLES = 16
 """Key positions per chunk by whose angles queries are un-rotated."""
+_SUMS = ("query_square_HDD", "key_weight_HF", "value_weight_HF")
 
 
 @dataclass(frozen=True)
@@ -59,9 +60,10 @@ class Observation:
         """`x` [..., T, D] rotated to the positions of a chunk; -1 is the chunk that reads."""
         return rotate(x_HTD, self.cos_CTP[chunk], self.sin_CTP[chunk])
 
-    def attention(self, number: int, stride: int = 1) -> tuple[Tensor, Tensor]:
-        """(weights [H, Q, C * T] of the cached tokens, outputs [H, Q, D]) for every stride-th query of a forward."""
-        q_HQD = self.rotated(self.q_LHTD[number], -1)[:, ::stride]
+    def attention(self, number: int, sampled: range | None = None) -> tuple[Tensor, Tensor]:
+        """(weights [H, Q, C * T] of the cached tokens, outputs [H, Q, D]) for some queries of a forward; None: all."""
+        q_HQD = self.rotated(self.q_LHTD[number], -1)
+        q_HQD = q_HQD if sampled is None else q_HQD[:, sampled.start :: sampled.step]
         current = self.rotated(self.current_k_LHTD[number], -1)
         keys = [self.rotated(k_HTD, chunk) for chunk, k_HTD in enumerate(self.k_CHTD)]
         scores = q_HQD @ torch.cat([*keys, current], dim=1).mT * q_HQD.shape[-1] ** -0.5
@@ -97,6 +99,17 @@ class BlockMoments:
         """Blocks counted."""
         return self._num_blocks
 
+    def state(self) -> dict[str, Tensor]:
+        """All sums, after the first chunk; `restore` takes them."""
+        assert self._origin_H1D is not None
+        numbers = {"sum": self._sum_HD, "square": self._square_HFDD, "num_blocks": torch.tensor(self._num_blocks)}
+        return {"origin": self._origin_H1D, **numbers}
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Takes the sums of another `BlockMoments` of the same layout."""
+        self._origin_H1D, self._sum_HD, self._square_HFDD = (state[name] for name in ("origin", "sum", "square"))
+        self._num_blocks = int(state["num_blocks"])
+
     def mean_HD(self) -> Tensor:
         """The mean token [H, D]."""
         assert self._origin_H1D is not None
@@ -127,6 +140,9 @@ class LayerStatistics:
     value_weight_HF: Tensor = field(default_factory=lambda: torch.zeros((), dtype=torch.float32))
     """The same for values."""
 
+    num_readings: int = 0
+    """Readings counted."""
+
     def __post_init__(self) -> None:
         self.keys, self.values = BlockMoments(self.layout), BlockMoments(self.layout)
 
@@ -134,6 +150,21 @@ class LayerStatistics:
     def is_complete(self) -> bool:
         """Whether chunks and queries were seen."""
         return self.keys.num_blocks > 0 and self.query_square_HDD.ndim > 0
+
+    def state(self) -> dict[str, Tensor]:
+        """All sums; `restore` takes them."""
+        moments = {"keys": self.keys, "values": self.values}
+        sums = {f"{kind}.{name}": x for kind, each in moments.items() for name, x in each.state().items()}
+        return sums | {name: getattr(self, name) for name in _SUMS} | {"num_readings": torch.tensor(self.num_readings)}
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Takes the sums of another `LayerStatistics` of the same layout."""
+        for kind, moments in (("keys", self.keys), ("values", self.values)):
+            prefix = f"{kind}."
+            moments.restore({name.removeprefix(prefix): x for name, x in state.items() if name.startswith(prefix)})
+        for name in _SUMS:
+            setattr(self, name, state[name])
+        self.num_readings = int(state["num_readings"])
 
     def add_chunk(self, k_HTD: Tensor, v_HTD: Tensor) -> None:
         """Counts a chunk that is stored; float32, before rotary embedding, in half layout. Raises ShapeError."""
@@ -148,12 +179,13 @@ class LayerStatistics:
 
     def add_reading(self, seen: Observation) -> None:
         """Counts the queries and how they attend to the cached chunks."""
-        self._add_queries(seen)
-        cosines_FF = cosine_transform(self.layout.num_frames)
         size = seen.k_CHTD.shape[2]
+        sampled = self._sampled(size, SAMPLED_QUERIES)
+        self._add_queries(seen, sampled)
+        cosines_FF = cosine_transform(self.layout.num_frames)
         tokens_UF = self.layout.tokens(size)
         for number in range(len(seen.q_LHTD)):
-            weights_HQn, out_HQD = seen.attention(number, _stride(seen.q_LHTD.shape[2], SAMPLED_QUERIES))
+            weights_HQn, out_HQD = seen.attention(number, sampled)
             for chunk, p_HQT in enumerate(weights_HQn.split(size, dim=-1)):
                 distance_HQT = torch.cdist(out_HQD, seen.v_CHTD[chunk])
                 keys, values = (
@@ -163,11 +195,16 @@ class LayerStatistics:
                 self.key_weight_HF = self.key_weight_HF + keys
                 self.value_weight_HF = self.value_weight_HF + values
 
-    def _add_queries(self, seen: Observation) -> None:
-        q_LHQD = seen.rotated(seen.q_LHTD, -1)[:, :, :: _stride(seen.q_LHTD.shape[2], SAMPLED_QUERIES)]
-        num_positions = seen.cos_CTP.shape[1]
+        self.num_readings += 1
+
+    def _sampled(self, num_tokens: int, num_samples: int) -> range:
+        """Other tokens in every reading, so that all have their turn."""
+        return spread_over_frames(num_tokens, self.layout.tokens_per_frame, num_samples, self.num_readings)
+
+    def _add_queries(self, seen: Observation, sampled: range) -> None:
+        q_LHQD = seen.rotated(seen.q_LHTD, -1)[:, :, sampled.start :: sampled.step]
         for chunk in range(len(seen.k_CHTD)):
-            for token in range(0, num_positions, _stride(num_positions, SAMPLED_ANGLES)):
+            for token in self._sampled(seen.cos_CTP.shape[1], SAMPLED_ANGLES):
                 unrotated_LHQD = unrotate(q_LHQD, seen.cos_CTP[chunk, token], seen.sin_CTP[chunk, token])
                 self.query_square_HDD = self.query_square_HDD + (unrotated_LHQD.mT @ unrotated_LHQD).sum(0)
 
@@ -177,7 +214,3 @@ def _four(shape: torch.Size) -> torch.Size:
     if len(shape) != 4:
         raise ShapeError(f"a tensor of an observation has the shape {list(shape)}; it must have four axes")
     return shape
-
-
-def _stride(num_tokens: int, num_samples: int) -> int:
-    return max(1, num_tokens // num_samples)

@@ -18,6 +18,7 @@ from pagedvid.capacity.cards import ModelCard, Published, Resolution
 from pagedvid.capacity.look_back import LookBack, RebuiltLookBack, SlidingLookBack, read_look_back
 from pagedvid.config.file import load_config
 from pagedvid.config.rules import Rule, number, one_of, size, text, whole
+from pagedvid.config.sections import CacheConfig
 from pagedvid.errors import ConfigError
 from pagedvid.files.plain_yaml import MAX_YAML_BYTES, YamlError, read_scalar
 from pagedvid.files.text import read_text
@@ -79,10 +80,19 @@ def find_card(name: str, own_folder: Path | None = None) -> ModelCard:
 
 
 def presets() -> dict[str, StreamCodecs]:
-    """The codecs of every shipped preset, by name, finest first."""
+    """The codecs of every shipped preset, by name, finest first.
+
+    Where a preset spends bits by a model's profile, which a card does not have, it is klt with as many bits in all
+    heads: that takes as many bytes.
+    """
     paths = config_folder("presets").glob("*.yaml")
-    found = {path.stem: load_config(path).cache.stream_codecs for path in paths}
+    found = {path.stem: _codecs(load_config(path).cache) for path in paths}
     return dict(sorted(found.items(), key=lambda item: -_bits(item[1])))
+
+
+def _codecs(cache: CacheConfig) -> StreamCodecs:
+    history = cache.codec if cache.bits is None else f"{cache.codec}{cache.bits:g}"
+    return StreamCodecs(history, cache.sink_codec, cache.newest_codec, cache.layer_codecs)
 
 
 def _bits(codecs: StreamCodecs) -> float:

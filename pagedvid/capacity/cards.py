@@ -11,8 +11,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from pagedvid.cache.sizes import KVShape, peak_pages
+from pagedvid.cache.sizes import KVShape
 from pagedvid.cache.stream_codecs import StreamCodecs
+from pagedvid.cache.stream_sizes import peak_pages
 from pagedvid.cache.window import Window
 from pagedvid.capacity.look_back import MAX_LENGTH, LookBack, RebuiltLookBack, read_look_back
 from pagedvid.errors import ConfigError

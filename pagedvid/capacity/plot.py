@@ -1,4 +1,4 @@
-"""A plot of streams over memory, one line per codec. Only this file imports matplotlib, from the extra `plot`."""
+"""A plot of streams over memory, one line per codec."""
 
 from __future__ import annotations
 
@@ -8,14 +8,10 @@ from typing import Any, NamedTuple
 
 from pagedvid.cache.stream_codecs import StreamCodecs
 from pagedvid.capacity.sizing import Question, check_memory, streams_over_memory
-from pagedvid.errors import ConfigError
-from pagedvid.shown import shown
+from pagedvid.files.figure import COLORS, new_figure, save_figure
 from pagedvid.units import GIB, format_bytes
 
-SUFFIXES = (".png", ".svg", ".pdf")
 NUM_POINTS = 120
-_COLORS = ("#4d4d4d", "#0072b2", "#009e73", "#d55e00", "#cc79a7", "#e69f00", "#56b4e9", "#999933")
-"""Colour-blind readers can tell them apart; each line is labelled with its name too."""
 
 
 class _Label(NamedTuple):
@@ -26,21 +22,12 @@ class _Label(NamedTuple):
 
 def draw_streams_over_memory(question: Question, choices: Mapping[str, StreamCodecs], path: Path) -> None:
     """Writes the picture. Raises ConfigError when matplotlib is missing or the file cannot be written."""
-    if path.suffix.lower() not in SUFFIXES:
-        raise ConfigError(f"--plot is {shown(str(path))}; allowed endings are {', '.join(SUFFIXES)}")
     check_memory(question)
-    try:
-        from matplotlib.figure import Figure  # type: ignore[import-not-found, unused-ignore]
-    except ImportError:
-        raise ConfigError("--plot needs matplotlib; install it with: pip install 'pagedvid[plot]'") from None
-    figure = Figure(figsize=(8, 5), dpi=150, layout="constrained")
+    figure = new_figure(path)
     axes = figure.add_subplot()
     highest = _curves(axes, question, choices)
     _frame(axes, question, highest)
-    try:
-        figure.savefig(path)
-    except OSError as error:
-        raise ConfigError(f"--plot {path} cannot be written: {error}") from None
+    save_figure(figure, path)
 
 
 def _curves(axes: Any, question: Question, choices: Mapping[str, StreamCodecs]) -> float:
@@ -50,7 +37,7 @@ def _curves(axes: Any, question: Question, choices: Mapping[str, StreamCodecs]) 
     ends: list[_Label] = []
     points: list[_Label] = []
     for number, (name, codecs) in enumerate(choices.items()):
-        color = _COLORS[number % len(_COLORS)]
+        color = COLORS[number % len(COLORS)]
         counts = streams_over_memory(question, codecs, memories)
         at_memory = counts[memories.index(here)]
         axes.step([memory / GIB for memory in memories], counts, where="post", color=color, linewidth=2)

@@ -14,9 +14,10 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from pagedvid.attention.commit_correction import Writing
 from pagedvid.attention.measure import MEASURED_QUERIES, sampled_offsets
 from pagedvid.attention.rotation import Readers, Rotation
-from pagedvid.attention.store import LayerStore, Writing
+from pagedvid.attention.store import LayerStore
 from pagedvid.cache.manager import CacheManager
 from pagedvid.cache.plan import QueryRange, RangePlan
 from pagedvid.cache.sizes import KVShape
@@ -141,13 +142,12 @@ def _factor_bytes(run: _Run, full: Answer, num_commits: int, *, pending: bool) -
     window, codecs = run.size.window, run.codecs
     last = num_commits - 1
     if pending:
-        kept = [codecs.at_commit(j, window) if j == last - 1 else codecs.final(j, window) for j in window.live(last)]
-        kept.append(codecs.at_commit(last, window))
+        kept = [codecs.stored(j, last - 1 - j, window) for j in window.live(last)]
+        kept.append(codecs.stored(last, 0, window))
         if last > 0 and codecs.recodes(last - 1, window):
-            kept.append(codecs.final(last - 1, window))
+            kept.append(codecs.stored(last - 1, 1, window))
     else:
-        live = window.live(num_commits)
-        kept = [codecs.at_commit(j, window) if j == last else codecs.final(j, window) for j in live]
+        kept = [codecs.stored(j, last - j, window) for j in window.live(num_commits)]
     per_branch = sum(run.spec.shape.correction_bytes(chunk) for chunk in kept)
     return per_branch * run.size.num_branches * full.num_streams
 
@@ -237,7 +237,7 @@ class _Run:
 def _make_constants(book: CodecBook, codecs: StreamCodecs, shape: KVShape, device: torch.device) -> None:
     """Uses every codec once, so that what codecs keep for the whole process is not counted as a part of the cache."""
     for spec in {spec for chunk in codecs.all() for spec in chunk.used(shape.num_layers, shape.num_kv_heads)}:
-        codec = book.codec(spec, "keys", 0, slice(0, shape.num_kv_heads))
+        codec = book.codec(spec, "keys", 0, tuple(range(shape.num_kv_heads)))
         records = codec.encode(torch.zeros(shape.num_kv_heads, 1, shape.head_dim, dtype=torch.float32, device=device))
         room = torch.empty(
             shape.num_kv_heads, spec.padded_tokens(shape.page, 1), shape.head_dim, dtype=torch.float32, device=device

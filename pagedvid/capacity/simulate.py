@@ -1,10 +1,7 @@
 """A day of arrivals at many GPUs, decided by the engine's and the cache's own admission, without tensors or a clock.
 
 Every GPU is a `CacheManager` whose pool is on PyTorch's "meta" device. Streams are opened in the engine's order
-(engine/scheduler.py), each on the GPU with the most unreserved pages.
-
-Every number of pages is a multiple of the number of the model's (layer, KV head) tables, so pools and streams are
-counted per table: this gives the same decisions with a few hundred times less memory for the free stacks.
+(engine/scheduler.py), each on the GPU with the most unreserved pages. Nothing is committed, so no page is ever taken.
 """
 
 from __future__ import annotations
@@ -18,9 +15,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from pagedvid.cache.manager import CacheManager
-from pagedvid.cache.sizes import KVShape, peak_pages
+from pagedvid.cache.sizes import KVShape
 from pagedvid.cache.stream import Stream
 from pagedvid.cache.stream_codecs import StreamCodecs
+from pagedvid.cache.stream_sizes import peak_pages
 from pagedvid.capacity.cards import Resolution, StreamSize
 from pagedvid.capacity.simulation_result import Moment, Simulation, Waits, periods_of
 from pagedvid.capacity.sizing import Question, answer, check_memory
@@ -28,8 +26,8 @@ from pagedvid.capacity.trace import Arrival
 from pagedvid.engine.scheduler import admit_in_order
 from pagedvid.errors import CapacityError, ConfigError
 
-MAX_POOL_PAGES = 2**28
-"""Most pages per table of all pools together: 1 GiB of free stacks."""
+MAX_POOL_PAGES = 2**31 - 1
+"""Most pages of one GPU; page ids have 32 bits."""
 MAX_WINDOW_CHUNKS = 512
 NUM_PERIODS = 24
 """Lines of the report: one per hour of a day."""
@@ -42,8 +40,8 @@ class Fleet:
     question: Question
     codecs: StreamCodecs
     num_gpus: int
-    table_pages: int
-    """Pages of one GPU's pool, per (layer, KV head) table."""
+    pool_pages: int
+    """Pages of one GPU's pool."""
     max_streams: int | None
     max_wait_seconds: float | None
 
@@ -58,8 +56,6 @@ class Fleet:
     ) -> Fleet:
         """Pools that leave room for the largest workspace of any arrival. Raises CapacityError, ConfigError."""
         check_memory(question)
-        if codecs.layers or any(chunk.layers or chunk.heads for chunk in codecs.all()):
-            raise ConfigError("--trace counts by table; it cannot simulate codecs that differ between layers or heads")
         if question.size.window.max_chunks > MAX_WINDOW_CHUNKS:
             raise ConfigError(
                 f"--trace with a window of {question.size.window.max_chunks} chunks would take too long; the most is "
@@ -70,26 +66,23 @@ class Fleet:
             answer(replace(question, resolution=resolution, num_branches=num_branches), "", codecs).pool_pages
             for resolution, num_branches in kinds
         )
-        table_pages = pool_pages // question.card.shape.num_tables
-        if table_pages < 1:
+        if pool_pages < 1:
             raise CapacityError("no memory is left for pages; give more memory, or --weights none")
-        if num_gpus * table_pages > MAX_POOL_PAGES:
+        if pool_pages > MAX_POOL_PAGES:
             raise ConfigError(
-                f"{num_gpus} GPUs with {table_pages} pages per table are too many to simulate; their product may be "
-                f"at most {MAX_POOL_PAGES}: lower --gpus or --memory"
+                f"{pool_pages} pages of a GPU are too many to simulate; the most is {MAX_POOL_PAGES}: lower --memory"
             )
-        return Fleet(question, codecs, num_gpus, table_pages, max_streams, max_wait_seconds)
+        return Fleet(question, codecs, num_gpus, pool_pages, max_streams, max_wait_seconds)
 
     @property
     def pool_bytes(self) -> int:
-        """Bytes of one GPU's pool, all tables."""
-        return self.table.page_bytes * self.table_pages * self.question.card.shape.num_tables
+        """Bytes of one GPU's pool."""
+        return self.shape.page_bytes * self.pool_pages
 
     @property
-    def table(self) -> KVShape:
-        """One (layer, KV head) table, keys and values."""
-        shape = self.question.size.on_pages_for(self.codecs).shape
-        return replace(shape, num_layers=1, num_kv_heads=1)
+    def shape(self) -> KVShape:
+        """Keys and values on pages that suit the codecs."""
+        return self.question.size.on_pages_for(self.codecs).shape
 
 
 @dataclass(frozen=True)
@@ -99,7 +92,7 @@ class _Request:
     arrival: Arrival
     size: StreamSize
     max_commits: int
-    table_pages: int
+    num_pages: int
 
 
 def simulate(fleet: Fleet, arrivals: Sequence[Arrival]) -> Simulation:
@@ -117,10 +110,9 @@ class _Run:
 
     def __init__(self, fleet: Fleet) -> None:
         self._fleet = fleet
-        memory = fleet.table.page_bytes * fleet.table_pages
-        spec = replace(fleet.question.size, shape=fleet.table).cache_spec(fleet.codecs)
-        self._gpus = [CacheManager(spec, memory, "meta") for _ in range(fleet.num_gpus)]
-        self._free_pages = np.full(fleet.num_gpus, fleet.table_pages, dtype=np.int64)
+        spec = fleet.question.size.on_pages_for(fleet.codecs).cache_spec(fleet.codecs)
+        self._gpus = [CacheManager(spec, fleet.pool_bytes, "meta") for _ in range(fleet.num_gpus)]
+        self._free_pages = np.full(fleet.num_gpus, fleet.pool_pages, dtype=np.int64)
         self._reserved_pages = 0
         self._queue: deque[_Request] = deque()
         self._departures: list[tuple[float, int, int, Stream]] = []
@@ -133,7 +125,7 @@ class _Run:
         """Admits, queues or rejects a stream at its start."""
         now = arrival.start_seconds
         request = self._request(arrival)
-        if request.table_pages > self._fleet.table_pages:
+        if request.num_pages > self._fleet.pool_pages:
             self._counts["too_large"] += 1
             return
         self._queue.append(request)
@@ -175,7 +167,7 @@ class _Run:
 
     def _can_start(self, request: _Request) -> bool:
         gpu = int(self._free_pages.argmax())
-        return bool(self._free_pages[gpu] >= 0) and self._gpus[gpu].fits(request.table_pages)
+        return bool(self._free_pages[gpu] >= 0) and self._gpus[gpu].fits(request.num_pages)
 
     def _leave(self, gpu: int, stream: Stream) -> None:
         self._reserved_pages -= stream.peak_pages
@@ -197,7 +189,7 @@ class _Run:
         if key not in self._kinds:
             size = arrival.size(self._fleet.question)
             commits = num_commits if size.max_commits is None else size.max_commits
-            pages = peak_pages(self._fleet.table, size.window, self._fleet.codecs, size.chunk_tokens, commits)
+            pages = peak_pages(self._fleet.shape, size.window, self._fleet.codecs, size.chunk_tokens, commits)
             self._kinds[key] = (size, commits, size.num_branches * pages)
         return _Request(arrival, *self._kinds[key])
 
@@ -210,7 +202,7 @@ class _Run:
 
     def result(self, arrivals: Sequence[Arrival]) -> Simulation:
         """Sums up. Means and periods end with the last arrival, because the time after it would dilute them."""
-        all_pages = self._fleet.num_gpus * self._fleet.table_pages
+        all_pages = self._fleet.num_gpus * self._fleet.pool_pages
         stop_seconds = arrivals[-1].start_seconds
         (whole,) = periods_of(self._moments, stop_seconds, all_pages, 1) or (None,)
         return Simulation(

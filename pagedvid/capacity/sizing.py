@@ -1,6 +1,6 @@
 """How many streams fit, from integers alone.
 
-Pages, peaks and bytes are those of cache/sizes.py, so what is promised here is what `open` reserves.
+Pages, peaks and bytes are those of cache/stream_sizes.py, so what is promised here is what `open` reserves.
 
     memory = weights + reserve + workspace (current chunk, scratch, commit, tables) + pool
     streams = pool pages // peak pages
@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from pagedvid.cache.stream_codecs import StreamCodecs
-from pagedvid.cache.window import Window
+from pagedvid.cache.stream_sizes import window_bits_per_value
 from pagedvid.capacity.cards import ModelCard, Resolution, StreamSize
 from pagedvid.capacity.look_back import MAX_LENGTH, LookBack
 from pagedvid.capacity.workspace import commit_bytes, current_bytes, scratch_bytes, table_bytes
@@ -69,7 +69,8 @@ class Answer:
     name: str
     codecs: StreamCodecs
     bits_per_value: float
-    """Mean over everything that is kept: codes, step sizes, zero points, padding, correction factors."""
+    """Mean over the values of the window: codes, step sizes, zero points, padding, correction factors of all heads that
+    keep them."""
     chunk_bytes: int
     """One stored chunk in the codec of the history, one branch."""
     stream_pages: int
@@ -122,7 +123,7 @@ def answer(question: Question, name: str, codecs: StreamCodecs) -> Answer:
     return Answer(
         name=name,
         codecs=codecs,
-        bits_per_value=_bits_per_value(size, codecs),
+        bits_per_value=window_bits_per_value(size.shape, size.window, codecs, size.chunk_tokens),
         chunk_bytes=size.shape.stored_bytes(size.chunk_tokens, codecs.steady),
         stream_pages=pages,
         stream_bytes=size.shape.page_bytes * pages,
@@ -210,15 +211,3 @@ def _workspace(size: StreamSize, codecs: StreamCodecs) -> tuple[int, int, int, i
         commit_bytes(size, codecs, measured=codecs.correction == "measured", has_rope=True),
         table_bytes(size, codecs),
     )
-
-
-def _bits_per_value(size: StreamSize, codecs: StreamCodecs) -> float:
-    """Mean over the chunks that a stream keeps between two commits."""
-    num_sinks, num_recent = size.window.sink_chunks, size.window.recent_chunks
-    roles = (
-        (codecs.final(0, Window(sink_chunks=1)), num_sinks),
-        (codecs.steady, num_recent - 1),
-        (codecs.at_commit(num_sinks, size.window), 1),
-    )
-    total = sum(count * size.shape.bits_per_value(size.chunk_tokens, chunk) for chunk, count in roles)
-    return total / (num_sinks + num_recent)

@@ -13,8 +13,8 @@ from dataclasses import replace
 
 from pagedvid.cache.stream_codecs import StreamCodecs
 from pagedvid.capacity.cards import StreamSize
-from pagedvid.codecs.assignment import KINDS, ChunkCodecs
-from pagedvid.codecs.spec import F32_BYTES, CodecSpec
+from pagedvid.codecs.assignment import KINDS, ChunkCodecs, Heads, are_neighbours
+from pagedvid.codecs.spec import F32_BYTES, CodecSpec, PageFormat
 from pagedvid.units import MIB
 
 BF16_BYTES = 2
@@ -55,63 +55,75 @@ def commit_bytes(size: StreamSize, codecs: StreamCodecs, *, measured: bool, has_
     for chunk in _chunk_codecs(size, codecs):
         source = newest if codecs.newest is not None and chunk != newest else None
         for layer in range(size.shape.num_layers):
-            for heads, pair in chunk.runs(layer, slice(0, size.shape.num_kv_heads)):
-                if pair is None:
-                    continue
-                run = _of_heads(size, heads.stop - heads.start)
-                before = [] if source is None else [each for _, each in source.runs(layer, heads) if each is not None]
-                inputs = sum(
-                    max((_padded_tokens(run, each.of(kind)) for each in before), default=run.chunk_tokens)
-                    for kind in KINDS
-                )
-                held = F32_BYTES * inputs * _row(run)
-                peaks.append(_layer_bytes(run, pair.keys, pair.values, held, measured, has_rope))
+            kept = tuple(head for head in _every_head(size) if chunk.at(layer, head) is not None)
+            held = sum(_input_bytes(size, source, kind, layer, kept) for kind in KINDS)
+            for heads, codec in chunk.groups("keys", layer, kept):
+                peaks.append(held + _keys_bytes(size, heads, codec, measured, has_rope))
+            for heads, codec in chunk.groups("values", layer, kept):
+                peaks.append(held + _copy_bytes(size, heads) + codec.encode_bytes(*_chunk(size, heads)))
     return max(peaks, default=0)
 
 
 def table_bytes(size: StreamSize, codecs: StreamCodecs) -> int:
     """Bytes of the tables of calibrated codecs, once for all streams."""
-    num_heads = size.shape.num_kv_heads
     used = {
-        (pair.of(kind), kind, layer, head)
+        (codec, kind, layer, head)
         for chunk in _chunk_codecs(size, codecs)
         for layer in range(size.shape.num_layers)
-        for heads, pair in chunk.runs(layer, slice(0, num_heads))
-        if pair is not None and any(codec.needs_tables for codec in (pair.keys, pair.values))
         for kind in KINDS
-        for head in range(heads.start, heads.stop)
+        for heads, codec in chunk.groups(kind, layer, _every_head(size))
+        if codec.needs_tables
+        for head in heads
     }
     return sum(codec.table_bytes(size.shape.page) for codec, *_ in used)
 
 
+def _every_head(size: StreamSize) -> Heads:
+    return tuple(range(size.shape.num_kv_heads))
+
+
+def _chunk_codecs(size: StreamSize, codecs: StreamCodecs) -> Iterator[ChunkCodecs]:
+    """All codecs in which this stream's chunks are stored, by all heads that store them then."""
+    for index in (size.window.max_chunks, 0):
+        yield codecs.stored(index, 1, size.window)
+        yield codecs.stored(index, 0, size.window)
+
+
+def _input_bytes(size: StreamSize, source: ChunkCodecs | None, kind: str, layer: int, heads: Heads) -> int:
+    """The exact keys or values of a layer."""
+    before = () if source is None else source.groups(kind, layer, heads)
+    num_tokens = max((_padded_tokens(size, codec) for _, codec in before), default=size.chunk_tokens)
+    return F32_BYTES * num_tokens * len(heads) * size.shape.head_dim
+
+
+def _copy_bytes(size: StreamSize, heads: Heads) -> int:
+    """Heads are copied from the inputs unless they are neighbours."""
+    return 0 if are_neighbours(heads) else F32_BYTES * size.chunk_tokens * len(heads) * size.shape.head_dim
+
+
+def _chunk(size: StreamSize, heads: Heads) -> tuple[PageFormat, int, int]:
+    """What a codec is given."""
+    return size.shape.page, len(heads), size.chunk_tokens
+
+
+def _keys_bytes(size: StreamSize, heads: Heads, codec: CodecSpec, measured: bool, has_rope: bool) -> int:
+    """Keys that share a codec are encoded, then their quant error is measured; `LayerStore` in attention/store.py."""
+    held = _copy_bytes(size, heads)
+    if has_rope and codec.stores_rotated:
+        held += F32_BYTES * size.chunk_tokens * len(heads) * size.shape.head_dim
+    encoding = codec.encode_bytes(*_chunk(size, heads))
+    if not (measured and codec.is_quantized):
+        return held + encoding
+    records = len(heads) * codec.num_pages(size.shape.page, size.chunk_tokens) * size.shape.page_bytes
+    return held + max(encoding, records + _fit_bytes(_of_heads(size, len(heads)), codec, has_rope))
+
+
 def _of_heads(size: StreamSize, num_heads: int) -> StreamSize:
-    """A model with some of the KV heads: heads that are stored alike are written together, run by run."""
+    """A model with some of the KV heads."""
     if num_heads == size.shape.num_kv_heads:
         return size
     num_query_heads = size.num_query_heads // size.shape.num_kv_heads * num_heads
     return replace(size, shape=replace(size.shape, num_kv_heads=num_heads), num_query_heads=num_query_heads)
-
-
-def _chunk_codecs(size: StreamSize, codecs: StreamCodecs) -> Iterator[ChunkCodecs]:
-    """All codecs in which this stream's chunks are stored."""
-    yield codecs.steady
-    yield codecs.at_commit(size.window.max_chunks, size.window)
-    if size.window.sink_chunks:
-        yield codecs.final(0, size.window)
-
-
-def _layer_bytes(
-    size: StreamSize, keys: CodecSpec, values: CodecSpec, inputs_bytes: int, measured: bool, has_rope: bool
-) -> int:
-    """`LayerStore.write`: keys are encoded, then values, then the quant error of the keys is measured."""
-    is_rotated = has_rope and keys.stores_rotated
-    held = inputs_bytes + (F32_BYTES * size.chunk_tokens * _row(size) if is_rotated else 0)
-    records = size.shape.num_kv_heads * keys.num_pages(size.shape.page, size.chunk_tokens) * size.shape.page_bytes
-    chunk = (size.shape.page, size.shape.num_kv_heads, size.chunk_tokens)
-    peaks = [held + keys.encode_bytes(*chunk), held + records + values.encode_bytes(*chunk)]
-    if measured and keys.is_quantized:
-        peaks.append(held + records + _fit_bytes(size, keys, has_rope))
-    return max(peaks)
 
 
 def _fit_bytes(size: StreamSize, codec: CodecSpec, has_rope: bool) -> int:

@@ -8,6 +8,7 @@ from typing import Any
 
 import yaml
 
+from pagedvid.cli.bits_words import bits_lines
 from pagedvid.cli.options import add_config_options, resolve_options
 from pagedvid.config.file import ResolvedConfig
 from pagedvid.config.sections import SECTIONS
@@ -32,6 +33,10 @@ def run(args: argparse.Namespace) -> int:
     resolved = resolve_options(args)
     writers = {"table": _table, "json": _json, "yaml": _yaml}
     print(writers[args.format](resolved))
+    if args.format == "table" and resolved.config.cache.bits is not None:
+        from pagedvid.models.build import resolve
+
+        print("", *bits_lines(resolve(resolved.config)), sep="\n")
     return 0
 
 

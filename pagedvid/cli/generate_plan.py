@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from pagedvid.cache.sizes import KVShape, peak_pages, planned_peak_pages
+from pagedvid.cache.sizes import KVShape
 from pagedvid.cache.stream_codecs import StreamCodecs
+from pagedvid.cache.stream_sizes import peak_pages, planned_peak_pages, window_bits_per_value
 from pagedvid.cache.window import planned_peak_tokens
+from pagedvid.cli.bits_words import bits_lines
 from pagedvid.codecs.assignment import KINDS
 from pagedvid.codecs.spec import CodecSpec
 from pagedvid.engine.requests import VideoRequest
@@ -47,21 +49,29 @@ def _describe(spec: RunSpec, num_videos: int, num_frames: int, schedule: Schedul
     tokens = model.chunk_tokens
     tables = f"{model.num_layers} layers x {model.num_kv_heads} KV heads x {model.head_dim}"
     branches = f" x {len(model.branches)} branches" if len(model.branches) > 1 else ""
-    pages = " and ".join(dict.fromkeys(_pages(shape, tokens, codecs.steady.of(kind, 0)) for kind in KINDS))
     padding = f"{shape.padding_waste_ratio(tokens, codecs.steady):.1%} padding"
     num_chunks = -(-num_frames // model.frames_per_chunk)
-    roles = [str(codecs.steady)]
+    roles = [str(codecs.steady) if spec.spending is None else f"{spec.config.cache.codec}, head by head"]
     if codecs.sink:
         roles.append(f"sinks {codecs.sink}")
     if codecs.newest:
         roles.append(f"newest chunk {codecs.newest}")
     return [
         f"model    {spec.config.model.name}: {tables}, {model.tokens_per_frame} tokens/frame{branches}",
-        f"chunk    {model.frames_per_chunk} frames = {tokens} tokens = {pages} per head and layer ({padding})",
+        f"chunk    {model.frames_per_chunk} frames = {tokens} tokens = {_chunk_pages(spec, tokens)} ({padding})",
         f"window   {_window(model, schedule)}",
         f"codecs   {', '.join(roles)}",
+        *bits_lines(spec),
         f"videos   {num_videos}; the longest has {num_frames} frames = {num_chunks} chunks",
     ]
+
+
+def _chunk_pages(spec: RunSpec, tokens: int) -> str:
+    codecs, shape = spec.cache.codecs.steady, spec.cache.shape
+    if spec.spending is not None:
+        return f"{shape.chunk_pages(tokens, codecs)} pages in all heads and layers"
+    pages = " and ".join(dict.fromkeys(_pages(shape, tokens, codecs.of(kind, 0)) for kind in KINDS))
+    return f"{pages} per head and layer"
 
 
 def _pages(shape: KVShape, num_tokens: int, codec: CodecSpec) -> str:
@@ -93,7 +103,7 @@ def _row(name: str, codecs: StreamCodecs, shape: KVShape, spec: RunSpec, schedul
     else:
         peak = planned_peak_pages(shape, window, codecs, commits)
         dense_tokens = planned_peak_tokens(window, commits)
-    bits = shape.bits_per_value(model.chunk_tokens, codecs.steady)
+    bits = window_bits_per_value(shape, window, codecs, model.chunk_tokens)
     pages = num_branches * peak
     num_bytes = shape.page_bytes * pages
     ratio = f"{num_bytes / (num_branches * shape.bf16_bytes(dense_tokens)):.3f}" if pages else "-"

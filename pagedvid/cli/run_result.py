@@ -41,7 +41,8 @@ def summary_lines(result: RunResult, num_skipped: int, cache: CacheConfig, folde
     rows = [("videos", _videos(result, num_skipped))]
     if result.num_done:
         rows.append(("frames", _frames(result)))
-        rows.append(("codec", f"{cache.codec}, correction {cache.correction}"))
+        bits = "" if cache.bits is None else f", {cache.bits:g} bits a value"
+        rows.append(("codec", f"{cache.codec}{bits}, correction {cache.correction}"))
         rows.append(("cache", _cache(result)))
     if result.pool and result.fullest:
         rows.append(("pages", _pages(result.pool, result.fullest)))

@@ -10,10 +10,12 @@ Heads of a layer may differ, too, and a head may keep nothing of a chunk: it doe
 from __future__ import annotations
 
 import re
+from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import pairwise
+from operator import itemgetter
 from typing import Any, TypeVar
 
 from pagedvid.arguments import list_of, whole_number
@@ -23,6 +25,8 @@ from pagedvid.errors import ConfigError
 from pagedvid.shown import shown
 
 KINDS = ("keys", "values")
+Heads = tuple[int, ...]
+"""Some KV heads of a layer, in ascending order."""
 T = TypeVar("T")
 
 
@@ -59,8 +63,12 @@ LayerCodecs = tuple[tuple[int, int, CodecPair], ...]
 HeadCodecs = tuple[tuple[int, int, int, CodecPair | None], ...]
 """Exceptions from those: (layer, first KV head, last KV head, codecs); None: these heads keep nothing. Where two name
 the same head, the later one counts."""
+HeadSpan = tuple[int, int, int]
+"""(layer, first KV head, last KV head)."""
 HeadRun = tuple[slice, CodecPair | None]
 """Neighbouring KV heads that are stored alike, and how; None: they keep nothing."""
+HeadGroups = tuple[tuple[Heads, CodecSpec], ...]
+"""KV heads, not always neighbours, that store their keys or their values alike, and how."""
 
 
 @dataclass(frozen=True)
@@ -74,13 +82,17 @@ class ChunkCodecs:
     """For people; equal if and only if the codecs are equal."""
     _by_layer: dict[int, tuple[tuple[int, int, CodecPair | None], ...]] = field(init=False, repr=False, compare=False)
     """The exceptions of the heads of each layer that has any."""
+    _groups: dict[tuple[str, int, Heads], HeadGroups] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
+    """Those that were asked for."""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "layers", _exceptions(self.pair, self.layers))
+        object.__setattr__(self, "layers", joined_exceptions(self.pair, self.layers))
         by_layer: dict[int, list[tuple[int, int, CodecPair | None]]] = {}
         for layer, first, last, stored in self.heads:
             by_layer.setdefault(layer, []).append((first, last, stored))
-        kept = {layer: _exceptions(self._rule(layer), each) for layer, each in sorted(by_layer.items())}
+        kept = {layer: joined_exceptions(self._rule(layer), each) for layer, each in sorted(by_layer.items())}
         object.__setattr__(self, "_by_layer", {layer: each for layer, each in kept.items() if each})
         heads = tuple((layer, *each) for layer, exceptions in kept.items() for each in exceptions)
         object.__setattr__(self, "heads", heads)
@@ -104,6 +116,11 @@ class ChunkCodecs:
             raise ConfigError(f"exceptions are given besides {shown(written)}, which has its own; give them there")
         return ChunkCodecs(CodecPair.read(written), read_layers(layers), read_heads(heads))
 
+    def without(self, heads: Iterable[HeadSpan]) -> ChunkCodecs:
+        """The same codecs for all heads but these, which keep nothing; `self` where they kept nothing before."""
+        thinner = ChunkCodecs(self.pair, self.layers, (*self.heads, *((*span, None) for span in heads)))
+        return self if thinner == self else thinner
+
     @property
     def keys(self) -> CodecSpec:
         """The codec of keys in layers without an exception."""
@@ -120,10 +137,23 @@ class ChunkCodecs:
 
     def at(self, layer: int, head: int) -> CodecPair | None:
         """How a KV head stores the chunk in one layer; None: it keeps nothing."""
-        for first, last, pair in self._by_layer.get(layer, ()):
-            if first <= head <= last:
-                return pair
+        exceptions = self._by_layer.get(layer, ())
+        before = bisect_right(exceptions, head, key=itemgetter(0))
+        if before and head <= exceptions[before - 1][1]:
+            return exceptions[before - 1][2]
         return self._rule(layer)
+
+    def groups(self, kind: str, layer: int, heads: Heads) -> HeadGroups:
+        """Some KV heads, grouped by the codec of their "keys" or "values", in the order of the first of each group;
+        without heads that keep nothing."""
+        key = (kind, layer, heads)
+        if key not in self._groups:
+            alike: dict[CodecSpec, list[int]] = {}
+            for head in heads:
+                if (pair := self.at(layer, head)) is not None:
+                    alike.setdefault(pair.of(kind), []).append(head)
+            self._groups[key] = tuple((tuple(each), codec) for codec, each in alike.items())
+        return self._groups[key]
 
     def runs(self, layer: int, heads: slice) -> tuple[HeadRun, ...]:
         """Some KV heads, in runs that are stored alike."""
@@ -168,11 +198,16 @@ class ChunkCodecs:
         return self.text
 
 
+def are_neighbours(heads: Heads) -> bool:
+    """Whether no other head lies between them."""
+    return heads[-1] - heads[0] + 1 == len(heads)
+
+
 def _once(codecs: Iterable[CodecSpec]) -> tuple[CodecSpec, ...]:
     return tuple(dict.fromkeys(codecs))
 
 
-def _exceptions(rule: T, given: Sequence[tuple[int, int, T]]) -> tuple[tuple[int, int, T], ...]:
+def joined_exceptions(rule: T, given: Sequence[tuple[int, int, T]]) -> tuple[tuple[int, int, T], ...]:
     """The same exceptions in ascending order, without overlaps or repetitions of the rule, equal neighbours joined."""
     bounds = sorted({bound for first, last, _ in given for bound in (first, last + 1)})
     merged: list[tuple[int, int, T]] = []

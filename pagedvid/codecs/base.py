@@ -11,8 +11,8 @@ head; D head_dim; B bytes of a page.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
-from functools import cached_property
+from collections.abc import Callable, Iterator
+from functools import cache, cached_property, partial
 from importlib import import_module
 from typing import Any
 
@@ -20,6 +20,8 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
+from pagedvid.codecs.assignment import Heads
+from pagedvid.codecs.heads import HeadIndex
 from pagedvid.codecs.packing import FLOAT8_MAX, FP16_MAX
 from pagedvid.codecs.spec import CodecSpec, PageFormat
 from pagedvid.errors import NonFiniteError
@@ -48,6 +50,11 @@ class Codec(ABC):
         """Tokens of a full page."""
         return self.spec.page_tokens(self.page)
 
+    @cached_property
+    def padded_tokens(self) -> Callable[[int], int]:
+        """Tokens that `decode` needs room for, by the number that it decodes."""
+        return cache(partial(self.spec.padded_tokens, self.page))
+
     @abstractmethod
     def encode(self, x_RnD: Tensor) -> Tensor:
         """Tokens -> records uint8 [R, P, B]. Raises NonFiniteError for NaN, infinity and values too large to store."""
@@ -67,7 +74,7 @@ class Codec(ABC):
         """
         return None
 
-    def of_heads(self, heads: slice) -> Codec:
+    def of_heads(self, heads: Heads) -> Codec:
         """The codec for some of the KV heads: itself, unless it was made from tables."""
         return self
 
@@ -108,6 +115,7 @@ class PageKernels(ABC):
         out_EJnHD: Tensor,
         angles: Angles | None = None,
         inverse_scales_SH: Tensor | None = None,
+        out_heads_H: Tensor | None = None,
     ) -> None:
         """Writes the `num_tokens` tokens of each chunk, in order, to `out_EJnHD`, which may have any strides with D
         innermost, and room for at least that many tokens.
@@ -116,7 +124,26 @@ class PageKernels(ABC):
         `num_tokens` it is left untouched or set to finite values.
         `angles`: by which keys are rotated. `inverse_scales_SH`: float32, contiguous; decoded and rotated values are
         multiplied by these before they are written in float8_e4m3fn, and only then.
+        `out_heads_H`: which head of `out`, which may have more, each head is written to, int64; None: to all, in order.
         """
+
+    def decode_heads(
+        self,
+        records: Tensor,
+        pages_ShP: Tensor,
+        num_tokens: int,
+        out_EJnHD: Tensor,
+        heads: HeadIndex,
+        angles: Angles | None = None,
+        inverse_scales_SH: Tensor | None = None,
+    ) -> None:
+        """`decode` into some heads of `out`. `inverse_scales_SH` are of all its heads."""
+        scales_Sh = None if inverse_scales_SH is None else inverse_scales_SH[:, heads].contiguous()
+        given = (records, pages_ShP, num_tokens)
+        if isinstance(heads, slice):
+            self.decode(*given, out_EJnHD[..., heads, :], angles, scales_Sh)
+        else:
+            self.decode(*given, out_EJnHD, angles, scales_Sh, heads)
 
     @abstractmethod
     def encode(self, x_nHD: Tensor, records: Tensor, pages_HP: Tensor, arrival: Arrival | None = None) -> Tensor | None:
@@ -156,29 +183,30 @@ class CodecOperations(PageKernels):
         out_EJnHD: Tensor,
         angles: Angles | None = None,
         inverse_scales_SH: Tensor | None = None,
+        out_heads_H: Tensor | None = None,
     ) -> None:
         is_float8 = out_EJnHD.dtype == torch.float8_e4m3fn
         dtype = torch.float32 if is_float8 else out_EJnHD.dtype
-        padded_tokens = pages_SHP.shape[2] * self._codec.page_tokens
+        padded_tokens, head_dim = self._codec.padded_tokens(num_tokens), out_EJnHD.shape[-1]
         pages_EJHP, cos_sin, scales_EJH11 = _by_range(out_EJnHD, pages_SHP, angles, inverse_scales_SH, dtype)
-        for part in _parts(out_EJnHD, padded_tokens * out_EJnHD.shape[-1] * dtype.itemsize):
+        for part in _parts(pages_EJHP, padded_tokens * head_dim * dtype.itemsize):
             out, pages = out_EJnHD[part], pages_EJHP[part]
-            tokens = out.transpose(2, 3)[..., :num_tokens, :]
-            rows_RnD = None if is_float8 or cos_sin is not None else _as_rows(out, padded_tokens)
+            target = None if is_float8 or out_heads_H is not None else out[:, :, :num_tokens].transpose(2, 3)
+            rows_RnD = None if target is None or cos_sin is not None else _as_rows(out, padded_tokens)
             if rows_RnD is None:
-                shape = (pages[..., 0].numel(), padded_tokens, out.shape[-1])
+                shape = (pages.shape[:-1].numel(), padded_tokens, head_dim)
                 buffer = torch.empty(shape, dtype=dtype, device=out.device)
             else:
                 buffer = rows_RnD
             x_RnD = saturated(self._codec.decode(_read(records, pages), num_tokens, buffer))
-            x = x_RnD.view(tokens.shape)
+            x = x_RnD.view(*pages.shape[:-1], num_tokens, head_dim)
             if cos_sin is not None:
-                x = saturated(rotate(x, cos_sin[0][part], cos_sin[1][part], out=None if is_float8 else tokens))
+                x = saturated(rotate(x, cos_sin[0][part], cos_sin[1][part], out=target))
             if is_float8:
                 x = x if scales_EJH11 is None else x.mul_(scales_EJH11[part])
                 x = x.clamp_(-FLOAT8_MAX, FLOAT8_MAX)
-            if is_float8 or (cos_sin is None and rows_RnD is None):
-                tokens.copy_(x)
+            if target is None or (cos_sin is None and rows_RnD is None):
+                _write(x, out, out_heads_H)
 
     @override
     def encode(self, x_nHD: Tensor, records: Tensor, pages_HP: Tensor, arrival: Arrival | None = None) -> None:
@@ -195,7 +223,19 @@ class CodecOperations(PageKernels):
 
 def _read(records: Tensor, pages: Tensor) -> Tensor:
     """Copies of pages [..., P], uint8 [rows, P, B]."""
-    return records.index_select(0, pages.flatten()).view(-1, pages.shape[-1], records.shape[1])
+    rows = pages.flatten(0, -2)
+    return records.index_select(0, rows.flatten()).view(*rows.shape, records.shape[1])
+
+
+def _write(x_EJHnD: Tensor, out_EJnHD: Tensor, out_heads_H: Tensor | None) -> None:
+    """Writes tokens to their heads of `out`; see `PageKernels.decode`."""
+    tokens = out_EJnHD[:, :, : x_EJHnD.shape[3]].transpose(2, 3)
+    if out_heads_H is None:
+        tokens.copy_(x_EJHnD)
+    elif tokens.dtype == torch.float8_e4m3fn:  # which PyTorch cannot copy by an index
+        tokens.view(torch.uint8).index_copy_(2, out_heads_H, x_EJHnD.to(tokens.dtype).view(torch.uint8))
+    else:
+        tokens.index_copy_(2, out_heads_H, x_EJHnD)
 
 
 def _by_range(
@@ -211,11 +251,11 @@ def _by_range(
     return pages_SHP.unflatten(0, chunks), cos_sin, scales
 
 
-def _parts(out_EJnHD: Tensor, row_bytes: int) -> Iterator[tuple[slice, slice]]:
+def _parts(pages_EJHP: Tensor, row_bytes: int) -> Iterator[tuple[slice, slice]]:
     """Which ranges and which of their chunks are decoded together: few enough for the cache of a CPU, or all."""
-    num_ranges, num_chunks, _, num_heads, _ = out_EJnHD.shape
+    num_ranges, num_chunks, num_heads, _ = pages_EJHP.shape
     at_once = num_ranges * num_chunks
-    if out_EJnHD.device.type == "cpu":
+    if pages_EJHP.device.type == "cpu":
         at_once = max(1, CACHE_BYTES // (num_heads * row_bytes))
     ranges, chunks = max(1, at_once // num_chunks), min(at_once, num_chunks)
     for range_ in range(0, num_ranges, ranges):

@@ -6,10 +6,10 @@ from collections.abc import Iterable, Iterator, Mapping
 
 import torch
 
-from pagedvid.codecs.assignment import KINDS, ChunkCodecs
+from pagedvid.codecs.assignment import KINDS, ChunkCodecs, Heads
 from pagedvid.codecs.base import Codec, CodecOperations, PageKernels, make_codec
-from pagedvid.codecs.klt.file import Calibration
 from pagedvid.codecs.spec import CodecSpec, PageFormat
+from pagedvid.codecs.tables_file import Calibration
 from pagedvid.errors import ConfigError
 
 
@@ -23,42 +23,31 @@ class CodecBook:
         tables: Calibration | None = None,
         own: Mapping[str, Codec] | None = None,
     ) -> None:
-        """`tables`: the model's calibration, for klt codecs. `own`: codecs that replace those of the same name; a codec
-        under study is called "sim"."""
+        """`tables`: what codecs that need tables are made from. `own`: codecs that replace those of the same name; a
+        codec under study is called "sim"."""
         self.page = page
         self._num_kv_heads = num_kv_heads
+        self._every = tuple(range(num_kv_heads))
         self._tables = tables
         self._own = dict(own or {})
-        self._codecs: dict[tuple[str, str, int, int, int], Codec] = {}
-        self._pairs: dict[tuple[str, int, int, int], tuple[Codec, Codec]] = {}
+        self._codecs: dict[tuple[str, str, int, Heads], Codec] = {}
         self._access: dict[tuple[int, torch.device, bool], tuple[Codec, PageKernels]] = {}
 
-    def pair(self, codecs: ChunkCodecs, layer: int, heads: slice) -> tuple[Codec, Codec]:
-        """The codecs of the keys and of the values of KV heads of a layer that are stored alike. Raises ConfigError."""
-        key = (codecs.text, layer, heads.start, heads.stop)
-        if (pair := self._pairs.get(key)) is None:
-            ((_, specs),) = codecs.runs(layer, heads)
-            assert specs is not None, f"heads {heads} of layer {layer} keep nothing"
-            keys, values = (self.codec(specs.of(kind), kind, layer, heads) for kind in KINDS)
-            pair = self._pairs[key] = keys, values
-        return pair
-
-    def pairs(self, codecs: ChunkCodecs, num_layers: int) -> Iterator[tuple[Codec, Codec]]:
-        """The codecs of the keys and of the values of all runs of heads that keep anything. Raises ConfigError."""
-        for layer in range(num_layers):
-            for heads, specs in codecs.runs(layer, slice(0, self._num_kv_heads)):
-                if specs is not None:
-                    yield self.pair(codecs, layer, heads)
-
-    def codec(self, spec: CodecSpec, kind: str, layer: int, heads: slice) -> Codec:
+    def codec(self, spec: CodecSpec, kind: str, layer: int, heads: Heads) -> Codec:
         """The codec of the "keys" or "values" of some KV heads of a layer. Raises ConfigError."""
         if spec.name in self._own:
             return self._own[spec.name]
-        first, end, _ = heads.indices(self._num_kv_heads)
-        key = (spec.name, kind, layer, first, end) if spec.needs_tables else (spec.name, "", 0, 0, 0)
+        key = (spec.name, kind, layer, heads) if spec.needs_tables else (spec.name, "", 0, ())
         if key not in self._codecs:
-            self._codecs[key] = self._made(spec, kind, layer, first, end)
+            self._codecs[key] = self._made(spec, kind, layer, heads)
         return self._codecs[key]
+
+    def of_chunks(self, codecs: ChunkCodecs, num_layers: int) -> Iterator[Codec]:
+        """The codecs of all groups of heads of chunks that are stored so. Raises ConfigError."""
+        for layer in range(num_layers):
+            for kind in KINDS:
+                for heads, spec in codecs.groups(kind, layer, self._every):
+                    yield self.codec(spec, kind, layer, heads)
 
     def access(self, codec: Codec, device: torch.device, by_kernels: bool) -> PageKernels:
         """How a codec's pages are read and written on a device: by its kernels, or by PyTorch operations."""
@@ -77,17 +66,17 @@ class CodecBook:
                 f"{num_layers}. Calibrate this model: pagedvid calibrate"
             )
         for codecs in chunks:
-            for _ in self.pairs(codecs, num_layers):
+            for _ in self.of_chunks(codecs, num_layers):
                 pass
 
-    def _made(self, spec: CodecSpec, kind: str, layer: int, first_head: int, end_head: int) -> Codec:
+    def _made(self, spec: CodecSpec, kind: str, layer: int, heads: Heads) -> Codec:
         if spec.name == "sim":
             raise ConfigError('"sim" stands for a codec under study; pass it as own={"sim": codec}')
         if not spec.needs_tables:
             return make_codec(spec, self.page)
-        if (first_head, end_head) != (0, self._num_kv_heads):
-            return self.codec(spec, kind, layer, slice(0, self._num_kv_heads)).of_heads(slice(first_head, end_head))
-        return make_codec(spec, self.page, self._tables_for(spec).tables(kind, layer))
+        if heads != self._every:
+            return self.codec(spec, kind, layer, self._every).of_heads(heads)
+        return make_codec(spec, self.page, spec.tables(self._tables_for(spec), kind, layer))
 
     def _tables_for(self, spec: CodecSpec) -> Calibration:
         if self._tables is None:

@@ -8,9 +8,12 @@
     token2-g64 token4-g32     a step size and a zero point per token and group of channels; keys after rotary embedding
     hadamard2-g64             the same on channels rotated by a Hadamard matrix
     klt2 klt1.5               transform coding with that many bits per value, scales included; needs calibrated tables
+    mean                      no pages: every token reads as its head's mean; needs calibrated tables
     sim                       fp32 pages for a codec under study: counts as quantized, see book.py
 
     tokens of a page of 36 rows:  int2 128, int4 64, int8 32, bf16 18, fp32 9       of 32 rows:  klt2 128
+
+A ladder is a family's codecs by rising bits, its rungs; budgets/ chooses one for the keys and the values of every head.
 
 To add a codec: a folder with its `CodecSpec` and its `Codec` (the readable reference, and kernels if it has any), and
 one line in `_FAMILIES`. From outside the package: call `register_codecs`, or declare an entry point of the group
@@ -24,8 +27,9 @@ from dataclasses import dataclass
 from functools import lru_cache
 from importlib.metadata import entry_points
 
-from pagedvid.codecs.channel.spec import read_channel
-from pagedvid.codecs.klt.spec import read_klt
+from pagedvid.codecs.channel.spec import CHANNEL_LADDER, read_channel
+from pagedvid.codecs.klt.spec import KLT_LADDER, read_klt
+from pagedvid.codecs.mean.spec import read_mean
 from pagedvid.codecs.raw.spec import read_raw
 from pagedvid.codecs.spec import CodecSpec
 from pagedvid.codecs.token.spec import read_token
@@ -50,7 +54,10 @@ _FAMILIES = [
     CodecFamily("int8, int4, int2 (with -pair, -s8, -post in this order)", read_channel),
     CodecFamily("token2-g64, hadamard2-g64 (2, 4 or 8 bits, groups of 16 to 128)", read_token),
     CodecFamily("klt2 (0.5 to 8 bits, such as klt1.5)", read_klt),
+    CodecFamily("mean", read_mean),
 ]
+LADDERS = {"klt": KLT_LADDER, "int": CHANNEL_LADDER}
+"""By the name that settings have for them."""
 
 
 def register_codecs(family: CodecFamily) -> None:

@@ -12,9 +12,12 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from pagedvid.errors import ConfigError
+
+if TYPE_CHECKING:
+    from pagedvid.codecs.tables_file import Calibration
 
 F32_BYTES = 4
 DEFAULT_PAGE_ROWS = 36
@@ -50,7 +53,7 @@ class CodecSpec(ABC):
 
     implementation: ClassVar[str]
     """"module:function" of a function `(page, spec, tables) -> Codec`; text, so that sizes are known without PyTorch.
-    `tables` are the layer's if the codec `needs_tables`, else None."""
+    `tables` are what the method of that name returns."""
 
     needs_tables: ClassVar[bool] = False
     """Whether the codec is made from tables that were calibrated on the model."""
@@ -97,6 +100,13 @@ class CodecSpec(ABC):
     @abstractmethod
     def decode_bytes(self, page: PageFormat, num_heads: int, num_tokens: int) -> int:
         """Most bytes of temporaries while they are decoded, without the output buffer."""
+
+    def tables(self, calibration: Calibration, kind: str, layer: int) -> Any:
+        """What the codec is made from, for the "keys" or "values" of all KV heads of a layer; None: nothing.
+
+        Raises ConfigError if the calibration lacks it.
+        """
+        return None
 
     def table_bytes(self, page: PageFormat) -> int:
         """Bytes of the constants for the keys or the values of one (layer, KV head), kept once for all streams."""

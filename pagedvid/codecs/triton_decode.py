@@ -22,7 +22,7 @@ HEADS = 4
 """Heads that a program decodes. With more, a short history would not fill a GPU."""
 COUNTS = ("num_tokens", "num_heads", "pages_per_head", "chunks_per_range")
 """Arguments of every decode kernel that differ from launch to launch, and that code is not compiled for."""
-UNALIGNED = ("pages", "tables", "inverse_scales")
+UNALIGNED = ("pages", "tables", "inverse_scales", "out_heads")
 """Pointers, often to slices, whose alignment code does not rely on."""
 LIMIT_OF_16, LIMIT_OF_8 = tl.constexpr(FP16_MAX), tl.constexpr(FLOAT8_MAX)
 INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
@@ -30,7 +30,12 @@ INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
 
 
 def decode_arguments(
-    pages_SHP: Tensor, num_tokens: int, out_EJnHD: Tensor, angles: Angles | None, inverse_scales_SH: Tensor | None
+    pages_SHP: Tensor,
+    num_tokens: int,
+    out_EJnHD: Tensor,
+    angles: Angles | None,
+    inverse_scales_SH: Tensor | None,
+    out_heads_H: Tensor | None,
 ) -> tuple[Any, ...]:
     """The arguments from `pages` to `out_head_stride`; pages stand for tensors that are not read."""
     unused = pages_SHP
@@ -41,6 +46,7 @@ def decode_arguments(
         sin,
         tables,
         unused if inverse_scales_SH is None else inverse_scales_SH,
+        unused if out_heads_H is None else out_heads_H,
         out_EJnHD,
         num_tokens,
         *pages_SHP.shape[1:],
@@ -49,9 +55,16 @@ def decode_arguments(
     )
 
 
-def decode_options(angles: Angles | None, inverse_scales_SH: Tensor | None) -> dict[str, Any]:
+def decode_options(
+    angles: Angles | None, inverse_scales_SH: Tensor | None, out_heads_H: Tensor | None
+) -> dict[str, Any]:
     """The compile-time arguments that all decode kernels have."""
-    return {"HEADS": HEADS, "ROTATE": angles is not None, "SCALED": inverse_scales_SH is not None}
+    return {
+        "HEADS": HEADS,
+        "ROTATE": angles is not None,
+        "SCALED": inverse_scales_SH is not None,
+        "PLACED": out_heads_H is not None,
+    }
 
 
 def decode_grid(blocks: int, pages_SHP: Tensor) -> tuple[int, int, int]:
@@ -65,6 +78,14 @@ def out_of_chunk(out, chunk, chunks_per_range, range_stride, chunk_stride):
     """Where the first token of the first head of a chunk is written."""
     range_number = (chunk // chunks_per_range).to(tl.int64)
     return out + range_number * range_stride + (chunk % chunks_per_range).to(tl.int64) * chunk_stride
+
+
+@triton.jit
+def out_of_head(out, out_heads, head, head_stride, PLACED: tl.constexpr):
+    """The pointers `out`, moved from the first head to where a head is written."""
+    if PLACED:
+        head = tl.load(out_heads + head)
+    return out + tl.to_tensor(head).to(tl.int64) * head_stride
 
 
 @triton.jit

@@ -11,8 +11,9 @@ import dataclasses
 from dataclasses import dataclass
 from typing import ClassVar
 
-from pagedvid.cache.stream_codecs import StreamCodecs
+from pagedvid.budgets.spend import LOOK_BACKS
 from pagedvid.codecs.assignment import CodecPair
+from pagedvid.codecs.registry import LADDERS
 from pagedvid.config.rules import (
     Rule,
     codecs,
@@ -112,8 +113,13 @@ class CacheConfig(Section):
 
     memory: int = setting(2 * GIB, size())
     """Bytes of the page pool that all streams share, for keys and values together."""
-    codec: str = setting("auto", one_of("auto") | codecs())
-    """Codec of the history, or KEYS/VALUES; auto = klt1.5/klt3 if there are tables, otherwise int2."""
+    codec: str = setting("auto", one_of("auto", *LADDERS) | codecs())
+    """Codec of the history, or KEYS/VALUES; klt or int = codecs of that family chosen head by head, to spend `bits`;
+    auto = klt or int if the model has a profile, or else klt1.5/klt3 if it has tables, or else int2."""
+    bits: float | None = setting(None, nothing() | number(0.05, 16))
+    """Bits per value of the history that `codec: klt` or `int` spends; null = 1.25."""
+    look_back: str = setting("uniform", one_of(*LOOK_BACKS))
+    """Whether every head keeps the whole window (uniform), or `bits` also decide how far each looks back (per_head)."""
     sink_codec: str | None = setting(None, nothing() | codecs())
     """Codec of the sink chunks; null = the same as `codec`."""
     newest_codec: str | None = setting(None, nothing() | codecs())
@@ -133,11 +139,6 @@ class CacheConfig(Section):
     or measured at commit; auto = measured for codecs with step sizes, off for klt, which hardly changes the mass."""
     debug_checks: bool = setting(False, flag())
     """Whether to recompute all bookkeeping after every step and to stop at the first contradiction (slow)."""
-
-    @property
-    def stream_codecs(self) -> StreamCodecs:
-        """The codecs of every chunk; `codec` must not be "auto" any more."""
-        return StreamCodecs(self.codec, sink=self.sink_codec, newest=self.newest_codec, layers=self.layer_codecs)
 
 
 @dataclass(frozen=True)

@@ -39,7 +39,9 @@ from pagedvid.attention.rotation import Rotation
 from pagedvid.attention.step import DTYPES, checked_layer
 from pagedvid.cache.plan import QueryRange, next_position
 from pagedvid.cache.stream import Stream
+from pagedvid.codecs.assignment import Heads
 from pagedvid.codecs.base import saturated
+from pagedvid.codecs.heads import index_of
 from pagedvid.correction.formula import QuantError, QuerySquares
 from pagedvid.errors import ConfigError, ShapeError, StateError
 from pagedvid.host_state import independent_of_host, plain_tensor
@@ -57,8 +59,8 @@ class DenseView:
     v: Tensor
     spans: tuple[slice, ...]
     """The keys of each chunk; the last span is the current one."""
-    errors: tuple[tuple[tuple[slice, QuantError], ...], ...]
-    """The quant errors of each span's keys, by run of heads; none for a span that is not corrected."""
+    errors: tuple[tuple[tuple[Heads, QuantError], ...], ...]
+    """The quant errors of each span's keys, by heads that share a codec; none for a span that is not corrected."""
     rotation: Rotation
     scale: float
 
@@ -77,7 +79,8 @@ class DenseView:
         )
         for span, errors in enumerate(self.errors):
             for heads, error in errors:
-                shift[span, heads] = error.bias(squares, self.scale, heads)
+                rows = index_of(heads, q.device)
+                shift[span, rows] = error.bias(squares, self.scale, rows)
         return shift.unflatten(2, (-1, len(q_THD))).flatten(1, 2)
 
     @independent_of_host
@@ -220,7 +223,7 @@ class DenseWindow:
             self._buffer = self._buffer.new_empty(2, ends[-1], *self._buffer.shape[2:])
         k, v = self._buffer[:, : ends[-1]]
         spans = tuple(slice(start, stop) for start, stop in pairwise(ends))
-        errors: list[tuple[tuple[slice, QuantError], ...]] = []
+        errors: list[tuple[tuple[Heads, QuantError], ...]] = []
         for chunk, span in zip(chunks, spans, strict=False):
             k[span], v[span], of_span = self._cache.read(self._stream, chunk.index, layer, self._branch)
             errors.append(of_span)

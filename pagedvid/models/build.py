@@ -5,15 +5,16 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from pagedvid.budgets.spend import Spending
 from pagedvid.cache.spec import CacheSpec
+from pagedvid.cache.stream_codecs import StreamCodecs
 from pagedvid.cache.window import Window
 from pagedvid.codecs.spec import block_frames
-from pagedvid.config.sections import CacheConfig, Config
+from pagedvid.config.sections import Config
 from pagedvid.devices import read_device
 from pagedvid.engine.engine import Engine
 from pagedvid.engine.protocol import ModelGeometry, ModelSpec
@@ -21,13 +22,8 @@ from pagedvid.errors import ConfigError
 from pagedvid.host_state import float32_modules, independent_of_host
 from pagedvid.models.common.checkpoint_files import path_or_none
 from pagedvid.models.registry import model_spec, model_tables
+from pagedvid.models.storage import decide
 from pagedvid.paged_kv_cache import PagedKVCache
-
-logger = logging.getLogger(__name__)
-
-CALIBRATED_CODEC = "klt1.5/klt3"
-"""2.25 bits per value: those of values count more (benchmarks/fidelity.py)."""
-PLAIN_CODEC = "int2"
 
 
 @dataclass(frozen=True)
@@ -39,23 +35,28 @@ class RunSpec:
     model: ModelSpec
     cache: CacheSpec
     tables: Path | None
-    """File of the klt tables that the codecs need; None: they need none, or there is none."""
+    """File of the tables that the codecs need; None: they need none, or there is none."""
     window: Window
     """As configured; where positions start, the loaded model says."""
+    spending: Spending | None
+    """How `cache.bits` was spent; None: all heads are stored alike."""
 
 
 def resolve(config: Config) -> RunSpec:
     """Decides what was left open. Raises ConfigError for settings that contradict each other or the model."""
-    model, tables = model_spec(config.model), _tables(config)
-    config = replace(config, cache=_decided(config.cache, has_tables=tables is not None))
+    model, tables = model_spec(config.model), tables_file(config)
+    storage = decide(config, model.geometry, tables)
+    config = replace(config, cache=storage.cache)
     window = Window(config.cache.sink_chunks, config.cache.recent_chunks)
     _check_denoise_steps(model, config.engine.denoise_steps, window)
-    spec = _cache_spec(config.cache, config.attention.correction_unit, model.geometry)
-    return RunSpec(config, model, spec, tables if _needs_tables(spec) else None, window)
+    spec = _cache_spec(config, storage.codecs, model.geometry)
+    return RunSpec(config, model, spec, tables if _needs_tables(spec) else None, window, storage.spending)
 
 
 @independent_of_host
-def build_engine(run: RunSpec, prompts: Sequence[str] = (), cache_type: type[PagedKVCache] = PagedKVCache) -> Engine:
+def build_engine(
+    run: RunSpec, prompts: Sequence[str] = (), cache_type: Callable[..., PagedKVCache] = PagedKVCache
+) -> Engine:
     """Loads the model, allocates the pool, picks the backend. Raises ConfigError, CapacityError, BackendError.
 
     `prompts`: those known now. They are encoded before the model is loaded, so that the text encoder need not stay.
@@ -86,7 +87,7 @@ def build_engine(run: RunSpec, prompts: Sequence[str] = (), cache_type: type[Pag
     )
 
 
-def _tables(config: Config) -> Path | None:
+def tables_file(config: Config) -> Path | None:
     """The file of klt tables: as set, or next to the weights; None: there is none. Raises ConfigError."""
     written = config.cache.tables
     if written is None:
@@ -94,17 +95,6 @@ def _tables(config: Config) -> Path | None:
     if not Path(written).is_file():
         raise ConfigError(f"cache.tables: {written} is not a file; `pagedvid calibrate` makes one")
     return Path(written)
-
-
-def _decided(cache: CacheConfig, has_tables: bool) -> CacheConfig:
-    """The settings without `auto` for codec and correction; page rows are decided by the `CacheSpec`."""
-    if cache.codec == "auto":
-        codec, why = (CALIBRATED_CODEC, "has") if has_tables else (PLAIN_CODEC, "has no")
-        logger.info("codec: %s (the model %s klt tables)", codec, why)
-        cache = replace(cache, codec=codec)
-    if cache.correction == "auto":
-        cache = replace(cache, correction=cache.stream_codecs.correction)
-    return cache
 
 
 def _check_denoise_steps(model: ModelSpec, num_denoise_steps: int | None, window: Window) -> None:
@@ -116,18 +106,19 @@ def _check_denoise_steps(model: ModelSpec, num_denoise_steps: int | None, window
         raise ConfigError(f"engine.denoise_steps: {error}") from error
 
 
-def _cache_spec(cache: CacheConfig, correction_unit: str, geometry: ModelGeometry) -> CacheSpec:
+def _cache_spec(config: Config, codecs: StreamCodecs, geometry: ModelGeometry) -> CacheSpec:
+    cache = config.cache
     return CacheSpec(
         num_layers=geometry.num_layers,
         num_kv_heads=geometry.num_kv_heads,
         head_dim=geometry.head_dim,
         num_query_heads=geometry.num_query_heads,
-        codecs=cache.stream_codecs,
+        codecs=codecs,
         page_rows=None if cache.page_rows == "auto" else int(cache.page_rows),
         tokens_per_frame=geometry.tokens_per_frame,
         frames_per_block=block_frames(geometry.frames_per_chunk),
         correction=cache.correction,
-        correction_unit=correction_unit,
+        correction_unit=config.attention.correction_unit,
         debug_checks=cache.debug_checks,
     )
 

@@ -18,6 +18,7 @@ from pagedvid.attention.step import Step
 from pagedvid.cache.chunk import Chunk
 from pagedvid.correction.formula import bias
 from pagedvid.paged_kv_cache import PagedKVCache
+from tests.codecs.constant import VALUE
 from tests.codecs.page_reader import read_pages
 
 RAW_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -70,11 +71,13 @@ def read_table(cache: PagedKVCache, chunk: Chunk, kind: str, layer: int, head: i
     begin, end = chunk.table.indptr[first + head : first + head + 2]
     pages = torch.from_numpy(chunk.table.ids[begin:end].astype(np.int64))
     records, name = cache.pool.records[pages].unsqueeze(0), stored_as(chunk, kind, layer, head)
+    if name == "constant":
+        return torch.full((chunk.num_tokens, head_dim), VALUE, dtype=torch.float64), None
     if name in RAW_DTYPES:
         values = records.contiguous().view(RAW_DTYPES[name]).view(-1, head_dim)
         return values[: chunk.num_tokens].double(), None
     if name.startswith("klt"):
-        codec = cache.book.codec(chunk.codecs.at(layer, head).of(kind), kind, layer, slice(head, head + 1))
+        codec = cache.book.codec(chunk.codecs.at(layer, head).of(kind), kind, layer, (head,))
         room = torch.empty(1, codec.spec.padded_tokens(cache.spec.shape.page, chunk.num_tokens), head_dim)
         return codec.decode(records, chunk.num_tokens, room)[0].double(), None
     grid = read_pages(records, cache.spec.shape.page, name, chunk.num_tokens)

@@ -9,6 +9,7 @@ from torch import Tensor
 from pagedvid.cache.spec import CacheSpec
 from pagedvid.cache.stream_codecs import StreamCodecs
 from pagedvid.cache.window import Window
+from pagedvid.codecs.assignment import ChunkCodecs
 from pagedvid.errors import ConfigError
 from pagedvid.paged_kv_cache import PagedKVCache
 from tests.attention.reference import TableRope, random_qkv
@@ -16,12 +17,14 @@ from tests.attention.scenes import commit_all
 
 HEAD_DIM = 64
 ROPE = TableRope("half", HEAD_DIM)
+BY_HEAD = StreamCodecs(ChunkCodecs.read("int4", heads=[(1, 1, 1, "int8/int4"), (1, 2, 2, "int4/int8")]))
+"""In the second layer, the first and the last head share a codec of keys."""
 
 
 def output(history_dtype: str, codecs: StreamCodecs | str, scratch: str = "8MiB", **settings) -> Tensor:
     """Of a second layer's denoise step after four chunks, grouped heads, queries in bfloat16."""
     codecs = StreamCodecs(codecs) if isinstance(codecs, str) else codecs
-    spec = CacheSpec(2, 2, HEAD_DIM, num_query_heads=6, codecs=codecs, **settings)
+    spec = CacheSpec(2, 3, HEAD_DIM, num_query_heads=6, codecs=codecs, **settings)
     cache = PagedKVCache(spec, "16MiB", scratch=scratch, history_dtype=history_dtype)
     stream = cache.open(Window(1, 3), 150)
     commit_all(cache, stream, [150, 150, 70, 150], 1, ROPE)
@@ -37,7 +40,7 @@ def difference(a: Tensor, b: Tensor) -> float:
 
 
 @pytest.mark.parametrize("correction", ["off", "measured"])
-@pytest.mark.parametrize("codecs", ["int2", "int8", StreamCodecs("int4/int2", sink="bf16")], ids=str)
+@pytest.mark.parametrize("codecs", ["int2", "int8", StreamCodecs("int4/int2", sink="bf16"), BY_HEAD], ids=str)
 def test_it_differs_by_what_eight_bits_round(codecs, correction: str) -> None:
     exact = output("bf16", codecs, correction=correction)
     rounded = output("fp8", codecs, correction=correction)

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from pagedvid.attention import store
+from pagedvid.attention import commit_correction
 from pagedvid.attention.page_runs import runs_of_layers
 from pagedvid.cache.plan import QueryRange
 from pagedvid.cache.spec import CacheSpec
@@ -117,7 +117,7 @@ def test_the_runs_of_all_layers_are_read_in_one_wait(monkeypatch: pytest.MonkeyP
         waits.append(tensor.shape)
         return torch.zeros(tensor.shape)
 
-    monkeypatch.setattr(store, "runs_of_layers", runs_of_layers)
+    monkeypatch.setattr(commit_correction, "runs_of_layers", runs_of_layers)
     monkeypatch.setattr(Tensor, "cpu", to_cpu)
     with cache.commit([stream]) as step:
         for layer in range(LAYERS):

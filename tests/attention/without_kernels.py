@@ -23,7 +23,7 @@ from torch.utils._pytree import tree_leaves
 from triton.runtime.interpreter import GridExecutor
 
 import pagedvid
-from pagedvid.attention import backend, store
+from pagedvid.attention import backend, commit_correction
 from pagedvid.attention.store import LayerStore
 from pagedvid.paged_kv_cache import PagedKVCache
 from tests.attention.triton_scenes import with_kernels
@@ -58,7 +58,7 @@ def leave_out_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(backend, "choose_provider", lambda *_: NoDense())
     monkeypatch.setattr(torch._C, "DisableTorchFunction", nullcontext)
     monkeypatch.setattr(LayerStore, "_require_storable", lambda *_: None)
-    monkeypatch.setattr(store, "runs_of_layers", two_runs)
+    monkeypatch.setattr(commit_correction, "runs_of_layers", two_runs)
 
 
 def two_runs(noted: Sequence[tuple[int, int, Tensor]], num_tokens: int) -> dict[int, tuple[int, ...]]:

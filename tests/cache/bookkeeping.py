@@ -11,10 +11,12 @@ from pagedvid.cache.stream import Stream
 from pagedvid.cache.stream_codecs import StreamCodecs
 
 
-def make_manager(num_pages: int, codecs: StreamCodecs | str = "int2", num_layers: int = 1) -> CacheManager:
-    """One KV head of 8 channels, no bytes. An int2 chunk of up to 128 tokens takes 2 pages per layer: keys, values."""
+def make_manager(
+    num_pages: int, codecs: StreamCodecs | str = "int2", num_layers: int = 1, num_kv_heads: int = 1
+) -> CacheManager:
+    """Heads of 8 channels, no bytes. An int2 chunk of up to 128 tokens takes 2 pages per head: keys, values."""
     codecs = StreamCodecs(codecs) if isinstance(codecs, str) else codecs
-    spec = CacheSpec(num_layers, 1, 8, codecs=codecs)
+    spec = CacheSpec(num_layers, num_kv_heads, 8, codecs=codecs)
     return CacheManager(spec, num_pages * spec.shape.page_bytes, device="meta")
 
 

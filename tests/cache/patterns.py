@@ -82,9 +82,8 @@ def assert_holds(cache: PagedKVCache, chunk: Chunk, serial: int) -> None:
     spec = cache.spec
     for layer in range(spec.num_layers):
         expected = pattern(serial, layer, chunk.num_tokens, spec.num_kv_heads, spec.head_dim)
-        for heads, pair in chunk.codecs.runs(layer, slice(0, spec.num_kv_heads)):
-            if pair is None:
-                continue
-            stored = cache.backend.store.read(chunk, layer, None, heads)
+        kept = tuple(head for head in range(spec.num_kv_heads) if chunk.codecs.at(layer, head) is not None)
+        if kept:
+            stored = cache.backend.store.read(chunk, layer, None, kept)
             for read, written in zip(stored, expected, strict=True):
-                assert torch.equal(read, written[:, heads].transpose(0, 1)), (chunk, serial, layer)
+                assert torch.equal(read, written[:, kept].transpose(0, 1)), (chunk, serial, layer)

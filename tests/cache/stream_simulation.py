@@ -15,6 +15,8 @@ PAGE_TOKENS = {"fp32": 9, "bf16": 18, "int8": 32, "int4": 64, "int2": 128}
 """With 36 rows in a page."""
 Form = tuple[str, str, tuple[tuple[int, int, str], ...], tuple[tuple[int, int, int, str | None], ...]]
 """What a chunk is stored in: codec of the keys, codec of the values, exceptions by layer and by head, all as text."""
+Place = tuple[int, int]
+"""(layer, KV head)."""
 
 
 @dataclass(frozen=True)
@@ -34,10 +36,15 @@ class Tables:
             return math.ceil(num_blocks / (self.page_tokens[codec] // self.frames_per_block))
         return math.ceil(num_tokens / self.page_tokens[codec])
 
+    def head_pages(self, num_tokens: int, form: Form) -> dict[Place, int]:
+        """Pages of the keys and values of every head that keeps any of a chunk."""
+        places = ((layer, head) for layer in range(self.num_layers) for head in range(self.num_kv_heads))
+        stored = {place: codecs for place in places if (codecs := head_codecs(form, *place))}
+        return {place: sum(self.table_pages(num_tokens, each) for each in codecs) for place, codecs in stored.items()}
+
     def chunk_pages(self, num_tokens: int, form: Form) -> int:
         """Pages of a chunk."""
-        places = ((layer, head) for layer in range(self.num_layers) for head in range(self.num_kv_heads))
-        return sum(self.table_pages(num_tokens, codec) for place in places for codec in head_codecs(form, *place))
+        return sum(self.head_pages(num_tokens, form).values())
 
 
 def head_codecs(form: Form, layer: int, head: int) -> tuple[str, ...]:
@@ -90,6 +97,24 @@ def first_form(codecs: StreamCodecs, window: Window, index: int) -> Form:
     return form_of(codecs.newest) if codecs.newest else settled_form(codecs, window, index)
 
 
+def passed_heads(codecs: StreamCodecs, window: Window, index: int, age: int | None) -> list[Place]:
+    """Heads whose own window no longer keeps chunk `index` at that age; None: at any age."""
+    own = {(layer, head): kept for layer, first, last, *kept in codecs.look_back for head in range(first, last + 1)}
+    return [
+        place
+        for place, (recent_chunks, keeps_sinks) in own.items()
+        if (age is None or age >= recent_chunks or age >= window.recent_chunks)
+        and not (keeps_sinks and index < window.sink_chunks)
+    ]
+
+
+def thin_form(form: Form, codecs: StreamCodecs, window: Window, index: int, age: int) -> Form:
+    """What is left of a chunk at that age, which is 0 for the newest."""
+    keys, values, layers, heads = form
+    gone = ((layer, head, head, None) for layer, head in passed_heads(codecs, window, index, age))
+    return keys, values, layers, (*heads, *(each for each in gone if each not in heads))
+
+
 def is_kept(window: Window, index: int, num_committed: int) -> bool:
     """Whether the window keeps chunk `index` after `num_committed` commits."""
     return index < window.sink_chunks or index >= num_committed - window.recent_chunks
@@ -103,8 +128,9 @@ def simulated_peak(tables: Tables, window: Window, codecs: StreamCodecs, chunk_t
         kept = {index for index in [*held, new] if is_kept(window, index, new + 1)}
         written = {new: first_form(codecs, window, new)}
         if new - 1 in held and new - 1 in kept and not are_alike(held[new - 1], settled_form(codecs, window, new - 1)):
-            written[new - 1] = settled_form(codecs, window, new - 1)
+            written[new - 1] = thin_form(settled_form(codecs, window, new - 1), codecs, window, new - 1, age=1)
         both = [*held.values(), *written.values()]  # what is read and what is written exist together
         peak = max(peak, sum(tables.chunk_pages(chunk_tokens, form) for form in both))
-        held = {index: form for index, form in {**held, **written}.items() if index in kept}
+        left = ((index, form) for index, form in {**held, **written}.items() if index in kept)
+        held = {index: thin_form(form, codecs, window, index, new - index) for index, form in left}
     return peak

@@ -8,9 +8,9 @@ import pytest
 
 from pagedvid.cache.manager import CacheManager
 from pagedvid.cache.plan import QueryRange
-from pagedvid.cache.sizes import peak_pages
 from pagedvid.cache.spec import CacheSpec
 from pagedvid.cache.stream_codecs import StreamCodecs
+from pagedvid.cache.stream_sizes import peak_pages
 from pagedvid.cache.window import Window
 from pagedvid.codecs.registry import read_codec
 from pagedvid.errors import CapacityError, ConfigError, ShapeError
@@ -36,6 +36,9 @@ TOKENS = 100
         StreamCodecs("int2/bf16", sink="bf16/int2", newest="int8"),
         StreamCodecs("int2", newest="int4/int2", layers=((0, 0, "int8"),)),
         StreamCodecs("int4", newest="int4", layers=((0, 1, "int2/int8"), (1, 1, "fp32/int2"))),
+        StreamCodecs("int4", look_back=[(0, 0, 1, 1, False), (1, 1, 1, 2, False), (1, 2, 2, 1, True)]),
+        StreamCodecs("int2", sink="fp32", newest="bf16", look_back=[(0, 0, 2, 1, False), (1, 0, 0, 2, False)]),
+        StreamCodecs("int2", newest="int8", look_back=[(0, 0, 2, 1, False), (1, 0, 2, 1, False)]),
     ],
     ids=str,
 )

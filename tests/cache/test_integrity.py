@@ -20,8 +20,10 @@ NUM_PAGES = 120
 
 @pytest.fixture
 def cache() -> PagedKVCache:
-    """Two streams of three chunks, one of them a fork with one chunk of its own and a pin."""
-    spec = CacheSpec(2, 1, 8, codecs=StreamCodecs("int4"), debug_checks=True)
+    """Two streams of three chunks, one of them a fork with one chunk of its own and a pin. In layer 1, only the newest
+    chunk is kept."""
+    codecs = StreamCodecs("int4", look_back=[(1, 0, 0, 1, False)])
+    spec = CacheSpec(2, 1, 8, codecs=codecs, debug_checks=True)
     cache = PagedKVCache(spec, NUM_PAGES * spec.shape.page_bytes)
     stream = cache.open(Window(1, 2), 100)
     for serial in range(3):
@@ -40,11 +42,11 @@ def chunk_of(cache: PagedKVCache, number: int, index: int):
 
 
 def flip_a_key_bit(cache: PagedKVCache) -> None:
-    cache.pool.records[chunk_of(cache, 0, 2).table.layer("keys", 1, slice(0, 2))[0, -1], 3] ^= 1
+    cache.pool.records[chunk_of(cache, 0, 2).table.layer("keys", 1, (0, 1))[0, -1], 3] ^= 1
 
 
 def flip_a_step_size_bit_of_a_value(cache: PagedKVCache) -> None:
-    cache.pool.records[chunk_of(cache, 1, 3).table.layer("values", 0, slice(0, 2))[0, 0], -5] ^= 1
+    cache.pool.records[chunk_of(cache, 1, 3).table.layer("values", 0, (0, 1))[0, 0], -5] ^= 1
 
 
 def name_a_page_twice(cache: PagedKVCache) -> None:
@@ -92,6 +94,30 @@ def hold_more_than_the_peak(cache: PagedKVCache) -> None:
     cache._promised_pages -= less
 
 
+def count_a_table_too_many(cache: PagedKVCache) -> None:
+    chunk = chunk_of(cache, 0, 2)
+    cache._ledger.retain(chunk.thinned(chunk.codecs.without([(1, 0, 0)]), cache.shape))
+
+
+def forget_to_let_go_of_a_head(cache: PagedKVCache) -> None:
+    """The newest chunk of the first stream is older in the other one."""
+    cache.streams[1].history("cond").chunks[2] = chunk_of(cache, 0, 2)
+    cache._ledger.retain(chunk_of(cache, 0, 2))
+    cache._ledger.drop(chunk_of(cache, 0, 2).thinned(cache.spec.codecs.stored(2, 1, Window(1, 2)), cache.shape))
+
+
+def let_go_of_a_head_too_early(cache: PagedKVCache) -> None:
+    history, chunk = cache.streams[0].history("cond"), chunk_of(cache, 0, 2)
+    history.chunks[2] = chunk.thinned(chunk.codecs.without([(0, 0, 0)]), cache.shape)
+    cache._ledger.retain(history.chunks[2])
+    cache._ledger.drop(chunk)
+
+
+def count_a_table_as_permanent(cache: PagedKVCache) -> None:
+    """A second time, so that the budget stays as it is."""
+    cache._ledger.make_permanent(cache.streams[0].permanent[0])
+
+
 def forget_to_slide(cache: PagedKVCache) -> None:
     cache.streams[0].history("cond").num_committed += 1
 
@@ -127,10 +153,14 @@ CORRUPTIONS: dict[Callable[[PagedKVCache], None], str] = {
     free_pages_that_are_in_use: "I1",
     count_a_reference_too_many: "I2",
     count_a_reference_too_few: "I2",
-    copy_a_chunk: "I2",
+    copy_a_chunk: "I1",
+    count_a_table_too_many: "I2",
+    forget_to_let_go_of_a_head: "I5: other heads hold chunk 2 of stream 1 cond than their windows keep",
+    let_go_of_a_head_too_early: "I5: other heads hold chunk 2 of stream 0 cond than their windows keep",
+    count_a_table_as_permanent: r"I6: streams hold permanently other tables of chunks \[1\]",
     promise_too_much: "I3: budget .* does not match the streams",
     overspend: f"I3: budget .* exceeds {NUM_PAGES} pages",
-    hold_more_than_the_peak: "I3: stream 0 holds 24 > 23",
+    hold_more_than_the_peak: "I3: stream 0 holds 16 > 15",
     forget_to_slide: r"I5: stream 0 cond keeps \[0, 1, 2\], not \[0, 2, 3\]",
     put_a_chunk_at_another_index: "I5: a chunk is kept under another index",
     forget_a_pin: r"I5: stream 1 cond keeps \[0, 1, 2, 3\], not \[0, 2, 3\]",
@@ -164,7 +194,7 @@ def test_without_debug_checks_no_digest_is_kept():
     stream = cache.open(Window(0, 1), 10)
     with cache.commit([stream]) as step:
         attend_all(cache, step, [0])
-    assert next(stream.chunks()).digest is None
+    assert next(stream.chunks()).digests is None
     cache.pool.records ^= torch.tensor(1, dtype=torch.uint8)
     cache.check()
 

@@ -1,15 +1,18 @@
 """Any order of open, denoise, commit, failing commit, fork, pin, drop, replace and release, against a dictionary model.
 
-After every action: `check()` recomputes invariants I1 to I6 of cache/manager.py; live chunks, codecs, bytes, positions,
-pages in use and the budget equal the model's. Refusals for lack of capacity are predicted exactly, and a commit of an
-admitted stream is never refused. Each run draws a cache: its page size, its frames and its correction.
+After every action: `check()` recomputes invariants I1 to I6 of cache/integrity.py; live chunks, the heads that hold
+them, codecs, bytes, positions, pages in use and the budget equal the model's. Refusals for lack of capacity are
+predicted exactly, and a commit of an admitted stream is never refused. Each run draws a cache: its page size, its
+frames and its correction.
 """
 
 from __future__ import annotations
 
 import itertools
+from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -32,14 +35,17 @@ from pagedvid.paged_kv_cache import PagedKVCache
 from tests.cache.patterns import PatternCodec, assert_holds, attend_all, attend_layer, pattern
 from tests.cache.stream_simulation import (
     Form,
+    Place,
     Tables,
     are_alike,
     first_form,
     form_of,
     head_codecs,
     is_kept,
+    passed_heads,
     settled_form,
     simulated_peak,
+    thin_form,
 )
 
 NUM_LAYERS, NUM_KV_HEADS, HEAD_DIM = 2, 2, 16
@@ -126,19 +132,38 @@ CODECS = st.sampled_from(
         ),
     ]
 )
+LOOK_BACKS = st.lists(
+    st.tuples(st.integers(0, 1), st.integers(0, 1), st.just(1), st.integers(1, 4), st.booleans()), max_size=4
+)
+"""Layer, first head, last head, recent chunks, whether sinks are kept."""
 
 MOSTLY = st.sampled_from([True, True, True, False])
 
 
 @dataclass(eq=False)
 class Entry:
-    """One committed chunk. Forks share entries; a chunk that is written again becomes a new entry."""
+    """What one stream keeps of a committed chunk. A chunk that is written again has another origin."""
 
     serial: int
     num_tokens: int
     first_token: int
     form: Form
-    pages: int
+    heads: dict[Place, int]
+    """Pages of every head that keeps the chunk."""
+    origin: object = field(default_factory=object)
+
+    @property
+    def pages(self) -> int:
+        return sum(self.heads.values())
+
+
+Parts = list[tuple[object, dict[Place, int]]]
+"""Origins of chunks, and some of their heads with their pages."""
+
+
+def distinct_pages(parts: Parts) -> int:
+    """Pages of parts of chunks, each head of a chunk counted once."""
+    return sum({(id(origin), place): pages for origin, heads in parts for place, pages in heads.items()}.values())
 
 
 @dataclass
@@ -169,28 +194,50 @@ class StreamModel:
         return settled_form(self.codecs, self.window, index)
 
     def entry(self, serial: int, num_tokens: int, first_token: int, form: Form) -> Entry:
-        return Entry(serial, num_tokens, first_token, form, self.tables.chunk_pages(num_tokens, form))
+        return Entry(serial, num_tokens, first_token, form, self.tables.head_pages(num_tokens, form))
 
     def entries(self) -> Iterator[Entry]:
         for branch in self.branches.values():
             yield from branch.entries.values()
 
-    def permanent(self) -> list[Entry]:
-        return [
-            entry
-            for branch in self.branches.values()
-            for index, entry in branch.entries.items()
-            if (index < self.window.sink_chunks or index in branch.pins) and are_alike(entry.form, self.settled(index))
-        ]
+    def is_settled(self, branch: BranchModel, index: int) -> bool:
+        newest = first_form(self.codecs, self.window, index)
+        return index < branch.num_committed - 1 or are_alike(newest, self.settled(index))
 
-    def pin_pages(self, entry: Entry, index: int) -> int:
+    def permanent(self) -> Parts:
+        """Origins of pins and sinks, with the heads that no window drops."""
+        return [part for branch in self.branches.values() for index in branch.entries
+                for part in self.permanent_part(branch, index)]  # fmt: skip
+
+    def permanent_part(self, branch: BranchModel, index: int) -> Parts:
+        """That of one chunk, or nothing."""
+        entry = branch.entries[index]
+        if not self.is_settled(branch, index):
+            return []
+        if index in branch.pins:
+            return [(entry.origin, entry.heads)]
+        if index < self.window.sink_chunks:
+            passed = passed_heads(self.codecs, self.window, index, None)
+            return [(entry.origin, {place: pages for place, pages in entry.heads.items() if place not in passed})]
+        return []
+
+    def permanent_pages(self) -> int:
+        return sum(sum(heads.values()) for _, heads in self.permanent())
+
+    def pin_pages(self, branch: BranchModel, index: int) -> int:
+        entry = branch.entries[index]
+        if self.is_settled(branch, index):
+            return entry.pages
         return max(entry.pages, self.tables.chunk_pages(entry.num_tokens, self.settled(index)))
 
-    def peak(self) -> int:
+    @cached_property
+    def base_peak(self) -> int:
         commits = 60 if self.max_chunks is None else self.max_chunks
-        base = simulated_peak(self.tables, self.window, self.codecs, self.chunk_tokens, commits)
-        pins = sum(self.pin_pages(b.entries[index], index) for b in self.branches.values() for index in b.pins)
-        return len(self.branches) * base + pins
+        return simulated_peak(self.tables, self.window, self.codecs, self.chunk_tokens, commits)
+
+    def peak(self) -> int:
+        pins = sum(self.pin_pages(branch, index) for branch in self.branches.values() for index in branch.pins)
+        return len(self.branches) * self.base_peak + pins
 
     def held(self) -> int:
         return sum(entry.pages for entry in self.entries())
@@ -212,21 +259,29 @@ class StreamModel:
     def commit(self, branch: str, serial: int, num_tokens: int) -> None:
         model = self.branches[branch]
         index = model.num_committed
+        last = model.entries.get(index - 1)
+        if last is not None and not self.is_settled(model, index - 1):
+            final = self.entry(last.serial, last.num_tokens, last.first_token, self.settled(index - 1))
+            model.entries[index - 1] = final
         form = first_form(self.codecs, self.window, index)
         model.entries[index] = self.entry(serial, num_tokens, model.num_tokens, form)
         model.num_committed += 1
         model.num_tokens += num_tokens
         self.slide(branch)
-        last = model.entries.get(index - 1)
-        if last is not None and not are_alike(last.form, self.settled(index - 1)):
-            final = self.entry(last.serial, last.num_tokens, last.first_token, self.settled(index - 1))
-            model.entries[index - 1] = final
 
     def slide(self, branch: str) -> None:
         model = self.branches[branch]
-        for index in list(model.entries):
-            if index not in model.pins and not is_kept(self.window, index, model.num_committed):
+        for index, entry in list(model.entries.items()):
+            if index in model.pins:
+                continue
+            if not is_kept(self.window, index, model.num_committed):
                 del model.entries[index]
+                continue
+            form = thin_form(entry.form, self.codecs, self.window, index, model.num_committed - 1 - index)
+            if form != entry.form:
+                thin = self.entry(entry.serial, entry.num_tokens, entry.first_token, form)
+                thin.origin = entry.origin
+                model.entries[index] = thin
 
 
 class Broken(Exception):
@@ -247,12 +302,14 @@ class CacheMachine(RuleBasedStateMachine):
     # -------------------------------------------------------------- the model's view of capacity
 
     def budget(self) -> int:
-        distinct = {id(entry): entry.pages for model in self.models for entry in model.permanent()}
-        own = sum(model.peak() - sum(entry.pages for entry in model.permanent()) for model in self.models)
-        return own + sum(distinct.values())
+        own = sum(model.peak() - model.permanent_pages() for model in self.models)
+        return own + distinct_pages([part for model in self.models for part in model.permanent()])
 
-    def holders(self, entry: Entry) -> int:
-        return sum(entry is other for model in self.models for other in model.permanent())
+    def permanent_pages_of(self, parts: Parts, min_streams: int = 1) -> int:
+        """Pages of those heads of the parts that at least so many streams hold permanently."""
+        held = Counter((id(o), place) for model in self.models for o, heads in model.permanent() for place in heads)
+        heads = ((id(o), place, pages) for o, heads in parts for place, pages in heads.items())
+        return sum(pages for origin, place, pages in heads if held[origin, place] >= min_streams)
 
     def expect_capacity(self, num_pages: int) -> Any:
         """A context that expects CapacityError, with the numbers, exactly when these pages are not left."""
@@ -296,11 +353,13 @@ class CacheMachine(RuleBasedStateMachine):
     @rule(
         window=WINDOWS,
         codecs=CODECS,
+        look_back=LOOK_BACKS,
         chunk_tokens=st.sampled_from([1, 20, 128, 129, 150]),
         num_branches=st.integers(1, 2),
         max_chunks=st.sampled_from([None, None, None, 0, 1, 3, 6]),
     )
-    def open(self, window, codecs, chunk_tokens, num_branches, max_chunks):
+    def open(self, window, codecs, look_back, chunk_tokens, num_branches, max_chunks):
+        codecs = replace(codecs, look_back=look_back)
         names = ("cond", "uncond")[:num_branches]
         model = StreamModel(
             None, self.tables, window, codecs, chunk_tokens, max_chunks, {name: BranchModel() for name in names}
@@ -332,9 +391,9 @@ class CacheMachine(RuleBasedStateMachine):
     @precondition(lambda self: 0 < len(self.models) < MOST_STREAMS)
     @rule(data=st.data())
     def fork(self, data):
-        with_sinks = [model for model in self.models if model.permanent()]
+        with_sinks = [model for model in self.models if model.permanent_pages()]
         model = data.draw(st.sampled_from(with_sinks or self.models), label="stream")
-        refused = self.expect_capacity(model.peak() - sum(entry.pages for entry in model.permanent()))
+        refused = self.expect_capacity(model.peak() - model.permanent_pages())
         if refused:
             with refused:
                 self.cache.fork(model.stream)
@@ -358,14 +417,14 @@ class CacheMachine(RuleBasedStateMachine):
     @rule(data=st.data())
     def pin(self, data):
         model, branch, index = self.any_chunk(
-            data, lambda m, b, i: i >= m.window.sink_chunks and not are_alike(b.entries[i].form, m.settled(i))
+            data, lambda m, b, i: i >= m.window.sink_chunks and not m.is_settled(b, i)
         )
-        entry = model.branches[branch].entries[index]
         if index in model.branches[branch].pins or index < model.window.sink_chunks:
             with pytest.raises(StateError, match="already kept for good"):
                 self.cache.pin(model.stream, index, branch)
             return
-        refused = self.expect_capacity(0 if self.holders(entry) else model.pin_pages(entry, index))
+        entry, pages = model.branches[branch].entries[index], model.pin_pages(model.branches[branch], index)
+        refused = self.expect_capacity(pages - self.permanent_pages_of([(entry.origin, entry.heads)]))
         if refused:
             with refused:
                 self.cache.pin(model.stream, index, branch)
@@ -489,13 +548,18 @@ class CacheMachine(RuleBasedStateMachine):
 
     def shared_for_good(self) -> list[tuple[StreamModel, str, int]]:
         branches = [(model, name, branch) for model in self.models for name, branch in model.branches.items()]
-        return [(m, name, index) for m, name, b in branches for index, e in b.entries.items() if self.holders(e) > 1]
+        return [
+            (model, name, index)
+            for model, name, branch in branches
+            for index in branch.entries
+            if self.permanent_pages_of(model.permanent_part(branch, index), min_streams=2)
+        ]
 
     def replace_chunk(self, model: StreamModel, branch: str, index: int, succeeds: bool) -> None:
         old = model.branches[branch].entries[index]
         beyond = max(0, model.held() + old.pages - model.peak())
-        is_shared = any(old is entry for entry in model.permanent()) and self.holders(old) > 1
-        refused = self.expect_capacity(beyond + (old.pages if is_shared else 0))
+        part = model.permanent_part(model.branches[branch], index)
+        refused = self.expect_capacity(beyond + self.permanent_pages_of(part, min_streams=2))
         serial = self.new_serial()
         if refused:
             with refused, self.cache.replace(model.stream, index, branch):
@@ -534,7 +598,8 @@ class CacheMachine(RuleBasedStateMachine):
 
     @invariant()
     def chunks_are_those_of_the_model(self):
-        distinct: dict[int, Entry] = {}
+        held: Parts = []
+        origins: dict[int, object] = {}
         for model in self.models:
             assert set(model.stream.branches) == set(model.branches)
             for name, branch in model.branches.items():
@@ -543,17 +608,20 @@ class CacheMachine(RuleBasedStateMachine):
                 assert list(history.chunks) == sorted(branch.entries)
                 for index, entry in branch.entries.items():
                     chunk = history.chunks[index]
-                    distinct[chunk.id] = entry
+                    held.append((entry.origin, entry.heads))
+                    assert origins.setdefault(chunk.id, entry.origin) is entry.origin
                     form = form_of(chunk.codecs)
                     assert (chunk.index, chunk.num_tokens) == (index, entry.num_tokens)
                     assert are_alike(form, entry.form)
                     assert chunk.num_pages == entry.pages
                     assert_holds(self.cache, chunk, entry.serial)
                     self.assert_keeps_what_the_correction_needs(chunk, entry)
-        assert len({id(entry) for entry in distinct.values()}) == len(distinct)  # forks share chunks, not copies
+        assert len(set(map(id, origins.values()))) == len(origins)  # forks share chunks, not copies
+        holders = Counter((id(origin), place) for origin, heads in held for place in heads)
         stats = self.cache.stats()
-        assert stats.num_chunks == len(distinct) and stats.num_streams == len(self.models)
-        assert stats.pages_used == sum(entry.pages for entry in distinct.values())
+        assert stats.num_chunks == len(origins) and stats.num_streams == len(self.models)
+        assert stats.num_shared_chunks == len({origin for (origin, _), count in holders.items() if count > 1})
+        assert stats.pages_used == distinct_pages(held)
 
     def assert_keeps_what_the_correction_needs(self, chunk: Chunk, entry: Entry) -> None:
         places = itertools.product(range(NUM_LAYERS), range(NUM_KV_HEADS))

@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pagedvid.cache.plan import QueryRange
-from pagedvid.cache.sizes import planned_peak_pages
 from pagedvid.cache.stream_codecs import StreamCodecs
+from pagedvid.cache.stream_sizes import planned_peak_pages
 from pagedvid.cache.window import Commit, Window
 from pagedvid.errors import CapacityError, StateError
 from tests.cache.bookkeeping import commit, live, make_manager, mark_written
@@ -20,6 +20,8 @@ CODECS = [
     StreamCodecs("int4/int2", newest="bf16/int8"),
     StreamCodecs("int2", newest="int8/int2", layers=((0, 0, "int8/int2"),)),
     StreamCodecs("klt2/int4", sink="int4"),
+    StreamCodecs("int2", look_back=[(0, 0, 0, 1, True), (1, 0, 0, 2, False)]),
+    StreamCodecs("int4", sink="int8", newest="bf16", look_back=[(0, 0, 0, 3, False), (1, 1, 1, 1, False)]),
 ]
 
 
@@ -41,8 +43,9 @@ def plans(draw: st.DrawFn) -> tuple[Window, list[Commit]]:
 def test_a_pool_of_exactly_the_planned_peak_is_enough_and_is_used_up(plan, codecs, num_branches):
     window, commits = plan
     branches = ("cond", "uncond")[:num_branches]
-    peak = num_branches * planned_peak_pages(make_manager(1, codecs).shape, window, codecs, commits)
-    manager = make_manager(max(1, peak), codecs)
+    model = {"codecs": codecs, "num_layers": 2, "num_kv_heads": 2}
+    peak = num_branches * planned_peak_pages(make_manager(1, **model).shape, window, codecs, commits)
+    manager = make_manager(max(1, peak), **model)
     assert manager.pages_needed(window, 300, num_branches=num_branches, commits=commits) == peak
     stream = manager.open(window, 300, branches=branches, commits=commits)
     assert manager.reserved_pages == peak and stream.max_chunks == len(commits)
@@ -52,7 +55,7 @@ def test_a_pool_of_exactly_the_planned_peak_is_enough_and_is_used_up(plan, codec
     assert manager.pool.peak_used_pages == peak
     if peak > 1:
         with pytest.raises(CapacityError, match=f"needs {peak} pages"):
-            make_manager(peak - 1, codecs).open(window, 300, branches=branches, commits=commits)
+            make_manager(peak - 1, **model).open(window, 300, branches=branches, commits=commits)
     manager.release(stream)
     manager.check()
     assert manager.reserved_pages == manager.pool.num_used_pages == 0

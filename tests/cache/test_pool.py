@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from pagedvid.cache.pool import PagePool
+from pagedvid.cache.pool import PagePool, PageTable
 from pagedvid.errors import CapacityError, IntegrityError
 
 
@@ -41,8 +41,21 @@ def test_taken_ids_are_a_copy():
 
 def test_free_ids_cannot_be_changed_from_outside():
     pool = PagePool(10, 8)
-    with pytest.raises(ValueError, match="read-only"):
-        pool.free_ids[0] = 3
+    pool.give_back(pool.take(4)[:2])
+    expected = pool.free_ids
+    pool.free_ids[:] = 3
+    assert np.array_equal(pool.free_ids, expected)
+
+
+def test_ids_come_back_in_parts_and_are_taken_across_them():
+    pool = PagePool(10, 8)
+    ids = pool.take(8)
+    pool.give_back(ids[:3])
+    pool.give_back(ids[5:])
+    assert pool.num_free_pages == 8 and pool.peak_used_pages == 8
+    assert pool.take(2).tolist() == [5, 6]
+    assert pool.take(5).tolist() == [7, 0, 1, 2, 8]
+    assert pool.free_ids.tolist() == [9] and pool.num_used_pages == 9
 
 
 def test_taking_or_giving_back_too_many_pages_is_an_error():
@@ -96,3 +109,21 @@ def test_a_pool_without_pages_is_refused(num_pages):
 def test_more_memory_than_exists_is_refused():
     with pytest.raises(CapacityError, match=r"cannot allocate a pool of .* bytes on cpu"):
         PagePool(2**45, 128)
+
+
+def test_page_tables_are_read_for_any_heads_that_are_stored_alike():
+    """Two layers of three heads; heads 0 and 2 have two pages of keys in layer 1, head 1 has none, all have one of
+    values."""
+    lengths = [1, 1, 1, 2, 0, 2, 3, 3, 3, 1, 1, 1]
+    indptr = np.cumsum([0, *lengths], dtype=np.int64)
+    table = PageTable(np.arange(100, 100 + indptr[-1], dtype=np.int32), indptr, 3)
+    for heads, expected in {
+        ("keys", 0, (0, 1, 2)): [[100], [101], [102]],
+        ("keys", 1, (0, 2)): [[103, 104], [105, 106]],
+        ("keys", 1, (1,)): [[]],
+        ("values", 0, (1, 2)): [[110, 111, 112], [113, 114, 115]],
+        ("values", 1, (0, 2)): [[116], [118]],
+    }.items():
+        assert table.layer(*heads).tolist() == expected == table.layer_on(torch.device("cpu"), *heads).tolist()
+        assert table.layer(*heads).dtype == np.int32
+    assert table.layer("keys", 0, (0, 1, 2)).base is not None, "a view"

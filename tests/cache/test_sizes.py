@@ -8,12 +8,29 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pagedvid.cache.sizes import KVShape, peak_pages, planned_peak_pages, stream_bytes
+from pagedvid.cache.sizes import KVShape
 from pagedvid.cache.stream_codecs import StreamCodecs
+from pagedvid.cache.stream_sizes import (
+    full_window_bytes,
+    peak_pages,
+    planned_peak_pages,
+    stream_bytes,
+    window_bits_per_value,
+)
 from pagedvid.cache.window import Commit, Window, planned_peak_tokens
 from pagedvid.codecs.assignment import ChunkCodecs
 from pagedvid.errors import ConfigError
-from tests.cache.stream_simulation import PAGE_TOKENS, Tables, form_of, head_codecs, is_kept, simulated_peak
+from tests.cache.stream_simulation import (
+    PAGE_TOKENS,
+    Tables,
+    first_form,
+    form_of,
+    head_codecs,
+    is_kept,
+    settled_form,
+    simulated_peak,
+    thin_form,
+)
 
 CODECS = tuple(PAGE_TOKENS)
 BITS = {"fp32": 32, "bf16": 16, "int8": 8, "int4": 4, "int2": 2}
@@ -24,8 +41,11 @@ codec_names = st.sampled_from(CODECS)
 written_codecs = codec_names | st.builds("{}/{}".format, codec_names, codec_names)
 windows = st.builds(Window, st.integers(0, 3), st.integers(1, 5))
 exceptions = st.lists(st.tuples(st.integers(0, 1), st.integers(1, 2), written_codecs), max_size=2).map(tuple)
+look_backs = st.lists(
+    st.tuples(st.integers(0, 1), st.integers(0, 1), st.integers(1, 2), st.integers(1, 6), st.booleans()), max_size=4
+)
 stream_codecs = st.builds(
-    StreamCodecs, written_codecs, st.none() | written_codecs, st.none() | written_codecs, exceptions
+    StreamCodecs, written_codecs, st.none() | written_codecs, st.none() | written_codecs, exceptions, look_backs
 )
 
 INT2 = ChunkCodecs.read("int2")
@@ -155,6 +175,19 @@ def test_peak_pages_of_codecs_by_head_against_a_simulated_stream():
         for window, commits in itertools.product((Window(0, 1), Window(1, 2), Window(2, 3)), (1, 2, 3, 5, 8, None)):
             expected = simulated_peak(tables, window, codecs, 129, 25 if commits is None else commits)
             assert peak_pages(shape, window, codecs, 129, commits) == expected
+
+
+@pytest.mark.parametrize("sink_chunks", [1, 3])
+@pytest.mark.parametrize("newest", [None, "int8"])
+def test_peaks_when_heads_let_go_of_large_sinks_before_the_window_is_full(sink_chunks, newest):
+    """The stream then holds most long before it ends: where a sum of rising and falling numbers changes direction."""
+    shape, tables, window = KVShape(1, 3, 8), Tables(1, 3), Window(sink_chunks, 12)
+    for first, second in itertools.product(range(1, 12, 2), repeat=2):
+        look_back = [(0, 0, 0, first, False), (0, 1, 1, second, False), (0, 2, 2, 1, True)]
+        codecs = StreamCodecs("int2", sink="fp32", newest=newest, look_back=look_back)
+        for commits in (3, 6, 9, None):
+            expected = simulated_peak(tables, window, codecs, 129, 20 if commits is None else commits)
+            assert peak_pages(shape, window, codecs, 129, commits) == expected, (first, second, commits)
 
 
 def test_newest_must_keep_what_is_kept_later():
@@ -292,8 +325,8 @@ def test_peak_pages_against_a_simulated_stream(sink_chunks, recent_chunks):
 @given(windows, stream_codecs, tokens, st.integers(0, 12) | st.none())
 def test_peak_pages_against_a_simulated_stream_anywhere(window, codecs, chunk_tokens, max_commits):
     num_commits = 30 if max_commits is None else max_commits
-    expected = simulated_peak(Tables(2, 1), window, codecs, chunk_tokens, num_commits)
-    assert peak_pages(KVShape(2, 1, 2), window, codecs, chunk_tokens, max_commits) == expected
+    expected = simulated_peak(Tables(2, 3), window, codecs, chunk_tokens, num_commits)
+    assert peak_pages(KVShape(2, 3, 2), window, codecs, chunk_tokens, max_commits) == expected
 
 
 @given(windows, st.integers(1, 12), st.sampled_from([4, 2, 1]), st.integers(0, 12) | st.none(), st.data())
@@ -345,7 +378,7 @@ def test_the_window_keeps_exactly_its_live_chunks(window, num_committed, chunk_i
 
 @given(windows, stream_codecs, tokens, st.integers(1, 10))
 def test_more_of_anything_never_needs_fewer_pages(window, codecs, chunk_tokens, max_commits):
-    shape = KVShape(2, 2, 8)
+    shape = KVShape(2, 3, 8)
 
     def peak(window: Window = window, tokens: int = chunk_tokens, commits: int | None = max_commits) -> int:
         return peak_pages(shape, window, codecs, tokens, commits)
@@ -354,6 +387,30 @@ def test_more_of_anything_never_needs_fewer_pages(window, codecs, chunk_tokens, 
     assert peak() <= peak(commits=max_commits + 1) <= peak(commits=None)
     assert peak() <= peak(window=Window(window.sink_chunks, window.recent_chunks + 1))
     assert shape.chunk_pages(chunk_tokens, codecs.steady) <= shape.chunk_pages(chunk_tokens + 1, codecs.steady)
+
+
+@given(windows, stream_codecs, tokens)
+def test_bytes_of_a_full_window_are_those_of_its_chunks(window, codecs, chunk_tokens):
+    """When all sinks are old: what every chunk still has at its age, and alpha where keys need it."""
+    shape, tables, last = KVShape(2, 3, 64), Tables(2, 3), 20
+    num_bytes = 0
+    for index in (index for index in range(last + 1) if is_kept(window, index, last + 1)):
+        form = first_form(codecs, window, index) if index == last else settled_form(codecs, window, index)
+        left = thin_form(form, codecs, window, index, last - index)
+        keys = {head_codecs(left, layer, head)[:1] for layer in range(2) for head in range(3)}
+        has_alpha = any(name and name[0].startswith("int") for name in keys)
+        num_bytes += tables.chunk_pages(chunk_tokens, left) * 36 * 64 + (2 * 3 * 4 if has_alpha else 0)
+    assert full_window_bytes(shape, window, codecs, chunk_tokens) == num_bytes
+    num_values = window.max_chunks * chunk_tokens * 2 * 2 * 3 * 64
+    assert window_bits_per_value(shape, window, codecs, chunk_tokens) == pytest.approx(8 * num_bytes / num_values)
+
+
+def test_bits_of_a_window_that_half_the_heads_keep_for_one_chunk():
+    shape, window = KVShape(1, 2, 64, correction="off"), Window(1, 4)
+    codecs = StreamCodecs("int2", look_back=[(0, 1, 1, 1, False)])
+    whole = shape.bits_per_value(128, INT2)
+    assert window_bits_per_value(shape, window, StreamCodecs("int2"), 128) == pytest.approx(whole)
+    assert window_bits_per_value(shape, window, codecs, 128) == pytest.approx(whole * (5 + 1) / (5 + 5))
 
 
 def test_stream_bytes_is_the_peak_of_all_branches():

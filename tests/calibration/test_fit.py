@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from pagedvid.calibration.fit import calibrate, calibration_of, fit
-from pagedvid.calibration.statistics import SAMPLED_ANGLES, SAMPLED_QUERIES, BlockMoments, LayerStatistics
+from pagedvid.calibration.sampling import SAMPLED_QUERIES
+from pagedvid.calibration.statistics import SAMPLED_ANGLES, BlockMoments, LayerStatistics
 from pagedvid.codecs.klt.blocks import BlockLayout, cosine_transform
 from pagedvid.errors import ConfigError, ShapeError
 from pagedvid.rotary.tables import unrotate
@@ -35,7 +36,7 @@ def test_queries_are_counted_as_keys_before_rotary_embedding_meet_them():
     layer.add_reading(seen)
     q_LHTD, k_HTD = seen.rotated(seen.q_LHTD, -1), seen.k_CHTD[0]
     expected, num_sampled = torch.zeros(2, HEAD_DIM, HEAD_DIM), 0
-    for token in range(0, 40, 2):  # 16 positions at least: every second one of 40
+    for token in range(40):  # every second one would leave out columns of a frame of 10 tokens
         rotated = unrotate(q_LHTD, seen.cos_CTP[0, token], seen.sin_CTP[0, token])
         scores = seen.rotated(k_HTD, 0)[:, token, :, None]
         torch.testing.assert_close(rotated @ k_HTD[:, token, :, None], q_LHTD @ scores, atol=1e-4, rtol=1e-4)

@@ -16,7 +16,7 @@ from pagedvid.calibration import observe
 from pagedvid.calibration.fit import fit
 from pagedvid.calibration.observe import ObservingCache
 from pagedvid.calibration.statistics import LayerStatistics, Observation
-from pagedvid.codecs.klt.file import Calibration
+from pagedvid.codecs.tables_file import Calibration
 from pagedvid.errors import ConfigError
 from pagedvid.rotary.tables import from_half_layout, rotate, to_half_layout
 from tests.attention.reference import TableRope

@@ -31,6 +31,8 @@ CHOICES = {
     "int4/int2": StreamCodecs("int4/int2"),
     "bf16/int2": StreamCodecs("bf16/int2", newest="bf16"),
     "layers": StreamCodecs("int2", newest="int4/int2", layers=((0, 1, "int8/int4"),)),
+    "windows of heads": StreamCodecs("int4", look_back=[(0, 0, 2, 1, False), (3, 1, 1, 2, True)]),
+    "newest apart": StreamCodecs("int2", newest="int8", look_back=[(0, 0, 2, 1, False), (1, 1, 2, 2, False)]),
     "token2-g64": StreamCodecs("token2-g64"),
     "hadamard2-g64": StreamCodecs("hadamard2-g64", newest="int4-post"),
     "int2-pair-s8": StreamCodecs("int2-pair-s8"),

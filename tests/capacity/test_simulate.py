@@ -10,14 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from pagedvid.cache.manager import CacheManager
-from pagedvid.cache.spec import CacheSpec
 from pagedvid.cache.stream_codecs import StreamCodecs
 from pagedvid.capacity.card_files import find_card
 from pagedvid.capacity.look_back import SlidingLookBack
 from pagedvid.capacity.simulate import Fleet, simulate
 from pagedvid.capacity.sizing import Question, answer
 from pagedvid.capacity.trace import read_trace
+from pagedvid.codecs.assignment import ChunkCodecs
 from pagedvid.errors import CapacityError, ConfigError
 from pagedvid.units import GIB
 
@@ -30,10 +29,10 @@ def question(memory=20 * GIB, **changes):
     return replace(Question(card, card.resolution, card.window, memory, "none"), **changes)
 
 
-def memory_for(num_streams):
+def memory_for(num_streams, codecs=INT2):
     """Memory in which exactly that many long streams fit."""
     asked = question()
-    row = answer(asked, "", INT2)
+    row = answer(asked, "", codecs)
     return row.stream_bytes * num_streams + row.workspace_bytes + row.stream_bytes // 2
 
 
@@ -109,27 +108,25 @@ def test_periods_add_up(tmp_path):
     assert all(p.mean_streams == pytest.approx(1) for p in result.periods)
 
 
-@pytest.mark.parametrize("codecs", [INT2, StreamCodecs("int4/int2"), StreamCodecs("klt2", sink="int8", newest="bf16")])
-def test_pools_per_table_decide_as_whole_pools_do(codecs):
-    """The claim of the module docstring."""
-    card = replace(find_card("demo"), num_layers=2)
-    asked = replace(
-        question(), card=card, resolution=card.resolution, look_back=SlidingLookBack(1, 3), memory_bytes=25 * 2**20
-    )
-    size, row = asked.size, answer(asked, "", codecs)
-    page_bytes = row.pool_bytes // row.pool_pages
-    frames = {"tokens_per_frame": size.shape.tokens_per_frame, "frames_per_block": size.shape.frames_per_block}
-    for spare in range(0, 24, 5):
-        whole, table = CacheSpec(2, 3, 64, codecs=codecs, **frames), CacheSpec(1, 1, 64, codecs=codecs, **frames)
-        whole = CacheManager(whole, page_bytes * (row.pool_pages - spare), "meta")
-        table = CacheManager(table, page_bytes * ((row.pool_pages - spare) // 6), "meta")
-        counts = []
-        for cache in (whole, table):
-            with pytest.raises(CapacityError):
-                for _ in range(10_000):
-                    cache.open(size.window, size.chunk_tokens)
-            counts.append(len(cache.streams))
-        assert counts[0] == counts[1] > 3
+@pytest.mark.parametrize(
+    "codecs",
+    [
+        StreamCodecs("int4/int2"),
+        StreamCodecs("klt2", sink="int8", newest="bf16"),
+        StreamCodecs("int2", layers=((3, 5, "int8/bf16"),)),
+        StreamCodecs(ChunkCodecs.read("int4", heads=[(0, 0, 4, None), (7, 2, 2, "bf16")])),
+        StreamCodecs("int2", newest="bf16", look_back=[(layer, 0, layer % 9, 1, False) for layer in range(30)]),
+    ],
+    ids=str,
+)
+def test_any_codecs_take_the_pages_that_they_reserve(tmp_path, codecs):
+    asked = question(memory_for(3, codecs))
+    arrivals = read_trace(trace(tmp_path, *(stream(start) for start in range(5))), asked)
+    fleet = Fleet.of(asked, codecs, arrivals, 1)
+    result = simulate(fleet, arrivals)
+    assert (result.peak_streams, result.num_queued) == (3, 2)
+    size = asked.size.on_pages_for(codecs)
+    assert result.peak_pages_ratio == pytest.approx(3 * size.pages(codecs) / fleet.pool_pages)
 
 
 @pytest.mark.parametrize(
@@ -165,8 +162,6 @@ def test_traces_that_cannot_be_used(tmp_path):
     arrivals = read_trace(trace(tmp_path, stream(0)), question())
     with pytest.raises(ConfigError, match="too many to simulate"):
         Fleet.of(question(2**50), INT2, arrivals, 1000)
-    with pytest.raises(ConfigError, match="cannot simulate codecs that differ between layers"):
-        Fleet.of(question(), StreamCodecs(layers=((0, 0, "int8"),)), arrivals, 1)
     with pytest.raises(ConfigError, match="would take too long"):
         Fleet.of(question(look_back=SlidingLookBack(0, 10_000)), INT2, arrivals, 1)
     with pytest.raises(CapacityError, match="no memory is left for pages"):

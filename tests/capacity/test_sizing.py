@@ -8,9 +8,9 @@ import pytest
 
 from pagedvid.attention import measure
 from pagedvid.cache.manager import CacheManager
-from pagedvid.cache.sizes import stream_bytes
 from pagedvid.cache.spec import CacheSpec
 from pagedvid.cache.stream_codecs import StreamCodecs
+from pagedvid.cache.stream_sizes import stream_bytes
 from pagedvid.capacity import workspace
 from pagedvid.capacity.card_files import find_card
 from pagedvid.capacity.gpus import gpu_memory, gpu_names
@@ -80,9 +80,17 @@ def test_bytes_are_those_that_geometry_reserves():
     assert row.stream_bytes == stream_bytes(asked.card.shape, asked.size.window, row.codecs, 5 * 2040, num_branches=2)
 
 
-def test_layers_apart_are_admitted_as_promised():
+@pytest.mark.parametrize(
+    "codecs",
+    [
+        StreamCodecs("int4/int2", layers=((0, 1, "int8/bf16"),)),
+        StreamCodecs("int4", sink="int8", look_back=[(0, 0, 2, 1, False), (3, 1, 1, 2, True)]),
+    ],
+    ids=["layers", "windows of heads"],
+)
+def test_tables_apart_are_admitted_as_promised(codecs):
     """Tables of different lengths, so the whole model is built, with its real number of pages."""
-    asked, codecs = question("demo", memory=32 * MIB), StreamCodecs("int4/int2", layers=((0, 1, "int8/bf16"),))
+    asked = question("demo", memory=32 * MIB)
     row, size = answer(asked, "", codecs), asked.size
     card = asked.card
     spec = CacheSpec(card.num_layers, card.num_kv_heads, card.head_dim, codecs=codecs)

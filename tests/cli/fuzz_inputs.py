@@ -251,6 +251,7 @@ READERS = {
     "prompts.jsonl": (
         ["generate", "--plan", "--prompts", "prompts.jsonl"],
         ["calibrate", "--out", "x", "--prompts", "prompts.jsonl"],
+        ["profile", "--out", "x", "--prompts", "prompts.jsonl", "--ladder", "int", "--profile-videos", "4"],
     ),
     "out/manifest.jsonl": (["generate", "--resume", "--out", "out", "--prompts", "prompts.jsonl"],),
     "trace.jsonl": (["capacity", "--model", "cards/own.yaml", "--kv", "int2", "--trace", "trace.jsonl"],),

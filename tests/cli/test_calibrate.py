@@ -10,11 +10,11 @@ import torch
 
 from pagedvid.calibration.observe import ObservingCache
 from pagedvid.calibration.statistics import LayerStatistics, Observation
-from pagedvid.cli.calibrate import DEMO_PROMPTS, calibration_requests, observing
+from pagedvid.cli.measuring import DEMO_PROMPTS, measured_requests, observing
 from pagedvid.codecs.book import CodecBook
-from pagedvid.codecs.klt.file import Calibration, load_calibration
 from pagedvid.codecs.registry import read_codec
 from pagedvid.codecs.spec import PageFormat
+from pagedvid.codecs.tables_file import Calibration, load_calibration
 from pagedvid.config.sections import Config
 from pagedvid.engine.requests import VideoRequest
 from pagedvid.models.build import build_engine, resolve
@@ -111,7 +111,7 @@ def test_videos_of_one_chunk_are_too_short(command, prompts, tmp_path):
 
 
 def test_the_demo_model_brings_prompts_whose_seeds_no_benchmark_uses():
-    requests = calibration_requests(Config(), None)
+    requests = measured_requests(Config(), None, "calibrate")
     assert len({request.id for request in requests}) == len({request.seed for request in requests}) == DEMO_PROMPTS
     assert min(request.seed for request in requests) > 10_000
     assert len({request.prompt for request in requests}) > DEMO_PROMPTS // 2
@@ -151,7 +151,7 @@ def output_error(book: CodecBook, name: str, readings: list[Observation]) -> flo
     for layer, seen in enumerate(readings):
         history = []
         for kind, x_CHTD in (("keys", seen.k_CHTD), ("values", seen.v_CHTD)):
-            codec = book.codec(read_codec(name), kind, layer, slice(0, 3))
+            codec = book.codec(read_codec(name), kind, layer, (0, 1, 2))
             records = codec.encode(x_CHTD.flatten(0, 1))
             out = torch.empty(len(records), read_codec(name).padded_tokens(book.page, x_CHTD.shape[2]), x_CHTD.shape[3])
             history.append(codec.decode(records, x_CHTD.shape[2], out).view_as(x_CHTD))

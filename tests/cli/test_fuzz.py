@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pagedvid.capacity import card_files, prove
-from pagedvid.cli import calibrate, generate
+from pagedvid.cli import calibrate, generate, profile
 from pagedvid.cli.main import main
 from pagedvid.errors import CapacityError
 from tests.cli.fuzz_inputs import READERS, Case, assignments, command_lines, file_changes, valid_files
@@ -35,7 +35,8 @@ def no_real_work() -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(generate, "create_engine", refuse)
-        patch.setattr(calibrate, "calibrate_model", refuse)
+        patch.setattr(calibrate, "measure", refuse)
+        patch.setattr(profile, "measure", refuse)
         patch.setattr(prove, "prove", refuse)
         patch.setattr(card_files, "config_folder", lambda kind: Path("cards") if kind == "models" else PRESETS)
         yield
@@ -86,4 +87,4 @@ def test_files(name: str, data: st.DataObject) -> None:
 def test_unchanged_files_are_read() -> None:
     """Otherwise the tests above would only ever see the first error."""
     codes = [check(Case(argv)) for argvs in READERS.values() for argv in argvs]
-    assert codes == [0, 0, 0, 2, 0, 0, 0, 0]  # the stand-in for calibrations refuses
+    assert codes == [0, 0, 0, 2, 2, 0, 0, 0, 0]  # the stand-in for calibrations and profiles refuses

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from pagedvid import __version__
-from pagedvid.models.build import CALIBRATED_CODEC
+from pagedvid.models.storage import CALIBRATED_CODEC
 from pagedvid.output.manifest import Manifest
 from pagedvid.output.mp4 import VideoWriter, read_frames
 from tests.cli.fake_engine import BF16_BYTES, COLORS, STORED_BYTES

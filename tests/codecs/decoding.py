@@ -31,6 +31,30 @@ def random_angles(num_tokens: int, head_dim: int, tables: list[int], dtype: torc
     return Angles(angles.cos().to(DEVICE, dtype), angles.sin().to(DEVICE, dtype), table_S)
 
 
+def check_out_heads(
+    kernels: PageKernels,
+    records: Tensor,
+    pages_SHP: Tensor,
+    num_tokens: int,
+    head_dim: int,
+    angles: Angles | None = None,
+    dtype: torch.dtype = torch.float32,
+    inverse_scales_SH: Tensor | None = None,
+) -> None:
+    """Heads that are not neighbours are written as neighbours are, and no other head is touched."""
+    num_chunks, num_heads, _ = pages_SHP.shape
+    heads = torch.arange(num_heads, device=DEVICE) * 2 + 1
+    plain, wide = (
+        torch.full((1, num_chunks, num_tokens, size, head_dim), 7.0, device=DEVICE).to(dtype)
+        for size in (num_heads, 2 * num_heads + 2)
+    )
+    kernels.decode(records, pages_SHP, num_tokens, plain, angles, inverse_scales_SH)
+    kernels.decode(records, pages_SHP, num_tokens, wide, angles, inverse_scales_SH, heads)
+    assert torch.equal(wide.float()[..., heads, :], plain.float())
+    others = torch.arange(2 * num_heads + 2, device=DEVICE)
+    assert bool((wide.float()[..., ~torch.isin(others, heads), :] == 7).all()), "another head was written"
+
+
 def decoded(
     codec: Codec, records: Tensor, pages_SHP: Tensor, num_tokens: int, angles: Angles | None = None, num_ranges: int = 1
 ) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import time
 
 import pytest
 from hypothesis import given
@@ -92,6 +93,33 @@ def test_heads_by_hand():
     assert ChunkCodecs.read(codecs) is codecs
 
 
+def test_groups_by_hand():
+    heads = [(0, 1, 1, "int8/int4"), (0, 3, 3, "int8"), (0, 4, 4, None), (0, 5, 5, "int8/int4")]
+    codecs = ChunkCodecs.read("int2", heads=heads)
+
+    def shown(kind: str, layer: int, heads: tuple[int, ...]) -> list[tuple[tuple[int, ...], str]]:
+        return [(group, codec.name) for group, codec in codecs.groups(kind, layer, heads)]
+
+    every = tuple(range(6))
+    assert shown("keys", 0, every) == [((0, 2), "int2"), ((1, 3, 5), "int8")]
+    assert shown("values", 0, every) == [((0, 2), "int2"), ((1, 5), "int4"), ((3,), "int8")]
+    assert shown("values", 0, (3, 4, 5)) == [((3,), "int8"), ((5,), "int4")]
+    assert shown("keys", 0, (4,)) == []
+    assert shown("keys", 1, every) == [(every, "int2")]
+
+
+def test_codecs_of_every_head_are_grouped_quickly():
+    """40 layers of 40 heads, each with an exception: as in a large model with a budget."""
+    names = ("klt0.75", "klt2", "klt4")
+    heads = [(layer, head, head, names[(layer + head) % 3]) for layer in range(40) for head in range(40)]
+    started = time.perf_counter()
+    codecs, every = ChunkCodecs.read("klt1.5", heads=heads), tuple(range(40))
+    for _ in range(10):
+        groups = [codecs.groups(kind, layer, every) for layer in range(40) for kind in ("keys", "values")]
+    assert all(len(each) == 3 and sum(len(group) for group, _ in each) == 40 for each in groups)
+    assert time.perf_counter() - started < 2, "seconds; it takes a tenth of one"
+
+
 head_exceptions = st.lists(
     st.tuples(st.integers(0, 3), spans, st.none() | written_pairs).map(lambda it: (it[0], *it[1], it[2])), max_size=5
 )
@@ -108,6 +136,13 @@ def test_the_last_exception_that_names_a_head_counts(written, layers, heads):
                 str(rule.runs(layer, slice(0, 1))[0][1] if not named else named[-1] and CodecPair.read(named[-1]))
             )
         assert [str(codecs.at(layer, head)) for head in range(11)] == found
+        for kind in ("keys", "values"):
+            groups = codecs.groups(kind, layer, tuple(range(11)))
+            by_head = {head: codec.name for group, codec in groups for head in group}
+            pairs = [codecs.at(layer, head) for head in range(11)]
+            assert by_head == {head: pair.of(kind).name for head, pair in enumerate(pairs) if pair is not None}
+            assert len({codec for _, codec in groups}) == len(groups)
+            assert [group[0] for group, _ in groups] == sorted(group[0] for group, _ in groups)
         runs = codecs.runs(layer, slice(0, 11))
         assert [str(pair) for run, pair in runs for _ in range(run.start, run.stop)] == found
         assert all(a[1] != b[1] for a, b in itertools.pairwise(runs))

@@ -35,7 +35,7 @@ def randn(*shape: int, seed: int = 0) -> Tensor:
 
 
 def codec_of(name: str, page: PageFormat) -> Codec:
-    return CodecBook(page, num_kv_heads=3).codec(read_codec(name), "keys", 0, slice(0, 3))
+    return CodecBook(page, num_kv_heads=3).codec(read_codec(name), "keys", 0, (0, 1, 2))
 
 
 DATA = {

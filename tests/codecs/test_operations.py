@@ -11,6 +11,8 @@ from pagedvid.codecs.registry import read_codec
 from pagedvid.codecs.spec import PageFormat
 from pagedvid.rotary.angles import Angles
 from pagedvid.rotary.tables import rotate
+from tests.codecs.constant import ConstantCodec, ConstantSpec
+from tests.codecs.decoding import check_out_heads
 from tests.codecs.klt.kernels.scenes import klt_codec
 
 CPU = torch.device("cpu")
@@ -85,6 +87,34 @@ def test_float8_is_scaled_and_saturated() -> None:
     scaled = expected * scales.view(2, 2, 1, 2, 1)
     assert scaled.abs().max() > 448
     assert torch.equal(found.float(), scaled.clamp(-448, 448).to(torch.float8_e4m3fn).float())
+
+
+@pytest.mark.parametrize("dtype", [*DTYPES, torch.float8_e4m3fn])
+@pytest.mark.parametrize("rotates", [True, False])
+def test_heads_that_are_not_neighbours(dtype: torch.dtype, rotates: bool) -> None:
+    codec = codec_of("int4", 3)
+    pool, pages_SHP = pool_of(codec, 4, 3, 90)
+    angles = angles_of(90, torch.float32 if dtype.itemsize == 1 else dtype) if rotates else None
+    scales = torch.rand(4, 3) * 500 if dtype.itemsize == 1 else None
+    check_out_heads(CodecOperations(codec, CPU), pool, pages_SHP, 90, 32, angles, dtype, scales)
+
+
+def test_a_codec_without_pages() -> None:
+    """Every token is 3.0, of which nothing is stored."""
+    codec = ConstantCodec(PageFormat(32), ConstantSpec("constant", 0.0))
+    pool, operations = torch.empty(5, 36 * 32, dtype=torch.uint8), CodecOperations(codec, CPU)
+    before = pool.clone()
+    operations.encode(torch.rand(20, 2, 32), pool, torch.empty(2, 0, dtype=torch.int32))
+    assert torch.equal(pool, before)
+    pages_SHP = torch.empty(4, 2, 0, dtype=torch.int32)
+    assert operations.mean_square_step_sizes(pool, pages_SHP, 20) is None
+    for angles in (None, angles_of(20, torch.float32)):
+        out = torch.zeros(2, 2, 20, 2, 32)
+        operations.decode(pool, pages_SHP, 20, out, angles)
+        threes = torch.full((2, 20, 32), 3.0)
+        for chunk, found in enumerate(out.flatten(0, 1)):
+            expected = threes if angles is None else rotate(threes, *angles.at(chunk))
+            assert torch.equal(found.transpose(0, 1), expected)
 
 
 def test_float16_stays_finite() -> None:

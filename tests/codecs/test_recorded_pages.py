@@ -11,9 +11,9 @@ from torch import Tensor
 
 from pagedvid.codecs.base import Codec
 from pagedvid.codecs.book import CodecBook
-from pagedvid.codecs.klt.file import Calibration
 from pagedvid.codecs.registry import read_codec
 from pagedvid.codecs.spec import PageFormat
+from pagedvid.codecs.tables_file import Calibration
 
 RECORDED = load_file(Path(__file__).parents[1] / "data" / "pages" / "pages.safetensors")
 NAMES = sorted(name.removeprefix("records.") for name in RECORDED if name.startswith("records."))
@@ -25,7 +25,7 @@ def codec_of(name: str) -> Codec:
     calibration = Calibration("recorded", 1, 2, HEAD_DIM, FRAME_TOKENS, BLOCK_FRAMES, "", tables)
     spec = read_codec(name)
     page = PageFormat(HEAD_DIM, spec.page_rows, FRAME_TOKENS, BLOCK_FRAMES)
-    return CodecBook(page, 2, calibration).codec(spec, "keys", 0, slice(0, 2))
+    return CodecBook(page, 2, calibration).codec(spec, "keys", 0, (0, 1))
 
 
 def read(codec: Codec, records: Tensor) -> Tensor:

@@ -93,12 +93,23 @@ class TestRules:
             (lambda: CacheConfig(memory=True), "cache.memory is True"),
             (
                 lambda: CacheConfig(codec="int3"),
-                "cache.codec is 'int3'; allowed is auto, or a codec, or KEYS/VALUES such as int4/int2; codecs are fp32",
+                "cache.codec is 'int3'; allowed is one of auto, klt, int, or a codec, or KEYS/VALUES such as",
             ),
-            (lambda: CacheConfig(codec="int2/"), "cache.codec is 'int2/'; allowed is auto, or a codec"),
-            (lambda: CacheConfig(codec="auto/int2"), "cache.codec is 'auto/int2'; allowed is auto, or a codec"),
+            (
+                lambda: CacheConfig(codec="int2/"),
+                "cache.codec is 'int2/'; allowed is one of auto, klt, int, or",
+            ),
+            (
+                lambda: CacheConfig(codec="auto/int2"),
+                "cache.codec is 'auto/int2'; allowed is one of auto,",
+            ),
             (lambda: CacheConfig(codec="klt9"), r"cache.codec is 'klt9'; .* klt2 \(0.5 to 8 bits"),
-            (lambda: CacheConfig(codec=["int2"]), r"cache.codec is \['int2'\]; allowed is auto, or a codec"),
+            (lambda: CacheConfig(bits=0), "cache.bits is 0; allowed is null, or a number from 0.05 to 16"),
+            (lambda: CacheConfig(look_back="all"), "cache.look_back is 'all'; allowed is one of uniform, per_head"),
+            (
+                lambda: CacheConfig(codec=["int2"]),
+                r"cache.codec is \['int2'\]; allowed is one of auto,",
+            ),
             (
                 lambda: CacheConfig(sink_codec="x"),
                 "cache.sink_codec is 'x'; allowed is null, or a codec, or KEYS/VALUES",
@@ -191,7 +202,10 @@ class TestFile:
             ("cahce:\n  codec: int2\n", 'settings.yaml:1: unknown section "cahce" - did you mean "cache"'),
             ("cahce:\n", 'unknown section "cahce"'),
             ("\ncache:\n  codecs: int2\n", 'settings.yaml:3: unknown key "cache.codecs" - did you mean "cache.codec"'),
-            ("cache:\n  zzz: 1\n", "known: memory, codec, sink_codec, newest_codec, layer_codecs, page_rows, tables"),
+            (
+                "cache:\n  zzz: 1\n",
+                "known: memory, codec, bits, look_back, sink_codec, newest_codec, layer_codecs, page_rows",
+            ),
             ("cache:\n  codec: int3\n", "settings.yaml:2: cache.codec is 'int3'"),
             ("cache:\n  layer_codecs: {0: int3}\n", "settings.yaml:2: cache.layer_codecs is {0: 'int3'}"),
             ("cache:\n\n  page_rows: 1\n", "settings.yaml:3: cache.page_rows is 1"),

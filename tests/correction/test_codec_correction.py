@@ -41,7 +41,7 @@ def log_mean_exp(q_QD: Tensor, k_nD: Tensor) -> Tensor:
 
 def round_trip(name: str, k_nD: Tensor) -> tuple[Codec, Tensor, Tensor]:
     """(codec, records, stored keys [n, D])."""
-    codec = CodecBook(PAGE, 1).codec(read_codec(name), "keys", 0, slice(0, 1))
+    codec = CodecBook(PAGE, 1).codec(read_codec(name), "keys", 0, (0,))
     records = codec.encode(k_nD[None])
     return codec, records, decode(codec, PAGE, records, len(k_nD))[0]
 

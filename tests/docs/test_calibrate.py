@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from pagedvid import CacheSpec, PagedKVCache, StreamCodecs
-from pagedvid.codecs.klt.file import load_calibration
 from pagedvid.codecs.spec import block_frames
+from pagedvid.codecs.tables_file import load_calibration
 from pagedvid.errors import ConfigError
 
 PAGE = (Path(__file__).parents[2] / "docs" / "calibrate.md").read_text()

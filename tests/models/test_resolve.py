@@ -12,11 +12,14 @@ import pytest
 from pagedvid.cache.stream_codecs import StreamCodecs
 from pagedvid.cache.window import Window
 from pagedvid.codecs.assignment import ChunkCodecs
+from pagedvid.codecs.tables_file import save_calibration
 from pagedvid.config.sections import CacheConfig, Config, ModelConfig
 from pagedvid.errors import ConfigError
-from pagedvid.models.build import CALIBRATED_CODEC, PLAIN_CODEC, build_engine, resolve
+from pagedvid.models.build import build_engine, resolve
 from pagedvid.models.demo.weights import SHIPPED_WEIGHTS
 from pagedvid.models.registry import TABLES_FILE_NAME
+from pagedvid.models.storage import CALIBRATED_CODEC, PLAIN_CODEC
+from tests.budgets.profiles import calibration
 
 
 def config_of(weights: Path | None = None, name: str = "demo", **cache: object) -> Config:
@@ -37,7 +40,7 @@ def folder(tmp_path: Path) -> Path:
 def test_auto_depends_on_tables_beside_the_weights(folder, has_tables, codec, names_the_file, caplog):
     tables = folder / TABLES_FILE_NAME
     if has_tables:
-        tables.write_bytes(b"tables")
+        save_calibration(calibration(), tables)
     weights = folder / "model.safetensors" if names_the_file else folder
     caplog.set_level(logging.INFO)
     run = resolve(config_of(weights, "magi-1-4.5b" if names_the_file else "demo"))  # the demo takes folders only
@@ -48,7 +51,7 @@ def test_auto_depends_on_tables_beside_the_weights(folder, has_tables, codec, na
 
 def test_tables_may_lie_elsewhere(folder, tmp_path):
     elsewhere = tmp_path / "elsewhere.safetensors"
-    elsewhere.write_bytes(b"tables")
+    save_calibration(calibration(), elsewhere)
     run = resolve(config_of(folder, tables=str(elsewhere)))
     assert (run.config.cache.codec, run.tables) == (CALIBRATED_CODEC, elsewhere)
 
@@ -88,10 +91,9 @@ def test_tables_that_do_not_exist_are_refused(folder, codec):
 
 
 def test_codecs_of_all_roles():
-    cache = CacheConfig(
-        codec="int4/int2", sink_codec="int8", newest_codec="bf16", layer_codecs={"0-1": "int8/int4", 3: "klt2"}
-    )
-    codecs = cache.stream_codecs
+    layer_codecs = {"0-1": "int8/int4", 3: "klt2"}
+    config = config_of(codec="int4/int2", sink_codec="int8", newest_codec="bf16", layer_codecs=layer_codecs)
+    codecs = resolve(config).cache.codecs
     layers = ((0, 1, "int8/int4"), (3, 3, "klt2"))
     assert codecs == StreamCodecs("int4/int2", sink="int8", newest="bf16", layers=layers)
     assert codecs.final(1, Window(1, 2)) == ChunkCodecs.read("int4/int2", layers)

@@ -29,7 +29,7 @@ _TYPES = {
     ),
     "*u8": ("records", "codes", "bad"),
     "*i32": ("pages", "segments", "ranges", "blocks", "tables", "words", "first_bits", "widths", "width"),
-    "*i64": ("rank", "direction"),
+    "*i64": ("rank", "direction", "out_heads"),
     "fp32": ("scale",),
 }
 ARGUMENT_TYPES = {name: kind for kind, names in _TYPES.items() for name in names}

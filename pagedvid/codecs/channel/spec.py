@@ -10,6 +10,8 @@ from typing_extensions import override
 
 from pagedvid.codecs.spec import F32_BYTES, CodecSpec, PageFormat
 
+CHANNEL_LADDER = ("mean", "int2", "int4", "int8")
+"""Rungs for models without tables of klt codecs: 0, 1, 2 and 4 pages of 36 rows for 128 tokens."""
 _NAME = re.compile(r"int(?P<bits>[248])(?P<pair>-pair)?(?P<s8>-s8)?(?P<post>-post)?")
 
 

@@ -24,6 +24,7 @@ from torch import Tensor
 from torch.nn.functional import embedding, pad
 from typing_extensions import override
 
+from pagedvid.codecs.assignment import Heads
 from pagedvid.codecs.base import Codec, PageKernels, not_storable
 from pagedvid.codecs.klt.blocks import BlockLayout, places_in_pages, tokens_in_pages
 from pagedvid.codecs.klt.coding import KltCoding
@@ -51,7 +52,7 @@ class KltCodec(Codec):
     _codings: dict[torch.device, KltCoding] = field(default_factory=dict, repr=False)
 
     @override
-    def of_heads(self, heads: slice) -> KltCodec:
+    def of_heads(self, heads: Heads) -> KltCodec:
         return KltCodec(self.page, self.spec, self.coding.of_heads(heads))
 
     @property

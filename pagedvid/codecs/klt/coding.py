@@ -9,10 +9,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from pagedvid.codecs.assignment import Heads
+from pagedvid.codecs.heads import index_of
 from pagedvid.codecs.klt.allocation import choose_segments
 from pagedvid.codecs.klt.blocks import cosine_transform
 from pagedvid.codecs.klt.levels import POSITIVE_LEVELS
@@ -78,9 +81,11 @@ class KltCoding:
         """Coefficients of a block that are stored."""
         return self.direction_h1K.shape[-1]
 
-    def of_heads(self, heads: slice) -> KltCoding:
-        """The constants for some of the heads, as views."""
-        return replace(self, **{name: getattr(self, name)[heads] for name in _BY_HEAD})
+    def of_heads(self, heads: Heads) -> KltCoding:
+        """The constants for some of the heads: views of neighbours, copies of others."""
+        index = index_of(heads, self.mean_h1D.device)
+        constants: dict[str, Any] = {name: getattr(self, name)[index] for name in _BY_HEAD}
+        return replace(self, **constants)
 
     def to(self, device: torch.device) -> KltCoding:
         """The same on another device."""

@@ -5,12 +5,18 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from typing_extensions import override
 
 from pagedvid.codecs.spec import F32_BYTES, CodecSpec, PageFormat
 
+if TYPE_CHECKING:
+    from pagedvid.codecs.klt.tables import KltTables
+    from pagedvid.codecs.tables_file import Calibration
+
+KLT_LADDER = ("mean", "klt0.75", "klt1.5", "klt2", "klt3", "klt4", "klt6")
+"""Rungs that differ by whole pages of 12 rows, which klt0.75 asks for: 0, 1, 2, 3, 4, 6 and 8 for 128 tokens."""
 PAGE_TOKENS = 128
 """Tokens of a page with the rows that suit a klt codec."""
 ENCODE_BYTES, DECODE_BYTES = 29, 21
@@ -59,6 +65,10 @@ class KltSpec(CodecSpec):
     @override
     def decode_bytes(self, page: PageFormat, num_heads: int, num_tokens: int) -> int:
         return DECODE_BYTES * self._padded_values(page, num_heads, num_tokens)
+
+    @override
+    def tables(self, calibration: Calibration, kind: str, layer: int) -> KltTables:
+        return calibration.tables(kind, layer)
 
     @override
     def table_bytes(self, page: PageFormat) -> int:

@@ -25,6 +25,7 @@ from pagedvid.codecs.triton_decode import (
     decode_options,
     load_angles,
     out_of_chunk,
+    out_of_head,
     rotate,
     store_halves,
 )
@@ -37,10 +38,10 @@ BLOCK_TOKENS = 32
 
 @triton.jit(do_not_specialize=COUNTS, do_not_specialize_on_alignment=UNALIGNED)
 def decode_raw_kernel(
-    typed, pages, cos, sin, tables, inverse_scales, out, num_tokens, num_heads, pages_per_head,
+    typed, pages, cos, sin, tables, inverse_scales, out_heads, out, num_tokens, num_heads, pages_per_head,
     chunks_per_range, out_range_stride, out_chunk_stride, out_token_stride, out_head_stride,
     BLOCK_TOKENS: tl.constexpr, HEAD_DIM: tl.constexpr, PAGE_BYTES: tl.constexpr, BITS: tl.constexpr,
-    PAGE_TOKENS: tl.constexpr, HEADS: tl.constexpr, ROTATE: tl.constexpr, SCALED: tl.constexpr,
+    PAGE_TOKENS: tl.constexpr, HEADS: tl.constexpr, ROTATE: tl.constexpr, SCALED: tl.constexpr, PLACED: tl.constexpr,
 ):  # fmt: skip
     """Each program decodes one block of tokens. See `decode_raw` and codecs/triton_decode.py."""
     HALF: tl.constexpr = HEAD_DIM // 2
@@ -53,15 +54,14 @@ def decode_raw_kernel(
     if ROTATE:
         cos_tile, sin_tile = load_angles(cos, sin, tables, chunk, token, num_tokens, HALF)
     first_head = tl.program_id(2) * HEADS
-    rows += first_head.to(tl.int64) * out_head_stride
     for head in range(first_head, tl.minimum(first_head + HEADS, num_heads)):
         page = tl.load(pages + (chunk * num_heads + head) * pages_per_head + existing // PAGE_TOKENS).to(tl.int64)
         places = values + (page * (PAGE_BYTES * 8 // BITS))[:, None]
         x, y = tl.load(places), tl.load(places + HALF)
         if ROTATE:
             x, y = rotate(x.to(tl.float32), y.to(tl.float32), cos_tile, sin_tile)
-        store_halves(rows, x, y, token < num_tokens, inverse_scales + chunk * num_heads + head, SCALED)
-        rows += out_head_stride
+        head_rows = out_of_head(rows, out_heads, head, out_head_stride, PLACED)
+        store_halves(head_rows, x, y, token < num_tokens, inverse_scales + chunk * num_heads + head, SCALED)
 
 
 def decode_raw(
@@ -72,15 +72,19 @@ def decode_raw(
     out_EJnHD: Tensor,
     angles: Angles | None = None,
     inverse_scales_SH: Tensor | None = None,
+    out_heads_H: Tensor | None = None,
 ) -> None:
     """`PageKernels.decode` for pages of plain values."""
     decode_raw_kernel[decode_grid(triton.cdiv(num_tokens, BLOCK_TOKENS), pages_SHP)](
-        layout.view(records), *decode_arguments(pages_SHP, num_tokens, out_EJnHD, angles, inverse_scales_SH),
-        **decode_raw_constants(layout, angles, inverse_scales_SH), num_warps=DECODE_WARPS,
+        layout.view(records),
+        *decode_arguments(pages_SHP, num_tokens, out_EJnHD, angles, inverse_scales_SH, out_heads_H),
+        **decode_raw_constants(layout, angles, inverse_scales_SH, out_heads_H), num_warps=DECODE_WARPS,
     )  # fmt: skip
 
 
-def decode_raw_constants(layout: PageLayout, angles: Angles | None, inverse_scales_SH: Tensor | None) -> dict[str, Any]:
+def decode_raw_constants(
+    layout: PageLayout, angles: Angles | None, inverse_scales_SH: Tensor | None, out_heads_H: Tensor | None = None
+) -> dict[str, Any]:
     """Compile-time arguments of the kernel."""
     return {
         "BLOCK_TOKENS": BLOCK_TOKENS,
@@ -88,7 +92,7 @@ def decode_raw_constants(layout: PageLayout, angles: Angles | None, inverse_scal
         "PAGE_BYTES": layout.page_bytes,
         "BITS": layout.bits,
         "PAGE_TOKENS": layout.page_tokens,
-        **decode_options(angles, inverse_scales_SH),
+        **decode_options(angles, inverse_scales_SH, out_heads_H),
     }
 
 
@@ -177,8 +181,9 @@ class RawKernels(PageKernels):
         out_EJnHD: Tensor,
         angles: Angles | None = None,
         inverse_scales_SH: Tensor | None = None,
+        out_heads_H: Tensor | None = None,
     ) -> None:
-        decode_raw(records, self.layout, pages_SHP, num_tokens, out_EJnHD, angles, inverse_scales_SH)
+        decode_raw(records, self.layout, pages_SHP, num_tokens, out_EJnHD, angles, inverse_scales_SH, out_heads_H)
 
     @override
     def encode(self, x_nHD: Tensor, records: Tensor, pages_HP: Tensor, arrival: Arrival | None = None) -> Tensor:

@@ -102,7 +102,7 @@ def test_what_a_peer_cannot_store_is_refused(caches) -> None:
     with pytest.raises(ConfigError, match="leave no room for step sizes"):
         PeerCodec(peer, "keys", PageFormat(64)).encode(torch.zeros(1, 9, 64))
     with pytest.raises(ConfigError, match="only 'sim' is here"):
-        PeerBook(peer, PageFormat(64), 2).codec(read_codec("int2"), "keys", 0, slice(0, 2))
+        PeerBook(peer, PageFormat(64), 2).codec(read_codec("int2"), "keys", 0, (0, 1))
 
 
 def test_unknown_storages_are_refused(caches) -> None:

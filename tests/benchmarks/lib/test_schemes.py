@@ -34,12 +34,12 @@ def test_step_sizes_of_pages_and_of_tokens_are_those_of_the_codec() -> None:
     x = torch.randn(2, 200, 64, generator=torch.Generator().manual_seed(0))
     for name in ("int2", "int4", "token2-g64", "hadamard2-g64"):
         page = PageFormat(64)
-        codec = CodecBook(page, 2).codec(read_codec(name), "keys", 0, slice(0, 2))
+        codec = CodecBook(page, 2).codec(read_codec(name), "keys", 0, (0, 1))
         stored = through_pages(page, codec, x)
         assert stored.square_step_size_HnD is not None and stored.square_step_size_HnD.shape == x.shape
         expected = codec.mean_square_step_sizes(codec.encode(x), 200)
         torch.testing.assert_close(stored.square_step_size_HnD.mean(1), expected)
         assert (stored.axes_DD is None) == (not name.startswith("hadamard"))
     page = PageFormat(64)
-    exact = through_pages(page, CodecBook(page, 2).codec(read_codec("fp32"), "keys", 0, slice(0, 2)), x)
+    exact = through_pages(page, CodecBook(page, 2).codec(read_codec("fp32"), "keys", 0, (0, 1)), x)
     assert torch.equal(exact.values_HnD, x) and exact.square_step_size_HnD is None

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from pagedvid.calibration.fit import calibrate
 from pagedvid.calibration.statistics import Observation
+from pagedvid.codecs.assignment import Heads
 from pagedvid.codecs.base import make_codec
 from pagedvid.codecs.klt.blocks import BlockLayout
 from pagedvid.codecs.klt.codec import KltCodec
@@ -56,9 +57,10 @@ def tables(kind: str = "keys") -> KltTables:
     return calibrate([[draw(seed) for seed in range(4)]], kind, BlockLayout(FRAME_TOKENS, NUM_FRAMES))[0]
 
 
-def codec(name: str = "klt2", kind: str = "keys", page_blocks: int = 8, heads: slice = slice(None)) -> KltCodec:
+def codec(name: str = "klt2", kind: str = "keys", page_blocks: int = 8, heads: Heads | None = None) -> KltCodec:
     """For the layer of `tables`."""
-    return make_codec(read_codec(name), page(name, page_blocks), tables(kind)).of_heads(heads)
+    made = make_codec(read_codec(name), page(name, page_blocks), tables(kind))
+    return made if heads is None else made.of_heads(heads)
 
 
 def decode(codec: KltCodec, records: Tensor, num_tokens: int, dtype: torch.dtype = torch.float32) -> Tensor:

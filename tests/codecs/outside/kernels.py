@@ -45,6 +45,7 @@ class HalfKernels(PageKernels):
         out_EJnHD: Tensor,
         angles: Angles | None = None,
         inverse_scales_SH: Tensor | None = None,
+        out_heads_H: Tensor | None = None,
     ) -> None:
         num_chunks, num_heads, _ = pages_SHP.shape
         shape = (num_chunks * num_heads, num_tokens, out_EJnHD.shape[-1])
@@ -53,7 +54,8 @@ class HalfKernels(PageKernels):
         x_SHnD = x_RnD.unflatten(0, (num_chunks, num_heads))
         if angles is not None:
             x_SHnD = rotate(x_SHnD, *(table.float().unsqueeze(1) for table in angles.by_chunk()))
-        out_EJnHD.copy_(x_SHnD.transpose(1, 2).unflatten(0, out_EJnHD.shape[:2]))
+        heads = slice(None) if out_heads_H is None else out_heads_H
+        out_EJnHD[..., heads, :] = x_SHnD.transpose(1, 2).unflatten(0, out_EJnHD.shape[:2]).to(out_EJnHD.dtype)
 
     def encode(self, x_nHD: Tensor, records: Tensor, pages_HP: Tensor, arrival: Arrival | None = None) -> Tensor:
         self._launch(x_nHD.transpose(0, 1).float().contiguous(), records, pages_HP, write=True)

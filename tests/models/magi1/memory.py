@@ -9,8 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from math import ceil
 
-from pagedvid.cache.sizes import KVShape, planned_peak_pages
+from pagedvid.cache.sizes import KVShape
 from pagedvid.cache.stream_codecs import StreamCodecs
+from pagedvid.cache.stream_sizes import planned_peak_pages
 from pagedvid.models.magi1.schedule import magi_schedule
 from pagedvid.models.magi1.spec import MagiConfig
 

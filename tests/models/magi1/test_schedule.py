@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pagedvid.cache.sizes import KVShape, planned_peak_pages
+from pagedvid.cache.sizes import KVShape
 from pagedvid.cache.stream_codecs import StreamCodecs
+from pagedvid.cache.stream_sizes import planned_peak_pages
 from pagedvid.cache.window import Window
 from pagedvid.engine.schedule import Range, Round, Schedule
 from pagedvid.errors import ConfigError

@@ -150,7 +150,9 @@ def values_are_not_mapped(model, monkeypatch):
         values.copy_(torch.cat([run.of_packed(v) for run in batch.current], dim=1))
 
     def history(view, batch, piece, keys, values):
-        piece.values.decode(view.tools.planner.pool.records, piece.value_pages, piece.num_tokens, values)
+        for decoding in piece.values:
+            records, pages = view.tools.planner.pool.records, decoding.pages_ShP
+            decoding.kernels.decode_heads(records, pages, piece.num_tokens, values, decoding.heads)
 
     after(monkeypatch, "arrange", current)
     after(monkeypatch, "read", history)

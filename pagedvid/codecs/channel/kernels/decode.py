@@ -50,11 +50,11 @@ def code_of(byte, FIELD: tl.constexpr, BITS: tl.constexpr):
 
 @triton.jit(do_not_specialize=COUNTS, do_not_specialize_on_alignment=UNALIGNED)
 def decode_kernel(
-    records, typed, pages, cos, sin, tables, inverse_scales, out, num_tokens, num_heads, pages_per_head,
+    records, typed, pages, cos, sin, tables, inverse_scales, out_heads, out, num_tokens, num_heads, pages_per_head,
     chunks_per_range, out_range_stride, out_chunk_stride, out_token_stride, out_head_stride,
     BLOCK_ROWS: tl.constexpr, HEAD_DIM: tl.constexpr, PAGE_BYTES: tl.constexpr, BITS: tl.constexpr,
     PAGE_TOKENS: tl.constexpr, CODE_ROWS: tl.constexpr, PAIR_STEP_SIZES: tl.constexpr, SHORT_STEP_SIZES: tl.constexpr,
-    HEADS: tl.constexpr, ROTATE: tl.constexpr, SCALED: tl.constexpr,
+    HEADS: tl.constexpr, ROTATE: tl.constexpr, SCALED: tl.constexpr, PLACED: tl.constexpr,
 ):  # fmt: skip
     """Each program decodes a block of code rows of a page. See `decode` and codecs/triton_decode.py."""
     HALF: tl.constexpr = HEAD_DIM // 2
@@ -78,7 +78,8 @@ def decode_kernel(
     first_head = tl.program_id(2) * HEADS
     pages += chunk * num_heads * pages_per_head + number
     next_page = tl.load(pages + first_head * pages_per_head)
-    out += first_head.to(tl.int64) * out_head_stride
+    if not PLACED:  # a pointer that moves on takes fewer instructions than `out_of_head`
+        out += first_head.to(tl.int64) * out_head_stride
     for head in range(first_head, tl.minimum(first_head + HEADS, num_heads)):
         page = next_page.to(tl.int64)  # loaded ahead, so that the codes need not wait for it
         next_page = tl.load(pages + tl.minimum(head + 1, num_heads - 1) * pages_per_head)
@@ -94,16 +95,20 @@ def decode_kernel(
             )[None, :]
         first_zero_point = load_zero_points(typed, page, channel, HEAD_DIM, PAGE_BYTES)[None, :]
         second_zero_point = load_zero_points(typed, page, HALF + channel, HEAD_DIM, PAGE_BYTES)[None, :]
+        out_head = out
+        if PLACED:
+            out_head += tl.load(out_heads + head) * out_head_stride
         for field in tl.static_range(FIELDS):
             x = first_zero_point + first_step_size * code_of(first_bytes, field, BITS)
             y = second_zero_point + second_step_size * code_of(second_bytes, field, BITS)
             if ROTATE:
                 x, y = rotate(x, y, cosines[field], sines[field])
             token = first_token + field * CODE_ROWS
-            rows = out + token.to(tl.int64) * out_token_stride
+            rows = out_head + token.to(tl.int64) * out_token_stride
             mask = in_page & (token < num_tokens)
             store_halves(rows, x, y, mask, inverse_scales + chunk * num_heads + head, SCALED)
-        out += out_head_stride
+        if not PLACED:
+            out += out_head_stride
 
 
 def decode(
@@ -114,25 +119,28 @@ def decode(
     out_EJnHD: Tensor,
     angles: Angles | None = None,
     inverse_scales_SH: Tensor | None = None,
+    out_heads_H: Tensor | None = None,
 ) -> None:
     """`PageKernels.decode` for pages of channel codes."""
-    constants = decode_constants(layout, angles, inverse_scales_SH)
+    constants = decode_constants(layout, angles, inverse_scales_SH, out_heads_H)
     blocks = triton.cdiv(num_tokens, layout.page_tokens) * triton.cdiv(layout.code_rows, constants["BLOCK_ROWS"])
     decode_kernel[decode_grid(blocks, pages_SHP)](
         records, layout.view(records),
-        *decode_arguments(pages_SHP, num_tokens, out_EJnHD, angles, inverse_scales_SH),
+        *decode_arguments(pages_SHP, num_tokens, out_EJnHD, angles, inverse_scales_SH, out_heads_H),
         **constants, num_warps=num_warps(layout, rotates=angles is not None),
     )  # fmt: skip
 
 
-def decode_constants(layout: PageLayout, angles: Angles | None, inverse_scales_SH: Tensor | None) -> dict[str, Any]:
+def decode_constants(
+    layout: PageLayout, angles: Angles | None, inverse_scales_SH: Tensor | None, out_heads_H: Tensor | None = None
+) -> dict[str, Any]:
     """Compile-time arguments of the kernel."""
     return {
         "BLOCK_ROWS": block_rows(layout, rotates=angles is not None),
         "HEAD_DIM": layout.head_dim,
         "PAGE_BYTES": layout.page_bytes,
         **layout.constants(),
-        **decode_options(angles, inverse_scales_SH),
+        **decode_options(angles, inverse_scales_SH, out_heads_H),
     }
 
 

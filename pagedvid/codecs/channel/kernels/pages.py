@@ -33,8 +33,9 @@ class ChannelKernels(PageKernels):
         out_EJnHD: Tensor,
         angles: Angles | None = None,
         inverse_scales_SH: Tensor | None = None,
+        out_heads_H: Tensor | None = None,
     ) -> None:
-        decode(records, self.layout, pages_SHP, num_tokens, out_EJnHD, angles, inverse_scales_SH)
+        decode(records, self.layout, pages_SHP, num_tokens, out_EJnHD, angles, inverse_scales_SH, out_heads_H)
 
     @override
     def encode(self, x_nHD: Tensor, records: Tensor, pages_HP: Tensor, arrival: Arrival | None = None) -> Tensor:

@@ -37,6 +37,7 @@ from pagedvid.codecs.triton_decode import (
     decode_arguments,
     load_angles,
     out_of_chunk,
+    out_of_head,
     rotate,
     store_halves,
 )
@@ -101,11 +102,11 @@ def frames_of(coefficients, FRAMES: tl.constexpr, RATIOS: tl.constexpr, MATMUL: 
 @triton.jit(do_not_specialize=COUNTS, do_not_specialize_on_alignment=UNALIGNED)
 def klt_decode_kernel(
     words, first_bits, widths, levels, units, peaks, weights, synthesis, mean,
-    pages, cos, sin, tables, inverse_scales, out, num_tokens, num_heads, pages_per_head,
+    pages, cos, sin, tables, inverse_scales, out_heads, out, num_tokens, num_heads, pages_per_head,
     chunks_per_range, out_range_stride, out_chunk_stride, out_token_stride, out_head_stride,
     BLOCKS: tl.constexpr, HEAD_DIM: tl.constexpr, PAGE_BYTES: tl.constexpr, PAGE_BLOCKS: tl.constexpr,
     FRAMES: tl.constexpr, TOKENS_PER_FRAME: tl.constexpr, RATIOS: tl.constexpr, MATMUL: tl.constexpr,
-    ROTATE: tl.constexpr, SCALED: tl.constexpr,
+    ROTATE: tl.constexpr, SCALED: tl.constexpr, PLACED: tl.constexpr,
 ):  # fmt: skip
     """Each program decodes one page: grid (pages of a head, chunks, heads). See `decode_klt`."""
     HALF: tl.constexpr = HEAD_DIM // 2
@@ -118,7 +119,7 @@ def klt_decode_kernel(
     page = tl.load(pages + (chunk * num_heads + head) * pages_per_head + number).to(tl.int64)
     words += page * (PAGE_BYTES // 4)
     out = out_of_chunk(out, chunk, chunks_per_range, out_range_stride, out_chunk_stride)
-    out += head.to(tl.int64) * out_head_stride
+    out = out_of_head(out, out_heads, head, out_head_stride, PLACED)
     inverse_scales += chunk * num_heads + head
     synthesis_rows = synthesis + head * HEAD_DIM * HEAD_DIM + direction[:, None] * HEAD_DIM + channel[None, :]
     first_synthesis, second_synthesis = tl.load(synthesis_rows), tl.load(synthesis_rows + HALF)
@@ -176,25 +177,31 @@ def decode_klt(
     out_EJnHD: Tensor,
     angles: Angles | None = None,
     inverse_scales_SH: Tensor | None = None,
+    out_heads_H: Tensor | None = None,
 ) -> None:
     """`PageKernels.decode` for klt pages.
 
     Raises ShapeError for other heads than the layout's, or pages that do not fit the tokens.
     """
-    layout.check((num_tokens, *out_EJnHD.shape[3:]), pages_SHP)
+    layout.check((num_tokens, pages_SHP.shape[1], out_EJnHD.shape[4]), pages_SHP)
     num_chunks, num_heads, num_pages = pages_SHP.shape
-    constants = klt_decode_constants(layout, out_EJnHD.dtype, angles, inverse_scales_SH)
+    constants = klt_decode_constants(layout, out_EJnHD.dtype, angles, inverse_scales_SH, out_heads_H)
     is_half = constants["MATMUL"] == tl.float16
     klt_decode_kernel[(num_pages, num_chunks, num_heads)](
         records.view(torch.int32), layout.first_bit_hN, layout.read_width_hN, layout.levels, layout.unit_hN,
         layout.peak_hD, layout.weight_hD, layout.synthesis_half_hDD if is_half else layout.coding.synthesis_hDD,
-        layout.coding.mean_h1D, *decode_arguments(pages_SHP, num_tokens, out_EJnHD, angles, inverse_scales_SH),
+        layout.coding.mean_h1D,
+        *decode_arguments(pages_SHP, num_tokens, out_EJnHD, angles, inverse_scales_SH, out_heads_H),
         **constants, num_warps=num_warps(layout, out_EJnHD.dtype), num_stages=1,
     )  # fmt: skip
 
 
 def klt_decode_constants(
-    layout: KltLayout, out: torch.dtype, angles: Angles | None, inverse_scales_SH: Tensor | None
+    layout: KltLayout,
+    out: torch.dtype,
+    angles: Angles | None,
+    inverse_scales_SH: Tensor | None,
+    out_heads_H: Tensor | None = None,
 ) -> dict[str, Any]:
     """Compile-time arguments of the kernel."""
     return {
@@ -208,6 +215,7 @@ def klt_decode_constants(
         "MATMUL": tl.float32 if out == torch.float32 else tl.float16,
         "ROTATE": angles is not None,
         "SCALED": inverse_scales_SH is not None,
+        "PLACED": out_heads_H is not None,
     }
 
 

@@ -24,6 +24,7 @@ from pagedvid.codecs.triton_decode import (
     decode_options,
     load_angles,
     out_of_chunk,
+    out_of_head,
     rotate,
     store_halves,
 )
@@ -56,11 +57,11 @@ def load_half(
 
 @triton.jit(do_not_specialize=COUNTS, do_not_specialize_on_alignment=UNALIGNED)
 def decode_token_kernel(
-    records, typed, pages, cos, sin, tables, inverse_scales, out, num_tokens, num_heads, pages_per_head,
+    records, typed, pages, cos, sin, tables, inverse_scales, out_heads, out, num_tokens, num_heads, pages_per_head,
     chunks_per_range, out_range_stride, out_chunk_stride, out_token_stride, out_head_stride,
     BLOCK_TOKENS: tl.constexpr, HEAD_DIM: tl.constexpr, PAGE_BYTES: tl.constexpr, PAGE_TOKENS: tl.constexpr,
     BITS: tl.constexpr, GROUP: tl.constexpr, RUN: tl.constexpr, HADAMARD: tl.constexpr, MATMUL: tl.constexpr,
-    HEADS: tl.constexpr, ROTATE: tl.constexpr, SCALED: tl.constexpr,
+    HEADS: tl.constexpr, ROTATE: tl.constexpr, SCALED: tl.constexpr, PLACED: tl.constexpr,
 ):  # fmt: skip
     """Each program decodes one block of tokens. See `decode_token` and codecs/triton_decode.py."""
     HALF: tl.constexpr = HEAD_DIM // 2
@@ -73,7 +74,6 @@ def decode_token_kernel(
     if ROTATE:
         cos_tile, sin_tile = load_angles(cos, sin, tables, chunk, token, num_tokens, HALF)
     first_head = tl.program_id(2) * HEADS
-    rows += first_head.to(tl.int64) * out_head_stride
     for head in range(first_head, tl.minimum(first_head + HEADS, num_heads)):
         page = tl.load(pages + (chunk * num_heads + head) * pages_per_head + existing // PAGE_TOKENS).to(tl.int64)
         x = load_half(records, typed, page, place, 0, HEAD_DIM, PAGE_BYTES, PAGE_TOKENS, BITS, GROUP, RUN)
@@ -82,8 +82,8 @@ def decode_token_kernel(
             x, y = tl.split(tl.permute(times_hadamard(x, y, HEAD_DIM, MATMUL), (0, 2, 1)))
         if ROTATE:
             x, y = rotate(x, y, cos_tile, sin_tile)
-        store_halves(rows, x, y, token < num_tokens, inverse_scales + chunk * num_heads + head, SCALED)
-        rows += out_head_stride
+        head_rows = out_of_head(rows, out_heads, head, out_head_stride, PLACED)
+        store_halves(head_rows, x, y, token < num_tokens, inverse_scales + chunk * num_heads + head, SCALED)
 
 
 def decode_token(
@@ -94,17 +94,18 @@ def decode_token(
     out_EJnHD: Tensor,
     angles: Angles | None = None,
     inverse_scales_SH: Tensor | None = None,
+    out_heads_H: Tensor | None = None,
 ) -> None:
     """`PageKernels.decode` for pages of per-token codes."""
     decode_token_kernel[decode_grid(triton.cdiv(num_tokens, BLOCK_TOKENS), pages_SHP)](
         records, layout.view(records),
-        *decode_arguments(pages_SHP, num_tokens, out_EJnHD, angles, inverse_scales_SH),
-        **decode_token_constants(layout, angles, inverse_scales_SH), num_warps=NUM_WARPS,
+        *decode_arguments(pages_SHP, num_tokens, out_EJnHD, angles, inverse_scales_SH, out_heads_H),
+        **decode_token_constants(layout, angles, inverse_scales_SH, out_heads_H), num_warps=NUM_WARPS,
     )  # fmt: skip
 
 
 def decode_token_constants(
-    layout: TokenLayout, angles: Angles | None, inverse_scales_SH: Tensor | None
+    layout: TokenLayout, angles: Angles | None, inverse_scales_SH: Tensor | None, out_heads_H: Tensor | None = None
 ) -> dict[str, Any]:
     """Compile-time arguments of the kernel."""
     return {
@@ -113,5 +114,5 @@ def decode_token_constants(
         "RUN": min(layout.head_dim * layout.bits // 8, layout.group, layout.head_dim // 2),
         "HADAMARD": layout.matrix is not None,
         "MATMUL": matmul_type(torch.bfloat16),
-        **decode_options(angles, inverse_scales_SH),
+        **decode_options(angles, inverse_scales_SH, out_heads_H),
     }

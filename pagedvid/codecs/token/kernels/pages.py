@@ -30,8 +30,9 @@ class TokenKernels(PageKernels):
         out_EJnHD: Tensor,
         angles: Angles | None = None,
         inverse_scales_SH: Tensor | None = None,
+        out_heads_H: Tensor | None = None,
     ) -> None:
-        decode_token(records, self.layout, pages_SHP, num_tokens, out_EJnHD, angles, inverse_scales_SH)
+        decode_token(records, self.layout, pages_SHP, num_tokens, out_EJnHD, angles, inverse_scales_SH, out_heads_H)
 
     @override
     def encode(self, x_nHD: Tensor, records: Tensor, pages_HP: Tensor, arrival: Arrival | None = None) -> Tensor:

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tests.codecs.channel.kernels.scenes import ChannelScene
-from tests.codecs.decoding import check_decode, random_angles
+from tests.codecs.decoding import check_decode, check_out_heads, random_angles
 from tests.devices import DEVICE
 
 CODECS = ("int2", "int4", "int8", "bf16", "fp32", "int2-pair", "int4-s8", "int2-pair-s8")
@@ -67,6 +67,15 @@ def test_float8(codec: str, rotates: bool) -> None:
         dtype=torch.float8_e4m3fn, inverse_scales_SH=scales,
     )  # fmt: skip
     assert found.float().abs().max() == 448
+
+
+@pytest.mark.parametrize("codec", ["int2", "int4-pair-s8", "bf16"])
+@pytest.mark.parametrize("rotates", [True, False])
+def test_heads_that_are_not_neighbours(codec: str, rotates: bool) -> None:
+    """More than one program takes."""
+    scene = ChannelScene(codec, 32, num_heads=5)
+    pages, angles = scene.store(40, num_chunks=2), random_angles(40, 32, [0, 1]) if rotates else None
+    check_out_heads(scene.kernels, scene.records, pages, 40, 32, angles)
 
 
 def test_float16_is_saturated() -> None:

@@ -17,7 +17,7 @@ from pagedvid.codecs.klt.kernels.pages import KltKernels
 from pagedvid.codecs.registry import read_codec
 from pagedvid.codecs.spec import PageFormat
 from pagedvid.errors import ShapeError
-from tests.codecs.decoding import check_decode, decoded, random_angles
+from tests.codecs.decoding import check_decode, check_out_heads, decoded, random_angles
 from tests.codecs.klt.kernels.scenes import klt_codec, klt_tokens, random_pool, scattered_pages
 from tests.devices import DEVICE
 
@@ -47,6 +47,12 @@ def kernels_of(codec: KltCodec) -> KltKernels:
 
 def check(codec: KltCodec, records: Tensor, pages_SHP: Tensor, num_tokens: int, *more: Any, **options: Any) -> Tensor:
     return check_decode(kernels_of(codec), codec, records, pages_SHP, num_tokens, *more, **options)
+
+
+def test_heads_that_are_not_neighbours() -> None:
+    codec = klt_codec("klt2", num_heads=3)
+    records, pages = stored(codec, 40, num_chunks=2)
+    check_out_heads(kernels_of(codec), records, pages, 40, 32, random_angles(40, 32, [0, 1]), torch.bfloat16)
 
 
 @pytest.mark.parametrize(("name", "shape", "page_blocks"), CASES, ids=[case[0] for case in CASES])

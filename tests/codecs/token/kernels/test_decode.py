@@ -11,7 +11,7 @@ from pagedvid.codecs.spec import PageFormat
 from pagedvid.codecs.token.kernels.layout import TokenLayout
 from pagedvid.codecs.token.kernels.pages import TokenKernels
 from pagedvid.errors import ConfigError
-from tests.codecs.decoding import check_decode, random_angles
+from tests.codecs.decoding import check_decode, check_out_heads, random_angles
 from tests.codecs.token.kernels.scenes import CODECS, TokenScene, widest
 from tests.devices import DEVICE
 
@@ -52,6 +52,13 @@ def test_rotated(codec: str) -> None:
 def test_chunks_of_several_heads(num_heads: int) -> None:
     """Four heads are decoded by one program. Two of three chunks share a table."""
     check(TokenScene("token2-g64", 64, num_heads), 70, [0, 1, 0], num_chunks=3)
+
+
+@pytest.mark.parametrize("codec", ["token2-g32", "hadamard4-g32"])
+def test_heads_that_are_not_neighbours(codec: str) -> None:
+    scene = TokenScene(codec, 32, num_heads=5)
+    pages = torch.stack([scene.store(40) for _ in range(2)])
+    check_out_heads(kernels_of(scene), scene.records, pages, 40, 32, random_angles(40, 32, [0, 1]))
 
 
 @pytest.mark.parametrize("codec", ["token4-g32", "hadamard4-g32"])

@@ -1,0 +1,220 @@
+"""A cache that measures what each choice of storage costs each head, for a profile (budgets/profile.py).
+
+Forwards that read chunks are sampled, the same ones in all layers; for each range, all chunks that it reads are stored
+again in every rung, outside the pool, and the outputs compared (curves.py). Some denoise steps are run again to find
+out what changes of outputs do to the prediction (sensitivity.py).
+
+Axes: L layers, H KV heads, R rungs, W recent chunks of the window, n tokens of a chunk, D head_dim.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from typing_extensions import override
+
+from pagedvid.attention.step import Step
+from pagedvid.budgets.profile import Profile
+from pagedvid.cache.plan import RangePlan, StepPlan
+from pagedvid.cache.stream_codecs import StreamCodecs
+from pagedvid.cache.window import Window
+from pagedvid.calibration.curves import CachedChunk, Reading, key_errors, value_errors, window_errors
+from pagedvid.calibration.sampling import SAMPLED_QUERIES, spread_over_frames
+from pagedvid.calibration.watch import Seen, WatchingStep
+from pagedvid.codecs.base import Codec
+from pagedvid.codecs.book import CodecBook
+from pagedvid.codecs.registry import LADDERS, read_codec
+from pagedvid.codecs.spec import PageFormat
+from pagedvid.codecs.tables_file import KINDS, Calibration
+from pagedvid.errors import ConfigError
+from pagedvid.paged_kv_cache import PagedKVCache
+from pagedvid.rotary.tables import rotate
+
+SHARE = 1 / 4
+"""Share of the forwards that are sampled: at random, so that every noise level occurs, and the first with each length
+of history."""
+SENSED_SHARE = 1 / 4
+"""Share of the sampled denoise steps that are run again to measure sensitivities, besides a video's first."""
+SENSED_RUNG = 2
+"""Whose errors are typical."""
+
+
+CURVES = ("keys", "values", "windows")
+
+
+class OutputChange(NamedTuple):
+    """What a typical choice of storage changes in the output of one range."""
+
+    range_: RangePlan
+    change_GHnD: Tensor
+
+
+class ProfilingCache(PagedKVCache):
+    """A `PagedKVCache` that measures errors without changing results. Use codecs with little loss, such as bf16.
+
+    Give it to one video after the other, and take the curves after each.
+    """
+
+    def __init__(self, *args: Any, calibration: Calibration, **options: Any) -> None:
+        """Takes the arguments of `PagedKVCache`, and what codecs need besides: the ladder is "klt" if the calibration
+        has its tables, otherwise "int". Raises ConfigError if it is another model's."""
+        super().__init__(*args, **options)
+        self.ladder = "klt" if calibration.has_klt else "int"
+        self.rungs = LADDERS[self.ladder]
+        specs = [read_codec(rung) for rung in self.rungs]
+        spec, shape = self.spec, self.shape
+        self.page_rows = specs[1].page_rows
+        page = PageFormat(spec.head_dim, self.page_rows, spec.tokens_per_frame, spec.frames_per_block)
+        book, heads = CodecBook(page, spec.num_kv_heads, calibration), tuple(range(spec.num_kv_heads))
+        self.codecs: dict[tuple[str, int], list[Codec]] = {
+            (kind, layer): [book.codec(each, kind, layer, heads) for each in specs]
+            for kind in KINDS
+            for layer in range(shape.num_layers)
+        }
+        self.keeps_mass = StreamCodecs(self.rungs[1]).correction == "measured"
+        self.begin(seed=0)
+
+    def begin(self, seed: int) -> None:
+        """Forgets what was measured, before the next video. `seed`: of which forwards are sampled."""
+        self._chance = random.Random(seed)
+        self._seen_reads: set[int] = set()
+        self._has_sensed = False
+        self._sums: list[dict[str, Tensor]] = [{} for _ in range(self.spec.num_layers)]
+        self._changes: dict[tuple[str, int], list[OutputChange]] = {}
+        self._sensed = torch.zeros(2, len(CURVES), self.spec.num_layers, self.spec.num_kv_heads, dtype=torch.float64)
+        self._is_watched = True
+        self._counts = [0] * self.spec.num_layers
+        self._window_counts: list[Tensor | int] = [0] * self.spec.num_layers
+
+    def curves(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Mean errors of outputs since `begin`: keys and values float32 [L, H, R], windows [L, H, 2, W].
+
+        Those of windows are means over forwards with enough chunks to leave one out; NaN where there were none. Last,
+        the sums of errors of predictions and of outputs of the denoise steps that were run again, [2, 3, L, H].
+        Raises ConfigError if a layer saw no forward that reads a chunk.
+        """
+        if not all(self._counts):
+            raise ConfigError("no forward of the video read a stored chunk; profile videos of more than one chunk")
+        counts: dict[str, Sequence[int | Tensor]] = {
+            "keys": self._counts,
+            "values": self._counts,
+            "windows": self._window_counts,
+        }
+        keys, values, windows = (
+            torch.stack([sums[name].cpu() / count for sums, count in zip(self._sums, counts[name], strict=True)])
+            for name in (*KINDS, "windows")
+        )
+        return keys, values, windows, self._sensed
+
+    def take_changes(self) -> dict[tuple[str, int], list[OutputChange]]:
+        """By kind of curve and layer, the changes whose effect is to be measured on the forward that has just been
+        run; empty for most forwards."""
+        changes, self._changes = self._changes, {}
+        return changes
+
+    @contextmanager
+    def unwatched(self) -> Iterator[None]:
+        """For forwards that are run again: they are not sampled."""
+        self._is_watched = False
+        try:
+            yield
+        finally:
+            self._is_watched = True
+
+    def add_sensitivity(self, kind: str, layer: int, head: int, prediction_error: float, output_error: float) -> None:
+        """Counts what a change of one head's output did to the prediction."""
+        errors = torch.tensor([prediction_error, output_error], dtype=torch.float64)
+        self._sensed[:, CURVES.index(kind), layer, head] += errors
+
+    def add(self, layer: int, reading: Reading, recent_chunks: int) -> None:
+        """Measures one range in one layer, whose window has so many recent chunks."""
+        windows, leaves_out = window_errors(reading, recent_chunks)
+        errors = {
+            "keys": key_errors(reading, self.codecs["keys", layer], keeps_mass=self.keeps_mass),
+            "values": value_errors(reading, self.codecs["values", layer]),
+            "windows": windows,
+        }
+        sums = self._sums[layer]
+        for name, error in errors.items():
+            sums[name] = sums[name] + error if name in sums else error
+        self._counts[layer] += 1
+        self._window_counts[layer] = self._window_counts[layer] + leaves_out.int()
+
+    def add_changes(self, layer: int, range_: RangePlan, reading: Reading) -> None:
+        """Keeps what typical choices change in the output of a whole range, see `take_changes`."""
+        keys, values = (self.codecs[kind, layer][SENSED_RUNG] for kind in KINDS)
+        newest = reading.within(max(1, range_.stream.window.recent_chunks // 2), keeps_sinks=True)
+        typical = reading.with_keys(keys, keeps_mass=self.keeps_mass), reading.with_values(values), newest
+        for kind, partials in zip(CURVES, typical, strict=True):
+            change = OutputChange(range_, reading.change(partials))
+            self._changes.setdefault((kind, layer), []).append(change)
+
+    def _new_step(self, plan: StepPlan) -> Step:
+        num_reads = max(len(range_.reads) for range_ in plan.ranges)
+        is_new = num_reads not in self._seen_reads
+        self._seen_reads.add(num_reads)
+        if not num_reads or (self._chance.random() >= SHARE and not is_new):
+            return super()._new_step(plan)
+        is_denoise = not plan.pending
+        is_sensed = is_denoise and (self._chance.random() < SENSED_SHARE or not self._has_sensed)
+        self._has_sensed = self._has_sensed or is_sensed
+        return _ProfilingStep(plan, self, is_sensed)
+
+
+class _ProfilingStep(WatchingStep):
+    def __init__(self, plan: StepPlan, cache: ProfilingCache, is_sensed: bool) -> None:
+        super().__init__(plan, cache)
+        self._cache = cache
+        self._is_sensed = is_sensed
+        self._first = cache._chance.randrange(2**16)
+
+    @override
+    def see(self, layer: int, seen: Seen) -> None:
+        range_ = seen.range_
+        if not range_.reads or not self._cache._is_watched:
+            return
+        chunks = [self._chunk(layer, seen, number) for number in range(len(range_.reads))]
+        own = seen.angles(range_.first_token, range_.num_tokens)
+        sampled = spread_over_frames(range_.num_tokens, self._spec.tokens_per_frame, SAMPLED_QUERIES, self._first)
+        q_GHnD, own_k_HnD = rotate(seen.q_GHnD, *own), rotate(seen.k_HnD, *own)
+        reading = Reading.of(q_GHnD[:, :, sampled.start :: sampled.step], own_k_HnD, seen.v_HnD, chunks)
+        self._cache.add(layer, reading, range_.stream.window.recent_chunks)
+        if self._is_sensed:
+            self._cache.add_changes(layer, range_, Reading.of(q_GHnD, own_k_HnD, seen.v_HnD, chunks))
+
+    def _chunk(self, layer: int, seen: Seen, number: int) -> CachedChunk:
+        read, range_ = seen.range_.reads[number], seen.range_
+        num_committed = range_.stream.history(range_.branch).num_committed
+        k_HnD, v_HnD = self.stored(layer, read, seen.rope)
+        angles = seen.angles(read.first_token, read.chunk.num_tokens)
+        is_sink = read.chunk.index < range_.stream.window.sink_chunks
+        return CachedChunk(k_HnD, v_HnD, angles, num_committed - 1 - read.chunk.index, is_sink)
+
+
+def profile_from(
+    cache: ProfilingCache, window: Window, prompts: Sequence[str], curves: Sequence[Sequence[Tensor]], chunk_tokens: int
+) -> Profile:
+    """The profile from the curves of each prompt's video; without windows if some were never full.
+
+    Errors of outputs become errors of predictions by the mean sensitivity of all videos. Raises ConfigError if none was
+    measured.
+    """
+    keys, values, windows, sensed = (torch.stack(each) for each in zip(*curves, strict=True))
+    of_predictions, of_outputs = sensed.sum(0)
+    if not bool(of_outputs.any()):
+        raise ConfigError("no denoise step of the videos read a stored chunk; profile longer ones")
+    weights = (of_predictions / of_outputs.clamp(min=torch.finfo(torch.float64).tiny)).float()
+    keys, values = keys * weights[0, ..., None], values * weights[1, ..., None]
+    windows = windows * weights[2, ..., None, None]
+    windows[..., 1, -1] = 0  # the whole window leaves out nothing
+    if not window.sink_chunks:
+        windows[..., 0, -1] = 0
+    if bool(windows.isnan().any()):
+        windows = windows[..., :0]
+    sizes = cache.page_rows, chunk_tokens, window.sink_chunks, window.recent_chunks
+    return Profile(cache.ladder, cache.rungs, *sizes, tuple(prompts), keys, values, windows)
