@@ -85,4 +85,4 @@ class Spender:
         )
         num_bytes = sum(self._rung_bytes[rung] for rung in chosen_2LH.flatten().tolist())
         error = self._errors_2LHR.gather(-1, chosen_2LH.unsqueeze(-1)).sum()
-        return Spending(heads, num_bytes, 8 * num_bytes / self._num_values, float(error))
+        return Spending(heads, window, num_bytes, 8 * num_bytes / self._num_values, float(error))
