@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -41,9 +42,9 @@ def video_tables(rows: Sequence[Measured]) -> dict[str, str]:
     tables = {}
     for where, chunks in WHERE.items():
         span = f"chunks {chunks.start} to {chunks.stop - 1}, {TITLES[where]}"
-        tables[f"{num_prompts} prompts, PSNR in dB of {span}"] = budget_table(rows, lambda row, w=where: psnr(row[w]))
+        tables[f"{num_prompts} prompts, PSNR in dB of {span}"] = budget_table(rows, partial(level, where))
         if any(row["method"] == UNIFORM_NAME for row in rows):
-            gains = budget_table(rows, lambda row, w=where: gain(rows, row, w))
+            gains = budget_table(rows, partial(gain, where, rows))
             tables[f"gain over {UNIFORM_NAME}, prompt by prompt, {span}"] = gains
     tables["stored bits per value of a full window"] = budget_table(rows, lambda row: f"{row['bits']:.2f}")
     return tables
@@ -67,7 +68,12 @@ def psnr(values: Sequence[float], sign: str = "") -> str:
     return f"{mean:{sign}.1f}±{error:.1f}"
 
 
-def gain(rows: Sequence[Measured], row: Measured, where: str) -> str:
+def level(where: str, row: Measured) -> str:
+    """Mean PSNR."""
+    return psnr(row[where])
+
+
+def gain(where: str, rows: Sequence[Measured], row: Measured) -> str:
     """Mean difference to the uniform codecs of the same budget."""
     uniform = [each for each in rows if each["method"] == UNIFORM_NAME and each["budget"] == row["budget"]]
     return psnr(np.subtract(row[where], uniform[0][where]).tolist(), "+") if uniform else "-"
