@@ -13,7 +13,8 @@ from pathlib import Path
 from lib.schemes import paged
 from pagedvid.attention.step import Step
 from pagedvid.cache.plan import QueryRange
-from pagedvid.cache.stream_sizes import stream_bytes
+from pagedvid.cache.spec import CacheSpec
+from pagedvid.cache.stream_sizes import stream_bytes, window_bits_per_value
 from pagedvid.cache.window import Window
 from pagedvid.capacity.card_files import config_folder
 from pagedvid.config.file import load_config
@@ -87,12 +88,16 @@ class Caches:
         """Complete settings of a case that is no peer. Raises ConfigError."""
         return self._run(case).config.cache
 
+    def spec(self, case: Case) -> CacheSpec:
+        """What the cache of a case that is no peer is made for. Raises ConfigError."""
+        return self._run(case).cache
+
     def new(self, case: Case, num_videos: int) -> PagedKVCache:
         """An empty cache with room for all videos. Raises ConfigError for an unknown storage."""
         peer = self.peers().get(case.storage)
         run = self._run(replace(case, storage=FORMAT) if peer else case)
         spec = run.cache
-        memory = num_videos * stream_bytes(spec.shape, self.window, spec.codecs, self.geometry.chunk_tokens)
+        memory = num_videos * self.stream_bytes(spec)
         if peer is not None:
             return PagedKVCache(spec, memory, book=PeerBook(peer, spec.shape.page, spec.num_kv_heads))
         if case.factor is None:
@@ -100,6 +105,10 @@ class Caches:
         cache = FactorCache(spec, memory, tables=run.tables)
         cache.factor = case.factor
         return cache
+
+    def stream_bytes(self, spec: CacheSpec) -> int:
+        """Most bytes that a stream ever holds."""
+        return stream_bytes(spec.shape, self.window, spec.codecs, self.geometry.chunk_tokens)
 
     def bits(self, cache: PagedKVCache) -> float:
         """Stored bits per element of a full window: pages with their padding, and what the correction stores.
@@ -111,9 +120,7 @@ class Caches:
             return cache.book.bits + 8 * shape.correction_bytes(codecs.steady) / shape.num_tables / (
                 2 * num_tokens * shape.head_dim
             )
-        newest = self.window.max_chunks - 1
-        stored = [codecs.final(index, self.window) for index in range(newest)] + [codecs.at_commit(newest, self.window)]
-        return sum(shape.bits_per_value(num_tokens, chunk) for chunk in stored) / len(stored)
+        return window_bits_per_value(shape, self.window, codecs, num_tokens)
 
     def _run(self, case: Case) -> RunSpec:
         model = ModelConfig(weights=None if self.weights is None else str(self.weights))

@@ -79,16 +79,19 @@ class VideoLoop:
     num_chunks: int
     num_denoise_steps: int
 
-    def generate(self, history: Sequence[Tensor] | None = None, first_chunk: int = 0) -> Generated:
+    def generate(self, history: Sequence[Tensor] | None = None, first_chunk: int = 0, num_given: int = 0) -> Generated:
         """Generates every chunk from `first_chunk` on; earlier chunks do not exist.
 
-        `history`: clean latents by chunk, committed instead of the generated ones.
+        `history`: clean latents by chunk, committed instead of the generated ones. Its first `num_given` chunks are
+        committed only; the result begins after them.
         """
         streams = [self.cache.open(self.window, self.model.geometry.chunk_tokens) for _ in self.requests]
         conditions = [self.model.encode_prompt(request.prompt) for request in self.requests]
         decoders = [self.model.decoder(condition) for condition in conditions]
         made = Generated([], [])
-        for chunk in range(first_chunk, self.num_chunks):
+        for given in [] if history is None else history[:num_given]:
+            self._forward(streams, conditions, given, 0.0)
+        for chunk in range(first_chunk + num_given, self.num_chunks):
             latents = self._denoise(streams, conditions, chunk)
             made.latents.append(latents)
             parts = zip(decoders, latents.chunk(len(streams)), strict=True)
@@ -160,9 +163,8 @@ class Lab:
         ]
         return np.stack(list(engine_videos(engine, requests).values()))
 
-    def loop(self, cache: PagedKVCache) -> VideoLoop:
-        """A loop up to the last compared chunk, whose history can be given."""
-        num_chunks = max(COMPARED_CHUNKS) + 1
+    def loop(self, cache: PagedKVCache, num_chunks: int = COMPARED_CHUNKS[-1] + 1) -> VideoLoop:
+        """A loop, unless told otherwise up to the last compared chunk, whose history can be given."""
         return VideoLoop(self.model, cache, self.window, self.requests, num_chunks, self.num_denoise_steps)
 
     def compared(self, videos: np.ndarray) -> np.ndarray:
