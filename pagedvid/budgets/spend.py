@@ -16,13 +16,12 @@ from itertools import product
 import torch
 from torch import Tensor
 
+from pagedvid.budgets import LOOK_BACKS
 from pagedvid.budgets.profile import Profile
 from pagedvid.budgets.solver import Choices, allocate
 from pagedvid.codecs.registry import read_codec
 from pagedvid.codecs.spec import PageFormat
 from pagedvid.errors import ConfigError
-
-LOOK_BACKS = ("uniform", "per_head")
 
 
 @dataclass(frozen=True)

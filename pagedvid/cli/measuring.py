@@ -76,7 +76,7 @@ def observing(config: Config) -> Config:
         config.cache,
         codec="bf16",
         bits=None,
-        look_back="uniform",
+        look_back="auto",
         sink_codec=None,
         newest_codec=None,
         layer_codecs=(),

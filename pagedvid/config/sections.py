@@ -11,7 +11,7 @@ import dataclasses
 from dataclasses import dataclass
 from typing import ClassVar
 
-from pagedvid.budgets.spend import LOOK_BACKS
+from pagedvid.budgets import LOOK_BACKS
 from pagedvid.codecs.assignment import CodecPair
 from pagedvid.codecs.registry import LADDERS
 from pagedvid.config.rules import (
@@ -118,8 +118,9 @@ class CacheConfig(Section):
     auto = klt or int if the model has a profile, or else klt1.5/klt3 if it has tables, or else int2."""
     bits: float | None = setting(None, nothing() | number(0.05, 16))
     """Bits per value of the history that `codec: klt` or `int` spends; null = 1.25."""
-    look_back: str = setting("uniform", one_of(*LOOK_BACKS))
-    """Whether every head keeps the whole window (uniform), or `bits` also decide how far each looks back (per_head)."""
+    look_back: str = setting("auto", one_of("auto", *LOOK_BACKS))
+    """Whether every head keeps the whole window (uniform), or `bits` also decide how far each looks back (per_head);
+    auto = per_head if the model's profile was measured with this window."""
     sink_codec: str | None = setting(None, nothing() | codecs())
     """Codec of the sink chunks; null = the same as `codec`."""
     newest_codec: str | None = setting(None, nothing() | codecs())

@@ -66,6 +66,7 @@ def decide(config: Config, geometry: ModelGeometry, tables: Path | None) -> Stor
         raise ConfigError(
             f"cache.layer_codecs is set, but codec {cache.codec} decides for every head; remove one of them"
         )
+    cache = replace(cache, look_back=_look_back(cache, profile))
     spending = _spend(cache, profile, geometry)
     codecs = codecs_by_head(spending, profile.rungs[1], cache.sink_codec, cache.newest_codec)
     return Storage(_corrected(cache, codecs), codecs, spending)
@@ -124,11 +125,20 @@ def _refuse_bits(cache: CacheConfig) -> None:
             f"cache.bits is {cache.bits:g}, but codec {cache.codec} has bits of its own; remove cache.bits, or set "
             "cache.codec to klt or int, which need a profile (`pagedvid calibrate`, `pagedvid profile`)"
         )
-    if cache.look_back != "uniform":
+    if cache.look_back == "per_head":
         raise ConfigError(
             f"cache.look_back is {cache.look_back}, but codec {cache.codec} stores all heads alike; remove it, or set "
             "cache.codec to klt or int"
         )
+
+
+def _look_back(cache: CacheConfig, profile: Profile) -> str:
+    """What "auto" comes to: look-backs by head where they were measured."""
+    if cache.look_back != "auto":
+        return cache.look_back
+    measured = (profile.sink_chunks, profile.recent_chunks)
+    is_known = profile.has_windows and measured == (cache.sink_chunks, cache.recent_chunks)
+    return "per_head" if is_known else "uniform"
 
 
 def _spend(cache: CacheConfig, profile: Profile, geometry: ModelGeometry) -> Spending:

@@ -8,12 +8,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from torch import Tensor
 from typing_extensions import override
 
 from pagedvid.codecs.spec import F32_BYTES, CodecSpec, PageFormat
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from pagedvid.codecs.tables_file import Calibration
 
 UNLIMITED = 2**62
