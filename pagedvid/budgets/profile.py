@@ -114,7 +114,7 @@ def profile_of(calibration: Calibration) -> Profile | None:
     return Profile(ladder, rungs, **numbers, prompts=prompts, keys_PLHR=keys, values_PLHR=values, windows_PLH2W=window)
 
 
-_NONE = torch.empty(0)
+_NONE = torch.empty(0, dtype=torch.float32)
 _AGAIN = "make it again with `pagedvid calibrate` or `pagedvid profile`"
 
 

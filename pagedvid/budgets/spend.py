@@ -93,18 +93,17 @@ def _errors(
     profile: Profile, choices: Sequence[tuple[int, int, int]], windows: Sequence[tuple[int, bool]]
 ) -> list[tuple[float, ...]]:
     """The error of every choice, head by head, layer by layer."""
-    keys_LHR, values_LHR = profile.keys_PLHR.mean(0), profile.values_PLHR.mean(0)
-    window_LHN = torch.stack([_window_error(profile, *each) for each in windows], dim=-1)
-    k, v, w = torch.tensor(choices).unbind(1)
-    total = keys_LHR.double()[..., k] + values_LHR.double()[..., v] + window_LHN.double()[..., w]
+    k, v, w = torch.tensor(choices, dtype=torch.int64).unbind(1)
+    total = profile.keys_PLHR.double().mean(0)[..., k] + profile.values_PLHR.double().mean(0)[..., v]
+    if len(windows) > 1:  # else it is the whole one, which leaves out nothing
+        window_LHN = torch.stack([_window_error(profile, *each) for each in windows], dim=-1)
+        total += window_LHN.double()[..., w]
     errors: list[list[float]] = total.flatten(0, 1).tolist()
     return [tuple(each) for each in errors]
 
 
 def _window_error(profile: Profile, recent_chunks: int, keeps_sinks: bool) -> Tensor:
-    """[L, H]; 0 for the whole window."""
-    if keeps_sinks and recent_chunks == profile.recent_chunks:
-        return torch.zeros(profile.num_layers, profile.num_kv_heads)
+    """[L, H]."""
     return profile.windows_PLH2W.mean(0)[:, :, int(keeps_sinks), recent_chunks - 1]
 
 

@@ -105,7 +105,7 @@ def window_errors(reading: Reading, recent_chunks: int) -> tuple[Tensor, Tensor]
     seen = [
         reading.within(recent, keeps_sinks=sinks) for sinks in (False, True) for recent in range(1, recent_chunks + 1)
     ]
-    leaves_out = torch.tensor([len(each) < len(reading.chunks) for each in seen])
+    leaves_out = torch.tensor([len(each) < len(reading.chunks) for each in seen], dtype=torch.bool)
     errors = torch.stack([reading.error(each) for each in seen], dim=-1)
     return errors.unflatten(-1, (2, -1)), leaves_out.view(2, -1)
 

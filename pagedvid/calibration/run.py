@@ -71,7 +71,7 @@ class CalibrationRun:
         cache = engine.cache
         assert isinstance(cache, ObservingCache)
         tensors, num_seen = kept.load()
-        made = [int(number) for number in tensors.pop("made", torch.zeros(2))]
+        made = [int(number) for number in tensors.pop("made", torch.zeros(2, dtype=torch.int64))]
         if num_seen:
             cache.restore(tensors)
         self._start(engine, self.requests, num_seen)
@@ -82,7 +82,7 @@ class CalibrationRun:
                 videos, chunks = self._generate(engine, some)
                 made = [made[0] + len(videos), made[1] + chunks]
                 if cache.statistics[0].keys.num_blocks:
-                    _keep(kept, {**cache.state(), "made": torch.tensor(made)}, first + len(some))
+                    _keep(kept, {**cache.state(), "made": torch.tensor(made, dtype=torch.int64)}, first + len(some))
         finally:
             engine.close()
         return cache, f"{made[0]} videos, {made[1]} chunks"
@@ -124,7 +124,7 @@ class CalibrationRun:
                     curves.append(cache.curves())
                     made.append(number)
                     stacked = dict(zip(MEASURED, map(torch.stack, zip(*curves, strict=True)), strict=True))
-                    _keep(kept, {**stacked, "made": torch.tensor(made)}, number + 1)
+                    _keep(kept, {**stacked, "made": torch.tensor(made, dtype=torch.int64)}, number + 1)
         finally:
             engine.close()
         if not made:

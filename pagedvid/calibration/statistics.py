@@ -102,8 +102,9 @@ class BlockMoments:
     def state(self) -> dict[str, Tensor]:
         """All sums, after the first chunk; `restore` takes them."""
         assert self._origin_H1D is not None
-        numbers = {"sum": self._sum_HD, "square": self._square_HFDD, "num_blocks": torch.tensor(self._num_blocks)}
-        return {"origin": self._origin_H1D, **numbers}
+        num_blocks = torch.tensor(self._num_blocks, dtype=torch.int64)
+        sums = {"sum": self._sum_HD, "square": self._square_HFDD, "num_blocks": num_blocks}
+        return {"origin": self._origin_H1D, **sums}
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
         """Takes the sums of another `BlockMoments` of the same layout."""
@@ -155,7 +156,8 @@ class LayerStatistics:
         """All sums; `restore` takes them."""
         moments = {"keys": self.keys, "values": self.values}
         sums = {f"{kind}.{name}": x for kind, each in moments.items() for name, x in each.state().items()}
-        return sums | {name: getattr(self, name) for name in _SUMS} | {"num_readings": torch.tensor(self.num_readings)}
+        num_readings = torch.tensor(self.num_readings, dtype=torch.int64)
+        return sums | {name: getattr(self, name) for name in _SUMS} | {"num_readings": num_readings}
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
         """Takes the sums of another `LayerStatistics` of the same layout."""

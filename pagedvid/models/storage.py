@@ -48,9 +48,10 @@ def decide(config: Config, geometry: ModelGeometry, tables: Path | None) -> Stor
     """`tables`: the model's file, if it has one. Raises ConfigError for settings that contradict each other, a file
     that cannot be read, and bits without a profile of this very model."""
     cache, profile = config.cache, None
-    if cache.codec in ("auto", *LADDERS):
+    has_choice = cache.codec == "auto" and not cache.layer_codecs and cache.page_rows == "auto"
+    if has_choice or cache.codec in LADDERS:
         profile = None if tables is None else _profile(tables, config.model.name, geometry)
-        cache = _named(cache, tables, profile)
+    cache = _named(cache, tables, profile)
     if cache.codec not in LADDERS:
         _refuse_bits(cache)
         codecs = StreamCodecs(cache.codec, cache.sink_codec, cache.newest_codec, cache.layer_codecs)

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 
 from pagedvid import __version__
-from pagedvid.models.storage import CALIBRATED_CODEC
 from pagedvid.output.manifest import Manifest
 from pagedvid.output.mp4 import VideoWriter, read_frames
 from tests.cli.fake_engine import BF16_BYTES, COLORS, STORED_BYTES
@@ -183,7 +182,7 @@ class TestResume:
         [
             (["--frames", 7], "frames: 6 -> 7"),
             (["--frames", 6, "--seed", 1], "seed: 0 -> 1"),
-            (["--frames", 6, "--kv", "int8"], f"cache.codec: {CALIBRATED_CODEC} -> int8"),
+            (["--frames", 6, "--kv", "int8"], "cache.codec: klt -> int8"),
             (["--frames", 6, "--set", "cache.layer_codecs={0: int8}"], "cache.layer_codecs: {} -> {'0': 'int8'}"),
             (["--frames", 6, "--set", "cache.page_rows=40"], "cache.page_rows: auto -> 40"),
             (["--frames", 6, "--set", "cache.correction=variance"], "cache.correction: off -> variance"),
@@ -256,8 +255,11 @@ class TestBadInput:
     @pytest.mark.parametrize(
         ("options", "message"),
         [
-            (["--kv", "int3"], "--kv: cache.codec is 'int3'; allowed is auto, or a codec, or KEYS/VALUES such as"),
-            (["--kv", "int4/"], "--kv: cache.codec is 'int4/'; allowed is auto, or a codec"),
+            (
+                ["--kv", "int3"],
+                "--kv: cache.codec is 'int3'; allowed is one of auto, klt, int, or a codec, or KEYS/VALUES such as",
+            ),
+            (["--kv", "int4/"], "--kv: cache.codec is 'int4/'; allowed is one of auto, klt, int, or a codec"),
             (["--set", "cache.layer_codecs={3-1: int4}"], "--set: cache.layer_codecs is {'3-1': 'int4'}; allowed is a"),
             (["--set", "cache.page_rows=4"], "--set: cache.page_rows is 4; allowed is auto, or a whole number"),
             (["--set", "cache.tables=none.bin"], "none.bin is not a file; `pagedvid calibrate` makes one"),

@@ -105,7 +105,10 @@ class TestRules:
             ),
             (lambda: CacheConfig(codec="klt9"), r"cache.codec is 'klt9'; .* klt2 \(0.5 to 8 bits"),
             (lambda: CacheConfig(bits=0), "cache.bits is 0; allowed is null, or a number from 0.05 to 16"),
-            (lambda: CacheConfig(look_back="all"), "cache.look_back is 'all'; allowed is one of uniform, per_head"),
+            (
+                lambda: CacheConfig(look_back="all"),
+                "cache.look_back is 'all'; allowed is one of auto, uniform, per_head",
+            ),
             (
                 lambda: CacheConfig(codec=["int2"]),
                 r"cache.codec is \['int2'\]; allowed is one of auto,",

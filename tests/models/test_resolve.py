@@ -18,7 +18,7 @@ from pagedvid.errors import ConfigError
 from pagedvid.models.build import build_engine, resolve
 from pagedvid.models.demo.weights import SHIPPED_WEIGHTS
 from pagedvid.models.registry import TABLES_FILE_NAME
-from pagedvid.models.storage import CALIBRATED_CODEC, PLAIN_CODEC
+from pagedvid.models.storage import CALIBRATED_CODEC, DEFAULT_BITS, PLAIN_CODEC
 from tests.budgets.profiles import calibration
 
 
@@ -58,7 +58,9 @@ def test_tables_may_lie_elsewhere(folder, tmp_path):
 
 def test_the_demo_comes_with_tables():
     run = resolve(Config())
-    assert run.config.cache.codec == CALIBRATED_CODEC and run.tables is not None
+    assert (run.config.cache.codec, run.config.cache.bits) == ("klt", DEFAULT_BITS) and run.tables is not None
+    for choice in ({"layer_codecs": {0: "int8"}}, {"page_rows": 36}):  # which leave no choice by head
+        assert resolve(config_of(**choice)).config.cache.codec == CALIBRATED_CODEC
 
 
 def test_another_model_without_weights_has_none():

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from pagedvid.budgets.profile import profile_of, with_profile
+from pagedvid.cache.stream_sizes import window_bits_per_value
 from pagedvid.codecs.tables_file import Calibration, load_calibration, save_calibration
 from pagedvid.config.sections import CacheConfig, Config
 from pagedvid.errors import ConfigError
@@ -40,9 +41,10 @@ def test_the_default_spends_bits_by_the_shipped_profile():
     cache = run.config.cache
     assert (cache.codec, cache.bits, cache.correction, run.tables) == ("klt", DEFAULT_BITS, "off", SHIPPED)
     assert run.spending is not None and 0.97 * DEFAULT_BITS < run.spending.bits <= DEFAULT_BITS
-    shape, codecs = run.cache.shape, run.cache.codecs.steady
-    assert shape.page_rows == 12
-    assert shape.bits_per_value(run.model.geometry.chunk_tokens, codecs) == pytest.approx(run.spending.bits)
+    shape = run.cache.shape
+    assert (cache.look_back, shape.page_rows) == ("per_head", 12)
+    held = window_bits_per_value(shape, run.window, run.cache.codecs, run.model.geometry.chunk_tokens)
+    assert held == pytest.approx(run.spending.bits)
     again = resolve(run.config)
     assert (again.config, again.cache, again.spending) == (run.config, run.cache, run.spending)
 
