@@ -81,7 +81,7 @@ class KltCodec(Codec):
         num_blocks, head_dim = len(coding.blocks), self.page.head_dim
         rows = (len(records_RPB) // coding.num_heads, coding.num_heads, records_RPB.shape[1])
         bytes_RPB = records_RPB.int()
-        coded_EhPK = pad(self._unpack(coding, bytes_RPB), (0, num_blocks)).view(*rows, -1)  # the rest decodes to 0
+        coded_EhPK = self._unpack(coding, bytes_RPB).view(*rows, -1)
         rank = coding.rank_hN.view(coding.num_heads, -1, 1, head_dim)
         place = torch.add(coding.blocks[:, None], rank, alpha=num_blocks).view(1, coding.num_heads, 1, -1)
         y = coded_EhPK.gather(-1, place.expand(*coded_EhPK.shape[:3], -1))
@@ -125,13 +125,14 @@ class KltCodec(Codec):
         return torch.cat([*packed[:-1], pad(packed[-1], (0, num_unused)), scale_bytes_EhPD.to(torch.uint8)], dim=-1)
 
     def _unpack(self, coding: KltCoding, bytes_RPB: Tensor) -> Tensor:
-        """Coded coefficients in units of deviation times scale, [R, P, K * b]."""
+        """Coded coefficients in units of deviation times scale, and a 0 for all others, [R, P, (K + 1) * b]."""
         parts, first = [], 0
         for width, count in coding.segments.items():
             end = first + count * width * len(coding.blocks) // 8
             values = byte_values(width, bytes_RPB.device)
             parts.append(embedding(bytes_RPB[..., first:end], values).flatten(-2))
             first = end
+        parts.append(parts[0].new_zeros(*bytes_RPB.shape[:-1], len(coding.blocks)))
         return torch.cat(parts, dim=-1)
 
     def _coding(self, rows: Tensor) -> KltCoding:
