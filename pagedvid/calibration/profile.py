@@ -201,16 +201,15 @@ def profile_from(
 ) -> Profile:
     """The profile from the curves of each prompt's video; without windows if some were never full.
 
-    Errors of outputs become errors of predictions by the mean sensitivity of all videos. Raises ConfigError if none was
-    measured.
+    Errors of outputs become errors of predictions by the mean sensitivity of all videos. Where none was measured, by a
+    host without a `SensedModel`, they stay what they are, and outputs of all heads count alike.
     """
     keys, values, windows, sensed = (torch.stack(each) for each in zip(*curves, strict=True))
     of_predictions, of_outputs = sensed.sum(0)
-    if not bool(of_outputs.any()):
-        raise ConfigError("no denoise step of the videos read a stored chunk; profile longer ones")
-    weights = (of_predictions / of_outputs.clamp(min=torch.finfo(torch.float64).tiny)).float()
-    keys, values = keys * weights[0, ..., None], values * weights[1, ..., None]
-    windows = windows * weights[2, ..., None, None]
+    if bool(of_outputs.any()):
+        weights = (of_predictions / of_outputs.clamp(min=torch.finfo(torch.float64).tiny)).float()
+        keys, values = keys * weights[0, ..., None], values * weights[1, ..., None]
+        windows = windows * weights[2, ..., None, None]
     windows[..., 1, -1] = 0  # the whole window leaves out nothing
     if not window.sink_chunks:
         windows[..., 0, -1] = 0

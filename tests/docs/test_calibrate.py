@@ -23,7 +23,7 @@ def host(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """The names of the page after all its code has run, in a folder of its own; and what it printed."""
     names: dict[str, Any] = {"__name__": "calibrate", "printed": []}
     names["print"] = names["printed"].append
-    assert len(EXAMPLES) == 4
+    assert len(EXAMPLES) == 5
     with pytest.MonkeyPatch.context() as patched:
         patched.chdir(tmp_path_factory.mktemp("calibrate"))
         for example in EXAMPLES:
@@ -47,8 +47,8 @@ def test_the_file_is_of_what_was_observed(host):
 
 def test_klt_is_much_closer_than_int2_at_equal_bits(host):
     """On a scene that hardly moves, which is what the page's videos are."""
-    klt, int2 = (float(line.split()[-1]) for line in host["printed"])
-    assert klt < int2 / 2
+    klt, int2, by_head = (float(line.split()[-1]) for line in host["printed"])
+    assert klt < int2 / 2 and by_head < int2
     bits = [
         cache.shape.bits_per_value(96, cache.spec.codecs.steady)
         for cache in (host["cache"], PagedKVCache(CacheSpec(**host["SHAPE"]), "1MiB"))
