@@ -117,7 +117,7 @@ class CacheConfig(Section):
     """Codec of the history, or KEYS/VALUES; klt or int = codecs of that family chosen head by head, to spend `bits`;
     auto = klt or int if the model has a profile, or else klt1.5/klt3 if it has tables, or else int2."""
     bits: float | None = setting(None, nothing() | number(0.05, 16))
-    """Bits per value of the history that `codec: klt` or `int` spends; null = 1.25."""
+    """Bits per value of the history that `codec: klt` or `int` spends; null = 1.25 for klt, 2.25 for int."""
     look_back: str = setting("auto", one_of("auto", *LOOK_BACKS))
     """Whether every head keeps the whole window (uniform), or `bits` also decide how far each looks back (per_head);
     auto = per_head if the model's profile was measured with this window."""

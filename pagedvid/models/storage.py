@@ -26,8 +26,9 @@ from pagedvid.shown import named
 
 logger = logging.getLogger(__name__)
 
-DEFAULT_BITS = 1.25
-"""Bits per value that reach the quality of klt1.5/klt3, which takes 2.25, on the demo model (benchmarks/budgets.py)."""
+DEFAULT_BITS = {"klt": 1.25, "int": 2.25}
+"""Bits per value by ladder: those that reach the quality of klt1.5/klt3, which takes 2.25, on the demo model
+(benchmarks/budgets.py); and those of int2 in all heads, below which integers lose too much."""
 CALIBRATED_CODEC = "klt1.5/klt3"
 """2.25 bits per value: those of values count more (benchmarks/fidelity.py)."""
 PLAIN_CODEC = "int2"
@@ -112,12 +113,12 @@ def _named(cache: CacheConfig, tables: Path | None, profile: Profile | None) -> 
         cache = replace(cache, codec=codec)
         logger.info("codec: %s (the model has %s)", _text(cache, codec), why)
     if cache.codec in LADDERS and cache.bits is None:
-        cache = replace(cache, bits=DEFAULT_BITS)
+        cache = replace(cache, bits=DEFAULT_BITS[cache.codec])
     return cache
 
 
 def _text(cache: CacheConfig, codec: str) -> str:
-    return f"{codec}, {cache.bits or DEFAULT_BITS:g} bits a value" if codec in LADDERS else codec
+    return f"{codec}, {cache.bits or DEFAULT_BITS[codec]:g} bits a value" if codec in LADDERS else codec
 
 
 def _refuse_bits(cache: CacheConfig) -> None:

@@ -58,7 +58,7 @@ def test_tables_may_lie_elsewhere(folder, tmp_path):
 
 def test_the_demo_comes_with_tables():
     run = resolve(Config())
-    assert (run.config.cache.codec, run.config.cache.bits) == ("klt", DEFAULT_BITS) and run.tables is not None
+    assert (run.config.cache.codec, run.config.cache.bits) == ("klt", DEFAULT_BITS["klt"]) and run.tables is not None
     for choice in ({"layer_codecs": {0: "int8"}}, {"page_rows": 36}):  # which leave no choice by head
         assert resolve(config_of(**choice)).config.cache.codec == CALIBRATED_CODEC
 

@@ -39,8 +39,8 @@ def shipped() -> Calibration:
 def test_the_default_spends_bits_by_the_shipped_profile():
     run = run_of()
     cache = run.config.cache
-    assert (cache.codec, cache.bits, cache.correction, run.tables) == ("klt", DEFAULT_BITS, "off", SHIPPED)
-    assert run.spending is not None and 0.97 * DEFAULT_BITS < run.spending.bits <= DEFAULT_BITS
+    assert (cache.codec, cache.bits, cache.correction, run.tables) == ("klt", DEFAULT_BITS["klt"], "off", SHIPPED)
+    assert run.spending is not None and 0.97 * cache.bits < run.spending.bits <= cache.bits
     shape = run.cache.shape
     assert (cache.look_back, shape.page_rows) == ("per_head", 12)
     held = window_bits_per_value(shape, run.window, run.cache.codecs, run.model.geometry.chunk_tokens)
@@ -102,7 +102,8 @@ def test_a_ladder_of_integers_is_corrected(tmp_path, shipped):
     )  # fmt: skip
     means = {name: x for name, x in shipped.tensors.items() if name.endswith(".mean")}
     calibration = replace(shipped, tensors=means, facts={"tables": "means"})
-    run = run_of(saved(tmp_path, with_profile(calibration, as_int)), bits=2.25)
+    run = run_of(saved(tmp_path, with_profile(calibration, as_int)))
+    assert run.config.cache.bits == DEFAULT_BITS["int"]
     assert (run.config.cache.codec, run.config.cache.correction, run.cache.shape.page_rows) == ("int", "measured", 36)
     assert {codec.name for codec in run.cache.codecs.steady.used(6, 3)} <= set(rungs)
 
