@@ -139,11 +139,11 @@ def layer_cache(
 def _book(codec: str, spec: CacheSpec) -> CodecBook:
     page = spec.shape.page
     calibrated = [each for each in ChunkCodecs.read(codec).all if each.needs_tables]
-    own = {each.name: make_codec(each, page, _made_up_tables(page, spec.num_kv_heads)) for each in calibrated}
+    own = {each.name: make_codec(each, page, made_up_tables(page, spec.num_kv_heads)) for each in calibrated}
     return CodecBook(page, spec.num_kv_heads, own=own)
 
 
-def _made_up_tables(page: PageFormat, num_heads: int) -> KltTables:
+def made_up_tables(page: PageFormat, num_heads: int) -> KltTables:
     """Falling deviations in random directions."""
     generator = torch.Generator().manual_seed(0)
     size = page.frames_per_block * page.head_dim
