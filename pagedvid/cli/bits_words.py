@@ -35,4 +35,4 @@ def _counted(names: Iterable[str]) -> str:
 
 
 def _window(recent_chunks: int, keeps_sinks: bool) -> str:
-    return f"{recent_chunks}{' + sinks' if keeps_sinks else ''}"
+    return f"the newest {recent_chunks}{' + sinks' if keeps_sinks else ''}"
