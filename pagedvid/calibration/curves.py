@@ -10,7 +10,7 @@ recent chunks of the window.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -33,6 +33,10 @@ class CachedChunk:
     age: int
     """0: the newest committed chunk."""
     is_sink: bool
+
+    def of_heads(self, heads: slice) -> CachedChunk:
+        """Some of its heads."""
+        return replace(self, k_HnD=self.k_HnD[heads], v_HnD=self.v_HnD[heads])
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ Axes: L layers, H KV heads, R rungs, W recent chunks of the window, n tokens of 
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -77,6 +77,8 @@ class ProfilingCache(PagedKVCache):
             for layer in range(shape.num_layers)
         }
         self.keeps_mass = StreamCodecs(self.rungs[1]).correction == "measured"
+        self.wants_changes = False
+        """Whether `take_changes` is called after every forward."""
         self.begin(seed=0)
 
     def begin(self, seed: int) -> None:
@@ -145,14 +147,21 @@ class ProfilingCache(PagedKVCache):
         self._counts[layer] += 1
         self._window_counts[layer] = self._window_counts[layer] + leaves_out.int()
 
-    def add_changes(self, layer: int, range_: RangePlan, reading: Reading) -> None:
-        """Keeps what typical choices change in the output of a whole range, see `take_changes`."""
-        keys, values = (self.codecs[kind, layer][SENSED_RUNG] for kind in KINDS)
+    def add_changes(self, layer: int, range_: RangePlan, readings: Iterable[Reading]) -> None:
+        """Keeps what typical choices change in the output of a whole range, see `take_changes`.
+
+        `readings`: of each KV head alone, because all queries of all heads at once would take much memory.
+        """
+        by_head = [self._typical_changes(layer, head, range_, each) for head, each in enumerate(readings)]
+        for kind, changes in zip(CURVES, zip(*by_head, strict=True), strict=True):
+            self._changes.setdefault((kind, layer), []).append(OutputChange(range_, torch.cat(changes, dim=1)))
+
+    def _typical_changes(self, layer: int, head: int, range_: RangePlan, reading: Reading) -> list[Tensor]:
+        """In the order of CURVES, [G, 1, n, D] each."""
+        keys, values = (self.codecs[kind, layer][SENSED_RUNG].of_heads((head,)) for kind in KINDS)
         newest = reading.within(max(1, range_.stream.window.recent_chunks // 2), keeps_sinks=True)
         typical = reading.with_keys(keys, keeps_mass=self.keeps_mass), reading.with_values(values), newest
-        for kind, partials in zip(CURVES, typical, strict=True):
-            change = OutputChange(range_, reading.change(partials))
-            self._changes.setdefault((kind, layer), []).append(change)
+        return [reading.change(partials) for partials in typical]
 
     def _new_step(self, plan: StepPlan) -> Step:
         num_reads = max(len(range_.reads) for range_ in plan.ranges)
@@ -161,7 +170,7 @@ class ProfilingCache(PagedKVCache):
         if not num_reads or (self._chance.random() >= SHARE and not is_new):
             return super()._new_step(plan)
         is_denoise = not plan.pending
-        is_sensed = is_denoise and (self._chance.random() < SENSED_SHARE or not self._has_sensed)
+        is_sensed = self.wants_changes and is_denoise and (self._chance.random() < SENSED_SHARE or not self._has_sensed)
         self._has_sensed = self._has_sensed or is_sensed
         return _ProfilingStep(plan, self, is_sensed)
 
@@ -185,7 +194,12 @@ class _ProfilingStep(WatchingStep):
         reading = Reading.of(q_GHnD[:, :, sampled.start :: sampled.step], own_k_HnD, seen.v_HnD, chunks)
         self._cache.add(layer, reading, range_.stream.window.recent_chunks)
         if self._is_sensed:
-            self._cache.add_changes(layer, range_, Reading.of(q_GHnD, own_k_HnD, seen.v_HnD, chunks))
+            heads = [slice(head, head + 1) for head in range(len(own_k_HnD))]
+            of_heads = (
+                Reading.of(q_GHnD[:, head], own_k_HnD[head], seen.v_HnD[head], [each.of_heads(head) for each in chunks])
+                for head in heads
+            )
+            self._cache.add_changes(layer, range_, of_heads)
 
     def _chunk(self, layer: int, seen: Seen, number: int) -> CachedChunk:
         read, range_ = seen.range_.reads[number], seen.range_

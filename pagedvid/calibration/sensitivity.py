@@ -25,6 +25,7 @@ class SensedModel:
     def __init__(self, model: VideoModel, cache: ProfilingCache) -> None:
         self._model = model
         self._cache = cache
+        cache.wants_changes = True
 
     def __getattr__(self, name: str) -> Any:
         """Everything else is the model's own."""
