@@ -69,15 +69,6 @@ class Profile:
         errors = torch.stack([self.keys_PLHR, self.values_PLHR])
         return errors.std(1, correction=0) / errors.mean(1).clamp(min=torch.finfo(torch.float32).tiny)
 
-    def of_prompts(self, numbers: list[int]) -> Profile:
-        """The profile of some of the prompts."""
-        curves = (x[numbers] for x in (self.keys_PLHR, self.values_PLHR, self.windows_PLH2W))
-        prompts = tuple(self.prompts[number] for number in numbers)
-        return Profile(
-            self.ladder, self.rungs, self.page_rows, self.chunk_tokens, self.sink_chunks, self.recent_chunks, prompts,
-            *curves,
-        )  # fmt: skip
-
 
 def with_profile(calibration: Calibration, profile: Profile) -> Calibration:
     """The calibration with a profile, to be saved in one file."""

@@ -201,7 +201,7 @@ def _hull(choices: Choices) -> Numbers:
         corners = saved[:-1] > saved[1:]
         if corners.all():
             return numbers
-        numbers = numbers[np.concatenate(([True], corners, [True]))]  # the others lie above a line between two choices
+        numbers = numbers[np.concatenate(([True], corners, [True]))]  # the others are above a line between two choices
 
 
 def _savings(choices: Choices, numbers: Numbers) -> Floats:

@@ -49,7 +49,7 @@ class Spending:
     bits: float
     """The same per value of the full window."""
     error: float
-    """Sum of the errors, as the profile foretells them."""
+    """Sum of the errors, as the profile predicts them."""
 
 
 def spend(

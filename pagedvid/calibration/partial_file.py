@@ -1,4 +1,4 @@
-"""What an interrupted calibration had measured, in a file beside its result: the next run goes on from there."""
+"""What an interrupted calibration had measured, in a file next to its result: the next run goes on from there."""
 
 from __future__ import annotations
 

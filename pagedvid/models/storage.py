@@ -49,10 +49,15 @@ def decide(config: Config, geometry: ModelGeometry, tables: Path | None) -> Stor
     """`tables`: the model's file, if it has one. Raises ConfigError for settings that contradict each other, a file
     that cannot be read, and bits without a profile of this very model."""
     cache, profile = config.cache, None
-    has_choice = cache.codec == "auto" and not cache.layer_codecs and cache.page_rows == "auto"
-    if has_choice or cache.codec in LADDERS:
-        profile = None if tables is None else _profile(tables, config.model.name, geometry)
-    cache = _named(cache, tables, profile)
+    has_klt = False
+    if tables is not None and cache.codec in ("auto", *LADDERS):
+        file = load_calibration(tables)
+        has_klt = file.has_klt
+        if cache.codec in LADDERS or (not cache.layer_codecs and cache.page_rows == "auto"):
+            profile = profile_of(file)
+        if profile is not None:
+            _check_model(tables, file, profile, config.model.name, geometry)
+    cache = _named(cache, profile, has_klt=has_klt)
     if cache.codec not in LADDERS:
         _refuse_bits(cache)
         codecs = StreamCodecs(cache.codec, cache.sink_codec, cache.newest_codec, cache.layer_codecs)
@@ -74,16 +79,8 @@ def decide(config: Config, geometry: ModelGeometry, tables: Path | None) -> Stor
     return Storage(_corrected(cache, codecs), codecs, spending)
 
 
-def _profile(tables: Path, model: str, geometry: ModelGeometry) -> Profile | None:
-    """The profile in a file, if it has one. Raises ConfigError if it is another model's."""
-    calibration = load_calibration(tables)
-    profile = profile_of(calibration)
-    if profile is not None:
-        _check_model(tables, calibration, profile, model, geometry)
-    return profile
-
-
 def _check_model(tables: Path, file: Calibration, profile: Profile, model: str, geometry: ModelGeometry) -> None:
+    """Raises ConfigError for the profile of another model."""
     frames = block_frames(geometry.frames_per_chunk)
     pairs = {
         "model": (file.model, model),
@@ -101,12 +98,12 @@ def _check_model(tables: Path, file: Calibration, profile: Profile, model: str, 
         )
 
 
-def _named(cache: CacheConfig, tables: Path | None, profile: Profile | None) -> CacheConfig:
+def _named(cache: CacheConfig, profile: Profile | None, *, has_klt: bool) -> CacheConfig:
     """The settings with a codec instead of "auto", and a number of bits where the codec is a ladder."""
     if cache.codec == "auto":
         if profile is not None:
             codec, why = profile.ladder, "a profile"
-        elif tables is not None and load_calibration(tables).has_klt:
+        elif has_klt:
             codec, why = CALIBRATED_CODEC, "klt tables"
         else:
             codec, why = PLAIN_CODEC, "no klt tables"

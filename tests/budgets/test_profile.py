@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -63,11 +65,9 @@ def test_facts_that_make_no_sense_are_refused(facts, said):
         profile_of(profiled().including({}, facts))
 
 
-def test_some_prompts_and_their_spread():
-    whole = profile()
-    part = whole.of_prompts([0, 2])
-    assert part.prompts == ("prompt 0", "prompt 2") and torch.equal(part.keys_PLHR, whole.keys_PLHR[[0, 2]])
-    expected = whole.values_PLHR[:, 1, 0, 2]
-    spread = float(whole.spread()[1, 1, 0, 2])
-    assert spread == pytest.approx(float(expected.std(correction=0) / expected.mean()), rel=1e-5)
-    assert torch.equal(whole.of_prompts([1]).spread(), torch.zeros_like(whole.spread()))
+def test_prompts_differ_by_their_spread():
+    errors = profile().values_PLHR[:, 1, 0, 2]
+    spread = float(profile().spread()[1, 1, 0, 2])
+    assert spread == pytest.approx(float(errors.std(correction=0) / errors.mean()), rel=1e-5)
+    same = replace(profile(), keys_PLHR=torch.ones(2, 1, 1, 7), values_PLHR=torch.ones(2, 1, 1, 7))
+    assert torch.equal(same.spread(), torch.zeros(2, 1, 1, 7))

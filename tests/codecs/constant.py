@@ -10,34 +10,20 @@ from torch import Tensor
 from typing_extensions import override
 
 from pagedvid.codecs.base import Codec
-from pagedvid.codecs.spec import CodecSpec, PageFormat
+from pagedvid.codecs.mean.spec import MeanSpec
+from pagedvid.codecs.spec import PageFormat
 
 VALUE = 3.0
 
 
 @dataclass(frozen=True)
-class ConstantSpec(CodecSpec):
+class ConstantSpec(MeanSpec):
     implementation: ClassVar[str] = "tests.codecs.constant:make_constant"
+    needs_tables: ClassVar[bool] = False
 
     @override
-    def page_tokens(self, page: PageFormat) -> int:
-        return 1
-
-    @override
-    def num_pages(self, page: PageFormat, num_tokens: int) -> int:
-        return 0
-
-    @override
-    def padded_tokens(self, page: PageFormat, num_tokens: int) -> int:
-        return num_tokens
-
-    @override
-    def encode_bytes(self, page: PageFormat, num_heads: int, num_tokens: int) -> int:
-        return 0
-
-    @override
-    def decode_bytes(self, page: PageFormat, num_heads: int, num_tokens: int) -> int:
-        return 0
+    def tables(self, calibration, kind, layer) -> None:
+        return None
 
 
 @dataclass(frozen=True)
