@@ -40,6 +40,7 @@ ROOMS = (
     ("pagedvid.calibration",),
     ("pagedvid.capacity",),
     ("pagedvid.output",),
+    ("pagedvid.service",),
     ("pagedvid.cli",),
     ("pagedvid.__main__",),
 )

@@ -12,6 +12,9 @@ from pagedvid.arguments import instance_of, whole_number
 from pagedvid.errors import ConfigError
 from pagedvid.shown import shown
 
+MOST_LIVE_SPEED = 1000
+"""Frames per second; more than any screen shows."""
+
 
 @dataclass(frozen=True)
 class VideoRequest:
@@ -24,15 +27,41 @@ class VideoRequest:
     seed: int = 0
     inputs: Mapping[str, Any] = field(default_factory=dict)
     """What the model takes in addition to the prompt, by name; see the model's `prepare`."""
+    priority: int = 0
+    """The policy `priority` runs higher ones first."""
+    live_frames_per_second: float | None = None
+    """Speed at which a viewer plays the video while it is made; None: nobody waits for it."""
+    keep: bool = False
+    """Whether the video keeps its pages after its last frame, so that it can be forked and extended, until it is
+    cancelled."""
 
     def __post_init__(self) -> None:
         instance_of(str, "id of a request", self.id, "text such as 'a'", ConfigError)
         instance_of(str, "prompt of a request", self.prompt, "text such as 'a red circle'", ConfigError)
-        for name, minimum in (("num_frames", 1), ("seed", None)):
+        for name, minimum in (("num_frames", 1), ("seed", None), ("priority", None)):
             number = whole_number(
                 f"{name} of request {shown(self.id)}", getattr(self, name), minimum, error=ConfigError
             )
             object.__setattr__(self, name, number)
+        instance_of(bool, f"keep of request {shown(self.id)}", self.keep, "True or False", ConfigError)
+        speed = self.live_frames_per_second
+        is_speed = isinstance(speed, (int, float)) and not isinstance(speed, bool) and 0 < speed <= MOST_LIVE_SPEED
+        if speed is not None and not is_speed:
+            raise ConfigError(
+                f"live_frames_per_second of request {shown(self.id)} is {shown(speed)}; give a number above 0 and at "
+                f"most {MOST_LIVE_SPEED}, or None for a video that nobody watches while it is made"
+            )
+
+
+@dataclass(frozen=True)
+class Continuation:
+    """A video that goes on from another one's history; see `Engine.fork`. What is None is as in the source."""
+
+    id: str
+    prompt: str | None = None
+    seed: int | None = None
+    num_frames: int | None = None
+    """Of the whole video, shared frames included."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +88,28 @@ class RequestFailure:
 
 
 EngineOutput = ChunkOutput | RequestFailure
+
+
+@dataclass(frozen=True)
+class VideoStatus:
+    """Where one video of an engine is; reading it changes nothing."""
+
+    id: str
+    state: str
+    """One of `states.STATES`."""
+    prompt: str
+    num_frames: int
+    num_frames_out: int
+    """Output frames so far."""
+    is_live: bool
+    credit_seconds: float | None
+    """How long its viewer can play on with what was delivered; negative: stalled. None where nobody watches."""
+    own_pages: int
+    """Pages in the pool that no other stream holds."""
+    shared_pages: int
+    """Pages in the pool that other streams hold, too."""
+    host_bytes: int
+    """Bytes of its pages while it is swapped out."""
 
 
 @dataclass(frozen=True)
