@@ -65,15 +65,6 @@ class TokenSeconds:
         return latent_frames_per_second * (work.denoise_tokens * self.denoise + work.commit_tokens * self.commit)
 
 
-@dataclass(frozen=True)
-class LiveVideo:
-    """What admission knows of a live video."""
-
-    work: Work
-    frames_per_second: float
-    """Of its viewer, in output frames."""
-
-
 class Pace:
     """The time of a token on this device, from the newest steps.
 
@@ -86,7 +77,6 @@ class Pace:
     def __init__(self) -> None:
         self._steps: list[tuple[int, int, float]] = []
         self._estimates: deque[TokenSeconds] = deque(maxlen=NUM_BLOCKS)
-        self._num_latent_frames = self._num_output_frames = 0
 
     def record(self, num_denoise_tokens: int, num_commit_tokens: int, seconds: float) -> None:
         """One step of the engine: the tokens of its forward, and how long the whole step took, with its decoding."""
@@ -97,11 +87,6 @@ class Pace:
             self._estimates.append(_estimate(self._steps))
             self._steps.clear()
 
-    def record_frames(self, num_latent_frames: int, num_output_frames: int) -> None:
-        """A chunk that was decoded: what went into the decoder, and what came out."""
-        self._num_latent_frames += num_latent_frames
-        self._num_output_frames += num_output_frames
-
     @property
     def token_seconds(self) -> TokenSeconds | None:
         """None: too few steps were made to tell."""
@@ -111,14 +96,6 @@ class Pace:
             median_low(estimate.denoise for estimate in self._estimates),
             median_low(estimate.commit for estimate in self._estimates),
         )
-
-    def share(self, video: LiveVideo) -> float | None:
-        """Device seconds that one second of the video takes. None: too few steps were made, or no chunk is done."""
-        seconds = self.token_seconds
-        if seconds is None or not self._num_output_frames:
-            return None
-        latent_frames_per_second = video.frames_per_second * self._num_latent_frames / self._num_output_frames
-        return seconds.share(video.work, latent_frames_per_second)
 
 
 def _estimate(steps: Sequence[tuple[int, int, float]]) -> TokenSeconds:
@@ -133,18 +110,32 @@ def _estimate(steps: Sequence[tuple[int, int, float]]) -> TokenSeconds:
     return TokenSeconds(alike, alike)
 
 
+@dataclass(frozen=True)
+class LiveVideo:
+    """What admission knows of a live video."""
+
+    work: Work
+    frames_per_second: float
+    """Of its viewer, in output frames."""
+    latent_frames_per_second: float
+    """The same speed in latent frames."""
+
+
 def refusal(pace: Pace, new: LiveVideo, admitted: Sequence[LiveVideo]) -> str | None:
     """Why one more live video would make the others stall, with the numbers; None: it would not.
 
     Before the pace is known, every video is admitted, and a line in the log says so. So is the only live video, however
     fast it plays: it makes nobody else stall.
     """
-    needed = pace.share(new)
-    if needed is None:
+    seconds = pace.token_seconds
+    if seconds is None:
         logger.info("a live video is admitted unchecked: too few steps were made to know how fast this device is")
         return None
-    used = sum(pace.share(video) or 0.0 for video in admitted)
-    if not admitted or used + needed <= SHARE_FOR_LIVE:
+    if not admitted:
+        return None
+    needed = seconds.share(new.work, new.latent_frames_per_second)
+    used = sum(seconds.share(video.work, video.latent_frames_per_second) for video in admitted)
+    if used + needed <= SHARE_FOR_LIVE:
         return None
     possible = new.frames_per_second * max(0.0, SHARE_FOR_LIVE - used) / needed
     slower = f"ask for at most {possible:.3g} frames per second, " if possible >= 1 else ""

@@ -122,18 +122,18 @@ def test_a_long_schedule_is_not_walked_to_its_end():
     assert Work.of(schedule, frames_per_chunk=1, tokens_per_frame=7) == Work(7, 0)
 
 
-LIVE = LiveVideo(Work(denoise_tokens=100, commit_tokens=10), frames_per_second=16.0)
-"""With 4 output frames to a latent one and the pace below: 4 x (100 + 2 x 10) x 6.25e-4 s = 0.3 of the device."""
+LIVE = LiveVideo(Work(denoise_tokens=100, commit_tokens=10), frames_per_second=16.0, latent_frames_per_second=4.0)
+"""At the pace below it takes 4 x (100 + 2 x 10) x 6.25e-4 s = 0.3 of the device."""
 PACE = paced(lambda _, denoise, commit: 6.25e-4 * (denoise + 2 * commit))
-PACE.record_frames(3, 9)
-PACE.record_frames(3, 15)
+
+
+def at_speed(frames_per_second):
+    return replace(LIVE, frames_per_second=frames_per_second, latent_frames_per_second=frames_per_second / 4)
 
 
 def test_the_share_of_a_live_video():
-    assert PACE.share(LIVE) == pytest.approx(0.3)
-    assert PACE.share(replace(LIVE, frames_per_second=32.0)) == pytest.approx(0.6)
-    without_a_chunk = paced(lambda *_: 1.0)
-    assert without_a_chunk.token_seconds is not None and without_a_chunk.share(LIVE) is None
+    assert PACE.token_seconds.share(LIVE.work, 4.0) == pytest.approx(0.3)
+    assert PACE.token_seconds.share(LIVE.work, 8.0) == pytest.approx(0.6)
 
 
 def test_one_more_is_refused_with_the_numbers():
@@ -145,13 +145,13 @@ def test_one_more_is_refused_with_the_numbers():
 
 
 def test_a_slower_one_that_would_fit_is_offered():
-    admitted = [LIVE, LIVE, replace(LIVE, frames_per_second=8.0)]
+    admitted = [LIVE, LIVE, at_speed(8.0)]
     assert "ask for at most 8 frames per second" in refusal(PACE, LIVE, admitted)
-    assert refusal(PACE, replace(LIVE, frames_per_second=7.9), admitted) is None
+    assert refusal(PACE, at_speed(7.9), admitted) is None
 
 
 def test_the_only_live_video_is_never_refused():
-    assert refusal(PACE, replace(LIVE, frames_per_second=1000.0), []) is None
+    assert refusal(PACE, at_speed(1000.0), []) is None
 
 
 def test_everyone_is_admitted_while_the_pace_is_unknown(caplog):
