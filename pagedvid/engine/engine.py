@@ -19,6 +19,8 @@ from pagedvid.cache.host_memory import HostMemory
 from pagedvid.cache.window import Window
 from pagedvid.engine.changes import Changes
 from pagedvid.engine.job import Job
+from pagedvid.engine.live_admission import RULES, require_sustained
+from pagedvid.engine.pace import Pace
 from pagedvid.engine.planning import Planner, Waiting
 from pagedvid.engine.protocol import VideoModel
 from pagedvid.engine.requests import Continuation, EngineOutput, EngineStats, VideoRequest, VideoStatus
@@ -49,6 +51,7 @@ class Engine:
         num_denoise_steps: int | None = None,
         reproducible: bool = False,
         host_memory: int | str = 0,
+        live_admission: str = "measured",
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Raises ConfigError for a window longer than the model was trained on, and for a cache made for another model.
@@ -58,7 +61,7 @@ class Engine:
         holds. `num_denoise_steps`: None: the model's own number. `reproducible`: each video has its forwards to itself,
         so that its frames are the same to the last bit whatever else runs. This holds on one machine with one number of
         threads, one backend and one size of scratch. `host_memory`: bytes for the pages of videos that are swapped out,
-        or text such as "8GiB". `clock`: seconds, by which viewers' clocks run.
+        or text such as "8GiB". `live_admission`: one of `live_admission.RULES`. `clock`: seconds, by which viewers' clocks run.
         """
         one_of(tuple(POLICIES), "policy", policy, ConfigError)
         _check_fit(model, cache, window)
@@ -71,7 +74,9 @@ class Engine:
         self.num_denoise_steps = _whole_or_none("num_denoise_steps", num_denoise_steps)
         self.reproducible = reproducible
         self.host_memory = HostMemory(parse_bytes(host_memory))
+        self.pace = Pace()
         self._clock = clock
+        self._live_admission = one_of(RULES, "live_admission", live_admission, ConfigError)
         self._roster, self._counters = Roster(), Counters()
         self._planner = Planner(model, cache, window, self.num_denoise_steps, clock)
         self._residency = Residency(self._planner, self._roster, self.host_memory, self.max_concurrent)
@@ -90,6 +95,7 @@ class Engine:
         started = time.perf_counter()
         outputs = self._roster.take_late() + self._residency.admit()
         batch = self._next_batch()
+        num_tokens = self._num_tokens(batch)
         if batch:
             outputs += self._rounds.run(batch)
         elif not outputs:
@@ -97,7 +103,9 @@ class Engine:
         self._counters.num_steps += 1
         if self.cache.spec.debug_checks:
             self.cache.check()
-        self._counters.step_seconds += time.perf_counter() - started
+        seconds = time.perf_counter() - started
+        self._counters.step_seconds += seconds
+        self.pace.record(*num_tokens, seconds)
         return outputs
 
     def run(self) -> Iterator[EngineOutput]:
@@ -122,6 +130,13 @@ class Engine:
         count_waits(jobs, batch)
         return batch
 
+    def _num_tokens(self, batch: Sequence[Job]) -> tuple[int, int]:
+        """Of the batch's denoise steps, and of its commit passes."""
+        frames = {False: 0, True: 0}
+        for part in (part for job in batch for part in job.round.ranges):
+            frames[part.commits] += len(part.frames)
+        return frames[False] * self.model.geometry.tokens_per_frame, frames[True] * self.model.geometry.tokens_per_frame
+
     def _stop_trying(self) -> None:
         """Until something changes. Raises CapacityError if nothing in this engine can change it."""
         roster = self._roster
@@ -137,11 +152,14 @@ class Engine:
 
     @independent_of_host
     def submit(self, request: VideoRequest) -> None:
-        """Queues a video. Raises PromptError, ConfigError, CapacityError when it would not fit even alone, and
-        ModelError for any other error of the model."""
+        """Queues a video. Raises PromptError, ConfigError, CapacityError when it would not fit even alone, OverloadError
+        for a live one that would make others stall, and ModelError for any other error of the model."""
         instance_of(VideoRequest, "request", request, "VideoRequest('a', 'a red circle', 48)", ConfigError)
         self._roster.require_new(request.id)
-        self._queue(self._planner.entry(request))
+        entry = self._planner.entry(request)
+        if self._live_admission == "measured":
+            require_sustained(entry, self._roster, self.pace)
+        self._queue(entry)
 
     @independent_of_host
     def restore(self, snapshot: JobSnapshot) -> None:

@@ -9,6 +9,7 @@ from itertools import islice, zip_longest
 from typing import Any
 
 from pagedvid.cache.stream import Stream
+from pagedvid.cache.stream_image import StreamImage
 from pagedvid.cache.window import Commit, Window
 from pagedvid.engine.failures import described
 from pagedvid.engine.job import Job, Latents, commit_ranges
@@ -92,10 +93,12 @@ class Planner:
             playout=None if speed is None else Playout(speed, self.clock(), num_frames_seen),
         )
 
-    def tags(self, job: Job) -> dict[tuple[str, int], Any]:
-        """What the model attached to the chunks that the job has committed, by branch and order of commit."""
+    def completed(self, image: StreamImage, job: Job) -> StreamImage:
+        """The image of the job's stream with what files leave out: rotary tables, and what the model attached to
+        the chunks that were committed."""
         ranges = commit_ranges(job.schedule, job.num_rounds_done)
-        return {(part.branch, index): part.tag for index, parts in ranges.items() for part in parts}
+        tags = {(part.branch, index): part.tag for index, parts in ranges.items() for part in parts}
+        return image.with_model(self.model.rope, lambda branch, index: tags[branch, index])
 
     def extend(self, stream: Stream, plan: Plan) -> None:
         """Gives the stream the plan's length. Raises CapacityError and StateError; then nothing has changed."""

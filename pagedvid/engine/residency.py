@@ -99,8 +99,7 @@ class Residency:
         if snapshot is None or snapshot.image is None:
             job.stream = self._planner.open(entry.plan)
         else:
-            tags = self._planner.tags(job)
-            job.stream = self._cache.copy_in(snapshot.image, rope=self._planner.model.rope, tags=tags)
+            job.stream = self._cache.copy_in(self._planner.completed(snapshot.image, job))
         return job
 
     def _can_begin(self, entry: Waiting) -> bool:
@@ -160,8 +159,7 @@ class Residency:
 
     def _swap_in(self, job: Job) -> None:
         assert job.image is not None
-        tags = self._planner.tags(job)
-        job.stream = self._cache.copy_in(job.image, rope=self._planner.model.rope, tags=tags)
+        job.stream = self._cache.copy_in(job.image)
         self.host_memory.give_back(job.image.num_bytes)
         job.image = None
 
