@@ -175,7 +175,7 @@ class EngineConfig(Section):
     policy: str = setting("fcfs", one_of(*POLICIES))
     """Which streams run first: fcfs finishes the oldest first, round_robin advances all of them evenly."""
     live_admission: str = setting("measured", one_of(*RULES))
-    """Whether a live video is refused when the measured pace says that others would stall (measured), or never (all)."""
+    """Whether a live video is refused when, as measured, it would make others stall (measured), or never (all)."""
     concurrent: int | str = setting("auto", one_of("auto") | whole(1, 10**6))
     """Most streams that run at once; auto = as many as the memory holds."""
     denoise_steps: int | None = setting(None, nothing() | whole(1, 1000))

@@ -61,7 +61,8 @@ class Engine:
         holds. `num_denoise_steps`: None: the model's own number. `reproducible`: each video has its forwards to itself,
         so that its frames are the same to the last bit whatever else runs. This holds on one machine with one number of
         threads, one backend and one size of scratch. `host_memory`: bytes for the pages of videos that are swapped out,
-        or text such as "8GiB". `live_admission`: one of `live_admission.RULES`. `clock`: seconds, by which viewers' clocks run.
+        or text such as "8GiB". `live_admission`: one of `live_admission.RULES`. `clock`: seconds, by which viewers'
+        clocks run.
         """
         one_of(tuple(POLICIES), "policy", policy, ConfigError)
         _check_fit(model, cache, window)
@@ -152,8 +153,8 @@ class Engine:
 
     @independent_of_host
     def submit(self, request: VideoRequest) -> None:
-        """Queues a video. Raises PromptError, ConfigError, CapacityError when it would not fit even alone, OverloadError
-        for a live one that would make others stall, and ModelError for any other error of the model."""
+        """Queues a video. Raises PromptError, ConfigError, CapacityError when it would not fit even alone,
+        OverloadError for a live one that would make others stall, and ModelError for any other error of the model."""
         instance_of(VideoRequest, "request", request, "VideoRequest('a', 'a red circle', 48)", ConfigError)
         self._roster.require_new(request.id)
         entry = self._planner.entry(request)
