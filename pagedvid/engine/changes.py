@@ -128,8 +128,11 @@ class Changes:
         was_over = job.is_over
         job.request, job.condition = plan.request, plan.condition
         job.follow(plan.schedule)
+        now = self._planner.clock()
+        if was_over and job.playout is not None:
+            job.playout.owe(now)
         if was_over and job.has_unseen_frames:
-            self._roster.late.append(finished_chunk(self._planner.model, job, max(job.latents.chunks)))
+            self._roster.late.append(finished_chunk(self._planner.model, job, max(job.latents.chunks), now))
 
     def _refusal(self, job: Job, change: PromptChange | Continuation, error: Exception) -> EngineOutput:
         if isinstance(change, Continuation):

@@ -94,6 +94,7 @@ class Engine:
         Raises CapacityError when nothing runs and nothing can start because others hold the pages of the cache.
         """
         started = time.perf_counter()
+        self._read_viewers_clocks()
         outputs = self._roster.take_late() + self._residency.admit()
         batch = self._next_batch()
         num_tokens = self._num_tokens(batch)
@@ -121,10 +122,13 @@ class Engine:
         roster, could_begin = self._roster, self._roster.waiting or self._residency.swapped()
         return bool(roster.late or self._residency.runnable() or (could_begin and not self._is_stuck))
 
-    def _next_batch(self) -> list[Job]:
-        jobs, now = self._residency.runnable(), self._clock()
-        for job in jobs:
+    def _read_viewers_clocks(self) -> None:
+        now = self._clock()
+        for job in self._roster.jobs.values():
             job.credit_seconds = None if job.playout is None else job.playout.credit_seconds(now)
+
+    def _next_batch(self) -> list[Job]:
+        jobs = self._residency.runnable()
         # The shape of a product decides how it is rounded, and the videos that share a forward decide its shape.
         # A budget of one token keeps them apart, since one video always runs.
         batch = next_batch(jobs, self.policy, 1 if self.reproducible else self.max_batch_tokens)
