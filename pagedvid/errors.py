@@ -28,6 +28,10 @@ class CapacityError(PagedvidError):
     """The pool cannot reserve the pages that were asked for; nothing was reserved."""
 
 
+class OverloadError(CapacityError):
+    """One more live video would make others stall; nothing was changed. It may be admitted later."""
+
+
 class StateError(PagedvidError, RuntimeError):
     """A call is not possible in the state of the stream or step (released stream, nested step, invisible chunk)."""
 
