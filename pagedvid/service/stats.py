@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from pagedvid.engine.engine import Engine
+from pagedvid.engine.pace import TokenSeconds
 from pagedvid.engine.requests import EngineStats, VideoStatus
 
 STARTING, WORKING, REBUILDING, STOPPED, DEAD = "starting", "working", "rebuilding", "stopped", "dead"
@@ -48,8 +49,8 @@ class WorkerStats:
     """As last known."""
     engine: EngineStats | None = None
     """Counted from the latest rebuilding on; None without an engine."""
-    seconds_per_token: float | None = None
-    """Of a denoise step; None until it was measured."""
+    token_seconds: TokenSeconds | None = None
+    """None until enough steps were measured."""
 
 
 def pool_stats(engine: Engine, videos: tuple[VideoStatus, ...]) -> PoolStats:

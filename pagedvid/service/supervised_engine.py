@@ -121,6 +121,7 @@ class SupervisedEngine:
             pool=pool_stats(self._engine, self.book.statuses),
             videos=self.book.statuses,
             engine=self._engine.stats(),
+            token_seconds=self._engine.pace.token_seconds,
         )
 
     def close(self) -> None:

@@ -34,11 +34,14 @@ FRAMES_PER_CHUNK = 4
 ROUNDS_PER_CHUNK = 3
 
 
-def frames_of(seed: int, prompts: Sequence[str], num_frames: int | None = None) -> np.ndarray:
-    """uint8 [frames, 2, 2, 3] of a video whose chunks had these prompts: what any engine must make of it."""
+def frames_of(
+    seed: int, prompts: Sequence[str], num_frames: int | None = None, then: Sequence[tuple[int, str]] = ()
+) -> np.ndarray:
+    """uint8 [frames, 2, 2, 3] of a video whose chunks had these prompts, and those behind them these seeds and prompts:
+    what any engine must make of it."""
     digest, chunks = 0, []
-    for prompt in prompts:
-        digest = next_digest(digest, seed, prompt)
+    for chunk_seed, prompt in [*((seed, prompt) for prompt in prompts), *then]:
+        digest = next_digest(digest, chunk_seed, prompt)
         chunks.append(chunk_frames(digest, FRAMES_PER_CHUNK))
     return np.concatenate(chunks)[:num_frames]
 
@@ -81,6 +84,7 @@ class FakeEngine:
         self.is_closed = False
         self.cache = SimpleNamespace(stats=self._pool)
         self.host_memory = SimpleNamespace(num_bytes=0)
+        self.pace = SimpleNamespace(token_seconds=None)
 
     # ------------------------------------------------------------------ verbs
 
@@ -217,6 +221,7 @@ class FakeEngine:
             prompt=request.prompt,
             num_frames=request.num_frames,
             num_frames_out=video.num_frames_out,
+            num_output_frames=video.num_frames_out,
             is_live=request.live_frames_per_second is not None,
             credit_seconds=None,
             own_pages=1,
