@@ -26,6 +26,25 @@ class CheckpointFiles(Protocol):
 
 
 @dataclass(frozen=True)
+class Checkpoint:
+    """What is in a checkpoint file: a video as it stood when it was written."""
+
+    id: str
+    prompt: str
+    """Of the chunk that was being made; a later one that waits for its chunk is not in the file."""
+    num_frames: int
+    """Latent frames of the whole video."""
+    num_output_frames: int
+    """Frames that were given out."""
+
+    @staticmethod
+    def of(snapshot: JobSnapshot) -> Checkpoint:
+        """Of the file that holds this snapshot."""
+        request = snapshot.request
+        return Checkpoint(request.id, request.prompt, request.num_frames, snapshot.num_output_frames)
+
+
+@dataclass(frozen=True)
 class NewPrompt:
     """Another prompt from the video's next chunk on."""
 

@@ -11,7 +11,16 @@ from pathlib import Path
 
 from pagedvid.engine.requests import Continuation, VideoRequest
 from pagedvid.errors import StateError
-from pagedvid.service.recovery import Change, CheckpointFiles, Extension, NewPrompt, VideoRecord, make, required
+from pagedvid.service.recovery import (
+    Change,
+    Checkpoint,
+    CheckpointFiles,
+    Extension,
+    NewPrompt,
+    VideoRecord,
+    make,
+    required,
+)
 from pagedvid.service.supervised_engine import SupervisedEngine
 
 
@@ -94,16 +103,17 @@ class Verbs:
 
         self._supervised.do(report)
 
-    def checkpoint(self, id: str, path: Path) -> None:
+    def checkpoint(self, id: str, path: Path) -> Checkpoint:
         """Writes a video to a file, its base from now on. Raises ConfigError, and what writing raises."""
 
-        def checkpoint() -> None:
+        def checkpoint() -> Checkpoint:
             files = required(self._checkpoints)
             snapshot = self._supervised.snapshot(id)
             files.write(snapshot, path)
             self._book.records[id].rebase(snapshot, path)
+            return Checkpoint.of(snapshot)
 
-        self._supervised.do(checkpoint)
+        return self._supervised.do(checkpoint)
 
     def restore(self, path: Path) -> str:
         """Queues a video that goes on where its file says, and returns its id. Raises what reading it and

@@ -18,7 +18,7 @@ from pagedvid.errors import WorkerError
 from pagedvid.service.events import Event
 from pagedvid.service.inbox import Inbox, Order
 from pagedvid.service.last_wish import LastWish, write_all
-from pagedvid.service.recovery import CheckpointFiles
+from pagedvid.service.recovery import Checkpoint, CheckpointFiles
 from pagedvid.service.stats import DEAD, REBUILDING, STARTING, STOPPED, WORKING, WorkerStats
 from pagedvid.service.supervised_engine import SupervisedEngine
 from pagedvid.service.verbs import Verbs
@@ -124,8 +124,8 @@ class Worker:
         """See `Engine.report_played`."""
         return self._inbox.send(lambda verbs: verbs.report_played(id, num_frames))
 
-    def checkpoint(self, id: str, path: Path) -> Future[None]:
-        """Writes where a video is to a file; a file that was there is replaced.
+    def checkpoint(self, id: str, path: Path) -> Future[Checkpoint]:
+        """Writes where a video is to a file; a file that was there is replaced. Its frames were told before.
 
         The video goes on from this file should the engine break, so it must stay until its next checkpoint or its end.
         A prompt that waits for the next chunk, and forks that have not begun, are not part of it. Fails with

@@ -16,6 +16,7 @@ from pagedvid.engine.requests import Continuation, VideoRequest
 from pagedvid.errors import CapacityError, ConfigError, PromptError, WorkerError
 from pagedvid.service.events import ChunkEvent, FailureEvent, StateEvent
 from pagedvid.service.last_wish import LastWish, write_all
+from pagedvid.service.recovery import Checkpoint
 from pagedvid.service.stats import DEAD, STOPPED, WORKING
 from pagedvid.service.supervised_engine import SupervisedEngine
 from pagedvid.service.verbs import Verbs
@@ -213,12 +214,13 @@ class TestCheckpoints:
         worker = start(checkpoints=files)
         result_of(worker.submit(VideoRequest("a", "red", 400)))
         wait_until(lambda: len(listener.chunks["a"]) > 1)
-        result_of(worker.checkpoint("a", path))
+        saved = result_of(worker.checkpoint("a", path))
         worker.stop()
         later = Listener()
         assert result_of(start(on_event=later, checkpoints=files).restore(path)) == "a"
         later.wait_for_end("a")
         first = later.chunks["a"][0].first_frame
+        assert saved == Checkpoint("a", "red", 400, first)
         assert first >= 8 and (later.frames("a") == frames_of(0, ["red"] * 100)[first:]).all()
 
     def test_a_full_disk_costs_the_checkpoint_only(self, start, listener):
