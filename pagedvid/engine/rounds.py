@@ -89,7 +89,8 @@ class Rounds:
         self, job: Job, predictions: Sequence[Tensor], stored: Sequence[tuple[int, Tensor]]
     ) -> list[EngineOutput]:
         job.last_step = self.counters.num_steps
-        model, cache, outputs = self.planner.model, self.planner.cache, []
+        model, cache = self.planner.model, self.planner.cache
+        outputs: list[EngineOutput] = []
         try:
             advance_chunks(model, job, predictions)
             if job.round.drops:
