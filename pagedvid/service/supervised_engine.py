@@ -40,7 +40,7 @@ class SupervisedEngine:
         build_engine: Callable[[], Engine],
         on_event: Callable[[Event], None],
         *,
-        checkpoints: CheckpointFiles | None = None,
+        checkpoints: Callable[[Engine], CheckpointFiles] | None = None,
         snapshot_every_chunks: int | None = None,
         build_delays_seconds: Sequence[float] = BUILD_DELAYS_SECONDS,
         wait: Callable[[float], bool] = wait,
@@ -50,9 +50,10 @@ class SupervisedEngine:
         self.book = VideoBook(on_event, self._cancel_if_known)
         self._num_rebuilds, self._reason = 0, ""
         self._build_engine, self._delays, self._wait = build_engine, build_delays_seconds, wait
-        self._checkpoints, self._snapshot_every = checkpoints, snapshot_every_chunks
+        self._snapshot_every = snapshot_every_chunks
         self._to_rebase: set[str] = set()
         self._engine: Engine | None = build_engine()
+        self.checkpoints = None if checkpoints is None else checkpoints(self.engine)
 
     @property
     def engine(self) -> Engine:
@@ -216,7 +217,7 @@ class SupervisedEngine:
 
     def _give(self, id: str, record: VideoRecord) -> None:
         try:
-            record.restore(self.engine, id, self._checkpoints)
+            record.restore(self.engine, id, self.checkpoints)
             if not record.is_behind:
                 self._catch_up(id, record)
         except Exception as error:

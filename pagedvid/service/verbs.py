@@ -14,7 +14,6 @@ from pagedvid.errors import StateError
 from pagedvid.service.recovery import (
     Change,
     Checkpoint,
-    CheckpointFiles,
     Extension,
     NewPrompt,
     VideoRecord,
@@ -31,8 +30,8 @@ class Verbs:
     its course raises StateError.
     """
 
-    def __init__(self, supervised: SupervisedEngine, checkpoints: CheckpointFiles | None) -> None:
-        self._supervised, self._book, self._checkpoints = supervised, supervised.book, checkpoints
+    def __init__(self, supervised: SupervisedEngine) -> None:
+        self._supervised, self._book = supervised, supervised.book
 
     def submit(self, request: VideoRequest) -> None:
         """See `Engine.submit`."""
@@ -107,7 +106,7 @@ class Verbs:
         """Writes a video to a file, its base from now on. Raises ConfigError, and what writing raises."""
 
         def checkpoint() -> Checkpoint:
-            files = required(self._checkpoints)
+            files = required(self._supervised.checkpoints)
             snapshot = self._supervised.snapshot(id)
             files.write(snapshot, path)
             self._book.records[id].rebase(snapshot, path)
@@ -120,7 +119,7 @@ class Verbs:
         `Engine.restore` raise."""
 
         def restore() -> str:
-            snapshot = required(self._checkpoints).read(path)
+            snapshot = required(self._supervised.checkpoints).read(path)
             self._supervised.engine.restore(snapshot)
             record = VideoRecord(path)
             record.begin(snapshot.num_output_frames)

@@ -44,11 +44,11 @@ class Worker:
         build_engine: Callable[[], Engine],
         on_event: Callable[[Event], None],
         *,
-        checkpoints: CheckpointFiles | None = None,
+        checkpoints: Callable[[Engine], CheckpointFiles] | None = None,
         snapshot_every_chunks: int | None = None,
     ) -> None:
-        """`build_engine` is called on the worker's thread, again after every break. `checkpoints`: needed for the verbs
-        `checkpoint` and `restore`. `snapshot_every_chunks`: how often each video is copied to host memory, so that
+        """`build_engine` is called on the worker's thread, again after every break. `checkpoints`: makes the files
+        of an engine, for the verbs `checkpoint` and `restore`; called once. `snapshot_every_chunks`: how often each video is copied to host memory, so that
         little of it has to be made again; None: only when a verb changes its course.
         """
         self._build_engine, self._on_event = build_engine, on_event
@@ -72,8 +72,8 @@ class Worker:
         """Ends the worker after its present step. Verbs that it has not come to fail with WorkerError.
 
         `checkpoint_folder`: unfinished videos are written there, then finished ones that are kept, while the time
-        lasts. Returns the files by id. Raises WorkerError when the step takes longer than `seconds`; the thread ends
-        after that step and writes nothing then.
+        lasts. Returns the files by id. Raises WorkerError when the step, or the checkpoint that is being written, takes
+        longer than `seconds`; the thread ends after it.
         """
         self._last_wish = LastWish(checkpoint_folder, time.monotonic() + seconds)
         self._stopping.set()
@@ -83,7 +83,7 @@ class Worker:
             self._thread.join(seconds)
         self._finish(STOPPED, "the worker was stopped")
         if is_elsewhere and self._thread.is_alive():
-            raise WorkerError(f"the worker's step has not ended within {seconds:g} seconds; allow more, or exit")
+            raise WorkerError(f"the worker's thread has not ended within {seconds:g} seconds; allow more, or exit")
         return dict(self._written)
 
     def stats(self) -> WorkerStats:
@@ -151,7 +151,7 @@ class Worker:
             return
         self._built.set_result(None)
         try:
-            verbs = Verbs(supervised, self._checkpoints)
+            verbs = Verbs(supervised)
             self._work(supervised, verbs)
             self._written = write_all(supervised, verbs, self._last_wish)
             self._finish(STOPPED, "the worker was stopped")

@@ -87,11 +87,11 @@ class Run:
         self.supervised = SupervisedEngine(
             self._breaking_engine,
             self.listener,
-            checkpoints=files,
+            checkpoints=lambda engine: files,
             snapshot_every_chunks=snapshot_every_chunks,
             build_delays_seconds=(0.0,),
         )
-        self.verbs = Verbs(self.supervised, files)
+        self.verbs = Verbs(self.supervised)
         self._waiting = [(id, begin + rounds, verb) for id, rounds, verb in COURSES[course]]
         self.verbs.submit(VideoRequest("other", "2", 20, seed=9))
         self.verbs.submit(VideoRequest("a", prompt, 20, keep=True))

@@ -73,7 +73,7 @@ def test_snapshots_spare_work():
 def supervised(build: Callable[[], FakeEngine], listener: Listener, **options) -> tuple[SupervisedEngine, Verbs]:
     options = {"build_delays_seconds": (0.0,)} | options
     engine = SupervisedEngine(build, listener, **options)
-    return engine, Verbs(engine, options.get("checkpoints"))
+    return engine, Verbs(engine)
 
 
 def run(engine: SupervisedEngine) -> None:
@@ -255,7 +255,7 @@ class TestWhileFramesAreMadeAgain:
     def behind(self):
         """An engine that has just been built again; 8 frames of "a" are missing."""
         listener = Listener()
-        engine, verbs = supervised(FakeEngine, listener, checkpoints=MemoryFiles())
+        engine, verbs = supervised(FakeEngine, listener, checkpoints=lambda engine: MemoryFiles())
         verbs.submit(VideoRequest("a", "red", 40, keep=True, live_frames_per_second=8))
         for _ in range(6):
             engine.step()

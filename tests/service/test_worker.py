@@ -211,20 +211,20 @@ def test_forks_begin_where_their_source_is(start, listener):
 class TestCheckpoints:
     def test_another_worker_goes_on(self, start, listener):
         files, path = MemoryFiles(), Path("a")
-        worker = start(checkpoints=files)
+        worker = start(checkpoints=lambda engine: files)
         result_of(worker.submit(VideoRequest("a", "red", 400)))
         wait_until(lambda: len(listener.chunks["a"]) > 1)
         saved = result_of(worker.checkpoint("a", path))
         worker.stop()
         later = Listener()
-        assert result_of(start(on_event=later, checkpoints=files).restore(path)) == "a"
+        assert result_of(start(on_event=later, checkpoints=lambda engine: files).restore(path)) == "a"
         later.wait_for_end("a")
         first = later.chunks["a"][0].first_frame
         assert saved == Checkpoint("a", "red", 400, first)
         assert first >= 8 and (later.frames("a") == frames_of(0, ["red"] * 100)[first:]).all()
 
     def test_a_full_disk_costs_the_checkpoint_only(self, start, listener):
-        worker = start(checkpoints=MemoryFiles())
+        worker = start(checkpoints=lambda engine: MemoryFiles())
         worker.submit(VideoRequest("a", "red", 40))
         with pytest.raises(OSError, match="No space left"):
             result_of(worker.checkpoint("a", Path("full")))
@@ -272,7 +272,7 @@ class TestStop:
 
     def test_checkpoints_of_all_videos(self, start, listener, tmp_path):
         files = MemoryFiles()
-        worker = start(checkpoints=files)
+        worker = start(checkpoints=lambda engine: files)
         worker.submit(VideoRequest("kept", "red", 8, keep=True))
         wait_until(lambda: "finished" in listener.states("kept"))
         for id in ("a", "../b", "c"):
@@ -287,8 +287,8 @@ class TestStop:
 
     def test_no_checkpoint_is_begun_when_the_time_is_over(self, tmp_path):
         files = MemoryFiles()
-        supervised = SupervisedEngine(FakeEngine, Listener(), checkpoints=files)
-        verbs = Verbs(supervised, files)
+        supervised = SupervisedEngine(FakeEngine, Listener(), checkpoints=lambda engine: files)
+        verbs = Verbs(supervised)
         verbs.submit(VideoRequest("a", "red", 8))
         assert write_all(supervised, verbs, LastWish(tmp_path, deadline=0.0)) == files.files == {}
         assert set(write_all(supervised, verbs, LastWish(tmp_path, deadline=float("inf")))) == {"a"}
