@@ -169,7 +169,8 @@ class EngineConfig(Section):
     max_batch_tokens: int = setting(2048, whole(1, 2**31 - 1))
     """Most tokens of one batched forward; a single chunk always fits."""
     policy: str = setting("fcfs", one_of(*POLICIES))
-    """Which streams run first: fcfs finishes the oldest first, round_robin advances all of them evenly."""
+    """Which streams run first: fcfs finishes the oldest first, round_robin advances all of them evenly, priority runs
+    those of the highest priority, deadline those whose viewers will stall first."""
     concurrent: int | str = setting("auto", one_of("auto") | whole(1, 10**6))
     """Most streams that run at once; auto = as many as the memory holds."""
     denoise_steps: int | None = setting(None, nothing() | whole(1, 1000))
