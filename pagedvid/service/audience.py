@@ -14,7 +14,6 @@ class Audience:
     ) -> None:
         """`num_frames`: that were recorded and played before, as in a fork or after a restart."""
         self._playout = Playout(frames_per_second, now, num_frames)
-        self._num_recorded = num_frames
         self._max_ahead_seconds, self._grace_seconds = max_ahead_seconds, grace_seconds
         self._num_viewers = 0
         self._left_at: float | None = None
@@ -39,7 +38,6 @@ class Audience:
 
     def receive(self, num_frames: int, now: float) -> None:
         """That many more output frames are recorded."""
-        self._num_recorded += num_frames
         self._playout.deliver(num_frames, now)
 
     def report(self, num_frames: int, now: float) -> None:

@@ -34,8 +34,8 @@ class ChunkWriter:
         height, width = enlarge(frames[:1], self._scale).shape[1:3]
         if session.width is not None and (session.width, session.height) != (width, height):
             raise ConfigError(
-                f"the video has {session.width} x {session.height} pixels and its next chunk {width} x {height}: it was "
-                "begun with another model or other settings; start the service with those, or delete the video"
+                f"the video has {session.width} x {session.height} pixels and its next chunk {width} x {height}: "
+                "it was begun with another model or other settings; start the service with those, or delete the video"
             )
         init = init_segment(*frames.shape[1:3], self._rate, self._scale)
         content = fragment(frames, session.frames_done, self._rate, session.chunks_done + 1, self._scale)

@@ -49,8 +49,11 @@ class Recorder:
         self._jobs.put(lambda: self._take(event))
 
     def call(self, function: Callable[[], R]) -> R:
-        """Runs it when everything that was told before is recorded. Raises what it raises."""
-        if current_thread() is self._thread:
+        """Runs it when everything that was told before is recorded. Raises what it raises.
+
+        On the recorder's thread, and while there is none, it runs at once.
+        """
+        if current_thread() is self._thread or not self._thread.is_alive():
             return function()
         future: Future[R] = Future()
         self._jobs.put(lambda: _answer(future, function))

@@ -45,9 +45,11 @@ class SessionFiles:
         return f"checkpoint-{max(numbers, default=0) + 1}.safetensors"
 
     def make(self, id: str) -> None:
-        """A session's folder, empty."""
-        (self._folder / id).mkdir()
-        _flush_folder(self._folder)
+        """A session's folder, unless it is there."""
+        path = self._folder / id
+        if not path.exists():
+            path.mkdir()
+            _flush_folder(self._folder)
 
     def append(self, id: str, start: int, content: bytes) -> None:
         """Writes behind the first `start` bytes of the video; what was there behind them is lost."""
@@ -89,6 +91,17 @@ class SessionFiles:
         if size > num_bytes:
             os.truncate(path, num_bytes)
         return min(size, num_bytes)
+
+    def remove_other_checkpoints(self, id: str, name: str) -> None:
+        """Removes the session's checkpoints but one."""
+        for path in (self._folder / id).glob("checkpoint-*"):
+            if path.name != name:
+                path.unlink()
+
+    def remove_whole(self, id: str) -> None:
+        """Removes the session's whole files."""
+        for path in (self._folder / id).glob("whole-*"):
+            path.unlink()
 
     def keep_only(self, id: str, names: Iterable[str]) -> None:
         """Removes the session's files with other names than the video's and these."""

@@ -8,14 +8,17 @@ from __future__ import annotations
 import json
 import sqlite3
 import time
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from pagedvid.service.database import Database
-from pagedvid.service.errors import NotFound
+from pagedvid.service.errors import NotFound, StorageError
 from pagedvid.service.records import (
     COMPLETED,
     FAILED,
+    IN_PROGRESS,
     QUEUED,
     UNFINISHED,
     NewSession,
@@ -25,7 +28,7 @@ from pagedvid.service.records import (
     VideoFormat,
 )
 from pagedvid.service.stored_chunks import StoredChunks
-from pagedvid.service.stored_courses import StoredCourses
+from pagedvid.service.stored_courses import GivenPrompt, StoredCourses
 from pagedvid.shown import shown
 
 _UNFINISHED = ", ".join(f"'{state}'" for state in UNFINISHED)
@@ -39,6 +42,8 @@ class Store:
         self._database = Database(path)
         self.chunks = StoredChunks(self._database)
         self.courses = StoredCourses(self._database)
+        self._failures: dict[str, SessionError] = {}
+        """That could not be written yet."""
         self.transaction = self._database.change
         """A block whose changes are made together."""
 
@@ -67,6 +72,7 @@ class Store:
         with self._database.change() as database:
             names, marks = ", ".join(row), ", ".join(f":{name}" for name in row)
             database.execute(f"INSERT INTO sessions ({names}) VALUES ({marks})", row)
+            self.courses.give_prompt(id, GivenPrompt(0, new.prompt, recache=False))
 
     def accept(self, *ids: str) -> None:
         """From now on these sessions are finished whatever happens; all of them or none."""
@@ -88,22 +94,38 @@ class Store:
             )
 
     def fail(self, id: str, error: SessionError) -> None:
-        """A session ends without its remaining frames."""
+        """A session ends without its remaining frames. Never raises: a disk that is full may be the reason.
+
+        Until `save_failures` can write it, it is remembered; after a restart the session goes on then.
+        """
+        self._failures[id] = error
+        with suppress(StorageError):
+            self.save_failures()
+
+    def save_failures(self) -> None:
+        """Writes the failures that could not be written yet."""
+        for id, error in list(self._failures.items()):
+            with self._database.change() as database:
+                database.execute(
+                    "UPDATE sessions SET state = ?, pause_reason = NULL, completed_at = ?, error_code = ?, "
+                    "error_message = ? WHERE id = ?",
+                    (FAILED, time.time(), error.code, error.message.encode(errors="replace").decode(), id),
+                )
+            self._failures.pop(id, None)
+
+    def set_length(self, id: str, num_frames: int, state: str, completed_at: float | None) -> None:
+        """Another number of frames, with which a completed session has something to do again."""
         with self._database.change() as database:
             database.execute(
-                "UPDATE sessions SET state = ?, pause_reason = NULL, completed_at = ?, error_code = ?, "
-                "error_message = ? WHERE id = ?",
-                (FAILED, time.time(), error.code, error.message.encode(errors="replace").decode(), id),
+                "UPDATE sessions SET num_frames = ?, state = ?, completed_at = ? WHERE id = ?",
+                (num_frames, state, completed_at, id),
             )
 
-    def set_num_frames(self, id: str, num_frames: int, state: str) -> None:
-        """Another length; `state`: what a session is in that has more to do now, or as before."""
+    def begin(self, id: str) -> bool:
+        """A queued session is in progress now; returns whether it was queued."""
         with self._database.change() as database:
-            database.execute(
-                "UPDATE sessions SET num_frames = ?, state = ?, "
-                "completed_at = CASE WHEN ? = 'completed' THEN completed_at END WHERE id = ?",
-                (num_frames, state, state, id),
-            )
+            query = f"UPDATE sessions SET state = '{IN_PROGRESS}' WHERE id = ? AND state = '{QUEUED}'"
+            return database.execute(query, (id,)).rowcount > 0
 
     # ------------------------------------------------------------------ reading
 
@@ -140,15 +162,6 @@ class Store:
         )
         return [self._record(row) for row in rows]
 
-    def pending_forks(self, source_id: str) -> list[str]:
-        """Unfinished forks of a session that have not begun to be independent of it."""
-        rows = self._database.read(
-            f"SELECT id FROM sessions WHERE source_id = ? AND state IN ({_UNFINISHED}) "
-            "AND id NOT IN (SELECT session_id FROM checkpoints) ORDER BY number",
-            (source_id,),
-        )
-        return [row["id"] for row in rows]
-
     def num_queued(self) -> int:
         """Sessions that have no frames yet."""
         ((number,),) = self._database.read(f"SELECT count(*) FROM sessions WHERE state = '{QUEUED}'")
@@ -160,6 +173,12 @@ class Store:
             f"SELECT count(*) FROM sessions WHERE live_frames_per_second IS NOT NULL AND state IN ({_UNFINISHED})"
         )
         return int(number)
+
+    def least_left(self) -> tuple[int, int]:
+        """(Sessions in progress, fewest chunks that one of them has left); (0, 0) for none."""
+        in_progress = [record for record in self.unfinished() if record.state == IN_PROGRESS]
+        left = [record.num_chunks - record.chunks_done for record in in_progress]
+        return len(left), max(0, min(left, default=0))
 
     def all_ids(self) -> list[str]:
         """Of every session."""
@@ -195,4 +214,6 @@ class Store:
             "num_chunks": -(-row["num_frames"] // self._video.frames_per_chunk),
             "frames_per_second": self._video.frames_per_second,
         }
-        return SessionRecord(**values)
+        record = SessionRecord(**values)
+        failure = self._failures.get(record.id)
+        return record if failure is None else replace(record, state=FAILED, pause_reason=None, error=failure)

@@ -55,6 +55,13 @@ class StoredChunks:
             for row in rows
         )
 
+    def num_from(self, id: str, first_frame: int) -> int:
+        """How many chunks a session has from a frame on."""
+        ((number,),) = self._database.read(
+            "SELECT count(*) FROM chunks WHERE session_id = ? AND first_frame >= ?", (id, first_frame)
+        )
+        return int(number)
+
     def end(self, id: str) -> int:
         """Bytes of a session's file that count."""
         ((end,),) = self._database.read("SELECT coalesce(max(end_byte), 0) FROM chunks WHERE session_id = ?", (id,))

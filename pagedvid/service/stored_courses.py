@@ -9,7 +9,7 @@ from pagedvid.service.database import Database
 
 @dataclass(frozen=True)
 class GivenPrompt:
-    """A prompt that replaces the one before from a chunk boundary on."""
+    """The prompt of a session from its beginning or from a chunk boundary on."""
 
     at_frame: int
     """Output frames that were recorded when it was given; it takes effect behind them."""
@@ -65,15 +65,19 @@ class StoredCourses:
                 (id, given.at_frame, given.prompt, given.recache),
             )
 
-    def take_back_prompt(self, id: str, prompt: str) -> None:
-        """The newest prompt was refused; `prompt` is in effect."""
+    def take_back_prompt(self, id: str) -> None:
+        """The newest prompt was refused; the one before is the present one again."""
         with self._database.change() as connection:
             connection.execute(
                 "DELETE FROM prompts WHERE number = (SELECT max(number) FROM prompts WHERE session_id = ?)", (id,)
             )
-            connection.execute("UPDATE sessions SET prompt = ? WHERE id = ?", (prompt, id))
+            connection.execute(
+                "UPDATE sessions SET prompt = "
+                "(SELECT prompt FROM prompts WHERE session_id = ? ORDER BY number DESC LIMIT 1) WHERE id = ?",
+                (id, id),
+            )
 
     def prompts(self, id: str) -> tuple[GivenPrompt, ...]:
-        """Every prompt that replaced another one, the oldest first."""
+        """Every prompt that the session was given, its first one included."""
         rows = self._database.read("SELECT * FROM prompts WHERE session_id = ? ORDER BY number", (id,))
         return tuple(GivenPrompt(row["at_frame"], row["prompt"], bool(row["recache"])) for row in rows)
