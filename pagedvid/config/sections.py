@@ -28,6 +28,7 @@ from pagedvid.config.rules import (
     whole,
 )
 from pagedvid.correction import MODES
+from pagedvid.engine.live_admission import RULES
 from pagedvid.engine.scheduler import POLICIES
 from pagedvid.errors import ConfigError
 from pagedvid.shown import shown
@@ -138,6 +139,9 @@ class CacheConfig(Section):
     correction: str = setting("auto", one_of("auto", *MODES))
     """Correction of the attention mass that quantized keys gain: off, by the closed formula, by the change of variance,
     or measured at commit; auto = measured for codecs with step sizes, off for klt, which hardly changes the mass."""
+    host_memory: int | None = setting(None, nothing() | size())
+    """Bytes of host memory for the pages of idle videos that are swapped out when others wait for pages; null = none,
+    they stay in the pool."""
     debug_checks: bool = setting(False, flag())
     """Whether to recompute all bookkeeping after every step and to stop at the first contradiction (slow)."""
 
@@ -171,6 +175,8 @@ class EngineConfig(Section):
     policy: str = setting("fcfs", one_of(*POLICIES))
     """Which streams run first: fcfs finishes the oldest first, round_robin advances all of them evenly, priority runs
     those of the highest priority, deadline those whose viewers will stall first."""
+    live_admission: str = setting("measured", one_of(*RULES))
+    """Whether a live video is refused when, as measured, it would make others stall (measured), or never (all)."""
     concurrent: int | str = setting("auto", one_of("auto") | whole(1, 10**6))
     """Most streams that run at once; auto = as many as the memory holds."""
     denoise_steps: int | None = setting(None, nothing() | whole(1, 1000))
@@ -223,11 +229,13 @@ SECTIONS: dict[str, type[Section]] = {
 _NOT_IN_FRAMES = {
     "model.device",
     "cache.memory",
+    "cache.host_memory",
     "cache.debug_checks",
     "attention.backend",
     "attention.scratch",
     "engine.max_batch_tokens",
     "engine.policy",
+    "engine.live_admission",
     "engine.concurrent",
     "generate.num_frames",  # every request carries its own frames and seed
     "generate.seed",

@@ -1,7 +1,7 @@
 """What all sides of the service work with, and the rules for doing so together.
 
 Locks: what a caller asks of a session, and what the housekeeper does for it, happens under the session's lock, one
-after the other. Whoever has it may wait for the worker and for the recorder. The recorder takes no lock. A source's lock
+after the other. Whoever has it may wait for the worker and for the recorder, which takes no lock. A source's lock
 may be held while its forks' are taken, never the other way round.
 """
 
