@@ -1,0 +1,71 @@
+"""uvicorn, as `pagedvid serve` runs it."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable
+
+import uvicorn
+from fastapi import FastAPI
+from typing_extensions import override
+
+from pagedvid.config.serving import ServeConfig
+from pagedvid.errors import ConfigError
+from pagedvid.service.http.connections import bounded_protocol
+
+MAX_HEAD_BYTES = 32 * 1024
+"""Of a request: its first line and headers."""
+BACKLOG = 128
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A socket that listens there. Raises ConfigError, such as for a port that is taken."""
+    try:
+        (family, kind, protocol, _, address), *_ = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )
+        listener = socket.socket(family, kind, protocol)
+    except OSError as error:
+        raise ConfigError(f"--host {host}: {error.strerror}; give an address of this machine") from None
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+        listener.listen(BACKLOG)
+    except OSError as error:
+        listener.close()
+        raise ConfigError(f"--host {host} --port {port}: {error.strerror}; give another host or port") from None
+    return listener
+
+
+class Server(uvicorn.Server):
+    """Sends clients that listen away before it waits for the others, and tells when it is ready."""
+
+    def __init__(self, app: FastAPI, limits: ServeConfig, stop_seconds: float, on_ready: Callable[[], None]) -> None:
+        config = uvicorn.Config(
+            app,
+            http=bounded_protocol(limits.max_connections, limits.header_seconds),
+            h11_max_incomplete_event_size=MAX_HEAD_BYTES,
+            ws_max_size=limits.max_body,
+            ws_per_message_deflate=False,  # frames are compressed, and bombs are not
+            timeout_keep_alive=max(1, round(limits.header_seconds)),
+            timeout_graceful_shutdown=max(1, round(stop_seconds)),
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            proxy_headers=False,
+        )
+        super().__init__(config)
+        self._feeds = app.state.service.feeds
+        self._on_ready = on_ready
+
+    @override
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Begins to accept requests."""
+        await super().startup(sockets)
+        self._on_ready()
+
+    @override
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Ends streams and WebSockets, then everything else."""
+        self._feeds.close()
+        await super().shutdown(sockets)
