@@ -60,7 +60,10 @@ class Sessions:
         raise NotImplementedError
 
     def prompt(self, id: str, prompt: str, *, recache: bool = False) -> SessionRecord:
-        """Another prompt from the next chunk on. `recache`: what is cached is stored again under it. Raises Conflict."""
+        """Another prompt from the next chunk on. `recache`: what is cached is stored again under it.
+
+        Raises Conflict for a session that has ended.
+        """
         raise NotImplementedError
 
     def fork(self, id: str, forks: Sequence[NewFork]) -> list[SessionRecord]:
