@@ -40,9 +40,7 @@ class BodyLimits:
             try:
                 message = await asyncio.wait_for(receive(), max(0.0, deadline - time.monotonic()))
             except asyncio.TimeoutError:
-                detail = (
-                    f"the body took more than {self._max_seconds:g} seconds, the most that serve.body_seconds allows"
-                )
+                detail = f"the body took more than {self._max_seconds:g} seconds, see serve.body_seconds"
                 raise HTTPException(408, detail, _CLOSE) from None
             num_bytes += len(message.get("body", b""))
             has_ended = not message.get("more_body", False)

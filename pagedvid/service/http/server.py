@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import time
 from collections.abc import Callable
 
 import uvicorn
@@ -16,6 +17,8 @@ from pagedvid.service.http.connections import bounded_protocol
 MAX_HEAD_BYTES = 32 * 1024
 """Of a request: its first line and headers."""
 BACKLOG = 128
+CONNECTIONS_SHARE = 0.3
+"""Of the time for stopping."""
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -38,9 +41,10 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 class Server(uvicorn.Server):
-    """Sends clients that listen away before it waits for the others, and tells when it is ready."""
+    """Tells when it is ready; when it stops, sends clients that listen away before it waits for the others."""
 
     def __init__(self, app: FastAPI, limits: ServeConfig, stop_seconds: float, on_ready: Callable[[], None]) -> None:
+        """`stop_seconds`: how long stopping may take; connections get a part of it, what follows the rest."""
         config = uvicorn.Config(
             app,
             http=bounded_protocol(limits.max_connections, limits.header_seconds),
@@ -48,7 +52,7 @@ class Server(uvicorn.Server):
             ws_max_size=limits.max_body,
             ws_per_message_deflate=False,  # frames are compressed, and bombs are not
             timeout_keep_alive=max(1, round(limits.header_seconds)),
-            timeout_graceful_shutdown=max(1, round(stop_seconds)),
+            timeout_graceful_shutdown=max(1, round(CONNECTIONS_SHARE * stop_seconds)),
             log_config=None,
             access_log=False,
             server_header=False,
@@ -56,7 +60,13 @@ class Server(uvicorn.Server):
         )
         super().__init__(config)
         self._feeds = app.state.service.feeds
-        self._on_ready = on_ready
+        self._on_ready, self._stop_seconds = on_ready, stop_seconds
+        self._stopped_at: float | None = None
+
+    def seconds_left(self) -> float:
+        """Of the time for stopping."""
+        began = time.monotonic() if self._stopped_at is None else self._stopped_at
+        return max(0.0, self._stop_seconds - (time.monotonic() - began))
 
     @override
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
@@ -67,5 +77,6 @@ class Server(uvicorn.Server):
     @override
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Ends streams and WebSockets, then everything else."""
+        self._stopped_at = time.monotonic()
         self._feeds.close()
         await super().shutdown(sockets)

@@ -119,12 +119,12 @@ def extend_session(id: SessionId, body: ExtendSession, service: TheService) -> S
     return _shown(service, service.sessions.extend(id, service.checks.num_frames(body.num_frames)))
 
 
-_VIDEO: dict[int | str, dict[str, Any]] = {
-    200: {"description": "A fragmented mp4 that ends with the session.", "content": {"video/mp4": {}}}
-}
-EVENTS: dict[int | str, dict[str, Any]] = {
-    200: {"description": "Events: state, chunk, credit, failed.", "content": {"text/event-stream": {}}}
-}
+def _streamed(kind: str, description: str) -> dict[int | str, dict[str, Any]]:
+    return {200: {"description": description, "content": {kind: {"schema": {"type": "string", "format": "binary"}}}}}
+
+
+_VIDEO = _streamed("video/mp4", "A fragmented mp4 that ends with the session.")
+EVENTS = _streamed("text/event-stream", "Events: state, chunk, credit, failed.")
 
 
 @router.get("/{id}/stream.mp4", response_class=StreamingResponse, responses=_VIDEO)

@@ -45,9 +45,7 @@ class GrowingFile:
 
     def look(self) -> bool:
         """Looks how much there is to read now. False: nothing will be added. Raises NotFound."""
-        may_grow = (
-            self._sessions.get(self._id).state in UNFINISHED
-        )  # before the recording, which may then only be ahead
+        may_grow = self._sessions.get(self._id).state in UNFINISHED  # first: what is recorded until then is complete
         recording = self._sessions.recording(self._id, self._next_chunk)
         if recording.chunks:
             self._next_chunk = recording.chunks[-1].index + 1
