@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import secrets
 
+from pagedvid.errors import ConfigError
+from pagedvid.files.text import check_text
 from pagedvid.service.http.errors import RequestError
 from pagedvid.service.http.settings import ServeSettings
 from pagedvid.shown import short
@@ -20,6 +22,10 @@ class Checks:
     def prompt(self, prompt: str) -> str:
         """The prompt, if it is short enough and not empty."""
         most = self._limits.max_prompt_characters
+        try:
+            check_text(prompt)
+        except ConfigError as error:
+            raise RequestError(f"prompt: {error}", "prompt") from None
         if not prompt.strip():
             raise RequestError("prompt is empty; say what the video shows", "prompt")
         if len(prompt) > most:

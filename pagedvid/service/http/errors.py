@@ -49,7 +49,13 @@ class RequestError(PagedvidError, ValueError):
 def error_body(message: str, status: int, code: str | None, param: str | None = None) -> dict[str, Any]:
     """The body of an error."""
     kind = _TYPES.get(status, "invalid_request_error" if status < 500 else "server_error")
-    return {"error": {"message": short(message, MAX_CHARS), "type": kind, "param": param, "code": code}}
+    message, param = _sendable(short(message, MAX_CHARS)), None if param is None else _sendable(short(param))
+    return {"error": {"message": message, "type": kind, "param": param, "code": code}}
+
+
+def _sendable(text: str) -> str:
+    """The text without halves of surrogate pairs, which JSON may bring and UTF-8 cannot carry."""
+    return text.encode("utf-8", "replace").decode("utf-8")
 
 
 def error_response(
