@@ -28,6 +28,7 @@ from pagedvid.config.rules import (
 from pagedvid.config.section import Section
 from pagedvid.config.serving import ServeConfig
 from pagedvid.correction import MODES
+from pagedvid.engine.live_admission import RULES
 from pagedvid.engine.scheduler import POLICIES
 from pagedvid.units import GIB
 
@@ -101,6 +102,9 @@ class CacheConfig(Section):
     correction: str = setting("auto", one_of("auto", *MODES))
     """Correction of the attention mass that quantized keys gain: off, by the closed formula, by the change of variance,
     or measured at commit; auto = measured for codecs with step sizes, off for klt, which hardly changes the mass."""
+    host_memory: int | None = setting(None, nothing() | size())
+    """Bytes of host memory for the pages of idle videos that are swapped out when others wait for pages; null = none,
+    they stay in the pool."""
     debug_checks: bool = setting(False, flag())
     """Whether to recompute all bookkeeping after every step and to stop at the first contradiction (slow)."""
 
@@ -133,6 +137,8 @@ class EngineConfig(Section):
     """Most tokens of one batched forward; a single chunk always fits."""
     policy: str = setting("fcfs", one_of(*POLICIES))
     """Which streams run first: fcfs finishes the oldest first, round_robin advances all of them evenly."""
+    live_admission: str = setting("measured", one_of(*RULES))
+    """Whether a live video is refused when, as measured, it would make others stall (measured), or never (all)."""
     concurrent: int | str = setting("auto", one_of("auto") | whole(1, 10**6))
     """Most streams that run at once; auto = as many as the memory holds."""
     denoise_steps: int | None = setting(None, nothing() | whole(1, 1000))
@@ -187,11 +193,13 @@ SECTIONS: dict[str, type[Section]] = {
 _NOT_IN_FRAMES = {
     "model.device",
     "cache.memory",
+    "cache.host_memory",
     "cache.debug_checks",
     "attention.backend",
     "attention.scratch",
     "engine.max_batch_tokens",
     "engine.policy",
+    "engine.live_admission",
     "engine.concurrent",
     "generate.num_frames",  # every request carries its own frames and seed
     "generate.seed",

@@ -7,33 +7,86 @@ batching is a choice of jobs in an order, up to a token budget. A policy is noth
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import Protocol, TypeVar
 
 Item = TypeVar("Item")
 
+MOST_WAITED_STEPS = 256
+"""Under `priority` and `deadline`, a job that was left out of so many steps in a row goes first. A larger number leaves
+more to those whom the policy prefers: J others take at most J / MOST_WAITED_STEPS of the steps from them."""
+STARTED_SECONDS = 0.5
+"""Under `deadline`, a started chunk is finished first unless another viewer has less credit by more than this."""
+FAR_AHEAD_SECONDS = 8.0
+"""Under `deadline`, a video whose viewer has more credit than this runs only when nobody else wants the device."""
+
 
 class Schedulable(Protocol):
-    """What the scheduler reads of a running job."""
+    """What the scheduler reads of a job that could run."""
 
     number: int
     """Order of arrival."""
-    last_step: int
-    """The engine step in which it last ran, -1 for never."""
+    waited_steps: int
+    """Steps in a row that went by without it since it last ran or became able to run; `count_waits` counts them."""
 
     @property
     def num_tokens(self) -> int:
         """What it adds to a forward, all ranges together."""
         ...
 
+    @property
+    def priority(self) -> int:
+        """Higher ones are preferred, where the policy asks for it."""
+        ...
+
+    @property
+    def is_mid_chunk(self) -> bool:
+        """Whether its next round works on a chunk that earlier rounds have begun."""
+        ...
+
+    @property
+    def credit_seconds(self) -> float | None:
+        """How long its viewer can play on with what was delivered, see `Playout`. None: nobody waits for it."""
+        ...
+
 
 AnyJob = TypeVar("AnyJob", bound=Schedulable)
+SortKey = tuple[float, ...]
 
-POLICIES: dict[str, Callable[[Schedulable], tuple[int, ...]]] = {
+
+def _by_priority(job: Schedulable) -> SortKey:
+    return (_overdue(job), -job.priority, job.number)
+
+
+def _by_deadline(job: Schedulable) -> SortKey:
+    """Viewers by credit, then throughput jobs, then viewers that are far ahead."""
+    credit = job.credit_seconds
+    if credit is None:
+        return (_overdue(job), 1, -job.priority, job.number)
+    if credit > FAR_AHEAD_SECONDS:
+        return (_overdue(job), 2, credit, job.number)
+    return (_overdue(job), 0, credit - STARTED_SECONDS * job.is_mid_chunk, job.number)
+
+
+def _overdue(job: Schedulable) -> int:
+    """0; negative for a job that has waited too long, the more so the longer."""
+    return min(0, MOST_WAITED_STEPS - 1 - job.waited_steps)
+
+
+POLICIES: dict[str, Callable[[Schedulable], SortKey]] = {
     "fcfs": lambda job: (job.number,),
-    "round_robin": lambda job: (job.last_step, job.number),
+    "round_robin": lambda job: (-job.waited_steps, job.number),
+    "priority": _by_priority,
+    "deadline": _by_deadline,
 }
-"""fcfs: the oldest videos finish first. round_robin: whoever waited longest runs, all videos advance alike."""
+"""fcfs: the oldest videos finish first. round_robin: whoever waited longest runs, all videos advance alike. priority:
+the highest priority first, then the oldest. deadline: whoever will stall first runs first; videos that nobody watches
+take what is left, by priority and age.
+
+Nobody starves: of J jobs that can run, none is left out of more than J - 1 steps in a row under round_robin, and of
+more than MOST_WAITED_STEPS + J - 1 under priority and deadline, because an overdue job is behind those only that have
+waited as long. Under fcfs a job waits until the older ones have ended.
+"""
 
 
 def admit_in_order(waiting: deque[Item], can_start: Callable[[Item], bool]) -> Iterator[Item]:
@@ -56,3 +109,11 @@ def next_batch(jobs: Iterable[AnyJob], policy: str, max_batch_tokens: int) -> li
         chosen.append(job)
         num_tokens += job.num_tokens
     return chosen
+
+
+def count_waits(jobs: Iterable[AnyJob], batch: Collection[AnyJob]) -> None:
+    """Updates `waited_steps` of the jobs from which `batch` was chosen."""
+    for job in jobs:
+        job.waited_steps += 1
+    for job in batch:
+        job.waited_steps = 0

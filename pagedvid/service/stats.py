@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from pagedvid.engine.engine import Engine
+from pagedvid.engine.pace import TokenSeconds
 from pagedvid.engine.requests import EngineStats, VideoStatus
 
 STARTING, WORKING, REBUILDING, STOPPED, DEAD = "starting", "working", "rebuilding", "stopped", "dead"
@@ -45,10 +46,11 @@ class WorkerStats:
     pool: PoolStats | None = None
     """None without an engine."""
     videos: tuple[VideoStatus, ...] = ()
+    """As last known."""
     engine: EngineStats | None = None
     """Counted from the latest rebuilding on; None without an engine."""
-    seconds_per_token: float | None = None
-    """Of a denoise step; None until it was measured."""
+    token_seconds: TokenSeconds | None = None
+    """None until enough steps were measured."""
 
 
 def pool_stats(engine: Engine, videos: tuple[VideoStatus, ...]) -> PoolStats:
@@ -63,5 +65,5 @@ def pool_stats(engine: Engine, videos: tuple[VideoStatus, ...]) -> PoolStats:
         stored_bytes=cache.stored_bytes,
         bf16_bytes=cache.bf16_bytes,
         swapped_bytes=sum(video.host_bytes for video in videos),
-        host_bytes=0,
+        host_bytes=engine.host_memory.num_bytes,
     )

@@ -145,7 +145,8 @@ class TestProtocol:
     @pytest.mark.parametrize(
         "path",
         [b"/../../../etc/passwd", b"/%2e%2e/%2e%2e/etc/passwd", b"/..%5c..%5cetc", b"//etc/passwd",
-         b"/v1/sessions/../../x", b"/v1/videos/..%2f..%2fpagedvid.sqlite/content", b"/v1/sessions/%00/stream.mp4", b"/%ff%fe"],
+         b"/v1/sessions/../../x", b"/v1/videos/..%2f..%2fpagedvid.sqlite/content",
+         b"/v1/sessions/%00/stream.mp4", b"/%ff%fe"],
     )  # fmt: skip
     def test_paths(self, address, path):
         request = b"GET " + path + b" HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
@@ -186,7 +187,8 @@ class TestWebSocketFrames:
             key = b64encode(os.urandom(16)).decode()
             connection.sendall(
                 f"GET /v1/sessions/{id}/live HTTP/1.1\r\nHost: localhost\r\n"
-                f"Upgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Key: {key}\r\nSec-WebSocket-Version: 13\r\n\r\n".encode()
+                f"Upgrade: websocket\r\nConnection: Upgrade\r\n"
+                f"Sec-WebSocket-Key: {key}\r\nSec-WebSocket-Version: 13\r\n\r\n".encode()
             )
             assert connection.recv(12) == b"HTTP/1.1 101"
             yield connection

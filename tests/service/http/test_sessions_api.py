@@ -116,7 +116,8 @@ def test_videos_are_sessions_too(client):
 @pytest.mark.parametrize(
     "path",
     ["session_0123456789abcdef", "nonsense", "session_..%2f..%2fetc", "..%2f..%2fpagedvid.sqlite",
-     "session_%00aaaaaaaa", "session_" + "a" * 5000, "%2e%2e", "session_0123456789;drop", "video_", "SESSION_0123456789"],
+     "session_%00aaaaaaaa", "session_" + "a" * 5000, "%2e%2e",
+     "session_0123456789;drop", "video_", "SESSION_0123456789"],
 )  # fmt: skip
 def test_ids_that_nobody_has(client, path):
     for response in (client.get(f"/v1/sessions/{path}"), client.post(f"/v1/sessions/{path}/pause")):
