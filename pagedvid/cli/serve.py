@@ -14,14 +14,13 @@ from pagedvid.cli.service_parts import logs_as_json, make_sessions, served_model
 from pagedvid.cli.terminal import EXIT_SUCCESS, Interrupt
 from pagedvid.config.rules import number, whole
 from pagedvid.errors import ConfigError
-from pagedvid.shown import named
+from pagedvid.service.http.settings import ServeSettings, is_loopback
+from pagedvid.shown import named, short
 
 if TYPE_CHECKING:
     from pagedvid.models.build import RunSpec
-    from pagedvid.service.http.settings import ServeSettings
 
 DEFAULT_DATA = Path("pagedvid-data")
-LOOPBACK_ADDRESSES = ("127.0.0.1", "localhost", "::1")
 
 
 def add_parser(subparsers: Any) -> None:
@@ -62,11 +61,9 @@ def run(args: argparse.Namespace) -> int:
     key = _api_key(args.api_key_file)
     _check_exposure(args, key)
     from pagedvid.service.http.server import listen
-    from pagedvid.service.http.settings import ServeSettings
 
     spec = resolved(config)
-    is_loopback = args.host in LOOPBACK_ADDRESSES
-    settings = ServeSettings(served_model(spec), config.serve, key, is_loopback)
+    settings = ServeSettings(served_model(spec), config.serve, key, is_loopback(args.host))
     with listen(args.host, args.port) as listener, logs_as_json():
         _serve(spec, settings, listener, args)
     return EXIT_SUCCESS
@@ -121,8 +118,8 @@ def _api_key(file: Path | None) -> str | None:
 def _check_exposure(args: argparse.Namespace, key: str | None) -> None:
     """Raises ConfigError where anybody in the network could make videos without that being asked for twice."""
     is_asked_twice = args.no_api_key and args.open_to_everybody
-    if key is None and args.host not in LOOPBACK_ADDRESSES and not is_asked_twice:
+    if key is None and not is_loopback(args.host) and not is_asked_twice:
         raise ConfigError(
-            f"--host {args.host} lets everybody who reaches this machine make videos; give --api-key-file FILE, or "
-            "ask for it twice: --no-api-key --open-to-everybody"
+            f"--host {short(args.host)} lets everybody who reaches this machine make videos; give --api-key-file FILE, "
+            "or ask for it twice: --no-api-key --open-to-everybody"
         )

@@ -10,22 +10,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pagedvid.config.sections import Config
-from pagedvid.engine.protocol import FrameFormat
 from pagedvid.errors import ConfigError
+from pagedvid.service.http.settings import ServedModel
 from pagedvid.service.records import SessionLimits, VideoFormat
 
 if TYPE_CHECKING:
+    from pagedvid.engine.protocol import FrameFormat
     from pagedvid.models.build import RunSpec
     from pagedvid.service.events import Event
-    from pagedvid.service.http.settings import ServedModel
     from pagedvid.service.sessions import Sessions
     from pagedvid.service.worker import Worker
 
 
 def served_model(spec: RunSpec) -> ServedModel:
     """What clients may know of the model. Raises ConfigError for one that makes no frames."""
-    from pagedvid.service.http.settings import ServedModel
-
     frames, config, scale = _frames(spec), spec.config, _scale(spec)
     return ServedModel(
         config.model.name,

@@ -17,8 +17,8 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
-from pagedvid.errors import CapacityError, ConfigError, PagedvidError, PromptError, StateError
-from pagedvid.service.errors import Busy, Conflict, NotFound
+from pagedvid.errors import CapacityError, ConfigError, PagedvidError, PromptError, StateError, WorkerError
+from pagedvid.service.errors import Busy, Closing, Conflict, NotFound
 from pagedvid.shown import short, shown
 
 logger = logging.getLogger(__name__)
@@ -28,12 +28,14 @@ _CODES: tuple[tuple[type[PagedvidError], int, str], ...] = (
     (NotFound, 404, "not_found"),
     (Conflict, 409, "conflict"),
     (StateError, 409, "conflict"),
+    (Closing, 503, "closing"),
     (Busy, 429, "busy"),
+    (WorkerError, 503, "worker"),
     (CapacityError, 400, "does_not_fit"),
     (PromptError, 400, "invalid_prompt"),
     (ConfigError, 400, "invalid_value"),
 )
-"""Status and code of the errors that a client can do something about; the first class that matches counts."""
+"""Status and code of the errors that a client is told; the first class that matches counts."""
 _TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
 _PLACES = ("body", "query", "path", "header")
 
@@ -71,17 +73,16 @@ def response_to(error: PagedvidError) -> JSONResponse:
         return error_response(str(error), error.status, error.code, error.param)
     for kind, status, code in _CODES:
         if isinstance(error, kind):
-            response = error_response(str(error), status, code)
-            return _with_numbers(response, error) if isinstance(error, Busy) else response
+            return _busy(error, status, code) if isinstance(error, Busy) else error_response(str(error), status, code)
     logger.error("%s: %s", type(error).__name__, error)
     return _unexpected()
 
 
-def _with_numbers(response: JSONResponse, error: Busy) -> JSONResponse:
-    """The response with what the limits are, and when to try again."""
-    body = error_body(str(error), 429, "busy")
+def _busy(error: Busy, status: int, code: str) -> JSONResponse:
+    """With what the limits are, and when to try again."""
+    body = error_body(str(error), status, code)
     body["error"]["numbers"] = dict(error.numbers)
-    return JSONResponse(body, 429, headers={"Retry-After": str(max(1, math.ceil(error.retry_after_seconds)))})
+    return JSONResponse(body, status, headers={"Retry-After": str(max(1, math.ceil(error.retry_after_seconds)))})
 
 
 def _unexpected() -> JSONResponse:

@@ -6,7 +6,7 @@ No label names a session: there would be more of them every day.
 from __future__ import annotations
 
 from collections import Counter as Tally
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
@@ -69,10 +69,9 @@ class _WorkerCollector(Collector):
             {state: int(state == stats.state) for state in (STARTING, WORKING, REBUILDING, STOPPED, DEAD)},
         )
         yield CounterMetricFamily("pagedvid_engine_rebuilds", "How often the engine broke.", value=stats.num_rebuilds)
-        if stats.seconds_per_token is not None:
-            yield GaugeMetricFamily(
-                "pagedvid_seconds_per_token", "Time of a token in a denoise step.", value=stats.seconds_per_token
-            )
+        if (token := stats.token_seconds) is not None:
+            passes = {"denoise": token.denoise, "commit": token.commit}
+            yield _by("pagedvid_token_seconds", "Time of a token, as measured of late.", passes, "kind")
         tally = Tally(video.state for video in stats.videos)
         yield _by("pagedvid_streams", "Videos in the engine.", {state: tally[state] for state in STATES})
         if stats.pool is not None:
@@ -101,7 +100,7 @@ def _engine(engine: EngineStats) -> Iterator[Family]:
     yield CounterMetricFamily("pagedvid_forward_seconds", "Time in the model's forward.", value=engine.forward_seconds)
 
 
-def _by(name: str, text: str, values: dict[str, int], label: str = "state") -> GaugeMetricFamily:
+def _by(name: str, text: str, values: Mapping[str, float], label: str = "state") -> GaugeMetricFamily:
     family = GaugeMetricFamily(name, text, labels=[label])
     for value, number in values.items():
         family.add_metric([value], number)

@@ -13,6 +13,7 @@ from typing_extensions import override
 from pagedvid.config.serving import ServeConfig
 from pagedvid.errors import ConfigError
 from pagedvid.service.http.connections import bounded_protocol
+from pagedvid.shown import short
 
 MAX_HEAD_BYTES = 32 * 1024
 """Of a request: its first line and headers."""
@@ -28,15 +29,16 @@ def listen(host: str, port: int) -> socket.socket:
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )
         listener = socket.socket(family, kind, protocol)
-    except OSError as error:
-        raise ConfigError(f"--host {host}: {error.strerror}; give an address of this machine") from None
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or "it is no name of a host"
+        raise ConfigError(f"--host {short(host)}: {reason}; give an address of this machine") from None
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
         listener.listen(BACKLOG)
     except OSError as error:
         listener.close()
-        raise ConfigError(f"--host {host} --port {port}: {error.strerror}; give another host or port") from None
+        raise ConfigError(f"--host {short(host)} --port {port}: {error.strerror}; give another host or port") from None
     return listener
 
 

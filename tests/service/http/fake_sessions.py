@@ -1,7 +1,7 @@
 """Sessions without a worker: a test makes their chunks, and everything happens at once.
 
-Words of a prompt: `huge` (fits no memory), `full` (the service is full), `unknown` (no word is known), `broken` (an
-error that nobody expects).
+Words of a prompt: `huge` (fits no memory), `full` (the service is full), `unknown` (no word is known), `stopping`,
+`dead` (the worker is), `disk` (it is full), `broken` (an error that nobody expects).
 """
 
 from __future__ import annotations
@@ -17,10 +17,11 @@ from pathlib import Path
 
 import numpy as np
 
+from pagedvid.engine.pace import TokenSeconds
 from pagedvid.engine.requests import EngineStats, VideoStatus
-from pagedvid.errors import CapacityError, PromptError
+from pagedvid.errors import CapacityError, PromptError, WorkerError
 from pagedvid.output.fragments import fragment, init_segment, write_whole
-from pagedvid.service.errors import Busy, Conflict, NotFound
+from pagedvid.service.errors import Busy, Closing, Conflict, NotFound, StorageError
 from pagedvid.service.records import (
     CANCELLED,
     COMPLETED,
@@ -128,6 +129,12 @@ class FakeSessions:
             raise Busy("64 videos wait, as many as may", 7.2, {"queued": 64, "max_queued": 64})
         if "unknown" in new.prompt:
             raise PromptError(f"no word of the prompt {new.prompt!r} is known")
+        if "stopping" in new.prompt:
+            raise Closing(5)
+        if "dead" in new.prompt:
+            raise WorkerError("the worker was stopped")
+        if "disk" in new.prompt:
+            raise StorageError("/a/secret/path: No space left on device; check the disk")
         if "broken" in new.prompt:
             raise ZeroDivisionError("a secret")
         return self._add(new.kind, new.prompt, new.num_frames, new.seed, None, new)
@@ -271,7 +278,9 @@ class FakeSessions:
         )  # fmt: skip
         pool = PoolStats(100, 4096, 60, 30, 10, 40_000, 320_000, 0, 0)
         engine = EngineStats(0, len(videos), 2, 1, 7, 70, 1.5, 2.0)
-        return WorkerStats(self.worker_state, videos=videos, pool=pool, engine=engine, seconds_per_token=1e-4)
+        return WorkerStats(
+            self.worker_state, videos=videos, pool=pool, engine=engine, token_seconds=TokenSeconds(1e-4, 2e-4)
+        )
 
     # ------------------------------------------------------------------ inside
 

@@ -110,6 +110,9 @@ class TestCreate:
             ("huge", 400, "does_not_fit"),
             ("unknown", 400, "invalid_prompt"),
             ("full", 429, "busy"),
+            ("stopping", 503, "closing"),
+            ("dead", 503, "worker"),
+            ("disk", 500, "internal"),
             ("broken", 500, "internal"),
         ],
     )
@@ -124,7 +127,8 @@ class TestCreate:
         assert (error["type"], error["numbers"]) == ("rate_limit_error", {"queued": 64, "max_queued": 64})
 
     def test_an_unexpected_error_tells_nothing(self, client):
-        assert "secret" not in client.post("/v1/videos", json={"prompt": "broken"}).text
+        for word in ("broken", "disk"):
+            assert "secret" not in client.post("/v1/videos", json={"prompt": word}).text
 
 
 class TestReading:
