@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from pagedvid.output.atomic import replacing
+from pagedvid.files.atomic import replacing
 from pagedvid.output.mp4 import Frames, av_library, configure, enlarge, pictures
 
 _MOVFLAGS = "empty_moov+default_base_moof+frag_custom+skip_trailer"

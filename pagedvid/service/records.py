@@ -110,6 +110,8 @@ class SessionRecord:
     width: int | None
     """Pixels of the recorded video; None before the first chunk."""
     height: int | None
+    init_bytes: int
+    """Length of the init segment of its video; 0 before the first chunk."""
     stored_bytes: int
     """The most that its stream has held."""
     bf16_bytes: int

@@ -73,14 +73,7 @@ class SupervisedEngine:
 
     def step(self) -> None:
         """One step of the engine; tells what came of it. Raises WorkerError when the engine cannot be built again."""
-        broken: Exception | None = None
-        try:
-            self._take_step()
-            self._settle()
-        except Exception as error:
-            logger.debug("where the engine broke", exc_info=True)
-            broken = presentable(error)
-        # Outside `except`: inside it, the error would keep the broken engine's memory while another one is built.
+        broken = _error_of(self._take_step) or _error_of(self._settle)
         if broken is not None:
             with suppress(Exception):  # a broken engine need not know its videos
                 self.book.blame(self.engine.videos())
@@ -88,16 +81,20 @@ class SupervisedEngine:
 
     def do(self, verb: Callable[[], R]) -> R:
         """Carries out a verb and raises its error; if that breaks the engine, after another one was built."""
+        broken: Exception | None = None
         try:
             result = verb()
-            self._settle()
-            return result
         except Exception as error:
             if not breaks_engine(error):
                 raise
             broken = presentable(error)
-        self._rebuild(broken)
-        raise broken
+        if broken is not None:
+            self._rebuild(broken)
+            raise broken
+        broken = _error_of(self._settle)
+        if broken is not None:
+            self._rebuild(broken)
+        return result
 
     def rebase(self, *ids: str) -> None:
         """These videos get a new base before the present verb or step is over."""
@@ -154,6 +151,7 @@ class SupervisedEngine:
 
     def _settle(self) -> None:
         """After the engine has done something: tells new states, and takes the snapshots that are due."""
+        self.rebase(*self.book.begin_forks(self.engine.videos))
         self.book.compare(self.engine.videos)
         self._to_rebase &= self.book.records.keys()
         for id in sorted(self._to_rebase):
@@ -196,24 +194,20 @@ class SupervisedEngine:
             logger.error("the engine broke and is built again: %s", self._reason)
             self.close()
             self._engine = build_again(self._build_engine, self._reason, self._delays, self._wait)
-            broken = self._go_on()
+            broken = _error_of(self._go_on)
             if broken is None:
                 return
         self.close()
         raise WorkerError(f"{MOST_REBUILDS_IN_A_ROW} engines broke in a row; the latest with {self._reason}")
 
-    def _go_on(self) -> Exception | None:
-        """Gives all videos to the new engine; returns the error if that breaks it, too."""
-        try:
-            self.book.end_breakers(self._reason)
-            self.book.tell(RebuiltEvent(self._reason))
-            for id, record in list(self.book.records.items()):
-                self._give(id, record)
-            self.book.end_orphans()
-            self._settle()
-        except Exception as error:
-            return presentable(error)
-        return None
+    def _go_on(self) -> None:
+        """Gives all videos to the new engine. Raises what breaks it, too."""
+        self.book.end_breakers(self._reason)
+        self.book.tell(RebuiltEvent(self._reason))
+        for id, record in list(self.book.records.items()):
+            self._give(id, record)
+        self.book.end_orphans()
+        self._settle()
 
     def _give(self, id: str, record: VideoRecord) -> None:
         try:
@@ -225,3 +219,18 @@ class SupervisedEngine:
                 record.num_breaks += 1
                 raise
             self.book.end(id, error)
+
+
+def _error_of(action: Callable[[], None]) -> Exception | None:
+    """What an action raises that should raise nothing. Raises WorkerError, after which there is no other engine.
+
+    It is returned without its traceback, which would keep the broken engine's memory while another one is built.
+    """
+    try:
+        action()
+    except WorkerError:
+        raise
+    except Exception as error:
+        logger.debug("where the engine broke", exc_info=True)
+        return presentable(error)
+    return None

@@ -84,11 +84,11 @@ class Verbs:
 
         def fork() -> None:
             self._require_place(id)
-            engine, records = self._supervised.engine, self._book.records
-            engine.fork(id, continuations)
+            self._supervised.engine.fork(id, continuations)
+            records = self._book.records
             records[id].changes += continuations
             records.update({continuation.id: VideoRecord(None) for continuation in continuations})
-            self._supervised.rebase(id, *self._book.begin_forks(engine.videos))
+            self._supervised.rebase(id)
 
         self._supervised.do(fork)
 

@@ -11,13 +11,15 @@ from pathlib import Path
 from threading import Event as Flag
 from threading import Thread, current_thread
 
+from pagedvid.arguments import whole_number
 from pagedvid.engine.engine import Engine
 from pagedvid.engine.failures import described
 from pagedvid.engine.requests import Continuation, VideoRequest
-from pagedvid.errors import WorkerError
+from pagedvid.errors import ConfigError, WorkerError
 from pagedvid.service.events import Event
 from pagedvid.service.inbox import Inbox, Order
 from pagedvid.service.last_wish import LastWish, write_all
+from pagedvid.service.rebuilding import BUILD_DELAYS_SECONDS
 from pagedvid.service.recovery import Checkpoint, CheckpointFiles
 from pagedvid.service.stats import DEAD, REBUILDING, STARTING, STOPPED, WORKING, WorkerStats
 from pagedvid.service.supervised_engine import SupervisedEngine
@@ -29,14 +31,16 @@ logger = logging.getLogger(__name__)
 class Worker:
     """Makes videos on a thread of its own. Every method may be called from any thread.
 
-    A verb returns a future at once: of what the verb of `Engine` returns, or of the error that it raises. Verbs of one
-    caller are carried out in its order, between two steps; after a verb's future is done, `stats` shows its effect. A
-    future that never can be fulfilled has a WorkerError.
+    A verb returns a future at once; its result and its errors are those of the engine's verb, and WorkerError when the
+    worker ends before it. Verbs are carried out between two steps, in the order in which they came. Once a future is
+    done, `stats` shows what the verb did.
 
-    Events are told on the worker's thread, which makes no video meanwhile: a listener is quick, and does not wait for a
-    future of this worker. A listener that raises ends the video of that event.
+    Events are told on the worker's thread, which does nothing else meanwhile: a listener is quick, and does not wait
+    for a future of this worker. A listener that raises ends the video of that event, with a FailureEvent.
 
-    When the engine breaks it is built again, and the videos go on with the same frames; see supervised_engine.py.
+    When the engine breaks it is built again, and the videos go on with the same frames (supervised_engine.py). When it
+    cannot be built again the worker is dead: `stats` says so, and no video is told to have failed, because a new
+    process can go on with all of them.
     """
 
     def __init__(
@@ -46,13 +50,19 @@ class Worker:
         *,
         checkpoints: Callable[[Engine], CheckpointFiles] | None = None,
         snapshot_every_chunks: int | None = None,
+        build_delays_seconds: Sequence[float] = BUILD_DELAYS_SECONDS,
     ) -> None:
-        """`build_engine` is called on the worker's thread, again after every break. `checkpoints`: makes the files
-        of an engine, for the verbs `checkpoint` and `restore`; called once. `snapshot_every_chunks`: how often each video is copied to host memory, so that
-        little of it has to be made again; None: only when a verb changes its course.
+        """`build_engine`: called on the worker's thread, and again after every break. `checkpoints`: called once with
+        the engine; its files are for the verbs `checkpoint` and `restore`. `snapshot_every_chunks`: how often each
+        video is copied to host memory, so that little of it has to be made again; None: only when a verb changes its
+        course. `build_delays_seconds`: waited before each attempt to build the engine again. Raises ConfigError for
+        `snapshot_every_chunks` below 1.
         """
+        if snapshot_every_chunks is not None:
+            whole_number("snapshot_every_chunks", snapshot_every_chunks, 1, error=ConfigError)
         self._build_engine, self._on_event = build_engine, on_event
         self._checkpoints, self._snapshot_every = checkpoints, snapshot_every_chunks
+        self._delays = build_delays_seconds
         self._inbox = Inbox[Verbs]()
         self._stats = WorkerStats(STARTING)
         self._stopping = Flag()
@@ -167,6 +177,7 @@ class Worker:
             self._on_event,
             checkpoints=self._checkpoints,
             snapshot_every_chunks=self._snapshot_every,
+            build_delays_seconds=self._delays,
             wait=self._stopping.wait,
         )
 

@@ -17,7 +17,7 @@ from pagedvid.errors import CapacityError, ConfigError, PromptError, WorkerError
 from pagedvid.service.events import ChunkEvent, FailureEvent, StateEvent
 from pagedvid.service.last_wish import LastWish, write_all
 from pagedvid.service.recovery import Checkpoint
-from pagedvid.service.stats import DEAD, STOPPED, WORKING
+from pagedvid.service.stats import DEAD, REBUILDING, STOPPED, WORKING
 from pagedvid.service.supervised_engine import SupervisedEngine
 from pagedvid.service.verbs import Verbs
 from pagedvid.service.worker import Worker
@@ -32,11 +32,11 @@ def listener() -> Listener:
 
 @pytest.fixture
 def start(listener: Listener) -> Iterator[Callable[..., Worker]]:
-    """start(engine, listener) -> a worker that is stopped at the end of the test."""
+    """start(build, listener) -> a worker that is stopped at the end of the test."""
     workers: list[Worker] = []
 
-    def begin(engine: FakeEngine | None = None, on_event=listener, **options) -> Worker:
-        workers.append(Worker(lambda: engine or FakeEngine(), on_event, **options))
+    def begin(build=FakeEngine, on_event=listener, **options) -> Worker:
+        workers.append(Worker(build, on_event, **options))
         workers[-1].start()
         return workers[-1]
 
@@ -106,7 +106,7 @@ def test_a_listener_that_raises_ends_the_video_of_its_event(start, listener, kin
             raise OSError(28, "No space left on device")
 
     engine = FakeEngine()
-    worker = start(engine, on_event)
+    worker = start(lambda: engine, on_event)
     worker.submit(VideoRequest("bad", "red", 12))
     worker.submit(VideoRequest("fine", "blue", 12))
     listener.wait_for_end("fine")
@@ -164,7 +164,7 @@ def test_an_idle_worker_sleeps_and_wakes(start, listener):
             num_reads += 1
             return super().has_work
 
-    worker = start(Counted())
+    worker = start(Counted)
     worker.submit(VideoRequest("a", "red", 8))
     listener.wait_for_end("a")
     time.sleep(0.05)
@@ -246,7 +246,7 @@ class TestStop:
             is_in_step.set()
             may_go_on.wait(WAIT_SECONDS)
 
-        worker = start(FakeEngine(wait))
+        worker = start(lambda: FakeEngine(wait))
         worker.submit(VideoRequest("a", "red", 8))
         assert is_in_step.wait(WAIT_SECONDS)
         pending = worker.cancel("a")
@@ -260,7 +260,7 @@ class TestStop:
     def test_a_step_that_takes_too_long(self, start):
         is_in_step, may_go_on = threading.Event(), threading.Event()
         engine = FakeEngine(lambda _: (is_in_step.set(), may_go_on.wait(WAIT_SECONDS)))
-        worker = start(engine)
+        worker = start(lambda: engine)
         worker.submit(VideoRequest("a", "red", 8))
         is_in_step.wait(WAIT_SECONDS)
         pending = worker.cancel("a")
@@ -308,6 +308,63 @@ class TestStop:
         future = worker.submit(VideoRequest("a", "red", 8))
         assert worker.stop() == {}
         assert isinstance(future.exception(0), WorkerError)
+
+
+class TestAnEngineThatBreaks:
+    def test_nobody_notices(self, start, listener):
+        engines = [FakeEngine(), FakeEngine(lambda engine: 1 // (6 - engine.num_steps))]
+        worker = start(engines.pop)
+        for id in "ab":
+            worker.submit(VideoRequest(id, id, 20))
+        listener.wait_for_end(*"ab")
+        assert worker.stats().num_rebuilds == listener.num_rebuilds == 1
+        for id in "ab":
+            assert (listener.frames(id) == frames_of(0, [id] * 5)).all()
+
+    def test_what_changes_a_course_waits_until_frames_are_made_again(self, start, listener):
+        """The prompt comes while the second engine is built, and takes effect behind the chunks that were given out."""
+        is_building, may_go_on = threading.Event(), threading.Event()
+        engines = [FakeEngine(), FakeEngine(lambda engine: 1 // (9 - engine.num_steps))]
+
+        def build() -> FakeEngine:
+            if len(engines) == 1:
+                is_building.set()
+                may_go_on.wait(WAIT_SECONDS)
+            return engines.pop()
+
+        worker = start(build)
+        worker.submit(VideoRequest("a", "red", 40))
+        assert is_building.wait(WAIT_SECONDS) and worker.stats().state == REBUILDING
+        prompted = worker.prompt("a", "blue")
+        may_go_on.set()
+        assert result_of(prompted) is None
+        listener.wait_for_end("a")
+        assert len(listener.chunks["a"]) == 10 and listener.failures() == {}
+        assert (listener.frames("a") == frames_of(0, ["red"] * 3, then=[(0, "blue")] * 7)).all()
+
+    def test_none_can_be_built(self, start, listener):
+        engines = [FakeEngine(lambda engine: 1 // (6 - engine.num_steps))]
+        worker = start(engines.pop, build_delays_seconds=(0.0, 0.01))
+        worker.submit(VideoRequest("a", "red", 20))
+        wait_until(lambda: worker.stats().state == DEAD)
+        for verb in (worker.cancel, worker.pause):
+            with pytest.raises(WorkerError, match="could not be built again in 2 attempts"):
+                result_of(verb("a"))
+        assert "ZeroDivisionError" in worker.stats().reason and listener.failures() == {}
+        assert worker.stop() == {} and worker.stats().state == DEAD
+
+    def test_stopping_does_not_wait_for_the_next_attempt(self, start):
+        engines = [FakeEngine(lambda engine: 1 // 0)]
+        worker = start(engines.pop, build_delays_seconds=(0.0, 3600.0))
+        worker.submit(VideoRequest("a", "red", 20))
+        wait_until(lambda: worker.stats().state == REBUILDING)
+        worker.stop(seconds=WAIT_SECONDS)
+        assert worker.stats().state == STOPPED
+
+
+def test_snapshots_every_zero_chunks():
+    with pytest.raises(ConfigError, match="snapshot_every_chunks"):
+        Worker(FakeEngine, Listener(), snapshot_every_chunks=0)
 
 
 def test_an_engine_that_cannot_be_built_the_first_time():
