@@ -1,6 +1,6 @@
 // The page: reads the sessions and the pool, follows the server's events, and shows what changes.
 
-import { json, onKeyWanted } from "./api.js";
+import { json, onKeyWanted, ServerError } from "./api.js";
 import { CardList } from "./card_list.js";
 import { put } from "./dom.js";
 import { follow } from "./events.js";
@@ -23,13 +23,22 @@ const listProblem = document.getElementById("list-problem");
 const poolProblem = document.getElementById("pool-problem");
 let pool = null;
 let isFollowing = false;
+let totalsFrame = 0;
 
 function changed(session, before) {
   if (session) cards.show(session);
   else cards.remove(before.id);
   const state = session?.state;
   if (before && TOLD[state] && state !== before.state) announce(`${TOLD[state]}: ${session.prompt}`);
-  showTotals(sessions, pool);
+  showTotalsSoon();
+}
+
+/** Once for many changes. */
+function showTotalsSoon() {
+  totalsFrame ||= requestAnimationFrame(() => {
+    totalsFrame = 0;
+    showTotals(sessions, pool);
+  });
 }
 
 function announce(text) {
@@ -41,7 +50,8 @@ async function reload() {
     await sessions.reload();
     hideProblem(listProblem);
   } catch (error) {
-    if (error.status) showProblem(listProblem, error); // a server that does not answer is told of by showConnection
+    if (!(error instanceof ServerError)) throw error;
+    if (error.status) showProblem(listProblem, error); // a server that does not answer shows in the connection
   }
 }
 
@@ -56,8 +66,8 @@ async function readPool() {
   hideProblem(poolProblem);
   if (isFollowing) showConnection("open");
   poolView.show(pool);
-  cards.showHeld(pool.sessions);
-  showTotals(sessions, pool);
+  sessions.putHeld(pool.sessions);
+  showTotalsSoon();
 }
 
 function showConnection(state, seconds) {

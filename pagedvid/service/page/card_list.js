@@ -9,24 +9,17 @@ export class CardList {
     this.empty = document.getElementById("no-sessions");
     this.shared = { sessions, connections: new Connections(), onHighlight };
     this.cards = new Map();
-    this.held = new Map();
   }
 
   show(session) {
     if (!this.cards.has(session.id)) this.#add(session);
-    this.cards.get(session.id).update(session, this.held.get(session.id));
+    this.cards.get(session.id).update(session);
   }
 
   remove(id) {
     this.cards.get(id)?.remove();
     this.cards.delete(id);
     this.empty.hidden = this.cards.size > 0;
-  }
-
-  /** Takes in what the pool says about the sessions' pages. */
-  showHeld(entries) {
-    this.held = new Map(entries.map((entry) => [entry.id, entry]));
-    for (const session of this.shared.sessions.all()) this.show(session);
   }
 
   point(id) {

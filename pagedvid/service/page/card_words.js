@@ -11,10 +11,9 @@ const STATES = {
   cancelled: "cancelled",
 };
 
-/** `held`: what the pool says about the session's pages, if anything. */
-export function stateWords(session, held) {
-  let words = STATES[session.state] ?? session.state;
-  if (session.pause_reason === "no_viewer") words = "paused, nobody watched";
+export function stateWords({ state, pause_reason, held }) {
+  let words = STATES[state] ?? state;
+  if (pause_reason === "no_viewer") words = "paused, nobody watched";
   return held?.state === "swapped" ? `${words}, swapped to host memory` : words;
 }
 

@@ -4,6 +4,8 @@ import { partOf, prefersStillness, put } from "./dom.js";
 import { Player } from "./player.js";
 import { ENDED } from "./sessions.js";
 
+const [SLOWEST, FASTEST] = [0.0625, 16]; // what browsers play
+
 export class Screen {
   constructor(card, session, connections, onMoved) {
     this.video = card.querySelector("video");
@@ -30,9 +32,17 @@ export class Screen {
     this.video.loop = ENDED.has(session.state) && !prefersStillness.matches;
     if (session.width) this.card.style.setProperty("--ratio", session.width / session.height);
     this.video.classList.toggle("small", session.width < 400);
+    this.#setSpeed(session);
     this.player.update(session);
     this.#ask();
     this.#show();
+  }
+
+  /** A session that is made for a viewer of some speed is shown at that speed while it is made. */
+  #setSpeed({ state, live_frames_per_second: speed, frames_per_second }) {
+    const rate = speed && !ENDED.has(state) ? speed / frames_per_second : 1;
+    const allowed = Math.min(FASTEST, Math.max(SLOWEST, rate));
+    if (this.video.playbackRate !== allowed) this.video.playbackRate = this.video.defaultPlaybackRate = allowed;
   }
 
   close() {

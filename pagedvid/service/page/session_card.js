@@ -24,14 +24,14 @@ export class SessionCard {
     this.showActions = prepareActions(this.element, session.id, sessions);
   }
 
-  /** `held`: what the pool says about the session's pages, if anything. */
-  update(session, held) {
+  update(session) {
     this.session = session;
     const { element } = this;
+    const { held } = session;
     element.dataset.state = session.state;
     element.classList.toggle("shares", (held?.shared_pages ?? 0) > 0);
     element.classList.toggle("swapped", held?.state === "swapped");
-    this.#put("state", stateWords(session, held));
+    this.#put("state", stateWords(session));
     this.#put("prompt", session.prompt);
     this.#put("origin", originWords(session, this.sessions.byId.get(session.source_id)));
     this.#put("speed", speedWords(session, this.sessions.rate(session.id)));

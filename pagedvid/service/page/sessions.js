@@ -25,6 +25,7 @@ export class Sessions {
 
   /** Reads the list anew; sessions that are not in it any more are gone. */
   async reload() {
+    const known = [...this.byId.keys()]; // one that is new by the time of the answer may be missing from it
     const listed = [];
     let page;
     do {
@@ -33,7 +34,7 @@ export class Sessions {
       listed.push(...page.data);
     } while (page.has_more && page.data.length && listed.length < MOST_SESSIONS);
     const ids = new Set(listed.map((session) => session.id));
-    for (const id of this.byId.keys()) if (!ids.has(id)) this.#remove(id);
+    for (const id of known) if (!ids.has(id)) this.#remove(id);
     for (const session of listed.reverse()) this.put(session); // oldest first: colors go by age
   }
 
@@ -41,6 +42,15 @@ export class Sessions {
     const before = this.byId.get(session.id);
     this.byId.set(session.id, { ...before, ...session });
     this.onChange(this.byId.get(session.id), before);
+  }
+
+  /** Takes in what the pool says about the sessions' pages, as their `held`, and their credit. */
+  putHeld(entries) {
+    const heldById = new Map(entries.map((entry) => [entry.id, entry]));
+    for (const { id, credit_seconds } of this.byId.values()) {
+      const held = heldById.get(id);
+      this.put({ id, held, credit_seconds: held?.credit_seconds ?? credit_seconds });
+    }
   }
 
   /** Takes in what the server's event says; a promise if there is more to ask for. */
