@@ -1,13 +1,18 @@
-// Each session's own color: hues a golden angle apart, so that the ones next to each other differ most.
+// Each session's own color: hues a golden section apart, so that the ones next to each other differ most.
 
-const GOLDEN_ANGLE = 137.508;
-const FIRST_HUE = 250;
+const GOLDEN_SECTION = 0.618034;
+const FIRST = 0.62;
+const RED_END = 45; // hues up to here, and from RED_START on, say that something is late or wrong
+const RED_START = 365;
 
 const hues = new Map();
 
 /** Hue of a session in degrees; the same for as long as the page is open. */
 export function hueOf(id) {
-  if (!hues.has(id)) hues.set(id, (FIRST_HUE + GOLDEN_ANGLE * hues.size) % 360);
+  if (!hues.has(id)) {
+    const share = (FIRST + GOLDEN_SECTION * hues.size) % 1;
+    hues.set(id, Math.round(RED_END + share * (RED_START - RED_END)));
+  }
   return hues.get(id);
 }
 

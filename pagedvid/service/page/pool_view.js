@@ -48,7 +48,7 @@ export class PoolView {
     this.map.show(runs, grid);
     this.map.canvas.setAttribute("aria-label", `Map of the page pool: ${runs.map((run) => this.#named(run)).join("; ")}`);
     const scale = grid.pagesPerSquare === 1 ? "One square is a page" : `One square is ${count(grid.pagesPerSquare)} pages`;
-    document.getElementById("pool-scale").textContent = `${scale} of ${bytes(pool.page_bytes)}; pages are grouped by session`;
+    document.getElementById("pool-scale").textContent = `${scale} of ${bytes(pool.page_bytes)}`;
     this.#drawHost(grid, width);
     if (!this.isPointed) this.#tell(this.#summary());
   }
