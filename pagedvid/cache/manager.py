@@ -113,11 +113,10 @@ class CacheManager:
         if codecs is None:
             codecs = self.spec.codecs
         instance_of(StreamCodecs, "codecs", codecs, STREAM_CODECS, ConfigError)
-        if commits is not None:
-            commits = list_of(Commit, "commits", commits, "[Commit(num_tokens)]")
-            return num_branches * planned_peak_pages(self.shape, window, codecs, commits)
+        max_chunks, plan = read_plan(max_chunks, commits)
+        if plan is not None:
+            return num_branches * planned_peak_pages(self.shape, window, codecs, plan)
         chunk_tokens = whole_number("chunk_tokens", chunk_tokens, 1)
-        max_chunks = None if max_chunks is None else whole_number("max_chunks", max_chunks, 0)
         return num_branches * peak_pages(self.shape, window, codecs, chunk_tokens, max_chunks)
 
     def fork(self, stream: Stream) -> Stream:

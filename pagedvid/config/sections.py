@@ -173,7 +173,8 @@ class EngineConfig(Section):
     max_batch_tokens: int = setting(2048, whole(1, 2**31 - 1))
     """Most tokens of one batched forward; a single chunk always fits."""
     policy: str = setting("fcfs", one_of(*POLICIES))
-    """Which streams run first: fcfs finishes the oldest first, round_robin advances all of them evenly."""
+    """Which streams run first: fcfs finishes the oldest first, round_robin advances all of them evenly, priority runs
+    those of the highest priority, deadline those whose viewers will stall first."""
     live_admission: str = setting("measured", one_of(*RULES))
     """Whether a live video is refused when, as measured, it would make others stall (measured), or never (all)."""
     concurrent: int | str = setting("auto", one_of("auto") | whole(1, 10**6))

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from pagedvid.arguments import whole_number
 from pagedvid.engine.failures import presentable
-from pagedvid.engine.forward import finished_chunk
+from pagedvid.engine.forward import rest_of_chunk
 from pagedvid.engine.job import Job, PromptChange
 from pagedvid.engine.planning import Plan, Planner
 from pagedvid.engine.recache import recached
@@ -100,7 +100,7 @@ class Changes:
 
     def _switch_prompt(self, job: Job, change: PromptChange) -> None:
         plan = self._planner.plan(replace(job.request, prompt=change.prompt))
-        plan.check_continues(job)
+        plan.check_continues(job.schedule, job.num_rounds_done)
         if change.recache:
             stream = recached(self._planner.model, self._planner.cache, job, plan)
             self._planner.cache.release(job.open_stream())
@@ -116,20 +116,23 @@ class Changes:
                 f"video {job.request.id!r} has {job.num_frames_out} frames; give its continuation {continuation.id!r} "
                 f"more than that (num_frames is {plan.request.num_frames})"
             )
-        plan.check_continues(job)
+        plan.check_continues(job.schedule, job.num_rounds_done)
         return plan
 
     def _lengthen(self, job: Job, plan: Plan) -> None:
-        plan.check_continues(job)
+        plan.check_continues(job.schedule, job.num_rounds_done)
         if job.stream is not None:
             self._planner.extend(job.stream, plan)
         elif job.image is not None:
-            job.image = replace(job.image, max_chunks=plan.schedule.num_commits, commits=plan.commits)
+            job.image = plan.lengthened(job.image)
         was_over = job.is_over
         job.request, job.condition = plan.request, plan.condition
         job.follow(plan.schedule)
+        now = self._planner.clock()
+        if was_over and job.playout is not None:
+            job.playout.owe(now)
         if was_over and job.has_unseen_frames:
-            self._roster.late.append(finished_chunk(self._planner.model, job, max(job.latents.chunks)))
+            self._roster.late.append(rest_of_chunk(self._planner.model, job, now))
 
     def _refusal(self, job: Job, change: PromptChange | Continuation, error: Exception) -> EngineOutput:
         if isinstance(change, Continuation):

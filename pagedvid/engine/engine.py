@@ -83,7 +83,7 @@ class Engine:
         self._residency = Residency(self._planner, self._roster, self.host_memory, self.max_concurrent)
         self._changes = Changes(self._planner, self._roster, self._residency)
         self._rounds = Rounds(self._planner, self._roster, self._residency, self._changes, self._counters)
-        self._is_stuck = False
+        self._stuck_pages: int | None = None  # reserved when nothing could begin; None: not tried yet
 
     # ------------------------------------------------------------------ the loop
 
@@ -94,6 +94,7 @@ class Engine:
         Raises CapacityError when nothing runs and nothing can start because others hold the pages of the cache.
         """
         started = time.perf_counter()
+        self._read_viewers_clocks()
         outputs = self._roster.take_late() + self._residency.admit()
         batch = self._next_batch()
         num_tokens = self._num_tokens(batch)
@@ -118,13 +119,18 @@ class Engine:
     def has_work(self) -> bool:
         """Whether a step would do something. Paused and finished videos are no work, nor are those that wait for the
         pages of such."""
-        roster, could_begin = self._roster, self._roster.waiting or self._residency.swapped()
-        return bool(roster.late or self._residency.runnable() or (could_begin and not self._is_stuck))
+        if self._roster.late or self._residency.runnable():
+            return True
+        could_begin = bool(self._roster.waiting or self._residency.swapped())
+        return could_begin and self._stuck_pages != self.cache.reserved_pages
+
+    def _read_viewers_clocks(self) -> None:
+        now = self._clock()
+        for job in self._roster.jobs.values():
+            job.credit_seconds = None if job.playout is None else job.playout.credit_seconds(now)
 
     def _next_batch(self) -> list[Job]:
-        jobs, now = self._residency.runnable(), self._clock()
-        for job in jobs:
-            job.credit_seconds = None if job.playout is None else job.playout.credit_seconds(now)
+        jobs = self._residency.runnable()
         # The shape of a product decides how it is rounded, and the videos that share a forward decide its shape.
         # A budget of one token keeps them apart, since one video always runs.
         batch = next_batch(jobs, self.policy, 1 if self.reproducible else self.max_batch_tokens)
@@ -141,13 +147,13 @@ class Engine:
     def _stop_trying(self) -> None:
         """Until something changes. Raises CapacityError if nothing in this engine can change it."""
         roster = self._roster
-        self._is_stuck = True
         if roster.waiting and not roster.jobs:
             raise CapacityError(
                 f"request {roster.waiting[0].request.id!r} cannot start although no video is running: streams from "
                 f"outside this engine hold {self.cache.reserved_pages} of {self.cache.pool.num_pages} pages. "
                 "Release them."
             )
+        self._stuck_pages = self.cache.reserved_pages
 
     # ------------------------------------------------------------------ videos come and go
 
@@ -190,7 +196,7 @@ class Engine:
             self._roster.forget_entry(request_id)
         else:
             self._residency.leave(job)
-        self._is_stuck = False
+        self._stuck_pages = None
 
     def close(self) -> None:
         """Cancels everything."""
@@ -213,7 +219,7 @@ class Engine:
     def resume(self, request_id: str) -> None:
         """Undoes `pause`. Raises ConfigError for unknown ids."""
         job = self._roster.job(request_id)
-        self._is_stuck = False
+        self._stuck_pages = None
         if job is None:
             self._roster.unpark(request_id)
             return
@@ -242,7 +248,7 @@ class Engine:
         """
         continuations = list_of(Continuation, "continuations", continuations, "[Continuation('b')]", ConfigError)
         self._changes.fork(request_id, continuations)
-        self._is_stuck = False
+        self._stuck_pages = None
 
     @independent_of_host
     def extend(self, request_id: str, num_frames: int) -> None:
@@ -252,7 +258,7 @@ class Engine:
         the end of a video in another way than on its middle; nothing has changed then.
         """
         self._changes.extend(request_id, num_frames)
-        self._is_stuck = False
+        self._stuck_pages = None
 
     def report_played(self, request_id: str, num_frames: int) -> None:
         """The client has played so many frames of a live video. Raises ConfigError for unknown ids, for videos that are
@@ -289,7 +295,7 @@ class Engine:
 
     def _queue(self, entry: Waiting) -> None:
         self._roster.waiting.append(entry)
-        self._is_stuck = False
+        self._stuck_pages = None
 
 
 def _check_fit(model: VideoModel, cache: PagedKVCache, window: Window) -> None:

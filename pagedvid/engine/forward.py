@@ -54,10 +54,10 @@ def advance_chunks(model: VideoModel, job: Job, predictions: Sequence[Tensor]) -
         job.held.setdefault(hold.chunk, {})[ranges[hold.range].role] = predictions[hold.range]
 
 
-def finished_chunk(model: VideoModel, job: Job, chunk: int) -> ChunkOutput:
+def finished_chunk(model: VideoModel, job: Job, chunk: int, now: float) -> ChunkOutput:
     """The decoded frames of a clean chunk that are not out yet, without given frames and those beyond the video's end.
 
-    Only latent frames that are output are decoded. Raises NonFiniteError.
+    Only latent frames that are output are decoded. `now`: when its viewer gets them. Raises NonFiniteError.
     """
     latents = job.latents.chunks[chunk]
     if not bool(torch.isfinite(latents).all()):
@@ -68,8 +68,15 @@ def finished_chunk(model: VideoModel, job: Job, chunk: int) -> ChunkOutput:
     frames = job.decode(latents[first * geometry.tokens_per_frame : (first + num_frames) * geometry.tokens_per_frame])
     job.num_frames_out += num_frames
     job.num_output_frames += len(frames)
+    if job.playout is not None:
+        job.playout.deliver(len(frames), now)
     is_last = job.num_frames_out == job.request.num_frames
     return ChunkOutput(job.request.id, chunk, frames, is_last, *job.peak_bytes)
+
+
+def rest_of_chunk(model: VideoModel, job: Job, now: float) -> ChunkOutput:
+    """The frames of its last finished chunk that lay beyond the end of a video which is longer now."""
+    return finished_chunk(model, job, max(job.latents.chunks), now)
 
 
 def query_ranges(job: Job, tokens_per_frame: int, first: int) -> list[QueryRange]:

@@ -45,9 +45,12 @@ class Planner:
         return Plan(request, condition, schedule, self.model.geometry)
 
     def entry(self, request: VideoRequest, snapshot: JobSnapshot | None = None) -> Waiting:
-        """A video that is going to begin, or to go on from the snapshot. Raises as `plan`, and CapacityError when it
-        would not fit even alone."""
+        """A video that is going to begin, or to go on from the snapshot. Raises as `plan`, CapacityError when it would
+        not fit even alone, and StateError for a request that the snapshot cannot go on with."""
         plan = self.plan(request)
+        if snapshot is not None:
+            plan.check_continues(self.plan(snapshot.request).schedule, snapshot.num_rounds_done)
+            snapshot = plan.taken_up(snapshot)
         image = None if snapshot is None else snapshot.image
         num_pages = self.num_pages(plan) if image is None else self.cache.image_pages(image)
         if num_pages > self.cache.pool.num_pages:
@@ -124,16 +127,24 @@ class Plan:
         """What each branch will commit, if the schedule says so."""
         return self.schedule.planned_commits(self.geometry.tokens_per_frame)
 
-    def check_continues(self, job: Job) -> None:
-        """Raises StateError unless what the job has done is the beginning of this plan, too."""
-        done = job.num_rounds_done
-        pairs = zip_longest(islice(job.schedule.rounds(), done), islice(self.schedule.rounds(), done))
+    def check_continues(self, schedule: Schedule, num_rounds: int) -> None:
+        """Raises StateError unless the first rounds of a schedule, which are done, are the beginning of this plan."""
+        pairs = zip_longest(islice(schedule.rounds(), num_rounds), islice(self.schedule.rounds(), num_rounds))
         if any(before is None or after is None or _work(before) != _work(after) for before, after in pairs):
             raise StateError(
-                f"video {job.request.id!r} cannot go on to {self.request.num_frames} frames: {done} of its rounds are "
-                "done, and a video of that length is worked on in another order from the start. Extend it earlier, or "
-                "make a new video"
+                f"video {self.request.id!r} cannot go on to {self.request.num_frames} frames: {num_rounds} of its "
+                "rounds are done, and a video of that length is worked on in another order. Extend it earlier, or make "
+                "a new video"
             )
+
+    def taken_up(self, snapshot: JobSnapshot) -> JobSnapshot:
+        """The snapshot with the request and the length of this plan."""
+        image = None if snapshot.image is None else self.lengthened(snapshot.image)
+        return replace(snapshot, request=self.request, image=image)
+
+    def lengthened(self, image: StreamImage) -> StreamImage:
+        """The image of a stream with the length of this plan."""
+        return replace(image, max_chunks=self.schedule.num_commits, commits=self.commits)
 
 
 def _work(round_: Round) -> tuple[object, ...]:
@@ -160,5 +171,5 @@ class Waiting:
     def as_snapshot(self) -> JobSnapshot:
         """Where it begins, or goes on."""
         if self.snapshot is not None:
-            return replace(self.snapshot, request=self.request)
+            return self.snapshot
         return JobSnapshot(self.request, 0, 0, 0, {}, {}, {}, {}, (0, 0), None)

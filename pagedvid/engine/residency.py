@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from dataclasses import replace
 
 from pagedvid.cache.host_memory import HostMemory
+from pagedvid.engine.forward import rest_of_chunk
 from pagedvid.engine.job import Job
 from pagedvid.engine.planning import Plan, Planner, Waiting
 from pagedvid.engine.requests import EngineOutput
@@ -63,7 +63,7 @@ class Residency:
         twin = self._planner.new_job(plan, self._roster.next_number(), job.num_output_frames)
         take_up(twin, progress_of(job), self._cache.device)
         if job.image is not None:
-            twin.image = replace(job.image, max_chunks=plan.schedule.num_commits, commits=plan.commits)
+            twin.image = plan.lengthened(job.image)
             self.host_memory.take(twin.image.num_bytes)
         else:
             twin.stream = self._cache.fork(job.open_stream())
@@ -100,6 +100,8 @@ class Residency:
             job.stream = self._planner.open(entry.plan)
         else:
             job.stream = self._cache.copy_in(self._planner.completed(snapshot.image, job))
+        if job.has_unseen_frames:  # the snapshot was taken of a shorter video
+            self._roster.late.append(rest_of_chunk(self._planner.model, job, self._planner.clock()))
         return job
 
     def _can_begin(self, entry: Waiting) -> bool:

@@ -89,7 +89,8 @@ class Rounds:
         self, job: Job, predictions: Sequence[Tensor], stored: Sequence[tuple[int, Tensor]]
     ) -> list[EngineOutput]:
         job.last_step = self.counters.num_steps
-        model, cache, outputs = self.planner.model, self.planner.cache, []
+        model, cache = self.planner.model, self.planner.cache
+        outputs: list[EngineOutput] = []
         try:
             advance_chunks(model, job, predictions)
             if job.round.drops:
@@ -97,7 +98,8 @@ class Rounds:
             if stored:
                 job.note_stored(cache.spec.shape, stored)
             for chunk in job.round.finished:
-                outputs.append(self._give_out(job, chunk))
+                outputs.append(finished_chunk(model, job, chunk, self.planner.clock()))
+                self.counters.num_chunks_done += 1
             for chunk in job.round.forgets:
                 del job.latents.chunks[chunk]
             job.next_round()
@@ -108,13 +110,6 @@ class Rounds:
         if job.is_over:
             self._end(job)
         return outputs
-
-    def _give_out(self, job: Job, chunk: int) -> EngineOutput:
-        output = finished_chunk(self.planner.model, job, chunk)
-        self.counters.num_chunks_done += 1
-        if job.playout is not None:
-            job.playout.deliver(len(output.frames), self.planner.clock())
-        return output
 
     def _end(self, job: Job) -> None:
         self.counters.num_finished += 1

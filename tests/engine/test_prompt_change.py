@@ -65,7 +65,7 @@ def test_recaching_is_all_or_nothing():
 
 
 def test_recaching_that_does_not_fit_at_the_boundary_is_told_and_the_video_goes_on():
-    engine = toy_engine(num_pages=60, window=(1, 2), reproducible=True)
+    engine = toy_engine(num_pages=110, window=(1, 2), reproducible=True)
     engine.submit(request("a", chunks=5))
     outputs = steps(engine, 10)
     engine.prompt("a", "2", recache=True)

@@ -66,8 +66,8 @@ def test_an_id_that_is_in_use_is_refused():
 
 
 def test_a_snapshot_that_never_fits_is_refused():
-    engine = toy_engine(window=(1, 3))
+    engine = toy_engine(window=(1, 2))
     engine.submit(request("a", chunks=9))
     steps(engine, 20)
     with pytest.raises(CapacityError, match="at its peak"):
-        toy_engine(window=(1, 3), num_pages=20).restore(engine.checkpoint("a"))
+        toy_engine(window=(1, 2), num_pages=20).restore(engine.checkpoint("a"))
