@@ -55,6 +55,10 @@ class ModelError(PagedvidError, RuntimeError):
     """A model raised an error of its own while it worked on a video; other videos are not affected."""
 
 
+class WorkerError(PagedvidError, RuntimeError):
+    """A worker does nothing more: it was stopped, or its engine broke and could not be built again."""
+
+
 class BackendError(PagedvidError, RuntimeError):
     """No attention backend can run here; the message lists each backend's reasons."""
 
