@@ -1,4 +1,4 @@
-"""A soak: random verbs, swaps, faults, restarts and clients of all kinds, and then: is anything left, is anything wrong?"""
+"""A soak: random verbs, swaps, faults, restarts and clients of all kinds. Then: is anything left, is anything wrong?"""
 
 from __future__ import annotations
 
