@@ -1,10 +1,10 @@
 """What is left, and what was wrong, after twenty minutes of everything at once, or after twenty times kill -9?
 
 soak   The sessions of a service over a toy model in this process: users with random verbs, clients that are slow and
-       that vanish, a pool and a host memory that are too small, restarts, and faults: the model raises at a random layer
-       and step, an allocation fails, the disk is full, the bookkeeping is declared wrong, the device is declared lost,
-       an engine cannot be built. Found must be nothing: no page, byte, row, file or thread is left, memory is flat, and
-       videos that no fault concerned have the bytes of a quiet run (tests/service/soak).
+       that vanish, a pool and a host memory that are too small, restarts, and faults: the model raises at a random
+       layer and step, an allocation fails, the disk is full, the bookkeeping is declared wrong, the device is declared
+       lost, an engine cannot be built. Nothing must be found: no page, byte, row, file or thread is left, memory is
+       flat, and videos that no fault concerned have the bytes of a quiet run (tests/service/soak).
 kills  A real `pagedvid serve` with the demo model is killed under load at random moments and started again. Every video
        that it accepted must end complete, once, with the frames of an undisturbed run (tests/service/kills.py).
 
