@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import sys
 from collections.abc import Callable, Iterator
@@ -9,12 +10,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pagedvid.config.sections import Config
+from pagedvid.config.sections import Config, frame_settings
 from pagedvid.errors import ConfigError
 from pagedvid.service.http.settings import ServedModel
 from pagedvid.service.records import SessionLimits, VideoFormat
 
 if TYPE_CHECKING:
+    from pagedvid.engine.engine import Engine
     from pagedvid.engine.protocol import FrameFormat
     from pagedvid.models.build import RunSpec
     from pagedvid.service.events import Event
@@ -38,11 +40,16 @@ def served_model(spec: RunSpec) -> ServedModel:
 def make_sessions(spec: RunSpec, folder: Path) -> Sessions:
     """The sessions under a folder, with a worker that loads the model when it is started."""
     from pagedvid.models.build import build_engine
+    from pagedvid.models.origin import origin_of
+    from pagedvid.service.checkpoint_files import OriginFiles
     from pagedvid.service.sessions import Sessions
     from pagedvid.service.worker import Worker
 
+    def checkpoints(engine: Engine) -> OriginFiles:
+        return OriginFiles(origin_of(spec, engine.model))
+
     def build_worker(on_event: Callable[[Event], None]) -> Worker:
-        return Worker(lambda: build_engine(spec), on_event)
+        return Worker(lambda: build_engine(spec), on_event, checkpoints=checkpoints)
 
     frames = _frames(spec)
     video = VideoFormat(
@@ -50,7 +57,8 @@ def make_sessions(spec: RunSpec, folder: Path) -> Sessions:
         spec.model.geometry.frames_per_chunk,
         _scale(spec),
     )
-    return Sessions(folder, build_worker, video, _limits(spec.config))
+    settings = json.dumps(frame_settings(spec.config), sort_keys=True)
+    return Sessions(folder, build_worker, video, _limits(spec.config), settings=settings)
 
 
 @contextmanager

@@ -13,6 +13,7 @@ from queue import Empty, SimpleQueue
 from threading import Thread
 
 from pagedvid.engine.failures import described
+from pagedvid.engine.states import FINISHED
 from pagedvid.errors import ConfigError, PagedvidError
 from pagedvid.service.errors import StorageError
 from pagedvid.service.forks import Forks
@@ -149,6 +150,6 @@ class Housekeeper:
         return any(
             video.id == session.id
             and video.num_frames == session.num_frames
-            and video.num_frames_out >= video.num_frames
+            and (video.state == FINISHED or video.num_frames_out >= video.num_frames)
             for video in self._parts.worker.stats().videos
         )

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from pagedvid.arguments import one_of, whole_number
 from pagedvid.engine.requests import VideoRequest
-from pagedvid.errors import ConfigError
+from pagedvid.errors import ConfigError, OverloadError
 from pagedvid.service.errors import Busy, StorageError
 from pagedvid.service.parts import Parts, request_of, storage_errors
 from pagedvid.service.records import KINDS, NewSession, SessionRecord
@@ -64,7 +64,10 @@ class Intake:
         """For `accept`: sessions that begin at their beginning."""
         for session in sessions:
             self._parts.watch(session)
-            self._parts.wait(self._parts.worker.submit(request_of(session)))
+            try:
+                self._parts.wait(self._parts.worker.submit(request_of(session)))
+            except OverloadError as error:
+                raise Busy(str(error), self._retry_seconds(), {"live": self._parts.store.num_live() - 1}) from error
 
     def _insert(self, asked: Sequence[Asked]) -> list[str]:
         with self._counting:

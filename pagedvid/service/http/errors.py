@@ -17,7 +17,15 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
-from pagedvid.errors import CapacityError, ConfigError, PagedvidError, PromptError, StateError, WorkerError
+from pagedvid.errors import (
+    CapacityError,
+    ConfigError,
+    OverloadError,
+    PagedvidError,
+    PromptError,
+    StateError,
+    WorkerError,
+)
 from pagedvid.service.errors import Busy, Closing, Conflict, NotFound
 from pagedvid.shown import short, shown
 
@@ -30,6 +38,7 @@ _CODES: tuple[tuple[type[PagedvidError], int, str], ...] = (
     (StateError, 409, "conflict"),
     (Closing, 503, "closing"),
     (Busy, 429, "busy"),
+    (OverloadError, 429, "overload"),
     (WorkerError, 503, "worker"),
     (CapacityError, 400, "does_not_fit"),
     (PromptError, 400, "invalid_prompt"),

@@ -59,6 +59,7 @@ class Observer:
             elif isinstance(event, SessionState):
                 self._take_state(event)
             elif isinstance(event, SessionFailed):
+                self._ended.labels(FAILED).inc()
                 self._forget(event.id)
 
     def frames_per_second(self) -> float:
@@ -84,7 +85,7 @@ class Observer:
             self._accepted.setdefault(event.id, self._clock())
         elif event.state == PAUSED:
             self._latest.pop(event.id, None)
-        elif event.state in (COMPLETED, FAILED, CANCELLED):
+        elif event.state in (COMPLETED, CANCELLED):
             self._ended.labels(event.state).inc()
             self._forget(event.id)
 

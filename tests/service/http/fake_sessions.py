@@ -113,7 +113,7 @@ class FakeSessions:
     def fail(self, id: str) -> None:
         """A session fails."""
         error = SessionError("ModelError", "the model broke")
-        self._change(id, state=FAILED, error=error)
+        self._set(id, state=FAILED, error=error)
         self._tell(SessionFailed(id, error))
 
     @property
