@@ -10,7 +10,7 @@ with cache.commit([stream]) as step:        # reads and stores; published when t
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -28,6 +28,7 @@ from pagedvid.cache.plan import QueryRange, StepPlan, chunk_positions
 from pagedvid.cache.spec import CacheSpec
 from pagedvid.cache.stream import Stream
 from pagedvid.cache.stream_codecs import StreamCodecs
+from pagedvid.cache.stream_image import ChunkImage, StreamImage
 from pagedvid.codecs.assignment import Heads
 from pagedvid.codecs.book import CodecBook
 from pagedvid.codecs.tables_file import load_calibration
@@ -91,6 +92,27 @@ class PagedKVCache(CacheManager):
         """Raises ConfigError for codecs in which this cache cannot store chunks, or whose tables are missing."""
         super().check_codecs(codecs)
         self.book.check(codecs.all(), self.spec.num_layers)
+
+    @independent_of_host
+    def copy_in(self, image: StreamImage) -> Stream:
+        """As `CacheManager.copy_in`; the ropes of the image may be the model's own `RopeTables`.
+
+        Raises ConfigError also for an image from a file that was not given its model's (`StreamImage.with_model`).
+        """
+        instance_of(StreamImage, "image", image, "what `copy_out` returned", ConfigError)
+        layers = range(image.shape.num_layers)
+        return super().copy_in(image.with_chunks(lambda _, chunk: self._with_checked_ropes(chunk, layers)))
+
+    def _with_checked_ropes(self, chunk: ChunkImage, layers: Iterable[int]) -> ChunkImage:
+        missing = [layer for layer in layers if layer not in chunk.ropes]
+        if missing:
+            raise ConfigError(
+                f"chunk {chunk.index} of the image has no rotary tables for layers {missing}, since files hold none; "
+                "give the image those of its model with `image.with_model(rope, tag)`"
+            )
+        checked = self.backend.store.ropes.checked
+        ropes = {layer: None if rope is None else checked(rope) for layer, rope in chunk.ropes.items()}
+        return replace(chunk, ropes=ropes)
 
     @contextmanager
     def step(self, ranges: Sequence[Stream | QueryRange]) -> Iterator[Step]:

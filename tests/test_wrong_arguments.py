@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from pagedvid import CacheSpec, GridRotary, PagedKVCache, QueryRange, StreamCodecs, Window
+from pagedvid.cache.host_memory import HostMemory
 from pagedvid.cache.window import Commit
 from pagedvid.engine.requests import VideoRequest
 from pagedvid.errors import PagedvidError
@@ -84,6 +85,10 @@ CALLS: dict[str, Call] = {
         f"pages_needed({n})": lambda x, n=n: cache().pages_needed(**{**STREAM, n: x}) for n in ("num_branches", *STREAM)
     },
     **{f"{n}(stream)": lambda x, n=n: getattr(cache(), n)(x) for n in ("fork", "release", "fits", "check_codecs")},
+    **{f"{n}(stream)": lambda x, n=n: getattr(cache(), n)(x) for n in ("copy_out", "extend", "own_and_shared_pages")},
+    **{f"{n}(image)": lambda x, n=n: getattr(cache(), n)(x) for n in ("copy_in", "image_pages")},
+    **{f"extend({n})": with_stream(lambda c, s, x, n=n: c.extend(s, **{n: x})) for n in ("max_chunks", "commits")},
+    **fields(HostMemory, {}, "num_bytes"),
     **{f"{n}(ranges)": lambda x, n=n: entered(getattr(cache(), n)(x)) for n in ("denoise", "commit", "step")},
     **{
         f"{n}(chunk)": with_stream(lambda c, s, x, n=n: getattr(c, n)(s, x))

@@ -2,7 +2,7 @@
 
 I1 every page is free, or in one table of one live or pending chunk; tables are as long as the chunk's codecs want
 I2 the reference count of a table is the number of branch histories that hold it
-I3 a stream holds at most its peak; the budget (manager.py) adds up and is at most num_pages
+I3 a stream holds at most its peak; the budget (budget.py) adds up and is at most num_pages
 I4 the page bytes of a live table never change (with debug_checks)
 I5 live chunks are window.live(num_committed) and the pins, minus those dropped early, ascending; each is held by the
    heads whose own window keeps it, and a pin perhaps by more

@@ -57,7 +57,7 @@ class ChunkLedger:
     """Reference counts of the tables of live chunks.
 
     `permanent` references are those that no sliding window can drop (sinks, pins). Their pages are budgeted once,
-    however many streams share them; see cache/manager.py.
+    however many streams share them; see cache/budget.py.
     """
 
     def __init__(self, pool: PagePool) -> None:

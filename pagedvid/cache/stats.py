@@ -57,6 +57,12 @@ def collect_stats(
     )
 
 
+def own_and_shared_pages(stream: Stream, ledger: ChunkLedger) -> tuple[int, int]:
+    """Pages of tables that only this stream holds, and of those that others hold, too."""
+    shared = sum(len(chunk.table.ids_of(ledger.references(chunk) > 1)) for chunk in stream.chunks())
+    return stream.held_pages - shared, shared
+
+
 def _fullest(streams: Sequence[Stream]) -> list[Chunk]:
     """Every chunk once, as the stream has it that keeps most of it: whatever another one keeps, this one does, too."""
     held = sorted((chunk for stream in streams for chunk in stream.chunks()), key=lambda chunk: chunk.num_pages)

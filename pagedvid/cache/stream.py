@@ -149,6 +149,12 @@ class Stream:
         return max(history.num_committed for history in self.branches.values())
 
     @property
+    def pin_pages(self) -> int:
+        """Pages that its pins need, now or once they settle."""
+        histories = self.branches.values()
+        return sum(history.pin_pages(index) for history in histories for index in history.pinned)
+
+    @property
     def permanent_pages(self) -> int:
         """Pages of `permanent`, shared ones included."""
         return sum(part.num_pages for part in self.permanent)

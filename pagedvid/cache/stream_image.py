@@ -1,14 +1,14 @@
-"""A stream as plain data on the host: its pages as bytes, and all that a cache must know to continue it elsewhere.
-
-Tags and rotary tables are not part of it: the model's schedule and the model itself give them again.
-"""
+"""A stream as plain data on the host: its pages as bytes, and all that a cache must know to continue it elsewhere."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 from torch import Tensor
 
+from pagedvid.cache.sizes import KVShape
 from pagedvid.cache.stream_codecs import StreamCodecs
 from pagedvid.cache.window import Commit, Window
 from pagedvid.codecs.assignment import ChunkCodecs
@@ -32,6 +32,15 @@ class ChunkImage:
     """bfloat16 on the CPU."""
     runs: dict[int, tuple[int, ...]]
     digests: tuple[bytes, ...] | None
+    ropes: dict[int, Any] = field(default_factory=dict)
+    """Rotary tables by layer, or None for keys without positions. Not in files: see `StreamImage.with_model`."""
+    tag: Any = None
+    """Not in files either."""
+
+    @property
+    def num_pages(self) -> int:
+        """Number of its pages."""
+        return len(self.records_PB)
 
     @property
     def num_bytes(self) -> int:
@@ -56,6 +65,10 @@ class BranchImage:
 class StreamImage:
     """A whole stream."""
 
+    shape: KVShape
+    """Of the cache that it comes from; another one must have the same."""
+    correction_unit: str
+    """Likewise."""
     window: Window
     codecs: StreamCodecs
     chunk_tokens: int
@@ -64,6 +77,25 @@ class StreamImage:
     branches: dict[str, BranchImage]
 
     @property
+    def num_pages(self) -> int:
+        """Number of pages of all its chunks."""
+        return sum(chunk.num_pages for branch in self.branches.values() for chunk in branch.chunks)
+
+    @property
     def num_bytes(self) -> int:
         """Bytes of all its tensors, which are in host memory."""
         return sum(chunk.num_bytes for branch in self.branches.values() for chunk in branch.chunks)
+
+    def with_model(self, rope: Any, tag: Callable[[str, int], Any]) -> StreamImage:
+        """The image of a file with what files leave out: `rope`, the model's `RopeTables` or None, for all layers, and
+        the tag of every chunk, by branch and chunk index."""
+        ropes = dict.fromkeys(range(self.shape.num_layers), rope)
+        return self.with_chunks(lambda branch, chunk: replace(chunk, ropes=ropes, tag=tag(branch, chunk.index)))
+
+    def with_chunks(self, change: Callable[[str, ChunkImage], ChunkImage]) -> StreamImage:
+        """The image with every chunk replaced by what `change` makes of it, given its branch."""
+        branches = {
+            name: replace(branch, chunks=tuple(change(name, chunk) for chunk in branch.chunks))
+            for name, branch in self.branches.items()
+        }
+        return replace(self, branches=branches)

@@ -42,9 +42,24 @@ class ModelGeometry:
         return self.tokens_per_frame * self.frames_per_chunk
 
 
-Decoder = Callable[[Tensor], np.ndarray]
-"""Clean latents [T, C] of a video's next frames -> output: uint8 [frames, height, width, 3], or latents, float32
-[frames, C, rows, columns]. Every video has its own decoder, called with its frames in order; it may keep state."""
+class Decoder(Protocol):
+    """Makes a video's output of its latents. Every video has its own, called with the video's frames in order, because
+    a causal VAE carries features from chunk to chunk."""
+
+    def __call__(self, latents_TC: Tensor, /) -> np.ndarray:
+        """Clean latents of the video's next frames -> uint8 [frames, height, width, 3], or latents, float32 [frames, C,
+        rows, columns]."""
+        ...
+
+    def state(self) -> dict[str, Tensor]:
+        """What it keeps of the frames so far, by name, on the CPU; empty for a decoder that keeps nothing. Later calls
+        leave these tensors as they are."""
+        ...
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Goes on from the `state` of another decoder of the same model, and leaves its tensors as they are. Raises
+        ConfigError for the state of another kind of decoder."""
+        ...
 
 
 class Attend(Protocol):
@@ -123,8 +138,20 @@ class VideoModel(Protocol):
         ...
 
     def decoder(self, condition: Any) -> Decoder:
-        """A new decoder for one video: a causal VAE carries features from chunk to chunk."""
+        """A new decoder for one video, at its first frame."""
         ...
+
+
+@dataclass(frozen=True)
+class FrameFormat:
+    """What a model's output frames are like."""
+
+    height: int
+    """Pixels, as all sizes here."""
+    width: int
+    frames_per_second: float
+    frames_per_latent: int = 1
+    """Output frames that a latent frame gives; the first one of a video always gives one."""
 
 
 @dataclass(frozen=True)
@@ -143,3 +170,5 @@ class ModelSpec:
     """Whether latents come out rather than frames."""
     pixel_scale: int = 1
     """Enlargement of its frames in files unless settings say otherwise."""
+    frames: FrameFormat | None = None
+    """None where latents come out."""

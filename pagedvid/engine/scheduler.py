@@ -25,6 +25,10 @@ FAR_AHEAD_SECONDS = 8.0
 """Under `deadline`, a video whose viewer has more credit than this runs only when nobody else wants the device."""
 
 
+LIVE_ADMISSION = ("measured", "all")
+"""measured: a live video is refused when the measured time of a token says that others would stall. all: never."""
+
+
 class Schedulable(Protocol):
     """What the scheduler reads of a job that could run."""
 

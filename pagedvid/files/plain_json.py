@@ -1,13 +1,14 @@
-"""Reads one line of a .jsonl file into plain values; what JSON leaves open is refused."""
+"""Reads JSON objects, such as the lines of .jsonl files, into plain values; what JSON leaves open is refused."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Collection
 from typing import Any, NoReturn
 
-from pagedvid.errors import ConfigError
+from pagedvid.errors import ConfigError, listed
 from pagedvid.files.text import check_text
-from pagedvid.shown import short
+from pagedvid.shown import short, shown
 
 MAX_DIGITS = 25
 """Most digits of a whole number; no field needs more, and Python refuses to read very long ones."""
@@ -37,6 +38,22 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         twice = next(name for name in names if names.count(name) > 1)
         raise ConfigError(f'"{short(twice)}" is written twice; remove one of them')
     return fields
+
+
+def object_with(names: Collection[str], value: object, what: str) -> dict[str, Any]:
+    """`value`, if it is an object with exactly these fields. Raises `ConfigError`, which begins with `what`."""
+    if not isinstance(value, dict):
+        raise ConfigError(f"{what} is {shown(value)}; it must be an object with the fields {', '.join(names)}")
+    if differing := sorted(value.keys() ^ set(names)):
+        raise ConfigError(f"{what} has missing or unknown fields: {shown(listed(differing))}")
+    return value
+
+
+def rows_of(length: int, what: str, value: object) -> tuple[tuple[Any, ...], ...]:
+    """`value`, if it is a list of lists of that length, as tuples. Raises `ConfigError`, which begins with `what`."""
+    if not isinstance(value, list) or not all(isinstance(row, list) and len(row) == length for row in value):
+        raise ConfigError(f"{what} is {shown(value)}; it must be a list of lists of {length} values")
+    return tuple(map(tuple, value))
 
 
 def check_texts(value: Any) -> None:

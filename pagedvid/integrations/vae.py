@@ -9,6 +9,8 @@ Axes: F latent frames, C latent channels, R and S rows and columns of the latent
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,7 @@ from pagedvid.errors import ConfigError
 from pagedvid.files.paths import read_json
 from pagedvid.integrations.diffusers_library import load_pretrained
 from pagedvid.integrations.weights_folder import check_after_loading, check_before_loading
-from pagedvid.shown import named
+from pagedvid.shown import named, shown
 
 STREAMING_CLASS = "AutoencoderKLWan"
 CLASSES = (STREAMING_CLASS, "AutoencoderKLHunyuanVideo15")
@@ -110,14 +112,13 @@ class VaeStream:
 
     Between calls the last inputs of every causal convolution are kept, in main memory even if pages are on a GPU: 3.8
     GB in float32 for a video of 480 x 832 pixels of any length. If that is too much for the streams that run together,
-    write latents and decode them with `pagedvid decode`.
+    write latents and decode them with `pagedvid decode`. A call replaces what is kept and never writes into it.
     """
 
     def __init__(self, owner: VideoVae, vae: Any) -> None:
         self._owner, self._vae = owner, vae
         convolutions = [module for module in vae.decoder.modules() if type(module).__name__ == CONVOLUTION]
         self._features: list[Any] = [None] * len(convolutions)
-        self._is_first = True
 
     @torch.no_grad()
     def __call__(self, latents_FCRS: np.ndarray | Tensor) -> np.ndarray:
@@ -129,16 +130,46 @@ class VaeStream:
         features = [_moved(feature, x.device) for feature in self._features]
         parts = []
         for frame in range(x.shape[2]):
-            how = {"first_chunk": True} if self._is_first else {}
-            self._is_first = False
+            is_first = all(feature is None for feature in features)
+            how = {"first_chunk": True} if is_first else {}
             parts.append(self._vae.decoder(x[:, :, frame : frame + 1], feat_cache=features, feat_idx=[0], **how))
         self._features = [_moved(feature, "cpu") for feature in features]
         return _pixels(_unpatched(torch.cat(parts, dim=2), self._vae.config.patch_size or 1)[0])
+
+    def state(self) -> dict[str, Tensor]:
+        """The features by "feature.{number}", and markers as the bytes of their text, uint8, by "marker.{number}"; a
+        convolution that was not used yet has neither."""
+        kept = {number: feature for number, feature in enumerate(self._features) if feature is not None}
+        return {
+            (f"feature.{number}" if isinstance(feature, Tensor) else f"marker.{number}"): _as_tensor(feature)
+            for number, feature in kept.items()
+        }
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Goes on from the `state` of another stream of the same VAE. Raises ConfigError for that of another one."""
+        features: list[Any] = [None] * len(self._features)
+        for name, tensor in state.items():
+            match = re.fullmatch(r"(feature|marker)\.(0|[1-9][0-9]{0,5})", name)
+            number = int(match[2]) if match else len(features)
+            if match is None or number >= len(features):
+                raise ConfigError(
+                    f"{shown(name)} is no state of this VAE, whose {len(features)} convolutions have a feature or a "
+                    "marker each; restore the video with the VAE that it was made with"
+                )
+            features[number] = tensor if match[1] == "feature" else bytes(tensor.tolist()).decode()
+        self._features = features
 
 
 def _moved(feature: Any, device: torch.device | str) -> Any:
     """A feature is a tensor; before a convolution's first use, None or a marker of the library."""
     return feature.to(device) if isinstance(feature, Tensor) else feature
+
+
+def _as_tensor(feature: Any) -> Tensor:
+    """A feature as it is; a marker as the bytes of its text."""
+    if isinstance(feature, Tensor):
+        return feature
+    return torch.tensor(list(str(feature).encode()), dtype=torch.uint8)
 
 
 def _unpatched(x: Tensor, patch: int) -> Tensor:

@@ -53,9 +53,15 @@ def model_spec(config: ModelConfig) -> ModelSpec:
     return spec
 
 
+def model_weights(name: str, weights: Path | None) -> Path | None:
+    """The file or folder of a model's weights: `weights`, or those that ship with pagedvid, if any do. Raises
+    ConfigError."""
+    return weights or _family(name).shipped
+
+
 def model_tables(name: str, weights: Path | None) -> Path | None:
     """The file of klt tables next to the weights; None when there is none. Raises ConfigError."""
-    place = weights or _family(name).shipped
+    place = model_weights(name, weights)
     if place is None:
         return None
     path = (place if is_folder(place) else place.parent) / TABLES_FILE_NAME

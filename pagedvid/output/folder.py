@@ -15,7 +15,7 @@ from typing import Any
 
 from pagedvid.engine.requests import VideoRequest
 from pagedvid.errors import ConfigError
-from pagedvid.output.atomic import remove_stale, replacing, temporary_path
+from pagedvid.files.atomic import remove_stale, replacing, temporary_path
 from pagedvid.output.latents import LatentWriter
 from pagedvid.output.manifest import Manifest, ManifestEntry, json_text
 from pagedvid.output.mp4 import VideoWriter

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
-from pagedvid.output.atomic import replacing
+from pagedvid.files.atomic import replacing
 from pagedvid.output.lettering import escape, one_line, shorten, system_font
 from pagedvid.output.mp4 import count_frames, read_frames
 

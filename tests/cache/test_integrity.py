@@ -78,20 +78,20 @@ def count_a_reference_too_few(cache: PagedKVCache) -> None:
 
 
 def promise_too_much(cache: PagedKVCache) -> None:
-    cache._promised_pages += 1
+    cache._budget.promised_pages += 1
 
 
 def overspend(cache: PagedKVCache) -> None:
     stream = cache.streams[0]
     stream.peak_pages += NUM_PAGES
-    cache._promised_pages += NUM_PAGES
+    cache._budget.promised_pages += NUM_PAGES
 
 
 def hold_more_than_the_peak(cache: PagedKVCache) -> None:
     stream = cache.streams[0]
     less = stream.peak_pages - stream.held_pages + 1
     stream.peak_pages -= less
-    cache._promised_pages -= less
+    cache._budget.promised_pages -= less
 
 
 def count_a_table_too_many(cache: PagedKVCache) -> None:
@@ -134,7 +134,7 @@ def forget_a_pin(cache: PagedKVCache) -> None:
 def forget_a_sink(cache: PagedKVCache) -> None:
     stream = cache.streams[0]
     cache._ledger.make_temporary(stream.permanent[0])
-    cache._promised_pages += stream.permanent[0].num_pages
+    cache._budget.promised_pages += stream.permanent[0].num_pages
     stream.permanent = ()
 
 

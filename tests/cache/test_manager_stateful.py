@@ -1,4 +1,5 @@
-"""Any order of open, denoise, commit, failing commit, fork, pin, drop, replace and release, against a dictionary model.
+"""Any order of open, denoise, commit, failing commit, fork, pin, drop, replace, extend, copies to the host and back,
+and release, against a dictionary model.
 
 After every action: `check()` recomputes invariants I1 to I6 of cache/integrity.py; live chunks, the heads that hold
 them, codecs, bytes, positions, pages in use and the budget equal the model's. Refusals for lack of capacity are
@@ -27,6 +28,7 @@ from pagedvid.cache.plan import QueryRange, RangePlan
 from pagedvid.cache.spec import CacheSpec
 from pagedvid.cache.stream import Stream
 from pagedvid.cache.stream_codecs import StreamCodecs
+from pagedvid.cache.stream_image import StreamImage
 from pagedvid.cache.window import Window
 from pagedvid.codecs.assignment import ChunkCodecs
 from pagedvid.codecs.book import CodecBook
@@ -51,6 +53,7 @@ from tests.cache.stream_simulation import (
 NUM_LAYERS, NUM_KV_HEADS, HEAD_DIM = 2, 2, 16
 NUM_PAGES = 400
 MOST_STREAMS = 5
+MOST_IMAGES = 3
 
 
 @dataclass(frozen=True)
@@ -190,6 +193,13 @@ class StreamModel:
     def __repr__(self) -> str:
         return f"stream {self.stream.id}"
 
+    def copy(self, stream: Stream | None = None) -> StreamModel:
+        """The same chunks on pages of their own, in `stream`."""
+        branches = {name: branch.copy() for name, branch in self.branches.items()}
+        for branch in branches.values():
+            branch.entries = {index: replace(entry, origin=object()) for index, entry in branch.entries.items()}
+        return replace(self, stream=stream, branches=branches)
+
     def settled(self, index: int) -> Form:
         return settled_form(self.codecs, self.window, index)
 
@@ -292,6 +302,7 @@ class CacheMachine(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.models: list[StreamModel] = []
+        self.images: list[tuple[StreamImage, StreamModel]] = []
         self.next_serial = 0
 
     @initialize(kind=st.sampled_from(KINDS_OF_CACHE))
@@ -412,6 +423,49 @@ class CacheMachine(RuleBasedStateMachine):
         self.models.remove(model)
         with pytest.raises(StateError, match="was released"):
             self.cache.release(model.stream)
+
+    @precondition(lambda self: self.models and len(self.images) < MOST_IMAGES)
+    @rule(data=st.data(), is_released=st.booleans())
+    def copy_out(self, data, is_released):
+        model = self.any_model(data)
+        image = self.cache.copy_out(model.stream)
+        assert image.num_pages == model.held()
+        self.images.append((image, model.copy()))
+        if is_released and len(self.models) > 1:
+            self.cache.release(model.stream)
+            self.models.remove(model)
+
+    @precondition(lambda self: self.images and len(self.models) < MOST_STREAMS)
+    @rule(data=st.data(), is_forgotten=st.booleans())
+    def copy_in(self, data, is_forgotten):
+        """On other pages, perhaps several times, with all that happened in between."""
+        image, model = data.draw(st.sampled_from(self.images), label="image")
+        assert self.cache.image_pages(image) == model.peak()
+        refused = self.expect_capacity(model.peak())
+        if refused:
+            with refused:
+                self.cache.copy_in(image)
+            return
+        self.models.append(model.copy(self.cache.copy_in(image)))
+        if is_forgotten:
+            self.images = [kept for kept in self.images if kept[0] is not image]
+
+    @precondition(lambda self: self.models)
+    @rule(data=st.data(), max_chunks=st.sampled_from([None, 1, 3, 6, 9]))
+    def extend(self, data, max_chunks):
+        model = self.any_model(data)
+        planned = replace(model, max_chunks=max_chunks)
+        num_committed = max(branch.num_committed for branch in model.branches.values())
+        if max_chunks is not None and max_chunks < num_committed:
+            expected = pytest.raises(StateError, match="too short")
+        else:
+            expected = self.expect_capacity(planned.peak() - model.peak())
+        if expected:
+            with expected:
+                self.cache.extend(model.stream, max_chunks=max_chunks)
+            return
+        self.cache.extend(model.stream, max_chunks=max_chunks)
+        self.models[self.models.index(model)] = planned
 
     @precondition(lambda self: self.has_chunks())
     @rule(data=st.data())
@@ -631,6 +685,7 @@ class CacheMachine(RuleBasedStateMachine):
         else:
             wanted = (bool(keys), any(name.startswith("klt") for name in keys))
         assert (chunk.alpha is not None, chunk.variance is not None) == wanted
+        assert chunk.ropes == dict.fromkeys(range(NUM_LAYERS))
 
     def teardown(self):
         for model in self.models:

@@ -11,26 +11,30 @@ from tests.engine.latent_bytes import video_of
 from tests.engine.toy_model import FRAMES_PER_CHUNK, TOKENS_PER_FRAME, ToyModel, assert_all_pages_free, toy_engine
 
 
-class RunningSum(ToyModel):
-    """Its frames are sums over all latents of the video so far, as of a VAE that looks back."""
+class Sums:
+    """A decoder whose frames are sums over all latents of the video so far, as of a VAE that looks back."""
 
+    def __init__(self):
+        self.total = torch.zeros(1)
+
+    def __call__(self, latents_TC):
+        frames_Fnc = latents_TC.unflatten(0, (-1, TOKENS_PER_FRAME))
+        sums_F = self.total + frames_Fnc.sum((1, 2)).cumsum(0)
+        self.total = sums_F[-1:]
+        return sums_F.numpy().view(np.uint8).reshape(-1, 1, 4, 1).repeat(3, axis=3)
+
+    def state(self):
+        return {"total": self.total}
+
+    def restore(self, state):
+        self.total = state["total"]
+
+
+class RunningSum(ToyModel):
     def decoder(self, condition):
         if condition.phase == 13:
             raise ValueError("no decoder for 13")
-        total = torch.zeros(1)
-
-        def decode(latents_TC):
-            nonlocal total
-            frames_Fnc = latents_TC.unflatten(0, (-1, TOKENS_PER_FRAME))
-            sums_F = total + frames_Fnc.sum((1, 2)).cumsum(0)
-            total = sums_F[-1:]
-            return self.bytes_of(sums_F)
-
-        return decode
-
-    @staticmethod
-    def bytes_of(sums_F):
-        return sums_F.numpy().view(np.uint8).reshape(-1, 1, 4, 1).repeat(3, axis=3)
+        return Sums()
 
 
 def latents_of(prompt, seed, num_frames):

@@ -14,6 +14,7 @@ from pagedvid.engine.failures import MOST_CHARACTERS, described, presentable
 from pagedvid.engine.requests import RequestFailure, VideoRequest
 from pagedvid.engine.schedule import Round
 from pagedvid.errors import ModelError
+from pagedvid.models.common.stateless_decoder import StatelessDecoder
 from tests.engine.latent_bytes import latents_of_frames, video_of
 from tests.engine.toy_model import ToyCondition, ToyModel, assert_all_pages_free, toy_engine
 
@@ -111,7 +112,7 @@ class Broken(ToyModel):
             self.breaks("decode", condition.prompt)
             return self.decode(latents_TC)
 
-        return decode
+        return StatelessDecoder(decode)
 
 
 @lru_cache

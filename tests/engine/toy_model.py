@@ -25,6 +25,7 @@ from pagedvid.engine.protocol import Attend, Decoder, ModelGeometry
 from pagedvid.engine.schedule import Range
 from pagedvid.errors import PromptError
 from pagedvid.models.common.chunk_by_chunk import ChunkByChunk
+from pagedvid.models.common.stateless_decoder import StatelessDecoder
 from pagedvid.paged_kv_cache import PagedKVCache
 from tests.engine.latent_bytes import frames_of_latents
 
@@ -136,7 +137,7 @@ class ToyModel(ChunkByChunk):
         return clean + (next_noise_level / noise_level) * (latents_TC - clean)
 
     def decoder(self, condition: ToyCondition) -> Decoder:
-        return self.decode
+        return StatelessDecoder(self.decode)
 
     def decode(self, latents_TC: Tensor) -> np.ndarray:
         return frames_of_latents(latents_TC, len(latents_TC) // TOKENS_PER_FRAME)

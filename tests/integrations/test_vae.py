@@ -121,6 +121,56 @@ def test_streams_do_not_disturb_each_other(tmp_path):
     assert not np.array_equal(alone[0], alone[1])
 
 
+@pytest.mark.parametrize("name", ["wan", "wan22"])
+@pytest.mark.parametrize("num_before", range(5))
+def test_a_stream_that_is_restored_from_a_file_goes_on_bit_by_bit(name, num_before, tmp_path):
+    VAES[name]().save_pretrained(tmp_path)
+    vae = VideoVae(tmp_path)
+    latents = torch.randn(5, 4, 2, 4, generator=torch.Generator().manual_seed(1))
+    stream, restored = vae.stream(), vae.stream()
+    if num_before:
+        stream(latents[:num_before])
+        restored(latents[3:])  # of another video, to be forgotten
+    save_file({key: tensor.contiguous() for key, tensor in stream.state().items()}, tmp_path / "state.safetensors")
+    restored.restore(load_file(tmp_path / "state.safetensors"))
+    assert np.array_equal(restored(latents[num_before:]), stream(latents[num_before:]))
+
+
+def test_the_state_of_a_stream_has_features_and_markers(tmp_path):
+    """The library marks convolutions over time that get their first features with the next latent frame."""
+    VAES["wan"]().save_pretrained(tmp_path)
+    stream = VideoVae(tmp_path).stream()
+    assert stream.state() == {}
+    kinds = []
+    for _ in range(2):
+        stream(torch.zeros(1, 4, 2, 2))
+        kinds.append({name.partition(".")[0] for name in stream.state()})
+    assert kinds == [{"feature", "marker"}, {"feature"}]
+
+
+def test_a_state_stays_as_it_is_while_its_stream_goes_on(tmp_path):
+    VAES["wan"]().save_pretrained(tmp_path)
+    draw = torch.Generator().manual_seed(1)
+    first, second, third = (torch.randn(1, 4, 2, 4, generator=draw) for _ in range(3))
+    vae = VideoVae(tmp_path)
+    streams = [vae.stream() for _ in range(3)]
+    streams[0](first)
+    state = streams[0].state()
+    before = {name: tensor.clone() for name, tensor in state.items()}
+    for stream in streams[1:]:
+        stream.restore(state)
+    assert not np.array_equal(streams[1](second), streams[2](third))
+    streams[0](third)
+    assert all(torch.equal(state[name], before[name]) for name in before)
+
+
+@pytest.mark.parametrize("name", ["feature.1000000", "feature.99", "total", "feature.01", "marker.-1"])
+def test_a_state_of_another_decoder_is_refused(name, tmp_path):
+    VAES["wan"]().save_pretrained(tmp_path)
+    with pytest.raises(ConfigError, match=f"'{name}' is no state of this VAE, whose [0-9]+ convolutions"):
+        VideoVae(tmp_path).stream().restore({name: torch.zeros(1)})
+
+
 def test_without_what_went_before_a_chunk_would_look_different(tmp_path):
     VAES["wan"]().save_pretrained(tmp_path)
     vae = VideoVae(tmp_path)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from pagedvid.engine.requests import VideoRequest
-from pagedvid.output.atomic import replacing
+from pagedvid.files.atomic import replacing
 from pagedvid.output.latents import LatentWriter, read_latents
 from pagedvid.output.manifest import Manifest, ManifestEntry
 from pagedvid.output.mp4 import VideoWriter, read_frames, write_errors

@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pagedvid.errors import ConfigError
+from pagedvid.files.atomic import temporary_path
 from pagedvid.output import mp4
-from pagedvid.output.atomic import temporary_path
 from pagedvid.output.mp4 import VideoWriter, count_frames, enlarge, frame_rate, read_frames, write_errors
 
 COLORS = np.array([[230, 30, 35], [40, 200, 70], [50, 100, 255], [245, 245, 245]], dtype=np.uint8)

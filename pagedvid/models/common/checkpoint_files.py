@@ -5,6 +5,7 @@ What pagedvid writes, or is given with a request, may be in the same folder: tab
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
@@ -42,15 +43,22 @@ def checkpoint_files(path: Path) -> tuple[Path, ...]:
     return (readable_file(path, _ADVICE),)
 
 
+def files_of_part(path: Path) -> tuple[Path, ...]:
+    """All files with weights and settings of a model, text encoder or VAE at `path`, a checkpoint or a folder in
+    whatever layout. Raises ConfigError."""
+    if not is_folder(path):
+        return checkpoint_files(path)
+    entries = _entries(path)
+    settings = [entry for entry in entries if entry.name == "config.json"]
+    return (*settings, *_weights_among(entries))
+
+
 def _files_in(folder: Path) -> tuple[Path, ...]:
-    try:
-        entries = sorted(entry for entry in folder.iterdir() if not entry.name.startswith("."))
-    except OSError as error:
-        raise ConfigError(f"{named(folder)} cannot be read: {error.strerror}; {_ADVICE}") from error
+    entries = _entries(folder)
     indices = [entry for entry in entries if entry.name.endswith(INDEX_SUFFIX)]
     if len(indices) == 1:
         return _indexed_files(indices[0])
-    weights = [entry for entry in entries if entry.suffix in SUFFIXES and not _is_something_else(entry)]
+    weights = _weights_among(entries)
     if not indices and len(weights) == 1:
         return (readable_file(weights[0]),)
     found = indices or weights or [entry for entry in entries if is_file(entry)]
@@ -58,6 +66,18 @@ def _files_in(folder: Path) -> tuple[Path, ...]:
         f"{named(folder)} holds no single checkpoint: expected one *{INDEX_SUFFIX} with its shards, or one file that "
         f"ends in {ALLOWED}; found {listed([file.name for file in found])}. Name the file itself."
     )
+
+
+def _entries(folder: Path) -> list[Path]:
+    """What is in a folder, without hidden files, by name. Raises ConfigError."""
+    try:
+        return sorted(entry for entry in folder.iterdir() if not entry.name.startswith("."))
+    except OSError as error:
+        raise ConfigError(f"{named(folder)} cannot be read: {error.strerror}; {_ADVICE}") from error
+
+
+def _weights_among(entries: Sequence[Path]) -> list[Path]:
+    return [entry for entry in entries if entry.suffix in SUFFIXES and not _is_something_else(entry)]
 
 
 def _is_something_else(file: Path) -> bool:

@@ -17,6 +17,7 @@ from typing_extensions import override
 from pagedvid.engine.protocol import Attend, Decoder, ModelGeometry
 from pagedvid.engine.schedule import Range
 from pagedvid.models.common.chunk_by_chunk import ChunkByChunk, check_whole_chunks, chunk_noise
+from pagedvid.models.common.stateless_decoder import StatelessDecoder
 from pagedvid.models.demo.captions import read_prompt
 from pagedvid.models.demo.network import Expectation, Transformer, demo_rotary
 from pagedvid.models.demo.spec import GRID_SIZE, NUM_DENOISE_STEPS, geometry_of, images_of, noise_levels
@@ -73,7 +74,7 @@ class DemoModel(ChunkByChunk):
 
     def decoder(self, condition: Expectation) -> Decoder:
         """`decode`: a frame needs nothing of the others."""
-        return self.decode
+        return StatelessDecoder(self.decode)
 
     def decode(self, latents_TC: Tensor) -> np.ndarray:
         """Frames of clean latents, uint8 [frames, 32, 32, 3]."""

@@ -17,6 +17,7 @@ from pagedvid.engine.protocol import Attend, Decoder
 from pagedvid.engine.schedule import Range, Schedule
 from pagedvid.errors import ConfigError, PromptError
 from pagedvid.models.common.chunk_by_chunk import check_whole_chunks, chunk_noise
+from pagedvid.models.common.stateless_decoder import StatelessDecoder
 from pagedvid.models.common.text_encoder import TextEncoder
 from pagedvid.models.magi1.conditioning import MagiCondition, read_captions, read_prefix
 from pagedvid.models.magi1.network import MagiNetwork, RangeInputs, magi_rotary
@@ -104,7 +105,7 @@ class MagiModel:
 
     def decoder(self, condition: MagiCondition) -> Decoder:
         """`decode`: the output is the latents themselves."""
-        return self.decode
+        return StatelessDecoder(self.decode)
 
     def decode(self, latents_TC: Tensor) -> np.ndarray:
         """Latent frames, float32 [frames, C, H, W]."""

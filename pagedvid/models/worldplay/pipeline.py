@@ -21,6 +21,7 @@ from pagedvid.engine.protocol import Attend, Decoder, ModelGeometry
 from pagedvid.engine.schedule import Range, Schedule
 from pagedvid.models.common.chunk_by_chunk import chunk_noise
 from pagedvid.models.common.latent_grid import LatentGrid
+from pagedvid.models.common.stateless_decoder import StatelessDecoder
 from pagedvid.models.worldplay.camera import CameraProjection
 from pagedvid.models.worldplay.conditions import Condition, image_grid, read_inputs, states
 from pagedvid.models.worldplay.layers import AttendTwice
@@ -158,7 +159,7 @@ class WorldPlayModel(ABC):
 
     def decoder(self, condition: Condition) -> Decoder:
         """`decode`: the output is the latents themselves."""
-        return self.decode
+        return StatelessDecoder(self.decode)
 
     def decode(self, latents_TC: Tensor) -> np.ndarray:
         """Latents of clean frames, float32 [frames, channels, rows, columns]."""

@@ -20,12 +20,13 @@ from pagedvid.engine.schedule import Range
 from pagedvid.integrations.diffusers import install
 from pagedvid.models.common.chunk_by_chunk import check_whole_chunks, chunk_noise
 from pagedvid.models.common.latent_grid import LatentGrid
+from pagedvid.models.common.stateless_decoder import StatelessDecoder
 from pagedvid.models.common.text_encoder import TextEncoder
 from pagedvid.models.wan.base.spec import FRAMES_PER_LATENT, WanSettings, shape_of
 from pagedvid.models.wan.base.text import PromptReader
 
-LatentDecoder = Callable[[Tensor], np.ndarray]
-"""Latents of the next chunk of one video, float32 [F, C, R, S] -> frames uint8 [N, height, width, 3]."""
+LatentDecoder = Decoder
+"""A decoder of latent frames: those of the video's next chunk, float32 [F, C, R, S] -> uint8 [N, height, width, 3]."""
 
 
 @dataclass(frozen=True)
@@ -124,8 +125,9 @@ class WanModel(ABC):
 
     def decoder(self, condition: Condition) -> Decoder:
         """A new decoder for one video; without a VAE its output is latents, float32 [F, C, R, S]."""
-        decode = _as_they_are if self._new_decoder is None else self._new_decoder()
-        return lambda latents_TC: decode(self.grid_of(latents_TC).float())
+        if self._new_decoder is None:
+            return StatelessDecoder(lambda latents_TC: self.grid_of(latents_TC).float().contiguous().cpu().numpy())
+        return _TokenDecoder(self.grid_of, self._new_decoder())
 
     # ------------------------------------------------------------------ for models
 
@@ -147,5 +149,18 @@ class WanModel(ABC):
         return torch.cat(draws, dim=1).to(self._placement.device)
 
 
-def _as_they_are(latents_FCRS: Tensor) -> np.ndarray:
-    return latents_FCRS.contiguous().cpu().numpy()
+@dataclass(frozen=True)
+class _TokenDecoder:
+    """A decoder of latent frames as a decoder of tokens."""
+
+    grid_of: Callable[[Tensor], Tensor]
+    frames: LatentDecoder
+
+    def __call__(self, latents_TC: Tensor, /) -> np.ndarray:
+        return self.frames(self.grid_of(latents_TC).float())
+
+    def state(self) -> dict[str, Tensor]:
+        return self.frames.state()
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        self.frames.restore(state)

@@ -10,6 +10,7 @@ import torch
 
 from pagedvid.engine.schedule import Range
 from pagedvid.errors import ConfigError, ShapeError
+from pagedvid.models.common.stateless_decoder import StatelessDecoder
 from pagedvid.models.wan.base.spec import shape_of
 from tests.models.wan.base.forwards import denoise_after_commits, relative_error
 from tests.models.wan.base.tiny import (
@@ -106,7 +107,7 @@ def test_latents_or_decoded_frames_go_out(name):
             seen.append(latents_FCRS.clone())
             return np.full((4 * len(latents_FCRS), 8, 8, 3), len(seen), np.uint8)
 
-        return decode
+        return StatelessDecoder(decode)
 
     videos = {id: embeddings(number, BRANCHES[name]) for number, id in enumerate(("a", "b"))}
     num_frames = [2 * FRAMES_PER_CHUNK, FRAMES_PER_CHUNK]

@@ -25,6 +25,17 @@ def publish(path: Path) -> None:
     with temporary.open("rb") as file:
         os.fsync(file.fileno())
     temporary.replace(path)
+    with suppress(OSError):  # some file systems cannot do it, and the file is complete under its name in any case
+        _force_names(path.parent)
+
+
+def _force_names(folder: Path) -> None:
+    """Forces the names of a folder's files to disk, so that a rename survives a loss of power. Raises OSError."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def discard(path: Path) -> None:

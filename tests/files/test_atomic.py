@@ -2,7 +2,7 @@
 
 import pytest
 
-from pagedvid.output.atomic import discard, remove_stale, replacing, temporary_path
+from pagedvid.files.atomic import discard, remove_stale, replacing, temporary_path
 
 
 def test_the_file_appears_at_the_end(tmp_path):
