@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from pagedvid.errors import ConfigError
-from pagedvid.output import atomic
+from pagedvid.files import atomic
 
 
 def read_latents(path: Path) -> tuple[NDArray[np.float32], float]:

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pagedvid.errors import ConfigError
-from pagedvid.output import atomic
+from pagedvid.files import atomic
 
 if TYPE_CHECKING:
     import av
