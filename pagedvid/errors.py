@@ -28,6 +28,10 @@ class CapacityError(PagedvidError):
     """The pool cannot reserve the pages that were asked for; nothing was reserved."""
 
 
+class OverloadError(CapacityError):
+    """One more live video would make others stall; nothing was changed. It may be admitted later."""
+
+
 class StateError(PagedvidError, RuntimeError):
     """A call is not possible in the state of the stream or step (released stream, nested step, invisible chunk)."""
 
@@ -49,6 +53,10 @@ class IntegrityError(PagedvidError, AssertionError):
 
 class ModelError(PagedvidError, RuntimeError):
     """A model raised an error of its own while it worked on a video; other videos are not affected."""
+
+
+class WorkerError(PagedvidError, RuntimeError):
+    """A worker does nothing more: it was stopped, or its engine broke and could not be built again."""
 
 
 class BackendError(PagedvidError, RuntimeError):

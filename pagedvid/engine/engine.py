@@ -1,42 +1,43 @@
 """The engine: continuous batching of the rounds of many videos. `step` is the whole loop.
 
 The model says what a round is (engine/schedule.py). Streams join and leave between any two steps; each is at its own
-round, and denoise steps of some share a forward with commit passes of others. A chunk is yielded as soon as it is
+round, and denoise steps of some share a forward with commit passes of others. A chunk is given out as soon as it is
 clean. Other videos in the same batch change a video's frames by rounding at most, and not at all in a reproducible
 engine.
+
+A video can be paused, continued by others, sent on with another prompt or made longer while it is made. Such changes
+wait for its next chunk boundary: the rounds of a chunk that has begun are finished as they were.
 """
 
 from __future__ import annotations
 
-import logging
 import time
-from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
-from torch import Tensor
-
-from pagedvid.arguments import instance_of, one_of, whole_number
+from pagedvid.arguments import instance_of, list_of, one_of, whole_number
+from pagedvid.cache.host_memory import HostMemory
 from pagedvid.cache.window import Window
-from pagedvid.engine.failures import described, presentable
-from pagedvid.engine.forward import advance_chunks, finished_chunk, packed_forward
-from pagedvid.engine.job import Job, Waiting, plan, start
+from pagedvid.engine.changes import Changes
+from pagedvid.engine.job import Job
+from pagedvid.engine.live_admission import require_sustained
+from pagedvid.engine.pace import Pace
+from pagedvid.engine.planning import Planner, Waiting
 from pagedvid.engine.protocol import VideoModel
-from pagedvid.engine.requests import (
-    EngineOutput,
-    EngineStats,
-    RequestFailure,
-    VideoRequest,
-)
-from pagedvid.engine.scheduler import POLICIES, admit_in_order, next_batch
-from pagedvid.errors import CapacityError, ConfigError, IntegrityError, ModelError, PagedvidError
+from pagedvid.engine.requests import Continuation, EngineOutput, EngineStats, VideoRequest, VideoStatus
+from pagedvid.engine.residency import Residency
+from pagedvid.engine.roster import Roster
+from pagedvid.engine.rounds import Counters, Rounds
+from pagedvid.engine.scheduler import LIVE_ADMISSION, POLICIES, count_waits, next_batch
+from pagedvid.engine.snapshot import JobSnapshot, on_host, progress_of
+from pagedvid.engine.status import statuses
+from pagedvid.errors import CapacityError, ConfigError
 from pagedvid.host_state import independent_of_host
 from pagedvid.paged_kv_cache import PagedKVCache
-
-logger = logging.getLogger(__name__)
+from pagedvid.units import parse_bytes
 
 
 class Engine:
-    """Generates many videos at once with one model and one cache."""
+    """Generates many videos at once with one model and one cache. Not thread-safe."""
 
     def __init__(
         self,
@@ -49,28 +50,22 @@ class Engine:
         max_concurrent: int | None = None,
         num_denoise_steps: int | None = None,
         reproducible: bool = False,
+        host_memory: int | str = 0,
+        live_admission: str = "measured",
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Raises ConfigError for a window longer than the model was trained on, and for a cache made for another model.
 
         `max_batch_tokens`: most packed tokens of one forward; a single video always runs. `policy`: one of
-        `scheduler.POLICIES`. `max_concurrent`: most streams open at once; None: as many as the memory holds.
-        `num_denoise_steps`: None: the model's own number. `reproducible`: each video has its forwards to itself, so
-        that its frames are the same to the last bit whatever else runs. This holds on one machine with one number of
-        threads, one backend and one size of scratch.
+        `scheduler.POLICIES`. `max_concurrent`: most videos that are worked on at once; None: as many as the memory
+        holds. `num_denoise_steps`: None: the model's own number. `reproducible`: each video has its forwards to itself,
+        so that its frames are the same to the last bit whatever else runs. This holds on one machine with one number of
+        threads, one backend and one size of scratch. `host_memory`: bytes for the pages of videos that are swapped out,
+        or text such as "8GiB". `live_admission`: one of `scheduler.LIVE_ADMISSION`. `clock`: seconds, by which viewers'
+        clocks run.
         """
         one_of(tuple(POLICIES), "policy", policy, ConfigError)
-        geometry, spec = model.geometry, cache.spec
-        wanted = (geometry.num_layers, geometry.num_query_heads, geometry.num_kv_heads, geometry.head_dim)
-        given = (spec.num_layers, spec.query_heads, spec.num_kv_heads, spec.head_dim)
-        if wanted != given:
-            raise ConfigError(
-                f"the cache was made for {given} layers, query heads, KV heads and head_dim; {model.name} has {wanted}"
-            )
-        if window.positions == "window" and window.max_chunks + 1 > model.max_window_chunks:
-            raise ConfigError(
-                f"sink_chunks {window.sink_chunks} + recent_chunks {window.recent_chunks} + the current chunk exceed "
-                f"the {model.max_window_chunks} chunks that {model.name} was trained on; lower one of them"
-            )
+        _check_fit(model, cache, window)
         self.model = model
         self.cache = cache
         self.window = window
@@ -79,205 +74,244 @@ class Engine:
         self.max_concurrent = _whole_or_none("max_concurrent", max_concurrent)
         self.num_denoise_steps = _whole_or_none("num_denoise_steps", num_denoise_steps)
         self.reproducible = reproducible
-        self._waiting: deque[Waiting] = deque()
-        self._running: dict[int, Job] = {}
-        self._ids: set[str] = set()  # of requests that are waiting or running
-        self._num_started = self._num_finished = self._num_failed = self._num_chunks_done = self._num_steps = 0
-        self._step_seconds = self._forward_seconds = 0.0
+        self.host_memory = HostMemory(parse_bytes(host_memory))
+        self.pace = Pace()
+        self._clock = clock
+        self._live_admission = one_of(LIVE_ADMISSION, "live_admission", live_admission, ConfigError)
+        self._roster, self._counters = Roster(), Counters()
+        self._planner = Planner(model, cache, window, self.num_denoise_steps, clock)
+        self._residency = Residency(self._planner, self._roster, self.host_memory, self.max_concurrent)
+        self._changes = Changes(self._planner, self._roster, self._residency)
+        self._rounds = Rounds(self._planner, self._roster, self._residency, self._changes, self._counters)
+        self._stuck_pages: int | None = None  # reserved when nothing could begin; None: not tried yet
 
     # ------------------------------------------------------------------ the loop
 
     @independent_of_host
     def step(self) -> list[EngineOutput]:
-        """One batched forward and what it finished. Returns [] while chunks are still noisy."""
+        """One batched forward and what it finished. Returns [] while chunks are still noisy.
+
+        Raises CapacityError when nothing runs and nothing can start because others hold the pages of the cache.
+        """
         started = time.perf_counter()
-        outputs = self._admit_waiting()
+        self._read_viewers_clocks()
+        outputs = self._roster.take_late() + self._residency.admit()
         batch = self._next_batch()
+        num_tokens = self._num_tokens(batch)
         if batch:
-            outputs += self._run(batch)
-        self._num_steps += 1
+            outputs += self._rounds.run(batch)
+        elif not outputs:
+            self._stop_trying()
+        self._counters.num_steps += 1
         if self.cache.spec.debug_checks:
             self.cache.check()
-        self._step_seconds += time.perf_counter() - started
+        seconds = time.perf_counter() - started
+        self._counters.step_seconds += seconds
+        self.pace.record(*num_tokens, seconds)
         return outputs
 
     def run(self) -> Iterator[EngineOutput]:
-        """Steps until nothing is left, yielding each finished chunk and each failure at once."""
+        """Steps until nothing is left to do, yielding each finished chunk and each failure at once."""
         while self.has_work:
             yield from self.step()
 
-    # ------------------------------------------------------------------ requests
-
-    @independent_of_host
-    def submit(self, request: VideoRequest) -> None:
-        """Queues a video. Raises PromptError, ConfigError, CapacityError when it would not fit even alone, and
-        ModelError for any other error of the model."""
-        instance_of(VideoRequest, "request", request, "VideoRequest('a', 'a red circle', 48)", ConfigError)
-        if request.id in self._ids:
-            raise ConfigError(f"request {request.id!r} is still waiting or running; use another id, or cancel it first")
-        try:
-            entry = plan(request, self.model, self.cache, self.window, self.num_denoise_steps)
-        except PagedvidError:
-            raise
-        except Exception as error:
-            raise ModelError(f"request {request.id!r} cannot be prepared: {described(error)}") from error
-        needed = entry.num_pages
-        if needed > self.cache.pool.num_pages:
-            raise CapacityError(
-                f"request {request.id!r} needs {needed} pages at its peak; the pool has {self.cache.pool.num_pages}. "
-                "Give the cache more memory, use fewer bits or a shorter window."
-            )
-        self._ids.add(request.id)
-        self._waiting.append(entry)
-
-    def cancel(self, request_id: str) -> None:
-        """Drops a request, waiting or running; its pages are free at once. Unknown or finished ids: ConfigError."""
-        for entry in self._waiting:
-            if entry.request.id == request_id:
-                self._waiting.remove(entry)
-                self._ids.discard(request_id)
-                return
-        for job in self._running.values():
-            if job.request.id == request_id:
-                self._leave(job)
-                return
-        raise ConfigError(f"request {request_id!r} is neither waiting nor running")
-
-    def close(self) -> None:
-        """Cancels everything."""
-        self._waiting.clear()
-        for job in list(self._running.values()):
-            self._leave(job)
-        self._ids.clear()
-
     @property
     def has_work(self) -> bool:
-        """Whether any request is waiting or running."""
-        return bool(self._waiting or self._running)
+        """Whether a step would do something. Paused and finished videos are no work, nor are those that wait for the
+        pages of such."""
+        if self._roster.late or self._residency.runnable():
+            return True
+        could_begin = bool(self._roster.waiting or self._residency.swapped())
+        return could_begin and self._stuck_pages != self.cache.reserved_pages
 
-    def stats(self) -> EngineStats:
-        """The engine's counters; reading them changes nothing."""
-        return EngineStats(
-            num_waiting=len(self._waiting),
-            num_running=len(self._running),
-            num_finished=self._num_finished,
-            num_failed=self._num_failed,
-            num_chunks_done=self._num_chunks_done,
-            num_steps=self._num_steps,
-            forward_seconds=self._forward_seconds,
-            step_seconds=self._step_seconds,
-        )
+    def _read_viewers_clocks(self) -> None:
+        now = self._clock()
+        for job in self._roster.jobs.values():
+            job.credit_seconds = None if job.playout is None else job.playout.credit_seconds(now)
 
-    # ------------------------------------------------------------------ parts of a step
+    def _next_batch(self) -> list[Job]:
+        jobs = self._residency.runnable()
+        # The shape of a product decides how it is rounded, and the videos that share a forward decide its shape.
+        # A budget of one token keeps them apart, since one video always runs.
+        batch = next_batch(jobs, self.policy, 1 if self.reproducible else self.max_batch_tokens)
+        count_waits(jobs, batch)
+        return batch
 
-    def _admit_waiting(self) -> list[EngineOutput]:
-        """Opens streams in order of arrival while a slot and pages are free; the first that does not fit waits.
+    def _num_tokens(self, batch: Sequence[Job]) -> tuple[int, int]:
+        """Of the batch's denoise steps, and of its commit passes."""
+        frames = {False: 0, True: 0}
+        for part in (part for job in batch for part in job.round.ranges):
+            frames[part.commits] += len(part.frames)
+        return frames[False] * self.model.geometry.tokens_per_frame, frames[True] * self.model.geometry.tokens_per_frame
 
-        Returns the requests that failed on the way. Raises CapacityError when nothing runs and nothing can start.
-        """
-        failures: list[EngineOutput] = []
-        for entry in admit_in_order(self._waiting, self._can_start):
-            try:
-                job = start(entry, self._num_started, self.model, self.cache)
-            except Exception as error:
-                self._ids.discard(entry.request.id)
-                failures.append(self._report(entry.request, error))
-            else:
-                self._running[job.number] = job
-                self._num_started += 1
-        if self._waiting and not self._running and not failures:
+    def _stop_trying(self) -> None:
+        """Until something changes. Raises CapacityError if nothing in this engine can change it."""
+        roster = self._roster
+        if roster.waiting and not roster.jobs:
             raise CapacityError(
-                f"request {self._waiting[0].request.id!r} cannot start although no video is running: streams from "
+                f"request {roster.waiting[0].request.id!r} cannot start although no video is running: streams from "
                 f"outside this engine hold {self.cache.reserved_pages} of {self.cache.pool.num_pages} pages. "
                 "Release them."
             )
-        return failures
+        self._stuck_pages = self.cache.reserved_pages
 
-    def _can_start(self, entry: Waiting) -> bool:
-        has_slot = self.max_concurrent is None or len(self._running) < self.max_concurrent
-        return has_slot and self.cache.fits(entry.num_pages)
+    # ------------------------------------------------------------------ videos come and go
 
-    def _next_batch(self) -> list[Job]:
-        # The shape of a product decides how it is rounded, and the videos that share a forward decide its shape.
-        # A budget of one token keeps them apart, since one video always runs.
-        budget = 1 if self.reproducible else self.max_batch_tokens
-        return next_batch(self._running.values(), self.policy, budget)
+    @independent_of_host
+    def submit(self, request: VideoRequest) -> None:
+        """Queues a video. Raises PromptError, ConfigError, CapacityError when it would not fit even alone,
+        OverloadError for a live one that would make others stall, and ModelError for any other error of the model."""
+        instance_of(VideoRequest, "request", request, "VideoRequest('a', 'a red circle', 48)", ConfigError)
+        self._roster.require_new(request.id)
+        entry = self._planner.entry(request)
+        if self._live_admission == "measured":
+            require_sustained(entry, self._roster, self.pace)
+        self._queue(entry)
 
-    def _run(self, batch: Sequence[Job]) -> list[EngineOutput]:
-        """Runs a batch. If it fails, its jobs are run one by one, so that only the culprit fails."""
-        try:
-            predictions, seconds = packed_forward(self.model, self.cache, batch)
-        except IntegrityError:
-            raise  # the bookkeeping itself is wrong, so no single video is at fault and none is safe
-        except Exception as error:
-            if len(batch) == 1:
-                return [self._fail(batch[0], error)]
-            logger.warning("a step of %d videos failed (%s); running them one by one", len(batch), described(error))
-        else:
-            self._forward_seconds += seconds
-            return self._advance_all(batch, predictions)
-        # Outside `except`: inside it, the error would keep the failed forward's tensors alive while the others run.
-        return [output for job in batch for output in self._run([job])]
+    @independent_of_host
+    def restore(self, snapshot: JobSnapshot) -> None:
+        """Queues a video that goes on where `checkpoint` left it, perhaps in another process. Raises as `submit`."""
+        instance_of(JobSnapshot, "snapshot", snapshot, "what `checkpoint` returned", ConfigError)
+        self._roster.require_new(snapshot.request.id)
+        self._queue(self._planner.entry(snapshot.request, snapshot))
 
-    def _advance_all(self, batch: Sequence[Job], predictions: Sequence[Sequence[Tensor]]) -> list[EngineOutput]:
-        """Moves the jobs past the round that just ran; returns the chunks that became clean.
+    @independent_of_host
+    def checkpoint(self, request_id: str) -> JobSnapshot:
+        """Everything that an engine with the same model and settings needs to go on with a video from here.
 
-        An interrupt cancels the jobs and is raised again: what they stored is published, so the round cannot be
-        repeated, and the chunks that became clean are lost.
+        Tensors are in host memory. Changes that wait for a chunk boundary are not part of it. Raises ConfigError for
+        unknown ids.
         """
-        try:
-            return [
-                output
-                for job, prediction in zip(batch, predictions, strict=True)
-                for output in self._advance(job, prediction)
-            ]
-        except BaseException:
-            for job in batch:
-                if job.number in self._running:
-                    self._leave(job)
-            raise
+        job = self._roster.job(request_id)
+        if job is None:
+            return self._roster.entry(request_id).as_snapshot()
+        image = self.cache.copy_out(job.stream) if job.stream is not None else job.image
+        return on_host(progress_of(job), image)
 
-    def _advance(self, job: Job, predictions: Sequence[Tensor]) -> list[EngineOutput]:
-        job.last_step, is_over = self._num_steps, job.following is None
-        outputs: list[EngineOutput] = []
-        try:
-            advance_chunks(self.model, job, predictions)
-            self._drop_chunks(job)
-            outputs += [finished_chunk(self.model, job, chunk) for chunk in job.round.finished]
-            self._num_chunks_done += len(job.round.finished)
-            for chunk in job.round.forgets:
-                del job.latents.chunks[chunk]
-            if not is_over:
-                job.next_round()
-        except Exception as error:
-            return [*outputs, self._fail(job, error)]
-        if is_over:
-            self._leave(job)
-            self._num_finished += 1
-        return outputs
+    def cancel(self, request_id: str) -> None:
+        """Drops a video in any state, a finished one that was kept as well; its pages are free at once. Raises
+        ConfigError for ids of videos that have ended or never were."""
+        job = self._roster.job(request_id)
+        if job is None:
+            self._roster.forget_entry(request_id)
+        else:
+            self._residency.leave(job)
+        self._stuck_pages = None
 
-    def _drop_chunks(self, job: Job) -> None:
-        """Frees the pages that no later round reads, and records how many bytes are left."""
-        if job.round.drops:
-            self.cache.drop(job.stream, job.round.drops)
-        if any(part.commits for part in job.round.ranges):
-            job.note_bytes(self.cache.spec.shape)
+    def close(self) -> None:
+        """Cancels everything."""
+        for job in list(self._roster.jobs.values()):
+            self._residency.leave(job)
+        self._roster.clear()
 
-    def _fail(self, job: Job, error: Exception) -> RequestFailure:
-        self._leave(job)
-        return self._report(job.request, error)
+    # ------------------------------------------------------------------ changes of a video's course
 
-    def _report(self, request: VideoRequest, error: Exception) -> RequestFailure:
-        logger.debug("where video %s failed", request.id, exc_info=error)
-        error = presentable(error)
-        logger.error("video %s failed: %s", request.id, error)
-        self._num_failed += 1
-        return RequestFailure(request.id, error)
+    def pause(self, request_id: str) -> None:
+        """Stops work on a video at its next chunk boundary. Raises ConfigError for unknown ids."""
+        job = self._roster.job(request_id)
+        if job is None:
+            self._roster.park(request_id)
+            return
+        job.is_paused = True
+        if job.playout is not None:
+            job.playout.excuse(self._clock())
 
-    def _leave(self, job: Job) -> None:
-        del self._running[job.number]
-        self._ids.discard(job.request.id)
-        self.cache.release(job.stream)
+    def resume(self, request_id: str) -> None:
+        """Undoes `pause`. Raises ConfigError for unknown ids."""
+        job = self._roster.job(request_id)
+        self._stuck_pages = None
+        if job is None:
+            self._roster.unpark(request_id)
+            return
+        job.is_paused = False
+        if job.playout is not None and not job.is_over:
+            job.playout.owe(self._clock())
+
+    @independent_of_host
+    def prompt(self, request_id: str, prompt: str, *, recache: bool = False) -> None:
+        """Another prompt, from the video's next chunk on.
+
+        `recache`: the chunks that are kept are stored again under it, all of them or none, for which both copies must
+        fit into the pool for a moment. A change that cannot be made when the chunk boundary comes is a `ChangeRefused`
+        among the outputs; at a boundary it raises CapacityError, StateError and what the model raises at once.
+        Raises PromptError, ConfigError.
+        """
+        self._changes.prompt(request_id, prompt, recache)
+
+    @independent_of_host
+    def fork(self, request_id: str, continuations: Sequence[Continuation]) -> None:
+        """New videos that go on from this one's history at its next chunk boundary. They share its pages.
+
+        Chunks that begin after it have a continuation's own prompt and seed. What a continuation needs in addition
+        must fit when the boundary comes; if it does not, that continuation fails. Raises PromptError, ConfigError, and
+        at a boundary CapacityError; no continuation is made then.
+        """
+        continuations = list_of(Continuation, "continuations", continuations, "[Continuation('b')]", ConfigError)
+        self._changes.fork(request_id, continuations)
+        self._stuck_pages = None
+
+    @independent_of_host
+    def extend(self, request_id: str, num_frames: int) -> None:
+        """A new number of frames for the whole video, larger than before. A finished one that was kept goes on.
+
+        Raises ConfigError, CapacityError when a longer stream does not fit now, StateError for a model that works on
+        the end of a video in another way than on its middle; nothing has changed then.
+        """
+        self._changes.extend(request_id, num_frames)
+        self._stuck_pages = None
+
+    def report_played(self, request_id: str, num_frames: int) -> None:
+        """The client has played so many frames of a live video. Raises ConfigError for unknown ids, for videos that are
+        not live, and for more frames than were given out."""
+        job = self._roster.job(request_id)
+        if job is None or job.playout is None:
+            raise ConfigError(
+                f"video {request_id!r} has no viewer yet; only live videos that have begun have one "
+                "(live_frames_per_second of their request)"
+            )
+        job.playout.report(num_frames, self._clock())
+
+    # ------------------------------------------------------------------ what there is
+
+    def videos(self) -> tuple[VideoStatus, ...]:
+        """Every video that the engine knows: those that have begun, then those that wait."""
+        return statuses(self._roster, self.cache, self._clock())
+
+    def stats(self) -> EngineStats:
+        """The engine's counters; reading them changes nothing."""
+        counters, roster = self._counters, self._roster
+        return EngineStats(
+            num_waiting=len(roster.waiting) + len(roster.parked),
+            num_running=sum(not job.is_over for job in roster.jobs.values()),
+            num_finished=counters.num_finished,
+            num_failed=roster.num_failed,
+            num_chunks_done=counters.num_chunks_done,
+            num_steps=counters.num_steps,
+            forward_seconds=counters.forward_seconds,
+            step_seconds=counters.step_seconds,
+        )
+
+    # ------------------------------------------------------------------ inside
+
+    def _queue(self, entry: Waiting) -> None:
+        self._roster.waiting.append(entry)
+        self._stuck_pages = None
+
+
+def _check_fit(model: VideoModel, cache: PagedKVCache, window: Window) -> None:
+    """Raises ConfigError unless cache and window are made for the model."""
+    geometry, spec = model.geometry, cache.spec
+    wanted = (geometry.num_layers, geometry.num_query_heads, geometry.num_kv_heads, geometry.head_dim)
+    given = (spec.num_layers, spec.query_heads, spec.num_kv_heads, spec.head_dim)
+    if wanted != given:
+        raise ConfigError(
+            f"the cache was made for {given} layers, query heads, KV heads and head_dim; {model.name} has {wanted}"
+        )
+    if window.positions == "window" and window.max_chunks + 1 > model.max_window_chunks:
+        raise ConfigError(
+            f"sink_chunks {window.sink_chunks} + recent_chunks {window.recent_chunks} + the current chunk exceed "
+            f"the {model.max_window_chunks} chunks that {model.name} was trained on; lower one of them"
+        )
 
 
 def _whole_or_none(name: str, value: int | None) -> int | None:

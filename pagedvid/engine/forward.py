@@ -37,6 +37,13 @@ def packed_forward(model: VideoModel, cache: PagedKVCache, jobs: Sequence[Job]) 
     return [[next(parts) for _ in job.round.ranges] for job in jobs], seconds
 
 
+def committed_latents(job: Job) -> list[tuple[int, Tensor]]:
+    """What the job's round stores, by order of commit, [T, C] each; known before the forward."""
+    stream = job.open_stream()
+    parts = {stream.history(part.branch).num_committed: part for part in job.round.ranges if part.commits}
+    return [(index, job.latents.of(part.frames)) for index, part in parts.items()]
+
+
 def advance_chunks(model: VideoModel, job: Job, predictions: Sequence[Tensor]) -> None:
     """Advances the chunks of the job's round by its predictions, range by range, and those held from earlier rounds."""
     ranges, chunks = job.round.ranges, job.latents.chunks
@@ -47,28 +54,36 @@ def advance_chunks(model: VideoModel, job: Job, predictions: Sequence[Tensor]) -
         job.held.setdefault(hold.chunk, {})[ranges[hold.range].role] = predictions[hold.range]
 
 
-def finished_chunk(model: VideoModel, job: Job, chunk: int) -> ChunkOutput:
-    """The decoded frames of a clean chunk, without given frames and without frames beyond the video's end.
+def finished_chunk(model: VideoModel, job: Job, chunk: int, now: float) -> ChunkOutput:
+    """The decoded frames of a clean chunk that are not out yet, without given frames and those beyond the video's end.
 
-    Only latent frames that are output are decoded. Raises NonFiniteError.
+    Only latent frames that are output are decoded. `now`: when its viewer gets them. Raises NonFiniteError.
     """
     latents = job.latents.chunks[chunk]
     if not bool(torch.isfinite(latents).all()):
         raise NonFiniteError(f"chunk {chunk} of {job.request.id!r} has NaN or infinite latents after denoising")
     geometry = model.geometry
-    first = max(0, job.first_frame - chunk * geometry.frames_per_chunk)
+    first = job.schedule.first_frame + job.num_frames_out - chunk * geometry.frames_per_chunk
     num_frames = min(geometry.frames_per_chunk - first, job.request.num_frames - job.num_frames_out)
-    job.num_frames_out += num_frames
     frames = job.decode(latents[first * geometry.tokens_per_frame : (first + num_frames) * geometry.tokens_per_frame])
-    is_last = job.following is None and chunk == job.round.finished[-1]
+    job.num_frames_out += num_frames
+    job.num_output_frames += len(frames)
+    if job.playout is not None:
+        job.playout.deliver(len(frames), now)
+    is_last = job.num_frames_out == job.request.num_frames
     return ChunkOutput(job.request.id, chunk, frames, is_last, *job.peak_bytes)
+
+
+def rest_of_chunk(model: VideoModel, job: Job, now: float) -> ChunkOutput:
+    """The frames of its last finished chunk that lay beyond the end of a video which is longer now."""
+    return finished_chunk(model, job, max(job.latents.chunks), now)
 
 
 def query_ranges(job: Job, tokens_per_frame: int, first: int) -> list[QueryRange]:
     """The job's next round as the cache takes it, after `first` ranges of other jobs."""
     return [
         QueryRange(
-            job.stream,
+            job.open_stream(),
             part.branch,
             len(part.frames) * tokens_per_frame,
             commit=part.commits,

@@ -1,4 +1,4 @@
-"""A request on its way through the engine: it waits, planned and checked; then it is a job with a stream and latents.
+"""A job: one video that has begun, with its stream, its latents and its place in its schedule.
 
 Axes: T tokens in (frame, row, column) order, C latent channels.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 
 import torch
@@ -14,11 +15,11 @@ from torch import Tensor
 
 from pagedvid.cache.sizes import KVShape
 from pagedvid.cache.stream import Stream
-from pagedvid.cache.window import Window
+from pagedvid.cache.stream_image import StreamImage
+from pagedvid.engine.playout import Playout
 from pagedvid.engine.protocol import Decoder, ModelGeometry, VideoModel
-from pagedvid.engine.requests import VideoRequest
-from pagedvid.engine.schedule import Round, Schedule
-from pagedvid.paged_kv_cache import PagedKVCache
+from pagedvid.engine.requests import Continuation, VideoRequest
+from pagedvid.engine.schedule import Range, Round, Schedule
 
 
 @dataclass
@@ -29,16 +30,19 @@ class Latents:
     """
 
     geometry: ModelGeometry
-    initial: Callable[[int], Tensor]
-    """Chunk index -> initial latents, [chunk_tokens, C]."""
     chunks: dict[int, Tensor] = field(default_factory=dict)
+    """[chunk_tokens, C] each. A tensor is never changed in place, so forks share it."""
 
-    def begin(self, round_: Round) -> None:
-        """Makes the chunks that this round is the first to carry. Raises what `initial` raises."""
+    def missing(self, round_: Round) -> list[int]:
+        """The chunks that this round is the first to carry."""
         size = self.geometry.frames_per_chunk
-        for chunk in sorted({frame // size for part in round_.ranges for frame in part.frames}):
-            if chunk not in self.chunks:
-                self.chunks[chunk] = self.initial(chunk)
+        carried = {frame // size for part in round_.ranges for frame in part.frames}
+        return sorted(carried - self.chunks.keys())
+
+    def begin(self, round_: Round, initial: Callable[[int], Tensor]) -> None:
+        """Makes the missing chunks. `initial`: chunk index -> latents [chunk_tokens, C]. Raises what it raises."""
+        for chunk in self.missing(round_):
+            self.chunks[chunk] = initial(chunk)
 
     def of(self, frames: Sequence[int]) -> Tensor:
         """Latents of these frames, concatenated, [T, C]; for a whole chunk its tensor, not a copy."""
@@ -50,98 +54,143 @@ class Latents:
         return torch.cat([self.chunks[chunk][place * tokens : (place + 1) * tokens] for chunk, place in places])
 
 
-@dataclass(frozen=True, eq=False)
-class Waiting:
-    """A request that was accepted and has no stream yet."""
+@dataclass(frozen=True)
+class PromptChange:
+    """A prompt that waits for the video's next chunk boundary."""
 
-    request: VideoRequest
-    condition: Any
-    schedule: Schedule
-    num_pages: int
-    """What its stream will reserve."""
+    prompt: str
+    recache: bool
+    """Whether the chunks that are kept are stored again under it."""
 
 
 @dataclass(eq=False)
 class Job:
-    """The state of one running request. `stream` is its claim on the cache."""
+    """The state of one video that has begun. It holds pages through `stream`, or bytes in host memory through `image`.
+
+    Its course changes at chunk boundaries only: before a round that begins a chunk, and after the last round.
+    """
 
     number: int
     """Order of arrival."""
     request: VideoRequest
+    """As it stands now: `Engine.prompt` and `Engine.extend` replace it."""
     condition: Any
-    stream: Stream
-    first_frame: int
-    """The first frame that is output; earlier ones were given."""
+    schedule: Schedule
     latents: Latents
     decode: Decoder
     """The video's own decoder: it gets every latent frame that is output, in order."""
-    later: Iterator[Round]
-    """The rounds after `following`."""
-    round: Round
-    """The round that runs next."""
-    following: Round | None
-    """The one after it; None: `round` is the last."""
+    stream: Stream | None = None
+    image: StreamImage | None = None
+    """Its stream while it is swapped out; then `stream` is None."""
+    num_rounds_done: int = 0
     held: dict[int, dict[str, Tensor]] = field(default_factory=dict)
     """Predictions of earlier rounds by chunk and role, which the chunk's next `Advance` uses."""
+    clean: dict[int, Tensor] = field(default_factory=dict)
+    """Latents [T, C] of every committed chunk that is kept, by order of commit, so that it can be stored again."""
     last_step: int = -1
     """The engine step in which it last ran, -1 for never."""
+    waited_steps: int = 0
+    """Steps in a row in which it could have run and did not."""
     num_frames_out: int = 0
     """Latent frames that were decoded."""
+    num_output_frames: int = 0
+    """Frames that were given out."""
     peak_bytes: tuple[int, int] = (0, 0)
     """(Most bytes that `stream` held between two steps, bytes of the same tokens as dense BF16.)"""
+    playout: Playout | None = None
+    """What its viewer has seen; None where nobody watches."""
+    is_paused: bool = False
+    """Asked for; a running video still goes on to its next chunk boundary."""
+    changes: list[PromptChange | Continuation] = field(default_factory=list)
+    """What waits for its next chunk boundary, in order: prompts, and forks."""
+    credit_seconds: float | None = None
+    """Of `playout`, as of the present step."""
+
+    def __post_init__(self) -> None:
+        self.follow(self.schedule)
+
+    def follow(self, schedule: Schedule) -> None:
+        """Takes up a schedule behind the rounds that are done."""
+        self.schedule = schedule
+        self._later: Iterator[Round] = islice(schedule.rounds(), self.num_rounds_done, None)
+        self._next, self._following = next(self._later, None), next(self._later, None)
+
+    @property
+    def is_over(self) -> bool:
+        """Whether all rounds are done."""
+        return self._next is None
+
+    @property
+    def round(self) -> Round:
+        """The round that runs next; there is none once the job is over."""
+        assert self._next is not None
+        return self._next
+
+    @property
+    def is_last_round(self) -> bool:
+        """Whether no round follows `round`."""
+        return self._following is None
+
+    def next_round(self) -> None:
+        """Moves past `round`, which is done."""
+        self.num_rounds_done += 1
+        self._next, self._following = self._following, next(self._later, None)
+
+    @property
+    def is_at_boundary(self) -> bool:
+        """Whether its course may change now."""
+        return self.is_over or bool(self.latents.missing(self.round))
+
+    @property
+    def is_mid_chunk(self) -> bool:
+        """Whether a chunk has begun that is not finished."""
+        return not self.is_at_boundary
 
     @property
     def num_tokens(self) -> int:
         """Tokens of the round that runs next, all ranges together."""
         return self.round.num_frames * self.latents.geometry.tokens_per_frame
 
-    def note_bytes(self, shape: KVShape) -> None:
-        """Raises `peak_bytes` to what the stream holds now, if that is more."""
-        chunks = list(self.stream.chunks())
+    @property
+    def priority(self) -> int:
+        """As the request says."""
+        return self.request.priority
+
+    @property
+    def has_unseen_frames(self) -> bool:
+        """Whether its last finished chunk has frames beyond the end that the video had until now."""
+        size, first = self.latents.geometry.frames_per_chunk, self.schedule.first_frame
+        num_made = -(-(first + self.num_frames_out) // size) * size - first
+        return 0 < self.num_frames_out < min(num_made, self.request.num_frames)
+
+    def begin_round(self, model: VideoModel) -> None:
+        """Makes the latents of the chunks that `round` is the first to carry. Raises what the model raises."""
+        self.latents.begin(self.round, lambda chunk: model.initial_latents(self.condition, self.request.seed, chunk))
+
+    def open_stream(self) -> Stream:
+        """The stream of a job that is not swapped out."""
+        assert self.stream is not None
+        return self.stream
+
+    def note_stored(self, shape: KVShape, committed: Sequence[tuple[int, Tensor]]) -> None:
+        """After a commit pass: keeps the latents of what was stored, [T, C] by index, as long as the stream keeps the
+        chunk, and raises `peak_bytes` to what it holds now, if that is more."""
+        chunks = list(self.open_stream().chunks())
         stored = sum(shape.stored_bytes(chunk.num_tokens, chunk.codecs) for chunk in chunks)
         bf16 = sum(shape.bf16_bytes(chunk.num_tokens) for chunk in chunks)
         self.peak_bytes = max(self.peak_bytes, (stored, bf16))
-
-    def next_round(self) -> None:
-        """Makes the following round the current one and its chunks ready. Raises what the initial latents raise."""
-        assert self.following is not None
-        self.round, self.following = self.following, next(self.later, None)
-        self.latents.begin(self.round)
+        kept = {chunk.index for chunk in chunks}
+        self.clean = {index: latents for index, latents in [*self.clean.items(), *committed] if index in kept}
 
 
-def plan(
-    request: VideoRequest, model: VideoModel, cache: PagedKVCache, window: Window, num_denoise_steps: int | None
-) -> Waiting:
-    """The request's schedule and, from that alone, its pages. Raises what the model raises."""
-    geometry = model.geometry
-    condition = model.prepare(request.prompt, request.inputs, request.num_frames)
-    schedule = model.schedule(condition, request.num_frames, num_denoise_steps, window)
-    num_pages = cache.pages_needed(
-        schedule.window,
-        schedule.max_range_frames * geometry.tokens_per_frame,
-        num_branches=len(geometry.branches),
-        max_chunks=schedule.num_commits,
-        commits=schedule.planned_commits(geometry.tokens_per_frame),
-    )
-    return Waiting(request, condition, schedule, num_pages)
-
-
-def start(entry: Waiting, number: int, model: VideoModel, cache: PagedKVCache) -> Job:
-    """The job of a waiting request. Raises what model and cache raise.
-
-    The stream is opened last, so that nothing is taken when the model raises.
-    """
-    request, condition, schedule, geometry = entry.request, entry.condition, entry.schedule, model.geometry
-    later = schedule.rounds()
-    latents = Latents(geometry, lambda chunk: model.initial_latents(condition, request.seed, chunk))
-    first, following = next(later), next(later, None)
-    latents.begin(first)
-    decode = model.decoder(condition)
-    stream = cache.open(
-        schedule.window,
-        schedule.max_range_frames * geometry.tokens_per_frame,
-        branches=geometry.branches,
-        max_chunks=schedule.num_commits,
-        commits=schedule.planned_commits(geometry.tokens_per_frame),
-    )
-    return Job(number, request, condition, stream, schedule.first_frame, latents, decode, later, first, following)
+def commit_ranges(schedule: Schedule, num_rounds: int) -> dict[int, list[Range]]:
+    """The ranges that stored each committed chunk in the first rounds, one for each branch, by order of commit."""
+    stored: dict[int, list[Range]] = {}
+    counts: dict[str, int] = {}
+    for round_ in islice(schedule.rounds(), num_rounds):
+        for part in round_.ranges:
+            if part.commits:
+                index = counts.get(part.branch, 0)
+                stored.setdefault(index, []).append(part)
+                counts[part.branch] = index + 1
+    return stored

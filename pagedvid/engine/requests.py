@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -63,6 +63,11 @@ class Continuation:
     num_frames: int | None = None
     """Of the whole video, shared frames included."""
 
+    def request_after(self, source: VideoRequest) -> VideoRequest:
+        """Its request: what it does not say is as in its source. Raises ConfigError for values of the wrong kind."""
+        given = {name: getattr(self, name) for name in ("prompt", "seed", "num_frames")}
+        return replace(source, id=self.id, **{name: value for name, value in given.items() if value is not None})
+
 
 @dataclass(frozen=True)
 class ChunkOutput:
@@ -87,7 +92,17 @@ class RequestFailure:
     """What was raised, fit to be shown and kept (engine/failures.py)."""
 
 
-EngineOutput = ChunkOutput | RequestFailure
+@dataclass(frozen=True)
+class ChangeRefused:
+    """A change that was accepted could not be made at the chunk boundary; the video goes on without it."""
+
+    request_id: str
+    change: str
+    """Such as "prompt"."""
+    error: Exception
+
+
+EngineOutput = ChunkOutput | RequestFailure | ChangeRefused
 
 
 @dataclass(frozen=True)
@@ -99,8 +114,11 @@ class VideoStatus:
     """One of `states.STATES`."""
     prompt: str
     num_frames: int
+    """Latent frames."""
     num_frames_out: int
-    """Output frames so far."""
+    """Latent frames of it that are out."""
+    num_output_frames: int
+    """Frames that were given out: several of each latent frame where a VAE makes them."""
     is_live: bool
     credit_seconds: float | None
     """How long its viewer can play on with what was delivered; negative: stalled. None where nobody watches."""

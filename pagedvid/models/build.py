@@ -84,6 +84,8 @@ def build_engine(
         max_concurrent=None if config.engine.concurrent == "auto" else int(config.engine.concurrent),
         num_denoise_steps=config.engine.denoise_steps,
         reproducible=config.engine.reproducible,
+        host_memory=config.cache.host_memory or 0,
+        live_admission=config.engine.live_admission,
     )
 
 

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+GONE = "gone"
+
 
 @dataclass(frozen=True)
 class ChunkEvent:
@@ -26,7 +28,7 @@ class ChunkEvent:
 
 @dataclass(frozen=True)
 class StateEvent:
-    """A video is in another state now (engine/states.py), or "gone": the engine has forgotten it."""
+    """A video is in another state now (engine/states.py), or `GONE`: the engine has forgotten it."""
 
     id: str
     state: str
@@ -43,10 +45,22 @@ class FailureEvent:
 
 
 @dataclass(frozen=True)
+class RefusedEvent:
+    """A change that was accepted could not be made at the chunk boundary; the video goes on without it."""
+
+    id: str
+    change: str
+    """Such as "prompt"."""
+    kind: str
+    """Name of the error's class."""
+    message: str
+
+
+@dataclass(frozen=True)
 class RebuiltEvent:
     """The engine broke and was built again; its videos go on from their checkpoints, or anew with the same frames."""
 
     reason: str
 
 
-Event = ChunkEvent | StateEvent | FailureEvent | RebuiltEvent
+Event = ChunkEvent | StateEvent | FailureEvent | RefusedEvent | RebuiltEvent

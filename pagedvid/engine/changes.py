@@ -1,0 +1,152 @@
+"""What changes a video's course: prompts and continuations, at its next chunk boundary, and its length, at once."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import replace
+
+from pagedvid.arguments import whole_number
+from pagedvid.engine.failures import presentable
+from pagedvid.engine.forward import rest_of_chunk
+from pagedvid.engine.job import Job, PromptChange
+from pagedvid.engine.planning import Plan, Planner
+from pagedvid.engine.recache import recached
+from pagedvid.engine.requests import ChangeRefused, Continuation, EngineOutput, VideoRequest
+from pagedvid.engine.residency import Residency
+from pagedvid.engine.roster import Roster
+from pagedvid.errors import ConfigError
+
+logger = logging.getLogger(__name__)
+
+
+class Changes:
+    """Accepts and makes the changes of the videos on a roster. `Engine` documents what they do and raise."""
+
+    def __init__(self, planner: Planner, roster: Roster, residency: Residency) -> None:
+        self._planner, self._roster, self._residency = planner, roster, residency
+
+    # ------------------------------------------------------------------ accepting
+
+    def prompt(self, request_id: str, prompt: str, recache: bool) -> None:
+        """Accepts another prompt."""
+        job = self._roster.job(request_id)
+        if job is None:
+            entry = self._roster.entry(request_id)
+            self._roster.replace_entry(self._planner.entry(replace(entry.request, prompt=prompt), entry.snapshot))
+            return
+        self._planner.plan(replace(job.request, prompt=prompt))  # raises now what is wrong with it
+        self._accept(job, [PromptChange(prompt, recache)])
+
+    def fork(self, request_id: str, continuations: Sequence[Continuation]) -> None:
+        """Accepts continuations, all of them or none."""
+        job = self._roster.job(request_id)
+        ids = [continuation.id for continuation in continuations]
+        for new_id in ids:
+            self._roster.require_new(new_id)
+        if len(set(ids)) < len(ids):
+            raise ConfigError(f"continuations have the ids {ids}; give each its own")
+        if job is None:
+            entry = self._roster.entry(request_id)
+            requests = [continuation.request_after(entry.request) for continuation in continuations]
+            self._roster.waiting += [self._planner.entry(request, entry.snapshot) for request in requests]
+            return
+        for continuation in continuations:
+            self._plan_of(job, continuation)  # raises now what is wrong with it
+        self._accept(job, continuations)
+
+    def extend(self, request_id: str, num_frames: int) -> None:
+        """Makes a video longer."""
+        job = self._roster.job(request_id)
+        if job is not None:
+            self._lengthen(job, self._planner.plan(_longer(job.request, num_frames)))
+            return
+        entry = self._roster.entry(request_id)
+        longer = self._planner.entry(_longer(entry.request, num_frames), entry.snapshot)
+        self._roster.replace_entry(longer)
+
+    def _accept(self, job: Job, changes: Sequence[PromptChange | Continuation]) -> None:
+        """Makes the changes now if the job is at a boundary, and all or none of them; otherwise they wait for it."""
+        if job.is_at_boundary and not job.changes and not any(_waits_for_pages(job, change) for change in changes):
+            self._make(job, changes)
+        else:
+            job.changes += changes
+
+    # ------------------------------------------------------------------ making
+
+    def apply(self, job: Job) -> list[EngineOutput]:
+        """Makes the changes that waited for the boundary at which the job is now; what cannot be made is an output."""
+        outputs: list[EngineOutput] = []
+        while job.changes and not _waits_for_pages(job, job.changes[0]):
+            change = job.changes.pop(0)
+            try:
+                self._make(job, [change])
+            except Exception as error:
+                outputs.append(self._refusal(job, change, error))
+        return outputs
+
+    def _make(self, job: Job, changes: Sequence[PromptChange | Continuation]) -> None:
+        twins: list[Job] = []
+        try:
+            for change in changes:
+                if isinstance(change, PromptChange):
+                    self._switch_prompt(job, change)
+                else:
+                    twins.append(self._residency.twin(job, self._plan_of(job, change)))
+        except BaseException:
+            for twin in twins:
+                self._residency.leave(twin)
+            raise
+
+    def _switch_prompt(self, job: Job, change: PromptChange) -> None:
+        plan = self._planner.plan(replace(job.request, prompt=change.prompt))
+        plan.check_continues(job.schedule, job.num_rounds_done)
+        if change.recache:
+            stream = recached(self._planner.model, self._planner.cache, job, plan)
+            self._planner.cache.release(job.open_stream())
+            job.stream = stream
+        job.request, job.condition = plan.request, plan.condition
+        job.follow(plan.schedule)
+
+    def _plan_of(self, job: Job, continuation: Continuation) -> Plan:
+        """Raises ConfigError for a continuation without a frame of its own."""
+        plan = self._planner.plan(continuation.request_after(job.request))
+        if plan.request.num_frames <= job.num_frames_out:
+            raise ConfigError(
+                f"video {job.request.id!r} has {job.num_frames_out} frames; give its continuation {continuation.id!r} "
+                f"more than that (num_frames is {plan.request.num_frames})"
+            )
+        plan.check_continues(job.schedule, job.num_rounds_done)
+        return plan
+
+    def _lengthen(self, job: Job, plan: Plan) -> None:
+        plan.check_continues(job.schedule, job.num_rounds_done)
+        if job.stream is not None:
+            self._planner.extend(job.stream, plan)
+        elif job.image is not None:
+            job.image = plan.lengthened(job.image)
+        was_over = job.is_over
+        job.request, job.condition = plan.request, plan.condition
+        job.follow(plan.schedule)
+        now = self._planner.clock()
+        if was_over and job.playout is not None:
+            job.playout.owe(now)
+        if was_over and job.has_unseen_frames:
+            self._roster.late.append(rest_of_chunk(self._planner.model, job, now))
+
+    def _refusal(self, job: Job, change: PromptChange | Continuation, error: Exception) -> EngineOutput:
+        if isinstance(change, Continuation):
+            return self._roster.failure(change.id, error)
+        logger.warning("video %s keeps its prompt: %s", job.request.id, error)
+        return ChangeRefused(job.request.id, "prompt", presentable(error))
+
+
+def _waits_for_pages(job: Job, change: PromptChange | Continuation) -> bool:
+    """Whether the change needs the job's pages, and they are in host memory."""
+    return job.stream is None and isinstance(change, PromptChange) and change.recache
+
+
+def _longer(request: VideoRequest, num_frames: int) -> VideoRequest:
+    """Raises ConfigError for a number that is not larger than before."""
+    num_frames = whole_number("num_frames", num_frames, request.num_frames + 1, error=ConfigError)
+    return replace(request, num_frames=num_frames)

@@ -1,0 +1,175 @@
+"""From a request to a job: its condition and schedule, the pages that it needs, and whether a schedule goes on from
+where another one is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from itertools import islice, zip_longest
+from typing import Any
+
+from pagedvid.cache.stream import Stream
+from pagedvid.cache.stream_image import StreamImage
+from pagedvid.cache.window import Commit, Window
+from pagedvid.engine.failures import described
+from pagedvid.engine.job import Job, Latents, commit_ranges
+from pagedvid.engine.playout import Playout
+from pagedvid.engine.protocol import ModelGeometry, VideoModel
+from pagedvid.engine.requests import VideoRequest
+from pagedvid.engine.schedule import Round, Schedule
+from pagedvid.engine.snapshot import JobSnapshot
+from pagedvid.errors import CapacityError, ModelError, PagedvidError, StateError
+from pagedvid.paged_kv_cache import PagedKVCache
+
+
+@dataclass(frozen=True)
+class Planner:
+    """What the plans of all videos of an engine have in common."""
+
+    model: VideoModel
+    cache: PagedKVCache
+    window: Window
+    num_denoise_steps: int | None
+    clock: Callable[[], float]
+    """Seconds, by which viewers' clocks run."""
+
+    def plan(self, request: VideoRequest) -> Plan:
+        """Raises PromptError, ConfigError, and ModelError for any other error of the model."""
+        try:
+            condition = self.model.prepare(request.prompt, request.inputs, request.num_frames)
+            schedule = self.model.schedule(condition, request.num_frames, self.num_denoise_steps, self.window)
+        except PagedvidError:
+            raise
+        except Exception as error:
+            raise ModelError(f"request {request.id!r} cannot be prepared: {described(error)}") from error
+        return Plan(request, condition, schedule, self.model.geometry)
+
+    def entry(self, request: VideoRequest, snapshot: JobSnapshot | None = None) -> Waiting:
+        """A video that is going to begin, or to go on from the snapshot. Raises as `plan`, CapacityError when it would
+        not fit even alone, and StateError for a request that the snapshot cannot go on with."""
+        plan = self.plan(request)
+        if snapshot is not None:
+            plan.check_continues(self.plan(snapshot.request).schedule, snapshot.num_rounds_done)
+            snapshot = plan.taken_up(snapshot)
+        image = None if snapshot is None else snapshot.image
+        num_pages = self.num_pages(plan) if image is None else self.cache.image_pages(image)
+        if num_pages > self.cache.pool.num_pages:
+            raise CapacityError(
+                f"request {request.id!r} needs {num_pages} pages at its peak; the pool has "
+                f"{self.cache.pool.num_pages}. Give the cache more memory, use fewer bits or a shorter window."
+            )
+        return Waiting(plan, num_pages, snapshot)
+
+    def num_pages(self, plan: Plan) -> int:
+        """What its stream will reserve."""
+        return self.cache.pages_needed(
+            plan.schedule.window,
+            plan.range_tokens,
+            num_branches=len(plan.geometry.branches),
+            max_chunks=plan.schedule.num_commits,
+            commits=plan.commits,
+        )
+
+    def open(self, plan: Plan) -> Stream:
+        """A new stream for it. Raises CapacityError."""
+        return self.cache.open(
+            plan.schedule.window,
+            plan.range_tokens,
+            branches=plan.geometry.branches,
+            max_chunks=plan.schedule.num_commits,
+            commits=plan.commits,
+        )
+
+    def new_job(self, plan: Plan, number: int, num_frames_seen: int = 0) -> Job:
+        """A job at its beginning, without a stream. Raises what the model raises.
+
+        `num_frames_seen`: frames that its viewer has from another run or video.
+        """
+        speed = plan.request.live_frames_per_second
+        return Job(
+            number,
+            plan.request,
+            plan.condition,
+            plan.schedule,
+            Latents(plan.geometry),
+            self.model.decoder(plan.condition),
+            playout=None if speed is None else Playout(speed, self.clock(), num_frames_seen),
+        )
+
+    def completed(self, image: StreamImage, job: Job) -> StreamImage:
+        """The image of the job's stream with what files leave out: rotary tables, and what the model attached to
+        the chunks that were committed."""
+        ranges = commit_ranges(job.schedule, job.num_rounds_done)
+        tags = {(part.branch, index): part.tag for index, parts in ranges.items() for part in parts}
+        return image.with_model(self.model.rope, lambda branch, index: tags[branch, index])
+
+    def extend(self, stream: Stream, plan: Plan) -> None:
+        """Gives the stream the plan's length. Raises CapacityError and StateError; then nothing has changed."""
+        self.cache.extend(stream, max_chunks=plan.schedule.num_commits, commits=plan.commits)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a request comes to; nothing is taken yet."""
+
+    request: VideoRequest
+    condition: Any
+    schedule: Schedule
+    geometry: ModelGeometry
+
+    @property
+    def range_tokens(self) -> int:
+        """Tokens of the longest range."""
+        return self.schedule.max_range_frames * self.geometry.tokens_per_frame
+
+    @property
+    def commits(self) -> tuple[Commit, ...] | None:
+        """What each branch will commit, if the schedule says so."""
+        return self.schedule.planned_commits(self.geometry.tokens_per_frame)
+
+    def check_continues(self, schedule: Schedule, num_rounds: int) -> None:
+        """Raises StateError unless the first rounds of a schedule, which are done, are the beginning of this plan."""
+        pairs = zip_longest(islice(schedule.rounds(), num_rounds), islice(self.schedule.rounds(), num_rounds))
+        if any(before is None or after is None or _work(before) != _work(after) for before, after in pairs):
+            raise StateError(
+                f"video {self.request.id!r} cannot go on to {self.request.num_frames} frames: {num_rounds} of its "
+                "rounds are done, and a video of that length is worked on in another order. Extend it earlier, or make "
+                "a new video"
+            )
+
+    def taken_up(self, snapshot: JobSnapshot) -> JobSnapshot:
+        """The snapshot with the request and the length of this plan."""
+        image = None if snapshot.image is None else self.lengthened(snapshot.image)
+        return replace(snapshot, request=self.request, image=image)
+
+    def lengthened(self, image: StreamImage) -> StreamImage:
+        """The image of a stream with the length of this plan."""
+        return replace(image, max_chunks=self.schedule.num_commits, commits=self.commits)
+
+
+def _work(round_: Round) -> tuple[object, ...]:
+    """What a round computes and gives out. What it lets go of depends on where the video ends."""
+    ranges = tuple(replace(part, tag=None) for part in round_.ranges)
+    return ranges, round_.advances, round_.finished, round_.holds
+
+
+@dataclass(frozen=True, eq=False)
+class Waiting:
+    """A video without a stream: accepted, or taken up from a snapshot."""
+
+    plan: Plan
+    num_pages: int
+    """What its stream will reserve."""
+    snapshot: JobSnapshot | None = None
+    """Where it goes on; None: at its beginning."""
+
+    @property
+    def request(self) -> VideoRequest:
+        """As accepted."""
+        return self.plan.request
+
+    def as_snapshot(self) -> JobSnapshot:
+        """Where it begins, or goes on."""
+        if self.snapshot is not None:
+            return self.snapshot
+        return JobSnapshot(self.request, 0, 0, 0, {}, {}, {}, {}, (0, 0), None)

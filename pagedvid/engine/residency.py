@@ -1,0 +1,170 @@
+"""Which videos have their pages in the pool: who begins, who is swapped out to host memory, who returns.
+
+Whole streams move, at chunk boundaries, when others wait for pages: first those that are paused, then finished ones
+that are kept, then live ones that are far ahead of their viewers. Their bytes come back as they were. What begins or
+returns does so in order of arrival; the first that does not fit waits, and so do all behind it.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+
+from pagedvid.cache.host_memory import HostMemory
+from pagedvid.engine.forward import rest_of_chunk
+from pagedvid.engine.job import Job
+from pagedvid.engine.planning import Plan, Planner, Waiting
+from pagedvid.engine.requests import EngineOutput
+from pagedvid.engine.roster import Roster
+from pagedvid.engine.scheduler import FAR_AHEAD_SECONDS, admit_in_order
+from pagedvid.engine.snapshot import progress_of, take_up
+from pagedvid.errors import CapacityError
+
+logger = logging.getLogger(__name__)
+
+
+class Residency:
+    """Moves the videos of a roster in and out of the pool."""
+
+    def __init__(self, planner: Planner, roster: Roster, host_memory: HostMemory, max_concurrent: int | None) -> None:
+        self.host_memory = host_memory
+        self._planner, self._roster, self._max_concurrent = planner, roster, max_concurrent
+        self._cache = planner.cache
+
+    def admit(self) -> list[EngineOutput]:
+        """Lets videos begin and return while there is room. Returns those that failed on the way."""
+        returning = deque(job for job in self.swapped() if not _is_far_ahead(job))
+        for job in admit_in_order(returning, self._can_return):
+            self._swap_in(job)
+        failures = [] if returning else self._begin_waiting()
+        for job in [] if returning or self._roster.waiting else self.swapped():
+            if self._has_slot() and self._cache.fits(self._pages_of(job)):  # far ahead: nobody else wants the room
+                self._swap_in(job)
+        return failures
+
+    def runnable(self) -> list[Job]:
+        """The jobs that can take part in a step."""
+        return [
+            job
+            for job in self._roster.jobs.values()
+            if job.stream is not None and not job.is_over and not (job.is_paused and job.is_at_boundary)
+        ]
+
+    def leave(self, job: Job) -> None:
+        """Ends a job: its pages, or its bytes in host memory, are free at once."""
+        self._roster.forget_job(job)
+        if job.stream is not None:
+            self._cache.release(job.stream)
+        if job.image is not None:
+            self.host_memory.give_back(job.image.num_bytes)
+
+    def twin(self, job: Job, plan: Plan) -> Job:
+        """A job that goes on from the same history by another plan, at a chunk boundary. Raises CapacityError."""
+        twin = self._planner.new_job(plan, self._roster.next_number(), job.num_output_frames)
+        take_up(twin, progress_of(job), self._cache.device)
+        if job.image is not None:
+            twin.image = plan.lengthened(job.image)
+            self.host_memory.take(twin.image.num_bytes)
+        else:
+            twin.stream = self._cache.fork(job.open_stream())
+            try:
+                self._planner.extend(twin.stream, plan)
+            except BaseException:
+                self._cache.release(twin.stream)
+                raise
+        self._roster.jobs[plan.request.id] = twin
+        return twin
+
+    # ------------------------------------------------------------------ beginning
+
+    def _begin_waiting(self) -> list[EngineOutput]:
+        failures: list[EngineOutput] = []
+        for entry in admit_in_order(self._roster.waiting, self._can_begin):
+            try:
+                self._roster.jobs[entry.request.id] = self._begin(entry)
+            except Exception as error:
+                failures.append(self._roster.failure(entry.request.id, error))
+        return failures
+
+    def _begin(self, entry: Waiting) -> Job:
+        """The job of a waiting video. Raises what model and cache raise.
+
+        Its pages are taken last, so that nothing is taken when the model raises.
+        """
+        snapshot = entry.snapshot
+        num_frames_seen = 0 if snapshot is None else snapshot.num_output_frames
+        job = self._planner.new_job(entry.plan, self._roster.next_number(), num_frames_seen)
+        if snapshot is not None:
+            take_up(job, snapshot, self._cache.device)
+        if snapshot is None or snapshot.image is None:
+            job.stream = self._planner.open(entry.plan)
+        else:
+            job.stream = self._cache.copy_in(self._planner.completed(snapshot.image, job))
+        if job.has_unseen_frames:  # the snapshot was taken of a shorter video
+            self._roster.late.append(rest_of_chunk(self._planner.model, job, self._planner.clock()))
+        return job
+
+    def _can_begin(self, entry: Waiting) -> bool:
+        return self._has_slot() and self._room_for(entry.num_pages)
+
+    def _has_slot(self) -> bool:
+        return self._max_concurrent is None or len(self.runnable()) < self._max_concurrent
+
+    # ------------------------------------------------------------------ swapping
+
+    def swapped(self) -> list[Job]:
+        """The swapped videos that could go on, in order of arrival."""
+        jobs = self._roster.jobs.values()
+        swapped = [job for job in jobs if job.stream is None and not job.is_over and not job.is_paused]
+        return sorted(swapped, key=lambda job: job.number)
+
+    def _can_return(self, job: Job) -> bool:
+        return self._has_slot() and self._room_for(self._pages_of(job))
+
+    def _pages_of(self, job: Job) -> int:
+        assert job.image is not None
+        return self._cache.image_pages(job.image)
+
+    def _room_for(self, num_pages: int) -> bool:
+        """Whether so many pages can be promised now, after swapping out idle streams if that is needed and enough."""
+        if self._cache.fits(num_pages):
+            return True
+        idle = self._idle()
+        at_most = sum(job.open_stream().peak_pages for job in idle)
+        if self._cache.reserved_pages + num_pages - at_most > self._cache.pool.num_pages:
+            return False
+        for job in idle:
+            self._swap_out(job)
+            if self._cache.fits(num_pages):
+                return True
+        return False
+
+    def _idle(self) -> list[Job]:
+        """Resident videos at a chunk boundary that nobody waits for now, the first to be swapped out first."""
+        resident = [job for job in self._roster.jobs.values() if job.stream is not None and job.is_at_boundary]
+        paused = [job for job in resident if job.is_paused]
+        finished = [job for job in resident if job.is_over and not job.is_paused]
+        ahead = [job for job in resident if _is_far_ahead(job) and not (job.is_paused or job.is_over)]
+        return [*paused, *finished, *sorted(ahead, key=lambda job: -(job.credit_seconds or 0.0))]
+
+    def _swap_out(self, job: Job) -> None:
+        """Moves its pages to host memory, unless they do not fit there."""
+        stream = job.open_stream()
+        image = self._cache.copy_out(stream)
+        try:
+            self.host_memory.take(image.num_bytes)
+        except CapacityError as error:
+            logger.debug("video %s stays in the pool: %s", job.request.id, error)
+            return
+        self._cache.release(stream)
+        job.stream, job.image = None, image
+
+    def _swap_in(self, job: Job) -> None:
+        assert job.image is not None
+        job.stream = self._cache.copy_in(job.image)
+        self.host_memory.give_back(job.image.num_bytes)
+        job.image = None
+
+
+def _is_far_ahead(job: Job) -> bool:
+    return job.credit_seconds is not None and job.credit_seconds > FAR_AHEAD_SECONDS

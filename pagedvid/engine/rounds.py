@@ -1,0 +1,123 @@
+"""One step's batch: the rounds of its jobs run in one forward, and what they bring is given out."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from pagedvid.engine.changes import Changes
+from pagedvid.engine.failures import described
+from pagedvid.engine.forward import advance_chunks, committed_latents, finished_chunk, packed_forward
+from pagedvid.engine.job import Job
+from pagedvid.engine.planning import Planner
+from pagedvid.engine.requests import EngineOutput
+from pagedvid.engine.residency import Residency
+from pagedvid.engine.roster import Roster
+from pagedvid.errors import IntegrityError
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class Counters:
+    """What an engine has done since it was made."""
+
+    num_finished: int = 0
+    num_chunks_done: int = 0
+    num_steps: int = 0
+    step_seconds: float = 0.0
+    forward_seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class Rounds:
+    """Runs batches of jobs."""
+
+    planner: Planner
+    roster: Roster
+    residency: Residency
+    changes: Changes
+    counters: Counters
+
+    def run(self, batch: Sequence[Job]) -> list[EngineOutput]:
+        """Runs a batch. If it fails, its jobs are run one by one, so that only the culprit fails."""
+        planner = self.planner
+        try:
+            for job in batch:
+                job.begin_round(planner.model)
+            stored = [committed_latents(job) for job in batch]
+            predictions, seconds = packed_forward(planner.model, planner.cache, batch)
+        except IntegrityError:
+            raise  # the bookkeeping itself is wrong, so no single video is at fault and none is safe
+        except Exception as error:
+            if len(batch) == 1:
+                return [self._fail(batch[0], error)]
+            logger.warning("a step of %d videos failed (%s); running them one by one", len(batch), described(error))
+        else:
+            self.counters.forward_seconds += seconds
+            return self._advance_all(batch, predictions, stored)
+        # Outside `except`: inside it, the error would keep the failed forward's tensors alive while the others run.
+        return [output for job in batch for output in self.run([job])]
+
+    def _advance_all(
+        self,
+        batch: Sequence[Job],
+        predictions: Sequence[Sequence[Tensor]],
+        stored: Sequence[Sequence[tuple[int, Tensor]]],
+    ) -> list[EngineOutput]:
+        """Moves the jobs past the round that just ran; returns the chunks that became clean.
+
+        An interrupt cancels the jobs and is raised again: what they stored is published, so the round cannot be
+        repeated, and the chunks that became clean are lost.
+        """
+        try:
+            return [
+                output
+                for job, prediction, latents in zip(batch, predictions, stored, strict=True)
+                for output in self._advance(job, prediction, latents)
+            ]
+        except BaseException:
+            for job in batch:
+                if self.roster.jobs.get(job.request.id) is job:
+                    self.residency.leave(job)
+            raise
+
+    def _advance(
+        self, job: Job, predictions: Sequence[Tensor], stored: Sequence[tuple[int, Tensor]]
+    ) -> list[EngineOutput]:
+        job.last_step = self.counters.num_steps
+        model, cache = self.planner.model, self.planner.cache
+        outputs: list[EngineOutput] = []
+        try:
+            advance_chunks(model, job, predictions)
+            if job.round.drops:
+                cache.drop(job.open_stream(), job.round.drops)
+            if stored:
+                job.note_stored(cache.spec.shape, stored)
+            for chunk in job.round.finished:
+                outputs.append(finished_chunk(model, job, chunk, self.planner.clock()))
+                self.counters.num_chunks_done += 1
+            for chunk in job.round.forgets:
+                del job.latents.chunks[chunk]
+            job.next_round()
+        except Exception as error:
+            return [*outputs, self._fail(job, error)]
+        if job.is_at_boundary:
+            outputs += self.changes.apply(job)
+        if job.is_over:
+            self._end(job)
+        return outputs
+
+    def _end(self, job: Job) -> None:
+        self.counters.num_finished += 1
+        if not job.request.keep:
+            self.residency.leave(job)
+        elif job.playout is not None:
+            job.playout.excuse(self.planner.clock())
+
+    def _fail(self, job: Job, error: Exception) -> EngineOutput:
+        self.residency.leave(job)
+        return self.roster.failure(job.request.id, error)

@@ -1,0 +1,142 @@
+"""What may be asked of the videos of a supervised engine. For its thread.
+
+The verbs are those of `Engine`, with its errors. Each also keeps what is needed to make the video again, so that what
+was asked survives an engine that breaks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from pagedvid.engine.requests import Continuation, VideoRequest
+from pagedvid.errors import StateError
+from pagedvid.service.recovery import (
+    Change,
+    Checkpoint,
+    Extension,
+    NewPrompt,
+    VideoRecord,
+    make,
+    required,
+)
+from pagedvid.service.supervised_engine import SupervisedEngine
+
+
+class Verbs:
+    """The verbs of one supervised engine.
+
+    While frames of a video are being made again (`SupervisedEngine.is_behind`), it pauses later, and what would change
+    its course raises StateError.
+    """
+
+    def __init__(self, supervised: SupervisedEngine) -> None:
+        self._supervised, self._book = supervised, supervised.book
+
+    def submit(self, request: VideoRequest) -> None:
+        """See `Engine.submit`."""
+
+        def submit() -> None:
+            self._supervised.engine.submit(request)
+            self._book.records[request.id] = VideoRecord(request)
+
+        self._supervised.do(submit)
+
+    def cancel(self, id: str) -> None:
+        """See `Engine.cancel`."""
+
+        def cancel() -> None:
+            self._supervised.engine.cancel(id)
+            self._book.forget(id)
+
+        self._supervised.do(cancel)
+
+    def pause(self, id: str) -> None:
+        """See `Engine.pause`."""
+
+        def pause() -> None:
+            if not self._supervised.is_behind(id):
+                self._supervised.engine.pause(id)
+            self._book.records[id].is_paused = True
+
+        self._supervised.do(pause)
+
+    def resume(self, id: str) -> None:
+        """See `Engine.resume`."""
+
+        def resume() -> None:
+            if not self._supervised.is_behind(id):
+                self._supervised.engine.resume(id)
+            self._book.records[id].is_paused = False
+
+        self._supervised.do(resume)
+
+    def prompt(self, id: str, prompt: str, recache: bool) -> None:
+        """See `Engine.prompt`."""
+        self._supervised.do(lambda: self._change(id, NewPrompt(prompt, recache)))
+
+    def extend(self, id: str, num_frames: int) -> None:
+        """See `Engine.extend`."""
+        self._supervised.do(lambda: self._change(id, Extension(num_frames)))
+
+    def fork(self, id: str, continuations: Sequence[Continuation]) -> None:
+        """See `Engine.fork`."""
+
+        def fork() -> None:
+            self._require_place(id)
+            self._supervised.engine.fork(id, continuations)
+            records = self._book.records
+            records[id].changes += continuations
+            records.update({continuation.id: VideoRecord(None) for continuation in continuations})
+            self._supervised.rebase(id)
+
+        self._supervised.do(fork)
+
+    def report_played(self, id: str, num_frames: int) -> None:
+        """See `Engine.report_played`."""
+
+        def report() -> None:
+            if not self._supervised.is_behind(id):
+                self._supervised.engine.report_played(id, num_frames)
+            self._book.records[id].frames_played = num_frames
+
+        self._supervised.do(report)
+
+    def checkpoint(self, id: str, path: Path) -> Checkpoint:
+        """Writes a video to a file, its base from now on. Raises ConfigError, and what writing raises."""
+
+        def checkpoint() -> Checkpoint:
+            files = required(self._supervised.checkpoints)
+            snapshot = self._supervised.snapshot(id)
+            files.write(snapshot, path)
+            self._book.records[id].rebase(snapshot, path)
+            return Checkpoint.of(snapshot)
+
+        return self._supervised.do(checkpoint)
+
+    def restore(self, path: Path) -> str:
+        """Queues a video that goes on where its file says, and returns its id. Raises what reading it and
+        `Engine.restore` raise."""
+
+        def restore() -> str:
+            snapshot = required(self._supervised.checkpoints).read(path)
+            self._supervised.engine.restore(snapshot)
+            record = VideoRecord(path)
+            record.begin(snapshot.num_output_frames)
+            self._book.records[snapshot.request.id] = record
+            return snapshot.request.id
+
+        return self._supervised.do(restore)
+
+    def _change(self, id: str, change: Change) -> None:
+        self._require_place(id)
+        make(change, self._supervised.engine, id)
+        self._book.records[id].changes.append(change)
+        self._supervised.rebase(id)
+
+    def _require_place(self, id: str) -> None:
+        if self._supervised.is_behind(id):
+            raise StateError(
+                f"frames of video {id!r} are being made again after its engine broke; change its course when that is "
+                "done"
+            )
