@@ -500,18 +500,19 @@ class CacheMachine(RuleBasedStateMachine):
     def drop(self, data):
         """Before the window would; a chunk is dropped in all branches or in none."""
         model, _, index = self.any_chunk(data, lambda m, b, i: i >= m.window.sink_chunks and i not in b.pins)
-        branches = model.branches.values()
-        if any(index not in branch.entries for branch in branches):
-            expected = pytest.raises(StateError, match="are not kept")
-        elif index < model.window.sink_chunks or any(index in branch.pins for branch in branches):
-            expected = pytest.raises(StateError, match=rf"chunks \[{index}\] .* are sinks or pinned")
-        else:
-            self.cache.drop(model.stream, [index])
-            for branch in branches:
-                del branch.entries[index]
+        for branch in model.branches.values():  # the first that objects is heard
+            if index not in branch.entries:
+                message = "are not kept"
+            elif index < model.window.sink_chunks or index in branch.pins:
+                message = rf"chunks \[{index}\] .* are sinks or pinned"
+            else:
+                continue
+            with pytest.raises(StateError, match=message):
+                self.cache.drop(model.stream, [index])
             return
-        with expected:
-            self.cache.drop(model.stream, [index])
+        self.cache.drop(model.stream, [index])
+        for branch in model.branches.values():
+            del branch.entries[index]
 
     # -------------------------------------------------------------- steps
 
