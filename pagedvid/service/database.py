@@ -109,7 +109,7 @@ class Database:
             self._connection.execute("BEGIN IMMEDIATE")
             try:
                 yield self._connection
-                self._connection.execute("COMMIT")
+                self._commit()
             except BaseException:
                 if self._connection.in_transaction:  # SQLite ends it itself when the disk is full
                     self._connection.execute("ROLLBACK")
@@ -119,6 +119,9 @@ class Database:
         """The rows of a query."""
         with self._lock, self._named_errors():
             return self._connection.execute(query, values).fetchall()
+
+    def _commit(self) -> None:
+        self._connection.execute("COMMIT")
 
     def _prepare(self) -> None:
         for pragma in ("journal_mode = WAL", "synchronous = FULL", "foreign_keys = ON"):

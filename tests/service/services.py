@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
@@ -66,6 +67,15 @@ class Service:
         """Lets the engine take so many more steps."""
         self.steps_left += steps
         self._worker._inbox.wake()
+
+    def settle(self) -> None:
+        """Waits until everything that the engine did is recorded, and what follows from it done."""
+        for _ in range(3):
+            self._worker.pause("nobody").exception(20)
+            self.sessions._parts.recorder.call(lambda: None)
+            done = threading.Event()
+            self.sessions._housekeeper._jobs.put((lambda id, done=done: done.set(), ""))
+            assert done.wait(20)
 
     def wait_for_steps(self, number: int) -> None:
         wait_until(lambda: self.engines[-1].num_steps == number)
