@@ -54,12 +54,12 @@ class Housekeeper:
         self._thread.join(seconds)
 
     def end(self, id: str) -> None:
-        """A session seems to have all its frames."""
+        """The worker has finished a session."""
         self._jobs.put((self._end, id))
 
     def progress(self, id: str) -> None:
         """A chunk of a live session was recorded."""
-        self._jobs.put((self._checkpoint_if_due, id))
+        self._jobs.put((self._follow, id))
 
     def secure(self, id: str) -> None:
         """A held session has an event: it may be a fork that has begun."""
@@ -109,6 +109,10 @@ class Housekeeper:
             self._parts.steer(id)
             self._parts.announcer.tell(CreditChanged(id, audience.credit_seconds(now)))
 
+    def _follow(self, id: str) -> None:
+        self._watch(id)
+        self._checkpoint_if_due(id)
+
     def _checkpoint_if_due(self, id: str) -> None:
         with self._parts.locked(id):
             session, last = self._parts.store.find(id), self._parts.store.courses.checkpoint(id)
@@ -148,8 +152,6 @@ class Housekeeper:
     def _is_finished(self, session: SessionRecord) -> bool:
         """Whether the worker has nothing more to do for a session, after one of its verbs is done."""
         return any(
-            video.id == session.id
-            and video.num_frames == session.num_frames
-            and (video.state == FINISHED or video.num_frames_out >= video.num_frames)
+            video.id == session.id and video.num_frames == session.num_frames and video.state == FINISHED
             for video in self._parts.worker.stats().videos
         )

@@ -1,7 +1,7 @@
 """A process that works on a folder and dies at one of the moments that matter: before or after a write to disk.
 
 Its last act at the given moment is `os._exit`, as sudden as kill -9. Everything a verb has returned until then is in a
-log, one JSON line each, because that is what the service has promised.
+log, one JSON line each, because that is what the service has promised; and so is every prompt that was asked for.
 """
 
 from __future__ import annotations
@@ -97,9 +97,9 @@ class _Client:
             self._say("fork", id=made.id, source=source, prompt=made.prompt, num_frames=made.num_frames, seed=made.seed)
 
     def _prompt(self, number: int) -> None:
-        id = self._one()
-        self._service.sessions.prompt(id, f"q{number}")
-        self._say("prompt", id=id, prompt=f"q{number}")
+        id, prompt = self._one(), f"q{number}"
+        self._say("ask for a prompt", id=id, prompt=prompt)
+        self._service.sessions.prompt(id, prompt)
 
     def _extend(self, number: int) -> None:
         id = self._one()
