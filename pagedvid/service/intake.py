@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pagedvid.arguments import one_of, whole_number
 from pagedvid.engine.requests import VideoRequest
 from pagedvid.errors import ConfigError, OverloadError
-from pagedvid.service.errors import Busy, StorageError
-from pagedvid.service.parts import Parts, request_of, storage_errors
+from pagedvid.service.errors import Busy, StorageError, storage_errors
+from pagedvid.service.parts import Parts, request_of
 from pagedvid.service.records import KINDS, NewSession, SessionRecord
 
 logger = logging.getLogger(__name__)

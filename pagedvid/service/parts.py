@@ -22,7 +22,7 @@ from pagedvid.errors import WorkerError
 from pagedvid.service.announcer import Announcer
 from pagedvid.service.audience import Audience
 from pagedvid.service.chunk_pace import ChunkPace
-from pagedvid.service.errors import StorageError
+from pagedvid.service.errors import storage_errors
 from pagedvid.service.recorder import Recorder
 from pagedvid.service.records import (
     PAUSED,
@@ -163,17 +163,6 @@ class Parts:
         self.audiences.pop(id, None)
         self.worker.cancel(id)  # nothing may be there to cancel
         self.announcer.tell(SessionFailed(id, error))
-
-
-@contextmanager
-def storage_errors() -> Iterator[None]:
-    """Errors of files as StorageErrors."""
-    try:
-        yield
-    except OSError as error:
-        raise StorageError(
-            f"{error.filename or 'the data folder'}: {error.strerror or error}; check the disk"
-        ) from error
 
 
 def request_of(session: SessionRecord) -> VideoRequest:

@@ -15,8 +15,9 @@ from typing import Any
 
 from pagedvid.engine.failures import described
 from pagedvid.errors import PagedvidError
+from pagedvid.service.errors import storage_errors
 from pagedvid.service.forks import Forks
-from pagedvid.service.parts import Parts, request_of, storage_errors
+from pagedvid.service.parts import Parts, request_of
 from pagedvid.service.records import PAUSED, UNFINISHED, SessionError, SessionRecord
 from pagedvid.service.taking_up import take_up
 
@@ -45,15 +46,12 @@ class Restart:
         for session in store.unfinished():
             if has_changed:
                 self._begin_anew(session.id)
-        return [(session, self._give(session)) for session in store.unfinished() if not self._is_fork_to_ask(session)]
+        return [(session, self._give(session)) for session in store.unfinished()]
 
     def finish(self, given: Sequence[tuple[SessionRecord, Sequence[Future[Any]]]]) -> None:
-        """Waits for those verbs, ends the sessions that cannot go on, and asks for the forks that had not begun."""
+        """Waits for those verbs, and ends the sessions that cannot go on."""
         for session, futures in given:
             self._settle(session, futures)
-        for session in self.parts.store.unfinished():
-            if self._is_fork_to_ask(session):
-                self._ask_again(session)
 
     # ------------------------------------------------------------------ files
 
@@ -94,21 +92,30 @@ class Restart:
 
     # ------------------------------------------------------------------ going on
 
-    def _is_fork_to_ask(self, session: SessionRecord) -> bool:
-        return session.source_id is not None and self.parts.store.courses.checkpoint(session.id) is None
-
     def _give(self, session: SessionRecord) -> list[Future[Any]]:
         parts = self.parts
-        parts.watch(session)
         checkpoint = parts.store.courses.checkpoint(session.id)
-        if checkpoint is None:
-            futures: list[Future[Any]] = [parts.worker.submit(request_of(session))]
-        else:
+        if checkpoint is not None:
             futures = take_up(parts, session, checkpoint)
+        elif session.source_id is not None:
+            return self._ask_again(session, session.source_id)
+        else:
+            futures = [parts.worker.submit(request_of(session))]
+        parts.watch(session)
         if session.state == PAUSED:
             futures.append(parts.worker.pause(session.id))
             parts.paused.add(session.id)
         return futures
+
+    def _ask_again(self, fork: SessionRecord, source_id: str) -> list[Future[Any]]:
+        """A fork that had not begun: it begins at the first boundary of its source from where that goes on."""
+        self.parts.store.chunks.cut(fork.id, 0)
+        try:
+            return self.forks.order(self.parts.store.get(source_id), [fork])
+        except PagedvidError as error:
+            failed: Future[Any] = Future()
+            failed.set_exception(error)
+            return [failed]
 
     def _settle(self, session: SessionRecord, futures: Sequence[Future[Any]]) -> None:
         try:
@@ -121,6 +128,7 @@ class Restart:
                 self._settle(session, [self.parts.worker.submit(request_of(session))])
             else:
                 logger.error("session %s cannot go on: %s", session.id, described(error))
+                self.forks.abandon(session.id)
                 self.parts.fail(session.id, SessionError(type(error).__name__, str(error)))
 
     def _can_begin_anew(self, session: SessionRecord) -> bool:
@@ -128,14 +136,3 @@ class Restart:
         courses = self.parts.store.courses
         has_one_prompt = len(courses.prompts(session.id)) == 1
         return session.source_id is None and has_one_prompt and courses.checkpoint(session.id) is not None
-
-    def _ask_again(self, fork: SessionRecord) -> None:
-        parts = self.parts
-        assert fork.source_id is not None
-        parts.store.chunks.cut(fork.id, 0)
-        try:
-            with parts.locked(fork.source_id):
-                self.forks.ask(parts.store.get(fork.source_id), [fork])
-        except PagedvidError as error:
-            logger.error("session %s cannot go on: %s", fork.id, described(error))
-            parts.fail(fork.id, SessionError(type(error).__name__, str(error)))

@@ -19,13 +19,13 @@ from pagedvid.errors import PagedvidError
 from pagedvid.service.announcer import Announcer
 from pagedvid.service.bookkeeper import Bookkeeper
 from pagedvid.service.courses import Courses
-from pagedvid.service.errors import Closing
+from pagedvid.service.errors import Closing, storage_errors
 from pagedvid.service.events import Event
 from pagedvid.service.folder_lock import FolderLock
 from pagedvid.service.forks import Forks
 from pagedvid.service.housekeeper import Housekeeper
 from pagedvid.service.intake import Asked, Intake
-from pagedvid.service.parts import Parts, storage_errors
+from pagedvid.service.parts import Parts
 from pagedvid.service.recorder import Recorder
 from pagedvid.service.records import (
     QUEUED,

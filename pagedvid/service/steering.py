@@ -6,9 +6,9 @@ from contextlib import suppress
 
 from pagedvid.errors import ConfigError, WorkerError
 from pagedvid.service.courses import require_unfinished
-from pagedvid.service.errors import Conflict
+from pagedvid.service.errors import Conflict, storage_errors
 from pagedvid.service.forks import Forks
-from pagedvid.service.parts import Parts, storage_errors
+from pagedvid.service.parts import Parts
 from pagedvid.service.records import (
     CANCELLED,
     IN_PROGRESS,
