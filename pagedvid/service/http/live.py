@@ -111,7 +111,9 @@ class _Client:
                 if isinstance(event, SessionState) and event.state == CANCELLED:
                     await self.tell_deleted()
                     return
-                if not isinstance(event, ChunkRecorded):  # those are told with their frames
+                if isinstance(event, ChunkRecorded):
+                    await self._send_chunks()  # before what is told next, such as that it was the last one
+                else:
                     await self._say(event_name(event), event_fields(event))
             if feed.has_lost:
                 feed.has_lost = False

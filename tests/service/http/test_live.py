@@ -61,6 +61,24 @@ class TestOut:
         with av.open(io.BytesIO(content)) as container:
             assert sum(1 for _ in container.decode(video=0)) == 8
 
+    def test_a_session_is_complete_when_its_last_frames_are_sent(self, client, sessions, id):
+        with connect(client, id, "?format=mp4") as socket:
+            until(socket, "session")
+            sessions.finish(id)
+            told = []
+            while not told or told[-1] != "completed":
+                received = socket.receive()
+                if received.get("text"):
+                    message = json.loads(received["text"])
+                    told.append(message.get("state") or message["chunk_index"])
+                else:
+                    told.append(len(received["bytes"]))
+        recording = sessions.recording(id)
+        sizes = [chunk.end - chunk.start for chunk in recording.chunks]
+        assert [it for it in told if it not in ("queued", "in_progress")] == [
+            0, recording.init_bytes, sizes[0], 1, sizes[1], "completed"
+        ]  # fmt: skip
+
     def test_who_comes_back_begins_where_it_was(self, client, sessions, id):
         sessions.finish(id)
         with connect(client, id, "?format=mp4&first_chunk=1") as socket:

@@ -44,6 +44,7 @@ def test_figures(client, sessions):
         ("pagedvid_history_bytes", ("bf16",), 320_000),
         ("pagedvid_worker_state", ("working",), 1),
         ("pagedvid_worker_state", ("dead",), 0),
+        ("pagedvid_seconds_per_token", ("commit",), 2e-4),
         ("pagedvid_chunks_total", (), 2),
         ("pagedvid_frames_total", (), 8),
         ("pagedvid_sessions_ended_total", ("completed",), 1),
