@@ -88,6 +88,7 @@ async function repeat(action, seconds) {
 onKeyWanted(askForKey);
 prepareNewSession(document.getElementById("new-session"), document.getElementById("new-problem"), (session) => {
   sessions.put(session);
+  cards.reveal(session.id);
   announce(`Accepted: ${session.prompt}`);
 });
 repeat(readPool, POOL_SECONDS);

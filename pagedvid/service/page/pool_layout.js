@@ -1,6 +1,12 @@
 // How the pool's pages are laid out on the map. The server tells how many pages each session holds, not which ones,
 // so pages are grouped by session, sessions that share history stand together, and what they share stands before them.
 
+/** Pages that are promised to streams but not used yet, and those that nobody has a claim to. */
+export function unusedPages({ num_pages, used_pages, reserved_pages }) {
+  const promised = Math.max(0, reserved_pages - used_pages);
+  return { promised, free: Math.max(0, num_pages - used_pages - promised) };
+}
+
 /**
  * Runs of pages in the order of the map: {kind, ids, pages} with kind "shared" (ids: all who share), "own", "promised"
  * (reserved for streams that have not filled them yet) or "free". They add up to the pool.
@@ -9,16 +15,14 @@ export function layOut(pool, sourceOf) {
   const holders = pool.sessions.filter(({ own_pages, shared_pages }) => own_pages + shared_pages > 0);
   const families = groupBy(holders, ({ id }) => rootOf(id, sourceOf));
   const runs = [];
-  let toShare = Math.max(0, pool.used_pages - sum(holders.map(({ own_pages }) => own_pages)));
+  const toShare = Math.max(0, pool.used_pages - sum(holders.map(({ own_pages }) => own_pages)));
   for (const [family, shared] of sharesOf(families, toShare)) {
     const ids = family.filter(({ shared_pages }) => shared_pages > 0).map(({ id }) => id);
     runs.push({ kind: "shared", ids, pages: shared });
     runs.push(...family.map(({ id, own_pages }) => ({ kind: "own", ids: [id], pages: own_pages })));
   }
-  const used = sum(runs.map(({ pages }) => pages));
-  const promised = Math.max(0, pool.reserved_pages - used);
-  runs.push({ kind: "promised", ids: [], pages: promised });
-  runs.push({ kind: "free", ids: [], pages: Math.max(0, pool.num_pages - used - promised) });
+  const { promised, free } = unusedPages(pool);
+  runs.push({ kind: "promised", ids: [], pages: promised }, { kind: "free", ids: [], pages: free });
   return runs.filter(({ pages }) => pages > 0);
 }
 
@@ -38,7 +42,7 @@ export function gridFor(numPages, width, height, { smallest = 9, largest = 26 } 
   const pagesPerSquare = roundedUp(numPages / most);
   const squares = Math.ceil(numPages / pagesPerSquare);
   const size = Math.min(largest, Math.max(smallest, Math.sqrt((width * height) / squares)));
-  const rows = Math.ceil(squares / Math.max(1, Math.floor(width / size)));
+  const rows = Math.max(1, Math.round((squares * size) / width));
   return { pagesPerSquare, rows, size: Math.min(largest, width / Math.ceil(squares / rows)) };
 }
 

@@ -1,13 +1,14 @@
 // The section of the page pool: its map, its scale and what the pointer is on, in words as well.
 
 import { put } from "./dom.js";
-import { gridFor, layOut, layOutSwapped } from "./pool_layout.js";
+import { gridFor, layOut, layOutSwapped, unusedPages } from "./pool_layout.js";
 import { PoolMap } from "./pool_map.js";
 import { bytes, count, counted } from "./shown.js";
 
 const WIDE_HEIGHT = 170;
 const NARROW_HEIGHT = 220;
 const NARROW = 600;
+const FEW_SQUARES = 30; // stand in one row
 
 const WORDS = {
   shared: "shared by several sessions",
@@ -57,7 +58,8 @@ export class PoolView {
     const runs = layOutSwapped(this.pool);
     document.getElementById("host").hidden = !runs.length;
     const squares = runs.reduce((total, run) => total + run.pages, 0) / pagesPerSquare;
-    this.host.show(runs, { pagesPerSquare, size, rows: Math.max(1, Math.ceil((squares * size) / width), 3) });
+    const rows = Math.max(Math.ceil((squares * size) / width), squares < FEW_SQUARES ? 1 : 3);
+    this.host.show(runs, { pagesPerSquare, size, rows });
     const { swapped_bytes, host_bytes } = this.pool;
     document.getElementById("host-bytes").textContent = `${bytes(swapped_bytes)} of ${bytes(host_bytes)}`;
   }
@@ -75,9 +77,8 @@ export class PoolView {
   }
 
   #summary() {
-    const { num_pages, used_pages, reserved_pages } = this.pool;
-    const promised = Math.max(0, reserved_pages - used_pages);
-    const free = num_pages - used_pages - promised;
+    const { num_pages, used_pages } = this.pool;
+    const { promised, free } = unusedPages(this.pool);
     return `${count(used_pages)} of ${counted(num_pages, "page")} in use, ${count(promised)} promised, ${count(free)} free`;
   }
 

@@ -33,6 +33,7 @@ export class SessionCard {
     element.classList.toggle("swapped", held?.state === "swapped");
     this.#put("state", stateWords(session));
     this.#put("prompt", session.prompt);
+    partOf(element, "prompt").title = session.prompt; // long ones are cut
     this.#put("origin", originWords(session, this.sessions.byId.get(session.source_id)));
     this.#put("speed", speedWords(session, this.sessions.rate(session.id)));
     this.#put("bytes", bytesWords(session));

@@ -1,6 +1,7 @@
 // The figures at the top.
 
 import { put } from "./dom.js";
+import { unusedPages } from "./pool_layout.js";
 import { bytes, count, decimals } from "./shown.js";
 
 const GROUPS = [
@@ -18,8 +19,7 @@ export function showTotals(sessions, pool) {
   show("total-sessions", count(all.length));
   show("total-states", states.join(", ") || "none yet");
   if (!pool) return;
-  const promised = Math.max(0, pool.reserved_pages - pool.used_pages);
-  const free = pool.num_pages - pool.used_pages - promised;
+  const { promised, free } = unusedPages(pool);
   show("total-rate", decimals(pool.frames_per_second));
   show("total-pages", count(pool.used_pages));
   show("total-pages-more", `of ${count(pool.num_pages)}, ${count(promised)} promised, ${count(free)} free`);
