@@ -55,7 +55,7 @@ def test_a_video_plays_while_it_is_made(page):
     assert card.state() == "in_progress"
     page.wait(lambda: card.part("credit").endswith("ahead"), "credit in words")
     assert "frames, " in card.part("progress") and card.part("progress").endswith("chunks")
-    assert "bf16 would be" in card.part("bytes")
+    page.wait(lambda: "bf16 would be" in card.part("bytes"), "stored bytes")
     page.wait(lambda: page.find("#total-pages").text != "0", "pages in use")
     page.picture("playing")
 

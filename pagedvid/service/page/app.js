@@ -12,7 +12,7 @@ import { Sessions } from "./sessions.js";
 import { showTotals } from "./totals.js";
 
 const POOL_SECONDS = 1.5;
-const LIST_SECONDS = 6;
+const LIST_SECONDS = 3;
 
 const TOLD = { completed: "Complete", failed: "Failed", paused: "Paused", cancelled: "Cancelled" };
 
