@@ -170,9 +170,9 @@ def test_the_map_adds_up_to_the_pool(page):
     script = """const [pool, done] = arguments;
         const from = new URL("pool_layout.js", document.querySelector("script[type=module]").src);
         const sourceOf = (id) => (id === "b" ? "a" : undefined);
-        import(from).then(({layOut, layOutSwapped, gridFor}) =>
-            done([layOut(pool, sourceOf), layOutSwapped(pool), gridFor(pool.num_pages, 1200, 170)]));"""
-    runs, swapped, grid = page.driver.execute_async_script(script, pool)
+        import(from).then(({layOut, layOutSwapped, gridFor, drawnPages}) =>
+            done([layOut(pool, sourceOf), layOutSwapped(pool), gridFor(100000, 1200, 170), drawnPages(pool)]));"""
+    runs, swapped, grid, drawn = page.driver.execute_async_script(script, pool)
     assert [(run["kind"], "".join(run["ids"]), run["pages"]) for run in runs] == [
         ("shared", "ab", 150),
         ("own", "a", 100),
@@ -182,6 +182,7 @@ def test_the_map_adds_up_to_the_pool(page):
         ("free", "", 99_000),
     ]
     assert [(run["ids"], run["pages"]) for run in swapped] == [(["d"], 3)]
+    assert drawn == 5_000, "the 1,000 pages that are not free take a visible part of the map"
     columns = math.ceil(math.ceil(100_000 / grid["pagesPerSquare"]) / grid["rows"])
     assert columns * grid["size"] <= 1200.001 and grid["size"] >= 8
 

@@ -1,10 +1,20 @@
 // How the pool's pages are laid out on the map. The server tells how many pages each session holds, not which ones,
 // so pages are grouped by session, sessions that share history stand together, and what they share stands before them.
 
+const SMALLEST_BUSY_SHARE = 0.05; // of the pool, in use or promised; with less, not all free pages are drawn
+const DRAWN_BUSY_SHARE = 0.25;
+
 /** Pages that are promised to streams but not used yet, and those that nobody has a claim to. */
 export function unusedPages({ num_pages, used_pages, reserved_pages }) {
   const promised = Math.max(0, reserved_pages - used_pages);
   return { promised, free: Math.max(0, num_pages - used_pages - promised) };
+}
+
+/** Pages that the map shows: all, but where nearly all are free only as many of them as leave the others visible. */
+export function drawnPages(pool) {
+  const busy = pool.num_pages - unusedPages(pool).free;
+  if (busy === 0 || busy >= pool.num_pages * SMALLEST_BUSY_SHARE) return pool.num_pages;
+  return Math.min(pool.num_pages, roundedUp(busy / DRAWN_BUSY_SHARE));
 }
 
 /**

@@ -1,7 +1,7 @@
 // The section of the page pool: its map, its scale and what the pointer is on, in words as well.
 
 import { put } from "./dom.js";
-import { gridFor, layOut, layOutSwapped, unusedPages } from "./pool_layout.js";
+import { drawnPages, gridFor, layOut, layOutSwapped, unusedPages } from "./pool_layout.js";
 import { PoolMap } from "./pool_map.js";
 import { bytes, count, counted } from "./shown.js";
 
@@ -44,12 +44,13 @@ export class PoolView {
     const { pool, section } = this;
     if (!pool) return;
     const width = section.clientWidth;
-    const grid = gridFor(pool.num_pages, width, width < NARROW ? NARROW_HEIGHT : WIDE_HEIGHT);
-    const runs = layOut(pool, (id) => this.sessions.byId.get(id)?.source_id);
-    this.map.show(runs, grid);
-    this.map.canvas.setAttribute("aria-label", `Map of the page pool: ${runs.map((run) => this.#named(run)).join("; ")}`);
-    const scale = grid.pagesPerSquare === 1 ? "One square is a page" : `One square is ${count(grid.pagesPerSquare)} pages`;
-    document.getElementById("pool-scale").textContent = `${scale} of ${bytes(pool.page_bytes)}`;
+    const drawn = drawnPages(pool);
+    const grid = gridFor(drawn, width, width < NARROW ? NARROW_HEIGHT : WIDE_HEIGHT);
+    const sourceOf = (id) => this.sessions.byId.get(id)?.source_id;
+    this.map.show(layOut({ ...pool, num_pages: drawn }, sourceOf), grid);
+    const words = layOut(pool, sourceOf).map((run) => this.#named(run));
+    this.map.canvas.setAttribute("aria-label", `Map of the page pool: ${words.join("; ")}`);
+    put(document.getElementById("pool-scale"), scaleWords(grid, pool, drawn));
     this.#drawHost(grid, width);
     if (!this.isPointed) this.#tell(this.#summary());
   }
@@ -90,4 +91,10 @@ export class PoolView {
     if (kind === "shared") return `${number} ${WORDS.shared}: ${names.join(" + ")}`;
     return `${number} ${WORDS[kind]}`;
   }
+}
+
+function scaleWords({ pagesPerSquare }, { page_bytes, num_pages }, drawn) {
+  const pages = pagesPerSquare === 1 ? "a page" : `${count(pagesPerSquare)} pages`;
+  const left = num_pages > drawn ? `; ${count(num_pages - drawn)} more free pages are not drawn` : "";
+  return `One square is ${pages} of ${bytes(page_bytes)}${left}`;
 }

@@ -7,7 +7,7 @@ import { cloned, partOf, put } from "./dom.js";
 import { Screen } from "./screen.js";
 
 const SMALLEST_CHUNK = 0.0125; // of the strip; smaller ones are not marked
-const GAUGE_SECONDS = 4; // at either end of the gauge
+const GAUGE_SECONDS = 10; // at either end of the gauge
 
 export class SessionCard {
   constructor(session, { sessions, connections, onHighlight }) {
