@@ -159,7 +159,7 @@ def test_the_map_adds_up_to_the_pool(page):
         "num_pages": 100_000,
         "page_bytes": 1024,
         "used_pages": 700,
-        "reserved_pages": 1_000,
+        "reserved_pages": 300,
         "sessions": [
             {"id": "a", "own_pages": 100, "shared_pages": 150, "host_bytes": 0},
             {"id": "b", "own_pages": 50, "shared_pages": 150, "host_bytes": 0},

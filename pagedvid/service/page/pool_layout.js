@@ -4,15 +4,9 @@
 const SMALLEST_BUSY_SHARE = 0.05; // of the pool, in use or promised; with less, not all free pages are drawn
 const DRAWN_BUSY_SHARE = 0.25;
 
-/** Pages that are promised to streams but not used yet, and those that nobody has a claim to. */
-export function unusedPages({ num_pages, used_pages, reserved_pages }) {
-  const promised = Math.max(0, reserved_pages - used_pages);
-  return { promised, free: Math.max(0, num_pages - used_pages - promised) };
-}
-
 /** Pages that the map shows: all, but where nearly all are free only as many of them as leave the others visible. */
 export function drawnPages(pool) {
-  const busy = pool.num_pages - unusedPages(pool).free;
+  const busy = pool.used_pages + pool.reserved_pages;
   if (busy === 0 || busy >= pool.num_pages * SMALLEST_BUSY_SHARE) return pool.num_pages;
   return Math.min(pool.num_pages, roundedUp(busy / DRAWN_BUSY_SHARE));
 }
@@ -31,8 +25,8 @@ export function layOut(pool, sourceOf) {
     runs.push({ kind: "shared", ids, pages: shared });
     runs.push(...family.map(({ id, own_pages }) => ({ kind: "own", ids: [id], pages: own_pages })));
   }
-  const { promised, free } = unusedPages(pool);
-  runs.push({ kind: "promised", ids: [], pages: promised }, { kind: "free", ids: [], pages: free });
+  const free = pool.num_pages - pool.used_pages - pool.reserved_pages;
+  runs.push({ kind: "promised", ids: [], pages: pool.reserved_pages }, { kind: "free", ids: [], pages: free });
   return runs.filter(({ pages }) => pages > 0);
 }
 

@@ -1,7 +1,7 @@
 // The section of the page pool: its map, its scale and what the pointer is on, in words as well.
 
 import { put } from "./dom.js";
-import { drawnPages, gridFor, layOut, layOutSwapped, unusedPages } from "./pool_layout.js";
+import { drawnPages, gridFor, layOut, layOutSwapped } from "./pool_layout.js";
 import { PoolMap } from "./pool_map.js";
 import { bytes, count, counted } from "./shown.js";
 
@@ -78,9 +78,9 @@ export class PoolView {
   }
 
   #summary() {
-    const { num_pages, used_pages } = this.pool;
-    const { promised, free } = unusedPages(this.pool);
-    return `${count(used_pages)} of ${counted(num_pages, "page")} in use, ${count(promised)} promised, ${count(free)} free`;
+    const { num_pages, used_pages, reserved_pages, free_pages } = this.pool;
+    const used = `${count(used_pages)} of ${counted(num_pages, "page")} in use`;
+    return `${used}, ${count(reserved_pages)} promised, ${count(free_pages)} free`;
   }
 
   #named({ kind, ids, pages }) {

@@ -1,7 +1,6 @@
 // The figures at the top.
 
 import { put } from "./dom.js";
-import { unusedPages } from "./pool_layout.js";
 import { bytes, count, decimals } from "./shown.js";
 
 const GROUPS = [
@@ -19,10 +18,9 @@ export function showTotals(sessions, pool) {
   show("total-sessions", count(all.length));
   show("total-states", states.join(", ") || "none yet");
   if (!pool) return;
-  const { promised, free } = unusedPages(pool);
   show("total-rate", decimals(pool.frames_per_second));
   show("total-pages", count(pool.used_pages));
-  show("total-pages-more", `of ${count(pool.num_pages)}, ${count(promised)} promised, ${count(free)} free`);
+  show("total-pages-more", `of ${count(pool.num_pages)}, ${count(pool.reserved_pages)} promised, ${count(pool.free_pages)} free`);
   show("total-bytes", bytes(pool.stored_bytes));
   show("total-bytes-more", `bf16 would be ${bytes(pool.bf16_bytes)}`);
 }
