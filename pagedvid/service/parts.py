@@ -77,8 +77,16 @@ class Parts:
         with lock:
             yield
 
-    def forget(self, id: str) -> None:
-        """A session was deleted."""
+    def remove(self, id: str) -> None:
+        """Removes what there is of a session: first the row, so that a restart removes the rest. Raises
+        StorageError."""
+
+        def remove() -> None:
+            self.store.delete(id)
+            with storage_errors():
+                self.files.remove(id)
+
+        self.recorder.call(remove)
         self.audiences.pop(id, None)
         self.paused.discard(id)
         self.awake.discard(id)
