@@ -1,6 +1,7 @@
 """How many videos fit, from integers alone: it needs no weights and no GPU.
 
---prove allocates the memory and measures it; --trace simulates a day of arrivals.
+--prove allocates the memory and measures it; --trace simulates a day of arrivals; --sustain says how many of the videos
+that fit are played while they are made.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 from pagedvid.cache.stream_codecs import StreamCodecs
@@ -15,9 +17,12 @@ from pagedvid.capacity.card_files import find_card, presets
 from pagedvid.capacity.cards import MAX_BRANCHES, Resolution
 from pagedvid.capacity.gpus import gpu_memory, gpu_names
 from pagedvid.capacity.sizing import CODEC_CHOICES, Question, answers
+from pagedvid.capacity.sustain import TokenRate, parse_rate, parse_speed, sustained
 from pagedvid.capacity.target import parse_targets, reach, target_question
 from pagedvid.cli.capacity_report import Report, sizing_report, target_report
-from pagedvid.cli.options import by_rule, path_flag
+from pagedvid.cli.capacity_sustain import sustain_report
+from pagedvid.cli.cores import choose_wait_policy
+from pagedvid.cli.options import by_reader, by_rule, path_flag
 from pagedvid.cli.terminal import EXIT_FAILED, EXIT_SUCCESS
 from pagedvid.codecs.registry import codec_names
 from pagedvid.config.rules import number, whole
@@ -30,8 +35,18 @@ DEFAULT_CODEC = "int2"
 DEFAULT_MEMORY = "80GiB"
 MAX_GPUS = 10_000
 
-_NEEDS = {"scale": "prove", "device": "prove", "gpus": "trace", "max_wait": "trace", "concurrent": "trace"}
-_EXCLUDES = (("prove", "trace"), ("prove", "targets"), ("trace", "targets"), ("prove", "plot"), ("trace", "plot"))
+_NEEDS = {
+    "scale": ("prove",),
+    "device": ("prove", "sustain"),
+    "gpus": ("trace",),
+    "max_wait": ("trace",),
+    "concurrent": ("trace",),
+    "tokens_per_second": ("sustain",),
+}
+_EXCLUDES = (
+    *(("prove", "trace"), ("prove", "targets"), ("prove", "plot"), ("prove", "sustain")),
+    *(("trace", "targets"), ("trace", "plot"), ("trace", "sustain"), ("sustain", "targets")),
+)
 
 
 def add_parser(subparsers: Any) -> None:
@@ -57,10 +72,22 @@ def add_parser(subparsers: Any) -> None:
     )
     parser.add_argument("--format", choices=("table", "json", "csv"), default="table", help="default: table")
     parser.add_argument("--plot", metavar="FILE", type=path_flag, help="draw streams over memory (.png, .svg, .pdf)")
+    sustain = parser.add_argument_group("--sustain: how many streams are played while they are made")
+    sustain.add_argument(
+        "--sustain", metavar="SPEED", type=by_reader(parse_speed), help="frames per second of a viewer, such as 16fps"
+    )
+    sustain.add_argument(
+        "--tokens-per-second",
+        metavar="N",
+        type=by_reader(parse_rate),
+        help="tokens of the model per second, or DENOISE/COMMIT; without it they are measured here (demo model)",
+    )
     prove = parser.add_argument_group("--prove: build the pool, fill it and compare with the prediction")
     prove.add_argument("--prove", action="store_true", help="exit code 1 when measured and predicted disagree")
     prove.add_argument("--scale", metavar="F", type=by_rule(number(0.001, 1)), help="use this fraction of the layers")
-    prove.add_argument("--device", metavar="NAME", type=by_rule(DEVICE), help="cpu (default), cuda or cuda:N")
+    prove.add_argument(
+        "--device", metavar="NAME", type=by_rule(DEVICE), help="cpu (default), cuda or cuda:N; for --sustain, too"
+    )
     trace = parser.add_argument_group("--trace: simulate arrivals at many GPUs")
     trace.add_argument("--trace", metavar="FILE", type=path_flag, help="jsonl; see tools/make_trace.py")
     trace.add_argument("--gpus", metavar="N", type=by_rule(whole(1, MAX_GPUS)), help="number of GPUs (default: 1)")
@@ -82,6 +109,8 @@ def run(args: argparse.Namespace) -> int:
         return _prove(args, question, choices)
     if args.trace:
         report = _simulate(args, question, choices)
+    elif args.sustain is not None:
+        report = _sustain(args, question, choices)
     elif args.targets:
         target = parse_targets(args.targets)
         report = target_report(target_question(question, target), target, reach(question, target, choices))
@@ -96,10 +125,10 @@ def run(args: argparse.Namespace) -> int:
 def _check_flags(args: argparse.Namespace) -> None:
     """Raises ConfigError for flags that contradict each other or would have no effect."""
     for flag, needed in _NEEDS.items():
-        if getattr(args, flag) is not None and not getattr(args, needed):
-            raise ConfigError(
-                f"--{flag.replace('_', '-')} has no effect without --{needed}; add --{needed} or drop the flag"
-            )
+        if getattr(args, flag) is not None and not any(getattr(args, other) for other in needed):
+            others = " or ".join(f"--{other}" for other in needed)
+            name = flag.replace("_", "-")
+            raise ConfigError(f"--{name} has no effect without {others}; add {others} or drop the flag")
     for first, second in _EXCLUDES:
         if getattr(args, first) and getattr(args, second):
             names = [f"--{name.removesuffix('s')}" for name in (first, second)]
@@ -157,16 +186,34 @@ def _prove(args: argparse.Namespace, question: Question, choices: Mapping[str, S
 
     name, codecs = _one_choice(args, choices, "--prove")
     proof = prove(
-        question, name, codecs, layer_fraction=args.scale or 1.0, device=args.device or "cpu", progress=_show_commits
+        question,
+        name,
+        codecs,
+        layer_fraction=args.scale or 1.0,
+        device=args.device or "cpu",
+        progress=partial(_show_progress, "commit"),
     )
     print(proof_report(proof).render(args.format))
     return EXIT_SUCCESS if proof.agrees else EXIT_FAILED
 
 
-def _show_commits(done: int, total: int) -> None:
+def _sustain(args: argparse.Namespace, question: Question, choices: Mapping[str, StreamCodecs]) -> Report:
+    rows = answers(question, choices)
+    rate = args.tokens_per_second or _measured_rate(question, args.device or "cpu")
+    return sustain_report(question, rows, sustained(question, args.sustain, rate))
+
+
+def _measured_rate(question: Question, device: str) -> TokenRate:
+    choose_wait_policy()
+    from pagedvid.capacity.measure_rate import measured_rate  # imports PyTorch
+
+    return measured_rate(question, device, partial(_show_progress, "chunk"))
+
+
+def _show_progress(what: str, done: int, total: int) -> None:
     """A line that is rewritten in place; only on a terminal."""
     if sys.stderr.isatty():
-        print(f"\rcommit {done} of {total}", end="\n" if done == total else "", file=sys.stderr, flush=True)
+        print(f"\r{what} {done} of {total}", end="\n" if done == total else "", file=sys.stderr, flush=True)
 
 
 def _simulate(args: argparse.Namespace, question: Question, choices: Mapping[str, StreamCodecs]) -> Report:

@@ -130,10 +130,10 @@ def sizing_report(question: Question, rows: Sequence[Answer]) -> Report:
         "stream: its pages at the peak, all branches. longest: the window that a single",
         "stream can have. Not counted: activations, VAE, text encoder (use --reserve).",
     ]
-    return Report(question_facts(question), [_answer_facts(row) for row in rows], lines)
+    return Report(question_facts(question), [answer_facts(row) for row in rows], lines)
 
 
-def _answer_facts(row: Answer) -> dict[str, object]:
+def answer_facts(row: Answer) -> dict[str, object]:
     """A row for programs."""
     return {
         "codec": row.name,
@@ -192,7 +192,7 @@ def target_report(question: Question, target: Target, found: Sequence[TargetAnsw
     }
     rows = [
         {
-            **_answer_facts(item.answer),
+            **answer_facts(item.answer),
             "reaches": item.reaches,
             "target_window": None if item.longest is None else str(item.longest),
             "target_window_seconds": item.longest_seconds,

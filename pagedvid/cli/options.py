@@ -5,12 +5,15 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pagedvid.config.file import ResolvedConfig, Setting, read_assignment, read_file, read_value, resolve
 from pagedvid.config.rules import Rule
+from pagedvid.errors import ConfigError
 from pagedvid.files.plain_yaml import read_scalar
 from pagedvid.shown import shown
+
+Value = TypeVar("Value")
 
 _FLAGS = {
     "model": "model.name",
@@ -34,6 +37,18 @@ def by_rule(rule: Rule) -> Callable[[str], Any]:
             raise argparse.ArgumentTypeError(f"{shown(written)} is not {rule.allowed}") from None
 
     return read
+
+
+def by_reader(read: Callable[[str], Value]) -> Callable[[str], Value]:
+    """The argparse type of a flag that `read` reads; it raises ConfigError for what it does not allow."""
+
+    def checked(written: str) -> Value:
+        try:
+            return read(written)
+        except ConfigError as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
+
+    return checked
 
 
 def path_flag(written: str) -> Path:

@@ -41,9 +41,9 @@ class Playout:
 
     def deliver(self, num_frames: int, now: float) -> None:
         """That many more frames are there to be played. Raises ConfigError for a negative number."""
-        whole_number("num_frames", num_frames, 0, error=ConfigError)
-        self._end_stall(now)
-        self._num_delivered += num_frames
+        if whole_number("num_frames", num_frames, 0, error=ConfigError):
+            self._end_stall(now)
+            self._num_delivered += num_frames
 
     def report(self, num_frames: int, now: float) -> None:
         """The client has played that many frames of the video, the first ones of a fork included; its clock goes on
@@ -65,8 +65,9 @@ class Playout:
 
     def owe(self, now: float) -> None:
         """Frames are owed again: the video was resumed or extended."""
-        self._end_stall(now)
-        self._is_owed = True
+        if not self._is_owed:
+            self._end_stall(now)
+            self._is_owed = True
 
     # ------------------------------------------------------------------ what follows from it
 

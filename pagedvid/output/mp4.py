@@ -5,7 +5,7 @@ Only this file imports `av`, when a video is written or read: whoever embeds the
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from fractions import Fraction
 from pathlib import Path
@@ -31,7 +31,7 @@ _KEYFRAME_INTERVAL = 250
 _PROBE_BYTES = 4096
 """More than the header, which the library writes first."""
 _BT709 = 1
-_QUALITY: dict[str, object] = {"crf": "16", "preset": "medium", "rc-lookahead": "10"}
+_QUALITY = {"crf": "16", "preset": "medium", "rc-lookahead": "10"}
 """Fine enough to keep plain colours; a short look-ahead, because its frames stay in memory for every running video."""
 
 Frames = NDArray[np.uint8]
@@ -74,6 +74,32 @@ def enlarge(frames_FHWC: Frames, scale: int) -> Frames:
     return frames
 
 
+def pictures(frames_FHWC: Frames) -> Iterator[av.VideoFrame]:
+    """Frames of even size as the encoder takes them: yuv420p in BT.709."""
+    library = av_library()
+    kinds, reformatter = library.video.reformatter, library.video.reformatter.VideoReformatter()
+    for frame in frames_FHWC:
+        yield reformatter.reformat(
+            library.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24"),
+            format="yuv420p",
+            dst_colorspace=kinds.Colorspace.ITU709,
+            dst_color_range=kinds.ColorRange.MPEG,
+            threads=1,
+        )
+
+
+def configure(stream: Any, height: int, width: int, quality: Mapping[str, str]) -> None:
+    """Prepares a new H.264 stream for `pictures` of this size."""
+    stream.height, stream.width = height, width
+    stream.pix_fmt = "yuv420p"
+    stream.options = dict(quality)
+    context = stream.codec_context
+    context.gop_size = _KEYFRAME_INTERVAL
+    context.thread_count = 1  # the model's threads are busy; one is plenty for the encoder
+    context.colorspace = context.color_primaries = context.color_trc = _BT709
+    context.color_range = av_library().video.reformatter.ColorRange.MPEG
+
+
 class VideoWriter:
     """Writes frames to a temporary file next to `path`; `publish` renames it once it is complete."""
 
@@ -84,7 +110,6 @@ class VideoWriter:
         self.num_frames = 0
         self._rate = frame_rate(frames_per_second)
         self._scale = scale
-        self._reformatter = self._av.video.reformatter.VideoReformatter()
         self._container = self._av.open(
             str(atomic.temporary_path(path)), "w", format="mp4", options={"movflags": "faststart"}
         )
@@ -97,29 +122,11 @@ class VideoWriter:
         if self.num_frames == 0:
             # The library never closes a file whose first bytes do not fit on the disk; too many open files follow.
             atomic.temporary_path(self.path).write_bytes(bytes(_PROBE_BYTES))
-            self._configure(height=frames.shape[1], width=frames.shape[2])
-        kinds = self._av.video.reformatter
-        for frame in frames:
-            picture = self._reformatter.reformat(
-                self._av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24"),
-                format="yuv420p",
-                dst_colorspace=kinds.Colorspace.ITU709,
-                dst_color_range=kinds.ColorRange.MPEG,
-                threads=1,
-            )
+            configure(self._stream, frames.shape[1], frames.shape[2], _QUALITY)
+        for picture in pictures(frames):
             picture.pts = self.num_frames
             self._container.mux(self._stream.encode(picture))
             self.num_frames += 1
-
-    def _configure(self, height: int, width: int) -> None:
-        self._stream.height, self._stream.width = height, width
-        self._stream.pix_fmt = "yuv420p"
-        self._stream.options = _QUALITY
-        context = self._stream.codec_context
-        context.gop_size = _KEYFRAME_INTERVAL
-        context.thread_count = 1  # the model's threads are busy; one is plenty for the encoder
-        context.colorspace = context.color_primaries = context.color_trc = _BT709
-        context.color_range = self._av.video.reformatter.ColorRange.MPEG
 
     def finish(self) -> None:
         """Writes the last frames and the index, which completes the temporary file. Raises one of `write_errors()`.

@@ -98,6 +98,58 @@ def test_targets(command):
     assert max(map(len, out.splitlines())) <= 80
 
 
+def test_sustained_streams_from_a_given_rate(command):
+    words = (*SELF_FORCING, "--gpu", "h100", "--sustain", "16fps", "--tokens-per-second", "2000000/1000000")
+    code, out, err = command(*words)
+    assert (code, err) == (0, "")
+    assert "2,000,000 tokens/s in denoise steps, 1,000,000 in commit passes" in out
+    assert "keeps up with 48 streams at 16 fps" in out  # 0.9 / (4 x 1560 x (4 / 2e6 + 1 / 1e6))
+    rows = table(out)
+    assert rows["bf16"][2:] == ["13", "13", "memory"]
+    assert rows["int2"][2:] == ["94", "48", "compute"]
+    assert max(map(len, out.splitlines())) <= 80
+    facts = json.loads(command(*words, "--kv", "bf16,int2", "--format", "json")[1])
+    assert facts["stream_share"] == pytest.approx(0.01872)
+    assert (facts["sustain_frames_per_second"], facts["num_streams_by_pace"]) == (16, 48)
+    assert [row["num_sustained_streams"] for row in facts["rows"]] == [13, 48]
+    rows = csv.DictReader(io.StringIO(command(*words, "--kv", "bf16,int2", "--format", "csv")[1]))
+    assert [row["num_sustained_streams"] for row in rows] == ["13", "48"]
+
+
+@pytest.mark.parametrize("model", ["magi-1-4.5b", "hy-worldplay-8b", "longcat-13.6b", "skyreels-v2-1.3b", "demo"])
+def test_sustained_streams_of_every_kind_of_model_fit_a_terminal(command, model):
+    words = ("--gpu", "h200", "--sustain", "23.976fps", "--tokens-per-second", "123456.7/1000000000000")
+    code, out, err = command("capacity", "--model", model, *words)
+    assert (code, err) == (0, "")
+    assert max(map(len, out.splitlines())) <= 80
+
+
+def test_a_device_that_sustains_no_stream_says_which_speed_it_does(command):
+    out = command(*SELF_FORCING, "--gpu", "h100", "--sustain", "16", "--tokens-per-second", "10000")[1]
+    assert "keeps up with 4.62 fps at most, with a single stream" in out
+    assert table(out)["int2"][2:] == ["94", "0", "compute"]
+
+
+def test_sustained_streams_measured_here(command):
+    words = (
+        "capacity",
+        "--model",
+        "demo",
+        "--memory",
+        "24MiB",
+        "--window",
+        "0+1",
+        "--kv",
+        "int2",
+        "--sustain",
+        "12fps",
+    )
+    code, out, err = command(*words)
+    assert (code, err) == (0, "")
+    assert "measured here with 4 streams on" in out
+    assert max(map(len, out.splitlines())) <= 80
+
+
 def test_a_proof(command):
     words = ("capacity", "--model", "demo", "--memory", "24MiB", "--weights", "none", "--kv", "int4", "--prove")
     code, out, err = command(*words)
@@ -158,6 +210,15 @@ def test_a_trace(command, lines):
         (["--branches", "0"], "'0' is not a whole number"),
         (["--scale", "0.5"], "--scale has no effect without --prove"),
         (["--device", "cpu"], "--device has no effect without --prove"),
+        (["--device", "cpu"], "--device has no effect without --prove or --sustain"),
+        (["--tokens-per-second", "5"], "--tokens-per-second has no effect without --sustain"),
+        (["--sustain", "16hz"], "argument --sustain: '16hz' is not a speed; write the frames per second"),
+        (["--sustain", ""], "argument --sustain: '' is not a speed"),
+        (["--sustain", "16fps", "--tokens-per-second", "5/x"], "argument --tokens-per-second: '5/x' is not a rate"),
+        (["--sustain", "16fps"], "self-forcing cannot be measured here"),
+        (["--sustain", "16fps", "--prove"], "--prove and --sustain cannot be combined"),
+        (["--sustain", "16fps", "--trace", "x"], "--trace and --sustain cannot be combined"),
+        (["--sustain", "16fps", "--target", "streams=3"], "--sustain and --target cannot be combined"),
         (["--max-wait", "5"], "--max-wait has no effect without --trace"),
         (["--prove", "--trace", "x"], "--prove and --trace cannot be combined"),
         (["--prove", "--target", "streams=3"], "--prove and --target cannot be combined"),

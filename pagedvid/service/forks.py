@@ -1,0 +1,128 @@
+"""Forks: sessions that go on from the history of another one.
+
+The worker makes a fork at its source's next chunk boundary. From when it is asked for until it has a checkpoint of its
+own, a fork is `pending`: its events wait, and after a crash it is asked for again. Then it gets a copy of its source's
+frames up to that boundary, and depends on the source no more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from pagedvid.engine.failures import presentable
+from pagedvid.engine.requests import Continuation
+from pagedvid.errors import ConfigError, IntegrityError, PagedvidError, StateError
+from pagedvid.service.errors import Conflict
+from pagedvid.service.events import ChunkEvent, Event
+from pagedvid.service.parts import Parts, storage_errors
+from pagedvid.service.records import COMPLETED, SessionError, SessionRecord, SessionState
+from pagedvid.service.stored_courses import StoredCheckpoint
+from pagedvid.service.taking_up import take_up
+
+
+class Forks:
+    """Makes forks independent of their sources. Thread-safe."""
+
+    def __init__(self, parts: Parts) -> None:
+        self._parts = parts
+        self._pending: dict[str, str] = {}
+        """Source by pending fork."""
+
+    def is_pending(self, id: str) -> bool:
+        """Whether a session is a fork that still depends on its source."""
+        return id in self._pending
+
+    def has_pending(self, source_id: str) -> bool:
+        """Whether forks depend on a session."""
+        return source_id in list(self._pending.values())
+
+    def ask(self, source: SessionRecord, forks: Sequence[SessionRecord]) -> None:
+        """Asks the worker for forks. Under the source's lock. Raises Conflict, and what the worker raises."""
+        continuations = [Continuation(it.id, it.prompt, it.seed, it.num_frames) for it in forks]
+        for fork in forks:
+            self._pending[fork.id] = source.id
+            self._parts.recorder.hold(fork.id)
+        try:
+            if source.state == COMPLETED:
+                self.wake(source)
+            self._parts.wait(self._parts.worker.fork(source.id, continuations))
+        except BaseException:
+            for fork in forks:
+                self.abandon(fork.id)
+            self.let_sleep(source.id)
+            raise
+
+    def wake(self, session: SessionRecord) -> None:
+        """Brings a completed session back into the worker. Under its lock. Raises Conflict without a checkpoint."""
+        if session.id in self._parts.awake:
+            return
+        checkpoint = self._parts.store.courses.checkpoint(session.id)
+        if checkpoint is None:
+            raise Conflict(f"session {session.id} cannot be continued: its last checkpoint could not be written")
+        for future in take_up(self._parts, session, checkpoint):
+            self._parts.wait(future)
+        self._parts.awake.add(session.id)
+
+    def let_sleep(self, id: str) -> None:
+        """Frees the pages of a session that was woken, once no fork waits for it. Under its lock."""
+        if id in self._parts.awake and not self.has_pending(id):
+            self._parts.awake.discard(id)
+            self._parts.worker.cancel(id)
+
+    def abandon(self, id: str) -> None:
+        """A fork is not made, or was deleted."""
+        if self._pending.pop(id, None) is not None:
+            self._parts.worker.cancel(id)
+            self._parts.recorder.release(id, lambda events: None)
+
+    def secure(self, id: str) -> None:
+        """Makes a pending fork independent, if it has begun."""
+        with self._parts.locked(id):
+            source_id = self._pending.get(id)
+            session = self._parts.store.find(id)
+            if source_id is None or session is None:
+                return
+            try:
+                checkpoint = self._parts.take_checkpoint(id)
+            except StateError:
+                return  # it has not begun; another event will come
+            except ConfigError:  # it has failed, and the events that wait say why
+                self._parts.recorder.release(id, self._parts.recorder.record_all)
+            except PagedvidError as error:
+                self._parts.fail(id, SessionError(type(error).__name__, str(error)))
+                self._parts.recorder.release(id, lambda events: None)
+            else:
+                self._parts.recorder.release(id, lambda events: self._join(session, source_id, checkpoint, events))
+            self._pending.pop(id, None)
+        with self._parts.locked(source_id):
+            self.let_sleep(source_id)
+
+    def _join(self, fork: SessionRecord, source_id: str, checkpoint: StoredCheckpoint, events: Sequence[Event]) -> None:
+        """Gives a fork the chunks of its source, and records what it has made itself. On the recorder's thread."""
+        parts = self._parts
+        firsts = [event.first_frame for event in events if isinstance(event, ChunkEvent)]
+        try:
+            num_chunks = self._copy_video(fork.id, source_id, min([*firsts, checkpoint.frames_done]))
+            with parts.store.transaction():
+                parts.store.chunks.copy(source_id, fork.id, num_chunks)
+                parts.store.courses.set_checkpoint(fork.id, checkpoint)
+                if num_chunks > 0:
+                    parts.store.begin(fork.id)
+                parts.watch(parts.store.get(fork.id))
+                parts.recorder.record_all(events)
+        except Exception as error:
+            error = presentable(error)
+            parts.fail(fork.id, SessionError(type(error).__name__, str(error)))
+        else:
+            parts.announcer.tell(SessionState(fork.id, parts.store.get(fork.id).state))
+
+    def _copy_video(self, id: str, source_id: str, num_frames: int) -> int:
+        """Copies the source's chunks up to a number of output frames; returns how many chunks these are."""
+        if num_frames == 0:
+            return 0
+        for chunk in self._parts.store.chunks.of(source_id):
+            if chunk.first_frame + chunk.num_frames == num_frames:
+                with storage_errors():
+                    self._parts.files.copy_video(source_id, id, chunk.end)
+                return chunk.index + 1
+        raise IntegrityError(f"no chunk of session {source_id} ends with its frame {num_frames - 1}; fork it again")

@@ -1,0 +1,155 @@
+"""The housekeeper's thread: what has to be done for sessions without anybody asking.
+
+It ends those that have all their frames, checkpoints live ones that have made progress, makes forks independent of
+their sources, and pauses those that are too far ahead of their viewers or have none any more.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from queue import Empty, SimpleQueue
+from threading import Thread
+
+from pagedvid.engine.failures import described
+from pagedvid.engine.states import FINISHED
+from pagedvid.errors import ConfigError, PagedvidError
+from pagedvid.service.errors import StorageError
+from pagedvid.service.forks import Forks
+from pagedvid.service.parts import Parts
+from pagedvid.service.records import (
+    COMPLETED,
+    IN_PROGRESS,
+    PAUSED,
+    PAUSED_WITHOUT_VIEWER,
+    QUEUED,
+    UNFINISHED,
+    CreditChanged,
+    SessionRecord,
+    SessionState,
+)
+from pagedvid.service.stored_courses import StoredCheckpoint
+
+logger = logging.getLogger(__name__)
+
+_TICK_SECONDS = 0.25
+
+
+class Housekeeper:
+    """`end`, `progress` and `secure` may be called from any thread, and return at once."""
+
+    def __init__(self, parts: Parts, forks: Forks) -> None:
+        self._parts, self._forks = parts, forks
+        self._jobs: SimpleQueue[tuple[Callable[[str], None], str] | None] = SimpleQueue()
+        self._thread = Thread(target=self._run, name="pagedvid-housekeeper", daemon=True)
+
+    def start(self) -> None:
+        """Begins."""
+        self._thread.start()
+
+    def stop(self, seconds: float) -> None:
+        """Ends after its present job, for which it waits so long."""
+        self._jobs.put(None)
+        self._thread.join(seconds)
+
+    def end(self, id: str) -> None:
+        """A session seems to have all its frames."""
+        self._jobs.put((self._end, id))
+
+    def progress(self, id: str) -> None:
+        """A chunk of a live session was recorded."""
+        self._jobs.put((self._checkpoint_if_due, id))
+
+    def secure(self, id: str) -> None:
+        """A held session has an event: it may be a fork that has begun."""
+        self._jobs.put((self._forks.secure, id))
+
+    # ------------------------------------------------------------------ on the housekeeper's thread
+
+    def _run(self) -> None:
+        next_tick = time.monotonic()
+        while True:
+            try:
+                job = self._jobs.get(timeout=max(0.0, next_tick - time.monotonic()))
+            except Empty:
+                next_tick = time.monotonic() + _TICK_SECONDS
+                self._tick()
+                continue
+            if job is None:
+                return
+            self._do(*job)
+
+    def _do(self, job: Callable[[str], None], id: str) -> None:
+        try:
+            job(id)
+        except PagedvidError as error:
+            logger.warning("session %s: %s", id, described(error))
+        except Exception:
+            logger.exception("session %s: the housekeeper met an error that nobody expected", id)
+
+    def _tick(self) -> None:
+        for id in list(self._parts.audiences):
+            self._do(self._watch, id)
+        try:
+            self._parts.store.save_failures()
+        except StorageError as error:
+            logger.warning("failures of sessions cannot be written yet: %s", error)
+
+    def _watch(self, id: str) -> None:
+        """Lets a live session wait for its viewers, or go on because they have caught up."""
+        with self._parts.locked(id):
+            session, audience = self._parts.store.find(id), self._parts.audiences.get(id)
+            if session is None or audience is None:
+                return
+            now = time.monotonic()
+            if session.state in (QUEUED, IN_PROGRESS) and audience.is_gone(now):
+                logger.info("session %s is paused: its viewers are gone", id)
+                self._parts.set_state(id, PAUSED, PAUSED_WITHOUT_VIEWER)
+            self._parts.steer(id)
+            self._parts.announcer.tell(CreditChanged(id, audience.credit_seconds(now)))
+
+    def _checkpoint_if_due(self, id: str) -> None:
+        with self._parts.locked(id):
+            session, last = self._parts.store.find(id), self._parts.store.courses.checkpoint(id)
+            if session is None or session.state not in UNFINISHED:
+                return
+            num_chunks = self._parts.store.chunks.num_from(id, last.frames_done if last else 0)
+            if num_chunks >= self._parts.limits.checkpoint_chunks:
+                self._parts.install(id, self._parts.take_checkpoint(id))
+
+    def _end(self, id: str) -> None:
+        """Completes a session and frees its pages: with its checkpoint on disk it can still be continued."""
+        with self._parts.locked(id):
+            session = self._parts.store.find(id)
+            if session is None or session.state not in UNFINISHED:
+                return
+            checkpoint = self._last_checkpoint(id)
+            if not self._is_finished(session):  # it was extended meanwhile
+                return
+            if checkpoint is not None:
+                self._parts.install(id, checkpoint, COMPLETED)
+            else:
+                self._parts.recorder.call(lambda: self._parts.store.set_state(id, COMPLETED))
+            self._parts.worker.cancel(id)
+            self._parts.audiences.pop(id, None)
+            self._parts.paused.discard(id)
+            self._parts.announcer.tell(SessionState(id, COMPLETED))
+
+    def _last_checkpoint(self, id: str) -> StoredCheckpoint | None:
+        try:
+            return self._parts.take_checkpoint(id)
+        except ConfigError:
+            return None  # it has failed, which will be told
+        except PagedvidError as error:
+            logger.warning("session %s is complete, but it cannot be continued later: %s", id, described(error))
+            return None
+
+    def _is_finished(self, session: SessionRecord) -> bool:
+        """Whether the worker has nothing more to do for a session, after one of its verbs is done."""
+        return any(
+            video.id == session.id
+            and video.num_frames == session.num_frames
+            and (video.state == FINISHED or video.num_frames_out >= video.num_frames)
+            for video in self._parts.worker.stats().videos
+        )

@@ -1,0 +1,190 @@
+"""What all sides of the service work with, and the rules for doing so together.
+
+Locks: what a caller asks of a session, and what the housekeeper does for it, happens under the session's lock, one
+after the other. Whoever has it may wait for the worker and for the recorder, which takes no lock. A source's lock
+may be held while its forks' are taken, never the other way round.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import Future
+from concurrent.futures import TimeoutError as Late
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, TypeVar
+
+from pagedvid.engine.requests import VideoRequest
+from pagedvid.errors import WorkerError
+from pagedvid.service.announcer import Announcer
+from pagedvid.service.audience import Audience
+from pagedvid.service.chunk_pace import ChunkPace
+from pagedvid.service.errors import StorageError
+from pagedvid.service.recorder import Recorder
+from pagedvid.service.records import (
+    PAUSED,
+    SessionError,
+    SessionFailed,
+    SessionLimits,
+    SessionRecord,
+    SessionState,
+    VideoFormat,
+)
+from pagedvid.service.session_files import SessionFiles
+from pagedvid.service.store import Store
+from pagedvid.service.stored_courses import StoredCheckpoint
+
+if TYPE_CHECKING:
+    from pagedvid.service.worker import Worker
+
+R = TypeVar("R")
+
+
+@dataclass
+class Parts:
+    """One service's."""
+
+    store: Store
+    files: SessionFiles
+    worker: Worker
+    recorder: Recorder
+    announcer: Announcer
+    video: VideoFormat
+    limits: SessionLimits
+    pace: ChunkPace = field(default_factory=ChunkPace)
+    audiences: dict[str, Audience] = field(default_factory=dict)
+    """Of the live sessions that have not ended."""
+    awake: set[str] = field(default_factory=set)
+    """Completed sessions that are in the worker again, so that forks can be made of them."""
+    paused: set[str] = field(default_factory=set)
+    """Sessions that are paused in the worker."""
+
+    deadline: float = math.inf
+    """When nobody may wait any more, by the monotonic clock."""
+
+    def __post_init__(self) -> None:
+        self._locks: dict[str, threading._RLock] = {}
+        self._locks_lock = threading.Lock()
+
+    @contextmanager
+    def locked(self, id: str) -> Iterator[None]:
+        """Has the session's lock."""
+        with self._locks_lock:
+            lock = self._locks.setdefault(id, threading.RLock())
+        with lock:
+            yield
+
+    def forget(self, id: str) -> None:
+        """A session was deleted."""
+        self.audiences.pop(id, None)
+        self.paused.discard(id)
+        self.awake.discard(id)
+        with self._locks_lock:
+            self._locks.pop(id, None)
+
+    def wait(self, future: Future[R]) -> R:
+        """The result of one of the worker's verbs. Raises its error, and WorkerError when it takes too long."""
+        seconds = min(self.limits.verb_seconds, self.seconds_left())
+        try:
+            return future.result(seconds)
+        except Late:
+            future.cancel()
+            raise WorkerError(f"the worker has not come to it in {seconds:.3g} seconds; try again later") from None
+
+    def seconds_left(self) -> float:
+        """Until `deadline`."""
+        return max(0.0, self.deadline - time.monotonic())
+
+    def take_checkpoint(self, id: str) -> StoredCheckpoint:
+        """Writes where a session is to a new file, which counts when the store says so. Raises StorageError, and what
+        the worker raises."""
+        with storage_errors():
+            name = self.files.new_checkpoint_name(id)
+            saved = self.wait(self.worker.checkpoint(id, self.files.checkpoint(id, name)))
+        return StoredCheckpoint(name, saved.num_output_frames, saved.prompt, saved.num_frames)
+
+    def install(self, id: str, checkpoint: StoredCheckpoint, state: str | None = None) -> None:
+        """The session goes on from this checkpoint now, and is in this state with it. Raises StorageError.
+
+        Frames that were made before it are recorded by then: the worker told them earlier.
+        """
+
+        def write() -> None:
+            with self.store.transaction():
+                self.store.courses.set_checkpoint(id, checkpoint)
+                if state is not None:
+                    self.store.set_state(id, state)
+
+        self.recorder.call(write)
+        self.remove_old_checkpoints(id)
+
+    def remove_old_checkpoints(self, id: str) -> None:
+        """Removes the files from which a session does not go on any more. Raises StorageError."""
+        checkpoint = self.store.courses.checkpoint(id)
+        if checkpoint is not None:
+            with storage_errors():
+                self.files.remove_other_checkpoints(id, checkpoint.name)
+
+    def watch(self, session: SessionRecord) -> None:
+        """Follows the viewers of a session, if it is live."""
+        if session.live_frames_per_second is not None:
+            self.audiences[session.id] = Audience(
+                session.live_frames_per_second,
+                session.frames_done,
+                time.monotonic(),
+                self.limits.max_ahead_seconds,
+                self.limits.grace_seconds,
+            )
+
+    def steer(self, id: str) -> None:
+        """Pauses a session in the worker or lets it go on, as its state and its viewers want. Under its lock."""
+        session, audience = self.store.find(id), self.audiences.get(id)
+        if session is None:
+            return
+        wants_pause = session.state == PAUSED or (audience is not None and audience.is_behind(time.monotonic()))
+        if wants_pause and id not in self.paused:
+            self.wait(self.worker.pause(id))
+            self.paused.add(id)
+        elif not wants_pause and id in self.paused:
+            self.wait(self.worker.resume(id))
+            self.paused.discard(id)
+
+    def set_state(self, id: str, state: str, pause_reason: str | None = None) -> None:
+        """Another state, and the news of it."""
+        self.store.set_state(id, state, pause_reason)
+        self.announcer.tell(SessionState(id, state))
+
+    def fail(self, id: str, error: SessionError) -> None:
+        """Ends a session without its remaining frames. Never raises."""
+        self.store.fail(id, error)
+        self.audiences.pop(id, None)
+        self.worker.cancel(id)  # nothing may be there to cancel
+        self.announcer.tell(SessionFailed(id, error))
+
+
+@contextmanager
+def storage_errors() -> Iterator[None]:
+    """Errors of files as StorageErrors."""
+    try:
+        yield
+    except OSError as error:
+        raise StorageError(
+            f"{error.filename or 'the data folder'}: {error.strerror or error}; check the disk"
+        ) from error
+
+
+def request_of(session: SessionRecord) -> VideoRequest:
+    """The session as the worker takes it. It keeps its pages until its last checkpoint is written."""
+    return VideoRequest(
+        session.id,
+        session.prompt,
+        session.num_frames,
+        session.seed,
+        session.inputs,
+        session.priority,
+        session.live_frames_per_second,
+        keep=True,
+    )

@@ -1,0 +1,96 @@
+"""The recorder's thread: takes a worker's events in order, and what must happen between two of them.
+
+While a session is held, its events wait. Whoever changes a session's course holds it until the change can survive a
+crash, so that no frame of the new course is recorded before.
+
+What runs here waits for the disk only, never for a worker or a verb, because both wait for this thread.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from queue import Queue
+from threading import Thread, current_thread
+from typing import TypeVar
+
+from pagedvid.service.events import Event, RebuiltEvent
+
+logger = logging.getLogger(__name__)
+
+MAX_WAITING = 64
+"""Events; a worker that is so far ahead of the disk waits, so that its frames do not fill the memory."""
+
+R = TypeVar("R")
+
+
+class Recorder:
+    """Every method but `start` and `stop` may be called from any thread."""
+
+    def __init__(self, record: Callable[[Event], None], on_held: Callable[[str], None]) -> None:
+        """`record`: handles one event, on the recorder's thread. `on_held`: is told of events that have to wait."""
+        self._record, self._on_held = record, on_held
+        self._jobs: Queue[Callable[[], None] | None] = Queue(MAX_WAITING)
+        self._held: dict[str, list[Event]] = {}
+        self._thread = Thread(target=self._run, name="pagedvid-recorder", daemon=True)
+
+    def start(self) -> None:
+        """Begins."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Ends when all that was told is recorded."""
+        self._jobs.put(None)
+        self._thread.join()
+
+    def tell(self, event: Event) -> None:
+        """To be called with every event of the worker. Waits while too many others do."""
+        self._jobs.put(lambda: self._take(event))
+
+    def call(self, function: Callable[[], R]) -> R:
+        """Runs it when everything that was told before is recorded. Raises what it raises.
+
+        On the recorder's thread, and while there is none, it runs at once.
+        """
+        if current_thread() is self._thread or not self._thread.is_alive():
+            return function()
+        future: Future[R] = Future()
+        self._jobs.put(lambda: _answer(future, function))
+        return future.result()
+
+    def hold(self, id: str) -> None:
+        """From now on this session's events wait."""
+        self.call(lambda: self._held.setdefault(id, []))
+
+    def release(self, id: str, settle: Callable[[Sequence[Event]], None]) -> None:
+        """They go on. `settle` gets those that waited and has to record them. Raises what it raises."""
+        self.call(lambda: settle(self._held.pop(id, [])))
+
+    def record_all(self, events: Sequence[Event]) -> None:
+        """Records events that waited; for `release`."""
+        for event in events:
+            self._record(event)
+
+    # ------------------------------------------------------------------ on the recorder's thread
+
+    def _run(self) -> None:
+        while (job := self._jobs.get()) is not None:
+            try:
+                job()
+            except Exception:
+                logger.exception("the recorder met an error that no session accounts for")
+
+    def _take(self, event: Event) -> None:
+        if isinstance(event, RebuiltEvent) or event.id not in self._held:
+            self._record(event)
+            return
+        self._held[event.id].append(event)
+        self._on_held(event.id)
+
+
+def _answer(future: Future[R], function: Callable[[], R]) -> None:
+    try:
+        future.set_result(function())
+    except BaseException as error:
+        future.set_exception(error)

@@ -1,0 +1,141 @@
+"""After a restart: every accepted session that is not finished goes on, and nothing is left over of the rest.
+
+Files are cut back to what their rows say. A session goes on from its checkpoint; frames between that and the end of its
+file are made again and not recorded twice. One without a checkpoint begins anew, with the same frames. Forks that had
+not begun are asked for again.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import Any
+
+from pagedvid.engine.failures import described
+from pagedvid.errors import PagedvidError
+from pagedvid.service.forks import Forks
+from pagedvid.service.parts import Parts, request_of, storage_errors
+from pagedvid.service.records import PAUSED, UNFINISHED, SessionError, SessionRecord
+from pagedvid.service.taking_up import take_up
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Restart:
+    """`prepare` before the worker starts, so that it has all verbs before its first step; `finish` after that."""
+
+    parts: Parts
+    forks: Forks
+
+    def prepare(self, settings: str) -> list[tuple[SessionRecord, Sequence[Future[Any]]]]:
+        """Tidies up and gives the unfinished sessions to the worker; returns them with the verbs that they need.
+
+        `settings`: what decides the frames of videos. Videos that were begun with others begin anew. Raises
+        StorageError.
+        """
+        store = self.parts.store
+        store.remove_unaccepted()
+        before = store.exchange_settings(settings)
+        has_changed = before is not None and before != settings
+        with storage_errors():
+            self._remove_unknown_files()
+        for session in store.unfinished():
+            if has_changed:
+                self._begin_anew(session.id)
+        return [(session, self._give(session)) for session in store.unfinished() if not self._is_fork_to_ask(session)]
+
+    def finish(self, given: Sequence[tuple[SessionRecord, Sequence[Future[Any]]]]) -> None:
+        """Waits for those verbs, ends the sessions that cannot go on, and asks for the forks that had not begun."""
+        for session, futures in given:
+            self._settle(session, futures)
+        for session in self.parts.store.unfinished():
+            if self._is_fork_to_ask(session):
+                self._ask_again(session)
+
+    # ------------------------------------------------------------------ files
+
+    def _remove_unknown_files(self) -> None:
+        store, files = self.parts.store, self.parts.files
+        ids = store.all_ids()
+        for id in files.ids() - set(ids):
+            files.remove(id)
+        for id in ids:
+            self._tidy(id)
+
+    def _tidy(self, id: str) -> None:
+        store, files = self.parts.store, self.parts.files
+        files.make(id)
+        checkpoint = store.courses.checkpoint(id)
+        files.keep_only(id, [] if checkpoint is None else [checkpoint.name])
+        num_bytes = files.cut(id, store.chunks.end(id))
+        if num_bytes < store.chunks.end(id):
+            self._lose(id, num_bytes)
+        if checkpoint is not None and not files.checkpoint(id, checkpoint.name).exists():
+            logger.error("session %s: its file %s is gone", id, checkpoint.name)
+            store.courses.drop_checkpoint(id)
+
+    def _lose(self, id: str, num_bytes: int) -> None:
+        """A video is shorter than what was recorded: the disk has lost something."""
+        session = self.parts.store.find(id)
+        if session is None:
+            return
+        logger.error("session %s: only %d bytes of its video are left", id, num_bytes)
+        if session.state in UNFINISHED:
+            self._begin_anew(id)
+        else:
+            self.parts.store.fail(id, SessionError("StorageError", f"only {num_bytes} bytes of the video are left"))
+
+    def _begin_anew(self, id: str) -> None:
+        self.parts.store.chunks.cut(id, 0)
+        self.parts.store.courses.drop_checkpoint(id)
+
+    # ------------------------------------------------------------------ going on
+
+    def _is_fork_to_ask(self, session: SessionRecord) -> bool:
+        return session.source_id is not None and self.parts.store.courses.checkpoint(session.id) is None
+
+    def _give(self, session: SessionRecord) -> list[Future[Any]]:
+        parts = self.parts
+        parts.watch(session)
+        checkpoint = parts.store.courses.checkpoint(session.id)
+        if checkpoint is None:
+            futures: list[Future[Any]] = [parts.worker.submit(request_of(session))]
+        else:
+            futures = take_up(parts, session, checkpoint)
+        if session.state == PAUSED:
+            futures.append(parts.worker.pause(session.id))
+            parts.paused.add(session.id)
+        return futures
+
+    def _settle(self, session: SessionRecord, futures: Sequence[Future[Any]]) -> None:
+        try:
+            for future in futures:
+                future.result()  # however long it takes: nothing else can be done with the session
+        except (PagedvidError, OSError) as error:
+            if self._can_begin_anew(session):
+                logger.warning("session %s begins anew, its checkpoint is refused: %s", session.id, described(error))
+                self._begin_anew(session.id)
+                self._settle(session, [self.parts.worker.submit(request_of(session))])
+            else:
+                logger.error("session %s cannot go on: %s", session.id, described(error))
+                self.parts.fail(session.id, SessionError(type(error).__name__, str(error)))
+
+    def _can_begin_anew(self, session: SessionRecord) -> bool:
+        """Whether its request and nothing else decides its frames, and a checkpoint was tried."""
+        courses = self.parts.store.courses
+        has_one_prompt = len(courses.prompts(session.id)) == 1
+        return session.source_id is None and has_one_prompt and courses.checkpoint(session.id) is not None
+
+    def _ask_again(self, fork: SessionRecord) -> None:
+        parts = self.parts
+        assert fork.source_id is not None
+        parts.store.chunks.cut(fork.id, 0)
+        try:
+            with parts.locked(fork.source_id):
+                self.forks.ask(parts.store.get(fork.source_id), [fork])
+        except PagedvidError as error:
+            logger.error("session %s cannot go on: %s", fork.id, described(error))
+            parts.fail(fork.id, SessionError(type(error).__name__, str(error)))
