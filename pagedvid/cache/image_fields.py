@@ -1,4 +1,6 @@
-"""A `StreamImage` as JSON fields and tensors, and back.
+"""A `StreamImage` as JSON fields and tensors, and back, without what a model gives again (`StreamImage.with_model`).
+
+Nor does it say for what cache it is: whoever writes it keeps that, too (engine/checkpoint_file.py).
 
 Tensors by name, for chunk number c of branch number b, both counted in the order of the fields:
 
@@ -70,12 +72,12 @@ def image_from_fields(fields: object, tensors: dict[str, Tensor], spec: CacheSpe
     commits = None if given["commits"] is None else tuple(map(_commit, rows_of(2, "commits", given["commits"])))
     branches: dict[str, BranchImage] = {}
     for number, written in enumerate(list_of(dict, "branches", given["branches"], "[{...}]", ConfigError)):
-        name = instance_of(str, "name of a branch", written.pop("name", None), "text such as 'cond'", ConfigError)
+        name, branch = _branch_from_fields(written, f"image/{number}", tensors, spec)
         if name in branches:
-            raise ConfigError(f"the branch {name!r} is there twice")
-        branches[name] = _branch_from_fields(written, f"image/{number}", tensors, spec)
-        _check_branch(branches[name], window, codecs, chunk_tokens)
-    return StreamImage(window, codecs, chunk_tokens, max_chunks, commits, branches)
+            raise ConfigError(f"the branch {shown(name)} is there twice")
+        _check_branch(branch, window, codecs, chunk_tokens)
+        branches[name] = branch
+    return StreamImage(spec.shape, spec.correction_unit, window, codecs, chunk_tokens, max_chunks, commits, branches)
 
 
 # ---------------------------------------------------------------------- branches
@@ -94,11 +96,14 @@ def _branch_to_fields(name: str, branch: BranchImage, prefix: str, tensors: dict
     }
 
 
-def _branch_from_fields(fields: object, prefix: str, tensors: dict[str, Tensor], spec: CacheSpec) -> BranchImage:
-    names = ("pinned", "dropped", "num_committed", "num_committed_tokens", "chunks")
+def _branch_from_fields(
+    fields: object, prefix: str, tensors: dict[str, Tensor], spec: CacheSpec
+) -> tuple[str, BranchImage]:
+    names = ("name", "pinned", "dropped", "num_committed", "num_committed_tokens", "chunks")
     given = object_with(names, fields, "a branch")
     chunks = list_of(dict, "chunks", given["chunks"], "[{...}]", ConfigError)
-    return BranchImage(
+    name = instance_of(str, "name of a branch", given["name"], "text such as 'cond'", ConfigError)
+    return name, BranchImage(
         tuple(_chunk_from_fields(chunk, f"{prefix}/{number}", tensors, spec) for number, chunk in enumerate(chunks)),
         frozenset(whole_numbers("pinned", given["pinned"], 0, ConfigError)),
         frozenset(whole_numbers("dropped", given["dropped"], 0, ConfigError)),

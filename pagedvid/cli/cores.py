@@ -7,7 +7,7 @@ spinning   ready at once: on idle cores the demo model runs 1.5 times as fast as
            becomes many times slower
 sleeping   the system wakes them, which takes longer than a short operation; other programs do no harm
 
-OpenMP reads the choice once, when it is loaded, from environment variables. Only this file reads any.
+OpenMP reads the choice once, when it is loaded, from variables (variables.py).
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ import os
 import sys
 import time
 from pathlib import Path
+
+from pagedvid.cli.variables import set_value, value_of
 
 CHOSEN_BY_USER = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME", "KMP_LIBRARY")
 """Variables of the OpenMP libraries of GCC and LLVM: whoever sets one has chosen."""
@@ -33,10 +35,10 @@ def choose_wait_policy() -> None:
 
     Without effect once PyTorch is loaded, and where the system does not say what its cores do: OpenMP then spins.
     """
-    if "torch" in sys.modules or any(name in os.environ for name in CHOSEN_BY_USER):
+    if "torch" in sys.modules or any(value_of(name) is not None for name in CHOSEN_BY_USER):
         return
     if cores_used_by_others(LOOK_SECONDS) >= BUSY_CORES:
-        os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
+        set_value("OMP_WAIT_POLICY", "PASSIVE")
 
 
 def cores_used_by_others(seconds: float) -> float:

@@ -14,7 +14,7 @@ from typing import NoReturn
 from typing_extensions import override
 
 from pagedvid import __version__
-from pagedvid.cli import calibrate, capacity, config_show, decode, env, generate, models, profile
+from pagedvid.cli import calibrate, capacity, config_show, decode, env, generate, models, profile, serve
 from pagedvid.cli.messages import error_line
 from pagedvid.cli.terminal import EXIT_BAD_INPUT, EXIT_FAILED, EXIT_INTERRUPTED, abandon, prepare_streams
 from pagedvid.errors import ConfigError, PagedvidError
@@ -42,6 +42,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"pagedvid {__version__}")
     subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     generate.add_parser(subparsers)
+    serve.add_parser(subparsers)
     decode.add_parser(subparsers)
     calibrate.add_parser(subparsers)
     profile.add_parser(subparsers)

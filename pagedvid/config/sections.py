@@ -1,21 +1,19 @@
 """Every setting of pagedvid: frozen dataclasses, one per section of the configuration file.
 
 A field's rule (rules.py) says which values are allowed and turns what was written into what the program uses. Every
-section applies its rules when it is built, so no wrong value reaches the engine. file.py fills these classes from YAML,
-flags and `--set`.
+section applies its rules when it is built (section.py), so no wrong value reaches the engine. file.py fills these
+classes from YAML, flags and `--set`. The section of the service is in serving.py.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import ClassVar
 
 from pagedvid.budgets import LOOK_BACKS
 from pagedvid.codecs.assignment import CodecPair
 from pagedvid.codecs.registry import LADDERS
 from pagedvid.config.rules import (
-    Rule,
     codecs,
     flag,
     layers,
@@ -27,11 +25,10 @@ from pagedvid.config.rules import (
     text,
     whole,
 )
+from pagedvid.config.section import Section
+from pagedvid.config.serving import ServeConfig
 from pagedvid.correction import MODES
-from pagedvid.engine.live_admission import RULES
-from pagedvid.engine.scheduler import POLICIES
-from pagedvid.errors import ConfigError
-from pagedvid.shown import shown
+from pagedvid.engine.scheduler import LIVE_ADMISSION, POLICIES
 from pagedvid.units import GIB
 
 DTYPES = ("float32", "bfloat16")
@@ -43,41 +40,6 @@ MAX_WINDOW_CHUNKS = MAX_FRAMES
 """Most sinks, and most recent chunks, of one stream: as many as a video can have."""
 MAX_SEED = 2**63 - 1
 """The largest value of an int64 tensor."""
-
-
-class Section:
-    """Base class of the sections: applies every field's rule."""
-
-    name_in_file: ClassVar[str]
-
-    def __post_init__(self) -> None:
-        """Reads every field through its rule. Raises `ConfigError`."""
-        for name in self.field_names():
-            object.__setattr__(self, name, self.read_field(name, getattr(self, name)))
-
-    @classmethod
-    def field_names(cls) -> tuple[str, ...]:
-        """Names of the section's fields, in order."""
-        return tuple(field.name for field in dataclasses.fields(cls))  # type: ignore[arg-type]
-
-    @classmethod
-    def read_field(cls, name: str, value: object) -> object:
-        """The value that field `name` takes when `value` is written. Raises `ConfigError`."""
-        rule = cls._rule(name)
-        try:
-            return rule.read(value)
-        except ValueError:
-            raise ConfigError(f"{cls.name_in_file}.{name} is {shown(value)}; allowed is {rule.allowed}") from None
-
-    def written_field(self, name: str) -> object:
-        """The field as a person writes it: sizes with their unit."""
-        return self._rule(name).write(getattr(self, name))
-
-    @classmethod
-    def _rule(cls, name: str) -> Rule:
-        (field,) = (field for field in dataclasses.fields(cls) if field.name == name)  # type: ignore[arg-type]
-        rule: Rule = field.metadata["rule"]
-        return rule
 
 
 @dataclass(frozen=True)
@@ -175,7 +137,7 @@ class EngineConfig(Section):
     policy: str = setting("fcfs", one_of(*POLICIES))
     """Which streams run first: fcfs finishes the oldest first, round_robin advances all of them evenly, priority runs
     those of the highest priority, deadline those whose viewers will stall first."""
-    live_admission: str = setting("measured", one_of(*RULES))
+    live_admission: str = setting("measured", one_of(*LIVE_ADMISSION))
     """Whether a live video is refused when, as measured, it would make others stall (measured), or never (all)."""
     concurrent: int | str = setting("auto", one_of("auto") | whole(1, 10**6))
     """Most streams that run at once; auto = as many as the memory holds."""
@@ -219,11 +181,13 @@ class Config:
     """How the steps of many streams are batched."""
     generate: GenerateConfig = dataclasses.field(default_factory=GenerateConfig)
     """What the videos are like."""
+    serve: ServeConfig = dataclasses.field(default_factory=ServeConfig)
+    """What clients of the service may do, and how long it waits for them."""
 
 
 SECTIONS: dict[str, type[Section]] = {
     section.name_in_file: section
-    for section in (ModelConfig, CacheConfig, AttentionConfig, EngineConfig, GenerateConfig)
+    for section in (ModelConfig, CacheConfig, AttentionConfig, EngineConfig, GenerateConfig, ServeConfig)
 }
 
 _NOT_IN_FRAMES = {
@@ -240,6 +204,7 @@ _NOT_IN_FRAMES = {
     "generate.num_frames",  # every request carries its own frames and seed
     "generate.seed",
     "generate.threads",
+    *(f"serve.{key}" for key in ServeConfig.field_names()),
 }
 _IN_LAST_BITS = {"model.device", "attention.backend", "attention.scratch", "generate.threads"}
 """Those of `_NOT_IN_FRAMES` that change the rounding of a video that runs alone."""

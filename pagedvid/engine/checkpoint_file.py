@@ -28,10 +28,11 @@ from pagedvid.errors import ConfigError
 from pagedvid.files.checked_tensors import read_checked, write_checked
 from pagedvid.files.plain_json import object_with
 from pagedvid.host_state import independent_of_host
-from pagedvid.shown import named, shown
+from pagedvid.shown import named, short, shown
 
 FORMAT = "pagedvid checkpoint 1"
 """Name and version; another version is not read."""
+MAX_REASON_CHARS = 400
 MAX_FACT_CHARS = 60
 """Longer facts are compared by their hash."""
 
@@ -96,7 +97,9 @@ def load_checkpoint(path: Path, origin: Origin) -> JobSnapshot:
     try:
         return snapshot_from_fields(fields["video"], tensors, origin.geometry, origin.cache)
     except ValueError as error:
-        raise ConfigError(f"{named(path)} is no checkpoint that pagedvid writes: {error}") from error
+        raise ConfigError(
+            f"{named(path)} is no checkpoint that pagedvid writes: {short(str(error), MAX_REASON_CHARS)}"
+        ) from error
 
 
 def _refuse_other_origin(path: Path, written: object, here: Mapping[str, str | int | None]) -> None:

@@ -19,7 +19,7 @@ from pagedvid.cache.host_memory import HostMemory
 from pagedvid.cache.window import Window
 from pagedvid.engine.changes import Changes
 from pagedvid.engine.job import Job
-from pagedvid.engine.live_admission import RULES, require_sustained
+from pagedvid.engine.live_admission import require_sustained
 from pagedvid.engine.pace import Pace
 from pagedvid.engine.planning import Planner, Waiting
 from pagedvid.engine.protocol import VideoModel
@@ -27,7 +27,7 @@ from pagedvid.engine.requests import Continuation, EngineOutput, EngineStats, Vi
 from pagedvid.engine.residency import Residency
 from pagedvid.engine.roster import Roster
 from pagedvid.engine.rounds import Counters, Rounds
-from pagedvid.engine.scheduler import POLICIES, count_waits, next_batch
+from pagedvid.engine.scheduler import LIVE_ADMISSION, POLICIES, count_waits, next_batch
 from pagedvid.engine.snapshot import JobSnapshot, on_host, progress_of
 from pagedvid.engine.status import statuses
 from pagedvid.errors import CapacityError, ConfigError
@@ -61,7 +61,7 @@ class Engine:
         holds. `num_denoise_steps`: None: the model's own number. `reproducible`: each video has its forwards to itself,
         so that its frames are the same to the last bit whatever else runs. This holds on one machine with one number of
         threads, one backend and one size of scratch. `host_memory`: bytes for the pages of videos that are swapped out,
-        or text such as "8GiB". `live_admission`: one of `live_admission.RULES`. `clock`: seconds, by which viewers'
+        or text such as "8GiB". `live_admission`: one of `scheduler.LIVE_ADMISSION`. `clock`: seconds, by which viewers'
         clocks run.
         """
         one_of(tuple(POLICIES), "policy", policy, ConfigError)
@@ -77,13 +77,13 @@ class Engine:
         self.host_memory = HostMemory(parse_bytes(host_memory))
         self.pace = Pace()
         self._clock = clock
-        self._live_admission = one_of(RULES, "live_admission", live_admission, ConfigError)
+        self._live_admission = one_of(LIVE_ADMISSION, "live_admission", live_admission, ConfigError)
         self._roster, self._counters = Roster(), Counters()
         self._planner = Planner(model, cache, window, self.num_denoise_steps, clock)
         self._residency = Residency(self._planner, self._roster, self.host_memory, self.max_concurrent)
         self._changes = Changes(self._planner, self._roster, self._residency)
         self._rounds = Rounds(self._planner, self._roster, self._residency, self._changes, self._counters)
-        self._is_stuck = False
+        self._stuck_pages: int | None = None  # reserved when nothing could begin; None: not tried yet
 
     # ------------------------------------------------------------------ the loop
 
@@ -119,8 +119,10 @@ class Engine:
     def has_work(self) -> bool:
         """Whether a step would do something. Paused and finished videos are no work, nor are those that wait for the
         pages of such."""
-        roster, could_begin = self._roster, self._roster.waiting or self._residency.swapped()
-        return bool(roster.late or self._residency.runnable() or (could_begin and not self._is_stuck))
+        if self._roster.late or self._residency.runnable():
+            return True
+        could_begin = bool(self._roster.waiting or self._residency.swapped())
+        return could_begin and self._stuck_pages != self.cache.reserved_pages
 
     def _read_viewers_clocks(self) -> None:
         now = self._clock()
@@ -145,13 +147,13 @@ class Engine:
     def _stop_trying(self) -> None:
         """Until something changes. Raises CapacityError if nothing in this engine can change it."""
         roster = self._roster
-        self._is_stuck = True
         if roster.waiting and not roster.jobs:
             raise CapacityError(
                 f"request {roster.waiting[0].request.id!r} cannot start although no video is running: streams from "
                 f"outside this engine hold {self.cache.reserved_pages} of {self.cache.pool.num_pages} pages. "
                 "Release them."
             )
+        self._stuck_pages = self.cache.reserved_pages
 
     # ------------------------------------------------------------------ videos come and go
 
@@ -194,7 +196,7 @@ class Engine:
             self._roster.forget_entry(request_id)
         else:
             self._residency.leave(job)
-        self._is_stuck = False
+        self._stuck_pages = None
 
     def close(self) -> None:
         """Cancels everything."""
@@ -217,7 +219,7 @@ class Engine:
     def resume(self, request_id: str) -> None:
         """Undoes `pause`. Raises ConfigError for unknown ids."""
         job = self._roster.job(request_id)
-        self._is_stuck = False
+        self._stuck_pages = None
         if job is None:
             self._roster.unpark(request_id)
             return
@@ -246,7 +248,7 @@ class Engine:
         """
         continuations = list_of(Continuation, "continuations", continuations, "[Continuation('b')]", ConfigError)
         self._changes.fork(request_id, continuations)
-        self._is_stuck = False
+        self._stuck_pages = None
 
     @independent_of_host
     def extend(self, request_id: str, num_frames: int) -> None:
@@ -256,7 +258,7 @@ class Engine:
         the end of a video in another way than on its middle; nothing has changed then.
         """
         self._changes.extend(request_id, num_frames)
-        self._is_stuck = False
+        self._stuck_pages = None
 
     def report_played(self, request_id: str, num_frames: int) -> None:
         """The client has played so many frames of a live video. Raises ConfigError for unknown ids, for videos that are
@@ -293,7 +295,7 @@ class Engine:
 
     def _queue(self, entry: Waiting) -> None:
         self._roster.waiting.append(entry)
-        self._is_stuck = False
+        self._stuck_pages = None
 
 
 def _check_fit(model: VideoModel, cache: PagedKVCache, window: Window) -> None:

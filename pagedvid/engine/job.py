@@ -161,7 +161,7 @@ class Job:
         """Whether its last finished chunk has frames beyond the end that the video had until now."""
         size, first = self.latents.geometry.frames_per_chunk, self.schedule.first_frame
         num_made = -(-(first + self.num_frames_out) // size) * size - first
-        return self.num_frames_out < min(num_made, self.request.num_frames)
+        return 0 < self.num_frames_out < min(num_made, self.request.num_frames)
 
     def begin_round(self, model: VideoModel) -> None:
         """Makes the latents of the chunks that `round` is the first to carry. Raises what the model raises."""

@@ -143,6 +143,18 @@ class VideoModel(Protocol):
 
 
 @dataclass(frozen=True)
+class FrameFormat:
+    """What a model's output frames are like."""
+
+    height: int
+    """Pixels, as all sizes here."""
+    width: int
+    frames_per_second: float
+    frames_per_latent: int = 1
+    """Output frames that a latent frame gives; the first one of a video always gives one."""
+
+
+@dataclass(frozen=True)
 class ModelSpec:
     """What memory, order of work and outputs depend on, and how to load the model. Every family of models gives one for
     a configuration."""
@@ -158,3 +170,5 @@ class ModelSpec:
     """Whether latents come out rather than frames."""
     pixel_scale: int = 1
     """Enlargement of its frames in files unless settings say otherwise."""
+    frames: FrameFormat | None = None
+    """None where latents come out."""

@@ -3,7 +3,7 @@
 Tensors by name, besides those of its stream (cache/image_fields.py):
 
     latents/{chunk}         [T, C]    of chunks in flight
-    clean/{chunk}           [T, C]    of chunks whose keys and values are kept
+    clean/{commit}          [n, C]    of ranges whose keys and values are kept
     held/{chunk}/{role}     [n, C]    predictions of earlier rounds
     decoder/{name}                    state of the decoder
     input/{number}/{name}             of inputs that are tables of tensors, numbered in the order of the fields
@@ -75,17 +75,17 @@ def snapshot_from_fields(
     image = None if given["image"] is None else image_from_fields(given["image"], tensors, spec)
     if image is not None and image.branches.keys() != set(geometry.branches):
         raise ConfigError(
-            f"the stream has the branches {listed(list(image.branches))}, not {listed(geometry.branches)}"
+            f"the stream has the branches {shown(listed(list(image.branches)))}, not {listed(geometry.branches)}"
         )
     held: dict[int, dict[str, Tensor]] = {}
     for rest, name in _names(tensors, "held"):
         chunk, _, role = rest.partition("/")
-        held.setdefault(_chunk(chunk), {})[role] = take_tensor(tensors, name, _FLOATS, (None, None))
+        held.setdefault(_number(chunk), {})[role] = take_tensor(tensors, name, _FLOATS, (None, None))
     snapshot = JobSnapshot(
         request=VideoRequest(**{**request, "inputs": _inputs_from_fields(request["inputs"], tensors)}),
         **{name: whole_number(name, given[name], 0, error=ConfigError) for name in _COUNTS},
-        latents=_latents(tensors, "latents", geometry),
-        clean=_latents(tensors, "clean", geometry),
+        latents=_latents(tensors, "latents", geometry.chunk_tokens),
+        clean=_latents(tensors, "clean", None),
         held=held,
         decoder={rest: tensors.pop(name) for rest, name in _names(tensors, "decoder")},
         peak_bytes=(peak_bytes[0], peak_bytes[1]),
@@ -101,14 +101,14 @@ def _names(tensors: Mapping[str, Tensor], kind: str) -> list[tuple[str, str]]:
     return [(name.removeprefix(f"{kind}/"), name) for name in tensors if name.startswith(f"{kind}/")]
 
 
-def _latents(tensors: dict[str, Tensor], kind: str, geometry: ModelGeometry) -> dict[int, Tensor]:
-    shape = (geometry.chunk_tokens, None)
-    return {_chunk(rest): take_tensor(tensors, name, _FLOATS, shape) for rest, name in _names(tensors, kind)}
+def _latents(tensors: dict[str, Tensor], kind: str, num_tokens: int | None) -> dict[int, Tensor]:
+    shape = (num_tokens, None)
+    return {_number(rest): take_tensor(tensors, name, _FLOATS, shape) for rest, name in _names(tensors, kind)}
 
 
-def _chunk(written: str) -> int:
+def _number(written: str) -> int:
     if not re.fullmatch(r"0|[1-9][0-9]{0,11}", written):
-        raise ConfigError(f"{shown(written)} is not the index of a chunk")
+        raise ConfigError(f"{shown(written)} is not the number of a chunk")
     return int(written)
 
 

@@ -45,7 +45,7 @@ def object_with(names: Collection[str], value: object, what: str) -> dict[str, A
     if not isinstance(value, dict):
         raise ConfigError(f"{what} is {shown(value)}; it must be an object with the fields {', '.join(names)}")
     if differing := sorted(value.keys() ^ set(names)):
-        raise ConfigError(f"{what} has missing or unknown fields: {short(listed(differing))}")
+        raise ConfigError(f"{what} has missing or unknown fields: {shown(listed(differing))}")
     return value
 
 

@@ -57,6 +57,7 @@ def valid_files(models: Path) -> dict[str, bytes]:
         "out/sky.mp4": b"a video",
         "latents.safetensors": b"latents",
         "vae/config.json": b"{}",
+        "key": b"0123456789abcdef\n",
     }
 
 
@@ -96,6 +97,11 @@ VALID_VALUES = {
     "latents": ("latents.safetensors",),
     "vae": ("vae",),
     "plot": ("none/x.png", "x.txt"),
+    "data": ("data", "out"),
+    "host": ("127.0.0.1", "localhost"),
+    "port": ("0",),
+    "api_key_file": ("key",),
+    "stop_seconds": ("20", "0.5"),
 }
 
 

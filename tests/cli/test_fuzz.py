@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pagedvid.capacity import card_files, prove
-from pagedvid.cli import calibrate, generate, profile
+from pagedvid.cli import calibrate, generate, profile, serve
 from pagedvid.cli.main import main
 from pagedvid.errors import CapacityError
 from tests.cli.fuzz_inputs import READERS, Case, assignments, command_lines, file_changes, valid_files
@@ -38,6 +38,7 @@ def no_real_work() -> Iterator[None]:
         patch.setattr(calibrate, "measure", refuse)
         patch.setattr(profile, "measure", refuse)
         patch.setattr(prove, "prove", refuse)
+        patch.setattr(serve, "make_sessions", refuse)
         patch.setattr(card_files, "config_folder", lambda kind: Path("cards") if kind == "models" else PRESETS)
         yield
 

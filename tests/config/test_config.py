@@ -10,6 +10,7 @@ import pytest
 
 from pagedvid.codecs.assignment import read_layers
 from pagedvid.config import sections as config_module
+from pagedvid.config import serving
 from pagedvid.config.file import Setting, load_config, read_assignment, read_file, resolve
 from pagedvid.config.sections import (
     DTYPES,
@@ -37,9 +38,10 @@ def written(tmp_path, text):
 class TestDeclarations:
     def test_every_field_is_documented(self):
         classes = {type_.__name__ for type_ in [*SECTIONS.values(), Config]}
-        tree = ast.parse(inspect.getsource(config_module))
+        trees = [ast.parse(inspect.getsource(module)) for module in (config_module, serving)]
         checked = set()
-        for class_ in (node for node in ast.walk(tree) if isinstance(node, ast.ClassDef) and node.name in classes):
+        nodes = [node for tree in trees for node in ast.walk(tree)]
+        for class_ in (node for node in nodes if isinstance(node, ast.ClassDef) and node.name in classes):
             for statement, after in zip(class_.body, [*class_.body[1:], None], strict=True):
                 if isinstance(statement, ast.AnnAssign):
                     is_text = isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant)

@@ -98,6 +98,8 @@ def stream_images(draw: st.DrawFn, origin: Origin) -> StreamImage:
     window = Window(draw(st.integers(0, 2)), draw(st.integers(1, 3)), draw(st.sampled_from(["absolute", "window"])))
     commits = st.builds(Commit, st.integers(1, CHUNK_TOKENS), st.lists(st.integers(0, 9), max_size=3).map(tuple))
     return StreamImage(
+        shape=origin.cache.shape,
+        correction_unit=origin.cache.correction_unit,
         window=window,
         codecs=codecs,
         chunk_tokens=CHUNK_TOKENS,
@@ -108,9 +110,10 @@ def stream_images(draw: st.DrawFn, origin: Origin) -> StreamImage:
 
 
 any_text = st.text(st.characters(), max_size=20)  # half surrogates and NUL among them
+names = st.text(max_size=20)
 tensor_dtypes = st.sampled_from([torch.float32, torch.bfloat16, torch.float16, torch.float64])
 states = st.dictionaries(
-    any_text,
+    names,
     st.sampled_from([torch.float32, torch.uint8, torch.int64]).flatmap(lambda d: random_tensors(2, 3, dtype=d)),
     max_size=3,
 )
@@ -140,7 +143,7 @@ def requests(draw: st.DrawFn) -> VideoRequest:
 def snapshots(draw: st.DrawFn, origin: Origin) -> JobSnapshot:
     latents = tensor_dtypes.flatmap(lambda dtype: random_tensors(CHUNK_TOKENS, CHANNELS, dtype=dtype))
     predictions = tensor_dtypes.flatmap(lambda dtype: random_tensors(5, CHANNELS, dtype=dtype))
-    by_role = st.dictionaries(any_text, predictions, min_size=1, max_size=2)
+    by_role = st.dictionaries(names, predictions, min_size=1, max_size=2)
     chunks = st.integers(0, 10**6)
     return JobSnapshot(
         request=draw(requests()),
@@ -148,7 +151,7 @@ def snapshots(draw: st.DrawFn, origin: Origin) -> JobSnapshot:
         num_frames_out=draw(counts),
         num_output_frames=draw(counts),
         latents=draw(st.dictionaries(chunks, latents, max_size=2)),
-        clean=draw(st.dictionaries(chunks, latents, max_size=2)),
+        clean=draw(st.dictionaries(chunks, predictions, max_size=2)),
         held=draw(st.dictionaries(chunks, by_role, max_size=2)),
         decoder=draw(states),
         peak_bytes=(draw(counts), draw(counts)),

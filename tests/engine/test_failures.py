@@ -150,7 +150,7 @@ def test_an_interrupt_after_a_forward_cancels_its_videos(function, num_steps, mo
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
-        patched.setattr(f"pagedvid.engine.engine.{function}", interrupt)
+        patched.setattr(f"pagedvid.engine.rounds.{function}", interrupt)
         list(engine.run())
     engine.cache.check()
     assert engine.cache.streams == () and engine.stats().num_waiting == 1

@@ -129,7 +129,7 @@ def test_a_failure_that_is_kept_holds_no_latents():
 
 
 def test_where_a_video_failed_is_in_the_log(caplog):
-    caplog.set_level("DEBUG", "pagedvid.engine.engine")
+    caplog.set_level("DEBUG", "pagedvid.engine.roster")
     engine = toy_engine()
     engine.submit(VideoRequest("a", "1 raises@0.5", 6))
     list(engine.run())

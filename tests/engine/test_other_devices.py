@@ -18,7 +18,7 @@ from pagedvid.cache.spec import CacheSpec
 from pagedvid.cache.stream_codecs import StreamCodecs
 from pagedvid.cache.window import Window
 from pagedvid.config.sections import CacheConfig, Config
-from pagedvid.engine import engine as engine_module
+from pagedvid.engine import rounds
 from pagedvid.engine.engine import Engine
 from pagedvid.engine.forward import finished_chunk, packed_forward
 from pagedvid.engine.protocol import VideoModel
@@ -133,17 +133,17 @@ def forwards(monkeypatch: pytest.MonkeyPatch) -> list[Forward]:
         with seen[-1].copies.noted():
             return packed_forward(model, cache, jobs)
 
-    def on_cpu(model: Any, job: Any, chunk: int) -> ChunkOutput:
+    def on_cpu(model: Any, job: Any, chunk: int, now: float) -> ChunkOutput:
         latents = job.latents.chunks[chunk]
         assert latents.is_meta
         job.latents.chunks[chunk] = torch.zeros(latents.shape, dtype=latents.dtype)
         try:
-            return finished_chunk(model, job, chunk)
+            return finished_chunk(model, job, chunk, now)
         finally:
             job.latents.chunks[chunk] = latents
 
-    monkeypatch.setattr(engine_module, "packed_forward", noted)
-    monkeypatch.setattr(engine_module, "finished_chunk", on_cpu)
+    monkeypatch.setattr(rounds, "packed_forward", noted)
+    monkeypatch.setattr(rounds, "finished_chunk", on_cpu)
     return seen
 
 

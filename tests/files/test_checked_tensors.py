@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 from pagedvid.errors import ConfigError
 from pagedvid.files import checked_tensors
 from pagedvid.files.checked_tensors import MAX_HEADER_BYTES, read_checked, take_tensor, write_checked
+from tests.files.json_values import json_values
 from tests.output.faults import ERRORS, failing_call, file_size_limit
 
 FORMAT = "pagedvid test 1"
@@ -81,17 +82,6 @@ def test_what_was_read_outlives_the_file(file):
         content.truncate(0)
     tensors["whole"] += 1
     assert torch.equal(tensors["whole"], TENSORS["whole"] + 1)
-
-
-json_values = st.recursive(
-    st.none()
-    | st.booleans()
-    | st.integers(-(10**24), 10**24)
-    | st.floats(allow_nan=False, allow_infinity=False)
-    | st.text(),
-    lambda values: st.lists(values, max_size=3) | st.dictionaries(st.text(), values, max_size=3),
-    max_leaves=8,
-)
 
 
 @given(fields=st.dictionaries(st.text(), json_values, max_size=4))

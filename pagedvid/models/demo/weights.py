@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 
 from pagedvid.cache.window import Window
 from pagedvid.config.sections import ModelConfig
-from pagedvid.engine.protocol import ModelSpec
+from pagedvid.engine.protocol import FrameFormat, ModelSpec
 from pagedvid.engine.schedule import Schedule
 from pagedvid.errors import ConfigError
 from pagedvid.files.paths import exists, is_folder, read_json
@@ -27,6 +27,7 @@ from pagedvid.models.demo.network import Transformer
 from pagedvid.models.demo.pipeline import DemoModel
 from pagedvid.models.demo.spec import NUM_DENOISE_STEPS, TransformerConfig, geometry_of, noise_levels
 from pagedvid.models.demo.vocabulary import VOCABULARY
+from pagedvid.models.demo.world import FRAME_SIZE
 from pagedvid.shown import named
 
 SHIPPED_WEIGHTS = Path(__file__).parent / "weights"
@@ -50,7 +51,8 @@ def model_spec(config: ModelConfig) -> ModelSpec:
             )
         return load_demo(path, config.device, getattr(torch, config.dtype))
 
-    return ModelSpec(geometry, schedule, load, writes_latents=False, pixel_scale=8)
+    frames = FrameFormat(FRAME_SIZE, FRAME_SIZE, DemoModel.frames_per_second)
+    return ModelSpec(geometry, schedule, load, writes_latents=False, pixel_scale=8, frames=frames)
 
 
 def load_demo(path: Path | None = None, device: str = "cpu", dtype: torch.dtype = torch.float32) -> DemoModel:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from pagedvid.cache.window import Window
-from pagedvid.engine.protocol import ModelGeometry
+from pagedvid.engine.protocol import FrameFormat, ModelGeometry
 from pagedvid.errors import ConfigError
 
 LATENT_FRAME_PIXELS = 8
@@ -50,6 +50,12 @@ class WanSettings:
                 f"sink_frames is {self.sink_frames}, but window_frames is not set: set both, or neither and use the "
                 "configured sink_chunks and recent_chunks"
             )
+
+    @property
+    def frames(self) -> FrameFormat:
+        """What decoded frames are like."""
+        height, width = (LATENT_FRAME_PIXELS * number for number in (self.latent_rows, self.latent_columns))
+        return FrameFormat(height, width, self.fps, FRAMES_PER_LATENT)
 
     def window(self, configured: Window) -> Window:
         """The model's own window, or the configured one."""

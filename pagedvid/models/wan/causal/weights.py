@@ -57,7 +57,8 @@ def model_spec(config: ModelConfig) -> ModelSpec:
         transformer = load_transformer(TRANSFORMER, sizes, parts.transformer, device, dtype, library_name, config.ema)
         return WanCausal(transformer, settings, text, decoder)
 
-    return ModelSpec(geometry, schedule, load, writes_latents=not has_vae)
+    frames = settings.frames if has_vae else None
+    return ModelSpec(geometry, schedule, load, writes_latents=not has_vae, frames=frames)
 
 
 def _sizes(transformer: Path, prefer_ema: bool) -> dict[str, Any]:

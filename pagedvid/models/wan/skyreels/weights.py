@@ -60,7 +60,8 @@ def model_spec(config: ModelConfig) -> ModelSpec:
         transformer = load_transformer(TRANSFORMER, sizes, parts.transformer, device, dtype, prefer_ema=config.ema)
         return SkyReelsV2(transformer, settings, text, decoder)
 
-    return ModelSpec(geometry, schedule, load, writes_latents=not has_vae)
+    frames = settings.frames if has_vae else None
+    return ModelSpec(geometry, schedule, load, writes_latents=not has_vae, frames=frames)
 
 
 def _sizes(transformer: Path) -> dict[str, Any]:

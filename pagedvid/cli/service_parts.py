@@ -1,0 +1,109 @@
+"""What `pagedvid serve` puts together from a configuration: the model as clients see it, the sessions, the logs."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pagedvid.config.sections import Config, frame_settings
+from pagedvid.errors import ConfigError
+from pagedvid.service.http.settings import ServedModel
+from pagedvid.service.records import SessionLimits, VideoFormat
+
+if TYPE_CHECKING:
+    from pagedvid.engine.engine import Engine
+    from pagedvid.engine.protocol import FrameFormat
+    from pagedvid.models.build import RunSpec
+    from pagedvid.service.events import Event
+    from pagedvid.service.sessions import Sessions
+    from pagedvid.service.worker import Worker
+
+
+def served_model(spec: RunSpec) -> ServedModel:
+    """What clients may know of the model. Raises ConfigError for one that makes no frames."""
+    frames, config, scale = _frames(spec), spec.config, _scale(spec)
+    return ServedModel(
+        config.model.name,
+        config.generate.frames_per_second or frames.frames_per_second,
+        width=_even(frames.width * scale),
+        height=_even(frames.height * scale),
+        frames_per_latent=frames.frames_per_latent,
+        default_num_frames=min(config.generate.num_frames, config.serve.max_frames),
+    )
+
+
+def make_sessions(spec: RunSpec, folder: Path) -> Sessions:
+    """The sessions under a folder, with a worker that loads the model when it is started."""
+    from pagedvid.models.build import build_engine
+    from pagedvid.models.origin import origin_of
+    from pagedvid.service.checkpoint_files import OriginFiles
+    from pagedvid.service.sessions import Sessions
+    from pagedvid.service.worker import Worker
+
+    def checkpoints(engine: Engine) -> OriginFiles:
+        return OriginFiles(origin_of(spec, engine.model))
+
+    def build_worker(on_event: Callable[[Event], None]) -> Worker:
+        return Worker(lambda: build_engine(spec), on_event, checkpoints=checkpoints)
+
+    frames = _frames(spec)
+    video = VideoFormat(
+        spec.config.generate.frames_per_second or frames.frames_per_second,
+        spec.model.geometry.frames_per_chunk,
+        _scale(spec),
+    )
+    settings = json.dumps(frame_settings(spec.config), sort_keys=True)
+    return Sessions(folder, build_worker, video, _limits(spec.config), settings=settings)
+
+
+@contextmanager
+def logs_as_json() -> Iterator[None]:
+    """Log records of all libraries, and Python's warnings, go to stderr as lines of JSON."""
+    from pagedvid.service.http.logs import JsonLines
+
+    handler, root = logging.StreamHandler(sys.stderr), logging.getLogger()
+    handler.setFormatter(JsonLines())
+    level_before = root.level
+    root.addHandler(handler)
+    root.setLevel(logging.INFO)
+    logging.captureWarnings(True)
+    try:
+        yield
+    finally:
+        logging.captureWarnings(False)
+        root.removeHandler(handler)
+        root.setLevel(level_before)
+
+
+def _frames(spec: RunSpec) -> FrameFormat:
+    """Raises ConfigError for a model of which latents come out."""
+    if spec.model.frames is None:
+        raise ConfigError(
+            f"{spec.config.model.name} gives latents, which nobody can watch; set model.vae if it has one that can be "
+            "named, or serve another model"
+        )
+    return spec.model.frames
+
+
+def _scale(spec: RunSpec) -> int:
+    return spec.config.generate.scale or spec.model.pixel_scale
+
+
+def _even(pixels: int) -> int:
+    """As mp4.enlarge pads a side."""
+    return pixels + pixels % 2
+
+
+def _limits(config: Config) -> SessionLimits:
+    serve = config.serve
+    return SessionLimits(
+        max_queued=serve.max_queued,
+        max_live=serve.max_live,
+        max_ahead_seconds=serve.max_ahead_seconds,
+        grace_seconds=serve.grace_seconds,
+    )

@@ -1,0 +1,72 @@
+"""What this service and its model allow of a request that is well formed."""
+
+from __future__ import annotations
+
+import secrets
+
+from pagedvid.errors import ConfigError
+from pagedvid.files.text import check_text
+from pagedvid.service.http.errors import RequestError
+from pagedvid.service.http.settings import ServeSettings
+from pagedvid.shown import short
+
+MAX_ANY_SEED = 2**31
+
+
+class Checks:
+    """The limits of one service. All methods raise RequestError, which says what is allowed."""
+
+    def __init__(self, settings: ServeSettings) -> None:
+        self._model, self._limits = settings.model, settings.limits
+
+    def prompt(self, prompt: str) -> str:
+        """The prompt, if it is short enough and not empty."""
+        most = self._limits.max_prompt_characters
+        try:
+            check_text(prompt)
+        except ConfigError as error:
+            raise RequestError(f"prompt: {error}", "prompt") from None
+        if not prompt.strip():
+            raise RequestError("prompt is empty; say what the video shows", "prompt")
+        if len(prompt) > most:
+            raise RequestError(f"prompt has {len(prompt)} characters; at most {most} are allowed", "prompt")
+        return prompt
+
+    def optional_prompt(self, prompt: str | None) -> str | None:
+        """As `prompt`; None stays None."""
+        return None if prompt is None else self.prompt(prompt)
+
+    def num_frames(self, num_frames: int | None, param: str = "num_frames") -> int:
+        """The number of frames, the default for None."""
+        num_frames = self._model.default_num_frames if num_frames is None else num_frames
+        most = self._limits.max_frames
+        if num_frames > most:
+            longest = f"{self._model.seconds(most):.6g} seconds"
+            raise RequestError(f"{param}: {num_frames} frames are too many; at most {most} ({longest})", param)
+        return num_frames
+
+    def seconds(self, seconds: float | None) -> int:
+        """The number of frames of a video of this length, the default for None."""
+        return self.num_frames(None if seconds is None else self._model.num_frames(seconds), "seconds")
+
+    def model(self, name: str | None) -> None:
+        """The model is the one that is served."""
+        if name not in (None, self._model.name):
+            raise RequestError(f"model is {short(name or '')!r}; this service has {self._model.name!r}", "model")
+
+    def size(self, size: str | None) -> None:
+        """The size is the model's."""
+        own = self._model.size
+        if size is not None and size.strip().lower() != own:
+            allowed = f"videos of {self._model.name} are {own}" if own else f"{self._model.name} has a size of its own"
+            raise RequestError(f"size is {short(size)!r}; {allowed}: give that size or none", "size")
+
+    def num_continuations(self, number: int) -> None:
+        """The number of continuations of one fork."""
+        most = self._limits.max_continuations
+        if number > most:
+            raise RequestError(f"{number} continuations are too many; at most {most} at once", "continuations")
+
+    def seed(self, seed: int | None) -> int:
+        """The seed, any for None."""
+        return secrets.randbelow(MAX_ANY_SEED) if seed is None else seed

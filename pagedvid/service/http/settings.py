@@ -1,0 +1,72 @@
+"""What the app is told when it is made: the model that is served, the limits, and who may call."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from ipaddress import ip_address
+
+from pagedvid.config.serving import ServeConfig
+
+LOOPBACK_HOSTS = ("localhost", "127.0.0.1", "::1")
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only programs on this machine reach a service that listens there."""
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+@dataclass(frozen=True)
+class ServedModel:
+    """What clients may know of the model."""
+
+    name: str
+    frames_per_second: float
+    """Of the output frames."""
+    width: int | None = None
+    """Pixels of the videos; None where only the first chunk tells."""
+    height: int | None = None
+    frames_per_latent: int = 1
+    """Output frames of every latent frame but the first, which gives one."""
+    default_num_frames: int = 48
+    """The model's frames of a video whose request does not say how many."""
+
+    @property
+    def size(self) -> str | None:
+        """Such as "832x480"."""
+        return None if self.width is None or self.height is None else f"{self.width}x{self.height}"
+
+    def num_frames(self, seconds: float) -> int:
+        """The model's frames that a video of this length needs, at least one."""
+        num_output_frames = max(1, round(seconds * self.frames_per_second))
+        return 1 - (1 - num_output_frames) // self.frames_per_latent
+
+    def seconds(self, num_frames: int) -> float:
+        """The length of a video of so many of the model's frames."""
+        return (1 + (num_frames - 1) * self.frames_per_latent) / self.frames_per_second
+
+
+@dataclass(frozen=True)
+class ServeSettings:
+    """Everything that the app is made of, besides the sessions."""
+
+    model: ServedModel
+    limits: ServeConfig = field(default_factory=ServeConfig)
+    api_key: str | None = field(default=None, repr=False)
+    """None: everybody may call."""
+    is_loopback: bool = True
+    """Whether only programs on this machine reach the service."""
+
+    @property
+    def hosts(self) -> tuple[str, ...]:
+        """Host names by which it may be called; "*": any."""
+        if self.limits.hosts is not None:
+            return tuple(self.limits.hosts.split(","))
+        return LOOPBACK_HOSTS if self.is_loopback else ("*",)
+
+    @property
+    def cors_origins(self) -> tuple[str, ...]:
+        """Other sites whose pages may call it."""
+        return tuple((self.limits.cors_origins or "").split(",")) if self.limits.cors_origins else ()

@@ -1,0 +1,160 @@
+"""The API of sessions, and the endpoints about the service."""
+
+from __future__ import annotations
+
+import pytest
+
+from pagedvid.service.stats import REBUILDING
+from tests.service.http.test_videos import error_of
+
+PROMPT = {"prompt": "a red circle"}
+
+
+@pytest.fixture
+def id(client) -> str:
+    return client.post("/v1/sessions", json=PROMPT).json()["id"]
+
+
+def test_a_session(client, sessions):
+    session = client.post("/v1/sessions", json={**PROMPT, "num_frames": 10, "seed": 3, "priority": 2}).json()
+    assert session["id"].startswith("session_")
+    assert session | {"id": "", "created_at": 0} == {
+        "id": "", "object": "session", "kind": "session", "state": "queued", "pause_reason": None,
+        "prompt": "a red circle", "num_frames": 10, "frames_done": 0, "chunks_done": 0, "num_chunks": 3, "seed": 3,
+        "created_at": 0, "completed_at": None, "error": None, "source_id": None, "priority": 2, "live": False,
+        "live_frames_per_second": None, "frames_per_second": 12.0, "width": None, "height": None,
+        "stored_bytes": 1000, "bf16_bytes": 8000, "credit_seconds": None,
+    }  # fmt: skip
+    sessions.chunk(session["id"])
+    now = client.get(f"/v1/sessions/{session['id']}").json()
+    assert (now["state"], now["frames_done"], now["width"]) == ("in_progress", 4, 32)
+
+
+def test_live_sessions(client):
+    own = client.post("/v1/sessions", json={**PROMPT, "live": True}).json()
+    assert (own["live"], own["live_frames_per_second"], own["credit_seconds"]) == (True, 12.0, 1.5)
+    given = client.post("/v1/sessions", json={**PROMPT, "live_frames_per_second": 6}).json()
+    assert (given["live"], given["live_frames_per_second"]) == (True, 6.0)
+
+
+@pytest.mark.parametrize(
+    ("body", "param"),
+    [
+        ({**PROMPT, "num_frames": 0}, "num_frames"),
+        ({**PROMPT, "num_frames": 2401}, "num_frames"),
+        ({**PROMPT, "num_frames": "9"}, "num_frames"),
+        ({**PROMPT, "live_frames_per_second": 0}, "live_frames_per_second"),
+        ({**PROMPT, "live_frames_per_second": 1e9}, "live_frames_per_second"),
+        ({**PROMPT, "live": "yes"}, "live"),
+        ({**PROMPT, "seed": 2**63}, "seed"),
+        ({**PROMPT, "priority": 10**9}, "priority"),
+        ({**PROMPT, "inputs": {"embeddings": "/etc/passwd"}}, "inputs"),
+        ({**PROMPT, "kind": "video"}, "kind"),
+        ({**PROMPT, "id": "session_0123456789"}, "id"),
+    ],
+)
+def test_refusals(client, body, param):
+    response = client.post("/v1/sessions", json=body)
+    assert (response.status_code, error_of(response)["param"]) == (400, param)
+
+
+def test_verbs(client, sessions, id):
+    sessions.chunk(id)
+    assert client.post(f"/v1/sessions/{id}/pause").json()["state"] == "paused"
+    assert client.post(f"/v1/sessions/{id}/resume").json()["state"] == "in_progress"
+    changed = client.post(f"/v1/sessions/{id}/prompt", json={"prompt": "a blue circle", "recache": True})
+    assert changed.json()["prompt"] == "a blue circle"
+    assert ("prompt", id, True) in sessions.calls
+    assert client.post(f"/v1/sessions/{id}/extend", json={"num_frames": 60}).json()["num_frames"] == 60
+    assert client.delete(f"/v1/sessions/{id}").json() == {"id": id, "object": "session.deleted", "deleted": True}
+
+
+def test_forks(client, sessions, id):
+    sessions.chunk(id)
+    wanted = [{"prompt": "blue", "seed": 5}, {"num_frames": 20}]
+    forked = client.post(f"/v1/sessions/{id}/fork", json={"continuations": wanted}).json()["data"]
+    assert [(one["prompt"], one["num_frames"], one["source_id"]) for one in forked] == [
+        ("blue", 48, id),
+        ("a red circle", 20, id),
+    ]
+    assert forked[0]["seed"] == 5
+
+
+@pytest.mark.parametrize(
+    "continuations",
+    [
+        [],
+        [{}] * 9,
+        [{"num_frames": 10**6}],
+        [{"num_frames": 2401}],
+        [{"prompt": ""}],
+        [{"id": "session_0123456789"}],
+        3,
+    ],
+)
+def test_wrong_forks(client, id, continuations):
+    response = client.post(f"/v1/sessions/{id}/fork", json={"continuations": continuations})
+    assert response.status_code == 400
+    error_of(response)
+
+
+def test_verbs_that_come_too_late(client, sessions, id):
+    sessions.finish(id)
+    for verb, body in (("pause", None), ("resume", None), ("prompt", PROMPT), ("extend", {"num_frames": 4})):
+        response = client.post(f"/v1/sessions/{id}/{verb}", json=body)
+        assert (response.status_code, error_of(response)["code"]) == (409, "conflict"), verb
+
+
+def test_videos_are_sessions_too(client):
+    video = client.post("/v1/videos", json=PROMPT).json()["id"]
+    session = client.post("/v1/sessions", json=PROMPT).json()["id"]
+    assert client.get(f"/v1/sessions/{video}").json()["kind"] == "video"
+    assert [one["id"] for one in client.get("/v1/sessions").json()["data"]] == [session, video]
+    assert [one["id"] for one in client.get("/v1/sessions?kind=session").json()["data"]] == [session]
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["session_0123456789abcdef", "nonsense", "session_..%2f..%2fetc", "..%2f..%2fpagedvid.sqlite",
+     "session_%00aaaaaaaa", "session_" + "a" * 5000, "%2e%2e",
+     "session_0123456789;drop", "video_", "SESSION_0123456789"],
+)  # fmt: skip
+def test_ids_that_nobody_has(client, path):
+    for response in (client.get(f"/v1/sessions/{path}"), client.post(f"/v1/sessions/{path}/pause")):
+        assert response.status_code in (404, 405), response.text
+        error_of(response)
+
+
+def test_unknown_paths_and_methods(client):
+    assert "/docs lists all calls" in error_of(client.get("/v1/nothing"))["message"]
+    response = client.put("/v1/sessions")
+    assert (response.status_code, error_of(response)["code"]) == (405, "method_not_allowed")
+
+
+class TestService:
+    def test_health(self, client, sessions):
+        assert client.get("/healthz").json() == {"status": "ok"}
+        assert client.get("/readyz").json() == {"status": "ready"}
+        sessions.worker_state = REBUILDING
+        assert client.get("/healthz").status_code == 200
+        response = client.get("/readyz")
+        assert (response.status_code, "rebuilding" in error_of(response)["message"]) == (503, True)
+        assert client.get("/v1/pool").status_code == 503
+
+    def test_pool(self, client, sessions, id):
+        sessions.chunk(id)
+        pool = client.get("/v1/pool").json()
+        assert pool.pop("sessions") == [
+            {"id": id, "state": "running", "own_pages": 3, "shared_pages": 1, "host_bytes": 0, "credit_seconds": None}
+        ]
+        assert pool == {
+            "num_pages": 100, "page_bytes": 4096, "free_pages": 60, "reserved_pages": 30, "used_pages": 10,
+            "swapped_bytes": 0, "host_bytes": 0, "stored_bytes": 40_000, "bf16_bytes": 320_000,
+            "frames_per_second": 0.4,
+        }  # fmt: skip
+
+    def test_the_openapi_page(self, client):
+        assert "swagger" in client.get("/docs").text
+        paths = client.get("/openapi.json").json()["paths"]
+        assert {"/v1/videos", "/v1/sessions/{id}/stream.mp4", "/v1/events", "/metrics"} <= set(paths)
+        assert set(paths["/v1/videos"]["post"]["requestBody"]["content"]) == {"application/json", "multipart/form-data"}
