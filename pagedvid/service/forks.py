@@ -71,7 +71,7 @@ class Forks:
         if checkpoint is None:
             raise Conflict(f"session {session.id} cannot be continued: its last checkpoint could not be written")
         self._parts.awake.add(session.id)
-        return take_up(self._parts, session, checkpoint)
+        return [take_up(self._parts, session, checkpoint)]
 
     def let_sleep(self, id: str) -> None:
         """Frees the pages of a session that was woken, once no fork waits for it. Under its lock."""

@@ -37,7 +37,7 @@ _TICK_SECONDS = 0.25
 
 
 class Housekeeper:
-    """`end`, `progress` and `secure` may be called from any thread, and return at once."""
+    """All but `start` and `stop` may be called from any thread, and return at once."""
 
     def __init__(self, parts: Parts, forks: Forks) -> None:
         self._parts, self._forks = parts, forks
@@ -52,6 +52,10 @@ class Housekeeper:
         """Ends after its present job, for which it waits so long."""
         self._jobs.put(None)
         self._thread.join(seconds)
+
+    def do(self, job: Callable[[str], None], id: str) -> None:
+        """Something else for a session."""
+        self._jobs.put((job, id))
 
     def end(self, id: str) -> None:
         """The worker has finished a session."""
@@ -78,9 +82,9 @@ class Housekeeper:
                 continue
             if job is None:
                 return
-            self._do(*job)
+            self._try(*job)
 
-    def _do(self, job: Callable[[str], None], id: str) -> None:
+    def _try(self, job: Callable[[str], None], id: str) -> None:
         try:
             job(id)
         except PagedvidError as error:
@@ -90,7 +94,7 @@ class Housekeeper:
 
     def _tick(self) -> None:
         for id in list(self._parts.audiences):
-            self._do(self._watch, id)
+            self._try(self._watch, id)
         try:
             self._parts.store.save_failures()
         except StorageError as error:

@@ -106,11 +106,9 @@ class Intake:
         """Removes what there is of a session that is not accepted; what is left is removed at the next start."""
         self._parts.worker.cancel(id)  # it may not be there
         try:
-            self._parts.store.delete(id)
-            self._parts.recorder.call(lambda: self._parts.files.remove(id))
-        except (StorageError, OSError) as error:
+            self._parts.remove(id)
+        except StorageError as error:
             logger.warning("session %s was not accepted, and is not removed yet: %s", id, error)
-        self._parts.forget(id)
 
 
 def _check(new: NewSession) -> None:

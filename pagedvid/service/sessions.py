@@ -96,13 +96,17 @@ class Sessions:
 
     def start(self) -> None:
         """Starts the worker; everything that was accepted and not finished goes on. Raises StorageError, and what
-        building the engine raises."""
+        building the engine raises.
+
+        A session that cannot go on, because its checkpoint is of another model or version, begins anew if its request
+        alone decides its frames, and has failed otherwise.
+        """
         restart = Restart(self._parts, self._forks)
         given = restart.prepare(self._settings)
         self._parts.recorder.start()
         self._parts.worker.start()
         self._housekeeper.start()
-        restart.finish(given)
+        restart.follow(given, self._housekeeper.do)
 
     def close(self, seconds: float) -> None:
         """Checkpoints the sessions that are under way and stops, within about this time.

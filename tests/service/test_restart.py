@@ -113,7 +113,7 @@ def test_forks_that_were_accepted(begin, more):
     for one in (id, fork.id):
         again.wait_for(one)
     assert again.content(id) == file_of(frames_of(3, ["a"] * 5))
-    shared = 2 if more >= 2 else 0  # if it had not begun, it begins where its source does, which has no checkpoint
+    shared = 1 if more == 0 else 2  # if it had not begun, it begins when its source has its frames again
     assert again.content(fork.id) == file_of(frames_of(3, ["a"] * shared, then=[(3, "b")] * (5 - shared)))
 
 
@@ -209,7 +209,7 @@ class TestOtherSettings:
         again = begin()
         again.wait_for(plain)
         assert again.content(plain) == file_of(frames_of(3, ["a"] * 10))
-        assert again.sessions.get(prompted).error.code == "ConfigError"
+        assert again.wait_for(prompted, "failed").error.code == "ConfigError"
 
     def test_a_store_of_another_version_is_refused(self, begin):
         service = begin()
