@@ -10,7 +10,7 @@ with cache.commit([stream]) as step:        # reads and stores; published when t
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -100,13 +100,15 @@ class PagedKVCache(CacheManager):
         Raises ConfigError also for an image from a file that was not given its model's (`StreamImage.with_model`).
         """
         instance_of(StreamImage, "image", image, "what `copy_out` returned", ConfigError)
-        return super().copy_in(image.with_chunks(lambda _, chunk: self._with_checked_ropes(chunk)))
+        layers = range(image.shape.num_layers)
+        return super().copy_in(image.with_chunks(lambda _, chunk: self._with_checked_ropes(chunk, layers)))
 
-    def _with_checked_ropes(self, chunk: ChunkImage) -> ChunkImage:
-        if len(chunk.ropes) != self.spec.num_layers:
+    def _with_checked_ropes(self, chunk: ChunkImage, layers: Iterable[int]) -> ChunkImage:
+        missing = [layer for layer in layers if layer not in chunk.ropes]
+        if missing:
             raise ConfigError(
-                f"chunk {chunk.index} of the image has rotary tables for {len(chunk.ropes)} of {self.spec.num_layers} "
-                "layers; files hold none: give the image those of its model with `image.with_model(rope, tag)`"
+                f"chunk {chunk.index} of the image has no rotary tables for layers {missing}, since files hold none; "
+                "give the image those of its model with `image.with_model(rope, tag)`"
             )
         checked = self.backend.store.ropes.checked
         ropes = {layer: None if rope is None else checked(rope) for layer, rope in chunk.ropes.items()}

@@ -79,6 +79,18 @@ ONE_FILE_LIBRARIES = (
 )
 """Optional or heavy libraries, each behind one adapter file."""
 
+SERVICE_LIBRARIES = (
+    "fastapi",
+    "starlette",
+    "pydantic",
+    "uvicorn",
+    "anyio",
+    "websockets",
+    "multipart",
+    "prometheus_client",
+)
+"""Of the extra `serve`: only the HTTP layer imports them, and the command to see whether they are there."""
+
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 
@@ -145,6 +157,16 @@ def test_each_heavy_library_is_imported_in_one_file():
             users[library].add(module_of(path))
     for library in ONE_FILE_LIBRARIES:
         assert len(users[library]) <= 1, f"{library} is imported by {sorted(users[library])}"
+
+
+def test_the_libraries_of_the_service_are_imported_there_only():
+    users = {
+        module_of(path)
+        for path in FILES
+        if any(imported.partition(".")[0] in SERVICE_LIBRARIES for imported in imported_modules(path))
+    }
+    assert users
+    assert all(user == "pagedvid.cli.serve" or user.startswith("pagedvid.service.http.") for user in users), users
 
 
 def test_triton_is_imported_beside_the_kernels_only():

@@ -28,8 +28,7 @@ from pagedvid.config.rules import (
 from pagedvid.config.section import Section
 from pagedvid.config.serving import ServeConfig
 from pagedvid.correction import MODES
-from pagedvid.engine.live_admission import RULES
-from pagedvid.engine.scheduler import POLICIES
+from pagedvid.engine.scheduler import LIVE_ADMISSION, POLICIES
 from pagedvid.units import GIB
 
 DTYPES = ("float32", "bfloat16")
@@ -138,7 +137,7 @@ class EngineConfig(Section):
     policy: str = setting("fcfs", one_of(*POLICIES))
     """Which streams run first: fcfs finishes the oldest first, round_robin advances all of them evenly, priority runs
     those of the highest priority, deadline those whose viewers will stall first."""
-    live_admission: str = setting("measured", one_of(*RULES))
+    live_admission: str = setting("measured", one_of(*LIVE_ADMISSION))
     """Whether a live video is refused when, as measured, it would make others stall (measured), or never (all)."""
     concurrent: int | str = setting("auto", one_of("auto") | whole(1, 10**6))
     """Most streams that run at once; auto = as many as the memory holds."""

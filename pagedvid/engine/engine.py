@@ -19,7 +19,7 @@ from pagedvid.cache.host_memory import HostMemory
 from pagedvid.cache.window import Window
 from pagedvid.engine.changes import Changes
 from pagedvid.engine.job import Job
-from pagedvid.engine.live_admission import RULES, require_sustained
+from pagedvid.engine.live_admission import require_sustained
 from pagedvid.engine.pace import Pace
 from pagedvid.engine.planning import Planner, Waiting
 from pagedvid.engine.protocol import VideoModel
@@ -27,7 +27,7 @@ from pagedvid.engine.requests import Continuation, EngineOutput, EngineStats, Vi
 from pagedvid.engine.residency import Residency
 from pagedvid.engine.roster import Roster
 from pagedvid.engine.rounds import Counters, Rounds
-from pagedvid.engine.scheduler import POLICIES, count_waits, next_batch
+from pagedvid.engine.scheduler import LIVE_ADMISSION, POLICIES, count_waits, next_batch
 from pagedvid.engine.snapshot import JobSnapshot, on_host, progress_of
 from pagedvid.engine.status import statuses
 from pagedvid.errors import CapacityError, ConfigError
@@ -61,7 +61,7 @@ class Engine:
         holds. `num_denoise_steps`: None: the model's own number. `reproducible`: each video has its forwards to itself,
         so that its frames are the same to the last bit whatever else runs. This holds on one machine with one number of
         threads, one backend and one size of scratch. `host_memory`: bytes for the pages of videos that are swapped out,
-        or text such as "8GiB". `live_admission`: one of `live_admission.RULES`. `clock`: seconds, by which viewers'
+        or text such as "8GiB". `live_admission`: one of `scheduler.LIVE_ADMISSION`. `clock`: seconds, by which viewers'
         clocks run.
         """
         one_of(tuple(POLICIES), "policy", policy, ConfigError)
@@ -77,7 +77,7 @@ class Engine:
         self.host_memory = HostMemory(parse_bytes(host_memory))
         self.pace = Pace()
         self._clock = clock
-        self._live_admission = one_of(RULES, "live_admission", live_admission, ConfigError)
+        self._live_admission = one_of(LIVE_ADMISSION, "live_admission", live_admission, ConfigError)
         self._roster, self._counters = Roster(), Counters()
         self._planner = Planner(model, cache, window, self.num_denoise_steps, clock)
         self._residency = Residency(self._planner, self._roster, self.host_memory, self.max_concurrent)

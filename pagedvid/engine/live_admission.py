@@ -11,9 +11,6 @@ from pagedvid.engine.roster import Roster
 from pagedvid.engine.schedule import Schedule
 from pagedvid.errors import OverloadError
 
-RULES = ("measured", "all")
-"""measured: a live video is refused when the measured time of a token says that others would stall. all: never."""
-
 
 def require_sustained(new: Waiting, roster: Roster, pace: Pace) -> None:
     """Raises OverloadError for a live video that would make others stall.

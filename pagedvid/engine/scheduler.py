@@ -1,7 +1,8 @@
 """Who may start, and which jobs run in the next forward. Needs no PyTorch.
 
 Every job is always at some round of its schedule, and its cost is the tokens of that round's ranges. So continuous
-batching is a choice of jobs in an order, up to a token budget. A policy is nothing but a sort key.
+batching is a choice of jobs in an order, up to a token budget. A policy is nothing but a sort key. Its first number is a
+class: jobs of different classes do not share a forward.
 """
 
 from __future__ import annotations
@@ -17,8 +18,15 @@ MOST_WAITED_STEPS = 256
 more to those whom the policy prefers: J others take at most J / MOST_WAITED_STEPS of the steps from them."""
 STARTED_SECONDS = 0.5
 """Under `deadline`, a started chunk is finished first unless another viewer has less credit by more than this."""
+URGENT_SECONDS = 2.0
+"""Under `deadline`, viewers with less credit than this have their forwards to themselves: whoever rides along makes a
+forward longer, and a budget that holds all jobs would give all of them equal shares."""
 FAR_AHEAD_SECONDS = 8.0
 """Under `deadline`, a video whose viewer has more credit than this runs only when nobody else wants the device."""
+
+
+LIVE_ADMISSION = ("measured", "all")
+"""measured: a live video is refused when the measured time of a token says that others would stall. all: never."""
 
 
 class Schedulable(Protocol):
@@ -55,17 +63,19 @@ SortKey = tuple[float, ...]
 
 
 def _by_priority(job: Schedulable) -> SortKey:
-    return (_overdue(job), -job.priority, job.number)
+    return (0, _overdue(job), -job.priority, job.number)
 
 
 def _by_deadline(job: Schedulable) -> SortKey:
     """Viewers by credit, then throughput jobs, then viewers that are far ahead."""
-    credit = job.credit_seconds
+    overdue, credit = _overdue(job), job.credit_seconds
+    own_class = 0 if overdue else 1
     if credit is None:
-        return (_overdue(job), 1, -job.priority, job.number)
+        return (own_class, overdue, 1, -job.priority, job.number)
     if credit > FAR_AHEAD_SECONDS:
-        return (_overdue(job), 2, credit, job.number)
-    return (_overdue(job), 0, credit - STARTED_SECONDS * job.is_mid_chunk, job.number)
+        return (own_class, overdue, 2, credit, job.number)
+    due_seconds = credit - STARTED_SECONDS * job.is_mid_chunk
+    return (0 if due_seconds < URGENT_SECONDS else own_class, overdue, 0, due_seconds, job.number)
 
 
 def _overdue(job: Schedulable) -> int:
@@ -74,14 +84,14 @@ def _overdue(job: Schedulable) -> int:
 
 
 POLICIES: dict[str, Callable[[Schedulable], SortKey]] = {
-    "fcfs": lambda job: (job.number,),
-    "round_robin": lambda job: (-job.waited_steps, job.number),
+    "fcfs": lambda job: (0, job.number),
+    "round_robin": lambda job: (0, -job.waited_steps, job.number),
     "priority": _by_priority,
     "deadline": _by_deadline,
 }
 """fcfs: the oldest videos finish first. round_robin: whoever waited longest runs, all videos advance alike. priority:
 the highest priority first, then the oldest. deadline: whoever will stall first runs first; videos that nobody watches
-take what is left, by priority and age.
+take what is left, by priority and age, and share forwards with viewers while none of these is in need.
 
 Nobody starves: of J jobs that can run, none is left out of more than J - 1 steps in a row under round_robin, and of
 more than MOST_WAITED_STEPS + J - 1 under priority and deadline, because an overdue job is behind those only that have
@@ -100,11 +110,14 @@ def admit_in_order(waiting: deque[Item], can_start: Callable[[Item], bool]) -> I
 
 
 def next_batch(jobs: Iterable[AnyJob], policy: str, max_batch_tokens: int) -> list[AnyJob]:
-    """The jobs to run, in policy order, while they fit in the budget; at least one if there is any."""
+    """The jobs to run, in policy order, while they are of the first one's class and fit in the budget; at least one if
+    there is any."""
+    sort_key = POLICIES[policy]
     chosen: list[AnyJob] = []
     num_tokens = 0
-    for job in sorted(jobs, key=POLICIES[policy]):
-        if chosen and num_tokens + job.num_tokens > max_batch_tokens:
+    for job in sorted(jobs, key=sort_key):
+        is_apart = chosen and sort_key(job)[0] != sort_key(chosen[0])[0]
+        if is_apart or (chosen and num_tokens + job.num_tokens > max_batch_tokens):
             break
         chosen.append(job)
         num_tokens += job.num_tokens

@@ -21,6 +21,9 @@ def jpeg(frame_HWC: Frames) -> bytes:
     encoder.qmin = encoder.qmax = _QUALITY
     encoder.thread_count = 1
     picture = library.VideoFrame.from_ndarray(np.ascontiguousarray(frame_HWC), format="rgb24")
-    picture = picture.reformat(format="yuvj420p", dst_color_range="jpeg")
+    kinds = library.video.reformatter
+    picture = picture.reformat(
+        format="yuvj420p", dst_colorspace=kinds.Colorspace.ITU601, dst_color_range=kinds.ColorRange.JPEG
+    )
     packets = [*encoder.encode(picture), *encoder.encode(None)]
     return b"".join(bytes(packet) for packet in packets)

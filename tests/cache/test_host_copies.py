@@ -69,7 +69,7 @@ def test_copying_out_waits_for_what_was_written_and_not_for_what_was_queued_sinc
     ids = np.array([3, 19, 0, 7, 8, 11, 2], dtype=np.int32)
     records = copies.pages_out(ids)
     assert torch.equal(records, copies._pool.records[torch.from_numpy(ids).long()])
-    assert recorder.calls == ["wait for 1", "begin", "end", "synchronize"] * 3  # the block is full of the last part
+    assert recorder.calls == ["wait for 1", "begin", "end", "synchronize"] * 3
 
 
 def test_copying_in_waits_for_all_that_may_read_the_pages(copies, recorder):

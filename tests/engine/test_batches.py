@@ -14,6 +14,7 @@ from pagedvid.engine.scheduler import (
     MOST_WAITED_STEPS,
     POLICIES,
     STARTED_SECONDS,
+    URGENT_SECONDS,
     count_waits,
     next_batch,
 )
@@ -40,7 +41,13 @@ def numbers(batch):
 
 
 def order(policy, *jobs):
-    return numbers(next_batch(jobs, policy, 10**9))
+    """One job a forward, until all have run."""
+    left, done = list(jobs), []
+    while left:
+        (job,) = next_batch(left, policy, 1)
+        left.remove(job)
+        done.append(job.number)
+    return done
 
 
 @given(JOBS, st.sampled_from(sorted(POLICIES)), st.integers(1, 120))
@@ -50,7 +57,7 @@ def test_a_batch_is_within_the_budget_and_as_long_as_possible(jobs, policy, budg
     assert len(set(batch)) == len(batch)
     assert bool(batch) == bool(jobs)
     assert num_tokens <= budget or len(batch) == 1
-    left_out = [job for job in jobs if job not in batch]
+    left_out = [job for job in jobs if job not in batch and POLICIES[policy](job)[0] == POLICIES[policy](batch[0])[0]]
     if left_out:
         assert num_tokens + max(job.num_tokens for job in left_out) > budget
 
@@ -111,6 +118,18 @@ def test_throughput_jobs_come_after_viewers_and_before_those_that_are_far_ahead(
         Running(4, credit_seconds=far + 1, is_mid_chunk=True),
     ]
     assert order("deadline", *jobs) == [3, 2, 1, 0, 4]
+
+
+def test_viewers_in_need_share_forwards_with_each_other_and_with_overdue_jobs_only():
+    need = URGENT_SECONDS - 0.1
+    fine = [Running(2, credit_seconds=URGENT_SECONDS), Running(3), Running(4, credit_seconds=FAR_AHEAD_SECONDS + 1)]
+    urgent = [Running(0, credit_seconds=need), Running(1, credit_seconds=-1.0)]
+    assert numbers(next_batch([*fine, *urgent], "deadline", 10**9)) == [1, 0]
+    assert numbers(next_batch(fine, "deadline", 10**9)) == [2, 3, 4]
+    overdue = Running(5, waited_steps=MOST_WAITED_STEPS)
+    assert numbers(next_batch([*fine, *urgent, overdue], "deadline", 10**9)) == [5, 1, 0]
+    for policy in ("fcfs", "round_robin", "priority"):
+        assert numbers(next_batch([*fine, *urgent], policy, 10**9)) == [0, 1, 2, 3, 4]
 
 
 @given(st.floats(-20, FAR_AHEAD_SECONDS), st.floats(-20, FAR_AHEAD_SECONDS))

@@ -24,7 +24,7 @@ def live(speeds, first=0):
 
 
 @settings(max_examples=25, deadline=None)
-@given(st.lists(st.sampled_from([6.0, 12.0, 24.0]), min_size=2, max_size=8), st.integers(1, 3), st.booleans())
+@given(st.lists(st.sampled_from([6.0, 12.0, 24.0]), min_size=2, max_size=8), st.integers(1, 12), st.booleans())
 def test_viewers_that_the_device_can_serve_do_not_stall(speeds, max_batch, with_throughput):
     """Once all have begun and have made up for the wait; throughput jobs may take steps when they are overdue."""
     others = [Video(100, 0.0, ENDLESS, None)] if with_throughput else []
@@ -61,7 +61,7 @@ def test_a_viewer_who_comes_later_does_not_disturb_the_others():
 
 @pytest.mark.parametrize("max_batch", [1, 3])
 def test_throughput_jobs_take_what_is_left(max_batch):
-    """Viewers are made FAR_AHEAD_SECONDS ahead and no more; all other time is the throughput jobs'."""
+    """One by one, viewers are made FAR_AHEAD_SECONDS ahead and no more; all other time is the throughput jobs'."""
     speeds = [12.0, 12.0]
     device = Device([*live(speeds), Video(2, 0.0, ENDLESS, None)], "deadline", round_seconds(speeds, 0.5), max_batch)
     device.run_until(60)
@@ -69,9 +69,11 @@ def test_throughput_jobs_take_what_is_left(max_batch):
     device.run_until(160)
     assert device.stalled_seconds() == [0, 0]
     share = (device.videos[2].num_rounds_done - before) * device.round_seconds / 100
-    assert share == pytest.approx(0.5, abs=0.05) or max_batch > 1
-    slack = 2 * CHUNK_FRAMES / 12
-    assert max_batch > 1 or all(video.credit_seconds < FAR_AHEAD_SECONDS + slack for video in device.videos[:2])
+    if max_batch == 1:
+        assert share == pytest.approx(0.5, abs=0.05)
+        assert all(video.credit_seconds < FAR_AHEAD_SECONDS + 2 * CHUNK_FRAMES / 12 for video in device.videos[:2])
+    else:
+        assert share == pytest.approx(1 / 3, abs=0.02)  # all fit in every forward, and have equal shares
 
 
 def test_nobody_starves_in_an_overload():
@@ -103,5 +105,5 @@ def test_viewers_play_on_where_throughput_jobs_overload_the_device(seed):
         device = Device(videos, policy, seconds, max_batch=2)
         device.run_until(120)
         ratios[policy] = device.mean_play_ratio()
-    assert ratios["deadline"] > 0.8
+    assert ratios["deadline"] > 0.7  # at times the live videos alone are too many
     assert ratios["deadline"] > 1.5 * max(ratios["fcfs"], ratios["round_robin"])

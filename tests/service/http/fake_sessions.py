@@ -149,7 +149,7 @@ class FakeSessions:
                 chunks_done=0, num_chunks=-(-num_frames // FRAMES_PER_CHUNK), seed=seed, created_at=time.time(),
                 completed_at=None, error=None, source_id=source, priority=new.priority, inputs={},
                 live_frames_per_second=new.live_frames_per_second, frames_per_second=RATE, width=None, height=None,
-                stored_bytes=1000, bf16_bytes=8000,
+                stored_bytes=1000, bf16_bytes=8000, init_bytes=0,
             )  # fmt: skip
             self._made[id] = Made(record, self.folder / f"{id}.mp4")
             self._tell(SessionState(id, QUEUED))
