@@ -81,13 +81,18 @@ class VideoRecord:
     is_paused: bool = False
     frames_played: int | None = None
     """As reported last."""
+    unasked: list[Change] = field(default_factory=list)
+    """Those of `changes` that the present engine has still to be asked for, once it has begun with the video: before,
+    it would make them at once, in the middle of a chunk."""
+    is_given_again: bool = False
+    """Whether the present engine was given the video by `restore`, and is not yet where the one before it was."""
     num_breaks: int = 0
     """How often an engine broke while it worked on this video, since the video last gave frames."""
 
     @property
     def is_behind(self) -> bool:
-        """Whether frames are being made again."""
-        return self.frames_made < self.frames_given
+        """Whether it is still on the way to where it was."""
+        return bool(self.unasked) or self.frames_made < self.frames_given
 
     def begin(self, num_frames: int) -> None:
         """Its first frames are its source's, or were given out by another worker."""
@@ -118,6 +123,7 @@ class VideoRecord:
 
     def restore(self, engine: Engine, id: str, checkpoints: CheckpointFiles | None) -> None:
         """Gives the video to a new engine. Raises what the engine and the reader of checkpoints raise."""
+        self.is_given_again, self.unasked, num_rounds = True, list(self.changes), 0
         if self.base is None:
             return
         if isinstance(self.base, VideoRequest):
@@ -126,8 +132,14 @@ class VideoRecord:
         else:
             snapshot = required(checkpoints).read(self.base) if isinstance(self.base, Path) else self.base
             engine.restore(snapshot)
-            self.frames_made = snapshot.num_output_frames
-        for change in self.changes:
+            self.frames_made, num_rounds = snapshot.num_output_frames, snapshot.num_rounds_done
+        if num_rounds == 0:
+            self.ask(engine, id)
+
+    def ask(self, engine: Engine, id: str) -> None:
+        """Asks the engine for the changes that it does not know. Raises what the engine raises."""
+        changes, self.unasked = self.unasked, []
+        for change in changes:
             make(change, engine, id)
 
 

@@ -15,9 +15,10 @@ from typing import TypeVar
 
 from pagedvid.engine.engine import Engine
 from pagedvid.engine.failures import described, presentable
-from pagedvid.engine.requests import RequestFailure
+from pagedvid.engine.requests import RequestFailure, VideoStatus
 from pagedvid.engine.snapshot import JobSnapshot
-from pagedvid.errors import ConfigError, WorkerError
+from pagedvid.engine.states import PAUSED, WAITING
+from pagedvid.errors import ConfigError, StateError, WorkerError
 from pagedvid.service.events import Event, RebuiltEvent
 from pagedvid.service.rebuilding import BUILD_DELAYS_SECONDS, breaks_engine, build_again, is_lost_device, wait
 from pagedvid.service.recovery import CheckpointFiles, VideoRecord
@@ -73,8 +74,7 @@ class SupervisedEngine:
 
     def step(self) -> None:
         """One step of the engine; tells what came of it. Raises WorkerError when the engine cannot be built again."""
-        broken = _error_of(self._take_step) or _error_of(self._settle)
-        if broken is not None:
+        if (broken := _error_of(self._take_step) or _error_of(self._settle)) is not None:
             with suppress(Exception):  # a broken engine need not know its videos
                 self.book.blame(self.engine.videos())
             self._rebuild(broken)
@@ -91,8 +91,7 @@ class SupervisedEngine:
         if broken is not None:
             self._rebuild(broken)
             raise broken
-        broken = _error_of(self._settle)
-        if broken is not None:
+        if (broken := _error_of(self._settle)) is not None:
             self._rebuild(broken)
         return result
 
@@ -138,21 +137,21 @@ class SupervisedEngine:
                 raise output.error  # no single video is at fault, and none is safe
         self.rebase(*self.book.begin_forks(self.engine.videos, outputs))
         for output in outputs:
-            id = output.request_id
-            was_behind = self.is_behind(id)
             self.book.take(output)
-            record = self.book.records.get(id)
-            if record is None:
-                continue
-            if was_behind and not record.is_behind:
-                self._catch_up(id, record)
-            if self._snapshot_every is not None and record.chunks_since_base >= self._snapshot_every:
-                self.rebase(id)
+            record = self.book.records.get(output.request_id)
+            if record and self._snapshot_every and record.chunks_since_base >= self._snapshot_every:
+                self.rebase(output.request_id)
 
     def _settle(self) -> None:
-        """After the engine has done something: tells new states, and takes the snapshots that are due."""
+        """After the engine has done something: tells new states, asks for what had to wait, takes snapshots."""
         self.rebase(*self.book.begin_forks(self.engine.videos))
         self.book.compare(self.engine.videos)
+        records = self.book.records
+        again = [status for status in self.book.statuses if status.id in records and records[status.id].is_given_again]
+        for status in again:
+            self._give_rest(status, records[status.id])
+        if again:
+            self.book.compare(self.engine.videos)
         self._to_rebase &= self.book.records.keys()
         for id in sorted(self._to_rebase):
             try:
@@ -164,19 +163,17 @@ class SupervisedEngine:
                 self._to_rebase.discard(id)
 
     def _rebase(self, id: str, record: VideoRecord) -> None:
-        snapshot = self.engine.checkpoint(id)
+        try:
+            snapshot = self.engine.checkpoint(id)
+        except StateError:  # a fork that has not begun
+            self._to_rebase.discard(id)
+            return
+        if record.base is None:
+            record.begin(snapshot.num_output_frames)
         if snapshot.num_output_frames == record.frames_made:  # else the next step gives out what is missing
             record.rebase(snapshot)
             self.book.forget_fork(id)
             self._to_rebase.discard(id)
-
-    def _catch_up(self, id: str, record: VideoRecord) -> None:
-        """Tells the engine what was asked of a video while its frames were being made again."""
-        with suppress(ConfigError):  # it has just ended, or has not begun
-            if record.is_paused:
-                self.engine.pause(id)
-            if record.frames_played is not None:
-                self.engine.report_played(id, record.frames_played)
 
     def _cancel_if_known(self, id: str) -> None:
         with suppress(ConfigError):
@@ -212,13 +209,30 @@ class SupervisedEngine:
     def _give(self, id: str, record: VideoRecord) -> None:
         try:
             record.restore(self.engine, id, self.checkpoints)
-            if not record.is_behind:
-                self._catch_up(id, record)
         except Exception as error:
-            if breaks_engine(error):
-                record.num_breaks += 1
-                raise
-            self.book.end(id, error)
+            self._end_or_break(id, record, error)
+
+    def _give_rest(self, status: VideoStatus, record: VideoRecord) -> None:
+        """Tells the new engine what else was asked of a video, when it is far enough for that."""
+        try:
+            if status.state not in (WAITING, PAUSED):
+                record.ask(self.engine, status.id)
+            if record.is_behind:
+                return
+            record.is_given_again = False
+            if record.is_paused:
+                self.engine.pause(status.id)
+            if record.frames_played is not None:
+                with suppress(ConfigError):  # it has not begun
+                    self.engine.report_played(status.id, record.frames_played)
+        except Exception as error:
+            self._end_or_break(status.id, record, error)
+
+    def _end_or_break(self, id: str, record: VideoRecord, error: Exception) -> None:
+        if breaks_engine(error):
+            record.num_breaks += 1
+            raise error
+        self.book.end(id, error)
 
 
 def _error_of(action: Callable[[], None]) -> Exception | None:

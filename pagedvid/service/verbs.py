@@ -88,7 +88,7 @@ class Verbs:
             records = self._book.records
             records[id].changes += continuations
             records.update({continuation.id: VideoRecord(None) for continuation in continuations})
-            self._supervised.rebase(id)
+            self._supervised.rebase(id, *(continuation.id for continuation in continuations))
 
         self._supervised.do(fork)
 

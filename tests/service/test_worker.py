@@ -201,7 +201,7 @@ def test_forks_begin_where_their_source_is(start, listener):
     worker.submit(VideoRequest("a", "red", 8, keep=True))
     wait_until(lambda: "finished" in listener.states("a"))
     result_of(worker.fork("a", [Continuation("b", "blue", 7, 16), Continuation("c", num_frames=12)]))
-    listener.wait_for_end("b", "c")
+    wait_until(lambda: all("finished" in listener.states(id) for id in "bc"))
     assert [chunk.first_frame for chunk in listener.chunks["b"]] == [8, 12]
     assert [chunk.first_frame for chunk in listener.chunks["c"]] == [8]
     assert (listener.frames("c") == frames_of(0, ["red"] * 3)[8:]).all()
