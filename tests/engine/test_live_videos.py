@@ -9,7 +9,7 @@ import pytest
 
 from pagedvid.engine.engine import Engine
 from pagedvid.engine.pace import BLOCK_STEPS, Pace
-from pagedvid.engine.requests import ChunkOutput
+from pagedvid.engine.requests import ChunkOutput, Continuation
 from pagedvid.engine.scheduler import FAR_AHEAD_SECONDS
 from pagedvid.errors import ConfigError, OverloadError
 from tests.engine.toy_model import CHUNK_TOKENS, assert_all_pages_free, toy_engine
@@ -142,11 +142,22 @@ def test_a_live_video_that_would_make_others_stall_is_refused():
     assert_all_pages_free(engine)
 
 
-def test_a_paused_live_video_takes_nothing():
+def test_a_paused_live_video_keeps_its_share_until_it_ends():
     engine = busy_engine(0.5)
     engine.pause("first")
+    with pytest.raises(OverloadError):
+        engine.submit(live("second", 20))
+    engine.resume("first")
+    engine.cancel("first")
     engine.submit(live("second", 20))
     assert state(engine, "second") == "waiting"
+
+
+def test_continuations_of_live_videos_are_admitted_like_others():
+    engine = busy_engine(0.5)
+    with pytest.raises(OverloadError):
+        engine.fork("first", [Continuation("second")])
+    assert [video.id for video in engine.videos()] == ["first"]
 
 
 def test_everything_is_admitted_where_the_engine_is_told_so_or_knows_nothing():
