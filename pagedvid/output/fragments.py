@@ -26,9 +26,10 @@ _MOVFLAGS = "empty_moov+default_base_moof+frag_custom+skip_trailer"
 fragment may follow."""
 _HEADER_BYTES = 8
 """Length and name of a box."""
-_QUALITY = {"crf": "16", "preset": "veryfast", "bf": "0"}
+_QUALITY = {"crf": "16", "preset": "veryfast", "bf": "0", "rc-lookahead": "0"}
 """Fine enough to keep plain colours, and fast, because viewers wait. Without B-frames a frame is shown when it is
-decoded, so that fragments join without gaps."""
+decoded, so that fragments join without gaps. x264 looks ahead for the sake of a few bytes, and reads memory beyond the
+edges of small frames then: once in a thousand times the same frames give other bytes."""
 
 
 @lru_cache(maxsize=16)

@@ -7,6 +7,7 @@ import numpy as np
 from pagedvid.errors import ConfigError, IntegrityError
 from pagedvid.output.fragments import fragment, init_segment
 from pagedvid.output.mp4 import enlarge, frame_rate
+from pagedvid.service.errors import storage_errors
 from pagedvid.service.events import ChunkEvent
 from pagedvid.service.records import RecordedChunk, SessionRecord, VideoFormat
 from pagedvid.service.session_files import SessionFiles
@@ -40,10 +41,11 @@ class ChunkWriter:
         init = init_segment(*frames.shape[1:3], self._rate, self._scale)
         content = fragment(frames, session.frames_done, self._rate, session.chunks_done + 1, self._scale)
         start = self._store.chunks.end(session.id) or len(init)
-        if session.chunks_done == 0:
-            self._files.append(session.id, 0, init + content)
-        else:
-            self._files.append(session.id, start, content)
+        with storage_errors():
+            if session.chunks_done == 0:
+                self._files.append(session.id, 0, init + content)
+            else:
+                self._files.append(session.id, start, content)
         place = RecordedChunk(session.chunks_done, session.frames_done, len(frames), start, start + len(content))
         new = NewChunk(place, len(init), width, height, event.stored_bytes, event.bf16_bytes)
         self._store.chunks.add(session.id, new)

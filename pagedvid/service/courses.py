@@ -100,7 +100,8 @@ class Courses:
 
     def _extend_in_worker(self, session: SessionRecord, num_frames: int) -> None:
         if session.state == COMPLETED:
-            self._forks.wake(session)
+            for future in self._forks.wake(session):
+                self._parts.wait(future)
         self._parts.wait(self._parts.worker.extend(session.id, num_frames))
 
     # ------------------------------------------------------------------ fork

@@ -103,7 +103,7 @@ class Database:
     def change(self) -> Iterator[sqlite3.Connection]:
         """One transaction, or part of the one around it: on disk when the block has ended, or nothing has changed."""
         with self._lock, self._named_errors():
-            if self._connection.in_transaction:
+            if self._is_changing():
                 yield self._connection
                 return
             self._connection.execute("BEGIN IMMEDIATE")
@@ -111,7 +111,7 @@ class Database:
                 yield self._connection
                 self._commit()
             except BaseException:
-                if self._connection.in_transaction:  # SQLite ends it itself when the disk is full
+                if self._is_changing():  # SQLite ends it itself when the disk is full
                     self._connection.execute("ROLLBACK")
                 raise
 
@@ -119,6 +119,9 @@ class Database:
         """The rows of a query."""
         with self._lock, self._named_errors():
             return self._connection.execute(query, values).fetchall()
+
+    def _is_changing(self) -> bool:
+        return self._connection.in_transaction
 
     def _commit(self) -> None:
         self._connection.execute("COMMIT")

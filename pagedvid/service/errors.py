@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 from pagedvid.errors import PagedvidError
 
@@ -35,3 +36,14 @@ class Closing(Busy):
 
     def __init__(self, retry_after_seconds: float) -> None:
         super().__init__("the service is shutting down; ask again when it is back", retry_after_seconds, {})
+
+
+@contextmanager
+def storage_errors() -> Iterator[None]:
+    """Errors of files as StorageErrors."""
+    try:
+        yield
+    except OSError as error:
+        raise StorageError(
+            f"{error.filename or 'the data folder'}: {error.strerror or error}; check the disk"
+        ) from error

@@ -8,13 +8,15 @@ frames up to that boundary, and depends on the source no more.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import Future
+from typing import Any
 
 from pagedvid.engine.failures import presentable
 from pagedvid.engine.requests import Continuation
 from pagedvid.errors import ConfigError, IntegrityError, PagedvidError, StateError
-from pagedvid.service.errors import Conflict
+from pagedvid.service.errors import Conflict, storage_errors
 from pagedvid.service.events import ChunkEvent, Event
-from pagedvid.service.parts import Parts, storage_errors
+from pagedvid.service.parts import Parts
 from pagedvid.service.records import COMPLETED, SessionError, SessionRecord, SessionState
 from pagedvid.service.stored_courses import StoredCheckpoint
 from pagedvid.service.taking_up import take_up
@@ -33,35 +35,43 @@ class Forks:
         return id in self._pending
 
     def has_pending(self, source_id: str) -> bool:
-        """Whether forks depend on a session."""
-        return source_id in list(self._pending.values())
+        """Whether forks depend on a session. Under its lock. Waits for those that are about to be independent."""
+        for fork_id in [fork for fork, source in list(self._pending.items()) if source == source_id]:
+            with self._parts.locked(fork_id):
+                if fork_id in self._pending:
+                    return True
+        return False
 
     def ask(self, source: SessionRecord, forks: Sequence[SessionRecord]) -> None:
         """Asks the worker for forks. Under the source's lock. Raises Conflict, and what the worker raises."""
-        continuations = [Continuation(it.id, it.prompt, it.seed, it.num_frames) for it in forks]
-        for fork in forks:
-            self._pending[fork.id] = source.id
-            self._parts.recorder.hold(fork.id)
         try:
-            if source.state == COMPLETED:
-                self.wake(source)
-            self._parts.wait(self._parts.worker.fork(source.id, continuations))
+            for future in self.order(source, forks):
+                self._parts.wait(future)
         except BaseException:
             for fork in forks:
                 self.abandon(fork.id)
             self.let_sleep(source.id)
             raise
 
-    def wake(self, session: SessionRecord) -> None:
-        """Brings a completed session back into the worker. Under its lock. Raises Conflict without a checkpoint."""
+    def order(self, source: SessionRecord, forks: Sequence[SessionRecord]) -> list[Future[Any]]:
+        """What `ask` waits for: the worker's verbs, in their order. Raises Conflict."""
+        futures = self.wake(source) if source.state == COMPLETED else []
+        for fork in forks:
+            self._pending[fork.id] = source.id
+            self._parts.recorder.hold(fork.id)
+        continuations = [Continuation(it.id, it.prompt, it.seed, it.num_frames) for it in forks]
+        return [*futures, self._parts.worker.fork(source.id, continuations)]
+
+    def wake(self, session: SessionRecord) -> list[Future[Any]]:
+        """Brings a completed session back into the worker; the verbs for it. Under its lock. Raises Conflict without a
+        checkpoint."""
         if session.id in self._parts.awake:
-            return
+            return []
         checkpoint = self._parts.store.courses.checkpoint(session.id)
         if checkpoint is None:
             raise Conflict(f"session {session.id} cannot be continued: its last checkpoint could not be written")
-        for future in take_up(self._parts, session, checkpoint):
-            self._parts.wait(future)
         self._parts.awake.add(session.id)
+        return [take_up(self._parts, session, checkpoint)]
 
     def let_sleep(self, id: str) -> None:
         """Frees the pages of a session that was woken, once no fork waits for it. Under its lock."""

@@ -37,7 +37,7 @@ _TICK_SECONDS = 0.25
 
 
 class Housekeeper:
-    """`end`, `progress` and `secure` may be called from any thread, and return at once."""
+    """All but `start` and `stop` may be called from any thread, and return at once."""
 
     def __init__(self, parts: Parts, forks: Forks) -> None:
         self._parts, self._forks = parts, forks
@@ -53,13 +53,17 @@ class Housekeeper:
         self._jobs.put(None)
         self._thread.join(seconds)
 
+    def do(self, job: Callable[[str], None], id: str) -> None:
+        """Something else for a session."""
+        self._jobs.put((job, id))
+
     def end(self, id: str) -> None:
-        """A session seems to have all its frames."""
+        """The worker has finished a session."""
         self._jobs.put((self._end, id))
 
     def progress(self, id: str) -> None:
         """A chunk of a live session was recorded."""
-        self._jobs.put((self._checkpoint_if_due, id))
+        self._jobs.put((self._follow, id))
 
     def secure(self, id: str) -> None:
         """A held session has an event: it may be a fork that has begun."""
@@ -78,9 +82,9 @@ class Housekeeper:
                 continue
             if job is None:
                 return
-            self._do(*job)
+            self._try(*job)
 
-    def _do(self, job: Callable[[str], None], id: str) -> None:
+    def _try(self, job: Callable[[str], None], id: str) -> None:
         try:
             job(id)
         except PagedvidError as error:
@@ -90,7 +94,7 @@ class Housekeeper:
 
     def _tick(self) -> None:
         for id in list(self._parts.audiences):
-            self._do(self._watch, id)
+            self._try(self._watch, id)
         try:
             self._parts.store.save_failures()
         except StorageError as error:
@@ -108,6 +112,10 @@ class Housekeeper:
                 self._parts.set_state(id, PAUSED, PAUSED_WITHOUT_VIEWER)
             self._parts.steer(id)
             self._parts.announcer.tell(CreditChanged(id, audience.credit_seconds(now)))
+
+    def _follow(self, id: str) -> None:
+        self._watch(id)
+        self._checkpoint_if_due(id)
 
     def _checkpoint_if_due(self, id: str) -> None:
         with self._parts.locked(id):
@@ -148,8 +156,6 @@ class Housekeeper:
     def _is_finished(self, session: SessionRecord) -> bool:
         """Whether the worker has nothing more to do for a session, after one of its verbs is done."""
         return any(
-            video.id == session.id
-            and video.num_frames == session.num_frames
-            and (video.state == FINISHED or video.num_frames_out >= video.num_frames)
+            video.id == session.id and video.num_frames == session.num_frames and video.state == FINISHED
             for video in self._parts.worker.stats().videos
         )

@@ -28,14 +28,18 @@ class Order(Generic[Target]):
     _error: Exception | None = None
 
     def carry_out(self, target: Target) -> None:
-        """Makes the call; nobody is told yet."""
+        """Makes the call unless its caller has cancelled it; nobody is told yet."""
+        if not self.future.set_running_or_notify_cancel():
+            return
         try:
             self._result = self.call(target)
         except Exception as error:
             self._error = error
 
     def answer(self) -> None:
-        """Tells the result."""
+        """Tells the result, if the call was made."""
+        if not self.future.running():
+            return
         if self._error is None:
             self.future.set_result(self._result)
         else:
@@ -77,7 +81,12 @@ class Inbox(Generic[Target]):
             orders = [*self._later, *(order for order in [*new, *self._drain()] if order is not None)]
             self._later = [order for order in orders if not is_ready(order)]
             ready = [order for order in orders if order not in self._later]
-        return [order for order in ready if order.future.set_running_or_notify_cancel()]
+        return [order for order in ready if not order.future.cancelled()]
+
+    def put_back(self, order: Order[Target]) -> None:
+        """An order that was taken is not ready any more; it is asked for again next time."""
+        with self._lock:
+            self._later.append(order)
 
     def close(self, reason: str) -> None:
         """Fails all orders that were not taken, and those that are still to come."""

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pagedvid.arguments import one_of, whole_number
 from pagedvid.engine.requests import VideoRequest
 from pagedvid.errors import ConfigError, OverloadError
-from pagedvid.service.errors import Busy, StorageError
-from pagedvid.service.parts import Parts, request_of, storage_errors
+from pagedvid.service.errors import Busy, StorageError, storage_errors
+from pagedvid.service.parts import Parts, request_of
 from pagedvid.service.records import KINDS, NewSession, SessionRecord
 
 logger = logging.getLogger(__name__)
@@ -106,11 +106,9 @@ class Intake:
         """Removes what there is of a session that is not accepted; what is left is removed at the next start."""
         self._parts.worker.cancel(id)  # it may not be there
         try:
-            self._parts.store.delete(id)
-            self._parts.recorder.call(lambda: self._parts.files.remove(id))
-        except (StorageError, OSError) as error:
+            self._parts.remove(id)
+        except StorageError as error:
             logger.warning("session %s was not accepted, and is not removed yet: %s", id, error)
-        self._parts.forget(id)
 
 
 def _check(new: NewSession) -> None:

@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as Late
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeVar
 
@@ -22,7 +22,7 @@ from pagedvid.errors import WorkerError
 from pagedvid.service.announcer import Announcer
 from pagedvid.service.audience import Audience
 from pagedvid.service.chunk_pace import ChunkPace
-from pagedvid.service.errors import StorageError
+from pagedvid.service.errors import storage_errors
 from pagedvid.service.recorder import Recorder
 from pagedvid.service.records import (
     PAUSED,
@@ -66,7 +66,7 @@ class Parts:
     """When nobody may wait any more, by the monotonic clock."""
 
     def __post_init__(self) -> None:
-        self._locks: dict[str, threading._RLock] = {}
+        self._locks: dict[str, AbstractContextManager[bool]] = {}
         self._locks_lock = threading.Lock()
 
     @contextmanager
@@ -77,8 +77,16 @@ class Parts:
         with lock:
             yield
 
-    def forget(self, id: str) -> None:
-        """A session was deleted."""
+    def remove(self, id: str) -> None:
+        """Removes what there is of a session: first the row, so that a restart removes the rest. Raises
+        StorageError."""
+
+        def remove() -> None:
+            self.store.delete(id)
+            with storage_errors():
+                self.files.remove(id)
+
+        self.recorder.call(remove)
         self.audiences.pop(id, None)
         self.paused.discard(id)
         self.awake.discard(id)
@@ -163,17 +171,6 @@ class Parts:
         self.audiences.pop(id, None)
         self.worker.cancel(id)  # nothing may be there to cancel
         self.announcer.tell(SessionFailed(id, error))
-
-
-@contextmanager
-def storage_errors() -> Iterator[None]:
-    """Errors of files as StorageErrors."""
-    try:
-        yield
-    except OSError as error:
-        raise StorageError(
-            f"{error.filename or 'the data folder'}: {error.strerror or error}; check the disk"
-        ) from error
 
 
 def request_of(session: SessionRecord) -> VideoRequest:

@@ -8,24 +8,27 @@ not begun are asked for again.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
-from pagedvid.engine.failures import described
 from pagedvid.errors import PagedvidError
+from pagedvid.service.errors import storage_errors
 from pagedvid.service.forks import Forks
-from pagedvid.service.parts import Parts, request_of, storage_errors
+from pagedvid.service.parts import Parts, request_of
 from pagedvid.service.records import PAUSED, UNFINISHED, SessionError, SessionRecord
 from pagedvid.service.taking_up import take_up
 
 logger = logging.getLogger(__name__)
 
+Job = Callable[[str], None]
+
 
 @dataclass(frozen=True)
 class Restart:
-    """`prepare` before the worker starts, so that it has all verbs before its first step; `finish` after that."""
+    """`prepare` before the worker starts, so that it has all verbs before its first step; `follow` after that."""
 
     parts: Parts
     forks: Forks
@@ -45,15 +48,21 @@ class Restart:
         for session in store.unfinished():
             if has_changed:
                 self._begin_anew(session.id)
-        return [(session, self._give(session)) for session in store.unfinished() if not self._is_fork_to_ask(session)]
+        return [(session, self._give(session)) for session in store.unfinished()]
 
-    def finish(self, given: Sequence[tuple[SessionRecord, Sequence[Future[Any]]]]) -> None:
-        """Waits for those verbs, ends the sessions that cannot go on, and asks for the forks that had not begun."""
+    def follow(
+        self, given: Sequence[tuple[SessionRecord, Sequence[Future[Any]]]], later: Callable[[Job, str], None]
+    ) -> None:
+        """Ends the sessions that cannot go on. `later`: calls a function with a session's id on another thread."""
+
+        def check(id: str, future: Future[Any]) -> None:
+            error = future.exception()
+            if error is not None:
+                later(lambda id: self._settle(id, error), id)
+
         for session, futures in given:
-            self._settle(session, futures)
-        for session in self.parts.store.unfinished():
-            if self._is_fork_to_ask(session):
-                self._ask_again(session)
+            for future in futures:
+                future.add_done_callback(partial(check, session.id))
 
     # ------------------------------------------------------------------ files
 
@@ -94,48 +103,50 @@ class Restart:
 
     # ------------------------------------------------------------------ going on
 
-    def _is_fork_to_ask(self, session: SessionRecord) -> bool:
-        return session.source_id is not None and self.parts.store.courses.checkpoint(session.id) is None
-
     def _give(self, session: SessionRecord) -> list[Future[Any]]:
         parts = self.parts
-        parts.watch(session)
         checkpoint = parts.store.courses.checkpoint(session.id)
-        if checkpoint is None:
-            futures: list[Future[Any]] = [parts.worker.submit(request_of(session))]
+        if checkpoint is not None:
+            futures: list[Future[Any]] = [take_up(parts, session, checkpoint)]
+        elif session.source_id is not None:
+            return self._ask_again(session, session.source_id)
         else:
-            futures = take_up(parts, session, checkpoint)
+            futures = [parts.worker.submit(request_of(session), frames_given=session.frames_done)]
+        parts.watch(session)
         if session.state == PAUSED:
             futures.append(parts.worker.pause(session.id))
             parts.paused.add(session.id)
         return futures
 
-    def _settle(self, session: SessionRecord, futures: Sequence[Future[Any]]) -> None:
+    def _ask_again(self, fork: SessionRecord, source_id: str) -> list[Future[Any]]:
+        """A fork that had not begun: it begins at the first boundary of its source from where that goes on."""
+        self.parts.store.chunks.cut(fork.id, 0)
         try:
-            for future in futures:
-                future.result()  # however long it takes: nothing else can be done with the session
-        except (PagedvidError, OSError) as error:
+            return self.forks.order(self.parts.store.get(source_id), [fork])
+        except PagedvidError as error:
+            failed: Future[Any] = Future()
+            failed.set_exception(error)
+            return [failed]
+
+    def _settle(self, id: str, error: BaseException) -> None:
+        """A session cannot go on from where it was: it begins anew, or has failed."""
+        with self.parts.locked(id):
+            session = self.parts.store.find(id)
+            if session is None or session.state not in UNFINISHED:
+                return
             if self._can_begin_anew(session):
-                logger.warning("session %s begins anew, its checkpoint is refused: %s", session.id, described(error))
-                self._begin_anew(session.id)
-                self._settle(session, [self.parts.worker.submit(request_of(session))])
+                logger.warning("session %s begins anew, its checkpoint is refused: %s", id, error)
+                self._begin_anew(id)
+                self.parts.wait(self.parts.worker.submit(request_of(session)))
+                self.parts.paused.discard(id)
+                self.parts.steer(id)
             else:
-                logger.error("session %s cannot go on: %s", session.id, described(error))
-                self.parts.fail(session.id, SessionError(type(error).__name__, str(error)))
+                logger.error("session %s cannot go on: %s", id, error)
+                self.forks.abandon(id)
+                self.parts.fail(id, SessionError(type(error).__name__, str(error)))
 
     def _can_begin_anew(self, session: SessionRecord) -> bool:
         """Whether its request and nothing else decides its frames, and a checkpoint was tried."""
         courses = self.parts.store.courses
         has_one_prompt = len(courses.prompts(session.id)) == 1
         return session.source_id is None and has_one_prompt and courses.checkpoint(session.id) is not None
-
-    def _ask_again(self, fork: SessionRecord) -> None:
-        parts = self.parts
-        assert fork.source_id is not None
-        parts.store.chunks.cut(fork.id, 0)
-        try:
-            with parts.locked(fork.source_id):
-                self.forks.ask(parts.store.get(fork.source_id), [fork])
-        except PagedvidError as error:
-            logger.error("session %s cannot go on: %s", fork.id, described(error))
-            parts.fail(fork.id, SessionError(type(error).__name__, str(error)))

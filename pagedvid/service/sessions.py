@@ -19,13 +19,13 @@ from pagedvid.errors import PagedvidError
 from pagedvid.service.announcer import Announcer
 from pagedvid.service.bookkeeper import Bookkeeper
 from pagedvid.service.courses import Courses
-from pagedvid.service.errors import Closing
+from pagedvid.service.errors import Closing, storage_errors
 from pagedvid.service.events import Event
 from pagedvid.service.folder_lock import FolderLock
 from pagedvid.service.forks import Forks
 from pagedvid.service.housekeeper import Housekeeper
 from pagedvid.service.intake import Asked, Intake
-from pagedvid.service.parts import Parts, storage_errors
+from pagedvid.service.parts import Parts
 from pagedvid.service.recorder import Recorder
 from pagedvid.service.records import (
     QUEUED,
@@ -96,13 +96,17 @@ class Sessions:
 
     def start(self) -> None:
         """Starts the worker; everything that was accepted and not finished goes on. Raises StorageError, and what
-        building the engine raises."""
+        building the engine raises.
+
+        A session that cannot go on, because its checkpoint is of another model or version, begins anew if its request
+        alone decides its frames, and has failed otherwise.
+        """
         restart = Restart(self._parts, self._forks)
         given = restart.prepare(self._settings)
         self._parts.recorder.start()
         self._parts.worker.start()
         self._housekeeper.start()
-        restart.finish(given)
+        restart.follow(given, self._housekeeper.do)
 
     def close(self, seconds: float) -> None:
         """Checkpoints the sessions that are under way and stops, within about this time.

@@ -8,7 +8,7 @@ from pagedvid.errors import ConfigError, WorkerError
 from pagedvid.service.courses import require_unfinished
 from pagedvid.service.errors import Conflict
 from pagedvid.service.forks import Forks
-from pagedvid.service.parts import Parts, storage_errors
+from pagedvid.service.parts import Parts
 from pagedvid.service.records import (
     CANCELLED,
     IN_PROGRESS,
@@ -56,10 +56,7 @@ class Steering:
                 with suppress(ConfigError, WorkerError):  # it has just ended, or nothing works any more
                     self._parts.wait(self._parts.worker.cancel(id))
             self._forks.abandon(id)
-            self._parts.store.delete(id)
-            with storage_errors():
-                self._parts.recorder.call(lambda: self._parts.files.remove(id))
-            self._parts.forget(id)
+            self._parts.remove(id)
         self._parts.announcer.tell(SessionState(id, CANCELLED))
 
     def _change_state(self, session: SessionRecord, state: str, pause_reason: str | None) -> None:

@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 from concurrent.futures import Future
-from typing import Any
 
 from pagedvid.service.parts import Parts
 from pagedvid.service.records import SessionRecord
+from pagedvid.service.recovery import Change, Extension, NewPrompt
 from pagedvid.service.stored_courses import StoredCheckpoint
 
 
-def take_up(parts: Parts, session: SessionRecord, checkpoint: StoredCheckpoint) -> list[Future[Any]]:
-    """Asks the worker to go on from a checkpoint; the verbs' futures, in their order.
+def take_up(parts: Parts, session: SessionRecord, checkpoint: StoredCheckpoint) -> Future[str]:
+    """Asks the worker to go on from a checkpoint, with what the session was told after it or waited for a chunk there.
 
-    What the session was told after the checkpoint, or what waited for a chunk boundary there, is told again. The worker
-    carries out verbs that it gets together before its next step, so that this counts from the same boundary on.
+    Frames that are recorded already are made again, and not told again.
     """
-    futures: list[Future[Any]] = [parts.worker.restore(parts.files.checkpoint(session.id, checkpoint.name))]
+    changes: list[Change] = []
     if session.prompt != checkpoint.prompt:
         given = parts.store.courses.prompts(session.id)[-1]
-        futures.append(parts.worker.prompt(session.id, given.prompt, recache=given.recache))
+        changes.append(NewPrompt(given.prompt, given.recache))
     if session.num_frames > checkpoint.num_frames:
-        futures.append(parts.worker.extend(session.id, session.num_frames))
-    return futures
+        changes.append(Extension(session.num_frames))
+    path = parts.files.checkpoint(session.id, checkpoint.name)
+    return parts.worker.restore(path, changes, frames_given=session.frames_done)

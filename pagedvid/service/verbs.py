@@ -33,12 +33,13 @@ class Verbs:
     def __init__(self, supervised: SupervisedEngine) -> None:
         self._supervised, self._book = supervised, supervised.book
 
-    def submit(self, request: VideoRequest) -> None:
-        """See `Engine.submit`."""
+    def submit(self, request: VideoRequest, frames_given: int = 0) -> None:
+        """See `Engine.submit`, and `Worker.submit` for `frames_given`."""
 
         def submit() -> None:
             self._supervised.engine.submit(request)
-            self._book.records[request.id] = VideoRecord(request)
+            record = VideoRecord(request, frames_given=frames_given, is_given_again=frames_given > 0)
+            self._book.records[request.id] = record
 
         self._supervised.do(submit)
 
@@ -114,17 +115,19 @@ class Verbs:
 
         return self._supervised.do(checkpoint)
 
-    def restore(self, path: Path) -> str:
-        """Queues a video that goes on where its file says, and returns its id. Raises what reading it and
-        `Engine.restore` raise."""
+    def restore(self, path: Path, changes: Sequence[Change] = (), frames_given: int = 0) -> str:
+        """Queues a video that goes on where its file says, and returns its id; see `Worker.restore`. Raises what
+        reading the file and `Engine.restore` raise."""
 
         def restore() -> str:
             snapshot = required(self._supervised.checkpoints).read(path)
-            self._supervised.engine.restore(snapshot)
-            record = VideoRecord(path)
+            id = snapshot.request.id
+            record = VideoRecord(snapshot, list(changes), frames_given=frames_given)
+            record.restore(self._supervised.engine, id, None)
             record.begin(snapshot.num_output_frames)
-            self._book.records[snapshot.request.id] = record
-            return snapshot.request.id
+            record.base = path
+            self._book.records[id] = record
+            return id
 
         return self._supervised.do(restore)
 

@@ -10,8 +10,8 @@ import numpy as np
 from pagedvid.arguments import whole_number
 from pagedvid.errors import ConfigError
 from pagedvid.output.fragments import decoded, write_whole
-from pagedvid.service.errors import Conflict, NotFound
-from pagedvid.service.parts import Parts, storage_errors
+from pagedvid.service.errors import Conflict, NotFound, storage_errors
+from pagedvid.service.parts import Parts
 from pagedvid.service.records import (
     COMPLETED,
     IN_PROGRESS,

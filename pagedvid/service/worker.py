@@ -20,7 +20,7 @@ from pagedvid.service.events import Event
 from pagedvid.service.inbox import Inbox, Order
 from pagedvid.service.last_wish import LastWish, write_all
 from pagedvid.service.rebuilding import BUILD_DELAYS_SECONDS
-from pagedvid.service.recovery import Checkpoint, CheckpointFiles
+from pagedvid.service.recovery import Change, Checkpoint, CheckpointFiles
 from pagedvid.service.stats import DEAD, REBUILDING, STARTING, STOPPED, WORKING, WorkerStats
 from pagedvid.service.supervised_engine import SupervisedEngine
 from pagedvid.service.verbs import Verbs
@@ -102,9 +102,10 @@ class Worker:
 
     # ------------------------------------------------------------------ verbs, as those of Engine
 
-    def submit(self, request: VideoRequest) -> Future[None]:
-        """See `Engine.submit`."""
-        return self._inbox.send(lambda verbs: verbs.submit(request))
+    def submit(self, request: VideoRequest, *, frames_given: int = 0) -> Future[None]:
+        """See `Engine.submit`. `frames_given`: output frames that another worker gave out before; they are made again
+        and not given out again."""
+        return self._inbox.send(lambda verbs: verbs.submit(request, frames_given))
 
     def cancel(self, id: str) -> Future[None]:
         """See `Engine.cancel`."""
@@ -143,12 +144,13 @@ class Worker:
         """
         return self._inbox.send(lambda verbs: verbs.checkpoint(id, path))
 
-    def restore(self, path: Path) -> Future[str]:
+    def restore(self, path: Path, changes: Sequence[Change] = (), *, frames_given: int = 0) -> Future[str]:
         """Queues the video of a checkpoint; its id. Frames that it had given out before are not given out again.
 
-        Fails with what reading the file and `Engine.restore` raise.
+        `changes`: asked for before, and not in effect in the checkpoint; they count from its next chunk on.
+        `frames_given`: as for `submit`. Fails with what reading the file and `Engine.restore` raise.
         """
-        return self._inbox.send(lambda verbs: verbs.restore(path))
+        return self._inbox.send(lambda verbs: verbs.restore(path, changes, frames_given))
 
     # ------------------------------------------------------------------ on the worker's thread
 
@@ -196,7 +198,10 @@ class Worker:
         while not self._stopping.is_set():
             orders = self._inbox.take(is_ready, waits=not supervised.has_work)
             for order in orders:
-                order.carry_out(verbs)
+                if is_ready(order):  # one before it may have put its video behind
+                    order.carry_out(verbs)
+                else:
+                    self._inbox.put_back(order)
             self._stats = supervised.stats(WORKING)
             for order in orders:
                 order.answer()

@@ -1,7 +1,7 @@
 """A process that works on a folder and dies at one of the moments that matter: before or after a write to disk.
 
 Its last act at the given moment is `os._exit`, as sudden as kill -9. Everything a verb has returned until then is in a
-log, one JSON line each, because that is what the service has promised.
+log, one JSON line each, because that is what the service has promised; and so is every prompt that was asked for.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ class _Client:
                 [self._create, self._fork, self._prompt, self._extend, self._delete, self._create]
             )
             with suppress(PagedvidError):  # then nothing is promised
-                verb(number)
+                (verb if self._ids else self._create)(number)
 
     def _say(self, verb: str, **what) -> None:
         self._log.write(json.dumps({"verb": verb, **what}) + "\n")
@@ -86,24 +86,25 @@ class _Client:
         return self._random.choice(self._ids)
 
     def _create(self, number: int) -> None:
-        made = self._service.sessions.create(new(f"p{number}", self._random.randint(1, 40), seed=number))
+        made = self._service.sessions.create(new(f"p{number}", 4 * self._random.randint(1, 10), seed=number))
         self._ids.append(made.id)
         self._say("create", id=made.id, prompt=made.prompt, num_frames=made.num_frames, seed=number)
 
     def _fork(self, number: int) -> None:
         source = self._one()
-        for made in self._service.sessions.fork(source, [NewFork(f"f{number}", seed=1000 + number)] * 2):
+        num_frames = self._service.sessions.get(source).num_frames + 8
+        for made in self._service.sessions.fork(source, [NewFork(f"f{number}", 1000 + number, num_frames)] * 2):
             self._ids.append(made.id)
             self._say("fork", id=made.id, source=source, prompt=made.prompt, num_frames=made.num_frames, seed=made.seed)
 
     def _prompt(self, number: int) -> None:
-        id = self._one()
-        self._service.sessions.prompt(id, f"q{number}")
-        self._say("prompt", id=id, prompt=f"q{number}")
+        id, prompt = self._one(), f"q{number}"
+        self._say("ask for a prompt", id=id, prompt=prompt)
+        self._service.sessions.prompt(id, prompt)
 
     def _extend(self, number: int) -> None:
         id = self._one()
-        num_frames = self._service.sessions.get(id).num_frames + 7
+        num_frames = self._service.sessions.get(id).num_frames + 8
         self._service.sessions.extend(id, num_frames)
         self._say("extend", id=id, num_frames=num_frames)
 

@@ -152,6 +152,8 @@ class FakeEngine:
         video = self.videos_by_id[snapshot.request.id]
         video.num_rounds, video.num_frames_out = snapshot.num_rounds_done, snapshot.num_output_frames
         video.digest = int(snapshot.decoder["digest"])
+        if video.is_over:
+            video.state = FINISHED
 
     def close(self) -> None:
         self.videos_by_id.clear()
@@ -214,7 +216,7 @@ class FakeEngine:
 
     def _status(self, id: str, video: FakeVideo) -> VideoStatus:
         request = video.request
-        is_resting = video.is_paused and video.is_at_boundary
+        is_resting = video.is_paused and video.is_at_boundary and video.state != FINISHED
         return VideoStatus(
             id=id,
             state=PAUSED if is_resting else video.state,

@@ -61,29 +61,30 @@ class Promises:
         self.sessions: dict[str, dict] = {}
         self.deleted: set[str] = set()
         self.courses: dict[str, list[tuple[int, str]]] = {}
-        """(Seed, prompt) pairs that a session's chunks may have, in their order."""
+        """(Seed, prompt) pairs that a session's chunks may have, in their order. A prompt that was asked for may count
+        although the process died before it could say so."""
         for line in log.read_text().splitlines():
             self._read(json.loads(line))
 
     def _read(self, line: dict) -> None:
-        id = line["id"]
+        id, source = line["id"], line.get("source")
+        if line["verb"] not in ("create", "fork") and id not in self.sessions or source and source not in self.courses:
+            return  # of a session that a crash kept from being promised
         if line["verb"] == "delete":
             self.deleted.add(id)
             del self.sessions[id]
-        elif line["verb"] == "prompt":
+        elif line["verb"] == "ask for a prompt":
             seed = self.courses[id][-1][0]
             self.courses[id].append((seed, line["prompt"]))
         elif line["verb"] == "extend":
             self.sessions[id]["num_frames"] = line["num_frames"]
         else:
             self.sessions[id] = line
-            self.courses[id] = [*self.courses.get(line.get("source"), []), (line["seed"], line["prompt"])]
+            self.courses[id] = [*self.courses.get(source, []), (line["seed"], line["prompt"])]
 
     def check(self, service: Service, id: str) -> None:
         record, promised = service.sessions.get(id), self.sessions[id]
-        if record.state == "failed":  # the one reason: its source had ended before the fork was to begin
-            assert record.source_id and "more" in record.error.message, record.error
-            return
+        assert record.state == "completed", record.error
         assert record.frames_done == record.num_frames >= promised["num_frames"]
         recording = service.sessions.recording(id)
         content, digest, at = recording.path.read_bytes(), 0, 0

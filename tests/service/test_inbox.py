@@ -39,7 +39,9 @@ def test_cancelled_orders_are_left_out():
     inbox: Inbox[None] = Inbox()
     inbox.send(lambda target: None).cancel()
     kept = inbox.send(lambda target: None)
-    assert [order.future for order in inbox.take(all_ready, waits=False)] == [kept]
+    (order,) = inbox.take(all_ready, waits=False)
+    assert order.future is kept
+    order.carry_out(None)
     assert not kept.cancel()
 
 
@@ -64,3 +66,14 @@ def test_a_closed_inbox_fails_what_it_has_and_what_comes():
         with pytest.raises(WorkerError, match="it is late"):
             future.result(0)
     assert not early.done()
+
+
+def test_an_order_that_is_put_back_comes_again_and_can_be_cancelled_until_then():
+    inbox: Inbox[None] = Inbox()
+    future = inbox.send(lambda target: None)
+    inbox.put_back(*inbox.take(all_ready, waits=False))
+    (order,) = inbox.take(all_ready, waits=False)
+    assert order.future is future and future.cancel()
+    order.carry_out(None)
+    order.answer()
+    assert future.cancelled()

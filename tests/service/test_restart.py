@@ -64,12 +64,11 @@ def test_after_a_kill(begin, steps, is_live):
     speed = 1000 if is_live else None
     id = service.sessions.create(new("a", 18, live_frames_per_second=speed)).id
     service.wait_for_steps(steps)
-    before = service.sessions.get(id)
     again = begin(killed(service).name)
     again.wait_for(id)
     assert again.content(id) == file_of(frames_of(3, ["a"] * 5, 18))
-    assert service.sessions.get(id) == before
-    assert is_live == (again.engines[-1].num_steps < 15 and steps > 10)
+    if is_live and steps >= 5:  # there was a checkpoint after two chunks
+        assert again.engines[-1].num_steps <= 10
 
 
 @pytest.mark.parametrize("more", [0, 1, 2, 3, 4])
@@ -114,11 +113,8 @@ def test_forks_that_were_accepted(begin, more):
     for one in (id, fork.id):
         again.wait_for(one)
     assert again.content(id) == file_of(frames_of(3, ["a"] * 5))
-    # One that had not begun begins at the first boundary after the start.
-    shared = [2] if more >= 2 else [0, 1, 2]
-    assert again.content(fork.id) in [
-        file_of(frames_of(3, ["a"] * number, then=[(3, "b")] * (5 - number))) for number in shared
-    ]
+    shared = 1 if more == 0 else 2  # if it had not begun, it begins when its source has its frames again
+    assert again.content(fork.id) == file_of(frames_of(3, ["a"] * shared, then=[(3, "b")] * (5 - shared)))
 
 
 def test_a_fork_goes_on_without_its_source(begin):
@@ -213,7 +209,7 @@ class TestOtherSettings:
         again = begin()
         again.wait_for(plain)
         assert again.content(plain) == file_of(frames_of(3, ["a"] * 10))
-        assert again.sessions.get(prompted).error.code == "ConfigError"
+        assert again.wait_for(prompted, "failed").error.code == "ConfigError"
 
     def test_a_store_of_another_version_is_refused(self, begin):
         service = begin()

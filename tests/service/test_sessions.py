@@ -39,10 +39,11 @@ def begin(tmp_path) -> Iterator[Callable[..., Service]]:
 
 class TestOneVideo:
     def test_is_made_and_recorded(self, begin):
-        service = begin()
+        service = begin(steps=0)
         made = service.sessions.create(new("a", 10, seed=3))
         assert (made.state, made.frames_done, made.num_chunks, made.width) == ("queued", 0, 3, None)
         assert made.id.startswith("video_") and len(made.id) > 32
+        service.let()
         done = service.wait_for(made.id)
         assert (done.frames_done, done.chunks_done, done.progress, done.width, done.height) == (10, 3, 1.0, 2, 2)
         assert (done.stored_bytes, done.bf16_bytes) == (10, 70)
@@ -196,6 +197,7 @@ class TestVerbs:
         assert service.sessions.pause(id).pause_reason == "user"
         service.let()
         wait_until(lambda: any(video.state == "paused" for video in service.sessions.stats().videos))
+        service.settle()
         assert service.sessions.get(id).state == "paused" and service.sessions.get(id).chunks_done == 1
         assert service.sessions.resume(id).state == "in_progress"
         service.wait_for(id)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -20,7 +21,7 @@ SPEED = 1.0
 
 @pytest.fixture
 def service(tmp_path) -> Iterator[Service]:
-    one = Service(tmp_path, SLOW)
+    one = Service(tmp_path, SLOW, fault=lambda engine: time.sleep(0.003))
     yield one
     one.close()
 
