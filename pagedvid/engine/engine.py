@@ -94,9 +94,11 @@ class Engine:
         Raises CapacityError when nothing runs and nothing can start because others hold the pages of the cache.
         """
         started = time.perf_counter()
+        self.latest_batch = ()
         self._read_viewers_clocks()
         outputs = self._roster.take_late() + self._residency.admit()
         batch = self._next_batch()
+        self.latest_batch = tuple(job.request.id for job in batch)
         num_tokens = self._num_tokens(batch)
         if batch:
             outputs += self._rounds.run(batch)

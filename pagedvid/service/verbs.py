@@ -38,7 +38,8 @@ class Verbs:
 
         def submit() -> None:
             self._supervised.engine.submit(request)
-            self._book.records[request.id] = VideoRecord(request, frames_given=frames_given)
+            record = VideoRecord(request, frames_given=frames_given, is_given_again=frames_given > 0)
+            self._book.records[request.id] = record
 
         self._supervised.do(submit)
 

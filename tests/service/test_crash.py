@@ -67,7 +67,9 @@ class Promises:
             self._read(json.loads(line))
 
     def _read(self, line: dict) -> None:
-        id = line["id"]
+        id, source = line["id"], line.get("source")
+        if line["verb"] not in ("create", "fork") and id not in self.sessions or source and source not in self.courses:
+            return  # of a session that a crash kept from being promised
         if line["verb"] == "delete":
             self.deleted.add(id)
             del self.sessions[id]
@@ -78,7 +80,7 @@ class Promises:
             self.sessions[id]["num_frames"] = line["num_frames"]
         else:
             self.sessions[id] = line
-            self.courses[id] = [*self.courses.get(line.get("source"), []), (line["seed"], line["prompt"])]
+            self.courses[id] = [*self.courses.get(source, []), (line["seed"], line["prompt"])]
 
     def check(self, service: Service, id: str) -> None:
         record, promised = service.sessions.get(id), self.sessions[id]
