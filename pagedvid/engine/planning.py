@@ -4,7 +4,7 @@ where another one is."""
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import islice, zip_longest
 from typing import Any
 
@@ -12,7 +12,7 @@ from pagedvid.cache.stream import Stream
 from pagedvid.cache.stream_image import StreamImage
 from pagedvid.cache.window import Commit, Window
 from pagedvid.engine.failures import described
-from pagedvid.engine.job import Job, Latents, commit_ranges
+from pagedvid.engine.job import Change, Job, Latents, commit_ranges
 from pagedvid.engine.playout import Playout
 from pagedvid.engine.protocol import ModelGeometry, VideoModel
 from pagedvid.engine.requests import VideoRequest
@@ -165,11 +165,33 @@ class Waiting:
     """Where it goes on; None: at its beginning."""
     since: float
     """When it was accepted, by the planner's clock: its viewer waits from then on."""
+    changes: list[Change] = field(default_factory=list)
+    """What waits for its next chunk boundary, if the snapshot was taken within a chunk."""
 
     @property
     def request(self) -> VideoRequest:
         """As accepted."""
         return self.plan.request
+
+    @property
+    def schedule(self) -> Schedule:
+        """As accepted."""
+        return self.plan.schedule
+
+    @property
+    def num_rounds_done(self) -> int:
+        """Rounds that it does not have to do again."""
+        return 0 if self.snapshot is None else self.snapshot.num_rounds_done
+
+    @property
+    def num_frames_out(self) -> int:
+        """Latent frames that are out already."""
+        return 0 if self.snapshot is None else self.snapshot.num_frames_out
+
+    @property
+    def is_at_start(self) -> bool:
+        """Whether all of its rounds lie before it."""
+        return self.num_rounds_done == 0
 
     def as_snapshot(self) -> JobSnapshot:
         """Where it begins, or goes on."""
