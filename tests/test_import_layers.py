@@ -86,7 +86,7 @@ SERVICE_LIBRARIES = (
     "uvicorn",
     "anyio",
     "websockets",
-    "multipart",
+    "python_multipart",
     "prometheus_client",
 )
 """Of the extra `serve`: only the HTTP layer imports them, and the command to see whether they are there."""

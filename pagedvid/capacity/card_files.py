@@ -203,7 +203,7 @@ _READERS: dict[str, tuple[Callable[[Any], object], str]] = {
     "weights": (_weights, "sizes by format: {bf16: 2.84GB, fp8: 1.42GB}"),
     "current_frames": _COUNT,
     "branches": (_branches, "a list of different names, such as [cond, uncond]"),
-    "forwards_per_step": _by_rule(whole(1, 16)),
+    "forwards_per_step": _by_rule(number(1, 16)),
     "original_copies": _by_rule(whole(1, 16)),
     "published": (_published, "a list of {window, bytes, source}"),
 }

@@ -127,8 +127,9 @@ class ModelCard:
     current_frames: int = 0
     """Latent frames denoised together, which may be several chunks in flight; 0: those of one chunk."""
     branches: tuple[str, ...] = ("cond",)
-    forwards_per_step: int = 0
-    """Forwards of one denoise step; 0: one for each branch. More where guidance runs several over one cache."""
+    forwards_per_step: float = 0
+    """Forwards of a chunk in one denoise step, on average; 0: one for each branch. Others where guidance runs several
+    over one cache."""
     original_copies: int = 1
     """How many differently transformed copies of keys and values the model's own program keeps. pagedvid stores one and
     transforms it when it is read."""

@@ -50,7 +50,7 @@ def measured_rate(
     cost = work(question)
     num_frames = (after.num_chunks_done - before.num_chunks_done) * chunk_frames
     rate = num_frames * (cost.denoise_tokens + cost.commit_tokens) / (after.step_seconds - before.step_seconds)
-    where = f"{torch.get_num_threads()} threads of this CPU" if device == "cpu" else device
+    where = f"this CPU (threads: {torch.get_num_threads()})" if device == "cpu" else device
     return TokenRate(rate, rate, f"measured here with {NUM_VIDEOS} streams on {where}")
 
 

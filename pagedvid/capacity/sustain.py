@@ -21,7 +21,7 @@ from pagedvid.shown import shown
 MOST_SPEED, MOST_TOKENS = 1000.0, 10**12
 """Frames per second of a viewer, and tokens per second of a device; more is a typing mistake."""
 
-_NUMBER = r"([0-9]{1,12}(?:\.[0-9]{1,9})?)"
+_NUMBER = r"([0-9]{1,15}(?:\.[0-9]{1,9})?)"
 
 
 @dataclass(frozen=True)
@@ -90,8 +90,8 @@ def work(question: Question) -> Work:
     commits_per_frame = 1.0
     if isinstance(question.look_back, RebuiltLookBack):
         commits_per_frame = question.look_back.memory_frames / card.frames_in_flight
-    num_forwards = card.denoise_steps * (card.forwards_per_step or num_branches)
-    return Work(denoise_tokens=tokens * num_forwards, commit_tokens=tokens * num_branches * commits_per_frame)
+    forwards_per_frame = card.denoise_steps * (card.forwards_per_step or num_branches)
+    return Work(denoise_tokens=tokens * forwards_per_frame, commit_tokens=tokens * num_branches * commits_per_frame)
 
 
 def sustained(question: Question, frames_per_second: float, rate: TokenRate) -> Sustained:

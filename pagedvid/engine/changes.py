@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from pagedvid.arguments import whole_number
@@ -23,8 +23,11 @@ logger = logging.getLogger(__name__)
 class Changes:
     """Accepts and makes the changes of the videos on a roster. `Engine` documents what they do and raise."""
 
-    def __init__(self, planner: Planner, roster: Roster, residency: Residency) -> None:
-        self._planner, self._roster, self._residency = planner, roster, residency
+    def __init__(
+        self, planner: Planner, roster: Roster, residency: Residency, admit_live: Callable[[Plan], None]
+    ) -> None:
+        """`admit_live`: raises OverloadError for a live video that may not begin."""
+        self._planner, self._roster, self._residency, self._admit_live = planner, roster, residency, admit_live
 
     # ------------------------------------------------------------------ accepting
 
@@ -49,10 +52,13 @@ class Changes:
         if job is None:
             entry = self._roster.entry(request_id)
             requests = [continuation.request_after(entry.request) for continuation in continuations]
-            self._roster.waiting += [self._planner.entry(request, entry.snapshot) for request in requests]
+            entries = [self._planner.entry(request, entry.snapshot) for request in requests]
+            for new in entries:
+                self._admit_live(new.plan)
+            self._roster.waiting += entries
             return
         for continuation in continuations:
-            self._plan_of(job, continuation)  # raises now what is wrong with it
+            self._admit_live(self._plan_of(job, continuation))  # raises now what is wrong with it
         self._accept(job, continuations)
 
     def extend(self, request_id: str, num_frames: int) -> None:

@@ -21,7 +21,7 @@ from pagedvid.engine.changes import Changes
 from pagedvid.engine.job import Job
 from pagedvid.engine.live_admission import require_sustained
 from pagedvid.engine.pace import Pace
-from pagedvid.engine.planning import Planner, Waiting
+from pagedvid.engine.planning import Plan, Planner, Waiting
 from pagedvid.engine.protocol import VideoModel
 from pagedvid.engine.requests import Continuation, EngineOutput, EngineStats, VideoRequest, VideoStatus
 from pagedvid.engine.residency import Residency
@@ -81,7 +81,7 @@ class Engine:
         self._roster, self._counters = Roster(), Counters()
         self._planner = Planner(model, cache, window, self.num_denoise_steps, clock)
         self._residency = Residency(self._planner, self._roster, self.host_memory, self.max_concurrent)
-        self._changes = Changes(self._planner, self._roster, self._residency)
+        self._changes = Changes(self._planner, self._roster, self._residency, self._admit_live)
         self._rounds = Rounds(self._planner, self._roster, self._residency, self._changes, self._counters)
         self._stuck_pages: int | None = None  # reserved when nothing could begin; None: not tried yet
 
@@ -94,9 +94,11 @@ class Engine:
         Raises CapacityError when nothing runs and nothing can start because others hold the pages of the cache.
         """
         started = time.perf_counter()
+        self.latest_batch = ()
         self._read_viewers_clocks()
         outputs = self._roster.take_late() + self._residency.admit()
         batch = self._next_batch()
+        self.latest_batch = tuple(job.request.id for job in batch)
         num_tokens = self._num_tokens(batch)
         if batch:
             outputs += self._rounds.run(batch)
@@ -164,8 +166,7 @@ class Engine:
         instance_of(VideoRequest, "request", request, "VideoRequest('a', 'a red circle', 48)", ConfigError)
         self._roster.require_new(request.id)
         entry = self._planner.entry(request)
-        if self._live_admission == "measured":
-            require_sustained(entry, self._roster, self.pace)
+        self._admit_live(entry.plan)
         self._queue(entry)
 
     @independent_of_host
@@ -243,8 +244,8 @@ class Engine:
         """New videos that go on from this one's history at its next chunk boundary. They share its pages.
 
         Chunks that begin after it have a continuation's own prompt and seed. What a continuation needs in addition
-        must fit when the boundary comes; if it does not, that continuation fails. Raises PromptError, ConfigError, and
-        at a boundary CapacityError; no continuation is made then.
+        must fit when the boundary comes; if it does not, that continuation fails. Raises PromptError, ConfigError,
+        OverloadError, and at a boundary CapacityError; no continuation is made then.
         """
         continuations = list_of(Continuation, "continuations", continuations, "[Continuation('b')]", ConfigError)
         self._changes.fork(request_id, continuations)
@@ -292,6 +293,10 @@ class Engine:
         )
 
     # ------------------------------------------------------------------ inside
+
+    def _admit_live(self, plan: Plan) -> None:
+        if self._live_admission == "measured":
+            require_sustained(plan, self._roster, self.pace)
 
     def _queue(self, entry: Waiting) -> None:
         self._roster.waiting.append(entry)

@@ -36,18 +36,20 @@ class Work:
 
     @staticmethod
     def of(schedule: Schedule, frames_per_chunk: int, tokens_per_frame: int) -> Work:
-        """The work of a schedule once it is under way: that of the later half of its first chunks, or of a single
-        chunk. All rounds are not looked at, because a model may choose what it remembers when it comes to a chunk."""
+        """The work of a schedule: on average over a short video, and of a long one once it is under way, which is the
+        later half of its first COUNTED_CHUNKS chunks. What follows is not looked at, because a model may choose what it
+        remembers when it comes to a chunk."""
         frames = {False: 0, True: 0}
         sums = [(0, 0)]
         """(Denoise, commit) frames up to the end of each finished chunk."""
+        first = 0
         for round_ in schedule.rounds():
             for part in round_.ranges:
                 frames[part.commits] += len(part.frames)
             sums += [(frames[False], frames[True])] * len(round_.finished)
             if len(sums) > COUNTED_CHUNKS:
+                first = COUNTED_CHUNKS // 2
                 break
-        first = (len(sums) - 1) // 2
         per_frame = tokens_per_frame / (frames_per_chunk * (len(sums) - 1 - first))
         denoise, commit = (per_frame * (last - before) for before, last in zip(sums[first], sums[-1], strict=True))
         return Work(denoise, commit)

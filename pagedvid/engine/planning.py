@@ -58,7 +58,7 @@ class Planner:
                 f"request {request.id!r} needs {num_pages} pages at its peak; the pool has "
                 f"{self.cache.pool.num_pages}. Give the cache more memory, use fewer bits or a shorter window."
             )
-        return Waiting(plan, num_pages, snapshot)
+        return Waiting(plan, num_pages, snapshot, self.clock())
 
     def num_pages(self, plan: Plan) -> int:
         """What its stream will reserve."""
@@ -80,10 +80,10 @@ class Planner:
             commits=plan.commits,
         )
 
-    def new_job(self, plan: Plan, number: int, num_frames_seen: int = 0) -> Job:
+    def new_job(self, plan: Plan, number: int, since: float, num_frames_seen: int = 0) -> Job:
         """A job at its beginning, without a stream. Raises what the model raises.
 
-        `num_frames_seen`: frames that its viewer has from another run or video.
+        `since`: when its viewer began to wait. `num_frames_seen`: frames that it has from another run or video.
         """
         speed = plan.request.live_frames_per_second
         return Job(
@@ -93,7 +93,7 @@ class Planner:
             plan.schedule,
             Latents(plan.geometry),
             self.model.decoder(plan.condition),
-            playout=None if speed is None else Playout(speed, self.clock(), num_frames_seen),
+            playout=None if speed is None else Playout(speed, since, num_frames_seen),
         )
 
     def completed(self, image: StreamImage, job: Job) -> StreamImage:
@@ -130,7 +130,8 @@ class Plan:
     def check_continues(self, schedule: Schedule, num_rounds: int) -> None:
         """Raises StateError unless the first rounds of a schedule, which are done, are the beginning of this plan."""
         pairs = zip_longest(islice(schedule.rounds(), num_rounds), islice(self.schedule.rounds(), num_rounds))
-        if any(before is None or after is None or _work(before) != _work(after) for before, after in pairs):
+        differs = any(before is None or after is None or _work(before) != _work(after) for before, after in pairs)
+        if differs or schedule.window != self.schedule.window:
             raise StateError(
                 f"video {self.request.id!r} cannot go on to {self.request.num_frames} frames: {num_rounds} of its "
                 "rounds are done, and a video of that length is worked on in another order. Extend it earlier, or make "
@@ -160,8 +161,10 @@ class Waiting:
     plan: Plan
     num_pages: int
     """What its stream will reserve."""
-    snapshot: JobSnapshot | None = None
+    snapshot: JobSnapshot | None
     """Where it goes on; None: at its beginning."""
+    since: float
+    """When it was accepted, by the planner's clock: its viewer waits from then on."""
 
     @property
     def request(self) -> VideoRequest:

@@ -60,7 +60,7 @@ class Residency:
 
     def twin(self, job: Job, plan: Plan) -> Job:
         """A job that goes on from the same history by another plan, at a chunk boundary. Raises CapacityError."""
-        twin = self._planner.new_job(plan, self._roster.next_number(), job.num_output_frames)
+        twin = self._planner.new_job(plan, self._roster.next_number(), self._planner.clock(), job.num_output_frames)
         take_up(twin, progress_of(job), self._cache.device)
         if job.image is not None:
             twin.image = plan.lengthened(job.image)
@@ -93,7 +93,7 @@ class Residency:
         """
         snapshot = entry.snapshot
         num_frames_seen = 0 if snapshot is None else snapshot.num_output_frames
-        job = self._planner.new_job(entry.plan, self._roster.next_number(), num_frames_seen)
+        job = self._planner.new_job(entry.plan, self._roster.next_number(), entry.since, num_frames_seen)
         if snapshot is not None:
             take_up(job, snapshot, self._cache.device)
         if snapshot is None or snapshot.image is None:

@@ -1,8 +1,8 @@
 """Who may start, and which jobs run in the next forward. Needs no PyTorch.
 
 Every job is always at some round of its schedule, and its cost is the tokens of that round's ranges. So continuous
-batching is a choice of jobs in an order, up to a token budget. A policy is nothing but a sort key. Its first number is a
-class: jobs of different classes do not share a forward.
+batching is a choice of jobs in an order, up to a token budget. A policy is nothing but a sort key. The first number of
+a key is a class: jobs of different classes do not share a forward.
 """
 
 from __future__ import annotations

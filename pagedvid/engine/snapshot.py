@@ -63,7 +63,8 @@ def take_up(job: Job, snapshot: JobSnapshot, device: torch.device) -> None:
     job.clean.update(_moved(snapshot.clean, device))
     job.held.update({chunk: _moved(predictions, device) for chunk, predictions in snapshot.held.items()})
     job.peak_bytes = snapshot.peak_bytes
-    job.decode.restore(snapshot.decoder)
+    if snapshot.decoder:  # there is none of a video that has not begun
+        job.decode.restore(snapshot.decoder)
     job.follow(job.schedule)
 
 

@@ -75,8 +75,7 @@ class SupervisedEngine:
     def step(self) -> None:
         """One step of the engine; tells what came of it. Raises WorkerError when the engine cannot be built again."""
         if (broken := _error_of(self._take_step) or _error_of(self._settle)) is not None:
-            with suppress(Exception):  # a broken engine need not know its videos
-                self.book.blame(self.engine.videos())
+            self.book.blame(self.engine.latest_batch)
             self._rebuild(broken)
 
     def do(self, verb: Callable[[], R]) -> R:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 from pagedvid.engine.failures import described, presentable
 from pagedvid.engine.requests import ChangeRefused, ChunkOutput, EngineOutput, VideoStatus
-from pagedvid.engine.states import RUNNING, WAITING
+from pagedvid.engine.states import WAITING
 from pagedvid.errors import StateError, WorkerError
 from pagedvid.service.events import GONE, ChunkEvent, Event, FailureEvent, RebuiltEvent, RefusedEvent, StateEvent
 from pagedvid.service.recovery import VideoRecord, makes_fork
@@ -118,14 +118,9 @@ class VideoBook:
 
     # ------------------------------------------------------------------ after an engine broke
 
-    def blame(self, statuses: Sequence[VideoStatus]) -> None:
-        """Counts the break for the videos that the engine was working on, or for all where it worked on none.
-
-        A video that is not among the statuses failed in the step that broke the engine.
-        """
-        states = {status.id: status.state for status in statuses}
-        running = [record for id, record in self.records.items() if states.get(id, RUNNING) == RUNNING]
-        for record in running or self.records.values():
+    def blame(self, ids: Sequence[str]) -> None:
+        """Counts the break for these videos, on which the engine was working, or for all where it worked on none."""
+        for record in [self.records[id] for id in ids if id in self.records] or list(self.records.values()):
             record.num_breaks += 1
 
     def end_breakers(self, reason: str) -> None:

@@ -391,10 +391,15 @@ class CacheMachine(RuleBasedStateMachine):
     @rule()
     def use_up_the_pool(self):
         """Opens streams whose peaks add up to all that is left, so that one page too many anywhere is noticed."""
-        codecs = StreamCodecs("int2", layers=((0, 0, "bf16/int2"),))
-        page = self.tables.page_tokens["bf16"]  # this many tokens take a page in each of the 8 tables
-        num_chunks, rest = divmod(NUM_PAGES - self.budget(), 8)
-        for window, tokens, end in ((Window(0, 1), page * (1 + rest // 2), 1), (Window(0, num_chunks - 2), page, None)):
+        num_chunks, rest = divmod(NUM_PAGES - self.budget(), 8)  # there are 8 tables
+        page = self.tables.page_tokens["bf16"]
+        places = itertools.product(range(NUM_LAYERS), range(NUM_KV_HEADS))
+        longer = [(*place, place[1], "bf16" if 2 * i + 1 < rest else "bf16/int2") for i, place in enumerate(places)]
+        one_more = StreamCodecs(by_head("int2", *longer[: -(-rest // 2)]))  # in `rest` tables, for that many tokens
+        for window, tokens, end, codecs in (
+            (Window(0, 1), 2 * page, 1, one_more),
+            (Window(0, num_chunks - 2), page, None, StreamCodecs("int2")),
+        ):
             stream = self.cache.open(window, tokens, codecs=codecs, max_chunks=end)
             self.models.append(StreamModel(stream, self.tables, window, codecs, tokens, end, {"cond": BranchModel()}))
         assert self.budget() == NUM_PAGES
@@ -500,18 +505,19 @@ class CacheMachine(RuleBasedStateMachine):
     def drop(self, data):
         """Before the window would; a chunk is dropped in all branches or in none."""
         model, _, index = self.any_chunk(data, lambda m, b, i: i >= m.window.sink_chunks and i not in b.pins)
-        branches = model.branches.values()
-        if any(index not in branch.entries for branch in branches):
-            expected = pytest.raises(StateError, match="are not kept")
-        elif index < model.window.sink_chunks or any(index in branch.pins for branch in branches):
-            expected = pytest.raises(StateError, match=rf"chunks \[{index}\] .* are sinks or pinned")
-        else:
-            self.cache.drop(model.stream, [index])
-            for branch in branches:
-                del branch.entries[index]
+        for branch in model.branches.values():  # the first that objects is heard
+            if index not in branch.entries:
+                message = "are not kept"
+            elif index < model.window.sink_chunks or index in branch.pins:
+                message = rf"chunks \[{index}\] .* are sinks or pinned"
+            else:
+                continue
+            with pytest.raises(StateError, match=message):
+                self.cache.drop(model.stream, [index])
             return
-        with expected:
-            self.cache.drop(model.stream, [index])
+        self.cache.drop(model.stream, [index])
+        for branch in model.branches.values():
+            del branch.entries[index]
 
     # -------------------------------------------------------------- steps
 

@@ -116,6 +116,7 @@ def write_card(folder: Path, **changes: object) -> Path:
         ("weights", {"int3": "1GB"}, "mine.yaml: weights is"),
         ("weights", {"bf16": "much"}, "mine.yaml: weights: 'much' is not a size"),
         ("branches", "cond", "mine.yaml: branches is 'cond'"),
+        ("forwards_per_step", 0.5, "mine.yaml: forwards_per_step is 0.5; allowed is a number from 1 to 16"),
         ("branches", ["a", "a"], "mine.yaml: branches is"),
         ("frames_per_second", -1, "mine.yaml: frames_per_second is -1"),
         ("published", [{"window": "0+6"}], "mine.yaml: published is"),

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pagedvid.capacity import card_files, prove
+from pagedvid.capacity import card_files, measure_rate, prove
 from pagedvid.cli import calibrate, generate, profile, serve
 from pagedvid.cli.main import main
 from pagedvid.errors import CapacityError
@@ -28,7 +28,7 @@ PRESETS = card_files.config_folder("presets")
 
 @pytest.fixture(autouse=True, scope="module")
 def no_real_work() -> Iterator[None]:
-    """Engines, proofs and calibrations end at once, as when memory is short; one model card is enough."""
+    """Engines, proofs, measurements and calibrations end at once, as when memory is short; one model card is enough."""
 
     def refuse(*args: object, **kwargs: object) -> None:
         raise CapacityError("the stand-in has no memory")
@@ -38,6 +38,7 @@ def no_real_work() -> Iterator[None]:
         patch.setattr(calibrate, "measure", refuse)
         patch.setattr(profile, "measure", refuse)
         patch.setattr(prove, "prove", refuse)
+        patch.setattr(measure_rate, "measured_rate", refuse)
         patch.setattr(serve, "make_sessions", refuse)
         patch.setattr(card_files, "config_folder", lambda kind: Path("cards") if kind == "models" else PRESETS)
         yield

@@ -131,7 +131,7 @@ def requests(draw: st.DrawFn) -> VideoRequest:
         id=draw(any_text),
         prompt=draw(any_text),
         num_frames=draw(st.integers(1, 2**40)),
-        seed=draw(st.integers(-(10**24), 10**24)),
+        seed=draw(st.integers(1 - 10**24, 10**24)),
         inputs=draw(inputs),
         priority=draw(st.integers(-9, 9)),
         live_frames_per_second=draw(st.none() | st.integers(1, 60) | st.floats(0.1, 240)),

@@ -8,7 +8,7 @@ import pytest
 from torch import Tensor
 
 from pagedvid.engine.requests import ChunkOutput, RequestFailure, VideoRequest
-from pagedvid.errors import ConfigError, NonFiniteError
+from pagedvid.errors import ConfigError, IntegrityError, NonFiniteError
 from tests.engine.latent_bytes import latents_of_frames, video_of
 from tests.engine.toy_model import ToyModel, assert_all_pages_free, toy_engine
 
@@ -207,3 +207,19 @@ def test_closing_drops_everything():
     engine.close()
     assert_all_pages_free(engine)
     assert engine.step() == []
+
+
+def test_a_broken_engine_says_what_it_was_working_on(monkeypatch):
+    engine = toy_engine(reproducible=True)
+    submit_around(engine, "b", "3")
+
+    def break_down(*_):
+        raise IntegrityError("the bookkeeping is wrong")
+
+    engine.step()
+    assert engine.latest_batch == ("a",)
+    monkeypatch.setattr(engine.model, "forward", break_down)
+    engine.cancel("a")
+    with pytest.raises(IntegrityError):
+        engine.step()
+    assert engine.latest_batch == ("b",)

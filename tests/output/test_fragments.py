@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections import deque
 from fractions import Fraction
 
 import av
@@ -131,3 +132,17 @@ class TestWholeFiles:
         with pytest.raises(av.FFmpegError):
             write_whole(source, 8, tmp_path / "whole.mp4")
         assert [path.name for path in tmp_path.iterdir()] == ["a.mp4"]
+
+
+@pytest.mark.parametrize("side", [8, 32, 34])
+def test_the_same_frames_give_the_same_bytes(side):
+    """However the memory looks that the encoder gets."""
+    rows, columns = np.mgrid[:side, :side]
+    disc = np.stack([(rows - side / 2) ** 2 + (columns - side / 2 + at) ** 2 < side * 2 for at in range(8)])
+    frames = (disc[..., None] * np.array([200, 40, 40])).astype(np.uint8)
+    random = np.random.default_rng(0)
+    kept, contents = deque(maxlen=20), set()
+    for _ in range(300):
+        kept.append(random.integers(0, 255, random.integers(10, 50_000), np.uint8))
+        contents.add(fragment(frames, 8, RATES[0], 2))
+    assert len(contents) == 1

@@ -81,6 +81,7 @@ class FakeEngine:
         self.videos_by_id: dict[str, FakeVideo] = {}
         self.fault = fault
         self.num_steps = 0
+        self.latest_batch: tuple[str, ...] = ()
         self.is_closed = False
         self.cache = SimpleNamespace(stats=self._pool)
         self.host_memory = SimpleNamespace(num_bytes=0)
@@ -168,6 +169,7 @@ class FakeEngine:
     def step(self) -> list[EngineOutput]:
         self.num_steps += 1
         active = [video for video in self.videos_by_id.values() if not self._rests(video)][:2]
+        self.latest_batch = tuple(video.request.id for video in active)
         for video in active:
             video.state = RUNNING
         self.fault(self)

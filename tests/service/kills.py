@@ -32,7 +32,7 @@ SETTINGS = {
     "serve.max_queued": 8,
 }
 """Small frames, few steps, a pool for three or four videos; the same frames in whatever company."""
-PROMPTS = ("a large red circle moving left on a black background", "a small blue square on a white background")
+PROMPTS = ("a large red circle moving left on a black background", "a small blue square on a gray background")
 LENGTHS_FRAMES = (24, 48, 120)
 """3, 6 and 15 chunks: the longest have checkpoints when the process is killed."""
 KILL_SECONDS = (0.3, 4.0)

@@ -23,13 +23,14 @@ def build():
     return toy_engine(codecs="int2", reproducible=True, policy="round_robin")
 
 
-@pytest.mark.parametrize("course", COURSES)
-def test_an_engine_that_breaks(course):
-    quiet = Run(course, begin=4, build=build)
+@pytest.mark.parametrize(("course", "begin"), [*((course, 4) for course in COURSES), ("forks", 0)])
+def test_an_engine_that_breaks(course, begin):
+    """At round 4 a chunk is half done; at round 0 the video waits."""
+    quiet = Run(course, begin, build=build)
     assert quiet.listener.num_rebuilds == 0 and quiet.num_steps > max(SNAPSHOTS)
     for step, every in SNAPSHOTS.items():
         fault = {step: IntegrityError("page 7 is in two chunks")}
-        broken = Run(course, 4, fault, every, build=build, is_late=step % 2 == 0)
+        broken = Run(course, begin, fault, every, build=build, is_late=step % 2 == 0)
         assert broken.listener.num_rebuilds == 1
         assert_same(broken, quiet)
 

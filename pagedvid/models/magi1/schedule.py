@@ -25,7 +25,17 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from pagedvid.cache.window import Window
-from pagedvid.engine.schedule import Advance, Hold, Range, Round, Schedule, check_plannable, planned, with_endings
+from pagedvid.engine.schedule import (
+    MAX_PLANNED_CHUNKS,
+    Advance,
+    Hold,
+    Range,
+    Round,
+    Schedule,
+    check_plannable,
+    planned,
+    with_endings,
+)
 from pagedvid.models.magi1.spec import SamplingConfig
 from pagedvid.models.magi1.times import check_steps, step_length, times
 
@@ -171,5 +181,5 @@ def magi_schedule(
     num_chunks = -(-(num_prefix_frames + num_frames) // chunk_frames)
     check_plannable(num_frames, num_chunks)
     plan = MagiSchedule(sampling, chunk_frames, num_steps, num_chunks, num_prefix_frames // chunk_frames)
-    window = Window(sink_chunks=0, recent_chunks=max(1, num_chunks))
+    window = Window(sink_chunks=0, recent_chunks=MAX_PLANNED_CHUNKS)  # rounds drop what no later one sees
     return planned(with_endings(plan.rounds, chunk_frames), window, first_frame=num_prefix_frames)

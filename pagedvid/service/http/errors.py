@@ -9,13 +9,13 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Mapping, Sequence
-from http import HTTPStatus
 from typing import Any
 
 from fastapi import FastAPI, Request
-from fastapi.exceptions import RequestValidationError
+from fastapi.exceptions import RequestValidationError, WebSocketRequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
+from starlette.requests import HTTPConnection
 
 from pagedvid.errors import (
     CapacityError,
@@ -45,6 +45,8 @@ _CODES: tuple[tuple[type[PagedvidError], int, str], ...] = (
     (ConfigError, 400, "invalid_value"),
 )
 """Status and code of the errors that a client is told; the first class that matches counts."""
+_HTTP_CODES = {404: "not_found", 405: "method_not_allowed", 408: "timeout", 413: "too_large"}
+"""Codes of what the framework refuses."""
 _TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
 _PLACES = ("body", "query", "path", "header")
 
@@ -101,12 +103,12 @@ def _unexpected() -> JSONResponse:
 def add_error_handlers(app: FastAPI) -> None:
     """Every error that leaves the app has the one shape."""
 
-    async def own(request: Request, error: Exception) -> JSONResponse:
+    async def own(connection: HTTPConnection, error: Exception) -> JSONResponse:
         assert isinstance(error, PagedvidError)
         return response_to(error)
 
-    async def invalid(request: Request, error: Exception) -> JSONResponse:
-        assert isinstance(error, RequestValidationError)
+    async def invalid(connection: HTTPConnection, error: Exception) -> JSONResponse:
+        assert isinstance(error, (RequestValidationError, WebSocketRequestValidationError))
         complaints = error.errors()
         message, param = first_complaint(complaints)
         if complaints[0]["loc"][:1] == ("path",):  # an id that no session can have
@@ -115,7 +117,7 @@ def add_error_handlers(app: FastAPI) -> None:
 
     async def http(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, HTTPException)
-        code = HTTPStatus(error.status_code).phrase.lower().replace(" ", "_")
+        code = _HTTP_CODES.get(error.status_code, "http_error")
         return error_response(_sentence(request, error), error.status_code, code, headers=error.headers)
 
     async def unexpected(request: Request, error: Exception) -> JSONResponse:
@@ -123,6 +125,7 @@ def add_error_handlers(app: FastAPI) -> None:
 
     app.add_exception_handler(PagedvidError, own)
     app.add_exception_handler(RequestValidationError, invalid)
+    app.add_exception_handler(WebSocketRequestValidationError, invalid)
     app.add_exception_handler(HTTPException, http)
     app.add_exception_handler(Exception, unexpected)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from fastapi import APIRouter, Response
 from fastapi.responses import StreamingResponse
 from pydantic import BaseModel
@@ -16,7 +18,9 @@ from pagedvid.service.stats import WORKING, PoolStats, WorkerStats
 
 router = APIRouter(tags=["service"], responses=ERRORS)
 
-_TEXT = {200: {"description": "Figures for Prometheus.", "content": {"text/plain": {"schema": {"type": "string"}}}}}
+_TEXT: dict[int | str, dict[str, Any]] = {
+    200: {"description": "Figures for Prometheus.", "content": {"text/plain": {"schema": {"type": "string"}}}}
+}
 
 
 class Status(BaseModel):
@@ -88,7 +92,7 @@ def pool(service: TheService) -> PoolObject:
 async def follow_all(service: TheService) -> StreamingResponse:
     """What happens to all sessions, as server-sent events; first the states of the newest ones."""
     events = all_events(service.sessions, service.feeds, service.settings.limits.heartbeat_seconds)
-    return LiveResponse(events, media_type="text/event-stream", headers={"X-Accel-Buffering": "no"})
+    return LiveResponse(events, media_type="text/event-stream")
 
 
 def _working(service: Service) -> tuple[WorkerStats, PoolStats]:

@@ -18,6 +18,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from typing import Annotated, Any, Literal
 
+import anyio
 from fastapi import APIRouter, Query, WebSocket
 from pydantic import ValidationError
 from starlette.concurrency import run_in_threadpool
@@ -39,6 +40,8 @@ router = APIRouter(prefix="/v1/sessions", tags=["sessions"])
 
 GONE, RESTARTING, UNSUPPORTED, MALFORMED = 1000, 1012, 1003, 1008
 """Codes with which the service closes: the session was deleted, the service stops, a binary message, a wrong one."""
+CLIENT_GONE = (WebSocketDisconnect, RuntimeError, OSError)
+"""By one of these Starlette says that the other side has ended the connection."""
 MAX_REASON_BYTES = 120
 """The protocol allows 123."""
 Format = Literal["jpeg", "mp4"]
@@ -57,9 +60,9 @@ async def live(
         async with service.feeds.watching(id) as feed:
             await client.serve(feed)
     except NotFound:
-        await client.close(GONE, "the session was deleted")
-    except (WebSocketDisconnect, RuntimeError, OSError):
-        pass  # the client is gone; Starlette says so by one of these
+        await client.tell_deleted()
+    except CLIENT_GONE:
+        pass
 
 
 class _Client:
@@ -81,12 +84,19 @@ class _Client:
         finally:
             for task in tasks:
                 task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+            with anyio.CancelScope(shield=True):
+                await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def tell_deleted(self) -> None:
+        """Says that there is no session any more, and ends the connection."""
+        with suppress(*CLIENT_GONE):
+            await self._say("state", event_fields(SessionState(self._id, CANCELLED)))
+        await self.close(GONE, "the session was deleted")
 
     async def close(self, code: int, reason: str) -> None:
         """Ends the connection, unless it has ended."""
         shortened = short(reason, MAX_REASON_BYTES).encode()[:MAX_REASON_BYTES].decode(errors="ignore")
-        with suppress(RuntimeError, OSError):
+        with suppress(*CLIENT_GONE):
             await self._websocket.close(code, shortened)
 
     # ------------------------------------------------------------------ out
@@ -98,12 +108,13 @@ class _Client:
         await self._send_chunks()
         while not feed.is_closed:
             for event in await feed.wait():
-                if isinstance(event, ChunkRecorded):
-                    continue  # told with its frames
-                await self._say(event_name(event), event_fields(event))
                 if isinstance(event, SessionState) and event.state == CANCELLED:
-                    await self.close(GONE, "the session was deleted")
+                    await self.tell_deleted()
                     return
+                if isinstance(event, ChunkRecorded):
+                    await self._send_chunks()  # before what is told next, such as that it was the last one
+                else:
+                    await self._say(event_name(event), event_fields(event))
             if feed.has_lost:
                 feed.has_lost = False
                 state = (await run_in_threadpool(sessions.get, self._id)).state

@@ -69,9 +69,9 @@ class _WorkerCollector(Collector):
             {state: int(state == stats.state) for state in (STARTING, WORKING, REBUILDING, STOPPED, DEAD)},
         )
         yield CounterMetricFamily("pagedvid_engine_rebuilds", "How often the engine broke.", value=stats.num_rebuilds)
-        if (token := stats.token_seconds) is not None:
-            passes = {"denoise": token.denoise, "commit": token.commit}
-            yield _by("pagedvid_token_seconds", "Time of a token, as measured of late.", passes, "kind")
+        token = stats.token_seconds  # None until it was measured
+        passes = {} if token is None else {"denoise": token.denoise, "commit": token.commit}
+        yield _by("pagedvid_seconds_per_token", "Time of a token, as measured of late.", passes, "kind")
         tally = Tally(video.state for video in stats.videos)
         yield _by("pagedvid_streams", "Videos in the engine.", {state: tally[state] for state in STATES})
         if stats.pool is not None:

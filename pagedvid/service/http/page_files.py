@@ -18,4 +18,4 @@ def page_paths() -> frozenset[str]:
 
 def add_page(app: FastAPI) -> None:
     """Serves the page at `/`. To be called last, because it takes every path that no endpoint has."""
-    app.mount("/", StaticFiles(directory=FOLDER, html=True, check_dir=False), name="page")
+    app.mount("/", StaticFiles(directory=FOLDER, html=True), name="page")

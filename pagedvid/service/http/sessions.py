@@ -146,4 +146,4 @@ async def follow_session(
     last_chunk = int(last_event_id[:MAX_CHUNK_DIGITS]) if last_event_id and is_number else None
     heartbeat_seconds = service.settings.limits.heartbeat_seconds
     events = session_events(service.sessions, service.feeds, id, last_chunk, heartbeat_seconds)
-    return LiveResponse(events, media_type="text/event-stream", headers={"X-Accel-Buffering": "no"})
+    return LiveResponse(events, media_type="text/event-stream")

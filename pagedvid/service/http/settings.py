@@ -7,7 +7,7 @@ from ipaddress import ip_address
 
 from pagedvid.config.serving import ServeConfig
 
-LOOPBACK_HOSTS = ("localhost", "127.0.0.1", "::1")
+LOOPBACK_HOSTS = ("localhost", "127.0.0.1", "[::1]")
 
 
 def is_loopback(host: str) -> bool:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable
-from typing import Any, BinaryIO
+from collections.abc import AsyncGenerator
+from typing import BinaryIO
 
 import anyio
 from starlette.concurrency import run_in_threadpool
@@ -24,6 +24,11 @@ LONGEST_WAIT_SECONDS = 5.0
 class LiveResponse(StreamingResponse):
     """A response of an async generator that is closed as soon as the client is gone, not when it is collected."""
 
+    def __init__(self, parts: AsyncGenerator[bytes, None], media_type: str) -> None:
+        # Proxies such as nginx are asked to pass parts on as they come.
+        super().__init__(parts, media_type=media_type, headers={"X-Accel-Buffering": "no"})
+        self._parts = parts
+
     @override
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """The ASGI interface."""
@@ -31,8 +36,7 @@ class LiveResponse(StreamingResponse):
             await super().__call__(scope, receive, send)
         finally:
             with anyio.CancelScope(shield=True):
-                close: Callable[[], Any] = self.body_iterator.aclose  # type: ignore[union-attr]
-                await close()
+                await self._parts.aclose()
 
 
 class GrowingFile:

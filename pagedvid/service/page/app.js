@@ -12,7 +12,7 @@ import { Sessions } from "./sessions.js";
 import { showTotals } from "./totals.js";
 
 const POOL_SECONDS = 1.5;
-const LIST_SECONDS = 6;
+const LIST_SECONDS = 3;
 
 const TOLD = { completed: "Complete", failed: "Failed", paused: "Paused", cancelled: "Cancelled" };
 
@@ -88,6 +88,7 @@ async function repeat(action, seconds) {
 onKeyWanted(askForKey);
 prepareNewSession(document.getElementById("new-session"), document.getElementById("new-problem"), (session) => {
   sessions.put(session);
+  cards.reveal(session.id);
   announce(`Accepted: ${session.prompt}`);
 });
 repeat(readPool, POOL_SECONDS);

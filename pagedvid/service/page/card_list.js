@@ -1,6 +1,7 @@
 // The list of cards, newest first.
 
 import { Connections } from "./connections.js";
+import { prefersStillness } from "./dom.js";
 import { SessionCard } from "./session_card.js";
 
 export class CardList {
@@ -20,6 +21,12 @@ export class CardList {
     this.cards.get(id)?.remove();
     this.cards.delete(id);
     this.empty.hidden = this.cards.size > 0;
+  }
+
+  /** Scrolls to a card, no further than needed. */
+  reveal(id) {
+    const behavior = prefersStillness.matches ? "auto" : "smooth";
+    this.cards.get(id)?.element.scrollIntoView({ block: "nearest", behavior });
   }
 
   point(id) {

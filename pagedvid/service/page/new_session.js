@@ -17,7 +17,6 @@ export function prepareNewSession(form, problem, onCreated) {
       onCreated(await post("/v1/sessions", wishOf(form)));
     });
     if (worked) prompt.value = "";
-    prompt.focus();
   });
 }
 

@@ -1,6 +1,16 @@
 // How the pool's pages are laid out on the map. The server tells how many pages each session holds, not which ones,
 // so pages are grouped by session, sessions that share history stand together, and what they share stands before them.
 
+const SMALLEST_BUSY_SHARE = 0.05; // of the pool, in use or promised; with less, not all free pages are drawn
+const DRAWN_BUSY_SHARE = 0.25;
+
+/** Pages that the map shows: all, but where nearly all are free only as many of them as leave the others visible. */
+export function drawnPages(pool) {
+  const busy = pool.used_pages + pool.reserved_pages;
+  if (busy === 0 || busy >= pool.num_pages * SMALLEST_BUSY_SHARE) return pool.num_pages;
+  return Math.min(pool.num_pages, roundedUp(busy / DRAWN_BUSY_SHARE));
+}
+
 /**
  * Runs of pages in the order of the map: {kind, ids, pages} with kind "shared" (ids: all who share), "own", "promised"
  * (reserved for streams that have not filled them yet) or "free". They add up to the pool.
@@ -9,16 +19,14 @@ export function layOut(pool, sourceOf) {
   const holders = pool.sessions.filter(({ own_pages, shared_pages }) => own_pages + shared_pages > 0);
   const families = groupBy(holders, ({ id }) => rootOf(id, sourceOf));
   const runs = [];
-  let toShare = Math.max(0, pool.used_pages - sum(holders.map(({ own_pages }) => own_pages)));
+  const toShare = Math.max(0, pool.used_pages - sum(holders.map(({ own_pages }) => own_pages)));
   for (const [family, shared] of sharesOf(families, toShare)) {
     const ids = family.filter(({ shared_pages }) => shared_pages > 0).map(({ id }) => id);
     runs.push({ kind: "shared", ids, pages: shared });
     runs.push(...family.map(({ id, own_pages }) => ({ kind: "own", ids: [id], pages: own_pages })));
   }
-  const used = sum(runs.map(({ pages }) => pages));
-  const promised = Math.max(0, pool.reserved_pages - used);
-  runs.push({ kind: "promised", ids: [], pages: promised });
-  runs.push({ kind: "free", ids: [], pages: Math.max(0, pool.num_pages - used - promised) });
+  const free = pool.num_pages - pool.used_pages - pool.reserved_pages;
+  runs.push({ kind: "promised", ids: [], pages: pool.reserved_pages }, { kind: "free", ids: [], pages: free });
   return runs.filter(({ pages }) => pages > 0);
 }
 
@@ -38,7 +46,7 @@ export function gridFor(numPages, width, height, { smallest = 9, largest = 26 } 
   const pagesPerSquare = roundedUp(numPages / most);
   const squares = Math.ceil(numPages / pagesPerSquare);
   const size = Math.min(largest, Math.max(smallest, Math.sqrt((width * height) / squares)));
-  const rows = Math.ceil(squares / Math.max(1, Math.floor(width / size)));
+  const rows = Math.max(1, Math.round((squares * size) / width));
   return { pagesPerSquare, rows, size: Math.min(largest, width / Math.ceil(squares / rows)) };
 }
 

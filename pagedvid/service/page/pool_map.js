@@ -3,7 +3,7 @@
 
 import { colorOf } from "./colors.js";
 
-const GAP = 1.5;
+const GAP = 1;
 const HATCH = 3;
 const FADED = 0.22;
 
@@ -38,10 +38,11 @@ export class PoolMap {
     const columns = Math.ceil(Math.ceil(pages / pagesPerSquare) / rows);
     const context = this.#prepared(columns * size, rows * size);
     const style = getComputedStyle(this.canvas);
+    const fadesOthers = this.runs.some((run) => run.ids.includes(this.highlighted));
     let first = 0;
     for (const run of this.runs) {
-      const isFaded = this.highlighted !== null && !run.ids.includes(this.highlighted);
-      context.globalAlpha = isFaded && run.ids.length ? FADED : 1;
+      const isOther = run.ids.length > 0 && !run.ids.includes(this.highlighted);
+      context.globalAlpha = isOther && fadesOthers ? FADED : 1;
       this.#paintRun(context, run, this.#boxes(first, first + run.pages), style);
       first += run.pages;
     }
@@ -73,8 +74,8 @@ export class PoolMap {
   /** Start and length of a square that begins at this place, on whole pixels of the screen so that edges are sharp. */
   #span(start) {
     const first = Math.round(start * this.density) / this.density;
-    const end = Math.round((start + this.grid.size - GAP) * this.density) / this.density;
-    return [first, end - first];
+    const next = Math.round((start + this.grid.size) * this.density) / this.density;
+    return [first, next - GAP - first];
   }
 
   #paintRun(context, { kind, ids }, boxes, style) {

@@ -1,13 +1,14 @@
 // The section of the page pool: its map, its scale and what the pointer is on, in words as well.
 
 import { put } from "./dom.js";
-import { gridFor, layOut, layOutSwapped } from "./pool_layout.js";
+import { drawnPages, gridFor, layOut, layOutSwapped } from "./pool_layout.js";
 import { PoolMap } from "./pool_map.js";
 import { bytes, count, counted } from "./shown.js";
 
 const WIDE_HEIGHT = 170;
 const NARROW_HEIGHT = 220;
 const NARROW = 600;
+const FEW_SQUARES = 30; // stand in one row
 
 const WORDS = {
   shared: "shared by several sessions",
@@ -43,12 +44,13 @@ export class PoolView {
     const { pool, section } = this;
     if (!pool) return;
     const width = section.clientWidth;
-    const grid = gridFor(pool.num_pages, width, width < NARROW ? NARROW_HEIGHT : WIDE_HEIGHT);
-    const runs = layOut(pool, (id) => this.sessions.byId.get(id)?.source_id);
-    this.map.show(runs, grid);
-    this.map.canvas.setAttribute("aria-label", `Map of the page pool: ${runs.map((run) => this.#named(run)).join("; ")}`);
-    const scale = grid.pagesPerSquare === 1 ? "One square is a page" : `One square is ${count(grid.pagesPerSquare)} pages`;
-    document.getElementById("pool-scale").textContent = `${scale} of ${bytes(pool.page_bytes)}`;
+    const drawn = drawnPages(pool);
+    const grid = gridFor(drawn, width, width < NARROW ? NARROW_HEIGHT : WIDE_HEIGHT);
+    const sourceOf = (id) => this.sessions.byId.get(id)?.source_id;
+    this.map.show(layOut({ ...pool, num_pages: drawn }, sourceOf), grid);
+    const words = layOut(pool, sourceOf).map((run) => this.#named(run));
+    this.map.canvas.setAttribute("aria-label", `Map of the page pool: ${words.join("; ")}`);
+    put(document.getElementById("pool-scale"), scaleWords(grid, pool, drawn));
     this.#drawHost(grid, width);
     if (!this.isPointed) this.#tell(this.#summary());
   }
@@ -57,7 +59,8 @@ export class PoolView {
     const runs = layOutSwapped(this.pool);
     document.getElementById("host").hidden = !runs.length;
     const squares = runs.reduce((total, run) => total + run.pages, 0) / pagesPerSquare;
-    this.host.show(runs, { pagesPerSquare, size, rows: Math.max(1, Math.ceil((squares * size) / width), 3) });
+    const rows = Math.max(Math.ceil((squares * size) / width), squares < FEW_SQUARES ? 1 : 3);
+    this.host.show(runs, { pagesPerSquare, size, rows });
     const { swapped_bytes, host_bytes } = this.pool;
     document.getElementById("host-bytes").textContent = `${bytes(swapped_bytes)} of ${bytes(host_bytes)}`;
   }
@@ -75,10 +78,9 @@ export class PoolView {
   }
 
   #summary() {
-    const { num_pages, used_pages, reserved_pages } = this.pool;
-    const promised = Math.max(0, reserved_pages - used_pages);
-    const free = num_pages - used_pages - promised;
-    return `${count(used_pages)} of ${counted(num_pages, "page")} in use, ${count(promised)} promised, ${count(free)} free`;
+    const { num_pages, used_pages, reserved_pages, free_pages } = this.pool;
+    const used = `${count(used_pages)} of ${counted(num_pages, "page")} in use`;
+    return `${used}, ${count(reserved_pages)} promised, ${count(free_pages)} free`;
   }
 
   #named({ kind, ids, pages }) {
@@ -89,4 +91,10 @@ export class PoolView {
     if (kind === "shared") return `${number} ${WORDS.shared}: ${names.join(" + ")}`;
     return `${number} ${WORDS[kind]}`;
   }
+}
+
+function scaleWords({ pagesPerSquare }, { page_bytes, num_pages }, drawn) {
+  const pages = pagesPerSquare === 1 ? "a page" : `${count(pagesPerSquare)} pages`;
+  const left = num_pages > drawn ? `; ${count(num_pages - drawn)} more free pages are not drawn` : "";
+  return `One square is ${pages} of ${bytes(page_bytes)}${left}`;
 }

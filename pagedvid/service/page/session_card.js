@@ -7,7 +7,7 @@ import { cloned, partOf, put } from "./dom.js";
 import { Screen } from "./screen.js";
 
 const SMALLEST_CHUNK = 0.0125; // of the strip; smaller ones are not marked
-const GAUGE_SECONDS = 4; // at either end of the gauge
+const GAUGE_SECONDS = 10; // at either end of the gauge
 
 export class SessionCard {
   constructor(session, { sessions, connections, onHighlight }) {
@@ -33,6 +33,7 @@ export class SessionCard {
     element.classList.toggle("swapped", held?.state === "swapped");
     this.#put("state", stateWords(session));
     this.#put("prompt", session.prompt);
+    partOf(element, "prompt").title = session.prompt; // long ones are cut
     this.#put("origin", originWords(session, this.sessions.byId.get(session.source_id)));
     this.#put("speed", speedWords(session, this.sessions.rate(session.id)));
     this.#put("bytes", bytesWords(session));

@@ -59,6 +59,7 @@ export class Sessions {
     if (known && name === "chunk") {
       this.#arrived(id, chunk.num_frames);
       this.put({ id, frames_done: chunk.frames_done, chunks_done: chunk.chunk_index + 1 });
+      if (!known.width) return this.#reloadSoon(); // the first chunk tells the size of the frames
     } else if (known && name === "credit") {
       this.put({ id, credit_seconds });
     } else if (state !== known?.state) {

@@ -18,11 +18,9 @@ export function showTotals(sessions, pool) {
   show("total-sessions", count(all.length));
   show("total-states", states.join(", ") || "none yet");
   if (!pool) return;
-  const promised = Math.max(0, pool.reserved_pages - pool.used_pages);
-  const free = pool.num_pages - pool.used_pages - promised;
   show("total-rate", decimals(pool.frames_per_second));
   show("total-pages", count(pool.used_pages));
-  show("total-pages-more", `of ${count(pool.num_pages)}, ${count(promised)} promised, ${count(free)} free`);
+  show("total-pages-more", `of ${count(pool.num_pages)}, ${count(pool.reserved_pages)} promised, ${count(pool.free_pages)} free`);
   show("total-bytes", bytes(pool.stored_bytes));
   show("total-bytes-more", `bf16 would be ${bytes(pool.bf16_bytes)}`);
 }

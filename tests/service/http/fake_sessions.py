@@ -271,8 +271,8 @@ class FakeSessions:
         videos = tuple(
             VideoStatus(
                 id=made.record.id, state="running", prompt=made.record.prompt, num_frames=made.record.num_frames,
-                num_frames_out=made.record.frames_done, is_live=False, credit_seconds=None, own_pages=3,
-                shared_pages=1, host_bytes=0,
+                num_frames_out=made.record.frames_done, num_output_frames=made.record.frames_done, is_live=False,
+                credit_seconds=None, own_pages=3, shared_pages=1, host_bytes=0,
             )
             for made in self._made.values() if made.record.state == IN_PROGRESS
         )  # fmt: skip

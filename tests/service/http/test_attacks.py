@@ -63,9 +63,9 @@ class TestSlowness:
         assert time.monotonic() - started < 4
 
     def test_a_body_that_never_ends(self, address):
-        received = answer(address, HEAD + b"Content-Length: 100\r\n\r\n", *[b"{"] * 20, pause=0.1)
+        received = answer(address, HEAD + b"Content-Length: 100\r\n\r\n", *[b"{"] * 3, pause=0.1)
         assert received.startswith(b"HTTP/1.1 408")
-        assert b"request_timeout" in received
+        assert b"timeout" in received
 
     def test_a_second_request_that_never_comes(self, address):
         request = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n"
@@ -108,10 +108,9 @@ class TestSizes:
         assert received[:12] in (b"HTTP/1.1 400", b"")
 
     def test_a_long_path(self, address):
-        assert answer(address, b"GET /" + b"a" * 100_000 + b" HTTP/1.1\r\nHost: localhost\r\n\r\n")[:12] in (
-            b"HTTP/1.1 400",
-            b"",
-        )
+        received = answer(address, b"GET /" + b"a" * 100_000 + b" HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        assert received[:12] in (b"HTTP/1.1 400", b"HTTP/1.1 404", b"")
+        assert len(received) < 2000
 
 
 class TestProtocol:
@@ -177,6 +176,19 @@ def test_a_thousand_idle_connections(address):
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
+def closing_code(connection: socket.socket) -> int | None:
+    """Reads a WebSocket's frames up to the one that closes it; None where the connection ends without one."""
+    with connection.makefile("rb") as stream, suppress(ConnectionResetError):
+        while head := stream.read(2):
+            length = head[1]
+            if length >= 126:
+                length = int.from_bytes(stream.read(2 if length == 126 else 8), "big")
+            content = stream.read(length)
+            if head[0] == 0x88:
+                return int.from_bytes(content[:2], "big")
+    return None
+
+
 class TestWebSocketFrames:
     """Frames by hand, because no library would send these."""
 
@@ -190,7 +202,10 @@ class TestWebSocketFrames:
                 f"Upgrade: websocket\r\nConnection: Upgrade\r\n"
                 f"Sec-WebSocket-Key: {key}\r\nSec-WebSocket-Version: 13\r\n\r\n".encode()
             )
-            assert connection.recv(12) == b"HTTP/1.1 101"
+            head = b""
+            while not head.endswith(b"\r\n\r\n"):
+                head += connection.recv(1)
+            assert head.startswith(b"HTTP/1.1 101")
             yield connection
 
     @pytest.mark.parametrize(
@@ -210,38 +225,25 @@ class TestWebSocketFrames:
     )
     def test_one_frame(self, connection, frame, codes):
         connection.sendall(frame)
-        received = b""
-        try:
-            while block := connection.recv(65536):
-                received += block
-        except ConnectionResetError:
-            pass
-        assert any(b"\x88" in received and struct.pack(">H", code) in received for code in codes), received[-200:]
+        assert closing_code(connection) in codes
 
     def test_a_flood_of_pings(self, connection):
         connection.sendall((b"\x89\x80" + bytes(4)) * 20_000)
         connection.sendall(b"\x82\x81" + bytes(4) + b"x")
-        while connection.recv(65536):
-            pass
+        assert closing_code(connection) == 1003
 
     def test_a_message_in_endless_pieces(self, connection):
         piece = b"\x01\x81" + bytes(4) + b"x"
         more = b"\x00\xfe\x40\x00" + bytes(4) + b"x" * 0x4000
-        try:
-            connection.sendall(piece)
+        connection.sendall(piece)
+        with suppress(ConnectionResetError, BrokenPipeError):
             for _ in range(64):  # a megabyte, sixteen times what is allowed
                 connection.sendall(more)
-            received = b""
-            while block := connection.recv(65536):
-                received += block
-            assert struct.pack(">H", 1009) in received
-        except (ConnectionResetError, BrokenPipeError):
-            pass
+        assert closing_code(connection) in (1009, None)
 
     def test_a_thousand_messages_that_nobody_waits_for(self, connection, sessions):
         message = b'{"type":"played","num_frames":1}'
         connection.sendall((b"\x81" + bytes([0x80 | len(message)]) + bytes(4) + message) * 1000)
         connection.sendall(b"\x82\x81" + bytes(4) + b"x")
-        while connection.recv(65536):
-            pass
+        assert closing_code(connection) == 1003
         assert sum(call[0] == "played" for call in sessions.calls) == 1000

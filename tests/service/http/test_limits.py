@@ -17,7 +17,7 @@ def test_what_is_announced_counts_before_it_is_read(make_client):
 
     client = make_client(max_body="10KiB")
     response = client.post("/v1/videos", content=content(), headers={"Content-Type": "application/json"})
-    assert (response.status_code, error_of(response)["code"]) == (413, "content_too_large")
+    assert (response.status_code, error_of(response)["code"]) == (413, "too_large")
     big = client.post("/v1/sessions", content=b"x" * 20_000, headers={"Content-Type": "application/json"})
     assert (big.status_code, "serve.max_body" in error_of(big)["message"]) == (413, True)
     assert big.headers["Connection"] == "close"

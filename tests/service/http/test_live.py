@@ -61,6 +61,24 @@ class TestOut:
         with av.open(io.BytesIO(content)) as container:
             assert sum(1 for _ in container.decode(video=0)) == 8
 
+    def test_a_session_is_complete_when_its_last_frames_are_sent(self, client, sessions, id):
+        with connect(client, id, "?format=mp4") as socket:
+            until(socket, "session")
+            sessions.finish(id)
+            told = []
+            while not told or told[-1] != "completed":
+                received = socket.receive()
+                if received.get("text"):
+                    message = json.loads(received["text"])
+                    told.append(message.get("state") or message["chunk_index"])
+                else:
+                    told.append(len(received["bytes"]))
+        recording = sessions.recording(id)
+        sizes = [chunk.end - chunk.start for chunk in recording.chunks]
+        assert [it for it in told if it not in ("queued", "in_progress")] == [
+            0, recording.init_bytes, sizes[0], 1, sizes[1], "completed"
+        ]  # fmt: skip
+
     def test_who_comes_back_begins_where_it_was(self, client, sessions, id):
         sessions.finish(id)
         with connect(client, id, "?format=mp4&first_chunk=1") as socket:
@@ -138,23 +156,28 @@ class TestIn:
             until(socket, "session")
             socket.send_bytes(b"played")
             with pytest.raises(WebSocketDisconnect) as closed:
-                until(socket, "never")
+                socket.receive_text()
             assert closed.value.code == 1003
 
 
 class TestBeforeItIsOpen:
     @pytest.mark.parametrize(
         ("path", "query", "status"),
-        [("session_0123456789abcdef", "", 404), ("..%2fx", "", 404)],
+        [
+            ("session_0123456789abcdef", "", 404),
+            ("nonsense", "", 404),
+            ("session_0123456789abcdef", "?format=gif", 400),
+            ("session_0123456789abcdef", "?first_chunk=-1", 400),
+            ("session_0123456789abcdef", "?first_chunk=x", 400),
+        ],
     )
     def test_refusals(self, client, path, query, status):
         with pytest.raises(WebSocketDenialResponse) as denied, connect(client, path, query):
             pass
         assert denied.value.status_code == status
 
-    @pytest.mark.parametrize("query", ["?format=gif", "?first_chunk=-1", "?first_chunk=x"])
-    def test_wrong_parameters(self, client, id, query):
-        with pytest.raises((WebSocketDenialResponse, WebSocketDisconnect)), connect(client, id, query):
+    def test_other_paths_are_closed(self, client):
+        with pytest.raises(WebSocketDisconnect), connect(client, "..%2fx"):
             pass
 
     def test_without_the_key(self, make_client, id):

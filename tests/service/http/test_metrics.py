@@ -44,6 +44,7 @@ def test_figures(client, sessions):
         ("pagedvid_history_bytes", ("bf16",), 320_000),
         ("pagedvid_worker_state", ("working",), 1),
         ("pagedvid_worker_state", ("dead",), 0),
+        ("pagedvid_seconds_per_token", ("commit",), 2e-4),
         ("pagedvid_chunks_total", (), 2),
         ("pagedvid_frames_total", (), 8),
         ("pagedvid_sessions_ended_total", ("completed",), 1),
@@ -61,6 +62,7 @@ def test_labels_do_not_grow_with_what_clients_ask_for(client):
         client.get(f"/v1/videos/video_{number:016d}")
         client.get(f"/path/{number}")
         client.request(f"METHOD{number}", "/v1/videos")
+    samples(client)
     before = set(samples(client))
     client.get("/v1/videos/video_9999999999999999")
     client.get("/another/path")

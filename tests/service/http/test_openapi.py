@@ -34,7 +34,7 @@ def service(tmp_path_factory) -> Iterator[tuple[str, FakeSessions]]:
 
 @SCHEMA.exclude(path="/v1/events").parametrize()  # it never ends
 @settings(
-    max_examples=40,
+    max_examples=25,
     deadline=None,
     phases=[Phase.explicit, Phase.generate],
     suppress_health_check=list(HealthCheck),

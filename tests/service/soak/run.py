@@ -21,6 +21,8 @@ from tests.service.soak.steady import Meddler, Onlooker
 from tests.service.soak.toy_service import ToyService, disk_that_fills
 from tests.service.soak.users import Shared, User, arm_faults
 
+logger = logging.getLogger(__name__)
+
 NUM_USERS = 3
 RESTART_SECONDS = 15.0
 """Between two restarts, on average."""
@@ -64,12 +66,16 @@ def soak(seconds: float, seed: int, folder: Path) -> Report:
     with disk_that_fills(faults):
         _run_all(shared, tasks, lambda: _restart_and_sample(shared, report, random.Random(f"{seed} restarts")))
         faults.disarm()
+    report.findings = shared.findings
+    try:
         for id in _all_ids(service):
             delete(service, id)
-    report.findings = shared.findings
-    report.findings += _left_in_engine(service)
-    service.close()
-    report.findings += _left_on_disk(service.folder)
+        report.findings += _left_in_engine(service)
+        service.close()
+        report.findings += _left_on_disk(service.folder)
+    except Exception as error:
+        logger.exception("the service cannot be tidied up")
+        report.findings.append(f"the service cannot be tidied up: {type(error).__name__}: {error}")
     report.findings += _left_in_process(threads_before, files_before)
     report.findings += _growth(report.resident_bytes)
     report.calls = dict(sorted(shared.calls.items()))
@@ -83,7 +89,7 @@ def _run_all(shared: Shared, tasks: list[Callable[[], None]], meanwhile: Callabl
         try:
             task()
         except Exception as error:
-            logging.getLogger(__name__).exception("a thread of the soak ended")
+            logger.exception("a thread of the soak ended")
             shared.find(f"a thread of the soak ended with {type(error).__name__}: {error}")
 
     threads = [threading.Thread(target=guarded, args=[task], daemon=True) for task in tasks]

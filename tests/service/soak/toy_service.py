@@ -104,12 +104,19 @@ class ToyService:
         return Sessions(self.folder, self._build_worker, FORMAT, LIMITS)
 
     def _build_worker(self, on_event: Callable[[Event], None]) -> Worker:
-        return Worker(self._build_engine, on_event, checkpoints=ToyCheckpoints(self.faults), snapshot_every_chunks=2)
+        has_built = False
 
-    def _build_engine(self) -> Engine:
-        self.faults.strike_build()
-        self.engines.append(new_engine(self.faults))
-        return self.engines[0]
+        def build_engine() -> Engine:
+            nonlocal has_built
+            if has_built:  # a service that cannot even start says so and ends
+                self.faults.strike_build()
+            has_built = True
+            self.engines.append(new_engine(self.faults))
+            return self.engines[0]
+
+        return Worker(
+            build_engine, on_event, checkpoints=lambda engine: ToyCheckpoints(self.faults), snapshot_every_chunks=2
+        )
 
 
 def new_engine(faults: Faults) -> Engine:

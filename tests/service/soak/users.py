@@ -14,14 +14,15 @@ from tests.engine.toy_model import FRAMES_PER_CHUNK
 from tests.service.soak.faults import FIRST_SAFE_PROMPT, KINDS
 from tests.service.soak.toy_service import ToyService
 
-MOST_CHUNKS = 12
+MOST_CHUNKS = 40
 MOST_SESSIONS = 24
 """Of all users together; beyond it they delete before they create."""
 LIVE_SPEEDS = (8.0, 60.0, 500.0)
 FAULT_SECONDS = 1.0
 """Between two faults, on average."""
-_FAULTS_OF_PROMPTS = ("", "", "", "", " raises@0.5", " raises@0.0", " nan@0.0")
-"""Some prompts break their own video; see the toy model."""
+_FAULTS_OF_PROMPTS = (*[""] * 17, " raises@0.5", " raises@0.0", " nan@0.0")
+"""Some prompts break their own video, and some seeds; see the toy model."""
+_SEEDS = (*range(20), -5)
 
 
 class Shared:
@@ -103,7 +104,7 @@ class User:
         new = NewSession(
             self._any_prompt(),
             self._random.randint(1, MOST_CHUNKS) * FRAMES_PER_CHUNK - self._random.randrange(FRAMES_PER_CHUNK),
-            self._random.randint(-4, 100),
+            self._random.choice(_SEEDS),
             live_frames_per_second=self._random.choice((None, *LIVE_SPEEDS)),
             priority=self._random.randrange(3),
             kind=self._random.choice(("video", "session")),
