@@ -121,7 +121,7 @@ class Engine:
     def has_work(self) -> bool:
         """Whether a step would do something. Paused and finished videos are no work, nor are those that wait for the
         pages of such."""
-        if self._roster.late or self._residency.runnable():
+        if self._roster.late or self._residency.longer or self._residency.runnable():
             return True
         could_begin = bool(self._roster.waiting or self._residency.swapped())
         return could_begin and self._stuck_pages != self.cache.reserved_pages

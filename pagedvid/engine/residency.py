@@ -30,9 +30,13 @@ class Residency:
         self.host_memory = host_memory
         self._planner, self._roster, self._max_concurrent = planner, roster, max_concurrent
         self._cache = planner.cache
+        self.longer: list[Job] = []
+        """Twins that have yet to give out the end of the last chunk of their source, which was shorter."""
 
     def admit(self) -> list[EngineOutput]:
-        """Lets videos begin and return while there is room. Returns those that failed on the way."""
+        """Lets videos begin and return while there is room. Returns what twins have of their source's last chunk, and
+        the videos that failed on the way."""
+        rests = self._rests_of_chunks()
         returning = deque(job for job in self.swapped() if not _is_far_ahead(job))
         for job in admit_in_order(returning, self._can_return):
             self._swap_in(job)
@@ -40,7 +44,7 @@ class Residency:
         for job in [] if returning or self._roster.waiting else self.swapped():
             if self._has_slot() and self._cache.fits(self._pages_of(job)):  # far ahead: nobody else wants the room
                 self._swap_in(job)
-        return failures
+        return rests + failures
 
     def runnable(self) -> list[Job]:
         """The jobs that can take part in a step."""
@@ -73,7 +77,14 @@ class Residency:
                 self._cache.release(twin.stream)
                 raise
         self._roster.jobs[plan.request.id] = twin
+        if job.is_over and twin.has_unseen_frames:
+            self.longer.append(twin)
         return twin
+
+    def _rests_of_chunks(self) -> list[EngineOutput]:
+        twins, self.longer = self.longer, []
+        model, now = self._planner.model, self._planner.clock()
+        return [rest_of_chunk(model, twin, now) for twin in twins if self._roster.jobs.get(twin.request.id) is twin]
 
     # ------------------------------------------------------------------ beginning
 
