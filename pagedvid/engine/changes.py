@@ -106,6 +106,9 @@ class Changes:
             for twin in twins:
                 self._residency.leave(twin)
             raise
+        for twin in twins:
+            if twin.has_unseen_frames:  # its source ended within a chunk
+                self._roster.late.append(rest_of_chunk(self._planner.model, twin, self._planner.clock()))
 
     def _switch_prompt(self, job: Job, change: PromptChange) -> None:
         plan = self._planner.plan(replace(job.request, prompt=change.prompt))

@@ -77,6 +77,9 @@ def test_calls_of_the_table_exist(server):
 
 
 def test_metrics_of_the_table_exist(server):
+    new = {"prompt": "a large red circle on a black background", "num_frames": 48}
+    id = httpx.post(f"{server.address}/v1/sessions", json=new).json()["id"]
+    httpx.get(f"{server.address}/v1/sessions/{id}/stream.mp4", timeout=60)  # ends with the video
     text = httpx.get(f"{server.address}/metrics").text
     named = set(re.findall(r"\b(pagedvid_[a-z_]+)", prose(PAGE)))
     assert len(named) > 15
