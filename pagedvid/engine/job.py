@@ -115,7 +115,7 @@ class Job:
         """Takes up a schedule behind the rounds that are done."""
         self.schedule = schedule
         self._later: Iterator[Round] = islice(schedule.rounds(), self.num_rounds_done, None)
-        self._next, self._following = next(self._later, None), next(self._later, None)
+        self._next = next(self._later, None)
 
     @property
     def is_over(self) -> bool:
@@ -128,15 +128,10 @@ class Job:
         assert self._next is not None
         return self._next
 
-    @property
-    def is_last_round(self) -> bool:
-        """Whether no round follows `round`."""
-        return self._following is None
-
     def next_round(self) -> None:
         """Moves past `round`, which is done."""
         self.num_rounds_done += 1
-        self._next, self._following = self._following, next(self._later, None)
+        self._next = next(self._later, None)
 
     @property
     def is_at_boundary(self) -> bool:
