@@ -9,8 +9,8 @@ from dataclasses import replace
 from pagedvid.arguments import whole_number
 from pagedvid.engine.failures import presentable
 from pagedvid.engine.forward import rest_of_chunk
-from pagedvid.engine.job import Job, PromptChange
-from pagedvid.engine.planning import Plan, Planner
+from pagedvid.engine.job import Change, Job, PromptChange
+from pagedvid.engine.planning import Plan, Planner, Waiting
 from pagedvid.engine.recache import recached
 from pagedvid.engine.requests import ChangeRefused, Continuation, EngineOutput, VideoRequest
 from pagedvid.engine.residency import Residency
@@ -34,12 +34,12 @@ class Changes:
     def prompt(self, request_id: str, prompt: str, recache: bool) -> None:
         """Accepts another prompt."""
         job = self._roster.job(request_id)
-        if job is None:
-            entry = self._roster.entry(request_id)
-            self._roster.replace_entry(self._planner.entry(replace(entry.request, prompt=prompt), entry.snapshot))
-            return
-        self._planner.plan(replace(job.request, prompt=prompt))  # raises now what is wrong with it
-        self._accept(job, [PromptChange(prompt, recache)])
+        holder = job or self._roster.entry(request_id)
+        plan = self._planner.plan(replace(holder.request, prompt=prompt))  # raises now what is wrong with it
+        if isinstance(holder, Waiting) and holder.is_at_start:
+            self._roster.replace_entry(replace(holder, plan=plan))
+        else:
+            self._accept(holder, [PromptChange(prompt, recache)])
 
     def fork(self, request_id: str, continuations: Sequence[Continuation]) -> None:
         """Accepts continuations, all of them or none."""
@@ -49,17 +49,15 @@ class Changes:
             self._roster.require_new(new_id)
         if len(set(ids)) < len(ids):
             raise ConfigError(f"continuations have the ids {ids}; give each its own")
-        if job is None:
-            entry = self._roster.entry(request_id)
-            requests = [continuation.request_after(entry.request) for continuation in continuations]
-            entries = [self._planner.entry(request, entry.snapshot) for request in requests]
-            for new in entries:
-                self._admit_live(new.plan)
-            self._roster.waiting += entries
-            return
-        for continuation in continuations:
-            self._admit_live(self._plan_of(job, continuation))  # raises now what is wrong with it
-        self._accept(job, continuations)
+        holder = job or self._roster.entry(request_id)
+        plans = [self._plan_of(holder, continuation) for continuation in continuations]
+        for plan in plans:
+            self._admit_live(plan)
+        if isinstance(holder, Waiting) and holder.is_at_start:
+            for entry in [self._planner.entry(plan.request) for plan in plans]:
+                self._roster.queue(entry)
+        else:
+            self._accept(holder, continuations)
 
     def extend(self, request_id: str, num_frames: int) -> None:
         """Makes a video longer."""
@@ -69,16 +67,21 @@ class Changes:
             return
         entry = self._roster.entry(request_id)
         longer = self._planner.entry(_longer(entry.request, num_frames), entry.snapshot)
-        self._roster.replace_entry(longer)
+        self._roster.replace_entry(replace(longer, since=entry.since, changes=entry.changes))
 
-    def _accept(self, job: Job, changes: Sequence[PromptChange | Continuation]) -> None:
-        """Makes the changes now if the job is at a boundary, and all or none of them; otherwise they wait for it."""
-        if job.is_at_boundary and not job.changes and not any(_waits_for_pages(job, change) for change in changes):
-            self._make(job, changes)
+    def _accept(self, holder: Job | Waiting, changes: Sequence[Change]) -> None:
+        """Makes the changes now if the video is at a boundary, and all or none of them; otherwise they wait for it."""
+        if isinstance(holder, Waiting) or not _can_change(holder, changes):
+            self._roster.expect(holder, changes)
         else:
-            job.changes += changes
+            self._make(holder, changes)
 
     # ------------------------------------------------------------------ making
+
+    def apply_due(self) -> list[EngineOutput]:
+        """The same for jobs that have come into the pool at a boundary."""
+        due = [job for job in self._roster.jobs.values() if job.changes and job.is_at_boundary]
+        return [output for job in due for output in self.apply(job)]
 
     def apply(self, job: Job) -> list[EngineOutput]:
         """Makes the changes that waited for the boundary at which the job is now; what cannot be made is an output."""
@@ -91,7 +94,7 @@ class Changes:
                 outputs.append(self._refusal(job, change, error))
         return outputs
 
-    def _make(self, job: Job, changes: Sequence[PromptChange | Continuation]) -> None:
+    def _make(self, job: Job, changes: Sequence[Change]) -> None:
         twins: list[Job] = []
         try:
             for change in changes:
@@ -103,6 +106,9 @@ class Changes:
             for twin in twins:
                 self._residency.leave(twin)
             raise
+        for twin in twins:
+            if twin.has_unseen_frames:  # its source ended within a chunk
+                self._roster.late.append(rest_of_chunk(self._planner.model, twin, self._planner.clock()))
 
     def _switch_prompt(self, job: Job, change: PromptChange) -> None:
         plan = self._planner.plan(replace(job.request, prompt=change.prompt))
@@ -114,15 +120,15 @@ class Changes:
         job.request, job.condition = plan.request, plan.condition
         job.follow(plan.schedule)
 
-    def _plan_of(self, job: Job, continuation: Continuation) -> Plan:
-        """Raises ConfigError for a continuation without a frame of its own."""
-        plan = self._planner.plan(continuation.request_after(job.request))
-        if plan.request.num_frames <= job.num_frames_out:
+    def _plan_of(self, source: Job | Waiting, continuation: Continuation) -> Plan:
+        """Raises ConfigError for a continuation without a frame of its own, StateError for one that cannot go on."""
+        plan = self._planner.plan(continuation.request_after(source.request))
+        if plan.request.num_frames <= source.num_frames_out:
             raise ConfigError(
-                f"video {job.request.id!r} has {job.num_frames_out} frames; give its continuation {continuation.id!r} "
-                f"more than that (num_frames is {plan.request.num_frames})"
+                f"video {source.request.id!r} has {source.num_frames_out} frames; give its continuation "
+                f"{continuation.id!r} more than that (num_frames is {plan.request.num_frames})"
             )
-        plan.check_continues(job.schedule, job.num_rounds_done)
+        plan.check_continues(source.schedule, source.num_rounds_done)
         return plan
 
     def _lengthen(self, job: Job, plan: Plan) -> None:
@@ -140,14 +146,18 @@ class Changes:
         if was_over and job.has_unseen_frames:
             self._roster.late.append(rest_of_chunk(self._planner.model, job, now))
 
-    def _refusal(self, job: Job, change: PromptChange | Continuation, error: Exception) -> EngineOutput:
+    def _refusal(self, job: Job, change: Change, error: Exception) -> EngineOutput:
         if isinstance(change, Continuation):
             return self._roster.failure(change.id, error)
         logger.warning("video %s keeps its prompt: %s", job.request.id, error)
         return ChangeRefused(job.request.id, "prompt", presentable(error))
 
 
-def _waits_for_pages(job: Job, change: PromptChange | Continuation) -> bool:
+def _can_change(job: Job, changes: Sequence[Change]) -> bool:
+    return job.is_at_boundary and not job.changes and not any(_waits_for_pages(job, change) for change in changes)
+
+
+def _waits_for_pages(job: Job, change: Change) -> bool:
     """Whether the change needs the job's pages, and they are in host memory."""
     return job.stream is None and isinstance(change, PromptChange) and change.recache
 

@@ -76,6 +76,8 @@ class Engine:
         self.reproducible = reproducible
         self.host_memory = HostMemory(parse_bytes(host_memory))
         self.pace = Pace()
+        self.latest_batch: tuple[str, ...] = ()
+        """Ids of the videos that the latest step worked on: one that broke the engine is among them."""
         self._clock = clock
         self._live_admission = one_of(LIVE_ADMISSION, "live_admission", live_admission, ConfigError)
         self._roster, self._counters = Roster(), Counters()
@@ -96,7 +98,7 @@ class Engine:
         started = time.perf_counter()
         self.latest_batch = ()
         self._read_viewers_clocks()
-        outputs = self._roster.take_late() + self._residency.admit()
+        outputs = self._roster.take_late() + self._residency.admit() + self._changes.apply_due()
         batch = self._next_batch()
         self.latest_batch = tuple(job.request.id for job in batch)
         num_tokens = self._num_tokens(batch)
@@ -299,7 +301,7 @@ class Engine:
             require_sustained(plan, self._roster, self.pace)
 
     def _queue(self, entry: Waiting) -> None:
-        self._roster.waiting.append(entry)
+        self._roster.queue(entry)
         self._stuck_pages = None
 
 

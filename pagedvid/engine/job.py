@@ -63,6 +63,10 @@ class PromptChange:
     """Whether the chunks that are kept are stored again under it."""
 
 
+Change = PromptChange | Continuation
+"""What waits for a video's next chunk boundary."""
+
+
 @dataclass(eq=False)
 class Job:
     """The state of one video that has begun. It holds pages through `stream`, or bytes in host memory through `image`.
@@ -87,8 +91,6 @@ class Job:
     """Predictions of earlier rounds by chunk and role, which the chunk's next `Advance` uses."""
     clean: dict[int, Tensor] = field(default_factory=dict)
     """Latents [T, C] of every committed chunk that is kept, by order of commit, so that it can be stored again."""
-    last_step: int = -1
-    """The engine step in which it last ran, -1 for never."""
     waited_steps: int = 0
     """Steps in a row in which it could have run and did not."""
     num_frames_out: int = 0
@@ -101,7 +103,7 @@ class Job:
     """What its viewer has seen; None where nobody watches."""
     is_paused: bool = False
     """Asked for; a running video still goes on to its next chunk boundary."""
-    changes: list[PromptChange | Continuation] = field(default_factory=list)
+    changes: list[Change] = field(default_factory=list)
     """What waits for its next chunk boundary, in order: prompts, and forks."""
     credit_seconds: float | None = None
     """Of `playout`, as of the present step."""
@@ -113,7 +115,7 @@ class Job:
         """Takes up a schedule behind the rounds that are done."""
         self.schedule = schedule
         self._later: Iterator[Round] = islice(schedule.rounds(), self.num_rounds_done, None)
-        self._next, self._following = next(self._later, None), next(self._later, None)
+        self._next = next(self._later, None)
 
     @property
     def is_over(self) -> bool:
@@ -126,15 +128,10 @@ class Job:
         assert self._next is not None
         return self._next
 
-    @property
-    def is_last_round(self) -> bool:
-        """Whether no round follows `round`."""
-        return self._following is None
-
     def next_round(self) -> None:
         """Moves past `round`, which is done."""
         self.num_rounds_done += 1
-        self._next, self._following = self._following, next(self._later, None)
+        self._next = next(self._later, None)
 
     @property
     def is_at_boundary(self) -> bool:

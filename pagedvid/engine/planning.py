@@ -4,7 +4,7 @@ where another one is."""
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import islice, zip_longest
 from typing import Any
 
@@ -12,7 +12,7 @@ from pagedvid.cache.stream import Stream
 from pagedvid.cache.stream_image import StreamImage
 from pagedvid.cache.window import Commit, Window
 from pagedvid.engine.failures import described
-from pagedvid.engine.job import Job, Latents, commit_ranges
+from pagedvid.engine.job import Change, Job, Latents, commit_ranges
 from pagedvid.engine.playout import Playout
 from pagedvid.engine.protocol import ModelGeometry, VideoModel
 from pagedvid.engine.requests import VideoRequest
@@ -130,8 +130,10 @@ class Plan:
     def check_continues(self, schedule: Schedule, num_rounds: int) -> None:
         """Raises StateError unless the first rounds of a schedule, which are done, are the beginning of this plan."""
         pairs = zip_longest(islice(schedule.rounds(), num_rounds), islice(self.schedule.rounds(), num_rounds))
-        differs = any(before is None or after is None or _work(before) != _work(after) for before, after in pairs)
-        if differs or schedule.window != self.schedule.window:
+        if (
+            any(_untagged(before) != _untagged(after) for before, after in pairs)
+            or schedule.window != self.schedule.window
+        ):
             raise StateError(
                 f"video {self.request.id!r} cannot go on to {self.request.num_frames} frames: {num_rounds} of its "
                 "rounds are done, and a video of that length is worked on in another order. Extend it earlier, or make "
@@ -148,10 +150,11 @@ class Plan:
         return replace(image, max_chunks=self.schedule.num_commits, commits=self.commits)
 
 
-def _work(round_: Round) -> tuple[object, ...]:
-    """What a round computes and gives out. What it lets go of depends on where the video ends."""
-    ranges = tuple(replace(part, tag=None) for part in round_.ranges)
-    return ranges, round_.advances, round_.finished, round_.holds
+def _untagged(round_: Round | None) -> Round | None:
+    """A round as it can be compared: tags may be anything, and follow from the frames."""
+    if round_ is None:
+        return None
+    return replace(round_, ranges=tuple(replace(part, tag=None) for part in round_.ranges))
 
 
 @dataclass(frozen=True, eq=False)
@@ -165,11 +168,33 @@ class Waiting:
     """Where it goes on; None: at its beginning."""
     since: float
     """When it was accepted, by the planner's clock: its viewer waits from then on."""
+    changes: list[Change] = field(default_factory=list)
+    """What waits for its next chunk boundary, if the snapshot was taken within a chunk."""
 
     @property
     def request(self) -> VideoRequest:
         """As accepted."""
         return self.plan.request
+
+    @property
+    def schedule(self) -> Schedule:
+        """As accepted."""
+        return self.plan.schedule
+
+    @property
+    def num_rounds_done(self) -> int:
+        """Rounds that it does not have to do again."""
+        return 0 if self.snapshot is None else self.snapshot.num_rounds_done
+
+    @property
+    def num_frames_out(self) -> int:
+        """Latent frames that are out already."""
+        return 0 if self.snapshot is None else self.snapshot.num_frames_out
+
+    @property
+    def is_at_start(self) -> bool:
+        """Whether all of its rounds lie before it."""
+        return self.num_rounds_done == 0
 
     def as_snapshot(self) -> JobSnapshot:
         """Where it begins, or goes on."""

@@ -72,7 +72,7 @@ class Residency:
             except BaseException:
                 self._cache.release(twin.stream)
                 raise
-        self._roster.jobs[plan.request.id] = twin
+        self._roster.begin(twin)
         return twin
 
     # ------------------------------------------------------------------ beginning
@@ -81,7 +81,7 @@ class Residency:
         failures: list[EngineOutput] = []
         for entry in admit_in_order(self._roster.waiting, self._can_begin):
             try:
-                self._roster.jobs[entry.request.id] = self._begin(entry)
+                self._roster.begin(self._begin(entry))
             except Exception as error:
                 failures.append(self._roster.failure(entry.request.id, error))
         return failures
@@ -96,6 +96,7 @@ class Residency:
         job = self._planner.new_job(entry.plan, self._roster.next_number(), entry.since, num_frames_seen)
         if snapshot is not None:
             take_up(job, snapshot, self._cache.device)
+            job.changes += entry.changes
         if snapshot is None or snapshot.image is None:
             job.stream = self._planner.open(entry.plan)
         else:

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterable
 
 from pagedvid.engine.failures import presentable
-from pagedvid.engine.job import Job
+from pagedvid.engine.job import Change, Job
 from pagedvid.engine.planning import Waiting
 from pagedvid.engine.requests import Continuation, EngineOutput, RequestFailure
 from pagedvid.errors import ConfigError, StateError
@@ -29,27 +28,24 @@ class Roster:
         self.late: list[EngineOutput] = []
         """What happened between two steps; the next one gives it out."""
         self.num_failed = 0
+        self._ids: set[str] = set()
+        """Of all of these, and of forks that their sources have not made yet."""
         self._next_number = 0
+
+    # ------------------------------------------------------------------ who is there
 
     def require_new(self, request_id: str) -> None:
         """Raises ConfigError for an id that is in use."""
-        if request_id in self.jobs or request_id in self.parked or request_id in set(self._waiting_ids()):
+        if request_id in self._ids:
             raise ConfigError(f"request {request_id!r} is still waiting or running; use another id, or cancel it first")
-
-    def next_number(self) -> int:
-        """The number of the next job."""
-        self._next_number += 1
-        return self._next_number - 1
 
     def job(self, request_id: str) -> Job | None:
         """The job of a video; None: it has not begun. Raises ConfigError for an unknown id."""
-        if request_id in self.jobs:
-            return self.jobs[request_id]
-        if request_id in self.parked or request_id in set(self._waiting_ids()):
-            return None
+        if request_id in self._ids:
+            return self.jobs.get(request_id)
         raise ConfigError(
-            f"request {request_id!r} is neither waiting nor running"
-            "; videos that have ended are forgotten unless their request says keep=True"
+            f"request {request_id!r} is neither waiting nor running; videos that have ended are forgotten unless "
+            "their request says keep=True"
         )
 
     def entry(self, request_id: str) -> Waiting:
@@ -62,6 +58,32 @@ class Roster:
         raise StateError(
             f"video {request_id!r} begins at the next chunk boundary of the video that it continues; try again then"
         )
+
+    def holders(self) -> list[Job | Waiting]:
+        """All that may hold changes: jobs, and videos that have not begun."""
+        return [*self.jobs.values(), *self.waiting, *self.parked.values()]
+
+    # ------------------------------------------------------------------ coming
+
+    def queue(self, entry: Waiting) -> None:
+        """A video that has not begun waits behind the others."""
+        self._ids.add(entry.request.id)
+        self.waiting.append(entry)
+
+    def begin(self, job: Job) -> None:
+        """A job takes the place of its entry, or is new."""
+        self._ids.add(job.request.id)
+        self.jobs[job.request.id] = job
+
+    def expect(self, holder: Job | Waiting, changes: Iterable[Change]) -> None:
+        """Changes wait for the next chunk boundary of a video."""
+        holder.changes.extend(changes)
+        self._ids.update(fork.id for fork in pending_forks(holder))
+
+    def next_number(self) -> int:
+        """The number of the next job."""
+        self._next_number += 1
+        return self._next_number - 1
 
     def replace_entry(self, entry: Waiting) -> None:
         """Exchanges the entry of a video that has not begun."""
@@ -81,32 +103,37 @@ class Roster:
         if request_id in self.parked:
             self.waiting.append(self.parked.pop(request_id))
 
-    def clear(self) -> None:
-        """Forgets what has not begun, and what happened since the last step."""
-        self.waiting.clear()
-        self.parked.clear()
-        self.late.clear()
+    # ------------------------------------------------------------------ going
 
     def forget_entry(self, request_id: str) -> None:
-        """Removes a video that has not begun."""
-        for job in self.jobs.values():
-            job.changes = [change for change in job.changes if not _makes(change, request_id)]
+        """Removes a video that has not begun, or a fork that its source has not made yet."""
+        for holder in self.holders():
+            holder.changes[:] = [change for change in holder.changes if not _makes(change, request_id)]
+        gone = [entry for entry in (*self.waiting, *self.parked.values()) if entry.request.id == request_id]
         self.parked.pop(request_id, None)
         self.waiting = deque(entry for entry in self.waiting if entry.request.id != request_id)
+        self._ids.discard(request_id)
+        for entry in gone:
+            self._end_forks(entry)
 
     def forget_job(self, job: Job) -> None:
         """Removes a job. The forks that it has not made yet fail."""
         del self.jobs[job.request.id]
-        for fork in pending_forks(job):
-            error = StateError(f"video {job.request.id!r}, which it continues, ended before its next chunk boundary")
-            self.late.append(self.failure(fork.id, error))
+        self._ids.discard(job.request.id)
+        self._end_forks(job)
+
+    def clear(self) -> None:
+        """Forgets what has not begun, and what happened since the last step."""
+        for collection in (self.waiting, self.parked, self.late, self._ids):
+            collection.clear()
 
     def failure(self, request_id: str, error: Exception) -> RequestFailure:
-        """Logs and counts a failure."""
+        """A video that has ended without its frames, or could not begin: it is logged, counted and forgotten."""
         logger.debug("where video %s failed", request_id, exc_info=error)
         error = presentable(error)
         logger.error("video %s failed: %s", request_id, error)
         self.num_failed += 1
+        self._ids.discard(request_id)
         return RequestFailure(request_id, error)
 
     def take_late(self) -> list[EngineOutput]:
@@ -114,15 +141,16 @@ class Roster:
         late, self.late = self.late, []
         return late
 
-    def _waiting_ids(self) -> Iterator[str]:
-        yield from (entry.request.id for entry in self.waiting)
-        yield from (fork.id for job in self.jobs.values() for fork in pending_forks(job))
+    def _end_forks(self, source: Job | Waiting) -> None:
+        for fork in pending_forks(source):
+            error = StateError(f"video {source.request.id!r}, which it continues, ended before its next chunk boundary")
+            self.late.append(self.failure(fork.id, error))
 
 
-def pending_forks(job: Job) -> list[Continuation]:
-    """Those that wait for the job's next chunk boundary."""
-    return [change for change in job.changes if isinstance(change, Continuation)]
+def pending_forks(holder: Job | Waiting) -> list[Continuation]:
+    """Those that wait for the next chunk boundary of a video."""
+    return [change for change in holder.changes if isinstance(change, Continuation)]
 
 
-def _makes(change: Any, request_id: str) -> bool:
+def _makes(change: Change, request_id: str) -> bool:
     return isinstance(change, Continuation) and change.id == request_id

@@ -88,7 +88,6 @@ class Rounds:
     def _advance(
         self, job: Job, predictions: Sequence[Tensor], stored: Sequence[tuple[int, Tensor]]
     ) -> list[EngineOutput]:
-        job.last_step = self.counters.num_steps
         model, cache = self.planner.model, self.planner.cache
         outputs: list[EngineOutput] = []
         try:

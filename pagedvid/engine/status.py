@@ -11,11 +11,11 @@ from pagedvid.paged_kv_cache import PagedKVCache
 
 def statuses(roster: Roster, cache: PagedKVCache, now: float) -> tuple[VideoStatus, ...]:
     """All videos: those that have begun, then those that wait, among them forks that their source has not made yet."""
-    jobs = roster.jobs.values()
+    forks = [fork.request_after(source.request) for source in roster.holders() for fork in pending_forks(source)]
     return (
-        *(_of_job(job, cache, now) for job in jobs),
+        *(_of_job(job, cache, now) for job in roster.jobs.values()),
         *(_of_waiting(entry.request, WAITING) for entry in roster.waiting),
-        *(_of_waiting(fork.request_after(job.request), WAITING) for job in jobs for fork in pending_forks(job)),
+        *(_of_waiting(request, WAITING) for request in forks),
         *(_of_waiting(entry.request, PAUSED) for entry in roster.parked.values()),
     )
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from pagedvid.cache.stream_codecs import StreamCodecs
+from pagedvid.engine.requests import Continuation
 from pagedvid.errors import CapacityError, ConfigError
 from tests.engine.latent_bytes import video_of
 from tests.engine.toy_model import ToyModel, assert_all_pages_free, toy_engine
@@ -71,3 +72,38 @@ def test_a_snapshot_that_never_fits_is_refused():
     steps(engine, 20)
     with pytest.raises(CapacityError, match="at its peak"):
         toy_engine(window=(1, 2), num_pages=20).restore(engine.checkpoint("a"))
+
+
+@pytest.mark.parametrize("after", [1, 4, 6])
+@pytest.mark.parametrize("recache", [False, True])
+def test_changes_of_a_video_that_was_taken_up_and_has_not_begun_wait_for_its_boundary(after, recache):
+    videos = []
+    for is_moved in (False, True):
+        engine = toy_engine(reproducible=True)
+        engine.submit(request("a"))
+        outputs = steps(engine, after)
+        if is_moved:
+            snapshot = engine.checkpoint("a")
+            engine = toy_engine(reproducible=True)
+            engine.restore(snapshot)
+        engine.fork("a", [Continuation("b", "3", seed=5)])
+        engine.prompt("a", "2", recache=recache)
+        engine.fork("a", [Continuation("c")])
+        assert [video.id for video in engine.videos()].count("b") == 1
+        outputs += rest(engine)
+        videos.append([video_of(outputs, name) for name in "abc"])
+    for undisturbed, moved in zip(*videos, strict=True):
+        np.testing.assert_array_equal(undisturbed, moved)
+
+
+def test_a_cancelled_video_that_has_not_begun_takes_its_forks_with_it():
+    engine = toy_engine(reproducible=True)
+    engine.submit(request("a"))
+    steps(engine, 1)
+    snapshot = engine.checkpoint("a")
+    engine.cancel("a")
+    engine.restore(snapshot)
+    engine.fork("a", [Continuation("b")])
+    engine.cancel("a")
+    (failure,) = rest(engine)
+    assert failure.request_id == "b" and engine.videos() == ()

@@ -100,6 +100,28 @@ def test_a_swapped_video_can_be_cancelled_snapshotted_forked_and_extended():
     assert_all_pages_free(engine)
 
 
+def test_a_prompt_with_recache_for_a_swapped_video_counts_from_the_chunk_that_it_returns_with():
+    videos = []
+    for is_swapped in (False, True):
+        engine = crowded("1MiB", videos_that_fit=2)
+        engine.submit(request("a", 6))
+        outputs = steps(engine, 9)
+        engine.pause("a")
+        rest(engine)
+        if is_swapped:
+            engine.submit(request("b", 6))
+            engine.submit(request("c", 6))
+            steps(engine, 1)
+            assert next(video for video in engine.videos() if video.id == "a").host_bytes
+            engine.prompt("a", "2", recache=True)
+            rest(engine)
+        else:
+            engine.prompt("a", "2", recache=True)
+        engine.resume("a")
+        videos.append(video_of(outputs + rest(engine), "a"))
+    np.testing.assert_array_equal(*videos)
+
+
 class Clock:
     def __init__(self) -> None:
         self.now = 0.0

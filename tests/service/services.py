@@ -11,6 +11,7 @@ import numpy as np
 
 from pagedvid.output.fragments import fragment, init_segment
 from pagedvid.service.records import NewSession, SessionEvent, SessionLimits, SessionRecord, VideoFormat
+from pagedvid.service.recovery import CheckpointFiles
 from pagedvid.service.sessions import Sessions
 from pagedvid.service.worker import Worker
 from tests.service.disk_files import DiskFiles
@@ -21,24 +22,30 @@ VIDEO = VideoFormat(frames_per_second=16.0, frames_per_chunk=FRAMES_PER_CHUNK)
 LIMITS = SessionLimits(max_queued=50, max_live=5, checkpoint_chunks=2, verb_seconds=20)
 
 
-class GatedEngine(FakeEngine):
-    """Takes steps while it may: all of them, or so many. Verbs come between."""
+class Gated:
+    """An engine that takes steps while it may: all of them, or so many. Verbs come between."""
 
-    def __init__(self, service: Service) -> None:
-        super().__init__(service.fault)
-        self._service = service
+    service: Service
+    num_gated_steps = 0
 
     @property
     def has_work(self) -> bool:
-        return self._service.steps_left > 0 and super().has_work
+        return self.service.steps_left > 0 and super().has_work
 
     def step(self):
-        self._service.steps_left -= 1
+        self.service.steps_left -= 1
+        self.num_gated_steps += 1
         return super().step()
+
+
+class GatedEngine(Gated, FakeEngine):
+    pass
 
 
 class Service:
     """Sessions in a folder; another one may follow in the same folder."""
+
+    checkpoint_files: CheckpointFiles = DiskFiles()
 
     def __init__(
         self, folder: Path, limits: SessionLimits = LIMITS, fault=None, settings: str = "", steps=float("inf")
@@ -48,20 +55,23 @@ class Service:
         self.steps_left = steps
         self.fault = fault or (lambda engine: None)
         self.events: list[SessionEvent] = []
-        self.engines: list[GatedEngine] = []
+        self.engines: list[Gated] = []
         self.sessions = Sessions(folder, self._build_worker, VIDEO, limits, settings=settings)
         self.sessions.subscribe(None, self.events.append)
         self.sessions.start()
 
     def _build_worker(self, tell) -> Worker:
-        self._worker = Worker(
-            self._build_engine, tell, checkpoints=lambda engine: DiskFiles(), build_delays_seconds=(0.0,)
-        )
+        files = self.checkpoint_files
+        self._worker = Worker(self._build_engine, tell, checkpoints=lambda engine: files, build_delays_seconds=(0.0,))
         return self._worker
 
-    def _build_engine(self) -> GatedEngine:
-        self.engines.append(GatedEngine(self))
+    def _build_engine(self) -> Gated:
+        self.engines.append(self.make_engine())
+        self.engines[-1].service = self
         return self.engines[-1]
+
+    def make_engine(self) -> Gated:
+        return GatedEngine(self.fault)
 
     def let(self, steps: float = float("inf")) -> None:
         """Lets the engine take so many more steps."""
@@ -78,7 +88,7 @@ class Service:
             assert done.wait(20)
 
     def wait_for_steps(self, number: int) -> None:
-        wait_until(lambda: self.engines[-1].num_steps == number)
+        wait_until(lambda: self.engines[-1].num_gated_steps == number)
 
     def close(self) -> None:
         self.sessions.close(20)

@@ -68,7 +68,8 @@ class Promises:
 
     def _read(self, line: dict) -> None:
         id, source = line["id"], line.get("source")
-        if line["verb"] not in ("create", "fork") and id not in self.sessions or source and source not in self.courses:
+        is_new = line["verb"] in ("create", "fork")
+        if (source if is_new else id) not in {None, *self.courses}:
             return  # of a session that a crash kept from being promised
         if line["verb"] == "delete":
             self.deleted.add(id)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+from anyio import to_thread
 from fastapi import FastAPI
 from starlette.concurrency import run_in_threadpool
 from starlette.middleware.cors import CORSMiddleware
@@ -31,6 +32,9 @@ ABOUT = """Videos by OpenAI's video API, and sessions that are steered and watch
 Errors are OpenAI's: `{"error": {"message", "type", "param", "code"}}`. The WebSocket `/v1/sessions/{id}/live` is
 described in docs/serve.md."""
 
+MAX_THREADS = 256
+"""Calls at once that wait, such as a fork for its source's next chunk; nobody else is to wait for them."""
+
 
 def create_app(sessions_: SessionsLike, settings: ServeSettings) -> FastAPI:
     """The app of a service. The sessions are started and closed by the caller.
@@ -43,6 +47,7 @@ def create_app(sessions_: SessionsLike, settings: ServeSettings) -> FastAPI:
 
     @asynccontextmanager
     async def observing(app: FastAPI) -> AsyncIterator[None]:
+        to_thread.current_default_thread_limiter().total_tokens = MAX_THREADS
         unsubscribe = await run_in_threadpool(sessions_.subscribe, None, metrics.observer)
         try:
             yield

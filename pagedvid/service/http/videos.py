@@ -8,7 +8,7 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import FileResponse
 from starlette.concurrency import run_in_threadpool
 
-from pagedvid.service.errors import Conflict
+from pagedvid.service.errors import Conflict, NotFound
 from pagedvid.service.http.create_body import documented_body, read_create_video
 from pagedvid.service.http.pictures import sprite_sheet, thumbnail
 from pagedvid.service.http.state import ERRORS, After, Limit, Order, Service, TheService, VideoId
@@ -72,7 +72,11 @@ def get_content(
     """The finished video as mp4, or pictures of it as JPEG, as soon as there are frames to see."""
     if variant == "video":
         path = service.sessions.whole_file(video_id)
-        return FileResponse(path, media_type="video/mp4", filename=f"{video_id}.mp4")
+        try:
+            facts = path.stat()
+        except FileNotFoundError:
+            raise NotFound(f"{video_id} was deleted just now") from None
+        return FileResponse(path, media_type="video/mp4", filename=f"{video_id}.mp4", stat_result=facts)
     if not service.sessions.recording(video_id).chunks:
         raise Conflict(f"{video_id} has no frames yet; ask again when it has")
     draw = thumbnail if variant == "thumbnail" else sprite_sheet

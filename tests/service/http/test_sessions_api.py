@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from threading import Event, Thread
+
+import httpx
 import pytest
 
 from pagedvid.service.stats import REBUILDING
+from tests.service.http.conftest import eventually, served
+from tests.service.http.fake_sessions import NewSession
 from tests.service.http.test_videos import error_of
 
 PROMPT = {"prompt": "a red circle"}
@@ -123,6 +128,30 @@ def test_ids_that_nobody_has(client, path):
     for response in (client.get(f"/v1/sessions/{path}"), client.post(f"/v1/sessions/{path}/pause")):
         assert response.status_code in (404, 405), response.text
         error_of(response)
+
+
+def test_calls_that_wait_do_not_hold_up_others(sessions, monkeypatch):
+    may_go = Event()
+    begun = []
+
+    def fork(id, forks):
+        begun.append(id)
+        may_go.wait(20)
+        return []
+
+    monkeypatch.setattr(sessions, "fork", fork)
+    id = sessions.create(NewSession("a red circle", 8)).id
+    body = {"continuations": [{}]}
+    with served(sessions) as (host, port), httpx.Client(base_url=f"http://{host}:{port}", timeout=20) as client:
+        url = f"http://{host}:{port}/v1/sessions/{id}/fork"
+        waiting = [Thread(target=httpx.post, args=[url], kwargs={"json": body, "timeout": 30}) for _ in range(60)]
+        for thread in waiting:
+            thread.start()
+        eventually(lambda: len(begun) == 60, 20)
+        assert client.get(f"/v1/sessions/{id}").status_code == 200
+        may_go.set()
+        for thread in waiting:
+            thread.join()
 
 
 def test_unknown_paths_and_methods(client):
