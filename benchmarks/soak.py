@@ -18,6 +18,7 @@ The exit code is 1 if anything was found.
 from __future__ import annotations
 
 import argparse
+import logging
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -58,6 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs the parts, prints what they found, writes the JSON file; the exit code."""
     arguments = parse(argv)
     use_threads(arguments.threads)
+    logging.getLogger("pagedvid").setLevel(logging.CRITICAL)  # what breaks on purpose is no news
     results: dict[str, Any] = {}
     for part in arguments.parts:
         with tempfile.TemporaryDirectory() as folder:
