@@ -47,8 +47,9 @@ def run_soak(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
 def run_kills(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """What the kills left."""
     report = kill_repeatedly(arguments.kills, arguments.seed, folder)
-    with_checkpoint = sum(report.num_checkpoints_at_kills)
-    print(f"kills: {arguments.kills}, {len(report.accepted)} videos accepted, {with_checkpoint} checkpoints at kills")
+    unfinished, with_checkpoint = sum(report.num_unfinished_at_kills), sum(report.num_checkpoints_at_kills)
+    print(f"kills: {arguments.kills}, {len(report.accepted)} videos accepted")
+    print(f"  {unfinished} were unfinished at kills, {with_checkpoint} of them with a checkpoint")
     return asdict(report)
 
 
