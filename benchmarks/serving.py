@@ -5,19 +5,22 @@ has one thread. Clients come in an open loop, at times drawn from a Poisson proc
 asks for a live session, watches it over its WebSocket for --stay seconds, whatever it sees, and leaves; its video is as
 long as that. Everything is measured at the client.
 
-play ratio  share of a viewer's time in which it saw the video going on: not waiting for the first chunk, nor standing
-            still for a later one (engine/playout.py). Called Continuous Play Ratio elsewhere; mean, and the 10th
-            percentile over the viewers
-first       seconds from coming to the first chunk; for a viewer who left without one, how long it stayed
-gap         seconds from one chunk to the next
+ratio     play ratio: share of a viewer's time in which it saw the video going on, that is, neither waited for the first
+          chunk nor stood still for a later one (engine/playout.py); elsewhere Continuous Play Ratio. Mean over the
+          viewers, and p10, which nine of ten exceed
+first     seconds from coming to the first chunk, or to leaving without one: median and p99
+gap       seconds from one chunk to the next: median and p99
+made      frames per second that were made meanwhile, for everybody
 
-capacity  frames per second that reach --crowd viewers who play faster than the service works. What comes later is a
-          multiple of it: at an overload of 1.5, the viewers who are there at the same time want 1.5 times as many.
-policies  every policy gets the same viewers at the same times, and admits them all (`engine.live_admission=all`), so
-          that it alone decides who is served. "live": viewers only. "mixed": half of what is wanted is for videos that
-          nobody watches. Counted are the viewers who come between the first --stay seconds and the last.
-memory    the same --memory for the codecs: how many sessions have pages at once (seen in /v1/pool every half second),
-          and what the viewers get, who want as much as the service has just been seen to make.
+First the capacity is measured: frames per second that reach --crowd viewers who play faster than the service works.
+What comes later is a multiple of it. Two parts:
+
+policies  at an overload of 1.5, those who are there at the same time want 1.5 times what can be made. Every policy gets
+          the same viewers at the same times and admits them all (`engine.live_admission=all`), so that it alone decides
+          who is served. "live": viewers only. "mixed": half of what is wanted is for videos that nobody watches.
+          Counted are the viewers who come between the first --stay seconds and the last.
+memory    every codec gets the same --memory: how many sessions have pages at once (in /v1/pool, every half second), and
+          what viewers get who want just as much as can be made.
 
     python benchmarks/serving.py
     python benchmarks/serving.py --parts policies --policies fcfs deadline --counted 60
@@ -49,7 +52,9 @@ FASTEST = 100.0
 """Frames per second that the service does not make for one viewer."""
 WARM_UP_SECONDS = 3.0
 JOB_FRAMES = 48
-HEADERS = {"workload": "wanted for", "policy": "policy", "codec": "codec", "resident": "resident"}
+LONG_FRAMES = 96
+"""12 chunks: more than a window holds, so that a video needs as many pages as any."""
+HEADERS = {"workload": "load", "policy": "policy", "codec": "codec", "resident": "resident"}
 
 
 class Program:
@@ -63,7 +68,8 @@ class Program:
         """Frames per second that reach viewers who want more than there is."""
         given = self._given
         seconds = WARM_UP_SECONDS + given.capacity_seconds
-        wishes = viewers_at([0.0] * given.crowd, FASTEST, seconds, seconds, given.seed)
+        num_frames = round(seconds * FASTEST)
+        wishes = viewers_at([0.0] * given.crowd, num_frames, FASTEST, seconds, seconds, given.seed)
         visits = self._serve({}, Load(seconds, wishes)).visits
         num_frames = sum(
             visit.num_frames / len(visit.chunk_seconds) * sum(at > WARM_UP_SECONDS for at in visit.chunk_seconds)
@@ -85,7 +91,7 @@ class Program:
                     {
                         "workload": workload,
                         "policy": policy,
-                        "jobs_frames_per_second": outcome.frames_of_jobs / load.seconds,
+                        **_made(outcome, load),
                         **figures(counted),
                     }
                 )
@@ -97,14 +103,14 @@ class Program:
         speed = capacity / given.viewers
         times = poisson_times(given.viewers / given.gather, 10 * given.gather, given.seed)[: given.viewers]
         end = times[-1] + given.long_stay
-        load = Load(end, viewers_at(times, speed, given.long_stay, end, given.seed))
+        load = Load(end, viewers_at(times, LONG_FRAMES, speed, given.long_stay, end, given.seed))
         rows = []
         for codec in CODECS:
             note(f"{codec} in {given.memory}: {len(load.wishes)} viewers at {speed:.2f} frames/s")
             settings = {"cache.memory": given.memory, "cache.codec": codec, "engine.policy": "deadline"}
             outcome = self._serve(settings, load)
             resident = {"resident": max(outcome.num_resident), "resident_p50": median(outcome.num_resident)}
-            rows.append({"codec": codec, "viewer_frames_per_second": speed, **resident, **figures(outcome.visits)})
+            rows.append({"codec": codec, "speed": speed, **resident, **_made(outcome, load), **figures(outcome.visits)})
         return rows
 
     def _overload(self, capacity: float, share_of_jobs: float) -> Load:
@@ -112,13 +118,13 @@ class Program:
         given = self._given
         seconds = 2 * given.stay + given.counted
         wanted = given.overload * capacity
-        per_viewer, per_job = given.speed * given.stay, JOB_FRAMES
+        per_viewer = round(given.speed * given.stay)
         times = poisson_times((1 - share_of_jobs) * wanted / per_viewer, seconds, given.seed)
-        jobs = poisson_times(share_of_jobs * wanted / per_job, seconds, given.seed + 1) if share_of_jobs else []
+        jobs = poisson_times(share_of_jobs * wanted / JOB_FRAMES, seconds, given.seed + 1) if share_of_jobs else []
         return Load(
             seconds,
-            viewers_at(times, given.speed, given.stay, seconds, given.seed),
-            jobs_at(jobs, per_job, given.seed + 1),
+            viewers_at(times, per_viewer, given.speed, given.stay, seconds, given.seed),
+            jobs_at(jobs, JOB_FRAMES, given.seed + 1),
         )
 
     def _is_counted(self, at_seconds: float) -> bool:
@@ -131,6 +137,15 @@ class Program:
         data = self._folder / str(self._num_servers)
         with Server(data, {**always, **settings}, self._given.threads) as server:
             return bring(server, load)
+
+
+def _made(outcome: Outcome, load: Load) -> dict[str, float]:
+    """Frames per second that reached viewers, and that were made for nobody."""
+    for_viewers, for_nobody = sum(visit.num_frames for visit in outcome.visits), outcome.frames_of_jobs
+    return {
+        "frames_per_second": (for_viewers + for_nobody) / load.seconds,
+        "jobs_frames_per_second": for_nobody / load.seconds,
+    }
 
 
 def measure(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -167,8 +182,8 @@ def show(arguments: argparse.Namespace, results: Mapping[str, Any]) -> None:
 
 
 def _print_rows(names: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> None:
-    table = [(*(str(row[name]) for name in names), *cells(dict(row))) for row in rows]
-    print(format_table((*(HEADERS[name] for name in names), *VISIT_HEADERS), table) + "\n")
+    table = [(*(str(row[name]) for name in names), *cells(row), f"{row['frames_per_second']:.1f}") for row in rows]
+    print(format_table((*(HEADERS[name] for name in names), *VISIT_HEADERS, "made"), table) + "\n")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -195,7 +210,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--memory", default="8MiB", help="of pages, for every codec")
     parser.add_argument("--viewers", type=int, default=36, help="of the part memory")
     parser.add_argument("--gather", type=float, default=5.0, help="seconds in which they come, on average")
-    parser.add_argument("--long-stay", type=float, default=20.0, help="seconds that they stay")
+    parser.add_argument("--long-stay", type=float, default=30.0, help="seconds that they stay")
     return parser.parse_args(argv)
 
 

@@ -18,6 +18,7 @@ The exit code is 1 if anything was found.
 from __future__ import annotations
 
 import argparse
+import logging
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -46,8 +47,9 @@ def run_soak(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
 def run_kills(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """What the kills left."""
     report = kill_repeatedly(arguments.kills, arguments.seed, folder)
-    with_checkpoint = sum(report.num_checkpoints_at_kills)
-    print(f"kills: {arguments.kills}, {len(report.accepted)} videos accepted, {with_checkpoint} checkpoints at kills")
+    unfinished, with_checkpoint = sum(report.num_unfinished_at_kills), sum(report.num_checkpoints_at_kills)
+    print(f"kills: {arguments.kills}, {len(report.accepted)} videos accepted")
+    print(f"  {unfinished} were unfinished at kills, {with_checkpoint} of them with a checkpoint")
     return asdict(report)
 
 
@@ -58,6 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs the parts, prints what they found, writes the JSON file; the exit code."""
     arguments = parse(argv)
     use_threads(arguments.threads)
+    logging.getLogger("pagedvid").setLevel(logging.CRITICAL)  # what breaks on purpose is no news
     results: dict[str, Any] = {}
     for part in arguments.parts:
         with tempfile.TemporaryDirectory() as folder:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -10,7 +10,7 @@ import numpy as np
 
 from serving.viewer import Visit
 
-VISIT_HEADERS = ("play ratio", "p10", "first p50", "p99", "gap p50", "p99", "refused")
+VISIT_HEADERS = ("ratio", "p10", "first", "p99", "gap", "p99", "refused")
 
 
 def figures(visits: Sequence[Visit]) -> dict[str, Any]:
@@ -32,7 +32,7 @@ def figures(visits: Sequence[Visit]) -> dict[str, Any]:
     }
 
 
-def cells(found: dict[str, Any]) -> tuple[str, ...]:
+def cells(found: Mapping[str, Any]) -> tuple[str, ...]:
     """The cells under `VISIT_HEADERS`."""
     ratio, first, gap = found["play_ratio"], found["first_chunk_seconds"], found["gap_seconds"]
     numbers = (ratio["mean"], ratio["p10"], first["p50"], first["p99"], gap["p50"], gap["p99"])

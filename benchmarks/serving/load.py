@@ -63,21 +63,19 @@ def poisson_times(per_second: float, seconds: float, seed: int) -> list[float]:
 
 
 def viewers_at(
-    times: Sequence[float], frames_per_second: float, stay_seconds: float, end_seconds: float, seed: int
+    times: Sequence[float],
+    num_frames: int,
+    frames_per_second: float,
+    stay_seconds: float,
+    end_seconds: float,
+    seed: int,
 ) -> list[Wish]:
     """A viewer for each time, who asks for a scene of the demo model's world. All have left at `end_seconds`."""
-    num_frames = max(1, round(stay_seconds * frames_per_second))
-    return [
-        Wish(
-            at,
-            task.request.prompt,
-            task.request.seed,
-            num_frames,
-            frames_per_second,
-            min(stay_seconds, end_seconds - at),
-        )
-        for at, task in zip(times, draw_tasks(len(times), seed), strict=True)
-    ]
+    wishes = []
+    for at, task in zip(times, draw_tasks(len(times), seed), strict=True):
+        stay = min(stay_seconds, end_seconds - at)
+        wishes.append(Wish(at, task.request.prompt, task.request.seed, num_frames, frames_per_second, stay))
+    return wishes
 
 
 def jobs_at(times: Sequence[float], num_frames: int, seed: int) -> list[Job]:

@@ -25,7 +25,7 @@ def test_arrivals_are_a_poisson_process():
 
 
 def test_viewers_leave_when_the_load_ends():
-    first, last = viewers_at([1.0, 7.0], frames_per_second=4.0, stay_seconds=5.0, end_seconds=10.0, seed=0)
+    first, last = viewers_at([1.0, 7.0], 20, 4.0, stay_seconds=5.0, end_seconds=10.0, seed=0)
     assert (first.stay_seconds, last.stay_seconds) == (5.0, 3.0)
     assert first.num_frames == last.num_frames == 20
 

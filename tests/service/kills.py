@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import io
 import random
+import sqlite3
 import threading
 import time
 from collections import Counter
 from collections.abc import Mapping
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -58,8 +60,9 @@ class Report:
     accepted: dict[str, Kind] = field(default_factory=dict)
     """By id."""
     num_unfinished_at_kills: list[int] = field(default_factory=list)
+    """Videos that were accepted and not complete when the process was killed."""
     num_checkpoints_at_kills: list[int] = field(default_factory=list)
-    """Sessions that had a checkpoint when the process was killed."""
+    """Those that had a checkpoint then."""
     findings: list[str] = field(default_factory=list)
 
 
@@ -135,9 +138,12 @@ def _ask(client: httpx.Client, kind: Kind) -> httpx.Response:
 
 def _note(server: Server, report: Report) -> None:
     """What the killed process left in its folder."""
-    folders = list((server.data / "sessions").iterdir())
-    report.num_checkpoints_at_kills.append(sum(any(folder.glob("checkpoint-*.safetensors")) for folder in folders))
-    report.num_unfinished_at_kills.append(len(folders))
+    with closing(sqlite3.connect(server.data / "pagedvid.sqlite")) as database:
+        unfinished = "SELECT id FROM sessions WHERE is_accepted AND state IN ('queued', 'in_progress')"
+        ids = {id for (id,) in database.execute(unfinished)}
+        with_checkpoint = {id for (id,) in database.execute("SELECT session_id FROM checkpoints")}
+    report.num_unfinished_at_kills.append(len(ids))
+    report.num_checkpoints_at_kills.append(len(ids & with_checkpoint))
 
 
 def _check(server: Server, report: Report, expected: Mapping[Kind, np.ndarray]) -> None:

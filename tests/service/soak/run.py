@@ -57,7 +57,7 @@ def soak(seconds: float, seed: int, folder: Path) -> Report:
     service.start()
     shared = Shared(service, seconds)
     onlookers = [
-        Onlooker(shared, entries, random.Random(f"{seed} onlooker")),
+        *(Onlooker(shared, entries, random.Random(f"{seed} onlooker {number}")) for number in range(2)),
         Meddler(shared, entries, random.Random(f"{seed} meddler")),
     ]
     users = [User(shared, random.Random(f"{seed} user {number}")) for number in range(NUM_USERS)]
