@@ -35,10 +35,18 @@ def choose_wait_policy() -> None:
 
     Without effect once PyTorch is loaded, and where the system does not say what its cores do: OpenMP then spins.
     """
-    if "torch" in sys.modules or any(value_of(name) is not None for name in CHOSEN_BY_USER):
-        return
-    if cores_used_by_others(LOOK_SECONDS) >= BUSY_CORES:
+    if _can_choose() and cores_used_by_others(LOOK_SECONDS) >= BUSY_CORES:
         set_value("OMP_WAIT_POLICY", "PASSIVE")
+
+
+def let_threads_sleep() -> None:
+    """The same whatever the cores do now: for a program whose own other threads want them at any moment."""
+    if _can_choose():
+        set_value("OMP_WAIT_POLICY", "PASSIVE")
+
+
+def _can_choose() -> bool:
+    return "torch" not in sys.modules and all(value_of(name) is None for name in CHOSEN_BY_USER)
 
 
 def cores_used_by_others(seconds: float) -> float:

@@ -8,6 +8,7 @@ from socket import socket
 from typing import TYPE_CHECKING, Any
 
 from pagedvid.cli import variables
+from pagedvid.cli.cores import let_threads_sleep
 from pagedvid.cli.generate import resolved
 from pagedvid.cli.options import add_config_options, by_rule, path_flag, resolve_options
 from pagedvid.cli.service_parts import logs_as_json, make_sessions, served_model
@@ -62,6 +63,7 @@ def run(args: argparse.Namespace) -> int:
     _check_exposure(args, key)
     from pagedvid.service.http.server import listen
 
+    let_threads_sleep()
     spec = resolved(config)
     settings = ServeSettings(served_model(spec), config.serve, key, is_loopback(args.host))
     with listen(args.host, args.port) as listener, logs_as_json():

@@ -39,6 +39,8 @@ def served_model(spec: RunSpec) -> ServedModel:
 
 def make_sessions(spec: RunSpec, folder: Path) -> Sessions:
     """The sessions under a folder, with a worker that loads the model when it is started."""
+    import torch
+
     from pagedvid.models.build import build_engine
     from pagedvid.models.origin import origin_of
     from pagedvid.service.checkpoint_files import OriginFiles
@@ -48,8 +50,13 @@ def make_sessions(spec: RunSpec, folder: Path) -> Sessions:
     def checkpoints(engine: Engine) -> OriginFiles:
         return OriginFiles(origin_of(spec, engine.model))
 
+    def build() -> Engine:
+        if spec.config.generate.threads != "auto":
+            torch.set_num_threads(int(spec.config.generate.threads))  # of the thread that calls it, the worker's
+        return build_engine(spec)
+
     def build_worker(on_event: Callable[[Event], None]) -> Worker:
-        return Worker(lambda: build_engine(spec), on_event, checkpoints=checkpoints)
+        return Worker(build, on_event, checkpoints=checkpoints)
 
     frames = _frames(spec)
     video = VideoFormat(

@@ -44,6 +44,15 @@ def test_what_the_user_has_set_stays(name: str) -> None:
     assert chosen(1.9, **{name: value}) == f"{'ACTIVE' if name == 'OMP_WAIT_POLICY' else None} True"
 
 
+def test_threads_of_a_service_sleep_on_idle_cores_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its other threads want them at any moment."""
+    monkeypatch.delitem(sys.modules, "torch")
+    for before, after in (({}, "PASSIVE"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "ACTIVE")):
+        monkeypatch.setattr(os, "environ", dict(before))
+        cores.let_threads_sleep()
+        assert os.environ["OMP_WAIT_POLICY"] == after
+
+
 def test_nothing_is_set_once_pytorch_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cores, "cores_used_by_others", lambda seconds: pytest.fail("nobody asks any more"))
     cores.choose_wait_policy()
