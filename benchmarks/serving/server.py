@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import signal
 import subprocess
@@ -19,18 +18,17 @@ START_SECONDS, STOP_SECONDS = 120.0, 60.0
 class Server:
     """Starts as a `with` block begins and is killed when it ends, unless it was stopped before."""
 
-    def __init__(self, data: Path, settings: Mapping[str, object], num_threads: int = 1) -> None:
+    def __init__(self, data: Path, settings: Mapping[str, object], num_threads: int | None = None) -> None:
         """`data`: the folder of its videos; what it prints goes to a file beside it, starts one after another.
 
-        `settings`: by "section.key". `num_threads`: of the model.
+        `settings`: by "section.key". `num_threads`: of the model; None: PyTorch's choice.
         """
         self.data = data
         self.log = data.with_name(f"{data.name}.log")
         words = ["serve", "--data", str(data), "--port", "0"]
-        for name, value in {"generate.threads": num_threads, **settings}.items():
+        for name, value in {"generate.threads": num_threads or "auto", **settings}.items():
             words += ["--set", f"{name}={value}"]
         self._command = [sys.executable, "-m", "pagedvid", *words]
-        self._environment = {**os.environ, "OMP_NUM_THREADS": str(num_threads)}
         self._process: subprocess.Popen[bytes] | None = None
         self.address = ""
 
@@ -50,7 +48,7 @@ class Server:
         """Starts it and waits until it is ready. Raises RuntimeError with what it printed if it is not."""
         with self.log.open("ab") as log:
             start = log.tell()
-            self._process = subprocess.Popen(self._command, stdout=log, stderr=log, env=self._environment)
+            self._process = subprocess.Popen(self._command, stdout=log, stderr=log)
         deadline = time.monotonic() + START_SECONDS
         while not (found := ADDRESS.search(printed := self._printed(start))):
             if self._process.poll() is not None or time.monotonic() > deadline:

@@ -70,7 +70,7 @@ def kill_repeatedly(num_kills: int, seed: int, folder: Path) -> Report:
     """Does all that, in a folder of its own."""
     expected = undisturbed(folder / "quiet")
     report, randomness = Report(num_kills), random.Random(seed)
-    server = Server(folder / "killed", SETTINGS)
+    server = Server(folder / "killed", SETTINGS, num_threads=1)
     server.start()
     clients = [Client(server, report, random.Random(f"{seed} client {number}")) for number in range(NUM_CLIENTS)]
     try:
@@ -96,7 +96,7 @@ def kill_repeatedly(num_kills: int, seed: int, folder: Path) -> Report:
 
 def undisturbed(folder: Path) -> dict[Kind, np.ndarray]:
     """The frames of every kind, from a service that nobody kills."""
-    with Server(folder, SETTINGS) as server, httpx.Client(base_url=server.address) as client:
+    with Server(folder, SETTINGS, num_threads=1) as server, httpx.Client(base_url=server.address) as client:
         ids = {kind: _ask(client, kind).json()["id"] for kind in kinds()}
         _wait_until_all_ended(client)
         return {kind: _frames(client, id) for kind, id in ids.items()}
