@@ -61,8 +61,8 @@ def abandon(stream: object) -> None:
 
 
 def leave(code: int) -> NoReturn:
-    """Ends the process with this exit code."""
-    if code == EXIT_INTERRUPTED and any(thread.daemon for thread in threading.enumerate()):
+    """Ends the process with this exit code, whatever its threads are doing."""
+    if any(thread.daemon and thread.name.startswith("pagedvid-") for thread in threading.enumerate()):
         # A worker is in the middle of a step. An orderly end would unwind its thread out of PyTorch's C++ code, which
         # aborts the process.
         for stream in (sys.stdout, sys.stderr):
