@@ -1,6 +1,6 @@
 """`python -m pagedvid` is the same as the `pagedvid` command."""
 
-from pagedvid.cli.main import main
+from pagedvid.cli.main import command
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    command()

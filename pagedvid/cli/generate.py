@@ -19,7 +19,6 @@ from pagedvid.cli.prompts import read_prompts
 from pagedvid.cli.run_result import RunResult, summary_lines
 from pagedvid.cli.terminal import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_SUCCESS
 from pagedvid.cli.threads import ThreadChoice
-from pagedvid.cli.video_run import VideoRun
 from pagedvid.config.sections import Config, frame_settings
 from pagedvid.engine.requests import VideoRequest
 from pagedvid.errors import ConfigError
@@ -81,22 +80,19 @@ def run(args: argparse.Namespace) -> int:
 def _make_videos(
     spec: RunSpec, folder: OutputFolder, requests: Sequence[VideoRequest], view: ProgressView
 ) -> RunResult:
+    from pagedvid.cli.video_run import VideoRun
+
     to_encode = [request.prompt for request in requests if "embeddings" not in request.inputs]
-    threads = ThreadChoice.of(spec.config)
-    engine = create_engine(spec, to_encode)
-    try:
-        return VideoRun(
-            engine,
-            folder,
-            requests,
-            view,
-            frames_per_second=spec.config.generate.frames_per_second or engine.model.frames_per_second,
-            scale=spec.config.generate.scale or spec.model.pixel_scale,
-            versions=_versions(folder.holds_latents),
-            threads=threads,
-        ).run()
-    finally:
-        engine.close()
+    return VideoRun(
+        lambda: create_engine(spec, to_encode),
+        folder,
+        requests,
+        view,
+        frames_per_second=spec.config.generate.frames_per_second,
+        scale=spec.config.generate.scale or spec.model.pixel_scale,
+        versions=_versions(folder.holds_latents),
+        threads=ThreadChoice.of(spec.config),
+    ).run()
 
 
 def resolved(config: Config) -> RunSpec:

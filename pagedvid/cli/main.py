@@ -16,7 +16,7 @@ from typing_extensions import override
 from pagedvid import __version__
 from pagedvid.cli import calibrate, capacity, config_show, decode, env, generate, models, profile, serve
 from pagedvid.cli.messages import error_line
-from pagedvid.cli.terminal import EXIT_BAD_INPUT, EXIT_FAILED, EXIT_INTERRUPTED, abandon, prepare_streams
+from pagedvid.cli.terminal import EXIT_BAD_INPUT, EXIT_FAILED, EXIT_INTERRUPTED, abandon, leave, prepare_streams
 from pagedvid.errors import ConfigError, PagedvidError
 from pagedvid.files.text import check_text
 from pagedvid.shown import named, short
@@ -51,6 +51,11 @@ def build_parser() -> argparse.ArgumentParser:
     config_show.add_parser(subparsers)
     env.add_parser(subparsers)
     return parser
+
+
+def command() -> NoReturn:
+    """The process `pagedvid`."""
+    leave(main())
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -9,10 +9,12 @@ from contextlib import contextmanager
 
 from typing_extensions import override
 
-from pagedvid.errors import PagedvidError
+from pagedvid import errors
 from pagedvid.shown import short
 
 MAX_CHARS = 600
+REPORTED = ("pagedvid.engine", "pagedvid.service")
+"""Loggers whose errors a run reports itself."""
 
 
 def error_line(message: str) -> str:
@@ -20,7 +22,7 @@ def error_line(message: str) -> str:
 
     Characters that a terminal would obey instead of showing them are escaped.
     """
-    words = " ".join(message.split())
+    words = one_line(message)
     return short("".join(char if char.isprintable() else repr(char)[1:-1] for char in words), MAX_CHARS)
 
 
@@ -30,25 +32,35 @@ def reason(error: Exception) -> str:
     Of a file error it is only what the system says, because the line names the file; of an unexpected error it names
     the class too.
     """
-    if isinstance(error, OSError) and error.strerror:
-        return " ".join(error.strerror.split())
-    message = " ".join(str(error).split())
-    if isinstance(error, PagedvidError | OSError) and message:
+    if isinstance(error, OSError):
+        return one_line(error.strerror or str(error)) or type(error).__name__
+    return reason_told(type(error).__name__, str(error))
+
+
+def reason_told(kind: str, message: str) -> str:
+    """The same for an error of which only the name of its class and its message are known."""
+    message = one_line(message)
+    if message and hasattr(errors, kind):
         return message
-    return f"{type(error).__name__}: {message}" if message else type(error).__name__
+    return f"{kind}: {message}" if message else kind
+
+
+def one_line(text: str) -> str:
+    """The words of a text with single spaces between them."""
+    return " ".join(text.split())
 
 
 @contextmanager
 def logs_as_notes(note: Callable[[str], None]) -> Iterator[None]:
     """Passes the package's log records and Python's warnings to `note`, one line each.
 
-    Errors of the engine are left out: each is a video that failed, and the run reports it from the engine's output.
+    Errors of the engine and its worker are left out: the run reports each of them from the worker's events.
     """
 
     class Handler(logging.Handler):
         @override
         def emit(self, record: logging.LogRecord) -> None:
-            if record.levelno >= logging.ERROR and record.name.startswith("pagedvid.engine"):
+            if record.levelno >= logging.ERROR and record.name.startswith(REPORTED):
                 return
             note(f"{'warning ' if record.levelno == logging.WARNING else ''}{record.getMessage()}")
 

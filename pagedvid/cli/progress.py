@@ -60,7 +60,7 @@ class LineView:
         """Prints the line."""
         if sys.stderr is not None:  # None when the run was started with `2>&-`
             with if_anyone_sees:
-                print(line, file=sys.stderr, flush=True)
+                print(f"{line}\n", end="", file=sys.stderr, flush=True)  # at once: two threads may say something
 
     def update(self, status: Status) -> None:
         """Prints the status if the last one is at least `LINE_INTERVAL_SECONDS` old."""

@@ -10,11 +10,12 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import threading
 from collections.abc import Callable
 from contextlib import suppress
 from io import BufferedWriter, FileIO, TextIOWrapper
 from types import FrameType, TracebackType
-from typing import Any
+from typing import Any, NoReturn
 
 from typing_extensions import override
 
@@ -57,6 +58,18 @@ def abandon(stream: object) -> None:
     null = os.open(os.devnull, os.O_WRONLY)
     os.dup2(null, stream.fileno())
     os.close(null)
+
+
+def leave(code: int) -> NoReturn:
+    """Ends the process with this exit code, whatever its threads are doing."""
+    if any(thread.daemon and thread.name.startswith("pagedvid-") for thread in threading.enumerate()):
+        # A worker is in the middle of a step. An orderly end would unwind its thread out of PyTorch's C++ code, which
+        # aborts the process.
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(OSError, ValueError):
+                stream.flush()
+        os._exit(code)
+    raise SystemExit(code)
 
 
 class Interrupt:

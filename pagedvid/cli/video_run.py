@@ -1,172 +1,169 @@
-"""The loop of `pagedvid generate`: engine outputs become video files; a video that fails does not stop the others.
+"""The loop of `pagedvid generate`: events of a worker become video files; a video that fails does not stop the others.
 
-Every error of a video, expected or not, is caught where the loop handles that video. Only an error of the engine itself
-stops the run early; the videos that are finished by then count.
+The worker makes videos on its thread, and builds its engine again when that breaks. This thread writes what comes.
+Every error of a video, expected or not, is caught where the loop handles that video. Only a worker whose engine is gone
+for good stops the run early; the videos that are finished by then count.
 """
 
 from __future__ import annotations
 
-import time
-from collections.abc import Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
 from contextlib import suppress
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from threading import TIMEOUT_MAX
+from time import monotonic
 
-from pagedvid.cli.messages import reason
+from pagedvid.cli.engine_watch import EngineWatch
+from pagedvid.cli.event_queue import EventQueue
+from pagedvid.cli.messages import one_line, reason, reason_told
 from pagedvid.cli.progress import ProgressView, Status
 from pagedvid.cli.run_result import RunResult
 from pagedvid.cli.terminal import Interrupt
 from pagedvid.cli.threads import ThreadChoice
-from pagedvid.engine.requests import ChunkOutput, EngineOutput, VideoRequest
-from pagedvid.errors import CapacityError, ConfigError
+from pagedvid.cli.video_files import VideoFiles
+from pagedvid.engine.engine import Engine
+from pagedvid.engine.requests import VideoRequest
+from pagedvid.errors import CapacityError, WorkerError
 from pagedvid.output.folder import OutputFolder
-from pagedvid.output.latents import LatentWriter
-from pagedvid.output.mp4 import VideoWriter
+from pagedvid.service.events import ChunkEvent, Event, FailureEvent, RebuiltEvent
+from pagedvid.service.stats import DEAD
+from pagedvid.service.worker import Worker
 
-if TYPE_CHECKING:
-    from pagedvid.engine.engine import Engine
+MAX_IN_ENGINE = 256
+"""Videos that the engine knows at once, waiting ones included: each of them costs a little of every step."""
+MAX_UNWRITTEN = 16
+"""Chunks that wait to be written; the worker waits while there are more."""
+LOOK_SECONDS = 0.1
+"""How often the worker is looked after while no event comes."""
+LEAVE_SECONDS = 1.0
+"""What the present step is given when the run is abandoned."""
 
 
 @dataclass
 class VideoRun:
-    """Makes the videos of `requests` with one engine, into one folder."""
+    """Makes the videos of `requests` with one worker, into one folder."""
 
-    engine: Engine
+    build_engine: Callable[[], Engine]
+    """Called on the worker's thread, and again when the engine breaks."""
     folder: OutputFolder
     requests: Sequence[VideoRequest]
     view: ProgressView
-    frames_per_second: float
-    """Playing speed of the videos."""
+    frames_per_second: float | None
+    """Playing speed of the videos; None: the model's own."""
     scale: int
     versions: Mapping[str, str]
     threads: ThreadChoice | None = None
     """None: the number of threads stays as it is."""
-    result: RunResult = field(default_factory=RunResult)
 
     def __post_init__(self) -> None:
-        self._pending = {request.id: request for request in self.requests}
-        self._writers: dict[str, VideoWriter | LatentWriter] = {}
-        self._num_chunks = sum(self._chunks_of(request) for request in self.requests)
-        self._chunks_done = 0
-        self._frames_done = 0
-        self._started = time.monotonic()
+        self._watch = EngineWatch(self.build_engine, self.threads)
+        self._files = VideoFiles(
+            self.folder, self.requests, self.view, self._watch, self.frames_per_second, self.scale, self.versions
+        )
+        self._events = EventQueue(MAX_UNWRITTEN)
+        self._worker = Worker(self._watch.build, self._hear, take_step=self._watch.take_step)
+        self._unsubmitted: deque[VideoRequest] = deque()
+        self._submitted: deque[tuple[str, Future[None]]] = deque()
+        """Not answered yet."""
+        self._num_chunks = 0
 
     def run(self) -> RunResult:
-        """Runs until every video has ended, the user interrupts or the engine fails; unfinished files are removed.
+        """Runs until every video has ended, the user interrupts or no engine works; unfinished files are removed.
 
-        Raises `CapacityError` when the pool is too small for any of the videos.
+        Raises what building the engine raises, and `CapacityError` when the pool is too small for any of the videos.
         """
         try:
+            self._worker.start()
+            self._files.started = monotonic()
+            self._num_chunks = sum(-(-request.num_frames // self._watch.frames_per_chunk) for request in self.requests)
             with Interrupt(self.view.note) as interrupt:
-                self._submit_all()
-                self._show_status()
-                while self.engine.has_work and not interrupt.requested and self._step():
-                    self._show_status()
-                self.result.num_left = len(self._pending)
-                self.result.was_interrupted = interrupt.requested
+                self._make_videos(interrupt)
         finally:
-            for writer in self._writers.values():
-                writer.discard()
-            self.result.seconds = time.monotonic() - self._started
-        return self.result
+            self._files.discard_unfinished()
+            self._events.let_all_in()
+            with suppress(WorkerError):  # the second Ctrl-C does not wait for a long step
+                self._worker.stop(seconds=LEAVE_SECONDS)
+        return self._files.result
 
-    def _submit_all(self) -> None:
-        refusals: dict[str, Exception] = {}
-        for request in self.requests:
-            try:
-                self.engine.submit(request)
-            except Exception as error:
-                refusals[request.id] = error
+    def _make_videos(self, interrupt: Interrupt) -> None:
+        self._end_refused()
+        self._show_status()
+        while self._files.pending and not interrupt.requested and self._worker.stats().state != DEAD:
+            self._submit_some()
+            self._take(self._events.take(LOOK_SECONDS))
+            self._show_status()
+        self._events.let_all_in()
+        self._worker.stop(seconds=TIMEOUT_MAX)  # after its step, the frames of which count
+        while event := self._events.take(0):
+            self._take(event)
+        if (stats := self._worker.stats()).state == DEAD:
+            self.view.note(f"stopped {one_line(stats.reason)}")
+        result = self._files.result
+        result.num_left, result.was_interrupted = len(self._files.pending), interrupt.requested
+        result.pool, result.fullest = self._watch.pool, self._watch.fullest
+        result.seconds = self._files.seconds
+
+    # ------------------------------------------------------------------ into the worker
+
+    def _end_refused(self) -> None:
+        """Ends the videos that cannot be made before any is made; the others are to be submitted."""
+        refusals = self._worker.refusals(self.requests).result()
         if len(refusals) == len(self.requests) and all(isinstance(it, CapacityError) for it in refusals.values()):
             raise next(iter(refusals.values()))
-        for request_id, refusal in refusals.items():
-            self._end_failed(request_id, refusal)
+        for id, refusal in refusals.items():
+            self._end(id, refusal)
+        self._unsubmitted.extend(self._files.pending.values())
 
-    def _step(self) -> bool:
-        """One step of the engine; False when it cannot continue. Failures of single videos are among its outputs."""
-        try:
-            outputs = self.threads.run(self.engine.step) if self.threads else self.engine.step()
-        except Exception as error:
-            self.view.note(f"stopped {reason(error)}")
-            return False
-        for output in outputs:
-            self._take(output)
-        return True
+    def _submit_some(self) -> None:
+        while self._unsubmitted and len(self._files.pending) - len(self._unsubmitted) < MAX_IN_ENGINE:
+            request = self._unsubmitted.popleft()
+            self._submitted.append((request.id, self._worker.submit(request)))
+        while self._submitted and self._submitted[0][1].done():
+            id, answer = self._submitted.popleft()
+            error = answer.exception()
+            if isinstance(error, Exception) and not isinstance(error, WorkerError):
+                self._end(id, error)
 
-    def _take(self, output: EngineOutput) -> None:
-        if output.request_id not in self._pending:
-            return  # its video could not be written and was cancelled earlier in this step
-        if not isinstance(output, ChunkOutput):
-            self._end_failed(output.request_id, output.error)
+    # ------------------------------------------------------------------ out of the worker
+
+    def _hear(self, event: Event) -> None:
+        """On the worker's thread."""
+        if isinstance(event, ChunkEvent | FailureEvent | RebuiltEvent):
+            self._events.put(event)
+
+    def _take(self, event: Event | None) -> None:
+        if isinstance(event, RebuiltEvent):
+            self.view.note(f"rebuilt the engine, which broke: {one_line(event.reason)}")
+        elif isinstance(event, ChunkEvent | FailureEvent) and event.id in self._files.pending:
+            self._take_of_video(event)  # of one that could not be written, more may come
+
+    def _take_of_video(self, event: ChunkEvent | FailureEvent) -> None:
+        if isinstance(event, FailureEvent):
+            self._files.fail(event.id, event.kind, event.message, reason_told(event.kind, event.message))
             return
         try:
-            self._write_chunk(output)
+            self._files.write(event)
         except Exception as error:
-            if not output.is_last:
-                with suppress(ConfigError):  # it may end with a later output of this step
-                    self.engine.cancel(output.request_id)
-            self._end_failed(output.request_id, error)
+            self._worker.cancel(event.id)
+            self._end(event.id, error)
 
-    def _write_chunk(self, output: ChunkOutput) -> None:
-        request = self._pending[output.request_id]
-        writer = self._writers.get(request.id)
-        if writer is None:
-            writer = self.folder.open_video(request, self.frames_per_second, self.scale)
-            self._writers[request.id] = writer
-        writer.add(output.frames)
-        self._chunks_done += 1
-        self._frames_done += len(output.frames)
-        if output.is_last:
-            self._end_done(request, writer, output)
+    def _end(self, id: str, error: Exception) -> None:
+        self._files.fail(id, type(error).__name__, str(error), reason(error))
 
-    def _end_done(self, request: VideoRequest, writer: VideoWriter | LatentWriter, last: ChunkOutput) -> None:
-        stored_bytes, bf16_bytes = last.stored_bytes, last.bf16_bytes
-        self.folder.record_done(request, writer, self._details(stored_bytes, bf16_bytes))
-        del self._pending[request.id], self._writers[request.id]
-        self.result.num_done += 1
-        self.result.num_frames += writer.num_frames
-        self.result.stored_bytes += stored_bytes
-        self.result.bf16_bytes += bf16_bytes
-        self.view.note(f"done    {request.id}  {writer.num_frames} frames")
-
-    def _details(self, stored_bytes: int, bf16_bytes: int) -> dict[str, Any]:
-        return {
-            **({"threads": self.threads.num_threads} if self.threads else {}),
-            "frames_per_second": self.frames_per_second,
-            "seconds_after_start": round(time.monotonic() - self._started, 3),
-            "cache_peak_bytes": stored_bytes,
-            "cache_bf16_bytes": bf16_bytes,
-            "versions": dict(self.versions),
-        }
-
-    def _end_failed(self, request_id: str, error: Exception) -> None:
-        request = self._pending.pop(request_id)
-        if writer := self._writers.pop(request_id, None):
-            writer.discard()
-        self.result.num_failed += 1
-        self.view.note(f"failed  {request_id}  {reason(error)}")
-        try:
-            self.folder.record_failed(request, error)
-        except Exception as manifest_error:
-            self.view.note(f"        the manifest could not be written: {reason(manifest_error)}")
+    # ------------------------------------------------------------------ progress
 
     def _show_status(self) -> None:
-        self.result.pool = stats = self.engine.cache.stats()
-        if stats.num_chunks and (self.result.fullest is None or stats.stored_bytes > self.result.fullest.stored_bytes):
-            self.result.fullest = stats
-        elapsed = time.monotonic() - self._started
+        files, pool = self._files, self._watch.pool
         self.view.update(
             Status(
-                videos_ended=self.result.num_done + self.result.num_failed,
+                videos_ended=files.result.num_done + files.result.num_failed,
                 num_videos=len(self.requests),
-                chunks_done=self._chunks_done,
+                chunks_done=files.chunks_done,
                 num_chunks=self._num_chunks,
-                pages_used=stats.pages_used,
-                num_pages=stats.num_pages,
-                frames_per_second=self._frames_done / elapsed if elapsed > 0 else 0.0,
+                pages_used=pool.pages_used if pool else 0,
+                num_pages=pool.num_pages if pool else 0,
+                frames_per_second=files.frames_done / max(files.seconds, 1e-9),
             )
         )
-
-    def _chunks_of(self, request: VideoRequest) -> int:
-        frames_per_chunk = self.engine.model.geometry.frames_per_chunk
-        return -(-request.num_frames // frames_per_chunk)

@@ -165,11 +165,12 @@ class Engine:
     def submit(self, request: VideoRequest) -> None:
         """Queues a video. Raises PromptError, ConfigError, CapacityError when it would not fit even alone,
         OverloadError for a live one that would make others stall, and ModelError for any other error of the model."""
-        instance_of(VideoRequest, "request", request, "VideoRequest('a', 'a red circle', 48)", ConfigError)
-        self._roster.require_new(request.id)
-        entry = self._planner.entry(request)
-        self._admit_live(entry.plan)
-        self._queue(entry)
+        self._queue(self._entry(request))
+
+    @independent_of_host
+    def check(self, request: VideoRequest) -> None:
+        """Raises what `submit` would raise now; nothing is queued."""
+        self._entry(request)
 
     @independent_of_host
     def restore(self, snapshot: JobSnapshot) -> None:
@@ -299,6 +300,14 @@ class Engine:
     def _admit_live(self, plan: Plan) -> None:
         if self._live_admission == "measured":
             require_sustained(plan, self._roster, self.pace)
+
+    def _entry(self, request: VideoRequest) -> Waiting:
+        """Of a new video. Raises as `submit`."""
+        instance_of(VideoRequest, "request", request, "VideoRequest('a', 'a red circle', 48)", ConfigError)
+        self._roster.require_new(request.id)
+        entry = self._planner.entry(request)
+        self._admit_live(entry.plan)
+        return entry
 
     def _queue(self, entry: Waiting) -> None:
         self._roster.queue(entry)

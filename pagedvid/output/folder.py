@@ -125,9 +125,9 @@ class OutputFolder:
             what = f"{writer.path.name} is complete, but its json or manifest line could not be written"
             raise OSError(error.errno, f"{what}: {error.strerror}; --resume makes it again") from error
 
-    def record_failed(self, request: VideoRequest, error: Exception) -> None:
-        """Writes to the manifest that a video ended with an error. Raises OSError."""
-        self._append(request, "failed", error=f"{type(error).__name__}: {error}")
+    def record_failed(self, request: VideoRequest, kind: str, message: str) -> None:
+        """Writes to the manifest that a video ended with an error of that kind. Raises OSError."""
+        self._append(request, "failed", error=f"{kind}: {message}")
 
     def _append(self, request: VideoRequest, status: str, **fields: Any) -> None:
         entry = ManifestEntry(**_request_fields(request), status=status, settings=self.settings, **fields)

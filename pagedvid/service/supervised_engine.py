@@ -15,7 +15,7 @@ from typing import TypeVar
 
 from pagedvid.engine.engine import Engine
 from pagedvid.engine.failures import described, presentable
-from pagedvid.engine.requests import RequestFailure, VideoStatus
+from pagedvid.engine.requests import EngineOutput, RequestFailure, VideoStatus
 from pagedvid.engine.snapshot import JobSnapshot
 from pagedvid.engine.states import PAUSED, WAITING
 from pagedvid.errors import ConfigError, StateError, WorkerError
@@ -33,6 +33,11 @@ MOST_REBUILDS_IN_A_ROW = 10
 R = TypeVar("R")
 
 
+def plain_step(engine: Engine) -> list[EngineOutput]:
+    """A step, and nothing else."""
+    return engine.step()
+
+
 class SupervisedEngine:
     """One engine after another, for the same videos."""
 
@@ -44,6 +49,7 @@ class SupervisedEngine:
         checkpoints: Callable[[Engine], CheckpointFiles] | None = None,
         snapshot_every_chunks: int | None = None,
         build_delays_seconds: Sequence[float] = BUILD_DELAYS_SECONDS,
+        take_step: Callable[[Engine], list[EngineOutput]] = plain_step,
         wait: Callable[[float], bool] = wait,
     ) -> None:
         """See `Worker`. `wait`: waits so many seconds, and returns True to give up building. Raises what
@@ -51,7 +57,7 @@ class SupervisedEngine:
         self.book = VideoBook(on_event, self._cancel_if_known)
         self._num_rebuilds, self._reason = 0, ""
         self._build_engine, self._delays, self._wait = build_engine, build_delays_seconds, wait
-        self._snapshot_every = snapshot_every_chunks
+        self._snapshot_every, self._step_of = snapshot_every_chunks, take_step
         self._to_rebase: set[str] = set()
         self._engine: Engine | None = build_engine()
         self.checkpoints = None if checkpoints is None else checkpoints(self.engine)
@@ -130,7 +136,7 @@ class SupervisedEngine:
     # ------------------------------------------------------------------ parts of a step
 
     def _take_step(self) -> None:
-        outputs = self.engine.step()
+        outputs = self._step_of(self.engine)
         for output in outputs:
             if isinstance(output, RequestFailure) and is_lost_device(output.error):
                 raise output.error  # no single video is at fault, and none is safe

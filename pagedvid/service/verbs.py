@@ -9,8 +9,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from pagedvid.engine.failures import presentable
 from pagedvid.engine.requests import Continuation, VideoRequest
 from pagedvid.errors import StateError
+from pagedvid.service.rebuilding import breaks_engine
 from pagedvid.service.recovery import (
     Change,
     Checkpoint,
@@ -42,6 +44,22 @@ class Verbs:
             self._book.records[request.id] = record
 
         self._supervised.do(submit)
+
+    def refusals(self, requests: Sequence[VideoRequest]) -> dict[str, Exception]:
+        """See `Worker.refusals`."""
+
+        def check() -> dict[str, Exception]:
+            refused: dict[str, Exception] = {}
+            for request in requests:
+                try:
+                    self._supervised.engine.check(request)
+                except Exception as error:
+                    if breaks_engine(error):
+                        raise
+                    refused[request.id] = presentable(error)
+            return refused
+
+        return self._supervised.do(check)
 
     def cancel(self, id: str) -> None:
         """See `Engine.cancel`."""

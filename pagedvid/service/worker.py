@@ -14,7 +14,7 @@ from threading import Thread, current_thread
 from pagedvid.arguments import whole_number
 from pagedvid.engine.engine import Engine
 from pagedvid.engine.failures import described
-from pagedvid.engine.requests import Continuation, VideoRequest
+from pagedvid.engine.requests import Continuation, EngineOutput, VideoRequest
 from pagedvid.errors import ConfigError, WorkerError
 from pagedvid.service.events import Event
 from pagedvid.service.inbox import Inbox, Order
@@ -22,7 +22,7 @@ from pagedvid.service.last_wish import LastWish, write_all
 from pagedvid.service.rebuilding import BUILD_DELAYS_SECONDS
 from pagedvid.service.recovery import Change, Checkpoint, CheckpointFiles
 from pagedvid.service.stats import DEAD, REBUILDING, STARTING, STOPPED, WORKING, WorkerStats
-from pagedvid.service.supervised_engine import SupervisedEngine
+from pagedvid.service.supervised_engine import SupervisedEngine, plain_step
 from pagedvid.service.verbs import Verbs
 
 logger = logging.getLogger(__name__)
@@ -51,18 +51,19 @@ class Worker:
         checkpoints: Callable[[Engine], CheckpointFiles] | None = None,
         snapshot_every_chunks: int | None = None,
         build_delays_seconds: Sequence[float] = BUILD_DELAYS_SECONDS,
+        take_step: Callable[[Engine], list[EngineOutput]] = plain_step,
     ) -> None:
         """`build_engine`: called on the worker's thread, and again after every break. `checkpoints`: called once with
         the engine; its files are for the verbs `checkpoint` and `restore`. `snapshot_every_chunks`: how often each
         video is copied to host memory, so that little of it has to be made again; None: only when a verb changes its
-        course. `build_delays_seconds`: waited before each attempt to build the engine again. Raises ConfigError for
-        `snapshot_every_chunks` below 1.
+        course. `build_delays_seconds`: waited before each attempt to build the engine again. `take_step`: takes a
+        step of the engine, on the worker's thread. Raises ConfigError for `snapshot_every_chunks` below 1.
         """
         if snapshot_every_chunks is not None:
             whole_number("snapshot_every_chunks", snapshot_every_chunks, 1, error=ConfigError)
         self._build_engine, self._on_event = build_engine, on_event
         self._checkpoints, self._snapshot_every = checkpoints, snapshot_every_chunks
-        self._delays = build_delays_seconds
+        self._delays, self._take_step = build_delays_seconds, take_step
         self._inbox = Inbox[Verbs]()
         self._stats = WorkerStats(STARTING)
         self._stopping = Flag()
@@ -106,6 +107,10 @@ class Worker:
         """See `Engine.submit`. `frames_given`: output frames that another worker gave out before; they are made again
         and not given out again."""
         return self._inbox.send(lambda verbs: verbs.submit(request, frames_given))
+
+    def refusals(self, requests: Sequence[VideoRequest]) -> Future[dict[str, Exception]]:
+        """Those that `submit` would refuse now, with its errors, by id. Nothing is queued."""
+        return self._inbox.send(lambda verbs: verbs.refusals(requests))
 
     def cancel(self, id: str) -> Future[None]:
         """See `Engine.cancel`."""
@@ -180,6 +185,7 @@ class Worker:
             checkpoints=self._checkpoints,
             snapshot_every_chunks=self._snapshot_every,
             build_delays_seconds=self._delays,
+            take_step=self._take_step,
             wait=self._stopping.wait,
         )
 

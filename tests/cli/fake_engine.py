@@ -13,7 +13,15 @@ from types import SimpleNamespace
 import numpy as np
 
 from pagedvid.cache.stats import CacheStats
-from pagedvid.engine.requests import ChunkOutput, EngineOutput, RequestFailure, VideoRequest
+from pagedvid.engine.requests import (
+    ChunkOutput,
+    EngineOutput,
+    EngineStats,
+    RequestFailure,
+    VideoRequest,
+    VideoStatus,
+)
+from pagedvid.engine.states import RUNNING, WAITING
 from pagedvid.errors import CapacityError, ConfigError, NonFiniteError, PromptError
 
 COLORS = {"red": (220, 30, 30), "green": (30, 200, 60), "blue": (40, 60, 230)}
@@ -30,17 +38,23 @@ class FakeEngine:
 
     def __post_init__(self) -> None:
         self.model = SimpleNamespace(geometry=SimpleNamespace(frames_per_chunk=FRAMES_PER_CHUNK), frames_per_second=8.0)
-        self.cache = SimpleNamespace(stats=self._stats)
+        self.cache = SimpleNamespace(stats=self._pool)
+        self.host_memory = SimpleNamespace(num_bytes=0)
+        self.pace = SimpleNamespace(token_seconds=None)
+        self.latest_batch: tuple[str, ...] = ()
         self.is_closed = False
         self.submitted: list[VideoRequest] = []
         self._chunks_done: dict[str, int] = {}
         self._active: dict[str, VideoRequest] = {}
 
-    def submit(self, request: VideoRequest) -> None:
+    def check(self, request: VideoRequest) -> None:
         if "huge" in request.prompt:
             raise CapacityError("needs 500 pages at its peak; the whole pool has 100")
         if not any(color in request.prompt for color in COLORS):
             raise PromptError(f"no word of the prompt {request.prompt!r} is known")
+
+    def submit(self, request: VideoRequest) -> None:
+        self.check(request)
         self.submitted.append(request)
         self._active[request.id] = request
         self._chunks_done[request.id] = 0
@@ -51,7 +65,9 @@ class FakeEngine:
 
     def step(self) -> list[EngineOutput]:
         time.sleep(self.step_seconds)
-        return [self._next_chunk(request) for request in list(self._active.values())[:2]]
+        batch = list(self._active.values())[:2]
+        self.latest_batch = tuple(request.id for request in batch)
+        return [self._next_chunk(request) for request in batch]
 
     def _next_chunk(self, request: VideoRequest) -> EngineOutput:
         index = self._chunks_done[request.id]
@@ -71,9 +87,32 @@ class FakeEngine:
         del self._active[request_id]
 
     def close(self) -> None:
+        self._active.clear()
         self.is_closed = True
 
-    def _stats(self) -> CacheStats:
+    def videos(self) -> tuple[VideoStatus, ...]:
+        return tuple(self._status(request) for request in self._active.values())
+
+    def stats(self) -> EngineStats:
+        return EngineStats(0, len(self._active), 0, 0, sum(self._chunks_done.values()), 0, 0.0, 0.0)
+
+    def _status(self, request: VideoRequest) -> VideoStatus:
+        num_frames_out = self._chunks_done[request.id] * FRAMES_PER_CHUNK
+        return VideoStatus(
+            id=request.id,
+            state=RUNNING if num_frames_out else WAITING,
+            prompt=request.prompt,
+            num_frames=request.num_frames,
+            num_frames_out=num_frames_out,
+            num_output_frames=num_frames_out,
+            is_live=False,
+            credit_seconds=None,
+            own_pages=10,
+            shared_pages=0,
+            host_bytes=0,
+        )
+
+    def _pool(self) -> CacheStats:
         num_streams = min(2, len(self._active))
         return CacheStats(
             num_pages=100,

@@ -17,4 +17,5 @@ if __name__ == "__main__":
     if max_file_bytes:
         resource.setrlimit(resource.RLIMIT_FSIZE, (max_file_bytes, max_file_bytes))
     generate.create_engine = lambda config, prompts: FakeEngine(step_seconds)
-    raise SystemExit(main.main(sys.argv[3:]))
+    sys.argv[1:] = sys.argv[3:]
+    main.command()

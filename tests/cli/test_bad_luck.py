@@ -6,17 +6,21 @@ import shutil
 import subprocess
 import sys
 import timeit
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from pagedvid.cli import generate as generate_module
+from pagedvid.cli import video_run
 from pagedvid.cli.progress import LineView
+from pagedvid.cli.video_files import VideoFiles
 from pagedvid.cli.video_run import VideoRun
 from pagedvid.engine.requests import RequestFailure, VideoRequest
 from pagedvid.errors import CapacityError, ConfigError, IntegrityError, NonFiniteError
 from pagedvid.output.folder import OutputFolder
-from pagedvid.output.mp4 import VideoWriter
+from pagedvid.output.mp4 import VideoWriter, read_frames
+from pagedvid.service.worker import Worker
 from tests.cli.fake_engine import FakeEngine
 from tests.cli.folders import assert_whole_videos, manifest_lines, names
 
@@ -40,18 +44,18 @@ def generate(engines, command, prompts, out):
 
 @pytest.fixture
 def during(monkeypatch):
-    """during(action): the action happens in the second step of the next engine."""
+    """during(action): the action happens before the first second chunk of a video is written."""
 
     def install(action):
-        step, count = FakeEngine.step, []
+        write, is_done = VideoFiles.write, []
 
-        def acted(self):
-            count.append(1)
-            if len(count) == 2:
+        def acted(self, chunk):
+            if chunk.chunk_index == 1 and not is_done:
+                is_done.append(True)
                 action()
-            return step(self)
+            write(self, chunk)
 
-        monkeypatch.setattr(FakeEngine, "step", acted)
+        monkeypatch.setattr(VideoFiles, "write", acted)
 
     return install
 
@@ -104,23 +108,86 @@ class TestFolders:
         assert not [name for name in names(out) if "000" in name]
 
 
-class TestEngines:
-    @pytest.mark.parametrize(
-        "error", [IntegrityError("page 3 is in two chunks"), RuntimeError("CUDA error:\n gone"), MemoryError()]
-    )
-    def test_an_engine_that_breaks_keeps_what_is_done(self, generate, out, monkeypatch, error):
-        step = FakeEngine.step
+THREE = ({"prompt": "red", "num_frames": 4}, {"prompt": "blue"}, {"prompt": "green"})
 
-        def break_later(self):
-            if self.submitted[0].id not in self._active:
+
+@pytest.fixture
+def breaks_later(monkeypatch):
+    """breaks_later(error): the first engine raises it once its first video is done."""
+
+    def install(error):
+        step, has_broken = FakeEngine.step, []
+
+        def break_once(self):
+            if not has_broken and self.submitted[0].id not in self._active:
+                has_broken.append(True)
                 raise error
             return step(self)
 
-        monkeypatch.setattr(FakeEngine, "step", break_later)
-        code, stdout, stderr = generate({"prompt": "red", "num_frames": 4}, {"prompt": "blue"}, {"prompt": "green"})
+        monkeypatch.setattr(FakeEngine, "step", break_once)
+
+    return install
+
+
+class TestEngines:
+    @pytest.mark.parametrize(
+        ("error", "shown"),
+        [
+            (IntegrityError("page 3 is in two chunks"), "IntegrityError: page 3 is in two chunks"),
+            (RuntimeError("CUDA error:\n gone"), "RuntimeError: CUDA error: gone"),
+            (MemoryError(), "ModelError: MemoryError"),
+        ],
+    )
+    def test_an_engine_that_breaks_is_built_again(self, generate, out, engines, breaks_later, error, shown):
+        breaks_later(error)
+        code, stdout, stderr = generate(*THREE)
+        assert (code, len(engines)) == (0, 2)
+        assert "videos  3 done" in stdout
+        assert [line for line in stderr.splitlines() if "broke" in line] == [
+            f"rebuilt the engine, which broke: {shown}"
+        ]
+        assert [request.id for request in engines[1].submitted] == ["001-blue", "002-green"]
+        assert len(read_frames(out / "000-red.mp4")) == 4
+        assert all(len(read_frames(out / f"{id}.mp4")) == 8 for id in ("001-blue", "002-green"))
+
+    def test_a_video_that_breaks_every_engine_fails_alone(self, generate, out, engines, monkeypatch):
+        step = FakeEngine.step
+
+        def break_at_blue(self):
+            self.latest_batch = tuple(self._active)[:1]
+            if self.latest_batch == ("001-blue",):
+                raise IntegrityError("page 3 is in two chunks")
+            return step(self)
+
+        monkeypatch.setattr(FakeEngine, "step", break_at_blue)
+        code, stdout, stderr = generate(*THREE)
+        assert (code, len(engines)) == (1, 4)
+        assert "videos  2 done, 1 failed" in stdout
+        said = "3 engines broke while they worked on this video: IntegrityError: page 3 is in two chunks"
+        assert f"failed  001-blue  {said}\n" in stderr
+        assert {line["id"]: line.get("error") for line in manifest_lines(out)} == {
+            "000-red": None,
+            "001-blue": f"WorkerError: {said}",
+            "002-green": None,
+        }
+
+    def test_no_other_engine_keeps_what_is_done(self, generate, out, breaks_later, monkeypatch):
+        breaks_later(IntegrityError("page 3 is in two chunks"))
+        monkeypatch.setattr(video_run, "Worker", partial(Worker, build_delays_seconds=(0.0, 0.0)))
+        build, built = generate_module.create_engine, []
+
+        def build_once(*words):
+            if built:
+                raise RuntimeError("CUDA error:\n gone")
+            built.append(build(*words))
+            return built[-1]
+
+        monkeypatch.setattr(generate_module, "create_engine", build_once)
+        code, stdout, stderr = generate(*THREE)
         assert code == 1
         assert "videos  1 done, 2 not made (--resume makes them)" in stdout
-        assert [line for line in stderr.splitlines() if line.startswith("stopped ")] != []
+        (line,) = (line for line in stderr.splitlines() if line.startswith("stopped "))
+        assert "page 3 is in two chunks" in line and "2 attempts" in line and "CUDA error: gone" in line
         assert [line["id"] for line in manifest_lines(out)] == ["000-red"]
         assert names(out) == {"000-red.mp4", "000-red.json", "manifest.jsonl"}
 
@@ -183,7 +250,7 @@ class TestTexts:
     def test_any_prompt_that_reaches_the_writers(self, tmp_path, prompt, capsys):
         requests = [VideoRequest("odd", prompt, 4), VideoRequest("fine", "a blue square", 8)]
         with OutputFolder(tmp_path / "out", {}) as folder:
-            result = VideoRun(FakeEngine(), folder, requests, LineView(), 8.0, 1, {}).run()
+            result = VideoRun(FakeEngine, folder, requests, LineView(), 8.0, 1, {}).run()
             generate_module._write_sheet(folder, requests)
         assert (result.num_done, result.num_failed) == (2, 0)
         assert {line["id"]: line["prompt"] for line in manifest_lines(tmp_path / "out")}["odd"] == prompt
@@ -192,7 +259,7 @@ class TestTexts:
     def test_a_record_that_cannot_even_be_made_fails_one_video(self, tmp_path, capsys):
         requests = [VideoRequest("odd", "red", 4, inputs={"camera": object()}), VideoRequest("fine", "blue", 8)]
         with OutputFolder(tmp_path / "out", {}) as folder:
-            result = VideoRun(FakeEngine(), folder, requests, LineView(), 8.0, 1, {}).run()
+            result = VideoRun(FakeEngine, folder, requests, LineView(), 8.0, 1, {}).run()
         assert (result.num_done, result.num_failed) == (1, 1)
         stderr = capsys.readouterr().err
         assert "failed  odd  TypeError: Object of type object is not JSON serializable" in stderr
@@ -238,7 +305,7 @@ def test_what_is_shown_at_every_step_does_not_grow_with_the_number_of_videos(tmp
     def seconds(num_videos):
         requests = [VideoRequest(str(number), "red", 4) for number in range(num_videos)]
         with OutputFolder(tmp_path / "out", {}) as folder:
-            run = VideoRun(FakeEngine(), folder, requests, LineView(), 8.0, 1, {})
+            run = VideoRun(FakeEngine, folder, requests, LineView(), 8.0, 1, {})
             return min(timeit.repeat(run._show_status, number=100, repeat=10))
 
     assert seconds(100_000) < 20 * seconds(100)

@@ -13,6 +13,7 @@ import pytest
 from pagedvid.cli.terminal import Interrupt
 from tests.cli.folders import assert_whole_videos, manifest_lines, names
 
+ROOT = Path(__file__).parents[2]
 SLOW_RUN = Path(__file__).with_name("slow_run.py")
 COLORS = ("red", "green", "blue", "red", "green", "blue")
 NUM_FRAMES = 32
@@ -102,6 +103,41 @@ def test_the_second_interrupt_does_not_wait_for_the_step(start, tmp_path):
     assert "pagedvid: error: interrupted" in stderr
     assert "Traceback" not in stderr
     assert names(tmp_path / "out") == set()
+
+
+BUSY_RUN = """
+import torch
+from pagedvid.cli import generate, main
+from tests.cli.fake_engine import FakeEngine
+
+def step(self):
+    matrix = torch.ones(1000, 1000)
+    while True:
+        matrix @ matrix
+
+FakeEngine.step = step
+generate.create_engine = lambda config, prompts: FakeEngine()
+main.command()
+"""
+
+
+def test_the_second_interrupt_does_not_wait_for_native_code(prompts, tmp_path):
+    """A thread that the interpreter cuts off in the middle of PyTorch aborts the process."""
+    out = tmp_path / "out"
+    words = ["generate", "--prompts", prompts("red"), "--out", out]
+    with subprocess.Popen(
+        [sys.executable, "-c", BUSY_RUN, *map(str, words)], cwd=ROOT, stderr=subprocess.PIPE, text=True
+    ) as process:
+        wait_until(lambda: (out / "manifest.jsonl").exists())
+        time.sleep(1.0)
+        process.send_signal(signal.SIGINT)
+        time.sleep(0.5)
+        assert process.poll() is None
+        process.send_signal(signal.SIGINT)
+        _, stderr = process.communicate(timeout=WAIT_SECONDS)
+    assert process.returncode == 130
+    assert stderr.endswith("pagedvid: error: interrupted\n")
+    assert names(out) == set()
 
 
 def test_a_handler_that_python_did_not_install_is_no_obstacle(monkeypatch):

@@ -110,5 +110,5 @@ def test_a_run_records_its_threads(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
     monkeypatch.setattr(engine, "step", lambda: (machine.step(), take_step())[1])
     choice = ThreadChoice(4, machine.set_threads)
     with OutputFolder(tmp_path / "out", {}) as folder:
-        VideoRun(engine, folder, [VideoRequest("a", "red", 40)], LineView(), 8.0, 1, {}, threads=choice).run()
+        VideoRun(lambda: engine, folder, [VideoRequest("a", "red", 40)], LineView(), 8.0, 1, {}, threads=choice).run()
     assert json.loads((tmp_path / "out" / "a.json").read_text())["threads"] == 1

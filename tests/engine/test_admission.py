@@ -27,8 +27,10 @@ PEAK_PAGES = 3 * CHUNK_PAGES
 def test_a_request_that_cannot_run_is_refused_and_changes_nothing(request_, error, message):
     engine = toy_engine(num_pages=71)
     engine.submit(VideoRequest("a", "1", 6))
-    with pytest.raises(error, match=message):
-        engine.submit(request_)
+    for ask in (engine.check, engine.submit):
+        with pytest.raises(error, match=message):
+            ask(request_)
+    engine.check(VideoRequest("b", "1", 6))
     assert engine.stats().num_waiting == 1
     assert {output.request_id for output in engine.run()} == {"a"}
     assert_all_pages_free(engine)

@@ -89,12 +89,15 @@ class FakeEngine:
 
     # ------------------------------------------------------------------ verbs
 
-    def submit(self, request: VideoRequest) -> None:
+    def check(self, request: VideoRequest) -> None:
         self._check_prompt(request.prompt)
         if request.num_frames > 1000:
             raise CapacityError("needs 500 pages at its peak; the pool has 100")
         if request.id in self.videos_by_id:
             raise ConfigError(f"request {request.id!r} is still waiting or running")
+
+    def submit(self, request: VideoRequest) -> None:
+        self.check(request)
         self.videos_by_id[request.id] = FakeVideo(request)
 
     def cancel(self, id: str) -> None:

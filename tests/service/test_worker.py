@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from pagedvid.engine.requests import Continuation, VideoRequest
+from pagedvid.engine.requests import Continuation, EngineOutput, VideoRequest
 from pagedvid.errors import CapacityError, ConfigError, PromptError, WorkerError
 from pagedvid.service.events import ChunkEvent, FailureEvent, StateEvent
 from pagedvid.service.last_wish import LastWish, write_all
@@ -85,6 +85,30 @@ def test_errors_of_verbs_are_those_of_the_engine_and_reach_nobody_else(start, li
             result_of(verb("nobody"))
     listener.wait_for_end("fine")
     assert (listener.frames("fine") == frames_of(0, ["red"] * 10)).all()
+
+
+def test_what_would_be_refused_is_known_before_it_is_submitted(start, listener):
+    worker = start()
+    worker.submit(VideoRequest("there", "red", 8))
+    worker.pause("there")
+    requests = [VideoRequest("a", "unknown", 8), VideoRequest("there", "red", 8), VideoRequest("fine", "red", 8)]
+    refusals = result_of(worker.refusals(requests))
+    assert {id: type(error) for id, error in refusals.items()} == {"a": PromptError, "there": ConfigError}
+    assert [video.id for video in worker.stats().videos] == ["there"]
+    assert listener.states("fine") == [] and listener.failures() == {}
+
+
+def test_steps_are_taken_as_the_caller_likes(start, listener):
+    engines, steps = [FakeEngine()], []
+
+    def take_step(engine: FakeEngine) -> list[EngineOutput]:
+        steps.append((engine, threading.current_thread().name))
+        return engine.step()
+
+    worker = start(lambda: engines[0], take_step=take_step)
+    worker.submit(VideoRequest("a", "red", 8))
+    listener.wait_for_end("a")
+    assert set(steps) == {(engines[0], "pagedvid-worker")} and len(steps) == engines[0].num_steps
 
 
 def test_a_video_that_fails_leaves_the_others_alone(start, listener):
