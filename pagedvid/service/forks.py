@@ -85,17 +85,17 @@ class Forks:
             self._parts.worker.cancel(id)
             self._parts.recorder.release(id, lambda events: None)
 
-    def secure(self, id: str) -> None:
-        """Makes a pending fork independent, if it has begun."""
+    def secure(self, id: str) -> str | None:
+        """Makes a pending fork independent, if it has begun; returns its source then, for `let_sleep`."""
         with self._parts.locked(id):
             source_id = self._pending.get(id)
             session = self._parts.store.find(id)
             if source_id is None or session is None:
-                return
+                return None
             try:
                 checkpoint = self._parts.take_checkpoint(id)
             except StateError:
-                return  # it has not begun; another event will come
+                return None  # it has not begun; another event will come
             except ConfigError:  # it has failed, and the events that wait say why
                 self._parts.recorder.release(id, self._parts.recorder.record_all)
             except PagedvidError as error:
@@ -104,8 +104,7 @@ class Forks:
             else:
                 self._parts.recorder.release(id, lambda events: self._join(session, source_id, checkpoint, events))
             self._pending.pop(id, None)
-        with self._parts.locked(source_id):
-            self.let_sleep(source_id)
+            return source_id
 
     def _join(self, fork: SessionRecord, source_id: str, checkpoint: StoredCheckpoint, events: Sequence[Event]) -> None:
         """Gives a fork the chunks of its source, and records what it has made itself. On the recorder's thread."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from queue import Empty, SimpleQueue
 from threading import Thread
 
@@ -34,6 +34,10 @@ from pagedvid.service.stored_courses import StoredCheckpoint
 logger = logging.getLogger(__name__)
 
 _TICK_SECONDS = 0.25
+_PATIENCE_SECONDS = 0.02
+"""With a session whose lock somebody has."""
+
+Job = Callable[[str], None]
 
 
 class Housekeeper:
@@ -41,7 +45,9 @@ class Housekeeper:
 
     def __init__(self, parts: Parts, forks: Forks) -> None:
         self._parts, self._forks = parts, forks
-        self._jobs: SimpleQueue[tuple[Callable[[str], None], str] | None] = SimpleQueue()
+        self._jobs: SimpleQueue[tuple[Job, str] | None] = SimpleQueue()
+        self._put_off: list[tuple[Job, str]] = []
+        """Jobs for sessions for which somebody else does something."""
         self._thread = Thread(target=self._run, name="pagedvid-housekeeper", daemon=True)
 
     def start(self) -> None:
@@ -53,8 +59,8 @@ class Housekeeper:
         self._jobs.put(None)
         self._thread.join(seconds)
 
-    def do(self, job: Callable[[str], None], id: str) -> None:
-        """Something else for a session."""
+    def do(self, job: Job, id: str) -> None:
+        """Something else for a session, under its lock."""
         self._jobs.put((job, id))
 
     def end(self, id: str) -> None:
@@ -67,7 +73,7 @@ class Housekeeper:
 
     def secure(self, id: str) -> None:
         """A held session has an event: it may be a fork that has begun."""
-        self._jobs.put((self._forks.secure, id))
+        self._jobs.put((self._secure, id))
 
     # ------------------------------------------------------------------ on the housekeeper's thread
 
@@ -82,9 +88,20 @@ class Housekeeper:
                 continue
             if job is None:
                 return
-            self._try(*job)
+            self._do_all([*self._put_off, job])
 
-    def _try(self, job: Callable[[str], None], id: str) -> None:
+    def _do_all(self, jobs: Sequence[tuple[Job, str]]) -> None:
+        self._put_off = [(job, id) for job, id in jobs if not self._try(job, id)]
+
+    def _try(self, job: Job, id: str) -> bool:
+        """Whether it was tried. It is not while somebody else has the session's lock, who may wait for a video that
+        waits for pages that only the housekeeper frees."""
+        with self._parts.locked_within(_PATIENCE_SECONDS, id) as has_lock:
+            if has_lock:
+                self._do(job, id)
+            return has_lock
+
+    def _do(self, job: Job, id: str) -> None:
         try:
             job(id)
         except PagedvidError as error:
@@ -93,6 +110,7 @@ class Housekeeper:
             logger.exception("session %s: the housekeeper met an error that nobody expected", id)
 
     def _tick(self) -> None:
+        self._do_all(self._put_off)
         for id in list(self._parts.audiences):
             self._try(self._watch, id)
         try:
@@ -112,6 +130,11 @@ class Housekeeper:
                 self._parts.set_state(id, PAUSED, PAUSED_WITHOUT_VIEWER)
             self._parts.steer(id)
             self._parts.announcer.tell(CreditChanged(id, audience.credit_seconds(now)))
+
+    def _secure(self, id: str) -> None:
+        source_id = self._forks.secure(id)
+        if source_id is not None:
+            self.do(self._forks.let_sleep, source_id)
 
     def _follow(self, id: str) -> None:
         self._watch(id)

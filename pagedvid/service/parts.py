@@ -1,8 +1,19 @@
 """What all sides of the service work with, and the rules for doing so together.
 
-Locks: what a caller asks of a session, and what the housekeeper does for it, happens under the session's lock, one
-after the other. Whoever has it may wait for the worker and for the recorder, which takes no lock. A source's lock
-may be held while its forks' are taken, never the other way round.
+Locks, in the order in which a thread may take them; it may leave some out:
+
+1. a session's (`Parts.locked`): what a caller asks of a session, and what the housekeeper does for it, happens under
+   it, one after the other;
+2. those of its forks, while they depend on it;
+3. the intake's, while it counts;
+4. the database's, for as long as a transaction;
+5. those of the recorder's gate, the inbox, the announcer and `Parts._locks`, under which nothing else is taken.
+
+The worker is waited for under 1 and 2 only, and so is the recorder. The recorder's thread takes 4 and 5 only, and the
+worker's 5 only. It waits for the recorder when that is behind. So whoever waits for them gets an answer. That may take
+long (`verb_seconds`), and pages that it needs may have to be freed by the housekeeper: so the housekeeper, and the
+service when it ends, do not wait for a session's lock but come back later (`Parts.locked_within`). A listener is told
+under any of these locks. It takes none of them and waits for nobody.
 """
 
 from __future__ import annotations
@@ -13,9 +24,10 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as Late
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeVar
+from weakref import WeakValueDictionary
 
 from pagedvid.engine.requests import VideoRequest
 from pagedvid.errors import WorkerError
@@ -66,16 +78,29 @@ class Parts:
     """When nobody may wait any more, by the monotonic clock."""
 
     def __post_init__(self) -> None:
-        self._locks: dict[str, AbstractContextManager[bool]] = {}
+        self._locks = WeakValueDictionary[str, threading.RLock]()  # gone with the last who has or wants it
         self._locks_lock = threading.Lock()
 
     @contextmanager
     def locked(self, id: str) -> Iterator[None]:
         """Has the session's lock."""
-        with self._locks_lock:
-            lock = self._locks.setdefault(id, threading.RLock())
-        with lock:
+        with self._lock(id):
             yield
+
+    @contextmanager
+    def locked_within(self, seconds: float, id: str) -> Iterator[bool]:
+        """Has the session's lock if it gets free in this time; tells whether."""
+        lock = self._lock(id)
+        has_lock = lock.acquire(timeout=seconds)
+        try:
+            yield has_lock
+        finally:
+            if has_lock:
+                lock.release()
+
+    def _lock(self, id: str) -> threading.RLock:
+        with self._locks_lock:
+            return self._locks.setdefault(id, threading.RLock())
 
     def remove(self, id: str) -> None:
         """Removes what there is of a session: first the row, so that a restart removes the rest. Raises
@@ -90,8 +115,6 @@ class Parts:
         self.audiences.pop(id, None)
         self.paused.discard(id)
         self.awake.discard(id)
-        with self._locks_lock:
-            self._locks.pop(id, None)
 
     def wait(self, future: Future[R]) -> R:
         """The result of one of the worker's verbs. Raises its error, and WorkerError when it takes too long."""

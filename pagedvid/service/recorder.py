@@ -12,7 +12,7 @@ import logging
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from queue import Queue
-from threading import Thread, current_thread
+from threading import Lock, Thread, current_thread
 from typing import TypeVar
 
 from pagedvid.service.events import Event, RebuiltEvent
@@ -32,32 +32,41 @@ class Recorder:
         """`record`: handles one event, on the recorder's thread. `on_held`: is told of events that have to wait."""
         self._record, self._on_held = record, on_held
         self._jobs: Queue[Callable[[], None] | None] = Queue(MAX_WAITING)
+        self._gate = Lock()
+        """Held while something is put into `_jobs`, so that nothing comes behind the end."""
+        self._is_open = False
         self._held: dict[str, list[Event]] = {}
         self._thread = Thread(target=self._run, name="pagedvid-recorder", daemon=True)
 
     def start(self) -> None:
         """Begins."""
+        self._is_open = True
         self._thread.start()
 
     def stop(self) -> None:
         """Ends when all that was told is recorded."""
+        with self._gate:
+            self._is_open = False
         self._jobs.put(None)
         self._thread.join()
 
     def tell(self, event: Event) -> None:
-        """To be called with every event of the worker. Waits while too many others do."""
-        self._jobs.put(lambda: self._take(event))
+        """To be called with every event of the worker. Waits while too many others do. After the end it is lost."""
+        self._put(lambda: self._take(event))
 
     def call(self, function: Callable[[], R]) -> R:
         """Runs it when everything that was told before is recorded. Raises what it raises.
 
-        On the recorder's thread, and while there is none, it runs at once.
+        On the recorder's thread, before it begins and when it has ended, it runs at once.
         """
-        if current_thread() is self._thread or not self._thread.is_alive():
+        if current_thread() is self._thread:
             return function()
         future: Future[R] = Future()
-        self._jobs.put(lambda: _answer(future, function))
-        return future.result()
+        if self._put(lambda: _answer(future, function)):
+            return future.result()
+        if self._thread.is_alive():
+            self._thread.join()
+        return function()
 
     def hold(self, id: str) -> None:
         """From now on this session's events wait."""
@@ -71,6 +80,13 @@ class Recorder:
         """Records events that waited; for `release`."""
         for event in events:
             self._record(event)
+
+    def _put(self, job: Callable[[], None]) -> bool:
+        """Whether it will be done."""
+        with self._gate:
+            if self._is_open:
+                self._jobs.put(job)
+            return self._is_open
 
     # ------------------------------------------------------------------ on the recorder's thread
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from pagedvid.engine.failures import described
-from pagedvid.errors import PagedvidError
+from pagedvid.errors import PagedvidError, WorkerError
 from pagedvid.service.announcer import Announcer
 from pagedvid.service.bookkeeper import Bookkeeper
 from pagedvid.service.courses import Courses
@@ -128,15 +128,24 @@ class Sessions:
     def _checkpoint_all(self) -> None:
         unfinished = self._parts.store.unfinished()
         begun = [it for it in unfinished if it.state != QUEUED and not self._forks.is_pending(it.id)]
-        for session in sorted(begun, key=lambda it: not it.is_live):
-            if self._parts.seconds_left() <= 0:
-                logger.warning("the time is over; session %s goes on from its last checkpoint", session.id)
-                continue
+        ids = [it.id for it in sorted(begun, key=lambda it: not it.is_live)]
+        busy = [id for id in ids if not self._checkpoint_within(0.0, id)]  # a verb waits for them, perhaps for long
+        for id in busy:
+            if not self._checkpoint_within(self._parts.seconds_left(), id):
+                logger.warning("session %s goes on from its last checkpoint: one of its verbs still waits", id)
+
+    def _checkpoint_within(self, seconds: float, id: str) -> bool:
+        """Whether the session's lock got free in this time; then it was tried."""
+        with self._parts.locked_within(seconds, id) as has_lock:
+            if not has_lock:
+                return False
             try:
-                with self._parts.locked(session.id):
-                    self._parts.install(session.id, self._parts.take_checkpoint(session.id))
+                if self._parts.seconds_left() <= 0:
+                    raise WorkerError("the time to stop is over")
+                self._parts.install(id, self._parts.take_checkpoint(id))
             except PagedvidError as error:
-                logger.warning("session %s goes on from its last checkpoint: %s", session.id, described(error))
+                logger.warning("session %s goes on from its last checkpoint: %s", id, described(error))
+            return True
 
     # ------------------------------------------------------------------ verbs
 
