@@ -146,7 +146,7 @@ class VideoRun:
         try:
             self._files.write(event)
         except Exception as error:
-            self._worker.cancel(event.id)
+            self._worker.cancel(event.id)  # refused if this was its last chunk
             self._end(event.id, error)
 
     def _end(self, id: str, error: Exception) -> None:

@@ -35,8 +35,9 @@ class Worker:
     worker ends before it. Verbs are carried out between two steps, in the order in which they came. Once a future is
     done, `stats` shows what the verb did.
 
-    Events are told on the worker's thread, which does nothing else meanwhile: a listener is quick, and does not wait
-    for a future of this worker. A listener that raises ends the video of that event, with a FailureEvent.
+    Events are told on the worker's thread, which does nothing else meanwhile: a listener that waits holds up all
+    videos, and one that waits for a future of this worker waits for ever. A listener that raises ends the video of that
+    event, with a FailureEvent.
 
     When the engine breaks it is built again, and the videos go on with the same frames (supervised_engine.py). When it
     cannot be built again the worker is dead: `stats` says so, and no video is told to have failed, because a new
