@@ -1,9 +1,9 @@
 """How well does `pagedvid serve` keep its viewers' videos playing: by policy, and by codec in the same memory?
 
 Six minutes on two cores. The real service with the demo model, on a loopback port, in a process of its own. Clients
-come in an open loop, at times drawn from a Poisson process, whatever the service does. A viewer asks for a live session,
-watches it over its WebSocket for --stay seconds, whatever it sees, and leaves; its video is as long as that. Everything
-is measured at the client.
+come in an open loop, at times drawn from a Poisson process, whatever the service does. A viewer asks for a live
+session, watches it over its WebSocket for --stay seconds, whatever it sees, and leaves; its video is as long as that.
+Everything is measured at the client.
 
 ratio     play ratio: share of a viewer's time in which it saw the video going on, that is, neither waited for the first
           chunk nor stood still for a later one (engine/playout.py); elsewhere Continuous Play Ratio. Mean over the
