@@ -9,8 +9,9 @@ import random
 import sqlite3
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from statistics import median
 
@@ -61,11 +62,16 @@ def soak(seconds: float, seed: int, folder: Path) -> Report:
         Meddler(shared, entries, random.Random(f"{seed} meddler")),
     ]
     users = [User(shared, random.Random(f"{seed} user {number}")) for number in range(NUM_USERS)]
-    tasks: list[Callable[[], None]] = [actor.run for actor in (*users, *onlookers)]
-    tasks.append(lambda: arm_faults(shared, random.Random(f"{seed} faults")))
+    disturbing: list[Callable[[], None]] = [user.run for user in users]
+    disturbing.append(lambda: arm_faults(shared, random.Random(f"{seed} faults")))
     with disk_that_fills(faults):
-        _run_all(shared, tasks, lambda: _restart_and_sample(shared, report, random.Random(f"{seed} restarts")))
+        disturbers, others = _start(shared, disturbing), _start(shared, [it.run for it in onlookers])
+        _guard(shared, lambda: _restart_and_sample(shared, report, random.Random(f"{seed} restarts")))
+        _join(shared, disturbers)
         faults.disarm()
+        for id in shared.ids():  # paused ones would hold all pages for ever
+            _guard(shared, partial(delete, service, id))
+        _join(shared, others)
     report.findings = shared.findings
     try:
         for id in _all_ids(service):
@@ -84,18 +90,23 @@ def soak(seconds: float, seed: int, folder: Path) -> Report:
     return report
 
 
-def _run_all(shared: Shared, tasks: list[Callable[[], None]], meanwhile: Callable[[], None]) -> None:
-    def guarded(task: Callable[[], None]) -> None:
-        try:
-            task()
-        except Exception as error:
-            logger.exception("a thread of the soak ended")
-            shared.find(f"a thread of the soak ended with {type(error).__name__}: {error}")
+def _guard(shared: Shared, task: Callable[[], None]) -> None:
+    """Runs it; an error is a finding."""
+    try:
+        task()
+    except Exception as error:
+        logger.exception("a thread of the soak ended")
+        shared.find(f"a thread of the soak ended with {type(error).__name__}: {error}")
 
-    threads = [threading.Thread(target=guarded, args=[task], daemon=True) for task in tasks]
+
+def _start(shared: Shared, tasks: Sequence[Callable[[], None]]) -> list[threading.Thread]:
+    threads = [threading.Thread(target=_guard, args=[shared, task], daemon=True) for task in tasks]
     for thread in threads:
         thread.start()
-    guarded(meanwhile)
+    return threads
+
+
+def _join(shared: Shared, threads: Sequence[threading.Thread]) -> None:
     for thread in threads:
         thread.join(5 * IDLE_SECONDS)
         if thread.is_alive():
