@@ -142,7 +142,7 @@ def test_the_same_frames_give_the_same_bytes(side):
     frames = (disc[..., None] * np.array([200, 40, 40])).astype(np.uint8)
     random = np.random.default_rng(0)
     kept, contents = deque(maxlen=20), set()
-    for _ in range(300):
+    for _ in range(150):
         kept.append(random.integers(0, 255, random.integers(10, 50_000), np.uint8))
         contents.add(fragment(frames, 8, RATES[0], 2))
     assert len(contents) == 1

@@ -15,7 +15,8 @@ from tests.service.soak.faults import FIRST_SAFE_PROMPT
 from tests.service.soak.toy_service import ToyService
 
 LENGTHS_CHUNKS = (1, 3, 4, 7, 10)
-LONGEST_WAIT_SECONDS = 120.0
+LONGEST_WAIT_SECONDS = 600.0
+"""Nobody watches these videos: under `deadline`, viewers who are never content leave them one step in some 256."""
 POLL_SECONDS = 0.02
 
 
