@@ -205,9 +205,7 @@ class FakeEngine:
                 given = {name: getattr(change, name) for name in ("prompt", "seed", "num_frames")}
                 given = {name: value for name, value in given.items() if value is not None}
                 request = replace(video.request, id=change.id, **given)
-                twin = replace(
-                    video, request=request, changes=[], state=RUNNING, is_paused=False, frames_played=None
-                )
+                twin = replace(video, request=request, changes=[], state=RUNNING, is_paused=False, frames_played=None)
                 self.videos_by_id[change.id] = twin
         video.changes = []
 
