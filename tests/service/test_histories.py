@@ -26,8 +26,8 @@ from pagedvid.service.records import ChunkRecorded, NewFork, SessionRecord, Sess
 from tests.service.fake_engine import FRAMES_PER_CHUNK, ROUNDS_PER_CHUNK, chunk_frames, next_digest
 from tests.service.services import LIMITS, VIDEO, Service, new
 
-CHUNKS = st.integers(1, 4)
-STEPS = st.integers(0, 5)
+CHUNKS = st.integers(1, 6)
+STEPS = st.integers(0, 4)
 """That the engine takes before an action."""
 NO_LIMITS = replace(LIMITS, max_queued=1000, max_live=1000)
 MOST_STEPS = 2000
@@ -55,7 +55,7 @@ class Histories(RuleBasedStateMachine):
         self.expected: dict[str, Expected] = {}
         self.service = Service(self.folder / "first", NO_LIMITS, steps=0)
         for is_live in (False, True):
-            self.create(0, 3, is_live)
+            self.create(0, 8, is_live)
 
     def teardown(self) -> None:
         if not hasattr(self, "service"):
@@ -152,7 +152,7 @@ class Histories(RuleBasedStateMachine):
             return  # no boundary is left at which it would rest
         expected.is_paused = not expected.is_paused
 
-    @precondition(lambda self: self.expected)
+    @precondition(lambda self: len(self.expected) > 2)
     @rule(steps=STEPS, data=st.data())
     def delete(self, steps: int, data) -> None:
         self._step(steps)
@@ -248,7 +248,7 @@ def _fragment(digest: int, index: int) -> bytes:
 
 
 Histories.TestCase.settings = settings(
-    max_examples=12,
+    max_examples=15,
     phases=[Phase.explicit, Phase.generate],  # a failure is reported as it was found: shrinking takes minutes
     stateful_step_count=15,
     deadline=None,
