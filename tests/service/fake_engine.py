@@ -101,6 +101,11 @@ class FakeEngine:
         self.videos_by_id[request.id] = FakeVideo(request)
 
     def cancel(self, id: str) -> None:
+        for video in self.videos_by_id.values():
+            for change in video.changes:
+                if isinstance(change, Continuation) and change.id == id:  # a fork that has not begun
+                    video.changes.remove(change)
+                    return
         self._video(id)
         del self.videos_by_id[id]
 
