@@ -19,10 +19,12 @@ if TYPE_CHECKING:
         IntegrityError,
         ModelError,
         NonFiniteError,
+        OverloadError,
         PagedvidError,
         PromptError,
         ShapeError,
         StateError,
+        WorkerError,
     )
     from pagedvid.handles import Compilable
     from pagedvid.paged_kv_cache import PagedKVCache
@@ -41,6 +43,7 @@ __all__ = [
     "IntegrityError",
     "ModelError",
     "NonFiniteError",
+    "OverloadError",
     "PagedKVCache",
     "PagedvidError",
     "PromptError",
@@ -50,6 +53,7 @@ __all__ = [
     "Stream",
     "StreamCodecs",
     "Window",
+    "WorkerError",
     "__version__",
 ]
 

@@ -8,7 +8,6 @@ from dataclasses import replace
 
 from pagedvid.arguments import whole_number
 from pagedvid.engine.failures import presentable
-from pagedvid.engine.forward import rest_of_chunk
 from pagedvid.engine.job import Change, Job, PromptChange
 from pagedvid.engine.planning import Plan, Planner, Waiting
 from pagedvid.engine.recache import recached
@@ -106,9 +105,6 @@ class Changes:
             for twin in twins:
                 self._residency.leave(twin)
             raise
-        for twin in twins:
-            if twin.has_unseen_frames:  # its source ended within a chunk
-                self._roster.late.append(rest_of_chunk(self._planner.model, twin, self._planner.clock()))
 
     def _switch_prompt(self, job: Job, change: PromptChange) -> None:
         plan = self._planner.plan(replace(job.request, prompt=change.prompt))
@@ -140,11 +136,8 @@ class Changes:
         was_over = job.is_over
         job.request, job.condition = plan.request, plan.condition
         job.follow(plan.schedule)
-        now = self._planner.clock()
         if was_over and job.playout is not None:
-            job.playout.owe(now)
-        if was_over and job.has_unseen_frames:
-            self._roster.late.append(rest_of_chunk(self._planner.model, job, now))
+            job.playout.owe(self._planner.clock())
 
     def _refusal(self, job: Job, change: Change, error: Exception) -> EngineOutput:
         if isinstance(change, Continuation):

@@ -98,7 +98,8 @@ class Engine:
         started = time.perf_counter()
         self.latest_batch = ()
         self._read_viewers_clocks()
-        outputs = self._roster.take_late() + self._residency.admit() + self._changes.apply_due()
+        outputs = self._roster.take_late() + self._residency.admit() + self._rounds.give_out_rests()
+        outputs += self._changes.apply_due()
         batch = self._next_batch()
         self.latest_batch = tuple(job.request.id for job in batch)
         num_tokens = self._num_tokens(batch)
@@ -123,7 +124,7 @@ class Engine:
     def has_work(self) -> bool:
         """Whether a step would do something. Paused and finished videos are no work, nor are those that wait for the
         pages of such."""
-        if self._roster.late or self._residency.runnable():
+        if self._roster.late or self._residency.runnable() or self._rounds.longer():
             return True
         could_begin = bool(self._roster.waiting or self._residency.swapped())
         return could_begin and self._stuck_pages != self.cache.reserved_pages

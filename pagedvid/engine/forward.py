@@ -74,11 +74,6 @@ def finished_chunk(model: VideoModel, job: Job, chunk: int, now: float) -> Chunk
     return ChunkOutput(job.request.id, chunk, frames, is_last, *job.peak_bytes)
 
 
-def rest_of_chunk(model: VideoModel, job: Job, now: float) -> ChunkOutput:
-    """The frames of its last finished chunk that lay beyond the end of a video which is longer now."""
-    return finished_chunk(model, job, max(job.latents.chunks), now)
-
-
 def query_ranges(job: Job, tokens_per_frame: int, first: int) -> list[QueryRange]:
     """The job's next round as the cache takes it, after `first` ranges of other jobs."""
     return [

@@ -11,7 +11,6 @@ import logging
 from collections import deque
 
 from pagedvid.cache.host_memory import HostMemory
-from pagedvid.engine.forward import rest_of_chunk
 from pagedvid.engine.job import Job
 from pagedvid.engine.planning import Plan, Planner, Waiting
 from pagedvid.engine.requests import EngineOutput
@@ -101,8 +100,6 @@ class Residency:
             job.stream = self._planner.open(entry.plan)
         else:
             job.stream = self._cache.copy_in(self._planner.completed(snapshot.image, job))
-        if job.has_unseen_frames:  # the snapshot was taken of a shorter video
-            self._roster.late.append(rest_of_chunk(self._planner.model, job, self._planner.clock()))
         return job
 
     def _can_begin(self, entry: Waiting) -> bool:

@@ -62,6 +62,23 @@ class Rounds:
         # Outside `except`: inside it, the error would keep the failed forward's tensors alive while the others run.
         return [output for job in batch for output in self.run([job])]
 
+    def longer(self) -> list[Job]:
+        """The videos whose last finished chunk lay partly beyond their end, and which are longer now."""
+        return [job for job in self.roster.jobs.values() if job.has_unseen_frames]
+
+    def give_out_rests(self) -> list[EngineOutput]:
+        """The frames of these parts."""
+        return [output for job in self.longer() for output in self._rest(job)]
+
+    def _rest(self, job: Job) -> list[EngineOutput]:
+        try:
+            rest = finished_chunk(self.planner.model, job, max(job.latents.chunks), self.planner.clock())
+        except Exception as error:
+            return [self._fail(job, error)]
+        if job.is_over:
+            self._end(job)
+        return [rest]
+
     def _advance_all(
         self,
         batch: Sequence[Job],

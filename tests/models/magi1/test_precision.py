@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from pagedvid.codecs.raw.codec import RawCodec
+from pagedvid.engine.engine import Engine
 from tests.models.magi1.recordings import ROLLOUTS, engine_of, final_of, largest_difference, play, recorded_model
 from tests.models.magi1.shadow import VARIANTS, ShadowedCache
 
@@ -39,8 +40,9 @@ def test_fewer_bits_move_the_latents_less_than_a_wrong_history(codec: str):
 def test_two_bits_gain_mass_that_the_correction_takes_back():
     """On the rollout whose chunks read most: random weights, so the figures are about the mechanism only."""
     rollout = ROLLOUTS["w1"]
-    engine = engine_of(recorded_model(rollout), rollout.num_steps)
-    engine.cache = cache = ShadowedCache(replace(engine.cache.spec, debug_checks=False), "4MiB")
+    usual = engine_of(recorded_model(rollout), rollout.num_steps)
+    cache = ShadowedCache(replace(usual.cache.spec, debug_checks=False), "4MiB")
+    engine = Engine(usual.model, cache, usual.window, max_batch_tokens=10_000, num_denoise_steps=rollout.num_steps)
     engine.submit(rollout.request())
     assert largest_difference(play(engine).final["a"], rollout.data["final"]) <= 1e-4
     exact, off, formula, measured = (cache.errors[variant] for variant in VARIANTS)

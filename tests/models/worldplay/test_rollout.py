@@ -82,7 +82,7 @@ def test_videos_in_one_batch_equal_each_alone(variant, codec):
             engine.submit(waiting.pop(0))
         for output in engine.step():
             parts.setdefault(output.request_id, []).append(torch.from_numpy(output.frames))
-        at = {job.round.ranges[0].role for job in engine._running.values()}
+        at = {job.round.ranges[0].role for job in engine._roster.jobs.values()}
         mixed += len(at) > 1
     assert mixed > 5
     for number, asked in enumerate(requests):
