@@ -72,15 +72,23 @@ def content_of(sessions: Sessions, id: str) -> bytes:
     return recording.path.read_bytes()[: recording.end]
 
 
-def delete(service: ToyService, id: str) -> None:
-    """Deletes a session, over restarts. Raises TimeoutError if that takes too long."""
-    deadline = time.monotonic() + LONGEST_WAIT_SECONDS
-    while time.monotonic() < deadline:
-        try:
-            service.sessions.delete(id)
-            return
-        except NotFound:
-            return
-        except PagedvidError:
-            time.sleep(POLL_SECONDS)
-    raise TimeoutError(f"{id} could not be deleted in {LONGEST_WAIT_SECONDS:g} s")
+def delete(service: ToyService, *ids: str) -> None:
+    """Deletes sessions, over restarts. Raises TimeoutError if that takes too long.
+
+    In turns: one whose forks have not begun is kept until they have, and they may wait for the pages of another one.
+    """
+    deadline, left = time.monotonic() + LONGEST_WAIT_SECONDS, list(ids)
+    while left := [id for id in left if not _deleted(service, id)]:
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"{', '.join(left)} could not be deleted in {LONGEST_WAIT_SECONDS:g} s")
+        time.sleep(POLL_SECONDS)
+
+
+def _deleted(service: ToyService, id: str) -> bool:
+    try:
+        service.sessions.delete(id)
+    except NotFound:
+        return True
+    except PagedvidError:
+        return False
+    return True

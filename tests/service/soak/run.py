@@ -69,13 +69,11 @@ def soak(seconds: float, seed: int, folder: Path) -> Report:
         _guard(shared, lambda: _restart_and_sample(shared, report, random.Random(f"{seed} restarts")))
         _join(shared, disturbers)
         faults.disarm()
-        for id in shared.ids():  # paused ones would hold all pages for ever
-            _guard(shared, partial(delete, service, id))
+        _guard(shared, partial(delete, service, *shared.ids()))  # paused ones would hold all pages for ever
         _join(shared, others)
     report.findings = shared.findings
     try:
-        for id in _all_ids(service):
-            delete(service, id)
+        delete(service, *_all_ids(service))
         report.findings += _left_in_engine(service)
         service.close()
         report.findings += _left_on_disk(service.folder)
