@@ -21,5 +21,5 @@ def test_nothing_is_left_and_nothing_was_wrong(tmp_path):
     assert report.num_compared >= 3 and report.num_restarts >= 1
     assert report.most_swapped_bytes > 0
     assert len(report.faults) >= 3
-    for verb in ("create", "pause", "resume", "prompt", "fork", "extend", "delete", "watch"):
+    for verb in ("create", "pause", "resume", "prompt", "fork", "extend", "delete", "watch", "read"):
         assert report.calls.get(verb, 0) > 0, verb

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 from collections.abc import Mapping
 from contextlib import suppress
 from typing import Annotated, Any, Literal
@@ -36,6 +37,7 @@ from pagedvid.service.http.state import Service, SessionId, TheService
 from pagedvid.service.records import CANCELLED, ChunkRecorded, RecordedChunk, Recording, SessionState
 from pagedvid.shown import short
 
+logger = logging.getLogger(__name__)
 router = APIRouter(prefix="/v1/sessions", tags=["sessions"])
 
 GONE, RESTARTING, UNSUPPORTED, MALFORMED = 1000, 1012, 1003, 1008
@@ -62,7 +64,8 @@ async def live(
     except NotFound:
         await client.tell_deleted()
     except CLIENT_GONE:
-        pass
+        # How watching usually ends. One of the service's own errors may be a RuntimeError, too, so it can be looked up.
+        logger.debug("a viewer of session %s is gone", id, exc_info=True)
 
 
 class _Client:

@@ -78,6 +78,7 @@ class User:
             (5, self._delete),
             (5, self._watch),
             (5, self._read),
+            (5, self._download),
         ]
 
     def run(self) -> None:
@@ -149,7 +150,10 @@ class User:
         recording = sessions.recording(id)
         if recording.chunks:
             assert sessions.frames(id, recording.chunks[-1].index).shape[0] == recording.chunks[-1].num_frames
-        sessions.whole_file(id)
+
+    def _download(self, id: str) -> None:
+        """Refused for most, which are not complete."""
+        self._sessions.whole_file(id)
 
     def _watch(self, id: str) -> None:
         """A client that comes, reads at its own speed, slowly perhaps, and goes away without a word."""
