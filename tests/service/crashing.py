@@ -1,7 +1,8 @@
 """A process that works on a folder and dies at one of the moments that matter: before or after a write to disk.
 
 Its last act at the given moment is `os._exit`, as sudden as kill -9. Everything a verb has returned until then is in a
-log, one JSON line each, because that is what the service has promised; and so is every prompt that was asked for.
+log, one JSON line each, because that is what the service has promised. So is every prompt and every deletion that was
+asked for: it may count although the process died before the verb returned.
 """
 
 from __future__ import annotations
@@ -111,6 +112,11 @@ class _Client:
     def _delete(self, number: int) -> None:
         if self._random.random() < 0.3:
             id = self._one()
-            self._service.sessions.delete(id)
+            self._say("ask to delete", id=id)
+            try:
+                self._service.sessions.delete(id)
+            except PagedvidError:
+                self._say("refuse to delete", id=id)
+                raise
             self._ids.remove(id)
             self._say("delete", id=id)
