@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pagedvid.engine.failures import presentable
 from pagedvid.engine.states import FINISHED, RUNNING
 from pagedvid.service.chunk_writer import ChunkWriter
-from pagedvid.service.events import ChunkEvent, Event, FailureEvent, RebuiltEvent, RefusedEvent, StateEvent
+from pagedvid.service.events import ChunkEvent, Event, FailureEvent, RebuiltEvent, RefusedEvent, VideoEvent
 from pagedvid.service.parts import Parts
 from pagedvid.service.records import (
     COMPLETED,
@@ -49,7 +49,7 @@ class Bookkeeper:
             logger.error("session %s cannot be recorded: %s", event.id, error)
             self._parts.fail(event.id, SessionError(type(error).__name__, str(error)))
 
-    def _record(self, session: SessionRecord, event: ChunkEvent | StateEvent | FailureEvent | RefusedEvent) -> None:
+    def _record(self, session: SessionRecord, event: VideoEvent) -> None:
         if isinstance(event, ChunkEvent):
             self._record_chunk(session, event)
         elif isinstance(event, FailureEvent):

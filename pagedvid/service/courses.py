@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from functools import partial
 
 from pagedvid.engine.failures import described
 from pagedvid.errors import ConfigError
@@ -45,6 +46,7 @@ class Courses:
         with parts.locked(id):
             session = self._independent(id)
             require_unfinished(session, "takes no prompt")
+            self._forks.wait_until_secured(id)
             given = GivenPrompt(session.frames_done, prompt, recache)
             parts.recorder.hold(id)
             try:
@@ -114,8 +116,10 @@ class Courses:
             source = self._independent(id)
             if source.state == FAILED:
                 raise Conflict(f"session {id} has failed and cannot be forked; make a new one")
-            asked = [Asked(_continued(source, fork), id) for fork in forks]
-            return self._intake.accept(asked, lambda sessions: self._forks.ask(source, sessions))
+            shares_history = source.chunks_done > 0
+            asked = [Asked(_continued(source, fork), id, shares_history) for fork in forks]
+            give = partial(self._forks.ask, source) if shares_history else self._intake.submit
+            return self._intake.accept(asked, give)
 
     def _independent(self, id: str) -> SessionRecord:
         """The session. Raises Conflict while it is a fork that has not begun."""

@@ -12,7 +12,7 @@ from typing import Any
 from pagedvid.errors import PromptError
 from pagedvid.service.errors import StorageError
 
-VERSION = 1
+VERSION = 2
 """Of the tables; a file of another version is refused."""
 _BUSY_SECONDS = 10.0
 _TABLES = """
@@ -30,6 +30,7 @@ CREATE TABLE sessions (
     inputs TEXT NOT NULL,
     live_frames_per_second REAL,
     source_id TEXT,
+    shares_history INTEGER NOT NULL,
     created_at REAL NOT NULL,
     completed_at REAL,
     error_code TEXT,

@@ -63,4 +63,5 @@ class RebuiltEvent:
     reason: str
 
 
-Event = ChunkEvent | StateEvent | FailureEvent | RefusedEvent | RebuiltEvent
+VideoEvent = ChunkEvent | StateEvent | FailureEvent | RefusedEvent
+Event = VideoEvent | RebuiltEvent

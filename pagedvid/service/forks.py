@@ -3,23 +3,32 @@
 The worker makes a fork at its source's next chunk boundary. From when it is asked for until it has a checkpoint of its
 own, a fork is `pending`: its events wait, and after a crash it is asked for again. Then it gets a copy of its source's
 frames up to that boundary, and depends on the source no more.
+
+    source   chunk 0 | chunk 1 | chunk 2 ...          after a crash in the meantime the source has not come further,
+                  ^ asked      | its events wait      because nothing behind the boundary was recorded
+    fork                       | chunk 2 ...
+                               begins      ^ secured: from now on all events are recorded
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from typing import Any
 
 from pagedvid.engine.failures import presentable
 from pagedvid.engine.requests import Continuation
+from pagedvid.engine.states import WAITING
 from pagedvid.errors import ConfigError, IntegrityError, PagedvidError, StateError
 from pagedvid.service.errors import Conflict, storage_errors
-from pagedvid.service.events import ChunkEvent, Event
+from pagedvid.service.events import ChunkEvent, Event, StateEvent, VideoEvent
 from pagedvid.service.parts import Parts
 from pagedvid.service.records import COMPLETED, SessionError, SessionRecord, SessionState
 from pagedvid.service.stored_courses import StoredCheckpoint
 from pagedvid.service.taking_up import take_up
+
+_POLL_SECONDS = 0.01
 
 
 class Forks:
@@ -29,6 +38,8 @@ class Forks:
         self._parts = parts
         self._pending: dict[str, str] = {}
         """Source by pending fork."""
+        self._begun: dict[str, set[str]] = {}
+        """Pending forks that have begun, by their source, which they hold. For the recorder's thread."""
 
     def is_pending(self, id: str) -> bool:
         """Whether a session is a fork that still depends on its source."""
@@ -83,7 +94,24 @@ class Forks:
         """A fork is not made, or was deleted."""
         if self._pending.pop(id, None) is not None:
             self._parts.worker.cancel(id)
-            self._parts.recorder.release(id, lambda events: None)
+            self._release(id, lambda events: None)
+
+    def note(self, event: VideoEvent) -> None:
+        """An event waits; if it is a pending fork's first one, its source is held. On the recorder's thread."""
+        is_waiting = isinstance(event, StateEvent) and event.state == WAITING
+        source_id = None if is_waiting else self._pending.get(event.id)
+        if source_id is not None:
+            self._begun.setdefault(source_id, set()).add(event.id)
+            self._parts.recorder.hold(source_id)
+
+    def wait_until_secured(self, source_id: str) -> None:
+        """Waits for the forks that begin at a session's next chunk boundary. Under its lock. Raises Conflict when that
+        takes too long."""
+        give_up = time.monotonic() + min(self._parts.limits.verb_seconds, self._parts.seconds_left())
+        while self.has_pending(source_id):
+            if time.monotonic() > give_up:
+                raise Conflict(f"session {source_id} is being forked; try again when its forks have begun")
+            time.sleep(_POLL_SECONDS)
 
     def secure(self, id: str) -> str | None:
         """Makes a pending fork independent, if it has begun; returns its source then, for `let_sleep`."""
@@ -97,14 +125,28 @@ class Forks:
             except StateError:
                 return None  # it has not begun; another event will come
             except ConfigError:  # it has failed, and the events that wait say why
-                self._parts.recorder.release(id, self._parts.recorder.record_all)
+                self._release(id, self._parts.recorder.record_all)
             except PagedvidError as error:
                 self._parts.fail(id, SessionError(type(error).__name__, str(error)))
-                self._parts.recorder.release(id, lambda events: None)
+                self._release(id, lambda events: None)
             else:
-                self._parts.recorder.release(id, lambda events: self._join(session, source_id, checkpoint, events))
+                self._release(id, lambda events: self._join(session, source_id, checkpoint, events))
             self._pending.pop(id, None)
             return source_id
+
+    def _release(self, id: str, settle: Callable[[Sequence[Event]], None]) -> None:
+        """A fork's events go on as `settle` says, and then those of a source that no other fork holds."""
+        recorder = self._parts.recorder
+
+        def settle_both(events: Sequence[Event]) -> None:
+            settle(events)
+            for source_id, begun in list(self._begun.items()):
+                begun.discard(id)
+                if not begun:
+                    del self._begun[source_id]
+                    recorder.release(source_id, recorder.record_all)
+
+        recorder.release(id, settle_both)
 
     def _join(self, fork: SessionRecord, source_id: str, checkpoint: StoredCheckpoint, events: Sequence[Event]) -> None:
         """Gives a fork the chunks of its source, and records what it has made itself. On the recorder's thread."""

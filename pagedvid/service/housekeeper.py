@@ -37,7 +37,8 @@ _TICK_SECONDS = 0.25
 _PATIENCE_SECONDS = 0.02
 """With a session whose lock somebody has."""
 
-Job = Callable[[str], None]
+Job = Callable[[str], bool | None]
+"""False: it has to be done later."""
 
 
 class Housekeeper:
@@ -94,20 +95,19 @@ class Housekeeper:
         self._put_off = [(job, id) for job, id in jobs if not self._try(job, id)]
 
     def _try(self, job: Job, id: str) -> bool:
-        """Whether it was tried. It is not while somebody else has the session's lock, who may wait for a video that
+        """Whether that was all. It is not while somebody else has the session's lock, who may wait for a video that
         waits for pages that only the housekeeper frees."""
         with self._parts.locked_within(_PATIENCE_SECONDS, id) as has_lock:
-            if has_lock:
-                self._do(job, id)
-            return has_lock
+            return has_lock and self._do(job, id)
 
-    def _do(self, job: Job, id: str) -> None:
+    def _do(self, job: Job, id: str) -> bool:
         try:
-            job(id)
+            return job(id) is not False
         except PagedvidError as error:
             logger.warning("session %s: %s", id, described(error))
         except Exception:
             logger.exception("session %s: the housekeeper met an error that nobody expected", id)
+        return True
 
     def _tick(self) -> None:
         self._do_all(self._put_off)
@@ -149,15 +149,18 @@ class Housekeeper:
             if num_chunks >= self._parts.limits.checkpoint_chunks:
                 self._parts.install(id, self._parts.take_checkpoint(id))
 
-    def _end(self, id: str) -> None:
-        """Completes a session and frees its pages: with its checkpoint on disk it can still be continued."""
+    def _end(self, id: str) -> bool:
+        """Completes a session and frees its pages: with its checkpoint on disk it can still be continued. Later, if
+        forks depend on it."""
         with self._parts.locked(id):
             session = self._parts.store.find(id)
             if session is None or session.state not in UNFINISHED:
-                return
+                return True
+            if self._forks.has_pending(id):
+                return False
             checkpoint = self._last_checkpoint(id)
             if not self._is_finished(session):  # it was extended meanwhile
-                return
+                return True
             if checkpoint is not None:
                 self._parts.install(id, checkpoint, COMPLETED)
             else:
@@ -166,6 +169,7 @@ class Housekeeper:
             self._parts.audiences.pop(id, None)
             self._parts.paused.discard(id)
             self._parts.announcer.tell(SessionState(id, COMPLETED))
+            return True
 
     def _last_checkpoint(self, id: str) -> StoredCheckpoint | None:
         try:

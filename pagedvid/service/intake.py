@@ -31,6 +31,8 @@ class Asked:
 
     new: NewSession
     source_id: str | None = None
+    shares_history: bool = False
+    """Whether it goes on from the source's frames; it is a fork of a session that had none otherwise."""
 
 
 class Intake:
@@ -75,7 +77,7 @@ class Intake:
             ids = [f"{one.new.kind}_{secrets.token_hex(_ID_BYTES)}" for one in asked]
             with self._parts.store.transaction():
                 for id, one in zip(ids, asked, strict=True):
-                    self._parts.store.insert(id, one.new, one.source_id)
+                    self._parts.store.insert(id, one.new, one.source_id, one.shares_history)
         return ids
 
     def _require_room(self, asked: Sequence[Asked]) -> None:

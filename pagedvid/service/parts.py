@@ -140,10 +140,13 @@ class Parts:
     def install(self, id: str, checkpoint: StoredCheckpoint, state: str | None = None) -> None:
         """The session goes on from this checkpoint now, and is in this state with it. Raises StorageError.
 
-        Frames that were made before it are recorded by then: the worker told them earlier.
+        Frames that were made before it are recorded by then: the worker told them earlier. While they wait in the
+        recorder, the checkpoint before stays.
         """
 
         def write() -> None:
+            if self.recorder.is_held(id):
+                return
             with self.store.transaction():
                 self.store.courses.set_checkpoint(id, checkpoint)
                 if state is not None:

@@ -1,7 +1,7 @@
 """The recorder's thread: takes a worker's events in order, and what must happen between two of them.
 
 While a session is held, its events wait. Whoever changes a session's course holds it until the change can survive a
-crash, so that no frame of the new course is recorded before.
+crash, so that no frame of the new course is recorded before; and forks hold their source until they do not need it.
 
 What runs here waits for the disk only, never for a worker or a verb, because both wait for this thread.
 """
@@ -15,7 +15,7 @@ from queue import Queue
 from threading import Lock, Thread, current_thread
 from typing import TypeVar
 
-from pagedvid.service.events import Event, RebuiltEvent
+from pagedvid.service.events import Event, RebuiltEvent, VideoEvent
 
 logger = logging.getLogger(__name__)
 
@@ -28,8 +28,8 @@ R = TypeVar("R")
 class Recorder:
     """Every method but `start` and `stop` may be called from any thread."""
 
-    def __init__(self, record: Callable[[Event], None], on_held: Callable[[str], None]) -> None:
-        """`record`: handles one event, on the recorder's thread. `on_held`: is told of events that have to wait."""
+    def __init__(self, record: Callable[[Event], None], on_held: Callable[[VideoEvent], None]) -> None:
+        """`record`: handles one event, on the recorder's thread. `on_held`: is told there of events that wait."""
         self._record, self._on_held = record, on_held
         self._jobs: Queue[Callable[[], None] | None] = Queue(MAX_WAITING)
         self._gate = Lock()
@@ -72,6 +72,10 @@ class Recorder:
         """From now on this session's events wait."""
         self.call(lambda: self._held.setdefault(id, []))
 
+    def is_held(self, id: str) -> bool:
+        """Whether its events wait. On the recorder's thread."""
+        return id in self._held
+
     def release(self, id: str, settle: Callable[[Sequence[Event]], None]) -> None:
         """They go on. `settle` gets those that waited and has to record them. Raises what it raises."""
         self.call(lambda: settle(self._held.pop(id, [])))
@@ -102,7 +106,7 @@ class Recorder:
             self._record(event)
             return
         self._held[event.id].append(event)
-        self._on_held(event.id)
+        self._on_held(event)
 
 
 def _answer(future: Future[R], function: Callable[[], R]) -> None:

@@ -102,6 +102,8 @@ class SessionRecord:
     error: SessionError | None
     source_id: str | None
     """The session that it was forked from, which may be deleted by now."""
+    shares_history: bool
+    """Whether it goes on from frames that its source had."""
     priority: int
     inputs: Mapping[str, Any]
     live_frames_per_second: float | None

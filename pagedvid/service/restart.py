@@ -108,7 +108,7 @@ class Restart:
         checkpoint = parts.store.courses.checkpoint(session.id)
         if checkpoint is not None:
             futures: list[Future[Any]] = [take_up(parts, session, checkpoint)]
-        elif session.source_id is not None:
+        elif session.source_id is not None and session.shares_history:
             return self._ask_again(session, session.source_id)
         else:
             futures = [parts.worker.submit(request_of(session), frames_given=session.frames_done)]
@@ -149,4 +149,4 @@ class Restart:
         """Whether its request and nothing else decides its frames, and a checkpoint was tried."""
         courses = self.parts.store.courses
         has_one_prompt = len(courses.prompts(session.id)) == 1
-        return session.source_id is None and has_one_prompt and courses.checkpoint(session.id) is not None
+        return not session.shares_history and has_one_prompt and courses.checkpoint(session.id) is not None

@@ -20,7 +20,7 @@ from pagedvid.service.announcer import Announcer
 from pagedvid.service.bookkeeper import Bookkeeper
 from pagedvid.service.courses import Courses
 from pagedvid.service.errors import Closing, storage_errors
-from pagedvid.service.events import Event
+from pagedvid.service.events import Event, VideoEvent
 from pagedvid.service.folder_lock import FolderLock
 from pagedvid.service.forks import Forks
 from pagedvid.service.housekeeper import Housekeeper
@@ -83,7 +83,7 @@ class Sessions:
         except BaseException:
             self._lock.release()
             raise
-        recorder = Recorder(lambda event: self._bookkeeper.record(event), lambda id: self._housekeeper.secure(id))
+        recorder = Recorder(lambda event: self._bookkeeper.record(event), lambda event: self._secure(event))
         worker = build_worker(recorder.tell)
         self._parts = parts = Parts(store, files, worker, recorder, Announcer(), video, limits or SessionLimits())
         self._forks = Forks(parts)
@@ -250,6 +250,10 @@ class Sessions:
         is not called again.
         """
         return self._parts.announcer.subscribe(id, callback)
+
+    def _secure(self, event: VideoEvent) -> None:
+        self._forks.note(event)
+        self._housekeeper.secure(event.id)
 
     def _require_open(self) -> None:
         if self._is_closing:

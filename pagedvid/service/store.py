@@ -53,7 +53,7 @@ class Store:
 
     # ------------------------------------------------------------------ the life of a session
 
-    def insert(self, id: str, new: NewSession, source_id: str | None = None) -> None:
+    def insert(self, id: str, new: NewSession, source_id: str | None = None, shares_history: bool = False) -> None:
         """A session that is not accepted yet: it is removed at the next start unless `accept` follows."""
         row: dict[str, Any] = {
             "id": id,
@@ -67,6 +67,7 @@ class Store:
             "inputs": json.dumps(dict(new.inputs)),
             "live_frames_per_second": new.live_frames_per_second,
             "source_id": source_id,
+            "shares_history": shares_history,
             "created_at": time.time(),
         }
         with self._database.change() as database:
@@ -211,6 +212,7 @@ class Store:
         values |= {
             "inputs": json.loads(row["inputs"]),
             "error": None if code is None else SessionError(code, row["error_message"]),
+            "shares_history": bool(row["shares_history"]),
             "num_chunks": -(-row["num_frames"] // self._video.frames_per_chunk),
             "frames_per_second": self._video.frames_per_second,
         }

@@ -124,6 +124,8 @@ class FakeEngine:
 
     def fork(self, id: str, continuations: Sequence[Continuation]) -> None:
         video = self._video(id)
+        for continuation in continuations:
+            self._request_of(video, continuation)
         video.changes += continuations
         if video.is_at_boundary:
             self._change(video)
@@ -200,22 +202,32 @@ class FakeEngine:
             if is_last and not request.keep:
                 del self.videos_by_id[request.id]
         if video.is_at_boundary:
-            self._change(video)
+            outputs += self._change(video)
         if video.is_over and request.id in self.videos_by_id:
             video.state = FINISHED
         return outputs
 
-    def _change(self, video: FakeVideo) -> None:
+    def _change(self, video: FakeVideo) -> list[EngineOutput]:
+        failures: list[EngineOutput] = []
         for change in video.changes:
             if isinstance(change, str):
                 video.request = replace(video.request, prompt=change)
-            else:
-                given = {name: getattr(change, name) for name in ("prompt", "seed", "num_frames")}
-                given = {name: value for name, value in given.items() if value is not None}
-                request = replace(video.request, id=change.id, **given)
-                twin = replace(video, request=request, changes=[], state=RUNNING, is_paused=False, frames_played=None)
-                self.videos_by_id[change.id] = twin
+                continue
+            try:
+                request = self._request_of(video, change)
+            except ConfigError as error:
+                failures.append(RequestFailure(change.id, error))
+                continue
+            twin = replace(video, request=request, changes=[], state=RUNNING, is_paused=False, frames_played=None)
+            self.videos_by_id[change.id] = twin
         video.changes = []
+        return failures
+
+    def _request_of(self, video: FakeVideo, continuation: Continuation) -> VideoRequest:
+        request = continuation.request_after(video.request)
+        if request.num_frames <= video.num_frames_out:
+            raise ConfigError(f"the video has {video.num_frames_out} frames; give its continuation more than that")
+        return request
 
     # ------------------------------------------------------------------ what there is
 

@@ -147,7 +147,8 @@ class FakeSessions:
             record = SessionRecord(
                 id=id, kind=kind, state=QUEUED, pause_reason=None, prompt=prompt, num_frames=num_frames, frames_done=0,
                 chunks_done=0, num_chunks=-(-num_frames // FRAMES_PER_CHUNK), seed=seed, created_at=time.time(),
-                completed_at=None, error=None, source_id=source, priority=new.priority, inputs={},
+                completed_at=None, error=None, source_id=source, shares_history=source is not None,
+                priority=new.priority, inputs={},
                 live_frames_per_second=new.live_frames_per_second, frames_per_second=RATE, width=None, height=None,
                 stored_bytes=1000, bf16_bytes=8000, init_bytes=0,
             )  # fmt: skip
