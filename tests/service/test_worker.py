@@ -45,6 +45,11 @@ def start(listener: Listener) -> Iterator[Callable[..., Worker]]:
         worker.stop()
 
 
+def slow_engine() -> FakeEngine:
+    """Its videos are not over before a test has come to them."""
+    return FakeEngine(lambda engine: time.sleep(0.002))
+
+
 def result_of(future: Future) -> object:
     return future.result(WAIT_SECONDS)
 
@@ -164,7 +169,7 @@ def test_verbs_of_one_caller_are_carried_out_in_order(start, listener):
 
 
 def test_stats_show_a_verb_once_its_future_is_done(start):
-    worker = start()
+    worker = start(slow_engine)
     for id in "ab":
         result_of(worker.submit(VideoRequest(id, "red", 800)))
         result_of(worker.pause(id))
@@ -235,7 +240,7 @@ def test_forks_begin_where_their_source_is(start, listener):
 class TestCheckpoints:
     def test_another_worker_goes_on(self, start, listener):
         files, path = MemoryFiles(), Path("a")
-        worker = start(checkpoints=lambda engine: files)
+        worker = start(slow_engine, checkpoints=lambda engine: files)
         result_of(worker.submit(VideoRequest("a", "red", 400)))
         wait_until(lambda: len(listener.chunks["a"]) > 1)
         saved = result_of(worker.checkpoint("a", path))
@@ -296,7 +301,7 @@ class TestStop:
 
     def test_checkpoints_of_all_videos(self, start, listener, tmp_path):
         files = MemoryFiles()
-        worker = start(checkpoints=lambda engine: files)
+        worker = start(slow_engine, checkpoints=lambda engine: files)
         worker.submit(VideoRequest("kept", "red", 8, keep=True))
         wait_until(lambda: "finished" in listener.states("kept"))
         for id in ("a", "../b", "c"):
