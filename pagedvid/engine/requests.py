@@ -128,6 +128,8 @@ class VideoStatus:
     """Pages in the pool that other streams hold, too."""
     host_bytes: int
     """Bytes of its pages while it is swapped out."""
+    source_id: str | None = None
+    """Of a fork that is not made yet: the video that makes it, at its next chunk boundary."""
 
 
 @dataclass(frozen=True)
