@@ -98,8 +98,8 @@ class Engine:
         started = time.perf_counter()
         self.latest_batch = ()
         self._read_viewers_clocks()
-        outputs = self._roster.take_late() + self._residency.admit() + self._rounds.give_out_rests()
-        outputs += self._changes.apply_due()
+        outputs = self._roster.take_late() + self._residency.admit() + self._changes.apply_due()
+        outputs += self._rounds.give_out_rests()  # also of the forks that were made just now
         batch = self._next_batch()
         self.latest_batch = tuple(job.request.id for job in batch)
         num_tokens = self._num_tokens(batch)
