@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from pagedvid.engine.failures import presentable
 from pagedvid.engine.states import FINISHED, RUNNING
 from pagedvid.service.chunk_writer import ChunkWriter
-from pagedvid.service.events import ChunkEvent, Event, FailureEvent, RebuiltEvent, RefusedEvent, VideoEvent
+from pagedvid.service.events import ChunkEvent, Event, FailureEvent, LostEvent, RebuiltEvent, RefusedEvent, VideoEvent
 from pagedvid.service.parts import Parts
 from pagedvid.service.records import (
     COMPLETED,
@@ -29,15 +29,26 @@ logger = logging.getLogger(__name__)
 class Bookkeeper:
     """Records the worker's events."""
 
-    def __init__(self, parts: Parts, on_end: Callable[[str], None], on_progress: Callable[[str], None]) -> None:
-        """`on_end`: is told when the worker has finished a session. `on_progress`: of each chunk."""
-        self._parts, self._on_end, self._on_progress = parts, on_end, on_progress
+    def __init__(
+        self,
+        parts: Parts,
+        on_end: Callable[[str], None],
+        on_progress: Callable[[str], None],
+        on_lost: Callable[[Iterable[str]], None],
+    ) -> None:
+        """`on_end`: is told when the worker has finished a session. `on_progress`: of each chunk. `on_lost`: of the
+        sessions that no worker has any more."""
+        self._parts, self._on_end, self._on_progress, self._on_lost = parts, on_end, on_progress, on_lost
         self._writer = ChunkWriter(parts.store, parts.files, parts.video)
 
     def record(self, event: Event) -> None:
         """Whatever goes wrong here ends the event's session and no other."""
         if isinstance(event, RebuiltEvent):
             logger.warning("the engine was built again (%s); its videos go on", event.reason)
+            return
+        if isinstance(event, LostEvent):
+            logger.warning("%d sessions go on in other workers: %s", len(event.ids), event.reason)
+            self._on_lost(event.ids)
             return
         try:
             session = self._parts.store.find(event.id)

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from pagedvid.engine.failures import described
 from pagedvid.errors import ConfigError
-from pagedvid.service.errors import Conflict, StorageError
+from pagedvid.service.errors import Conflict, LostWorkerError, StorageError
 from pagedvid.service.events import Event
 from pagedvid.service.forks import Forks
 from pagedvid.service.intake import Asked, Intake
@@ -51,6 +51,9 @@ class Courses:
             try:
                 parts.wait(parts.worker.prompt(id, prompt, recache=recache))
                 checkpoint = self._checkpoint_of_change(id)
+            except LostWorkerError:
+                parts.recorder.release(id, lambda events: None)  # they may be of the new prompt, and are made again
+                raise
             except BaseException:
                 parts.recorder.release(id, parts.recorder.record_all)
                 raise

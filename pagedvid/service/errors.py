@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
-from pagedvid.errors import PagedvidError
+from pagedvid.errors import PagedvidError, WorkerError
 
 
 class NotFound(PagedvidError, LookupError):
@@ -25,6 +25,10 @@ class Busy(PagedvidError):
         """An estimate of when a place will be free."""
         self.numbers = dict(numbers)
         """What is full and what was allowed, such as {"queued": 100, "max_queued": 100}."""
+
+
+class LostWorkerError(WorkerError):
+    """One of several workers has ended; its sessions go on in others in a moment, without what was asked just now."""
 
 
 class StorageError(PagedvidError):

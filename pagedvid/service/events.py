@@ -63,5 +63,13 @@ class RebuiltEvent:
     reason: str
 
 
+@dataclass(frozen=True)
+class LostEvent:
+    """One of several workers has ended. Whoever hears this gives its videos to another one; see `Replicas`."""
+
+    ids: frozenset[str]
+    reason: str
+
+
 VideoEvent = ChunkEvent | StateEvent | FailureEvent | RefusedEvent
-Event = VideoEvent | RebuiltEvent
+Event = VideoEvent | RebuiltEvent | LostEvent

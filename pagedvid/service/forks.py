@@ -22,7 +22,7 @@ from pagedvid.engine.failures import presentable
 from pagedvid.engine.requests import Continuation
 from pagedvid.engine.states import WAITING
 from pagedvid.errors import ConfigError, IntegrityError, PagedvidError, StateError
-from pagedvid.service.errors import Conflict, storage_errors
+from pagedvid.service.errors import Conflict, LostWorkerError, storage_errors
 from pagedvid.service.events import ChunkEvent, Event, StateEvent, VideoEvent
 from pagedvid.service.parts import Parts
 from pagedvid.service.records import COMPLETED, SessionError, SessionRecord, SessionState
@@ -46,9 +46,17 @@ class Forks:
         """Whether a session is a fork that still depends on its source."""
         return id in self._pending
 
+    def source_of(self, id: str) -> str | None:
+        """The session on which a pending fork depends."""
+        return self._pending.get(id)
+
+    def pending_of(self, source_id: str) -> set[str]:
+        """The forks that still depend on a session."""
+        return {fork for fork, source in list(self._pending.items()) if source == source_id}
+
     def has_pending(self, source_id: str) -> bool:
         """Whether forks depend on a session. Under its lock. Waits for those that are about to be independent."""
-        for fork_id in [fork for fork, source in list(self._pending.items()) if source == source_id]:
+        for fork_id in self.pending_of(source_id):
             with self._parts.locked(fork_id):
                 if fork_id in self._pending:
                     return True
@@ -101,6 +109,24 @@ class Forks:
             self._parts.worker.cancel(id)
             self._release(id, lambda events: None)
 
+    def lose(self, id: str) -> None:
+        """The worker of a session and of its forks has ended. What waits in the recorder is not recorded, as after a
+        crash: it is made again.
+
+        A fork that was pending still is, until it is asked for again; until then its source is held, so that it does
+        not come further than where the fork will begin.
+        """
+        recorder = self._parts.recorder
+
+        def drop() -> None:
+            if self._begun.pop(id, None) is not None or id in self._pending:
+                recorder.release(id, lambda events: None)
+            if forks := self.pending_of(id):
+                self._begun[id] = forks
+                recorder.hold(id)
+
+        recorder.call(drop)
+
     def _separate_made(self, forked: Future[frozenset[str]]) -> None:
         if not forked.cancelled() and forked.exception() is None:
             self._separate(forked.result())
@@ -144,8 +170,8 @@ class Forks:
                 return None
             try:
                 checkpoint = self._parts.take_checkpoint(id)
-            except StateError:
-                return None  # it has not begun; another event will come
+            except (StateError, LostWorkerError):
+                return None  # it has not begun, and another event will come; or it is given again
             except ConfigError:  # it has failed, and the events that wait say why
                 self._release(id, self._parts.recorder.record_all)
             except PagedvidError as error:
@@ -174,8 +200,10 @@ class Forks:
         """Gives a fork the chunks of its source, and records what it has made itself. On the recorder's thread."""
         parts = self._parts
         firsts = [event.first_frame for event in events if isinstance(event, ChunkEvent)]
+        begin = min([*firsts, checkpoint.frames_done])
         try:
-            num_chunks = self._copy_video(fork.id, source_id, min([*firsts, checkpoint.frames_done]))
+            parts.recorder.let_through(source_id, lambda it: isinstance(it, ChunkEvent) and it.first_frame < begin)
+            num_chunks = self._copy_video(fork.id, source_id, begin)
             with parts.store.transaction():
                 parts.store.chunks.copy(source_id, fork.id, num_chunks)
                 parts.store.courses.set_checkpoint(fork.id, checkpoint)

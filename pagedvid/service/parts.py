@@ -50,7 +50,7 @@ from pagedvid.service.store import Store
 from pagedvid.service.stored_courses import StoredCheckpoint
 
 if TYPE_CHECKING:
-    from pagedvid.service.worker import Worker
+    from pagedvid.service.video_maker import VideoMaker
 
 R = TypeVar("R")
 
@@ -61,7 +61,7 @@ class Parts:
 
     store: Store
     files: SessionFiles
-    worker: Worker
+    worker: VideoMaker
     recorder: Recorder
     announcer: Announcer
     video: VideoFormat

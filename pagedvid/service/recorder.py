@@ -15,7 +15,7 @@ from queue import Queue
 from threading import Lock, Thread, current_thread
 from typing import TypeVar
 
-from pagedvid.service.events import Event, RebuiltEvent, VideoEvent
+from pagedvid.service.events import Event, VideoEvent
 
 logger = logging.getLogger(__name__)
 
@@ -35,7 +35,7 @@ class Recorder:
         self._gate = Lock()
         """Held while something is put into `_jobs`, so that nothing comes behind the end."""
         self._is_open = False
-        self._held: dict[str, list[Event]] = {}
+        self._held: dict[str, list[VideoEvent]] = {}
         self._thread = Thread(target=self._run, name="pagedvid-recorder", daemon=True)
 
     def start(self) -> None:
@@ -80,6 +80,13 @@ class Recorder:
         """They go on. `settle` gets those that waited and has to record them. Raises what it raises."""
         self.call(lambda: settle(self._held.pop(id, [])))
 
+    def let_through(self, id: str, is_due: Callable[[VideoEvent], bool]) -> None:
+        """Records those of a session's events that are due; the others wait on. On the recorder's thread."""
+        if id in self._held:
+            due = [event for event in self._held[id] if is_due(event)]
+            self._held[id] = [event for event in self._held[id] if not is_due(event)]
+            self.record_all(due)
+
     def record_all(self, events: Sequence[Event]) -> None:
         """Records events that waited; for `release`."""
         for event in events:
@@ -102,7 +109,7 @@ class Recorder:
                 logger.exception("the recorder met an error that no session accounts for")
 
     def _take(self, event: Event) -> None:
-        if isinstance(event, RebuiltEvent) or event.id not in self._held:
+        if not isinstance(event, VideoEvent) or event.id not in self._held:
             self._record(event)
             return
         self._held[event.id].append(event)

@@ -1,4 +1,5 @@
-"""After a restart: every accepted session that is not finished goes on, and nothing is left over of the rest.
+"""After a restart: every accepted session that is not finished goes on, and nothing is left over of the rest. So do the
+sessions of one of several workers, when it has ended or is to be empty.
 
 Files are cut back to what their rows say. A session goes on from its checkpoint; frames between that and the end of its
 file are made again and not recorded twice. One without a checkpoint begins anew, with the same frames. Forks that had
@@ -8,22 +9,27 @@ not begun are asked for again.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
 from pagedvid.errors import PagedvidError
-from pagedvid.service.errors import storage_errors
+from pagedvid.service.errors import LostWorkerError, storage_errors
 from pagedvid.service.forks import Forks
 from pagedvid.service.parts import Parts, request_of
 from pagedvid.service.records import PAUSED, UNFINISHED, SessionError, SessionRecord
+from pagedvid.service.stats import WORKING
 from pagedvid.service.taking_up import take_up
 
 logger = logging.getLogger(__name__)
 
-Job = Callable[[str], None]
+Job = Callable[[str], bool | None]
+
+
+Later = Callable[[Job, str], None]
+"""Calls a function with a session's id on another thread, under its lock, again and again until it is not False."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +38,9 @@ class Restart:
 
     parts: Parts
     forks: Forks
+    later: Later
+    lost: set[str] = field(default_factory=set)
+    """Sessions whose worker has ended, until they are given to another one."""
 
     def prepare(self, settings: str) -> list[tuple[SessionRecord, Sequence[Future[Any]]]]:
         """Tidies up and gives the unfinished sessions to the worker; returns them with the verbs that they need.
@@ -50,19 +59,63 @@ class Restart:
                 self._begin_anew(session.id)
         return [(session, self._give(session)) for session in store.unfinished()]
 
-    def follow(
-        self, given: Sequence[tuple[SessionRecord, Sequence[Future[Any]]]], later: Callable[[Job, str], None]
-    ) -> None:
-        """Ends the sessions that cannot go on. `later`: calls a function with a session's id on another thread."""
+    def follow(self, given: Sequence[tuple[SessionRecord, Sequence[Future[Any]]]]) -> None:
+        """Ends the sessions that cannot go on."""
 
-        def check(id: str, future: Future[Any]) -> None:
+        def check(session: SessionRecord, future: Future[Any]) -> None:
             error = future.exception()
-            if error is not None:
-                later(lambda id: self._settle(id, error), id)
+            if isinstance(error, LostWorkerError):
+                source_id = self.forks.source_of(session.id)
+                self.lose([session.id] if source_id is None else [source_id, session.id])
+            elif error is not None:
+                self.later(lambda id: self._settle(id, error), session.id)
 
         for session, futures in given:
             for future in futures:
-                future.add_done_callback(partial(check, session.id))
+                future.add_done_callback(partial(check, session))
+
+    # ------------------------------------------------------------------ one of several workers
+
+    def lose(self, ids: Iterable[str]) -> None:
+        """Sessions go on in another worker; what theirs has told is recorded."""
+        self.lost.update(ids)
+        for id in ids:
+            self.later(self._give_again, id)
+
+    def move(self, id: str) -> bool:
+        """A session goes on in another worker, from a checkpoint of this moment. Under its lock. Later, if it is being
+        forked. Raises what the worker raises."""
+        parts, session = self.parts, self.parts.store.find(id)
+        if session is None or session.state not in UNFINISHED or id in self.lost:
+            return True
+        if self.forks.is_pending(id) or self.forks.has_pending(id):
+            return False
+        if session.chunks_done > 0:
+            parts.install(id, parts.take_checkpoint(id))
+        parts.wait(parts.worker.cancel(id))
+        self.lost.add(id)
+        return self._give_again(id)
+
+    def _give_again(self, id: str) -> bool:
+        """Under the session's lock. Later, if no worker is up. Forks that have not begun are asked for right after
+        their source is given, which would come too far without them."""
+        if id not in self.lost:
+            return True
+        if self.parts.worker.stats().state != WORKING:
+            return False
+        self.forks.lose(id)
+        self.parts.awake.discard(id)
+        self.parts.paused.discard(id)
+        session = self.parts.store.find(id)
+        if session is not None and session.source_id in self.lost:
+            return False
+        self.lost.discard(id)
+        if session is not None and session.state in UNFINISHED:
+            self.follow([(session, self._give(session))])
+        for fork_id in self.forks.pending_of(id) & self.lost:
+            with self.parts.locked(fork_id):
+                self._give_again(fork_id)
+        return True
 
     # ------------------------------------------------------------------ files
 

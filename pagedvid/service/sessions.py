@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from pagedvid.engine.failures import described
-from pagedvid.errors import PagedvidError, WorkerError
+from pagedvid.errors import ConfigError, PagedvidError, WorkerError
 from pagedvid.service.announcer import Announcer
 from pagedvid.service.bookkeeper import Bookkeeper
 from pagedvid.service.courses import Courses
@@ -38,6 +38,7 @@ from pagedvid.service.records import (
     SessionRecord,
     VideoFormat,
 )
+from pagedvid.service.replicas import Replicas
 from pagedvid.service.restart import Restart
 from pagedvid.service.session_files import SessionFiles
 from pagedvid.service.steering import Steering
@@ -45,8 +46,9 @@ from pagedvid.service.store import Store
 from pagedvid.service.viewing import Viewing
 
 if TYPE_CHECKING:
+    from pagedvid.service.replica_stats import ReplicaStats
     from pagedvid.service.stats import WorkerStats
-    from pagedvid.service.worker import Worker
+    from pagedvid.service.video_maker import VideoMaker
 
 logger = logging.getLogger(__name__)
 
@@ -62,7 +64,7 @@ class Sessions:
     def __init__(
         self,
         folder: Path,
-        build_worker: Callable[[Callable[[Event], None]], Worker],
+        build_worker: Callable[[Callable[[Event], None]], VideoMaker],
         video: VideoFormat,
         limits: SessionLimits | None = None,
         *,
@@ -92,7 +94,8 @@ class Sessions:
         self._steering = Steering(parts, self._forks)
         self._viewing = Viewing(parts)
         self._housekeeper = Housekeeper(parts, self._forks)
-        self._bookkeeper = Bookkeeper(parts, self._housekeeper.end, self._housekeeper.progress)
+        self._restart = Restart(parts, self._forks, self._housekeeper.do)
+        self._bookkeeper = Bookkeeper(parts, self._housekeeper.end, self._housekeeper.progress, self._restart.lose)
 
     def start(self) -> None:
         """Starts the worker; everything that was accepted and not finished goes on. Raises StorageError, and what
@@ -101,12 +104,11 @@ class Sessions:
         A session that cannot go on, because its checkpoint is of another model or version, begins anew if its request
         alone decides its frames, and has failed otherwise.
         """
-        restart = Restart(self._parts, self._forks)
-        given = restart.prepare(self._settings)
+        given = self._restart.prepare(self._settings)
         self._parts.recorder.start()
         self._parts.worker.start()
         self._housekeeper.start()
-        restart.follow(given, self._housekeeper.do)
+        self._restart.follow(given)
 
     def close(self, seconds: float) -> None:
         """Checkpoints the sessions that are under way and stops, within about this time.
@@ -238,8 +240,33 @@ class Sessions:
         return self._viewing.whole_file(id)
 
     def stats(self) -> WorkerStats:
-        """The worker's numbers after its latest step."""
+        """The worker's numbers after its latest step, or those of all together."""
         return self._parts.worker.stats()
+
+    # ------------------------------------------------------------------ several workers
+
+    def replicas(self) -> Sequence[ReplicaStats]:
+        """The numbers of each worker; none where there is only one."""
+        worker = self._parts.worker
+        return worker.replicas() if isinstance(worker, Replicas) else []
+
+    def drain(self, number: int) -> None:
+        """A replica gets no new session, and its sessions move to others, each from a checkpoint. It is empty when
+        `replicas` says so. Raises ConfigError when there is no other one."""
+        for id in self._several_workers().drain(number):
+            self._housekeeper.do(self._restart.move, id)
+
+    def refill(self, number: int) -> None:
+        """A drained replica takes sessions again. Raises ConfigError when there is no such replica."""
+        self._several_workers().refill(number)
+
+    def _several_workers(self) -> Replicas:
+        worker = self._parts.worker
+        if not isinstance(worker, Replicas):
+            raise ConfigError("the service has one worker; start it with --replicas to have several")
+        return worker
+
+    # ------------------------------------------------------------------ events
 
     def subscribe(self, id: str | None, callback: Callable[[SessionEvent], None]) -> Callable[[], None]:
         """Calls `callback` with every event of a session, or of all (None), until the returned function is called.

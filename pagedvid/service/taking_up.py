@@ -22,4 +22,4 @@ def take_up(parts: Parts, session: SessionRecord, checkpoint: StoredCheckpoint) 
     if session.num_frames > checkpoint.num_frames:
         changes.append(Extension(session.num_frames))
     path = parts.files.checkpoint(session.id, checkpoint.name)
-    return parts.worker.restore(path, changes, frames_given=session.frames_done)
+    return parts.worker.restore(path, changes, frames_given=session.frames_done, id=session.id)

@@ -12,7 +12,7 @@ from pathlib import Path
 from pagedvid.engine.failures import presentable
 from pagedvid.engine.requests import Continuation, VideoRequest, VideoStatus
 from pagedvid.engine.states import WAITING
-from pagedvid.errors import StateError
+from pagedvid.errors import ConfigError, StateError
 from pagedvid.service.rebuilding import breaks_engine
 from pagedvid.service.recovery import (
     Change,
@@ -135,13 +135,19 @@ class Verbs:
 
         return self._supervised.do(checkpoint)
 
-    def restore(self, path: Path, changes: Sequence[Change] = (), frames_given: int = 0) -> str:
+    def restore(
+        self, path: Path, changes: Sequence[Change] = (), frames_given: int = 0, expected_id: str | None = None
+    ) -> str:
         """Queues a video that goes on where its file says, and returns its id; see `Worker.restore`. Raises what
         reading the file and `Engine.restore` raise."""
 
         def restore() -> str:
             snapshot = required(self._supervised.checkpoints).read(path)
             id = snapshot.request.id
+            if expected_id not in (None, id):
+                raise ConfigError(
+                    f"{path} is a checkpoint of {id!r}, not of {expected_id!r}; give the one of that video"
+                )
             record = VideoRecord(snapshot, list(changes), frames_given=frames_given)
             record.restore(self._supervised.engine, id, None)
             record.begin(snapshot.num_output_frames)

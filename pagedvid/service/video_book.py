@@ -9,7 +9,15 @@ from pagedvid.engine.failures import described, presentable
 from pagedvid.engine.requests import ChangeRefused, ChunkOutput, EngineOutput, VideoStatus
 from pagedvid.engine.states import WAITING
 from pagedvid.errors import StateError, WorkerError
-from pagedvid.service.events import GONE, ChunkEvent, Event, FailureEvent, RebuiltEvent, RefusedEvent, StateEvent
+from pagedvid.service.events import (
+    GONE,
+    ChunkEvent,
+    Event,
+    FailureEvent,
+    RefusedEvent,
+    StateEvent,
+    VideoEvent,
+)
 from pagedvid.service.recovery import VideoRecord, makes_fork
 
 logger = logging.getLogger(__name__)
@@ -96,7 +104,7 @@ class VideoBook:
             self._on_event(event)
         except Exception as error:
             logger.warning("a listener failed on %s: %s", type(event).__name__, described(error), exc_info=True)
-            if not isinstance(event, RebuiltEvent) and event.id in self.records:
+            if isinstance(event, VideoEvent) and event.id in self.records:
                 self.end(event.id, error)
 
     def end(self, id: str, error: Exception) -> None:

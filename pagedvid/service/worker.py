@@ -150,13 +150,16 @@ class Worker:
         """
         return self._inbox.send(lambda verbs: verbs.checkpoint(id, path))
 
-    def restore(self, path: Path, changes: Sequence[Change] = (), *, frames_given: int = 0) -> Future[str]:
+    def restore(
+        self, path: Path, changes: Sequence[Change] = (), *, frames_given: int = 0, id: str | None = None
+    ) -> Future[str]:
         """Queues the video of a checkpoint; its id. Frames that it had given out before are not given out again.
 
         `changes`: asked for before, and not in effect in the checkpoint; they count from its next chunk on.
-        `frames_given`: as for `submit`. Fails with what reading the file and `Engine.restore` raise.
+        `frames_given`: as for `submit`. `id`: that the file must be of. Fails with ConfigError for a file of another
+        one, and with what reading the file and `Engine.restore` raise.
         """
-        return self._inbox.send(lambda verbs: verbs.restore(path, changes, frames_given))
+        return self._inbox.send(lambda verbs: verbs.restore(path, changes, frames_given, id))
 
     # ------------------------------------------------------------------ on the worker's thread
 

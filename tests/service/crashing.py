@@ -62,11 +62,11 @@ def work(folder: Path, log: Path, seed: int, last_moment: int) -> None:
         mock.patch.object(owner, name, moments.around(getattr(owner, name))).start()
     service = Service(folder)
     with log.open("a") as file:
-        _Client(service, random.Random(seed), file).run()
+        Client(service, random.Random(seed), file).run()
     os._exit(0)
 
 
-class _Client:
+class Client:
     def __init__(self, service: Service, random_: random.Random, log) -> None:
         self._service, self._random, self._log = service, random_, log
         self._ids: list[str] = [record.id for record in service.sessions.list(100).records]

@@ -12,7 +12,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from pagedvid import __version__
-from pagedvid.service.http import health, live, sessions, videos
+from pagedvid.service.http import health, live, replicas, sessions, videos
 from pagedvid.service.http.auth import KeyGuard
 from pagedvid.service.http.checks import Checks
 from pagedvid.service.http.contract import SessionsLike
@@ -57,7 +57,7 @@ def create_app(sessions_: SessionsLike, settings: ServeSettings) -> FastAPI:
     app = FastAPI(title="pagedvid", version=__version__, description=ABOUT, lifespan=observing, redoc_url=None)
     app.state.service = service
     add_error_handlers(app)
-    for router in (videos.router, sessions.router, live.router, health.router):
+    for router in (videos.router, sessions.router, live.router, replicas.router, health.router):
         app.include_router(router)
     add_page(app)
     _add_guards(app, service)

@@ -11,6 +11,7 @@ import numpy as np
 from pagedvid.service.records import NewFork, NewSession, Recording, SessionEvent, SessionPage, SessionRecord
 
 if TYPE_CHECKING:
+    from pagedvid.service.replica_stats import ReplicaStats
     from pagedvid.service.stats import WorkerStats
 
 
@@ -58,3 +59,9 @@ class SessionsLike(Protocol):
     def subscribe(self, id: str | None, callback: Callable[[SessionEvent], None]) -> Callable[[], None]: ...  # noqa: D102
 
     def stats(self) -> WorkerStats: ...  # noqa: D102
+
+    def replicas(self) -> Sequence[ReplicaStats]: ...  # noqa: D102
+
+    def drain(self, number: int) -> None: ...  # noqa: D102
+
+    def refill(self, number: int) -> None: ...  # noqa: D102

@@ -19,7 +19,7 @@ import numpy as np
 
 from pagedvid.engine.pace import TokenSeconds
 from pagedvid.engine.requests import EngineStats, VideoStatus
-from pagedvid.errors import CapacityError, PromptError, WorkerError
+from pagedvid.errors import CapacityError, ConfigError, PromptError, WorkerError
 from pagedvid.output.fragments import fragment, init_segment, write_whole
 from pagedvid.service.errors import Busy, Closing, Conflict, NotFound, StorageError
 from pagedvid.service.records import (
@@ -44,6 +44,7 @@ from pagedvid.service.records import (
     SessionRecord,
     SessionState,
 )
+from pagedvid.service.replica_stats import ReplicaStats
 from pagedvid.service.stats import WORKING, PoolStats, WorkerStats
 
 RATE, SIZE, FRAMES_PER_CHUNK = 12, 32, 4
@@ -73,6 +74,7 @@ class FakeSessions:
         """Verbs that have no effect here, with their arguments."""
         self.worker_state = WORKING
         self._lock = threading.RLock()
+        self.draining: set[int] = set()
         self._made: dict[str, Made] = {}
         self._listeners: list[tuple[str | None, Callable[[SessionEvent], None]]] = []
 
@@ -267,6 +269,17 @@ class FakeSessions:
         entry = (id, callback)
         self._listeners.append(entry)
         return lambda: self._listeners.remove(entry)
+
+    def replicas(self) -> list[ReplicaStats]:
+        return [ReplicaStats(number, number in self.draining, 3, self.stats()) for number in range(2)]
+
+    def drain(self, number: int) -> None:
+        if number > 1:
+            raise ConfigError(f"there is no replica {number}; give 0 to 1")
+        self.draining.add(number)
+
+    def refill(self, number: int) -> None:
+        self.draining.discard(number)
 
     def stats(self) -> WorkerStats:
         videos = tuple(
