@@ -36,6 +36,8 @@ class PageBudget:
         """What streams may still take beyond what is permanent."""
         self.borrowed_pages = 0
         """Beyond a stream's peak, while a chunk and its replacement exist together."""
+        self.num_evicted_chunks = 0
+        """Chunks that branches of open streams have let go of; see `CacheStats`."""
 
     @property
     def owed_pages(self) -> int:
@@ -82,9 +84,10 @@ class PageBudget:
     @contextmanager
     def changing(self, stream: Stream) -> Iterator[None]:
         """After the block has changed histories or the plan of the stream: counts references and the budget again."""
-        before = set(stream.chunks())
+        before, kept_before = set(stream.chunks()), _kept_chunks(stream)
         yield
         after = set(stream.chunks())
+        self.num_evicted_chunks += len(kept_before - _kept_chunks(stream))
         for chunk in stream.chunks():
             if chunk not in before:
                 self._ledger.retain(chunk)
@@ -118,6 +121,11 @@ class PageBudget:
         for part in before:
             self._ledger.make_temporary(part)
         self.promised_pages += _promise_of(stream) - promised_before
+
+
+def _kept_chunks(stream: Stream) -> set[tuple[str, int]]:
+    """(Branch, index of the chunk); a chunk that is replaced, or that some heads let go of, is still kept."""
+    return {(branch, index) for branch, history in stream.branches.items() for index in history.chunks}
 
 
 def _promise_of(stream: Stream) -> int:

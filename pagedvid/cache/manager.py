@@ -303,7 +303,7 @@ class CacheManager:
 
     def stats(self) -> CacheStats:
         """A summary; changes nothing."""
-        return collect_stats(self.shape, self.pool, self._ledger, self.streams, self.reserved_pages)
+        return collect_stats(self.shape, self.pool, self._ledger, self._budget, self.streams)
 
     @independent_of_host
     def check(self) -> None:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from pagedvid.cache.budget import PageBudget
 from pagedvid.cache.chunk import Chunk
 from pagedvid.cache.ledger import ChunkLedger
-from pagedvid.cache.pool import PagePool
+from pagedvid.cache.pool import PageIds, PagePool
 from pagedvid.cache.sizes import KVShape
 from pagedvid.cache.stream import Stream
 
@@ -27,6 +28,11 @@ class CacheStats:
     num_chunks: int
     num_shared_chunks: int
     """Chunks of which more than one branch holds some head."""
+    pages_shared: int
+    """Pages that more than one branch holds."""
+    num_evicted_chunks: int
+    """Chunks that were let go of so far because they left a window or would not be read again; those of streams that
+    were released are not among them."""
     stored_bytes: int
     """Codes, step sizes, zero points, padding of partial pages and correction factors."""
     bf16_bytes: int
@@ -36,21 +42,24 @@ class CacheStats:
 
 
 def collect_stats(
-    shape: KVShape, pool: PagePool, ledger: ChunkLedger, streams: Sequence[Stream], reserved_pages: int
+    shape: KVShape, pool: PagePool, ledger: ChunkLedger, budget: PageBudget, streams: Sequence[Stream]
 ) -> CacheStats:
     """Adds up the live chunks; changes nothing."""
     chunks = _fullest(streams)
+    shared = [len(_shared_ids(chunk, ledger)) for chunk in chunks]
     num_chunk_pages = sum(chunk.num_pages for chunk in chunks)
     padding_pages = sum(shape.padding_pages(chunk.num_tokens, chunk.codecs) for chunk in chunks)
     return CacheStats(
         num_pages=pool.num_pages,
         pages_used=pool.num_used_pages,
         pages_peak=pool.peak_used_pages,
-        pages_reserved=reserved_pages,
+        pages_reserved=budget.reserved_pages,
         page_bytes=pool.page_bytes,
         num_streams=len(streams),
         num_chunks=len(chunks),
-        num_shared_chunks=sum(bool((ledger.references(chunk) > 1).any()) for chunk in chunks),
+        num_shared_chunks=sum(num_pages > 0 for num_pages in shared),
+        pages_shared=sum(shared),
+        num_evicted_chunks=budget.num_evicted_chunks,
         stored_bytes=sum(shape.stored_bytes(chunk.num_tokens, chunk.codecs) for chunk in chunks),
         bf16_bytes=sum(shape.bf16_bytes(chunk.num_tokens) for chunk in chunks),
         padding_waste_ratio=padding_pages / max(1, num_chunk_pages),
@@ -59,8 +68,12 @@ def collect_stats(
 
 def own_and_shared_pages(stream: Stream, ledger: ChunkLedger) -> tuple[int, int]:
     """Pages of tables that only this stream holds, and of those that others hold, too."""
-    shared = sum(len(chunk.table.ids_of(ledger.references(chunk) > 1)) for chunk in stream.chunks())
+    shared = sum(len(_shared_ids(chunk, ledger)) for chunk in stream.chunks())
     return stream.held_pages - shared, shared
+
+
+def _shared_ids(chunk: Chunk, ledger: ChunkLedger) -> PageIds:
+    return chunk.table.ids_of(ledger.references(chunk) > 1)
 
 
 def _fullest(streams: Sequence[Stream]) -> list[Chunk]:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from pagedvid.arguments import whole_number
+from pagedvid.engine.counters import Counters
 from pagedvid.engine.failures import presentable
 from pagedvid.engine.job import Change, Job, PromptChange
 from pagedvid.engine.planning import Plan, Planner, Waiting
@@ -23,10 +24,16 @@ class Changes:
     """Accepts and makes the changes of the videos on a roster. `Engine` documents what they do and raise."""
 
     def __init__(
-        self, planner: Planner, roster: Roster, residency: Residency, admit_live: Callable[[Plan], None]
+        self,
+        planner: Planner,
+        roster: Roster,
+        residency: Residency,
+        admit_live: Callable[[Plan], None],
+        counters: Counters,
     ) -> None:
         """`admit_live`: raises OverloadError for a live video that may not begin."""
         self._planner, self._roster, self._residency, self._admit_live = planner, roster, residency, admit_live
+        self._counters = counters
 
     # ------------------------------------------------------------------ accepting
 
@@ -105,6 +112,7 @@ class Changes:
             for twin in twins:
                 self._residency.leave(twin)
             raise
+        self._counters.num_forks += len(twins)
 
     def _switch_prompt(self, job: Job, change: PromptChange) -> None:
         plan = self._planner.plan(replace(job.request, prompt=change.prompt))

@@ -139,8 +139,17 @@ class EngineStats:
     num_finished: int
     num_failed: int
     num_chunks_done: int
+    num_forks: int
+    """Videos that began with the history of another one, pages and all."""
     num_steps: int
     forward_seconds: float
     """Time inside the model's forward, attention and page encoding included."""
     step_seconds: float
     """Time of whole steps; the difference is bookkeeping, sampling and decoding."""
+    num_swaps_out: int
+    """Streams that moved to host memory because others waited for their pages."""
+    num_swaps_in: int
+    """Streams that came back from there; the others ended in host memory, or are still there."""
+    swapped_out_bytes: int
+    """Pages and small tensors that were copied in all swaps of this direction together."""
+    swapped_in_bytes: int

@@ -11,6 +11,7 @@ import logging
 from collections import deque
 
 from pagedvid.cache.host_memory import HostMemory
+from pagedvid.engine.counters import Counters
 from pagedvid.engine.job import Job
 from pagedvid.engine.planning import Plan, Planner, Waiting
 from pagedvid.engine.requests import EngineOutput
@@ -25,9 +26,18 @@ logger = logging.getLogger(__name__)
 class Residency:
     """Moves the videos of a roster in and out of the pool."""
 
-    def __init__(self, planner: Planner, roster: Roster, host_memory: HostMemory, max_concurrent: int | None) -> None:
+    def __init__(
+        self,
+        planner: Planner,
+        roster: Roster,
+        host_memory: HostMemory,
+        max_concurrent: int | None,
+        counters: Counters,
+    ) -> None:
+        """`max_concurrent`: most videos that are worked on at once; None: as many as the memory holds."""
         self.host_memory = host_memory
         self._planner, self._roster, self._max_concurrent = planner, roster, max_concurrent
+        self._counters = counters
         self._cache = planner.cache
 
     def admit(self) -> list[EngineOutput]:
@@ -156,12 +166,17 @@ class Residency:
             return
         self._cache.release(stream)
         job.stream, job.image = None, image
+        self._counters.num_swaps_out += 1
+        self._counters.swapped_out_bytes += image.num_bytes
 
     def _swap_in(self, job: Job) -> None:
         assert job.image is not None
+        num_bytes = job.image.num_bytes
         job.stream = self._cache.copy_in(job.image)
-        self.host_memory.give_back(job.image.num_bytes)
+        self.host_memory.give_back(num_bytes)
         job.image = None
+        self._counters.num_swaps_in += 1
+        self._counters.swapped_in_bytes += num_bytes
 
 
 def _is_far_ahead(job: Job) -> bool:

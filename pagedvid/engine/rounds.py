@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from pagedvid.engine.changes import Changes
+from pagedvid.engine.counters import Counters
 from pagedvid.engine.failures import described
 from pagedvid.engine.forward import advance_chunks, committed_latents, finished_chunk, packed_forward
 from pagedvid.engine.job import Job
@@ -19,17 +20,6 @@ from pagedvid.engine.roster import Roster
 from pagedvid.errors import IntegrityError
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass
-class Counters:
-    """What an engine has done since it was made."""
-
-    num_finished: int = 0
-    num_chunks_done: int = 0
-    num_steps: int = 0
-    step_seconds: float = 0.0
-    forward_seconds: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from pagedvid.errors import ConfigError, StateError, WorkerError
 from pagedvid.service.events import Event, RebuiltEvent
 from pagedvid.service.rebuilding import BUILD_DELAYS_SECONDS, breaks_engine, build_again, is_lost_device, wait
 from pagedvid.service.recovery import CheckpointFiles, VideoRecord
-from pagedvid.service.stats import WorkerStats, pool_stats
+from pagedvid.service.stats import WorkerStats, cache_info, pool_stats
 from pagedvid.service.video_book import VideoBook
 
 logger = logging.getLogger(__name__)
@@ -114,8 +114,9 @@ class SupervisedEngine:
 
     def stats(self, state: str) -> WorkerStats:
         """The numbers of this moment, for a worker in that state."""
+        queue = self.book.queue.durations()
         if self._engine is None:
-            return WorkerStats(state, self._reason, self._num_rebuilds, videos=self.book.statuses)
+            return WorkerStats(state, self._reason, self._num_rebuilds, videos=self.book.statuses, queue=queue)
         return WorkerStats(
             state=state,
             reason=self._reason,
@@ -124,6 +125,8 @@ class SupervisedEngine:
             videos=self.book.statuses,
             engine=self._engine.stats(),
             token_seconds=self._engine.pace.token_seconds,
+            cache=cache_info(self._engine),
+            queue=queue,
         )
 
     def close(self) -> None:

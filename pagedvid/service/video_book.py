@@ -10,6 +10,7 @@ from pagedvid.engine.requests import ChangeRefused, ChunkOutput, EngineOutput, V
 from pagedvid.engine.states import WAITING
 from pagedvid.errors import StateError, WorkerError
 from pagedvid.service.events import GONE, ChunkEvent, Event, FailureEvent, RebuiltEvent, RefusedEvent, StateEvent
+from pagedvid.service.queue_times import QueueTimes
 from pagedvid.service.recovery import VideoRecord, makes_fork
 
 logger = logging.getLogger(__name__)
@@ -33,6 +34,7 @@ class VideoBook:
         """In order of arrival."""
         self.statuses: tuple[VideoStatus, ...] = ()
         """As last compared."""
+        self.queue = QueueTimes()
         self._on_event, self._cancel = on_event, cancel
         self._is_stale = False
 
@@ -59,6 +61,7 @@ class VideoBook:
             self._is_stale = False
             before = {status.id: status.state for status in self.statuses}
             self.statuses = read()
+            self.queue.follow(self.statuses)
             now = {status.id: status.state for status in self.statuses}
             for id in [id for id in before if id not in now]:
                 self.forget(id)
