@@ -35,6 +35,16 @@ def test_a_session(client, sessions):
     assert (now["state"], now["frames_done"], now["width"]) == ("in_progress", 4, 32)
 
 
+def test_reports_of_what_was_played(client, sessions, id):
+    assert client.post(f"/v1/sessions/{id}/played", json={"num_frames": 3}).json()["id"] == id
+    assert sessions.calls == [("played", id, 3)]
+    for wrong in (-1, "1", 1.5, None, 10**12):
+        response = client.post(f"/v1/sessions/{id}/played", json={"num_frames": wrong})
+        assert (response.status_code, error_of(response)["param"]) == (400, "num_frames")
+    assert client.post("/v1/sessions/session_0123456789/played", json={"num_frames": 3}).status_code == 404
+    assert len(sessions.calls) == 1
+
+
 def test_live_sessions(client):
     own = client.post("/v1/sessions", json={**PROMPT, "live": True}).json()
     assert (own["live"], own["live_frames_per_second"], own["credit_seconds"]) == (True, 12.0, 1.5)
