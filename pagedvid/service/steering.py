@@ -51,7 +51,10 @@ class Steering:
         with self._parts.locked(id):
             session = self._parts.store.get(id)
             if self._forks.has_pending(id):
-                raise Conflict(f"session {id} is being forked; delete it when its forks have begun")
+                raise Conflict(
+                    f"session {id} is being forked, and its forks need it until they begin at its next chunk boundary; "
+                    "delete it after that, or delete those forks first"
+                )
             if session.state in UNFINISHED or id in self._parts.awake:
                 with suppress(ConfigError, WorkerError):  # it has just ended, or nothing works any more
                     self._parts.wait(self._parts.worker.cancel(id))

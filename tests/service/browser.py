@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 WAIT_SECONDS = 45
 QUIET = (
@@ -71,7 +73,8 @@ class Page:
         known = set(self.card_ids())
         self.fill("#new-session", prompt=prompt, **fields)
         self.find("#new-session [type=submit]").click()
-        (new,) = self.wait(lambda: set(self.card_ids()) - known, "a card of the new session")
+        self.wait(lambda: set(self.card_ids()) - known or self.find("#new-problem").text, "a card of the new session")
+        (new,) = set(self.card_ids()) - known or pytest.fail(f"{prompt}: {self.find('#new-problem').text}")
         return Card(self, new)
 
     def fill(self, form: str, **fields: object) -> None:
