@@ -22,6 +22,11 @@ class HostMemory:
 
     def take(self, num_bytes: int) -> None:
         """Takes that many bytes. Raises CapacityError (nothing is taken) when fewer are free."""
+        self.require(num_bytes)
+        self.used_bytes += num_bytes
+
+    def require(self, num_bytes: int) -> None:
+        """Raises CapacityError when fewer bytes are free."""
         num_bytes = whole_number("num_bytes", num_bytes, 0)
         if num_bytes > self.free_bytes:
             raise CapacityError(
@@ -29,7 +34,6 @@ class HostMemory:
                 f"{self.used_bytes} of {self.num_bytes} are used, {self.free_bytes} are left. Give more host memory, "
                 "or resume, finish or cancel a video that is swapped out."
             )
-        self.used_bytes += num_bytes
 
     def give_back(self, num_bytes: int) -> None:
         """Makes bytes free again. Raises IntegrityError for more than were taken."""

@@ -113,4 +113,5 @@ def _limits(config: Config) -> SessionLimits:
         max_live=serve.max_live,
         max_ahead_seconds=serve.max_ahead_seconds,
         grace_seconds=serve.grace_seconds,
+        checkpoint_chunks=serve.checkpoint_chunks,
     )

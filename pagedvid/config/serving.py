@@ -42,6 +42,8 @@ class ServeConfig(Section):
     """How long a live session goes on when its last viewer is gone; then it is paused."""
     max_ahead_seconds: float = setting(10.0, number(0.1, 86_400))
     """How far a live session runs ahead of what its viewer reports as played; then it waits."""
+    checkpoint_chunks: int = setting(8, whole(1, 10**6))
+    """Chunks of a video between two checkpoints; after a crash at most as many are made again."""
     hosts: str | None = setting(None, nothing() | text("host names with commas between", rf"{_HOST}(,{_HOST})*"))
     """Names by which clients may call the service; null = those of this machine for a loopback address, else any."""
     cors_origins: str | None = setting(

@@ -100,8 +100,8 @@ class Engine:
         started = time.perf_counter()
         self.latest_batch = ()
         self._read_viewers_clocks()
-        outputs = self._roster.take_late() + self._residency.admit() + self._rounds.give_out_rests()
-        outputs += self._changes.apply_due()
+        outputs = self._roster.take_late() + self._residency.admit() + self._changes.apply_due()
+        outputs += self._rounds.give_out_rests()  # also of the forks that were made just now
         batch = self._next_batch()
         self.latest_batch = tuple(job.request.id for job in batch)
         num_tokens = self._num_tokens(batch)
@@ -249,9 +249,9 @@ class Engine:
     def fork(self, request_id: str, continuations: Sequence[Continuation]) -> None:
         """New videos that go on from this one's history at its next chunk boundary. They share its pages.
 
-        Chunks that begin after it have a continuation's own prompt and seed. What a continuation needs in addition
-        must fit when the boundary comes; if it does not, that continuation fails. Raises PromptError, ConfigError,
-        OverloadError, and at a boundary CapacityError; no continuation is made then.
+        Chunks that begin after it have a continuation's own prompt and seed. One for which the pool has no room when
+        the boundary comes begins swapped out, and fails when host memory has none either. Raises PromptError,
+        ConfigError, OverloadError, and at a boundary CapacityError; no continuation is made then.
         """
         continuations = list_of(Continuation, "continuations", continuations, "[Continuation('b')]", ConfigError)
         self._changes.fork(request_id, continuations)

@@ -128,6 +128,8 @@ class VideoStatus:
     """Pages in the pool that other streams hold, too."""
     host_bytes: int
     """Bytes of its pages while it is swapped out."""
+    source_id: str | None = None
+    """Of a fork that is not made yet: the video that makes it, at its next chunk boundary."""
 
 
 @dataclass(frozen=True)
@@ -140,16 +142,16 @@ class EngineStats:
     num_failed: int
     num_chunks_done: int
     num_forks: int
-    """Videos that began with the history of another one, pages and all."""
+    """Videos that began with the history of another one."""
     num_steps: int
     forward_seconds: float
     """Time inside the model's forward, attention and page encoding included."""
     step_seconds: float
     """Time of whole steps; the difference is bookkeeping, sampling and decoding."""
     num_swaps_out: int
-    """Streams that moved to host memory because others waited for their pages."""
+    """Streams that were copied to host memory because the pool had no room for all, forks that begin there included."""
     num_swaps_in: int
-    """Streams that came back from there; the others ended in host memory, or are still there."""
+    """Streams that came into the pool from there. Forks of a stream in host memory begin there without a copy."""
     swapped_out_bytes: int
     """Pages and small tensors that were copied in all swaps of this direction together."""
     swapped_in_bytes: int

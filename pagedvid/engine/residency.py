@@ -9,8 +9,11 @@ from __future__ import annotations
 
 import logging
 from collections import deque
+from contextlib import suppress
 
 from pagedvid.cache.host_memory import HostMemory
+from pagedvid.cache.stream import Stream
+from pagedvid.cache.stream_image import StreamImage
 from pagedvid.engine.counters import Counters
 from pagedvid.engine.job import Job
 from pagedvid.engine.planning import Plan, Planner, Waiting
@@ -68,21 +71,38 @@ class Residency:
             self.host_memory.give_back(job.image.num_bytes)
 
     def twin(self, job: Job, plan: Plan) -> Job:
-        """A job that goes on from the same history by another plan, at a chunk boundary. Raises CapacityError."""
+        """A job that goes on from the same history by another plan, at a chunk boundary. It shares the pages of one
+        that is in the pool, and begins swapped out where the pool has no room for it.
+
+        Raises CapacityError when there is no room in host memory either.
+        """
         twin = self._planner.new_job(plan, self._roster.next_number(), self._planner.clock(), job.num_output_frames)
         take_up(twin, progress_of(job), self._cache.device)
         if job.image is not None:
+            self.host_memory.take(job.image.num_bytes)
             twin.image = plan.lengthened(job.image)
-            self.host_memory.take(twin.image.num_bytes)
         else:
-            twin.stream = self._cache.fork(job.open_stream())
-            try:
-                self._planner.extend(twin.stream, plan)
-            except BaseException:
-                self._cache.release(twin.stream)
-                raise
+            self._share(job.open_stream(), twin, plan)
         self._roster.begin(twin)
         return twin
+
+    def _share(self, stream: Stream, twin: Job, plan: Plan) -> None:
+        try:
+            twin.stream = self._fork(stream, plan)
+        except CapacityError:
+            with suppress(CapacityError):
+                twin.image = plan.lengthened(self._copy_out(stream))
+            if twin.image is None:
+                raise
+
+    def _fork(self, stream: Stream, plan: Plan) -> Stream:
+        fork = self._cache.fork(stream)
+        try:
+            self._planner.extend(fork, plan)
+        except BaseException:
+            self._cache.release(fork)
+            raise
+        return fork
 
     # ------------------------------------------------------------------ beginning
 
@@ -158,16 +178,23 @@ class Residency:
     def _swap_out(self, job: Job) -> None:
         """Moves its pages to host memory, unless they do not fit there."""
         stream = job.open_stream()
-        image = self._cache.copy_out(stream)
         try:
-            self.host_memory.take(image.num_bytes)
+            image = self._copy_out(stream)
         except CapacityError as error:
             logger.debug("video %s stays in the pool: %s", job.request.id, error)
             return
         self._cache.release(stream)
         job.stream, job.image = None, image
+
+    def _copy_out(self, stream: Stream) -> StreamImage:
+        """Its bytes, which are counted from now on. Raises CapacityError, before the copy if that is certain."""
+        num_pages = sum(self._cache.own_and_shared_pages(stream))
+        self.host_memory.require(num_pages * self._cache.pool.page_bytes)
+        image = self._cache.copy_out(stream)
+        self.host_memory.take(image.num_bytes)
         self._counters.num_swaps_out += 1
         self._counters.swapped_out_bytes += image.num_bytes
+        return image
 
     def _swap_in(self, job: Job) -> None:
         assert job.image is not None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from pagedvid.engine.job import Job
 from pagedvid.engine.requests import VideoRequest, VideoStatus
 from pagedvid.engine.roster import Roster, pending_forks
@@ -11,11 +13,15 @@ from pagedvid.paged_kv_cache import PagedKVCache
 
 def statuses(roster: Roster, cache: PagedKVCache, now: float) -> tuple[VideoStatus, ...]:
     """All videos: those that have begun, then those that wait, among them forks that their source has not made yet."""
-    forks = [fork.request_after(source.request) for source in roster.holders() for fork in pending_forks(source)]
+    forks = [
+        replace(_of_waiting(fork.request_after(source.request), WAITING), source_id=source.request.id)
+        for source in roster.holders()
+        for fork in pending_forks(source)
+    ]
     return (
         *(_of_job(job, cache, now) for job in roster.jobs.values()),
         *(_of_waiting(entry.request, WAITING) for entry in roster.waiting),
-        *(_of_waiting(request, WAITING) for request in forks),
+        *forks,
         *(_of_waiting(entry.request, PAUSED) for entry in roster.parked.values()),
     )
 

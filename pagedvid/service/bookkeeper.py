@@ -30,7 +30,7 @@ class Bookkeeper:
     """Records the worker's events."""
 
     def __init__(self, parts: Parts, on_end: Callable[[str], None], on_progress: Callable[[str], None]) -> None:
-        """`on_end`: is told when the worker has finished a session. `on_progress`: of each chunk of a live one."""
+        """`on_end`: is told when the worker has finished a session. `on_progress`: of each chunk."""
         self._parts, self._on_end, self._on_progress = parts, on_end, on_progress
         self._writer = ChunkWriter(parts.store, parts.files, parts.video)
 
@@ -74,6 +74,7 @@ class Bookkeeper:
                 ChunkRecorded(session.id, chunk.index, chunk.first_frame, chunk.num_frames, frames_done)
             )
             self._tell_audience(session.id, chunk.num_frames)
+            self._on_progress(session.id)
 
     def _tell_audience(self, id: str, num_frames: int) -> None:
         audience = self._parts.audiences.get(id)
@@ -81,7 +82,6 @@ class Bookkeeper:
             now = time.monotonic()
             audience.receive(num_frames, now)
             self._parts.announcer.tell(CreditChanged(id, audience.credit_seconds(now)))
-            self._on_progress(id)
 
     def _record_failure(self, session: SessionRecord, event: FailureEvent) -> None:
         if session.state == COMPLETED:  # only a fork was to be made of it

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from functools import partial
 
 from pagedvid.engine.failures import described
 from pagedvid.errors import ConfigError
@@ -116,10 +115,8 @@ class Courses:
             source = self._independent(id)
             if source.state == FAILED:
                 raise Conflict(f"session {id} has failed and cannot be forked; make a new one")
-            shares_history = source.chunks_done > 0
-            asked = [Asked(_continued(source, fork), id, shares_history) for fork in forks]
-            give = partial(self._forks.ask, source) if shares_history else self._intake.submit
-            return self._intake.accept(asked, give)
+            asked = [Asked(_continued(source, fork), id) for fork in forks]
+            return self._intake.accept(asked, lambda sessions: self._forks.ask(source, sessions))
 
     def _independent(self, id: str) -> SessionRecord:
         """The session. Raises Conflict while it is a fork that has not begun."""

@@ -13,8 +13,9 @@ frames up to that boundary, and depends on the source no more.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
+from functools import partial
 from typing import Any
 
 from pagedvid.engine.failures import presentable
@@ -56,8 +57,10 @@ class Forks:
     def ask(self, source: SessionRecord, forks: Sequence[SessionRecord]) -> None:
         """Asks the worker for forks. Under the source's lock. Raises Conflict, and what the worker raises."""
         try:
-            for future in self.order(source, forks):
+            *woken, forked = self.order(source, forks)
+            for future in woken:
                 self._parts.wait(future)
+            self._separate(self._parts.wait(forked))
         except BaseException:
             for fork in forks:
                 self.abandon(fork.id)
@@ -71,7 +74,9 @@ class Forks:
             self._pending[fork.id] = source.id
             self._parts.recorder.hold(fork.id)
         continuations = [Continuation(it.id, it.prompt, it.seed, it.num_frames) for it in forks]
-        return [*futures, self._parts.worker.fork(source.id, continuations)]
+        forked = self._parts.worker.fork(source.id, continuations)
+        forked.add_done_callback(self._separate_made)  # nobody waits for it after a restart
+        return [*futures, forked]
 
     def wake(self, session: SessionRecord) -> list[Future[Any]]:
         """Brings a completed session back into the worker; the verbs for it. Under its lock. Raises Conflict without a
@@ -95,6 +100,23 @@ class Forks:
         if self._pending.pop(id, None) is not None:
             self._parts.worker.cancel(id)
             self._release(id, lambda events: None)
+
+    def _separate_made(self, forked: Future[frozenset[str]]) -> None:
+        if not forked.cancelled() and forked.exception() is None:
+            self._separate(forked.result())
+
+    def _separate(self, ids: Iterable[str]) -> None:
+        """Forks that share nothing with their source are sessions like others."""
+
+        def settle(id: str, events: Sequence[Event]) -> None:
+            self._parts.store.separate(id)
+            if (session := self._parts.store.find(id)) is not None:
+                self._parts.watch(session)
+            self._parts.recorder.record_all(events)
+
+        for id in ids:
+            if self._pending.pop(id, None) is not None:
+                self._release(id, partial(settle, id))
 
     def note(self, event: VideoEvent) -> None:
         """An event waits; if it is a pending fork's first one, its source is held. On the recorder's thread."""

@@ -1,6 +1,6 @@
 """The housekeeper's thread: what has to be done for sessions without anybody asking.
 
-It ends those that have all their frames, checkpoints live ones that have made progress, makes forks independent of
+It ends those that have all their frames, checkpoints those that have made progress, makes forks independent of
 their sources, and pauses those that are too far ahead of their viewers or have none any more.
 """
 
@@ -69,7 +69,7 @@ class Housekeeper:
         self._jobs.put((self._end, id))
 
     def progress(self, id: str) -> None:
-        """A chunk of a live session was recorded."""
+        """A chunk of a session was recorded."""
         self._jobs.put((self._follow, id))
 
     def secure(self, id: str) -> None:

@@ -31,8 +31,6 @@ class Asked:
 
     new: NewSession
     source_id: str | None = None
-    shares_history: bool = False
-    """Whether it goes on from the source's frames; it is a fork of a session that had none otherwise."""
 
 
 class Intake:
@@ -77,7 +75,7 @@ class Intake:
             ids = [f"{one.new.kind}_{secrets.token_hex(_ID_BYTES)}" for one in asked]
             with self._parts.store.transaction():
                 for id, one in zip(ids, asked, strict=True):
-                    self._parts.store.insert(id, one.new, one.source_id, one.shares_history)
+                    self._parts.store.insert(id, one.new, one.source_id)
         return ids
 
     def _require_room(self, asked: Sequence[Asked]) -> None:

@@ -53,7 +53,7 @@ class Store:
 
     # ------------------------------------------------------------------ the life of a session
 
-    def insert(self, id: str, new: NewSession, source_id: str | None = None, shares_history: bool = False) -> None:
+    def insert(self, id: str, new: NewSession, source_id: str | None = None) -> None:
         """A session that is not accepted yet: it is removed at the next start unless `accept` follows."""
         row: dict[str, Any] = {
             "id": id,
@@ -67,7 +67,7 @@ class Store:
             "inputs": json.dumps(dict(new.inputs)),
             "live_frames_per_second": new.live_frames_per_second,
             "source_id": source_id,
-            "shares_history": shares_history,
+            "shares_history": source_id is not None,
             "created_at": time.time(),
         }
         with self._database.change() as database:
@@ -79,6 +79,11 @@ class Store:
         """From now on these sessions are finished whatever happens; all of them or none."""
         with self._database.change() as database:
             database.executemany("UPDATE sessions SET is_accepted = 1 WHERE id = ?", [(id,) for id in ids])
+
+    def separate(self, id: str) -> None:
+        """A fork shares no history: its source had none."""
+        with self._database.change() as database:
+            database.execute("UPDATE sessions SET shares_history = 0 WHERE id = ?", (id,))
 
     def delete(self, id: str) -> None:
         """Removes all that is known of a session, if it is known."""

@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pagedvid.engine.failures import presentable
-from pagedvid.engine.requests import Continuation, VideoRequest
+from pagedvid.engine.requests import Continuation, VideoRequest, VideoStatus
+from pagedvid.engine.states import WAITING
 from pagedvid.errors import StateError
 from pagedvid.service.rebuilding import breaks_engine
 from pagedvid.service.recovery import (
@@ -98,18 +99,19 @@ class Verbs:
         """See `Engine.extend`."""
         self._supervised.do(lambda: self._change(id, Extension(num_frames)))
 
-    def fork(self, id: str, continuations: Sequence[Continuation]) -> None:
-        """See `Engine.fork`."""
+    def fork(self, id: str, continuations: Sequence[Continuation]) -> frozenset[str]:
+        """See `Engine.fork`, and `Worker.fork` for what it returns."""
 
-        def fork() -> None:
+        def fork() -> frozenset[str]:
             self._require_place(id)
             self._supervised.engine.fork(id, continuations)
-            records = self._book.records
+            records, ids = self._book.records, {continuation.id for continuation in continuations}
             records[id].changes += continuations
-            records.update({continuation.id: VideoRecord(None) for continuation in continuations})
-            self._supervised.rebase(id, *(continuation.id for continuation in continuations))
+            records.update({fork_id: VideoRecord(None) for fork_id in ids})
+            self._supervised.rebase(id, *ids)
+            return frozenset(it.id for it in self._supervised.engine.videos() if it.id in ids and _is_separate(it))
 
-        self._supervised.do(fork)
+        return self._supervised.do(fork)
 
     def report_played(self, id: str, num_frames: int) -> None:
         """See `Engine.report_played`."""
@@ -161,3 +163,8 @@ class Verbs:
                 f"frames of video {id!r} are being made again after its engine broke; change its course when that is "
                 "done"
             )
+
+
+def _is_separate(fork: VideoStatus) -> bool:
+    """Whether a fork waits for its own turn: its source has not begun, so that they share nothing."""
+    return fork.state == WAITING and fork.source_id is None

@@ -63,7 +63,7 @@ class VideoBook:
             self.statuses = read()
             self.queue.follow(self.statuses)
             now = {status.id: status.state for status in self.statuses}
-            for id in [id for id in before if id not in now]:
+            for id in [id for id in before if id not in now and not self._is_expected(id)]:
                 self.forget(id)
                 self.tell(StateEvent(id, GONE))
             for id, state in now.items():
@@ -155,6 +155,10 @@ class VideoBook:
                 output.bf16_bytes,
             )
             self.tell(event)
+
+    def _is_expected(self, id: str) -> bool:
+        """Whether it is a fork that its source has still to make, perhaps once more in another engine."""
+        return id in self.records and self.records[id].base is None
 
     def _source_of(self, id: str) -> VideoRecord | None:
         records = self.records.values()

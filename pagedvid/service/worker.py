@@ -129,8 +129,8 @@ class Worker:
         """See `Engine.prompt`. Waits while frames of the video are being made again; so do `fork` and `extend`."""
         return self._inbox.send(lambda verbs: verbs.prompt(id, prompt, recache), of_place=id)
 
-    def fork(self, id: str, continuations: Sequence[Continuation]) -> Future[None]:
-        """See `Engine.fork`."""
+    def fork(self, id: str, continuations: Sequence[Continuation]) -> Future[frozenset[str]]:
+        """See `Engine.fork`. Returns the ids of those that depend on nobody, because the source has not begun."""
         return self._inbox.send(lambda verbs: verbs.fork(id, continuations), of_place=id)
 
     def extend(self, id: str, num_frames: int) -> Future[None]:

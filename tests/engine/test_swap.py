@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from pagedvid.engine.engine import Engine
+from pagedvid.engine.requests import Continuation
 from tests.engine.latent_bytes import video_of
 from tests.engine.toy_model import assert_all_pages_free, toy_engine
 from tests.engine.verbs import alone, chunks_of, request, rest, state, steps
@@ -82,6 +83,26 @@ def test_finished_videos_that_are_kept_leave_after_paused_ones():
     engine.submit(request("d", 6))
     steps(engine, 2)
     assert {video.id for video in engine.videos() if video.host_bytes} == {"a", "b"}
+
+
+@pytest.mark.parametrize("after", [4, 6])
+def test_a_fork_for_which_there_are_no_pages_begins_in_host_memory(after):
+    engine = crowded("1MiB")
+    engine.submit(request("a", 6))
+    outputs = steps(engine, after)
+    engine.fork("a", [Continuation("b", "2", seed=5)])
+    outputs += steps(engine, 6 - after + 1)
+    assert state(engine, "b") == "swapped" and engine.host_memory.used_bytes > 0
+    outputs += rest(engine)
+    roomy = toy_engine(**SETTINGS)
+    roomy.submit(request("a", 6))
+    expected = steps(roomy, after)
+    roomy.fork("a", [Continuation("b", "2", seed=5)])
+    expected += rest(roomy)
+    for name in "ab":
+        np.testing.assert_array_equal(video_of(outputs, name), video_of(expected, name))
+    assert engine.host_memory.used_bytes == 0
+    assert_all_pages_free(engine)
 
 
 def test_a_swapped_video_can_be_cancelled_snapshotted_forked_and_extended():

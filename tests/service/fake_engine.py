@@ -30,7 +30,7 @@ from pagedvid.engine.requests import (
 )
 from pagedvid.engine.snapshot import JobSnapshot
 from pagedvid.engine.states import FINISHED, PAUSED, RUNNING, WAITING
-from pagedvid.errors import CapacityError, ConfigError, PromptError
+from pagedvid.errors import CapacityError, ConfigError, PromptError, StateError
 
 FRAMES_PER_CHUNK = 4
 ROUNDS_PER_CHUNK = 3
@@ -221,7 +221,8 @@ class FakeEngine:
             except ConfigError as error:
                 failures.append(RequestFailure(change.id, error))
                 continue
-            twin = replace(video, request=request, changes=[], state=RUNNING, is_paused=False, frames_played=None)
+            state = RUNNING if video.num_rounds else WAITING
+            twin = replace(video, request=request, changes=[], state=state, is_paused=False, frames_played=None)
             self.videos_by_id[change.id] = twin
         video.changes = []
         return failures
@@ -235,7 +236,13 @@ class FakeEngine:
     # ------------------------------------------------------------------ what there is
 
     def videos(self) -> tuple[VideoStatus, ...]:
-        return tuple(self._status(id, video) for id, video in self.videos_by_id.items())
+        forks = [
+            replace(self._status(fork.id, FakeVideo(self._request_of(video, fork))), source_id=id)
+            for id, video in self.videos_by_id.items()
+            for fork in video.changes
+            if isinstance(fork, Continuation)
+        ]
+        return (*(self._status(id, video) for id, video in self.videos_by_id.items()), *forks)
 
     def stats(self) -> EngineStats:
         return EngineStats(0, len(self.videos_by_id), 0, 0, 0, 0, self.num_steps, 0.0, 0.0, 0, 0, 0, 0)
@@ -265,6 +272,10 @@ class FakeEngine:
         return video.state == FINISHED or (video.is_paused and video.is_at_boundary)
 
     def _video(self, id: str) -> FakeVideo:
+        if any(
+            isinstance(it, Continuation) and it.id == id for other in self.videos_by_id.values() for it in other.changes
+        ):
+            raise StateError(f"video {id!r} begins at the next chunk boundary of the video that it continues")
         if id not in self.videos_by_id:
             raise ConfigError(f"request {id!r} is neither waiting nor running")
         return self.videos_by_id[id]

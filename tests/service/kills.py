@@ -32,6 +32,7 @@ SETTINGS = {
     "cache.memory": "1MiB",
     "cache.host_memory": "4MiB",
     "serve.max_queued": 8,
+    "serve.checkpoint_chunks": 2,
 }
 """Small frames, few steps, a pool for three or four videos; the same frames in whatever company."""
 PROMPTS = ("a large red circle moving left on a black background", "a small blue square on a gray background")

@@ -19,7 +19,7 @@ from tests.service.fake_engine import FRAMES_PER_CHUNK, FakeEngine
 from tests.service.listener import wait_until
 
 VIDEO = VideoFormat(frames_per_second=16.0, frames_per_chunk=FRAMES_PER_CHUNK)
-LIMITS = SessionLimits(max_queued=50, max_live=5, checkpoint_chunks=2, verb_seconds=20)
+LIMITS = SessionLimits(max_queued=50, max_live=5, verb_seconds=20)
 
 
 class Gated:

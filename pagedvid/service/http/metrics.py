@@ -119,7 +119,7 @@ def _pool(pool: PoolStats) -> Iterator[Family]:
 
 def _engine(engine: EngineStats) -> Iterator[Family]:
     yield CounterMetricFamily("pagedvid_chunks_committed", "Chunks that became clean.", value=engine.num_chunks_done)
-    yield CounterMetricFamily("pagedvid_forks", "Videos that began with another one's pages.", value=engine.num_forks)
+    yield CounterMetricFamily("pagedvid_forks", "Videos that began with another one's history.", value=engine.num_forks)
     swaps = {"out": engine.num_swaps_out, "in": engine.num_swaps_in}
     yield _counter("pagedvid_swaps", "Whole streams that moved to host memory and back.", swaps, "direction")
     num_bytes = {"out": engine.swapped_out_bytes, "in": engine.swapped_in_bytes}
