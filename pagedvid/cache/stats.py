@@ -27,12 +27,11 @@ class CacheStats:
     num_streams: int
     num_chunks: int
     num_shared_chunks: int
-    """Chunks of which more than one branch holds some head."""
+    """Chunks that more than one branch keeps for the same head."""
     pages_shared: int
     """Pages that more than one branch holds."""
     num_evicted_chunks: int
-    """Chunks that were let go of so far because they left a window or would not be read again; those of streams that
-    were released are not among them."""
+    """Chunks that open streams have dropped so far, because they left the window or would not be read again."""
     stored_bytes: int
     """Codes, step sizes, zero points, padding of partial pages and correction factors."""
     bf16_bytes: int
@@ -67,7 +66,7 @@ def collect_stats(
 
 
 def own_and_shared_pages(stream: Stream, ledger: ChunkLedger) -> tuple[int, int]:
-    """Pages of tables that only this stream holds, and of those that others hold, too."""
+    """(Own, shared): pages that only this stream holds, and pages that other streams hold as well."""
     shared = sum(len(_shared_ids(chunk, ledger)) for chunk in stream.chunks())
     return stream.held_pages - shared, shared
 
@@ -77,6 +76,7 @@ def _shared_ids(chunk: Chunk, ledger: ChunkLedger) -> PageIds:
 
 
 def _fullest(streams: Sequence[Stream]) -> list[Chunk]:
-    """Every chunk once, as the stream has it that keeps most of it: whatever another one keeps, this one does, too."""
+    """Every chunk once, as held by the stream that keeps it for the most heads. No other stream keeps it for further
+    heads."""
     held = sorted((chunk for stream in streams for chunk in stream.chunks()), key=lambda chunk: chunk.num_pages)
     return list({chunk.id: chunk for chunk in held}.values())
