@@ -83,7 +83,7 @@ class PageBudget:
 
     @contextmanager
     def changing(self, stream: Stream) -> Iterator[None]:
-        """Histories or the plan of the stream may change inside this block; references and the budget follow after it."""
+        """Histories or the plan of the stream may change in this block; references and the budget follow after it."""
         before, kept_before = set(stream.chunks()), _kept_chunks(stream)
         yield
         after = set(stream.chunks())

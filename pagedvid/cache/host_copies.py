@@ -64,7 +64,7 @@ class HostCopies:
                 self._pool.write(ids[part], block.to(self._pool.device, non_blocking=True))
 
     def out(self, x: Tensor | None) -> Tensor | None:
-        """A small tensor of a committed chunk, such as its alpha, on the host, in its shape and dtype. None for None."""
+        """A small tensor of a committed chunk, such as its alpha, copied to the host as it is; None stays None."""
         if x is None or not self._is_gpu:
             return x
         with self._beside(self._written):

@@ -157,7 +157,7 @@ class PageTable:
         return self.ids[np.repeat(entries, np.diff(self.indptr))]
 
     def within(self, indptr: NDArray[np.int64]) -> PageTable:
-        """The table without the entries that are empty in `indptr`; all others must be as long in it as they are here."""
+        """The table without the entries that are empty in `indptr`; in it, all others must be as long as they are."""
         return PageTable(self.ids_of(np.diff(indptr) > 0), indptr, self._num_kv_heads)
 
     def on(self, device: torch.device) -> Tensor:

@@ -79,7 +79,7 @@ class KVShape:
         return _table_pages(self, num_tokens, codecs)
 
     def table_bounds(self, num_tokens: int, codecs: ChunkCodecs) -> NDArray[np.int64]:
-        """Where the pages of each entry of `table_pages` begin, and where the last end: int64 [entries + 1], read-only."""
+        """Where the pages of each entry of `table_pages` begin, and where the last ones end: int64 [entries + 1]."""
         return _table_bounds(self, num_tokens, codecs)
 
     def chunk_pages(self, num_tokens: int, codecs: ChunkCodecs) -> int:

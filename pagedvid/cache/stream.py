@@ -37,8 +37,8 @@ class BranchHistory:
         self.slide()
 
     def slide(self) -> None:
-        """Removes every chunk that is neither in the window nor pinned. Chunks in the window, unless they are pinned, lose
-        the heads whose own window they have left."""
+        """Removes every chunk that is neither in the window nor pinned. Chunks that are in the window and not pinned
+        lose the heads whose own window they have left."""
         for index, chunk in list(self.chunks.items()):
             if index in self.pinned:
                 continue

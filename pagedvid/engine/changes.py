@@ -85,7 +85,7 @@ class Changes:
     # ------------------------------------------------------------------ making
 
     def apply_due(self) -> list[EngineOutput]:
-        """The same for jobs that have come into the pool at a boundary."""
+        """Makes the changes of all jobs that are at a boundary and can make them now, as `apply` does."""
         due = [job for job in self._roster.jobs.values() if job.changes and job.is_at_boundary]
         return [output for job in due for output in self.apply(job)]
 

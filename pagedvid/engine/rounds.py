@@ -57,7 +57,7 @@ class Rounds:
         return [job for job in self.roster.jobs.values() if job.has_unseen_frames]
 
     def give_out_rests(self) -> list[EngineOutput]:
-        """The frames of these parts."""
+        """The frames of `longer` videos that lay beyond their end until now."""
         return [output for job in self.longer() for output in self._rest(job)]
 
     def _rest(self, job: Job) -> list[EngineOutput]:

@@ -40,19 +40,19 @@ class SessionFiles:
         return self._folder / id / name
 
     def new_checkpoint_name(self, id: str) -> str:
-        """A name that no checkpoint of the session has."""
+        """A name for a new checkpoint, which no other checkpoint of the session has."""
         numbers = [int(path.stem.partition("-")[2]) for path in (self._folder / id).glob("checkpoint-*.safetensors")]
         return f"checkpoint-{max(numbers, default=0) + 1}.safetensors"
 
     def make(self, id: str) -> None:
-        """A session's folder, unless it is there."""
+        """Makes a session's folder, unless it is there."""
         path = self._folder / id
         if not path.exists():
             path.mkdir()
             _flush_folder(self._folder)
 
     def append(self, id: str, start: int, content: bytes) -> None:
-        """Writes behind the first `start` bytes of the video; what was there behind them is lost."""
+        """Writes after the first `start` bytes of the video, and drops whatever followed them."""
         path = self.video(id)
         is_new = not path.exists()
         with path.open("wb" if is_new else "r+b") as file:
@@ -122,7 +122,7 @@ class SessionFiles:
 
 
 def _flush_folder(folder: Path) -> None:
-    """Makes the names in a folder durable."""
+    """Forces the names of the files in a folder to disk."""
     number = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(number)

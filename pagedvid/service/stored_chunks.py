@@ -28,7 +28,7 @@ class StoredChunks:
         self._database = database
 
     def add(self, id: str, chunk: NewChunk) -> None:
-        """Counts a chunk whose bytes are on disk. A queued session is in progress with its first one."""
+        """Records a chunk whose bytes are on disk. The first one puts a queued session in progress."""
         place = chunk.place
         with self._database.change() as connection:
             connection.execute(
@@ -63,7 +63,7 @@ class StoredChunks:
         return int(number)
 
     def end(self, id: str) -> int:
-        """Bytes of a session's file that count."""
+        """How many bytes of a session's file are recorded."""
         ((end,),) = self._database.read("SELECT coalesce(max(end_byte), 0) FROM chunks WHERE session_id = ?", (id,))
         return int(end)
 

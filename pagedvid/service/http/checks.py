@@ -20,7 +20,7 @@ class Checks:
         self._model, self._limits = settings.model, settings.limits
 
     def prompt(self, prompt: str) -> str:
-        """The prompt, if it is short enough and not empty."""
+        """The prompt as given. Raises RequestError if it is empty or too long."""
         most = self._limits.max_prompt_characters
         try:
             check_text(prompt)
@@ -50,19 +50,19 @@ class Checks:
         return self.num_frames(None if seconds is None else self._model.num_frames(seconds), "seconds")
 
     def model(self, name: str | None) -> None:
-        """The model is the one that is served."""
+        """Raises RequestError unless the model is the one that is served."""
         if name not in (None, self._model.name):
             raise RequestError(f"model is {short(name or '')!r}; this service has {self._model.name!r}", "model")
 
     def size(self, size: str | None) -> None:
-        """The size is the model's."""
+        """Raises RequestError unless the size is that of the model's videos."""
         own = self._model.size
         if size is not None and size.strip().lower() != own:
             allowed = f"videos of {self._model.name} are {own}" if own else f"{self._model.name} has a size of its own"
             raise RequestError(f"size is {short(size)!r}; {allowed}: give that size or none", "size")
 
     def num_continuations(self, number: int) -> None:
-        """The number of continuations of one fork."""
+        """Raises RequestError for more continuations than one fork may have."""
         most = self._limits.max_continuations
         if number > most:
             raise RequestError(f"{number} continuations are too many; at most {most} at once", "continuations")

@@ -43,6 +43,7 @@ class Metrics:
     """The figures of one app, in a registry of its own."""
 
     def __init__(self, read_stats: Callable[[], WorkerStats], read_num_clients: Callable[[], int]) -> None:
+        """`read_stats`: the worker's numbers of this moment. `read_num_clients`: how many clients listen now."""
         self._registry = CollectorRegistry()
         self._requests = Counter(
             "pagedvid_http_requests_total", "Requests.", ["method", "route", "status"], registry=self._registry
@@ -58,7 +59,7 @@ class Metrics:
         self._registry.register(_WorkerCollector(read_stats, read_num_clients))
 
     def count_request(self, method: str, route: str, status: int, seconds: float) -> None:
-        """A request has ended."""
+        """Counts a request that has ended. `route`: its pattern, not its path; `seconds`: its duration."""
         known = method if method in ("GET", "POST", "DELETE", "WEBSOCKET") else "other"
         self._requests.labels(known, route, str(status)).inc()
         self._seconds.labels(route).observe(seconds)
