@@ -38,7 +38,7 @@ class Changes:
     # ------------------------------------------------------------------ accepting
 
     def prompt(self, request_id: str, prompt: str, recache: bool) -> None:
-        """Accepts another prompt."""
+        """Accepts another prompt. Raises as `Engine.prompt`."""
         job = self._roster.job(request_id)
         holder = job or self._roster.entry(request_id)
         plan = self._planner.plan(replace(holder.request, prompt=prompt))  # raises now what is wrong with it
@@ -48,7 +48,7 @@ class Changes:
             self._accept(holder, [PromptChange(prompt, recache)])
 
     def fork(self, request_id: str, continuations: Sequence[Continuation]) -> None:
-        """Accepts continuations, all of them or none."""
+        """Accepts continuations, all of them or none. Raises as `Engine.fork`."""
         job = self._roster.job(request_id)
         ids = [continuation.id for continuation in continuations]
         for new_id in ids:
@@ -66,7 +66,7 @@ class Changes:
             self._accept(holder, continuations)
 
     def extend(self, request_id: str, num_frames: int) -> None:
-        """Makes a video longer."""
+        """Makes a video longer. Raises as `Engine.extend`."""
         job = self._roster.job(request_id)
         if job is not None:
             self._lengthen(job, self._planner.plan(_longer(job.request, num_frames)))

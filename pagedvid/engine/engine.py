@@ -145,7 +145,7 @@ class Engine:
         return batch
 
     def _num_tokens(self, batch: Sequence[Job]) -> tuple[int, int]:
-        """Of the batch's denoise steps, and of its commit passes."""
+        """(Tokens of the batch's denoise steps, tokens of its commit passes)."""
         frames = {False: 0, True: 0}
         for part in (part for job in batch for part in job.round.ranges):
             frames[part.commits] += len(part.frames)
@@ -206,7 +206,7 @@ class Engine:
         self._stuck_pages = None
 
     def close(self) -> None:
-        """Cancels everything."""
+        """Cancels all videos; their pages are free at once."""
         for job in list(self._roster.jobs.values()):
             self._residency.leave(job)
         self._roster.clear()
@@ -310,7 +310,7 @@ class Engine:
             require_sustained(plan, self._roster, self.pace)
 
     def _entry(self, request: VideoRequest) -> Waiting:
-        """Of a new video. Raises as `submit`."""
+        """The entry of a new video. Raises as `submit`."""
         instance_of(VideoRequest, "request", request, "VideoRequest('a', 'a red circle', 48)", ConfigError)
         self._roster.require_new(request.id)
         entry = self._planner.entry(request)

@@ -154,7 +154,7 @@ class Residency:
         return self._cache.image_pages(job.image)
 
     def _room_for(self, num_pages: int) -> bool:
-        """Whether so many pages can be promised now, after swapping out idle streams if that is needed and enough."""
+        """Whether so many pages can be promised now. Swaps out idle streams if it takes that and they are enough."""
         if self._cache.fits(num_pages):
             return True
         idle = self._idle()
@@ -187,7 +187,8 @@ class Residency:
         job.stream, job.image = None, image
 
     def _copy_out(self, stream: Stream) -> StreamImage:
-        """Its bytes, which are counted from now on. Raises CapacityError, before the copy if that is certain."""
+        """The stream's image, whose bytes are taken from host memory. Raises CapacityError where they do not fit, if
+        possible before the copy."""
         num_pages = sum(self._cache.own_and_shared_pages(stream))
         self.host_memory.require(num_pages * self._cache.pool.page_bytes)
         image = self._cache.copy_out(stream)

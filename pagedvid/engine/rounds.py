@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Rounds:
-    """Runs batches of jobs."""
+    """Runs batches of jobs, one round of each job at a time."""
 
     planner: Planner
     roster: Roster

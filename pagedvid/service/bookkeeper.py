@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 
 
 class Bookkeeper:
-    """Records the worker's events."""
+    """Turns the worker's events into recorded chunks and states of sessions."""
 
     def __init__(self, parts: Parts, on_end: Callable[[str], None], on_progress: Callable[[str], None]) -> None:
         """`on_end`: is told when the worker has finished a session. `on_progress`: of each chunk."""

@@ -28,15 +28,15 @@ class SessionFiles:
         folder.mkdir(parents=True, exist_ok=True)
 
     def video(self, id: str) -> Path:
-        """The recorded chunks."""
+        """The file with a session's recorded chunks."""
         return self._folder / id / "video.mp4"
 
     def whole(self, id: str, num_chunks: int) -> Path:
-        """The first chunks as one ordinary file."""
+        """The file that has a session's first `num_chunks` chunks as an ordinary mp4 file, if it was made."""
         return self._folder / id / f"whole-{num_chunks}.mp4"
 
     def checkpoint(self, id: str, name: str) -> Path:
-        """A checkpoint by its name."""
+        """The file of a session's checkpoint of this name."""
         return self._folder / id / name
 
     def new_checkpoint_name(self, id: str) -> str:
@@ -78,7 +78,7 @@ class SessionFiles:
         _flush_folder(self.video(id).parent)
 
     def read(self, id: str, init_bytes: int, chunk: RecordedChunk) -> tuple[bytes, bytes]:
-        """(Init segment, fragment of a chunk.)"""
+        """(Init segment, fragment of a chunk), as bytes. Raises OSError."""
         with self.video(id).open("rb") as file:
             init = file.read(init_bytes)
             file.seek(chunk.start)
@@ -93,7 +93,7 @@ class SessionFiles:
         return min(size, num_bytes)
 
     def remove_other_checkpoints(self, id: str, name: str) -> None:
-        """Removes the session's checkpoints but one."""
+        """Removes all checkpoints of the session but the one of this name."""
         for path in (self._folder / id).glob("checkpoint-*"):
             if path.name != name:
                 path.unlink()
@@ -117,7 +117,7 @@ class SessionFiles:
             shutil.rmtree(path)
 
     def ids(self) -> set[str]:
-        """The sessions that have folders."""
+        """The ids of the sessions that have folders."""
         return {path.name for path in self._folder.iterdir()}
 
 

@@ -82,7 +82,7 @@ class Store:
             database.executemany("UPDATE sessions SET is_accepted = 1 WHERE id = ?", [(id,) for id in ids])
 
     def separate(self, id: str) -> None:
-        """A fork shares no history: its source had none."""
+        """Notes that a fork shares no history, because its source had none."""
         with self._database.change() as database:
             database.execute("UPDATE sessions SET shares_history = 0 WHERE id = ?", (id,))
 
@@ -137,7 +137,7 @@ class Store:
     # ------------------------------------------------------------------ reading
 
     def get(self, id: str) -> SessionRecord:
-        """An accepted session."""
+        """An accepted session. Raises NotFound for any other."""
         row = self._one(id)
         if not row["is_accepted"]:
             raise NotFound(f"there is no session {shown(id)}; it may have been deleted")

@@ -56,7 +56,7 @@ class StoredChunks:
         )
 
     def num_from(self, id: str, first_frame: int) -> int:
-        """How many chunks a session has from a frame on."""
+        """How many chunks of a session begin at `first_frame`, an output frame, or later."""
         ((number,),) = self._database.read(
             "SELECT count(*) FROM chunks WHERE session_id = ? AND first_frame >= ?", (id, first_frame)
         )
@@ -84,7 +84,7 @@ class StoredChunks:
             _count(connection, id)
 
     def cut(self, id: str, num_chunks: int) -> None:
-        """Forgets the chunks behind the first ones."""
+        """Keeps the first `num_chunks` chunks of a session and forgets the others."""
         with self._database.change() as connection:
             connection.execute("DELETE FROM chunks WHERE session_id = ? AND chunk_index >= ?", (id, num_chunks))
             _count(connection, id)

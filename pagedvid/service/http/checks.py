@@ -37,7 +37,7 @@ class Checks:
         return None if prompt is None else self.prompt(prompt)
 
     def num_frames(self, num_frames: int | None, param: str = "num_frames") -> int:
-        """The number of frames, the default for None."""
+        """The number of the model's frames; for None, the default. Raises RequestError for too many."""
         num_frames = self._model.default_num_frames if num_frames is None else num_frames
         most = self._limits.max_frames
         if num_frames > most:
@@ -46,7 +46,7 @@ class Checks:
         return num_frames
 
     def seconds(self, seconds: float | None) -> int:
-        """The number of frames of a video of this length, the default for None."""
+        """The number of the model's frames of a video of this length; for None, the default. Raises RequestError."""
         return self.num_frames(None if seconds is None else self._model.num_frames(seconds), "seconds")
 
     def model(self, name: str | None) -> None:
@@ -68,5 +68,5 @@ class Checks:
             raise RequestError(f"{number} continuations are too many; at most {most} at once", "continuations")
 
     def seed(self, seed: int | None) -> int:
-        """The seed, any for None."""
+        """The seed; for None, any."""
         return secrets.randbelow(MAX_ANY_SEED) if seed is None else seed

@@ -44,7 +44,7 @@ class Feed:
         self._news.set()
 
     def close(self) -> None:
-        """Ends the wait of the client's task."""
+        """Closes the feed, and ends the wait of the client's task."""
         self.is_closed = True
         self._news.set()
 

@@ -47,7 +47,7 @@ _READER: TypeAdapter[Message] = TypeAdapter(Annotated[Message, Field(discriminat
 
 
 def read_message(text: str) -> Message:
-    """Raises pydantic's ValidationError."""
+    """The message that a client sent as JSON text. Raises pydantic's ValidationError."""
     return _READER.validate_json(text)
 
 

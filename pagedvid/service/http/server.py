@@ -66,7 +66,7 @@ class Server(uvicorn.Server):
         self._stopped_at: float | None = None
 
     def seconds_left(self) -> float:
-        """Of the time for stopping."""
+        """What is left of the time for stopping, which begins when the server is asked to stop."""
         began = time.monotonic() if self._stopped_at is None else self._stopped_at
         return max(0.0, self._stop_seconds - (time.monotonic() - began))
 
