@@ -56,6 +56,8 @@ class AttentionBackend:
         scratch_bytes: int,
         history_dtype: str = "bf16",
     ) -> None:
+        """`name`: one of BACKENDS, and one that can run here (`select_backend`). `scratch_bytes`: for decoded keys and
+        values. `history_dtype`: see `PagedKVCache`."""
         uses_kernels = name == "triton"
         self.name = name
         self.store = LayerStore(pool, spec, book, uses_kernels)
@@ -80,8 +82,8 @@ class AttentionBackend:
         """Everything that is the same for all layers of a step; called once per step and view.
 
         The denoise steps of the same chunks over the same history share it, so that nothing within a step waits for the
-        host or the device. `context_tokens`: number of context keys of each range; empty when no range has any.
-        `projection`: the view is through these cameras, not the rotary one.
+        host or the device. `dtype`: of queries, keys and values. `context_tokens`: number of context keys of each
+        range; empty when no range has any. `projection`: the view is through these cameras, not the rotary one.
         """
         if projection is not None:  # its cameras may differ from step to step
             return ProjectedStep(*self._arguments(plan, rotation, dtype, context_tokens), projection=projection)

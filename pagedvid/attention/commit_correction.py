@@ -44,8 +44,9 @@ class Writing:
     readers: Readers | None
     """Sampled queries of the range (`Rotation.as_reading`); None where nothing is measured with them."""
     k_nHD: Tensor
-    """As the model gave them."""
+    """[n, H, D] of all KV heads, in the dtype and the channel order in which the model gave them."""
     v_nHD: Tensor
+    """The same of the values."""
     arrival: Arrival = field(default_factory=Arrival)
     projected: Sequence[ProjectedQueries] = ()
     """The same queries for every further view in which the chunk will be read."""
@@ -56,12 +57,12 @@ class Writing:
         return self.exact_keys(heads), v_nhD.transpose(0, 1).float()
 
     def exact_keys(self, heads: Heads) -> Tensor:
-        """The keys of `exact`."""
+        """The keys that `exact` gives, float32 [h, n, D]."""
         k_nhD = self.k_nHD[:, index_of(heads, self.k_nHD.device)]
         return self.arrival.plain(k_nhD).transpose(0, 1).float()
 
     def readers_of(self, heads: Heads) -> tuple[Readers | None, Sequence[ProjectedQueries]]:
-        """Readers and projected queries of some KV heads."""
+        """Readers and projected queries of some KV heads: those of their query heads, [S, q, D]."""
         if self.readers is None or len(heads) == self.k_nHD.shape[1]:
             return self.readers, self.projected
         group = self.readers.here_SHD.shape[1] // self.k_nHD.shape[1]
@@ -94,7 +95,10 @@ class CommitCorrection:
         return keys.is_quantized and spec.correction != "off" and wants
 
     def note(self, writing: Writing, layer: int, heads: Heads, exact_HnD: Tensor, rotation: Rotation) -> None:
-        """Measures keys that have just been stored. `exact_HnD`: as their codec was given them, float32."""
+        """Measures keys that have just been stored. The chunk's variance is set now, alpha and runs by `finish`.
+
+        `heads`: KV heads whose keys share a codec. `exact_HnD`: their keys as the codec was given them, float32.
+        """
         pending, scale = writing.pending, self.stored.spec.scale
         noted, (readers, projected) = self._noted.setdefault(pending, Noted()), writing.readers_of(heads)
         alpha, variance = pending.chunk.alpha, pending.chunk.variance
@@ -111,7 +115,7 @@ class CommitCorrection:
         noted.effects.append((layer, heads, effect))
 
     def finish(self, pending: PendingChunk) -> None:
-        """Called after a chunk's last layer."""
+        """Sets alpha and the runs of pages of a chunk after its last layer. Waits for the device."""
         noted, chunk = self._noted.pop(pending, Noted()), pending.chunk
         if noted.effects:
             fit_chunk(chunk, noted.effects)

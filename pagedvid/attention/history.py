@@ -144,8 +144,11 @@ class PreparedStep:
         keys_EnhD: Tensor,
         values_EnhD: Tensor | None,
     ) -> None:
-        """Writes the batch's queries, rotated, and the keys, rotated, and values of its current runs, one run after
-        the other. `values_EnhD` is None where they are not wanted."""
+        """Writes the batch's queries and the keys of its current runs, all rotated, and the values of these runs.
+
+        From the tile's heads of all packed tokens, q [T, q, D], k and v [T, h, D], into [E, T, q, D] and [E, n, h, D],
+        where n tokens are those of one run after the other. `values_EnhD`: None where they are not wanted.
+        """
         layout = "half" if self.rotation.rope is None else self.rotation.rope.layout
         first = 0
         for run in batch.current:
@@ -167,7 +170,7 @@ class PreparedStep:
         return rotation.cos[:, 0], rotation.sin[:, 0]
 
     def context_keys(self, batch: Batch, k_EnhD: Tensor, v_EnhD: Tensor) -> tuple[Tensor, Tensor]:
-        """Context keys and values as they meet queries: in page order, not rotated."""
+        """Context keys and values, [E, n, h, D] each, as they meet queries: in page order, not rotated."""
         return self.rotation.in_page_order(k_EnhD), v_EnhD
 
     def takes_fp8(self, codecs: CodecPair) -> bool:
@@ -185,7 +188,10 @@ class PreparedStep:
         values_EJnhD: Tensor,
         inverse_scales: tuple[Tensor | None, Tensor | None] = (None, None),
     ) -> None:
-        """Decodes a piece of history; keys are rotated. `inverse_scales` [S, h]: of keys and values in 8 bits."""
+        """Decodes a piece of history into [E, J, n, h, D] each, with room for whole pages in n; keys are rotated.
+
+        `inverse_scales` [S, h]: of keys and values in 8 bits.
+        """
         records, num_tokens = self.tools.planner.pool.records, piece.num_tokens
         both = zip((piece.keys, piece.values), (keys_EJnhD, values_EJnhD), inverse_scales, strict=True)
         for decodings, out, scales in both:
@@ -230,7 +236,7 @@ class PreparedStep:
         return torch.stack(along, dim=1)
 
     def result(self, batch: Batch, out_ETqD: Tensor) -> Tensor:
-        """The outputs as the model expects them."""
+        """Attention outputs [E, T, q, D] as the model expects them: here as they are."""
         return out_ETqD
 
     def buffer(self, name: str, shape: tuple[int, ...], *, is_fp8: bool = False) -> Tensor:

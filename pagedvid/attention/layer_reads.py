@@ -86,7 +86,10 @@ class ReadPlanner:
         return min(self.scratch_bytes, TOGETHER_BYTES) // (self.spec.num_kv_heads * self._head_bytes(num_tokens, dtype))
 
     def tiles(self, batch: Batch, layer: int, view: HistoryView, dtype: torch.dtype) -> list[Tile]:
-        """What a layer reads, tile by tile."""
+        """What a layer reads, tile by tile; each KV head is in one tile.
+
+        `dtype`: of the model, in which pages are decoded where they are not read in 8 bits.
+        """
         alike = self._heads_alike(batch, layer, view)
         return [tile for each in alike for tile in self._tiles_of(batch, *each, layer, view, dtype)]
 
@@ -152,12 +155,12 @@ class ReadPlanner:
         return tiles
 
     def _partial_bytes(self, batch: Batch, heads: Heads, dtype: torch.dtype) -> int:
-        """A partial of all ranges over one chunk each."""
+        """Bytes of a partial of all ranges over one chunk each."""
         num_queries = batch.queries.num_tokens * (self.spec.query_heads // self.spec.num_kv_heads)
         return batch.num_ranges * num_queries * len(heads) * self.spec.head_dim * dtype.itemsize
 
     def _head_bytes(self, num_tokens: int, dtype: torch.dtype) -> int:
-        """Keys and values of one head."""
+        """Bytes of the decoded keys and values of one head."""
         return 2 * dtype.itemsize * num_tokens * self.spec.head_dim
 
     def _group(self, columns: Sequence[Column], layer: int, view: HistoryView, heads: Heads, is_fp8: bool) -> Group:

@@ -34,7 +34,8 @@ MEASURED_QUERIES = 32
 
 
 def sampled_offsets(num_tokens: int, device: torch.device | str = "cpu") -> Tensor:
-    """Tokens of a range whose queries measure alpha, counted from its first one, int64."""
+    """Tokens of a range whose queries measure alpha, counted from its first one, int64 [S]; S is at most
+    MEASURED_QUERIES."""
     num_sampled = min(num_tokens, MEASURED_QUERIES)
     return torch.arange(num_sampled, device=device) * (num_tokens - 1) // max(1, num_sampled - 1)
 
@@ -59,7 +60,7 @@ class StoredKeys:
     """Tokens of the parts that have a b of their own in a rotary view: a page, or the chunk."""
 
     def rotated(self, k_HnD: Tensor) -> Tensor:
-        """These keys, exact or decoded, at their positions in this pass."""
+        """These keys [H, n, D], exact or decoded, rotated to their positions in this pass."""
         return k_HnD if self.angles is None else rotate(k_HnD, *self.angles)
 
     def variance_change(self) -> Tensor:
@@ -104,7 +105,10 @@ class ProjectedQueries:
 def sample_queries(
     view: StepProjection, range_: RangePlan, pending: PendingChunk, q_THD: Tensor, sampled: Tensor
 ) -> ProjectedQueries:
-    """The queries at packed tokens `sampled`, all in `range_`, with their maps to the frames of a pending chunk."""
+    """The queries at packed tokens `sampled` with their maps to the frames of a pending chunk.
+
+    `q_THD`: all packed queries of the step. `sampled`: int64 [S], all in `range_`.
+    """
     number = range_.current[-1]
     queries = view.queries([number])[0][sampled_offsets(range_.num_tokens) // view.tokens_per_frame].unsqueeze(1)
     here = (queries @ view.current([number])).float().to(q_THD.device)
@@ -141,8 +145,11 @@ def effect_of_views(
     rotation: Rotation,
     scale: float,
 ) -> Effect:
-    """The effect on the readers of all views. `own_HnD`: keys of the readers' own chunk, float32, before rotary
-    embedding and in half layout; None: it is the stored one."""
+    """The effect on the readers of all views, [H, Q] of each view after the other.
+
+    `variance_change_HD`: what the chunk keeps, if anything. `own_HnD`: keys of the readers' own chunk, float32, before
+    rotary embedding and in half layout; None: it is the stored one. `scale`: of the softmax.
+    """
     here = None
     if own_HnD is not None:
         here = log_mass(by_kv_head(readers.here_SHD, len(own_HnD)), rotation.at(own_HnD, readers.position), scale)
@@ -179,7 +186,8 @@ def projected_effect(
     log_mass_here: Tensor | None,
     scale: float,
 ) -> Effect:
-    """The effect on queries of a projective view, where b differs from frame to frame. Arguments as `rotary_effect`."""
+    """The effect on queries of a projective view, where b differs from frame to frame. Arguments and result
+    are those of `rotary_effect`."""
     size = queries.view.tokens_per_frame
     exact = queries.scores(keys.exact_HnD, queries.chunk_SF44, scale)
     if log_mass_here is None:

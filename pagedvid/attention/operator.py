@@ -47,7 +47,10 @@ def attend_in_graph(
     projections: Sequence[Projection] = (),
     context: Context = (),
 ) -> Tensor:
-    """`Step.attend` as a node of the graph; NotImplemented, after breaking the graph, for objects without a handle."""
+    """`Step.attend` as a node of the graph, with its arguments and its result [T, Hq, D].
+
+    Returns NotImplemented, after breaking the graph, for a rope or a projection without a handle.
+    """
     if not _have_handles(rope, *projections):
         return NotImplemented
     pairs: list[Tensor | None] = []
@@ -76,7 +79,10 @@ def store_in_graph(
     *,
     q_THD: Tensor | None = None,
 ) -> None:
-    """`Step.store` as a node of the graph; NotImplemented, after breaking the graph, for a rope without a handle."""
+    """`Step.store` as a node of the graph, with its arguments [T, heads, D].
+
+    Returns NotImplemented, after breaking the graph, for a rope without a handle.
+    """
     if not _have_handles(rope):
         return NotImplemented
     store_operator(

@@ -162,11 +162,14 @@ class ProjectedStep(PreparedStep):
 
 
 def mapped(x_EnhD: Tensor, maps: Maps) -> Tensor:
-    """Tokens of F frames, every four consecutive channels mapped by the matrix of the token's frame."""
+    """Tokens of F frames, [E, n, h, D], every four consecutive channels mapped by the matrix of the token's frame.
+
+    `maps`: float32 [E, F, 4, 4]; n is a multiple of F. The result has the shape and the dtype of the tokens.
+    """
     rows = x_EnhD.float().unflatten(1, (maps.shape[1], -1)).flatten(2, 3)
     return map_points(rows, maps).view(x_EnhD.shape).to(x_EnhD.dtype)
 
 
 def mapped_chunks(x_EJnhD: Tensor, maps: Maps) -> Tensor:
-    """The same for chunks; `maps` [E * J, F, 4, 4]."""
+    """The same for J chunks of each range, [E, J, n, h, D]; `maps` [E * J, F, 4, 4]."""
     return mapped(x_EJnhD.flatten(0, 1), maps).view(x_EJnhD.shape)

@@ -63,7 +63,7 @@ class StepProjection:
         return _maps(self.projection, tag, num_tokens, f"chunk {index}")[1]
 
     def in_page_order(self, x: Tensor) -> Tensor:
-        """Queries or keys in the channel order of the pages."""
+        """Queries or keys [..., D] in the channel order of the pages."""
         return to_half_layout(x, self.projection.layout)
 
 

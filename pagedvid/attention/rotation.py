@@ -76,7 +76,7 @@ class Rotation:
         return rotate(x.float(), self.cos[tokens], self.sin[tokens]).to(x.dtype)
 
     def as_reading(self, q_ThD: Tensor, tokens: Tensor, range_: RangePlan, pending: PendingChunk) -> Readers:
-        """Queries of packed `tokens` of a range, in place of those that will read the pending chunk.
+        """Queries of packed `tokens`, int64 [S], of a range: they stand for those that will read the pending chunk.
 
         A chunk that only changes its codec is read by these very queries. The range's own chunk is first read by the
         next chunk, so the queries are rotated one chunk ahead.

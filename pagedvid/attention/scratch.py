@@ -22,11 +22,12 @@ class Scratch:
     """Named buffers, each as large as the largest request so far. Asking for a name again reuses its memory."""
 
     def __init__(self, device: torch.device) -> None:
+        """`device`: of all buffers."""
         self._device = device
         self._buffers: dict[tuple[str, torch.dtype], Tensor] = {}
 
     def buffer(self, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-        """An uninitialised tensor of that shape."""
+        """An uninitialised contiguous tensor [*shape], until the same name and dtype are asked for again."""
         num_elements = 1
         for size in shape:
             num_elements *= size

@@ -36,6 +36,7 @@ class Step(Compilable):
     """An open step. Its ranges are packed in the order in which they were given."""
 
     def __init__(self, plan: StepPlan, pool: PagePool, spec: CacheSpec, backend: AttentionBackend) -> None:
+        """`plan`: what was reserved for the step. `pool`, `spec` and `backend` are those of the cache that opens it."""
         self.plan = plan
         self._num_tokens = plan.num_tokens
         self._is_commit = bool(plan.pending)
@@ -105,7 +106,7 @@ class Step(Compilable):
     ) -> None:
         """Stores k and v in a commit pass without attending, for hosts that attend themselves; in place of `attend`.
 
-        Arguments are those of `attend`. `q_THD`: needed where the correction is measured, which looks at the
+        Arguments are those of `attend`. `q_THD` [T, Hq, D]: needed where the correction is measured, which looks at the
         `sampled_offsets` of each range only, and taken into account where its unit is the page.
         Raises ShapeError, ConfigError without queries that are needed, NonFiniteError (the commit is rolled back by
         it) and StateError, also for a step that only reads.

@@ -33,13 +33,15 @@ class PageBudget:
         self._pool = pool
         self._ledger = ledger
         self.promised_pages = 0
-        """What streams may still take beyond what is permanent."""
+        """Pages that streams may still take in addition to their permanent ones."""
         self.borrowed_pages = 0
-        """Beyond a stream's peak, while a chunk and its replacement exist together."""
+        """Pages that exceed the peaks of streams while a chunk and its replacement exist together."""
+        self.num_evicted_chunks = 0
+        """See `CacheStats`."""
 
     @property
     def owed_pages(self) -> int:
-        """The budget of the module docstring."""
+        """The budget, in pages, as the module docstring defines it."""
         return self.promised_pages + self._ledger.permanent_pages
 
     @property
@@ -81,10 +83,11 @@ class PageBudget:
 
     @contextmanager
     def changing(self, stream: Stream) -> Iterator[None]:
-        """After the block has changed histories or the plan of the stream: counts references and the budget again."""
-        before = set(stream.chunks())
+        """Histories or the plan of the stream may change in this block; references and the budget follow after it."""
+        before, kept_before = set(stream.chunks()), _kept_chunks(stream)
         yield
         after = set(stream.chunks())
+        self.num_evicted_chunks += len(kept_before - _kept_chunks(stream))
         for chunk in stream.chunks():
             if chunk not in before:
                 self._ledger.retain(chunk)
@@ -93,9 +96,9 @@ class PageBudget:
             self._ledger.drop(chunk)
 
     def beyond_promises(self, wanted: Sequence[tuple[Stream, PendingChunk]]) -> int:
-        """Pages that replacing chunks needs beyond what was promised; raises CapacityError if they are not there.
+        """Pages that replacing chunks needs in addition to what was promised. Raises CapacityError if they do not fit.
 
-        Old and new exist together until the step ends, and a replaced sink or pin that a fork shares stays after it.
+        The old and the new chunk exist together until the step ends. A sink or pin that a fork shares stays even then.
         """
         after = {stream: stream.held_pages for stream, _ in wanted}
         still_shared = 0
@@ -120,6 +123,11 @@ class PageBudget:
         self.promised_pages += _promise_of(stream) - promised_before
 
 
+def _kept_chunks(stream: Stream) -> set[tuple[str, int]]:
+    """(Branch, index of the chunk); a chunk that is replaced, or that some heads let go of, is still kept."""
+    return {(branch, index) for branch, history in stream.branches.items() for index in history.chunks}
+
+
 def _promise_of(stream: Stream) -> int:
-    """Pages that the stream may still take beyond what is permanent."""
+    """Pages that the stream may still take in addition to its permanent ones."""
     return stream.peak_pages - stream.permanent_pages

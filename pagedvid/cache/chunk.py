@@ -53,7 +53,8 @@ class Chunk:
         return len(self.table.ids)
 
     def with_pages(self, chunk_id: int, ids: PageIds, shape: KVShape, device: torch.device) -> Chunk:
-        """The chunk with an id and pages of its own, before anything is written or measured."""
+        """The chunk with an id and the pages `ids`, int32 [num_pages], before anything is written or measured: alpha is
+        1 and variance 0, where the correction keeps them."""
         alpha, variance = None, None
         if shape.keeps_alpha(self.codecs):
             alpha = torch.ones(shape.num_layers, shape.num_kv_heads, dtype=torch.float32, device=device)
@@ -64,8 +65,10 @@ class Chunk:
         return replace(self, id=chunk_id, table=table, alpha=alpha, variance=variance)
 
     def thinned(self, codecs: ChunkCodecs, shape: KVShape) -> Chunk:
-        """The chunk for the heads alone that `codecs` keeps, which are stored as before: without the other tables, and
-        without what nothing needs then."""
+        """The chunk as fewer heads keep it. `codecs`: as before for these heads, and nothing for the others.
+
+        Tables of the others are left out, and so are alpha and variance if no head is left that needs them.
+        """
         if codecs == self.codecs:
             return self
         return replace(
@@ -78,7 +81,7 @@ class Chunk:
 
 
 def digest_tables(pool: PagePool, table: PageTable) -> tuple[bytes, ...]:
-    """Hashes of the page bytes of every entry of a table."""
+    """Hash of the page bytes of every entry of a table, 16 bytes each."""
     records = pool.read(table.ids).cpu().numpy()
     bounds = pairwise(table.indptr.tolist())
     return tuple(hashlib.blake2b(records[start:end].tobytes(), digest_size=16).digest() for start, end in bounds)

@@ -1,12 +1,12 @@
-"""How long KV heads keep chunks where that is less long than their stream's window.
+"""KV heads that keep chunks for a shorter time than their stream's window does.
 
 window 1 sink + 4 recent, 8 committed            chunk    0     4  5  6  7
     heads without an exception                            x     x  x  x  x
     HeadWindow(recent_chunks=2, keeps_sinks=True)         x           x  x
     HeadWindow(recent_chunks=1, keeps_sinks=False)                       x
 
-Positions, tags and what a stream calls live are the window's alone: a head does not see a chunk that it has let go of,
-but the chunk keeps its place.
+Positions, tags and the set of live chunks depend on the stream's window alone: a head does not see a chunk that it has
+dropped, but the chunks that it sees keep their positions.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ class HeadWindow:
 
 
 def read_look_backs(written: object) -> HeadLookBacks:
-    """From [(layer, first head, last head, recent_chunks, keeps_sinks), ...] to the form in which equal look-backs are
-    equal: ascending, without overlaps, equal neighbours joined. Raises ConfigError."""
+    """The canonical form of [(layer, first head, last head, recent_chunks, keeps_sinks), ...]: ascending, without
+    overlaps, equal neighbours joined, so that equal look-backs compare equal. Raises ConfigError."""
     example = "[(0, 2, 3, 1, False), (5, 0, 0, 2, True)]"
     given: list[Any] = list_of(tuple, "look_back", written, example, ConfigError)
     if any(len(each) != 5 for each in given):
@@ -68,7 +68,7 @@ def _checked(given: tuple[Any, ...]) -> tuple[int, int, int, HeadWindow]:
 
 
 def spans_by_window(look_back: HeadLookBacks) -> dict[HeadWindow, Sequence[HeadSpan]]:
-    """The heads of every window that occurs."""
+    """The heads of every distinct window in `look_back`."""
     spans: dict[HeadWindow, list[HeadSpan]] = {}
     for layer, first, last, recent_chunks, keeps_sinks in look_back:
         spans.setdefault(HeadWindow(recent_chunks, keeps_sinks), []).append((layer, first, last))

@@ -1,12 +1,12 @@
 """Copies of page bytes between a pool and ordinary host memory.
 
-On a GPU they run on a CUDA stream of their own, through one pinned block. So an image takes exactly its own bytes
-(pinned memory is rounded up to powers of two), and one that was read from a file is as good as any other.
+On a GPU they run on a CUDA stream of their own, through one block of pinned memory. Images themselves are not pinned:
+they take exactly their own bytes (pinned memory is rounded up to powers of two), and may come from a file.
 
-    out    waits for kernels that write pages; those queued later that only read, such as denoise steps, run meanwhile
-    in     waits for all kernels queued so far, which may read what these pages held before
+    out    waits for the kernels that write pages, but not for those queued later that only read, such as denoise steps
+    in     waits for all kernels queued so far, because they may still read the old contents of these pages
 
-Both return when the copy is complete, so kernels queued later need no ordering.
+Both return when the copy is complete, so kernels that are queued later need not wait for anything.
 """
 
 from __future__ import annotations
@@ -22,19 +22,20 @@ from pagedvid.cache.pool import PageIds, PagePool
 from pagedvid.units import MIB
 
 BLOCK_BYTES = 64 * MIB
-"""Of pinned memory, and of GPU memory beside it while a copy runs."""
+"""Size of the pinned block, and of the block of GPU memory that a copy needs while it runs."""
 
 
 class HostCopies:
-    """Copies out of and into one pool. The bytes of a pool on the device "meta" stay there."""
+    """Copies out of and into one pool. Copies of a pool on the device "meta", which has no bytes, have none either."""
 
     def __init__(self, pool: PagePool) -> None:
+        """`pool`: whose pages are copied."""
         self._pool = pool
         self._is_gpu = pool.device.type == "cuda"
         self._written: torch.cuda.Event | None = None
 
     def note_writes(self) -> None:
-        """Called when kernels that write pages have been queued."""
+        """To be called when kernels that write pages have been queued; copies out wait for them."""
         if self._is_gpu:
             self._written = self._now()
 
@@ -63,7 +64,7 @@ class HostCopies:
                 self._pool.write(ids[part], block.to(self._pool.device, non_blocking=True))
 
     def out(self, x: Tensor | None) -> Tensor | None:
-        """A small tensor of a committed chunk on the host."""
+        """A small tensor of a committed chunk, such as its alpha, copied to the host as it is; None stays None."""
         if x is None or not self._is_gpu:
             return x
         with self._beside(self._written):
@@ -71,7 +72,7 @@ class HostCopies:
 
     @contextmanager
     def _beside(self, earlier: torch.cuda.Event | None) -> Iterator[None]:
-        """Runs the block on the stream of the copies after what was queued earlier, and waits for it."""
+        """Runs the block on the CUDA stream of the copies once `earlier` has happened, and waits until it is done."""
         if earlier is not None:
             self._stream.wait_event(earlier)
         with torch.cuda.stream(self._stream):

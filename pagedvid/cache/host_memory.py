@@ -1,4 +1,4 @@
-"""The host memory that streams may take while they are swapped out, counted by the byte."""
+"""How much host memory swapped streams may take, and how much they do."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from pagedvid.units import format_bytes, parse_bytes
 
 
 class HostMemory:
-    """A number of bytes, some of which are taken. It counts only; the bytes are those of stream images."""
+    """Counts bytes of host memory. The memory itself is that of the streams' images."""
 
     def __init__(self, num_bytes: int | str) -> None:
-        """`num_bytes`: 0, or more, or text such as "16GiB". Raises ConfigError."""
+        """`num_bytes`: how many there are, at least 0, or text such as "16GiB". Raises ConfigError."""
         self.num_bytes = whole_number("host memory", parse_bytes(num_bytes), 0, error=ConfigError)
         self.used_bytes = 0
 

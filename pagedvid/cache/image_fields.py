@@ -43,7 +43,7 @@ _DIGEST_BYTES = 16
 
 
 def image_to_fields(image: StreamImage, tensors: dict[str, Tensor]) -> dict[str, Any]:
-    """Fields for a JSON object; the tensors that belong to them are added to `tensors`."""
+    """The image as fields for a JSON object. Its tensors, those of `StreamImage`, are added to `tensors` by name."""
     return {
         "window": asdict(image.window),
         "codecs": codecs_to_fields(image.codecs),
@@ -58,7 +58,7 @@ def image_to_fields(image: StreamImage, tensors: dict[str, Tensor]) -> dict[str,
 
 
 def image_from_fields(fields: object, tensors: dict[str, Tensor], spec: CacheSpec) -> StreamImage:
-    """The image for a cache with this spec; what belongs to it is removed from `tensors`.
+    """The image for a cache with this spec, from what `image_to_fields` made; its tensors are taken out of `tensors`.
 
     Raises ConfigError for what no stream of such a cache can be.
     """

@@ -1,7 +1,8 @@
-"""How many streams hold each table of each chunk. A table is the keys or the values of one layer and KV head.
+"""Reference counts of the tables of chunks. A table holds the keys or the values of one layer and KV head.
 
-Streams share chunks, but each lets go of a chunk head by head as its windows pass, so parts of chunks are what is
-counted: the pages of a table return to the pool when its last reference is dropped.
+Streams share chunks, and a stream may drop a chunk for some heads earlier than for others, as their windows move on. So
+references are counted for each table rather than for each chunk. When the last one is dropped, the table's pages return
+to the pool.
 
                              chunk 7   layer 0, head 0   layer 0, head 1   layer 0, head 2
     stream 0, where it is the newest         x                 x                 x
@@ -23,13 +24,13 @@ Counts = NDArray[np.int64]
 
 
 class _TableCounts:
-    """How often every table is held, by chunk id; chunks of which no table is held do not occur."""
+    """Number of references to every table, by chunk id. A chunk without any reference has no entry."""
 
     def __init__(self) -> None:
         self.by_chunk: dict[int, Counts] = {}
 
     def of(self, chunk: Chunk) -> Counts:
-        """For every table that the chunk may have."""
+        """Number of references to every table that the chunk can have, int64 [tables]."""
         return self.by_chunk.get(chunk.id, np.zeros(len(chunk.table.indptr) - 1, dtype=np.int64))
 
     def add(self, chunk: Chunk) -> NDArray[np.bool_]:
@@ -68,12 +69,12 @@ class ChunkLedger:
         """Pages of distinct tables with a permanent reference."""
 
     def references(self, chunk: Chunk) -> Counts:
-        """How many branch histories hold each table of the chunk."""
+        """How many branch histories hold each table of the chunk, int64 [tables]."""
         return self._references.of(chunk)
 
     @property
     def all_references(self) -> dict[int, Counts]:
-        """The same of all chunks, by chunk id."""
+        """`references` of all chunks, by chunk id."""
         return self._references.by_chunk
 
     @property
@@ -86,17 +87,20 @@ class ChunkLedger:
         self._references.add(chunk)
 
     def drop(self, chunk: Chunk) -> None:
-        """Removes a reference to every table that the chunk has; frees those whose last one it was."""
+        """Removes a reference to every table that the chunk has, and frees the pages of those that have none left.
+
+        Raises IntegrityError when there is none to remove.
+        """
         self._pool.give_back(chunk.table.ids_of(self._references.remove(chunk)))
 
     def make_permanent(self, chunk: Chunk) -> None:
-        """Adds a permanent reference to every table that the chunk has."""
+        """Adds a permanent reference to every table that the chunk has; a table's pages count from its first one on."""
         self.permanent_pages += len(chunk.table.ids_of(self._permanent.add(chunk)))
 
     def make_temporary(self, chunk: Chunk) -> None:
-        """Removes a permanent reference to every table that the chunk has."""
+        """Removes a permanent reference to every table that the chunk has. Raises IntegrityError when there is none."""
         self.permanent_pages -= len(chunk.table.ids_of(self._permanent.remove(chunk)))
 
     def permanent_pages_of(self, chunk: Chunk, min_streams: int = 1) -> int:
-        """Pages of those tables of the chunk that at least so many streams hold permanently."""
+        """Pages of the chunk's tables that have at least `min_streams` permanent references."""
         return len(chunk.table.ids_of(chunk.table.is_filled & (self._permanent.of(chunk) >= min_streams)))

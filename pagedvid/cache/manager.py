@@ -211,7 +211,7 @@ class CacheManager:
             history.pinned |= {chunk_index}
 
     def unpin(self, stream: Stream, chunk_index: int, branch: str = "cond") -> None:
-        """Undoes `pin`; what windows would have dropped of the chunk goes at once. Raises StateError if not pinned."""
+        """Undoes `pin`. Heads whose windows the chunk has left drop it now. Raises StateError if it is not pinned."""
         self._require_idle(stream)
         history, chunk_index = stream.history(branch), whole_number("chunk_index", chunk_index)
         if chunk_index not in history.pinned:
@@ -303,11 +303,11 @@ class CacheManager:
 
     def stats(self) -> CacheStats:
         """A summary; changes nothing."""
-        return collect_stats(self.shape, self.pool, self._ledger, self.streams, self.reserved_pages)
+        return collect_stats(self.shape, self.pool, self._ledger, self._budget, self.streams)
 
     @independent_of_host
     def check(self) -> None:
-        """Recomputes every count from the streams. Raises IntegrityError for the first that disagrees."""
+        """Recomputes every count from the streams (integrity.py). Raises IntegrityError for the first wrong one."""
         owed_pages = self._budget.owed_pages
         check_integrity(self.shape, self.pool, self._ledger, self.streams, self._pending, owed_pages)
 

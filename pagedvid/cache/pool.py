@@ -27,6 +27,7 @@ class PagePool:
     """
 
     def __init__(self, num_pages: int, page_bytes: int, device: torch.device | str = "cpu") -> None:
+        """`page_bytes`: of one page. Raises CapacityError for a pool without a page or that cannot be allocated."""
         if num_pages < 1:
             raise CapacityError(f"the memory holds no page; one needs {page_bytes} bytes. Give the pool more memory.")
         self.num_pages = num_pages
@@ -60,12 +61,15 @@ class PagePool:
 
     @property
     def free_ids(self) -> PageIds:
-        """The free ids, a copy."""
+        """The ids of all free pages, int32 [free pages]; a copy."""
         new = np.arange(self._num_begun, self.num_pages, dtype=np.int32)
         return np.concatenate([*self._returned, new])
 
     def take(self, num_pages: int) -> PageIds:
-        """Takes that many ids. Raises IntegrityError when fewer are free; admission makes that impossible."""
+        """Takes pages; returns their ids, int32 [num_pages].
+
+        Raises IntegrityError when fewer are free, which admission makes impossible.
+        """
         if num_pages > self.num_free_pages:
             raise IntegrityError(
                 f"{num_pages} pages wanted, {self.num_free_pages} free, although they had been reserved"
@@ -84,7 +88,7 @@ class PagePool:
         return np.concatenate(taken)
 
     def give_back(self, ids: PageIds) -> None:
-        """Makes the ids free again."""
+        """Makes the pages with these ids, int32 [P], free again. Raises IntegrityError for more than were taken."""
         if len(ids) > self.num_used_pages:
             raise IntegrityError(f"{len(ids)} pages given back to a pool with only {self.num_used_pages} taken")
         if len(ids):
@@ -97,7 +101,7 @@ class PagePool:
         return self.records.index_select(0, index).unflatten(0, ids.shape)
 
     def write(self, ids: PageIds, records: Tensor) -> None:
-        """Writes records [*ids.shape, page_bytes] to the pages with these ids."""
+        """Writes records, uint8 [*ids.shape, page_bytes], to the pages with these ids."""
         index = torch.from_numpy(ids.ravel()).long().to(self.device)
         self.records.index_copy_(0, index, records.flatten(0, -2))
 
@@ -110,6 +114,7 @@ class PageTable:
     """
 
     def __init__(self, ids: PageIds, indptr: NDArray[np.int64], num_kv_heads: int) -> None:
+        """`ids`: int32 [pages of the chunk]. `indptr`: int64 [2 * layers * KV heads + 1]."""
         self.ids = ids
         self.indptr = indptr
         self._num_kv_heads = num_kv_heads
@@ -127,7 +132,10 @@ class PageTable:
         return np.stack([self.ids[first:end] for first, end in bounds])
 
     def layer_on(self, device: torch.device, kind: str, layer: int, heads: Heads) -> Tensor:
-        """The same on the device, to which the table is copied once, and where heads are gathered once."""
+        """What `layer` returns, as a tensor on the device, int32 [heads, pages of a head].
+
+        The table is copied to a GPU once, and heads that are no neighbours are gathered there once.
+        """
         if device.type == "cpu":
             return torch.from_numpy(self.layer(kind, layer, heads))
         if are_neighbours(heads):
@@ -141,19 +149,19 @@ class PageTable:
 
     @property
     def is_filled(self) -> NDArray[np.bool_]:
-        """Which entries own pages."""
+        """Which entries own pages, bool [entries]."""
         return np.diff(self.indptr) > 0
 
     def ids_of(self, entries: NDArray[np.bool_]) -> PageIds:
-        """Page ids of some entries."""
+        """Page ids of the entries that are True in `entries`, bool [entries]: int32 [their pages]."""
         return self.ids[np.repeat(entries, np.diff(self.indptr))]
 
     def within(self, indptr: NDArray[np.int64]) -> PageTable:
-        """The entries that `indptr` leaves as long as they are, without those that it leaves empty."""
+        """The table without the entries that are empty in `indptr`; in it, all others must be as long as they are."""
         return PageTable(self.ids_of(np.diff(indptr) > 0), indptr, self._num_kv_heads)
 
     def on(self, device: torch.device) -> Tensor:
-        """All ids on the device, int32."""
+        """All ids on the device, int32 [pages of the chunk]."""
         if device.type == "cpu":
             return torch.from_numpy(self.ids)
         if self._on_device is None or self._on_device.device != device:
@@ -162,6 +170,6 @@ class PageTable:
         return self._on_device
 
     def _bounds(self, kind: str, layer: int, first: int, last: int) -> tuple[int, int]:
-        """Where the ids of neighbouring heads begin and end."""
+        """Where the ids of neighbouring heads begin and end in `ids`."""
         entry = ((kind == "values") * self._num_layers + layer) * self._num_kv_heads
         return int(self.indptr[entry + first]), int(self.indptr[entry + last + 1])

@@ -79,7 +79,7 @@ class KVShape:
         return _table_pages(self, num_tokens, codecs)
 
     def table_bounds(self, num_tokens: int, codecs: ChunkCodecs) -> NDArray[np.int64]:
-        """Where the pages of each entry of `table_pages` begin, and where the last ones end; read-only."""
+        """Where the pages of each entry of `table_pages` begin, and where the last ones end: int64 [entries + 1]."""
         return _table_bounds(self, num_tokens, codecs)
 
     def chunk_pages(self, num_tokens: int, codecs: ChunkCodecs) -> int:
@@ -113,7 +113,7 @@ class KVShape:
         return per_table * self.num_tables
 
     def padding_pages(self, num_tokens: int, codecs: ChunkCodecs) -> float:
-        """How many pages of a chunk would hold no token if all others were full."""
+        """Pages of a chunk that would be empty if its tokens filled the others; not a whole number."""
         filled = sum(
             num_heads * num_tokens / codec.page_tokens(self.page)
             for codec, num_heads in _tables(self, codecs)

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from pagedvid.cache.budget import PageBudget
 from pagedvid.cache.chunk import Chunk
 from pagedvid.cache.ledger import ChunkLedger
-from pagedvid.cache.pool import PagePool
+from pagedvid.cache.pool import PageIds, PagePool
 from pagedvid.cache.sizes import KVShape
 from pagedvid.cache.stream import Stream
 
@@ -26,7 +27,11 @@ class CacheStats:
     num_streams: int
     num_chunks: int
     num_shared_chunks: int
-    """Chunks of which more than one branch holds some head."""
+    """Chunks that more than one branch keeps for the same head."""
+    pages_shared: int
+    """Pages that more than one branch holds."""
+    num_evicted_chunks: int
+    """Chunks that open streams have dropped so far, because they left the window or would not be read again."""
     stored_bytes: int
     """Codes, step sizes, zero points, padding of partial pages and correction factors."""
     bf16_bytes: int
@@ -36,21 +41,24 @@ class CacheStats:
 
 
 def collect_stats(
-    shape: KVShape, pool: PagePool, ledger: ChunkLedger, streams: Sequence[Stream], reserved_pages: int
+    shape: KVShape, pool: PagePool, ledger: ChunkLedger, budget: PageBudget, streams: Sequence[Stream]
 ) -> CacheStats:
     """Adds up the live chunks; changes nothing."""
     chunks = _fullest(streams)
+    shared = [len(_shared_ids(chunk, ledger)) for chunk in chunks]
     num_chunk_pages = sum(chunk.num_pages for chunk in chunks)
     padding_pages = sum(shape.padding_pages(chunk.num_tokens, chunk.codecs) for chunk in chunks)
     return CacheStats(
         num_pages=pool.num_pages,
         pages_used=pool.num_used_pages,
         pages_peak=pool.peak_used_pages,
-        pages_reserved=reserved_pages,
+        pages_reserved=budget.reserved_pages,
         page_bytes=pool.page_bytes,
         num_streams=len(streams),
         num_chunks=len(chunks),
-        num_shared_chunks=sum(bool((ledger.references(chunk) > 1).any()) for chunk in chunks),
+        num_shared_chunks=sum(num_pages > 0 for num_pages in shared),
+        pages_shared=sum(shared),
+        num_evicted_chunks=budget.num_evicted_chunks,
         stored_bytes=sum(shape.stored_bytes(chunk.num_tokens, chunk.codecs) for chunk in chunks),
         bf16_bytes=sum(shape.bf16_bytes(chunk.num_tokens) for chunk in chunks),
         padding_waste_ratio=padding_pages / max(1, num_chunk_pages),
@@ -58,12 +66,17 @@ def collect_stats(
 
 
 def own_and_shared_pages(stream: Stream, ledger: ChunkLedger) -> tuple[int, int]:
-    """Pages of tables that only this stream holds, and of those that others hold, too."""
-    shared = sum(len(chunk.table.ids_of(ledger.references(chunk) > 1)) for chunk in stream.chunks())
+    """(Own, shared): pages that only this stream holds, and pages that other streams hold as well."""
+    shared = sum(len(_shared_ids(chunk, ledger)) for chunk in stream.chunks())
     return stream.held_pages - shared, shared
 
 
+def _shared_ids(chunk: Chunk, ledger: ChunkLedger) -> PageIds:
+    return chunk.table.ids_of(ledger.references(chunk) > 1)
+
+
 def _fullest(streams: Sequence[Stream]) -> list[Chunk]:
-    """Every chunk once, as the stream has it that keeps most of it: whatever another one keeps, this one does, too."""
+    """Every chunk once, as held by the stream that keeps it for the most heads. No other stream keeps it for further
+    heads."""
     held = sorted((chunk for stream in streams for chunk in stream.chunks()), key=lambda chunk: chunk.num_pages)
     return list({chunk.id: chunk for chunk in held}.values())

@@ -37,8 +37,8 @@ class BranchHistory:
         self.slide()
 
     def slide(self) -> None:
-        """Removes every chunk that neither the window nor a pin keeps, and from those that no pin keeps the heads whose
-        own window they have left."""
+        """Removes every chunk that is neither in the window nor pinned. Chunks that are in the window and not pinned
+        lose the heads whose own window they have left."""
         for index, chunk in list(self.chunks.items()):
             if index in self.pinned:
                 continue
@@ -49,7 +49,7 @@ class BranchHistory:
                 del self.chunks[index]
 
     def drop(self, indices: tuple[int, ...]) -> None:
-        """Removes chunks that the window would still keep."""
+        """Removes live chunks that the window would still keep."""
         self.dropped |= set(indices)
         for index in set(indices):
             del self.chunks[index]
@@ -82,7 +82,7 @@ class BranchHistory:
                 yield chunk.thinned(self.codecs.thinned(chunk.codecs, index, last_age, self.window), self.shape)
 
     def select(self, indices: tuple[int, ...] | None) -> tuple[Chunk, ...]:
-        """The chunks with these indices, or all live ones. Raises StateError for a chunk that is not live."""
+        """The chunks with these indices; None: all live ones. Raises StateError for a chunk that is not live."""
         if indices is None:
             return tuple(self.chunks.values())
         missing = [index for index in indices if index not in self.chunks]

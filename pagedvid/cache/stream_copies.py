@@ -1,4 +1,4 @@
-"""Images of streams: taken of an open stream, compared with a cache, and made into a stream again."""
+"""From an open stream to its image and back, and whether an image fits a cache."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from pagedvid.errors import ConfigError
 
 
 def image_of(stream: Stream, spec: CacheSpec, copies: HostCopies) -> StreamImage:
-    """The image of an open stream; what forks share is copied, too."""
+    """The image of an open stream. Pages that it shares with forks are copied as well."""
     return StreamImage(
         shape=spec.shape,
         correction_unit=spec.correction_unit,
@@ -61,7 +61,8 @@ def _chunk_image(chunk: Chunk, copies: HostCopies) -> ChunkImage:
 
 
 def require_same_cache(image: StreamImage, spec: CacheSpec) -> None:
-    """Raises ConfigError, which names what differs, unless pages mean the same in both; and for a damaged image."""
+    """Raises ConfigError for an image whose bytes mean something else in a cache with this spec, naming what differs,
+    and for a damaged one."""
     there = {**asdict(image.shape), "correction_unit": image.correction_unit}
     here = {**asdict(spec.shape), "correction_unit": spec.correction_unit}
     differing = [f"{name} {there[name]!r} instead of {here[name]!r}" for name in here if there[name] != here[name]]
@@ -95,7 +96,7 @@ def _require_whole(chunk: ChunkImage, shape: KVShape) -> None:
 def stream_of(
     image: StreamImage, shape: KVShape, base_peak_pages: int, placed: Callable[[ChunkImage], Chunk]
 ) -> Stream:
-    """The stream, with chunks as `placed` makes them of their images."""
+    """The stream of an image. `placed`: makes a chunk of its image."""
     branches = {}
     for name, branch in image.branches.items():
         chunks = {chunk.index: placed(chunk) for chunk in branch.chunks}
@@ -114,13 +115,13 @@ def stream_of(
 
 
 def chunk_without_pages(image: ChunkImage, shape: KVShape) -> Chunk:
-    """The chunk as long as it is nowhere, which is enough for counting its pages."""
+    """The chunk of an image that is in no pool: enough to count the pages that it needs."""
     nowhere = np.full(image.num_pages, -1, dtype=np.int32)
     return chunk_of(image, -1, nowhere, shape, image.records_PB.device)
 
 
 def chunk_of(image: ChunkImage, chunk_id: int, ids: PageIds, shape: KVShape, device: torch.device) -> Chunk:
-    """The chunk with these pages, to which its bytes belong."""
+    """The chunk of an image whose bytes are in the pages `ids`, int32 [P]; its small tensors go to the device."""
 
     def there(x: Tensor | None) -> Tensor | None:
         return None if x is None else x.to(device)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from pagedvid.arguments import whole_number
+from pagedvid.engine.counters import Counters
 from pagedvid.engine.failures import presentable
 from pagedvid.engine.job import Change, Job, PromptChange
 from pagedvid.engine.planning import Plan, Planner, Waiting
@@ -23,15 +24,21 @@ class Changes:
     """Accepts and makes the changes of the videos on a roster. `Engine` documents what they do and raise."""
 
     def __init__(
-        self, planner: Planner, roster: Roster, residency: Residency, admit_live: Callable[[Plan], None]
+        self,
+        planner: Planner,
+        roster: Roster,
+        residency: Residency,
+        admit_live: Callable[[Plan], None],
+        counters: Counters,
     ) -> None:
         """`admit_live`: raises OverloadError for a live video that may not begin."""
         self._planner, self._roster, self._residency, self._admit_live = planner, roster, residency, admit_live
+        self._counters = counters
 
     # ------------------------------------------------------------------ accepting
 
     def prompt(self, request_id: str, prompt: str, recache: bool) -> None:
-        """Accepts another prompt."""
+        """Accepts another prompt. Raises as `Engine.prompt`."""
         job = self._roster.job(request_id)
         holder = job or self._roster.entry(request_id)
         plan = self._planner.plan(replace(holder.request, prompt=prompt))  # raises now what is wrong with it
@@ -41,7 +48,7 @@ class Changes:
             self._accept(holder, [PromptChange(prompt, recache)])
 
     def fork(self, request_id: str, continuations: Sequence[Continuation]) -> None:
-        """Accepts continuations, all of them or none."""
+        """Accepts continuations, all of them or none. Raises as `Engine.fork`."""
         job = self._roster.job(request_id)
         ids = [continuation.id for continuation in continuations]
         for new_id in ids:
@@ -59,7 +66,7 @@ class Changes:
             self._accept(holder, continuations)
 
     def extend(self, request_id: str, num_frames: int) -> None:
-        """Makes a video longer."""
+        """Makes a video longer. Raises as `Engine.extend`."""
         job = self._roster.job(request_id)
         if job is not None:
             self._lengthen(job, self._planner.plan(_longer(job.request, num_frames)))
@@ -78,7 +85,7 @@ class Changes:
     # ------------------------------------------------------------------ making
 
     def apply_due(self) -> list[EngineOutput]:
-        """The same for jobs that have come into the pool at a boundary."""
+        """Makes the changes of all jobs that are at a boundary and can make them now, as `apply` does."""
         due = [job for job in self._roster.jobs.values() if job.changes and job.is_at_boundary]
         return [output for job in due for output in self.apply(job)]
 
@@ -105,6 +112,7 @@ class Changes:
             for twin in twins:
                 self._residency.leave(twin)
             raise
+        self._counters.num_forks += len(twins)
 
     def _switch_prompt(self, job: Job, change: PromptChange) -> None:
         plan = self._planner.plan(replace(job.request, prompt=change.prompt))

@@ -18,6 +18,7 @@ from pagedvid.arguments import instance_of, list_of, one_of, whole_number
 from pagedvid.cache.host_memory import HostMemory
 from pagedvid.cache.window import Window
 from pagedvid.engine.changes import Changes
+from pagedvid.engine.counters import Counters
 from pagedvid.engine.job import Job
 from pagedvid.engine.live_admission import require_sustained
 from pagedvid.engine.pace import Pace
@@ -26,7 +27,7 @@ from pagedvid.engine.protocol import VideoModel
 from pagedvid.engine.requests import Continuation, EngineOutput, EngineStats, VideoRequest, VideoStatus
 from pagedvid.engine.residency import Residency
 from pagedvid.engine.roster import Roster
-from pagedvid.engine.rounds import Counters, Rounds
+from pagedvid.engine.rounds import Rounds
 from pagedvid.engine.scheduler import LIVE_ADMISSION, POLICIES, count_waits, next_batch
 from pagedvid.engine.snapshot import JobSnapshot, on_host, progress_of
 from pagedvid.engine.status import statuses
@@ -82,9 +83,10 @@ class Engine:
         self._live_admission = one_of(LIVE_ADMISSION, "live_admission", live_admission, ConfigError)
         self._roster, self._counters = Roster(), Counters()
         self._planner = Planner(model, cache, window, self.num_denoise_steps, clock)
-        self._residency = Residency(self._planner, self._roster, self.host_memory, self.max_concurrent)
-        self._changes = Changes(self._planner, self._roster, self._residency, self._admit_live)
-        self._rounds = Rounds(self._planner, self._roster, self._residency, self._changes, self._counters)
+        parts = (self._planner, self._roster)
+        self._residency = Residency(*parts, self.host_memory, self.max_concurrent, self._counters)
+        self._changes = Changes(*parts, self._residency, self._admit_live, self._counters)
+        self._rounds = Rounds(*parts, self._residency, self._changes, self._counters)
         self._stuck_pages: int | None = None  # reserved when nothing could begin; None: not tried yet
 
     # ------------------------------------------------------------------ the loop
@@ -143,7 +145,7 @@ class Engine:
         return batch
 
     def _num_tokens(self, batch: Sequence[Job]) -> tuple[int, int]:
-        """Of the batch's denoise steps, and of its commit passes."""
+        """(Tokens of the batch's denoise steps, tokens of its commit passes)."""
         frames = {False: 0, True: 0}
         for part in (part for job in batch for part in job.round.ranges):
             frames[part.commits] += len(part.frames)
@@ -204,7 +206,7 @@ class Engine:
         self._stuck_pages = None
 
     def close(self) -> None:
-        """Cancels everything."""
+        """Cancels all videos; their pages are free at once."""
         for job in list(self._roster.jobs.values()):
             self._residency.leave(job)
         self._roster.clear()
@@ -291,9 +293,14 @@ class Engine:
             num_finished=counters.num_finished,
             num_failed=roster.num_failed,
             num_chunks_done=counters.num_chunks_done,
+            num_forks=counters.num_forks,
             num_steps=counters.num_steps,
             forward_seconds=counters.forward_seconds,
             step_seconds=counters.step_seconds,
+            num_swaps_out=counters.num_swaps_out,
+            num_swaps_in=counters.num_swaps_in,
+            swapped_out_bytes=counters.swapped_out_bytes,
+            swapped_in_bytes=counters.swapped_in_bytes,
         )
 
     # ------------------------------------------------------------------ inside
@@ -303,7 +310,7 @@ class Engine:
             require_sustained(plan, self._roster, self.pace)
 
     def _entry(self, request: VideoRequest) -> Waiting:
-        """Of a new video. Raises as `submit`."""
+        """The entry of a new video. Raises as `submit`."""
         instance_of(VideoRequest, "request", request, "VideoRequest('a', 'a red circle', 48)", ConfigError)
         self._roster.require_new(request.id)
         entry = self._planner.entry(request)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from pagedvid.errors import ModelError
 
 MOST_CHARACTERS = 4000
-"""Of a message. PyTorch's longest, about device memory, have about a thousand."""
+"""Most characters of a message. PyTorch's longest, about device memory, have about a thousand."""
 
 
 def presentable(error: Exception) -> Exception:

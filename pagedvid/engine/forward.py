@@ -18,7 +18,8 @@ from pagedvid.paged_kv_cache import PagedKVCache
 
 
 def packed_forward(model: VideoModel, cache: PagedKVCache, jobs: Sequence[Job]) -> tuple[list[list[Tensor]], float]:
-    """One forward of all ranges of all jobs' rounds: each job's predictions by range, and the seconds that it took.
+    """One forward of all ranges of all jobs' rounds: each job's predictions by range, [T, C] each, and the seconds that
+    it took.
 
     Raises what the model and the cache raise; nothing is stored in that case.
     """
@@ -45,7 +46,8 @@ def committed_latents(job: Job) -> list[tuple[int, Tensor]]:
 
 
 def advance_chunks(model: VideoModel, job: Job, predictions: Sequence[Tensor]) -> None:
-    """Advances the chunks of the job's round by its predictions, range by range, and those held from earlier rounds."""
+    """Advances the chunks of the job's round by its predictions, [T, C] for each range, and those held from earlier
+    rounds. Raises what the model's sampler raises."""
     ranges, chunks = job.round.ranges, job.latents.chunks
     for move in job.round.advances:
         by_role = job.held.pop(move.chunk, {}) | {ranges[i].role: predictions[i] for i in move.ranges}

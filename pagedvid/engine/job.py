@@ -102,17 +102,17 @@ class Job:
     playout: Playout | None = None
     """What its viewer has seen; None where nobody watches."""
     is_paused: bool = False
-    """Asked for; a running video still goes on to its next chunk boundary."""
+    """Whether a pause was asked for; a running video still goes on to its next chunk boundary."""
     changes: list[Change] = field(default_factory=list)
     """What waits for its next chunk boundary, in order: prompts, and forks."""
     credit_seconds: float | None = None
-    """Of `playout`, as of the present step."""
+    """What `playout` says at the beginning of the present step."""
 
     def __post_init__(self) -> None:
         self.follow(self.schedule)
 
     def follow(self, schedule: Schedule) -> None:
-        """Takes up a schedule behind the rounds that are done."""
+        """Goes on by another schedule, after the rounds that are done."""
         self.schedule = schedule
         self._later: Iterator[Round] = islice(schedule.rounds(), self.num_rounds_done, None)
         self._next = next(self._later, None)
@@ -150,7 +150,7 @@ class Job:
 
     @property
     def priority(self) -> int:
-        """As the request says."""
+        """That of its request."""
         return self.request.priority
 
     @property

@@ -20,7 +20,8 @@ from pagedvid.engine.schedule import Schedule
 logger = logging.getLogger(__name__)
 
 SHARE_FOR_LIVE = 0.9
-"""Of the device's time; the rest is for throughput jobs that have waited too long, and for what varies."""
+"""Share of the device's time for live videos. The rest is for throughput jobs that have waited too long, and for
+variations."""
 BLOCK_STEPS, NUM_BLOCKS = 16, 16
 """Steps of one estimate, and how many of the newest estimates count."""
 COUNTED_CHUNKS = 16
@@ -91,7 +92,7 @@ class Pace:
 
     @property
     def token_seconds(self) -> TokenSeconds | None:
-        """None: too few steps were made to tell."""
+        """The lower median of the newest estimates; None until BLOCK_STEPS steps were recorded."""
         if not self._estimates:
             return None
         return TokenSeconds(

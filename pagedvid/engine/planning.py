@@ -34,7 +34,7 @@ class Planner:
     """Seconds, by which viewers' clocks run."""
 
     def plan(self, request: VideoRequest) -> Plan:
-        """Raises PromptError, ConfigError, and ModelError for any other error of the model."""
+        """The plan of a request. Raises PromptError, ConfigError, and ModelError for any other error of the model."""
         try:
             condition = self.model.prepare(request.prompt, request.inputs, request.num_frames)
             schedule = self.model.schedule(condition, request.num_frames, self.num_denoise_steps, self.window)
@@ -71,7 +71,7 @@ class Planner:
         )
 
     def open(self, plan: Plan) -> Stream:
-        """A new stream for it. Raises CapacityError."""
+        """Opens a stream for a plan. Raises CapacityError."""
         return self.cache.open(
             plan.schedule.window,
             plan.range_tokens,
@@ -104,13 +104,13 @@ class Planner:
         return image.with_model(self.model.rope, lambda branch, index: tags[branch, index])
 
     def extend(self, stream: Stream, plan: Plan) -> None:
-        """Gives the stream the plan's length. Raises CapacityError and StateError; then nothing has changed."""
+        """Gives the stream the plan's length. Raises CapacityError and StateError; nothing has changed in that case."""
         self.cache.extend(stream, max_chunks=plan.schedule.num_commits, commits=plan.commits)
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What a request comes to; nothing is taken yet."""
+    """What a request asks of the model and the cache; nothing is taken yet."""
 
     request: VideoRequest
     condition: Any
@@ -193,11 +193,11 @@ class Waiting:
 
     @property
     def is_at_start(self) -> bool:
-        """Whether all of its rounds lie before it."""
+        """Whether none of its rounds is done."""
         return self.num_rounds_done == 0
 
     def as_snapshot(self) -> JobSnapshot:
-        """Where it begins, or goes on."""
+        """The snapshot from which it begins or goes on."""
         if self.snapshot is not None:
             return self.snapshot
         return JobSnapshot(self.request, 0, 0, 0, {}, {}, {}, {}, (0, 0), None)

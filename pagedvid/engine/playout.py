@@ -40,7 +40,7 @@ class Playout:
     # ------------------------------------------------------------------ what happens
 
     def deliver(self, num_frames: int, now: float) -> None:
-        """That many more frames are there to be played. Raises ConfigError for a negative number."""
+        """So many more frames can be played. Raises ConfigError for a negative number."""
         if whole_number("num_frames", num_frames, 0, error=ConfigError):
             self._end_stall(now)
             self._num_delivered += num_frames

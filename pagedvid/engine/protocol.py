@@ -134,7 +134,8 @@ class VideoModel(Protocol):
     def advance(
         self, latents_TC: Tensor, predictions: Mapping[str, Tensor], noise_level: float, next_noise_level: float
     ) -> Tensor:
-        """One move of the sampler: a chunk's latents at `next_noise_level` from its predictions by role."""
+        """One move of the sampler: a chunk's latents [chunk_tokens, C] at `next_noise_level`, from those at
+        `noise_level` and their predictions by role, which have the same shape."""
         ...
 
     def decoder(self, condition: Any) -> Decoder:

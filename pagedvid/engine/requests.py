@@ -141,8 +141,17 @@ class EngineStats:
     num_finished: int
     num_failed: int
     num_chunks_done: int
+    num_forks: int
+    """Videos that began with the history of another one."""
     num_steps: int
     forward_seconds: float
     """Time inside the model's forward, attention and page encoding included."""
     step_seconds: float
     """Time of whole steps; the difference is bookkeeping, sampling and decoding."""
+    num_swaps_out: int
+    """Streams that were copied to host memory because the pool had no room for all, forks that begin there included."""
+    num_swaps_in: int
+    """Streams that came into the pool from there. Forks of a stream in host memory begin there without a copy."""
+    swapped_out_bytes: int
+    """Pages and small tensors that were copied in all swaps of this direction together."""
+    swapped_in_bytes: int

@@ -14,6 +14,7 @@ from contextlib import suppress
 from pagedvid.cache.host_memory import HostMemory
 from pagedvid.cache.stream import Stream
 from pagedvid.cache.stream_image import StreamImage
+from pagedvid.engine.counters import Counters
 from pagedvid.engine.job import Job
 from pagedvid.engine.planning import Plan, Planner, Waiting
 from pagedvid.engine.requests import EngineOutput
@@ -28,9 +29,18 @@ logger = logging.getLogger(__name__)
 class Residency:
     """Moves the videos of a roster in and out of the pool."""
 
-    def __init__(self, planner: Planner, roster: Roster, host_memory: HostMemory, max_concurrent: int | None) -> None:
+    def __init__(
+        self,
+        planner: Planner,
+        roster: Roster,
+        host_memory: HostMemory,
+        max_concurrent: int | None,
+        counters: Counters,
+    ) -> None:
+        """`max_concurrent`: most videos that are worked on at once; None: as many as the memory holds."""
         self.host_memory = host_memory
         self._planner, self._roster, self._max_concurrent = planner, roster, max_concurrent
+        self._counters = counters
         self._cache = planner.cache
 
     def admit(self) -> list[EngineOutput]:
@@ -144,7 +154,7 @@ class Residency:
         return self._cache.image_pages(job.image)
 
     def _room_for(self, num_pages: int) -> bool:
-        """Whether so many pages can be promised now, after swapping out idle streams if that is needed and enough."""
+        """Whether so many pages can be promised now. Swaps out idle streams if it takes that and they are enough."""
         if self._cache.fits(num_pages):
             return True
         idle = self._idle()
@@ -177,18 +187,24 @@ class Residency:
         job.stream, job.image = None, image
 
     def _copy_out(self, stream: Stream) -> StreamImage:
-        """Its bytes, which are counted from now on. Raises CapacityError, before the copy if that is certain."""
+        """The stream's image, whose bytes are taken from host memory. Raises CapacityError where they do not fit, if
+        possible before the copy."""
         num_pages = sum(self._cache.own_and_shared_pages(stream))
         self.host_memory.require(num_pages * self._cache.pool.page_bytes)
         image = self._cache.copy_out(stream)
         self.host_memory.take(image.num_bytes)
+        self._counters.num_swaps_out += 1
+        self._counters.swapped_out_bytes += image.num_bytes
         return image
 
     def _swap_in(self, job: Job) -> None:
         assert job.image is not None
+        num_bytes = job.image.num_bytes
         job.stream = self._cache.copy_in(job.image)
-        self.host_memory.give_back(job.image.num_bytes)
+        self.host_memory.give_back(num_bytes)
         job.image = None
+        self._counters.num_swaps_in += 1
+        self._counters.swapped_in_bytes += num_bytes
 
 
 def _is_far_ahead(job: Job) -> bool:

@@ -60,23 +60,23 @@ class Roster:
         )
 
     def holders(self) -> list[Job | Waiting]:
-        """All that may hold changes: jobs, and videos that have not begun."""
+        """Everything that changes may wait for: jobs, and videos that have not begun."""
         return [*self.jobs.values(), *self.waiting, *self.parked.values()]
 
     # ------------------------------------------------------------------ coming
 
     def queue(self, entry: Waiting) -> None:
-        """A video that has not begun waits behind the others."""
+        """Puts a video that has not begun behind the others that wait."""
         self._ids.add(entry.request.id)
         self.waiting.append(entry)
 
     def begin(self, job: Job) -> None:
-        """A job takes the place of its entry, or is new."""
+        """Adds a job; if there is an entry of its id, the caller has taken that out."""
         self._ids.add(job.request.id)
         self.jobs[job.request.id] = job
 
     def expect(self, holder: Job | Waiting, changes: Iterable[Change]) -> None:
-        """Changes wait for the next chunk boundary of a video."""
+        """Lets changes wait for the next chunk boundary of a video."""
         holder.changes.extend(changes)
         self._ids.update(fork.id for fork in pending_forks(holder))
 
@@ -99,7 +99,7 @@ class Roster:
         self.waiting = deque(entry for entry in self.waiting if entry.request.id != request_id)
 
     def unpark(self, request_id: str) -> None:
-        """Lets it wait again, behind those that wait now."""
+        """Undoes `park`: the video waits again, behind those that wait now."""
         if request_id in self.parked:
             self.waiting.append(self.parked.pop(request_id))
 
@@ -123,12 +123,12 @@ class Roster:
         self._end_forks(job)
 
     def clear(self) -> None:
-        """Forgets what has not begun, and what happened since the last step."""
+        """Forgets all videos but jobs, and what happened since the last step."""
         for collection in (self.waiting, self.parked, self.late, self._ids):
             collection.clear()
 
     def failure(self, request_id: str, error: Exception) -> RequestFailure:
-        """A video that has ended without its frames, or could not begin: it is logged, counted and forgotten."""
+        """Logs, counts and forgets a video that ended without its frames or could not begin; returns what to tell."""
         logger.debug("where video %s failed", request_id, exc_info=error)
         error = presentable(error)
         logger.error("video %s failed: %s", request_id, error)
@@ -137,7 +137,7 @@ class Roster:
         return RequestFailure(request_id, error)
 
     def take_late(self) -> list[EngineOutput]:
-        """What happened since the last step."""
+        """What happened since the last step; it is forgotten here."""
         late, self.late = self.late, []
         return late
 
@@ -148,7 +148,7 @@ class Roster:
 
 
 def pending_forks(holder: Job | Waiting) -> list[Continuation]:
-    """Those that wait for the next chunk boundary of a video."""
+    """The forks that wait for the next chunk boundary of a video."""
     return [change for change in holder.changes if isinstance(change, Continuation)]
 
 

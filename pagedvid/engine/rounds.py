@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from pagedvid.engine.changes import Changes
+from pagedvid.engine.counters import Counters
 from pagedvid.engine.failures import described
 from pagedvid.engine.forward import advance_chunks, committed_latents, finished_chunk, packed_forward
 from pagedvid.engine.job import Job
@@ -21,20 +22,9 @@ from pagedvid.errors import IntegrityError
 logger = logging.getLogger(__name__)
 
 
-@dataclass
-class Counters:
-    """What an engine has done since it was made."""
-
-    num_finished: int = 0
-    num_chunks_done: int = 0
-    num_steps: int = 0
-    step_seconds: float = 0.0
-    forward_seconds: float = 0.0
-
-
 @dataclass(frozen=True)
 class Rounds:
-    """Runs batches of jobs."""
+    """Runs batches of jobs, one round of each job at a time."""
 
     planner: Planner
     roster: Roster
@@ -67,7 +57,7 @@ class Rounds:
         return [job for job in self.roster.jobs.values() if job.has_unseen_frames]
 
     def give_out_rests(self) -> list[EngineOutput]:
-        """The frames of these parts."""
+        """The frames of `longer` videos that lay beyond their end until now."""
         return [output for job in self.longer() for output in self._rest(job)]
 
     def _rest(self, job: Job) -> list[EngineOutput]:

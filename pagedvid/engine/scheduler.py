@@ -100,7 +100,7 @@ waited as long. Under fcfs a job waits until the older ones have ended.
 
 
 def admit_in_order(waiting: deque[Item], can_start: Callable[[Item], bool]) -> Iterator[Item]:
-    """Takes from the left what can start, in order of arrival; the first that cannot waits, and so do all behind it.
+    """Takes from the left what can start, in order of arrival, up to the first item that cannot.
 
     This is the rule of admission of the engine and of simulations of it. The caller starts each item before it asks for
     the next, so that `can_start` counts what was taken.

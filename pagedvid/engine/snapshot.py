@@ -56,7 +56,7 @@ def progress_of(job: Job) -> JobSnapshot:
 
 
 def take_up(job: Job, snapshot: JobSnapshot, device: torch.device) -> None:
-    """Puts a new job where the snapshot is, but for its stream; tensors go to the device."""
+    """Gives a new job the progress of a snapshot, without its stream. Tensors are copied to the device."""
     job.num_rounds_done = snapshot.num_rounds_done
     job.num_frames_out, job.num_output_frames = snapshot.num_frames_out, snapshot.num_output_frames
     job.latents.chunks.update(_moved(snapshot.latents, device))

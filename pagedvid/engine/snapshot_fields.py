@@ -42,7 +42,7 @@ _PLAIN = (str, int, float, type(None))
 
 
 def snapshot_to_fields(snapshot: JobSnapshot, tensors: dict[str, Tensor]) -> dict[str, Any]:
-    """Fields for a JSON object; the tensors that belong to them are added to `tensors`.
+    """The snapshot as fields for a JSON object. Its tensors, those of `JobSnapshot`, are added to `tensors` by name.
 
     Raises ConfigError for inputs of the request that no file can hold.
     """

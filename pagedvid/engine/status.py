@@ -27,7 +27,7 @@ def statuses(roster: Roster, cache: PagedKVCache, now: float) -> tuple[VideoStat
 
 
 def state_of(job: Job) -> str:
-    """One of `states.STATES`."""
+    """The state of a job, one of `states.STATES`."""
     if job.is_over:
         return FINISHED
     if job.is_paused and job.is_at_boundary:

@@ -1,4 +1,4 @@
-"""Who is told what happens to sessions. Telling never waits: a callback must return at once."""
+"""Tells subscribers what happens to sessions. Callbacks must return at once, because telling waits for nobody."""
 
 from __future__ import annotations
 
@@ -21,13 +21,14 @@ class Announcer:
         self._callbacks: dict[str | None, list[Callback]] = {}
 
     def subscribe(self, id: str | None, callback: Callback) -> Callable[[], None]:
-        """`id`: a session, or None for all. The returned function ends it, and may be called again."""
+        """Calls `callback` with every event of the session `id`, or of all (None), until the returned function is
+        called, which may be done more than once."""
         with self._lock:
             self._callbacks.setdefault(id, []).append(callback)
         return lambda: self._remove(id, callback)
 
     def tell(self, event: SessionEvent) -> None:
-        """Calls everyone whom the event concerns. A callback that raises is not called again."""
+        """Calls everyone who subscribed to the event's session or to all. A callback that raises is dropped."""
         with self._lock:
             callbacks = [(id, it) for id in (event.id, None) for it in self._callbacks.get(id, ())]
         for id, callback in callbacks:

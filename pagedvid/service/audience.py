@@ -7,7 +7,7 @@ from pagedvid.engine.playout import Playout
 
 
 class Audience:
-    """Of one live session."""
+    """The viewers of one live session."""
 
     def __init__(
         self, frames_per_second: float, num_frames: int, now: float, max_ahead_seconds: float, grace_seconds: float
@@ -37,7 +37,7 @@ class Audience:
         self._left_at = None
 
     def receive(self, num_frames: int, now: float) -> None:
-        """That many more output frames are recorded."""
+        """So many more output frames are recorded."""
         self._playout.deliver(num_frames, now)
 
     def report(self, num_frames: int, now: float) -> None:

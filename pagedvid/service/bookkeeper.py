@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 
 
 class Bookkeeper:
-    """Records the worker's events."""
+    """Turns the worker's events into recorded chunks and states of sessions."""
 
     def __init__(
         self,

@@ -8,17 +8,17 @@ _COUNTED = 32
 
 
 class ChunkPace:
-    """From the newest chunks. Times are in seconds of any clock."""
+    """The time between the newest chunks. Times are in seconds of any clock."""
 
     def __init__(self) -> None:
         self._times: deque[float] = deque(maxlen=_COUNTED)
 
     def note(self, now: float) -> None:
-        """A chunk was recorded."""
+        """Counts a chunk that was recorded at `now`."""
         self._times.append(now)
 
     @property
     def seconds_per_chunk(self) -> float | None:
-        """None: too few were recorded to tell."""
+        """Mean time from chunk to chunk; None: too few were recorded to tell."""
         times = list(self._times)
         return (times[-1] - times[0]) / (len(times) - 1) if len(times) > 1 else None

@@ -40,7 +40,7 @@ class Courses:
     # ------------------------------------------------------------------ prompt
 
     def prompt(self, id: str, prompt: str, recache: bool) -> None:
-        """Another prompt from the next chunk on."""
+        """Another prompt from the next chunk on. Raises NotFound, Conflict, and what the worker raises."""
         parts = self._parts
         with parts.locked(id):
             session = self._independent(id)
@@ -80,7 +80,7 @@ class Courses:
     # ------------------------------------------------------------------ extend
 
     def extend(self, id: str, num_frames: int) -> None:
-        """More frames, also for a completed session."""
+        """More frames, also for a completed session. Raises NotFound, Conflict, and what the worker raises."""
         parts = self._parts
         with parts.locked(id):
             session = self._independent(id)
@@ -111,7 +111,7 @@ class Courses:
     # ------------------------------------------------------------------ fork
 
     def fork(self, id: str, forks: Sequence[NewFork]) -> list[SessionRecord]:
-        """New sessions that share the history."""
+        """New sessions that share the history. Raises NotFound, Conflict, Busy, and what the worker raises."""
         if not forks:
             raise ConfigError("no forks were given; give at least one")
         with self._parts.locked(id):

@@ -44,7 +44,7 @@ class Closing(Busy):
 
 @contextmanager
 def storage_errors() -> Iterator[None]:
-    """Errors of files as StorageErrors."""
+    """In this block, errors of files are raised as StorageErrors."""
     try:
         yield
     except OSError as error:

@@ -25,5 +25,5 @@ class FolderLock:
             raise StorageError(f"another pagedvid works in {folder}; stop it, or use another data folder") from None
 
     def release(self) -> None:
-        """Another process may have the folder."""
+        """Releases the folder for other processes."""
         self._file.close()

@@ -38,9 +38,9 @@ class Forks:
     def __init__(self, parts: Parts) -> None:
         self._parts = parts
         self._pending: dict[str, str] = {}
-        """Source by pending fork."""
+        """The source of every pending fork."""
         self._begun: dict[str, set[str]] = {}
-        """Pending forks that have begun, by their source, which they hold. For the recorder's thread."""
+        """By source, the pending forks that have begun; they hold the source. Only for the recorder's thread."""
 
     def is_pending(self, id: str) -> bool:
         """Whether a session is a fork that still depends on its source."""
@@ -55,7 +55,8 @@ class Forks:
         return {fork for fork, source in list(self._pending.items()) if source == source_id}
 
     def has_pending(self, source_id: str) -> bool:
-        """Whether forks depend on a session. Under its lock. Waits for those that are about to be independent."""
+        """Whether forks depend on a session. To be called under its lock. Waits for forks that are just being made
+        independent."""
         for fork_id in self.pending_of(source_id):
             with self._parts.locked(fork_id):
                 if fork_id in self._pending:
@@ -104,7 +105,7 @@ class Forks:
             self._parts.worker.cancel(id)
 
     def abandon(self, id: str) -> None:
-        """A fork is not made, or was deleted."""
+        """Forgets a fork that is not made, or was deleted."""
         if self._pending.pop(id, None) is not None:
             self._parts.worker.cancel(id)
             self._release(id, lambda events: None)

@@ -35,10 +35,10 @@ logger = logging.getLogger(__name__)
 
 _TICK_SECONDS = 0.25
 _PATIENCE_SECONDS = 0.02
-"""With a session whose lock somebody has."""
+"""How long it waits for the lock of a session before it turns to the next job."""
 
 Job = Callable[[str], bool | None]
-"""False: it has to be done later."""
+"""Called with a session's id, under its lock; returns False to be called again later."""
 
 
 class Housekeeper:
@@ -48,32 +48,32 @@ class Housekeeper:
         self._parts, self._forks = parts, forks
         self._jobs: SimpleQueue[tuple[Job, str] | None] = SimpleQueue()
         self._put_off: list[tuple[Job, str]] = []
-        """Jobs for sessions for which somebody else does something."""
+        """Jobs to try again, because somebody else had the lock of their session."""
         self._thread = Thread(target=self._run, name="pagedvid-housekeeper", daemon=True)
 
     def start(self) -> None:
-        """Begins."""
+        """Starts the thread."""
         self._thread.start()
 
     def stop(self, seconds: float) -> None:
-        """Ends after its present job, for which it waits so long."""
+        """Ends the thread after its present job; waits at most so many seconds for that."""
         self._jobs.put(None)
         self._thread.join(seconds)
 
     def do(self, job: Job, id: str) -> None:
-        """Something else for a session, under its lock."""
+        """Has a job done for a session, under its lock."""
         self._jobs.put((job, id))
 
     def end(self, id: str) -> None:
-        """The worker has finished a session."""
+        """To be called when the worker has finished a session."""
         self._jobs.put((self._end, id))
 
     def progress(self, id: str) -> None:
-        """A chunk of a session was recorded."""
+        """To be called when a chunk of a session was recorded."""
         self._jobs.put((self._follow, id))
 
     def secure(self, id: str) -> None:
-        """A held session has an event: it may be a fork that has begun."""
+        """To be called when a held session has an event: it may be a fork that has begun."""
         self._jobs.put((self._secure, id))
 
     # ------------------------------------------------------------------ on the housekeeper's thread
@@ -95,8 +95,8 @@ class Housekeeper:
         self._put_off = [(job, id) for job, id in jobs if not self._try(job, id)]
 
     def _try(self, job: Job, id: str) -> bool:
-        """Whether that was all. It is not while somebody else has the session's lock, who may wait for a video that
-        waits for pages that only the housekeeper frees."""
+        """Whether the job is done. It is not if somebody else has the session's lock: waiting for that could last for
+        ever, since they may wait for pages that only the housekeeper frees."""
         with self._parts.locked_within(_PATIENCE_SECONDS, id) as has_lock:
             return has_lock and self._do(job, id)
 

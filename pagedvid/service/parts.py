@@ -57,7 +57,7 @@ R = TypeVar("R")
 
 @dataclass
 class Parts:
-    """One service's."""
+    """The parts of one service."""
 
     store: Store
     files: SessionFiles
@@ -68,14 +68,14 @@ class Parts:
     limits: SessionLimits
     pace: ChunkPace = field(default_factory=ChunkPace)
     audiences: dict[str, Audience] = field(default_factory=dict)
-    """Of the live sessions that have not ended."""
+    """The viewers of each live session that has not ended."""
     awake: set[str] = field(default_factory=set)
     """Completed sessions that are in the worker again, so that forks can be made of them."""
     paused: set[str] = field(default_factory=set)
     """Sessions that are paused in the worker."""
 
     deadline: float = math.inf
-    """When nobody may wait any more, by the monotonic clock."""
+    """By `time.monotonic`: from then on nobody waits for anything."""
 
     def __post_init__(self) -> None:
         self._locks = WeakValueDictionary[str, threading.RLock]()  # gone with the last who has or wants it
@@ -83,13 +83,13 @@ class Parts:
 
     @contextmanager
     def locked(self, id: str) -> Iterator[None]:
-        """Has the session's lock."""
+        """Holds the session's lock during the block."""
         with self._lock(id):
             yield
 
     @contextmanager
     def locked_within(self, seconds: float, id: str) -> Iterator[bool]:
-        """Has the session's lock if it gets free in this time; tells whether."""
+        """Holds the session's lock during the block if it gets free in this time; gives whether it did."""
         lock = self._lock(id)
         has_lock = lock.acquire(timeout=seconds)
         try:
@@ -126,7 +126,7 @@ class Parts:
             raise WorkerError(f"the worker has not come to it in {seconds:.3g} seconds; try again later") from None
 
     def seconds_left(self) -> float:
-        """Until `deadline`."""
+        """Seconds until `deadline`, at least 0."""
         return max(0.0, self.deadline - time.monotonic())
 
     def take_checkpoint(self, id: str) -> StoredCheckpoint:
@@ -163,7 +163,7 @@ class Parts:
                 self.files.remove_other_checkpoints(id, checkpoint.name)
 
     def watch(self, session: SessionRecord) -> None:
-        """Follows the viewers of a session, if it is live."""
+        """Begins to follow the viewers of a session, if it is live."""
         if session.live_frames_per_second is not None:
             self.audiences[session.id] = Audience(
                 session.live_frames_per_second,
@@ -187,7 +187,7 @@ class Parts:
             self.paused.discard(id)
 
     def set_state(self, id: str, state: str, pause_reason: str | None = None) -> None:
-        """Another state, and the news of it."""
+        """Sets and announces another state. Raises StorageError."""
         self.store.set_state(id, state, pause_reason)
         self.announcer.tell(SessionState(id, state))
 
@@ -200,7 +200,7 @@ class Parts:
 
 
 def request_of(session: SessionRecord) -> VideoRequest:
-    """The session as the worker takes it. It keeps its pages until its last checkpoint is written."""
+    """The session as a request for the worker. The video keeps its pages until its last checkpoint is written."""
     return VideoRequest(
         session.id,
         session.prompt,

@@ -16,7 +16,7 @@ from pagedvid.errors import IntegrityError, WorkerError
 logger = logging.getLogger(__name__)
 
 BUILD_DELAYS_SECONDS = (0.0, 1.0, 5.0, 30.0)
-"""Before each attempt to build an engine again; there are no more."""
+"""Waited before each attempt to build an engine again; there are no further attempts."""
 _DEVICE_WORDS = ("CUDA error", "CUDA driver error", "HIP error", "CUBLAS_STATUS_", "CUDNN_STATUS_")
 _FULL_MEMORY_WORDS = ("out of memory", "ALLOC_FAILED")
 

@@ -1,7 +1,8 @@
 """The recorder's thread: takes a worker's events in order, and what must happen between two of them.
 
 While a session is held, its events wait. Whoever changes a session's course holds it until the change can survive a
-crash, so that no frame of the new course is recorded before; and forks hold their source until they do not need it.
+crash, so that no frame of the new course is recorded before. Forks hold their source until they do not need it any
+more.
 
 What runs here waits for the disk only, never for a worker or a verb, because both wait for this thread.
 """
@@ -33,25 +34,26 @@ class Recorder:
         self._record, self._on_held = record, on_held
         self._jobs: Queue[Callable[[], None] | None] = Queue(MAX_WAITING)
         self._gate = Lock()
-        """Held while something is put into `_jobs`, so that nothing comes behind the end."""
+        """Held while a job is queued, so that none is queued after the one that ends the thread."""
         self._is_open = False
         self._held: dict[str, list[VideoEvent]] = {}
         self._thread = Thread(target=self._run, name="pagedvid-recorder", daemon=True)
 
     def start(self) -> None:
-        """Begins."""
+        """Starts the thread."""
         self._is_open = True
         self._thread.start()
 
     def stop(self) -> None:
-        """Ends when all that was told is recorded."""
+        """Ends the thread once everything that was told is recorded."""
         with self._gate:
             self._is_open = False
         self._jobs.put(None)
         self._thread.join()
 
     def tell(self, event: Event) -> None:
-        """To be called with every event of the worker. Waits while too many others do. After the end it is lost."""
+        """To be called with every event of the worker. Waits while MAX_WAITING others wait. After `stop`, events are
+        lost."""
         self._put(lambda: self._take(event))
 
     def call(self, function: Callable[[], R]) -> R:
@@ -69,15 +71,16 @@ class Recorder:
         return function()
 
     def hold(self, id: str) -> None:
-        """From now on this session's events wait."""
+        """From now on this session's events wait until `release`."""
         self.call(lambda: self._held.setdefault(id, []))
 
     def is_held(self, id: str) -> bool:
-        """Whether its events wait. On the recorder's thread."""
+        """Whether a session's events wait. Only for the recorder's thread."""
         return id in self._held
 
     def release(self, id: str, settle: Callable[[Sequence[Event]], None]) -> None:
-        """They go on. `settle` gets those that waited and has to record them. Raises what it raises."""
+        """This session's events wait no longer. `settle` gets those that waited, and has to record them; its errors are
+        raised."""
         self.call(lambda: settle(self._held.pop(id, [])))
 
     def let_through(self, id: str, is_due: Callable[[VideoEvent], bool]) -> None:
@@ -93,7 +96,7 @@ class Recorder:
             self._record(event)
 
     def _put(self, job: Callable[[], None]) -> bool:
-        """Whether it will be done."""
+        """Queues a job; returns whether it will be done."""
         with self._gate:
             if self._is_open:
                 self._jobs.put(job)

@@ -39,7 +39,7 @@ class Checkpoint:
 
     @staticmethod
     def of(snapshot: JobSnapshot) -> Checkpoint:
-        """Of the file that holds this snapshot."""
+        """What is in the file that holds this snapshot."""
         request = snapshot.request
         return Checkpoint(request.id, request.prompt, request.num_frames, snapshot.num_output_frames)
 
@@ -91,7 +91,7 @@ class VideoRecord:
 
     @property
     def is_behind(self) -> bool:
-        """Whether it is still on the way to where it was."""
+        """Whether frames that were given out, or changes, are still being made again."""
         return bool(self.unasked) or self.frames_made < self.frames_given
 
     def begin(self, num_frames: int) -> None:
@@ -159,7 +159,7 @@ def makes_fork(change: Change, id: str) -> bool:
 
 
 def required(checkpoints: CheckpointFiles | None) -> CheckpointFiles:
-    """Raises ConfigError where there are none."""
+    """The files that were given. Raises ConfigError for a worker without."""
     if checkpoints is None:
         raise ConfigError("this worker was made without checkpoint files; give it `checkpoints`")
     return checkpoints

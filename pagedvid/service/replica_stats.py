@@ -10,7 +10,7 @@ from typing import Any
 from pagedvid.engine.pace import TokenSeconds
 from pagedvid.engine.requests import EngineStats
 from pagedvid.engine.states import WAITING
-from pagedvid.service.stats import STARTING, WORKING, PoolStats, WorkerStats
+from pagedvid.service.stats import STARTING, WORKING, Durations, PoolStats, WorkerStats
 
 
 @dataclass(frozen=True)
@@ -59,12 +59,21 @@ def together(replicas: Sequence[WorkerStats]) -> WorkerStats:
         )
         if paces
         else None,
+        cache=next((stats.cache for stats in replicas if stats.cache is not None), None),
+        queue=_queue([stats.queue for stats in replicas if stats.queue is not None]),
     )
 
 
 def _pool(pools: Sequence[PoolStats]) -> PoolStats | None:
     added = _added(pools, PoolStats)
     return None if added is None else replace(added, page_bytes=pools[0].page_bytes)
+
+
+def _queue(times: Sequence[Durations]) -> Durations | None:
+    if not times:
+        return None
+    counts = tuple(map(sum, zip(*(one.counts for one in times), strict=True)))
+    return Durations(times[0].bounds_seconds, counts, sum(one.sum_seconds for one in times))
 
 
 def _added(stats: Sequence[Any], kind: Callable[..., Any]) -> Any:

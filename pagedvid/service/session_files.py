@@ -28,31 +28,31 @@ class SessionFiles:
         folder.mkdir(parents=True, exist_ok=True)
 
     def video(self, id: str) -> Path:
-        """The recorded chunks."""
+        """The file with a session's recorded chunks."""
         return self._folder / id / "video.mp4"
 
     def whole(self, id: str, num_chunks: int) -> Path:
-        """The first chunks as one ordinary file."""
+        """The file that has a session's first `num_chunks` chunks as an ordinary mp4 file, if it was made."""
         return self._folder / id / f"whole-{num_chunks}.mp4"
 
     def checkpoint(self, id: str, name: str) -> Path:
-        """A checkpoint by its name."""
+        """The file of a session's checkpoint of this name."""
         return self._folder / id / name
 
     def new_checkpoint_name(self, id: str) -> str:
-        """A name that no checkpoint of the session has."""
+        """A name for a new checkpoint, which no other checkpoint of the session has."""
         numbers = [int(path.stem.partition("-")[2]) for path in (self._folder / id).glob("checkpoint-*.safetensors")]
         return f"checkpoint-{max(numbers, default=0) + 1}.safetensors"
 
     def make(self, id: str) -> None:
-        """A session's folder, unless it is there."""
+        """Makes a session's folder, unless it is there."""
         path = self._folder / id
         if not path.exists():
             path.mkdir()
             _flush_folder(self._folder)
 
     def append(self, id: str, start: int, content: bytes) -> None:
-        """Writes behind the first `start` bytes of the video; what was there behind them is lost."""
+        """Writes after the first `start` bytes of the video, and drops whatever followed them."""
         path = self.video(id)
         is_new = not path.exists()
         with path.open("wb" if is_new else "r+b") as file:
@@ -78,7 +78,7 @@ class SessionFiles:
         _flush_folder(self.video(id).parent)
 
     def read(self, id: str, init_bytes: int, chunk: RecordedChunk) -> tuple[bytes, bytes]:
-        """(Init segment, fragment of a chunk.)"""
+        """(Init segment, fragment of a chunk), as bytes. Raises OSError."""
         with self.video(id).open("rb") as file:
             init = file.read(init_bytes)
             file.seek(chunk.start)
@@ -93,7 +93,7 @@ class SessionFiles:
         return min(size, num_bytes)
 
     def remove_other_checkpoints(self, id: str, name: str) -> None:
-        """Removes the session's checkpoints but one."""
+        """Removes all checkpoints of the session but the one of this name."""
         for path in (self._folder / id).glob("checkpoint-*"):
             if path.name != name:
                 path.unlink()
@@ -117,12 +117,12 @@ class SessionFiles:
             shutil.rmtree(path)
 
     def ids(self) -> set[str]:
-        """The sessions that have folders."""
+        """The ids of the sessions that have folders."""
         return {path.name for path in self._folder.iterdir()}
 
 
 def _flush_folder(folder: Path) -> None:
-    """Makes the names in a folder durable."""
+    """Forces the names of the files in a folder to disk."""
     number = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(number)

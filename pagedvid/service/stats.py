@@ -32,6 +32,33 @@ class PoolStats:
     """Of videos in host memory."""
     host_bytes: int
     """What host memory may hold of them; 0: nothing is swapped."""
+    shared_pages: int
+    """Used pages that more than one video holds, each counted once."""
+    num_evicted_chunks: int
+    """Chunks that left the windows of videos so far."""
+
+
+@dataclass(frozen=True)
+class CacheInfo:
+    """What the cache of an engine is like; the same for its whole life."""
+
+    model: str
+    codecs: str
+    """Of most of the history: "int2", or for keys and values separately "int4/int2"."""
+    page_bytes: int
+    sink_chunks: int
+    recent_chunks: int
+
+
+@dataclass(frozen=True)
+class Durations:
+    """A histogram of times."""
+
+    bounds_seconds: tuple[float, ...]
+    """Ascending."""
+    counts: tuple[int, ...]
+    """Times of at most each bound and more than the one before; in the end, those above all bounds."""
+    sum_seconds: float
 
 
 @dataclass(frozen=True)
@@ -51,6 +78,10 @@ class WorkerStats:
     """Counted from the latest rebuilding on; None without an engine."""
     token_seconds: TokenSeconds | None = None
     """None until enough steps were measured."""
+    cache: CacheInfo | None = None
+    """None without an engine."""
+    queue: Durations | None = None
+    """How long videos waited before they began; None before the first engine."""
 
 
 def pool_stats(engine: Engine, videos: tuple[VideoStatus, ...]) -> PoolStats:
@@ -66,4 +97,18 @@ def pool_stats(engine: Engine, videos: tuple[VideoStatus, ...]) -> PoolStats:
         bf16_bytes=cache.bf16_bytes,
         swapped_bytes=sum(video.host_bytes for video in videos),
         host_bytes=engine.host_memory.num_bytes,
+        shared_pages=cache.pages_shared,
+        num_evicted_chunks=cache.num_evicted_chunks,
+    )
+
+
+def cache_info(engine: Engine) -> CacheInfo:
+    """What the engine's cache is like."""
+    spec, window = engine.cache.spec, engine.window
+    return CacheInfo(
+        engine.model.name,
+        str(spec.codecs.history),
+        spec.shape.page_bytes,
+        window.sink_chunks,
+        window.recent_chunks,
     )

@@ -28,7 +28,7 @@ class Steering:
         self._parts, self._forks = parts, forks
 
     def pause(self, id: str) -> SessionRecord:
-        """At the next chunk boundary."""
+        """Pauses a session at its next chunk boundary. Raises NotFound and Conflict."""
         with self._parts.locked(id):
             session = self._parts.store.get(id)
             require_unfinished(session, "cannot be paused")
@@ -36,7 +36,7 @@ class Steering:
             return self._parts.store.get(id)
 
     def resume(self, id: str) -> SessionRecord:
-        """Whatever it was paused for."""
+        """Goes on with a session, whatever it was paused for. Raises NotFound and Conflict."""
         with self._parts.locked(id):
             session, audience = self._parts.store.get(id), self._parts.audiences.get(id)
             require_unfinished(session, "cannot be resumed")
@@ -47,11 +47,14 @@ class Steering:
             return self._parts.store.get(id)
 
     def delete(self, id: str) -> None:
-        """All of it."""
+        """Ends a session and removes all of it. Raises NotFound, and Conflict while forks need it."""
         with self._parts.locked(id):
             session = self._parts.store.get(id)
             if self._forks.has_pending(id):
-                raise Conflict(f"session {id} is being forked; delete it when its forks have begun")
+                raise Conflict(
+                    f"session {id} is being forked, and its forks need it until they begin at its next chunk boundary; "
+                    "delete it after that, or delete those forks first"
+                )
             if session.state in UNFINISHED or id in self._parts.awake:
                 with suppress(ConfigError, WorkerError):  # it has just ended, or nothing works any more
                     self._parts.wait(self._parts.worker.cancel(id))
@@ -60,7 +63,7 @@ class Steering:
         self._parts.announcer.tell(SessionState(id, CANCELLED))
 
     def _change_state(self, session: SessionRecord, state: str, pause_reason: str | None) -> None:
-        """First the row, which counts after a crash; then the worker. If that refuses, the row is as before."""
+        """Changes the row first, which counts after a crash, then the worker. If that refuses, the row is restored."""
         self._parts.store.set_state(session.id, state, pause_reason)
         try:
             self._parts.steer(session.id)

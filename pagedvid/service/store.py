@@ -35,7 +35,8 @@ _UNFINISHED = ", ".join(f"'{state}'" for state in UNFINISHED)
 
 
 class Store:
-    """See above. Methods raise StorageError; those that take an id raise NotFound if it is unknown."""
+    """The sessions of one data folder. Methods raise StorageError; those that take an id raise NotFound for an unknown
+    one."""
 
     def __init__(self, path: Path, video: VideoFormat) -> None:
         self._video = video
@@ -43,12 +44,12 @@ class Store:
         self.chunks = StoredChunks(self._database)
         self.courses = StoredCourses(self._database)
         self._failures: dict[str, SessionError] = {}
-        """That could not be written yet."""
+        """Failures that could not be written yet."""
         self.transaction = self._database.change
-        """A block whose changes are made together."""
+        """A block whose changes are made all together or not at all."""
 
     def close(self) -> None:
-        """Nothing can be read or written any more."""
+        """Closes the file; nothing can be read or written any more."""
         self._database.close()
 
     # ------------------------------------------------------------------ the life of a session
@@ -76,12 +77,12 @@ class Store:
             self.courses.give_prompt(id, GivenPrompt(0, new.prompt, recache=False))
 
     def accept(self, *ids: str) -> None:
-        """From now on these sessions are finished whatever happens; all of them or none."""
+        """Accepts these sessions, all or none: from now on they will be finished, also after a crash."""
         with self._database.change() as database:
             database.executemany("UPDATE sessions SET is_accepted = 1 WHERE id = ?", [(id,) for id in ids])
 
     def separate(self, id: str) -> None:
-        """A fork shares no history: its source had none."""
+        """Notes that a fork shares no history, because its source had none."""
         with self._database.change() as database:
             database.execute("UPDATE sessions SET shares_history = 0 WHERE id = ?", (id,))
 
@@ -91,7 +92,7 @@ class Store:
             database.execute("DELETE FROM sessions WHERE id = ?", (id,))
 
     def set_state(self, id: str, state: str, pause_reason: str | None = None) -> None:
-        """Another state, which is not `FAILED`."""
+        """Sets another state, which is not `FAILED`; see `fail`."""
         completed_at = time.time() if state == COMPLETED else None
         with self._database.change() as database:
             database.execute(
@@ -136,7 +137,7 @@ class Store:
     # ------------------------------------------------------------------ reading
 
     def get(self, id: str) -> SessionRecord:
-        """An accepted session."""
+        """An accepted session. Raises NotFound for any other."""
         row = self._one(id)
         if not row["is_accepted"]:
             raise NotFound(f"there is no session {shown(id)}; it may have been deleted")
@@ -169,12 +170,12 @@ class Store:
         return [self._record(row) for row in rows]
 
     def num_queued(self) -> int:
-        """Sessions that have no frames yet."""
+        """How many sessions have no frames yet."""
         ((number,),) = self._database.read(f"SELECT count(*) FROM sessions WHERE state = '{QUEUED}'")
         return int(number)
 
     def num_live(self) -> int:
-        """Live sessions that have not ended."""
+        """How many live sessions have not ended."""
         ((number,),) = self._database.read(
             f"SELECT count(*) FROM sessions WHERE live_frames_per_second IS NOT NULL AND state IN ({_UNFINISHED})"
         )
@@ -187,7 +188,7 @@ class Store:
         return len(left), max(0, min(left, default=0))
 
     def all_ids(self) -> list[str]:
-        """Of every session."""
+        """The ids of all sessions."""
         return [row["id"] for row in self._database.read("SELECT id FROM sessions ORDER BY number")]
 
     def remove_unaccepted(self) -> int:

@@ -28,7 +28,7 @@ class StoredChunks:
         self._database = database
 
     def add(self, id: str, chunk: NewChunk) -> None:
-        """Counts a chunk whose bytes are on disk. A queued session is in progress with its first one."""
+        """Records a chunk whose bytes are on disk. The first one puts a queued session in progress."""
         place = chunk.place
         with self._database.change() as connection:
             connection.execute(
@@ -56,14 +56,14 @@ class StoredChunks:
         )
 
     def num_from(self, id: str, first_frame: int) -> int:
-        """How many chunks a session has from a frame on."""
+        """How many chunks of a session begin at `first_frame`, an output frame, or later."""
         ((number,),) = self._database.read(
             "SELECT count(*) FROM chunks WHERE session_id = ? AND first_frame >= ?", (id, first_frame)
         )
         return int(number)
 
     def end(self, id: str) -> int:
-        """Bytes of a session's file that count."""
+        """How many bytes of a session's file are recorded."""
         ((end,),) = self._database.read("SELECT coalesce(max(end_byte), 0) FROM chunks WHERE session_id = ?", (id,))
         return int(end)
 
@@ -84,7 +84,7 @@ class StoredChunks:
             _count(connection, id)
 
     def cut(self, id: str, num_chunks: int) -> None:
-        """Forgets the chunks behind the first ones."""
+        """Keeps the first `num_chunks` chunks of a session and forgets the others."""
         with self._database.change() as connection:
             connection.execute("DELETE FROM chunks WHERE session_id = ? AND chunk_index >= ?", (id, num_chunks))
             _count(connection, id)

@@ -38,7 +38,7 @@ class StoredCourses:
         self._database = database
 
     def set_checkpoint(self, id: str, checkpoint: StoredCheckpoint) -> None:
-        """A checkpoint in place of the one before."""
+        """Puts a checkpoint in the place of the one before."""
         with self._database.change() as connection:
             connection.execute(
                 "INSERT OR REPLACE INTO checkpoints VALUES (?, ?, ?, ?, ?)",
@@ -46,18 +46,18 @@ class StoredCourses:
             )
 
     def drop_checkpoint(self, id: str) -> None:
-        """The session has none that can be used."""
+        """Forgets the checkpoint of a session, because it cannot be used."""
         with self._database.change() as connection:
             connection.execute("DELETE FROM checkpoints WHERE session_id = ?", (id,))
 
     def checkpoint(self, id: str) -> StoredCheckpoint | None:
-        """The newest one."""
+        """The newest checkpoint of a session; None: there is none."""
         for row in self._database.read("SELECT * FROM checkpoints WHERE session_id = ?", (id,)):
             return StoredCheckpoint(row["name"], row["frames_done"], row["prompt"], row["num_frames"])
         return None
 
     def give_prompt(self, id: str, given: GivenPrompt) -> None:
-        """Another prompt, which is the session's present one from now on."""
+        """Adds a prompt, which is the session's present one from now on."""
         with self._database.change() as connection:
             connection.execute("UPDATE sessions SET prompt = ? WHERE id = ?", (given.prompt, id))
             connection.execute(

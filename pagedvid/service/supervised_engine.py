@@ -22,7 +22,7 @@ from pagedvid.errors import ConfigError, StateError, WorkerError
 from pagedvid.service.events import Event, RebuiltEvent
 from pagedvid.service.rebuilding import BUILD_DELAYS_SECONDS, breaks_engine, build_again, is_lost_device, wait
 from pagedvid.service.recovery import CheckpointFiles, VideoRecord
-from pagedvid.service.stats import WorkerStats, pool_stats
+from pagedvid.service.stats import WorkerStats, cache_info, pool_stats
 from pagedvid.service.video_book import VideoBook
 
 logger = logging.getLogger(__name__)
@@ -34,12 +34,12 @@ R = TypeVar("R")
 
 
 def plain_step(engine: Engine) -> list[EngineOutput]:
-    """A step, and nothing else."""
+    """Takes one step of the engine and returns its outputs."""
     return engine.step()
 
 
 class SupervisedEngine:
-    """One engine after another, for the same videos."""
+    """An engine, and after each break another one for the same videos."""
 
     def __init__(
         self,
@@ -64,7 +64,7 @@ class SupervisedEngine:
 
     @property
     def engine(self) -> Engine:
-        """The present one. Raises WorkerError when there is none."""
+        """The present engine. Raises WorkerError when there is none."""
         if self._engine is None:
             raise WorkerError(f"the worker has no engine any more: {self._reason or 'it was closed'}")
         return self._engine
@@ -85,7 +85,8 @@ class SupervisedEngine:
             self._rebuild(broken)
 
     def do(self, verb: Callable[[], R]) -> R:
-        """Carries out a verb and raises its error; if that breaks the engine, after another one was built."""
+        """Carries out a verb; returns its result and raises its errors. An error that breaks the engine is raised once
+        another engine has been built."""
         broken: Exception | None = None
         try:
             result = verb()
@@ -101,7 +102,7 @@ class SupervisedEngine:
         return result
 
     def rebase(self, *ids: str) -> None:
-        """These videos get a new base before the present verb or step is over."""
+        """These videos get a new base (recovery.py) before the present verb or step is over."""
         self._to_rebase.update(ids)
 
     def snapshot(self, id: str) -> JobSnapshot:
@@ -114,8 +115,9 @@ class SupervisedEngine:
 
     def stats(self, state: str) -> WorkerStats:
         """The numbers of this moment, for a worker in that state."""
+        queue = self.book.queue.durations()
         if self._engine is None:
-            return WorkerStats(state, self._reason, self._num_rebuilds, videos=self.book.statuses)
+            return WorkerStats(state, self._reason, self._num_rebuilds, videos=self.book.statuses, queue=queue)
         return WorkerStats(
             state=state,
             reason=self._reason,
@@ -124,10 +126,12 @@ class SupervisedEngine:
             videos=self.book.statuses,
             engine=self._engine.stats(),
             token_seconds=self._engine.pace.token_seconds,
+            cache=cache_info(self._engine),
+            queue=queue,
         )
 
     def close(self) -> None:
-        """Drops all videos, without a word."""
+        """Drops all videos; nobody is told."""
         engine, self._engine = self._engine, None
         if engine is not None:
             with suppress(Exception):  # it may be broken

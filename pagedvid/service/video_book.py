@@ -18,6 +18,7 @@ from pagedvid.service.events import (
     StateEvent,
     VideoEvent,
 )
+from pagedvid.service.queue_times import QueueTimes
 from pagedvid.service.recovery import VideoRecord, makes_fork
 
 logger = logging.getLogger(__name__)
@@ -41,6 +42,7 @@ class VideoBook:
         """In order of arrival."""
         self.statuses: tuple[VideoStatus, ...] = ()
         """As last compared."""
+        self.queue = QueueTimes()
         self._on_event, self._cancel = on_event, cancel
         self._is_stale = False
 
@@ -67,6 +69,7 @@ class VideoBook:
             self._is_stale = False
             before = {status.id: status.state for status in self.statuses}
             self.statuses = read()
+            self.queue.follow(self.statuses)
             now = {status.id: status.state for status in self.statuses}
             for id in [id for id in before if id not in now and not self._is_expected(id)]:
                 self.forget(id)

@@ -1,4 +1,4 @@
-"""What viewers do: they read what is recorded, and say how far they are."""
+"""What viewers do: they read recordings, come and go, and report how far they have watched."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ class Viewing:
     # ------------------------------------------------------------------ what is recorded
 
     def recording(self, id: str, first_chunk: int) -> Recording:
-        """The video so far."""
+        """The video so far, from the chunk `first_chunk` on. Raises NotFound."""
         with self._parts.store.transaction():  # so that both are of one moment
             session, chunks = self._parts.store.get(id), self._parts.store.chunks.of(id, first_chunk)
         return Recording(self._parts.files.video(id), session.init_bytes, chunks)
 
     def frames(self, id: str, chunk_index: int) -> np.ndarray:
-        """A chunk's frames."""
+        """A chunk's frames, uint8 [frames, height, width, 3]. Raises NotFound and StorageError."""
         recording = self.recording(id, chunk_index)
         if chunk_index < 0 or not recording.chunks:
             raise NotFound(f"session {id} has no chunk {chunk_index} yet")
@@ -47,7 +47,7 @@ class Viewing:
             return decoded(init, fragment)
 
     def whole_file(self, id: str) -> Path:
-        """An ordinary mp4 file."""
+        """A completed video as an ordinary mp4 file. Raises NotFound, Conflict and StorageError."""
         with self._parts.locked(id):
             session = self._parts.store.get(id)
             if session.state != COMPLETED:
@@ -62,13 +62,13 @@ class Viewing:
     # ------------------------------------------------------------------ who is there, and how far
 
     def credit_seconds(self, id: str) -> float | None:
-        """How long they can play on."""
+        """How long the viewers can play on; None where nobody is waited for. Raises NotFound."""
         self._parts.store.get(id)
         audience = self._parts.audiences.get(id)
         return None if audience is None else audience.credit_seconds(time.monotonic())
 
     def played(self, id: str, num_frames: int) -> None:
-        """How far they are."""
+        """The viewers have watched so many output frames. Raises NotFound and ConfigError."""
         whole_number("num_frames", num_frames, 0, error=ConfigError)
         self._parts.store.get(id)
         audience = self._parts.audiences.get(id)
@@ -79,7 +79,7 @@ class Viewing:
             self._parts.announcer.tell(CreditChanged(id, audience.credit_seconds(now)))
 
     def client_came(self, id: str) -> None:
-        """One more."""
+        """One more viewer; a session that was paused for want of one goes on. Raises NotFound."""
         with self._parts.locked(id):
             session, audience = self._parts.store.get(id), self._parts.audiences.get(id)
             if audience is None:
@@ -90,7 +90,7 @@ class Viewing:
                 self._parts.steer(id)
 
     def client_left(self, id: str) -> None:
-        """One less."""
+        """One viewer less."""
         audience = self._parts.audiences.get(id)
         if audience is not None:
             audience.leave(time.monotonic())

@@ -25,6 +25,9 @@ def test_a_fork_shares_chunks_and_reserves_its_peak_less_the_sinks():
     assert manager.reserved_pages == 14
     assert list(twin.chunks()) == list(stream.chunks())
     assert manager.stats().num_shared_chunks == 3 and manager.stats().pages_used == 6
+    assert manager.stats().pages_shared == 6
+    commit(manager, twin)  # which lets go of the oldest of its recent chunks
+    assert manager.stats().pages_shared == 4
 
 
 def test_a_fork_is_refused_with_the_numbers():
@@ -202,3 +205,16 @@ def test_pins_that_make_no_sense(index, message):
         manager.unpin(stream, 2)
     with pytest.raises(StateError, match="no branch 'uncond'"):
         manager.pin(stream, 2, "uncond")
+
+
+def test_chunks_that_leave_a_window_are_counted():
+    manager = make_manager(20)
+    stream = manager.open(WINDOW, TOKENS)
+    for num_evicted in (0, 0, 0, 1, 2):
+        commit(manager, stream)
+        assert manager.stats().num_evicted_chunks == num_evicted
+    manager.drop(stream, (3,))
+    assert manager.stats().num_evicted_chunks == 3
+    commit(manager, QueryRange(stream, replaces=4, commit=True))
+    manager.release(stream)
+    assert manager.stats().num_evicted_chunks == 3, "neither replacing a chunk nor the end of a stream counts"

@@ -12,7 +12,9 @@ from types import SimpleNamespace
 
 import numpy as np
 
+from pagedvid.cache.spec import CacheSpec
 from pagedvid.cache.stats import CacheStats
+from pagedvid.cache.window import Window
 from pagedvid.engine.requests import (
     ChunkOutput,
     EngineOutput,
@@ -37,8 +39,10 @@ class FakeEngine:
     step_seconds: float = 0.0
 
     def __post_init__(self) -> None:
-        self.model = SimpleNamespace(geometry=SimpleNamespace(frames_per_chunk=FRAMES_PER_CHUNK), frames_per_second=8.0)
-        self.cache = SimpleNamespace(stats=self._pool)
+        geometry = SimpleNamespace(frames_per_chunk=FRAMES_PER_CHUNK)
+        self.model = SimpleNamespace(name="fake", geometry=geometry, frames_per_second=8.0)
+        self.cache = SimpleNamespace(stats=self._pool, spec=CacheSpec(1, 1, 128))
+        self.window = Window(1, 2)
         self.host_memory = SimpleNamespace(num_bytes=0)
         self.pace = SimpleNamespace(token_seconds=None)
         self.latest_batch: tuple[str, ...] = ()
@@ -94,7 +98,7 @@ class FakeEngine:
         return tuple(self._status(request) for request in self._active.values())
 
     def stats(self) -> EngineStats:
-        return EngineStats(0, len(self._active), 0, 0, sum(self._chunks_done.values()), 0, 0.0, 0.0)
+        return EngineStats(0, len(self._active), 0, 0, sum(self._chunks_done.values()), 0, 0, 0.0, 0.0, 0, 0, 0, 0)
 
     def _status(self, request: VideoRequest) -> VideoStatus:
         num_frames_out = self._chunks_done[request.id] * FRAMES_PER_CHUNK
@@ -123,6 +127,8 @@ class FakeEngine:
             num_streams=num_streams,
             num_chunks=num_streams,
             num_shared_chunks=0,
+            pages_shared=0,
+            num_evicted_chunks=0,
             stored_bytes=STORED_BYTES * num_streams,
             bf16_bytes=BF16_BYTES * num_streams,
             padding_waste_ratio=0.125,

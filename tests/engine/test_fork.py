@@ -39,6 +39,7 @@ def test_a_fork_shares_pages_and_copies_none():
     assert engine.cache.pool.num_used_pages == used > 0
     pages = {video.id: (video.own_pages, video.shared_pages) for video in engine.videos()}
     assert pages == {"a": (0, used), "b": (0, used), "c": (0, used)}
+    assert engine.cache.stats().pages_shared == used and engine.stats().num_forks == 2
 
 
 def test_a_fork_has_its_own_prompt_seed_and_length_from_the_boundary_on():
@@ -108,6 +109,7 @@ def test_forks_for_which_there_are_no_pages_are_all_refused():
     with pytest.raises(CapacityError):
         engine.fork("a", continuations)
     assert [video.id for video in engine.videos()] == ["a"] and engine.cache.reserved_pages == reserved
+    assert engine.stats().num_forks == 0
 
 
 def test_a_fork_that_finds_no_pages_at_the_boundary_fails_alone():

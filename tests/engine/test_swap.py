@@ -36,13 +36,21 @@ def test_a_paused_video_makes_room_and_comes_back_bit_for_bit():
     outputs += steps(engine, 4)
     (a, _) = engine.videos()
     assert a.state == "paused" and a.host_bytes == engine.host_memory.used_bytes > 0 and a.own_pages == 0
+    assert swaps(engine) == (1, a.host_bytes, 0, 0)
     engine.resume("a")
     assert state(engine, "a") == "swapped"
     outputs += rest(engine)
     for name, prompt in (("a", "1"), ("b", "2")):
         np.testing.assert_array_equal(video_of(outputs, name), alone(request(name, 6, prompt=prompt), **SETTINGS))
     assert engine.host_memory.used_bytes == 0
+    assert swaps(engine) == (1, a.host_bytes, 1, a.host_bytes)
     assert_all_pages_free(engine)
+
+
+def swaps(engine: Engine) -> tuple[int, int, int, int]:
+    """Streams and bytes that went out, and those that came in."""
+    stats = engine.stats()
+    return stats.num_swaps_out, stats.swapped_out_bytes, stats.num_swaps_in, stats.swapped_in_bytes
 
 
 def test_without_host_memory_the_others_wait():
@@ -54,6 +62,7 @@ def test_without_host_memory_the_others_wait():
     engine.submit(request("b", 6))
     outputs = rest(engine)
     assert outputs == [] and state(engine, "b") == "waiting" and not engine.has_work
+    assert swaps(engine) == (0, 0, 0, 0)
     engine.resume("a")
     outputs = rest(engine)
     assert chunks_of(outputs, "b") == list(range(6)) and chunks_of(outputs, "a") == [3, 4, 5]

@@ -6,8 +6,12 @@ import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from io import BytesIO
 from pathlib import Path
 from typing import Any
+
+import pytest
+from PIL import Image
 
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 WAIT_SECONDS = 45
@@ -71,7 +75,8 @@ class Page:
         known = set(self.card_ids())
         self.fill("#new-session", prompt=prompt, **fields)
         self.find("#new-session [type=submit]").click()
-        (new,) = self.wait(lambda: set(self.card_ids()) - known, "a card of the new session")
+        self.wait(lambda: set(self.card_ids()) - known or self.find("#new-problem").text, "a card of the new session")
+        (new,) = set(self.card_ids()) - known or pytest.fail(f"{prompt}: {self.find('#new-problem').text}")
         return Card(self, new)
 
     def fill(self, form: str, **fields: object) -> None:
@@ -92,11 +97,12 @@ class Page:
         self.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [scheme]})
 
     def picture(self, name: str) -> None:
-        """A screenshot in the folder that PAGEDVID_SCREENSHOTS names, if it does."""
+        """A screenshot in the folder that PAGEDVID_SCREENSHOTS names, if it does. 256 colors make it a small file."""
         folder = os.environ.get("PAGEDVID_SCREENSHOTS")
         if folder:
             Path(folder).mkdir(parents=True, exist_ok=True)
-            self.driver.save_screenshot(str(Path(folder) / f"{name}.png"))
+            picture = Image.open(BytesIO(self.driver.get_screenshot_as_png())).convert("RGB")
+            picture.quantize(256).save(Path(folder) / f"{name}.png", optimize=True)
 
 
 class Card:

@@ -16,7 +16,9 @@ from types import SimpleNamespace
 import numpy as np
 import torch
 
+from pagedvid.cache.spec import CacheSpec
 from pagedvid.cache.stats import CacheStats
+from pagedvid.cache.window import Window
 from pagedvid.engine.requests import (
     ChunkOutput,
     Continuation,
@@ -83,7 +85,8 @@ class FakeEngine:
         self.num_steps = 0
         self.latest_batch: tuple[str, ...] = ()
         self.is_closed = False
-        self.cache = SimpleNamespace(stats=self._pool)
+        self.model, self.window = SimpleNamespace(name="fake"), Window(1, 2)
+        self.cache = SimpleNamespace(stats=self._pool, spec=CacheSpec(1, 1, 128))
         self.host_memory = SimpleNamespace(num_bytes=0)
         self.pace = SimpleNamespace(token_seconds=None)
 
@@ -242,7 +245,7 @@ class FakeEngine:
         return (*(self._status(id, video) for id, video in self.videos_by_id.items()), *forks)
 
     def stats(self) -> EngineStats:
-        return EngineStats(0, len(self.videos_by_id), 0, 0, 0, self.num_steps, 0.0, 0.0)
+        return EngineStats(0, len(self.videos_by_id), 0, 0, 0, 0, self.num_steps, 0.0, 0.0, 0, 0, 0, 0)
 
     def _status(self, id: str, video: FakeVideo) -> VideoStatus:
         request = video.request
@@ -263,7 +266,7 @@ class FakeEngine:
 
     def _pool(self) -> CacheStats:
         used = len(self.videos_by_id)
-        return CacheStats(100, used, used, 2 * used, 4608, used, used, 0, 10 * used, 70 * used, 0.0)
+        return CacheStats(100, used, used, 2 * used, 4608, used, used, 0, 0, 0, 10 * used, 70 * used, 0.0)
 
     def _rests(self, video: FakeVideo) -> bool:
         return video.state == FINISHED or (video.is_paused and video.is_at_boundary)

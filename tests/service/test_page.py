@@ -20,6 +20,7 @@ pytest.importorskip("selenium", reason="needs selenium to drive the browser")
 
 PROMPT = "a large red circle moving left on a black background"
 OTHER_PROMPT = "a small yellow triangle circling on a navy background"
+FRAMES_PER_SECOND = 12
 LONG_FRAMES = 960
 """More than are made while a test looks on."""
 
@@ -60,12 +61,36 @@ def test_a_video_plays_while_it_is_made(page):
     page.picture("playing")
 
 
+def test_a_live_session_is_made_for_where_its_viewer_is(page):
+    """By the clock its credit would fall from second to second, whatever the viewer does."""
+    speed = 2
+    card = page.start(PROMPT, num_frames=LONG_FRAMES, live_frames_per_second=speed)
+    page.wait(lambda: card.playback()[1] * FRAMES_PER_SECOND > 3 * speed, "three seconds to be watched")
+    assert _seconds_ahead(page, card, speed) < -2, "the server knows that they were"
+    video = f"document.querySelector('{card.css} video')"
+    page.driver.execute_script(f"{video}.pause(); {video}.currentTime = 0")
+    page.wait(lambda: _seconds_ahead(page, card, speed) > -0.5, "the server to know of the way back")
+    page.wait(lambda: "ahead" in card.part("credit"), "credit in words")
+    page.driver.execute_script(f"{video}.currentTime = 6 / {FRAMES_PER_SECOND}")
+    page.wait(lambda: _seconds_ahead(page, card, speed) < -2.5, "the server to know of the way forth")
+
+
+def _seconds_ahead(page, card, speed) -> float:
+    """The credit of a session, less the length of its video for its viewer: 0 if nothing was played."""
+    session = page.driver.execute_async_script(
+        """const [id, done] = arguments;
+        fetch("/v1/sessions/" + id).then((response) => response.json()).then(done);""",
+        card.id,
+    )
+    return session["credit_seconds"] - session["frames_done"] / speed
+
+
 def test_a_video_is_complete_in_the_end(page):
     card = page.start(PROMPT, num_frames=32, seed=3)
     page.wait(lambda: card.state() == "completed", "the end")
     seconds = page.driver.execute_script("return document.querySelector(arguments[0] + ' video').duration", card.css)
     buffered, _ = page.wait(lambda: card.playback()[0] > 2.5 and card.playback(), "all frames")
-    assert buffered == pytest.approx(32 / 12, abs=0.05)
+    assert buffered == pytest.approx(32 / FRAMES_PER_SECOND, abs=0.05)
     page.wait(lambda: card.part("progress").startswith("32 "), "all frames in words")
     assert seconds is None or seconds >= buffered - 0.05
     assert card.part("state") == "complete"

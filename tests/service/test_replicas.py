@@ -18,16 +18,17 @@ from pagedvid.service.errors import LostWorkerError
 from pagedvid.service.records import NewFork
 from pagedvid.service.replica_stats import ReplicaStats, soonest, together
 from pagedvid.service.replicas import Replicas
-from pagedvid.service.stats import WORKING, PoolStats, WorkerStats
+from pagedvid.service.stats import WORKING, Durations, PoolStats, WorkerStats
 from pagedvid.service.worker import Worker
 from tests.service.crashing import Client
 from tests.service.disk_files import DiskFiles
 from tests.service.fake_engine import FakeEngine, frames_of
 from tests.service.listener import wait_until
 from tests.service.promises import Promises
-from tests.service.services import LIMITS, VIDEO, Service, file_of, new
+from tests.service.services import LIMITS, Service, file_of, new
 
 NUM_REPLICAS = 3
+QUEUE = Durations((1.0,), (2, 3), 7.0)
 STEP_SECONDS = 0.001
 """Otherwise whole videos pass between two verbs that follow each other at once."""
 
@@ -216,11 +217,13 @@ def test_every_promise_is_kept_while_replicas_die(tmp_path, seed):
 
 def test_a_new_session_goes_where_it_is_made_soonest():
     def replica(number: int, num_sessions: int, pace: float | None, free_pages: int, is_full: bool = False):
-        pool = PoolStats(100, 10, free_pages, 0, 100 - free_pages, 0, 0, 0, 0)
+        pool = PoolStats(100, 10, free_pages, 0, 100 - free_pages, 0, 0, 0, 0, 0, 0)
         waiting = VideoStatus("a", "waiting", "p", 8, 0, 0, False, None, 0, 0, 0)
         token_seconds = None if pace is None else TokenSeconds(pace, pace)
         videos = (waiting,) if is_full else ()
-        return ReplicaStats(number, False, num_sessions, WorkerStats(WORKING, "", 0, pool, videos, None, token_seconds))
+        return ReplicaStats(
+            number, False, num_sessions, WorkerStats(WORKING, "", 0, pool, videos, None, token_seconds, queue=QUEUE)
+        )
 
     assert soonest([replica(0, 3, 1.0, 50), replica(1, 1, 1.0, 50)]).number == 1
     assert soonest([replica(0, 3, 0.1, 50), replica(1, 1, 1.0, 50)]).number == 0, "twice as many, ten times as fast"
@@ -229,4 +232,4 @@ def test_a_new_session_goes_where_it_is_made_soonest():
     both = together([replica(0, 1, 1.0, 10).worker, replica(1, 1, 3.0, 20).worker])
     assert (both.pool.num_pages, both.pool.free_pages, both.pool.page_bytes) == (200, 30, 10)
     assert both.token_seconds == TokenSeconds(1.0, 1.0)
-    assert VIDEO.frames_per_chunk == 4
+    assert both.queue == Durations((1.0,), (4, 6), 14.0)

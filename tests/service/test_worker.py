@@ -65,6 +65,7 @@ def test_videos_come_out_as_events(start, listener):
         assert [chunk.is_last for chunk in listener.chunks[id]] == [False, False, True]
         assert listener.states(id) == ["waiting", "running", "gone"]
     assert listener.failures() == {}
+    assert sum(worker.stats().queue.counts) == 3
 
 
 def test_events_are_told_on_the_thread_of_the_worker(start, listener):

@@ -41,6 +41,7 @@ class KeyGuard:
     """
 
     def __init__(self, app: ASGIApp, key: str, open_paths: Set[str]) -> None:
+        """`open_paths`: paths that need no key."""
         self.app = app
         self._expected = f"Bearer {key}".encode()
         self._open_paths = open_paths

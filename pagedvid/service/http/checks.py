@@ -20,7 +20,7 @@ class Checks:
         self._model, self._limits = settings.model, settings.limits
 
     def prompt(self, prompt: str) -> str:
-        """The prompt, if it is short enough and not empty."""
+        """The prompt as given. Raises RequestError if it is empty or too long."""
         most = self._limits.max_prompt_characters
         try:
             check_text(prompt)
@@ -37,7 +37,7 @@ class Checks:
         return None if prompt is None else self.prompt(prompt)
 
     def num_frames(self, num_frames: int | None, param: str = "num_frames") -> int:
-        """The number of frames, the default for None."""
+        """The number of the model's frames; for None, the default. Raises RequestError for too many."""
         num_frames = self._model.default_num_frames if num_frames is None else num_frames
         most = self._limits.max_frames
         if num_frames > most:
@@ -46,27 +46,27 @@ class Checks:
         return num_frames
 
     def seconds(self, seconds: float | None) -> int:
-        """The number of frames of a video of this length, the default for None."""
+        """The number of the model's frames of a video of this length; for None, the default. Raises RequestError."""
         return self.num_frames(None if seconds is None else self._model.num_frames(seconds), "seconds")
 
     def model(self, name: str | None) -> None:
-        """The model is the one that is served."""
+        """Raises RequestError unless the model is the one that is served."""
         if name not in (None, self._model.name):
             raise RequestError(f"model is {short(name or '')!r}; this service has {self._model.name!r}", "model")
 
     def size(self, size: str | None) -> None:
-        """The size is the model's."""
+        """Raises RequestError unless the size is that of the model's videos."""
         own = self._model.size
         if size is not None and size.strip().lower() != own:
             allowed = f"videos of {self._model.name} are {own}" if own else f"{self._model.name} has a size of its own"
             raise RequestError(f"size is {short(size)!r}; {allowed}: give that size or none", "size")
 
     def num_continuations(self, number: int) -> None:
-        """The number of continuations of one fork."""
+        """Raises RequestError for more continuations than one fork may have."""
         most = self._limits.max_continuations
         if number > most:
             raise RequestError(f"{number} continuations are too many; at most {most} at once", "continuations")
 
     def seed(self, seed: int | None) -> int:
-        """The seed, any for None."""
+        """The seed; for None, any."""
         return secrets.randbelow(MAX_ANY_SEED) if seed is None else seed

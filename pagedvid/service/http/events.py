@@ -31,7 +31,7 @@ HEARTBEAT = b": still here\n\n"
 
 
 def event_name(event: SessionEvent) -> str:
-    """`state`, `chunk`, `credit` or `failed`."""
+    """The name of an event: `state`, `chunk`, `credit` or `failed`."""
     names = {SessionState: "state", ChunkRecorded: "chunk", CreditChanged: "credit", SessionFailed: "failed"}
     return names[type(event)]
 
@@ -49,7 +49,7 @@ def standing(record: SessionRecord) -> dict[str, Any]:
 
 
 def written(name: str, fields: Mapping[str, Any], event_id: int | None = None) -> bytes:
-    """One event on the wire."""
+    """One event as it is sent: its name, its data as JSON, and its id if it has one."""
     first = "" if event_id is None else f"id: {event_id}\n"
     return f"{first}event: {name}\ndata: {json.dumps(fields)}\n\n".encode()
 

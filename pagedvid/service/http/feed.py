@@ -17,7 +17,7 @@ from pagedvid.service.http.contract import SessionsLike
 from pagedvid.service.records import SessionEvent
 
 MAX_EVENTS = 256
-"""That wait for one client."""
+"""Most events that wait for one client."""
 
 
 class Feed:
@@ -44,7 +44,7 @@ class Feed:
         self._news.set()
 
     def close(self) -> None:
-        """Ends the wait of the client's task."""
+        """Closes the feed, and ends the wait of the client's task."""
         self.is_closed = True
         self._news.set()
 
@@ -72,7 +72,7 @@ class Feeds:
 
     @property
     def num_open(self) -> int:
-        """Clients that listen."""
+        """How many clients listen now."""
         return len(self._open)
 
     def close(self) -> None:
@@ -98,7 +98,7 @@ class Feeds:
 
     @asynccontextmanager
     async def watching(self, id: str) -> AsyncIterator[Feed]:
-        """As `subscribed`, for a client that counts as a viewer. Raises NotFound."""
+        """As `subscribed`, for a client that counts as a viewer of the session meanwhile. Raises NotFound."""
         async with self.subscribed(id) as feed:
             await run_in_threadpool(self._sessions.client_came, id)
             try:

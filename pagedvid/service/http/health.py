@@ -24,7 +24,7 @@ _TEXT: dict[int | str, dict[str, Any]] = {
 
 
 class Status(BaseModel):
-    """One word."""
+    """How the service is, in one word: "ok" or "ready"."""
 
     status: str
 
@@ -53,7 +53,7 @@ class PoolObject(BaseModel):
     stored_bytes: int
     bf16_bytes: int
     frames_per_second: float
-    """That all sessions together got of late."""
+    """Output frames that all sessions together got in the last seconds."""
     sessions: list[PoolSession]
 
 

@@ -78,7 +78,7 @@ class _Client:
         self._sending = asyncio.Lock()
 
     async def serve(self, feed: Feed) -> None:
-        """Until either side ends it."""
+        """Sends and receives until either side ends the connection."""
         tasks = [asyncio.create_task(self._send_all(feed)), asyncio.create_task(self._receive_all())]
         try:
             done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
@@ -126,7 +126,7 @@ class _Client:
         await self.close(RESTARTING, "the service stops; the session goes on when it is back")
 
     async def _send_chunks(self) -> None:
-        """Everything that is recorded and was not sent."""
+        """Sends everything that is recorded and was not sent yet."""
         while chunks := (recording := await self._recording()).chunks:
             for chunk in chunks:
                 done = ChunkRecorded(

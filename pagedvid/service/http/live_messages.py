@@ -6,10 +6,9 @@ from typing import Annotated, Literal
 
 from pydantic import Field, TypeAdapter
 
-from pagedvid.config.sections import MAX_FRAMES
 from pagedvid.service.http.checks import Checks
 from pagedvid.service.http.contract import SessionsLike
-from pagedvid.service.http.schemas import Body, NumFrames, SetPrompt
+from pagedvid.service.http.schemas import Body, NumFrames, ReportPlayed, SetPrompt
 
 
 class PromptMessage(SetPrompt):
@@ -30,11 +29,10 @@ class ResumeMessage(Body):
     type: Literal["resume"]
 
 
-class PlayedMessage(Body):
+class PlayedMessage(ReportPlayed):
     """So many frames of the video were shown."""
 
     type: Literal["played"]
-    num_frames: int = Field(ge=0, le=1000 * MAX_FRAMES, strict=True)
 
 
 class ExtendMessage(Body):
@@ -49,7 +47,7 @@ _READER: TypeAdapter[Message] = TypeAdapter(Annotated[Message, Field(discriminat
 
 
 def read_message(text: str) -> Message:
-    """Raises pydantic's ValidationError."""
+    """The message that a client sent as JSON text. Raises pydantic's ValidationError."""
     return _READER.validate_json(text)
 
 

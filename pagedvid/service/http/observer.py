@@ -30,6 +30,7 @@ class Observer:
     """Counts what the events of the sessions say; may be called from any thread."""
 
     def __init__(self, registry: CollectorRegistry, clock: Callable[[], float] = time.monotonic) -> None:
+        """`registry`: where its counters and histograms are registered. `clock`: seconds that never go back."""
         self._clock = clock
         self._lock = threading.Lock()
         self._accepted: dict[str, float] = {}  # sessions without a chunk

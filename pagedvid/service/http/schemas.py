@@ -65,6 +65,12 @@ class ExtendSession(Body):
     num_frames: NumFrames
 
 
+class ReportPlayed(Body):
+    """So many frames of the video were shown."""
+
+    num_frames: int = Field(ge=0, le=1000 * MAX_FRAMES, strict=True, description="From the first one of the video on.")
+
+
 class SessionErrorObject(BaseModel):
     """Why a session failed."""
 

@@ -16,10 +16,10 @@ from pagedvid.service.http.connections import bounded_protocol
 from pagedvid.shown import short
 
 MAX_HEAD_BYTES = 32 * 1024
-"""Of a request: its first line and headers."""
+"""Most bytes of a request's first line and headers together."""
 BACKLOG = 128
 CONNECTIONS_SHARE = 0.3
-"""Of the time for stopping."""
+"""Share of the time for stopping that connections have to end by themselves."""
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -66,7 +66,7 @@ class Server(uvicorn.Server):
         self._stopped_at: float | None = None
 
     def seconds_left(self) -> float:
-        """Of the time for stopping."""
+        """What is left of the time for stopping, which begins when the server is asked to stop."""
         began = time.monotonic() if self._stopped_at is None else self._stopped_at
         return max(0.0, self._stop_seconds - (time.monotonic() - began))
 

@@ -15,6 +15,7 @@ from pagedvid.service.http.schemas import (
     ExtendSession,
     ForkedSessions,
     ForkSession,
+    ReportPlayed,
     SessionList,
     SessionObject,
     SetPrompt,
@@ -117,6 +118,13 @@ def fork_session(id: SessionId, body: ForkSession, service: TheService) -> Forke
 def extend_session(id: SessionId, body: ExtendSession, service: TheService) -> SessionObject:
     """A new total number of frames, also for a session that is complete."""
     return _shown(service, service.sessions.extend(id, service.checks.num_frames(body.num_frames)))
+
+
+@router.post("/{id}/played")
+def report_played(id: SessionId, body: ReportPlayed, service: TheService) -> SessionObject:
+    """How far a live session was watched, from a viewer that reads `stream.mp4`. Its credit is counted from there."""
+    service.sessions.played(id, body.num_frames)
+    return _shown(service, service.sessions.get(id))
 
 
 def _streamed(kind: str, description: str) -> dict[int | str, dict[str, Any]]:

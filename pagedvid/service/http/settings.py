@@ -35,7 +35,7 @@ class ServedModel:
 
     @property
     def size(self) -> str | None:
-        """Such as "832x480"."""
+        """Width and height such as "832x480"; None where only the first chunk tells."""
         return None if self.width is None or self.height is None else f"{self.width}x{self.height}"
 
     def num_frames(self, seconds: float) -> int:

@@ -14,7 +14,7 @@ const STATES = {
 export function stateWords({ state, pause_reason, held }) {
   let words = STATES[state] ?? state;
   if (pause_reason === "no_viewer") words = "paused, nobody watched";
-  return held?.state === "swapped" ? `${words}, swapped to host memory` : words;
+  return held?.host_bytes > 0 ? `${words}, in host memory` : words;
 }
 
 export function originWords(session, source) {

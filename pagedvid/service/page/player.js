@@ -8,6 +8,7 @@ const Source = globalThis.ManagedMediaSource ?? globalThis.MediaSource;
 const KEPT_SECONDS = 30; // behind the playhead, when the browser's buffer is full
 const JOIN_BEHIND_SECONDS = 2; // a video that is long under way is joined this far before its end
 const LONG_SECONDS = 8;
+const MISSED_SECONDS = 1; // of a live video, before its viewers' clock is joined rather than its beginning
 const SLACK_FRAMES = 0.5;
 
 export class Player {
@@ -96,10 +97,8 @@ export class Player {
     await once(this.source, "sourceopen");
     URL.revokeObjectURL(url);
     this.buffer = this.source.addSourceBuffer(type);
-    const madeSeconds = this.session.frames_done / this.session.frames_per_second;
-    if (!ENDED.has(this.session.state) && madeSeconds > LONG_SECONDS) {
-      this.video.currentTime = madeSeconds - JOIN_BEHIND_SECONDS;
-    }
+    const start = ENDED.has(this.session.state) ? 0 : joinSeconds(this.session);
+    if (start > 0) this.video.currentTime = start;
   }
 
   async #push(part) {
@@ -136,6 +135,16 @@ export class Player {
     const isOpen = this.source?.readyState === "open" && this.buffer && !this.buffer.updating;
     if (isOpen && ENDED.has(this.session.state) && !this.#lacksFrames()) this.source.endOfStream();
   }
+}
+
+/** Where a video that is being made is joined: a live one where its viewers are, others shortly before their end. */
+function joinSeconds({ frames_done, frames_per_second, live_frames_per_second: speed, credit_seconds: credit }) {
+  if (speed && Number.isFinite(credit)) {
+    const played = frames_done - Math.max(1, credit * speed);
+    return played / speed > MISSED_SECONDS ? played / frames_per_second : 0;
+  }
+  const made = frames_done / frames_per_second;
+  return made > LONG_SECONDS ? made - JOIN_BEHIND_SECONDS : 0;
 }
 
 function once(target, name) {

@@ -10,6 +10,7 @@ const NARROW_HEIGHT = 220;
 const NARROW = 600;
 const FEW_SQUARES = 30; // stand in one row
 
+const HINT = "Point at the map to see whose pages they are.";
 const WORDS = {
   shared: "shared by several sessions",
   promised: "promised to sessions that have not filled them yet",
@@ -52,7 +53,7 @@ export class PoolView {
     this.map.canvas.setAttribute("aria-label", `Map of the page pool: ${words.join("; ")}`);
     put(document.getElementById("pool-scale"), scaleWords(grid, pool, drawn));
     this.#drawHost(grid, width);
-    if (!this.isPointed) this.#tell(this.#summary());
+    if (!this.isPointed) this.#tell(HINT);
   }
 
   #drawHost({ pagesPerSquare, size }, width) {
@@ -70,17 +71,11 @@ export class PoolView {
     this.isPointed = run !== undefined;
     this.onHighlight(id);
     this.highlight(id);
-    this.#tell(run ? this.#named(run) : this.#summary());
+    this.#tell(run ? this.#named(run) : HINT);
   }
 
   #tell(text) {
     put(document.getElementById("pool-pointed"), text);
-  }
-
-  #summary() {
-    const { num_pages, used_pages, reserved_pages, free_pages } = this.pool;
-    const used = `${count(used_pages)} of ${counted(num_pages, "page")} in use`;
-    return `${used}, ${count(reserved_pages)} promised, ${count(free_pages)} free`;
   }
 
   #named({ kind, ids, pages }) {

@@ -1,6 +1,7 @@
 // The video of a card: starts when it is on screen and a connection is free, and has a button to hold it.
 
 import { partOf, prefersStillness, put } from "./dom.js";
+import { PlayedReports } from "./played_reports.js";
 import { Player } from "./player.js";
 import { ENDED } from "./sessions.js";
 
@@ -15,6 +16,7 @@ export class Screen {
     this.isOnScreen = false;
     this.error = null;
     this.player = new Player(this.video, session.id, (error) => this.#stopped(error));
+    this.reports = new PlayedReports(this.video, session.id, () => this.isOnScreen);
     this.video.muted = true; // browsers start only silent videos by themselves; these are silent anyway
     this.video.autoplay = !prefersStillness.matches;
     this.video.addEventListener("timeupdate", onMoved);
@@ -34,6 +36,7 @@ export class Screen {
     this.video.classList.toggle("small", session.width < 400);
     this.#setSpeed(session);
     this.player.update(session);
+    this.reports.update(session);
     this.#ask();
     this.#show();
   }
@@ -48,6 +51,7 @@ export class Screen {
   close() {
     this.observer.disconnect();
     this.connections.release(this);
+    this.reports.stop();
     this.player.close();
   }
 

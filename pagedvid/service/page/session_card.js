@@ -30,7 +30,7 @@ export class SessionCard {
     const { held } = session;
     element.dataset.state = session.state;
     element.classList.toggle("shares", (held?.shared_pages ?? 0) > 0);
-    element.classList.toggle("swapped", held?.state === "swapped");
+    element.classList.toggle("swapped", held?.host_bytes > 0); // paused ones, too
     this.#put("state", stateWords(session));
     this.#put("prompt", session.prompt);
     partOf(element, "prompt").title = session.prompt; // long ones are cut

@@ -45,7 +45,7 @@ from pagedvid.service.records import (
     SessionState,
 )
 from pagedvid.service.replica_stats import ReplicaStats
-from pagedvid.service.stats import WORKING, PoolStats, WorkerStats
+from pagedvid.service.stats import WORKING, CacheInfo, Durations, PoolStats, WorkerStats
 
 RATE, SIZE, FRAMES_PER_CHUNK = 12, 32, 4
 
@@ -290,11 +290,18 @@ class FakeSessions:
             )
             for made in self._made.values() if made.record.state == IN_PROGRESS
         )  # fmt: skip
-        pool = PoolStats(100, 4096, 60, 30, 10, 40_000, 320_000, 0, 0)
-        engine = EngineStats(0, len(videos), 2, 1, 7, 70, 1.5, 2.0)
         return WorkerStats(
-            self.worker_state, videos=videos, pool=pool, engine=engine, token_seconds=TokenSeconds(1e-4, 2e-4)
-        )
+            self.worker_state,
+            videos=videos,
+            pool=PoolStats(100, 4096, 60, 30, 10, 40_000, 320_000, 0, 0, shared_pages=4, num_evicted_chunks=5),
+            engine=EngineStats(
+                0, len(videos), 2, 1, 7, num_forks=6, num_steps=70, forward_seconds=1.5, step_seconds=2.0,
+                num_swaps_out=3, num_swaps_in=2, swapped_out_bytes=3000, swapped_in_bytes=2000,
+            ),
+            token_seconds=TokenSeconds(1e-4, 2e-4),
+            cache=CacheInfo("demo", "int4/int2", 4096, 1, 4),
+            queue=Durations((0.5, 2), (4, 2, 1), 9.5),
+        )  # fmt: skip
 
     # ------------------------------------------------------------------ inside
 

@@ -51,10 +51,28 @@ def test_figures(client, sessions):
         ("pagedvid_time_to_first_chunk_seconds_count", (), 1),
         ("pagedvid_inter_chunk_seconds_count", (), 1),
         ("pagedvid_chunks_committed_total", (), 7),
+        ("pagedvid_chunks_evicted_total", (), 5),
+        ("pagedvid_shared_pages", (), 4),
+        ("pagedvid_forks_total", (), 6),
+        ("pagedvid_swaps_total", ("out",), 3),
+        ("pagedvid_swaps_total", ("in",), 2),
+        ("pagedvid_swap_bytes_total", ("out",), 3000),
+        ("pagedvid_swap_bytes_total", ("in",), 2000),
+        ("pagedvid_queue_seconds_bucket", ("0.5",), 4),
+        ("pagedvid_queue_seconds_bucket", ("2",), 6),
+        ("pagedvid_queue_seconds_bucket", ("+Inf",), 7),
+        ("pagedvid_queue_seconds_sum", (), 9.5),
         ("pagedvid_http_requests_total", ("GET", "/v1/videos/{video_id}", "200"), 1),
         ("pagedvid_http_requests_total", ("GET", "/v1/videos/{video_id}", "404"), 1),
     ]:
         assert found[name, labels] == value, (name, labels)
+
+
+def test_what_the_cache_is_like(client):
+    families = {family.name: family for family in text_string_to_metric_families(client.get("/metrics").text)}
+    (sample,) = families["pagedvid_cache_info"].samples
+    names = {"model": "demo", "codecs": "int4/int2", "page_bytes": "4096", "sink_chunks": "1", "recent_chunks": "4"}
+    assert (sample.labels, sample.value) == (names, 1)
 
 
 def test_labels_do_not_grow_with_what_clients_ask_for(client):

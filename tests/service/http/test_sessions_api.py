@@ -7,6 +7,7 @@ from threading import Event, Thread
 import httpx
 import pytest
 
+from pagedvid.service.errors import Conflict
 from pagedvid.service.stats import REBUILDING
 from tests.service.http.conftest import eventually, served
 from tests.service.http.fake_sessions import NewSession
@@ -33,6 +34,26 @@ def test_a_session(client, sessions):
     sessions.chunk(session["id"])
     now = client.get(f"/v1/sessions/{session['id']}").json()
     assert (now["state"], now["frames_done"], now["width"]) == ("in_progress", 4, 32)
+
+
+def test_reports_of_what_was_played(client, sessions, id):
+    assert client.post(f"/v1/sessions/{id}/played", json={"num_frames": 3}).json()["id"] == id
+    assert sessions.calls == [("played", id, 3)]
+    for wrong in (-1, "1", 1.5, None, 10**12):
+        response = client.post(f"/v1/sessions/{id}/played", json={"num_frames": wrong})
+        assert (response.status_code, error_of(response)["param"]) == (400, "num_frames")
+    assert client.post("/v1/sessions/session_0123456789/played", json={"num_frames": 3}).status_code == 404
+    assert len(sessions.calls) == 1
+
+
+def test_a_source_that_cannot_be_deleted_yet(client, sessions, id, monkeypatch):
+    def refuse(id: str) -> None:
+        raise Conflict(f"session {id} is being forked; delete those forks first")
+
+    monkeypatch.setattr(sessions, "delete", refuse)
+    response = client.delete(f"/v1/sessions/{id}")
+    assert (response.status_code, error_of(response)["code"]) == (409, "conflict")
+    assert error_of(response)["message"] == f"session {id} is being forked; delete those forks first"
 
 
 def test_live_sessions(client):
