@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import argparse
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from pagedvid import __version__
+from pagedvid.cli.cluster_parts import Maker, add_cluster_options, cluster_maker, refuse_lonely
 from pagedvid.cli.cores import choose_wait_policy
 from pagedvid.cli.generate_plan import plan_lines
 from pagedvid.cli.messages import logs_as_notes, reason
@@ -42,6 +45,7 @@ def add_parser(subparsers: Any) -> None:
     existing = parser.add_mutually_exclusive_group()
     existing.add_argument("--resume", action="store_true", help="make only the videos that --out lacks")
     existing.add_argument("--overwrite", action="store_true", help="make all videos again")
+    add_cluster_options(parser)
     parser.add_argument("--plan", action="store_true", help="print pages and bytes per stream and stop")
     add_config_options(parser)
     parser.set_defaults(run=run)
@@ -59,26 +63,42 @@ def run(args: argparse.Namespace) -> int:
     if not spec.model.writes_latents:
         av_library()  # now, not after the first chunk
     with (
+        _maker(args, spec) as make,
         progress_view() as view,
         logs_as_notes(view.note),
         OutputFolder(
             args.out,
             frame_settings(spec.config),
+            _file_fingerprints(spec),
             resume=args.resume,
             overwrite=args.overwrite,
             holds_latents=spec.model.writes_latents,
         ) as folder,
     ):
+        if args.ray:
+            folder.refuse_another_job()
         missing = [request for request in requests if not folder.is_done(request)]
-        result = _make_videos(spec, folder, missing, view) if missing else RunResult()
+        result = make(folder, missing, view, _versions(folder.holds_latents)) if missing else RunResult()
         if not (result.num_left or folder.holds_latents):
             _write_sheet(folder, requests)
     print("\n".join(summary_lines(result, len(requests) - len(missing), spec.config.cache, args.out)))
     return _exit_code(result)
 
 
+def _maker(args: argparse.Namespace, spec: RunSpec) -> AbstractContextManager[Maker]:
+    """What makes the videos: workers on Ray, or one worker in this process. Raises ConfigError."""
+    if args.ray is not None:
+        return cluster_maker(args, spec)
+    refuse_lonely(args)
+    return nullcontext(partial(_make_videos, spec))
+
+
 def _make_videos(
-    spec: RunSpec, folder: OutputFolder, requests: Sequence[VideoRequest], view: ProgressView
+    spec: RunSpec,
+    folder: OutputFolder,
+    requests: Sequence[VideoRequest],
+    view: ProgressView,
+    versions: Mapping[str, str],
 ) -> RunResult:
     from pagedvid.cli.video_run import VideoRun
 
@@ -90,7 +110,7 @@ def _make_videos(
         view,
         frames_per_second=spec.config.generate.frames_per_second,
         scale=spec.config.generate.scale or spec.model.pixel_scale,
-        versions=_versions(folder.holds_latents),
+        versions=versions,
         threads=ThreadChoice.of(spec.config),
     ).run()
 
@@ -108,6 +128,12 @@ def create_engine(spec: RunSpec, prompts: Sequence[str]) -> Engine:
     from pagedvid.models.build import build_engine
 
     return build_engine(spec, prompts)
+
+
+def _file_fingerprints(spec: RunSpec) -> dict[str, str | None]:
+    from pagedvid.models.origin import file_fingerprints
+
+    return file_fingerprints(spec)
 
 
 def _versions(of_latents: bool) -> dict[str, str]:
