@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pagedvid.cli.options import by_rule
 from pagedvid.cli.progress import ProgressView
@@ -21,6 +22,7 @@ from pagedvid.units import MIB
 
 if TYPE_CHECKING:
     from pagedvid.cluster.cluster import Device
+    from pagedvid.cluster.url_folder import UrlFolder
     from pagedvid.models.build import RunSpec
     from pagedvid.output.folder import OutputFolder
 
@@ -28,8 +30,8 @@ STORE_BYTES = 256 * MIB
 """Of the object store of a local Ray, besides the model."""
 MOST_WORKERS = 10_000
 
-Maker = Callable[["OutputFolder", Sequence[VideoRequest], ProgressView, Mapping[str, str]], RunResult]
-"""Makes the videos of a run."""
+Maker = Callable[[Any, Sequence[VideoRequest], ProgressView, Mapping[str, str]], RunResult]
+"""Makes the videos of a run: (open folder, requests, view, versions) -> what it did."""
 
 
 def add_cluster_options(parser: argparse.ArgumentParser) -> None:
@@ -66,12 +68,18 @@ def cluster_maker(args: argparse.Namespace, spec: RunSpec) -> Iterator[Maker]:
 
     set_value("RAY_USAGE_STATS_ENABLED", "0")
     device = device_of(spec.config, args.gpus_per_worker)
-    with Cluster(args.ray, STORE_BYTES + 2 * _model_bytes(spec)) as cluster:
+    with (
+        Cluster(args.ray, STORE_BYTES + 2 * _model_bytes(spec)) as cluster,
+        redirect_stdout(sys.stderr),  # Ray prints what happens to its processes, and stdout is for the summary
+    ):
         wanted = None if args.workers in (None, "auto") else args.workers
         num_workers = cluster.num_workers(wanted, device)
 
         def make(
-            folder: OutputFolder, requests: Sequence[VideoRequest], view: ProgressView, versions: Mapping[str, str]
+            folder: OutputFolder | UrlFolder,
+            requests: Sequence[VideoRequest],
+            view: ProgressView,
+            versions: Mapping[str, str],
         ) -> RunResult:
             from pagedvid.cli.cluster_run import ClusterRun, VideoFacts
             from pagedvid.cluster.file_outlet import FileOutlet, VideoFormat

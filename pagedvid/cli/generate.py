@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from itertools import islice
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pagedvid import __version__
@@ -29,6 +30,7 @@ from pagedvid.output.folder import OutputFolder
 from pagedvid.output.mp4 import av_library
 
 if TYPE_CHECKING:
+    from pagedvid.cluster.url_folder import UrlFolder
     from pagedvid.engine.engine import Engine
     from pagedvid.models.build import RunSpec
 
@@ -41,7 +43,7 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument(
         "--prompts", metavar="FILE", type=path_flag, required=True, help=".txt (a prompt per line) or .jsonl"
     )
-    parser.add_argument("--out", metavar="DIR", type=path_flag, help="folder for the videos")
+    parser.add_argument("--out", metavar="DIR", type=_place, help="folder for the videos; with --ray also a URL")
     existing = parser.add_mutually_exclusive_group()
     existing.add_argument("--resume", action="store_true", help="make only the videos that --out lacks")
     existing.add_argument("--overwrite", action="store_true", help="make all videos again")
@@ -66,23 +68,34 @@ def run(args: argparse.Namespace) -> int:
         _maker(args, spec) as make,
         progress_view() as view,
         logs_as_notes(view.note),
-        OutputFolder(
-            args.out,
-            frame_settings(spec.config),
-            _file_fingerprints(spec),
-            resume=args.resume,
-            overwrite=args.overwrite,
-            holds_latents=spec.model.writes_latents,
-        ) as folder,
+        _open_folder(args, spec) as folder,
     ):
         if args.ray:
             folder.refuse_another_job()
         missing = [request for request in requests if not folder.is_done(request)]
         result = make(folder, missing, view, _versions(folder.holds_latents)) if missing else RunResult()
-        if not (result.num_left or folder.holds_latents):
+        if isinstance(folder, OutputFolder) and not (result.num_left or folder.holds_latents):
             _write_sheet(folder, requests)
     print("\n".join(summary_lines(result, len(requests) - len(missing), spec.config.cache, args.out)))
     return _exit_code(result)
+
+
+def _place(written: str) -> Path | str:
+    """The argparse type of --out: the path of a folder, or a URL."""
+    return written if "://" in written else path_flag(written)
+
+
+def _open_folder(args: argparse.Namespace, spec: RunSpec) -> OutputFolder | UrlFolder:
+    """Where the results go. Raises ConfigError."""
+    job = frame_settings(spec.config), _file_fingerprints(spec)
+    how = {"resume": args.resume, "overwrite": args.overwrite, "holds_latents": spec.model.writes_latents}
+    if isinstance(args.out, Path):
+        return OutputFolder(args.out, *job, **how)
+    if args.ray is None:
+        raise ConfigError(f"--out {args.out} is a URL, which is for workers on Ray; add --ray local, or give a folder")
+    from pagedvid.cluster.url_folder import UrlFolder
+
+    return UrlFolder(args.out, *job, **how)
 
 
 def _maker(args: argparse.Namespace, spec: RunSpec) -> AbstractContextManager[Maker]:

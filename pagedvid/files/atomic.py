@@ -19,6 +19,11 @@ def temporary_path(path: Path) -> Path:
     return path.with_name(f"{_PREFIX}{path.name}{_SUFFIX}")
 
 
+def is_temporary(name: str) -> bool:
+    """Whether a file of this name is one that becomes another."""
+    return name.startswith(_PREFIX) and name.endswith(_SUFFIX)
+
+
 def publish(path: Path, temporary: Path | None = None) -> None:
     """Renames the finished temporary file to `path`, once its bytes are on disk. Raises OSError.
 
