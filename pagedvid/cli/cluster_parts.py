@@ -28,6 +28,11 @@ if TYPE_CHECKING:
 
 STORE_BYTES = 256 * MIB
 """Of the object store of a local Ray, besides the model."""
+RAY_VARIABLES = {
+    "RAY_USAGE_STATS_ENABLED": "0",  # nothing is reported to Ray's makers
+    "RAY_NUM_REDIS_GET_RETRIES": "5",  # seconds that something which answers, but not as Ray does, is tried for
+}
+"""Read by Ray when it is imported."""
 MOST_WORKERS = 10_000
 
 Maker = Callable[[Any, Sequence[VideoRequest], ProgressView, Mapping[str, str]], RunResult]
@@ -66,7 +71,8 @@ def cluster_maker(args: argparse.Namespace, spec: RunSpec) -> Iterator[Maker]:
     """Connects to Ray, and yields what makes the videos there. Raises ConfigError."""
     from pagedvid.cluster.cluster import Cluster
 
-    set_value("RAY_USAGE_STATS_ENABLED", "0")
+    for name, value in RAY_VARIABLES.items():
+        set_value(name, value)
     device = device_of(spec.config, args.gpus_per_worker)
     with (
         Cluster(args.ray, STORE_BYTES + 2 * _model_bytes(spec)) as cluster,
