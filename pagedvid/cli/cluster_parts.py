@@ -30,7 +30,7 @@ STORE_BYTES = 256 * MIB
 """Of the object store of a local Ray, besides the model."""
 RAY_VARIABLES = {
     "RAY_USAGE_STATS_ENABLED": "0",  # nothing is reported to Ray's makers
-    "RAY_NUM_REDIS_GET_RETRIES": "5",  # seconds that something which answers, but not as Ray does, is tried for
+    "RAY_NUM_REDIS_GET_RETRIES": "2",  # how often something that answers, but is no Ray of ours, is asked again
 }
 """Read by Ray when it is imported."""
 MOST_WORKERS = 10_000

@@ -21,7 +21,9 @@ from pagedvid.shown import shown
 
 LOCAL, AUTO = "local", "auto"
 CONNECT_SECONDS = 3.0
-"""What an address has to answer within; Ray itself would try for a minute."""
+"""What an address has to answer within; Ray itself would try for minutes."""
+_GREETING = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes((0, 0, 0, 4, 0, 0, 0, 0, 0))
+"""How HTTP/2, which Ray speaks, begins; the other end then says something, too."""
 _ADDRESS = re.compile(r"(?P<host>[\w.-]+|\[[0-9a-fA-F:]+\]):(?P<port>[0-9]{1,5})")
 
 
@@ -114,7 +116,9 @@ def _require_answer(address: str) -> None:
             "--head` prints, and start the command on a machine of the cluster"
         )
     try:
-        socket.create_connection((match["host"].strip("[]"), int(match["port"])), CONNECT_SECONDS).close()
+        with socket.create_connection((match["host"].strip("[]"), int(match["port"])), CONNECT_SECONDS) as connection:
+            connection.sendall(_GREETING)
+            connection.recv(1)
     except (OSError, OverflowError) as error:
         raise ConfigError(
             f"--ray {address} does not answer ({error}); give the address of a Ray that runs, as `ray start --head` "

@@ -179,10 +179,13 @@ class TestErrorsAtOnce:
         monkeypatch.setitem(sys.modules, "ray", None)
         assert "pip install 'pagedvid[ray]'" in refused("--ray", "local")
 
-    def test_an_address_that_does_not_answer(self, refused):
-        with socket.socket() as unheard:
-            unheard.bind(("127.0.0.1", 0))
-            address = f"127.0.0.1:{unheard.getsockname()[1]}"
+    @pytest.mark.parametrize("listens", [False, True])
+    def test_an_address_that_does_not_answer(self, refused, listens):
+        with socket.socket() as mute:
+            mute.bind(("127.0.0.1", 0))
+            if listens:
+                mute.listen()
+            address = f"127.0.0.1:{mute.getsockname()[1]}"
             assert f"--ray {address} does not answer" in refused("--ray", address)
 
     @pytest.mark.parametrize("address", ["nowhere", "ray://host:10001", "host:port"])

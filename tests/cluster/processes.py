@@ -30,7 +30,8 @@ class Head:
 @contextmanager
 def ray_head() -> Iterator[Head]:
     """A Ray with two cores."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "RAY_AUTH_MODE": "disabled"}
+    places = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
+    environment = {**os.environ, "PYTHONPATH": places, "OMP_NUM_THREADS": "1", "RAY_AUTH_MODE": "disabled"}
     with subprocess.Popen(
         [sys.executable, Path(__file__).with_name("ray_head.py")],
         stdin=subprocess.PIPE,
