@@ -63,8 +63,8 @@ class Cluster:
             self._ray.init(**how, **quiet)
         except (ConnectionError, RuntimeError, ValueError, OSError) as error:
             raise ConfigError(
-                f"--ray {address}: {error}; the cluster's Ray and Python have to be of the same versions as here, and a "
-                "cluster with tokens needs RAY_AUTH_MODE=token"
+                f"--ray {address}: {error}; the cluster's Ray and Python have to be of the same versions as here, and "
+                "a cluster with tokens needs RAY_AUTH_MODE=token"
             ) from error
 
     def __enter__(self) -> Cluster:

@@ -77,7 +77,7 @@ def test_another_job_is_refused_and_named(url):
     with (
         UrlFolder(url, {"cache.codec": "int4"}, {"weights": "4567"}, resume=True) as folder,
         pytest.raises(
-            ConfigError, match="of another job .cache.codec: int2 -> int4; fingerprint of weights: 0123 -> 4567"
+            ConfigError, match=r"of another job .cache.codec: int2 -> int4; fingerprint of weights: 0123 -> 4567"
         ),
     ):
         folder.refuse_another_job()
