@@ -8,7 +8,7 @@ again by others.
 from __future__ import annotations
 
 import time
-from collections import defaultdict, deque
+from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -79,8 +79,10 @@ class ClusterRun:
         self._is_checked = False
         self._submitted: deque[tuple[int, str, Future[None]]] = deque()
         """Not answered yet."""
-        self._chunks: dict[str, int] = defaultdict(int)
-        """Made of each video."""
+        self._num_chunks = sum(-(-request.num_frames // facts.frames_per_chunk) for request in requests)
+        self._chunks_done = 0
+        self._chunks_of: Counter[str] = Counter()
+        """Made of each video that has not ended."""
         self._pools: dict[int, PoolStats] = {}
         self._frames_done, self._started = 0, time.monotonic()
         self._result = RunResult()
@@ -138,7 +140,8 @@ class ClusterRun:
             self._assignments.admit(event.id)
         elif isinstance(event, ProgressEvent):
             self._crew.praise()
-            self._chunks[event.id] += 1
+            self._chunks_of[event.id] += 1
+            self._chunks_done += 1
             self._frames_done += event.num_frames
             self._assignments.progress(event.id, self._facts.frames_per_chunk)
         elif isinstance(event, FileEvent):
@@ -151,7 +154,7 @@ class ClusterRun:
         self._pools.pop(lost.worker, None)
         again, given_up = self._assignments.lose(lost.worker)
         for id in [*again, *given_up]:
-            self._chunks.pop(id, None)
+            self._chunks_done -= self._chunks_of.pop(id, 0)
         self._view.note(f"lost    worker {lost.worker}, {len(again)} videos begin again: {one_line(lost.reason)}")
         for id in given_up:
             self._crew.praise()
@@ -210,6 +213,7 @@ class ClusterRun:
             return
         self._assignments.end(file.id)
         del self._pending[file.id]
+        self._chunks_of.pop(file.id, None)
         self._result.num_done += 1
         self._result.num_frames += file.num_frames
         self._result.stored_bytes += file.stored_bytes
@@ -238,17 +242,12 @@ class ClusterRun:
         return time.monotonic() - self._started
 
     def _show_status(self) -> None:
-        per_chunk = self._facts.frames_per_chunk
-        chunks_left = sum(
-            -(-request.num_frames // per_chunk) - self._chunks[id] for id, request in self._pending.items()
-        )
-        chunks_done = sum(self._chunks.values())
         self._view.update(
             Status(
                 videos_ended=self._num_videos - len(self._pending),
                 num_videos=self._num_videos,
-                chunks_done=chunks_done,
-                num_chunks=chunks_done + chunks_left,
+                chunks_done=self._chunks_done,
+                num_chunks=self._num_chunks,
                 pages_used=sum(pool.used_pages for pool in self._pools.values()),
                 num_pages=sum(pool.num_pages for pool in self._pools.values()),
                 frames_per_second=self._frames_done / max(self._seconds, 1e-9),

@@ -13,7 +13,7 @@ from typing import Any
 from pagedvid.cluster.engine_builder import EngineBuilder, ModelFacts, load_packed
 from pagedvid.cluster.library import ray_library
 from pagedvid.cluster.remote_worker import RemoteWorker, own_error
-from pagedvid.cluster.worker_actor import Outlet, WorkerActor
+from pagedvid.cluster.worker_actor import Direct, Outlet, WorkerActor
 from pagedvid.engine.engine import Engine
 from pagedvid.errors import ConfigError
 from pagedvid.models.build import RunSpec
@@ -100,11 +100,12 @@ class Cluster:
         self,
         device: Device,
         build_engine: Callable[[], Engine],
-        make_outlet: Callable[[Callable[[Any], None]], Outlet],
+        make_outlet: Callable[[Callable[[Any], None]], Outlet] = Direct,
+        settings: dict[str, Any] | None = None,
     ) -> RemoteWorker:
-        """A worker on a free device, in a process of its own. Its `start` is still to be called."""
+        """A worker on a free device, in a process of its own; see `WorkerActor`. Its `start` is still to be called."""
         actor = self._ray.remote(num_cpus=device.num_cpus, num_gpus=device.num_gpus, max_restarts=0)(WorkerActor)
-        return RemoteWorker(actor.remote(build_engine, make_outlet))
+        return RemoteWorker(actor.remote(build_engine, make_outlet, settings))
 
 
 def _require_answer(address: str) -> None:

@@ -9,10 +9,12 @@ import pytest
 import torch
 from torch import nn
 
+from pagedvid.cluster import packed_model
 from pagedvid.cluster.packed_model import MIN_SHARED_BYTES, pack, unpack
 from pagedvid.config.sections import CacheConfig, Config, EngineConfig, ModelConfig
 from pagedvid.engine.requests import VideoRequest
 from pagedvid.models.build import build_engine, load_model, resolve
+from tests.models.wan.base.published import write_pipeline
 
 REQUEST = VideoRequest("a", "a large red circle moving left on a black background", 16, seed=3)
 
@@ -54,7 +56,19 @@ def frames(run, model):
     return np.concatenate(made)
 
 
-def test_the_demo_makes_the_same_video_from_frozen_arrays():
-    run = resolve(Config(ModelConfig(), CacheConfig(memory="16MiB"), engine=EngineConfig(reproducible=True)))
-    model = load_model(run)
+DEMO = Config(ModelConfig(), CacheConfig(memory="16MiB"), engine=EngineConfig(reproducible=True))
+
+
+def wan(folder) -> Config:
+    """A tiny pipeline with a text encoder and a VAE."""
+    write_pipeline(folder, "WanTransformer3DModel")
+    model = ModelConfig("self-forcing", weights=str(folder), height=48, width=80)
+    return Config(model, CacheConfig(memory="1MiB", codec="int2"), engine=EngineConfig(reproducible=True))
+
+
+@pytest.mark.parametrize("name", ["demo", "wan"])
+def test_the_same_video_comes_from_arrays_that_cannot_be_written_to(name, tmp_path, monkeypatch):
+    monkeypatch.setattr(packed_model, "MIN_SHARED_BYTES", 1)
+    run = resolve(DEMO if name == "demo" else wan(tmp_path / "wan"))
+    model = load_model(run, [REQUEST.prompt])
     assert np.array_equal(frames(run, model), frames(run, frozen(model)))
