@@ -41,6 +41,7 @@ ROOMS = (
     ("pagedvid.capacity",),
     ("pagedvid.output",),
     ("pagedvid.service",),
+    ("pagedvid.cluster",),
     ("pagedvid.cli",),
     ("pagedvid.__main__",),
 )
@@ -76,6 +77,8 @@ ONE_FILE_LIBRARIES = (
     "transformers",
     "diffusers",
     "flashdreams",
+    "ray",
+    "fsspec",
 )
 """Optional or heavy libraries, each behind one adapter file."""
 

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import argparse
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from itertools import islice
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pagedvid import __version__
+from pagedvid.cli.cluster_parts import Maker, add_cluster_options, cluster_maker, refuse_lonely
 from pagedvid.cli.cores import choose_wait_policy
 from pagedvid.cli.generate_plan import plan_lines
 from pagedvid.cli.messages import logs_as_notes, reason
@@ -26,6 +30,7 @@ from pagedvid.output.folder import OutputFolder
 from pagedvid.output.mp4 import av_library
 
 if TYPE_CHECKING:
+    from pagedvid.cluster.url_folder import UrlFolder
     from pagedvid.engine.engine import Engine
     from pagedvid.models.build import RunSpec
 
@@ -38,10 +43,11 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument(
         "--prompts", metavar="FILE", type=path_flag, required=True, help=".txt (a prompt per line) or .jsonl"
     )
-    parser.add_argument("--out", metavar="DIR", type=path_flag, help="folder for the videos")
+    parser.add_argument("--out", metavar="DIR", type=_place, help="folder for the videos; with --ray also a URL")
     existing = parser.add_mutually_exclusive_group()
     existing.add_argument("--resume", action="store_true", help="make only the videos that --out lacks")
     existing.add_argument("--overwrite", action="store_true", help="make all videos again")
+    add_cluster_options(parser)
     parser.add_argument("--plan", action="store_true", help="print pages and bytes per stream and stop")
     add_config_options(parser)
     parser.set_defaults(run=run)
@@ -59,26 +65,53 @@ def run(args: argparse.Namespace) -> int:
     if not spec.model.writes_latents:
         av_library()  # now, not after the first chunk
     with (
+        _maker(args, spec) as make,
         progress_view() as view,
         logs_as_notes(view.note),
-        OutputFolder(
-            args.out,
-            frame_settings(spec.config),
-            resume=args.resume,
-            overwrite=args.overwrite,
-            holds_latents=spec.model.writes_latents,
-        ) as folder,
+        _open_folder(args, spec) as folder,
     ):
+        if args.ray:
+            folder.refuse_another_job()
         missing = [request for request in requests if not folder.is_done(request)]
-        result = _make_videos(spec, folder, missing, view) if missing else RunResult()
-        if not (result.num_left or folder.holds_latents):
+        result = make(folder, missing, view, _versions(folder.holds_latents)) if missing else RunResult()
+        if isinstance(folder, OutputFolder) and not (result.num_left or folder.holds_latents):
             _write_sheet(folder, requests)
     print("\n".join(summary_lines(result, len(requests) - len(missing), spec.config.cache, args.out)))
     return _exit_code(result)
 
 
+def _place(written: str) -> Path | str:
+    """The argparse type of --out: the path of a folder, or a URL."""
+    return written if "://" in written else path_flag(written)
+
+
+def _open_folder(args: argparse.Namespace, spec: RunSpec) -> OutputFolder | UrlFolder:
+    """Where the results go. Raises ConfigError."""
+    job = frame_settings(spec.config), _file_fingerprints(spec)
+    how = {"resume": args.resume, "overwrite": args.overwrite, "holds_latents": spec.model.writes_latents}
+    if isinstance(args.out, Path):
+        return OutputFolder(args.out, *job, **how)
+    if args.ray is None:
+        raise ConfigError(f"--out {args.out} is a URL, which is for workers on Ray; add --ray local, or give a folder")
+    from pagedvid.cluster.url_folder import UrlFolder
+
+    return UrlFolder(args.out, *job, **how)
+
+
+def _maker(args: argparse.Namespace, spec: RunSpec) -> AbstractContextManager[Maker]:
+    """What makes the videos: workers on Ray, or one worker in this process. Raises ConfigError."""
+    if args.ray is not None:
+        return cluster_maker(args, spec)
+    refuse_lonely(args)
+    return nullcontext(partial(_make_videos, spec))
+
+
 def _make_videos(
-    spec: RunSpec, folder: OutputFolder, requests: Sequence[VideoRequest], view: ProgressView
+    spec: RunSpec,
+    folder: OutputFolder,
+    requests: Sequence[VideoRequest],
+    view: ProgressView,
+    versions: Mapping[str, str],
 ) -> RunResult:
     from pagedvid.cli.video_run import VideoRun
 
@@ -90,7 +123,7 @@ def _make_videos(
         view,
         frames_per_second=spec.config.generate.frames_per_second,
         scale=spec.config.generate.scale or spec.model.pixel_scale,
-        versions=_versions(folder.holds_latents),
+        versions=versions,
         threads=ThreadChoice.of(spec.config),
     ).run()
 
@@ -108,6 +141,12 @@ def create_engine(spec: RunSpec, prompts: Sequence[str]) -> Engine:
     from pagedvid.models.build import build_engine
 
     return build_engine(spec, prompts)
+
+
+def _file_fingerprints(spec: RunSpec) -> dict[str, str | None]:
+    from pagedvid.models.origin import file_fingerprints
+
+    return file_fingerprints(spec)
 
 
 def _versions(of_latents: bool) -> dict[str, str]:

@@ -36,7 +36,7 @@ class RunResult:
     """The cache when it held the most bytes; None when nothing was committed."""
 
 
-def summary_lines(result: RunResult, num_skipped: int, cache: CacheConfig, folder: Path) -> list[str]:
+def summary_lines(result: RunResult, num_skipped: int, cache: CacheConfig, place: Path | str) -> list[str]:
     """What was made, how fast, in how many bytes, and where."""
     rows = [("videos", _videos(result, num_skipped))]
     if result.num_done:
@@ -46,7 +46,7 @@ def summary_lines(result: RunResult, num_skipped: int, cache: CacheConfig, folde
         rows.append(("cache", _cache(result)))
     if result.pool and result.fullest:
         rows.append(("pages", _pages(result.pool, result.fullest)))
-    rows.append(("files", f"{folder}/"))
+    rows.append(("files", f"{place}/"))
     return [f"{name:8}{text}" for name, text in rows]
 
 

@@ -16,7 +16,6 @@ from threading import TIMEOUT_MAX
 from time import monotonic
 
 from pagedvid.cli.engine_watch import EngineWatch
-from pagedvid.cli.event_queue import EventQueue
 from pagedvid.cli.messages import one_line, reason, reason_told
 from pagedvid.cli.progress import ProgressView, Status
 from pagedvid.cli.run_result import RunResult
@@ -27,6 +26,7 @@ from pagedvid.engine.engine import Engine
 from pagedvid.engine.requests import VideoRequest
 from pagedvid.errors import CapacityError, WorkerError
 from pagedvid.output.folder import OutputFolder
+from pagedvid.service.event_queue import EventQueue
 from pagedvid.service.events import ChunkEvent, Event, FailureEvent, RebuiltEvent
 from pagedvid.service.stats import DEAD
 from pagedvid.service.worker import Worker
@@ -62,7 +62,7 @@ class VideoRun:
         self._files = VideoFiles(
             self.folder, self.requests, self.view, self._watch, self.frames_per_second, self.scale, self.versions
         )
-        self._events = EventQueue(MAX_UNWRITTEN)
+        self._events = EventQueue[Event](MAX_UNWRITTEN)
         self._worker = Worker(self._watch.build, self._hear, take_step=self._watch.take_step)
         self._unsubmitted: deque[VideoRequest] = deque()
         self._submitted: deque[tuple[str, Future[None]]] = deque()

@@ -19,9 +19,17 @@ def temporary_path(path: Path) -> Path:
     return path.with_name(f"{_PREFIX}{path.name}{_SUFFIX}")
 
 
-def publish(path: Path) -> None:
-    """Renames the finished temporary file to `path`, once its bytes are on disk. Raises OSError."""
-    temporary = temporary_path(path)
+def is_temporary(name: str) -> bool:
+    """Whether a file of this name is one that becomes another."""
+    return name.startswith(_PREFIX) and name.endswith(_SUFFIX)
+
+
+def publish(path: Path, temporary: Path | None = None) -> None:
+    """Renames the finished temporary file to `path`, once its bytes are on disk. Raises OSError.
+
+    `temporary`: None: `temporary_path(path)`.
+    """
+    temporary = temporary or temporary_path(path)
     with temporary.open("rb") as file:
         os.fsync(file.fileno())
     temporary.replace(path)

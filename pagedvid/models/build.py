@@ -17,7 +17,7 @@ from pagedvid.codecs.spec import block_frames
 from pagedvid.config.sections import Config
 from pagedvid.devices import read_device
 from pagedvid.engine.engine import Engine
-from pagedvid.engine.protocol import ModelGeometry, ModelSpec
+from pagedvid.engine.protocol import ModelGeometry, ModelSpec, VideoModel
 from pagedvid.errors import ConfigError
 from pagedvid.host_state import float32_modules, independent_of_host
 from pagedvid.models.common.checkpoint_files import path_or_none
@@ -62,10 +62,7 @@ def build_engine(
     `prompts`: those known now. They are encoded before the model is loaded, so that the text encoder need not stay.
     `cache_type`: such as one that observes (calibration/observe.py).
     """
-    config = run.config
-    read_device(config.model.device)
-    with float32_modules():
-        model = run.model.load(prompts)
+    config, model = run.config, load_model(run, prompts)
     cache = cache_type(
         run.cache,
         config.cache.memory,
@@ -87,6 +84,14 @@ def build_engine(
         host_memory=config.cache.host_memory or 0,
         live_admission=config.engine.live_admission,
     )
+
+
+@independent_of_host
+def load_model(run: RunSpec, prompts: Sequence[str] = ()) -> VideoModel:
+    """The model alone, with `prompts` encoded. Raises ConfigError."""
+    read_device(run.config.model.device)
+    with float32_modules():
+        return run.model.load(prompts)
 
 
 def tables_file(config: Config) -> Path | None:

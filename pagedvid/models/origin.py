@@ -20,9 +20,6 @@ def origin_of(run: RunSpec, model: VideoModel) -> Origin:
     Reads parts of the model's files, once per process. Raises ConfigError when one cannot be read.
     """
     config = run.config.model
-    weights = model_weights(config.name, path_or_none(config.weights))
-    is_pipeline = weights is not None and is_folder(weights / "transformer")
-    pipeline = weights if is_pipeline else None
     return Origin(
         model=model.name,
         geometry=model.geometry,
@@ -30,13 +27,25 @@ def origin_of(run: RunSpec, model: VideoModel) -> Origin:
         window=replace(run.window, positions=model.positions),
         num_denoise_steps=run.config.engine.denoise_steps,
         settings={"dtype": config.dtype, "height": config.height, "width": config.width, "ema": config.ema},
-        files={
-            "weights": _fingerprint(weights, "transformer"),
-            "text_encoder": _fingerprint(path_or_none(config.text_encoder) or pipeline, "text_encoder"),
-            "vae": _fingerprint(path_or_none(config.vae) or pipeline, "vae"),
-            "tables": None if run.tables is None else fingerprint([run.tables]),
-        },
+        files=file_fingerprints(run),
     )
+
+
+def file_fingerprints(run: RunSpec) -> dict[str, str | None]:
+    """Fingerprints of the model's files by what they are for; None: there is none.
+
+    Reads parts of them, once per process. Raises ConfigError when one cannot be read.
+    """
+    config = run.config.model
+    weights = model_weights(config.name, path_or_none(config.weights))
+    is_pipeline = weights is not None and is_folder(weights / "transformer")
+    pipeline = weights if is_pipeline else None
+    return {
+        "weights": _fingerprint(weights, "transformer"),
+        "text_encoder": _fingerprint(path_or_none(config.text_encoder) or pipeline, "text_encoder"),
+        "vae": _fingerprint(path_or_none(config.vae) or pipeline, "vae"),
+        "tables": None if run.tables is None else fingerprint([run.tables]),
+    }
 
 
 def _fingerprint(path: Path | None, part: str) -> str | None:

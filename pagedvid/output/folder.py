@@ -7,22 +7,19 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import Any
 
 from pagedvid.engine.requests import VideoRequest
 from pagedvid.errors import ConfigError
-from pagedvid.files.atomic import remove_stale, replacing, temporary_path
+from pagedvid.files.atomic import publish, remove_stale, replacing, temporary_path
 from pagedvid.output.latents import LatentWriter
-from pagedvid.output.manifest import Manifest, ManifestEntry, json_text
+from pagedvid.output.manifest import Manifest
 from pagedvid.output.mp4 import VideoWriter
-
-logger = logging.getLogger(__name__)
-
-MANIFEST_NAME, SHEET_NAME = "manifest.jsonl", "sheet.png"
+from pagedvid.output.records import MANIFEST_NAME, SHEET_NAME, Records
 
 
 class OutputFolder:
@@ -32,18 +29,19 @@ class OutputFolder:
         self,
         path: Path,
         settings: Mapping[str, Any],
+        files: Mapping[str, str | None] = MappingProxyType({}),
         *,
         resume: bool = False,
         overwrite: bool = False,
         holds_latents: bool = False,
     ) -> None:
-        """Makes or opens the folder. `settings`: those that decide the frames of its videos, by "section.key".
+        """Makes or opens the folder. `settings`: those that decide the frames of its videos, by "section.key". `files`:
+        fingerprints of the model's files.
 
         Raises `ConfigError` when the folder is not empty and neither `resume` nor `overwrite` is set, when another run
         is writing to it, and when it cannot be written to.
         """
         self.path = path
-        self.settings = dict(settings)
         self.holds_latents = holds_latents
         try:
             path.mkdir(parents=True, exist_ok=True)
@@ -57,10 +55,16 @@ class OutputFolder:
                 raise
         except OSError as error:
             raise ConfigError(f"cannot write to {path}: {error.strerror}; use another --out") from None
+        self._records = Records(str(path), self._manifest.entries, dict(settings), dict(files), holds_latents)
+
+    @property
+    def url(self) -> str:
+        """Where others write to the folder."""
+        return str(self.path.resolve())
 
     def video_path(self, id: str) -> Path:
         """The path of a request's video."""
-        return self.path / f"{id}{'.safetensors' if self.holds_latents else '.mp4'}"
+        return self.path / self._records.file_name(id)
 
     @property
     def sheet_path(self) -> Path:
@@ -68,33 +72,16 @@ class OutputFolder:
         return self.path / SHEET_NAME
 
     def is_done(self, request: VideoRequest) -> bool:
-        """Whether an earlier run has finished the same video, and its file is still complete.
-
-        Raises `ConfigError` when the folder has a video of that id with another prompt or other settings.
-        """
-        entry = self._manifest.entries.get(request.id)
-        if entry is None or entry.status != "done" or not self._is_whole(entry):
-            return False
-        if differences := entry.differences(request, self.settings):
-            raise ConfigError(
-                f"{self.video_path(request.id)} was made differently ({'; '.join(differences)}); resume with the same "
-                "prompts and settings, use --overwrite to make all videos again, or use another --out"
-            )
-        return True
-
-    def _is_whole(self, entry: ManifestEntry) -> bool:
-        """Whether the file of a finished video still has its length. That is enough, because a file gets its name only
-        when it is complete. Entries of earlier versions do not say the length: then the file must not be empty."""
-        path, expected = self.video_path(entry.id), entry.details.get("bytes")
+        """See `Records.is_done`."""
         try:
-            size = path.stat().st_size
+            num_bytes = self.video_path(request.id).stat().st_size
         except OSError:
-            return False
-        if size > 0 if expected is None else size == expected:
-            return True
-        given = f"{size}" if expected is None else f"{size} of {expected}"
-        logger.warning("%s is incomplete, it has %s bytes: it is made again", path.name, given)
-        return False
+            num_bytes = None
+        return self._records.is_done(request, num_bytes)
+
+    def refuse_another_job(self) -> None:
+        """See `Records.refuse_another_job`."""
+        self._records.refuse_another_job()
 
     def open_video(self, request: VideoRequest, frames_per_second: float, scale: int) -> VideoWriter | LatentWriter:
         """A writer for the video of a request.
@@ -114,24 +101,35 @@ class OutputFolder:
         The video counts as done only with its line. When the line or the json cannot be written, the file stays.
         """
         writer.finish()
-        summary = {"file": writer.path.name, "bytes": temporary_path(writer.path).stat().st_size, **details}
-        sidecar = json_text({**_request_fields(request), **summary, "settings": self.settings}, indent=2)
-        writer.publish()
+        self._complete(request, temporary_path(writer.path), writer.publish, details)
+
+    def accept(self, request: VideoRequest, name: str, details: Mapping[str, Any]) -> None:
+        """The same for a complete file that somebody else wrote into the folder under a temporary name."""
+        temporary = self.path / name
+        self._complete(request, temporary, lambda: publish(self.video_path(request.id), temporary), details)
+
+    def _complete(
+        self, request: VideoRequest, temporary: Path, publish: Callable[[], None], details: Mapping[str, Any]
+    ) -> None:
+        entry = self._records.done(request, temporary.stat().st_size, details)
+        sidecar = self._records.sidecar(entry)
+        publish()
         try:
             with replacing(self.path / f"{request.id}.json") as path:
                 path.write_bytes(sidecar)
-            self._append(request, "done", details=summary)
+            self._manifest.append(entry)
         except OSError as error:
-            what = f"{writer.path.name} is complete, but its json or manifest line could not be written"
+            what = f"{entry.details['file']} is complete, but its json or manifest line could not be written"
             raise OSError(error.errno, f"{what}: {error.strerror}; --resume makes it again") from error
 
     def record_failed(self, request: VideoRequest, kind: str, message: str) -> None:
         """Writes to the manifest that a video ended with an error of that kind. Raises OSError."""
-        self._append(request, "failed", error=f"{kind}: {message}")
+        self._manifest.append(self._records.failed(request, kind, message))
 
-    def _append(self, request: VideoRequest, status: str, **fields: Any) -> None:
-        entry = ManifestEntry(**_request_fields(request), status=status, settings=self.settings, **fields)
-        self._manifest.append(entry)
+    def discard_unfinished(self) -> None:
+        """Removes files with temporary names. Never raises; the next run tries again."""
+        with suppress(OSError):
+            remove_stale(self.path)
 
     def __enter__(self) -> OutputFolder:
         return self
@@ -150,13 +148,3 @@ def _refuse_used(path: Path) -> None:
             f"{path} is not empty ({num_used} files): use --resume to make only what is missing, --overwrite to make "
             "all videos again, or another --out"
         )
-
-
-def _request_fields(request: VideoRequest) -> dict[str, Any]:
-    return {
-        "id": request.id,
-        "prompt": request.prompt,
-        "seed": request.seed,
-        "num_frames": request.num_frames,
-        "inputs": dict(request.inputs),
-    }

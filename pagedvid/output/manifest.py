@@ -40,19 +40,26 @@ class ManifestEntry:
     error: str | None = None
     details: Mapping[str, Any] = field(default_factory=dict)
     """File name, seconds, bytes: what a reader of the manifest may need without opening the video's own json."""
+    files: Mapping[str, str | None] = field(default_factory=dict)
+    """Fingerprints of the model's files, such as "weights"; empty in entries of earlier versions."""
 
-    def differences(self, request: VideoRequest, settings: Mapping[str, Any]) -> list[str]:
-        """What differs between this entry and a request with these settings, as "name: before -> now"."""
-        before = {"prompt": self.prompt, "seed": self.seed, "frames": self.num_frames, **self.inputs, **self.settings}
-        now = {
-            "prompt": request.prompt,
-            "seed": request.seed,
-            "frames": request.num_frames,
-            **request.inputs,
-            **settings,
-        }
-        keys = dict.fromkeys([*before, *now])
-        return [f"{key}: {before.get(key)} -> {now.get(key)}" for key in keys if before.get(key) != now.get(key)]
+    def differences(
+        self, request: VideoRequest, settings: Mapping[str, Any], files: Mapping[str, str | None] | None = None
+    ) -> list[str]:
+        """What differs between this entry and a request in a job, as "name: before -> now"; see `job_differences`."""
+        before = {"prompt": self.prompt, "seed": self.seed, "frames": self.num_frames, **self.inputs}
+        now = {"prompt": request.prompt, "seed": request.seed, "frames": request.num_frames, **request.inputs}
+        return [*_differences(before, now), *self.job_differences(settings, files or {})]
+
+    def job_differences(self, settings: Mapping[str, Any], files: Mapping[str, str | None]) -> list[str]:
+        """What differs between the job of this entry and one with these settings and fingerprints."""
+        of_files = _differences(self.files, files) if self.files and files else []
+        return [*_differences(self.settings, settings), *(f"fingerprint of {it}" for it in of_files)]
+
+
+def _differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    keys = dict.fromkeys([*before, *now])
+    return [f"{key}: {before.get(key)} -> {now.get(key)}" for key in keys if before.get(key) != now.get(key)]
 
 
 def json_text(data: Mapping[str, Any], indent: int | None = None) -> bytes:
@@ -73,6 +80,7 @@ _TYPES: dict[str, type | tuple[type, ...]] = {
     "inputs": dict,
     "error": (str, type(None)),
     "details": dict,
+    "files": dict,
 }
 """JSON types of an entry's fields."""
 _NEEDED = ("id", "status", "prompt", "seed", "num_frames", "settings")
@@ -90,6 +98,21 @@ def _read_entry(line: bytes) -> ManifestEntry:
         if name not in values:
             raise ConfigError(f'"{name}" is missing')
     return ManifestEntry(**values)
+
+
+def read_entries(lines: bytes, place: str) -> dict[str, ManifestEntry]:
+    """The entries of a manifest by id, the newest of each. Raises `ConfigError`, which begins with the `place`."""
+    entries = {}
+    for number, line in enumerate(lines.splitlines(), start=1):
+        try:
+            entry = _read_entry(line)
+        except ValueError as error:
+            raise ConfigError(
+                f"{place} line {number} is not a manifest entry ({error}); "
+                "remove the line to make its video again, or use --overwrite"
+            ) from None
+        entries[entry.id] = entry
+    return entries
 
 
 class Manifest:
@@ -144,18 +167,11 @@ class Manifest:
         whole = content[: content.rfind(b"\n") + 1]
         if len(whole) < len(content):
             self._file.truncate(len(whole))
-        entries = {}
-        for number, line in enumerate(whole.splitlines(), start=1):
-            try:
-                entry = _read_entry(line)
-            except ValueError as error:
-                self._file.close()
-                raise ConfigError(
-                    f"{self.path} line {number} is not a manifest entry ({error}); "
-                    "remove the line to make its video again, or use --overwrite"
-                ) from None
-            entries[entry.id] = entry
-        return entries
+        try:
+            return read_entries(whole, str(self.path))
+        except ConfigError:
+            self._file.close()
+            raise
 
     def prepare(self) -> None:
         """Removes half a line, and the lines to ignore, from the file. Raises OSError.

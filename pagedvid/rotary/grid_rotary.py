@@ -9,9 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from pagedvid.arguments import instance_of, list_of, one_of, whole_number, whole_numbers
 from pagedvid.errors import ConfigError, ShapeError
@@ -56,7 +58,17 @@ class GridRotary(Compilable):
         self._rows, self._columns = _checked_positions(axis_positions, self._frequencies[0])
         self._num_still = _num_still_pairs(head_dim, sum(map(len, self._frequencies)))
         self._whole_frames = whole_frames
-        self._cached_tables = lru_cache(maxsize=_size("num_cached", num_cached, 0))(self._compute)
+        self._num_cached = _size("num_cached", num_cached, 0)
+        self._cached_tables = lru_cache(maxsize=self._num_cached)(self._compute)
+
+    @override
+    def __getstate__(self) -> dict[str, object]:
+        """Without the cached tables: a copy computes its own."""
+        return {name: value for name, value in super().__getstate__().items() if name != "_cached_tables"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._cached_tables = lru_cache(maxsize=self._num_cached)(self._compute)
 
     @staticmethod
     def from_theta(

@@ -6,6 +6,7 @@ a colour (needed), `noise` (frames that do not compress), `breaks` (fails at its
 
 from __future__ import annotations
 
+import os
 import time
 from dataclasses import dataclass
 from types import SimpleNamespace
@@ -142,3 +143,12 @@ def frames_of(request: VideoRequest, num_frames: int) -> np.ndarray:
         return np.random.default_rng(request.seed).integers(0, 256, shape, dtype=np.uint8)
     color = next(rgb for name, rgb in COLORS.items() if name in request.prompt)
     return np.broadcast_to(np.array(color, dtype=np.uint8), shape).copy()
+
+
+class KillingEngine(FakeEngine):
+    """The word `kills` in a prompt ends the process."""
+
+    def step(self) -> list[EngineOutput]:
+        if any("kills" in request.prompt for request in self._active.values()):
+            os._exit(1)
+        return super().step()

@@ -9,28 +9,27 @@ from __future__ import annotations
 import math
 from collections import deque
 from threading import Condition
-from typing import TYPE_CHECKING
+from typing import Generic, TypeVar
 
-if TYPE_CHECKING:
-    from pagedvid.service.events import Event
+Item = TypeVar("Item")
 
 
-class EventQueue:
+class EventQueue(Generic[Item]):
     """At most so many events, oldest first."""
 
     def __init__(self, max_waiting: int) -> None:
         self._max_waiting: float = max_waiting
-        self._events: deque[Event] = deque()
+        self._events: deque[Item] = deque()
         self._changed = Condition()
 
-    def put(self, event: Event) -> None:
+    def put(self, event: Item) -> None:
         """Adds an event; waits while the queue is full."""
         with self._changed:
             self._changed.wait_for(lambda: len(self._events) < self._max_waiting)
             self._events.append(event)
             self._changed.notify_all()
 
-    def take(self, seconds: float) -> Event | None:
+    def take(self, seconds: float) -> Item | None:
         """The oldest event; None when none comes within so many seconds."""
         with self._changed:
             if not self._changed.wait_for(lambda: self._events, seconds):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from threading import Thread
 
-from pagedvid.cli.event_queue import EventQueue
+from pagedvid.service.event_queue import EventQueue
 from pagedvid.service.events import StateEvent
 
 WAIT_SECONDS = 20

@@ -1,0 +1,35 @@
+"""The benchmark of workers on Ray: every case runs and is set against the one process of its round."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+import cluster
+from cluster import ALONE, cpu_seconds, main
+
+
+def test_a_process_without_ray_says_its_speed() -> None:
+    parsed = type("Arguments", (), {"videos": 2, "frames": 8, "seed": 0})
+    found = cluster.run(parsed, ())  # type: ignore[arg-type]
+    assert found["frames_per_second"] > 0 and found["start_seconds"] > 0
+
+
+def test_seconds_of_a_process() -> None:
+    assert cpu_seconds(os.getpid()) == pytest.approx(sum(os.times()[:2]), abs=0.1)
+
+
+def test_a_row_per_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def made(arguments: object, flags: tuple[str, ...]) -> dict[str, float]:
+        speed = 10.0 * int(flags[-1]) * 0.9 if flags else 10.0
+        return {"frames_per_second": speed, "start_seconds": 3.0, "driver_seconds_per_video": 0.012}
+
+    monkeypatch.setattr(cluster, "run", made)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 1})
+    main(["--rounds", "2", "--out", str(tmp_path / "cluster.json")])
+    rows = json.loads((tmp_path / "cluster.json").read_text())["results"]["rows"]
+    assert {row["case"]: row["over_one_process"] for row in rows} == {ALONE: 1.0, "one worker": 0.9, "2 workers": 1.8}
+    assert [line.split()[-1] for line in capsys.readouterr().out.splitlines()[2:5]] == ["-", "12", "12"]
