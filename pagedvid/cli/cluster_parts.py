@@ -1,4 +1,4 @@
-"""The flags of `pagedvid generate --ray`, and what they come to."""
+"""The flags of `pagedvid generate --ray`, and what they come to; `serve --ray` connects in the same way."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from pagedvid.errors import ConfigError
 from pagedvid.units import MIB
 
 if TYPE_CHECKING:
-    from pagedvid.cluster.cluster import Device
+    from pagedvid.cluster.cluster import Cluster, Device
     from pagedvid.cluster.url_folder import UrlFolder
     from pagedvid.models.build import RunSpec
     from pagedvid.output.folder import OutputFolder
@@ -69,13 +69,9 @@ def refuse_lonely(args: argparse.Namespace) -> None:
 @contextmanager
 def cluster_maker(args: argparse.Namespace, spec: RunSpec) -> Iterator[Maker]:
     """Connects to Ray, and yields what makes the videos there. Raises ConfigError."""
-    from pagedvid.cluster.cluster import Cluster
-
-    for name, value in RAY_VARIABLES.items():
-        set_value(name, value)
     device = device_of(spec.config, args.gpus_per_worker)
     with (
-        Cluster(args.ray, STORE_BYTES + 2 * _model_bytes(spec)) as cluster,
+        connected(args.ray, STORE_BYTES + 2 * _model_bytes(spec)) as cluster,
         redirect_stdout(sys.stderr),  # Ray prints what happens to its processes, and stdout is for the summary
     ):
         wanted = None if args.workers in (None, "auto") else args.workers
@@ -106,8 +102,17 @@ def cluster_maker(args: argparse.Namespace, spec: RunSpec) -> Iterator[Maker]:
         yield make
 
 
-def device_of(config: Config, gpus_per_worker: float | None) -> Device:
-    """What one worker takes of a machine. Raises ConfigError."""
+def connected(address: str, store_bytes: int) -> Cluster:
+    """A connection to Ray, to be closed. `store_bytes`: of objects, if it is started here. Raises ConfigError."""
+    from pagedvid.cluster.cluster import Cluster
+
+    for name, value in RAY_VARIABLES.items():
+        set_value(name, value)
+    return Cluster(address, store_bytes)
+
+
+def device_of(config: Config, gpus_per_worker: float | None, flag: str = "--gpus-per-worker") -> Device:
+    """What one worker takes of a machine. `flag`: that says it. Raises ConfigError."""
     from pagedvid.cluster.cluster import Device
 
     threads, device = config.generate.threads, config.model.device
@@ -115,7 +120,7 @@ def device_of(config: Config, gpus_per_worker: float | None) -> Device:
     if device == "cpu":
         if gpus_per_worker is not None:
             raise ConfigError(
-                "--gpus-per-worker is for models on GPUs, and model.device is cpu; add --set model.device=cuda, or "
+                f"{flag} is for models on GPUs, and model.device is cpu; add --set model.device=cuda, or "
                 "leave the flag out"
             )
         return Device(num_cpus)

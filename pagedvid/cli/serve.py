@@ -11,6 +11,7 @@ from pagedvid.cli import variables
 from pagedvid.cli.cores import let_threads_sleep
 from pagedvid.cli.generate import resolved
 from pagedvid.cli.options import add_config_options, by_rule, path_flag, resolve_options
+from pagedvid.cli.replica_parts import add_replica_options, workers_of
 from pagedvid.cli.service_parts import logs_as_json, make_sessions, served_model
 from pagedvid.cli.terminal import EXIT_SUCCESS, Interrupt
 from pagedvid.config.rules import number, whole
@@ -19,7 +20,7 @@ from pagedvid.service.http.settings import ServeSettings, is_loopback
 from pagedvid.shown import named, short
 
 if TYPE_CHECKING:
-    from pagedvid.models.build import RunSpec
+    from pagedvid.service.sessions import Sessions
 
 DEFAULT_DATA = Path("pagedvid-data")
 
@@ -51,6 +52,7 @@ def add_parser(subparsers: Any) -> None:
         default=20.0,
         help="longest time that stopping takes (default: 20)",
     )
+    add_replica_options(parser)
     add_config_options(parser)
     parser.set_defaults(run=run)
 
@@ -66,17 +68,17 @@ def run(args: argparse.Namespace) -> int:
     let_threads_sleep()
     spec = resolved(config)
     settings = ServeSettings(served_model(spec), config.serve, key, is_loopback(args.host))
-    with listen(args.host, args.port) as listener, logs_as_json():
-        _serve(spec, settings, listener, args)
+    with listen(args.host, args.port) as listener, workers_of(args, spec) as build_worker, logs_as_json():
+        sessions = make_sessions(spec, args.data.resolve(), build_worker)  # replicas have other working folders
+        _serve(sessions, settings, listener, args)
     return EXIT_SUCCESS
 
 
-def _serve(spec: RunSpec, settings: ServeSettings, listener: socket, args: argparse.Namespace) -> None:
+def _serve(sessions: Sessions, settings: ServeSettings, listener: socket, args: argparse.Namespace) -> None:
     """Starts the sessions, accepts requests until a signal comes, and stops in time. A second signal stops at once."""
     from pagedvid.service.http.app import create_app
     from pagedvid.service.http.server import Server
 
-    sessions = make_sessions(spec, args.data)
     host, port = listener.getsockname()[:2]
     address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
     ready = f"{settings.model.name} is served at http://{address}; its videos are in {named(args.data)}"

@@ -7,21 +7,26 @@ import logging
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pagedvid.config.sections import Config, frame_settings
 from pagedvid.errors import ConfigError
+from pagedvid.service.events import Event
 from pagedvid.service.http.settings import ServedModel
 from pagedvid.service.records import SessionLimits, VideoFormat
+from pagedvid.service.video_maker import VideoMaker
 
 if TYPE_CHECKING:
     from pagedvid.engine.engine import Engine
     from pagedvid.engine.protocol import FrameFormat
     from pagedvid.models.build import RunSpec
-    from pagedvid.service.events import Event
+    from pagedvid.service.checkpoint_files import OriginFiles
     from pagedvid.service.sessions import Sessions
-    from pagedvid.service.worker import Worker
+
+BuildWorker = Callable[[Callable[[Event], None]], VideoMaker]
+"""Makes what tells its events to the given function, and does not start it."""
 
 
 def served_model(spec: RunSpec) -> ServedModel:
@@ -37,26 +42,35 @@ def served_model(spec: RunSpec) -> ServedModel:
     )
 
 
-def make_sessions(spec: RunSpec, folder: Path) -> Sessions:
-    """The sessions under a folder, with a worker that loads the model when it is started."""
+def build_served(spec: RunSpec) -> Engine:
+    """An engine with its model, for a worker. Raises what loading it raises."""
     import torch
 
     from pagedvid.models.build import build_engine
+
+    if spec.config.generate.threads != "auto":
+        torch.set_num_threads(int(spec.config.generate.threads))  # of the thread that calls it, the worker's
+    return build_engine(spec)
+
+
+def checkpoint_files(spec: RunSpec, engine: Engine) -> OriginFiles:
+    """Checkpoints that only the same model with the same weights goes on from."""
     from pagedvid.models.origin import origin_of
     from pagedvid.service.checkpoint_files import OriginFiles
-    from pagedvid.service.sessions import Sessions
+
+    return OriginFiles(origin_of(spec, engine.model))
+
+
+def one_worker(spec: RunSpec) -> BuildWorker:
+    """Makes a worker of this process, which loads the model when it is started."""
     from pagedvid.service.worker import Worker
 
-    def checkpoints(engine: Engine) -> OriginFiles:
-        return OriginFiles(origin_of(spec, engine.model))
+    return lambda on_event: Worker(partial(build_served, spec), on_event, checkpoints=partial(checkpoint_files, spec))
 
-    def build() -> Engine:
-        if spec.config.generate.threads != "auto":
-            torch.set_num_threads(int(spec.config.generate.threads))  # of the thread that calls it, the worker's
-        return build_engine(spec)
 
-    def build_worker(on_event: Callable[[Event], None]) -> Worker:
-        return Worker(build, on_event, checkpoints=checkpoints)
+def make_sessions(spec: RunSpec, folder: Path, build_worker: BuildWorker) -> Sessions:
+    """The sessions under a folder."""
+    from pagedvid.service.sessions import Sessions
 
     frames = _frames(spec)
     video = VideoFormat(

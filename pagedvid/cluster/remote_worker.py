@@ -5,10 +5,13 @@ The process may end at any moment. Every future that waits then fails with Worke
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
+
+from typing_extensions import override
 
 from pagedvid.cluster.library import ray_library
 from pagedvid.engine.requests import Continuation, VideoRequest
@@ -17,31 +20,8 @@ from pagedvid.service.recovery import Change, Checkpoint
 from pagedvid.service.stats import WorkerStats
 
 
-class RemoteWorker:
-    """The holder's end of a `WorkerActor`. `Cluster.start_worker` makes one."""
-
-    def __init__(self, actor: Any) -> None:
-        self._actor = actor
-
-    # ------------------------------------------------------------------ life
-
-    def start(self) -> Future[None]:
-        """See `Worker.start`; waits for a free device first."""
-        return _future(self._actor.start.remote())
-
-    def events(self) -> Future[tuple[list[Any], WorkerStats]]:
-        """The events since the last call, and the worker's numbers. Done within a moment, also when there are none."""
-        return _future(self._actor.events.remote())
-
-    def stop(self, checkpoint_folder: Path | None = None, *, seconds: float = 30.0) -> Future[dict[str, Path]]:
-        """See `Worker.stop`. The process stays until `kill`, so that the last events can be asked for."""
-        return _future(self._actor.stop.remote(checkpoint_folder, seconds))
-
-    def kill(self) -> None:
-        """Ends the process at once."""
-        ray_library().kill(self._actor)
-
-    # ------------------------------------------------------------------ verbs, as those of Worker
+class RemoteVerbs(ABC):
+    """The verbs of a `Worker` in another process. Paths are those of its machine."""
 
     def submit(self, request: VideoRequest, *, frames_given: int = 0) -> Future[None]:
         """See `Worker.submit`."""
@@ -67,7 +47,7 @@ class RemoteWorker:
         """See `Worker.prompt`."""
         return self._ask("prompt", id, prompt, recache=recache)
 
-    def fork(self, id: str, continuations: Sequence[Continuation]) -> Future[None]:
+    def fork(self, id: str, continuations: Sequence[Continuation]) -> Future[frozenset[str]]:
         """See `Worker.fork`."""
         return self._ask("fork", id, continuations)
 
@@ -80,13 +60,45 @@ class RemoteWorker:
         return self._ask("report_played", id, num_frames)
 
     def checkpoint(self, id: str, path: Path) -> Future[Checkpoint]:
-        """See `Worker.checkpoint`. The path is one of the worker's machine."""
+        """See `Worker.checkpoint`."""
         return self._ask("checkpoint", id, path)
 
-    def restore(self, path: Path, changes: Sequence[Change] = (), *, frames_given: int = 0) -> Future[str]:
-        """See `Worker.restore`. The path is one of the worker's machine."""
-        return self._ask("restore", path, changes, frames_given=frames_given)
+    def restore(
+        self, path: Path, changes: Sequence[Change] = (), *, frames_given: int = 0, id: str | None = None
+    ) -> Future[str]:
+        """See `Worker.restore`."""
+        return self._ask("restore", path, changes, frames_given=frames_given, id=id)
 
+    @abstractmethod
+    def _ask(self, verb: str, *args: Any, **kwargs: Any) -> Future[Any]:
+        """The result of a verb of that worker."""
+
+
+class RemoteWorker(RemoteVerbs):
+    """The holder's end of a `WorkerActor`. `Cluster.start_worker` makes one."""
+
+    def __init__(self, actor: Any) -> None:
+        self._actor = actor
+
+    # ------------------------------------------------------------------ life
+
+    def start(self) -> Future[None]:
+        """See `Worker.start`; waits for a free device first."""
+        return _future(self._actor.start.remote())
+
+    def events(self) -> Future[tuple[list[Any], WorkerStats]]:
+        """The events since the last call, and the worker's numbers. Done within a moment, also when there are none."""
+        return _future(self._actor.events.remote())
+
+    def stop(self, checkpoint_folder: Path | None = None, *, seconds: float = 30.0) -> Future[dict[str, Path]]:
+        """See `Worker.stop`. The process stays until `kill`, so that the last events can be asked for."""
+        return _future(self._actor.stop.remote(checkpoint_folder, seconds))
+
+    def kill(self) -> None:
+        """Ends the process at once."""
+        ray_library().kill(self._actor)
+
+    @override
     def _ask(self, verb: str, *args: Any, **kwargs: Any) -> Future[Any]:
         return _future(self._actor.ask.remote(verb, *args, **kwargs))
 
