@@ -22,7 +22,7 @@ from pagedvid.units import GIB, MIB
 CPU = torch.device("cpu")
 
 
-def small(model="demo", memory=9 * MIB, **changes):
+def small(model="demo", memory=12 * MIB, **changes):
     card = find_card(model)
     return replace(Question(card, card.resolution, card.window, memory, "none"), **changes)
 
