@@ -16,6 +16,9 @@ from hypothesis import settings
 os.environ["HF_HUB_OFFLINE"] = "1"  # before a library reads it, once, when it is imported
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # before kernels are defined: without a GPU they run in Triton's interpreter
+    from tests.interpreter import prepare_the_language_once
+
+    prepare_the_language_once()
 torch.set_num_threads(1)
 
 settings.register_profile("fixed", deadline=None, derandomize=True, max_examples=50, database=None)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import ast
 from collections import defaultdict
-from collections.abc import Iterator
+from functools import cache
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
@@ -102,17 +102,21 @@ def module_of(path: Path) -> str:
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
-def imported_modules(path: Path) -> Iterator[str]:
+MODULES = frozenset(map(module_of, FILES))
+
+
+@cache
+def imported_modules(path: Path) -> tuple[str, ...]:
     """Every module that a file imports, wherever in the file; `from a import b` counts as a.b if that is a module."""
+    found: list[str] = []
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
+            found += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}:{node.lineno}: relative import"
-            modules = {module_of(file) for file in FILES}
-            for alias in node.names:
-                inner = f"{node.module}.{alias.name}"
-                yield inner if inner in modules else str(node.module)
+            inner = [f"{node.module}.{alias.name}" for alias in node.names]
+            found += [name if name in MODULES else str(node.module) for name in inner]
+    return tuple(found)
 
 
 def room_of(module: str) -> int:
@@ -187,4 +191,4 @@ def test_the_walk_sees_imports_inside_functions(tmp_path):
     path.write_text(
         "if TYPE_CHECKING:\n    import torch\ndef f():\n    from pagedvid.cli import main\n    import av.video\n"
     )
-    assert list(imported_modules(path)) == ["torch", "pagedvid.cli.main", "av.video"]
+    assert imported_modules(path) == ("torch", "pagedvid.cli.main", "av.video")

@@ -8,7 +8,6 @@ they no longer match this file. Activations of the model itself, its VAE and tex
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 
 from pagedvid.cache.stream_codecs import StreamCodecs
@@ -82,11 +81,9 @@ def _every_head(size: StreamSize) -> Heads:
     return tuple(range(size.shape.num_kv_heads))
 
 
-def _chunk_codecs(size: StreamSize, codecs: StreamCodecs) -> Iterator[ChunkCodecs]:
-    """All codecs in which this stream's chunks are stored, by all heads that store them then."""
-    for index in (size.window.max_chunks, 0):
-        yield codecs.stored(index, 1, size.window)
-        yield codecs.stored(index, 0, size.window)
+def _chunk_codecs(size: StreamSize, codecs: StreamCodecs) -> set[ChunkCodecs]:
+    """All codecs in which this stream's chunks are stored, by all heads that store them then; mostly one."""
+    return {codecs.stored(index, age, size.window) for index in (size.window.max_chunks, 0) for age in (1, 0)}
 
 
 def _input_bytes(size: StreamSize, source: ChunkCodecs | None, kind: str, layer: int, heads: Heads) -> int:

@@ -151,7 +151,7 @@ def test_sustained_streams_measured_here(command):
 
 
 def test_a_proof(command):
-    words = ("capacity", "--model", "demo", "--memory", "24MiB", "--weights", "none", "--kv", "int4", "--prove")
+    words = ("capacity", "--model", "demo", "--memory", "9MiB", "--weights", "none", "--kv", "int4", "--prove")
     code, out, err = command(*words)
     assert (code, err) == (0, "")
     assert "predicted = measured" in out and "WRONG" not in out
@@ -166,7 +166,7 @@ def test_a_proof_that_fails(command, monkeypatch):
 
     growing = count()
     monkeypatch.setattr(prove, "live_bytes", lambda device: 10**9 * next(growing))
-    code, out, _ = command("capacity", "--model", "demo", "--memory", "24MiB", "--weights", "none", "--prove")
+    code, out, _ = command("capacity", "--model", "demo", "--memory", "9MiB", "--weights", "none", "--prove")
     assert code == 1
     assert "DISAGREE" in out and "WRONG" in out
 
