@@ -73,18 +73,30 @@ class VideoFormat:
         return VideoWriter(path, self.frames_per_second, self.scale)
 
 
+class _GrowingFile:
+    """A video that is not complete, in a temporary folder of its own on the worker's machine."""
+
+    def __init__(self, id: str, format: VideoFormat) -> None:
+        self._folder = tempfile.TemporaryDirectory(prefix="pagedvid-")
+        self.writer = format.writer(Path(self._folder.name) / format.file_name(id))
+
+    def remove(self) -> None:
+        """Removes the file and its folder."""
+        self.writer.discard()
+        self._folder.cleanup()
+
+
 class FileOutlet:
-    """An outlet of a `WorkerActor`. Files grow in a temporary folder of the worker's machine."""
+    """An outlet of a `WorkerActor`."""
 
     def __init__(self, send: Callable[[Any], None], url: str, format: VideoFormat) -> None:
         """`url`: the folder of the results. Raises ConfigError, see `RemoteFiles`."""
         self._send, self._format, self._files = send, format, RemoteFiles(url)
         self._unwritten = EventQueue[ChunkEvent | FailureEvent](MAX_UNWRITTEN)
-        self._writers: dict[str, VideoWriter | LatentWriter] = {}
+        self._growing: dict[str, _GrowingFile] = {}
         self._failed: set[str] = set()
         """Of these more chunks may come."""
         self._is_closed = False
-        self._folder = tempfile.TemporaryDirectory(prefix="pagedvid-")
         self._thread = Thread(target=self._write_all, name="pagedvid-files", daemon=True)
         self._thread.start()
 
@@ -99,9 +111,8 @@ class FileOutlet:
         """Writes what waits; unfinished videos are removed."""
         self._is_closed = True
         self._thread.join()
-        for writer in self._writers.values():
-            writer.discard()
-        self._folder.cleanup()
+        for file in self._growing.values():
+            file.remove()
 
     # ------------------------------------------------------------------ on the thread that writes
 
@@ -120,16 +131,15 @@ class FileOutlet:
                 return
 
     def _write(self, chunk: ChunkEvent) -> None:
-        writer = self._writers.get(chunk.id)
-        if writer is None:
-            path = Path(self._folder.name) / self._format.file_name(chunk.id)
-            writer = self._writers[chunk.id] = self._format.writer(path)
-        writer.add(chunk.frames)
+        file = self._growing.get(chunk.id)
+        if file is None:
+            file = self._growing[chunk.id] = _GrowingFile(chunk.id, self._format)
+        file.writer.add(chunk.frames)
         self._send(ProgressEvent(chunk.id, len(chunk.frames)))
         if chunk.is_last:
-            writer.finish()
-            self._upload(chunk, writer)
-            self._writers.pop(chunk.id).discard()
+            file.writer.finish()
+            self._upload(chunk, file.writer)
+            self._growing.pop(chunk.id).remove()
 
     def _upload(self, chunk: ChunkEvent, writer: VideoWriter | LatentWriter) -> None:
         source = temporary_path(writer.path)
@@ -141,6 +151,6 @@ class FileOutlet:
 
     def _end(self, failure: FailureEvent) -> None:
         self._failed.add(failure.id)
-        if writer := self._writers.pop(failure.id, None):
-            writer.discard()
+        if file := self._growing.pop(failure.id, None):
+            file.remove()
         self._send(failure)

@@ -141,14 +141,13 @@ def test_ctrl_c_ends_all_workers(start, tmp_path):
     assert assert_whole_videos(out, NUM_FRAMES) == []
 
 
-def test_a_prompt_that_kills_workers_fails_alone(command, prompts, tmp_path, head: Head, monkeypatch):
+def test_a_prompt_that_kills_workers_fails_alone_at_a_url(command, prompts, tmp_path, head: Head, monkeypatch):
     facts = ModelFacts(8.0, FRAMES_PER_CHUNK)
     monkeypatch.setattr(Cluster, "load", lambda *_: (KillingEngine, facts))
     out = tmp_path / "out"
-    lines = ("red", "green kills", "blue", "huge red", "plain")
-    code, stdout, stderr = command(
-        "generate", "--prompts", prompts(*lines), "--out", out, *HOW, "--ray", head.address, "--workers", 2
-    )
+    words = ("generate", "--prompts", prompts("red", "green kills", "blue", "huge red", "plain"))
+    words += ("--out", f"file://{out}", *HOW, "--ray", head.address, "--workers", 2)
+    code, stdout, stderr = command(*words)
     assert code == 1
     assert "videos  2 done, 3 failed" in stdout
     assert "failed  001-green-kills  3 workers ended while they made this video" in stderr
