@@ -93,6 +93,7 @@ class Inbox(Generic[Target]):
         with self._lock:
             self._reason = self._reason or reason
             orders, self._later = [*self._later, *self._drain()], []
+            self._orders.put(None)  # a `wake` may be among those, and `take` may only be about to wait for it
         for order in orders:
             if order is not None and order.future.set_running_or_notify_cancel():
                 order.future.set_exception(WorkerError(self._reason))

@@ -55,6 +55,16 @@ def test_waking():
     assert taken == [[]]
 
 
+def test_closing_does_not_take_a_wake_from_whoever_is_about_to_wait():
+    inbox: Inbox[None] = Inbox()
+    inbox.wake()
+    inbox.close("the end")
+    thread = threading.Thread(target=lambda: inbox.take(all_ready, waits=True), daemon=True)
+    thread.start()
+    thread.join(10)
+    assert not thread.is_alive()
+
+
 def test_a_closed_inbox_fails_what_it_has_and_what_comes():
     inbox: Inbox[None] = Inbox()
     early, held = inbox.send(lambda target: None), inbox.send(lambda target: None, of_place="a")
