@@ -118,11 +118,14 @@ class Sessions:
         self._is_closing = True
         self._parts.deadline = time.monotonic() + seconds
         self._housekeeper.stop(self._parts.seconds_left())
-        for end in (self._checkpoint_all, lambda: self._parts.worker.stop(seconds=self._parts.seconds_left())):
-            try:
-                end()
-            except PagedvidError as error:
-                logger.warning("the service could not end in peace: %s", described(error))
+        try:
+            self._checkpoint_all()
+        except PagedvidError as error:
+            logger.warning("sessions go on from older checkpoints: %s", described(error))
+        try:
+            self._parts.worker.stop(seconds=self._parts.seconds_left())
+        except PagedvidError as error:
+            logger.warning("the worker did not end in time: %s", described(error))
         self._parts.recorder.stop()
         self._parts.store.close()
         self._lock.release()
