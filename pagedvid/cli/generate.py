@@ -9,13 +9,14 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from pagedvid import __version__
-from pagedvid.cli.cores import choose_wait_policy
+from pagedvid.cli.cores import choose_wait_policy, let_threads_sleep
 from pagedvid.cli.generate_plan import plan_lines
 from pagedvid.cli.messages import logs_as_notes, reason
 from pagedvid.cli.options import add_config_options, path_flag, resolve_options
 from pagedvid.cli.progress import ProgressView
 from pagedvid.cli.progress_view import progress_view
 from pagedvid.cli.prompts import read_prompts
+from pagedvid.cli.ranks import Ranks, follow_rank_0, leading, on_own_device, own_share, place_of
 from pagedvid.cli.run_result import RunResult, summary_lines
 from pagedvid.cli.terminal import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_SUCCESS
 from pagedvid.cli.threads import ThreadChoice
@@ -49,16 +50,22 @@ def add_parser(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Makes the missing videos and returns the exit code. Raises `PagedvidError` for bad input."""
-    spec = resolved(resolve_options(args).config)
+    config = resolve_options(args).config
+    place = place_of(config)
+    spec = resolved(on_own_device(config, place))
+    share = own_share(spec, place)
+    if place is not None and place.rank > 0:
+        return follow_rank_0(place, spec)
     requests = read_prompts(args.prompts, spec.config.generate)
     if args.plan:
-        print("\n".join(plan_lines(spec, requests)))
+        print("\n".join(plan_lines(share, requests)))
         return EXIT_SUCCESS
     if args.out is None:
         raise ConfigError("generate needs --out DIR, the folder for the videos (or --plan)")
     if not spec.model.writes_latents:
         av_library()  # now, not after the first chunk
     with (
+        leading(place, spec, args.command_line) as ranks,
         progress_view() as view,
         logs_as_notes(view.note),
         OutputFolder(
@@ -70,7 +77,7 @@ def run(args: argparse.Namespace) -> int:
         ) as folder,
     ):
         missing = [request for request in requests if not folder.is_done(request)]
-        result = _make_videos(spec, folder, missing, view) if missing else RunResult()
+        result = _make_videos(spec, folder, missing, view, ranks) if missing else RunResult()
         if not (result.num_left or folder.holds_latents):
             _write_sheet(folder, requests)
     print("\n".join(summary_lines(result, len(requests) - len(missing), spec.config.cache, args.out)))
@@ -78,13 +85,13 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _make_videos(
-    spec: RunSpec, folder: OutputFolder, requests: Sequence[VideoRequest], view: ProgressView
+    spec: RunSpec, folder: OutputFolder, requests: Sequence[VideoRequest], view: ProgressView, ranks: Ranks | None
 ) -> RunResult:
     from pagedvid.cli.video_run import VideoRun
 
     to_encode = [request.prompt for request in requests if "embeddings" not in request.inputs]
     return VideoRun(
-        lambda: create_engine(spec, to_encode),
+        lambda: create_engine(spec, to_encode) if ranks is None else ranks.build(spec, to_encode),
         folder,
         requests,
         view,
@@ -92,12 +99,16 @@ def _make_videos(
         scale=spec.config.generate.scale or spec.model.pixel_scale,
         versions=_versions(folder.holds_latents),
         threads=ThreadChoice.of(spec.config),
+        **({} if ranks is None else {"require_all": ranks.require_all}),
     ).run()
 
 
 def resolved(config: Config) -> RunSpec:
     """What the configuration comes to. PyTorch is imported here, so that `--help` does not wait for it."""
-    choose_wait_policy()
+    if config.generate.devices > 1:
+        let_threads_sleep()
+    else:
+        choose_wait_policy()
     from pagedvid.models.build import resolve
 
     return resolve(config)

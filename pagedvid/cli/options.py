@@ -23,8 +23,9 @@ _FLAGS = {
     "concurrent": "engine.concurrent",
     "frames": "generate.num_frames",
     "seed": "generate.seed",
+    "devices": "generate.devices",
 }
-_NUMBERS = ("concurrent", "frames", "seed")
+_NUMBERS = ("concurrent", "frames", "seed", "devices")
 
 
 def by_rule(rule: Rule) -> Callable[[str], Any]:
@@ -70,6 +71,7 @@ def add_config_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--concurrent", metavar="N|auto", help="engine.concurrent: streams that run at once")
     group.add_argument("--frames", metavar="N", help="generate.num_frames: (latent) frames per video")
     group.add_argument("--seed", metavar="N", help="generate.seed of the first prompt; the next gets N + 1")
+    group.add_argument("--devices", metavar="N", help="generate.devices that work on every video together")
     group.add_argument(
         "--set", metavar="KEY=VALUE", dest="assignments", action="append", default=[], help="any setting; repeatable"
     )

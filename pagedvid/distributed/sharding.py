@@ -95,7 +95,7 @@ class Sharding:
         """The image with the parts of all ranks, which must ask together."""
         parts: list[StreamImage] = [own] * self.exchange.num_ranks
         with current_device(self.device):
-            dist.all_gather_object(parts, _without_objects(own), self.exchange.group)
+            dist.all_gather_object(parts, own.without_objects(), self.exchange.group)
         own_chunks = {(name, chunk.index): chunk for name, branch in own.branches.items() for chunk in branch.chunks}
 
         def with_objects(branch: str, chunk: ChunkImage) -> ChunkImage:
@@ -126,8 +126,3 @@ def _group_of(shard: Shard) -> dist.ProcessGroup:
             f"mesh[{(mesh.mesh_dim_names or ('heads',))[-1]!r}]"
         )
     return mesh.get_group()
-
-
-def _without_objects(image: StreamImage) -> StreamImage:
-    """Without rotary tables and tags, which are objects of this process."""
-    return image.with_chunks(lambda _, chunk: replace(chunk, ropes={}, tag=None))
