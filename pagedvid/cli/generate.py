@@ -80,7 +80,11 @@ def run(args: argparse.Namespace) -> int:
         result = _make_videos(spec, folder, missing, view, ranks) if missing else RunResult()
         if not (result.num_left or folder.holds_latents):
             _write_sheet(folder, requests)
-    print("\n".join(summary_lines(result, len(requests) - len(missing), spec.config.cache, args.out)))
+    print(
+        "\n".join(
+            summary_lines(result, len(requests) - len(missing), spec.config.cache, args.out, config.generate.devices)
+        )
+    )
     return _exit_code(result)
 
 

@@ -203,27 +203,27 @@ class SplitStep(Compilable):
     def attend(
         self,
         layer: SupportsIndex,
-        q_tHD: Tensor,
-        k_tHD: Tensor,
-        v_tHD: Tensor,
+        q_THD: Tensor,
+        k_THD: Tensor,
+        v_THD: Tensor,
         rope: RopeTables | None = None,
         *,
         projections: Sequence[Projection] = (),
         context: Context = (),
     ) -> Tensor:
-        """`Step.attend` with q [t, Hq, D], k and v [t, Hkv, D] of this rank's tokens; returns [t, Hq, D]."""
-        return self.step.attend_piece(layer, q_tHD, k_tHD, v_tHD, rope, projections, context)
+        """`Step.attend` with q [T, Hq, D], k and v [T, Hkv, D] of this rank's tokens; returns [T, Hq, D]."""
+        return self.step.attend_piece(layer, q_THD, k_THD, v_THD, rope, projections, context)
 
     @compiled_as(store_in_graph)
     @independent_of_host
     def store(
         self,
         layer: SupportsIndex,
-        k_tHD: Tensor,
-        v_tHD: Tensor,
+        k_THD: Tensor,
+        v_THD: Tensor,
         rope: RopeTables | None = None,
         *,
-        q_tHD: Tensor | None = None,
+        q_THD: Tensor | None = None,
     ) -> None:
         """`Step.store` with this rank's tokens."""
-        self.step.store_piece(layer, k_tHD, v_tHD, rope, q_tHD)
+        self.step.store_piece(layer, k_THD, v_THD, rope, q_THD)
