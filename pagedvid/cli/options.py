@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 from pagedvid.config.file import ResolvedConfig, Setting, read_assignment, read_file, read_value, resolve
 from pagedvid.config.rules import Rule
+from pagedvid.config.sections import Config
 from pagedvid.errors import ConfigError
 from pagedvid.files.plain_yaml import read_scalar
 from pagedvid.shown import shown
@@ -90,3 +91,12 @@ def resolve_options(args: argparse.Namespace) -> ResolvedConfig:
         settings.append(Setting("cache", "correction", "off", "--no-correction"))
     settings.extend(read_assignment(assignment) for assignment in args.assignments)
     return resolve(settings)
+
+
+def require_one_device(config: Config, command: str) -> None:
+    """Raises ConfigError where several devices are to share the heads, which only `generate` can."""
+    if config.generate.devices > 1:
+        raise ConfigError(
+            f"generate.devices is {config.generate.devices}, but `pagedvid {command}` works on one device; leave it "
+            "out, or make the videos with `pagedvid generate`"
+        )

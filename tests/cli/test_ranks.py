@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -78,11 +79,11 @@ def is_running(pid: int) -> bool:
 
 def test_a_rank_that_dies_ends_all(started, tmp_path):
     first, second = children_of(started)
-    Path(f"/proc/{first}").exists() and subprocess.run(["kill", "-9", str(first)], check=True)
+    os.kill(first, signal.SIGKILL)
     _, stderr = started.communicate(timeout=WAIT_SECONDS)
     assert started.returncode == 1
     assert "pagedvid: error: rank 1 was ended by signal 9" in stderr
-    assert names(tmp_path / "out") == [] and not is_running(second)
+    assert names(tmp_path / "out") == set() and not is_running(second)
 
 
 def test_an_interrupt_ends_all_in_order(started, tmp_path):
@@ -116,6 +117,17 @@ def test_nobody_is_left_when_rank_0_is_killed(started):
 def test_refused_before_any_process_starts(options, message, tmp_path, prompts, command):
     code, _, stderr = command(*words(prompts("a red circle"), tmp_path / "out", *options))
     assert code == 2 and message in stderr and not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("subcommand", ["serve", "calibrate", "profile"])
+def test_other_commands_work_on_one_device(subcommand, tmp_path, prompts, command):
+    needs = {
+        "serve": ["--data", tmp_path / "data"],
+        "calibrate": ["--prompts", prompts("a red circle"), "--out", tmp_path / "tables"],
+        "profile": ["--prompts", prompts("a red circle"), "--out", tmp_path / "profile"],
+    }
+    code, _, stderr = command(subcommand, *needs[subcommand], "--devices", 3)
+    assert code == 2 and f"`pagedvid {subcommand}` works on one device" in stderr
 
 
 def test_more_devices_than_there_are_are_refused(tmp_path, prompts, command, monkeypatch):
