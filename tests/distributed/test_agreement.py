@@ -7,16 +7,25 @@ from functools import partial
 import pytest
 import torch
 import torch.distributed as dist
+from torch import Tensor
 from torch.distributed.device_mesh import init_device_mesh
 
 from pagedvid.cache.plan import QueryRange
 from pagedvid.cache.stream_codecs import StreamCodecs
 from pagedvid.errors import CapacityError, ConfigError, NonFiniteError, ShapeError
+from pagedvid.handles import Compilable
+from tests.attention.reference import TableRope
 from tests.distributed.ranks import on_ranks
 from tests.distributed.stories import CHUNK, CODECS, GROUP, HEAD_DIM, HEADS, LAYERS, ROPE, WINDOW, cache_of, qkv
 from tests.distributed.test_sharded_cache import assert_same_image
 
 BAD_HEAD = 4
+
+
+class CompilableRope(Compilable, TableRope):
+    pass
+
+
 RANKS = 2
 
 
@@ -113,7 +122,25 @@ def meshes(group: dist.ProcessGroup) -> list[object]:
     ]
 
 
+def compiled(group: dist.ProcessGroup) -> list[bool]:
+    """Whether a compiled layer, whole and in pieces, gives what it gives otherwise."""
+    cache = cache_of(StreamCodecs("int4"), group)
+    stream, rope = cache.open(WINDOW, CHUNK), CompilableRope("half", HEAD_DIM)
+
+    def layer(step: Compilable, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return 2 * step.attend(0, q + 1, k, v, rope)
+
+    in_graph, same = torch.compile(layer, backend="eager", fullgraph=True), []
+    with cache.denoise([stream]) as step:
+        split = step.split_tokens()
+        whole = qkv(CHUNK, 0)
+        for target, given in ((step, whole), (split, [x[split.tokens] for x in whole])):
+            same.append(torch.equal(in_graph(target, *given), layer(target, *given)))
+    return same
+
+
 JOBS = (
+    compiled,
     unstorable,
     unequal_pools,
     wrong_shapes,
@@ -159,6 +186,10 @@ def test_codecs_of_one_stream_are_those_of_all_heads(told):
     for image, refusal in told["own_codecs_of_a_stream"]:
         assert_same_image(image, expected)
         assert refusal == message
+
+
+def test_compiled_code_attends_through_both(told):
+    assert told["compiled"] == [[True, True]] * RANKS
 
 
 def test_meshes_of_one_axis_are_taken(told):

@@ -48,7 +48,9 @@ def make_model(variant: str) -> WorldPlayModel:
     return kind(network(variant), GRIDS[variant], inputs(variant)["points_local"])
 
 
-def make_engine(model: WorldPlayModel, codec: str = "fp32", correction: str = "measured", shard=None, **settings) -> Engine:
+def make_engine(
+    model: WorldPlayModel, codec: str = "fp32", correction: str = "measured", shard=None, **settings
+) -> Engine:
     geometry = model.geometry
     spec = CacheSpec(
         geometry.num_layers, geometry.num_kv_heads, geometry.head_dim, codecs=StreamCodecs(codec),
