@@ -188,7 +188,8 @@ def _joined(place: Place, spec: RunSpec) -> Iterator[Control]:
 def _build_together(
     control: Control, spec: RunSpec, prompts: Sequence[str], engine_type: Callable[..., Engine]
 ) -> Engine:
-    """The engine of this rank. Raises what building it raises, or RankError when that of another rank failed."""
+    """The engine of this rank. Raises what building it raises, or RankError when that of another rank failed; other
+    ranks than 0 end without a word then."""
     import torch.distributed as dist
 
     from pagedvid.models.build import build_engine
@@ -200,6 +201,8 @@ def _build_together(
     except Exception as failed:
         error = failed
     messages = control.shared(None if error is None else reason(error))
+    if control.rank > 0 and any(messages):
+        end_at_once(EXIT_FAILED)  # rank 0 says why
     if error is not None:
         raise error
     failures = [f"rank {rank} could not build its engine: {why}" for rank, why in enumerate(messages) if why]

@@ -47,6 +47,15 @@ def test_three_devices_make_the_files_of_one_however_they_were_started(tmp_path,
     assert "rank" not in own.stderr
 
 
+def test_what_no_rank_can_build_is_said_once(tmp_path, prompts):
+    made = run(
+        "pagedvid", *words(prompts(*PROMPTS), tmp_path / "out", "--devices", 3, "--set", "attention.backend=triton")
+    )
+    assert made.returncode == 2
+    (line,) = (line for line in made.stderr.splitlines() if "error" in line)
+    assert line.startswith("pagedvid: error: no attention backend can run on cpu")
+
+
 @pytest.fixture
 def started(tmp_path, prompts):
     """A run of three processes in the middle of its first video; rank 0 is killed at the end, and so must be all."""
