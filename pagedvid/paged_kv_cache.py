@@ -79,8 +79,8 @@ class PagedKVCache(CacheManager):
         decoded to, besides the current chunk: "bf16", the model's own dtype; "fp8", e4m3 for all quantized history;
         "auto", e4m3 where that is faster and costs no quality (docs/fidelity.md). `tables`: the file that klt codecs
         need (docs/calibrate.md). `book`: codec objects of your own, instead of `tables`. `shard`: the ranks that share
-        the KV heads of `spec` evenly; this cache holds those of its own rank, in `memory` of its own, and every rank
-        makes the same calls in the same order (docs/many_devices.md).
+        the KV heads of `spec` evenly; this cache holds those of its own rank (its `book`, too), in `memory` of its own,
+        and every rank makes the same calls in the same order (docs/many_devices.md).
 
         Raises CapacityError, BackendError, ConfigError.
         """
@@ -221,8 +221,8 @@ class PagedKVCache(CacheManager):
         """One layer of a committed chunk as dense tensors, for a host that attends by itself.
 
         `rotated`: whether keys come back rotated to their present positions, or before rotary embedding; None: as the
-        host's own keys arrive (`CacheSpec.keys_arrive`). `heads`: (first, last) KV head; None: all.
-        Raises StateError for a chunk that the branch does not keep, or if one of these heads keeps nothing of it;
+        host's own keys arrive (`CacheSpec.keys_arrive`). `heads`: (first, last) KV head of this cache; None:
+        all. Raises StateError for a chunk that the branch does not keep, or if one of these heads keeps nothing of it;
         ShapeError for a layer or heads that do not exist.
         """
         self._require_open(stream)

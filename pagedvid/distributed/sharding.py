@@ -1,8 +1,7 @@
 """One rank of a sharded cache: which heads it holds, and what it agrees on with the other ranks.
 
-Every rank makes the same calls in the same order. Ranks never send each other pages. Where
-all heads are stored alike, page tables are the same on all ranks; otherwise they differ in length, so room counts only
-if it is there on every rank.
+Every rank makes the same calls in the same order. Ranks never send each other pages. Where all heads are stored alike,
+page tables are the same on all ranks; otherwise they differ in length, so room counts only if it is there on every rank.
 """
 
 from __future__ import annotations
@@ -83,7 +82,8 @@ class Sharding:
     def agree(self, is_so: bool) -> bool:
         """Whether it is so on every rank."""
         answer = torch.tensor([is_so], dtype=torch.int32, device=self.device)
-        dist.all_reduce(answer, dist.ReduceOp.MIN, group=self.exchange.group)
+        with current_device(self.device):
+            dist.all_reduce(answer, dist.ReduceOp.MIN, group=self.exchange.group)
         return bool(answer.item())
 
     def part_of(self, image: StreamImage) -> StreamImage:

@@ -68,11 +68,11 @@ class Rounds:
 
         What pagedvid checks is the same on all ranks, and what only one of them can find they tell each other.
         """
-        sharding = self.planner.cache.sharding
-        if sharding is not None and not isinstance(error, PagedvidError):
+        num_ranks = self.planner.cache.num_ranks
+        if num_ranks > 1 and not isinstance(error, PagedvidError):
             raise RankError(
-                f"rank {sharding.exchange.rank} failed in a step of {sharding.exchange.num_ranks} ranks: "
-                f"{described(error)}. All of them must end and start again"
+                f"a step of {num_ranks} ranks failed on this one: {described(error)}. All of them must end and start "
+                "again"
             ) from error
 
     def longer(self) -> list[Job]:
