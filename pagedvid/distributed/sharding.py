@@ -1,7 +1,7 @@
 """One rank of a sharded cache: which heads it holds, and what it agrees on with the other ranks.
 
 Every rank makes the same calls in the same order. Ranks never send each other pages. Where all heads are stored alike,
-page tables are the same on all ranks; otherwise they differ in length, so room counts only if it is there on every rank.
+page tables are the same on all ranks; otherwise they differ in length, and room counts only if all ranks have it.
 """
 
 from __future__ import annotations
