@@ -88,7 +88,7 @@ def demo_engine(codec: str, group: Group = None, memory: int | str = "8MiB", **s
         frames_per_block=size.frames_per_chunk,
     )
     cache = PagedKVCache(spec, memory, tables=model_tables("demo", None), shard=group)
-    return Engine(model, cache, Window(1, 3, positions="window"), **settings)
+    return Engine(model, cache, Window(1, 3, positions="window"), num_denoise_steps=2, **settings)
 
 
 def demo_requests() -> list[VideoRequest]:
@@ -110,7 +110,7 @@ def demo_half(folder: Path, group: Group = None) -> list[EngineOutput]:
     """A video up to some step; its checkpoint is in a file of the rank."""
     engine = demo_engine("klt2", group)
     engine.submit(demo_requests()[0])
-    outputs = [output for _ in range(14) for output in engine.step()]
+    outputs = [output for _ in range(8) for output in engine.step()]
     rank = "alone" if group is None else str(dist.get_rank(group))
     save_checkpoint(folder / rank, engine.checkpoint("a"), origin_of(engine))
     return outputs
