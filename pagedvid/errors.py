@@ -59,6 +59,10 @@ class WorkerError(PagedvidError, RuntimeError):
     """A worker does nothing more: it was stopped, or its engine broke and could not be built again."""
 
 
+class RankError(WorkerError):
+    """One of the processes that share a model's heads failed or did something else than the others; all must end."""
+
+
 class BackendError(PagedvidError, RuntimeError):
     """No attention backend can run here; the message lists each backend's reasons."""
 

@@ -14,10 +14,11 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from pagedvid.arguments import instance_of, list_of, one_of, whole_numbers
 from pagedvid.attention.backend import select_backend
@@ -33,9 +34,13 @@ from pagedvid.codecs.assignment import Heads
 from pagedvid.codecs.book import CodecBook
 from pagedvid.codecs.tables_file import load_calibration
 from pagedvid.correction.formula import QuantError
+from pagedvid.devices import read_device
 from pagedvid.errors import ConfigError, ShapeError, StateError
 from pagedvid.host_state import current_device, independent_of_host
 from pagedvid.rotary.tables import from_half_layout, rotated_at
+
+if TYPE_CHECKING:  # some builds of PyTorch have no torch.distributed
+    from pagedvid.distributed.sharding import Shard, Sharding
 
 HISTORY_DTYPES = ("auto", "bf16", "fp8")
 
@@ -67,19 +72,29 @@ class PagedKVCache(CacheManager):
         history_dtype: str = "auto",
         tables: Path | str | None = None,
         book: CodecBook | None = None,
+        shard: Shard | None = None,
     ) -> None:
         """`memory`: bytes of all pages, or text such as "24GiB". `scratch`: bytes for decoded keys and values; one head
         of one chunk always fits; "auto" is 4 MiB on a CPU and 512 MiB on a GPU. `history_dtype`: what pages are
         decoded to, besides the current chunk: "bf16", the model's own dtype; "fp8", e4m3 for all quantized history;
         "auto", e4m3 where that is faster and costs no quality (docs/fidelity.md). `tables`: the file that klt codecs
-        need (docs/calibrate.md). `book`: codec objects of your own, instead of `tables`.
+        need (docs/calibrate.md). `book`: codec objects of your own, instead of `tables`. `shard`: the ranks that share
+        the KV heads of `spec` evenly; this cache holds those of its own rank (its `book`, too), in `memory` of its own,
+        and every rank makes the same calls in the same order (docs/many_devices.md).
 
         Raises CapacityError, BackendError, ConfigError.
         """
         if tables is not None and book is not None:
             raise ConfigError("both tables and book are given; a book has its tables already, so leave `tables` out")
-        super().__init__(spec, memory, device)
+        instance_of(CacheSpec, "spec", spec, "CacheSpec(num_layers, num_kv_heads, head_dim)", ConfigError)
+        self.whole_spec = spec
+        """Of all heads of the model; `spec` is that of the heads in this cache."""
+        self.sharding = None if shard is None else _sharding(spec, shard, device)
+        """None: this cache has all heads."""
         calibration = None if tables is None else load_calibration(tables)
+        if self.sharding is not None:
+            spec, calibration = self.sharding.own, self.sharding.own_tables(calibration)
+        super().__init__(spec, memory, device)
         self.book = CodecBook(self.shape.page, spec.num_kv_heads, calibration) if book is None else book
         instance_of(CodecBook, "book", self.book, "CodecBook(spec.shape.page, spec.num_kv_heads, tables)", ConfigError)
         self.check_codecs(spec.codecs)
@@ -93,15 +108,49 @@ class PagedKVCache(CacheManager):
         super().check_codecs(codecs)
         self.book.check(codecs.all(), self.spec.num_layers)
 
+    # ------------------------------------------------------------------ ranks that share the heads
+
+    @property
+    def num_ranks(self) -> int:
+        """How many share the heads of the model; 1: this cache holds all of them."""
+        return 1 if self.sharding is None else self.sharding.exchange.num_ranks
+
+    @override
+    def own_codecs(self, codecs: StreamCodecs) -> StreamCodecs:
+        return codecs if self.sharding is None else self.sharding.own_codecs(codecs)
+
+    @override
+    def on_every_rank(self, is_so: bool) -> bool:
+        return is_so if self.sharding is None else self.sharding.agree(is_so)
+
     @independent_of_host
+    def whole_image(self, image: StreamImage) -> StreamImage:
+        """The image of a stream of this cache, or its like with the heads of all ranks, which must ask together.
+
+        `copy_in` takes it with any number of ranks.
+        """
+        return image if self.sharding is None else self.sharding.whole_image(image)
+
+    # ------------------------------------------------------------------ images
+
+    @override
+    def image_pages(self, image: StreamImage) -> int:
+        return super().image_pages(self._own_part(image))
+
+    @independent_of_host
+    @override
     def copy_in(self, image: StreamImage) -> Stream:
         """As `CacheManager.copy_in`; the ropes of the image may be the model's own `RopeTables`.
 
         Raises ConfigError also for an image from a file that was not given its model's (`StreamImage.with_model`).
         """
-        instance_of(StreamImage, "image", image, "what `copy_out` returned", ConfigError)
+        image = self._own_part(image)
         layers = range(image.shape.num_layers)
         return super().copy_in(image.with_chunks(lambda _, chunk: self._with_checked_ropes(chunk, layers)))
+
+    def _own_part(self, image: StreamImage) -> StreamImage:
+        instance_of(StreamImage, "image", image, "what `copy_out` returned", ConfigError)
+        return image if self.sharding is None else self.sharding.part_of(image)
 
     def _with_checked_ropes(self, chunk: ChunkImage, layers: Iterable[int]) -> ChunkImage:
         missing = [layer for layer in layers if layer not in chunk.ropes]
@@ -114,6 +163,8 @@ class PagedKVCache(CacheManager):
         ropes = {layer: None if rope is None else checked(rope) for layer, rope in chunk.ropes.items()}
         return replace(chunk, ropes=ropes)
 
+    # ------------------------------------------------------------------ steps
+
     @contextmanager
     def step(self, ranges: Sequence[Stream | QueryRange]) -> Iterator[Step]:
         """A forward over any mix of denoise steps and commit passes; a bare stream is a denoise step.
@@ -121,12 +172,20 @@ class PagedKVCache(CacheManager):
         When the block ends without an error, all new chunks are published together; after an exception no stream has
         changed. Raises StateError and ShapeError for ranges that cannot be planned.
         """
-        with self.transaction(as_ranges(ranges)) as plan:
-            step = self._new_step(plan)
-            try:
-                yield step
-            finally:
-                step.end()
+        with self.transaction(as_ranges(ranges)) as plan, self._opened(plan) as step:
+            yield step
+
+    @contextmanager
+    def _opened(self, plan: StepPlan) -> Iterator[Step]:
+        if self.sharding is not None:
+            with self.sharding.opened(plan, self.pool, self.backend) as sharded:
+                yield sharded
+            return
+        step = self._new_step(plan)
+        try:
+            yield step
+        finally:
+            step.end()
 
     def _new_step(self, plan: StepPlan) -> Step:
         return Step(plan, self.pool, self.spec, self.backend)
@@ -162,8 +221,8 @@ class PagedKVCache(CacheManager):
         """One layer of a committed chunk as dense tensors, for a host that attends by itself.
 
         `rotated`: whether keys come back rotated to their present positions, or before rotary embedding; None: as the
-        host's own keys arrive (`CacheSpec.keys_arrive`). `heads`: (first, last) KV head; None: all.
-        Raises StateError for a chunk that the branch does not keep, or if one of these heads keeps nothing of it;
+        host's own keys arrive (`CacheSpec.keys_arrive`). `heads`: (first, last) KV head of this cache; None:
+        all. Raises StateError for a chunk that the branch does not keep, or if one of these heads keeps nothing of it;
         ShapeError for a layer or heads that do not exist.
         """
         self._require_open(stream)
@@ -192,6 +251,12 @@ class PagedKVCache(CacheManager):
         if len(ends) != 2 or not 0 <= ends[0] <= ends[1] < num_heads:
             raise ShapeError(f"heads are {heads}; give the first and the last, from 0 to {num_heads - 1}")
         return tuple(range(ends[0], ends[1] + 1))
+
+
+def _sharding(spec: CacheSpec, shard: Shard, device: torch.device | str) -> Sharding:
+    from pagedvid.distributed.sharding import Sharding
+
+    return Sharding.of(spec, shard, read_device(device))
 
 
 def as_ranges(items: Sequence[Stream | QueryRange]) -> list[QueryRange]:

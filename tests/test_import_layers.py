@@ -32,6 +32,7 @@ ROOMS = (
     ("pagedvid.budgets",),
     ("pagedvid.cache",),
     ("pagedvid.attention",),
+    ("pagedvid.distributed",),
     ("pagedvid.paged_kv_cache", "pagedvid"),
     ("pagedvid.engine",),
     ("pagedvid.config",),

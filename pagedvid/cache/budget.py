@@ -13,7 +13,7 @@ all that the chunk has when it is pinned.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 from pagedvid.cache.ledger import ChunkLedger
@@ -28,10 +28,18 @@ from pagedvid.shown import shown
 class PageBudget:
     """The promises of one pool."""
 
-    def __init__(self, shape: KVShape, pool: PagePool, ledger: ChunkLedger) -> None:
+    def __init__(
+        self,
+        shape: KVShape,
+        pool: PagePool,
+        ledger: ChunkLedger,
+        on_every_rank: Callable[[bool], bool],
+    ) -> None:
+        """`on_every_rank`: see `CacheManager`; pages are promised only where all ranks have them."""
         self._shape = shape
         self._pool = pool
         self._ledger = ledger
+        self._on_every_rank = on_every_rank
         self.promised_pages = 0
         """Pages that streams may still take in addition to their permanent ones."""
         self.borrowed_pages = 0
@@ -51,7 +59,7 @@ class PageBudget:
 
     def fits(self, num_pages: int) -> bool:
         """Whether that many more pages could be promised now."""
-        return self.reserved_pages + num_pages <= self._pool.num_pages
+        return self._on_every_rank(self.reserved_pages + num_pages <= self._pool.num_pages)
 
     def require(self, num_pages: int, purpose: str) -> None:
         """Raises CapacityError unless they fit."""
@@ -60,7 +68,8 @@ class PageBudget:
         reserved, total = self.reserved_pages, self._pool.num_pages
         raise CapacityError(
             f"{purpose} needs {shown(num_pages)} pages; {reserved} of {total} are reserved, {total - reserved} are "
-            "left. Release a stream, shorten the window, use fewer bits, or give the pool more memory."
+            f"left{'' if num_pages > total - reserved else ' here, and too few on another rank'}. "
+            "Release a stream, shorten the window, use fewer bits, or give the pool more memory."
         )
 
     def admit(self, stream: Stream) -> None:
@@ -100,6 +109,8 @@ class PageBudget:
 
         The old and the new chunk exist together until the step ends. A sink or pin that a fork shares stays even then.
         """
+        if not wanted:
+            return 0
         after = {stream: stream.held_pages for stream, _ in wanted}
         still_shared = 0
         for stream, pending in wanted:

@@ -50,7 +50,7 @@ class CacheManager:
             self.shape.pages_in_memory(parse_bytes(memory)), self.shape.page_bytes, read_device(device)
         )
         self._ledger = ChunkLedger(self.pool)
-        self._budget = PageBudget(self.shape, self.pool, self._ledger)
+        self._budget = PageBudget(self.shape, self.pool, self._ledger, self.on_every_rank)
         self._copies = HostCopies(self.pool)
         self._streams: dict[int, Stream] = {}
         self._next_stream_id = 0
@@ -80,18 +80,24 @@ class CacheManager:
         branches = list_of(str, "branches", branches, "('cond',)")
         if not branches or len(set(branches)) != len(branches):
             raise ShapeError(f"branches are {tuple(branches)}; give at least one name, and no name twice")
-        if codecs is not None:
-            self.check_codecs(codecs)
-        codecs = codecs or self.spec.codecs
-        peak = self.pages_needed(
-            window, chunk_tokens, num_branches=len(branches), max_chunks=max_chunks, codecs=codecs, commits=commits
-        )
+        codecs = self.spec.codecs if codecs is None else self.own_codecs(codecs)
+        self.check_codecs(codecs)
+        peak = self._peak_pages(window, chunk_tokens, len(branches), codecs, max_chunks, commits)
         chunks = f"{shown(window.sink_chunks)} sink + {shown(window.recent_chunks)} recent + 1 current chunks"
         tokens = f"{shown(chunk_tokens)} tokens x {len(branches)} branches ({codecs.history})"
         self._budget.require(peak, f"a stream of {chunks} x {tokens}")
         plan = read_plan(max_chunks, commits)
         histories = {branch: BranchHistory(window, codecs, self.shape) for branch in branches}
         return self._admit(Stream(-1, window, codecs, chunk_tokens, *plan, histories, peak, peak))
+
+    def own_codecs(self, codecs: StreamCodecs) -> StreamCodecs:
+        """How the heads of this cache are stored where those of the model are stored so: all of them, unless ranks
+        share them. Raises ConfigError."""
+        return codecs
+
+    def on_every_rank(self, is_so: bool) -> bool:
+        """Whether it is so, and so on every other rank that this cache shares the model's heads with."""
+        return is_so
 
     def check_codecs(self, codecs: StreamCodecs) -> None:
         """Raises ConfigError for codecs in which this cache cannot store chunks."""
@@ -108,11 +114,22 @@ class CacheManager:
         commits: Sequence[Commit] | None = None,
     ) -> int:
         """Pages that `open` would reserve; changes nothing."""
-        instance_of(Window, "window", window, "Window(sink_chunks=1, recent_chunks=4)", ShapeError)
         num_branches = whole_number("num_branches", num_branches, 1)
-        if codecs is None:
-            codecs = self.spec.codecs
-        instance_of(StreamCodecs, "codecs", codecs, STREAM_CODECS, ConfigError)
+        instance_of(StreamCodecs, "codecs", codecs or self.spec.codecs, STREAM_CODECS, ConfigError)
+        codecs = self.spec.codecs if codecs is None else self.own_codecs(codecs)
+        return self._peak_pages(window, chunk_tokens, num_branches, codecs, max_chunks, commits)
+
+    def _peak_pages(
+        self,
+        window: Window,
+        chunk_tokens: int,
+        num_branches: int,
+        codecs: StreamCodecs,
+        max_chunks: int | None,
+        commits: Sequence[Commit] | None,
+    ) -> int:
+        """Of a stream whose heads are stored so in this cache."""
+        instance_of(Window, "window", window, "Window(sink_chunks=1, recent_chunks=4)", ShapeError)
         max_chunks, plan = read_plan(max_chunks, commits)
         if plan is not None:
             return num_branches * planned_peak_pages(self.shape, window, codecs, plan)
@@ -296,6 +313,10 @@ class CacheManager:
         """Whether that many more pages could be promised now."""
         return self._budget.fits(whole_number("num_pages", num_pages))
 
+    def could_hold(self, num_pages: int) -> bool:
+        """Whether that many pages could be promised if nothing else were."""
+        return self.on_every_rank(num_pages <= self.pool.num_pages)
+
     def own_and_shared_pages(self, stream: Stream) -> tuple[int, int]:
         """Pages that only this stream holds, and pages that others hold, too. Raises StateError."""
         self._require_open(stream)
@@ -322,13 +343,13 @@ class CacheManager:
 
     def _base_peak_pages(self, planned: Stream | StreamImage) -> int:
         """What a stream of this plan reserves, without pins."""
-        return self.pages_needed(
+        return self._peak_pages(
             planned.window,
             planned.chunk_tokens,
-            num_branches=len(planned.branches),
-            max_chunks=planned.max_chunks,
-            codecs=planned.codecs,
-            commits=planned.commits,
+            len(planned.branches),
+            planned.codecs,
+            planned.max_chunks,
+            planned.commits,
         )
 
     def _require_open(self, stream: Stream) -> None:

@@ -92,6 +92,10 @@ class StreamImage:
         ropes = dict.fromkeys(range(self.shape.num_layers), rope)
         return self.with_chunks(lambda branch, chunk: replace(chunk, ropes=ropes, tag=tag(branch, chunk.index)))
 
+    def without_objects(self) -> StreamImage:
+        """What other processes can take: without rotary tables and tags, which are objects of this one."""
+        return self.with_chunks(lambda _, chunk: replace(chunk, ropes={}, tag=None))
+
     def with_chunks(self, change: Callable[[str, ChunkImage], ChunkImage]) -> StreamImage:
         """The image with every chunk replaced by what `change` makes of it, given its branch."""
         branches = {

@@ -13,7 +13,7 @@ import argparse
 from typing import TYPE_CHECKING, Any
 
 from pagedvid.cli.measuring import add_file_options, check_out, measure, measured_requests
-from pagedvid.cli.options import add_config_options, resolve_options
+from pagedvid.cli.options import add_config_options, require_one_device, resolve_options
 
 if TYPE_CHECKING:
     from pagedvid.calibration.run import CalibrationRun
@@ -31,6 +31,7 @@ def add_parser(subparsers: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     """Generates, writes the file and returns the exit code. Raises `PagedvidError` for bad input."""
     config = resolve_options(args).config
+    require_one_device(config, "calibrate")
     requests = measured_requests(config, args.prompts, "calibrate")
     check_out(args.out, overwrite=args.overwrite)
 

@@ -65,12 +65,19 @@ def cores_used_by_others(seconds: float) -> float:
     return max(0.0, used / (time.perf_counter() - started))
 
 
+def usable_cores() -> set[int]:
+    """Numbers of the cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):  # Linux
+        return set(os.sched_getaffinity(0))
+    return set(range(os.cpu_count() or 1))
+
+
 def _busy_ticks() -> int | None:
     """Clock ticks that this process's cores have not been idle, since the system started."""
     try:
         lines = [line.split() for line in _STAT.read_text().splitlines() if line.startswith("cpu")]
-        usable = {f"cpu{number}" for number in os.sched_getaffinity(0)}
+        usable = {f"cpu{number}" for number in usable_cores()}
         counts = [[int(count) for count in line[1:9]] for line in lines if line[0] in usable]
-    except (OSError, ValueError, AttributeError):
+    except (OSError, ValueError):
         return None
     return sum(sum(count) - count[_IDLE] - count[_IO_WAIT] for count in counts) if counts else None

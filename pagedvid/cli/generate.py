@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import argparse
 import logging
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -13,13 +13,14 @@ from typing import TYPE_CHECKING, Any
 
 from pagedvid import __version__
 from pagedvid.cli.cluster_parts import Maker, add_cluster_options, cluster_maker, refuse_lonely
-from pagedvid.cli.cores import choose_wait_policy
+from pagedvid.cli.cores import choose_wait_policy, let_threads_sleep
 from pagedvid.cli.generate_plan import plan_lines
 from pagedvid.cli.messages import logs_as_notes, reason
-from pagedvid.cli.options import add_config_options, path_flag, resolve_options
+from pagedvid.cli.options import add_config_options, path_flag, require_one_device, resolve_options
 from pagedvid.cli.progress import ProgressView
 from pagedvid.cli.progress_view import progress_view
 from pagedvid.cli.prompts import read_prompts
+from pagedvid.cli.ranks import Place, Ranks, follow_rank_0, leading, on_own_device, own_share, place_of
 from pagedvid.cli.run_result import RunResult, summary_lines
 from pagedvid.cli.terminal import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_SUCCESS
 from pagedvid.cli.threads import ThreadChoice
@@ -55,17 +56,22 @@ def add_parser(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Makes the missing videos and returns the exit code. Raises `PagedvidError` for bad input."""
-    spec = resolved(resolve_options(args).config)
+    config = resolve_options(args).config
+    place = place_of(config)
+    spec = resolved(on_own_device(config, place))
+    share = own_share(spec, place)
+    if place is not None and place.rank > 0:
+        return follow_rank_0(place, spec)
     requests = read_prompts(args.prompts, spec.config.generate)
     if args.plan:
-        print("\n".join(plan_lines(spec, requests)))
+        print("\n".join(plan_lines(share, requests)))
         return EXIT_SUCCESS
     if args.out is None:
         raise ConfigError("generate needs --out DIR, the folder for the videos (or --plan)")
     if not spec.model.writes_latents:
         av_library()  # now, not after the first chunk
     with (
-        _maker(args, spec) as make,
+        _maker(args, spec, place) as make,
         progress_view() as view,
         logs_as_notes(view.note),
         _open_folder(args, spec) as folder,
@@ -76,7 +82,11 @@ def run(args: argparse.Namespace) -> int:
         result = make(folder, missing, view, _versions(folder.holds_latents)) if missing else RunResult()
         if isinstance(folder, OutputFolder) and not (result.num_left or folder.holds_latents):
             _write_sheet(folder, requests)
-    print("\n".join(summary_lines(result, len(requests) - len(missing), spec.config.cache, args.out)))
+    print(
+        "\n".join(
+            summary_lines(result, len(requests) - len(missing), spec.config.cache, args.out, config.generate.devices)
+        )
+    )
     return _exit_code(result)
 
 
@@ -98,16 +108,23 @@ def _open_folder(args: argparse.Namespace, spec: RunSpec) -> OutputFolder | UrlF
     return UrlFolder(args.out, *job, **how)
 
 
-def _maker(args: argparse.Namespace, spec: RunSpec) -> AbstractContextManager[Maker]:
-    """What makes the videos: workers on Ray, or one worker in this process. Raises ConfigError."""
+@contextmanager
+def _maker(args: argparse.Namespace, spec: RunSpec, place: Place | None) -> Iterator[Maker]:
+    """What makes the videos: workers on Ray, or one worker in this process, perhaps with other ranks. Raises
+    ConfigError."""
     if args.ray is not None:
-        return cluster_maker(args, spec)
+        require_one_device(spec.config, "generate --ray")
+        with cluster_maker(args, spec) as make:
+            yield make
+        return
     refuse_lonely(args)
-    return nullcontext(partial(_make_videos, spec))
+    with leading(place, spec, args.command_line) as ranks:
+        yield partial(_make_videos, spec, ranks)
 
 
 def _make_videos(
     spec: RunSpec,
+    ranks: Ranks | None,
     folder: OutputFolder,
     requests: Sequence[VideoRequest],
     view: ProgressView,
@@ -117,7 +134,7 @@ def _make_videos(
 
     to_encode = [request.prompt for request in requests if "embeddings" not in request.inputs]
     return VideoRun(
-        lambda: create_engine(spec, to_encode),
+        lambda: create_engine(spec, to_encode) if ranks is None else ranks.build(spec, to_encode),
         folder,
         requests,
         view,
@@ -125,12 +142,16 @@ def _make_videos(
         scale=spec.config.generate.scale or spec.model.pixel_scale,
         versions=versions,
         threads=ThreadChoice.of(spec.config),
+        **({} if ranks is None else {"require_all": ranks.require_all}),
     ).run()
 
 
 def resolved(config: Config) -> RunSpec:
     """What the configuration comes to. PyTorch is imported here, so that `--help` does not wait for it."""
-    choose_wait_policy()
+    if config.generate.devices > 1:
+        let_threads_sleep()
+    else:
+        choose_wait_policy()
     from pagedvid.models.build import resolve
 
     return resolve(config)

@@ -10,6 +10,7 @@ from pagedvid.cache.stream_codecs import StreamCodecs
 from pagedvid.cache.stream_sizes import peak_pages, planned_peak_pages, window_bits_per_value
 from pagedvid.cache.window import planned_peak_tokens
 from pagedvid.cli.bits_words import bits_lines
+from pagedvid.cli.run_result import devices_line
 from pagedvid.codecs.assignment import KINDS
 from pagedvid.codecs.spec import CodecSpec
 from pagedvid.engine.requests import VideoRequest
@@ -45,6 +46,7 @@ def plan_lines(spec: RunSpec, requests: Sequence[VideoRequest]) -> list[str]:
 
 
 def _describe(spec: RunSpec, num_videos: int, num_frames: int, schedule: Schedule) -> list[str]:
+    num_devices = spec.config.generate.devices
     model, codecs, shape = spec.model.geometry, spec.cache.codecs, spec.cache.shape
     tokens = model.chunk_tokens
     tables = f"{model.num_layers} layers x {model.num_kv_heads} KV heads x {model.head_dim}"
@@ -62,6 +64,7 @@ def _describe(spec: RunSpec, num_videos: int, num_frames: int, schedule: Schedul
         f"window   {_window(model, schedule)}",
         f"codecs   {', '.join(roles)}",
         *bits_lines(spec),
+        *([f"devices  {devices_line(num_devices)}"] if num_devices > 1 else []),
         f"videos   {num_videos}; the longest has {num_frames} frames = {num_chunks} chunks",
     ]
 

@@ -17,7 +17,7 @@ from pagedvid import __version__
 from pagedvid.cli import calibrate, capacity, config_show, decode, env, generate, models, profile, serve
 from pagedvid.cli.messages import error_line
 from pagedvid.cli.terminal import EXIT_BAD_INPUT, EXIT_FAILED, EXIT_INTERRUPTED, abandon, leave, prepare_streams
-from pagedvid.errors import ConfigError, PagedvidError
+from pagedvid.errors import ConfigError, PagedvidError, RankError
 from pagedvid.files.text import check_text
 from pagedvid.shown import named, short
 
@@ -65,6 +65,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         code = _run(sys.argv[1:] if argv is None else argv)
         sys.stdout.flush()
         return code
+    except RankError as error:
+        _report_error(str(error))
+        return EXIT_FAILED
     except PagedvidError as error:
         _report_error(str(error))
         return EXIT_BAD_INPUT
@@ -91,6 +94,7 @@ def _run(argv: Sequence[str]) -> int:
         args = build_parser().parse_args(argv)
     except SystemExit as exit:  # --help, --version, and `_Parser.error`
         return int(exit.code or 0)
+    args.command_line = argv
     code: int = args.run(args)
     return code
 

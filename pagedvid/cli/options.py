@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 from pagedvid.config.file import ResolvedConfig, Setting, read_assignment, read_file, read_value, resolve
 from pagedvid.config.rules import Rule
+from pagedvid.config.sections import Config
 from pagedvid.errors import ConfigError
 from pagedvid.files.plain_yaml import read_scalar
 from pagedvid.shown import shown
@@ -23,8 +24,9 @@ _FLAGS = {
     "concurrent": "engine.concurrent",
     "frames": "generate.num_frames",
     "seed": "generate.seed",
+    "devices": "generate.devices",
 }
-_NUMBERS = ("concurrent", "frames", "seed")
+_NUMBERS = ("concurrent", "frames", "seed", "devices")
 
 
 def by_rule(rule: Rule) -> Callable[[str], Any]:
@@ -70,6 +72,7 @@ def add_config_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--concurrent", metavar="N|auto", help="engine.concurrent: streams that run at once")
     group.add_argument("--frames", metavar="N", help="generate.num_frames: (latent) frames per video")
     group.add_argument("--seed", metavar="N", help="generate.seed of the first prompt; the next gets N + 1")
+    group.add_argument("--devices", metavar="N", help="generate.devices that work on every video together")
     group.add_argument(
         "--set", metavar="KEY=VALUE", dest="assignments", action="append", default=[], help="any setting; repeatable"
     )
@@ -88,3 +91,12 @@ def resolve_options(args: argparse.Namespace) -> ResolvedConfig:
         settings.append(Setting("cache", "correction", "off", "--no-correction"))
     settings.extend(read_assignment(assignment) for assignment in args.assignments)
     return resolve(settings)
+
+
+def require_one_device(config: Config, command: str) -> None:
+    """Raises ConfigError where several devices are to share the heads, which only `generate` can."""
+    if config.generate.devices > 1:
+        raise ConfigError(
+            f"generate.devices is {config.generate.devices}, but `pagedvid {command}` works on one device; leave it "
+            "out, or make the videos with `pagedvid generate`"
+        )

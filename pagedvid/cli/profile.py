@@ -12,7 +12,7 @@ import argparse
 from typing import TYPE_CHECKING, Any
 
 from pagedvid.cli.measuring import add_file_options, check_out, measure, measured_requests
-from pagedvid.cli.options import add_config_options, resolve_options
+from pagedvid.cli.options import add_config_options, require_one_device, resolve_options
 from pagedvid.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -37,6 +37,7 @@ def run(args: argparse.Namespace) -> int:
     from pagedvid.models.build import tables_file
 
     given = resolve_options(args).config
+    require_one_device(given, "profile")
     requests = measured_requests(given, args.prompts, "profile")
     if not args.profile_videos:
         raise ConfigError("--profile-videos is 0; give at least 1, better 4 or more")

@@ -36,7 +36,9 @@ class RunResult:
     """The cache when it held the most bytes; None when nothing was committed."""
 
 
-def summary_lines(result: RunResult, num_skipped: int, cache: CacheConfig, place: Path | str) -> list[str]:
+def summary_lines(
+    result: RunResult, num_skipped: int, cache: CacheConfig, place: Path | str, num_devices: int = 1
+) -> list[str]:
     """What was made, how fast, in how many bytes, and where."""
     rows = [("videos", _videos(result, num_skipped))]
     if result.num_done:
@@ -46,8 +48,15 @@ def summary_lines(result: RunResult, num_skipped: int, cache: CacheConfig, place
         rows.append(("cache", _cache(result)))
     if result.pool and result.fullest:
         rows.append(("pages", _pages(result.pool, result.fullest)))
+    if num_devices > 1:
+        rows.append(("devices", devices_line(num_devices)))
     rows.append(("files", f"{place}/"))
     return [f"{name:8}{text}" for name, text in rows]
+
+
+def devices_line(num_devices: int) -> str:
+    """What bytes and pages count where several devices share the heads."""
+    return f"{num_devices}; bytes and pages are those of the first"
 
 
 def _videos(result: RunResult, num_skipped: int) -> str:

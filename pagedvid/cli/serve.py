@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from pagedvid.cli import variables
 from pagedvid.cli.cores import let_threads_sleep
 from pagedvid.cli.generate import resolved
-from pagedvid.cli.options import add_config_options, by_rule, path_flag, resolve_options
+from pagedvid.cli.options import add_config_options, by_rule, path_flag, require_one_device, resolve_options
 from pagedvid.cli.replica_parts import add_replica_options, workers_of
 from pagedvid.cli.service_parts import logs_as_json, make_sessions, served_model
 from pagedvid.cli.terminal import EXIT_SUCCESS, Interrupt
@@ -60,6 +60,7 @@ def add_parser(subparsers: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     """Serves until it is interrupted; returns the exit code. Raises `PagedvidError` for bad input."""
     config = resolve_options(args).config
+    require_one_device(config, "serve")
     _check_libraries()
     key = _api_key(args.api_key_file)
     _check_exposure(args, key)

@@ -65,11 +65,16 @@ def leave(code: int) -> NoReturn:
     if any(thread.daemon and thread.name.startswith("pagedvid-") for thread in threading.enumerate()):
         # A worker is in the middle of a step. An orderly end would unwind its thread out of PyTorch's C++ code, which
         # aborts the process.
-        for stream in (sys.stdout, sys.stderr):
-            with suppress(OSError, ValueError):
-                stream.flush()
-        os._exit(code)
+        end_at_once(code)
     raise SystemExit(code)
+
+
+def end_at_once(code: int) -> NoReturn:
+    """Ends the process with this exit code, without unwinding anything."""
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError):
+            stream.flush()
+    os._exit(code)
 
 
 class Interrupt:

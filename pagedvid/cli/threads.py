@@ -12,6 +12,8 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, TypeVar
 
+from pagedvid.cli.cores import usable_cores
+
 if TYPE_CHECKING:
     from pagedvid.config.sections import Config
 
@@ -41,10 +43,14 @@ class ThreadChoice:
         """What the settings say, applied to PyTorch."""
         import torch
 
-        written = config.generate.threads
+        written, devices = config.generate.threads, config.generate.devices
         if written != "auto":
             torch.set_num_threads(int(written))
-        is_timed = written == "auto" and config.model.device == "cpu" and not config.engine.reproducible
+        elif devices > 1 and config.model.device == "cpu":  # the same number on all, which share the cores
+            torch.set_num_threads(max(1, len(usable_cores()) // devices))
+        is_timed = (
+            written == "auto" and config.model.device == "cpu" and not config.engine.reproducible and devices == 1
+        )
         return ThreadChoice(torch.get_num_threads(), torch.set_num_threads, is_timed=is_timed)
 
     def run(self, step: Callable[[], R]) -> R:

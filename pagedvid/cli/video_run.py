@@ -56,6 +56,8 @@ class VideoRun:
     versions: Mapping[str, str]
     threads: ThreadChoice | None = None
     """None: the number of threads stays as it is."""
+    require_all: Callable[[], None] = lambda: None
+    """Called again and again; raises an error that ends the run."""
 
     def __post_init__(self) -> None:
         self._watch = EngineWatch(self.build_engine, self.threads)
@@ -91,9 +93,11 @@ class VideoRun:
         self._end_refused()
         self._show_status()
         while self._files.pending and not interrupt.requested and self._worker.stats().state != DEAD:
+            self.require_all()
             self._submit_some()
             self._take(self._events.take(LOOK_SECONDS))
             self._show_status()
+        self.require_all()
         self._events.let_all_in()
         self._worker.stop(seconds=TIMEOUT_MAX)  # after its step, the frames of which count
         while event := self._events.take(0):

@@ -164,7 +164,10 @@ class GenerateConfig(Section):
     """Playing speed of the videos; null = the model's."""
     threads: int | str = setting("auto", one_of("auto") | whole(1, 512))
     """Threads of tensor operations on the CPU; auto = one or all, whichever makes the first steps faster (all where
-    `engine.reproducible` is set)."""
+    `engine.reproducible` is set, an equal share of all where several devices are)."""
+    devices: int = setting(1, whole(1, 512))
+    """Devices that work on every video together, each with its share of the KV heads in `cache.memory` of its own. On a
+    CPU they are processes."""
 
 
 @dataclass(frozen=True)
@@ -204,9 +207,10 @@ _NOT_IN_FRAMES = {
     "generate.num_frames",  # every request carries its own frames and seed
     "generate.seed",
     "generate.threads",
+    "generate.devices",
     *(f"serve.{key}" for key in ServeConfig.field_names()),
 }
-_IN_LAST_BITS = {"model.device", "attention.backend", "attention.scratch", "generate.threads"}
+_IN_LAST_BITS = {"model.device", "attention.backend", "attention.scratch", "generate.threads", "generate.devices"}
 """Those of `_NOT_IN_FRAMES` that change the rounding of a video that runs alone."""
 
 

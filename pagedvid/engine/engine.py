@@ -34,7 +34,6 @@ from pagedvid.engine.status import statuses
 from pagedvid.errors import CapacityError, ConfigError
 from pagedvid.host_state import independent_of_host
 from pagedvid.paged_kv_cache import PagedKVCache
-from pagedvid.units import parse_bytes
 
 
 class Engine:
@@ -75,7 +74,7 @@ class Engine:
         self.max_concurrent = _whole_or_none("max_concurrent", max_concurrent)
         self.num_denoise_steps = _whole_or_none("num_denoise_steps", num_denoise_steps)
         self.reproducible = reproducible
-        self.host_memory = HostMemory(parse_bytes(host_memory))
+        self.host_memory = HostMemory(host_memory, cache.on_every_rank)
         self.pace = Pace()
         self.latest_batch: tuple[str, ...] = ()
         """Ids of the videos that the latest step worked on: one that broke the engine is among them."""
@@ -193,7 +192,7 @@ class Engine:
         if job is None:
             return self._roster.entry(request_id).as_snapshot()
         image = self.cache.copy_out(job.stream) if job.stream is not None else job.image
-        return on_host(progress_of(job), image)
+        return on_host(progress_of(job), None if image is None else self.cache.whole_image(image))
 
     def cancel(self, request_id: str) -> None:
         """Drops a video in any state, a finished one that was kept as well; its pages are free at once. Raises
@@ -324,7 +323,7 @@ class Engine:
 
 def _check_fit(model: VideoModel, cache: PagedKVCache, window: Window) -> None:
     """Raises ConfigError unless cache and window are made for the model."""
-    geometry, spec = model.geometry, cache.spec
+    geometry, spec = model.geometry, cache.whole_spec
     wanted = (geometry.num_layers, geometry.num_query_heads, geometry.num_kv_heads, geometry.head_dim)
     given = (spec.num_layers, spec.query_heads, spec.num_kv_heads, spec.head_dim)
     if wanted != given:

@@ -53,7 +53,7 @@ class Planner:
             snapshot = plan.taken_up(snapshot)
         image = None if snapshot is None else snapshot.image
         num_pages = self.num_pages(plan) if image is None else self.cache.image_pages(image)
-        if num_pages > self.cache.pool.num_pages:
+        if not self.cache.could_hold(num_pages):
             raise CapacityError(
                 f"request {request.id!r} needs {num_pages} pages at its peak; the pool has "
                 f"{self.cache.pool.num_pages}. Give the cache more memory, use fewer bits or a shorter window."

@@ -159,7 +159,7 @@ class Residency:
             return True
         idle = self._idle()
         at_most = sum(job.open_stream().peak_pages for job in idle)
-        if self._cache.reserved_pages + num_pages - at_most > self._cache.pool.num_pages:
+        if not self._cache.fits(num_pages - at_most):
             return False
         for job in idle:
             self._swap_out(job)

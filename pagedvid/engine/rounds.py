@@ -17,7 +17,7 @@ from pagedvid.engine.planning import Planner
 from pagedvid.engine.requests import EngineOutput
 from pagedvid.engine.residency import Residency
 from pagedvid.engine.roster import Roster
-from pagedvid.errors import IntegrityError
+from pagedvid.errors import IntegrityError, PagedvidError, RankError
 
 logger = logging.getLogger(__name__)
 
@@ -40,9 +40,10 @@ class Rounds:
                 job.begin_round(planner.model)
             stored = [committed_latents(job) for job in batch]
             predictions, seconds = packed_forward(planner.model, planner.cache, batch)
-        except IntegrityError:
+        except (IntegrityError, RankError):
             raise  # the bookkeeping itself is wrong, so no single video is at fault and none is safe
         except Exception as error:
+            self._require_on_every_rank(error)
             if len(batch) == 1:
                 return [self._fail(batch[0], error)]
             logger.warning("a step of %d videos failed (%s); running them one by one", len(batch), described(error))
@@ -51,6 +52,18 @@ class Rounds:
             return self._advance_all(batch, predictions, stored)
         # Outside `except`: inside it, the error would keep the failed forward's tensors alive while the others run.
         return [output for job in batch for output in self.run([job])]
+
+    def _require_on_every_rank(self, error: Exception) -> None:
+        """Raises RankError for an error that other ranks may not have met: they wait in this step's next exchange.
+
+        What pagedvid checks is the same on all ranks, and what only one of them can find they tell each other.
+        """
+        num_ranks = self.planner.cache.num_ranks
+        if num_ranks > 1 and not isinstance(error, PagedvidError):
+            raise RankError(
+                f"a step of {num_ranks} ranks failed on this one: {described(error)}. All of them must end and start "
+                "again"
+            ) from error
 
     def longer(self) -> list[Job]:
         """The videos whose last finished chunk lay partly beyond their end, and which are longer now."""

@@ -55,12 +55,16 @@ def resolve(config: Config) -> RunSpec:
 
 @independent_of_host
 def build_engine(
-    run: RunSpec, prompts: Sequence[str] = (), cache_type: Callable[..., PagedKVCache] = PagedKVCache
+    run: RunSpec,
+    prompts: Sequence[str] = (),
+    cache_type: Callable[..., PagedKVCache] = PagedKVCache,
+    engine_type: Callable[..., Engine] = Engine,
 ) -> Engine:
     """Loads the model, allocates the pool, picks the backend. Raises ConfigError, CapacityError, BackendError.
 
     `prompts`: those known now. They are encoded before the model is loaded, so that the text encoder need not stay.
-    `cache_type`: such as one that observes (calibration/observe.py).
+    `cache_type`: such as one that observes (calibration/observe.py). `engine_type`: such as one that leads others
+    (engine/lockstep.py).
     """
     config, model = run.config, load_model(run, prompts)
     cache = cache_type(
@@ -72,7 +76,7 @@ def build_engine(
         history_dtype=config.attention.history_dtype,
         tables=run.tables,
     )
-    return Engine(
+    return engine_type(
         model,
         cache,
         replace(run.window, positions=model.positions),

@@ -211,6 +211,7 @@ def test_it_decides_frames_and_so_does_what_rounds_otherwise():
         "attention.backend",
         "attention.scratch",
         "generate.threads",
+        "generate.devices",
     }
     for attention in (AttentionConfig(backend="torch"), AttentionConfig(scratch="1MiB")):
         assert frame_settings(Config(attention=attention)) == batched

@@ -152,6 +152,7 @@ def engine_of(
 ) -> Engine:
     """Every step checks the whole cache. The configured window is one that MAGI-1 must not heed."""
     geometry, correction = model.geometry, settings.pop("correction", "measured")
+    shard = settings.pop("shard", None)
     spec = CacheSpec(
         geometry.num_layers,
         geometry.num_kv_heads,
@@ -162,7 +163,7 @@ def engine_of(
         debug_checks=True,
     )
     settings.setdefault("max_batch_tokens", 10_000)
-    return Engine(model, PagedKVCache(spec, memory), Window(0, 1), num_denoise_steps=num_steps, **settings)
+    return Engine(model, PagedKVCache(spec, memory, shard=shard), Window(0, 1), num_denoise_steps=num_steps, **settings)
 
 
 @dataclass

@@ -48,7 +48,9 @@ def make_model(variant: str) -> WorldPlayModel:
     return kind(network(variant), GRIDS[variant], inputs(variant)["points_local"])
 
 
-def make_engine(model: WorldPlayModel, codec: str = "fp32", correction: str = "measured", **settings) -> Engine:
+def make_engine(
+    model: WorldPlayModel, codec: str = "fp32", correction: str = "measured", shard=None, **settings
+) -> Engine:
     geometry = model.geometry
     spec = CacheSpec(
         geometry.num_layers, geometry.num_kv_heads, geometry.head_dim, codecs=StreamCodecs(codec),
@@ -56,7 +58,7 @@ def make_engine(model: WorldPlayModel, codec: str = "fp32", correction: str = "m
         debug_checks=True,
     )  # fmt: skip
     settings = {"num_denoise_steps": 4, "max_batch_tokens": 10_000, **settings}
-    return Engine(model, PagedKVCache(spec, "8MiB"), Window(1, 1), **settings)
+    return Engine(model, PagedKVCache(spec, "8MiB", shard=shard), Window(1, 1), **settings)
 
 
 def request(

@@ -57,7 +57,7 @@ def padded(rows):
     return torch.cat([rows, torch.zeros(SIZE["text_tokens"] - len(rows), TEXT_WIDTH)]).unsqueeze(0)
 
 
-def engine_of(model, codec="fp32", *, correction="off", max_batch_tokens=10_000, policy="fcfs", **spec):
+def engine_of(model, codec="fp32", *, correction="off", max_batch_tokens=10_000, policy="fcfs", shard=None, **spec):
     geometry = model.geometry
     cache = PagedKVCache(
         CacheSpec(
@@ -70,6 +70,7 @@ def engine_of(model, codec="fp32", *, correction="off", max_batch_tokens=10_000,
             **spec,
         ),
         "64MiB",
+        shard=shard,
     )
     window = Window(1, 4, positions=model.positions)
     return Engine(model, cache, window, max_batch_tokens=max_batch_tokens, policy=policy)
