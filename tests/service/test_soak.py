@@ -1,6 +1,6 @@
 """A minute of everything at once: what is left afterwards, and what was wrong meanwhile. See soak/run.py.
 
-`python benchmarks/soak.py` runs the same for twenty minutes; `pytest -m soak tests/service/test_soak.py` this.
+`python benchmarks/soak.py` runs the same for twenty minutes.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from tests.service.soak.run import soak
 SECONDS = 60.0
 
 
-@pytest.mark.soak
 @pytest.mark.timeout(600)
 def test_nothing_is_left_and_nothing_was_wrong(tmp_path):
     report = soak(SECONDS, seed=0, folder=tmp_path)
