@@ -134,12 +134,12 @@ class Restart:
         files.keep_only(id, [] if checkpoint is None else [checkpoint.name])
         num_bytes = files.cut(id, store.chunks.end(id))
         if num_bytes < store.chunks.end(id):
-            self._lose(id, num_bytes)
+            self._shorten(id, num_bytes)
         if checkpoint is not None and not files.checkpoint(id, checkpoint.name).exists():
             logger.error("session %s: its file %s is gone", id, checkpoint.name)
             store.courses.drop_checkpoint(id)
 
-    def _lose(self, id: str, num_bytes: int) -> None:
+    def _shorten(self, id: str, num_bytes: int) -> None:
         """A video is shorter than what was recorded: the disk has lost something."""
         session = self.parts.store.find(id)
         if session is None:
