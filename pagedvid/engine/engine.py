@@ -78,6 +78,8 @@ class Engine:
         self.pace = Pace()
         self.latest_batch: tuple[str, ...] = ()
         """Ids of the videos that the latest step worked on: one that broke the engine is among them."""
+        self.one_at_a_time = False
+        """Whether each video has its forwards to itself for now, so that it is known which of them breaks engines."""
         self._clock = clock
         self._live_admission = one_of(LIVE_ADMISSION, "live_admission", live_admission, ConfigError)
         self._roster, self._counters = Roster(), Counters()
@@ -139,7 +141,8 @@ class Engine:
         jobs = self._residency.runnable()
         # The shape of a product decides how it is rounded, and the videos that share a forward decide its shape.
         # A budget of one token keeps them apart, since one video always runs.
-        batch = next_batch(jobs, self.policy, 1 if self.reproducible else self.max_batch_tokens)
+        is_apart = self.reproducible or self.one_at_a_time
+        batch = next_batch(jobs, self.policy, 1 if is_apart else self.max_batch_tokens)
         count_waits(jobs, batch)
         return batch
 

@@ -140,6 +140,7 @@ class SupervisedEngine:
     # ------------------------------------------------------------------ parts of a step
 
     def _take_step(self) -> None:
+        self.engine.one_at_a_time = self.book.has_suspects
         outputs = self._step_of(self.engine)
         for output in outputs:
             if isinstance(output, RequestFailure) and is_lost_device(output.error):

@@ -129,6 +129,12 @@ class VideoBook:
 
     # ------------------------------------------------------------------ after an engine broke
 
+    @property
+    def has_suspects(self) -> bool:
+        """Whether an engine broke while it worked on a video that has given no frames since. Each video is alone in its
+        forwards then, so that no other one is blamed again."""
+        return any(record.num_breaks for record in self.records.values())
+
     def blame(self, ids: Sequence[str]) -> None:
         """Counts the break for these videos, on which the engine was working, or for all where it worked on none."""
         for record in [self.records[id] for id in ids if id in self.records] or list(self.records.values()):

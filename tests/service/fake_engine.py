@@ -84,6 +84,7 @@ class FakeEngine:
         self.fault = fault
         self.num_steps = 0
         self.latest_batch: tuple[str, ...] = ()
+        self.one_at_a_time = False
         self.is_closed = False
         self.model, self.window = SimpleNamespace(name="fake"), Window(1, 2)
         self.cache = SimpleNamespace(stats=self._pool, spec=CacheSpec(1, 1, 128))
@@ -181,7 +182,8 @@ class FakeEngine:
 
     def step(self) -> list[EngineOutput]:
         self.num_steps += 1
-        active = [video for video in self.videos_by_id.values() if not self._rests(video)][:2]
+        active = [video for video in self.videos_by_id.values() if not self._rests(video)]
+        active = active[: 1 if self.one_at_a_time else 2]
         self.latest_batch = tuple(video.request.id for video in active)
         for video in active:
             video.state = RUNNING

@@ -153,7 +153,7 @@ class TestWhatBreaksAnEngine:
 
 class TestWhoBreaksEngines:
     def test_a_video_that_always_does_ends(self):
-        """Those that only wait are not blamed."""
+        """Neither those that wait nor those that were beside it do."""
 
         def fault(engine: FakeEngine) -> None:
             if any("breaks" in video.request.prompt for video in engine.videos_by_id.values() if video.num_rounds == 4):
@@ -168,8 +168,8 @@ class TestWhoBreaksEngines:
         run(engine)
         assert listener.failures()["bad"] == "WorkerError" and listener.num_rebuilds == 3
         assert (listener.frames("bad") == frames_of(0, ["breaks"])).all()
-        for number in range(3):
-            assert (listener.frames(f"waits{number}") == frames_of(0, ["red"] * 10)).all()
+        for id in ("beside", "waits0", "waits1", "waits2"):
+            assert (listener.frames(id) == frames_of(0, ["red"] * 10)).all()
 
     def test_a_video_that_breaks_each_engine_as_it_comes(self, monkeypatch):
         def break_down(self, snapshot):
