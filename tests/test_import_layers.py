@@ -77,6 +77,7 @@ ONE_FILE_LIBRARIES = (
     "matplotlib",
     "transformers",
     "diffusers",
+    "diffusers.hooks",
     "flashdreams",
     "ray",
     "fsspec",

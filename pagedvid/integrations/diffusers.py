@@ -6,6 +6,8 @@
         transformer(latents, timestep, text)           # one batch row per range, in the order of the ranges
     paged.remove()
 
+The hook in diffusers_cache.py does the same in diffusers' own manner, with a cache of its own.
+
 The transformer calls a processor for every self-attention layer (`set_attn_processor`) and cannot pass it anything
 else, so the current step is kept in the object that `install` returns. Queries and keys are taken before rotary
 embedding, where quantized keys are far more accurate. The transformer's own tables start at frame 0 in every call and
@@ -40,6 +42,12 @@ def install(transformer: Any) -> PagedSelfAttention:
 
     Raises ConfigError for a class or a version of the library that is not supported.
     """
+    require_supported(transformer)
+    return PagedSelfAttention(transformer)
+
+
+def require_supported(transformer: Any) -> None:
+    """Changes nothing. Raises ConfigError for a class or a version of the library that is not supported."""
     import_diffusers("attention processors")
     names = [base.__name__ for base in type(transformer).__mro__]
     if not any(name in SUPPORTED for name in names):
@@ -53,7 +61,6 @@ def install(transformer: Any) -> PagedSelfAttention:
                 f"self-attention of block {number} of this {names[0]} lacks {', '.join(missing)}: its version of "
                 "diffusers is not supported; install 0.36 or newer"
             )
-    return PagedSelfAttention(transformer)
 
 
 class PagedSelfAttention:
@@ -64,15 +71,24 @@ class PagedSelfAttention:
         self._transformer = transformer
         self._attend: Attend | None = None
         self._replaced = dict(transformer.attn_processors)
-        own = {f"blocks.{layer}.attn1.processor": _Processor(self, layer) for layer in range(len(transformer.blocks))}
-        transformer.set_attn_processor({**self._replaced, **own})
+        self._own = [_Processor(self, layer) for layer in range(len(transformer.blocks))]
+        named = {f"blocks.{processor.layer}.attn1.processor": processor for processor in self._own}
+        transformer.set_attn_processor({**self._replaced, **named})
 
     @contextmanager
     def attending(self, attend: Attend) -> Iterator[None]:
         """Inside the block, every self-attention layer calls `attend(layer, q [T, H, D], k, v)` with queries and keys
-        before rotary embedding, batch rows packed in order. Raises StateError for nested blocks."""
+        before rotary embedding, batch rows packed in order. Raises StateError for nested blocks, and for layers that
+        were given another processor since."""
         if self._attend is not None:
             raise StateError("this transformer is already attending in another block; leave that block first")
+        blocks = enumerate(zip(self._transformer.blocks, self._own, strict=True))
+        others = [layer for layer, (block, own) in blocks if block.attn1.processor is not own]
+        if others:
+            raise StateError(
+                f"self-attention of layers {others} no longer has pagedvid's processors and would not see the history; "
+                "set other processors first, then install these"
+            )
         self._attend = attend
         try:
             yield
@@ -107,7 +123,7 @@ class _Processor:
 
     def __init__(self, paged: PagedSelfAttention, layer: int) -> None:
         self._paged = paged
-        self._layer = layer
+        self.layer = layer
 
     def __call__(
         self,
@@ -128,7 +144,7 @@ class _Processor:
         else:
             q, k, v = attn.to_q(hidden_states), attn.to_k(hidden_states), attn.to_v(hidden_states)
         q, k, v = (x.unflatten(2, (attn.heads, -1)) for x in (attn.norm_q(q), attn.norm_k(k), v))
-        attended = self._paged.attend(self._layer, q, k, v).type_as(hidden_states)
+        attended = self._paged.attend(self.layer, q, k, v).type_as(hidden_states)
         for part in attn.to_out:
             attended = part(attended)
         return attended

@@ -12,14 +12,17 @@ import torch
 import pagedvid
 from pagedvid.cache.spec import CacheSpec
 from pagedvid.cache.stream_codecs import StreamCodecs
+from pagedvid.cache.stream_sizes import peak_pages
+from pagedvid.cache.window import Window
 from pagedvid.correction import MODES
+from tests.docs.pages import DOCS, code_blocks
 
 PAGE = (Path(__file__).parents[2] / "docs" / "embed.md").read_text()
 
 
 def run(names: dict[str, Any], *numbers: int) -> None:
     examples = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
-    assert len(examples) == 3
+    assert len(examples) == 4
     for number in numbers:
         exec(compile(examples[number], "docs/embed.md", "exec"), names)
 
@@ -75,6 +78,29 @@ def test_the_compiled_host_gives_what_the_eager_one_gives(host):
             compiled = model(x, step)
         with cache.denoise(host["batch"]) as step, torch.compiler.set_stance("force_eager"):
             torch.testing.assert_close(compiled, model(x, step), rtol=1e-4, atol=1e-4)
+
+
+def test_the_diffusers_host_runs_in_twelve_lines():
+    names: dict[str, Any] = {"__name__": "embed"}
+    run(names, 3)
+    stats = names["paged"].cache.stats()
+    assert stats.pages_peak > 0 and stats.num_evicted_chunks == 3 and stats.num_streams == 0
+    assert torch.isfinite(names["latents"]).all()
+    (example,) = [block for block in code_blocks(DOCS / "embed.md", "python") if "enable_paged_cache" in block]
+    lines = [line for line in example.splitlines() if line.strip() and not line.startswith(("import", "from"))]
+    assert len(lines) <= 12
+
+
+def test_what_the_diffusers_cache_saves_is_computed():
+    """Self-Forcing's window of 21 frames: 1 sink, 5 recent and the current chunk."""
+    prose = " ".join(PAGE.split())
+    (quoted,) = re.findall(
+        r"reserves ([\d.]+) GiB for a stream with BF16 pages, ([\d.]+) GiB with int4 and ([\d.]+) GiB with int2", prose
+    )
+    for codec, gib in zip(("bf16", "int4", "int2"), quoted, strict=True):
+        spec = CacheSpec(num_layers=30, num_kv_heads=12, head_dim=128, codecs=StreamCodecs(codec))
+        pages = peak_pages(spec.shape, Window(1, 5), spec.codecs, 3 * 30 * 52, None)
+        assert f"{pages * spec.shape.page_bytes / 2**30:.2f}" == gib
 
 
 def test_what_the_page_names_exists():
