@@ -1,6 +1,6 @@
 """How well does `pagedvid serve` keep its viewers' videos playing: by policy, and by codec in the same memory?
 
-Six minutes on two cores. The real service with the demo model, on a loopback port, in a process of its own. Clients
+Thirteen minutes on two cores. The real service with the demo model, on a loopback port, in a process of its own. Clients
 come in an open loop, at times drawn from a Poisson process, whatever the service does. A viewer asks for a live
 session, watches it over its WebSocket for --stay seconds, whatever it sees, and leaves; its video is as long as that.
 Everything is measured at the client.
@@ -205,7 +205,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--overload", type=float, default=1.5)
     parser.add_argument("--speed", type=float, default=4.0, help="frames per second that a viewer plays")
     parser.add_argument("--stay", type=float, default=10.0, help="seconds")
-    parser.add_argument("--counted", type=float, default=20.0, help="seconds in which viewers come that are counted")
+    parser.add_argument("--counted", type=float, default=90.0, help="seconds in which viewers come that are counted")
     parser.add_argument("--memory", default="8MiB", help="of pages, for every codec")
     parser.add_argument("--viewers", type=int, default=36, help="of the part memory")
     parser.add_argument("--gather", type=float, default=5.0, help="seconds in which they come, on average")
