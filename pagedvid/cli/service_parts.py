@@ -9,23 +9,23 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 from pagedvid.config.sections import Config, frame_settings
 from pagedvid.errors import ConfigError
-from pagedvid.service.events import Event
 from pagedvid.service.http.settings import ServedModel
 from pagedvid.service.records import SessionLimits, VideoFormat
-from pagedvid.service.video_maker import VideoMaker
 
 if TYPE_CHECKING:
     from pagedvid.engine.engine import Engine
     from pagedvid.engine.protocol import FrameFormat
     from pagedvid.models.build import RunSpec
     from pagedvid.service.checkpoint_files import OriginFiles
+    from pagedvid.service.events import Event
     from pagedvid.service.sessions import Sessions
+    from pagedvid.service.video_maker import VideoMaker
 
-BuildWorker = Callable[[Callable[[Event], None]], VideoMaker]
+BuildWorker: TypeAlias = "Callable[[Callable[[Event], None]], VideoMaker]"
 """Makes what tells its events to the given function, and does not start it."""
 
 
