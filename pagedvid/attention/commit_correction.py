@@ -110,8 +110,10 @@ class CommitCorrection:
         if alpha is None or readers is None:
             return
         kept_HD = None if variance is None else variance[layer, index_of(heads, variance.device)].to(exact_HnD)
-        own_HnD = None if pending.source is None else writing.exact_keys(heads)  # the readers' own chunk is another one
-        effect = effect_of_views(keys, kept_HD, readers, projected, own_HnD, rotation, scale)
+        own_chunk = (
+            None if pending.source is None else partial(writing.exact_keys, heads)
+        )  # another than the stored one
+        effect = effect_of_views(keys, kept_HD, readers, projected, own_chunk, rotation, scale)
         noted.effects.append((layer, heads, effect))
 
     def finish(self, pending: PendingChunk) -> None:

@@ -141,23 +141,32 @@ def effect_of_views(
     variance_change_HD: Tensor | None,
     readers: Readers,
     projected: Sequence[ProjectedQueries],
-    own_HnD: Tensor | None,
+    own_chunk: Callable[[], Tensor] | None,
     rotation: Rotation,
     scale: float,
 ) -> Effect:
     """The effect on the readers of all views, [H, Q] of each view after the other.
 
-    `variance_change_HD`: what the chunk keeps, if anything. `own_HnD`: keys of the readers' own chunk, float32, before
-    rotary embedding and in half layout; None: it is the stored one. `scale`: of the softmax.
+    `variance_change_HD`: what the chunk keeps, if anything. `own_chunk`: makes the keys of the readers' own chunk,
+    float32 [H, n, D], before rotary embedding and in half layout, which are dropped before the stored keys are decoded;
+    None: the readers' own chunk is the stored one. `scale`: of the softmax.
     """
-    here = None
-    if own_HnD is not None:
-        here = log_mass(by_kv_head(readers.here_SHD, len(own_HnD)), rotation.at(own_HnD, readers.position), scale)
-    effects = [rotary_effect(keys, variance_change_HD, readers, here, scale)]
-    for queries in projected:
-        here = None if own_HnD is None else queries.scores(own_HnD, queries.here_SF44, scale).logsumexp(-1)
-        effects.append(projected_effect(keys, variance_change_HD, queries, here, scale))
+    here: Sequence[Tensor | None] = [None] * (1 + len(projected))
+    if own_chunk is not None:
+        here = _log_masses_here(own_chunk(), readers, projected, rotation, scale)
+    effects = [rotary_effect(keys, variance_change_HD, readers, here[0], scale)]
+    for queries, log_mass_here in zip(projected, here[1:], strict=True):
+        effects.append(projected_effect(keys, variance_change_HD, queries, log_mass_here, scale))
     return Effect.of_all(effects)
+
+
+def _log_masses_here(
+    own_HnD: Tensor, readers: Readers, projected: Sequence[ProjectedQueries], rotation: Rotation, scale: float
+) -> list[Tensor]:
+    """log Z over the keys of the readers' own chunk, [H, Q] of each view."""
+    q = by_kv_head(readers.here_SHD, len(own_HnD))
+    rotary = log_mass(q, rotation.at(own_HnD, readers.position), scale)
+    return [rotary, *(queries.scores(own_HnD, queries.here_SF44, scale).logsumexp(-1) for queries in projected)]
 
 
 def rotary_effect(

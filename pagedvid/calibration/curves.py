@@ -1,7 +1,7 @@
 """What each choice of storage changes in the attention output of each head: one range, one layer, plain PyTorch.
 
-Attention over chunks and over the current chunk is computed apart and joined by log-sum-exp, so that a chunk that is
-stored otherwise, or not seen, changes its own partial only.
+Attention is computed separately over each cached chunk and over the current chunk, and the partials are merged by
+log-sum-exp. So a chunk that is stored in another codec, or not seen, changes only its own partial.
 
 Axes: C chunks; G query heads of a KV head; H KV heads; Q sampled queries; n tokens of a chunk; D head_dim; R rungs; W
 recent chunks of the window.
@@ -24,7 +24,7 @@ Partials = Sequence[tuple[Tensor, Tensor]]
 
 @dataclass(frozen=True)
 class CachedChunk:
-    """A chunk that is read; keys before rotary embedding, float32."""
+    """A chunk that is read: keys before rotary embedding, and values, float32."""
 
     k_HnD: Tensor
     v_HnD: Tensor
@@ -48,13 +48,13 @@ class Reading:
     """Partial over the current chunk: (out [G, H, Q, D], lse [G, H, Q])."""
     chunks: Sequence[CachedChunk]
     weights: Sequence[Tensor]
-    """Of every chunk's tokens within the chunk, [G, H, Q, n]."""
+    """Attention weights over the tokens of each chunk, which sum to 1 within the chunk, [G, H, Q, n]."""
     partials: Partials
     """Over every chunk."""
 
     @staticmethod
     def of(q_GHQD: Tensor, own_k_HnD: Tensor, own_v_HnD: Tensor, chunks: Sequence[CachedChunk]) -> Reading:
-        """From rotated queries and rotated keys of the current chunk."""
+        """From the rotated queries, and the rotated keys and the values of the current chunk, all float32."""
         weights, lse = zip(*(_weights(q_GHQD, rotate(each.k_HnD, *each.angles)) for each in chunks), strict=True)
         partials = [(w @ each.v_HnD, z) for w, z, each in zip(weights, lse, chunks, strict=True)]
         own_weights, own_lse = _weights(q_GHQD, own_k_HnD)
@@ -65,7 +65,7 @@ class Reading:
         return _joined([self.own, *partials]) - _joined([self.own, *self.partials])
 
     def error(self, partials: Partials) -> Tensor:
-        """Its square, float32 [H]: summed over query heads and channels, mean over queries."""
+        """Squared `change`, float32 [H]: summed over query heads and channels, mean over queries."""
         return self.change(partials).square().sum((0, 3)).mean(-1)
 
     def with_keys(self, codec: Codec, *, keeps_mass: bool) -> Partials:
@@ -86,7 +86,7 @@ class Reading:
         return [(weights @ v_HnD, lse) for weights, v_HnD, (_, lse) in exact]
 
     def within(self, recent_chunks: int, *, keeps_sinks: bool) -> Partials:
-        """Partials over the newest chunks, and the sinks."""
+        """Partials over the newest `recent_chunks` chunks and, with `keeps_sinks`, the sinks."""
         kept = [chunk.age < recent_chunks or (keeps_sinks and chunk.is_sink) for chunk in self.chunks]
         return [partial for partial, is_kept in zip(self.partials, kept, strict=True) if is_kept]
 
@@ -104,7 +104,7 @@ def value_errors(reading: Reading, codecs: Sequence[Codec]) -> Tensor:
 def window_errors(reading: Reading, recent_chunks: int) -> tuple[Tensor, Tensor]:
     """The error of seeing the newest 1 to `recent_chunks` chunks only, without and with sinks, float32 [H, 2, W].
 
-    Also whether that leaves out any of the chunks, bool [2, W]: early in a video there are too few to tell.
+    Also whether any chunk is left out, bool [2, W]: early in a video, a window may hold all chunks that there are.
     """
     seen = [
         reading.within(recent, keeps_sinks=sinks) for sinks in (False, True) for recent in range(1, recent_chunks + 1)

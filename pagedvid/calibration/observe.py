@@ -1,8 +1,8 @@
 """A cache that observes what its model attends to, to gather statistics for klt tables (docs/calibrate.md).
 
-Every stored chunk is counted. Forwards that read chunks are sampled, the same ones in all layers: for each range, the
-first few stored chunks that it reads and that have its own length. A query's own chunk stands for everything that is
-not stored yet.
+Every chunk is counted when it is stored. How queries attend is measured in a random share of the forwards, the same
+forwards in all layers: for each range, over its own chunk and the first MAX_CHUNKS of the stored chunks that it reads
+and that have as many tokens as its own.
 
 Axes: C chunks; G query heads of a KV head; H KV heads; n tokens of a chunk; D head_dim.
 """
@@ -27,38 +27,39 @@ from pagedvid.codecs.tables_file import Calibration
 from pagedvid.paged_kv_cache import PagedKVCache
 
 SHARE = 1 / 4
-"""Share of the forwards that are sampled: at random, so that every noise level occurs, after the first that reads."""
+"""Share of the forwards that are sampled, at random, so that all noise levels occur. Until one of them has read a
+stored chunk, all are sampled."""
 MAX_CHUNKS = 4
-"""Most chunks counted for one range, which bounds the memory."""
+"""Most stored chunks of which the attention of one range is measured. It limits the memory that this takes."""
 
 
 class ObservingCache(PagedKVCache):
     """A `PagedKVCache` that gathers statistics without changing results. Use codecs with little loss, such as bf16."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
-        """Takes the arguments of `PagedKVCache`."""
+        """Takes the arguments of `PagedKVCache`, and raises its errors."""
         super().__init__(*args, **options)
         layout = BlockLayout(self.spec.tokens_per_frame, self.spec.frames_per_block)
         self.statistics = [LayerStatistics(layout) for _ in range(self.spec.num_layers)]
         self.begin(seed=0)
 
     def begin(self, seed: int) -> None:
-        """Before the next videos. `seed`: of which forwards are sampled."""
+        """To be called before each group of videos. `seed`: of the random choice of forwards to sample."""
         self._chance = random.Random(seed)
 
     def state(self) -> dict[str, Tensor]:
-        """All that was observed; `restore` takes it."""
+        """Everything observed so far, as tensors by name, for `restore`. At least one chunk must have been stored."""
         layers = enumerate(self.statistics)
         return {f"{number}.{name}": x for number, layer in layers for name, x in layer.state().items()}
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
-        """Goes on from what another run of the same model had observed."""
+        """Continues from the `state` of another run of the same model."""
         for number, layer in enumerate(self.statistics):
             prefix = f"{number}."
             layer.restore({name.removeprefix(prefix): x for name, x in state.items() if name.startswith(prefix)})
 
     def calibration(self, model: str, calibrated_on: str = "") -> Calibration:
-        """The calibration from what was observed so far; see `calibration_of`, also for errors."""
+        """The calibration from everything observed so far. Arguments and errors are those of `calibration_of`."""
         return calibration_of(self.statistics, model, calibrated_on)
 
     def _new_step(self, plan: StepPlan) -> Step:

@@ -1,10 +1,13 @@
-"""A cache that measures what each choice of storage costs each head, for a profile (budgets/profile.py).
+"""A cache that measures how much each way of storing chunks changes the attention output of each head, for a profile
+(budgets/profile.py).
 
-Forwards that read chunks are sampled, the same ones in all layers; for each range, all chunks that it reads are stored
-again in every rung, outside the pool, and the outputs compared (curves.py). Some denoise steps are run again to find
-out what changes of outputs do to the prediction (sensitivity.py).
+A random share of the forwards that read stored chunks is sampled, the same forwards in all layers. For each range, the
+keys and values of all chunks that it reads are encoded and decoded by the codec of every rung, outside the pool, and
+the attention outputs are compared (curves.py). Some denoise steps are run a second time with changed attention outputs,
+to measure how much that changes the model's prediction (sensitivity.py).
 
-Axes: L layers, H KV heads, R rungs, W recent chunks of the window, n tokens of a chunk, D head_dim.
+Axes: L layers, H KV heads, G query heads of a KV head, R rungs, W recent chunks of the window, n tokens of a chunk, D
+head_dim.
 """
 
 from __future__ import annotations
@@ -36,33 +39,37 @@ from pagedvid.paged_kv_cache import PagedKVCache
 from pagedvid.rotary.tables import rotate
 
 SHARE = 1 / 4
-"""Share of the forwards that are sampled: at random, so that every noise level occurs, and the first with each length
-of history."""
+"""Share of the forwards that are sampled, at random, so that all noise levels occur. The first forward of a video that
+reads so many chunks is always sampled."""
 SENSED_SHARE = 1 / 4
-"""Share of the sampled denoise steps that are run again to measure sensitivities, besides a video's first."""
+"""Share of the sampled denoise steps that are run a second time to measure sensitivities. The first of a video always
+is."""
 SENSED_RUNG = 2
-"""Whose errors are typical."""
-
-
+"""Index of the rung whose errors are taken as typical."""
 CURVES = ("keys", "values", "windows")
+"""What errors are measured of: the codec of keys, the codec of values, and how many chunks a head sees."""
 
 
 class OutputChange(NamedTuple):
-    """What a typical choice of storage changes in the output of one range."""
+    """How a typical way of storing chunks changes the attention output of one range."""
 
     range_: RangePlan
     change_GHnD: Tensor
+    """float32."""
 
 
 class ProfilingCache(PagedKVCache):
     """A `PagedKVCache` that measures errors without changing results. Use codecs with little loss, such as bf16.
 
-    Give it to one video after the other, and take the curves after each.
+    Generate one video after the other with it; call `begin` before and `curves` after each.
     """
 
     def __init__(self, *args: Any, calibration: Calibration, **options: Any) -> None:
-        """Takes the arguments of `PagedKVCache`, and what codecs need besides: the ladder is "klt" if the calibration
-        has its tables, otherwise "int". Raises ConfigError if it is another model's."""
+        """Takes the arguments of `PagedKVCache`, and raises its errors.
+
+        `calibration`: what the codecs of the rungs need. The ladder is "klt" if it has tables for klt codecs, otherwise
+        "int". Raises ConfigError for the calibration of another model.
+        """
         super().__init__(*args, **options)
         self.ladder = "klt" if calibration.has_klt else "int"
         self.rungs = LADDERS[self.ladder]
@@ -82,7 +89,7 @@ class ProfilingCache(PagedKVCache):
         self.begin(seed=0)
 
     def begin(self, seed: int) -> None:
-        """Forgets what was measured, before the next video. `seed`: of which forwards are sampled."""
+        """Discards what was measured; to be called before each video. `seed`: of the random choice of forwards."""
         self._chance = random.Random(seed)
         self._seen_reads: set[int] = set()
         self._has_sensed = False
@@ -94,11 +101,14 @@ class ProfilingCache(PagedKVCache):
         self._window_counts: list[Tensor | int] = [0] * self.spec.num_layers
 
     def curves(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Mean errors of outputs since `begin`: keys and values float32 [L, H, R], windows [L, H, 2, W].
+        """Mean squared changes of attention outputs since `begin`, and how much such changes matter.
 
-        Those of windows are means over forwards with enough chunks to leave one out; NaN where there were none. Last,
-        the sums of errors of predictions and of outputs of the denoise steps that were run again, [2, 3, L, H].
-        Raises ConfigError if a layer saw no forward that reads a chunk.
+        Returns the errors of keys stored in each rung, float32 [L, H, R]; of values, [L, H, R]; and of each window,
+        without and with sinks, [L, H, 2, W]. The last are means over the forwards that read more chunks than the window
+        keeps, NaN where there was none. The fourth, float64 [2, 3, L, H], holds the sums of squared changes of the
+        prediction and of the output for each of CURVES, over the denoise steps that were run a second time.
+
+        Raises ConfigError if no sampled forward read a stored chunk.
         """
         if not all(self._counts):
             raise ConfigError("no forward of the video read a stored chunk; profile videos of more than one chunk")
@@ -114,14 +124,14 @@ class ProfilingCache(PagedKVCache):
         return keys, values, windows, self._sensed
 
     def take_changes(self) -> dict[tuple[str, int], list[OutputChange]]:
-        """By kind of curve and layer, the changes whose effect is to be measured on the forward that has just been
-        run; empty for most forwards."""
+        """The output changes, one of each range, by (one of CURVES, layer), whose effect on the prediction is to be
+        measured by running the last forward again. They are returned once, and for few forwards: mostly it is empty."""
         changes, self._changes = self._changes, {}
         return changes
 
     @contextmanager
     def unwatched(self) -> Iterator[None]:
-        """For forwards that are run again: they are not sampled."""
+        """A context in which nothing is measured: for forwards that are run a second time."""
         self._is_watched = False
         try:
             yield
@@ -129,12 +139,13 @@ class ProfilingCache(PagedKVCache):
             self._is_watched = True
 
     def add_sensitivity(self, kind: str, layer: int, head: int, prediction_error: float, output_error: float) -> None:
-        """Counts what a change of one head's output did to the prediction."""
+        """Adds the effect of one change of a head's output: the mean squared change of the model's prediction, and the
+        squared change of the output, summed over channels and query heads, mean over queries. `kind`: one of CURVES."""
         errors = torch.tensor([prediction_error, output_error], dtype=torch.float64)
         self._sensed[:, CURVES.index(kind), layer, head] += errors
 
     def add(self, layer: int, reading: Reading, recent_chunks: int) -> None:
-        """Measures one range in one layer, whose window has so many recent chunks."""
+        """Measures one range in one layer. `recent_chunks`: W, those of its stream's window."""
         windows, leaves_out = window_errors(reading, recent_chunks)
         errors = {
             "keys": key_errors(reading, self.codecs["keys", layer], keeps_mass=self.keeps_mass),
@@ -148,16 +159,17 @@ class ProfilingCache(PagedKVCache):
         self._window_counts[layer] = self._window_counts[layer] + leaves_out.int()
 
     def add_changes(self, layer: int, range_: RangePlan, readings: Iterable[Reading]) -> None:
-        """Keeps what typical choices change in the output of a whole range, see `take_changes`.
+        """Computes how typical ways of storing chunks change the output of a whole range, for `take_changes`.
 
-        `readings`: of each KV head alone, because all queries of all heads at once would take much memory.
+        `readings`: one for each KV head, with all queries of the range. They come one after the other, because all
+        heads together would take much memory.
         """
         by_head = [self._typical_changes(layer, head, range_, each) for head, each in enumerate(readings)]
         for kind, changes in zip(CURVES, zip(*by_head, strict=True), strict=True):
             self._changes.setdefault((kind, layer), []).append(OutputChange(range_, torch.cat(changes, dim=1)))
 
     def _typical_changes(self, layer: int, head: int, range_: RangePlan, reading: Reading) -> list[Tensor]:
-        """In the order of CURVES, [G, 1, n, D] each."""
+        """Changes of the output of one KV head, in the order of CURVES, float32 [G, 1, n, D] each."""
         keys, values = (self.codecs[kind, layer][SENSED_RUNG].of_heads((head,)) for kind in KINDS)
         newest = reading.within(max(1, range_.stream.window.recent_chunks // 2), keeps_sinks=True)
         typical = reading.with_keys(keys, keeps_mass=self.keeps_mass), reading.with_values(values), newest
@@ -213,10 +225,12 @@ class _ProfilingStep(WatchingStep):
 def profile_from(
     cache: ProfilingCache, window: Window, prompts: Sequence[str], curves: Sequence[Sequence[Tensor]], chunk_tokens: int
 ) -> Profile:
-    """The profile from the curves of each prompt's video; without windows if some were never full.
+    """The profile of several videos. `curves`: what `ProfilingCache.curves` returned for each of `prompts`.
 
-    Errors of outputs become errors of predictions by the mean sensitivity of all videos. Where none was measured, by a
-    host without a `SensedModel`, they stay what they are, and outputs of all heads count alike.
+    Errors of windows are left out if any is NaN, because some video had no more chunks than the window keeps. Errors of
+    outputs are multiplied by the mean sensitivity of all videos, which makes them errors of the model's prediction. If
+    no sensitivity was measured, because the host uses no `SensedModel`, errors of outputs are kept as they are, and
+    those of all heads count alike.
     """
     keys, values, windows, sensed = (torch.stack(each) for each in zip(*curves, strict=True))
     of_predictions, of_outputs = sensed.sum(0)

@@ -33,15 +33,15 @@ from pagedvid.paged_kv_cache import PagedKVCache
 logger = logging.getLogger(__name__)
 
 TOGETHER_VIDEOS = 8
-"""Observed between two writes of what was observed so far."""
+"""Videos that are observed before what was observed so far is written to the partial file."""
 MEASURED = ("keys", "values", "windows", "sensed")
 
 
 class Listener(Protocol):
-    """Who is told how a run goes on."""
+    """What is called as a run goes on."""
 
     def start(self, requests: Sequence[VideoRequest], frames_per_chunk: int, num_measured: int) -> None:
-        """These videos follow; an interrupted run had measured some already."""
+        """The run begins. An interrupted run has measured the first `num_measured` of these videos already."""
         ...
 
     def chunk_done(self, engine: Engine) -> None:
@@ -61,11 +61,11 @@ class CalibrationRun:
     """With a cache in bf16."""
     requests: Sequence[VideoRequest]
     out: Path
-    """Where the result will be; what is kept in between lies beside it."""
+    """The file of the result. The partial files are next to it."""
     listener: Listener
 
     def observe(self) -> tuple[ObservingCache, str]:
-        """A cache that has seen all videos, and what it has seen in a few words."""
+        """A cache that has observed all videos, and a text that says how many videos and chunks it observed."""
         kept = self._kept("observed", self.requests)
         engine = self._engine(ObservingCache)
         cache = engine.cache
@@ -134,7 +134,7 @@ class CalibrationRun:
         return with_profile(calibration, profile)
 
     def forget(self) -> None:
-        """Deletes what was kept, when the result is safe."""
+        """Deletes the partial files; to be called when the result has been written."""
         for phase in ("observed", "profiled"):
             self._kept(phase, self.requests).remove()
 

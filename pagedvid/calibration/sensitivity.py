@@ -1,9 +1,10 @@
 """How much a model's prediction changes with the attention output of a single head.
 
-The same error of an output matters more in one head than in another: what follows it in the network differs. So some
-denoise steps are run again, with the output of one KV head's queries changed in one layer as a typical choice of
-storage changes it, and the prediction is compared. Errors of outputs times (change of the prediction / change of the
-output), both squared, are errors of the prediction; nothing of the model has to be known for it.
+The same error of the output matters more in one head than in another, because other parts of the network follow it. So
+some denoise steps are run again, with the output of one KV head's queries in one layer changed as a typical way of
+storing chunks changes it, and the predictions are compared. The sensitivity of a head is the squared change of the
+prediction by the squared change of the output; the error of an output times the sensitivity is the error of the
+prediction. Nothing has to be known of the model for this.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ class SensedModel:
         return getattr(self._model, name)
 
     def forward(self, latents_TC: Tensor, ranges: Sequence[Range], conditions: Sequence[Any], attend: Attend) -> Tensor:
-        """The prediction of the model."""
+        """The model's prediction, [T, C] like `latents_TC`; sensitivities are measured on some of the calls."""
         exact_TC = self._model.forward(latents_TC, ranges, conditions, attend)
         changes = self._cache.take_changes()
         for (kind, layer), of_ranges in changes.items():

@@ -84,7 +84,7 @@ class BlockMoments:
         self._num_blocks = 0
 
     def add(self, x_HTD: Tensor) -> None:
-        """Counts one chunk."""
+        """Counts one chunk, float32."""
         if self._origin_H1D is None:
             self._origin_H1D = x_HTD.mean(1, keepdim=True)
         tokens_UF = self.layout.tokens(x_HTD.shape[1])
@@ -142,7 +142,7 @@ class LayerStatistics:
     """The same for values."""
 
     num_readings: int = 0
-    """Readings counted."""
+    """Calls of `add_reading`."""
 
     def __post_init__(self) -> None:
         self.keys, self.values = BlockMoments(self.layout), BlockMoments(self.layout)
@@ -180,7 +180,7 @@ class LayerStatistics:
         self.values.add(v_HTD)
 
     def add_reading(self, seen: Observation) -> None:
-        """Counts the queries and how they attend to the cached chunks."""
+        """Counts sampled queries, and how much attention they give to the cached chunks."""
         size = seen.k_CHTD.shape[2]
         sampled = self._sampled(size, SAMPLED_QUERIES)
         self._add_queries(seen, sampled)
@@ -200,7 +200,7 @@ class LayerStatistics:
         self.num_readings += 1
 
     def _sampled(self, num_tokens: int, num_samples: int) -> range:
-        """Other tokens in every reading, so that all have their turn."""
+        """Tokens to sample; they differ from reading to reading, so that none is always left out."""
         return spread_over_frames(num_tokens, self.layout.tokens_per_frame, num_samples, self.num_readings)
 
     def _add_queries(self, seen: Observation, sampled: range) -> None:

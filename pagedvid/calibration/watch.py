@@ -53,7 +53,7 @@ class WatchingStep(Step):
 
     @abstractmethod
     def see(self, layer: int, seen: Seen) -> None:
-        """Called after a layer was attended."""
+        """Called for each range after attention in a layer."""
 
     def stored(self, layer: int, read: Read, rope: RopeTables | None) -> tuple[Tensor, Tensor]:
         """Keys (before rotary embedding) and values of a chunk that is read, float32 [H, n, D]."""

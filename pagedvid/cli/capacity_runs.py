@@ -32,13 +32,13 @@ def proof_report(proof: Proof) -> Report:
         "",
         *columns(("", "predicted", "measured", "difference", ""), cells),
         "",
-        f"{verdict} (peak within {proof.tolerance:.0%}, everything else exactly)",
+        f"{verdict} (peak within {proof.tolerance:.1%}, everything else exactly)",
         "Bytes are those of tensors; the process and its allocator take more on top.",
     ]
     if proof.num_layers < proof.question.card.num_layers:
         lines.append(
             f"extrapolated to all {proof.question.card.num_layers} layers: {format_bytes(proof.full_bytes)} of pages; "
-            "the workspace stays the same"
+            "the workspace hardly changes"
         )
     rows = [
         {

@@ -46,11 +46,13 @@ class TokenSpec(CodecSpec):
 
     @override
     def encode_bytes(self, page: PageFormat, num_heads: int, num_tokens: int) -> int:
-        # Values in float32, their codes in bytes, the packed codes, and the records, into which these are copied.
+        # Values in float32, their codes in bytes, the packed codes; these joined with their numbers; and the records.
         padded = self._padded_values(page, num_heads, num_tokens)
-        joining = (F32_BYTES + 1) * padded + padded * self.bits // 8 + self._record_bytes(page, num_heads, num_tokens)
+        joined = padded * self.bits // 8 + 4 * padded // self.group
+        joining = (F32_BYTES + 1) * padded + padded * self.bits // 8 + joined
         rotated = F32_BYTES * num_heads * page.head_dim * num_tokens if self.is_hadamard else 0
-        return joining + rotated + 40 * padded // self.group
+        # Low, high and divisor in float32; step size and zero point in fp16, twice.
+        return rotated + joining + self._record_bytes(page, num_heads, num_tokens) + 20 * padded // self.group
 
     @override
     def decode_bytes(self, page: PageFormat, num_heads: int, num_tokens: int) -> int:
