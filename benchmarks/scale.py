@@ -1,0 +1,240 @@
+"""How far does one service go on a thousand GPUs? Takes two minutes.
+
+Three kinds of numbers, and each is named in the tables and in the JSON file:
+
+assumed     tokens per second of a GPU (--tokens-per-second), network (--network), viewers of a stream (--viewers), the
+            arrivals (tools/make_trace.py)
+simulated   a day of arrivals at so many GPUs, by the engine's own admission (pagedvid capacity --trace); a GPU has at
+            most as many streams as it keeps up with at the model's speed (pagedvid capacity --sustain)
+measured    here, with the service's own classes: what a chunk costs the HTTP process. us are microseconds of computing;
+            where the disk is waited for, of time. Nothing was ever run on a thousand GPUs
+
+From these: with how many streams each resource of one HTTP process is full, in proportion. `replicas encode` and
+`replicas encode and write` are designs that are not built; their costs are the measured ones without what would move.
+
+    python benchmarks/scale.py
+    python benchmarks/scale.py --model krea-14b --tokens-per-second 20000
+    python benchmarks/scale.py --readme docs/scale.md      # replaces the tables of a page
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from lib.pages import markdown, replace_table
+from lib.report import format_table, make_parser, note, write_report
+from pagedvid.capacity.card_files import find_card
+from pagedvid.capacity.cards import ModelCard
+from pagedvid.capacity.gpus import gpu_memory, gpu_names
+from pagedvid.capacity.simulate import Fleet, simulate
+from pagedvid.capacity.simulation_result import Simulation
+from pagedvid.capacity.sizing import CODEC_CHOICES, Question
+from pagedvid.capacity.sustain import parse_rate, sustained
+from pagedvid.capacity.trace import read_trace
+from pagedvid.cli.cores import cores_used_by_others
+from scaling.driver_costs import encoding, moving_frames, queueing, replicas_costs, sessions_costs, writing
+from scaling.limits import Resource, UnitCosts, Viewing, designs, first_full, num_services
+from scaling.remote_costs import remote_costs
+from scaling.viewer_costs import viewer_costs
+
+MAKE_TRACE = Path(__file__).resolve().parents[1] / "tools" / "make_trace.py"
+CODEC = "int2"
+LIMITS_HEADERS = ("design", "resource", "a stream", "full with", "GPUs", "at the peak")
+DAY_HEADERS = ("what", "simulated")
+COSTS_HEADERS = ("measured", "each", "cost")
+
+
+def streams_of_a_gpu(arguments: argparse.Namespace, question: Question) -> int:
+    """Live streams with which a GPU keeps up."""
+    found = sustained(question, question.card.frames_per_second, parse_rate(arguments.tokens_per_second))
+    if found.num_streams == 0:
+        raise SystemExit(
+            f"a GPU with {arguments.tokens_per_second} tokens/s does not keep up with one stream of "
+            f"{question.card.name}; give a higher --tokens-per-second"
+        )
+    return found.num_streams
+
+
+def day(arguments: argparse.Namespace, question: Question, streams_each: int) -> Simulation:
+    """What becomes of the arrivals of a day."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "day.jsonl"
+        flags = {"streams": arguments.sessions, "median-seconds": arguments.median_seconds, "seed": arguments.seed}
+        words = [word for flag, value in flags.items() for word in (f"--{flag}", str(value))]
+        subprocess.run([sys.executable, str(MAKE_TRACE), *words, "--out", str(path)], check=True, capture_output=True)
+        arrivals = read_trace(path, question)
+    return simulate(Fleet.of(question, CODEC_CHOICES[CODEC], arrivals, arguments.gpus, streams_each), arrivals)
+
+
+def measure(arguments: argparse.Namespace, card: ModelCard, streams_each: int) -> UnitCosts:
+    """What a chunk of this model costs, in seconds rather than minutes."""
+    resolution, few = card.resolution, arguments.repetitions
+    num_frames = card.frames_per_chunk * card.vae_stride[0] * card.patch[0]
+    frames = moving_frames(num_frames, resolution.height, resolution.width, arguments.seed)
+    encode, fragment_bytes = encoding(frames, few)
+    with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
+        (Path(folder) / "files").mkdir()
+        append, row = writing(fragment_bytes, Path(folder) / "files", 10 * few)
+        sessions = sessions_costs(Path(folder) / "sessions", 20 * few, few, 0.4 * few)
+        viewer = viewer_costs(Path(folder) / "viewers", frames, few)
+    replicas = replicas_costs(arguments.gpus, streams_each, 4 * few)
+    remote = remote_costs(frames, fragment_bytes, 10 * few)
+    return UnitCosts(
+        encode_us=encode.cpu_us,
+        append_us=append.wall_us,
+        row_us=row.wall_us,
+        bookkeeping_us=sessions["bookkeeping"],
+        watching_us=sessions["watching"],
+        hear_us=replicas["hear"].cpu_us,
+        queue_us=queueing(1000 * few),
+        place_us=replicas["place"].cpu_us,
+        stats_us=replicas["stats"].cpu_us,
+        call_us=remote["empty"],
+        call_with_fragment_us=remote["fragment"],
+        call_with_frames_us=remote["frames"],
+        look_us=viewer["look"],
+        megabyte_us=viewer["megabyte"],
+        store_bytes_per_second=remote["frames_bytes_per_second"],
+        frames_bytes=frames.nbytes,
+        fragment_bytes=fragment_bytes,
+    )
+
+
+def day_rows(arguments: argparse.Namespace, streams_each: int, result: Simulation) -> list[tuple[str, str]]:
+    """The simulation, for people."""
+    return [
+        ("sessions in a day", f"{result.num_streams:,}"),
+        (f"streams that a GPU keeps up with, at {arguments.tokens_per_second} tokens/s", str(streams_each)),
+        ("at the same time, at most", f"{result.peak_streams:,} of {arguments.gpus * streams_each:,}"),
+        ("that waited", f"{result.num_queued:,}, p99 of all {result.waits.p99:.0f} s"),
+        ("pages reserved at most", f"{result.peak_pages_ratio:.1%}"),
+        ("simulated GPUs", f"{arguments.gpus:,}"),
+    ]
+
+
+def cost_rows(costs: UnitCosts) -> list[tuple[str, str, str]]:
+    """The unit costs, for people."""
+    return [
+        ("encoding (H.264)", "chunk", f"{costs.encode_us:,.0f} us"),
+        ("appending to the video, with flush", "chunk", f"{costs.append_us:,.0f} us"),
+        ("row in SQLite, with flush", "chunk", f"{costs.row_us:,.0f} us"),
+        ("other Python of the service", "chunk", f"{costs.bookkeeping_us:,.0f} us"),
+        ("looking after a live session", "second", f"{costs.watching_us:,.0f} us"),
+        ("Replicas, recorder's queue", "event", f"{costs.hear_us:.1f} us, {costs.queue_us:.1f} us"),
+        ("Replicas: placing, numbers of all", "session", f"{costs.place_us:,.0f} us, {costs.stats_us:,.0f} us"),
+        ("Ray, nothing to tell", "call", f"{costs.call_us:,.0f} us"),
+        ("Ray, with a fragment", "call", f"{costs.call_with_fragment_us:,.0f} us"),
+        ("Ray, with frames", "call", f"{costs.call_with_frames_us:,.0f} us"),
+        ("HTTP: looking for news, sending", "viewer", f"{costs.look_us:,.0f} us, {costs.megabyte_us:,.0f} us/MB"),
+        ("frames, encoded", "chunk", f"{costs.frames_bytes / 1e6:.2f} MB, {costs.fragment_bytes / 1e6:.2f} MB"),
+        ("object store, two processes", "second", f"{costs.store_bytes_per_second / 1e6:,.0f} MB"),
+    ]
+
+
+def limit_rows(found: Mapping[str, list[Resource]], streams_each: int, peak: int) -> list[tuple[str, ...]]:
+    """Every resource of every design; the first one that is full is marked."""
+    rows = []
+    for design, resources in found.items():
+        for resource in resources:
+            if not resource.per_stream:
+                continue
+            is_first = resource is first_full(resources)
+            network = "network" in resource.name
+            unit = f"{resource.per_stream / 1e6:.2f} MB/s" if network else f"{resource.per_stream / 1e3:.2f} ms/s"
+            full = f"{resource.streams:,.0f}" if resource.streams >= 10 else f"{resource.streams:.1f}"
+            gpus = f"{resource.streams / streams_each:,.1f}"
+            mark = " (first)" if is_first else ""
+            rows.append((design, resource.name, unit, f"{full}{mark}", gpus, f"{resource.load(peak):,.1f} x"))
+    return rows
+
+
+def advice(found: Mapping[str, list[Resource]], peak: int) -> list[str]:
+    """How many services the peak wants, by design."""
+    lines = []
+    for design, resources in found.items():
+        first = first_full(resources)
+        lines.append(
+            f"{design}: {first.name} is full first, with {first.streams:,.1f} streams; "
+            f"{num_services(resources, peak):,} services for {peak:,}"
+        )
+    return lines
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Simulates, measures, prints the tables, writes the JSON file."""
+    parser = make_parser("scale", __doc__)
+    parser.add_argument("--model", default="self-forcing", help="one of `pagedvid models` (default: self-forcing)")
+    parser.add_argument("--gpu", default="h100", choices=gpu_names(), metavar="NAME", help="default: h100")
+    parser.add_argument("--gpus", type=int, default=1000, help="how many of them (default: 1000)")
+    parser.add_argument("--sessions", type=int, default=100_000, help="arrivals of a day (default: 100000)")
+    parser.add_argument("--median-seconds", type=float, default=1100.0, help="of their lengths (default: 1100)")
+    parser.add_argument("--tokens-per-second", default="150000", help="assumed for a GPU (default: 150000)")
+    parser.add_argument("--network", type=float, default=25.0, help="Gbit/s of the HTTP process's machine (default: 25)")
+    parser.add_argument("--viewers", type=float, default=1.0, help="of each stream (default: 1)")
+    parser.add_argument("--repetitions", type=int, default=5, help="scales all that is measured (default: 5)")
+    parser.add_argument("--folder", type=Path, help="on the disk to measure (default: temporary files)")
+    parser.add_argument("--readme", type=Path, metavar="FILE", help="write the tables into this page")
+    run(parser.parse_args(argv))
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """The whole program."""
+    card = find_card(arguments.model, None)
+    question = Question(card, card.resolution, card.window, gpu_memory(arguments.gpu), "bf16")
+    streams_each, others = streams_of_a_gpu(arguments, question), cores_used_by_others(1.0)
+    note("measuring")
+    costs = measure(arguments, card, streams_each)
+    note(f"simulating {arguments.sessions} sessions on {arguments.gpus} GPUs")
+    result = day(arguments, question, streams_each)
+    viewing = Viewing(card.latent_frames_per_second / card.frames_per_chunk, arguments.viewers)
+    found = designs(costs, viewing, arguments.network * 1e9 / 8)
+    tables = {
+        "day": (DAY_HEADERS, day_rows(arguments, streams_each, result)),
+        "costs": (COSTS_HEADERS, cost_rows(costs)),
+        "limits": (LIMITS_HEADERS, limit_rows(found, streams_each, result.peak_streams)),
+    }
+    for headers, rows in tables.values():
+        print(f"{format_table(headers, rows)}\n")
+    print("\n".join(advice(found, result.peak_streams)))
+    print(f"others: {others:.2f} cores in use when this began")
+    if arguments.readme:
+        for name, (headers, rows) in tables.items():
+            replace_table(arguments.readme, name, markdown(headers, rows))
+    write_report(arguments, "scale", facts(arguments, streams_each, costs, result, found) | {"others": others})
+
+
+def facts(
+    arguments: argparse.Namespace,
+    streams_each: int,
+    costs: UnitCosts,
+    result: Simulation,
+    found: Mapping[str, list[Resource]],
+) -> dict[str, Any]:
+    """The same for programs."""
+    peak = result.peak_streams
+    return {
+        "assumed": {name: getattr(arguments, name) for name in ("tokens_per_second", "network", "viewers")},
+        "simulated": {**asdict(result), "streams_of_a_gpu": streams_each},
+        "measured": asdict(costs),
+        "designs": {
+            design: {
+                "num_services": num_services(resources, peak),
+                "resources": [
+                    {"name": it.name, "per_stream": it.per_stream, "limit": it.limit, "at_peak": it.load(peak)}
+                    for it in resources
+                ],
+            }
+            for design, resources in found.items()
+        },
+    }
+
+
+if __name__ == "__main__":
+    main()
