@@ -1,4 +1,4 @@
-"""How far does one service go on a thousand GPUs? Takes two minutes.
+"""How far does one service go on a thousand GPUs? A minute on idle cores.
 
 Three kinds of numbers, and each is named in the tables and in the JSON file:
 
@@ -11,6 +11,7 @@ measured    here, with the service's own classes: what a chunk costs the HTTP pr
 
 From these: with how many streams each resource of one HTTP process is full, in proportion. `replicas encode` and
 `replicas encode and write` are designs that are not built; their costs are the measured ones without what would move.
+`others` is how many cores were in use when the program began: above a few tenths, the figures are not for idle cores.
 
     python benchmarks/scale.py
     python benchmarks/scale.py --model krea-14b --tokens-per-second 20000
@@ -40,15 +41,22 @@ from pagedvid.capacity.sustain import parse_rate, sustained
 from pagedvid.capacity.trace import read_trace
 from pagedvid.cli.cores import cores_used_by_others
 from scaling.driver_costs import encoding, moving_frames, queueing, replicas_costs, sessions_costs, writing
-from scaling.limits import Resource, UnitCosts, Viewing, designs, first_full, num_services
+from scaling.limits import Resource, UnitCosts, Viewing, designs, num_services
 from scaling.remote_costs import remote_costs
+from scaling.tables import (
+    COSTS_HEADERS,
+    DAY_HEADERS,
+    LIMITS_HEADERS,
+    Table,
+    advice,
+    cost_rows,
+    day_rows,
+    limit_rows,
+)
 from scaling.viewer_costs import viewer_costs
 
 MAKE_TRACE = Path(__file__).resolve().parents[1] / "tools" / "make_trace.py"
 CODEC = "int2"
-LIMITS_HEADERS = ("design", "resource", "a stream", "full with", "GPUs", "at the peak")
-DAY_HEADERS = ("what", "simulated")
-COSTS_HEADERS = ("measured", "each", "cost")
 
 
 def streams_of_a_gpu(arguments: argparse.Namespace, question: Question) -> int:
@@ -107,66 +115,6 @@ def measure(arguments: argparse.Namespace, card: ModelCard, streams_each: int) -
     )
 
 
-def day_rows(arguments: argparse.Namespace, streams_each: int, result: Simulation) -> list[tuple[str, str]]:
-    """The simulation, for people."""
-    return [
-        ("sessions in a day", f"{result.num_streams:,}"),
-        (f"streams that a GPU keeps up with, at {arguments.tokens_per_second} tokens/s", str(streams_each)),
-        ("at the same time, at most", f"{result.peak_streams:,} of {arguments.gpus * streams_each:,}"),
-        ("that waited", f"{result.num_queued:,}, p99 of all {result.waits.p99:.0f} s"),
-        ("pages reserved at most", f"{result.peak_pages_ratio:.1%}"),
-        ("simulated GPUs", f"{arguments.gpus:,}"),
-    ]
-
-
-def cost_rows(costs: UnitCosts) -> list[tuple[str, str, str]]:
-    """The unit costs, for people."""
-    return [
-        ("encoding (H.264)", "chunk", f"{costs.encode_us:,.0f} us"),
-        ("appending to the video, with flush", "chunk", f"{costs.append_us:,.0f} us"),
-        ("row in SQLite, with flush", "chunk", f"{costs.row_us:,.0f} us"),
-        ("other Python of the service", "chunk", f"{costs.bookkeeping_us:,.0f} us"),
-        ("looking after a live session", "second", f"{costs.watching_us:,.0f} us"),
-        ("Replicas, recorder's queue", "event", f"{costs.hear_us:.1f} us, {costs.queue_us:.1f} us"),
-        ("Replicas: placing, numbers of all", "session", f"{costs.place_us:,.0f} us, {costs.stats_us:,.0f} us"),
-        ("Ray, nothing to tell", "call", f"{costs.call_us:,.0f} us"),
-        ("Ray, with a fragment", "call", f"{costs.call_with_fragment_us:,.0f} us"),
-        ("Ray, with frames", "call", f"{costs.call_with_frames_us:,.0f} us"),
-        ("HTTP: looking for news, sending", "viewer", f"{costs.look_us:,.0f} us, {costs.megabyte_us:,.0f} us/MB"),
-        ("frames, encoded", "chunk", f"{costs.frames_bytes / 1e6:.2f} MB, {costs.fragment_bytes / 1e6:.2f} MB"),
-        ("object store, two processes", "second", f"{costs.store_bytes_per_second / 1e6:,.0f} MB"),
-    ]
-
-
-def limit_rows(found: Mapping[str, list[Resource]], streams_each: int, peak: int) -> list[tuple[str, ...]]:
-    """Every resource of every design; the first one that is full is marked."""
-    rows = []
-    for design, resources in found.items():
-        for resource in resources:
-            if not resource.per_stream:
-                continue
-            is_first = resource is first_full(resources)
-            network = "network" in resource.name
-            unit = f"{resource.per_stream / 1e6:.2f} MB/s" if network else f"{resource.per_stream / 1e3:.2f} ms/s"
-            full = f"{resource.streams:,.0f}" if resource.streams >= 10 else f"{resource.streams:.1f}"
-            gpus = f"{resource.streams / streams_each:,.1f}"
-            mark = " (first)" if is_first else ""
-            rows.append((design, resource.name, unit, f"{full}{mark}", gpus, f"{resource.load(peak):,.1f} x"))
-    return rows
-
-
-def advice(found: Mapping[str, list[Resource]], peak: int) -> list[str]:
-    """How many services the peak wants, by design."""
-    lines = []
-    for design, resources in found.items():
-        first = first_full(resources)
-        lines.append(
-            f"{design}: {first.name} is full first, with {first.streams:,.1f} streams; "
-            f"{num_services(resources, peak):,} services for {peak:,}"
-        )
-    return lines
-
-
 def main(argv: Sequence[str] | None = None) -> None:
     """Simulates, measures, prints the tables, writes the JSON file."""
     parser = make_parser("scale", __doc__)
@@ -176,7 +124,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--sessions", type=int, default=100_000, help="arrivals of a day (default: 100000)")
     parser.add_argument("--median-seconds", type=float, default=1100.0, help="of their lengths (default: 1100)")
     parser.add_argument("--tokens-per-second", default="150000", help="assumed for a GPU (default: 150000)")
-    parser.add_argument("--network", type=float, default=25.0, help="Gbit/s of the HTTP process's machine (default: 25)")
+    parser.add_argument("--network", type=float, default=25.0, help="Gbit/s of its machine (default: 25)")
     parser.add_argument("--viewers", type=float, default=1.0, help="of each stream (default: 1)")
     parser.add_argument("--repetitions", type=int, default=5, help="scales all that is measured (default: 5)")
     parser.add_argument("--folder", type=Path, help="on the disk to measure (default: temporary files)")
@@ -195,13 +143,16 @@ def run(arguments: argparse.Namespace) -> None:
     result = day(arguments, question, streams_each)
     viewing = Viewing(card.latent_frames_per_second / card.frames_per_chunk, arguments.viewers)
     found = designs(costs, viewing, arguments.network * 1e9 / 8)
-    tables = {
+    tables: dict[str, Table] = {
         "day": (DAY_HEADERS, day_rows(arguments, streams_each, result)),
-        "costs": (COSTS_HEADERS, cost_rows(costs)),
+        "costs": (COSTS_HEADERS, cost_rows(costs, arguments.gpus)),
         "limits": (LIMITS_HEADERS, limit_rows(found, streams_each, result.peak_streams)),
     }
-    for headers, rows in tables.values():
-        print(f"{format_table(headers, rows)}\n")
+    for name in ("day", "costs"):
+        print(f"{format_table(*tables[name])}\n")
+    for design in found:
+        of_design = [row[1:] for row in tables["limits"][1] if row[0] == design]
+        print(f"{design}\n{format_table(LIMITS_HEADERS[1:], of_design)}\n")
     print("\n".join(advice(found, result.peak_streams)))
     print(f"others: {others:.2f} cores in use when this began")
     if arguments.readme:

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from pagedvid.engine.requests import VideoRequest
 from pagedvid.output.fragments import fragment
 from pagedvid.service.events import ChunkEvent, Event
-from pagedvid.service.records import NewSession, RecordedChunk, SessionLimits, VideoFormat
 from pagedvid.service.recorder import Recorder
+from pagedvid.service.records import NewSession, RecordedChunk, SessionLimits, VideoFormat
 from pagedvid.service.replicas import Replicas
 from pagedvid.service.session_files import SessionFiles
 from pagedvid.service.sessions import Sessions
@@ -86,7 +86,7 @@ def queueing(num_events: int) -> float:
 
 
 def replicas_costs(num_replicas: int, videos_each: int, repetitions: int) -> dict[str, Cost]:
-    """What `Replicas` costs for each event, for each new session, and each time that the numbers of all are asked for."""
+    """What `Replicas` costs for each event, for each new session, and each time that it sums up the numbers of all."""
     workers: list[StandIn] = []
 
     def build(tell: Callable[[Event], None]) -> StandIn:

@@ -37,7 +37,7 @@ class UnitCosts:
     place_us: float
     """`Replicas`, for each new session among all replicas."""
     stats_us: float
-    """`Replicas`, each time that the numbers of all are asked for."""
+    """`Replicas`, each time that it sums up the numbers of all."""
     call_us: float
     """Ray, for a call that brings little."""
     call_with_fragment_us: float

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 
 import numpy as np
@@ -31,9 +32,9 @@ class ChunkSource:
 def remote_costs(frames_FHWC: Frames, fragment_bytes: int, num_calls: int) -> dict[str, float]:
     """CPU microseconds of the driver for each call without events, with a fragment's bytes, and with a chunk's frames;
     bytes per second of frames from one process to another on this machine. Starts a Ray of its own."""
-    import scaling.remote_costs as here
-
-    pickle_library().register_pickle_by_value(here)  # Ray's processes do not have the folder of the benchmarks
+    pickle_library().register_pickle_by_value(
+        sys.modules[__name__]
+    )  # Ray's processes do not have the folder of the benchmarks
     sources = {
         "empty": frames_FHWC[:0],
         "fragment": np.zeros((1, 1, fragment_bytes, 1), np.uint8),
