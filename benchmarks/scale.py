@@ -40,7 +40,7 @@ from pagedvid.capacity.sizing import CODEC_CHOICES, Question
 from pagedvid.capacity.sustain import parse_rate, sustained
 from pagedvid.capacity.trace import read_trace
 from pagedvid.cli.cores import cores_used_by_others
-from scaling.driver_costs import encoding, moving_frames, queueing, replicas_costs, sessions_costs, writing
+from scaling.driver_costs import bookkeeping, encoding, moving_frames, queueing, replicas_costs, watching, writing
 from scaling.limits import Resource, UnitCosts, Viewing, designs, num_services
 from scaling.remote_costs import remote_costs
 from scaling.tables import (
@@ -90,7 +90,8 @@ def measure(arguments: argparse.Namespace, card: ModelCard, streams_each: int) -
     with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
         (Path(folder) / "files").mkdir()
         append, row = writing(fragment_bytes, Path(folder) / "files", 10 * few)
-        sessions = sessions_costs(Path(folder) / "sessions", 20 * few, few, 0.4 * few)
+        bookkeeping_us = bookkeeping(Path(folder) / "chunks", 4 * few, 2 * few)
+        watching_us = watching(Path(folder) / "live", 20 * few, 0.4 * few)
         viewer = viewer_costs(Path(folder) / "viewers", frames, few)
     replicas = replicas_costs(arguments.gpus, streams_each, 4 * few)
     remote = remote_costs(frames, fragment_bytes, 10 * few)
@@ -98,8 +99,8 @@ def measure(arguments: argparse.Namespace, card: ModelCard, streams_each: int) -
         encode_us=encode.cpu_us,
         append_us=append.wall_us,
         row_us=row.wall_us,
-        bookkeeping_us=sessions["bookkeeping"],
-        watching_us=sessions["watching"],
+        bookkeeping_us=bookkeeping_us,
+        watching_us=watching_us,
         hear_us=replicas["hear"].cpu_us,
         queue_us=queueing(1000 * few),
         place_us=replicas["place"].cpu_us,

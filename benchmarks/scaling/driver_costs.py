@@ -30,6 +30,8 @@ FRAMES_PER_SECOND = 16.0
 _RATE = Fraction(16)
 _TINY = (2, 16, 16, 3)
 """A chunk whose pixels cost next to nothing."""
+_LOOK_SECONDS = 0.02
+"""How often it is looked whether all is recorded."""
 _MOST = 10**6
 _LIMITS = SessionLimits(max_queued=_MOST, max_live=_MOST, checkpoint_chunks=_MOST)
 _LIVE = NewSession("a prompt", _MOST, live_frames_per_second=FRAMES_PER_SECOND)
@@ -121,24 +123,32 @@ def service(folder: Path) -> Iterator[tuple[Sessions, StandIn]]:
         sessions.close(5)
 
 
-def sessions_costs(folder: Path, num_sessions: int, num_chunks: int, seconds: float) -> dict[str, float]:
-    """CPU microseconds of the whole service: `bookkeeping` for each chunk, beside encoding it, and `watching` for each
-    live session and second."""
+def bookkeeping(folder: Path, num_sessions: int, num_rounds: int) -> float:
+    """CPU microseconds of the whole service for each chunk, beside encoding it: median over rounds, in each of which
+    every session has one chunk."""
     tiny = np.zeros(_TINY, np.uint8)
     encode = cost_of(lambda: fragment(tiny, 0, _RATE, 1), 30).cpu_us
     with service(folder) as (sessions, worker):
-        quiet = _cpu_share(seconds)
-        ids = [sessions.create(_LIVE).id for _ in range(num_sessions)]
-        watching = 1e6 * (_cpu_share(seconds) - quiet) / num_sessions
-        began, wall_began = time.process_time(), time.perf_counter()
-        for number in range(num_chunks):
+        ids = [sessions.create(NewSession("a prompt", _MOST)).id for _ in range(num_sessions)]
+        numbers = itertools.count()
+
+        def one_round() -> None:
+            number = next(numbers)
             for id in ids:
                 worker.tell(chunk_event(id, number, tiny))
-        sessions.delete(ids[0])  # returns when all that was told is recorded
-        chunks = num_chunks * num_sessions
-        others = (time.perf_counter() - wall_began) * num_sessions * watching
-        told = (1e6 * (time.process_time() - began) - others) / chunks
-    return {"bookkeeping": max(0.0, told - encode), "watching": max(0.0, watching)}
+            while sessions.get(ids[-1]).chunks_done <= number:
+                time.sleep(_LOOK_SECONDS)
+
+        return cost_of(one_round, num_rounds).cpu_us / num_sessions - encode
+
+
+def watching(folder: Path, num_sessions: int, seconds: float) -> float:
+    """CPU microseconds of the whole service for each live session and second, while nothing is made."""
+    with service(folder) as (sessions, _):
+        quiet = _cpu_share(seconds)
+        for _ in range(num_sessions):
+            sessions.create(_LIVE)
+        return 1e6 * (_cpu_share(seconds) - quiet) / num_sessions
 
 
 def _cpu_share(seconds: float) -> float:

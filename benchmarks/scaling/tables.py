@@ -19,12 +19,12 @@ COSTS_HEADERS = ("measured", "each", "cost")
 def day_rows(arguments: argparse.Namespace, streams_each: int, result: Simulation) -> list[tuple[str, str]]:
     """The simulation, for people."""
     return [
+        ("GPUs", f"{arguments.gpus:,}"),
         ("sessions in a day", f"{result.num_streams:,}"),
         (f"streams that a GPU keeps up with, at {arguments.tokens_per_second} tokens/s", str(streams_each)),
         ("at the same time, at most", f"{result.peak_streams:,} of {arguments.gpus * streams_each:,}"),
         ("that waited", f"{result.num_queued:,}, p99 of all {result.waits.p99:.0f} s"),
-        ("pages reserved at most", f"{result.peak_pages_ratio:.1%}"),
-        ("simulated GPUs", f"{arguments.gpus:,}"),
+        ("pages reserved, at most", f"{result.peak_pages_ratio:.1%}"),
     ]
 
 

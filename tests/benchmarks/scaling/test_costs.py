@@ -9,13 +9,14 @@ import numpy as np
 from pagedvid.output.fragments import fragment
 from pagedvid.service.records import NewSession
 from scaling.driver_costs import (
+    bookkeeping,
     chunk_event,
     encoding,
     moving_frames,
     queueing,
     replicas_costs,
     service,
-    sessions_costs,
+    watching,
     writing,
 )
 from scaling.timing import cost_of
@@ -65,6 +66,6 @@ def test_a_service_records_what_its_stand_in_tells(tmp_path: Path) -> None:
 
 
 def test_a_session_and_a_viewer_cost_something(tmp_path: Path) -> None:
-    costs = sessions_costs(tmp_path / "sessions", 4, 3, 0.5)
-    assert costs["bookkeeping"] > 50
+    assert bookkeeping(tmp_path / "chunks", 4, 3) > 50
+    assert watching(tmp_path / "live", 20, 0.5) > 10
     assert all(cost > 0 for cost in viewer_costs(tmp_path / "viewers", moving_frames(2, 64, 64, 0), 3).values())
