@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from lib.pages import markdown, replace_table
 from lib.report import format_table, make_parser, write_report
 from pagedvid.cache.stream_codecs import StreamCodecs
 from pagedvid.capacity.card_files import all_cards
@@ -25,7 +26,6 @@ from pagedvid.units import GIB
 CODECS = {name: StreamCodecs(name) for name in ("bf16", "int8", "int4", "int2")}
 COLUMNS = ("bf16", "int4", "int2")
 HEADERS = ("model", "window", "GB per stream", *COLUMNS, "history, s")
-BEGIN, END = "<!-- capacity table: begin -->", "<!-- capacity table: end -->"
 
 
 def size_up(card: ModelCard, memory_bytes: int) -> tuple[str, list[Answer]]:
@@ -60,21 +60,6 @@ def short(number: float) -> str:
     return f"{number:.3g}" if number < 1000 else f"{number / 1000:.0f}k"
 
 
-def markdown(rows: Sequence[Sequence[str]]) -> str:
-    """The same table in Markdown."""
-    lines = [HEADERS, ["---", *("---:" for _ in HEADERS[1:])], *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-def replace_table(path: Path, table: str) -> None:
-    """Puts the table between the markers of a file. Raises ValueError unless both are there once."""
-    text = path.read_text(encoding="utf-8")
-    if text.count(BEGIN) != 1 or text.count(END) != 1:
-        raise ValueError(f"{path} needs the lines {BEGIN} and {END}, once each")
-    before, _, rest = text.partition(BEGIN)
-    path.write_text(f"{before}{BEGIN}\n{table}\n{END}{rest.partition(END)[2]}", encoding="utf-8")
-
-
 def main(argv: Sequence[str] | None = None) -> None:
     parser = make_parser("capacity", __doc__)
     parser.add_argument("--gpu", default="h100", choices=gpu_names(), metavar="NAME", help="default: h100")
@@ -95,7 +80,7 @@ def run(arguments: argparse.Namespace) -> None:
     print("\nGB per stream: pages at its peak, bf16 -> int2. Columns bf16 to int2: streams that fit.")
     print("history: the longest that a single stream can keep. Activations and VAE are not counted.")
     if arguments.readme:
-        replace_table(arguments.readme, markdown(rows))
+        replace_table(arguments.readme, "capacity", markdown(HEADERS, rows))
         print(f"table written into {arguments.readme}")
     write_report(arguments, "capacity", {"memory_bytes": memory_bytes, "models": results})
 

@@ -14,6 +14,7 @@ when a round began: above a few tenths, the figures are not for idle cores.
 
     python benchmarks/cluster.py
     python benchmarks/cluster.py --videos 32 --rounds 5
+    python benchmarks/cluster.py --readme docs/scale.md      # replaces the table of a page
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from typing import Any
 
 import numpy as np
 
+from lib.pages import markdown, replace_table
 from lib.report import format_table, make_parser, note, write_report
 from pagedvid.cli.cores import cores_used_by_others
 from pagedvid.models.demo.captions import caption
@@ -39,6 +41,7 @@ from pagedvid.models.demo.world import random_scene
 
 ROOT = Path(__file__).resolve().parents[1]
 ALONE = "one process"
+HEADERS = ("videos made by", "frames/s", "relative", "start s", "driver ms/video")
 _USER, _SYSTEM = 11, 12
 """Places of the clock ticks in /proc/PID/stat, counted after the name of the program."""
 
@@ -111,9 +114,9 @@ def measure(arguments: argparse.Namespace) -> tuple[list[dict[str, Any]], list[f
     return rows, others
 
 
-def table(rows: Sequence[dict[str, Any]]) -> str:
+def cells(rows: Sequence[dict[str, Any]]) -> list[tuple[str, ...]]:
     """The table; a process without Ray computes the videos itself, so that it has no driver."""
-    cells = [
+    return [
         (
             row["case"],
             f"{median(row['frames_per_second']):.1f}",
@@ -123,7 +126,6 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
         )
         for row in rows
     ]
-    return format_table(("videos made by", "frames/s", "relative", "start s", "driver ms/video"), cells)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -132,9 +134,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--videos", type=int, default=16, help="at least 2")
     parser.add_argument("--frames", type=int, default=48, help="length of every video")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--readme", type=Path, metavar="FILE", help="write the table into this page")
     arguments = parser.parse_args(argv)
     rows, others = measure(arguments)
-    print(table(rows))
+    print(format_table(HEADERS, cells(rows)))
+    if arguments.readme:
+        replace_table(arguments.readme, "cluster", markdown(HEADERS, cells(rows)))
     print(f"\nothers: {', '.join(f'{cores:.2f}' for cores in others)} cores")
     write_report(arguments, "cluster", {"rows": rows, "others": others})
 

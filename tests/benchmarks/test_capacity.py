@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import json
 
-import pytest
-
 import capacity
+from lib.pages import markers
 from pagedvid.capacity.card_files import all_cards
 
 
 def test_the_table_of_all_models(tmp_path, capsys):
     readme, out = tmp_path / "README.md", tmp_path / "capacity.json"
-    readme.write_text(f"before\n{capacity.BEGIN}\nold\n{capacity.END}\nafter\n")
+    begin, end = markers("capacity")
+    readme.write_text(f"before\n{begin}\nold\n{end}\nafter\n")
     capacity.main(["--gpu", "h100", "--out", str(out), "--readme", str(readme)])
     printed = capsys.readouterr().out
     text = readme.read_text()
@@ -33,11 +33,3 @@ def test_small_gpus_take_fp8_or_nothing(tmp_path, capsys):
     lines = {line.split()[0]: line for line in capsys.readouterr().out.splitlines() if line.strip()}
     assert "(fp8)" in lines["krea-14b"]
     assert lines["magi-1-24b"].split()[2:] == ["-"] * 5
-
-
-def test_a_readme_without_markers_is_left_alone(tmp_path):
-    readme = tmp_path / "README.md"
-    readme.write_text("text")
-    with pytest.raises(ValueError, match="needs the lines"):
-        capacity.replace_table(readme, "table")
-    assert readme.read_text() == "text"

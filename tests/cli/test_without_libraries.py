@@ -48,6 +48,7 @@ def test_every_module_but_the_adapters_and_the_kernels_can_be_imported() -> None
     missing = dict(line.split() for line in done.stdout.splitlines())
     assert {name: library for name, library in missing.items() if library != "triton"} == {
         "pagedvid.cli.bars": "rich",
+        "pagedvid.integrations.diffusers_cache_hook": "diffusers",
         "pagedvid.output.sheet": "PIL",
     }
     rooms = {name.split(".")[1] for name, library in missing.items() if library == "triton"}

@@ -1,4 +1,4 @@
-"""docs/many_devices.md: the host runs as shown, and its formulas are those of the code."""
+"""docs/many_devices.md: the host runs as shown, its formulas and calls are those of the code."""
 
 from __future__ import annotations
 
@@ -6,8 +6,11 @@ import re
 import subprocess
 import sys
 
+from fastapi.routing import APIRoute
+
 from pagedvid.distributed.exchange import sent_bytes_of_split, sent_bytes_of_whole
-from tests.docs.pages import DOCS, code_blocks
+from pagedvid.service.http.replicas import ReplicaObject, router
+from tests.docs.pages import DOCS, code_blocks, tables
 
 PAGE = DOCS / "many_devices.md"
 
@@ -31,3 +34,11 @@ def test_the_host_runs_on_two_ranks(tmp_path):
 def test_the_example_on_the_wire():
     assert "36 MB a layer" in PAGE.read_text(encoding="utf-8")
     assert round(sent_bytes_of_whole(4680, 4, 40, 128, 2) / 1e6) == 36
+
+
+def test_calls_of_replicas_are_those_of_the_service():
+    (table,) = (table for table in tables(PAGE) if "`GET /v1/replicas`" in table)
+    routes = [route for route in router.routes if isinstance(route, APIRoute)]
+    assert set(table) == {f"`{method} {route.path}`" for route in routes for method in route.methods}
+    fields = set(re.findall(r"`(\w+)`", table["`GET /v1/replicas`"]["what it does"]))
+    assert fields == set(ReplicaObject.model_fields) - {"number"}
