@@ -115,6 +115,18 @@ def read_entries(lines: bytes, place: str) -> dict[str, ManifestEntry]:
     return entries
 
 
+def read_manifest(path: Path) -> dict[str, ManifestEntry]:
+    """The entries of a manifest that another run may be writing; half a line at its end is left out.
+
+    Raises `ConfigError` for a damaged line, and OSError.
+    """
+    return read_entries(_whole_lines(path.read_bytes()), str(path))
+
+
+def _whole_lines(content: bytes) -> bytes:
+    return content[: content.rfind(b"\n") + 1]
+
+
 class Manifest:
     """The open manifest of one folder, locked against a second run."""
 
@@ -164,7 +176,7 @@ class Manifest:
             raise ConfigError(f"{self.path} is not a regular file; remove it, or use another --out")
         self._file.seek(0)
         content = self._file.read()
-        whole = content[: content.rfind(b"\n") + 1]
+        whole = _whole_lines(content)
         if len(whole) < len(content):
             self._file.truncate(len(whole))
         try:
