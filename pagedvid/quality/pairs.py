@@ -32,7 +32,7 @@ class Pair:
             return []
         return [
             f"{what}: {before!r} -> {now!r}"
-            for what in ("prompt", "seed")
+            for what in ("prompt", "later_prompts", "seed")
             if (before := getattr(self.entry_a, what)) != (now := getattr(self.entry_b, what))
         ]
 
