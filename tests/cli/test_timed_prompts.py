@@ -1,4 +1,4 @@
-"""Prompts by time in jsonl files: what is read, what is refused, and that videos, manifests and --resume follow them."""
+"""Prompts by time in jsonl files: what is read and refused; videos, manifests and --resume follow them."""
 
 from __future__ import annotations
 
@@ -142,7 +142,8 @@ def test_the_video_is_that_of_a_call_at_the_boundary(command, prompts, tmp_path,
         frames(tmp_path / "out", "plain"),
     )
     assert np.abs(found.astype(int) - expected).mean() < 0.5  # it shared its forwards with the other video
-    assert np.abs(found.astype(int) - plain)[8:].mean() > 5
+    assert np.abs(found[:8].astype(int) - plain[:8]).mean() < 0.5
+    assert np.abs(found.astype(int) - plain)[8:].mean() > 1.5
 
 
 def test_manifest_and_resume_know_the_schedule(command, prompts, tmp_path):
@@ -171,7 +172,7 @@ def test_a_line_of_an_earlier_version_has_no_schedule(command, prompts, tmp_path
 
 
 def test_unknown_words_fail_that_video_before_it_is_made(command, prompts, tmp_path):
-    path = prompts(line((0, RED), (1, "a red xylophone")), {"id": "b", "prompt": RED})
+    path = prompts(line((0, RED), (1, "xylophone music")), {"id": "b", "prompt": RED})
     code, _, stderr = command("generate", "--prompts", path, "--out", tmp_path / "out", *FAST)
     assert code == 1 and "xylophone" in next(text for text in stderr.splitlines() if text.startswith("failed  a"))
     assert [path.stem for path in (tmp_path / "out").glob("*.mp4")] == ["b"]
