@@ -42,7 +42,7 @@ class ManifestEntry:
     """File name, seconds, bytes: what a reader of the manifest may need without opening the video's own json."""
     files: Mapping[str, str | None] = field(default_factory=dict)
     """Fingerprints of the model's files, such as "weights"; empty in entries of earlier versions."""
-    later_prompts: Sequence[Mapping[str, Any]] = ()
+    later_prompts: Sequence[Mapping[str, Any]] = field(default_factory=list)
     """The fields of each `LaterPrompt` of the request, in order."""
 
     def differences(
@@ -51,7 +51,7 @@ class ManifestEntry:
         """What differs between this entry and a request in a job, as "name: before -> now"; see `job_differences`."""
         before = {"prompt": self.prompt, "seed": self.seed, "frames": self.num_frames, **self.inputs}
         now = {"prompt": request.prompt, "seed": request.seed, "frames": request.num_frames, **request.inputs}
-        before["later prompts"], now["later prompts"] = list(self.later_prompts), later_prompts_of(request)
+        before["later prompts"], now["later prompts"] = self.later_prompts, later_prompts_of(request)
         return [*_differences(before, now), *self.job_differences(settings, files or {})]
 
     def job_differences(self, settings: Mapping[str, Any], files: Mapping[str, str | None]) -> list[str]:
