@@ -30,7 +30,6 @@ import torch
 
 from lib.lab import engine_videos
 from lib.measuring import interleaved, median_ratio, seconds_of
-from lib.quality import psnr
 from lib.report import format_table, make_parser, note, use_threads, write_report
 from pagedvid.config.sections import CacheConfig, Config, EngineConfig, ModelConfig
 from pagedvid.engine.engine import Engine
@@ -38,6 +37,7 @@ from pagedvid.engine.requests import VideoRequest
 from pagedvid.models.build import build_engine, resolve
 from pagedvid.models.demo.captions import caption
 from pagedvid.models.demo.world import random_scene
+from pagedvid.quality.metrics import psnr
 
 Videos = dict[str, np.ndarray]
 """uint8 [frames, height, width, 3] by id."""

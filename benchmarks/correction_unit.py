@@ -33,7 +33,7 @@ from torch import Tensor
 from lib.attention_error import relative_error
 from lib.changing_scenes import NUM_CHUNKS, SCENES, demo_scenes, draw_scene
 from lib.measuring import interleaved, median_ratio, seconds_of
-from lib.report import format_table, make_parser, mean_and_error, note, use_threads, write_report
+from lib.report import format_table, make_parser, note, use_threads, write_report
 from lib.samples import Sample
 from pagedvid.cache.plan import QueryRange
 from pagedvid.cache.spec import CacheSpec
@@ -41,6 +41,7 @@ from pagedvid.cache.stream_codecs import StreamCodecs
 from pagedvid.cache.stream_sizes import stream_bytes
 from pagedvid.cache.window import Window
 from pagedvid.paged_kv_cache import PagedKVCache
+from pagedvid.quality.metrics import mean_and_error
 
 CASES = ("off", "chunk", "page", "each")
 DEMO_SCENES = {"demo": False, "demo, a cut": True}

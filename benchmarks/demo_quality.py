@@ -42,10 +42,11 @@ from lib.quality import (
     score_attributes,
     score_identity,
 )
-from lib.report import make_parser, mean_and_error, note, use_threads, write_report
+from lib.report import make_parser, note, use_threads, write_report
 from pagedvid.codecs.assignment import CodecPair
 from pagedvid.errors import ConfigError
 from pagedvid.models.demo.weights import load_demo
+from pagedvid.quality.metrics import mean_and_error
 
 UNCORRECTED = "-off"
 MAX_CACHES = 4

@@ -1,7 +1,7 @@
 """How well does `pagedvid serve` keep its viewers' videos playing: by policy, and by codec in the same memory?
 
-Thirteen minutes on two cores. The real service with the demo model, on a loopback port, in a process of its own. Clients
-come in an open loop, at times drawn from a Poisson process, whatever the service does. A viewer asks for a live
+Thirteen minutes on two cores. The real service with the demo model, on a loopback port, in a process of its own.
+Clients come in an open loop, at times drawn from a Poisson process, whatever the service does. A viewer asks for a live
 session, watches it over its WebSocket for --stay seconds, whatever it sees, and leaves; its video is as long as that.
 Everything is measured at the client.
 

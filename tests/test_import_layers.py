@@ -41,6 +41,7 @@ ROOMS = (
     ("pagedvid.calibration",),
     ("pagedvid.capacity",),
     ("pagedvid.output",),
+    ("pagedvid.quality",),
     ("pagedvid.service",),
     ("pagedvid.cluster",),
     ("pagedvid.cli",),
@@ -81,6 +82,7 @@ ONE_FILE_LIBRARIES = (
     "flashdreams",
     "ray",
     "fsspec",
+    "lpips",
 )
 """Optional or heavy libraries, each behind one adapter file."""
 

@@ -12,7 +12,8 @@ import numpy as np
 from budgets.bits import UNIFORM_NAME
 from budgets.plot import draw
 from budgets.video import FREE_CHUNKS, HELD_CHUNKS
-from lib.report import format_table, mean_and_error
+from lib.report import format_table
+from pagedvid.quality.metrics import mean_and_error
 
 WHERE = {"free": FREE_CHUNKS, "held": HELD_CHUNKS}
 TITLES = {"free": "from its own chunks", "held": "from the reference's chunks"}

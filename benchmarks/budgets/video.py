@@ -17,10 +17,10 @@ from torch import Tensor
 from fidelity.processes import shared
 from lib.caches import REFERENCE
 from lib.lab import COMPARED_CHUNKS, Lab
-from lib.quality import psnr
 from lib.report import note
 from pagedvid.models.demo.weights import load_demo
 from pagedvid.paged_kv_cache import PagedKVCache
+from pagedvid.quality.metrics import psnr
 
 FREE_CHUNKS = range(COMPARED_CHUNKS[0], COMPARED_CHUNKS[-1] + 1)
 HELD_CHUNKS = range(5, 8)

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from fidelity.fp8 import LARGEST_LOSS, verdicts
-from lib.report import TABLE_WIDTH, mean_and_error
+from lib.report import TABLE_WIDTH
+from pagedvid.quality.metrics import mean_and_error
 
 PAPER = "token2-g64"
 INT4 = "token4-g64"

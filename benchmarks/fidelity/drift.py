@@ -18,8 +18,9 @@ import numpy as np
 
 from lib.caches import DEFAULT, OWN, REFERENCE, Case
 from lib.lab import Lab
-from lib.quality import READ_FRAMES, Task, score_attributes, window_mean
-from lib.report import format_table, mean_and_error, note
+from lib.quality import READ_FRAMES, Task, score_attributes
+from lib.report import format_table, note
+from pagedvid.quality.metrics import mean_and_error, window_mean
 
 CASES = (REFERENCE, Case("int2"), Case("int2", "measured"), Case(DEFAULT, OWN))
 CALIBRATED_CASES = (Case("small", OWN),)

@@ -28,11 +28,12 @@ from torch import Tensor
 from fidelity.tensor import DEMO, Family, Sampling, scheme_of, summarize
 from lib.attention_error import QUERY_STRIDE, exact_output, relative_error, store
 from lib.corrections import Readout, measured
-from lib.report import format_table, mean_and_error, note
+from lib.report import format_table, note
 from pagedvid.attention.dense.fp8 import to_fp8
 from pagedvid.attention.dense.torch_cpu import TorchCpu
 from pagedvid.attention.dense.torch_cpu_fp8 import TorchCpuFp8
 from pagedvid.codecs.assignment import CodecPair
+from pagedvid.quality.metrics import mean_and_error
 
 CODECS = (
     *("bf16", "int8", "int4", "int4/int2", "int2", "int2-pair", "int2-pair-s8", "int2-post"),

@@ -25,10 +25,11 @@ from torch import Tensor
 from fidelity.processes import shared
 from lib.caches import DEFAULT, OWN, PRESETS, REFERENCE, Case
 from lib.lab import Lab
-from lib.quality import Task, psnr, score_attributes, ssim
-from lib.report import format_table, mean_and_error, note
+from lib.quality import Task, score_attributes
+from lib.report import format_table, note
 from pagedvid.codecs.registry import read_codec
 from pagedvid.models.demo.weights import load_demo
+from pagedvid.quality.metrics import mean_and_error, psnr, ssim
 
 CODECS = ("int4", "int4/int2", "int2", "int2-pair-s8", "int2-post", "token4-g64", "token2-g64", "hadamard2-g64")
 KLT_CODECS = ("klt3", "klt1.5/klt3", "klt2.25", "klt2", "klt1/klt2", "klt1.5", "klt1")

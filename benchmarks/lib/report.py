@@ -10,7 +10,6 @@ import sys
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
-from statistics import stdev
 from typing import Any
 
 import numpy as np
@@ -41,12 +40,6 @@ def use_threads(num_threads: int | None) -> None:
 def note(text: object) -> None:
     """Reports progress on stderr."""
     print(text, file=sys.stderr, flush=True)
-
-
-def mean_and_error(values: Sequence[float]) -> tuple[float, float]:
-    """Mean and standard error of the mean, which is NaN for a single value."""
-    error = stdev(values) / len(values) ** 0.5 if len(values) > 1 else float("nan")
-    return sum(values) / len(values), error
 
 
 def format_table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

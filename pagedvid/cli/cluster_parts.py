@@ -86,7 +86,7 @@ def cluster_maker(args: argparse.Namespace, spec: RunSpec) -> Iterator[Maker]:
             from pagedvid.cli.cluster_run import ClusterRun, VideoFacts
             from pagedvid.cluster.file_outlet import FileOutlet, VideoFormat
 
-            to_encode = [request.prompt for request in requests if "embeddings" not in request.inputs]
+            to_encode = [prompt for it in requests if "embeddings" not in it.inputs for prompt in it.prompts]
             builder, model = cluster.load(spec, to_encode, device)
             generate = spec.config.generate
             format = VideoFormat(

@@ -62,7 +62,7 @@ def run(args: argparse.Namespace) -> int:
     share = own_share(spec, place)
     if place is not None and place.rank > 0:
         return follow_rank_0(place, spec)
-    requests = read_prompts(args.prompts, spec.config.generate)
+    requests = read_prompts(args.prompts, spec.config.generate, spec.model.frames)
     if args.plan:
         print("\n".join(plan_lines(share, requests)))
         return EXIT_SUCCESS
@@ -132,7 +132,7 @@ def _make_videos(
 ) -> RunResult:
     from pagedvid.cli.video_run import VideoRun
 
-    to_encode = [request.prompt for request in requests if "embeddings" not in request.inputs]
+    to_encode = [prompt for it in requests if "embeddings" not in it.inputs for prompt in it.prompts]
     return VideoRun(
         lambda: create_engine(spec, to_encode) if ranks is None else ranks.build(spec, to_encode),
         folder,

@@ -14,7 +14,7 @@ from typing import NoReturn
 from typing_extensions import override
 
 from pagedvid import __version__
-from pagedvid.cli import calibrate, capacity, config_show, decode, env, generate, models, profile, serve
+from pagedvid.cli import calibrate, capacity, compare, config_show, decode, env, generate, models, profile, serve
 from pagedvid.cli.messages import error_line
 from pagedvid.cli.terminal import EXIT_BAD_INPUT, EXIT_FAILED, EXIT_INTERRUPTED, abandon, leave, prepare_streams
 from pagedvid.errors import ConfigError, PagedvidError, RankError
@@ -44,6 +44,7 @@ def build_parser() -> argparse.ArgumentParser:
     generate.add_parser(subparsers)
     serve.add_parser(subparsers)
     decode.add_parser(subparsers)
+    compare.add_parser(subparsers)
     calibrate.add_parser(subparsers)
     profile.add_parser(subparsers)
     capacity.add_parser(subparsers)

@@ -8,14 +8,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pagedvid.cli.timed_prompts import TimedPrompt, later_prompts, read_timed_prompts
 from pagedvid.config.sections import MAX_FRAMES, MAX_SEED, GenerateConfig
-from pagedvid.engine.requests import VideoRequest
+from pagedvid.engine.protocol import FrameFormat
+from pagedvid.engine.requests import LaterPrompt, VideoRequest
 from pagedvid.errors import ConfigError
 from pagedvid.files.plain_json import check_texts, read_json_object
 from pagedvid.files.text import check_text, read_text
 from pagedvid.shown import named, short, shown, unknown
 
-FIELDS = ("prompt", "id", "seed", "num_frames", "inputs")
+FIELDS = ("prompt", "prompts", "id", "seed", "num_frames", "inputs")
 MAX_ID_BYTES = 120
 MAX_FILE_BYTES = 2**26
 MAX_PROMPT_CHARS = 10_000
@@ -35,10 +37,14 @@ class _Entry:
     seed: int | None = None
     num_frames: int | None = None
     inputs: Mapping[str, str] = field(default_factory=dict)
+    later: tuple[TimedPrompt, ...] = ()
 
 
-def read_prompts(path: Path, generate: GenerateConfig) -> list[VideoRequest]:
-    """The requests of a prompts file, in order. Raises `ConfigError`, which names the line that is wrong."""
+def read_prompts(path: Path, generate: GenerateConfig, frames: FrameFormat | None = None) -> list[VideoRequest]:
+    """The requests of a prompts file, in order. `frames`: of the model, if it makes frames, for the times of prompts.
+
+    Raises `ConfigError`, which names the line that is wrong.
+    """
     readers = {".txt": _read_lines, ".jsonl": _read_json_lines}
     if path.suffix not in readers:
         raise ConfigError(f"--prompts {named(path)}: the name must end in .txt (a prompt per line) or .jsonl")
@@ -53,11 +59,22 @@ def read_prompts(path: Path, generate: GenerateConfig) -> list[VideoRequest]:
             num_frames=generate.num_frames if entry.num_frames is None else entry.num_frames,
             seed=(generate.seed + index) % (MAX_SEED + 1) if entry.seed is None else entry.seed,
             inputs=entry.inputs,
+            later_prompts=_later_prompts(entry, generate, frames),
         )
         for index, entry in enumerate(entries)
     ]
     _refuse_duplicates(requests, entries)
     return requests
+
+
+def _later_prompts(entry: _Entry, generate: GenerateConfig, frames: FrameFormat | None) -> tuple[LaterPrompt, ...]:
+    if not entry.later:
+        return ()
+    num_frames = generate.num_frames if entry.num_frames is None else entry.num_frames
+    try:
+        return later_prompts(entry.later, num_frames, generate.frames_per_second, frames)
+    except ConfigError as error:
+        raise ConfigError(f"{entry.place}: {error}") from None
 
 
 def _read_lines(path: Path) -> Iterator[_Entry]:
@@ -92,13 +109,26 @@ def _check_fields(place: str, fields: dict[str, Any], folder: Path) -> _Entry:
     id = fields.get("id")
     if id is not None:
         _check_id(place, id)
+    inputs = _files(place, fields.get("inputs"), folder)
+    prompt, later = fields.get("prompt"), tuple[TimedPrompt, ...]()
+    if "prompts" in fields:
+        for name in ("prompt", "embeddings"):
+            if name in fields or name in inputs:
+                raise ConfigError(f'{place}: "prompts" and "{name}" are both given; leave one of them out')
+        try:
+            prompt, later = read_timed_prompts(fields["prompts"])
+        except ConfigError as error:
+            raise ConfigError(f"{place}: {error}") from None
+    for timed in later:
+        _prompt(place, timed.prompt)
     return _Entry(
         place,
-        prompt=_prompt(place, fields.get("prompt")),
+        prompt=_prompt(place, prompt),
         id=id,
         seed=_whole_number(place, fields, "seed", minimum=0, maximum=MAX_SEED),
         num_frames=_whole_number(place, fields, "num_frames", minimum=1, maximum=MAX_FRAMES),
-        inputs=_files(place, fields.get("inputs"), folder),
+        inputs=inputs,
+        later=later,
     )
 
 

@@ -86,12 +86,24 @@ class Changes:
 
     def apply_due(self) -> list[EngineOutput]:
         """Makes the changes of all jobs that are at a boundary and can make them now, as `apply` does."""
-        due = [job for job in self._roster.jobs.values() if job.changes and job.is_at_boundary]
+        jobs = self._roster.jobs.values()
+        due = [job for job in jobs if (job.changes or job.request.later_prompts) and job.is_at_boundary]
         return [output for job in due for output in self.apply(job)]
 
     def apply(self, job: Job) -> list[EngineOutput]:
-        """Makes the changes that waited for the boundary at which the job is now; what cannot be made is an output."""
+        """Makes the changes that waited for the boundary at which the job is now; what cannot be made is an output.
+
+        A prompt of the video's own schedule comes first. Without it the video would be another one, so it fails then.
+        """
         outputs: list[EngineOutput] = []
+        if (later := job.due_prompt) is not None:
+            if later.recache and job.stream is None:
+                return outputs  # until its pages are back
+            try:
+                self._switch_prompt(job, job.request.with_next_prompt(), later.recache)
+            except Exception as error:
+                self._residency.leave(job)
+                return [self._roster.failure(job.request.id, error)]
         while job.changes and not _waits_for_pages(job, job.changes[0]):
             change = job.changes.pop(0)
             try:
@@ -105,7 +117,7 @@ class Changes:
         try:
             for change in changes:
                 if isinstance(change, PromptChange):
-                    self._switch_prompt(job, change)
+                    self._switch_prompt(job, replace(job.request, prompt=change.prompt), change.recache)
                 else:
                     twins.append(self._residency.twin(job, self._plan_of(job, change)))
         except BaseException:
@@ -114,10 +126,10 @@ class Changes:
             raise
         self._counters.num_forks += len(twins)
 
-    def _switch_prompt(self, job: Job, change: PromptChange) -> None:
-        plan = self._planner.plan(replace(job.request, prompt=change.prompt))
+    def _switch_prompt(self, job: Job, request: VideoRequest, recache: bool) -> None:
+        plan = self._planner.plan(request)
         plan.check_continues(job.schedule, job.num_rounds_done)
-        if change.recache:
+        if recache:
             stream = recached(self._planner.model, self._planner.cache, job, plan)
             self._planner.cache.release(job.open_stream())
             job.stream = stream
@@ -155,7 +167,9 @@ class Changes:
 
 
 def _can_change(job: Job, changes: Sequence[Change]) -> bool:
-    return job.is_at_boundary and not job.changes and not any(_waits_for_pages(job, change) for change in changes)
+    if not job.is_at_boundary or job.changes or job.due_prompt is not None:
+        return False
+    return not any(_waits_for_pages(job, change) for change in changes)
 
 
 def _waits_for_pages(job: Job, change: Change) -> bool:

@@ -18,8 +18,9 @@ from pagedvid.cache.stream import Stream
 from pagedvid.cache.stream_image import StreamImage
 from pagedvid.engine.playout import Playout
 from pagedvid.engine.protocol import Decoder, ModelGeometry, VideoModel
-from pagedvid.engine.requests import Continuation, VideoRequest
+from pagedvid.engine.requests import Continuation, LaterPrompt, VideoRequest
 from pagedvid.engine.schedule import Range, Round, Schedule
+from pagedvid.errors import StateError
 
 
 @dataclass
@@ -144,6 +145,15 @@ class Job:
         return not self.is_at_boundary
 
     @property
+    def due_prompt(self) -> LaterPrompt | None:
+        """The later prompt of its request that takes over at the boundary where the job is now."""
+        later = self.request.later_prompts
+        if not later or not self.is_at_boundary or self.is_over:
+            return None
+        first_chunk = self.schedule.chunk_from(later[0].first_frame, self.latents.geometry.frames_per_chunk)
+        return later[0] if self.latents.missing(self.round)[0] >= first_chunk else None
+
+    @property
     def num_tokens(self) -> int:
         """Tokens of the round that runs next, all ranges together."""
         return self.round.num_frames * self.latents.geometry.tokens_per_frame
@@ -191,3 +201,13 @@ def commit_ranges(schedule: Schedule, num_rounds: int) -> dict[int, list[Range]]
                 stored.setdefault(index, []).append(part)
                 counts[part.branch] = index + 1
     return stored
+
+
+def check_stored_alone(schedule: Schedule, request_id: str) -> None:
+    """Raises StateError for a schedule some of whose chunks are stored together with others: they cannot be stored
+    again under another prompt."""
+    if any(part.sees for round_ in schedule.rounds() for part in round_.ranges if part.commits):
+        raise StateError(
+            f"chunks of video {request_id!r} cannot be stored again, because they are stored in a pass over several "
+            "chunks; change its prompts without recache"
+        )

@@ -12,14 +12,15 @@ from pagedvid.cache.stream import Stream
 from pagedvid.cache.stream_image import StreamImage
 from pagedvid.cache.window import Commit, Window
 from pagedvid.engine.failures import described
-from pagedvid.engine.job import Change, Job, Latents, commit_ranges
+from pagedvid.engine.job import Change, Job, Latents, check_stored_alone, commit_ranges
 from pagedvid.engine.playout import Playout
 from pagedvid.engine.protocol import ModelGeometry, VideoModel
 from pagedvid.engine.requests import VideoRequest
 from pagedvid.engine.schedule import Round, Schedule
 from pagedvid.engine.snapshot import JobSnapshot
-from pagedvid.errors import CapacityError, ModelError, PagedvidError, StateError
+from pagedvid.errors import CapacityError, ConfigError, ModelError, PagedvidError, StateError
 from pagedvid.paged_kv_cache import PagedKVCache
+from pagedvid.shown import shown
 
 
 @dataclass(frozen=True)
@@ -48,17 +49,37 @@ class Planner:
         """A video that is going to begin, or to go on from the snapshot. Raises as `plan`, CapacityError when it would
         not fit even alone, and StateError for a request that the snapshot cannot go on with."""
         plan = self.plan(request)
+        self._check_later_prompts(plan)
         if snapshot is not None:
             plan.check_continues(self.plan(snapshot.request).schedule, snapshot.num_rounds_done)
             snapshot = plan.taken_up(snapshot)
         image = None if snapshot is None else snapshot.image
         num_pages = self.num_pages(plan) if image is None else self.cache.image_pages(image)
-        if not self.cache.could_hold(num_pages):
+        peak_pages = num_pages * (2 if request.recaches else 1)
+        if not self.cache.could_hold(peak_pages):
+            what = " while its chunks are stored again" if request.recaches else ""
             raise CapacityError(
-                f"request {request.id!r} needs {num_pages} pages at its peak; the pool has "
+                f"request {request.id!r} needs {peak_pages} pages at its peak{what}; the pool has "
                 f"{self.cache.pool.num_pages}. Give the cache more memory, use fewer bits or a shorter window."
             )
         return Waiting(plan, num_pages, snapshot, self.clock())
+
+    def _check_later_prompts(self, plan: Plan) -> None:
+        """Raises what `plan` raises for any of them, ConfigError for one that would never show, and StateError where
+        chunks cannot be stored again."""
+        request, size = plan.request, self.model.geometry.frames_per_chunk
+        ends = [plan.schedule.chunk_from(it.first_frame, size) for it in request.later_prompts]
+        ends.append(plan.schedule.chunk_from(request.num_frames, size))
+        for number, later in enumerate(request.later_prompts):
+            if ends[number] == ends[number + 1]:
+                raise ConfigError(
+                    f"the prompt {shown(later.prompt)} of request {request.id!r}, from frame {later.first_frame} on, "
+                    f"would never show: chunks have {size} frames, and none begins before the next prompt or the end. "
+                    "Give it more time, or leave it out"
+                )
+            self.plan(replace(request, prompt=later.prompt))
+        if request.recaches:
+            check_stored_alone(plan.schedule, request.id)
 
     def num_pages(self, plan: Plan) -> int:
         """What its stream will reserve."""

@@ -8,12 +8,29 @@ from typing import Any
 
 import numpy as np
 
-from pagedvid.arguments import instance_of, whole_number
+from pagedvid.arguments import instance_of, list_of, whole_number
 from pagedvid.errors import ConfigError
 from pagedvid.shown import shown
 
 MOST_LIVE_SPEED = 1000
 """Frames per second; more than any screen shows."""
+
+
+@dataclass(frozen=True)
+class LaterPrompt:
+    """A prompt that takes over on the way: from the first chunk that begins at or after a frame."""
+
+    first_frame: int
+    """Latent frame of the video, at least 1."""
+    prompt: str
+    recache: bool = False
+    """Whether the chunks that are kept then are stored again under it; see `Engine.prompt`."""
+
+    def __post_init__(self) -> None:
+        frame = whole_number("first_frame of a later prompt", self.first_frame, 1, error=ConfigError)
+        object.__setattr__(self, "first_frame", frame)
+        instance_of(str, "prompt of a later prompt", self.prompt, "text such as 'a blue circle'", ConfigError)
+        instance_of(bool, "recache of a later prompt", self.recache, "True or False", ConfigError)
 
 
 @dataclass(frozen=True)
@@ -34,6 +51,9 @@ class VideoRequest:
     keep: bool = False
     """Whether the video keeps its pages after its last frame, so that it can be forked and extended, until it is
     cancelled."""
+    later_prompts: tuple[LaterPrompt, ...] = ()
+    """Those to come, by ascending frame; each takes over at its chunk boundary whatever else runs. Where one cannot,
+    the video fails."""
 
     def __post_init__(self) -> None:
         instance_of(str, "id of a request", self.id, "text such as 'a'", ConfigError)
@@ -51,11 +71,37 @@ class VideoRequest:
                 f"live_frames_per_second of request {shown(self.id)} is {shown(speed)}; give a number above 0 and at "
                 f"most {MOST_LIVE_SPEED}, or None for a video that nobody watches while it is made"
             )
+        self._check_later_prompts()
+
+    def _check_later_prompts(self) -> None:
+        what, example = f"later_prompts of request {shown(self.id)}", "[LaterPrompt(24, 'a blue circle')]"
+        later = tuple(list_of(LaterPrompt, what, self.later_prompts, example, ConfigError))
+        object.__setattr__(self, "later_prompts", later)
+        frames = [it.first_frame for it in later]
+        if frames != sorted(set(frames)) or any(frame >= self.num_frames for frame in frames):
+            raise ConfigError(
+                f"{what} begin at the frames {frames}; they must ascend and be below the video's {self.num_frames}"
+            )
+
+    @property
+    def prompts(self) -> tuple[str, ...]:
+        """The present prompt, and those to come."""
+        return self.prompt, *(it.prompt for it in self.later_prompts)
+
+    @property
+    def recaches(self) -> bool:
+        """Whether chunks are going to be stored again, for which both copies must fit into the pool for a moment."""
+        return any(it.recache for it in self.later_prompts)
+
+    def with_next_prompt(self) -> VideoRequest:
+        """The request from the moment on at which the first of its later prompts has taken over."""
+        return replace(self, prompt=self.later_prompts[0].prompt, later_prompts=self.later_prompts[1:])
 
 
 @dataclass(frozen=True)
 class Continuation:
-    """A video that goes on from another one's history; see `Engine.fork`. What is None is as in the source."""
+    """A video that goes on from another one's history; see `Engine.fork`. What is None is as in the source; with a
+    prompt of its own it has none of the source's later prompts."""
 
     id: str
     prompt: str | None = None
@@ -66,6 +112,8 @@ class Continuation:
     def request_after(self, source: VideoRequest) -> VideoRequest:
         """Its request: what it does not say is as in its source. Raises ConfigError for values of the wrong kind."""
         given = {name: getattr(self, name) for name in ("prompt", "seed", "num_frames")}
+        if self.prompt is not None:
+            source = replace(source, later_prompts=())
         return replace(source, id=self.id, **{name: value for name, value in given.items() if value is not None})
 
 

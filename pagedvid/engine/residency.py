@@ -50,7 +50,7 @@ class Residency:
             self._swap_in(job)
         failures = [] if returning else self._begin_waiting()
         for job in [] if returning or self._roster.waiting else self.swapped():
-            if self._has_slot() and self._cache.fits(self._pages_of(job)):  # far ahead: nobody else wants the room
+            if self._has_slot() and self._fits(job):  # far ahead: nobody else wants the room
                 self._swap_in(job)
         return failures
 
@@ -133,7 +133,8 @@ class Residency:
         return job
 
     def _can_begin(self, entry: Waiting) -> bool:
-        return self._has_slot() and self._room_for(entry.num_pages)
+        to_recache = entry.num_pages if entry.request.recaches else 0
+        return self._has_slot() and self._room_for(entry.num_pages + max(to_recache, self._pages_to_recache()))
 
     def _has_slot(self) -> bool:
         return self._max_concurrent is None or len(self.runnable()) < self._max_concurrent
@@ -147,7 +148,18 @@ class Residency:
         return sorted(swapped, key=lambda job: job.number)
 
     def _can_return(self, job: Job) -> bool:
-        return self._has_slot() and self._room_for(self._pages_of(job))
+        return self._has_slot() and self._room_for(self._pages_of(job) + self._pages_to_recache())
+
+    def _fits(self, job: Job) -> bool:
+        """Whether a swapped job can return without anybody making room."""
+        return self._cache.fits(self._pages_of(job) + self._pages_to_recache())
+
+    def _pages_to_recache(self) -> int:
+        """What is kept free for jobs whose schedule of prompts stores chunks again: the second copy of the largest of
+        them, because they do it one after the other."""
+        recaching = [job for job in self._roster.jobs.values() if job.request.recaches and not job.is_over]
+        peaks = [self._pages_of(job) if job.stream is None else job.stream.peak_pages for job in recaching]
+        return max(peaks, default=0)
 
     def _pages_of(self, job: Job) -> int:
         assert job.image is not None

@@ -113,6 +113,10 @@ class Schedule:
     first_frame: int = 0
     """Earlier frames of the video were given, not generated, and are not output."""
 
+    def chunk_from(self, frame: int, frames_per_chunk: int) -> int:
+        """The first chunk that begins at or after an output frame; for the number of frames the number of chunks."""
+        return -(-(self.first_frame + frame) // frames_per_chunk)
+
     def planned_commits(self, tokens_per_frame: int) -> tuple[Commit, ...] | None:
         """`commits` in tokens, as `CacheManager.open` takes them."""
         if self.commits is None:

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import asdict
 from dataclasses import fields as fields_of
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ from pagedvid.arguments import whole_number, whole_numbers
 from pagedvid.cache.image_fields import image_from_fields, image_to_fields
 from pagedvid.cache.spec import CacheSpec
 from pagedvid.engine.protocol import ModelGeometry
-from pagedvid.engine.requests import VideoRequest
+from pagedvid.engine.requests import LaterPrompt, VideoRequest
 from pagedvid.engine.snapshot import JobSnapshot
 from pagedvid.errors import ConfigError, listed
 from pagedvid.files.checked_tensors import take_tensor
@@ -36,6 +37,7 @@ from pagedvid.shown import shown
 
 _COUNTS = ("num_rounds_done", "num_frames_out", "num_output_frames")
 _REQUEST = tuple(field.name for field in fields_of(VideoRequest))
+_LATER_PROMPT = tuple(field.name for field in fields_of(LaterPrompt))
 _FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 _PLAIN = (str, int, float, type(None))
 """Inputs that JSON holds as they are; bool is an int."""
@@ -53,7 +55,11 @@ def snapshot_to_fields(snapshot: JobSnapshot, tensors: dict[str, Tensor]) -> dic
     tensors |= {f"decoder/{name}": tensor for name, tensor in snapshot.decoder.items()}
     request = {name: getattr(snapshot.request, name) for name in _REQUEST}
     return {
-        "request": {**request, "inputs": _inputs_to_fields(snapshot.request, tensors)},
+        "request": {
+            **request,
+            "inputs": _inputs_to_fields(snapshot.request, tensors),
+            "later_prompts": [asdict(it) for it in snapshot.request.later_prompts],
+        },
         **{name: getattr(snapshot, name) for name in _COUNTS},
         "peak_bytes": list(snapshot.peak_bytes),
         "image": None if snapshot.image is None else image_to_fields(snapshot.image, tensors),
@@ -68,7 +74,7 @@ def snapshot_from_fields(
     Raises ConfigError or ShapeError for what no snapshot can be.
     """
     given = object_with(("request", *_COUNTS, "peak_bytes", "image"), fields, "the video")
-    request = object_with(_REQUEST, given["request"], "the request")
+    request = _request_from_fields(given["request"], tensors)
     peak_bytes = whole_numbers("peak_bytes", given["peak_bytes"], 0, ConfigError)
     if len(peak_bytes) != 2:
         raise ConfigError(f"peak_bytes is {shown(peak_bytes)}; it must be two numbers")
@@ -82,7 +88,7 @@ def snapshot_from_fields(
         chunk, _, role = rest.partition("/")
         held.setdefault(_number(chunk), {})[role] = take_tensor(tensors, name, _FLOATS, (None, None))
     snapshot = JobSnapshot(
-        request=VideoRequest(**{**request, "inputs": _inputs_from_fields(request["inputs"], tensors)}),
+        request=request,
         **{name: whole_number(name, given[name], 0, error=ConfigError) for name in _COUNTS},
         latents=_latents(tensors, "latents", geometry.chunk_tokens),
         clean=_latents(tensors, "clean", None),
@@ -94,6 +100,23 @@ def snapshot_from_fields(
     if tensors:
         raise ConfigError(f"there are tensors that belong to nothing: {shown(listed(sorted(tensors)))}")
     return snapshot
+
+
+def _request_from_fields(fields: object, tensors: dict[str, Tensor]) -> VideoRequest:
+    """Files of earlier versions have no later prompts."""
+    known = {"later_prompts": [], **fields} if isinstance(fields, dict) else fields
+    request = object_with(_REQUEST, known, "the request")
+    later = request["later_prompts"]
+    if not isinstance(later, list):
+        raise ConfigError(f"later_prompts is {shown(later)}; it must be a list")
+    given = [object_with(_LATER_PROMPT, it, "a later prompt") for it in later]
+    return VideoRequest(
+        **{
+            **request,
+            "inputs": _inputs_from_fields(request["inputs"], tensors),
+            "later_prompts": tuple(LaterPrompt(**it) for it in given),
+        }
+    )
 
 
 def _names(tensors: Mapping[str, Tensor], kind: str) -> list[tuple[str, str]]:

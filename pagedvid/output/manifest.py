@@ -11,7 +11,7 @@ import fcntl
 import json
 import os
 import stat
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -42,6 +42,8 @@ class ManifestEntry:
     """File name, seconds, bytes: what a reader of the manifest may need without opening the video's own json."""
     files: Mapping[str, str | None] = field(default_factory=dict)
     """Fingerprints of the model's files, such as "weights"; empty in entries of earlier versions."""
+    later_prompts: Sequence[Mapping[str, Any]] = field(default_factory=list)
+    """The fields of each `LaterPrompt` of the request, in order."""
 
     def differences(
         self, request: VideoRequest, settings: Mapping[str, Any], files: Mapping[str, str | None] | None = None
@@ -49,12 +51,18 @@ class ManifestEntry:
         """What differs between this entry and a request in a job, as "name: before -> now"; see `job_differences`."""
         before = {"prompt": self.prompt, "seed": self.seed, "frames": self.num_frames, **self.inputs}
         now = {"prompt": request.prompt, "seed": request.seed, "frames": request.num_frames, **request.inputs}
+        before["later prompts"], now["later prompts"] = self.later_prompts, later_prompts_of(request)
         return [*_differences(before, now), *self.job_differences(settings, files or {})]
 
     def job_differences(self, settings: Mapping[str, Any], files: Mapping[str, str | None]) -> list[str]:
         """What differs between the job of this entry and one with these settings and fingerprints."""
         of_files = _differences(self.files, files) if self.files and files else []
         return [*_differences(self.settings, settings), *(f"fingerprint of {it}" for it in of_files)]
+
+
+def later_prompts_of(request: VideoRequest) -> list[dict[str, Any]]:
+    """The fields of its later prompts, as a manifest holds them."""
+    return [asdict(later) for later in request.later_prompts]
 
 
 def _differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
@@ -81,6 +89,7 @@ _TYPES: dict[str, type | tuple[type, ...]] = {
     "error": (str, type(None)),
     "details": dict,
     "files": dict,
+    "later_prompts": list,
 }
 """JSON types of an entry's fields."""
 _NEEDED = ("id", "status", "prompt", "seed", "num_frames", "settings")
@@ -113,6 +122,18 @@ def read_entries(lines: bytes, place: str) -> dict[str, ManifestEntry]:
             ) from None
         entries[entry.id] = entry
     return entries
+
+
+def read_manifest(path: Path) -> dict[str, ManifestEntry]:
+    """The entries of a manifest that another run may be writing; half a line at its end is left out.
+
+    Raises `ConfigError` for a damaged line, and OSError.
+    """
+    return read_entries(_whole_lines(path.read_bytes()), str(path))
+
+
+def _whole_lines(content: bytes) -> bytes:
+    return content[: content.rfind(b"\n") + 1]
 
 
 class Manifest:
@@ -164,7 +185,7 @@ class Manifest:
             raise ConfigError(f"{self.path} is not a regular file; remove it, or use another --out")
         self._file.seek(0)
         content = self._file.read()
-        whole = content[: content.rfind(b"\n") + 1]
+        whole = _whole_lines(content)
         if len(whole) < len(content):
             self._file.truncate(len(whole))
         try:

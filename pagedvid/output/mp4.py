@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 
 from pagedvid.errors import ConfigError
 from pagedvid.files import atomic
+from pagedvid.shown import named
 
 if TYPE_CHECKING:
     import av
@@ -164,10 +166,17 @@ def read_frames(path: Path, indices: Sequence[int] | None = None) -> list[Frames
     Between frames that are far apart it seeks, so the time does not depend on the length of the video. Raises
     ConfigError without PyAV, and one of `write_errors()`.
     """
+    if indices is None:
+        return list(frames_of(path))
     with av_library().open(str(path)) as container:
-        if indices is None:
-            return [_pixels(frame) for frame in container.decode(video=0)]
         return list(_frames_at(container, indices))
+
+
+def frames_of(path: Path) -> Iterator[Frames]:
+    """All decoded frames in order, one at a time, each uint8 [height, width, 3]. Raises as `read_frames`."""
+    with av_library().open(str(path)) as container:
+        for frame in container.decode(video=0):
+            yield _pixels(frame)
 
 
 def _frames_at(container: InputContainer, indices: Sequence[int]) -> Iterator[Frames]:
@@ -192,5 +201,23 @@ def _pixels(frame: av.VideoFrame) -> Frames:
 
 def count_frames(path: Path) -> int:
     """Number of frames according to the video's index. Raises ConfigError without PyAV, and one of `write_errors()`."""
+    return video_shape(path).num_frames
+
+
+@dataclass(frozen=True)
+class VideoShape:
+    """What a file says of its video."""
+
+    num_frames: int
+    height: int
+    width: int
+
+
+def video_shape(path: Path) -> VideoShape:
+    """According to the file's index. Raises ConfigError without PyAV and for a file without a video, and one of
+    `write_errors()`."""
     with av_library().open(str(path)) as container:
-        return container.streams.video[0].frames
+        if not container.streams.video:
+            raise ConfigError(f"{named(path)} has no video in it")
+        stream = container.streams.video[0]
+        return VideoShape(stream.frames, stream.height, stream.width)

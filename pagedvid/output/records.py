@@ -9,7 +9,7 @@ from typing import Any
 
 from pagedvid.engine.requests import VideoRequest
 from pagedvid.errors import ConfigError
-from pagedvid.output.manifest import ManifestEntry, json_text
+from pagedvid.output.manifest import ManifestEntry, json_text, later_prompts_of
 
 logger = logging.getLogger(__name__)
 
@@ -70,7 +70,8 @@ class Records:
 
     def sidecar(self, entry: ManifestEntry) -> bytes:
         """The content of a finished video's own json."""
-        request = {name: getattr(entry, name) for name in ("id", "prompt", "seed", "num_frames", "inputs")}
+        names = ("id", "prompt", "later_prompts", "seed", "num_frames", "inputs")
+        request = {name: getattr(entry, name) for name in names}
         return json_text({**request, **entry.details, "settings": self.settings}, indent=2)
 
     def _entry(self, request: VideoRequest, status: str, **fields: Any) -> ManifestEntry:
@@ -83,6 +84,7 @@ class Records:
             settings=self.settings,
             files=self.files,
             inputs=dict(request.inputs),
+            later_prompts=later_prompts_of(request),
             **fields,
         )
 

@@ -1,4 +1,4 @@
-"""sheet.png: one row of evenly spaced frames per video, under its prompt."""
+"""Sheets of frames: sheet.png, with one row of evenly spaced frames per video under its prompt, and others like it."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from PIL import Image, ImageDraw, ImageFont
 
 from pagedvid.files.atomic import replacing
 from pagedvid.output.lettering import escape, one_line, shorten, system_font
-from pagedvid.output.mp4 import count_frames, read_frames
+from pagedvid.output.mp4 import Frames, count_frames, read_frames
 
 logger = logging.getLogger(__name__)
 
 SHEET_WIDTH = 1200
 MAX_COLUMNS = 8
 MAX_ROWS = 48
-"""A sheet with more rows would be too tall to look at; it shows the first videos."""
+"""A sheet with more rows would be too tall to look at."""
 
 _MARGIN, _GAP, _CAPTION_HEIGHT = 24, 6, 34
 _BACKGROUND, _TEXT, _FAINT = (250, 250, 248), (24, 24, 28), (120, 120, 124)
@@ -42,13 +42,32 @@ class SheetRow:
     """Small print on the right: id and seed."""
 
 
+@dataclass(frozen=True)
+class Block:
+    """Rows of frames under one caption."""
+
+    caption: str
+    note: str
+    """Small print on the right."""
+    rows: Sequence[Sequence[Frames]]
+    """At most `MAX_COLUMNS` frames a row, all of one size."""
+
+
 def write_sheet(path: Path, rows: Sequence[SheetRow]) -> int:
     """Draws the sheet of the first `MAX_ROWS` videos and returns how many it shows. Raises OSError.
 
     A video that cannot be read gets an empty row. This, and letters that no font has, are logged as warnings.
     """
+    return draw_sheet(path, (Block(row.caption, row.note, _spaced_frames(row.video)) for row in rows[:MAX_ROWS]))
+
+
+def draw_sheet(path: Path, blocks: Iterable[Block]) -> int:
+    """Draws blocks below each other, one in memory at a time, and returns their number. Raises OSError.
+
+    Letters that no font has are logged as warnings.
+    """
     missing: set[str] = set()
-    strips = [_draw_row(row, missing) for row in rows[:MAX_ROWS]]
+    strips = [_draw_block(block, missing) for block in blocks]
     height = _MARGIN + sum(strip.height + _MARGIN for strip in strips)
     sheet = Image.new("RGB", (SHEET_WIDTH, height), _BACKGROUND)
     top = _MARGIN
@@ -70,36 +89,43 @@ def spaced_indices(num_frames: int, num_columns: int) -> list[int]:
     return [round(column * (num_frames - 1) / (num_columns - 1)) for column in range(num_columns)]
 
 
-def _draw_row(row: SheetRow, missing: set[str]) -> Image.Image:
-    """A caption and thumbnails; adds the letters that no font has to `missing`."""
-    width = (SHEET_WIDTH - 2 * _MARGIN - (MAX_COLUMNS - 1) * _GAP) // MAX_COLUMNS
-    thumbnails = _thumbnails(row.video, width)
-    height = thumbnails[0].height if thumbnails else 0
-    strip = Image.new("RGB", (SHEET_WIDTH, _CAPTION_HEIGHT + height), _BACKGROUND)
-    missing |= _draw_caption(ImageDraw.Draw(strip), row)
-    for column, thumbnail in enumerate(thumbnails):
-        strip.paste(thumbnail, (_MARGIN + column * (width + _GAP), _CAPTION_HEIGHT))
-    return strip
-
-
-def _thumbnails(video: Path, width: int) -> list[Image.Image]:
+def _spaced_frames(video: Path) -> list[list[Frames]]:
+    """One row of a video's frames; none if it cannot be read."""
     try:
         num_frames = count_frames(video)
-        frames = read_frames(video, spaced_indices(num_frames, min(MAX_COLUMNS, num_frames)))
+        return [read_frames(video, spaced_indices(num_frames, min(MAX_COLUMNS, num_frames)))]
     except Exception as error:  # whatever is wrong with this video, the others still get their rows
         logger.warning("%s has no frames on the sheet: it cannot be read (%s)", video.name, error)
         return []
-    height = max(1, round(width * frames[0].shape[0] / frames[0].shape[1]))
-    return [Image.fromarray(frame).resize((width, height), Image.Resampling.LANCZOS) for frame in frames]
 
 
-def _draw_caption(draw: ImageDraw.ImageDraw, row: SheetRow) -> set[str]:
-    """Draws caption and note of a row; returns the letters that no font has."""
+def _draw_block(block: Block, missing: set[str]) -> Image.Image:
+    """A caption and thumbnails; adds the letters that no font has to `missing`."""
+    width = (SHEET_WIDTH - 2 * _MARGIN - (MAX_COLUMNS - 1) * _GAP) // MAX_COLUMNS
+    rows = [[_thumbnail(frame, width) for frame in frames] for frames in block.rows]
+    height = sum(row[0].height for row in rows) + _GAP * max(len(rows) - 1, 0)
+    strip = Image.new("RGB", (SHEET_WIDTH, _CAPTION_HEIGHT + height), _BACKGROUND)
+    missing |= _draw_caption(ImageDraw.Draw(strip), block)
+    top = _CAPTION_HEIGHT
+    for row in rows:
+        for column, thumbnail in enumerate(row):
+            strip.paste(thumbnail, (_MARGIN + column * (width + _GAP), top))
+        top += row[0].height + _GAP
+    return strip
+
+
+def _thumbnail(frame: Frames, width: int) -> Image.Image:
+    height = max(1, round(width * frame.shape[0] / frame.shape[1]))
+    return Image.fromarray(frame).resize((width, height), Image.Resampling.LANCZOS)
+
+
+def _draw_caption(draw: ImageDraw.ImageDraw, block: Block) -> set[str]:
+    """Draws caption and note; returns the letters that no font has."""
     baseline = _CAPTION_HEIGHT - 12
-    note = _Line(row.note, _NOTE_SIZE, room=_NOTE_SHARE * SHEET_WIDTH)
+    note = _Line(block.note, _NOTE_SIZE, room=_NOTE_SHARE * SHEET_WIDTH)
     note_width = note.width(note.shown)
     note.draw(draw, SHEET_WIDTH - _MARGIN - note_width, baseline, _FAINT)
-    caption = _Line(row.caption, _CAPTION_SIZE, room=SHEET_WIDTH - 3 * _MARGIN - note_width)
+    caption = _Line(block.caption, _CAPTION_SIZE, room=SHEET_WIDTH - 3 * _MARGIN - note_width)
     caption.draw(draw, _MARGIN, baseline, _TEXT)
     return note.missing | caption.missing
 

@@ -48,7 +48,7 @@ def test_byte_order_mark_and_windows_line_ends(tmp_path):
         ('{"prompt": "red"', "prompts.jsonl:2: not valid JSON"),
         ('["red"]', "prompts.jsonl:2: each line must be a JSON object"),
         ({"promt": "red"}, 'prompts.jsonl:2: unknown field "promt" - did you mean "prompt"'),
-        ({"prompt": "red", "zzz": 1}, "known: prompt, id, seed, num_frames"),
+        ({"prompt": "red", "zzz": 1}, "known: prompt, prompts, id, seed, num_frames"),
         ({"id": "a"}, '"prompt" is None; it must be a non-empty string'),
         ({"prompt": "  "}, "\"prompt\" is '  '"),
         ({"prompt": 3}, '"prompt" is 3'),

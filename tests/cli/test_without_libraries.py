@@ -50,6 +50,7 @@ def test_every_module_but_the_adapters_and_the_kernels_can_be_imported() -> None
         "pagedvid.cli.bars": "rich",
         "pagedvid.integrations.diffusers_cache_hook": "diffusers",
         "pagedvid.output.sheet": "PIL",
+        "pagedvid.quality.sheet": "PIL",
     }
     rooms = {name.split(".")[1] for name, library in missing.items() if library == "triton"}
     assert rooms <= {"rotary", "codecs", "correction", "attention"}  # kernels, and who calls them on a GPU

@@ -3,26 +3,18 @@
 from __future__ import annotations
 
 import json
-import math
 import re
 from pathlib import Path
 
 import pytest
 
-from lib.report import format_table, make_parser, mean_and_error, name_after_device, to_json, write_report
+from lib.report import format_table, make_parser, name_after_device, to_json, write_report
 
 
 def test_columns_are_aligned_and_never_wider_than_a_terminal() -> None:
     assert format_table(("a", "long"), [("1", "2"), ("333", "4")]) == "  a  long\n---------\n  1     2\n333     4"
     with pytest.raises(ValueError, match="at most 80"):
         format_table(("x" * 81,), [])
-
-
-def test_mean_and_its_standard_error() -> None:
-    mean, error = mean_and_error([1.0, 3.0, 5.0, 7.0])
-    assert mean == 4
-    assert error == pytest.approx(math.sqrt(20 / 3) / 2)
-    assert math.isnan(mean_and_error([1.0])[1])
 
 
 def test_file_says_what_ran_where(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
