@@ -17,7 +17,7 @@ from pagedvid.cache.window import Commit, Window
 from pagedvid.codecs.assignment import ChunkCodecs
 from pagedvid.engine.checkpoint_file import Origin
 from pagedvid.engine.protocol import ModelGeometry
-from pagedvid.engine.requests import VideoRequest
+from pagedvid.engine.requests import LaterPrompt, VideoRequest
 from pagedvid.engine.snapshot import JobSnapshot
 
 LAYERS, QUERY_HEADS, KV_HEADS, HEAD_DIM, TOKENS_PER_FRAME, FRAMES_PER_CHUNK, CHANNELS = 2, 4, 2, 8, 7, 3, 6
@@ -127,15 +127,19 @@ inputs = st.dictionaries(
 
 @st.composite
 def requests(draw: st.DrawFn) -> VideoRequest:
+    num_frames = draw(st.integers(1, 2**40))
+    frames = st.sets(st.integers(1, num_frames - 1), max_size=3) if num_frames > 1 else st.just(set())
+    later = [LaterPrompt(frame, draw(any_text), draw(st.booleans())) for frame in sorted(draw(frames))]
     return VideoRequest(
         id=draw(any_text),
         prompt=draw(any_text),
-        num_frames=draw(st.integers(1, 2**40)),
+        num_frames=num_frames,
         seed=draw(st.integers(1 - 10**24, 10**24)),
         inputs=draw(inputs),
         priority=draw(st.integers(-9, 9)),
         live_frames_per_second=draw(st.none() | st.integers(1, 60) | st.floats(0.1, 240)),
         keep=draw(st.booleans()),
+        later_prompts=tuple(later),
     )
 
 

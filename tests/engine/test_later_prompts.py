@@ -9,6 +9,7 @@ import pytest
 
 from pagedvid.engine.checkpoint_file import load_checkpoint, save_checkpoint
 from pagedvid.engine.requests import Continuation, LaterPrompt, RequestFailure, VideoRequest
+from pagedvid.engine.snapshot_fields import snapshot_from_fields, snapshot_to_fields
 from pagedvid.errors import CapacityError, ConfigError, PromptError
 from tests.engine.latent_bytes import video_of
 from tests.engine.snapshots import origin_with
@@ -172,3 +173,14 @@ def test_a_model_that_stores_chunks_together_cannot_store_them_again():
     check_stored_alone(schedule, "a")
     with pytest.raises(StateError, match="change its prompts without recache"):
         check_stored_alone(replace(schedule, rounds=together), "a")
+
+
+def test_a_checkpoint_of_an_earlier_version_has_no_later_prompts():
+    engine = toy_engine(**ALONE)
+    engine.submit(request("a", chunks=CHUNKS))
+    steps(engine, 4)
+    tensors: dict = {}
+    fields = snapshot_to_fields(engine.checkpoint("a"), tensors)
+    assert fields["request"].pop("later_prompts") == []
+    snapshot = snapshot_from_fields(fields, tensors, engine.model.geometry, engine.cache.spec)
+    assert snapshot.request == request("a", chunks=CHUNKS)
