@@ -10,7 +10,7 @@ with cache.commit([stream]) as step:        # reads and stores; published when t
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -119,9 +119,10 @@ class PagedKVCache(CacheManager):
     def own_codecs(self, codecs: StreamCodecs) -> StreamCodecs:
         return codecs if self.sharding is None else self.sharding.own_codecs(codecs)
 
+    @property
     @override
-    def on_every_rank(self, is_so: bool) -> bool:
-        return is_so if self.sharding is None else self.sharding.agree(is_so)
+    def on_every_rank(self) -> Callable[[bool], bool]:
+        return bool if self.sharding is None else self.sharding.agree
 
     @independent_of_host
     def whole_image(self, image: StreamImage) -> StreamImage:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import importlib
 import pkgutil
+import weakref
 
 import pytest
 import torch
@@ -287,3 +289,15 @@ def test_a_step_takes_bare_streams_and_reads():
     with cache.step([stream]) as step:
         step.attend(0, *torch.zeros(3, 8, 2, 16).unbind())
     assert stream.num_committed == 0
+
+
+def test_its_memory_is_free_with_its_last_user():
+    """Not at the next collection of garbage: the next cache needs it, and PyTorch's groups of ranks need their end."""
+    gc.disable()
+    try:
+        cache = PagedKVCache(CacheSpec(2, 4, 64), memory="1MiB")
+        pool = weakref.ref(cache.pool)
+        del cache
+        assert pool() is None
+    finally:
+        gc.enable()

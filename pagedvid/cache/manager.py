@@ -6,7 +6,7 @@ thread-safe.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -95,9 +95,13 @@ class CacheManager:
         share them. Raises ConfigError."""
         return codecs
 
-    def on_every_rank(self, is_so: bool) -> bool:
-        """Whether it is so, and so on every other rank that this cache shares the model's heads with."""
-        return is_so
+    @property
+    def on_every_rank(self) -> Callable[[bool], bool]:
+        """Whether it is so, and so on every other rank that this cache shares the model's heads with.
+
+        What it returns does not hold the cache, whose parts keep it: the pool's memory is to be free with the last user.
+        """
+        return bool
 
     def check_codecs(self, codecs: StreamCodecs) -> None:
         """Raises ConfigError for codecs in which this cache cannot store chunks."""
