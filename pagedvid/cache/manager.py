@@ -99,7 +99,7 @@ class CacheManager:
     def on_every_rank(self) -> Callable[[bool], bool]:
         """Whether it is so, and so on every other rank that this cache shares the model's heads with.
 
-        What it returns does not hold the cache, whose parts keep it: the pool's memory is to be free with its last user.
+        What it returns does not hold the cache, whose parts keep it: the pool is to be free with its last user.
         """
         return bool
 
