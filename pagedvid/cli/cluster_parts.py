@@ -39,29 +39,29 @@ Maker = Callable[[Any, Sequence[VideoRequest], ProgressView, Mapping[str, str]],
 """Makes the videos of a run: (open folder, requests, view, versions) -> what it did."""
 
 
-def add_cluster_options(parser: argparse.ArgumentParser) -> None:
-    """Adds --ray and the flags that go with it."""
+def add_cluster_options(parser: argparse.ArgumentParser, worker: str = "worker") -> None:
+    """Adds --ray and the flags that go with it. `worker`: what the command calls one."""
     group = parser.add_argument_group("many devices (see docs/many_devices.md)")
     group.add_argument(
         "--ray", metavar="local|auto|HOST:PORT", help="make the videos with Ray: on this machine, or on a cluster"
     )
     group.add_argument(
-        "--workers",
+        f"--{worker}s",
         metavar="N|auto",
         type=by_rule(one_of("auto") | whole(1, MOST_WORKERS)),
-        help="workers, each on a device of its own (default: auto, one for each device)",
+        help=f"{worker}s, each on a device of its own (default: auto, one for each device)",
     )
     group.add_argument(
-        "--gpus-per-worker",
+        f"--gpus-per-{worker}",
         metavar="F",
         type=by_rule(number(0.01, 1)),
-        help="what a worker takes of a GPU (default: 1; 0.5: two workers share one)",
+        help=f"what a {worker} takes of a GPU (default: 1; 0.5: two {worker}s share one)",
     )
 
 
-def refuse_lonely(args: argparse.Namespace) -> None:
+def refuse_lonely(args: argparse.Namespace, worker: str = "worker") -> None:
     """Raises ConfigError for flags that need --ray."""
-    for flag in ("workers", "gpus_per_worker"):
+    for flag in (f"{worker}s", f"gpus_per_{worker}"):
         if getattr(args, flag) is not None:
             raise ConfigError(f"--{flag.replace('_', '-')} goes with --ray; add --ray local, or leave it out")
 

@@ -8,10 +8,11 @@ from socket import socket
 from typing import TYPE_CHECKING, Any
 
 from pagedvid.cli import variables
+from pagedvid.cli.cluster_parts import add_cluster_options
 from pagedvid.cli.cores import let_threads_sleep
 from pagedvid.cli.generate import resolved
 from pagedvid.cli.options import add_config_options, by_rule, path_flag, require_one_device, resolve_options
-from pagedvid.cli.replica_parts import add_replica_options, workers_of
+from pagedvid.cli.replica_parts import REPLICA, workers_of
 from pagedvid.cli.service_parts import logs_as_json, make_sessions, served_model
 from pagedvid.cli.terminal import EXIT_SUCCESS, Interrupt
 from pagedvid.config.rules import number, whole
@@ -52,7 +53,7 @@ def add_parser(subparsers: Any) -> None:
         default=20.0,
         help="longest time that stopping takes (default: 20)",
     )
-    add_replica_options(parser)
+    add_cluster_options(parser, REPLICA)
     add_config_options(parser)
     parser.set_defaults(run=run)
 
