@@ -6,16 +6,18 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pagedvid.cli.timed_prompts import TimedPrompt, later_prompts, read_timed_prompts
 from pagedvid.config.sections import MAX_FRAMES, MAX_SEED, GenerateConfig
-from pagedvid.engine.protocol import FrameFormat
 from pagedvid.engine.requests import LaterPrompt, VideoRequest
 from pagedvid.errors import ConfigError
 from pagedvid.files.plain_json import check_texts, read_json_object
 from pagedvid.files.text import check_text, read_text
 from pagedvid.shown import named, short, shown, unknown
+
+if TYPE_CHECKING:
+    from pagedvid.engine.protocol import FrameFormat
 
 FIELDS = ("prompt", "prompts", "id", "seed", "num_frames", "inputs")
 MAX_ID_BYTES = 120

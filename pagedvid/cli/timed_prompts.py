@@ -5,11 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from pagedvid.engine.protocol import FrameFormat
 from pagedvid.engine.requests import LaterPrompt
 from pagedvid.errors import ConfigError
 from pagedvid.shown import shown, unknown
+
+if TYPE_CHECKING:
+    from pagedvid.engine.protocol import FrameFormat
 
 FIELDS = ("at_seconds", "prompt", "recache")
 _EXAMPLE = '[{"at_seconds": 0, "prompt": "a red circle"}, {"at_seconds": 2, "prompt": "a blue circle"}]'
