@@ -27,7 +27,7 @@ LINES = (
 NUM_FRAMES = 24
 HOW = ("--frames", NUM_FRAMES, "--memory", "64MiB", "--set", "engine.reproducible=true", "--set", "generate.threads=1")
 
-pytestmark = [pytest.mark.usefixtures("restore_threads"), pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("restore_threads"), pytest.mark.timeout(600)]
 
 
 @pytest.fixture(scope="module")
