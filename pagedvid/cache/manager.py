@@ -97,10 +97,8 @@ class CacheManager:
 
     @property
     def on_every_rank(self) -> Callable[[bool], bool]:
-        """Whether it is so, and so on every other rank that this cache shares the model's heads with.
-
-        What it returns does not hold the cache, whose parts keep it: the pool is to be free with its last user.
-        """
+        """Whether it is so on all ranks that share the model's heads. Parts of the cache keep this function, so it must
+        not hold the cache: the pool is to be free with its last user."""
         return bool
 
     def check_codecs(self, codecs: StreamCodecs) -> None:

@@ -30,7 +30,7 @@ SHARE = 1 / 4
 """Share of the forwards that are sampled, at random, so that all noise levels occur. Until one of them has read a
 stored chunk, all are sampled."""
 MAX_CHUNKS = 4
-"""Most stored chunks of which the attention of one range is measured. It limits the memory that this takes."""
+"""Most stored chunks whose attention is measured for one range, which limits the memory that this takes."""
 
 
 class ObservingCache(PagedKVCache):

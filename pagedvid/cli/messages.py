@@ -38,7 +38,7 @@ def reason(error: Exception) -> str:
 
 
 def reason_told(kind: str, message: str) -> str:
-    """The same for an error of which only the name of its class and its message are known."""
+    """The same for an error that is known only by its class name and its message."""
     message = one_line(message)
     if message and hasattr(errors, kind):
         return message

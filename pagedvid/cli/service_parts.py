@@ -102,7 +102,7 @@ def logs_as_json() -> Iterator[None]:
 
 
 def _frames(spec: RunSpec) -> FrameFormat:
-    """Raises ConfigError for a model of which latents come out."""
+    """How the model's frames look. Raises ConfigError for a model that gives out latents."""
     if spec.model.frames is None:
         raise ConfigError(
             f"{spec.config.model.name} gives latents, which nobody can watch; set model.vae if it has one that can be "

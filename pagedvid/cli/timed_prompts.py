@@ -33,8 +33,8 @@ class TimedPrompt:
 
 
 def read_timed_prompts(value: object) -> tuple[str, tuple[TimedPrompt, ...]]:
-    """The first prompt, and those that follow. Raises ConfigError for anything but a list of entries, of which the
-    first is at 0 and every other later than the one before."""
+    """The first prompt, and those that follow. Raises ConfigError for anything but a list of entries that begins at 0
+    and whose times rise."""
     if not isinstance(value, list) or not value:
         raise ConfigError(f'"prompts" is {shown(value)}; it must be a list such as {_EXAMPLE}')
     entries = [_entry(number, each) for number, each in enumerate(value, start=1)]

@@ -99,7 +99,7 @@ class VideoRun:
             self._show_status()
         self.require_all()
         self._events.let_all_in()
-        self._worker.stop(seconds=TIMEOUT_MAX)  # after its step, the frames of which count
+        self._worker.stop(seconds=TIMEOUT_MAX)  # after its step, whose frames count
         while event := self._events.take(0):
             self._take(event)
         if (stats := self._worker.stats()).state == DEAD:

@@ -71,10 +71,10 @@ class ActorWorker(RemoteVerbs):
             except WorkerError as error:
                 self._end(DEAD, str(error))
                 return
+            if self._stats.state != STOPPED and stats.state != DEAD:
+                self._stats = stats  # before the events: whoever hears one looks here, and finds what it says
             for event in events:
                 self._on_event(event)
-            if self._stats.state != STOPPED:
-                self._stats = stats
             if stats.state == DEAD:
                 self._end(DEAD, stats.reason)
 

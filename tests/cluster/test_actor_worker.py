@@ -58,7 +58,8 @@ def remote() -> StandIn:
 
 def test_verbs_go_there_and_events_come_back_with_the_numbers(remote):
     heard: list = []
-    worker = ActorWorker(lambda: remote, heard.append)
+    seen: list = []  # the numbers when the event came
+    worker = ActorWorker(lambda: remote, lambda event: (seen.append(worker.stats()), heard.append(event)))
     assert worker.stats().state == STARTING
     worker.start()
     request = VideoRequest("a", "red", 8)
@@ -66,7 +67,7 @@ def test_verbs_go_there_and_events_come_back_with_the_numbers(remote):
     assert remote.asked == [("submit", (request,), {"frames_given": 4})]
     event = StateEvent("a", "running")
     remote.told.put(([event], WORKS))
-    wait_until(lambda: heard == [event] and worker.stats() == WORKS)
+    wait_until(lambda: heard == [event] and seen == [WORKS])
     worker.stop(seconds=5)
     assert worker.stats().state == STOPPED and remote.is_killed
 

@@ -36,15 +36,13 @@ def ask(address: Address, path: str = "/v1/videos") -> httpx.Response:
 def answer(address: Address, *parts: bytes, pause: float = 0.0, seconds: float = 5.0) -> bytes:
     """Sends parts with pauses between them; everything that comes back until the server closes the connection."""
     received = b""
-    with socket.create_connection(address, timeout=seconds) as connection:
-        try:
-            for part in parts:
-                connection.sendall(part)
-                time.sleep(pause)
-            while block := connection.recv(65536):
-                received += block
-        except (ConnectionResetError, BrokenPipeError):
-            pass
+    may_hang_up = suppress(ConnectionResetError, BrokenPipeError)  # at any time, on an attacker
+    with socket.create_connection(address, timeout=seconds) as connection, may_hang_up:
+        for part in parts:
+            connection.sendall(part)
+            time.sleep(pause)
+        while block := connection.recv(65536):
+            received += block
     return received
 
 
