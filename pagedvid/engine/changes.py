@@ -12,7 +12,7 @@ from pagedvid.engine.failures import presentable
 from pagedvid.engine.job import Change, Job, PromptChange
 from pagedvid.engine.planning import Plan, Planner, Waiting
 from pagedvid.engine.recache import recached
-from pagedvid.engine.requests import ChangeRefused, Continuation, EngineOutput, VideoRequest
+from pagedvid.engine.requests import Continuation, EngineOutput, PromptRefused, VideoRequest
 from pagedvid.engine.residency import Residency
 from pagedvid.engine.roster import Roster
 from pagedvid.errors import ConfigError
@@ -163,7 +163,7 @@ class Changes:
         if isinstance(change, Continuation):
             return self._roster.failure(change.id, error)
         logger.warning("video %s keeps its prompt: %s", job.request.id, error)
-        return ChangeRefused(job.request.id, "prompt", presentable(error))
+        return PromptRefused(job.request.id, change.prompt, change.recache, presentable(error))
 
 
 def _can_change(job: Job, changes: Sequence[Change]) -> bool:

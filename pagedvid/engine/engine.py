@@ -241,9 +241,9 @@ class Engine:
         """Another prompt, from the video's next chunk on.
 
         `recache`: the chunks that are kept are stored again under it, all of them or none, for which both copies must
-        fit into the pool for a moment. A change that cannot be made when the chunk boundary comes is a `ChangeRefused`
-        among the outputs; at a boundary it raises CapacityError, StateError and what the model raises at once.
-        Raises PromptError, ConfigError.
+        fit into the pool for a moment. A prompt that cannot be put into effect when the chunk boundary comes is a
+        `PromptRefused` among the outputs; at a boundary it raises CapacityError, StateError and what the model raises
+        at once. Raises PromptError, ConfigError.
         """
         self._changes.prompt(request_id, prompt, recache)
 

@@ -141,16 +141,16 @@ class RequestFailure:
 
 
 @dataclass(frozen=True)
-class ChangeRefused:
-    """A change that was accepted could not be made at the chunk boundary; the video goes on without it."""
+class PromptRefused:
+    """A prompt that was accepted could not be put into effect at the chunk boundary; the video goes on without it."""
 
     request_id: str
-    change: str
-    """Such as "prompt"."""
+    prompt: str
+    recache: bool
     error: Exception
 
 
-EngineOutput = ChunkOutput | RequestFailure | ChangeRefused
+EngineOutput = ChunkOutput | RequestFailure | PromptRefused
 
 
 @dataclass(frozen=True)

@@ -66,9 +66,8 @@ class Bookkeeper:
         elif isinstance(event, FailureEvent):
             self._record_failure(session, event)
         elif isinstance(event, RefusedEvent):
-            logger.warning("session %s goes on without a new %s: %s", session.id, event.change, event.message)
-            if event.change == "prompt":
-                self._parts.store.courses.take_back_prompt(session.id)
+            logger.warning("session %s goes on without a new prompt: %s", session.id, event.message)
+            self._parts.store.courses.take_back_prompt(session.id, event.prompt, event.recache)
         elif event.state == FINISHED:
             self._on_end(session.id)
         elif event.state == RUNNING and self._parts.store.begin(session.id):

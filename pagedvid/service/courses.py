@@ -72,8 +72,8 @@ class Courses:
     ) -> None:
         """The prompt, the checkpoint that has it, and the frames before that checkpoint: all of them or none."""
         with self._parts.store.transaction():
-            self._parts.recorder.record_all(events)
             self._parts.store.courses.give_prompt(id, given)
+            self._parts.recorder.record_all(events)  # one of them may say that the prompt was refused
             if checkpoint is not None:
                 self._parts.store.courses.set_checkpoint(id, checkpoint)
 

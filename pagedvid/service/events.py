@@ -46,11 +46,11 @@ class FailureEvent:
 
 @dataclass(frozen=True)
 class RefusedEvent:
-    """A change that was accepted could not be made at the chunk boundary; the video goes on without it."""
+    """A prompt that was accepted could not be put into effect at the chunk boundary; the video goes on without it."""
 
     id: str
-    change: str
-    """Such as "prompt"."""
+    prompt: str
+    recache: bool
     kind: str
     """Name of the error's class."""
     message: str

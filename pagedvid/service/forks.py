@@ -15,6 +15,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -32,13 +33,22 @@ from pagedvid.service.taking_up import take_up
 _POLL_SECONDS = 0.01
 
 
+@dataclass
+class _Pending:
+    """A fork that still depends on its source."""
+
+    source_id: str
+    made: Future[frozenset[str]] | None = None
+    """The worker's answer, after which it knows the fork. It may take long: the source's frames may have to be made
+    again before."""
+
+
 class Forks:
     """Makes forks independent of their sources. Thread-safe."""
 
     def __init__(self, parts: Parts) -> None:
         self._parts = parts
-        self._pending: dict[str, str] = {}
-        """The source of every pending fork."""
+        self._pending: dict[str, _Pending] = {}
         self._begun: dict[str, set[str]] = {}
         """By source, the pending forks that have begun; they hold the source. Only for the recorder's thread."""
 
@@ -48,11 +58,12 @@ class Forks:
 
     def source_of(self, id: str) -> str | None:
         """The session on which a pending fork depends."""
-        return self._pending.get(id)
+        pending = self._pending.get(id)
+        return None if pending is None else pending.source_id
 
     def pending_of(self, source_id: str) -> set[str]:
         """The forks that still depend on a session."""
-        return {fork for fork, source in list(self._pending.items()) if source == source_id}
+        return {id for id, pending in list(self._pending.items()) if pending.source_id == source_id}
 
     def has_pending(self, source_id: str) -> bool:
         """Whether forks depend on a session. To be called under its lock. Waits for forks that are just being made
@@ -78,12 +89,15 @@ class Forks:
 
     def order(self, source: SessionRecord, forks: Sequence[SessionRecord]) -> list[Future[Any]]:
         """What `ask` waits for: the worker's verbs, in their order. Raises Conflict."""
-        futures = self.wake(source) if source.state == COMPLETED else []
-        for fork in forks:
-            self._pending[fork.id] = source.id
+        for fork in forks:  # before the source is woken, which would be let sleep without them
+            self._pending[fork.id] = _Pending(source.id)
             self._parts.recorder.hold(fork.id)
+        futures = self.wake(source) if source.state == COMPLETED else []
         continuations = [Continuation(it.id, it.prompt, it.seed, it.num_frames) for it in forks]
         forked = self._parts.worker.fork(source.id, continuations)
+        for fork in forks:
+            if fork.id in self._pending:
+                self._pending[fork.id].made = forked
         forked.add_done_callback(self._separate_made)  # nobody waits for it after a restart
         return [*futures, forked]
 
@@ -105,9 +119,11 @@ class Forks:
             self._parts.worker.cancel(id)
 
     def abandon(self, id: str) -> None:
-        """Forgets a fork that is not made, or was deleted."""
-        if self._pending.pop(id, None) is not None:
-            self._parts.worker.cancel(id)
+        """Forgets a fork that is not made, or was deleted; the worker forgets it as soon as it knows it."""
+        pending = self._pending.pop(id, None)
+        if pending is not None:
+            if pending.made is not None:
+                pending.made.add_done_callback(lambda made: self._parts.worker.cancel(id))
             self._release(id, lambda events: None)
 
     def lose(self, id: str) -> None:
@@ -148,7 +164,7 @@ class Forks:
     def note(self, event: VideoEvent) -> None:
         """An event waits; if it is a pending fork's first one, its source is held. On the recorder's thread."""
         is_waiting = isinstance(event, StateEvent) and event.state == WAITING
-        source_id = None if is_waiting else self._pending.get(event.id)
+        source_id = None if is_waiting else self.source_of(event.id)
         if source_id is not None:
             self._begun.setdefault(source_id, set()).add(event.id)
             self._parts.recorder.hold(source_id)
@@ -162,26 +178,32 @@ class Forks:
                 raise Conflict(f"session {source_id} is being forked; try again when its forks have begun")
             time.sleep(_POLL_SECONDS)
 
-    def secure(self, id: str) -> str | None:
-        """Makes a pending fork independent, if it has begun; returns its source then, for `let_sleep`."""
+    def secure(self, id: str) -> None:
+        """Makes a pending fork independent, if it has begun."""
         with self._parts.locked(id):
-            source_id = self._pending.get(id)
+            source_id = self.source_of(id)
             session = self._parts.store.find(id)
             if source_id is None or session is None:
-                return None
+                return
             try:
                 checkpoint = self._parts.take_checkpoint(id)
             except (StateError, LostWorkerError):
-                return None  # it has not begun, and another event will come; or it is given again
+                return  # it has not begun, and another event will come; or it is given again
             except ConfigError:  # it has failed, and the events that wait say why
-                self._release(id, self._parts.recorder.record_all)
+                settle = self._parts.recorder.record_all
             except PagedvidError as error:
-                self._parts.fail(id, SessionError(type(error).__name__, str(error)))
-                self._release(id, lambda events: None)
+                settle = partial(self._fail, id, error)
             else:
-                self._release(id, lambda events: self._join(session, source_id, checkpoint, events))
+                settle = partial(self._join, session, source_id, checkpoint)
+            self._release(id, lambda events: self._settle(id, settle, events))
             self._pending.pop(id, None)
-            return source_id
+
+    def _settle(self, id: str, settle: Callable[[Sequence[Event]], None], events: Sequence[Event]) -> None:
+        """Unless a fork was found to share nothing meanwhile. On the recorder's thread."""
+        if self.is_pending(id):
+            settle(events)
+        else:
+            self._parts.recorder.record_all(events)
 
     def _release(self, id: str, settle: Callable[[Sequence[Event]], None]) -> None:
         """A fork's events go on as `settle` says, and then those of a source that no other fork holds."""
@@ -206,17 +228,20 @@ class Forks:
             parts.recorder.let_through(source_id, lambda it: isinstance(it, ChunkEvent) and it.first_frame < begin)
             num_chunks = self._copy_video(fork.id, source_id, begin)
             with parts.store.transaction():
-                parts.store.chunks.copy(source_id, fork.id, num_chunks)
                 parts.store.courses.set_checkpoint(fork.id, checkpoint)
                 if num_chunks > 0:
+                    parts.store.chunks.copy(source_id, fork.id, num_chunks)
                     parts.store.begin(fork.id)
-                parts.watch(parts.store.get(fork.id))
+                parts.watch(parts.store.find(fork.id) or fork)  # `get` knows none that is only being accepted
                 parts.recorder.record_all(events)
         except Exception as error:
-            error = presentable(error)
-            parts.fail(fork.id, SessionError(type(error).__name__, str(error)))
+            self._fail(fork.id, error, ())
         else:
-            parts.announcer.tell(SessionState(fork.id, parts.store.get(fork.id).state))
+            parts.announcer.tell(SessionState(fork.id, (parts.store.find(fork.id) or fork).state))
+
+    def _fail(self, id: str, error: Exception, events: Sequence[Event]) -> None:
+        error = presentable(error)
+        self._parts.fail(id, SessionError(type(error).__name__, str(error)))
 
     def _copy_video(self, id: str, source_id: str, num_frames: int) -> int:
         """Copies the source's chunks up to a number of output frames; returns how many chunks these are."""

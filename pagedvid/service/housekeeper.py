@@ -74,7 +74,7 @@ class Housekeeper:
 
     def secure(self, id: str) -> None:
         """To be called when a held session has an event: it may be a fork that has begun."""
-        self._jobs.put((self._secure, id))
+        self._jobs.put((self._forks.secure, id))
 
     # ------------------------------------------------------------------ on the housekeeper's thread
 
@@ -113,6 +113,8 @@ class Housekeeper:
         self._do_all(self._put_off)
         for id in list(self._parts.audiences):
             self._try(self._watch, id)
+        for id in list(self._parts.awake):
+            self._try(self._forks.let_sleep, id)
         try:
             self._parts.store.save_failures()
         except StorageError as error:
@@ -130,11 +132,6 @@ class Housekeeper:
                 self._parts.set_state(id, PAUSED, PAUSED_WITHOUT_VIEWER)
             self._parts.steer(id)
             self._parts.announcer.tell(CreditChanged(id, audience.credit_seconds(now)))
-
-    def _secure(self, id: str) -> None:
-        source_id = self._forks.secure(id)
-        if source_id is not None:
-            self.do(self._forks.let_sleep, source_id)
 
     def _follow(self, id: str) -> None:
         self._watch(id)
@@ -161,15 +158,22 @@ class Housekeeper:
             checkpoint = self._last_checkpoint(id)
             if not self._is_finished(session):  # it was extended meanwhile
                 return True
-            if checkpoint is not None:
-                self._parts.install(id, checkpoint, COMPLETED)
-            else:
-                self._parts.recorder.call(lambda: self._parts.store.set_state(id, COMPLETED))
+            try:
+                self._complete(id, checkpoint)
+            except StorageError as error:
+                logger.warning("session %s cannot be completed yet: %s", id, described(error))
+                return False
             self._parts.worker.cancel(id)
             self._parts.audiences.pop(id, None)
             self._parts.paused.discard(id)
             self._parts.announcer.tell(SessionState(id, COMPLETED))
             return True
+
+    def _complete(self, id: str, checkpoint: StoredCheckpoint | None) -> None:
+        if checkpoint is not None:
+            self._parts.install(id, checkpoint, COMPLETED)
+        else:
+            self._parts.recorder.call(lambda: self._parts.store.set_state(id, COMPLETED))
 
     def _last_checkpoint(self, id: str) -> StoredCheckpoint | None:
         try:

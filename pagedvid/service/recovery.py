@@ -115,11 +115,12 @@ class VideoRecord:
         self.chunks_since_base = 0
         self.changes = _outstanding(self.changes, snapshot.request)
 
-    def forget_oldest_prompt(self) -> None:
-        """It was refused; the engine makes changes in their order."""
-        prompts = [change for change in self.changes if isinstance(change, NewPrompt)]
-        if prompts:
-            self.changes.remove(prompts[0])
+    def forget_prompt(self, prompt: NewPrompt) -> None:
+        """It was refused. Of several that are alike it was one of those that waited, so the latest one goes."""
+        for place in reversed(range(len(self.changes))):
+            if self.changes[place] == prompt:
+                del self.changes[place]
+                return
 
     def restore(self, engine: Engine, id: str, checkpoints: CheckpointFiles | None) -> None:
         """Gives the video to a new engine. Raises what the engine and the reader of checkpoints raise."""

@@ -65,11 +65,14 @@ class StoredCourses:
                 (id, given.at_frame, given.prompt, given.recache),
             )
 
-    def take_back_prompt(self, id: str) -> None:
-        """The newest prompt was refused; the one before is the present one again."""
+    def take_back_prompt(self, id: str, prompt: str, recache: bool) -> None:
+        """This prompt was refused; the newest of the others is the present one. Of several that are alike it was one of
+        those that waited, so the newest one goes."""
         with self._database.change() as connection:
             connection.execute(
-                "DELETE FROM prompts WHERE number = (SELECT max(number) FROM prompts WHERE session_id = ?)", (id,)
+                "DELETE FROM prompts WHERE number = "
+                "(SELECT max(number) FROM prompts WHERE session_id = ? AND prompt = ? AND recache = ?)",
+                (id, prompt, recache),
             )
             connection.execute(
                 "UPDATE sessions SET prompt = "

@@ -54,7 +54,7 @@ class SupervisedEngine:
     ) -> None:
         """See `Worker`. `wait`: waits so many seconds, and returns True to give up building. Raises what
         `build_engine` raises."""
-        self.book = VideoBook(on_event, self._cancel_if_known)
+        self.book = VideoBook(on_event, self.cancel_if_known)
         self._num_rebuilds, self._reason = 0, ""
         self._build_engine, self._delays, self._wait = build_engine, build_delays_seconds, wait
         self._snapshot_every, self._step_of = snapshot_every_chunks, take_step
@@ -104,6 +104,11 @@ class SupervisedEngine:
     def rebase(self, *ids: str) -> None:
         """These videos get a new base (recovery.py) before the present verb or step is over."""
         self._to_rebase.update(ids)
+
+    def cancel_if_known(self, id: str) -> None:
+        """Drops a video from the engine, if it is there."""
+        with suppress(ConfigError):
+            self.engine.cancel(id)
 
     def snapshot(self, id: str) -> JobSnapshot:
         """Where a video is, once all frames that it has have been given out. Raises ConfigError for unknown ids."""
@@ -184,10 +189,6 @@ class SupervisedEngine:
             record.rebase(snapshot)
             self.book.forget_fork(id)
             self._to_rebase.discard(id)
-
-    def _cancel_if_known(self, id: str) -> None:
-        with suppress(ConfigError):
-            self.engine.cancel(id)
 
     # ------------------------------------------------------------------ another engine
 

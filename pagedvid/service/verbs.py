@@ -66,7 +66,10 @@ class Verbs:
         """See `Engine.cancel`."""
 
         def cancel() -> None:
-            self._supervised.engine.cancel(id)
+            if self._book.is_expected(id):  # an engine that was built again may not know it yet
+                self._supervised.cancel_if_known(id)
+            else:
+                self._supervised.engine.cancel(id)
             self._book.forget(id)
 
         self._supervised.do(cancel)

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable, Sequence
 
 from pagedvid.engine.failures import described, presentable
-from pagedvid.engine.requests import ChangeRefused, ChunkOutput, EngineOutput, VideoStatus
+from pagedvid.engine.requests import ChunkOutput, EngineOutput, PromptRefused, VideoStatus
 from pagedvid.engine.states import WAITING
 from pagedvid.errors import StateError, WorkerError
 from pagedvid.service.events import (
@@ -19,7 +19,7 @@ from pagedvid.service.events import (
     VideoEvent,
 )
 from pagedvid.service.queue_times import QueueTimes
-from pagedvid.service.recovery import VideoRecord, makes_fork
+from pagedvid.service.recovery import NewPrompt, VideoRecord, makes_fork
 
 logger = logging.getLogger(__name__)
 
@@ -55,12 +55,16 @@ class VideoBook:
             return  # it was ended earlier in the same step
         if isinstance(output, ChunkOutput):
             self._take_chunk(record, output)
-        elif isinstance(output, ChangeRefused):
-            record.forget_oldest_prompt()
-            self.tell(RefusedEvent(output.request_id, output.change, *_named(output.error)))
+        elif isinstance(output, PromptRefused):
+            record.forget_prompt(NewPrompt(output.prompt, output.recache))
+            self.tell(RefusedEvent(output.request_id, output.prompt, output.recache, *_named(output.error)))
         else:
             self.forget(output.request_id)
             self.tell(FailureEvent(output.request_id, *_named(output.error)))
+
+    def is_expected(self, id: str) -> bool:
+        """Whether it is a fork that its source has still to make, perhaps once more in another engine."""
+        return id in self.records and self.records[id].base is None
 
     def compare(self, read: Read) -> None:
         """Reads the states, tells those that are new and forgets the videos that are gone."""
@@ -71,7 +75,7 @@ class VideoBook:
             self.statuses = read()
             self.queue.follow(self.statuses)
             now = {status.id: status.state for status in self.statuses}
-            for id in [id for id in before if id not in now and not self._is_expected(id)]:
+            for id in [id for id in before if id not in now and not self.is_expected(id)]:
                 self.forget(id)
                 self.tell(StateEvent(id, GONE))
             for id, state in now.items():
@@ -126,6 +130,7 @@ class VideoBook:
         """A fork has a base of its own, or has ended: its source need not make it again."""
         for record in self.records.values():
             record.changes = [change for change in record.changes if not makes_fork(change, id)]
+            record.unasked = [change for change in record.unasked if not makes_fork(change, id)]
 
     # ------------------------------------------------------------------ after an engine broke
 
@@ -169,10 +174,6 @@ class VideoBook:
                 output.bf16_bytes,
             )
             self.tell(event)
-
-    def _is_expected(self, id: str) -> bool:
-        """Whether it is a fork that its source has still to make, perhaps once more in another engine."""
-        return id in self.records and self.records[id].base is None
 
     def _source_of(self, id: str) -> VideoRecord | None:
         records = self.records.values()

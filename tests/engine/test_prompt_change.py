@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from pagedvid.engine.requests import ChangeRefused
+from pagedvid.engine.requests import PromptRefused
 from pagedvid.errors import CapacityError, PromptError
 from tests.engine.latent_bytes import video_of
 from tests.engine.toy_model import FRAMES_PER_CHUNK, ToyModel, assert_all_pages_free, toy_engine
@@ -70,8 +70,9 @@ def test_recaching_that_does_not_fit_at_the_boundary_is_told_and_the_video_goes_
     outputs = steps(engine, 10)
     engine.prompt("a", "2", recache=True)
     outputs += rest(engine)
-    (refused,) = [output for output in outputs if isinstance(output, ChangeRefused)]
-    assert refused.request_id == "a" and refused.change == "prompt" and isinstance(refused.error, CapacityError)
+    (refused,) = [output for output in outputs if isinstance(output, PromptRefused)]
+    assert (refused.request_id, refused.prompt, refused.recache) == ("a", "2", True)
+    assert isinstance(refused.error, CapacityError)
     expected = alone(request("a", chunks=5), window=(1, 2), reproducible=True)
     np.testing.assert_array_equal(video_of([o for o in outputs if o is not refused], "a"), expected)
 

@@ -2,7 +2,7 @@
 
 A chunk takes three rounds: two denoise steps, after the second of which its frames are out, and a commit pass. Frames
 depend on everything that made them: seed, and the prompt of every chunk so far. Words of a prompt: "fails@2" ends that
-video at chunk 2. `step` calls `fault`, which may raise.
+video at chunk 2, "refused" is accepted and refused at the chunk boundary. `step` calls `fault`, which may raise.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from pagedvid.engine.requests import (
     Continuation,
     EngineOutput,
     EngineStats,
+    PromptRefused,
     RequestFailure,
     VideoRequest,
     VideoStatus,
@@ -215,6 +216,9 @@ class FakeEngine:
     def _change(self, video: FakeVideo) -> list[EngineOutput]:
         failures: list[EngineOutput] = []
         for change in video.changes:
+            if isinstance(change, str) and "refused" in change:
+                failures.append(PromptRefused(video.request.id, change, False, CapacityError("needs 8 pages")))
+                continue
             if isinstance(change, str):
                 video.request = replace(video.request, prompt=change)
                 continue

@@ -14,7 +14,7 @@ import pytest
 
 from pagedvid.engine.requests import Continuation, RequestFailure, VideoRequest
 from pagedvid.errors import ConfigError, IntegrityError, StateError, WorkerError
-from pagedvid.service.events import ChunkEvent, RebuiltEvent
+from pagedvid.service.events import ChunkEvent, RebuiltEvent, RefusedEvent
 from pagedvid.service.supervised_engine import MOST_REBUILDS_IN_A_ROW, SupervisedEngine
 from pagedvid.service.verbs import Verbs
 from tests.service.fake_engine import ROUNDS_PER_CHUNK, FakeEngine, MemoryFiles, frames_of
@@ -314,6 +314,38 @@ class TestWhileFramesAreMadeAgain:
         assert not engine.has_work and listener.states("a")[-1] == "gone"
         with pytest.raises(ConfigError):
             verbs.pause("a")
+
+    def test_its_forks_can_be_cancelled_that_it_has_not_made(self):
+        listener = Listener()
+        engine, verbs = supervised(FakeEngine, listener)
+        verbs.submit(VideoRequest("a", "red", 40))
+        for _ in range(4):
+            engine.step()
+        verbs.fork("a", [Continuation("b"), Continuation("c")])
+        engine.engine.fault = lambda _: 1 // 0
+        engine.step()
+        assert isinstance(listener.events[-2], RebuiltEvent) and {it.id for it in engine.engine.videos()} == {"a"}
+        verbs.cancel("b")
+        run(engine)
+        assert listener.chunks["b"] == [] and len(listener.frames("c")) == 32
+        with pytest.raises(ConfigError):
+            verbs.cancel("b")
+
+
+def test_a_prompt_that_is_refused_is_not_asked_again():
+    listener = Listener()
+    engine, verbs = supervised(FakeEngine, listener)
+    verbs.submit(VideoRequest("a", "red", 40))
+    engine.step()
+    for prompt in ("blue", "refused", "green"):
+        verbs.prompt("a", prompt, False)
+    for _ in range(4):
+        engine.step()
+    engine.engine.fault = lambda _: 1 // 0
+    run(engine)
+    refused = [event.prompt for event in listener.events if isinstance(event, RefusedEvent)]
+    assert refused == ["refused"]
+    assert (listener.frames("a") == frames_of(0, ["red"] + ["green"] * 9)).all()
 
 
 def test_a_listener_that_fails_on_frames_that_are_made_again_never_sees_them():

@@ -136,6 +136,21 @@ def test_a_source_is_never_ahead_of_a_fork_that_is_not_secured(begin, monkeypatc
     assert again.content(fork.id) == file_of(frames_of(3, ["a"] * 2, then=[(3, "b")]))
 
 
+def test_a_fork_can_be_deleted_while_its_source_makes_its_frames_again(begin):
+    """The worker asks the source for the fork only after that."""
+    service = begin(steps=4)
+    id = service.sessions.create(new("a", 20)).id
+    service.wait_for_steps(4)
+    (fork,) = service.sessions.fork(id, [NewFork("b")])
+    again = begin(killed(service).name, steps=0)
+    again.sessions.delete(fork.id)
+    again.let()
+    again.wait_for(id)
+    again.sessions.delete(id)
+    again.settle()
+    assert again.engines[-1].videos() == ()
+
+
 def test_a_fork_goes_on_without_its_source(begin):
     service = begin(steps=6)
     id = service.sessions.create(new("a", 20)).id
@@ -281,6 +296,23 @@ class TestFullDisk:
         assert store._database.read("SELECT state FROM sessions")[0]["state"] == "in_progress"
         monkeypatch.setattr(store, "save_failures", written)
         wait_until(lambda: store._database.read("SELECT state FROM sessions")[0]["state"] == "failed")
+
+    def test_a_session_is_completed_as_soon_as_that_can_be_written(self, begin, monkeypatch):
+        service = begin()
+        store, num_tries = service.sessions._parts.store, 0
+        written = store.courses.set_checkpoint
+
+        def full(id, checkpoint) -> None:
+            nonlocal num_tries
+            num_tries += 1
+            if num_tries < 3:
+                raise StorageError("database or disk is full")
+            written(id, checkpoint)
+
+        monkeypatch.setattr(store.courses, "set_checkpoint", full)
+        id = service.sessions.create(new("a", 8)).id
+        service.wait_for(id)
+        assert num_tries == 3 and service.sessions.extend(id, 20).state == "in_progress"
 
     def test_a_checkpoint_that_cannot_be_written_costs_the_continuation_only(self, begin, monkeypatch):
         service = begin()

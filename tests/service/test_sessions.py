@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 
 import av
 import pytest
 
 from pagedvid.errors import CapacityError, ConfigError, PromptError
+from pagedvid.service.courses import Courses
 from pagedvid.service.errors import Busy, Closing, Conflict, NotFound, StorageError
+from pagedvid.service.forks import Forks
+from pagedvid.service.parts import Parts
 from pagedvid.service.records import (
     ChunkRecorded,
     NewFork,
@@ -18,6 +21,8 @@ from pagedvid.service.records import (
     SessionFailed,
     SessionState,
 )
+from pagedvid.service.store import Store
+from pagedvid.service.stored_courses import StoredCheckpoint
 from tests.service.fake_engine import frames_of
 from tests.service.listener import wait_until
 from tests.service.services import LIMITS, Service, file_of, new
@@ -217,6 +222,30 @@ class TestVerbs:
         num_before = -(-steps // 3)
         assert service.content(id) == file_of(frames_of(3, ["a"] * num_before + ["b"] * (4 - num_before)))
 
+    @pytest.mark.parametrize("is_late", [False, True])
+    @pytest.mark.parametrize("prompts", [["refused"], ["b", "refused"], ["refused", "b"], ["b", "refused", "c"]])
+    def test_a_prompt_that_is_refused_at_the_boundary_has_never_been(self, begin, monkeypatch, prompts, is_late):
+        service = begin(steps=1)
+        id = service.sessions.create(new("a", 16)).id
+        service.wait_for_steps(1)
+        for prompt in prompts[:-1]:
+            service.sessions.prompt(id, prompt)
+        if is_late:  # the engine comes to the boundary before the prompt is on disk
+
+            def take_steps(courses: Courses, id: str) -> None:
+                service.let(2)
+                service.wait_for_steps(3)
+
+            monkeypatch.setattr(Courses, "_checkpoint_of_change", take_steps)
+        service.sessions.prompt(id, prompts[-1])
+        service.let()
+        service.wait_for(id)
+        kept = [prompt for prompt in prompts if prompt != "refused"]
+        assert service.sessions.get(id).prompt == ["a", *kept][-1]
+        given = service.sessions._parts.store.courses.prompts(id)
+        assert [it.prompt for it in given] == ["a", *kept]
+        assert service.content(id) == file_of(frames_of(3, ["a"] + [["a", *kept][-1]] * 3))
+
     def test_extend_while_it_is_made(self, begin):
         service = begin(steps=3)
         id = service.sessions.create(new("a", 10)).id
@@ -287,6 +316,45 @@ class TestForks:
         assert service.content(c.id) == file_of(frames_of(3, ["a"] * shared, then=[(9, "a")] * (5 - shared)))
         wait_until(lambda: not service.sessions.stats().videos)
 
+    def test_may_be_secured_before_they_are_accepted(self, begin, monkeypatch):
+        service = begin(steps=3)
+        id = service.sessions.create(new("a", 16)).id
+        service.wait_for_steps(3)
+        accept = Store.accept
+
+        def accept_later(store: Store, *ids: str) -> None:
+            wait_until(lambda: not any(service.sessions._forks.is_pending(fork_id) for fork_id in ids))
+            accept(store, *ids)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Store, "accept", accept_later)
+            (fork,) = service.sessions.fork(id, [NewFork("b")])
+        service.let()
+        service.wait_for(fork.id)
+        assert service.content(fork.id) == file_of(frames_of(3, ["a"], then=[(3, "b")] * 3))
+
+    def test_that_share_nothing_may_go_on_while_they_are_secured(self, begin, monkeypatch):
+        service = begin(steps=0)
+        id = service.sessions.create(new("a", 16)).id
+        take_checkpoint, separate = Parts.take_checkpoint, Forks._separate
+        is_being_secured = threading.Event()
+
+        def take_slowly(parts: Parts, fork_id: str) -> StoredCheckpoint:
+            is_being_secured.set()
+            service.wait_for_chunks(fork_id, 1)
+            return take_checkpoint(parts, fork_id)
+
+        def separate_late(forks: Forks, ids: Iterable[str]) -> None:
+            assert is_being_secured.wait(20)
+            separate(forks, ids)
+
+        monkeypatch.setattr(Parts, "take_checkpoint", take_slowly)
+        monkeypatch.setattr(Forks, "_separate", separate_late)
+        (fork,) = service.sessions.fork(id, [NewFork("b")])
+        service.let()
+        service.wait_for(fork.id)
+        assert service.content(fork.id) == file_of(frames_of(3, ["b"] * 4))
+
     def test_of_a_completed_session(self, begin):
         service = begin()
         id = service.sessions.create(new("a", 8)).id
@@ -338,6 +406,17 @@ class TestForks:
         service.wait_for(id)
         service.sessions.delete(id)
         assert list((service.folder / "sessions").iterdir()) == []
+        assert not service.sessions.stats().videos
+
+    def test_a_completed_source_sleeps_again_when_its_fork_is_deleted_before_it_begins(self, begin, monkeypatch):
+        service = begin()
+        id = service.sessions.create(new("a", 8)).id
+        service.wait_for(id)
+        with monkeypatch.context() as patch:
+            patch.setattr(Forks, "secure", lambda self, id: None)  # the housekeeper does not come to it
+            (fork,) = service.sessions.fork(id, [NewFork("b")])
+            service.sessions.delete(fork.id)
+        wait_until(lambda: not service.sessions.stats().videos)
 
     def test_a_fork_of_a_fork(self, begin):
         service = begin()

@@ -144,14 +144,14 @@ def _left_in_engine(service: ToyService) -> list[str]:
     while service.sessions.stats().videos and time.monotonic() < deadline:
         time.sleep(0.05)
     engine = service.engines[0]
+    findings = [f"video {video.id} is left in the engine, {video.state}" for video in engine.videos()]
     left = {
-        "videos of the engine": len(engine.videos()),
         "streams": len(engine.cache.streams),
         "reserved pages": engine.cache.reserved_pages,
         "used pages": engine.cache.pool.num_used_pages,
         "bytes of host memory": engine.host_memory.used_bytes,
     }
-    findings = [f"{number} {what} are left" for what, number in left.items() if number]
+    findings += [f"{number} {what} are left" for what, number in left.items() if number]
     try:
         engine.cache.check()
     except PagedvidError as error:
