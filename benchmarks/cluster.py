@@ -1,6 +1,6 @@
-"""What do several workers on Ray gain over one process, and what does Ray cost for each video?
+"""What do several workers on Ray gain over one process, what does Ray cost for each video, and are the videos the same?
 
-Ten minutes on two cores. Every round makes the same videos of the demo model in every way, in processes of their own:
+Thirteen minutes on two cores. Every round makes the same videos of the demo model in every way, in processes of their own:
 
 one process    `pagedvid generate`, pinned to one core
 one worker     `pagedvid generate --ray local --workers 1`: the driver and Ray's own processes have the other cores
@@ -9,7 +9,8 @@ N workers      the same with a worker for each core, so that the driver and Ray 
 All workers compute with one thread. Times begin when the first engine is ready; `start` is what comes before: Python,
 Ray, the model. The table shows medians, and the median over the rounds of the speed relative to the one process of the
 same round. `driver` is the time that the driver's process has computed for each video between the first and the last
-that was done: handing out prompts, renaming files, manifest, progress. `others` is how many cores were in use by others
+that was done: handing out prompts, renaming files, manifest, progress. `same` counts the files that are those of the one
+process to the last byte, in runs of their own with `engine.reproducible`. `others` is how many cores were in use by others
 when a round began: above a few tenths, the figures are not for idle cores.
 
     python benchmarks/cluster.py
@@ -20,6 +21,7 @@ when a round began: above a few tenths, the figures are not for idle cores.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import os
 import re
 import subprocess
@@ -41,7 +43,7 @@ from pagedvid.models.demo.world import random_scene
 
 ROOT = Path(__file__).resolve().parents[1]
 ALONE = "one process"
-HEADERS = ("videos made by", "frames/s", "relative", "start s", "driver ms/video")
+HEADERS = ("videos made by", "frames/s", "relative", "start s", "driver ms/video", "same")
 _USER, _SYSTEM = 11, 12
 """Places of the clock ticks in /proc/PID/stat, counted after the name of the program."""
 
@@ -61,9 +63,9 @@ def write_prompts(path: Path, num_videos: int, seed: int) -> None:
     path.write_text("".join(f"{caption(random_scene(chance))}\n" for _ in range(num_videos)))
 
 
-def run(arguments: argparse.Namespace, flags: Sequence[str]) -> dict[str, float]:
-    """Seconds and frames per second of one command, and its driver's seconds per video."""
-    pinned = ["taskset", "-c", str(min(os.sched_getaffinity(0)))] if not flags else []
+def run(arguments: argparse.Namespace, flags: Sequence[str]) -> tuple[dict[str, float], set[str]]:
+    """Seconds and frames per second of one command, its driver's seconds per video, and the digests of its files."""
+    pinned = ["taskset", "-c", str(min(os.sched_getaffinity(0)))] if "--ray" not in flags else []
     with tempfile.TemporaryDirectory() as folder:
         prompts = Path(folder) / "prompts.txt"
         write_prompts(prompts, arguments.videos, arguments.seed)
@@ -79,13 +81,15 @@ def run(arguments: argparse.Namespace, flags: Sequence[str]) -> dict[str, float]
             at_done = [cpu_seconds(process.pid) for line in process.stderr if line.startswith("done ")]
             summary = process.stdout.read()
         seconds = time.perf_counter() - started
+        digests = {hashlib.sha256(path.read_bytes()).hexdigest() for path in Path(folder, "out").glob("*.mp4")}
     made = re.search(r"^frames  \d+ in ([\d.]+) s = ([\d.]+) frames/s", summary, re.MULTILINE)
     assert made and len(at_done) == arguments.videos, summary
-    return {
+    times = {
         "frames_per_second": float(made[2]),
         "start_seconds": seconds - float(made[1]),
         "driver_seconds_per_video": (at_done[-1] - at_done[0]) / (len(at_done) - 1),
     }
+    return times, digests
 
 
 def cpu_seconds(pid: int) -> float:
@@ -103,14 +107,17 @@ def measure(arguments: argparse.Namespace) -> tuple[list[dict[str, Any]], list[f
         note(f"round {number + 1} of {arguments.rounds}")
         others.append(cores_used_by_others(1.0))
         for case, flags in cases.items():
-            found[case].append(run(arguments, flags))
+            found[case].append(run(arguments, flags)[0])
+    note("once more, reproducibly")
+    digests = {case: run(arguments, [*flags, "--set", "engine.reproducible=true"])[1] for case, flags in cases.items()}
     alone = [one["frames_per_second"] for one in found[ALONE]]
     rows: list[dict[str, Any]] = []
     for case, runs in found.items():
         columns: dict[str, Any] = {name: [one[name] for one in runs] for name in runs[0]}
         speeds = columns["frames_per_second"]
         ratio = median(speed / single for speed, single in zip(speeds, alone, strict=True))
-        rows.append({"case": case, **columns, "over_one_process": ratio})
+        same = len(digests[case] & digests[ALONE])
+        rows.append({"case": case, **columns, "over_one_process": ratio, "same_files": same})
     return rows, others
 
 
@@ -123,6 +130,7 @@ def cells(rows: Sequence[dict[str, Any]]) -> list[tuple[str, ...]]:
             f"{row['over_one_process']:.2f}",
             f"{median(row['start_seconds']):.1f}",
             "-" if row["case"] == ALONE else f"{1000 * median(row['driver_seconds_per_video']):.0f}",
+            str(row["same_files"]),
         )
         for row in rows
     ]

@@ -1,4 +1,4 @@
-"""Settings of the whole test suite: one thread, no model hub, and property tests with the same examples in every run.
+"""Settings of the whole test suite: one thread, no model hub, no tokens of Ray, and property tests with the same examples in every run.
 
 `pytest --hypothesis-profile=explore` draws new and more examples.
 """
@@ -14,6 +14,7 @@ import torch
 from hypothesis import settings
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before a library reads it, once, when it is imported
+os.environ["RAY_AUTH_MODE"] = "disabled"  # the first local Ray would else demand tokens of all later ones' drivers
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # before kernels are defined: without a GPU they run in Triton's interpreter
     from tests.interpreter import prepare_the_language_once

@@ -39,7 +39,6 @@ class Client:
         self._http.post(f"/v1/replicas/{number}/drain").raise_for_status()
 
 
-@pytest.mark.ray
 @pytest.mark.timeout(300)
 def test_videos_are_the_same_when_a_replica_is_killed_and_when_one_is_drained(tmp_path: Path) -> None:
     with ray_head() as ray, serving(tmp_path / "data", "--ray", ray.address, *FLAGS) as (address, _):

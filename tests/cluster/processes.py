@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -28,22 +29,40 @@ class Head:
 
 
 @contextmanager
-def ray_head() -> Iterator[Head]:
-    """A Ray with two cores."""
-    places = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
-    environment = {**os.environ, "PYTHONPATH": places, "OMP_NUM_THREADS": "1", "RAY_AUTH_MODE": "disabled"}
+def ray_head(num_cpus: int = 2) -> Iterator[Head]:
+    """A Ray with so many cores."""
     with subprocess.Popen(
-        [sys.executable, Path(__file__).with_name("ray_head.py")],
+        [sys.executable, Path(__file__).with_name("ray_head.py"), str(num_cpus)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
-        env=environment,
+        env=_environment(),
         text=True,
         start_new_session=True,
     ) as process:
         assert process.stdin is not None and process.stdout is not None
         yield Head(process.stdout.readline().strip(), process.pid)
         process.stdin.close()
+
+
+@contextmanager
+def joining(head: Head) -> Iterator[int]:
+    """Another machine of that Ray, with one core, as far as Ray is concerned; gives the session of its processes."""
+    flags = ["--address", head.address, "--num-cpus", "1", "--object-store-memory", str(100 * 2**20), "--block"]
+    with subprocess.Popen(
+        [sys.executable, "-m", "ray.scripts.scripts", "start", *flags],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        env=_environment(),
+        start_new_session=True,
+    ) as process:
+        yield process.pid
+        os.killpg(process.pid, signal.SIGKILL)
+
+
+def _environment() -> dict[str, str]:
+    places = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
+    return {**os.environ, "PYTHONPATH": places, "OMP_NUM_THREADS": "1"}
 
 
 def actors_of(session: int) -> list[int]:

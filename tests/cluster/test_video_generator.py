@@ -38,7 +38,6 @@ def test_a_batch_without_prompts_is_refused(generator):
         generator({"text": np.array(["red"])})
 
 
-@pytest.mark.ray
 @pytest.mark.timeout(240)
 def test_in_a_pipeline(generator):
     """On a Ray with two cores."""
