@@ -1,4 +1,5 @@
-"""Settings of the whole test suite: one thread, no model hub, no tokens of Ray, and property tests with the same examples in every run.
+"""Settings of the whole test suite: one thread, no model hub, no tokens of Ray, and property tests with the same
+examples in every run.
 
 `pytest --hypothesis-profile=explore` draws new and more examples.
 """

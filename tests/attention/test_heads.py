@@ -426,9 +426,9 @@ def test_kernels_read_and_write_what_operations_do(codecs, correction):
     outs = []
     for make in (lambda cache: cache, with_kernels):
         cache = make(make_cache(StreamCodecs(codecs, newest="int8"), correction=correction, group=2))
-        stream = cache.open(Window(1, 2, positions="window"), 30)
-        commit_all(cache, stream, [30, 30, 30], 1, ROPE)
-        with cache.step([QueryRange(stream, num_tokens=9), QueryRange(cache.fork(stream), commit=True)]) as step:
+        stream = cache.open(Window(1, 1, positions="window"), 13)
+        commit_all(cache, stream, [13, 7], 1, ROPE)
+        with cache.step([QueryRange(stream, num_tokens=5), QueryRange(cache.fork(stream), commit=True)]) as step:
             for layer in range(2):
                 q, k, v = random_qkv(cache, step.plan.num_tokens, 70 + layer)
                 arriving = [as_arriving(cache, step, x, ROPE) for x in (q, k)]

@@ -16,7 +16,7 @@ from pagedvid.cluster.engine_builder import ModelFacts
 from pagedvid.cluster.file_outlet import ProgressEvent
 from tests.cli.fake_engine import FRAMES_PER_CHUNK, KillingEngine
 from tests.cli.folders import assert_whole_videos, manifest_lines, names
-from tests.cluster.processes import ROOT, Head, actors_of, joining, ray_head, wait_until
+from tests.cluster.processes import ROOT, Head, actors_of, joining, kill_all, ray_head, wait_until
 
 LINES = (
     "a large red circle moving left on a black background",
@@ -124,18 +124,27 @@ def test_a_driver_is_killed_and_another_one_goes_on(start, tmp_path, head: Head,
     assert "is of another job (cache.codec: " in stderr
 
 
-def test_a_machine_is_lost(start, tmp_path, alone):
+def test_a_machine_is_lost(command, prompts, tmp_path, alone, monkeypatch):
     """There is no room for another worker in its place; the one that is left makes the videos of both."""
+    machines = []
+    hear = cluster_run.ClusterRun._hear_of_video
+
+    def hear_and_kill(self, event, worker) -> None:
+        hear(self, event, worker)
+        if isinstance(event, ProgressEvent) and machines:
+            wait_until(lambda: actors_of(machines[0]))
+            kill_all(machines.pop())
+
+    monkeypatch.setattr(cluster_run.ClusterRun, "_hear_of_video", hear_and_kill)
+    out = tmp_path / "out"
     with ray_head(num_cpus=1) as head, joining(head) as machine:
-        process = start("--ray", head.address, "--workers", 2)
-        wait_until(lambda: process.poll() is not None or (head.workers() and actors_of(machine)))
-        wait_until(lambda: process.poll() is not None or (tmp_path / "out" / "manifest.jsonl").exists())
-        os.killpg(machine, signal.SIGKILL)
-        stdout, stderr = process.communicate()
-    assert process.returncode == 0, stderr
+        machines.append(machine)
+        words = ("generate", "--prompts", prompts(*LINES), "--out", out, *HOW, "--ray", head.address, "--workers", 2)
+        code, stdout, stderr = command(*words)
+    assert code == 0, stderr
     assert "lost    worker" in stderr
     assert f"videos  {len(LINES)} done" in stdout
-    assert videos(tmp_path / "out") == alone
+    assert videos(out) == alone
 
 
 def test_ctrl_c_ends_all_workers(start, tmp_path):

@@ -51,13 +51,16 @@ def joining(head: Head) -> Iterator[int]:
     flags = ["--address", head.address, "--num-cpus", "1", "--object-store-memory", str(100 * 2**20), "--block"]
     with subprocess.Popen(
         [sys.executable, "-m", "ray.scripts.scripts", "start", *flags],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
         env=_environment(),
+        text=True,
         start_new_session=True,
     ) as process:
+        assert process.stdout is not None
+        assert any("Ray runtime started" in line for line in process.stdout)
         yield process.pid
-        os.killpg(process.pid, signal.SIGKILL)
+        kill_all(process.pid)
 
 
 def _environment() -> dict[str, str]:
@@ -67,15 +70,25 @@ def _environment() -> dict[str, str]:
 
 def actors_of(session: int) -> list[int]:
     """Process ids of all `WorkerActor`s in a session."""
+    return [process for process, command in _processes_of(session) if command.startswith(b"ray::WorkerActor")]
+
+
+def kill_all(session: int) -> None:
+    """Ends every process of a session at once, as when its machine loses power."""
+    for process, _ in _processes_of(session):
+        os.kill(process, signal.SIGKILL)
+
+
+def _processes_of(session: int) -> list[tuple[int, bytes]]:
+    """(Process id, command) of those that run."""
     found = []
     for folder in Path("/proc").iterdir():
         if folder.name.isdigit():
             try:
-                name, is_here = (folder / "cmdline").read_bytes(), os.getsid(int(folder.name)) == session
+                if os.getsid(int(folder.name)) == session:
+                    found.append((int(folder.name), (folder / "cmdline").read_bytes()))
             except OSError:  # it has ended
                 continue
-            if is_here and name.startswith(b"ray::WorkerActor"):
-                found.append(int(folder.name))
     return found
 
 
