@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from tests.engines.vllm_omni.tiny_lingbot import TinyLingBot, TinyPagedLingBot
+from tests.engines.vllm_omni.tiny_lingbot import TinyLingBot
 from torch import Tensor
 from vllm_omni.diffusion.data import OmniDiffusionConfig
 from vllm_omni.diffusion.interaction.coordinator import InteractionCoordinator
@@ -24,21 +24,28 @@ ITS_OWN = ARDiffusionModelRunner
 
 
 def new_runner(
-    kind: type, config: Any, *, dtype: torch.dtype = torch.float32, together: bool = False, tiny: Any = None, **paged: Any
+    kind: type,
+    config: Any,
+    *,
+    pipeline: type = TinyLingBot,
+    dtype: torch.dtype = torch.float32,
+    tiny: Mapping[str, int] | None = None,
+    max_num_seqs: int = 1,
+    step_execution: bool = True,
+    eager: bool = True,
+    **paged: Any,
 ) -> Any:
-    """A runner with a tiny LingBot loaded. `together`: with the pipeline that takes several sessions. `tiny`: changes of
-    its shape. `paged`: settings of pagedvid."""
+    """A runner with a tiny LingBot loaded. `tiny`: changes of its shape. `paged`: settings of pagedvid."""
     od_config = OmniDiffusionConfig(
         model=str(Path(__file__).parent),  # a folder, so that nothing is looked for on a hub
         dtype=dtype,
-        enforce_eager=True,
-        step_execution=True,
-        streaming_output=True,
-        max_num_seqs=2 if together else 1,
+        enforce_eager=eager,
+        step_execution=step_execution,
+        streaming_output=step_execution,
+        max_num_seqs=max_num_seqs,
         model_config={"tiny": tiny or {}, **({"pagedvid": paged} if kind is PAGED else {})},
     )
     runner = kind(config, od_config, torch.device("cpu"))
-    pipeline = TinyPagedLingBot if together else TinyLingBot
     runner.pipeline = pipeline(od_config=od_config).eval()
     coordinator = InteractionCoordinator.build(runner.pipeline, od_config)
     runner._interaction_coordinator = runner.pipeline._interaction_coordinator = coordinator
@@ -57,16 +64,21 @@ def scheduled(runner: Any, requests: Sequence[OmniDiffusionRequest]) -> Iterator
     scheduler.close()
 
 
-def rollout(runner: Any, *requests: OmniDiffusionRequest) -> dict[str, Tensor]:
-    """The latents of every request [1, channels, frames, rows, columns], all its blocks."""
+def rollout(runner: Any, *requests: OmniDiffusionRequest, second_after: int = 0) -> dict[str, Tensor]:
+    """The latents of every request [1, channels, frames, rows, columns], all its blocks.
+
+    `second_after`: blocks that the first one has made when the others arrive.
+    """
     blocks = defaultdict(list)
-    with scheduled(runner, requests) as scheduler:
+    waiting = list(requests[1:]) if second_after else []
+    with scheduled(runner, requests[:1] if second_after else requests) as scheduler:
         while scheduler.has_requests():
-            output = cycle(runner, scheduler)
-            for made in output.runner_outputs:
+            for made in cycle(runner, scheduler).runner_outputs:
                 if made.result is not None:
                     assert made.result.error is None, made.result.error
                     blocks[made.request_id].append(made.result.output["payload"]["latents"])
+            while waiting and len(blocks[requests[0].request_id]) >= second_after:
+                scheduler.add_request(waiting.pop())
     return {request_id: torch.cat(each, dim=2).float() for request_id, each in blocks.items()}
 
 
