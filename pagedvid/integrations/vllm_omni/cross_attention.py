@@ -35,7 +35,7 @@ class CrossAttention:
         return (branch, name) in self._texts
 
     def put(self, branch: str, name: str, layers: Iterable[tuple[Tensor, Tensor]]) -> None:
-        """Keeps k and v [1, L, H, D] of all layers; after an error the former text is still there. Raises ShapeError."""
+        """Keeps k and v [1, L, H, D] of all layers. Raises ShapeError; the former text is then still there."""
         wanted = (1, *self._shape(name))
         kept = []
         for k_BLHD, v_BLHD in layers:

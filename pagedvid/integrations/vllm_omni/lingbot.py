@@ -35,6 +35,7 @@ class PagedLingBotPipeline(LingBotWorldCausalDMDPipeline):  # type: ignore[misc]
 
     supports_session_batch = True
     """Read by `PagedModelRunner`."""
+    _ar_diffusion_kv_state: PagedSession | None
 
     def __init__(self, **arguments: Any) -> None:
         super().__init__(**arguments)
@@ -43,18 +44,18 @@ class PagedLingBotPipeline(LingBotWorldCausalDMDPipeline):  # type: ignore[misc]
     @contextmanager
     def bind_ar_diffusion_state(self, session_id: str, state: PagedSession) -> Iterator[None]:
         """Binds one more session; the last one is that of calls that name none."""
-        former = self._ar_diffusion_kv_state
-        self.bound_sessions[session_id] = self._ar_diffusion_kv_state = state
+        self.bound_sessions[session_id] = state
         try:
-            yield
+            with self._only(session_id):
+                yield
         finally:
             del self.bound_sessions[session_id]
-            self._ar_diffusion_kv_state = former
 
     @contextmanager
     def _only(self, session_id: str) -> Iterator[None]:
         """Calls of vLLM-Omni's pipeline inside the block are of this session."""
-        former, self._ar_diffusion_kv_state = self._ar_diffusion_kv_state, self.bound_sessions[session_id]
+        former = self._ar_diffusion_kv_state
+        self._ar_diffusion_kv_state = self.bound_sessions[session_id]
         try:
             yield
         finally:

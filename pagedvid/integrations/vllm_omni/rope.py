@@ -48,7 +48,7 @@ def rope_of(pipeline: Any) -> RopeTables | None:
     if given is not None:
         rope: RopeTables | None = given()
         return rope
-    transformer = getattr(pipeline, "transformer", None)
+    transformer: Any = getattr(pipeline, "transformer", None)
     if not any(kind.__name__ == LINGBOT for kind in type(transformer).__mro__):
         raise ConfigError(
             f"the rotary embedding of {type(transformer).__name__} is not known here, and keys are stored from before "

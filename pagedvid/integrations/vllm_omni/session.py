@@ -75,8 +75,8 @@ class PagedSession:
         former = self._forwards.get(kv_branch)
         if former is not None and former.is_commit and former.has_begun:
             raise StateError(
-                f"a block of branch {kv_branch!r} of session {self.session_id!r} has had its last forward and waits for "
-                "commit_paged_context; no other forward of the branch can begin before"
+                f"a block of branch {kv_branch!r} of session {self.session_id!r} has had its last forward: call "
+                "commit_paged_context before the next one begins"
             )
         return QueryRange(stream, commit=commit, visible=self.geometry.visible(stream.num_committed))
 

@@ -73,8 +73,8 @@ class SessionStore:
         if capacity < 1:
             raise CapacityError(
                 f"a session needs {format_bytes(session_bytes)} ({format_bytes(page_bytes)} of it for pages in "
-                f"{spec.codecs.history}), and {format_bytes(given)} are given: raise memory in the settings of pagedvid, "
-                "or gpu_memory_fraction"
+                f"{spec.codecs.history}), and {format_bytes(given)} are given: raise memory in the settings of "
+                "pagedvid, or gpu_memory_fraction"
             )
         cache = PagedKVCache(spec, capacity * page_bytes, device, tables=settings.tables)
         return cls(cache, geometry, rope_of(pipeline), texts, dtype, capacity)

@@ -1,4 +1,4 @@
-"""What vLLM-Omni needs of a machine, on one CPU: import this before anything of vllm_omni's models.
+"""What vLLM-Omni needs of a machine, on one CPU. conftest.py imports it before anything of vllm_omni.
 
 It has no platform for CPUs, only one that leaves most open; torchvision on PyPI is built for CUDA, and the models take
 a few image functions from it that are not called here.
@@ -31,6 +31,8 @@ class _StandIn(ModuleType):
     def __getattr__(self, name: str) -> object:
         if name.startswith("__"):
             raise AttributeError(name)
+        if f"{self.__name__}.{name}" in sys.modules:
+            return sys.modules[f"{self.__name__}.{name}"]
 
         def unusable(*args: object, **kwargs: object) -> None:
             raise NotImplementedError(f"{self.__name__}.{name} is not here on a CPU")
@@ -38,10 +40,8 @@ class _StandIn(ModuleType):
         return unusable
 
 
-for _name in ("torchvision", "torchvision.transforms", "torchvision.transforms.functional"):
-    sys.modules[_name] = _StandIn(_name)
-sys.modules["torchvision"].transforms = sys.modules["torchvision.transforms"]
-sys.modules["torchvision.transforms"].functional = sys.modules["torchvision.transforms.functional"]
+_NAMES = ("torchvision", "torchvision.transforms", "torchvision.transforms.functional")
+sys.modules.update({_name: _StandIn(_name) for _name in _NAMES})
 
 from vllm.config import DeviceConfig, VllmConfig, set_current_vllm_config  # noqa: E402
 from vllm_omni.diffusion.attention.backends.sdpa import SDPAImpl  # noqa: E402

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tests.engines.vllm_omni.tiny_lingbot import TinyLingBot
 from torch import Tensor
 from vllm_omni.diffusion.data import OmniDiffusionConfig
 from vllm_omni.diffusion.interaction.coordinator import InteractionCoordinator
@@ -18,6 +17,7 @@ from vllm_omni.diffusion.sched.step_scheduler import StepScheduler
 from vllm_omni.experimental.ar_diffusion.runner import ARDiffusionModelRunner
 
 from pagedvid.integrations.vllm_omni.runner import PagedModelRunner
+from tests.engines.vllm_omni.tiny_lingbot import TinyLingBot
 
 PAGED = PagedModelRunner
 ITS_OWN = ARDiffusionModelRunner

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+
 from tests.engines.vllm_omni.rollouts import PAGED, cycle, new_runner, rollout, scheduled
 from tests.engines.vllm_omni.tiny_lingbot import TinyPagedLingBot, request
 
@@ -39,7 +40,9 @@ def test_in_a_denoise_step(config, forward):
         while scheduler.has_requests():
             cycle(runner, scheduler)
     assert_nothing_is_left(runner)
-    assert torch.equal(rollout(runner, request("a", 3))["a"], rollout(new_runner(PAGED, config, codecs="fp32"), request("a", 3))["a"])
+    assert torch.equal(
+        rollout(runner, request("a", 3))["a"], rollout(new_runner(PAGED, config, codecs="fp32"), request("a", 3))["a"]
+    )
 
 
 def test_in_a_commit_pass(config):

@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tests.engines.vllm_omni.rollouts import PAGED, new_runner
-from tests.engines.vllm_omni.tiny_lingbot import TinyLingBot, TinyPagedLingBot, request
 from torch import Tensor
 from vllm_omni.experimental.ar_diffusion.tick_protocol import ARDiffusionTickRequest
 
 from pagedvid import CapacityError, ConfigError, StateError
+from tests.engines.vllm_omni.rollouts import PAGED, new_runner
+from tests.engines.vllm_omni.tiny_lingbot import TinyLingBot, TinyPagedLingBot, request
 
 
 def tick(runner, session_id: str, block: int, prompt: str = "a walk along the sea") -> Tensor:
     """The latents of the next block of a session."""
     asked = request(f"{session_id}-{block}", 1, prompt)
     one = ARDiffusionTickRequest(
-        session_id=session_id, request_id=asked.request_id, chunk_index=block, applied_event_ids=(), prompt=None, controls=()
+        session_id=session_id,
+        request_id=asked.request_id,
+        chunk_index=block,
+        applied_event_ids=(),
+        prompt=None,
+        controls=(),
     )
     asked.sampling_params.extra_args |= one.to_extra_args()
     return runner.execute_model(asked).output["payload"]["latents"]

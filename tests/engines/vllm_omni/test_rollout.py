@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tests.engines.vllm_omni.rollouts import ITS_OWN, PAGED, new_runner, rollout
-from tests.engines.vllm_omni.tiny_lingbot import BLOCK_TOKENS, FRAMES, HEAD_DIM, HEADS, LAYERS, request
 from torch import Tensor
 
 from pagedvid import CapacityError, ConfigError
 from pagedvid.cache.window import Window
 from pagedvid.integrations.vllm_omni.geometry import SessionGeometry
+from tests.engines.vllm_omni.rollouts import ITS_OWN, PAGED, new_runner, rollout
+from tests.engines.vllm_omni.tiny_lingbot import BLOCK_TOKENS, FRAMES, HEAD_DIM, HEADS, LAYERS, request
 
 BLOCKS = 9
 BF16_BLOCK_BYTES = 2 * 2 * LAYERS * HEADS * BLOCK_TOKENS * HEAD_DIM

@@ -7,7 +7,6 @@ import hashlib
 from types import SimpleNamespace
 from typing import Any
 
-import tests.engines.vllm_omni.on_cpu  # noqa: F401  # before the models
 import torch
 from torch import Tensor, nn
 from vllm_omni.diffusion.models.lingbot_world.camera import CameraTrajectory
