@@ -46,10 +46,7 @@ def new_runner(
         model_config={"tiny": tiny or {}, **({"pagedvid": paged} if kind is PAGED else {})},
     )
     runner = kind(config, od_config, torch.device("cpu"))
-    runner.pipeline = pipeline(od_config=od_config).eval()
-    coordinator = InteractionCoordinator.build(runner.pipeline, od_config)
-    runner._interaction_coordinator = runner.pipeline._interaction_coordinator = coordinator
-    runner._preallocate_kv_cache()
+    runner.load_model(load_format="custom_pipeline", custom_pipeline_name=pipeline)
     return runner
 
 
