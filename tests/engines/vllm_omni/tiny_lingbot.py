@@ -45,7 +45,6 @@ class TinyLingBot(LingBotWorldCausalDMDPipeline):
         self.od_config, self.device = od_config, torch.device("cpu")
         self.weights_sources: list[Any] = []
         self.transformer = CausalLingBotWorldTransformer3DModel(**{**SHAPE, **od_config.model_config["tiny"]})
-        fill(self.transformer.to(od_config.dtype))
         for block in self.transformer.blocks:
             rotate_on_cpu(block.self_attn.rotary_embedding)
         self.scheduler = SimpleNamespace(config=SimpleNamespace(shift=5.0))
@@ -55,6 +54,11 @@ class TinyLingBot(LingBotWorldCausalDMDPipeline):
         self._ar_diffusion_kv_state = None
         self._ar_sessions: dict[str, Any] = {}
         self._streaming_decode_states: dict[str, Any] = {}
+
+    def load_weights(self, weights: Any) -> set[str]:
+        """There is no checkpoint: random ones."""
+        fill(self.transformer)
+        return {name for name, _ in self.named_parameters()}
 
     def encode_prompt(self, prompt: str, *, max_sequence_length: int, dtype: torch.dtype) -> Tensor:
         return numbers_of(prompt, 1, max_sequence_length, SHAPE["text_dim"]).to(dtype)
@@ -85,9 +89,6 @@ def fill(transformer: nn.Module) -> None:
         elif parameter.ndim == 1:
             values = 0.1 * values
         parameter.data.copy_(values)
-    for layer in transformer.modules():  # as vLLM's loader does once weights are there
-        if hasattr(layer, "quant_method"):
-            layer.quant_method.process_weights_after_loading(layer)
 
 
 def rotate_on_cpu(rotary: Any) -> None:
