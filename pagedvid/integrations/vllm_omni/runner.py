@@ -10,6 +10,7 @@ them together; and a session can be forked.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import Any
 
@@ -26,6 +27,7 @@ require_vllm_omni()
 from vllm_omni.diffusion.models.interface import supports_step_execution  # noqa: E402  # its version comes first
 from vllm_omni.diffusion.worker.diffusion_model_runner import DiffusionModelRunner  # noqa: E402
 from vllm_omni.experimental.ar_diffusion.runner import ARDiffusionModelRunner  # noqa: E402
+from vllm_omni.platforms import current_omni_platform  # noqa: E402
 
 
 class PagedModelRunner(ARDiffusionModelRunner):  # type: ignore[misc]  # vllm_omni is used through Any
@@ -110,12 +112,26 @@ class PagedModelRunner(ARDiffusionModelRunner):  # type: ignore[misc]  # vllm_om
         if len(request_ids) < 2:
             return super().execute_stepwise(scheduler_output)
         self._release_scheduler_finished_sessions(scheduler_output)
+        for request_id in request_ids:
+            if request_id in self._sessions:
+                self._sessions.move_to_end(request_id)  # a session that is new must not push out one of the batch
+        try:
+            outputs = self._denoise_together(request_ids, scheduler_output)
+        except Exception:
+            for request_id in request_ids:
+                self._fail_closed_stepwise(request_id)
+            raise
+        for request_id in request_ids:
+            made = outputs.get_request_output(request_id)
+            if made is None or made.finished or (made.result is not None and made.result.error):
+                self.close_session(request_id)
+        return outputs
+
+    def _denoise_together(self, request_ids: Sequence[str], scheduler_output: Any) -> Any:
         with ExitStack() as bound:
             for request_id in request_ids:
                 bound.enter_context(self._bound_ar_session(request_id, description="stepwise", synchronize=False))
-            output = DiffusionModelRunner.execute_stepwise(self, scheduler_output)
-        for request_id in request_ids:
-            made = output.get_request_output(request_id)
-            if made is None or made.finished or (made.result is not None and made.result.error):
-                self.close_session(request_id)
-        return output
+            outputs = DiffusionModelRunner.execute_stepwise(self, scheduler_output)
+            if any(made.result is not None for made in outputs.runner_outputs):
+                current_omni_platform.synchronize()  # where a block ends, errors of the device come to light
+            return outputs

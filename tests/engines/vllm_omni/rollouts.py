@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from torch import Tensor
 from vllm_omni.diffusion.data import OmniDiffusionConfig
-from vllm_omni.diffusion.interaction.coordinator import InteractionCoordinator
 from vllm_omni.diffusion.request import OmniDiffusionRequest
 from vllm_omni.diffusion.sched.step_scheduler import StepScheduler
 from vllm_omni.experimental.ar_diffusion.runner import ARDiffusionModelRunner

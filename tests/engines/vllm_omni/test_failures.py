@@ -29,7 +29,7 @@ def assert_nothing_is_left(runner) -> None:
     cache.check()
     stats = cache.stats()
     assert (stats.pages_used, stats.pages_reserved, stats.num_streams) == (0, 0, 0)
-    assert not runner._sessions and not runner.pipeline._ar_sessions
+    assert not runner._sessions and not runner.state_cache and not runner.pipeline._ar_sessions
 
 
 @pytest.mark.parametrize("forward", [2, 12])  # denoise steps; every fifth forward is a commit pass

@@ -74,7 +74,7 @@ def test_int2_needs_a_seventh_of_the_bytes_and_the_correction_lowers_the_error(c
     )
     assert 7 * pages_bytes <= 4 * BF16_BLOCK_BYTES  # a sink, two recent blocks, and the one that is stored
     assert corrected < plain
-    assert corrected < 0.01
+    assert corrected < 0.02
 
 
 def test_as_many_sessions_as_fit_exactly(config):

@@ -84,7 +84,9 @@ def fill(transformer: nn.Module) -> None:
     for name, parameter in transformer.named_parameters():
         fan_in = parameter[0].numel() if parameter.ndim > 1 else 1
         values = torch.randn(parameter.shape, generator=generator) / fan_in**0.5
-        if name.endswith(("norm_q.weight", "norm_k.weight")):
+        if name.endswith("self_attn.norm_q.weight"):
+            values = 2 + 0.4 * values
+        elif name.endswith(("norm_q.weight", "norm_k.weight")):
             values = 1 + 0.2 * values
         elif parameter.ndim == 1:
             values = 0.1 * values
