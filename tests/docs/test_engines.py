@@ -40,7 +40,7 @@ def test_bytes_of_pages(codecs):
 
 
 def test_bytes_of_its_own_pool():
-    """Its `ARDiffusionKVCache`: sinks and window of each session; once a block, 2 blocks of the manager, and scratch."""
+    """Its `ARDiffusionKVCache`: sinks and window of a session; once a block, two of the manager, and scratch."""
     row = re.search(
         r"\| vLLM-Omni's pool \(BF16\) \| ([\d.]+) GiB, and ([\d.]+) GiB for all together \| (\d+) \|", PAGE
     )
