@@ -23,6 +23,9 @@ if not torch.cuda.is_available():
     prepare_the_language_once()
 torch.set_num_threads(1)
 
+collect_ignore = ["engines"]
+"""Needs packages of its own: tools/test_engines.sh runs these tests."""
+
 settings.register_profile("fixed", deadline=None, derandomize=True, max_examples=50, database=None)
 settings.register_profile("explore", deadline=None, max_examples=1000)
 settings.load_profile("fixed")

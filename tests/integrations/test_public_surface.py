@@ -9,7 +9,7 @@ import pytest
 
 import pagedvid
 
-ADAPTERS = sorted((Path(pagedvid.__file__).parent / "integrations").glob("*.py"))
+ADAPTERS = sorted((Path(pagedvid.__file__).parent / "integrations").rglob("*.py"))
 INSIDE = {"backend", "pool", "book"}
 """Parts of a cache that no adapter names."""
 
