@@ -50,7 +50,8 @@ class PagedAttention(AttnWeightTemplate):  # type: ignore[misc]  # LightX2V is u
         if not isinstance(k, PagedKeys):
             raise ConfigError(
                 f'the attention "{NAME}" was given keys in a {type(k).__name__}; it reads the self-attention cache '
-                f'"{NAME}" only: set ar_config.kv_cache_scheme to "{NAME}", and another type for all other attentions'
+                f'"{NAME}" only: set ar_config.kv_cache_scheme to "{NAME}", leave kv_quant out, and give other '
+                "attentions another type"
             )
         return k.history.attend(k, q).flatten(1)
 

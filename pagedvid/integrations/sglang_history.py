@@ -157,7 +157,7 @@ class PagedLayer:
         """As `PagedVideos.attend`."""
         return self.videos.attend(self.layer, q, k, v, host_tables)
 
-    def update_and_get_attention_kv(self, **_: Any) -> NoReturn:
+    def update_and_get_attention_kv(self, *_: Any, **__: Any) -> NoReturn:
         """Raises ConfigError: only attention that was replaced reads pages."""
         raise ConfigError(
             "this self-attention asks for dense keys, and pages have none: the hook around LingBot-World's was not "
