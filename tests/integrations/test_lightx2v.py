@@ -104,12 +104,12 @@ def test_a_forward_that_fails_leaves_nothing_behind():
     model, twin = paged_model("int2"), paged_model("int2")
     expected = lightx2v.roll_out(twin, GRID, 3)
     lightx2v.roll_out(model, GRID, 2)
-    x = torch.randn(128, 128)
+    pool = model.manager.self_attn_kv_cache
+    pages_used, x = pool.cache.stats().pages_used, torch.randn(128, 128)
     with pytest.raises(NonFiniteError):
         model.forward(torch.full_like(x, torch.nan), GRID, 2)  # the commit pass: no current_step was set
-    pool = model.manager.self_attn_kv_cache
     pool.cache.check()
-    assert pool.cache.streams[0].num_committed == 2
+    assert pool.cache.streams[0].num_committed == 2 and pool.cache.stats().pages_used == pages_used
     model.attention(0, x, GRID, 2)  # the host fails between two layers
     model.manager.current_step = 0
     model.forward(x, GRID, 2)
