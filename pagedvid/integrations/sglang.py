@@ -144,7 +144,7 @@ def attend(
 ) -> Tensor:
     """Around the self-attention's forward, q, k, v [B, L, H, D] before rotary embedding."""
     if isinstance(kv_cache, PagedLayer):
-        return kv_cache.attend(q, k, v, freqs_cis[:2])
+        return kv_cache.attend(q, k, v, (freqs_cis[0], freqs_cis[1]))
     return original(attention, q, k, v, freqs_cis, block_mask, kv_cache, *more, **named)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -183,7 +184,7 @@ def test_no_chunk_is_lost_or_stored_twice():
         ({"sink_size": 3}, "must be whole chunks"),
         ({"sliding_window_num_frames": 9}, "must be whole chunks"),
         ({"sliding_window_num_frames": 4}, "at least one between the sinks and the current one"),
-        ({"_kv_quant_args": type("Options", (), {"enabled": True})}, "own KV cache quantization is on"),
+        ({"_kv_quant_args": SimpleNamespace(enabled=True)}, "own KV cache quantization is on"),
         ({"_get_causal_attention_window_size": lambda size: size - 64}, "attention_window_size 576 were asked for"),
     ],
 )
@@ -215,3 +216,15 @@ def test_a_model_that_rotates_otherwise_is_refused(monkeypatch):
     monkeypatch.setattr(model, "_prepare_cached_rope", lambda **given: tuple(2 * x for x in prepare(**given)))
     with hooks(), pytest.raises(ConfigError, match="rotates the chunk at token 0 by other angles"):
         rolled_out(new_stage(model), 1)
+
+
+def test_the_stage_keeps_the_cache_of_a_session_as_long_as_its_sizes_are_wanted():
+    with hooks():
+        stage = new_stage(new_model())
+        allocate(stage)
+    wanted = {"expected_cache_tokens": 640, "num_attention_heads": HEADS, "expected_sink_tokens": CHUNK_TOKENS}
+    kept = SimpleNamespace(kv_cache=stage.causal_kv_cache, crossattn_cache=stage.crossattn_cache)
+    for change, resets in ({}, False), ({"expected_cache_tokens": 512}, True), ({"expected_sink_tokens": 0}, True):
+        policy = SimpleNamespace(**{**wanted, **change})
+        request = SimpleNamespace(block_idx=1)
+        assert stage._should_reset_realtime_causal_caches(request, cache_state=kept, policy=policy) == resets
