@@ -60,6 +60,7 @@ class PagedVideos:
         self._window, self._chunk_tokens, self._num_videos = window, chunk_tokens, num_videos
         self._streams: list[Stream] = []
         self._rope: GridRotary | None = None
+        self._grid: ChunkGrid | None = None
         self._step: Step | None = None
         self.reset()
 
@@ -70,11 +71,9 @@ class PagedVideos:
 
     def reset(self) -> None:
         """Releases all videos; the next forward begins new ones."""
-        if self._streams and not self.num_committed:
-            return
+        self._rope = None
         while self._streams:
             self.cache.release(self._streams.pop())
-        self._rope = None
         self._streams = [self.cache.open(self._window, self._chunk_tokens) for _ in range(self._num_videos)]
 
     @contextmanager
@@ -99,7 +98,11 @@ class PagedVideos:
                 "image in front of the video, whose positions are given twice, is not supported"
             )
         if self._rope is None:
-            self._rope = lingbot_rotary(self.cache.spec.head_dim, grid)
+            self._rope, self._grid = lingbot_rotary(self.cache.spec.head_dim, grid), grid
+        if grid != self._grid:
+            raise ShapeError(
+                f"this forward is of {grid}, but these videos began with {self._grid}; reset the cache first"
+            )
         ranges = [QueryRange(stream, commit=commit) for stream in self._streams]
         with self.cache.step(ranges) as self._step:
             try:
@@ -122,7 +125,8 @@ class PagedVideos:
 
 
 def lingbot_rotary(head_dim: int, grid: ChunkGrid) -> GridRotary:
-    """The rotary embedding of SGLang's LingBot-World: a third of the channels for rows, columns and time each."""
+    """The rotary embedding of SGLang's LingBot-World: a third of the channels for rows and for columns, rounded
+    down to even numbers, the others for time."""
     third = 2 * (head_dim // 6)
     return GridRotary.from_theta((head_dim - 2 * third, third, third), grid.rows, grid.columns, "interleaved")
 

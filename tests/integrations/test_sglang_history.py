@@ -114,6 +114,17 @@ def test_layers_attend_inside_a_forward_and_where_they_are(videos):
     videos.cache.check()
 
 
+def test_frames_keep_their_shape_until_a_reset(videos):
+    turned = GRID._replace(rows=5, columns=3)
+    forward(videos, 0, 0, commit=False)
+    refused = pytest.raises(ShapeError, match=r"rows=5, columns=3.* began with .*rows=3, columns=5")
+    with refused, videos.forward(turned, 0, 0, commit=False):
+        pytest.fail("the forward began")
+    videos.reset()
+    with videos.forward(turned, 0, 0, commit=False):
+        pass
+
+
 def test_a_layer_has_no_dense_keys(videos):
     layer = PagedLayer(videos, 0, 120, 30, HEADS)
     for call in (layer.update_and_get_attention_kv, layer.can_direct_current_attention, layer.pin_current_chunk):

@@ -25,7 +25,7 @@ from torch import Tensor
 RUNTIME = "sglang.multimodal_gen.runtime"
 STAGES = f"{RUNTIME}.pipelines_core.stages"
 LINGBOT = f"{STAGES}.model_specific_stages.lingbot_world"
-EMPTY = (
+EMPTY = (  # on a CPU nothing of these is run
     "dateutil",
     "IPython",
     "triton",
@@ -48,7 +48,7 @@ SERVER = {
     "sp_split_auto": False,
 }
 """What these modules read of the server's arguments."""
-WHEEL = Path((importlib.util.find_spec("sglang") or ModuleSpec("sglang", None)).submodule_search_locations[0])  # type: ignore[index]
+WHEEL = Path(str(importlib.util.find_spec("sglang").origin)).parent
 
 
 class Empty(ModuleType):
