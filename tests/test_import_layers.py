@@ -80,6 +80,8 @@ ONE_FILE_LIBRARIES = (
     "diffusers",
     "diffusers.hooks",
     "flashdreams",
+    "lightx2v",
+    "sglang",
     "ray",
     "fsspec",
     "lpips",

@@ -1,18 +1,22 @@
-"""docs/engines.md: what a session of LingBot-World needs, from the sizes that its own adapter computes."""
+"""docs/engines.md: what a session needs, from the sizes that an adapter computes and from `pagedvid capacity`."""
 
 from __future__ import annotations
 
+import json
 import re
+import shlex
 from types import SimpleNamespace
 
 import pytest
 import yaml
 
+from pagedvid.cli.main import main
 from pagedvid.integrations.vllm_omni.geometry import SessionGeometry
 from pagedvid.integrations.vllm_omni.settings import PagedSettings
-from tests.docs.pages import DOCS
+from tests.docs.pages import DOCS, code_blocks, tables
 
 PAGE = (DOCS / "engines.md").read_text(encoding="utf-8")
+CACHES = {"its own BF16": "bf16", "int4 pages": "int4", "int2 pages": "int2"}
 FRAME_BYTES = 1560 * 40 * 40 * 128 * 2 * 2
 
 
@@ -57,3 +61,17 @@ def test_the_settings_of_the_stage_can_be_read():
     settings = PagedSettings.read(stage["model_config"])
     assert str(settings.codecs.history) == "int2" and (settings.memory, settings.sessions) == (60 << 30, 12)
     assert 12 * session_bytes("int2") < 60 << 30
+
+
+def test_streams_are_what_the_commands_say(capsys):
+    said: dict[str, list[tuple[str, str]]] = {codec: [] for codec in CACHES.values()}
+    commands = "".join(code_blocks(DOCS / "engines.md", "bash"))
+    for command in re.findall(r"^pagedvid (capacity [^#\n]*)", commands, re.MULTILINE):
+        assert main([*shlex.split(command), "--format", "json"]) == 0
+        for row in json.loads(capsys.readouterr().out)["rows"]:
+            said[row["codec"]].append((f"{row['stream_bytes'] / 2**30:.2f}", str(row["num_streams"])))
+    (table,) = (table for table in tables(DOCS / "engines.md") if any(row.endswith(": int2 pages") for row in table))
+    shown: dict[str, list[tuple[str, str]]] = {codec: [] for codec in CACHES.values()}
+    for name, row in table.items():
+        shown[CACHES[name.partition(": ")[2]]].append((row["GiB a stream"], row["streams that fit"]))
+    assert shown == said and len(shown["int2"]) == 2
