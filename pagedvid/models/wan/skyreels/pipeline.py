@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from pagedvid.cache.window import Window
+from pagedvid.engine.protocol import PrefixFormat
 from pagedvid.engine.schedule import Schedule
 from pagedvid.models.common.text_encoder import TextEncoder
 from pagedvid.models.wan.base.pipeline import Condition, LatentDecoder, WanModel
@@ -44,6 +45,10 @@ class SkyReelsV2(WanModel):
         """The negative prompt for the unconditional prediction."""
         both = {"cond": prompt, "uncond": self.settings.negative_prompt}
         return {role: both[role] for role in self.geometry.branches}
+
+    def prefix_format(self, window: Window) -> PrefixFormat | None:
+        """None: it goes on from no frames here."""
+        return None
 
     def schedule(
         self, condition: Condition, num_frames: int, num_denoise_steps: int | None, window: Window
