@@ -45,6 +45,8 @@ class Courses:
         with parts.locked(id):
             session = self._independent(id)
             require_unfinished(session, "takes no prompt")
+            if session.later_prompts:
+                raise Conflict(f"session {id} follows its own schedule of prompts; fork it with a prompt instead")
             self._forks.wait_until_secured(id)
             given = GivenPrompt(session.frames_done, prompt, recache)
             parts.recorder.hold(id)
@@ -145,4 +147,5 @@ def _continued(source: SessionRecord, fork: NewFork) -> NewSession:
         priority=source.priority,
         inputs=source.inputs,
         kind=source.kind if fork.kind is None else fork.kind,
+        later_prompts=source.later_prompts if fork.prompt is None else (),
     )

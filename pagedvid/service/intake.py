@@ -114,7 +114,15 @@ class Intake:
 def _check(new: NewSession) -> None:
     """Raises ConfigError for what no request may be, and for what no row can hold."""
     one_of(KINDS, "kind", new.kind, ConfigError)
-    VideoRequest("new", new.prompt, new.num_frames, new.seed, {}, new.priority, new.live_frames_per_second)
+    VideoRequest(
+        "new",
+        new.prompt,
+        new.num_frames,
+        new.seed,
+        priority=new.priority,
+        live_frames_per_second=new.live_frames_per_second,
+        later_prompts=new.later_prompts,
+    )
     whole_number("num_frames", new.num_frames, 1, _MOST_FRAMES, ConfigError)
     for name, number in (("seed", new.seed), ("priority", new.priority)):
         whole_number(name, number, -_MOST_NUMBER, _MOST_NUMBER, ConfigError)

@@ -210,4 +210,5 @@ def request_of(session: SessionRecord) -> VideoRequest:
         session.priority,
         session.live_frames_per_second,
         keep=True,
+        later_prompts=session.later_prompts,
     )

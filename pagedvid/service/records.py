@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pagedvid.engine.requests import LaterPrompt
+
 KINDS = ("video", "session")
 """A video is made for someone who fetches it later, a session for someone who steers it. Nothing else differs."""
 
@@ -47,6 +49,8 @@ class NewSession:
     """What the model takes in addition to the prompt: plain JSON values, files as paths that the service chose."""
     kind: str = "video"
     """One of `KINDS`; it is the beginning of the id."""
+    later_prompts: tuple[LaterPrompt, ...] = ()
+    """Those to come after `prompt`, by the model's frames. A session with any takes no other prompts."""
 
     @property
     def is_live(self) -> bool:
@@ -86,7 +90,7 @@ class SessionRecord:
     pause_reason: str | None
     """`PAUSED_BY_USER`, `PAUSED_WITHOUT_VIEWER`, or None for one that is not paused."""
     prompt: str
-    """The present one."""
+    """The present one; the first one where others are to come."""
     num_frames: int
     """The model's frames, see `NewSession`."""
     frames_done: int
@@ -118,6 +122,8 @@ class SessionRecord:
     """The most that its stream has held."""
     bf16_bytes: int
     """The same tokens as dense BF16."""
+    later_prompts: tuple[LaterPrompt, ...] = ()
+    """See `NewSession`; those that have taken over already are among them."""
 
     @property
     def is_live(self) -> bool:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from ipaddress import ip_address
 
 from pagedvid.config.serving import ServeConfig
+from pagedvid.engine.requests import LaterPrompt
+from pagedvid.engine.timed_prompts import TimedPrompt, later_prompts
 
 LOOPBACK_HOSTS = ("localhost", "127.0.0.1", "[::1]")
 
@@ -42,6 +45,10 @@ class ServedModel:
         """The model's frames that a video of this length needs, at least one."""
         num_output_frames = max(1, round(seconds * self.frames_per_second))
         return 1 - (1 - num_output_frames) // self.frames_per_latent
+
+    def later_prompts(self, timed: Sequence[TimedPrompt], num_frames: int) -> tuple[LaterPrompt, ...]:
+        """Prompts by time as prompts by the model's frames, in a video of so many. Raises ConfigError."""
+        return later_prompts(timed, num_frames, self.frames_per_second, self.frames_per_latent)
 
     def seconds(self, num_frames: int) -> float:
         """The length of a video of so many of the model's frames."""

@@ -38,8 +38,9 @@ def _create(service: Service, body: CreateVideo) -> SessionRecord:
     checks = service.checks
     checks.model(body.model)
     checks.size(body.size)
-    prompt, num_frames = checks.prompt(body.prompt), checks.seconds(body.seconds)
-    return service.sessions.create(NewSession(prompt, num_frames, checks.seed(body.seed)))
+    num_frames = checks.seconds(body.seconds)
+    prompt, later_prompts = checks.prompts(body.prompt, body.prompts, num_frames)
+    return service.sessions.create(NewSession(prompt, num_frames, checks.seed(body.seed), later_prompts=later_prompts))
 
 
 @router.get("")

@@ -152,7 +152,7 @@ class FakeSessions:
                 completed_at=None, error=None, source_id=source, shares_history=source is not None,
                 priority=new.priority, inputs={},
                 live_frames_per_second=new.live_frames_per_second, frames_per_second=RATE, width=None, height=None,
-                stored_bytes=1000, bf16_bytes=8000, init_bytes=0,
+                stored_bytes=1000, bf16_bytes=8000, init_bytes=0, later_prompts=new.later_prompts,
             )  # fmt: skip
             self._made[id] = Made(record, self.folder / f"{id}.mp4")
             self._tell(SessionState(id, QUEUED))
