@@ -19,16 +19,20 @@ IMAGE, VIDEO, START, DIGEST = "image", "video", "start_seconds", "digest"
 """Inputs of a request that goes on from one; what they mean says given_frames.py."""
 
 KINDS = "PNG, JPEG, WebP (pictures) and mp4 (videos)"
+MOVIE = "mov"
+"""The library's word for mp4 files; the others are pictures."""
 _SIGNATURES = (
     (0, b"\x89PNG\r\n\x1a\n", "png_pipe"),
     (0, b"\xff\xd8\xff", "jpeg_pipe"),
     (8, b"WEBP", "webp_pipe"),
-    (4, b"ftyp", "mov"),
+    (4, b"ftyp", MOVIE),
 )
 """(Place, bytes there, the library's word for such a file)."""
 SIGNATURE_BYTES = 12
 MAX_SCALE = 16
 """Most times that a given frame may be as high and wide as the model's."""
+MOST_PIXELS = 100_000_000
+"""Of a picture that is looked at at all: small files can hold pictures that fill the memory."""
 
 
 @dataclass(frozen=True)
@@ -65,18 +69,20 @@ def given_pictures(path: Path, height: int, width: int) -> Iterator[GivenPicture
         with path.open("rb") as file:
             kind = file_kind(file.read(SIGNATURE_BYTES))
         if kind is None:
-            raise ConfigError(f"{named(path)} is none of {KINDS}")
+            raise ConfigError(f"{named(path.name)} is none of {KINDS}")
         yield from _pictures(path, kind, height, width)
     except write_errors() as error:
-        reason = getattr(error, "strerror", None) or error
-        raise ConfigError(f"{named(path)} cannot be read ({reason}); give a whole file of {KINDS}") from error
+        raise _unreadable(path, getattr(error, "strerror", None) or str(error)) from error
 
 
 def _pictures(path: Path, kind: str, height: int, width: int) -> Iterator[GivenPicture]:
-    with av_library().open(str(path), format=kind) as container:
+    limits = None if kind == MOVIE else [{"max_pixels": str(MOST_PIXELS)}]
+    with av_library().open(str(path), format=kind, stream_options=limits) as container:
         if not container.streams.video:
-            raise ConfigError(f"{named(path)} has no picture in it")
+            raise ConfigError(f"{named(path.name)} has no picture in it")
         stream = container.streams.video[0]
+        if not (stream.height and stream.width):
+            raise _unreadable(path, f"its pictures have no size, or more than {MOST_PIXELS:,} pixels")
         scale = _scale(path, (stream.height, stream.width), (height, width))
         interval = float(1 / stream.average_rate) if stream.average_rate else 1.0
         first: float | None = None
@@ -87,12 +93,16 @@ def _pictures(path: Path, kind: str, height: int, width: int) -> Iterator[GivenP
             yield GivenPicture(begin, begin + interval, _reduced(frame.to_ndarray(format="rgb24"), scale))
 
 
+def _unreadable(path: Path, reason: str) -> ConfigError:
+    return ConfigError(f"{named(path.name)} cannot be read ({reason}); give a whole file of {KINDS}")
+
+
 def _scale(path: Path, found: tuple[int, int], wanted: tuple[int, int]) -> int:
     scale = found[0] // wanted[0]
     if found != (scale * wanted[0], scale * wanted[1]) or not 1 <= scale <= MAX_SCALE:
         raise ConfigError(
-            f"{named(path)} has {found[1]} x {found[0]} pixels (width x height); allowed are {wanted[1]} x {wanted[0]} "
-            f"and up to {MAX_SCALE} times that on both sides: crop or resize it"
+            f"{named(path.name)} has {found[1]} x {found[0]} pixels (width x height); allowed are {wanted[1]} x "
+            f"{wanted[0]} and up to {MAX_SCALE} times that on both sides: crop or resize it"
         )
     return scale
 

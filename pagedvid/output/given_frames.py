@@ -46,7 +46,7 @@ def with_given_frames(request: VideoRequest, engine: Engine) -> VideoRequest:
     if format is None:
         raise ConfigError(f'{model.name} cannot go on from an image or video; leave "{name}" out')
     if request.inputs.get(DIGEST) not in (None, fingerprint([path])):
-        raise ConfigError(f"{named(path)} has changed since the video was asked for; ask for it again")
+        raise ConfigError(f"{named(path.name)} has changed since the video was asked for; ask for it again")
     start = request.inputs.get(START)
     frames_NHWC = _still(path, format) if name == IMAGE else _last_frames(path, format, start)
     others = {key: it for key, it in request.inputs.items() if key not in (IMAGE, VIDEO, START, DIGEST)}
@@ -58,7 +58,9 @@ def _still(path: Path, format: PrefixFormat) -> Frames:
     first = list(islice(pictures, 2))
     if len(first) != 1:
         held = "more than one picture" if first else "no picture"
-        raise ConfigError(f"{named(path)} holds {held}; an image is one, the frames of a video are given as a video")
+        raise ConfigError(
+            f"{named(path.name)} holds {held}; an image is one, the frames of a video are given as a video"
+        )
     return np.repeat(first[0].pixels_HWC[None], format.num_frames(1), axis=0)
 
 
@@ -70,8 +72,8 @@ def _last_frames(path: Path, format: PrefixFormat, start_seconds: float | None) 
     num_chunks = min(format.num_chunks(int((seconds_given + _TOLERANCE_SECONDS) * speed)), format.max_chunks)
     if num_chunks == 0:
         raise ConfigError(
-            f"{named(path)} has {seconds_given:g} s before the new video begins; it takes the {format.num_frames(1)} "
-            f"frames of a chunk, {format.num_frames(1) / speed:g} s"
+            f"{named(path.name)} has {seconds_given:g} s before the new video begins; it takes the "
+            f"{format.num_frames(1)} frames of a chunk, {format.num_frames(1) / speed:g} s"
         )
     num_frames = format.num_frames(num_chunks)
     frames, pictures = [], deque(kept)
@@ -95,5 +97,5 @@ def _last_pictures(path: Path, format: PrefixFormat, start_seconds: float | None
         while len(kept) > 1 and kept[1].seconds <= picture.seconds - most_seconds:
             kept.popleft()
     if start_seconds is not None and start_seconds > end_seconds + _TOLERANCE_SECONDS:
-        raise ConfigError(f"start_seconds is {start_seconds:g}; {named(path)} ends at {end_seconds:g} s")
+        raise ConfigError(f"start_seconds is {start_seconds:g}; {named(path.name)} ends at {end_seconds:g} s")
     return kept, end_seconds if start_seconds is None else start_seconds

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from pagedvid.engine.requests import LaterPrompt
+from pagedvid.output.given_files import IMAGE, VIDEO
 
 KINDS = ("video", "session")
 """A video is made for someone who fetches it later, a session for someone who steers it. Nothing else differs."""
@@ -35,6 +36,15 @@ PAUSED_BY_USER, PAUSED_WITHOUT_VIEWER = "user", "no_viewer"
 
 
 @dataclass(frozen=True)
+class Reference:
+    """A file that a session goes on from."""
+
+    kind: str
+    """"image" or "video"."""
+    content: bytes = field(repr=False)
+
+
+@dataclass(frozen=True)
 class NewSession:
     """What a caller asks for. Its values are checked by the engine's own request (engine/requests.py)."""
 
@@ -51,6 +61,8 @@ class NewSession:
     """One of `KINDS`; it is the beginning of the id."""
     later_prompts: tuple[LaterPrompt, ...] = ()
     """Those to come after `prompt`, by the model's frames. A session with any takes no other prompts."""
+    reference: Reference | None = None
+    """It is kept with the session, whose inputs have its name by its kind."""
 
     @property
     def is_live(self) -> bool:
@@ -110,6 +122,7 @@ class SessionRecord:
     """Whether it goes on from frames that its source had."""
     priority: int
     inputs: Mapping[str, Any]
+    """See `NewSession`."""
     live_frames_per_second: float | None
     frames_per_second: float
     """Speed of the recorded video."""
@@ -129,6 +142,16 @@ class SessionRecord:
     def is_live(self) -> bool:
         """Whether someone watches while it is made."""
         return self.live_frames_per_second is not None
+
+    @property
+    def reference_kind(self) -> str | None:
+        """Of the file that it goes on from, "image" or "video"; None: there is none."""
+        return next((kind for kind in (IMAGE, VIDEO) if kind in self.inputs), None)
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether it goes on from a file, which gives the frames before its first one."""
+        return self.reference_kind is not None
 
     @property
     def progress(self) -> float:

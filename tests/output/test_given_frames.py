@@ -162,6 +162,14 @@ def test_a_video_shorter_than_a_chunk_is_refused(tmp_path):
         frames_for(engine(), video=path, start_seconds=7.0)
 
 
+def test_a_picture_that_would_fill_the_memory_is_not_decoded(tmp_path):
+    path = tmp_path / "a.png"
+    Image.new("1", (12_000, 12_000)).save(path)
+    assert path.stat().st_size < 100_000
+    with pytest.raises(ConfigError, match=r"a\.png cannot be read .*more than 100,000,000 pixels"):
+        frames_for(engine(), image=str(path))
+
+
 def spoiled(content: bytes, how: str) -> bytes:
     return {"cut": content[: len(content) // 3], "empty": b"", "text": b"ffconcat version 1.0\nfile /etc/passwd\n"}[how]
 

@@ -206,8 +206,9 @@ def test_forks_follow_the_schedule_unless_they_have_a_prompt(begin, scheduled):
     service = begin(steps=4)
     id = service.sessions.create(new("1", NUM_FRAMES, later_prompts=LATER)).id
     service.wait_for_steps(4)
-    service.let()
+    service.settle()
     same, own = service.sessions.fork(id, [NewFork(), NewFork(prompt="5")])
+    service.let()
     for fork in (same.id, own.id):
         service.wait_for(fork)
     assert same.later_prompts == LATER and own.later_prompts == ()

@@ -85,7 +85,7 @@ class VideoObject(BaseModel):
             status=_status(record.state),
             progress=100 if record.state == COMPLETED else min(99, math.floor(100 * record.progress)),
             prompt=record.prompt,
-            seconds=f"{model.seconds(record.num_frames):.6g}",
+            seconds=f"{model.seconds(record.num_frames, record.goes_on):.6g}",
             size=size,
             created_at=math.floor(record.created_at),
             completed_at=None if record.completed_at is None else math.floor(record.completed_at),

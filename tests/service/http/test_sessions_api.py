@@ -28,9 +28,9 @@ def test_a_session(client, sessions):
     assert session | {"id": "", "created_at": 0} == {
         "id": "", "object": "session", "kind": "session", "state": "queued", "pause_reason": None,
         "prompt": "a red circle", "later_prompts": [], "num_frames": 10, "frames_done": 0, "chunks_done": 0,
-        "num_chunks": 3, "seed": 3, "created_at": 0, "completed_at": None, "error": None, "source_id": None, "priority": 2, "live": False,
-        "live_frames_per_second": None, "frames_per_second": 12.0, "width": None, "height": None,
-        "stored_bytes": 1000, "bf16_bytes": 8000, "credit_seconds": None,
+        "num_chunks": 3, "seed": 3, "created_at": 0, "completed_at": None, "error": None, "source_id": None,
+        "priority": 2, "live": False, "live_frames_per_second": None, "frames_per_second": 12.0, "width": None,
+        "height": None, "stored_bytes": 1000, "bf16_bytes": 8000, "credit_seconds": None,
     }  # fmt: skip
     sessions.chunk(session["id"])
     now = client.get(f"/v1/sessions/{session['id']}").json()
