@@ -62,22 +62,29 @@ class ChunkByChunk(ABC):
 
 
 def chunk_by_chunk(
-    geometry: ModelGeometry, num_frames: int, levels: Sequence[float], window: Window, num_prefix_chunks: int = 0
+    geometry: ModelGeometry,
+    num_frames: int,
+    levels: Sequence[float],
+    window: Window,
+    num_prefix_chunks: int = 0,
+    prefix_level: float = 0.0,
 ) -> Schedule:
     """The schedule of `num_frames` latent frames after the given chunks.
 
-    `levels` fall from pure noise to clean; the last one is that of the commit pass.
+    `levels` fall from pure noise to clean; the last one is that of the commit pass, `prefix_level` that of the given
+    chunks.
     """
     size = geometry.frames_per_chunk
     num_chunks = num_prefix_chunks - (-num_frames // size)
 
-    def commit(chunk: int) -> Round:
+    def commit(chunk: int, level: float) -> Round:
         frames = range(chunk * size, (chunk + 1) * size)
-        passes = tuple(Range(frames, levels[-1], branch, branch, commits=True) for branch in geometry.branches)
+        passes = tuple(Range(frames, level, branch, branch, commits=True) for branch in geometry.branches)
         return Round(passes, forgets=(chunk,))
 
     def rounds() -> Iterator[Round]:
-        yield from map(commit, range(num_prefix_chunks))
+        for chunk in range(num_prefix_chunks):
+            yield commit(chunk, prefix_level)
         for chunk in range(num_prefix_chunks, num_chunks):
             frames = range(chunk * size, (chunk + 1) * size)
             for step, (level, next_level) in enumerate(pairwise(levels)):
@@ -88,7 +95,7 @@ def chunk_by_chunk(
                     finished=(chunk,) if is_clean else (),
                 )
             if chunk < num_chunks - 1:
-                yield commit(chunk)
+                yield commit(chunk, levels[-1])
 
     return Schedule(
         rounds, window, num_commits=num_chunks - 1, max_range_frames=size, first_frame=num_prefix_chunks * size

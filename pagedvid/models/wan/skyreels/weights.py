@@ -58,7 +58,9 @@ def model_spec(config: ModelConfig) -> ModelSpec:
         text = t5_encoder(parts.text_encoder, "umt5", sizes["text_dim"], device, rows, settings.text_tokens)
         dtype = getattr(torch, config.dtype)
         transformer = load_transformer(TRANSFORMER, sizes, parts.transformer, device, dtype, prefer_ema=config.ema)
-        return SkyReelsV2(transformer, settings, text, None if vae is None else vae.stream)
+        if vae is None:
+            return SkyReelsV2(transformer, settings, text)
+        return SkyReelsV2(transformer, settings, text, vae.stream, vae.encode)
 
     frames = settings.frames if has_vae else None
     return ModelSpec(geometry, schedule, load, writes_latents=not has_vae, frames=frames)
