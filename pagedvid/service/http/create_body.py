@@ -22,7 +22,8 @@ _REFERENCE = "input_reference"
 
 def documented_body() -> dict[str, Any]:
     """The body for the OpenAPI page, which cannot see it in the signature of the endpoint."""
-    schema = CreateVideo.model_json_schema()
+    schema = CreateVideo.model_json_schema(ref_template="#/components/schemas/{model}")
+    del schema["$defs"]  # other calls use the same parts, which the page lists once
     file = {"type": "string", "format": "binary", "description": f"What the video goes on from: {KINDS}."}
     form = {**schema, "properties": {**schema["properties"], _REFERENCE: file}}
     kinds = {_JSON: schema, _FORMS[0]: form}
