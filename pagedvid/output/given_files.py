@@ -77,16 +77,22 @@ def given_pictures(path: Path, height: int, width: int) -> Iterator[GivenPicture
 
 def _pictures(path: Path, kind: str, height: int, width: int) -> Iterator[GivenPicture]:
     limits = None if kind == MOVIE else [{"max_pixels": str(MOST_PIXELS)}]
-    with av_library().open(str(path), format=kind, stream_options=limits) as container:
+    how = {"format": kind, "stream_options": limits, "metadata_errors": "replace"}
+    with av_library().open(str(path), **how) as container:
         if not container.streams.video:
             raise ConfigError(f"{named(path.name)} has no picture in it")
         stream = container.streams.video[0]
+        if stream.codec_context is None:
+            raise _unreadable(path, "its pictures are coded in an unknown way")
         if not (stream.height and stream.width):
             raise _unreadable(path, f"its pictures have no size, or more than {MOST_PIXELS:,} pixels")
-        scale = _scale(path, (stream.height, stream.width), (height, width))
+        size = (stream.height, stream.width)
+        scale = _scale(path, size, (height, width))
         interval = float(1 / stream.average_rate) if stream.average_rate else 1.0
         first: float | None = None
         for number, frame in zip(count(), container.decode(stream), strict=False):
+            if (frame.height, frame.width) != size:
+                raise _unreadable(path, "its pictures differ in size")
             seconds = number * interval if frame.time is None else frame.time
             first = seconds if first is None else first
             begin = seconds - first

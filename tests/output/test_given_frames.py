@@ -13,6 +13,7 @@ from pagedvid.engine.protocol import FrameFormat, PrefixFormat
 from pagedvid.engine.requests import VideoRequest
 from pagedvid.errors import ConfigError
 from pagedvid.files.fingerprint import fingerprint
+from pagedvid.output.given_files import given_pictures
 from pagedvid.output.given_frames import with_given_frames
 from pagedvid.output.mp4 import VideoWriter
 
@@ -186,6 +187,28 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path, name, how):
     field = "image" if name == "a.png" else "video"
     with pytest.raises(ConfigError, match=name.replace(".", r"\.")):
         frames_for(engine(), **{field: str(path)})
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.jpg", "a.webp", "a.mp4"])
+def test_whatever_is_spoiled_in_a_file_it_is_read_or_refused(tmp_path, name):
+    """Names in films need not be text, either."""
+    path = tmp_path / name
+    if name == "a.mp4":
+        film(path, 6)
+    else:
+        picture(path)
+    whole, chance = path.read_bytes(), np.random.default_rng(4)
+    num_refused = 0
+    for _ in range(150):
+        content = bytearray(whole)
+        for place in chance.integers(8 if name == "a.mp4" else 12, len(whole), chance.integers(1, 20)):
+            content[place] = chance.integers(256)
+        path.write_bytes(content[: chance.integers(len(whole) // 2, len(whole) + 1)])
+        try:
+            assert all(it.pixels_HWC.shape == (HEIGHT, WIDTH, 3) for it in given_pictures(path, HEIGHT, WIDTH))
+        except ConfigError:
+            num_refused += 1
+    assert num_refused > 10
 
 
 def test_a_film_is_no_image_and_a_picture_no_film(tmp_path):
