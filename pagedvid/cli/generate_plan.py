@@ -14,6 +14,7 @@ from pagedvid.cli.run_result import devices_line
 from pagedvid.codecs.assignment import KINDS
 from pagedvid.codecs.spec import CodecSpec
 from pagedvid.engine.requests import VideoRequest
+from pagedvid.output.given_files import IMAGE, VIDEO
 from pagedvid.units import format_bytes
 
 if TYPE_CHECKING:
@@ -32,7 +33,8 @@ def plan_lines(spec: RunSpec, requests: Sequence[VideoRequest]) -> list[str]:
     """
     memory = spec.config.cache.memory
     num_frames = max(request.num_frames for request in requests)
-    schedule = spec.model.schedule(num_frames, spec.config.engine.denoise_steps, spec.window)
+    num_worked_on = max(request.num_frames + _most_given(request, spec) for request in requests)
+    schedule = spec.model.schedule(num_worked_on, spec.config.engine.denoise_steps, spec.window)
     choices = [("as set", spec.cache.codecs), *((codec, StreamCodecs(codec)) for codec in COMPARED_CODECS)]
     rows = (_row(name, codecs, _shape(spec, codecs), spec, schedule) for name, codecs in choices)
     return [
@@ -43,6 +45,14 @@ def plan_lines(spec: RunSpec, requests: Sequence[VideoRequest]) -> list[str]:
         "",
         "pages, bytes: of one stream at its peak; fit in: streams that can run at once",
     ]
+
+
+def _most_given(request: VideoRequest, spec: RunSpec) -> int:
+    """Latent frames at most that it goes on from: an image stands for a chunk, of a video a window is taken."""
+    num_chunks = 1 if IMAGE in request.inputs else 0
+    if VIDEO in request.inputs:
+        num_chunks = spec.model.schedule(1, None, spec.window).window.max_chunks
+    return num_chunks * spec.model.geometry.frames_per_chunk
 
 
 def _describe(spec: RunSpec, num_videos: int, num_frames: int, schedule: Schedule) -> list[str]:

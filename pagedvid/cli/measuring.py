@@ -22,6 +22,7 @@ from pagedvid.config.sections import Config
 from pagedvid.engine.requests import VideoRequest
 from pagedvid.errors import ConfigError
 from pagedvid.files.figure import new_figure
+from pagedvid.output.given_files import goes_on
 from pagedvid.shown import named
 
 if TYPE_CHECKING:
@@ -88,9 +89,13 @@ def observing(config: Config) -> Config:
 
 
 def measured_requests(config: Config, prompts: Path | None, command: str) -> list[VideoRequest]:
-    """The videos to generate. Raises ConfigError when no prompts are given and the model has none of its own."""
+    """The videos to generate. Raises ConfigError when no prompts are given and the model has none of its own, and for
+    videos that go on from given frames."""
     if prompts is not None:
-        return read_prompts(prompts, config.generate)
+        requests = read_prompts(prompts, config.generate)
+        if any(goes_on(request.inputs) for request in requests):
+            raise ConfigError(f'{command} makes its videos from their beginning; leave "image" and "video" out')
+        return requests
     if config.model.name != "demo":
         raise ConfigError(f"{command} needs --prompts FILE for {config.model.name}, with prompts like those to come")
     import numpy as np

@@ -8,18 +8,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pagedvid.cli.timed_prompts import TimedPrompt, later_prompts, read_timed_prompts
+from pagedvid.cli.input_files import given_frames, input_files
 from pagedvid.config.sections import MAX_FRAMES, MAX_SEED, GenerateConfig
 from pagedvid.engine.requests import LaterPrompt, VideoRequest
+from pagedvid.engine.timed_prompts import TimedPrompt, later_prompts, read_timed_prompts
 from pagedvid.errors import ConfigError
 from pagedvid.files.plain_json import check_texts, read_json_object
 from pagedvid.files.text import check_text, read_text
-from pagedvid.shown import named, short, shown, unknown
+from pagedvid.output.given_files import IMAGE, START, VIDEO, goes_on
+from pagedvid.shown import named, shown, unknown
 
 if TYPE_CHECKING:
     from pagedvid.engine.protocol import FrameFormat
 
-FIELDS = ("prompt", "prompts", "id", "seed", "num_frames", "inputs")
+FIELDS = ("prompt", "prompts", "id", "seed", "num_frames", "inputs", IMAGE, VIDEO, START)
 MAX_ID_BYTES = 120
 MAX_FILE_BYTES = 2**26
 MAX_PROMPT_CHARS = 10_000
@@ -38,7 +40,7 @@ class _Entry:
     id: str | None = None
     seed: int | None = None
     num_frames: int | None = None
-    inputs: Mapping[str, str] = field(default_factory=dict)
+    inputs: Mapping[str, Any] = field(default_factory=dict)
     later: tuple[TimedPrompt, ...] = ()
 
 
@@ -73,8 +75,16 @@ def _later_prompts(entry: _Entry, generate: GenerateConfig, frames: FrameFormat 
     if not entry.later:
         return ()
     num_frames = generate.num_frames if entry.num_frames is None else entry.num_frames
+    speed = generate.frames_per_second or (None if frames is None else frames.frames_per_second)
+    if speed is None:
+        raise ConfigError(
+            f'{entry.place}: the times in "prompts" need the speed of the video, which is not known where latents are '
+            "written; add --set generate.frames_per_second=N, in latent frames"
+        )
+    per_latent = 1 if frames is None else frames.frames_per_latent
+    of_first = per_latent if goes_on(entry.inputs) else 1
     try:
-        return later_prompts(entry.later, num_frames, generate.frames_per_second, frames)
+        return later_prompts(entry.later, num_frames, speed, per_latent, of_first)
     except ConfigError as error:
         raise ConfigError(f"{entry.place}: {error}") from None
 
@@ -111,7 +121,7 @@ def _check_fields(place: str, fields: dict[str, Any], folder: Path) -> _Entry:
     id = fields.get("id")
     if id is not None:
         _check_id(place, id)
-    inputs = _files(place, fields.get("inputs"), folder)
+    inputs = {**input_files(place, fields.get("inputs"), folder), **given_frames(place, fields, folder)}
     prompt, later = fields.get("prompt"), tuple[TimedPrompt, ...]()
     if "prompts" in fields:
         for name in ("prompt", "embeddings"):
@@ -144,26 +154,6 @@ def _prompt(place: str, prompt: object) -> str:
     except ConfigError as error:
         raise ConfigError(f"{place}: the prompt {error}") from None
     return prompt.strip()
-
-
-def _files(place: str, inputs: object, folder: Path) -> dict[str, str]:
-    """Paths by input name; relative ones are relative to the prompts file's folder."""
-    if inputs is None:
-        return {}
-    if not isinstance(inputs, dict) or not all(isinstance(file, str) and file for file in inputs.values()):
-        raise ConfigError(
-            f'{place}: "inputs" is {shown(inputs)}; it must be an object of file names such as '
-            '{"embeddings": "caption.safetensors"}'
-        )
-    paths = {name: folder / file for name, file in inputs.items()}
-    for name, path in paths.items():
-        try:
-            is_there = path.is_file()
-        except OSError as error:
-            raise ConfigError(f'{place}: the input "{short(name)}" is {named(path)}: {error.strerror}') from None
-        if not is_there:
-            raise ConfigError(f'{place}: the input "{short(name)}" is {named(path)}: there is no such file')
-    return {name: str(path) for name, path in paths.items()}
 
 
 def _check_id(place: str, id: object) -> None:

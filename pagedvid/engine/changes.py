@@ -59,7 +59,7 @@ class Changes:
         plans = [self._plan_of(holder, continuation) for continuation in continuations]
         for plan in plans:
             self._admit_live(plan)
-        if isinstance(holder, Waiting) and holder.is_at_start:
+        if isinstance(holder, Waiting) and holder.shares_nothing:
             for entry in [self._planner.entry(plan.request) for plan in plans]:
                 self._roster.queue(entry)
         else:

@@ -72,7 +72,8 @@ Change = PromptChange | Continuation
 class Job:
     """The state of one video that has begun. It holds pages through `stream`, or bytes in host memory through `image`.
 
-    Its course changes at chunk boundaries only: before a round that begins a chunk, and after the last round.
+    Its course changes at chunk boundaries only: before a round that begins a chunk, and after the last round. Given
+    chunks are none: all of them are stored before anything changes, so that every fork shares them.
     """
 
     number: int
@@ -137,7 +138,10 @@ class Job:
     @property
     def is_at_boundary(self) -> bool:
         """Whether its course may change now."""
-        return self.is_over or bool(self.latents.missing(self.round))
+        if self.is_over:
+            return True
+        begins, first = self.latents.missing(self.round), self.schedule.first_frame
+        return bool(begins) and begins[0] >= first // self.latents.geometry.frames_per_chunk
 
     @property
     def is_mid_chunk(self) -> bool:

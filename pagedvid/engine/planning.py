@@ -190,7 +190,8 @@ class Waiting:
     since: float
     """When it was accepted, by the planner's clock: its viewer waits from then on."""
     changes: list[Change] = field(default_factory=list)
-    """What waits for its next chunk boundary, if the snapshot was taken within a chunk."""
+    """What waits for its next chunk boundary, if its snapshot was taken within a chunk; forks that will share its given
+    chunks."""
 
     @property
     def request(self) -> VideoRequest:
@@ -216,6 +217,11 @@ class Waiting:
     def is_at_start(self) -> bool:
         """Whether none of its rounds is done."""
         return self.num_rounds_done == 0
+
+    @property
+    def shares_nothing(self) -> bool:
+        """Whether a fork of it begins at its own beginning: nothing is stored, and no chunk is given."""
+        return self.is_at_start and self.schedule.first_frame == 0
 
     def as_snapshot(self) -> JobSnapshot:
         """The snapshot from which it begins or goes on."""

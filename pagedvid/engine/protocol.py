@@ -111,6 +111,14 @@ class VideoModel(Protocol):
         """
         ...
 
+    def prefix_format(self, window: Window) -> PrefixFormat | None:
+        """The frames that a video can go on from, given the configured window; None: it goes on from none. Raises
+        ConfigError where a part that it needs for them is missing.
+
+        A request brings them as its input "prefix", a table whose "frames" are uint8 [N, height, width, 3].
+        """
+        ...
+
     def schedule(self, condition: Any, num_frames: int, num_denoise_steps: int | None, window: Window) -> Schedule:
         """The rounds that generate at least `num_frames` frames. Raises `ConfigError` for settings it cannot run.
 
@@ -153,6 +161,26 @@ class FrameFormat:
     frames_per_second: float
     frames_per_latent: int = 1
     """Output frames that a latent frame gives; the first one of a video always gives one."""
+
+
+@dataclass(frozen=True)
+class PrefixFormat:
+    """The given frames that a video of a model goes on from: whole chunks, as its history has them."""
+
+    frames: FrameFormat
+    frames_per_chunk: int
+    """Latent frames."""
+    max_chunks: int
+    """As many as its window keeps; earlier ones would not be seen."""
+
+    def num_frames(self, num_chunks: int) -> int:
+        """Frames of so many chunks, at least 1."""
+        return 1 + (num_chunks * self.frames_per_chunk - 1) * self.frames.frames_per_latent
+
+    def num_chunks(self, num_frames: int) -> int:
+        """Whole chunks in so many frames."""
+        num_latents = 1 + (num_frames - 1) // self.frames.frames_per_latent
+        return max(0, num_latents) // self.frames_per_chunk
 
 
 @dataclass(frozen=True)

@@ -125,7 +125,7 @@ class Residency:
         job = self._planner.new_job(entry.plan, self._roster.next_number(), entry.since, num_frames_seen)
         if snapshot is not None:
             take_up(job, snapshot, self._cache.device)
-            job.changes += entry.changes
+        job.changes += entry.changes
         if snapshot is None or snapshot.image is None:
             job.stream = self._planner.open(entry.plan)
         else:

@@ -1,4 +1,5 @@
-"""Latents to frames with the VAEs of the library `diffusers`: whole videos, or chunk by chunk during generation.
+"""Latents to frames with the VAEs of the library `diffusers`: whole videos, or chunk by chunk during generation. And
+given frames to latents, for videos that go on from them.
 
 The VAEs are causal in time: the first latent frame gives one frame, every further one four. All that Wan's VAE needs of
 earlier frames is the last inputs of its convolutions. `VideoVae.stream` keeps these for one video, so that its frames
@@ -32,7 +33,7 @@ CONVOLUTION = "WanCausalConv3d"
 
 
 class VideoVae:
-    """The decoder of a folder in the layout of diffusers (config.json and weights)."""
+    """The VAE of a folder in the layout of diffusers (config.json and weights)."""
 
     def __init__(self, folder: Path, device: str = "cpu", dtype: torch.dtype = torch.float32) -> None:
         """Loads the weights. Raises ConfigError if the library or files are missing, or for another kind of model."""
@@ -40,8 +41,8 @@ class VideoVae:
         check_before_loading(folder)
         vae = load_pretrained(kind, folder, "decoding latents", dtype)
         check_after_loading(vae, folder)
+        self._encoder, vae.encoder = vae.encoder, None
         self._vae: Any = vae.to(device)
-        self._vae.encoder = None  # nothing is encoded here
         self._device, self._dtype, self._folder = device, dtype, folder
 
     @property
@@ -70,14 +71,37 @@ class VideoVae:
         """
         return _pixels(self._vae.decode(self.inputs(latents_FCRS), return_dict=False)[0][0])
 
+    @torch.no_grad()
+    def encode(self, frames_NHWC: Tensor) -> Tensor:
+        """The first frames of a video, uint8 [N, height, width, 3] -> their latents in the scale of the model, float32
+        [F, C, R, S] on the VAE's device, as diffusers' pipelines for images and videos make them (pipeline_wan_i2v.py).
+
+        The encoder is in main memory except in this call. Raises ConfigError for a VAE of HunyuanVideo.
+        """
+        if not self._is_streaming:
+            raise ConfigError(f"the VAE {self._folder} cannot encode given frames; {STREAMING_CLASS} can")
+        x = (frames_NHWC.to(self._device).float() / 127.5 - 1).permute(3, 0, 1, 2).unsqueeze(0)
+        try:
+            self._vae.encoder = self._encoder.to(self._device)
+            encoded = self._vae.encode(x.to(self._dtype), return_dict=False)[0].mode()[0].float()
+        finally:
+            self._vae.encoder = None
+            self._encoder.to("cpu")
+        mean, std = self._statistics(encoded.device)
+        return (encoded.transpose(0, 1) - mean) * (1.0 / std)
+
     def stream(self) -> VaeStream:
         """A decoder for one new video. Raises ConfigError for a VAE that decodes whole videos only."""
-        if type(self._vae).__name__ != STREAMING_CLASS:
+        if not self._is_streaming:
             raise ConfigError(
                 f"the VAE {self._folder} decodes whole videos only; {STREAMING_CLASS} decodes chunk by chunk. "
                 "Leave model.vae out, and decode the latents that are written with `pagedvid decode`"
             )
         return VaeStream(self, self._vae)
+
+    @property
+    def _is_streaming(self) -> bool:
+        return type(self._vae).__name__ == STREAMING_CLASS
 
     def inputs(self, latents_FCRS: np.ndarray | Tensor) -> Tensor:
         """Latents in the scale and layout of the VAE, [1, C, F, R, S]. Raises ConfigError for another model's."""
@@ -99,12 +123,18 @@ class VideoVae:
         """
         config = self._vae.config
         if hasattr(config, "latents_mean"):
-            mean, std = (
-                torch.tensor(values, dtype=torch.float32, device=latents_FCRS.device).view(1, -1, 1, 1)
-                for values in (config.latents_mean, config.latents_std)
-            )
+            mean, std = self._statistics(latents_FCRS.device)
             return latents_FCRS / (1.0 / std) + mean
         return latents_FCRS / config.scaling_factor
+
+    def _statistics(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Mean and deviation of Wan's latents by channel, float32 [1, C, 1, 1]."""
+        config = self._vae.config
+        mean, std = (
+            torch.tensor(values, dtype=torch.float32, device=device).view(1, -1, 1, 1)
+            for values in (config.latents_mean, config.latents_std)
+        )
+        return mean, std
 
 
 class VaeStream:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from pagedvid.engine.failures import described
 from pagedvid.errors import ConfigError
-from pagedvid.service.errors import Conflict, LostWorkerError, StorageError
+from pagedvid.service.errors import Conflict, LostWorkerError, StorageError, storage_errors
 from pagedvid.service.events import Event
 from pagedvid.service.forks import Forks
 from pagedvid.service.intake import Asked, Intake
@@ -23,6 +23,7 @@ from pagedvid.service.records import (
     UNFINISHED,
     NewFork,
     NewSession,
+    Reference,
     SessionRecord,
     SessionState,
 )
@@ -45,6 +46,8 @@ class Courses:
         with parts.locked(id):
             session = self._independent(id)
             require_unfinished(session, "takes no prompt")
+            if session.later_prompts:
+                raise Conflict(f"session {id} follows its own schedule of prompts; fork it with a prompt instead")
             self._forks.wait_until_secured(id)
             given = GivenPrompt(session.frames_done, prompt, recache)
             parts.recorder.hold(id)
@@ -118,8 +121,16 @@ class Courses:
             source = self._independent(id)
             if source.state == FAILED:
                 raise Conflict(f"session {id} has failed and cannot be forked; make a new one")
-            asked = [Asked(_continued(source, fork), id) for fork in forks]
+            given = self._reference_of(source)
+            asked = [Asked(_continued(source, given, fork), id) for fork in forks]
             return self._intake.accept(asked, lambda sessions: self._forks.ask(source, sessions))
+
+    def _reference_of(self, session: SessionRecord) -> Reference | None:
+        """Every fork gets its own copy, so that it depends on the source no longer than on its history."""
+        if session.reference_kind is None:
+            return None
+        with storage_errors():
+            return Reference(session.reference_kind, self._parts.files.reference(session.id).read_bytes())
 
     def _independent(self, id: str) -> SessionRecord:
         """The session. Raises Conflict while it is a fork that has not begun."""
@@ -135,7 +146,7 @@ def require_unfinished(session: SessionRecord, consequence: str) -> None:
         raise Conflict(f"session {session.id} is {session.state} and {consequence}; extend or fork a completed one")
 
 
-def _continued(source: SessionRecord, fork: NewFork) -> NewSession:
+def _continued(source: SessionRecord, reference: Reference | None, fork: NewFork) -> NewSession:
     num_frames = source.num_frames * (2 if source.state == COMPLETED else 1)
     return NewSession(
         prompt=source.prompt if fork.prompt is None else fork.prompt,
@@ -145,4 +156,6 @@ def _continued(source: SessionRecord, fork: NewFork) -> NewSession:
         priority=source.priority,
         inputs=source.inputs,
         kind=source.kind if fork.kind is None else fork.kind,
+        later_prompts=source.later_prompts if fork.prompt is None else (),
+        reference=reference,
     )

@@ -12,7 +12,7 @@ from typing import Any
 from pagedvid.errors import PromptError
 from pagedvid.service.errors import StorageError
 
-VERSION = 2
+VERSION = 3
 """Of the tables; a file of another version is refused."""
 _BUSY_SECONDS = 10.0
 _TABLES = """
@@ -24,6 +24,7 @@ CREATE TABLE sessions (
     state TEXT NOT NULL,
     pause_reason TEXT,
     prompt TEXT NOT NULL,
+    later_prompts TEXT NOT NULL,
     num_frames INTEGER NOT NULL,
     seed INTEGER NOT NULL,
     priority INTEGER NOT NULL,

@@ -93,7 +93,7 @@ class Forks:
             self._pending[fork.id] = _Pending(source.id)
             self._parts.recorder.hold(fork.id)
         futures = self.wake(source) if source.state == COMPLETED else []
-        continuations = [Continuation(it.id, it.prompt, it.seed, it.num_frames) for it in forks]
+        continuations = [_continuation(it) for it in forks]
         forked = self._parts.worker.fork(source.id, continuations)
         for fork in forks:
             if fork.id in self._pending:
@@ -253,3 +253,8 @@ class Forks:
                     self._parts.files.copy_video(source_id, id, chunk.end)
                 return chunk.index + 1
         raise IntegrityError(f"no chunk of session {source_id} ends with its frame {num_frames - 1}; fork it again")
+
+
+def _continuation(fork: SessionRecord) -> Continuation:
+    """What is left of its source's schedule of prompts goes on in a fork that has one."""
+    return Continuation(fork.id, None if fork.later_prompts else fork.prompt, fork.seed, fork.num_frames)

@@ -7,13 +7,13 @@ import logging
 import secrets
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from pagedvid.arguments import one_of, whole_number
 from pagedvid.engine.requests import VideoRequest
 from pagedvid.errors import ConfigError, OverloadError
 from pagedvid.service.errors import Busy, StorageError, storage_errors
-from pagedvid.service.parts import Parts, request_of
+from pagedvid.service.parts import Parts
 from pagedvid.service.records import KINDS, NewSession, SessionRecord
 
 logger = logging.getLogger(__name__)
@@ -50,8 +50,8 @@ class Intake:
         ids = self._insert(asked)
         try:
             with storage_errors():
-                for id in ids:
-                    self._parts.files.make(id)
+                for id, one in zip(ids, asked, strict=True):
+                    self._make_files(id, one.new)
             give([record for id in ids if (record := self._parts.store.find(id)) is not None])
             self._parts.store.accept(*ids)
         except BaseException:
@@ -65,7 +65,7 @@ class Intake:
         for session in sessions:
             self._parts.watch(session)
             try:
-                self._parts.wait(self._parts.worker.submit(request_of(session)))
+                self._parts.wait(self._parts.worker.submit(self._parts.request_of(session)))
             except OverloadError as error:
                 raise Busy(str(error), self._retry_seconds(), {"live": self._parts.store.num_live() - 1}) from error
 
@@ -75,8 +75,19 @@ class Intake:
             ids = [f"{one.new.kind}_{secrets.token_hex(_ID_BYTES)}" for one in asked]
             with self._parts.store.transaction():
                 for id, one in zip(ids, asked, strict=True):
-                    self._parts.store.insert(id, one.new, one.source_id)
+                    self._parts.store.insert(id, self._with_reference(id, one.new), one.source_id)
         return ids
+
+    def _with_reference(self, id: str, new: NewSession) -> NewSession:
+        """With the name of the reference's file in the inputs."""
+        if new.reference is None:
+            return new
+        return replace(new, inputs={**new.inputs, new.reference.kind: self._parts.files.reference(id).name})
+
+    def _make_files(self, id: str, new: NewSession) -> None:
+        self._parts.files.make(id)
+        if new.reference is not None:
+            self._parts.files.write_reference(id, new.reference.content)
 
     def _require_room(self, asked: Sequence[Asked]) -> None:
         limits, store = self._parts.limits, self._parts.store
@@ -114,7 +125,15 @@ class Intake:
 def _check(new: NewSession) -> None:
     """Raises ConfigError for what no request may be, and for what no row can hold."""
     one_of(KINDS, "kind", new.kind, ConfigError)
-    VideoRequest("new", new.prompt, new.num_frames, new.seed, {}, new.priority, new.live_frames_per_second)
+    VideoRequest(
+        "new",
+        new.prompt,
+        new.num_frames,
+        new.seed,
+        priority=new.priority,
+        live_frames_per_second=new.live_frames_per_second,
+        later_prompts=new.later_prompts,
+    )
     whole_number("num_frames", new.num_frames, 1, _MOST_FRAMES, ConfigError)
     for name, number in (("seed", new.seed), ("priority", new.priority)):
         whole_number(name, number, -_MOST_NUMBER, _MOST_NUMBER, ConfigError)

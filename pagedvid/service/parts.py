@@ -173,6 +173,23 @@ class Parts:
                 self.limits.grace_seconds,
             )
 
+    def request_of(self, session: SessionRecord) -> VideoRequest:
+        """The session as a request for the worker. The video keeps its pages until its last checkpoint is written."""
+        inputs = dict(session.inputs)
+        if session.reference_kind is not None:
+            inputs[session.reference_kind] = str(self.files.reference(session.id))
+        return VideoRequest(
+            session.id,
+            session.prompt,
+            session.num_frames,
+            session.seed,
+            inputs,
+            session.priority,
+            session.live_frames_per_second,
+            keep=True,
+            later_prompts=session.later_prompts,
+        )
+
     def steer(self, id: str) -> None:
         """Pauses a session in the worker or lets it go on, as its state and its viewers want. Under its lock."""
         session, audience = self.store.find(id), self.audiences.get(id)
@@ -197,17 +214,3 @@ class Parts:
         self.audiences.pop(id, None)
         self.worker.cancel(id)  # nothing may be there to cancel
         self.announcer.tell(SessionFailed(id, error))
-
-
-def request_of(session: SessionRecord) -> VideoRequest:
-    """The session as a request for the worker. The video keeps its pages until its last checkpoint is written."""
-    return VideoRequest(
-        session.id,
-        session.prompt,
-        session.num_frames,
-        session.seed,
-        session.inputs,
-        session.priority,
-        session.live_frames_per_second,
-        keep=True,
-    )

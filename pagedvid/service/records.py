@@ -11,6 +11,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pagedvid.engine.requests import LaterPrompt
+from pagedvid.output.given_files import IMAGE, VIDEO
+
 KINDS = ("video", "session")
 """A video is made for someone who fetches it later, a session for someone who steers it. Nothing else differs."""
 
@@ -33,6 +36,15 @@ PAUSED_BY_USER, PAUSED_WITHOUT_VIEWER = "user", "no_viewer"
 
 
 @dataclass(frozen=True)
+class Reference:
+    """A file that a session goes on from."""
+
+    kind: str
+    """"image" or "video"."""
+    content: bytes = field(repr=False)
+
+
+@dataclass(frozen=True)
 class NewSession:
     """What a caller asks for. Its values are checked by the engine's own request (engine/requests.py)."""
 
@@ -47,6 +59,10 @@ class NewSession:
     """What the model takes in addition to the prompt: plain JSON values, files as paths that the service chose."""
     kind: str = "video"
     """One of `KINDS`; it is the beginning of the id."""
+    later_prompts: tuple[LaterPrompt, ...] = ()
+    """Those to come after `prompt`, by the model's frames. A session with any takes no other prompts."""
+    reference: Reference | None = None
+    """It is kept with the session, whose inputs have its name by its kind."""
 
     @property
     def is_live(self) -> bool:
@@ -86,7 +102,7 @@ class SessionRecord:
     pause_reason: str | None
     """`PAUSED_BY_USER`, `PAUSED_WITHOUT_VIEWER`, or None for one that is not paused."""
     prompt: str
-    """The present one."""
+    """The present one; the first one where others are to come."""
     num_frames: int
     """The model's frames, see `NewSession`."""
     frames_done: int
@@ -106,6 +122,7 @@ class SessionRecord:
     """Whether it goes on from frames that its source had."""
     priority: int
     inputs: Mapping[str, Any]
+    """See `NewSession`."""
     live_frames_per_second: float | None
     frames_per_second: float
     """Speed of the recorded video."""
@@ -118,11 +135,23 @@ class SessionRecord:
     """The most that its stream has held."""
     bf16_bytes: int
     """The same tokens as dense BF16."""
+    later_prompts: tuple[LaterPrompt, ...] = ()
+    """See `NewSession`; those that have taken over already are among them."""
 
     @property
     def is_live(self) -> bool:
         """Whether someone watches while it is made."""
         return self.live_frames_per_second is not None
+
+    @property
+    def reference_kind(self) -> str | None:
+        """Of the file that it goes on from, "image" or "video"; None: there is none."""
+        return next((kind for kind in (IMAGE, VIDEO) if kind in self.inputs), None)
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether it goes on from a file, which gives the frames before its first one."""
+        return self.reference_kind is not None
 
     @property
     def progress(self) -> float:

@@ -11,6 +11,7 @@ from pagedvid.engine.engine import Engine
 from pagedvid.engine.requests import Continuation, VideoRequest
 from pagedvid.engine.snapshot import JobSnapshot
 from pagedvid.errors import ConfigError
+from pagedvid.output.given_frames import with_given_frames
 
 
 class CheckpointFiles(Protocol):
@@ -128,7 +129,7 @@ class VideoRecord:
         if self.base is None:
             return
         if isinstance(self.base, VideoRequest):
-            engine.submit(self.base)
+            engine.submit(with_given_frames(self.base, engine))
             self.frames_made = 0
         else:
             snapshot = required(checkpoints).read(self.base) if isinstance(self.base, Path) else self.base

@@ -18,7 +18,7 @@ from typing import Any
 from pagedvid.errors import PagedvidError
 from pagedvid.service.errors import LostWorkerError, storage_errors
 from pagedvid.service.forks import Forks
-from pagedvid.service.parts import Parts, request_of
+from pagedvid.service.parts import Parts
 from pagedvid.service.records import PAUSED, UNFINISHED, SessionError, SessionRecord
 from pagedvid.service.stats import WORKING
 from pagedvid.service.taking_up import take_up
@@ -164,7 +164,7 @@ class Restart:
         elif session.source_id is not None and session.shares_history:
             return self._ask_again(session, session.source_id)
         else:
-            futures = [parts.worker.submit(request_of(session), frames_given=session.frames_done)]
+            futures = [parts.worker.submit(parts.request_of(session), frames_given=session.frames_done)]
         parts.watch(session)
         if session.state == PAUSED:
             futures.append(parts.worker.pause(session.id))
@@ -190,7 +190,7 @@ class Restart:
             if self._can_begin_anew(session):
                 logger.warning("session %s begins anew, its checkpoint is refused: %s", id, error)
                 self._begin_anew(id)
-                self.parts.wait(self.parts.worker.submit(request_of(session)))
+                self.parts.wait(self.parts.worker.submit(self.parts.request_of(session)))
                 self.parts.paused.discard(id)
                 self.parts.steer(id)
             else:

@@ -1,5 +1,6 @@
 """The files of the sessions: one folder each, and in it
 
+input_reference           the picture or video that it goes on from, as it was given
 video.mp4                 init segment and fragments (output/fragments.py); only what the store's rows say counts
 checkpoint-N.safetensors  from which it goes on; the store says which one
 whole-N.mp4               the first N chunks for downloads
@@ -30,6 +31,18 @@ class SessionFiles:
     def video(self, id: str) -> Path:
         """The file with a session's recorded chunks."""
         return self._folder / id / "video.mp4"
+
+    def reference(self, id: str) -> Path:
+        """The file that a session goes on from. Its name is what messages call it."""
+        return self._folder / id / "input_reference"
+
+    def write_reference(self, id: str, content: bytes) -> None:
+        """Writes the file that a session goes on from."""
+        with self.reference(id).open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        _flush_folder(self._folder / id)
 
     def whole(self, id: str, num_chunks: int) -> Path:
         """The file that has a session's first `num_chunks` chunks as an ordinary mp4 file, if it was made."""
@@ -104,8 +117,8 @@ class SessionFiles:
             path.unlink()
 
     def keep_only(self, id: str, names: Iterable[str]) -> None:
-        """Removes the session's files with other names than the video's and these."""
-        kept = {self.video(id).name, *names}
+        """Removes the session's files with other names than the video's, the reference's and these."""
+        kept = {self.video(id).name, self.reference(id).name, *names}
         for path in (self._folder / id).iterdir():
             if path.name not in kept:
                 path.unlink()

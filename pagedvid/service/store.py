@@ -9,10 +9,11 @@ import json
 import sqlite3
 import time
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from pagedvid.engine.requests import LaterPrompt
 from pagedvid.service.database import Database
 from pagedvid.service.errors import NotFound, StorageError
 from pagedvid.service.records import (
@@ -62,6 +63,7 @@ class Store:
             "kind": new.kind,
             "state": QUEUED,
             "prompt": new.prompt,
+            "later_prompts": json.dumps([asdict(later) for later in new.later_prompts]),
             "num_frames": new.num_frames,
             "seed": new.seed,
             "priority": new.priority,
@@ -217,6 +219,7 @@ class Store:
         code = row["error_code"]
         values |= {
             "inputs": json.loads(row["inputs"]),
+            "later_prompts": tuple(LaterPrompt(**later) for later in json.loads(row["later_prompts"])),
             "error": None if code is None else SessionError(code, row["error_message"]),
             "shares_history": bool(row["shares_history"]),
             "num_chunks": -(-row["num_frames"] // self._video.frames_per_chunk),

@@ -16,7 +16,7 @@ def take_up(parts: Parts, session: SessionRecord, checkpoint: StoredCheckpoint) 
     Frames that are recorded already are made again, and not told again.
     """
     changes: list[Change] = []
-    if session.prompt != checkpoint.prompt:
+    if session.prompt != checkpoint.prompt and not session.later_prompts:  # those are in the file
         given = parts.store.courses.prompts(session.id)[-1]
         changes.append(NewPrompt(given.prompt, given.recache))
     if session.num_frames > checkpoint.num_frames:

@@ -13,6 +13,7 @@ from pagedvid.engine.failures import presentable
 from pagedvid.engine.requests import Continuation, VideoRequest, VideoStatus
 from pagedvid.engine.states import WAITING
 from pagedvid.errors import ConfigError, StateError
+from pagedvid.output.given_frames import with_given_frames
 from pagedvid.service.rebuilding import breaks_engine
 from pagedvid.service.recovery import (
     Change,
@@ -40,7 +41,8 @@ class Verbs:
         """See `Engine.submit`, and `Worker.submit` for `frames_given`."""
 
         def submit() -> None:
-            self._supervised.engine.submit(request)
+            engine = self._supervised.engine
+            engine.submit(with_given_frames(request, engine))
             record = VideoRecord(request, frames_given=frames_given, is_given_again=frames_given > 0)
             self._book.records[request.id] = record
 
@@ -50,10 +52,10 @@ class Verbs:
         """See `Worker.refusals`."""
 
         def check() -> dict[str, Exception]:
-            refused: dict[str, Exception] = {}
+            engine, refused = self._supervised.engine, dict[str, Exception]()
             for request in requests:
                 try:
-                    self._supervised.engine.check(request)
+                    engine.check(with_given_frames(request, engine))
                 except Exception as error:
                     if breaks_engine(error):
                         raise

@@ -45,6 +45,14 @@ def test_prompts_become_tables_for_every_layer(command, prompts, tmp_path):
     assert all(torch.equal(made.tensors[name], same.tensors[name]) for name in made.tensors)
 
 
+def test_given_frames_are_refused(command, prompts, tmp_path):
+    (tmp_path / "a.png").write_bytes(b"not read")
+    path = prompts({"prompt": LINES[0]}, {"prompt": LINES[1], "image": "a.png"})
+    code, _, stderr = command("calibrate", "--prompts", path, "--out", tmp_path / "tables.safetensors", *FAST)
+    assert code == 2 and 'leave "image" and "video" out' in stderr
+    assert not (tmp_path / "tables.safetensors").exists()
+
+
 def test_a_video_that_fails_is_left_out(command, prompts, tmp_path):
     out = tmp_path / "tables.safetensors"
     code, stdout, stderr = command(

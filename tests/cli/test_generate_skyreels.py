@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import numpy as np
+from PIL import Image
 
 from pagedvid.output.mp4 import read_frames
 from tests.models.wan.base.published import write_pipeline
@@ -47,6 +48,17 @@ def test_int2_makes_other_frames_of_the_later_chunks_only(command, prompts, tmp_
         codec: json.loads((tmp_path / codec / "a.json").read_text())["cache_peak_bytes"] for codec in ("fp32", "int2")
     }
     assert sizes["int2"] < sizes["fp32"] / 8
+
+
+def test_a_video_goes_on_from_an_image(command, prompts, tmp_path):
+    """11 latent frames are 44 frames then."""
+    write_pipeline(tmp_path / "pipeline", "SkyReelsV2Transformer3DModel")
+    Image.new("RGB", (80, 48), (200, 30, 60)).save(tmp_path / "start.png")
+    path = prompts({"prompt": "a cat walks", "id": "a", "image": "start.png"})
+    options = ("--weights", tmp_path / "pipeline", *FAST, "--out", tmp_path / "out")
+    code, _, stderr = command("generate", "--prompts", path, *options)
+    assert code == 0, stderr
+    assert np.stack(read_frames(tmp_path / "out" / "a.mp4")).shape == (44, 48, 80, 3)
 
 
 def test_the_plan_counts_both_branches(command, prompts):

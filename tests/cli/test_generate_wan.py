@@ -7,6 +7,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from pagedvid.integrations.vae import VideoVae
@@ -62,6 +63,28 @@ def test_a_pipeline_of_diffusers_makes_the_same_video_without_naming_its_parts(c
         assert distance < 12 < np.abs(shown.astype(int) - decoded[::-1].astype(int)).mean()  # colours are subsampled
     code, _, stderr = command("decode", tmp_path / "latents" / "a.safetensors", "--vae", pipeline / "vae")
     assert code == 0 and count_frames(tmp_path / "latents" / "a.mp4") == 25, stderr
+
+
+def test_a_video_goes_on_from_an_image_and_from_a_file(command, prompts, tmp_path):
+    """7 latent frames are 28 frames then. An image of another size is refused, and without a VAE any image is."""
+    write_pipeline(tmp_path / "pipeline", WAN)
+    pixels = np.random.default_rng(0).integers(0, 256, (48, 80, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "start.png")
+    Image.fromarray(pixels[:40]).save(tmp_path / "flat.png")
+    lines = [{"prompt": "a cat walks", "id": id, "seed": 5} for id in ("plain", "image", "flat")]
+    lines[1]["image"], lines[2]["image"] = "start.png", "flat.png"
+    run = ("generate", "--prompts", prompts(*lines), *FAST)
+    code, _, stderr = command(*run, "--out", tmp_path / "out", "--weights", tmp_path / "pipeline")
+    assert code == 1 and "has 80 x 40 pixels (width x height); allowed are 80 x 48" in " ".join(stderr.split())
+    plain, image = (np.stack(read_frames(tmp_path / "out" / f"{id}.mp4")).astype(int) for id in ("plain", "image"))
+    assert (len(plain), len(image)) == (25, 28)
+    more = prompts({"prompt": "a cat walks", "id": "more", "video": "out/image.mp4"})
+    words = ("generate", "--prompts", more, *FAST, "--out", tmp_path / "more", "--weights")
+    assert command(*words, tmp_path / "pipeline")[0] == 0
+    assert count_frames(tmp_path / "more" / "more.mp4") == 28
+    encoder = ("--set", f"model.text_encoder={tmp_path / 'pipeline'}", "--overwrite")
+    code, _, stderr = command(*words, tmp_path / "pipeline" / "transformer", *encoder)
+    assert code == 1 and "self-forcing has no VAE to encode given frames with" in " ".join(stderr.split())
 
 
 def test_embeddings_may_come_in_place_of_an_encoder(command, prompts, tmp_path):

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import io
 import re
 import shlex
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 
 import av
 import httpx
 import pytest
+from PIL import Image
 
 from pagedvid.engine.scheduler import MOST_WAITED_STEPS, POLICIES
 from serving.server import Server
@@ -55,18 +58,30 @@ def test_a_live_session_in_twenty_lines(server, tmp_path, monkeypatch):
     assert session["prompt"] == "a large blue circle on a black background"
 
 
+def form_of(words: list[str]) -> dict[str, tuple]:
+    """What curl's options -F send; every file is a picture of the demo model's size."""
+    picture = io.BytesIO()
+    Image.new("RGB", (32, 32)).save(picture, "PNG")
+    fields = dict(value.split("=", 1) for option, value in pairwise(words) if option == "-F")
+    return {
+        name: (value[1:], picture.getvalue()) if value.startswith("@") else (None, value)
+        for name, value in fields.items()
+    }
+
+
 def test_the_commands_of_curl(server):
     """Each answers with something else than an error in the request, apart from the id, which is none."""
     text = "\n".join(code_blocks(PAGE, "bash")).replace("\\\n", " ")
     commands = [shlex.split(line, comments=True) for line in text.splitlines() if line.startswith("curl ")]
-    assert len(commands) == 4
+    assert len(commands) == 5
     for words in commands:
         url = next(word for word in words if word.startswith(ADDRESS)).replace(ADDRESS, server.address)
-        method = "DELETE" if "DELETE" in words else "POST" if "-d" in words else "GET"
+        method = "DELETE" if "DELETE" in words else "POST" if {"-d", "-F"} & set(words) else "GET"
         body = words[words.index("-d") + 1] if "-d" in words else None
         headers = {"Content-Type": "application/json"} if body else {}
         expected = 404 if "video_ID" in url else 200
-        assert httpx.request(method, url, content=body, headers=headers).status_code == expected, words
+        how = {"files": form_of(words)} if "-F" in words else {"content": body, "headers": headers}
+        assert httpx.request(method, url, **how).status_code == expected, words
 
 
 def test_calls_of_the_table_exist(server):

@@ -6,7 +6,7 @@ Which chunks a step sees and where rotary embedding places them is retold here f
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -77,12 +77,21 @@ def dense_video(
     num_denoise_steps: int,
     window: Window,
     as_stored: Callable[[Tensor], Tensor] = as_given,
+    given: Sequence[Tensor] = (),
 ) -> Tensor:
-    """Clean latents of all chunks, [num_chunks * chunk_tokens, C]."""
+    """Clean latents of all chunks, [num_chunks * chunk_tokens, C], which follow the `given` ones."""
     condition, frames = model.encode_prompt(prompt), range(model.geometry.frames_per_chunk)
     branches = {name: DenseBranch(model, window, as_stored) for name in model.geometry.branches}
     chunks = []
-    for index in range(num_chunks):
+
+    def commit(latents: Tensor) -> None:
+        for name, branch in branches.items():
+            model.forward(latents, [Range(frames, 0.0, name)], [condition], branch)
+            branch.commit()
+
+    for latents in given:
+        commit(latents)
+    for index in range(len(given), len(given) + num_chunks):
         latents = model.initial_noise(seed, index)
         for level, next_level in itertools.pairwise(model.noise_levels(num_denoise_steps)):
             predictions = {
@@ -90,8 +99,6 @@ def dense_video(
                 for name, branch in branches.items()
             }
             latents = model.advance(latents, predictions, level, next_level)
-        for name, branch in branches.items():
-            model.forward(latents, [Range(frames, 0.0, name)], [condition], branch)
-            branch.commit()
+        commit(latents)
         chunks.append(latents)
     return torch.cat(chunks)

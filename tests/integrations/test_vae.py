@@ -92,6 +92,33 @@ def test_bfloat16_is_close(name, tmp_path):
     assert 0 < np.abs(exact - rounded).mean() < 4
 
 
+# ---------------------------------------------------------------------- given frames
+
+
+@pytest.mark.parametrize(("name", "pixels"), [("wan", 8), ("wan22", 16)])
+@pytest.mark.parametrize("num_frames", [1, 9])
+def test_frames_are_encoded_as_the_library_does(name, pixels, num_frames, tmp_path):
+    """As in pipeline_wan_i2v.py; twice, because nothing is kept of a call."""
+    library = VAES[name]()
+    library.save_pretrained(tmp_path)
+    vae = VideoVae(tmp_path)
+    shape = (num_frames, 2 * pixels, 4 * pixels, 3)
+    frames = torch.randint(0, 256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(2))
+    with torch.no_grad():
+        encoded = library.encode((frames.float() / 127.5 - 1).permute(3, 0, 1, 2)[None]).latent_dist.mode()[0]
+    mean, std = (torch.tensor(getattr(library.config, f"latents_{it}")).view(-1, 1, 1, 1) for it in ("mean", "std"))
+    expected = ((encoded - mean) / std).transpose(0, 1)
+    assert expected.shape == (1 + (num_frames - 1) // 4, 4, 2, 4) and expected.std() > 0.05
+    for _ in range(2):
+        torch.testing.assert_close(vae.encode(frames), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_a_vae_that_cannot_encode_says_so(tmp_path):
+    VAES["hunyuan"]().save_pretrained(tmp_path)
+    with pytest.raises(ConfigError, match="cannot encode given frames; AutoencoderKLWan can"):
+        VideoVae(tmp_path).encode(torch.zeros(1, 16, 16, 3, dtype=torch.uint8))
+
+
 # ---------------------------------------------------------------------- chunk by chunk
 
 

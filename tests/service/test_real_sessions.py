@@ -12,9 +12,11 @@ import pytest
 
 from pagedvid.engine.checkpoint_file import Origin
 from pagedvid.engine.engine import Engine
-from pagedvid.engine.requests import ChunkOutput, Continuation, VideoRequest
+from pagedvid.engine.requests import ChunkOutput, Continuation, LaterPrompt, VideoRequest
+from pagedvid.errors import ConfigError
 from pagedvid.output.fragments import decoded, fragment, init_segment
 from pagedvid.service.checkpoint_files import OriginFiles
+from pagedvid.service.errors import Conflict
 from pagedvid.service.records import NewFork
 from tests.engine.latent_bytes import video_of
 from tests.engine.toy_model import FRAMES_PER_CHUNK, toy_engine
@@ -47,11 +49,11 @@ class Quiet:
 
     steps_left = float("inf")
 
-    def __init__(self, prompt: str, num_frames: int) -> None:
+    def __init__(self, prompt: str, num_frames: int, **more: object) -> None:
         self.engine = engine()
         self.engine.service = self
         self.outputs: list = []
-        self.engine.submit(VideoRequest("a", prompt, num_frames, seed=3, keep=True))
+        self.engine.submit(VideoRequest("a", prompt, num_frames, seed=3, keep=True, **more))
 
     def step(self, number: int | None = None) -> None:
         while self.engine.has_work and (number is None or number > 0):
@@ -163,3 +165,66 @@ def test_a_completed_video_goes_on_from_its_checkpoint(begin, num_frames):
     first = service.sessions.recording(fork.id).chunks[0]
     content = service.content(fork.id)
     assert decoded(content[: first.start], content[first.start :]).shape[0] == 2 * (num_frames + 7)
+
+
+# ---------------------------------------------------------------------- schedules of prompts
+
+LATER = (LaterPrompt(FRAMES_PER_CHUNK, "2"), LaterPrompt(3 * FRAMES_PER_CHUNK, "3", recache=True))
+
+
+@pytest.fixture(scope="module")
+def scheduled() -> Quiet:
+    one = Quiet("1", NUM_FRAMES, later_prompts=LATER)
+    one.step()
+    return one
+
+
+@pytest.mark.parametrize("steps", [0, 1, 3, 4, 8, 9, 10, 12])
+def test_a_schedule_survives_a_kill(begin, scheduled, steps):
+    service = begin(steps=steps)
+    id = service.sessions.create(new("1", NUM_FRAMES, later_prompts=LATER)).id
+    service.wait_for_steps(steps)
+    again = begin(killed(service))
+    again.wait_for(id)
+    assert_recorded(again, id, scheduled.frames("a"), scheduled.sizes("a"))
+    assert again.sessions.get(id).later_prompts == LATER
+    assert not np.array_equal(scheduled.frames("a")[-1], scheduled.frames("a")[0])
+
+
+@pytest.mark.parametrize("steps", [2, 7])
+def test_a_checkpoint_at_the_end_of_the_service_has_the_rest_of_it(begin, scheduled, steps):
+    service = begin(steps=steps)
+    id = service.sessions.create(new("1", NUM_FRAMES, later_prompts=LATER)).id
+    service.wait_for_steps(steps)
+    service.close()
+    again = begin()
+    again.wait_for(id)
+    assert_recorded(again, id, scheduled.frames("a"), scheduled.sizes("a"))
+
+
+def test_forks_follow_the_schedule_unless_they_have_a_prompt(begin, scheduled):
+    service = begin(steps=4)
+    id = service.sessions.create(new("1", NUM_FRAMES, later_prompts=LATER)).id
+    service.wait_for_steps(4)
+    service.settle()
+    same, own = service.sessions.fork(id, [NewFork(), NewFork(prompt="5")])
+    service.let()
+    for fork in (same.id, own.id):
+        service.wait_for(fork)
+    assert same.later_prompts == LATER and own.later_prompts == ()
+    assert service.content(same.id) == service.content(id) != service.content(own.id)
+
+
+def test_no_other_prompt_can_be_given(begin):
+    service = begin(steps=1)
+    id = service.sessions.create(new("1", NUM_FRAMES, later_prompts=LATER)).id
+    with pytest.raises(Conflict, match="follows its own schedule of prompts; fork it with a prompt instead"):
+        service.sessions.prompt(id, "7")
+
+
+@pytest.mark.parametrize("later", [(LaterPrompt(NUM_FRAMES, "2"),), (LaterPrompt(1, "2"), LaterPrompt(2, "3"))])
+def test_a_schedule_that_cannot_be_is_refused_and_nothing_is_left(begin, later):
+    service = begin()
+    with pytest.raises(ConfigError, match=r"must ascend and be below|would never show"):
+        service.sessions.create(new("1", NUM_FRAMES, later_prompts=later))
+    assert service.sessions.list().records == ()

@@ -181,8 +181,9 @@ class TestLeftovers:
         (service.folder / "sessions" / "video_of_nobody" / "video.mp4").write_bytes(b"x")
         with sqlite3.connect(service.folder / "pagedvid.sqlite") as database:
             database.execute(
-                "INSERT INTO sessions (id, is_accepted, kind, state, prompt, num_frames, seed, priority, inputs, "
-                "created_at, shares_history) VALUES ('video_half', 0, 'video', 'queued', 'x', 8, 0, 0, '{}', 0, 0)"
+                "INSERT INTO sessions (id, is_accepted, kind, state, prompt, later_prompts, num_frames, seed, "
+                "priority, inputs, created_at, shares_history) "
+                "VALUES ('video_half', 0, 'video', 'queued', 'x', '[]', 8, 0, 0, '{}', 0, 0)"
             )
         database.close()
         again = begin()
@@ -251,7 +252,7 @@ class TestOtherSettings:
         with sqlite3.connect(service.folder / "pagedvid.sqlite") as database:
             database.execute("PRAGMA user_version = 99")
         database.close()
-        with pytest.raises(StorageError, match="tables of version 99, this pagedvid uses version 2"):
+        with pytest.raises(StorageError, match="tables of version 99, this pagedvid uses version 3"):
             begin()
 
 

@@ -1,8 +1,8 @@
 """The simplest schedule: a chunk is denoised, then committed, then the next one begins.
 
-The last chunk has no reader and is not committed. All branches of a video run in the same rounds, each with a range of
-its own, whose role has the branch's name. Old chunks leave with the sliding window. The functions at the end are for
-every model whose ranges are whole chunks.
+Given chunks come first, and are only committed. The last chunk has no reader and is not committed. All branches of a
+video run in the same rounds, each with a range of its own, whose role has the branch's name. Old chunks leave with the
+sliding window. The functions at the end are for every model whose ranges are whole chunks.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from pagedvid.cache.window import Window
-from pagedvid.engine.protocol import ModelGeometry
+from pagedvid.engine.protocol import ModelGeometry, PrefixFormat
 from pagedvid.engine.schedule import Advance, Range, Round, Schedule
 from pagedvid.errors import ConfigError, ShapeError
 
@@ -47,6 +47,10 @@ class ChunkByChunk(ABC):
             raise ConfigError(f"{type(self).__name__} takes a prompt only; remove {', '.join(sorted(inputs))}")
         return self.encode_prompt(prompt)
 
+    def prefix_format(self, window: Window) -> PrefixFormat | None:
+        """None: it goes on from no frames."""
+        return None
+
     def schedule(self, condition: Any, num_frames: int, num_denoise_steps: int | None, window: Window) -> Schedule:
         """Chunk by chunk, whole chunks that hold at least `num_frames`."""
         levels = self.noise_levels(num_denoise_steps or self.default_denoise_steps)
@@ -57,13 +61,32 @@ class ChunkByChunk(ABC):
         return self.initial_noise(seed, chunk_index)
 
 
-def chunk_by_chunk(geometry: ModelGeometry, num_frames: int, levels: Sequence[float], window: Window) -> Schedule:
-    """The schedule; `levels` fall from pure noise to clean, the last one is that of the commit pass."""
-    size, num_chunks = geometry.frames_per_chunk, -(-num_frames // geometry.frames_per_chunk)
+def chunk_by_chunk(
+    geometry: ModelGeometry,
+    num_frames: int,
+    levels: Sequence[float],
+    window: Window,
+    num_prefix_chunks: int = 0,
+    prefix_level: float = 0.0,
+) -> Schedule:
+    """The schedule of `num_frames` latent frames after the given chunks.
+
+    `levels` fall from pure noise to clean; the last one is that of the commit pass, `prefix_level` that of the given
+    chunks.
+    """
+    size = geometry.frames_per_chunk
+    num_chunks = num_prefix_chunks - (-num_frames // size)
+
+    def commit(chunk: int, level: float) -> Round:
+        frames = range(chunk * size, (chunk + 1) * size)
+        passes = tuple(Range(frames, level, branch, branch, commits=True) for branch in geometry.branches)
+        return Round(passes, forgets=(chunk,))
 
     def rounds() -> Iterator[Round]:
-        for chunk in range(num_chunks):
-            frames, is_last = range(chunk * size, (chunk + 1) * size), chunk == num_chunks - 1
+        for chunk in range(num_prefix_chunks):
+            yield commit(chunk, prefix_level)
+        for chunk in range(num_prefix_chunks, num_chunks):
+            frames = range(chunk * size, (chunk + 1) * size)
             for step, (level, next_level) in enumerate(pairwise(levels)):
                 is_clean = step == len(levels) - 2
                 yield Round(
@@ -71,11 +94,12 @@ def chunk_by_chunk(geometry: ModelGeometry, num_frames: int, levels: Sequence[fl
                     (Advance(chunk, tuple(range(len(geometry.branches))), level, next_level),),
                     finished=(chunk,) if is_clean else (),
                 )
-            if not is_last:
-                passes = tuple(Range(frames, levels[-1], branch, branch, commits=True) for branch in geometry.branches)
-                yield Round(passes, forgets=(chunk,))
+            if chunk < num_chunks - 1:
+                yield commit(chunk, levels[-1])
 
-    return Schedule(rounds, window, num_commits=num_chunks - 1, max_range_frames=size)
+    return Schedule(
+        rounds, window, num_commits=num_chunks - 1, max_range_frames=size, first_frame=num_prefix_chunks * size
+    )
 
 
 def chunk_noise(num_tokens: int, channels: int, *numbers: int) -> Tensor:

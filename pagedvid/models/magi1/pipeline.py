@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from pagedvid.cache.window import Window
-from pagedvid.engine.protocol import Attend, Decoder
+from pagedvid.engine.protocol import Attend, Decoder, PrefixFormat
 from pagedvid.engine.schedule import Range, Schedule
 from pagedvid.errors import ConfigError, PromptError
 from pagedvid.models.common.chunk_by_chunk import check_whole_chunks, chunk_noise
@@ -72,6 +72,10 @@ class MagiModel:
             return MagiCondition(captions)
         prefix = read_prefix(inputs["prefix"], self.config.network, self.config.frames)
         return MagiCondition(captions, tokens_of(prefix).to(device))
+
+    def prefix_format(self, window: Window) -> PrefixFormat | None:
+        """None: its prefix is a file of latents, because it has no VAE."""
+        return None
 
     def schedule(
         self, condition: MagiCondition, num_frames: int, num_denoise_steps: int | None, window: Window

@@ -57,11 +57,12 @@ class MagiSchedule:
         yield from self._denoise_rounds()
 
     def _prefix_rounds(self) -> Iterator[Round]:
-        """Chunk by chunk, so that what a chunk sees of those before it is already stored."""
-        sampling = self.sampling
+        """Chunk by chunk, so that what a chunk sees of those before it is already stored. With guidance it is the pass
+        of the history's forward, as for chunks that became clean."""
+        sampling, role = self.sampling, "null" if self.sampling.cfg_number == 3 else "clean"
         for chunk in range(self.num_prefix_chunks):
             first_seen = max(0, chunk + 1 - sampling.clean_chunk_kvrange)
-            yield Round((self._range(chunk, sampling.clean_t, "clean", 0, commits=True, first_seen=first_seen),))
+            yield Round((self._range(chunk, sampling.clean_t, role, 0, commits=True, first_seen=first_seen),))
 
     def _denoise_rounds(self) -> Iterator[Round]:
         width, given = self.sampling.window_size, self.num_prefix_chunks

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from pagedvid.cache.window import Window
-from pagedvid.engine.protocol import Attend, Decoder, ModelGeometry
+from pagedvid.engine.protocol import Attend, Decoder, ModelGeometry, PrefixFormat
 from pagedvid.engine.schedule import Range, Schedule
 from pagedvid.models.common.chunk_by_chunk import chunk_noise
 from pagedvid.models.common.latent_grid import LatentGrid
@@ -100,6 +100,10 @@ class WorldPlayModel(ABC):
         image = image_grid(embeddings, self.image_name, self.grid.channels, self.grid.rows, self.grid.columns)
         tokens = self.grid.tokens(image)[0].to(self.placement.device, torch.float32)
         return Condition(trajectory.cameras, trajectory.actions_F, self.encode_text(embeddings), tokens)
+
+    def prefix_format(self, window: Window) -> PrefixFormat | None:
+        """None: its first frame comes as the output of encoders (conditions.py)."""
+        return None
 
     def schedule(
         self, condition: Condition, num_frames: int, num_denoise_steps: int | None, window: Window

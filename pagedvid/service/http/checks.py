@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import secrets
+from collections.abc import Sequence
 
+from pagedvid.engine.requests import LaterPrompt
+from pagedvid.engine.timed_prompts import read_timed_prompts
 from pagedvid.errors import ConfigError
 from pagedvid.files.text import check_text
 from pagedvid.service.http.errors import RequestError
+from pagedvid.service.http.schemas import TimedPrompt
 from pagedvid.service.http.settings import ServeSettings
 from pagedvid.shown import short
 
@@ -32,6 +36,26 @@ class Checks:
             raise RequestError(f"prompt has {len(prompt)} characters; at most {most} are allowed", "prompt")
         return prompt
 
+    def prompts(
+        self, prompt: str | None, timed: Sequence[TimedPrompt] | None, num_frames: int, goes_on: bool = False
+    ) -> tuple[str, tuple[LaterPrompt, ...]]:
+        """The first prompt, and those that take over in a video of so many of the model's frames; for `goes_on` see
+        `ServedModel`. Raises RequestError for both or neither of the two ways to give them, and for times that are not
+        possible."""
+        if prompt is not None and timed is not None:
+            raise RequestError("prompt and prompts are both given; leave one of them out", "prompts")
+        if timed is None:
+            if prompt is None:
+                raise RequestError("prompt is missing", "prompt")
+            return self.prompt(prompt), ()
+        for entry in timed:
+            self.prompt(entry.prompt)
+        try:
+            first, later = read_timed_prompts([entry.model_dump() for entry in timed])
+            return first, self._model.later_prompts(later, num_frames, goes_on)
+        except ConfigError as error:
+            raise RequestError(str(error), "prompts") from None
+
     def optional_prompt(self, prompt: str | None) -> str | None:
         """As `prompt`; None stays None."""
         return None if prompt is None else self.prompt(prompt)
@@ -45,9 +69,10 @@ class Checks:
             raise RequestError(f"{param}: {num_frames} frames are too many; at most {most} ({longest})", param)
         return num_frames
 
-    def seconds(self, seconds: float | None) -> int:
-        """The number of the model's frames of a video of this length; for None, the default. Raises RequestError."""
-        return self.num_frames(None if seconds is None else self._model.num_frames(seconds), "seconds")
+    def seconds(self, seconds: float | None, goes_on: bool = False) -> int:
+        """The number of the model's frames of a video of this length; for None, the default. For `goes_on` see
+        `ServedModel`. Raises RequestError."""
+        return self.num_frames(None if seconds is None else self._model.num_frames(seconds, goes_on), "seconds")
 
     def model(self, name: str | None) -> None:
         """Raises RequestError unless the model is the one that is served."""

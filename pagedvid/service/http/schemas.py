@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
@@ -12,6 +13,7 @@ from pagedvid.service.records import SessionRecord
 
 ID_PATTERN = r"^(video|session)_[A-Za-z0-9_-]{8,64}$"
 MAX_PRIORITY = 1000
+MAX_PROMPT_SECONDS = 1_000_000
 
 Prompt = Annotated[str, StringConstraints(min_length=1)]
 """The service's own limit on its length comes on top (checks.py)."""
@@ -25,10 +27,23 @@ class Body(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
 
-class CreateSession(Body):
-    """A new session. With a speed somebody watches it while it is made."""
+class TimedPrompt(Body):
+    """A prompt and the time from which it counts."""
 
+    at_seconds: float = Field(ge=0, le=MAX_PROMPT_SECONDS, allow_inf_nan=False, description="Of the video; first 0.")
     prompt: Prompt
+    recache: bool = Field(False, description="Store the kept chunks again under it; not the first.", strict=True)
+
+
+Prompts = Annotated[list[TimedPrompt], Field(min_length=1, max_length=1000)]
+"""In place of one prompt: each takes over at the first chunk that begins at or after its time."""
+
+
+class CreateSession(Body):
+    """A new session, with `prompt` or with `prompts`. With a speed somebody watches it while it is made."""
+
+    prompt: Prompt | None = None
+    prompts: Prompts | None = Field(None, description="Several, by time; then no other prompt can be given later.")
     num_frames: NumFrames | None = Field(None, description="Frames of the model; null = the service's default.")
     seed: Seed | None = Field(None, description="null = any.")
     live: bool = Field(False, description="Whether a viewer watches at the video's own speed.", strict=True)
@@ -71,6 +86,14 @@ class ReportPlayed(Body):
     num_frames: int = Field(ge=0, le=1000 * MAX_FRAMES, strict=True, description="From the first one of the video on.")
 
 
+class LaterPromptObject(BaseModel):
+    """A prompt that takes over on the way."""
+
+    first_frame: int
+    prompt: str
+    recache: bool
+
+
 class SessionErrorObject(BaseModel):
     """Why a session failed."""
 
@@ -87,6 +110,7 @@ class SessionObject(BaseModel):
     state: Literal["queued", "in_progress", "paused", "completed", "failed", "cancelled"]
     pause_reason: str | None
     prompt: str
+    later_prompts: list[LaterPromptObject]
     num_frames: int
     frames_done: int
     chunks_done: int
@@ -110,8 +134,9 @@ class SessionObject(BaseModel):
     def of(cls, record: SessionRecord, credit_seconds: float | None) -> SessionObject:
         """The JSON of a session."""
         fields = {name: getattr(record, name) for name in cls.model_fields.keys() & vars(record).keys()}
-        error = record.error and SessionErrorObject(code=record.error.code, message=record.error.message)
-        return cls(**{**fields, "error": error, "live": record.is_live, "credit_seconds": credit_seconds})
+        fields["error"] = record.error and SessionErrorObject(code=record.error.code, message=record.error.message)
+        fields["later_prompts"] = [LaterPromptObject(**asdict(later)) for later in record.later_prompts]
+        return cls(**{**fields, "live": record.is_live, "credit_seconds": credit_seconds})
 
 
 class SessionList(BaseModel):

@@ -40,13 +40,16 @@ def create_session(body: CreateSession, service: TheService) -> SessionObject:
     speed = body.live_frames_per_second
     if body.live and speed is None:
         speed = service.settings.model.frames_per_second
+    num_frames = checks.num_frames(body.num_frames)
+    prompt, later_prompts = checks.prompts(body.prompt, body.prompts, num_frames)
     new = NewSession(
-        checks.prompt(body.prompt),
-        checks.num_frames(body.num_frames),
+        prompt,
+        num_frames,
         checks.seed(body.seed),
         live_frames_per_second=speed,
         priority=body.priority,
         kind="session",
+        later_prompts=later_prompts,
     )
     return _shown(service, service.sessions.create(new))
 

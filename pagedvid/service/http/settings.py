@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from ipaddress import ip_address
 
 from pagedvid.config.serving import ServeConfig
+from pagedvid.engine.requests import LaterPrompt
+from pagedvid.engine.timed_prompts import TimedPrompt, later_prompts
 
 LOOPBACK_HOSTS = ("localhost", "127.0.0.1", "[::1]")
 
@@ -38,14 +41,26 @@ class ServedModel:
         """Width and height such as "832x480"; None where only the first chunk tells."""
         return None if self.width is None or self.height is None else f"{self.width}x{self.height}"
 
-    def num_frames(self, seconds: float) -> int:
-        """The model's frames that a video of this length needs, at least one."""
+    def num_frames(self, seconds: float, goes_on: bool = False) -> int:
+        """The model's frames that a video of this length needs, at least one. `goes_on`: from given frames, here and
+        below; then the first one is no other than the rest."""
         num_output_frames = max(1, round(seconds * self.frames_per_second))
-        return 1 - (1 - num_output_frames) // self.frames_per_latent
+        return 1 - min(0, self._of_first(goes_on) - num_output_frames) // self.frames_per_latent
 
-    def seconds(self, num_frames: int) -> float:
+    def later_prompts(
+        self, timed: Sequence[TimedPrompt], num_frames: int, goes_on: bool = False
+    ) -> tuple[LaterPrompt, ...]:
+        """Prompts by time as prompts by the model's frames, in a video of so many. Raises ConfigError."""
+        speed, of_first = self.frames_per_second, self._of_first(goes_on)
+        return later_prompts(timed, num_frames, speed, self.frames_per_latent, of_first)
+
+    def seconds(self, num_frames: int, goes_on: bool = False) -> float:
         """The length of a video of so many of the model's frames."""
-        return (1 + (num_frames - 1) * self.frames_per_latent) / self.frames_per_second
+        return (self._of_first(goes_on) + (num_frames - 1) * self.frames_per_latent) / self.frames_per_second
+
+    def _of_first(self, goes_on: bool) -> int:
+        """Output frames of a video's first latent frame."""
+        return self.frames_per_latent if goes_on else 1
 
 
 @dataclass(frozen=True)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import math
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, Field
 
-from pagedvid.service.http.schemas import Body, Prompt, Seed, SessionErrorObject
+from pagedvid.service.http.schemas import Body, Prompt, Prompts, Seed, SessionErrorObject
 from pagedvid.service.http.settings import ServedModel
 from pagedvid.service.records import CANCELLED, COMPLETED, FAILED, QUEUED, SessionRecord
 
@@ -26,10 +27,23 @@ Seconds = Annotated[
 ]
 
 
-class CreateVideo(Body):
-    """A new video."""
+def _as_list(value: Any) -> Any:
+    """A list as a form sends it: JSON. pydantic says what is wrong with anything else."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return json.loads(value)
+    except (ValueError, RecursionError):
+        return value
 
-    prompt: Prompt
+
+class CreateVideo(Body):
+    """A new video, with `prompt` or with `prompts`."""
+
+    prompt: Prompt | None = None
+    prompts: Annotated[Prompts, BeforeValidator(_as_list)] | None = Field(
+        None, description="Not in OpenAI's API: several prompts by time; in a form, as JSON."
+    )
     model: str | None = Field(None, description="The model that is served, if any is named.")
     seconds: Seconds | None = None
     size: str | None = Field(None, description="The size of the model's frames, if any is named.")
@@ -71,7 +85,7 @@ class VideoObject(BaseModel):
             status=_status(record.state),
             progress=100 if record.state == COMPLETED else min(99, math.floor(100 * record.progress)),
             prompt=record.prompt,
-            seconds=f"{model.seconds(record.num_frames):.6g}",
+            seconds=f"{model.seconds(record.num_frames, record.goes_on):.6g}",
             size=size,
             created_at=math.floor(record.created_at),
             completed_at=None if record.completed_at is None else math.floor(record.completed_at),

@@ -13,7 +13,7 @@ from pagedvid.service.http.create_body import documented_body, read_create_video
 from pagedvid.service.http.pictures import sprite_sheet, thumbnail
 from pagedvid.service.http.state import ERRORS, After, Limit, Order, Service, TheService, VideoId
 from pagedvid.service.http.video_schemas import CreateVideo, DeletedVideo, RemixVideo, VideoList, VideoObject
-from pagedvid.service.records import COMPLETED, NewFork, NewSession, SessionRecord
+from pagedvid.service.records import COMPLETED, NewFork, NewSession, Reference, SessionRecord
 
 router = APIRouter(prefix="/v1/videos", tags=["videos"], responses=ERRORS)
 
@@ -30,16 +30,20 @@ _MEDIA: dict[int | str, dict[str, Any]] = {
 @router.post("", openapi_extra=documented_body())
 async def create_video(request: Request, service: TheService) -> VideoObject:
     """Accepts a video; it is made even if the service is restarted."""
-    body = await read_create_video(request)
-    return VideoObject.of(await run_in_threadpool(_create, service, body), service.settings.model)
+    body, reference = await read_create_video(request)
+    return VideoObject.of(await run_in_threadpool(_create, service, body, reference), service.settings.model)
 
 
-def _create(service: Service, body: CreateVideo) -> SessionRecord:
+def _create(service: Service, body: CreateVideo, reference: Reference | None) -> SessionRecord:
     checks = service.checks
     checks.model(body.model)
     checks.size(body.size)
-    prompt, num_frames = checks.prompt(body.prompt), checks.seconds(body.seconds)
-    return service.sessions.create(NewSession(prompt, num_frames, checks.seed(body.seed)))
+    goes_on = reference is not None
+    num_frames = checks.seconds(body.seconds, goes_on)
+    prompt, later_prompts = checks.prompts(body.prompt, body.prompts, num_frames, goes_on)
+    seed = checks.seed(body.seed)
+    new = NewSession(prompt, num_frames, seed, later_prompts=later_prompts, reference=reference)
+    return service.sessions.create(new)
 
 
 @router.get("")
@@ -89,9 +93,9 @@ def remix_video(video_id: VideoId, body: RemixVideo, service: TheService) -> Vid
 
     Without `seconds` it becomes as long as its source; if that is complete, twice as long.
     """
-    num_frames = None if body.seconds is None else service.checks.seconds(body.seconds)
+    source = service.sessions.get(video_id)
+    num_frames = None if body.seconds is None else service.checks.seconds(body.seconds, source.goes_on)
     if num_frames is None:
-        source = service.sessions.get(video_id)
         service.checks.num_frames((2 if source.state == COMPLETED else 1) * source.num_frames, "seconds")
     fork = NewFork(service.checks.prompt(body.prompt), num_frames=num_frames, kind="video")
     (record,) = service.sessions.fork(video_id, [fork])

@@ -37,6 +37,7 @@ from pagedvid.service.records import (
     NewSession,
     RecordedChunk,
     Recording,
+    Reference,
     SessionError,
     SessionEvent,
     SessionFailed,
@@ -75,6 +76,8 @@ class FakeSessions:
         self.worker_state = WORKING
         self._lock = threading.RLock()
         self.draining: set[int] = set()
+        self.references: dict[str, Reference | None] = {}
+        """By id, what sessions go on from."""
         self._made: dict[str, Made] = {}
         self._listeners: list[tuple[str | None, Callable[[SessionEvent], None]]] = []
 
@@ -150,11 +153,12 @@ class FakeSessions:
                 id=id, kind=kind, state=QUEUED, pause_reason=None, prompt=prompt, num_frames=num_frames, frames_done=0,
                 chunks_done=0, num_chunks=-(-num_frames // FRAMES_PER_CHUNK), seed=seed, created_at=time.time(),
                 completed_at=None, error=None, source_id=source, shares_history=source is not None,
-                priority=new.priority, inputs={},
+                priority=new.priority, inputs={} if new.reference is None else {new.reference.kind: "a file"},
                 live_frames_per_second=new.live_frames_per_second, frames_per_second=RATE, width=None, height=None,
-                stored_bytes=1000, bf16_bytes=8000, init_bytes=0,
+                stored_bytes=1000, bf16_bytes=8000, init_bytes=0, later_prompts=new.later_prompts,
             )  # fmt: skip
             self._made[id] = Made(record, self.folder / f"{id}.mp4")
+            self.references[id] = new.reference
             self._tell(SessionState(id, QUEUED))
             return record
 

@@ -43,6 +43,14 @@ def test_the_whole_way(client: openai.OpenAI, sessions: FakeSessions) -> None:
         client.videos.retrieve(video.id)
 
 
+def test_it_sends_a_picture(client: openai.OpenAI, sessions: FakeSessions, tmp_path) -> None:
+    Image.new("RGB", (32, 32)).save(tmp_path / "start.png")
+    video = client.videos.create(prompt="a red circle", input_reference=tmp_path / "start.png")
+    reference = sessions.references[video.id]
+    assert reference is not None
+    assert (reference.kind, reference.content) == ("image", (tmp_path / "start.png").read_bytes())
+
+
 def test_create_and_poll(client: openai.OpenAI, sessions: FakeSessions) -> None:
     def finish_when_there_is_one() -> None:
         while not (page := sessions.list()).records:

@@ -32,6 +32,26 @@ def service(tmp_path_factory) -> Iterator[tuple[str, FakeSessions]]:
         yield f"http://{host}:{port}", sessions
 
 
+def references(part: object) -> Iterator[str]:
+    """All "$ref" in a part of the description."""
+    if isinstance(part, dict):
+        yield from (value for name, value in part.items() if name == "$ref" and isinstance(value, str))
+        part = list(part.values())
+    if isinstance(part, list):
+        for each in part:
+            yield from references(each)
+
+
+def test_what_the_description_refers_to_is_in_it():
+    description = create_app(FakeSessions(Path()), conftest.settings()).openapi()
+    parts = {f"#/components/schemas/{name}" for name in description["components"]["schemas"]}
+    assert set(references(description)) <= parts
+    bodies = description["paths"]["/v1/videos"]["post"]["requestBody"]["content"]
+    assert "#/components/schemas/TimedPrompt" in set(references(bodies["application/json"]))
+    assert bodies["multipart/form-data"]["schema"]["properties"]["input_reference"]["format"] == "binary"
+    assert "input_reference" not in bodies["application/json"]["schema"]["properties"]
+
+
 @SCHEMA.exclude(path="/v1/events").parametrize()  # it never ends
 @settings(
     max_examples=25,

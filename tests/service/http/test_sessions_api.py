@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from threading import Event, Thread
 
 import httpx
@@ -26,14 +27,71 @@ def test_a_session(client, sessions):
     assert session["id"].startswith("session_")
     assert session | {"id": "", "created_at": 0} == {
         "id": "", "object": "session", "kind": "session", "state": "queued", "pause_reason": None,
-        "prompt": "a red circle", "num_frames": 10, "frames_done": 0, "chunks_done": 0, "num_chunks": 3, "seed": 3,
-        "created_at": 0, "completed_at": None, "error": None, "source_id": None, "priority": 2, "live": False,
-        "live_frames_per_second": None, "frames_per_second": 12.0, "width": None, "height": None,
-        "stored_bytes": 1000, "bf16_bytes": 8000, "credit_seconds": None,
+        "prompt": "a red circle", "later_prompts": [], "num_frames": 10, "frames_done": 0, "chunks_done": 0,
+        "num_chunks": 3, "seed": 3, "created_at": 0, "completed_at": None, "error": None, "source_id": None,
+        "priority": 2, "live": False, "live_frames_per_second": None, "frames_per_second": 12.0, "width": None,
+        "height": None, "stored_bytes": 1000, "bf16_bytes": 8000, "credit_seconds": None,
     }  # fmt: skip
     sessions.chunk(session["id"])
     now = client.get(f"/v1/sessions/{session['id']}").json()
     assert (now["state"], now["frames_done"], now["width"]) == ("in_progress", 4, 32)
+
+
+SCHEDULE = [
+    {"at_seconds": 0, "prompt": "a red circle"},
+    {"at_seconds": 1, "prompt": "a blue circle"},
+    {"at_seconds": 2.5, "prompt": "a green circle", "recache": True},
+]
+
+
+@pytest.mark.parametrize("kind", ["sessions", "videos"])
+def test_prompts_by_time_become_prompts_by_frames(client, sessions, kind):
+    made = client.post(f"/v1/{kind}", json={"prompts": SCHEDULE}).json()
+    assert made["prompt"] == "a red circle"
+    later = client.get(f"/v1/sessions/{made['id']}").json()["later_prompts"]
+    assert later == [
+        {"first_frame": 12, "prompt": "a blue circle", "recache": False},
+        {"first_frame": 30, "prompt": "a green circle", "recache": True},
+    ]
+    assert [it.first_frame for it in sessions.get(made["id"]).later_prompts] == [12, 30]
+
+
+def test_a_form_brings_prompts_as_json(client, sessions):
+    made = client.post("/v1/videos", files={"prompts": (None, json.dumps(SCHEDULE)), "seconds": (None, "4")}).json()
+    assert [it.first_frame for it in sessions.get(made["id"]).later_prompts] == [12, 30]
+    response = client.post("/v1/videos", files={"prompts": (None, "[")})
+    assert (response.status_code, error_of(response)["param"]) == (400, "prompts")
+
+
+def entry(**fields: object) -> list[dict]:
+    return [SCHEDULE[0], {**SCHEDULE[1], **fields}]
+
+
+@pytest.mark.parametrize("kind", ["sessions", "videos"])
+@pytest.mark.parametrize(
+    ("body", "param", "words"),
+    [
+        ({"prompts": SCHEDULE, **PROMPT}, "prompts", "prompt and prompts are both given"),
+        ({}, "prompt", "prompt is missing"),
+        ({"prompts": []}, "prompts", "at least 1 item"),
+        ({"prompts": SCHEDULE[1:]}, "prompts", 'entry 1 of "prompts" has "at_seconds" 1'),
+        ({"prompts": [*SCHEDULE[:2], SCHEDULE[1]]}, "prompts", "the times must ascend"),
+        ({"prompts": entry(at_seconds=400)}, "prompts", "at 400 s is beyond the end of the video"),
+        ({"prompts": entry(at_seconds=-1)}, "prompts.1.at_seconds", "greater than or equal to 0"),
+        ({"prompts": entry(at_seconds=float("1e9"))}, "prompts.1.at_seconds", "less than or equal to"),
+        ({"prompts": entry(prompt="  ")}, "prompt", "prompt is empty"),
+        ({"prompts": entry(prompt="x" * 4001)}, "prompt", "at most 4000"),
+        ({"prompts": entry(recache="yes")}, "prompts.1.recache", "valid boolean"),
+        ({"prompts": entry(until=3)}, "prompts.1.until", "not a parameter"),
+        ({"prompts": "a red circle"}, "prompts", "valid list"),
+    ],
+)
+def test_a_schedule_that_is_not_clear_is_refused(client, sessions, kind, body, param, words):
+    response = client.post(f"/v1/{kind}", json=body)
+    error = error_of(response)
+    assert (response.status_code, error["param"]) == (400, param), error
+    assert words in error["message"]
+    assert sessions.list().records == ()
 
 
 def test_reports_of_what_was_played(client, sessions, id):

@@ -15,11 +15,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pagedvid.engine.protocol import Attend, Decoder
+from pagedvid.cache.window import Window
+from pagedvid.engine.protocol import Attend, Decoder, PrefixFormat
 from pagedvid.engine.schedule import Range
+from pagedvid.errors import ConfigError
 from pagedvid.integrations.diffusers import install
 from pagedvid.models.common.chunk_by_chunk import check_whole_chunks, chunk_noise
 from pagedvid.models.common.latent_grid import LatentGrid
+from pagedvid.models.common.prefix import INPUT, Prefix, read_prefix
 from pagedvid.models.common.stateless_decoder import StatelessDecoder
 from pagedvid.models.common.text_encoder import TextEncoder
 from pagedvid.models.wan.base.spec import FRAMES_PER_LATENT, WanSettings, shape_of
@@ -35,7 +38,14 @@ class Condition:
 
     text: Mapping[str, Tensor]
     """Rows for cross-attention by role, [n, width] on the CPU."""
+    prefix: Prefix | None = None
+    """The given frames that it goes on from."""
     _placed: dict[str, Tensor] = field(default_factory=dict, init=False, repr=False)
+
+    @property
+    def num_prefix_chunks(self) -> int:
+        """Chunks of the given frames."""
+        return 0 if self.prefix is None else self.prefix.num_chunks
 
     def rows(self, role: str, like: Tensor) -> Tensor:
         """The rows of a role on the device and in the dtype of `like`. The first forward copies them there, so that
@@ -60,9 +70,11 @@ class WanModel(ABC):
         text: TextEncoder | None = None,
         decoder: Callable[[], LatentDecoder] | None = None,
         branches: tuple[str, ...] = ("cond",),
+        encode: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
         """`transformer`: one of `integrations.diffusers.SUPPORTED`; its self-attention is replaced. `decoder`: called
-        once per video; None: outputs are latents. Raises ConfigError."""
+        once per video; None: outputs are latents. `encode`: given frames uint8 [N, height, width, 3] -> their latents
+        [F, C, R, S]; None: no video goes on from any. Raises ConfigError."""
         config = transformer.config
         shape = shape_of(config)
         self.settings = settings
@@ -72,7 +84,7 @@ class WanModel(ABC):
         self._paged = install(transformer)
         self.rope = self._paged.rope(self.grid.token_rows, self.grid.token_columns)
         self._prompts = PromptReader(settings.name, text, settings.text_tokens, config.text_dim)
-        self._new_decoder = decoder
+        self._new_decoder, self._encode = decoder, encode
 
     # ------------------------------------------------------------------ what a model gives
 
@@ -102,11 +114,25 @@ class WanModel(ABC):
         return self.settings.fps / (FRAMES_PER_LATENT if self._new_decoder is None else 1)
 
     def prepare(self, prompt: str, inputs: Mapping[str, Any], num_frames: int) -> Condition:
-        """Encodes the prompts, or takes the rows that the request brings (text.py).
+        """Encodes the prompts, or takes the rows that the request brings (text.py), and the given frames
+        (models/common/prefix.py).
 
         Raises ConfigError, PromptError.
         """
-        return Condition(self._prompts.rows(self.prompts(prompt), inputs))
+        prefix = None
+        if self._encode is not None:
+            prefix = read_prefix(inputs, self._prefix_format(max_chunks=1), self.encode, self.name)
+            inputs = {name: value for name, value in inputs.items() if name != INPUT}
+        return Condition(self._prompts.rows(self.prompts(prompt), inputs), prefix)
+
+    def prefix_format(self, window: Window) -> PrefixFormat | None:
+        """Frames of its size, as many chunks as its window keeps. Raises ConfigError without a VAE."""
+        if self._encode is None:
+            raise ConfigError(f"{self.name} has no VAE to encode given frames with; set model.vae to its folder")
+        return self._prefix_format(self.settings.window(window).max_chunks)
+
+    def _prefix_format(self, max_chunks: int) -> PrefixFormat:
+        return PrefixFormat(self.settings.frames, self.geometry.frames_per_chunk, max_chunks)
 
     def forward(
         self, latents_TC: Tensor, ranges: Sequence[Range], conditions: Sequence[Condition], attend: Attend
@@ -127,7 +153,7 @@ class WanModel(ABC):
         """A new decoder for one video; without a VAE its output is latents, float32 [F, C, R, S]."""
         if self._new_decoder is None:
             return StatelessDecoder(lambda latents_TC: self.grid_of(latents_TC).float().contiguous().cpu().numpy())
-        return _TokenDecoder(self.grid_of, self._new_decoder())
+        return _TokenDecoder(self.grid_of, self._new_decoder(), condition.prefix)
 
     # ------------------------------------------------------------------ for models
 
@@ -142,6 +168,12 @@ class WanModel(ABC):
         tokens = latents_TC[:, : self.grid.token_channels]
         return self.grid.grid(tokens.unflatten(0, (-1, self.grid.tokens_per_frame))).transpose(0, 1)
 
+    def encode(self, frames_NHWC: Tensor) -> Tensor:
+        """Tokens of given frames, float32 [T, K]. Raises what the VAE raises."""
+        assert self._encode is not None, "frames are read only where they can be encoded"
+        latents_CFRS = self._encode(frames_NHWC).transpose(0, 1)
+        return self.grid.tokens(latents_CFRS).flatten(0, 1).to(self._placement.device, torch.float32)
+
     def noise(self, seed: int, chunk_index: int, num_draws: int = 1) -> Tensor:
         """Standard normal numbers that depend on seed, chunk and draw only, float32 [chunk_tokens, num_draws K]."""
         shape = (self.geometry.chunk_tokens, self.grid.token_channels)
@@ -149,14 +181,19 @@ class WanModel(ABC):
         return torch.cat(draws, dim=1).to(self._placement.device)
 
 
-@dataclass(frozen=True)
+@dataclass
 class _TokenDecoder:
     """A decoder of latent frames as a decoder of tokens."""
 
     grid_of: Callable[[Tensor], Tensor]
     frames: LatentDecoder
+    unheard: Prefix | None
+    """Given frames that come first, for what the decoder keeps of them; they are not part of the output."""
 
     def __call__(self, latents_TC: Tensor, /) -> np.ndarray:
+        if self.unheard is not None:
+            self.frames(self.grid_of(self.unheard.latents_TC))
+            self.unheard = None
         return self.frames(self.grid_of(latents_TC).float())
 
     def state(self) -> dict[str, Tensor]:
@@ -164,3 +201,5 @@ class _TokenDecoder:
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
         self.frames.restore(state)
+        if state:
+            self.unheard = None

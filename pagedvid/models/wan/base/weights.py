@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -24,9 +24,11 @@ from pagedvid.errors import ConfigError
 from pagedvid.files.paths import exists, is_file, is_folder, read_json
 from pagedvid.models.common.checkpoint import load_checkpoint
 from pagedvid.models.common.checkpoint_files import path_or_none
-from pagedvid.models.wan.base.pipeline import LatentDecoder
 from pagedvid.models.wan.base.spec import LATENT_FRAME_PIXELS, TransformerShape, shape_of
 from pagedvid.shown import named
+
+if TYPE_CHECKING:
+    from pagedvid.integrations.vae import VideoVae
 
 NEEDED = ("patch_size", "num_attention_heads", "attention_head_dim", "in_channels", "out_channels", "text_dim",
           "num_layers", "rope_max_seq_len")  # fmt: skip
@@ -121,8 +123,8 @@ def load_transformer(
     return transformer.to(device)
 
 
-def load_decoder(folder: Path | None, latent_channels: int, device: str) -> Callable[[], LatentDecoder] | None:
-    """What makes a decoder per video, from the folder of a VAE. Raises ConfigError.
+def load_vae(folder: Path | None, latent_channels: int, device: str) -> VideoVae | None:
+    """The VAE of a folder, which decodes chunk by chunk; None: there is none. Raises ConfigError.
 
     It computes in float32, as Wan's authors run their VAE: it is small compared with the transformer.
     """
@@ -138,4 +140,4 @@ def load_decoder(folder: Path | None, latent_channels: int, device: str) -> Call
             f"{wanted[0]} channels for {wanted[1]} pixels. Give the VAE of the model"
         )
     vae.stream()  # refuses a VAE that cannot decode chunk by chunk before anything is generated
-    return vae.stream
+    return vae

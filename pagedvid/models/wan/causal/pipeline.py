@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from pagedvid.cache.window import Window
@@ -33,9 +34,10 @@ class WanCausal(WanModel):
         settings: WanCausalSettings,
         text: TextEncoder | None = None,
         decoder: Callable[[], LatentDecoder] | None = None,
+        encode: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
         """For the arguments see `WanModel`."""
-        super().__init__(transformer, settings, text, decoder)
+        super().__init__(transformer, settings, text, decoder, encode=encode)
         self._levels = settings.noise_levels
 
     def prompts(self, prompt: str) -> Mapping[str, str]:
@@ -46,11 +48,16 @@ class WanCausal(WanModel):
         self, condition: Condition, num_frames: int, num_denoise_steps: int | None, window: Window
     ) -> Schedule:
         """Chunk by chunk in the distilled steps, over the model's own window. Raises ConfigError."""
-        return wan_causal_schedule(self.settings, self.geometry, num_frames, num_denoise_steps, window)
+        num_given = condition.num_prefix_chunks
+        return wan_causal_schedule(self.settings, self.geometry, num_frames, num_denoise_steps, window, num_given)
 
     def initial_latents(self, condition: Condition, seed: int, chunk_index: int) -> Tensor:
-        """The chunk's noise and that of its later steps, float32 [chunk_tokens, steps * K]."""
-        return self.noise(seed, chunk_index, num_draws=len(self.settings.denoise_timesteps))
+        """The chunk's noise and that of its later steps, float32 [chunk_tokens, steps * K]. A given chunk has no noise:
+        zeros make it as wide as others."""
+        num_draws = len(self.settings.denoise_timesteps)
+        if condition.prefix is not None and chunk_index < condition.prefix.num_chunks:
+            return F.pad(condition.prefix.chunk(chunk_index), (0, (num_draws - 1) * self.grid.token_channels))
+        return self.noise(seed, chunk_index, num_draws)
 
     def predict(self, latents_PCFRS: Tensor, noise_levels_P: Sequence[float], text_PLN: Tensor) -> Tensor:
         """Flow velocity; all frames of a chunk have one timestep."""

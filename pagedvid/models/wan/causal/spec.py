@@ -80,9 +80,14 @@ PUBLISHED: dict[str, tuple[TransformerShape, WanCausalSettings]] = {
 
 
 def wan_causal_schedule(
-    settings: WanCausalSettings, geometry: ModelGeometry, num_frames: int, num_denoise_steps: int | None, window: Window
+    settings: WanCausalSettings,
+    geometry: ModelGeometry,
+    num_frames: int,
+    num_denoise_steps: int | None,
+    window: Window,
+    num_prefix_chunks: int = 0,
 ) -> Schedule:
-    """Chunk by chunk in the distilled steps, over the settings' window or else the configured one.
+    """Chunk by chunk in the distilled steps, after the given chunks, over the settings' or else the configured window.
 
     Raises ConfigError for another number of steps.
     """
@@ -91,4 +96,4 @@ def wan_causal_schedule(
         raise ConfigError(
             f"num_denoise_steps is {num_denoise_steps}; {settings.name} was distilled to {num_distilled} steps"
         )
-    return chunk_by_chunk(geometry, num_frames, settings.noise_levels, settings.window(window))
+    return chunk_by_chunk(geometry, num_frames, settings.noise_levels, settings.window(window), num_prefix_chunks)

@@ -23,8 +23,8 @@ from pagedvid.models.wan.base.text import cleaned
 from pagedvid.models.wan.base.weights import (
     find_parts,
     library_config,
-    load_decoder,
     load_transformer,
+    load_vae,
     shape_of_config,
 )
 from pagedvid.models.wan.causal.checkpoint import library_name, transformer_config
@@ -50,12 +50,14 @@ def model_spec(config: ModelConfig) -> ModelSpec:
     def load(prompts: Sequence[str]) -> WanCausal:
         parts, device = find_parts(needed_weights(config), config), config.device
         sizes = _sizes(parts.transformer, config.ema)
-        decoder = load_decoder(parts.vae, sizes["in_channels"], device)
+        vae = load_vae(parts.vae, sizes["in_channels"], device)
         rows = map(cleaned, prompts)
         text = t5_encoder(parts.text_encoder, "umt5", sizes["text_dim"], device, rows, settings.text_tokens)
         dtype = getattr(torch, config.dtype)
         transformer = load_transformer(TRANSFORMER, sizes, parts.transformer, device, dtype, library_name, config.ema)
-        return WanCausal(transformer, settings, text, decoder)
+        if vae is None:
+            return WanCausal(transformer, settings, text)
+        return WanCausal(transformer, settings, text, vae.stream, vae.encode)
 
     frames = settings.frames if has_vae else None
     return ModelSpec(geometry, schedule, load, writes_latents=not has_vae, frames=frames)

@@ -16,7 +16,7 @@ from pagedvid.engine.schedule import Schedule
 from pagedvid.models.common.text_encoder import TextEncoder
 from pagedvid.models.wan.base.pipeline import Condition, LatentDecoder, WanModel
 from pagedvid.models.wan.skyreels.spec import SkyReelsSettings, skyreels_schedule
-from pagedvid.models.wan.skyreels.unipc import FlowUniPC
+from pagedvid.models.wan.skyreels.unipc import NUM_TRAIN_TIMESTEPS, FlowUniPC
 
 SLOW_FPS = 16
 """Frames per second that the transformer calls 0; every other rate is 1 (`fps_embeds` of the pipeline)."""
@@ -33,10 +33,11 @@ class SkyReelsV2(WanModel):
         settings: SkyReelsSettings,
         text: TextEncoder | None = None,
         decoder: Callable[[], LatentDecoder] | None = None,
+        encode: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
         """For the arguments see `WanModel`. The transformer's own block mask is switched off: a range is one block that
         sees itself and the history."""
-        super().__init__(transformer, settings, text, decoder, settings.branches)
+        super().__init__(transformer, settings, text, decoder, settings.branches, encode)
         transformer._set_ar_attention(1)
         self.sampler = FlowUniPC(settings.shift)
 
@@ -49,11 +50,16 @@ class SkyReelsV2(WanModel):
         self, condition: Condition, num_frames: int, num_denoise_steps: int | None, window: Window
     ) -> Schedule:
         """Block by block, over the model's own window. Raises ConfigError."""
-        return skyreels_schedule(self.settings, self.geometry, num_frames, num_denoise_steps, window)
+        num_given = condition.num_prefix_chunks
+        return skyreels_schedule(self.settings, self.geometry, num_frames, num_denoise_steps, window, num_given)
 
     def initial_latents(self, condition: Condition, seed: int, chunk_index: int) -> Tensor:
-        """Noise, and room for the sampler, float32 [chunk_tokens, 4 K]."""
-        return self.sampler.begin(self.noise(seed, chunk_index))
+        """Noise, and room for the sampler, float32 [chunk_tokens, 4 K]. A given block has as much noise as
+        `addnoise_condition` says, so that the model takes it for what it is: not quite one of its own."""
+        noise, prefix = self.noise(seed, chunk_index), condition.prefix
+        if prefix is not None and chunk_index < prefix.num_chunks:
+            noise = prefix.chunk(chunk_index).lerp(noise, self.settings.addnoise_condition / NUM_TRAIN_TIMESTEPS)
+        return self.sampler.begin(noise)
 
     def predict(self, latents_PCFRS: Tensor, noise_levels_P: Sequence[float], text_PLN: Tensor) -> Tensor:
         """Flow velocity.

@@ -15,6 +15,7 @@ from pagedvid.engine.schedule import Schedule
 from pagedvid.errors import ConfigError
 from pagedvid.models.common.chunk_by_chunk import chunk_by_chunk
 from pagedvid.models.wan.base.spec import TransformerShape, WanSettings
+from pagedvid.models.wan.skyreels.unipc import FlowUniPC
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,9 +41,16 @@ class SkyReelsSettings(WanSettings):
     guidance_scale: float = 6.0
     """1: no guidance, and one branch only."""
     negative_prompt: str = ""
+    addnoise_condition: int = 20
+    """Thousandths of noise that given frames get, and the timestep that the transformer is told of them; 0: none."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.addnoise_condition and self.prefix_level <= 0:
+            raise ConfigError(
+                f"addnoise_condition is {self.addnoise_condition}; with shift {self.shift:g} it must be 0 or at least "
+                f"{self.shift:g}: no step of the sampler has a lower timestep"
+            )
         for name, least in (("shift", 0.0), ("guidance_scale", 0.0), ("num_denoise_steps", 0)):
             if getattr(self, name) <= least:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must be above {least:g}")
@@ -51,6 +59,11 @@ class SkyReelsSettings(WanSettings):
     def branches(self) -> tuple[str, ...]:
         """The histories that a stream keeps."""
         return ("cond",) if self.guidance_scale == 1.0 else ("cond", "uncond")
+
+    @property
+    def prefix_level(self) -> float:
+        """The noise level of given frames."""
+        return FlowUniPC(self.shift).level_of(self.addnoise_condition) if self.addnoise_condition else 0.0
 
     def noise_levels(self, num_denoise_steps: int) -> tuple[float, ...]:
         """Share of steps still to take before each step, from 1 to 0 (unipc.py). Raises ConfigError."""
@@ -70,11 +83,18 @@ PUBLISHED: dict[str, tuple[TransformerShape, SkyReelsSettings]] = {
 
 
 def skyreels_schedule(
-    settings: SkyReelsSettings, geometry: ModelGeometry, num_frames: int, num_denoise_steps: int | None, window: Window
+    settings: SkyReelsSettings,
+    geometry: ModelGeometry,
+    num_frames: int,
+    num_denoise_steps: int | None,
+    window: Window,
+    num_prefix_chunks: int = 0,
 ) -> Schedule:
-    """Block by block, over the settings' window or else the configured one; None: the settings' steps.
+    """Block by block, after the given ones, over the settings' window or else the configured one; None: the settings'
+    steps.
 
     Raises ConfigError.
     """
     levels = settings.noise_levels(settings.num_denoise_steps if num_denoise_steps is None else num_denoise_steps)
-    return chunk_by_chunk(geometry, num_frames, levels, settings.window(window))
+    kept, level = settings.window(window), settings.prefix_level
+    return chunk_by_chunk(geometry, num_frames, levels, kept, num_prefix_chunks, level)

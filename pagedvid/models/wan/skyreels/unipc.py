@@ -47,6 +47,12 @@ class FlowUniPC:
         """What the transformer is told: a whole number below 1000, cut off as in the scheduler."""
         return int(self.sigma(noise_level) * NUM_TRAIN_TIMESTEPS)
 
+    def level_of(self, timestep: int) -> float:
+        """A noise level at which the transformer is told this timestep; below 0 for those that no level has."""
+        sigma = (timestep + 0.5) / NUM_TRAIN_TIMESTEPS
+        even = sigma / (self.shift - (self.shift - 1) * sigma)
+        return 1 - (1 - even) / (1 - 1 / NUM_TRAIN_TIMESTEPS)
+
     def begin(self, noise_TK: Tensor) -> Tensor:
         """Latents that a chunk starts from, [T, STATES K]: nothing was predicted yet."""
         return torch.cat([noise_TK, noise_TK.new_zeros(len(noise_TK), (STATES - 1) * noise_TK.shape[1])], dim=1)

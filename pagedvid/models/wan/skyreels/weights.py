@@ -24,8 +24,8 @@ from pagedvid.models.wan.base.text import cleaned
 from pagedvid.models.wan.base.weights import (
     find_parts,
     library_config,
-    load_decoder,
     load_transformer,
+    load_vae,
     shape_of_config,
 )
 from pagedvid.models.wan.skyreels.pipeline import SkyReelsV2
@@ -53,12 +53,14 @@ def model_spec(config: ModelConfig) -> ModelSpec:
     def load(prompts: Sequence[str]) -> SkyReelsV2:
         parts, device = find_parts(needed_weights(config), config), config.device
         sizes = _sizes(parts.transformer)
-        decoder = load_decoder(parts.vae, sizes["in_channels"], device)
+        vae = load_vae(parts.vae, sizes["in_channels"], device)
         rows = map(cleaned, (*prompts, settings.negative_prompt) if prompts else ())
         text = t5_encoder(parts.text_encoder, "umt5", sizes["text_dim"], device, rows, settings.text_tokens)
         dtype = getattr(torch, config.dtype)
         transformer = load_transformer(TRANSFORMER, sizes, parts.transformer, device, dtype, prefer_ema=config.ema)
-        return SkyReelsV2(transformer, settings, text, decoder)
+        if vae is None:
+            return SkyReelsV2(transformer, settings, text)
+        return SkyReelsV2(transformer, settings, text, vae.stream, vae.encode)
 
     frames = settings.frames if has_vae else None
     return ModelSpec(geometry, schedule, load, writes_latents=not has_vae, frames=frames)

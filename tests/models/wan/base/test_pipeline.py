@@ -60,7 +60,7 @@ def test_ranges_of_different_noise_and_role_share_a_forward(name):
     conditions = [model.prepare("", {"embeddings": embeddings(seed, BRANCHES[name])}, 0) for seed in (0, 1)]
     frames = range(model.geometry.frames_per_chunk)
     ranges = [Range(frames, 0.9, "cond"), Range(frames, 0.4, BRANCHES[name][-1])]
-    latents = [model.initial_latents(None, seed, 0) for seed in (0, 1)]
+    latents = [model.initial_latents(conditions[0], seed, 0) for seed in (0, 1)]
 
     def own_tokens(layer, q, k, v, **how):
         q, k, v = (x.unflatten(0, (-1, size)).transpose(1, 2) for x in (q, k, v))

@@ -7,6 +7,7 @@ Nothing of pagedvid is used.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -94,13 +95,25 @@ class SelfForcing:
         return torch.view_as_real(turned).flatten(2).to(x_nHD.dtype)
 
     @torch.no_grad()
-    def rollout(self, noises: list[list[Tensor]], timesteps: list[float], shift: float, text: Tensor) -> Tensor:
+    def rollout(
+        self,
+        noises: list[list[Tensor]],
+        timesteps: list[float],
+        shift: float,
+        text: Tensor,
+        given: Sequence[Tensor] = (),
+    ) -> Tensor:
         """Latents [frames, C, R, S] from each chunk's noises [C, frames, R, S]: what it starts from, then those for
-        re-noising. `timesteps` are warped as `warp_denoising_step` does."""
+        re-noising. `timesteps` are warped as `warp_denoising_step` does. `given`: clean chunks [C, frames, R, S] that
+        come first, of which only keys and values are made (its `initial_latent`)."""
         sigmas = torch.linspace(1.0, 0.0, 1001, dtype=torch.float64)[:-1]
         sigmas = shift * sigmas / (1 + (shift - 1) * sigmas)
         warped = [float(sigmas[1000 - int(timestep)]) for timestep in timesteps]
         done = []
+        for clean in given:
+            self.grid = (clean.shape[2] // 2, clean.shape[3] // 2)
+            self._flow(clean.double(), 0.0, text)
+            self.start_frame += clean.shape[1]
         for noise in noises:
             x = noise[0].double()
             self.grid = (x.shape[2] // 2, x.shape[3] // 2)

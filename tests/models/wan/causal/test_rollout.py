@@ -30,15 +30,15 @@ def tiny_model(transformer=None, **changes):
     )
 
 
-def self_forcing_video(transformer, model, seed, rows, num_chunks=NUM_CHUNKS):
+def self_forcing_video(transformer, model, seed, rows, num_chunks=NUM_CHUNKS, given=()):
     settings = model.settings
     reference = SelfForcing(transformer, model.geometry.tokens_per_frame, settings.sink_frames, settings.window_frames)
     steps, channels = len(settings.denoise_timesteps), model.grid.token_channels
     noises = [
         [model.grid_of(draw).transpose(0, 1) for draw in model.noise(seed, chunk, steps).split(channels, dim=1)]
-        for chunk in range(num_chunks)
+        for chunk in range(len(given), len(given) + num_chunks)
     ]
-    return reference.rollout(noises, list(settings.denoise_timesteps), settings.shift, padded(rows))
+    return reference.rollout(noises, list(settings.denoise_timesteps), settings.shift, padded(rows), given)
 
 
 @pytest.mark.parametrize(

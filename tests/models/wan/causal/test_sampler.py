@@ -7,8 +7,12 @@ import torch
 
 from pagedvid.cache.window import Window
 from pagedvid.errors import ConfigError
+from pagedvid.models.wan.base.pipeline import Condition
 from pagedvid.models.wan.causal.spec import WanCausalSettings
 from tests.models.wan.causal.test_rollout import tiny_model
+
+BARE = Condition({})
+"""Nothing but noise."""
 
 
 def test_the_levels_of_self_forcing():
@@ -22,7 +26,7 @@ def test_the_levels_of_self_forcing():
 def test_a_step_predicts_the_clean_chunk_and_adds_the_noise_of_the_next_step():
     model = tiny_model()
     levels, channels = model.settings.noise_levels, model.grid.token_channels
-    latents = model.initial_latents(None, 3, 2)
+    latents = model.initial_latents(BARE, 3, 2)
     assert latents.shape == (45, 4 * channels)
     draws = latents.split(channels, dim=1)
     velocity = torch.randn(45, channels)
@@ -32,13 +36,13 @@ def test_a_step_predicts_the_clean_chunk_and_adds_the_noise_of_the_next_step():
     assert torch.equal(after[:, channels:], latents[:, channels:])
     last = model.advance(latents, {"cond": velocity}, levels[3], levels[4])
     torch.testing.assert_close(last[:, :channels], draws[0] - levels[3] * velocity)
-    assert torch.equal(latents, model.initial_latents(None, 3, 2))  # the input is left as it is
+    assert torch.equal(latents, model.initial_latents(BARE, 3, 2))  # the input is left as it is
 
 
 def test_noise_is_its_own_for_every_seed_chunk_and_step():
     model = tiny_model()
     draws = torch.cat(
-        [torch.stack(model.initial_latents(None, seed, chunk).split(16, dim=1)) for seed in (0, 1) for chunk in (0, 1)]
+        [torch.stack(model.initial_latents(BARE, seed, chunk).split(16, dim=1)) for seed in (0, 1) for chunk in (0, 1)]
     ).flatten(1)
     correlation = torch.corrcoef(draws) - torch.eye(len(draws))
     assert len(draws) == 16 and float(correlation.abs().max()) < 0.2  # 720 numbers each; equal ones would give 1
@@ -48,13 +52,13 @@ def test_noise_is_its_own_for_every_seed_chunk_and_step():
 def test_another_number_of_steps_is_refused():
     model = tiny_model()
     with pytest.raises(ConfigError, match="num_denoise_steps is 8; tiny was distilled to 4 steps"):
-        model.schedule(None, 9, 8, Window(1, 4))
+        model.schedule(BARE, 9, 8, Window(1, 4))
 
 
 def test_steps_and_clean_pass_of_a_chunk():
     """Four denoise steps, then a pass at level 0 that stores; nothing is stored for the last chunk."""
     model = tiny_model(sink_frames=3, window_frames=9)
-    schedule = model.schedule(None, 7, 4, Window(9, 9))
+    schedule = model.schedule(BARE, 7, 4, Window(9, 9))
     rounds = list(schedule.rounds())
     levels = [round_.ranges[0].noise_level for round_ in rounds]
     assert levels == [*model.settings.noise_levels, *model.settings.noise_levels, *model.settings.noise_levels[:-1]]

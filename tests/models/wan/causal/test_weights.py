@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from pagedvid.cache.window import Window
 from pagedvid.cli.main import main
 from pagedvid.errors import ConfigError, PromptError
+from pagedvid.models.wan.base.pipeline import Condition
 from tests.integrations.tiny_parts import wan22_vae, watch_network, write_encoder, write_tokenizer
 from tests.models.specs import load_model, spec_of
 from tests.models.wan.base.published import (
@@ -115,7 +116,8 @@ def test_parts_beside_the_transformer_are_used_and_those_named_come_first(tmp_pa
     assert own.frames_per_second == 16.0  # decoded frames
     named = load(weights, vae=vae, text_encoder=tmp_path / "other")
     latents = torch.zeros(15, 16)
-    assert (own.decoder(None)(latents) != named.decoder(None)(latents)).any()
+    none = Condition({})
+    assert (own.decoder(none)(latents) != named.decoder(none)(latents)).any()
     assert not spec_of("self-forcing", weights, **SIZE).writes_latents
     alone = load(weights / "transformer")
     assert alone.frames_per_second == 4.0  # latent frames

@@ -6,6 +6,8 @@ Angles come from the transformer's own tables (`rope`), as they are for a call o
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -56,22 +58,34 @@ class DenseWindow:
 
     @torch.no_grad()
     def rollout(
-        self, noises: list[Tensor], scheduler, num_steps: int, texts: dict[str, Tensor], guidance_scale: float
+        self,
+        noises: list[Tensor],
+        scheduler,
+        num_steps: int,
+        texts: dict[str, Tensor],
+        guidance_scale: float,
+        given: Sequence[Tensor] = (),
+        given_timestep: int = 0,
     ) -> Tensor:
-        """Latents [frames, C, R, S] from each block's noise [C, frames, R, S]."""
+        """Latents [frames, C, R, S] from each block's noise [C, frames, R, S], after the given blocks."""
         done = []
+        for x in given:
+            self._keep(x, given_timestep, texts)
         for x in noises:
             self.size = x.shape[2:]
             scheduler.set_timesteps(num_steps)
             for timestep in scheduler.timesteps:
                 cond, uncond = (self._flow(x, int(timestep), texts, name) for name in ("cond", "uncond"))
                 x = scheduler.step(uncond + guidance_scale * (cond - uncond), timestep, x, return_dict=False)[0]
-            self.is_clean_pass = True
-            for name in ("cond", "uncond"):
-                self._flow(x, 0, texts, name)
-            self.is_clean_pass = False
+            self._keep(x, 0, texts)
             done.append(x)
         return torch.cat(done, dim=1).transpose(0, 1)
+
+    def _keep(self, x: Tensor, timestep: int, texts: dict[str, Tensor]) -> None:
+        self.size, self.is_clean_pass = x.shape[2:], True
+        for name in ("cond", "uncond"):
+            self._flow(x, timestep, texts, name)
+        self.is_clean_pass = False
 
     def _flow(self, x: Tensor, timestep: int, texts: dict[str, Tensor], branch: str) -> Tensor:
         self.branch = branch

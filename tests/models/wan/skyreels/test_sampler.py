@@ -9,6 +9,7 @@ import torch
 
 from pagedvid.cache.window import Window
 from pagedvid.errors import ConfigError
+from pagedvid.models.wan.base.pipeline import Condition
 from pagedvid.models.wan.skyreels.spec import SkyReelsSettings
 from pagedvid.models.wan.skyreels.unipc import FlowUniPC
 from tests.models.wan.skyreels.test_rollout import pipeline_scheduler, tiny_model
@@ -61,7 +62,7 @@ def test_first_and_second_order_differ():
 def test_guidance_lies_beyond_the_conditional_prediction():
     model = tiny_model(guidance_scale=6.0)
     cond, uncond = torch.randn(45, 16), torch.randn(45, 16)
-    latents = model.initial_latents(None, 0, 0)
+    latents = model.initial_latents(Condition({}), 0, 0)
     given = model.advance(latents, {"cond": cond, "uncond": uncond}, 1.0, 0.5)
     expected = model.advance(latents, {"cond": uncond + 6 * (cond - uncond)}, 1.0, 0.5)
     torch.testing.assert_close(given, expected)
@@ -69,7 +70,7 @@ def test_guidance_lies_beyond_the_conditional_prediction():
 
 def test_branches_have_histories_of_their_own_and_one_goes_without_guidance():
     model = tiny_model()
-    first, *_ = model.schedule(None, 9, 2, Window(1, 4)).rounds()
+    first, *_ = model.schedule(Condition({}), 9, 2, Window(1, 4)).rounds()
     assert [(part.role, part.branch) for part in first.ranges] == [("cond", "cond"), ("uncond", "uncond")]
     alone = tiny_model(guidance_scale=1.0)
     assert alone.geometry.branches == ("cond",) and set(alone.prompts("x")) == {"cond"}
@@ -78,6 +79,6 @@ def test_branches_have_histories_of_their_own_and_one_goes_without_guidance():
 def test_the_number_of_steps_may_be_chosen():
     model = tiny_model()
     assert model.settings.num_denoise_steps == 3
-    assert len(list(model.schedule(None, 3, 7, Window(1, 4)).rounds())) == 7
+    assert len(list(model.schedule(Condition({}), 3, 7, Window(1, 4)).rounds())) == 7
     with pytest.raises(ConfigError, match="num_denoise_steps is 0"):
-        model.schedule(None, 3, 0, Window(1, 4))
+        model.schedule(Condition({}), 3, 0, Window(1, 4))

@@ -1,18 +1,14 @@
-"""Prompts by time: the list "prompts" of a line of a prompts file, and the frames from which its entries count."""
+"""Prompts by time: the list "prompts" of a prompts file or a request, and the frames from which its entries count."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from pagedvid.engine.requests import LaterPrompt
 from pagedvid.errors import ConfigError
 from pagedvid.shown import shown, unknown
-
-if TYPE_CHECKING:
-    from pagedvid.engine.protocol import FrameFormat
 
 FIELDS = ("at_seconds", "prompt", "recache")
 _EXAMPLE = '[{"at_seconds": 0, "prompt": "a red circle"}, {"at_seconds": 2, "prompt": "a blue circle"}]'
@@ -71,26 +67,23 @@ def _entry(number: int, value: object) -> TimedPrompt:
 
 
 def later_prompts(
-    timed: Sequence[TimedPrompt], num_frames: int, frames_per_second: float | None, frames: FrameFormat | None
+    timed: Sequence[TimedPrompt],
+    num_frames: int,
+    frames_per_second: float,
+    frames_per_latent: int,
+    of_first_latent: int = 1,
 ) -> tuple[LaterPrompt, ...]:
     """The same by latent frames of a video of `num_frames`: each from the first latent frame at or after its time.
 
-    `frames_per_second`: at which the file is played; None: as fast as `frames` says. Raises ConfigError for a time
-    beyond the end, and where the speed is not known.
+    `frames_per_second`: at which the video is played. `of_first_latent`: frames that the first latent frame gives; it
+    is a single one unless the video goes on from given frames. Raises ConfigError for a time beyond the end.
     """
-    speed = frames_per_second or (None if frames is None else frames.frames_per_second)
-    if speed is None:
-        raise ConfigError(
-            'the times in "prompts" need the speed of the video, which is not known where latents are written; add '
-            "--set generate.frames_per_second=N, in latent frames"
-        )
-    per_latent = 1 if frames is None else frames.frames_per_latent
     found: list[LaterPrompt] = []
     for entry in timed:
-        frame = math.ceil(entry.at_seconds * speed - _ROUNDING)
-        latent = 0 if frame <= 0 else 1 + -(-(frame - 1) // per_latent)
+        frame = math.ceil(entry.at_seconds * frames_per_second - _ROUNDING)
+        latent = 0 if frame <= 0 else 1 - min(0, of_first_latent - frame) // frames_per_latent
         if latent >= num_frames:
-            seconds = (1 + per_latent * (num_frames - 1)) / speed
+            seconds = (of_first_latent + frames_per_latent * (num_frames - 1)) / frames_per_second
             raise ConfigError(
                 f"the prompt {shown(entry.prompt)} at {entry.at_seconds:g} s is beyond the end of the video, which has "
                 f"{num_frames} (latent) frames and lasts {seconds:g} s; give it an earlier time, or more frames"
