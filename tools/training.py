@@ -138,7 +138,8 @@ class Trainer(ABC):
             optimizer.step()
             optimizer.zero_grad()
         decay = min(EMA_DECAY, (1 + self.step) / (10 + self.step))
-        torch._foreach_lerp_(list(self.average.parameters()), list(self.model.parameters()), 1 - decay)
+        with torch.no_grad():
+            torch._foreach_lerp_(list(self.average.parameters()), list(self.model.parameters()), 1 - decay)
         self.step += 1
         self.seconds += time.perf_counter() - started
         return loss.item(), facts
