@@ -204,7 +204,9 @@ def train(trainer: Trainer) -> None:
 
 
 def run(
-    make_trainer: Callable[[argparse.Namespace], Trainer], parsed: argparse.Namespace, export: Callable[[Path, Path], None]
+    make_trainer: Callable[[argparse.Namespace], Trainer],
+    parsed: argparse.Namespace,
+    export: Callable[[Path, Path], None],
 ) -> None:
     """What a tool does with its flags: it trains or exports the checkpoint in --out.
 

@@ -14,8 +14,8 @@ import torch.nn.functional as F
 import train_walk
 import walk_batches
 import walk_check
-from pagedvid.models.walk.network import Transformer
 from pagedvid.models.walk.actions import MOVES, read_walk
+from pagedvid.models.walk.network import Transformer
 from pagedvid.models.walk.rotary import WorldRotary, position_of
 from pagedvid.models.walk.spec import TOKENS_PER_FRAME, VIEW_CELLS, cells_of
 from pagedvid.models.walk.weights import load_walk
@@ -60,7 +60,9 @@ def test_a_cut_run_that_is_resumed_ends_like_a_whole_one(tmp_path: Path):
             while trainer.step < stop:
                 trainer.train_step()
             trainer.save()
-        states.append({**trainer.model.state_dict(), **{f"average {k}": v for k, v in trainer.average.state_dict().items()}})
+        states.append(
+            {**trainer.model.state_dict(), **{f"average {k}": v for k, v in trainer.average.state_dict().items()}}
+        )
     for name, tensor in states[0].items():
         assert torch.equal(tensor, states[1][name]), name
 

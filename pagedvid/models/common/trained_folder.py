@@ -67,4 +67,6 @@ def read_sizes(config: Mapping[str, Any], sizes_type: type[Sizes], path: Path) -
     try:
         return sizes_type(**architecture)
     except TypeError as error:
-        raise ConfigError(f"{path}: {error}; allowed: {', '.join(field.name for field in fields(sizes_type))}") from error
+        raise ConfigError(
+            f"{path}: {error}; allowed: {', '.join(field.name for field in fields(sizes_type))}"
+        ) from error

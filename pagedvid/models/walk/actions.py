@@ -1,8 +1,8 @@
 """Walks in words: `map 7: left 12, up 8, right 12, down 8` as one move of the view per frame.
 
-A step is one of nine directions and, if it is taken more than once, a number; steps are separated by commas,
-semicolons or "then". `map` with a number in front says on which map the walk begins: its first frames are given. Without
-it the model invents them too.
+A step is one of nine actions and, if it is taken more than once, a number; steps are separated by commas, semicolons
+or "then". `map` with a number in front says on which map the walk begins: its first frames are given. Without it the
+model invents them too.
 """
 
 from __future__ import annotations
@@ -85,8 +85,8 @@ def _read_step(step: str, prompt: str) -> tuple[str, int]:
     action = None if match is None else _action("-".join(match.group(1).lower().replace("-", " ").split()))
     if match is None or action is None:
         raise PromptError(
-            f"{shown(step)} in the walk {shown(prompt)} is no step; a step is one of {', '.join(MOVES)}, and a number of "
-            f"frames if it is not 1, {_FORM}"
+            f"{shown(step)} in the walk {shown(prompt)} is no step; a step is one of {', '.join(MOVES)}, and a number "
+            f"of frames if it is not 1, {_FORM}"
         )
     digits = match.group(2) or "1"
     if len(digits) > len(str(MAX_STEPS)) or not 1 <= int(digits) <= MAX_STEPS:

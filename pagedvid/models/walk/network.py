@@ -33,13 +33,14 @@ class Transformer(nn.Module):
         width = config.width
         self.noise_in, self.noise_out = nn.Linear(width, width), nn.Linear(width, width)
         self.patch_in = nn.Linear(config.latent_channels, width)
-        self.blocks = nn.ModuleList(Block(config) for _ in range(config.num_layers))
+        blocks = [Block(config) for _ in range(config.num_layers)]
+        self.blocks = nn.ModuleList(blocks)
         self.final_modulation = nn.Linear(width, 2 * width)
         self.patch_out = nn.Linear(width, config.latent_channels)
         for layer in (self.final_modulation, self.patch_out):
             nn.init.zeros_(layer.weight)
             nn.init.zeros_(layer.bias)
-        for block in self.blocks:
+        for block in blocks:
             _look_at_own_cell(block, config)
 
     def forward(self, latents_TC: Tensor, levels_N: Tensor, attend: Attend) -> Tensor:

@@ -17,7 +17,6 @@ import math
 
 import torch
 from torch import Tensor
-from typing_extensions import override
 
 from pagedvid.errors import ConfigError, ShapeError
 from pagedvid.handles import Compilable

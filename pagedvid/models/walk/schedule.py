@@ -26,8 +26,10 @@ def num_chunks_of(num_frames: int) -> int:
 
 def chunk_position(places_F2: np.ndarray, chunk: int) -> int:
     """`Range.position` of a chunk of a walk whose frames have these places. Raises ConfigError beyond the world."""
-    first, second = places_F2[chunk * FRAMES_PER_CHUNK : (chunk + 1) * FRAMES_PER_CHUNK].tolist()
-    return position_of(*first, (second[0] - first[0], second[1] - first[1]))
+    (row, column), (next_row, next_column) = places_F2[
+        chunk * FRAMES_PER_CHUNK : (chunk + 1) * FRAMES_PER_CHUNK
+    ].tolist()
+    return position_of(row, column, (next_row - row, next_column - column))
 
 
 def walk_schedule(places_F2: np.ndarray, *, is_given: bool, levels: Sequence[float], window: Window) -> Schedule:

@@ -47,7 +47,7 @@ def cells_of(image: np.ndarray) -> np.ndarray:
 
 def map_latents(map_seed: int, places_F2: np.ndarray) -> np.ndarray:
     """Latents of what a map shows at the places of some frames, float32 [F * 64, 192]."""
-    views = [cells_of(render(map_seed, *place, VIEW_CELLS, VIEW_CELLS)) for place in places_F2.tolist()]
+    views = [cells_of(render(map_seed, row, column, VIEW_CELLS, VIEW_CELLS)) for row, column in places_F2.tolist()]
     return np.concatenate([view.reshape(TOKENS_PER_FRAME, LATENT_CHANNELS) for view in views])
 
 

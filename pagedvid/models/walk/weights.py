@@ -65,8 +65,10 @@ def model_spec(config: ModelConfig) -> ModelSpec:
 
 
 def load_walk(folder: Path, device: str = "cpu", dtype: torch.dtype = torch.float32) -> WalkModel:
-    """Reads `config.json` and `model.safetensors` from a folder. Raises ConfigError when a file is missing or unreadable
-    or when the two do not fit each other."""
+    """Reads `config.json` and `model.safetensors` from a folder.
+
+    Raises ConfigError when a file is missing or unreadable or when the two do not fit each other.
+    """
     network = Transformer(_read_sizes(require_folder(folder, NAME)))
     load_checkpoint(network, folder / WEIGHTS_FILE)
     return WalkModel.of(network.to(device=device, dtype=dtype))

@@ -47,7 +47,7 @@ def test_a_cell_has_the_same_angles_in_every_frame_that_shows_it():
     first, moved = (rope.tables(position_of(*place, (0, 1)) * TOKENS_PER_FRAME, 128) for place in ((3, 4), (2, 6)))
     for table, later in zip(first, moved, strict=True):
         assert table.shape == (128, 32) and table.dtype == torch.float32
-        # Frame 0 of the first begins at (3, 4), frame 1 of the second at (2, 7): they share rows 3 ... 9, columns 7 ... 11.
+        # Frame 0 of the first begins at (3, 4), frame 1 of the second at (2, 7): they share rows 3-9, columns 7-11.
         grid, later_grid = table[:64].view(8, 8, -1), later[64:].view(8, 8, -1)
         assert torch.equal(grid[:7, 3:], later_grid[1:, :5])
         assert not torch.allclose(grid[0, 0], later_grid[0, 0])
@@ -64,7 +64,9 @@ def test_a_key_is_most_alike_at_its_own_cell_within_512_cells():
     # Rotation keeps float32 angles exact enough far from the origin.
     far = [position_of(MAX_COORDINATE - 64, -MAX_COORDINATE + step, (0, 0)) * TOKENS_PER_FRAME for step in (64, 65)]
     near = [position_of(0, step, (0, 0)) * TOKENS_PER_FRAME for step in (0, 1)]
-    scores = [rotate(constant, *rope.tables(a, 64))[0] @ rotate(constant, *rope.tables(b, 64))[0] for a, b in (far, near)]
+    scores = [
+        rotate(constant, *rope.tables(a, 64))[0] @ rotate(constant, *rope.tables(b, 64))[0] for a, b in (far, near)
+    ]
     assert torch.allclose(*scores, atol=1e-3)
 
 

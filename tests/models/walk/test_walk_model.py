@@ -54,7 +54,12 @@ def engine_of(model: WalkModel, codec: str, window: Window) -> Engine:
     geometry = model.geometry
     codecs = StreamCodecs(codec)
     spec = CacheSpec(
-        geometry.num_layers, geometry.num_kv_heads, geometry.head_dim, codecs=codecs, tokens_per_frame=64, debug_checks=True
+        geometry.num_layers,
+        geometry.num_kv_heads,
+        geometry.head_dim,
+        codecs=codecs,
+        tokens_per_frame=64,
+        debug_checks=True,
     )
     return Engine(model, PagedKVCache(spec, "16MiB"), window, num_denoise_steps=NUM_STEPS)
 
