@@ -146,6 +146,7 @@ class SeenAttention:
         angles = world_angles(batch.cells_NS2.flatten(0, 1), head_dim).view(*batch.cells_NS2.shape[:2], -1)
         self.cos, self.sin = (table.float().repeat(2, 1, 1) for table in (angles.cos(), angles.sin()))
 
+    @torch.compiler.disable  # which chunks are seen differs from step to step
     def __call__(self, layer: int, q_THD: Tensor, k_THD: Tensor, v_THD: Tensor) -> Tensor:
         cos, sin, num_clean = self.cos.to(q_THD.dtype), self.sin.to(q_THD.dtype), self.num_chunks
         q, k, v = (x.view(2 * num_clean, self.chunk_tokens, *x.shape[1:]) for x in (q_THD, k_THD, v_THD))
