@@ -20,6 +20,9 @@ from pagedvid.cache.chunk import Chunk
 from pagedvid.cache.stream import BranchHistory, Stream
 from pagedvid.errors import StateError
 
+MAX_POSITION = 2**63 - 1
+"""Of a token; the first one is 0."""
+
 
 @dataclass(frozen=True)
 class QueryRange:
@@ -44,9 +47,9 @@ class QueryRange:
     """Has the position of this chunk (KV recache) and sees only the chunks before it; a commit replaces the chunk."""
 
     def __post_init__(self) -> None:
-        for name in ("num_tokens", "position", "replaces"):
+        for name, limits in (("num_tokens", ()), ("position", (0, MAX_POSITION)), ("replaces", ())):
             if getattr(self, name) is not None:
-                object.__setattr__(self, name, whole_number(f"{name} of a range", getattr(self, name)))
+                object.__setattr__(self, name, whole_number(f"{name} of a range", getattr(self, name), *limits))
         instance_of(bool, "commit of a range", self.commit, "True or False", StateError)
         object.__setattr__(self, "sees_ranges", whole_numbers("sees_ranges", self.sees_ranges))
         if self.visible is not None:

@@ -18,8 +18,10 @@ from pagedvid.engine.protocol import Attend
 from pagedvid.models.demo.network import Block, modulate, noise_features
 from pagedvid.models.demo.spec import TransformerConfig
 
+SAME_CELL_HEADS = 2
+"""Heads of every layer that look at their own cell when training begins."""
 SAME_CELL_BIAS = 1.5
-"""Of the first channel of each rotary pair, in queries and keys of the first head, when training begins."""
+"""Of the first channel of each rotary pair, in queries and keys of these heads, when training begins."""
 SHARPNESS = 1.5
 """Gain of normalised queries, and of keys, when training begins: scores are its square times as far apart."""
 
@@ -56,10 +58,10 @@ class Transformer(nn.Module):
 
 @torch.no_grad()
 def _look_at_own_cell(block: Block, config: TransformerConfig) -> None:
-    """The first head of a block begins with its own cell, the others each at random places around it."""
+    """The first heads of a block begin with their own cell, the others each at random places around it."""
     queries, keys, _ = block.qkv.bias.view(3, config.num_heads, config.head_dim)
     for bias in (queries, keys):
-        bias[0, : config.head_dim // 2] = SAME_CELL_BIAS
-        bias[1:].normal_(std=0.7)
+        bias[:SAME_CELL_HEADS, : config.head_dim // 2] = SAME_CELL_BIAS
+        bias[SAME_CELL_HEADS:].normal_(std=0.7)
     for norm in (block.q_norm, block.k_norm):
         norm.gain.fill_(SHARPNESS)

@@ -16,6 +16,7 @@ from pagedvid.cache.spec import CacheSpec
 from pagedvid.cache.stream_codecs import StreamCodecs
 from pagedvid.cache.window import Window
 from pagedvid.config.sections import ModelConfig
+from pagedvid.engine.checkpoint_file import Origin, load_checkpoint, save_checkpoint
 from pagedvid.engine.engine import Engine
 from pagedvid.engine.requests import ChunkOutput, VideoRequest
 from pagedvid.engine.schedule import Range
@@ -137,6 +138,32 @@ def test_quantized_and_corrected_histories_run_at_given_positions(model: WalkMod
     expected = frames_of(dense_latents(model, PROMPTS[0], 0, 5, 8))[:9]
     assert np.array_equal(frames[:2], expected[:2])
     assert np.abs(frames.astype(int) - expected).mean() < {"int8": 1, "int2": 12}[codec]
+
+
+@pytest.mark.parametrize("after", [0, 1, 4, 9])
+def test_a_walk_goes_on_from_a_checkpoint_in_a_file(model: WalkModel, after: int, tmp_path: Path):
+    window = Window(1, 3, "given")
+    (expected,) = videos_of(engine_of(model, "int8/int4", window), PROMPTS[:1], 9)
+    first, second = engine_of(model, "int8/int4", window), engine_of(model, "int8/int4", window)
+    first.submit(VideoRequest("0", PROMPTS[0], 9))
+    outputs = [output for _ in range(after) for output in first.step()]
+    origin = Origin(model.name, model.geometry, first.cache.spec, window, NUM_STEPS)
+    save_checkpoint(tmp_path / "walk", first.checkpoint("0"), origin)
+    second.restore(load_checkpoint(tmp_path / "walk", origin))
+    outputs += second.run()
+    assert np.array_equal(np.concatenate([output.frames for output in outputs]), expected)
+
+
+@pytest.mark.parametrize("num_frames", [2, 5])
+def test_a_walk_is_extended(model: WalkModel, num_frames: int):
+    window = Window(0, 3, "given")
+    (expected,) = videos_of(engine_of(model, "bf16", window), PROMPTS[:1], 9)
+    engine = engine_of(model, "bf16", window)
+    engine.submit(VideoRequest("0", PROMPTS[0], num_frames, keep=True))
+    outputs = list(engine.run())
+    engine.extend("0", 9)
+    outputs += engine.run()
+    assert np.array_equal(np.concatenate([output.frames for output in outputs]), expected)
 
 
 def test_a_named_map_gives_the_first_frames(model: WalkModel):
