@@ -36,6 +36,8 @@ SHORT_OUTING, LONG_OUTING = 24, 320
 """Most frames of an outing when training begins, and later."""
 LONGER_PER_STEP = 0.1
 """Frames by which outings grow with every step."""
+CROWDED_EVERY, CROWDED_TIMES = 8, 3
+"""Every so many steps have so many times as many chunks, so that attention stays sharp over a long history."""
 CHECK_SECONDS = 300.0
 CHECK_FRAMES, CHECK_MAPS = 33, 2
 """Of the outings that are checked while the network is trained."""
@@ -72,7 +74,9 @@ class Trainer(training.Trainer):
     def loss(self, rng: np.random.Generator, generator: torch.Generator) -> tuple[Tensor, dict[str, object]]:
         """The loss of one batch, and its errors in seen and in new cells."""
         longest = min(LONG_OUTING, SHORT_OUTING + int(LONGER_PER_STEP * self.step))
-        batch = make_batch(rng, self.arguments.maps_per_batch, self.arguments.chunks_per_map, longest)
+        is_crowded = self.step % CROWDED_EVERY == CROWDED_EVERY - 1
+        chunks_per_map = self.arguments.chunks_per_map * (CROWDED_TIMES if is_crowded else 1)
+        batch = make_batch(rng, self.arguments.maps_per_batch, chunks_per_map, longest)
         batch = Batch(*(tensor.to(self.device) for tensor in vars(batch).values()))
         # Small matrices in bfloat16 are slower than in float32 on most processors.
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type != "cpu"):
