@@ -49,11 +49,19 @@ class Transformer(nn.Module):
         """Clean latents [T, C] of N packed chunks with these noise levels, 0 to 1."""
         features_NW = noise_features(levels_N, self.config.width).to(self.noise_in.weight.dtype)
         condition_NW = F.silu(self.noise_out(F.silu(self.noise_in(features_NW))))
-        x_NSW = self.patch_in(latents_TC).view(len(levels_N), -1, self.config.width)
+        latents_NSC = latents_TC.view(len(levels_N), -1, latents_TC.shape[-1])
+        x_NSW = self.patch_in(latents_NSC * _told_by_noisy(levels_N).to(latents_TC.dtype)[:, None, None])
         for layer, block in enumerate(self.blocks):
             x_NSW = block(x_NSW, condition_NW, layer, attend)
         shift, scale = self.final_modulation(condition_NW).chunk(2, dim=-1)
         return self.patch_out(modulate(x_NSW, shift, scale)).view(latents_TC.shape)
+
+
+def _told_by_noisy(levels_N: Tensor) -> Tensor:
+    """What noisy latents x_t = (1 - t) * clean + t * noise are worth: the factor that makes them the best linear
+    estimate of clean ones of variance 1. Pure noise gives nothing, and cannot drown what history says."""
+    signal = 1 - levels_N
+    return signal / (signal.square() + levels_N.square())
 
 
 @torch.no_grad()
