@@ -47,7 +47,12 @@ def _check_tokens(number: int, asked: QueryRange) -> None:
             raise ShapeError(
                 f"range {number} has {num_tokens} tokens; chunk {old.index}, which it replaces, has {old.num_tokens}"
             )
-    elif asked.commit:
+        return
+    if history.window.positions == "given" and asked.position is None:
+        raise StateError(
+            f"range {number} has no position, but those of stream {stream.id} are given, range by range; give it one"
+        )
+    if asked.commit:
         _check_commit(asked, num_tokens)
 
 
@@ -55,7 +60,7 @@ def _check_commit(asked: QueryRange, num_tokens: int) -> None:
     stream, history = asked.stream, asked.stream.history(asked.branch)
     if history.num_committed == stream.max_chunks:
         raise StateError(f"stream {stream.id} was opened for max_chunks={stream.max_chunks}; all of them are committed")
-    if asked.position not in (None, next_position(history)):
+    if history.window.positions != "given" and asked.position not in (None, next_position(history)):
         raise StateError(
             f"a commit at position {asked.position} would be read at {next_position(history)}; leave position out"
         )

@@ -28,6 +28,7 @@ from pagedvid.cache.codec_fields import (
     codecs_from_fields,
     codecs_to_fields,
 )
+from pagedvid.cache.plan import MAX_POSITION
 from pagedvid.cache.spec import CacheSpec
 from pagedvid.cache.stream_codecs import StreamCodecs
 from pagedvid.cache.stream_image import BranchImage, ChunkImage, StreamImage
@@ -168,7 +169,7 @@ def _chunk_from_fields(fields: object, prefix: str, tensors: dict[str, Tensor], 
     return ChunkImage(
         index=_count("index", given["index"]),
         first_token=_count("first_token", given["first_token"]),
-        position=_count("position", given["position"]),
+        position=whole_number("position", given["position"], 0, MAX_POSITION, ConfigError),
         num_tokens=num_tokens,
         codecs=codecs,
         records_PB=take_tensor(tensors, f"{prefix}/records", (torch.uint8,), (num_pages, shape.page_bytes)),

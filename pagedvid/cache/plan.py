@@ -20,6 +20,9 @@ from pagedvid.cache.chunk import Chunk
 from pagedvid.cache.stream import BranchHistory, Stream
 from pagedvid.errors import StateError
 
+MAX_POSITION = 2**63 - 1
+"""Of a token; the first one is 0."""
+
 
 @dataclass(frozen=True)
 class QueryRange:
@@ -36,16 +39,17 @@ class QueryRange:
     sees_ranges: tuple[int, ...] = ()
     """Other ranges of the same step whose current keys it sees besides its own (several chunks in flight)."""
     position: int | None = None
-    """Position of its first token; None: after everything committed and in flight before it."""
+    """Position of its first token; None: after everything committed and in flight before it. A commit pass has one only
+    where the stream's positions are given (`Window.positions`), and there every range has."""
     tag: Any = None
     """Kept with the chunk that a commit pass stores, and not interpreted by the cache (cameras of its frames, ...)."""
     replaces: int | None = None
     """Has the position of this chunk (KV recache) and sees only the chunks before it; a commit replaces the chunk."""
 
     def __post_init__(self) -> None:
-        for name in ("num_tokens", "position", "replaces"):
+        for name, limits in (("num_tokens", ()), ("position", (0, MAX_POSITION)), ("replaces", ())):
             if getattr(self, name) is not None:
-                object.__setattr__(self, name, whole_number(f"{name} of a range", getattr(self, name)))
+                object.__setattr__(self, name, whole_number(f"{name} of a range", getattr(self, name), *limits))
         instance_of(bool, "commit of a range", self.commit, "True or False", StateError)
         object.__setattr__(self, "sees_ranges", whole_numbers("sees_ranges", self.sees_ranges))
         if self.visible is not None:
@@ -130,6 +134,8 @@ def chunk_positions(history: BranchHistory) -> dict[int, int]:
 
     positions="window": re-indexed from 0 in order, so that the gap between sinks and recent chunks closes.
     """
+    if history.window.positions == "given":
+        return {index: chunk.position for index, chunk in history.chunks.items()}
     if history.window.positions == "absolute":
         return {index: chunk.first_token for index, chunk in history.chunks.items()}
     positions, next_token = {}, 0
@@ -140,7 +146,7 @@ def chunk_positions(history: BranchHistory) -> dict[int, int]:
 
 
 def next_position(history: BranchHistory) -> int:
-    """Position of the first token after everything committed."""
+    """Position of the first token after everything committed, where positions are counted and not given."""
     if history.window.positions == "absolute":
         return history.num_committed_tokens
     return sum(chunk.num_tokens for chunk in history.chunks.values())
@@ -162,7 +168,7 @@ def wanted_chunks(asked: QueryRange) -> tuple[PendingChunk, ...]:
         Chunk(
             index=index,
             first_token=history.num_committed_tokens,
-            position=next_position(history),
+            position=next_position(history) if asked.position is None else asked.position,
             num_tokens=tokens_of(asked),
             codecs=stream.codecs.at_commit(index, stream.window),
             tag=asked.tag,
@@ -189,7 +195,7 @@ def resolve_ranges(ranges: Sequence[QueryRange], writes: Sequence[tuple[PendingC
         history = asked.stream.history(asked.branch)
         positions = chunk_positions(history)
         num_tokens = tokens_of(asked)
-        if asked.position is not None and not asked.commit:
+        if asked.position is not None and (not asked.commit or history.window.positions == "given"):
             position = asked.position
         elif asked.replaces is None:
             key = (asked.stream.id, asked.branch)

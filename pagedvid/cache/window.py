@@ -13,8 +13,9 @@ from pagedvid.errors import ConfigError
 class Window:
     """Which committed chunks a stream keeps. Neither count includes the chunk being denoised.
 
-    `positions` says where rotary embedding places the tokens: "absolute" counts from the video's start,
-    "window" re-indexes the kept chunks from 0, so that no position exceeds those the model was trained on.
+    `positions` says where rotary embedding places the tokens: "absolute" counts from the video's start, "window"
+    re-indexes the kept chunks from 0, so that no position exceeds those the model was trained on, and with "given"
+    every range says where it is and its chunk stays there, such as a place in a world.
     """
 
     sink_chunks: int = 1
@@ -24,7 +25,7 @@ class Window:
     def __post_init__(self) -> None:
         for name, minimum in (("sink_chunks", 0), ("recent_chunks", 1)):  # the newest chunk must stay visible
             object.__setattr__(self, name, whole_number(name, getattr(self, name), minimum, error=ConfigError))
-        one_of(("absolute", "window"), "positions", self.positions, ConfigError)
+        one_of(("absolute", "window", "given"), "positions", self.positions, ConfigError)
 
     @property
     def max_chunks(self) -> int:

@@ -95,7 +95,7 @@ class VideoModel(Protocol):
 
     @property
     def positions(self) -> str:
-        """Where rotary positions start, see `Window`: "absolute" or "window"."""
+        """Where rotary positions start, see `Window`: "absolute", "window" or "given"."""
         ...
 
     @property

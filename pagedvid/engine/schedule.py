@@ -49,9 +49,10 @@ class Range:
     """Other ranges of the same round whose current keys it sees in addition to its own."""
     commits: bool = False
     """Whether its keys and values are stored, as the next committed chunk. Then it is the first range of its branch
-    without a `position`."""
+    without a `position`, unless positions are given."""
     position: int | None = None
-    """Frame at which its rotary positions start; None: behind everything committed and the ranges before it."""
+    """Frame at which its rotary positions start; None: behind everything committed and the ranges before it. Every
+    range of a model has one whose `positions` are "given"; its chunk keeps it."""
     tag: Any = None
     """Handed to `attend` with its tokens and kept with the chunk that it stores; opaque to engine and cache."""
 

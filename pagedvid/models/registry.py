@@ -36,6 +36,7 @@ class _Family:
 
 _FAMILIES = (
     _Family("demo", ("demo",), shipped=Path(__file__).parent / "demo" / "weights"),
+    _Family("walk", ("walk",)),
     _Family("magi1", ("magi-1-4.5b", "magi-1-4.5b-distill", "magi-1-24b", "magi-1-24b-distill")),
     _Family("worldplay", ("hy-worldplay-8b", "hy-worldplay-5b")),
     _Family("wan.causal", ("self-forcing", "causvid", "krea-14b"), has_frame_size=True),

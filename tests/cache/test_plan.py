@@ -64,6 +64,34 @@ def test_short_chunks_shift_what_follows_by_their_own_length(positions, expected
     assert [*(first for _, first in reads(plan)), plan.ranges[0].first_token] == expected
 
 
+def test_given_positions_stay_with_their_chunks():
+    manager = make_manager(40)
+    stream = manager.open(Window(1, 2, positions="given"), TOKENS)
+    for position in (700, 0, 2**60, 700, 5):
+        commit(manager, QueryRange(stream, commit=True, position=position))
+    plan = plan_of(
+        manager, QueryRange(stream, position=3), QueryRange(stream, position=9), QueryRange(stream, position=3)
+    )
+    assert reads(plan) == [(0, 700), (3, 700), (4, 5)]
+    assert [range_.first_token for range_ in plan.ranges] == [3, 9, 3]
+    pinned = QueryRange(stream, commit=True, replaces=3)
+    assert plan_of(manager, pinned).ranges[0].first_token == 700
+
+
+@pytest.mark.parametrize("commits", [False, True])
+def test_given_positions_are_given_by_every_range(commits):
+    manager = make_manager(40)
+    stream = manager.open(Window(1, 2, positions="given"), TOKENS)
+    with pytest.raises(StateError, match="range 0 has no position, but those of stream 0 are given"):
+        plan_of(manager, QueryRange(stream, commit=commits))
+
+
+def test_counted_positions_of_commits_are_not_given():
+    manager = make_manager(40)
+    with pytest.raises(StateError, match="a commit at position 7 would be read at 0; leave position out"):
+        plan_of(manager, QueryRange(manager.open(Window(1, 2), TOKENS), commit=True, position=7))
+
+
 def test_no_position_exceeds_the_window_however_long_the_video():
     manager = make_manager(40)
     stream = manager.open(Window(2, 3, positions="window"), TOKENS)

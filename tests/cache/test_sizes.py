@@ -258,7 +258,7 @@ def test_live_chunks_are_the_first_and_the_last(window, num_committed):
     [
         ((-1, 1), "sink_chunks is -1"),
         ((1, 0), "recent_chunks is 0"),
-        ((1, 1, "relative"), "positions is 'relative'; allowed are absolute, window"),
+        ((1, 1, "relative"), "positions is 'relative'; allowed are absolute, window, given"),
     ],
 )
 def test_impossible_windows_are_refused(arguments, message):

@@ -22,7 +22,7 @@ from tests.models.wan.base.tiny import tiny_transformer
 
 
 def test_unknown_names_are_answered_with_the_known_ones():
-    with pytest.raises(ConfigError, match=r"unknown model 'magi-2'; known are demo, magi-1-4\.5b, .*magi-1-24b"):
+    with pytest.raises(ConfigError, match=r"unknown model 'magi-2'; known are demo, walk, magi-1-4\.5b, .*magi-1-24b"):
         spec_of("magi-2")
 
 

@@ -33,7 +33,8 @@ class RMSNorm(nn.Module):
         return F.rms_norm(x, x.shape[-1:], self.gain.to(x.dtype), eps=1e-6)
 
 
-def _modulate(x_NSW: Tensor, shift_NW: Tensor, scale_NW: Tensor) -> Tensor:
+def modulate(x_NSW: Tensor, shift_NW: Tensor, scale_NW: Tensor) -> Tensor:
+    """Tokens normalised, scaled by 1 + scale and shifted, chunk by chunk (AdaLN)."""
     normed = F.layer_norm(x_NSW, x_NSW.shape[-1:], eps=1e-6)
     return torch.addcmul(shift_NW.unsqueeze(1), normed, 1 + scale_NW.unsqueeze(1))
 
@@ -59,13 +60,13 @@ class Block(nn.Module):
         """Hidden states after this block; `layer` is passed on to `attend`."""
         shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(condition_NW).chunk(6, dim=-1)
         q, k, v = (
-            self.qkv(_modulate(x_NSW, shift1, scale1))
+            self.qkv(modulate(x_NSW, shift1, scale1))
             .view(-1, 3, self.num_heads, x_NSW.shape[-1] // self.num_heads)
             .unbind(1)
         )
         attended_THD = attend(layer, self.q_norm(q), self.k_norm(k), v)
         x_NSW = torch.addcmul(x_NSW, gate1.unsqueeze(1), self.out(attended_THD.reshape(x_NSW.shape)))
-        hidden = F.gelu(self.mlp_in(_modulate(x_NSW, shift2, scale2)), approximate="tanh")
+        hidden = F.gelu(self.mlp_in(modulate(x_NSW, shift2, scale2)), approximate="tanh")
         return torch.addcmul(x_NSW, gate2.unsqueeze(1), self.mlp_out(hidden))
 
 
@@ -182,7 +183,7 @@ class Transformer(nn.Module):
         for layer, block in enumerate(self.blocks):
             x_NSW = block(x_NSW, condition_NW, layer, attend)
         shift, scale = self.final_modulation(condition_NW).chunk(2, dim=-1)
-        x_NSW = _modulate(x_NSW, shift, scale)
+        x_NSW = modulate(x_NSW, shift, scale)
         return (self.patch_out(x_NSW) + self.picture_gate(x_NSW) * picture_NSC).view(latents_TC.shape)
 
 

@@ -1,0 +1,100 @@
+"""Walks in words: `map 7: left 12, up 8, right 12, down 8` as one move of the view per frame.
+
+A step is one of nine actions and, if it is taken more than once, a number; steps are separated by commas, semicolons
+or "then". `map` with a number in front says on which map the walk begins: its first frames are given. Without it the
+model invents them too.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from pagedvid.errors import PromptError
+from pagedvid.shown import shown
+
+MOVES: Mapping[str, tuple[int, int]] = {
+    "stay": (0, 0),
+    "left": (0, -1),
+    "right": (0, 1),
+    "up": (-1, 0),
+    "down": (1, 0),
+    "up-left": (-1, -1),
+    "up-right": (-1, 1),
+    "down-left": (1, -1),
+    "down-right": (1, 1),
+}
+"""The nine actions: cells by which the view moves down and right."""
+MAX_STEPS = 100_000
+"""Of one walk; a larger number is taken for a mistake."""
+MAX_MAP = 2**31 - 1
+_FORM = "such as 'map 7: left 12, up 8, right 12, down 8'"
+_MAP = re.compile(r"\s*map\s*(\d+)\s*(?::|,|;|$)", re.IGNORECASE)
+_STEP = re.compile(r"([a-z]+(?:[ -][a-z]+)?)\s*(\d*)", re.IGNORECASE)
+_SEPARATOR = re.compile(r"[,;]|\bthen\b", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Walk:
+    """What a prompt says."""
+
+    map_seed: int | None
+    """The map of the given first frames; None: they are invented."""
+    actions: tuple[str, ...]
+    """One a frame, keys of `MOVES`; the view stays where it is when they are over."""
+
+    def places(self, num_frames: int) -> np.ndarray:
+        """World (row, column) of the first cell in view, int64 [frames, 2]; that of frame 0 is (0, 0), and action n
+        leads from frame n to frame n + 1."""
+        moves = np.zeros((num_frames, 2), dtype=np.int64)
+        taken = self.actions[: max(0, num_frames - 1)]
+        moves[1 : 1 + len(taken)] = np.array([MOVES[action] for action in taken], dtype=np.int64).reshape(-1, 2)
+        return moves.cumsum(axis=0)
+
+
+def read_walk(prompt: str) -> Walk:
+    """The walk that a prompt describes. Raises PromptError, which names the step that is not understood."""
+    named_map = _MAP.match(prompt)
+    map_seed = None if named_map is None else _read_map(named_map.group(1), prompt)
+    steps = [step.strip() for step in _SEPARATOR.split(prompt[named_map.end() if named_map else 0 :])]
+    if steps[-1] == "":
+        steps.pop()
+    if not steps and map_seed is None:
+        raise PromptError(f"the prompt {shown(prompt)} is empty; the walk model takes steps {_FORM}")
+    actions: list[str] = []
+    for step in steps:
+        action, count = _read_step(step, prompt)
+        if len(actions) + count > MAX_STEPS:
+            raise PromptError(f"the walk {shown(prompt)} has more than {MAX_STEPS} steps; ask for fewer")
+        actions += [action] * count
+    return Walk(map_seed, tuple(actions))
+
+
+def _read_map(digits: str, prompt: str) -> int:
+    if len(digits) > 10 or int(digits) > MAX_MAP:
+        raise PromptError(f"the prompt {shown(prompt)} names map {shown(digits)}; maps are numbered 0 to {MAX_MAP}")
+    return int(digits)
+
+
+def _read_step(step: str, prompt: str) -> tuple[str, int]:
+    """(action, how often). Raises PromptError."""
+    match = _STEP.fullmatch(step)
+    action = None if match is None else _action("-".join(match.group(1).lower().replace("-", " ").split()))
+    if match is None or action is None:
+        raise PromptError(
+            f"{shown(step)} in the walk {shown(prompt)} is no step; a step is one of {', '.join(MOVES)}, and a number "
+            f"of frames if it is not 1, {_FORM}"
+        )
+    digits = match.group(2) or "1"
+    if len(digits) > len(str(MAX_STEPS)) or not 1 <= int(digits) <= MAX_STEPS:
+        raise PromptError(f"{shown(step)} in the walk {shown(prompt)}: give a number of frames from 1 to {MAX_STEPS}")
+    return action, int(digits)
+
+
+def _action(words: str) -> str | None:
+    """The action by its name, in either order of the words; None: there is none."""
+    turned = "-".join(reversed(words.split("-")))
+    return next((name for name in (words, turned) if name in MOVES), None)

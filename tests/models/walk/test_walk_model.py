@@ -1,0 +1,270 @@
+"""The walk model behind the `VideoModel` protocol: through paged caches it makes what a plain dense loop makes."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pagedvid.cache.spec import CacheSpec
+from pagedvid.cache.stream_codecs import StreamCodecs
+from pagedvid.cache.window import Window
+from pagedvid.config.sections import ModelConfig
+from pagedvid.engine.checkpoint_file import Origin, load_checkpoint, save_checkpoint
+from pagedvid.engine.engine import Engine
+from pagedvid.engine.requests import ChunkOutput, VideoRequest
+from pagedvid.engine.schedule import Range
+from pagedvid.errors import ConfigError, PromptError, ShapeError
+from pagedvid.models.demo.spec import TransformerConfig, noise_levels
+from pagedvid.models.registry import model_spec
+from pagedvid.models.walk.network import Transformer
+from pagedvid.models.walk.pipeline import WalkModel
+from pagedvid.models.walk.rotary import FASTEST, SLOWEST
+from pagedvid.models.walk.spec import CHUNK_TOKENS, FRAME_SIZE, LATENT_CHANNELS, VIEW_CELLS, cells_of, frames_of
+from pagedvid.models.walk.weights import load_walk, save_weights
+from pagedvid.models.walk.world import render
+from pagedvid.paged_kv_cache import PagedKVCache
+
+CONFIG = TransformerConfig(width=128, num_heads=2, num_layers=2)
+PROMPTS = ("map 5: right 3, down 2, left 3, up 2", "up-left 4, down-right 4")
+NUM_STEPS = 2
+
+
+def random_network() -> Transformer:
+    """Random weights in every layer, those that training finds at 0 included."""
+    torch.manual_seed(0)
+    network = Transformer(CONFIG)
+    for name, parameter in network.named_parameters():
+        if "modulation" in name or "patch_out" in name:
+            torch.nn.init.normal_(parameter, std=0.05)
+    return network
+
+
+@pytest.fixture(scope="module")
+def model() -> WalkModel:
+    return WalkModel.of(random_network())
+
+
+def engine_of(model: WalkModel, codec: str, window: Window) -> Engine:
+    geometry = model.geometry
+    codecs = StreamCodecs(codec)
+    spec = CacheSpec(
+        geometry.num_layers,
+        geometry.num_kv_heads,
+        geometry.head_dim,
+        codecs=codecs,
+        tokens_per_frame=64,
+        debug_checks=True,
+    )
+    return Engine(model, PagedKVCache(spec, "16MiB"), window, num_denoise_steps=NUM_STEPS)
+
+
+def videos_of(engine: Engine, prompts: tuple[str, ...], num_frames: int) -> list[np.ndarray]:
+    """Frames of each prompt, made together."""
+    for number, prompt in enumerate(prompts):
+        engine.submit(VideoRequest(str(number), prompt, num_frames, seed=number))
+    parts: dict[str, list[np.ndarray]] = {}
+    for output in engine.run():
+        assert isinstance(output, ChunkOutput), output
+        engine.cache.check()
+        parts.setdefault(output.request_id, []).append(output.frames)
+    assert engine.cache.pool.num_used_pages == 0
+    return [np.concatenate(parts[str(number)]) for number in range(len(prompts))]
+
+
+def turned(x_THD: Tensor, places: list[list[int]]) -> Tensor:
+    """Rotary embedding of the cells in view from `places`, one complex number per pair."""
+    pairs = x_THD.shape[-1] // 4
+    frequencies = torch.logspace(np.log10(FASTEST), np.log10(SLOWEST), pairs, dtype=torch.float64)
+    cells = [(row + r, column + c) for row, column in places for r in range(VIEW_CELLS) for c in range(VIEW_CELLS)]
+    angles = torch.stack([torch.cat([frequencies * row, frequencies * column]) for row, column in cells])
+    first, second = x_THD.double().chunk(2, dim=-1)
+    product = torch.complex(first, second) * torch.polar(torch.ones_like(angles), angles)[:, None]
+    return torch.cat([product.real, product.imag], dim=-1).to(x_THD.dtype)
+
+
+def dense_latents(model: WalkModel, prompt: str, seed: int, num_chunks: int, kept: int) -> Tensor:
+    """Clean latents of all chunks of one video; history is the newest `kept` chunks, dense and exact."""
+    walk = model.prepare(prompt, {}, 2 * num_chunks)
+    places = walk.places(2 * num_chunks).tolist()
+    history: list[dict[int, tuple[Tensor, Tensor]]] = []
+    clean = []
+    for chunk in range(num_chunks):
+        own_places, stored = places[2 * chunk : 2 * chunk + 2], {}
+
+        def attend(layer: int, q: Tensor, k: Tensor, v: Tensor, *, commits: bool) -> Tensor:
+            q, k = turned(q, own_places), turned(k, own_places)  # noqa: B023 - called within this turn of the loop
+            stored[layer] = k, v  # noqa: B023
+            seen = [] if commits else [each[layer] for each in history[-kept:]]
+            keys, values = (torch.cat([*(pair[i] for pair in seen), own]) for i, own in enumerate((k, v)))
+            return F.scaled_dot_product_attention(*(x.transpose(0, 1) for x in (q, keys, values))).transpose(0, 1)
+
+        def forward(latents: Tensor, level: float) -> Tensor:
+            part = Range(range(2 * chunk, 2 * chunk + 2), level)  # noqa: B023
+            return model.forward(latents, [part], [walk], lambda *args: attend(*args, commits=level == 0))
+
+        latents = model.initial_latents(walk, seed, chunk)
+        if walk.map_seed is None or chunk > 0:
+            for level, lower in itertools.pairwise(noise_levels(NUM_STEPS)):
+                latents = model.advance(latents, {"cond": forward(latents, level)}, level, lower)
+        clean.append(latents)
+        forward(latents, 0.0)
+        history.append(stored)
+    return torch.cat(clean)
+
+
+def assert_alike(frames: np.ndarray, latents: Tensor, most: int) -> None:
+    assert np.abs(frames.astype(int) - frames_of(latents)[: len(frames)]).max() <= most
+
+
+@pytest.mark.parametrize(("codec", "most"), [("fp32", 1), ("bf16", 6)])
+@pytest.mark.parametrize("kept", [2, 8])
+def test_two_walks_in_one_batch_are_what_a_dense_loop_makes_of_each(model: WalkModel, codec: str, most: int, kept: int):
+    videos = videos_of(engine_of(model, codec, Window(0, kept, "given")), PROMPTS, 11)
+    for seed, (prompt, frames) in enumerate(zip(PROMPTS, videos, strict=True)):
+        assert frames.shape == (11, FRAME_SIZE, FRAME_SIZE, 3)
+        assert_alike(frames, dense_latents(model, prompt, seed, 6, kept), most)
+
+
+@pytest.mark.parametrize("codec", ["int8", "int2"])
+def test_quantized_and_corrected_histories_run_at_given_positions(model: WalkModel, codec: str):
+    (frames,) = videos_of(engine_of(model, codec, Window(1, 3, "given")), PROMPTS[:1], 9)
+    expected = frames_of(dense_latents(model, PROMPTS[0], 0, 5, 8))[:9]
+    assert np.array_equal(frames[:2], expected[:2])
+    assert np.abs(frames.astype(int) - expected).mean() < {"int8": 1, "int2": 12}[codec]
+
+
+@pytest.mark.parametrize("after", [0, 1, 4, 9])
+def test_a_walk_goes_on_from_a_checkpoint_in_a_file(model: WalkModel, after: int, tmp_path: Path):
+    window = Window(1, 3, "given")
+    (expected,) = videos_of(engine_of(model, "int8/int4", window), PROMPTS[:1], 9)
+    first, second = engine_of(model, "int8/int4", window), engine_of(model, "int8/int4", window)
+    first.submit(VideoRequest("0", PROMPTS[0], 9))
+    outputs = [output for _ in range(after) for output in first.step()]
+    origin = Origin(model.name, model.geometry, first.cache.spec, window, NUM_STEPS)
+    save_checkpoint(tmp_path / "walk", first.checkpoint("0"), origin)
+    second.restore(load_checkpoint(tmp_path / "walk", origin))
+    outputs += second.run()
+    assert np.array_equal(np.concatenate([output.frames for output in outputs]), expected)
+
+
+@pytest.mark.parametrize("num_frames", [2, 5])
+def test_a_walk_is_extended(model: WalkModel, num_frames: int):
+    window = Window(0, 3, "given")
+    (expected,) = videos_of(engine_of(model, "bf16", window), PROMPTS[:1], 9)
+    engine = engine_of(model, "bf16", window)
+    engine.submit(VideoRequest("0", PROMPTS[0], num_frames, keep=True))
+    outputs = list(engine.run())
+    engine.extend("0", 9)
+    outputs += engine.run()
+    assert np.array_equal(np.concatenate([output.frames for output in outputs]), expected)
+
+
+def test_a_named_map_gives_the_first_frames(model: WalkModel):
+    (frames,) = videos_of(engine_of(model, "bf16", Window(0, 4, "given")), ("map 9: down, right",), 3)
+    for frame, (row, column) in zip(frames[:2], [(0, 0), (1, 0)], strict=True):
+        assert np.array_equal(frame, render(9, row, column, VIEW_CELLS, VIEW_CELLS))
+    assert not np.array_equal(frames[2], render(9, 1, 1, VIEW_CELLS, VIEW_CELLS))
+
+
+@pytest.mark.parametrize("num_frames", [1, 2])
+def test_given_frames_alone_are_a_video(model: WalkModel, num_frames: int):
+    (frames,) = videos_of(engine_of(model, "bf16", Window(0, 4, "given")), ("map 9: down",), num_frames)
+    assert len(frames) == num_frames
+
+
+def test_only_places_relative_to_each_other_matter(model: WalkModel):
+    """The same walk far from the origin: float32 tables and float64 angles keep scores exact enough."""
+    latents = torch.randn(2 * CHUNK_TOKENS, LATENT_CHANNELS)
+    levels = torch.tensor([0.0, 0.7])
+
+    def predicted(origin: tuple[int, int]) -> Tensor:
+        places = [[origin[0] + f, origin[1] - f] for f in range(4)]
+
+        def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            q, k = turned(q, places), turned(k, places)
+            return F.scaled_dot_product_attention(*(x.transpose(0, 1) for x in (q, k, v))).transpose(0, 1)
+
+        return model.network(latents, levels, attend)
+
+    assert torch.allclose(predicted((0, 0)), predicted((-100_000, 2_000_000)), atol=1e-3)
+
+
+def test_cells_and_frames_are_each_others_inverse():
+    image = render(1, 4, 4, VIEW_CELLS, VIEW_CELLS)
+    cells = cells_of(image)
+    assert cells.shape == (8, 8, LATENT_CHANNELS) and np.abs(cells).max() <= 1
+    assert np.array_equal(frames_of(torch.from_numpy(cells).flatten(0, 1)), image[None])
+    pixels = (cells[2, 3].reshape(8, 8, 3) + 1) * 127.5
+    assert np.allclose(pixels, image[16:24, 24:32], atol=1e-3)
+
+
+def test_geometry(model: WalkModel):
+    geometry = model.geometry
+    assert (geometry.tokens_per_frame, geometry.frames_per_chunk, geometry.chunk_tokens) == (64, 2, 128)
+    assert (geometry.num_layers, geometry.num_kv_heads, geometry.head_dim, geometry.branches) == (2, 2, 64, ("cond",))
+    network = Transformer(TransformerConfig(num_layers=4))
+    assert 2 * sum(parameter.numel() for parameter in network.parameters()) < 16e6
+
+
+def test_a_new_network_looks_at_its_own_cell(model: WalkModel):
+    """What training begins with: the first head gives most of its weight to the same cell of an earlier frame."""
+    network = Transformer(TransformerConfig(num_layers=1))
+    weights: list[Tensor] = []
+
+    def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        q, k = turned(q, [[0, 0]] * 2), turned(k, [[0, 0]] * 2)
+        weights.append((q[64:, 0] @ k[:64, 0].T / 8).softmax(dim=-1))
+        return v
+
+    with torch.no_grad():
+        network(torch.randn(CHUNK_TOKENS, LATENT_CHANNELS), torch.zeros(1), attend)
+    assert (weights[0].argmax(dim=-1) == torch.arange(64)).float().mean() > 0.7
+    assert weights[0].diagonal().mean() > 0.3
+
+
+def test_what_is_not_a_walk_is_refused(model: WalkModel):
+    with pytest.raises(PromptError, match="is no step"):
+        model.prepare("a red circle", {}, 8)
+    with pytest.raises(ConfigError, match="takes a prompt only; remove camera"):
+        model.prepare("left", {"camera": 1}, 8)
+    with pytest.raises(ShapeError, match="every range of walk is one chunk of 128"):
+        model.forward(torch.zeros(64, 192), [Range(range(1), 1.0)], [None], lambda *_: None)
+    walk = model.prepare("left 9000", {}, 8)
+    with pytest.raises(ConfigError, match="at most 10000 can be planned"):
+        model.schedule(walk, 30_000, None, Window(0, 4, "given"))
+    with pytest.raises(ConfigError, match="num_denoise_steps is 0"):
+        model.schedule(walk, 8, 0, Window(0, 4, "given"))
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Iterator[Path]:
+    save_weights(random_network(), tmp_path, {"steps": 0})
+    yield tmp_path
+
+
+def test_saved_weights_load_again_by_the_models_name(folder: Path):
+    spec = model_spec(ModelConfig(name="walk", weights=str(folder)))
+    assert spec.geometry.num_layers == 2 and not spec.writes_latents
+    assert spec.schedule(7, None, Window(0, 4)).num_commits == 3
+    loaded = spec.load([]).network.state_dict()
+    for name, tensor in random_network().state_dict().items():
+        assert torch.allclose(loaded[name], tensor, rtol=1e-3, atol=1e-4), name
+
+
+def test_weights_of_another_world_are_refused(folder: Path):
+    path = folder / "config.json"
+    path.write_text(path.read_text().replace('"world": 1', '"world": 0'))
+    with pytest.raises(ConfigError, match="trained on world 0, this is 1"):
+        load_walk(folder)
+
+
+def test_without_weights_the_way_to_train_is_named():
+    with pytest.raises(ConfigError, match=r"no weights come with the walk model yet; set model\.weights"):
+        model_spec(ModelConfig(name="walk"))

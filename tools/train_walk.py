@@ -1,0 +1,115 @@
+"""Trains the walk model on outings over maps that it renders itself, and exports the weights.
+
+walk_batches.py has the data, the attention and the loss; walk_check.py measures from time to time how much of a first
+visit is there again at the next one.
+
+python tools/train_walk.py --minutes 120 --out runs/walk            # as many steps as fit
+python tools/train_walk.py --minutes 120 --out runs/walk --resume   # after an interruption
+python tools/train_walk.py --out runs/walk --export DIR             # what `load_walk` reads
+
+With --steps in place of --minutes, a run gives the same weights every time. Needs PyTorch 2.9 or newer (its Muon
+optimizer); the exported weights do not.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+import training
+from pagedvid.models.demo.spec import TransformerConfig
+from pagedvid.models.walk.network import Transformer
+from pagedvid.models.walk.pipeline import WalkModel
+from pagedvid.models.walk.spec import CHUNK_TOKENS, LATENT_CHANNELS
+from pagedvid.models.walk.weights import save_weights
+from walk_batches import Batch, batch_loss, make_batch
+from walk_check import outing_scores
+
+HIDDEN_LAYERS = ("qkv", "out", "mlp_in", "mlp_out")
+SHORT_OUTING, LONG_OUTING = 24, 320
+"""Most frames of an outing when training begins, and later."""
+LONGER_PER_STEP = 0.1
+"""Frames by which outings grow with every step."""
+CROWDED_EVERY, CROWDED_TIMES = 8, 3
+"""Every so many steps have so many times as many chunks, so that attention stays sharp over a long history."""
+CHECK_SECONDS = 300.0
+CHECK_FRAMES, CHECK_MAPS = 33, 2
+"""Of the outings that are checked while the network is trained."""
+
+
+def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Flags of the command line."""
+    parser = training.argument_parser(__doc__ or "", out="runs/walk", layers=4, width=192)
+    parser.add_argument("--maps-per-batch", type=int, default=1)
+    parser.add_argument("--chunks-per-map", type=int, default=8)
+    return training.parse(parser, arguments)
+
+
+class Trainer(training.Trainer):
+    """Trains on outings that become longer."""
+
+    def __init__(self, arguments: argparse.Namespace) -> None:
+        super().__init__(arguments, HIDDEN_LAYERS)
+        self.last_check = time.perf_counter()
+        if arguments.compile:
+            self.model.compile(dynamic=False)  # in place, so that the names of the parameters do not change
+
+    def build_network(self) -> Transformer:
+        """The network with the sizes of the command line."""
+        config = TransformerConfig(
+            latent_channels=LATENT_CHANNELS,
+            chunk_tokens=CHUNK_TOKENS,
+            width=self.arguments.width,
+            num_heads=self.arguments.width // 64,
+            num_layers=self.arguments.layers,
+        )
+        return Transformer(config)
+
+    def loss(self, rng: np.random.Generator, generator: torch.Generator) -> tuple[Tensor, dict[str, object]]:
+        """The loss of one batch, and its errors in seen and in new cells."""
+        longest = min(LONG_OUTING, SHORT_OUTING + int(LONGER_PER_STEP * self.step))
+        is_crowded = self.step % CROWDED_EVERY == CROWDED_EVERY - 1
+        chunks_per_map = self.arguments.chunks_per_map * (CROWDED_TIMES if is_crowded else 1)
+        batch = make_batch(rng, self.arguments.maps_per_batch, chunks_per_map, longest)
+        batch = Batch(*(tensor.to(self.device) for tensor in vars(batch).values()))
+        # Small matrices in bfloat16 are slower than in float32 on most processors.
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type != "cpu"):
+            loss, errors = batch_loss(self.model, batch, generator)
+        return loss, dict(errors)
+
+    def report(self) -> dict[str, object] | None:
+        """Scores of short outings with the averaged network, every few minutes."""
+        if time.perf_counter() - self.last_check < CHECK_SECONDS:
+            return None
+        scores = outing_scores(WalkModel.of(self.average), CHECK_FRAMES, range(CHECK_MAPS))
+        self.last_check = time.perf_counter()
+        return dict(scores)
+
+    def facts(self) -> dict[str, object]:
+        """How the weights were trained."""
+        names = ("maps_per_batch", "chunks_per_map")
+        return super().facts() | {name: getattr(self.arguments, name) for name in names}
+
+
+def export(checkpoint: Path, folder: Path) -> None:
+    """Writes the averaged weights of a checkpoint in the form that `load_walk` reads."""
+    state = torch.load(checkpoint, map_location="cpu", weights_only=True)
+    network = Transformer(TransformerConfig(**state["config"]))
+    network.load_state_dict(state["average"])
+    save_weights(network, folder, state["facts"])
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Entry point of the script."""
+    training.run(Trainer, parse_arguments(arguments), export)
+
+
+if __name__ == "__main__":
+    training.end_politely()
+    main()
