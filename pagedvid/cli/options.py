@@ -66,6 +66,13 @@ def add_config_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--config", metavar="FILE", type=path_flag, help="YAML file with settings")
     group.add_argument("--model", metavar="NAME", help="model.name")
     group.add_argument("--weights", metavar="PATH", help="model.weights")
+    group.add_argument(
+        "--lora",
+        metavar="PATH[:SCALE]",
+        dest="loras",
+        action="append",
+        help="model.loras: added to the weights; repeatable",
+    )
     group.add_argument("--kv", metavar="CODEC", help="cache.codec: auto, klt2, int2, int4/int2 (keys/values), ...")
     group.add_argument("--no-correction", action="store_true", help="cache.correction=off")
     group.add_argument("--memory", metavar="SIZE", help="cache.memory, such as 2GiB")
@@ -87,6 +94,8 @@ def resolve_options(args: argparse.Namespace) -> ResolvedConfig:
             section, _, key = target.partition(".")
             value = read_value(written, f"--{flag}") if flag in _NUMBERS else written
             settings.append(Setting(section, key, value, f"--{flag}"))
+    if args.loras:
+        settings.append(Setting("model", "loras", args.loras, "--lora"))
     if args.no_correction:
         settings.append(Setting("cache", "correction", "off", "--no-correction"))
     settings.extend(read_assignment(assignment) for assignment in args.assignments)

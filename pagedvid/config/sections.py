@@ -13,10 +13,12 @@ from dataclasses import dataclass
 from pagedvid.budgets import LOOK_BACKS
 from pagedvid.codecs.assignment import CodecPair
 from pagedvid.codecs.registry import LADDERS
+from pagedvid.config.loras import Lora
 from pagedvid.config.rules import (
     codecs,
     flag,
     layers,
+    loras,
     nothing,
     number,
     one_of,
@@ -52,6 +54,8 @@ class ModelConfig(Section):
     """Name of the model; `demo` is the small one that ships with pagedvid."""
     weights: str | None = setting(None, nothing() | text("a path"))
     """File or folder of the model's weights (a folder for the demo model); null = those that ship with pagedvid."""
+    loras: tuple[Lora, ...] = setting((), loras())
+    """Files of LoRAs whose changes are added to the weights when they are loaded, each PATH or PATH:SCALE."""
     text_encoder: str | None = setting(None, nothing() | text("a path"))
     """Folder of the text encoder, which makes embeddings of prompts; null = requests name a file of embeddings."""
     vae: str | None = setting(None, nothing() | text("a path"))

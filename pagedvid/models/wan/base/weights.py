@@ -24,6 +24,8 @@ from pagedvid.errors import ConfigError
 from pagedvid.files.paths import exists, is_file, is_folder, read_json
 from pagedvid.models.common.checkpoint import load_checkpoint
 from pagedvid.models.common.checkpoint_files import path_or_none
+from pagedvid.models.common.lora import LoraMerge, check_loras
+from pagedvid.models.wan.base.names import library_name
 from pagedvid.models.wan.base.pipeline import LatentDecoder
 from pagedvid.models.wan.base.spec import LATENT_FRAME_PIXELS, TransformerShape, shape_of
 from pagedvid.shown import named
@@ -49,7 +51,11 @@ class WanParts:
 
 
 def find_parts(weights: Path, config: ModelConfig) -> WanParts:
-    """The parts of the model at `weights`; those that are named come before a pipeline's own. Raises ConfigError."""
+    """The parts of the model at `weights`; those that are named come before a pipeline's own.
+
+    Raises ConfigError for a path that does not exist, also of a LoRA.
+    """
+    check_loras(config.loras)
     encoder, vae = path_or_none(config.text_encoder), path_or_none(config.vae)
     for what, path in (("weights", weights), ("text_encoder", encoder), ("vae", vae)):
         if path is not None and not exists(path):
@@ -103,22 +109,21 @@ def shape_of_config(config: Mapping[str, Any]) -> TransformerShape:
 
 def load_transformer(
     class_name: str,
-    config: Mapping[str, Any],
+    sizes: Mapping[str, Any],
     path: Path,
-    device: str,
-    dtype: torch.dtype,
+    config: ModelConfig,
     rename: Callable[[str], str | None] = lambda name: name,
-    prefer_ema: bool = True,
 ) -> Any:
     """A transformer of diffusers with the weights of a file or folder, shard by shard. Raises ConfigError.
 
-    For `rename` and `prefer_ema` see `load_checkpoint`.
+    `sizes`: arguments of its class. `rename`: see `load_checkpoint`.
     """
     from pagedvid.integrations.diffusers_library import empty_transformer
 
-    transformer = empty_transformer(class_name, config, PURPOSE, dtype)
-    load_checkpoint(transformer, path, device, rename, prefer_ema=prefer_ema)
-    return transformer.to(device)
+    transformer = empty_transformer(class_name, sizes, PURPOSE, getattr(torch, config.dtype))
+    merge = LoraMerge(config.loras, transformer.state_dict(), library_name)
+    load_checkpoint(transformer, path, config.device, rename, merge, config.ema)
+    return transformer.to(config.device)
 
 
 def load_decoder(folder: Path | None, latent_channels: int, device: str) -> Callable[[], LatentDecoder] | None:

@@ -10,14 +10,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from pagedvid.cache.window import Window
 from pagedvid.config.sections import ModelConfig
 from pagedvid.engine.protocol import ModelSpec
 from pagedvid.engine.schedule import Schedule
 from pagedvid.models.common.checkpoint_files import needed_weights
 from pagedvid.models.common.text_encoder import t5_encoder
+from pagedvid.models.wan.base.names import library_name
 from pagedvid.models.wan.base.spec import with_frame_size
 from pagedvid.models.wan.base.text import cleaned
 from pagedvid.models.wan.base.weights import (
@@ -27,7 +26,7 @@ from pagedvid.models.wan.base.weights import (
     load_transformer,
     shape_of_config,
 )
-from pagedvid.models.wan.causal.checkpoint import library_name, transformer_config
+from pagedvid.models.wan.causal.checkpoint import transformer_config
 from pagedvid.models.wan.causal.pipeline import WanCausal
 from pagedvid.models.wan.causal.spec import PUBLISHED, wan_causal_schedule
 
@@ -53,8 +52,7 @@ def model_spec(config: ModelConfig) -> ModelSpec:
         decoder = load_decoder(parts.vae, sizes["in_channels"], device)
         rows = map(cleaned, prompts)
         text = t5_encoder(parts.text_encoder, "umt5", sizes["text_dim"], device, rows, settings.text_tokens)
-        dtype = getattr(torch, config.dtype)
-        transformer = load_transformer(TRANSFORMER, sizes, parts.transformer, device, dtype, library_name, config.ema)
+        transformer = load_transformer(TRANSFORMER, sizes, parts.transformer, config, library_name)
         return WanCausal(transformer, settings, text, decoder)
 
     frames = settings.frames if has_vae else None

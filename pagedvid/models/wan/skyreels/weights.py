@@ -10,8 +10,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from pagedvid.cache.window import Window
 from pagedvid.config.sections import ModelConfig
 from pagedvid.engine.protocol import ModelSpec
@@ -56,8 +54,7 @@ def model_spec(config: ModelConfig) -> ModelSpec:
         decoder = load_decoder(parts.vae, sizes["in_channels"], device)
         rows = map(cleaned, (*prompts, settings.negative_prompt) if prompts else ())
         text = t5_encoder(parts.text_encoder, "umt5", sizes["text_dim"], device, rows, settings.text_tokens)
-        dtype = getattr(torch, config.dtype)
-        transformer = load_transformer(TRANSFORMER, sizes, parts.transformer, device, dtype, prefer_ema=config.ema)
+        transformer = load_transformer(TRANSFORMER, sizes, parts.transformer, config)
         return SkyReelsV2(transformer, settings, text, decoder)
 
     frames = settings.frames if has_vae else None

@@ -94,10 +94,16 @@ def write_vae(folder: Path, **changed: Any) -> Path:
     return folder
 
 
+def write_transformer(folder: Path, class_name: str, seed: int = 0, **changed: Any) -> Any:
+    """A transformer alone in the layout of diffusers; returns it."""
+    transformer = tiny_transformer(class_name, seed, **changed)
+    transformer.save_pretrained(folder)
+    return transformer
+
+
 def write_pipeline(folder: Path, class_name: str, seed: int = 0, **changed: Any) -> Any:
     """A whole pipeline in the layout of diffusers; returns the transformer in it."""
-    transformer = tiny_transformer(class_name, seed, **changed)
-    transformer.save_pretrained(folder / "transformer")
+    transformer = write_transformer(folder / "transformer", class_name, seed, **changed)
     write_text_encoder(folder)
     write_vae(folder / "vae")
     (folder / "scheduler").mkdir()
