@@ -19,6 +19,7 @@ Value = TypeVar("Value")
 _FLAGS = {
     "model": "model.name",
     "weights": "model.weights",
+    "weights-dtype": "model.weights_dtype",
     "kv": "cache.codec",
     "memory": "cache.memory",
     "concurrent": "engine.concurrent",
@@ -66,6 +67,7 @@ def add_config_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--config", metavar="FILE", type=path_flag, help="YAML file with settings")
     group.add_argument("--model", metavar="NAME", help="model.name")
     group.add_argument("--weights", metavar="PATH", help="model.weights")
+    group.add_argument("--weights-dtype", metavar="FORMAT", help="model.weights_dtype: fp8 keeps weights in 8 bits")
     group.add_argument(
         "--lora",
         metavar="PATH[:SCALE]",
@@ -89,7 +91,7 @@ def resolve_options(args: argparse.Namespace) -> ResolvedConfig:
     """The settings that a command line gives. Raises `ConfigError`."""
     settings = read_file(args.config) if args.config else []
     for flag, target in _FLAGS.items():
-        written = getattr(args, flag)
+        written = getattr(args, flag.replace("-", "_"))
         if written is not None:
             section, _, key = target.partition(".")
             value = read_value(written, f"--{flag}") if flag in _NUMBERS else written

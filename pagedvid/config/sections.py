@@ -64,6 +64,9 @@ class ModelConfig(Section):
     """Device that holds the model and the cache."""
     dtype: str = setting("float32", one_of(*DTYPES))
     """Number format that the model computes in."""
+    weights_dtype: str | None = setting(None, nothing() | one_of("fp8"))
+    """Number format that the linear layers of a transformer's blocks keep their weights in: fp8 = e4m3 with a scale for
+    each row; null = `dtype`."""
     height: int | None = setting(None, nothing() | whole(16, 2**14))
     """Pixels of a frame from top to bottom, for models that take any size; null = the size it was published with."""
     width: int | None = setting(None, nothing() | whole(16, 2**14))

@@ -30,6 +30,7 @@ def origin_of(run: RunSpec, model: VideoModel) -> Origin:
         num_denoise_steps=run.config.engine.denoise_steps,
         settings={
             "dtype": config.dtype,
+            "weights_dtype": config.weights_dtype,
             "height": config.height,
             "width": config.width,
             "ema": config.ema,

@@ -51,10 +51,21 @@ def model_spec(config: ModelConfig) -> ModelSpec:
     family = _family(config.name)
     if not family.has_frame_size and (config.height, config.width) != (None, None):
         raise ConfigError(f"{config.name} makes frames of one size; remove model.height and model.width")
-    if not family.is_of_library and config.loras:
-        raise ConfigError(f"{config.name} takes no LoRAs; remove model.loras (causal Wan and SkyReels-V2 take them)")
+    _refuse_changed_weights(config, family)
     spec: ModelSpec = import_module(f"pagedvid.models.{family.folder}.weights").model_spec(config)
     return spec
+
+
+def _refuse_changed_weights(config: ModelConfig, family: _Family) -> None:
+    """Raises ConfigError for what only the transformers of diffusers can have done to their weights."""
+    default = ModelConfig()
+    settings = ("loras", "weights_dtype")
+    changed = [f"model.{name}" for name in settings if getattr(config, name) != getattr(default, name)]
+    if changed and not family.is_of_library:
+        raise ConfigError(
+            f"{config.name} takes its weights as they are; remove {', '.join(changed)}, which are for causal Wan and "
+            "SkyReels-V2"
+        )
 
 
 def model_weights(name: str, weights: Path | None) -> Path | None:

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,18 +28,21 @@ _ZIP = b"PK"
 """First bytes of a .pt file since PyTorch 1.6; older files cannot be mapped into memory."""
 
 
-def read_shard(file: Path, prefer_ema: bool = True) -> Iterator[tuple[str, Tensor]]:
+def read_shard(file: Path, prefer_ema: bool = True, only: Container[str] | None = None) -> Iterator[tuple[str, Tensor]]:
     """Names and tensors of one file, on the CPU, in the dtype of the file. Raises ConfigError.
 
-    `prefer_ema`: of a .pt file with averaged and last weights, take the averaged ones.
+    `prefer_ema`: of a .pt file with averaged and last weights, take the averaged ones. `only`: names of tensors to
+    read; None: all of them.
     """
     if readable_file(file).suffix != ".safetensors":
-        yield from _read_pickle(file, prefer_ema).items()
+        table = _read_pickle(file, prefer_ema)
+        yield from ((name, tensor) for name, tensor in table.items() if only is None or name in only)
         return
     try:
         with safe_open(file, framework="pt") as shard:
             for name in shard.keys():  # noqa: SIM118 - it is no mapping
-                yield name, shard.get_tensor(name)
+                if only is None or name in only:
+                    yield name, shard.get_tensor(name)
     except (SafetensorError, OSError) as error:
         raise ConfigError(f"{named(file)} cannot be read ({error}); download it again") from error
 

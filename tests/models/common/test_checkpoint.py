@@ -203,12 +203,12 @@ def test_numbers_that_are_no_floating_point_weights_are_refused(dtype, form, tmp
 
 @pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2])
 @pytest.mark.parametrize("form", ["safetensors", "pt"])
-def test_eight_bit_floats_are_weights_unless_their_scales_are_elsewhere(form, dtype, tmp_path: Path):
+def test_eight_bit_floats_are_weights_unless_there_are_scales_of_unknown_use(form, dtype, tmp_path: Path):
     content = tensors() | {"second.weight": torch.tensor([[0.5, -2.0], [1.5, 0.0]]).to(dtype)}
     module = small_on_meta()
     load_checkpoint(module, write(tmp_path, form, content))
     assert module.second.weight.tolist() == [[0.5, -2.0], [1.5, 0.0]]
-    for scale in ("second.scale_weight", "second.weight_scale", "second.scale_input", "scaled_fp8"):
+    for scale in ("second.weight_scale_inv", "second.scale_input", "scaled_fp8", "second.SCB"):
         path = write(tmp_path, form, content | {scale: torch.ones(1)})
         with pytest.raises(ConfigError, match=r"not weights by themselves: second.weight \(float8_e"):
             load_checkpoint(small_on_meta(), path)

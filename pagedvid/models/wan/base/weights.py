@@ -24,6 +24,7 @@ from pagedvid.errors import ConfigError
 from pagedvid.files.paths import exists, is_file, is_folder, read_json
 from pagedvid.models.common.checkpoint import load_checkpoint
 from pagedvid.models.common.checkpoint_files import path_or_none
+from pagedvid.models.common.fp8_linear import use_fp8
 from pagedvid.models.common.lora import LoraMerge, check_loras
 from pagedvid.models.wan.base.names import library_name
 from pagedvid.models.wan.base.pipeline import LatentDecoder
@@ -121,6 +122,8 @@ def load_transformer(
     from pagedvid.integrations.diffusers_library import empty_transformer
 
     transformer = empty_transformer(class_name, sizes, PURPOSE, getattr(torch, config.dtype))
+    if config.weights_dtype == "fp8":
+        use_fp8(transformer.blocks)
     merge = LoraMerge(config.loras, transformer.state_dict(), library_name)
     load_checkpoint(transformer, path, config.device, rename, merge, config.ema)
     return transformer.to(config.device)

@@ -25,7 +25,7 @@ from tests.models.wan.base.loras import (
     random_pairs,
     wan_file,
 )
-from tests.models.wan.base.published import write_transformer, write_self_forcing
+from tests.models.wan.base.published import write_self_forcing, write_transformer
 from tests.models.wan.base.tiny import tiny_transformer
 
 CLASSES = {"self-forcing": "WanTransformer3DModel", "skyreels-v2-1.3b": "SkyReelsV2Transformer3DModel"}
@@ -294,7 +294,7 @@ def test_a_path_that_does_not_exist_is_refused_before_anything_is_read(tmp_path)
 
 @pytest.mark.parametrize("name", ["demo", "magi-1-4.5b", "hy-worldplay-5b"])
 def test_models_with_networks_of_their_own_take_none(name):
-    with pytest.raises(ConfigError, match=rf"{name} takes no LoRAs; remove model.loras"):
+    with pytest.raises(ConfigError, match=rf"{name} takes its weights as they are; remove model.loras"):
         spec_of(name, loras=["a.safetensors"])
 
 
