@@ -59,7 +59,7 @@ def model_spec(config: ModelConfig) -> ModelSpec:
 def _refuse_changed_weights(config: ModelConfig, family: _Family) -> None:
     """Raises ConfigError for what only the transformers of diffusers can have done to their weights."""
     default = ModelConfig()
-    settings = ("loras", "weights_dtype")
+    settings = ("loras", "weights_dtype", "offload")
     changed = [f"model.{name}" for name in settings if getattr(config, name) != getattr(default, name)]
     if changed and not family.is_of_library:
         raise ConfigError(

@@ -3,9 +3,9 @@
     network = build_on_meta()                        # parameters have shapes and dtypes, but no memory
     load_checkpoint(network, path, device, rename)   # every parameter gets its tensor, its dtype, its device
 
-The files are found by checkpoint_files.py, their names are read by checkpoint_names.py; files/tensor_files.py says which
-numbers are weights, and scaled_weights.py which become weights by a scale beside them. Names, shapes and dtypes of all tensors are checked before the first one is read; memory holds the
-module and one shard at most.
+The files are found by checkpoint_files.py, their names are read by checkpoint_names.py. files/tensor_files.py says
+which numbers are weights, scaled_weights.py which become weights by a scale beside them. Names, shapes and dtypes of
+all tensors are checked before the first one is read; memory holds the module and one shard at most.
 """
 
 from __future__ import annotations

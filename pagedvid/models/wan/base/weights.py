@@ -26,6 +26,7 @@ from pagedvid.models.common.checkpoint import load_checkpoint
 from pagedvid.models.common.checkpoint_files import path_or_none
 from pagedvid.models.common.fp8_linear import use_fp8
 from pagedvid.models.common.lora import LoraMerge, check_loras
+from pagedvid.models.common.offload import offload
 from pagedvid.models.wan.base.names import library_name
 from pagedvid.models.wan.base.pipeline import LatentDecoder
 from pagedvid.models.wan.base.spec import LATENT_FRAME_PIXELS, TransformerShape, shape_of
@@ -125,7 +126,10 @@ def load_transformer(
     if config.weights_dtype == "fp8":
         use_fp8(transformer.blocks)
     merge = LoraMerge(config.loras, transformer.state_dict(), library_name)
-    load_checkpoint(transformer, path, config.device, rename, merge, config.ema)
+    load_checkpoint(transformer, path, "cpu" if config.offload else config.device, rename, merge, config.ema)
+    if config.offload:
+        offload(transformer, transformer.blocks, torch.device(config.device))
+        return transformer
     return transformer.to(config.device)
 
 

@@ -49,11 +49,12 @@ def model_spec(config: ModelConfig) -> ModelSpec:
         return skyreels_schedule(settings, geometry, num_frames, num_denoise_steps, window)
 
     def load(prompts: Sequence[str]) -> SkyReelsV2:
-        parts, device = find_parts(needed_weights(config), config), config.device
+        parts = find_parts(needed_weights(config), config)
         sizes = _sizes(parts.transformer)
-        decoder = load_decoder(parts.vae, sizes["in_channels"], device)
+        decoder = load_decoder(parts.vae, sizes["in_channels"], config.device_of_vae)
         rows = map(cleaned, (*prompts, settings.negative_prompt) if prompts else ())
-        text = t5_encoder(parts.text_encoder, "umt5", sizes["text_dim"], device, rows, settings.text_tokens)
+        width, place = sizes["text_dim"], config.device_of_text_encoder
+        text = t5_encoder(parts.text_encoder, "umt5", width, place, rows, settings.text_tokens)
         transformer = load_transformer(TRANSFORMER, sizes, parts.transformer, config)
         return SkyReelsV2(transformer, settings, text, decoder)
 
