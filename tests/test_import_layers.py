@@ -82,6 +82,7 @@ ONE_FILE_LIBRARIES = (
     "flashdreams",
     "ray",
     "fsspec",
+    "gguf",
     "lpips",
 )
 """Optional or heavy libraries, each behind one adapter file."""

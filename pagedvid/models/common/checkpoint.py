@@ -1,4 +1,4 @@
-"""Published weights into a module, one shard at a time: safetensors with an index, a single safetensors file, or .pt.
+"""Published weights into a module, one shard at a time: safetensors, with an index or in a single file, .pt, or GGUF.
 
     network = build_on_meta()                        # parameters have shapes and dtypes, but no memory
     load_checkpoint(network, path, device, rename)   # every parameter gets its tensor, its dtype, its device

@@ -1,6 +1,7 @@
 """One file of a checkpoint: what it holds, and its tensors one by one.
 
-`.pt` files are read with `weights_only=True`: they can hold tensors, but no code.
+`.pt` files are read with `weights_only=True`: they can hold tensors, but no code. GGUF files are read by
+integrations/gguf_file.py.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ from torch import Tensor
 from pagedvid.errors import ConfigError, listed
 from pagedvid.files.paths import readable_file
 from pagedvid.files.tensor_files import TensorFacts, safetensors_facts
+from pagedvid.integrations.gguf_file import gguf_facts, gguf_tensors
+from pagedvid.models.common.checkpoint_files import GGUF_SUFFIX
 from pagedvid.models.common.checkpoint_names import TABLES
 from pagedvid.shown import named
 
@@ -29,12 +32,15 @@ _ZIP = b"PK"
 
 
 def read_shard(file: Path, prefer_ema: bool = True, only: Container[str] | None = None) -> Iterator[tuple[str, Tensor]]:
-    """Names and tensors of one file, on the CPU, in the dtype of the file. Raises ConfigError.
+    """Names and tensors of one file, on the CPU, in the dtype of the file (of GGUF, float32). Raises ConfigError.
 
     `prefer_ema`: of a .pt file with averaged and last weights, take the averaged ones. `only`: names of tensors to
     read; None: all of them.
     """
-    if readable_file(file).suffix != ".safetensors":
+    if readable_file(file).suffix == GGUF_SUFFIX:
+        yield from ((name, tensor) for name, tensor in gguf_tensors(file) if only is None or name in only)
+        return
+    if file.suffix != ".safetensors":
         table = _read_pickle(file, prefer_ema)
         yield from ((name, tensor) for name, tensor in table.items() if only is None or name in only)
         return
@@ -49,7 +55,9 @@ def read_shard(file: Path, prefer_ema: bool = True, only: Container[str] | None 
 
 def shard_facts(file: Path, prefer_ema: bool = True) -> dict[str, TensorFacts]:
     """What `read_shard` would give, by name. Raises ConfigError."""
-    if readable_file(file).suffix != ".safetensors":
+    if readable_file(file).suffix == GGUF_SUFFIX:
+        return gguf_facts(file)
+    if file.suffix != ".safetensors":
         return {
             name: TensorFacts(tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."))
             for name, tensor in _read_pickle(file, prefer_ema).items()

@@ -157,7 +157,7 @@ def two_files(folder: Path) -> Path:
     ("spoil", "message"),
     [
         (lambda folder: folder / "absent.safetensors", "absent.safetensors is missing"),
-        (lambda folder: folder / "weights.gguf", "is no checkpoint: allowed are .safetensors"),
+        (lambda folder: folder / "weights.onnx", "is no checkpoint: allowed are .safetensors"),
         (lambda folder: folder, "holds no single checkpoint: .* found none"),
         (two_files, r"found a.safetensors, b.safetensors. Name the file itself"),
         (break_index, "is not an index of shards"),
@@ -296,8 +296,8 @@ def test_what_pagedvid_writes_may_be_next_to_the_weights(tmp_path: Path):
 
 def test_a_folder_without_weights_says_what_else_is_there(tmp_path: Path):
     save_file({"t": torch.zeros(1)}, tmp_path / "klt_tables.safetensors")
-    (tmp_path / "model.gguf").write_bytes(b"GGUF")
-    with pytest.raises(ConfigError, match=r"no single checkpoint: .*found klt_tables.safetensors, model.gguf"):
+    (tmp_path / "model.onnx").write_bytes(b"ONNX")
+    with pytest.raises(ConfigError, match=r"no single checkpoint: .*found klt_tables.safetensors, model.onnx"):
         checkpoint_files(tmp_path)
 
 
