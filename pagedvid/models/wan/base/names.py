@@ -1,7 +1,8 @@
 """Names of the original Wan repository, and what diffusers' transformers call the same tensors.
 
-They differ in words only: no tensor changes its shape (scripts/convert_wan_to_diffusers.py of diffusers). The
-transformers of SkyReels-V2 have the same modules.
+They differ in words only: no tensor changes its shape (convert_wan_to_diffusers.py and
+convert_skyreelsv2_to_diffusers.py among diffusers' scripts). SkyReels-V2 has the same modules, and some for the frame
+rate.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ _OUTSIDE = {
     "time_projection.1": "condition_embedder.time_proj",
     "patch_embedding": "patch_embedding",
     "head.head": "proj_out",
+    "fps_projection.0": "fps_projection.net.0.proj",
+    "fps_projection.2": "fps_projection.net.2",
 }
 """Modules outside of the blocks, both ways of naming."""
 _INSIDE = {

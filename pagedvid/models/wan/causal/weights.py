@@ -16,7 +16,7 @@ from pagedvid.engine.protocol import ModelSpec
 from pagedvid.engine.schedule import Schedule
 from pagedvid.models.common.checkpoint_files import needed_weights
 from pagedvid.models.common.text_encoder import t5_encoder
-from pagedvid.models.wan.base.names import library_name
+from pagedvid.models.wan.base.checkpoint import transformer_config
 from pagedvid.models.wan.base.spec import with_frame_size
 from pagedvid.models.wan.base.text import cleaned
 from pagedvid.models.wan.base.weights import (
@@ -26,7 +26,6 @@ from pagedvid.models.wan.base.weights import (
     load_transformer,
     shape_of_config,
 )
-from pagedvid.models.wan.causal.checkpoint import transformer_config
 from pagedvid.models.wan.causal.pipeline import WanCausal
 from pagedvid.models.wan.causal.spec import PUBLISHED, wan_causal_schedule
 
@@ -53,7 +52,7 @@ def model_spec(config: ModelConfig) -> ModelSpec:
         rows = map(cleaned, prompts)
         width, place = sizes["text_dim"], config.device_of_text_encoder
         text = t5_encoder(parts.text_encoder, "umt5", width, place, rows, settings.text_tokens)
-        transformer = load_transformer(TRANSFORMER, sizes, parts.transformer, config, library_name)
+        transformer = load_transformer(TRANSFORMER, sizes, parts.transformer, config)
         return WanCausal(transformer, settings, text, decoder)
 
     frames = settings.frames if has_vae else None

@@ -1,7 +1,7 @@
 """SkyReels-V2 by name: how one is loaded.
 
-`weights`: a pipeline in the layout of diffusers (Skywork/SkyReels-V2-DF-1.3B-540P-Diffusers and its siblings), or its
-folder `transformer` alone.
+`weights`: a pipeline in the layout of diffusers (Skywork/SkyReels-V2-DF-1.3B-540P-Diffusers and its siblings), its
+folder `transformer` alone, or a file or folder in the names of Wan's repository (SkyReels-V2-DF-1.3B-540P, ComfyUI, GGUF).
 """
 
 from __future__ import annotations
@@ -14,9 +14,10 @@ from pagedvid.cache.window import Window
 from pagedvid.config.sections import ModelConfig
 from pagedvid.engine.protocol import ModelSpec
 from pagedvid.engine.schedule import Schedule
-from pagedvid.errors import ConfigError
+from pagedvid.models.common.checkpoint import tensor_shapes
 from pagedvid.models.common.checkpoint_files import needed_weights
 from pagedvid.models.common.text_encoder import t5_encoder
+from pagedvid.models.wan.base.checkpoint import transformer_config
 from pagedvid.models.wan.base.spec import with_frame_size
 from pagedvid.models.wan.base.text import cleaned
 from pagedvid.models.wan.base.weights import (
@@ -42,7 +43,7 @@ def model_spec(config: ModelConfig) -> ModelSpec:
     has_vae = config.vae is not None
     if config.weights is not None:
         parts = find_parts(Path(config.weights), config)
-        shape, has_vae = shape_of_config(_sizes(parts.transformer)), parts.vae is not None
+        shape, has_vae = shape_of_config(_sizes(parts.transformer, config.ema)), parts.vae is not None
     geometry = shape.geometry(settings, settings.branches)
 
     def schedule(num_frames: int, num_denoise_steps: int | None, window: Window) -> Schedule:
@@ -50,7 +51,7 @@ def model_spec(config: ModelConfig) -> ModelSpec:
 
     def load(prompts: Sequence[str]) -> SkyReelsV2:
         parts = find_parts(needed_weights(config), config)
-        sizes = _sizes(parts.transformer)
+        sizes = _sizes(parts.transformer, config.ema)
         decoder = load_decoder(parts.vae, sizes["in_channels"], config.device_of_vae)
         rows = map(cleaned, (*prompts, settings.negative_prompt) if prompts else ())
         width, place = sizes["text_dim"], config.device_of_text_encoder
@@ -62,12 +63,10 @@ def model_spec(config: ModelConfig) -> ModelSpec:
     return ModelSpec(geometry, schedule, load, writes_latents=not has_vae, frames=frames)
 
 
-def _sizes(transformer: Path) -> dict[str, Any]:
-    """The arguments of diffusers' class."""
+def _sizes(transformer: Path, prefer_ema: bool) -> dict[str, Any]:
+    """The arguments of diffusers' class, for weights in either form."""
     sizes = library_config(transformer, TRANSFORMER)
-    if sizes is None:
-        raise ConfigError(
-            f"{transformer} has no config.json in the layout of diffusers; give the folder of a pipeline, or its "
-            "folder transformer"
-        )
-    return sizes
+    if sizes is not None:
+        return sizes
+    knows_fps = "fps_embedding.weight" in tensor_shapes(transformer, prefer_ema)
+    return {**transformer_config(transformer, prefer_ema), "inject_sample_info": knows_fps}

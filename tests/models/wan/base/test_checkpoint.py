@@ -10,8 +10,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from pagedvid.errors import ConfigError
+from pagedvid.models.wan.base.checkpoint import transformer_config
 from pagedvid.models.wan.base.names import library_name
-from pagedvid.models.wan.causal.checkpoint import transformer_config
 from tests.models.wan.base.published import original_table, write_self_forcing, write_single_file
 from tests.models.wan.base.tiny import CONFIG, tiny_transformer
 

@@ -1,11 +1,11 @@
-"""Checkpoints in the names of the original Wan repository, as Self-Forcing, CausVid and Krea publish them.
+"""Checkpoints in the names of the original Wan repository, as Self-Forcing, CausVid, Krea and Skywork publish them.
 
     Self-Forcing    .pt, {"generator": table, "generator_ema": table, "critic": ...}, each part left out or not
     CausVid         .pt, {"generator": table}
-    Krea            .safetensors, one table
+    Krea, Skywork   .safetensors, one table, in shards or not
 
 A table's names are `model.blocks.0.self_attn.q.weight`: the wrapper's `model.` (checkpoint_names.py), then the names of
-Wan's own network (base/names.py).
+Wan's own network (names.py).
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ WAN_HEAD_DIM = 128
 
 
 def transformer_config(path: Path, prefer_ema: bool = True) -> dict[str, Any]:
-    """Arguments of `WanTransformer3DModel` for a checkpoint file, or a folder with one; no tensor is read.
+    """Arguments of diffusers' transformer for a checkpoint file, or a folder with one; no tensor is read.
 
     Sizes are those of the tensors. They do not show how channels divide into heads: `num_heads` in a config.json next
     to them does (Wan publishes one), otherwise heads have 128 channels. Raises ConfigError.
