@@ -1,7 +1,7 @@
 """SkyReels-V2 by name: how one is loaded.
 
 `weights`: a pipeline in the layout of diffusers (Skywork/SkyReels-V2-DF-1.3B-540P-Diffusers and its siblings), its
-folder `transformer` alone, or a file or folder in the names of Wan's repository (SkyReels-V2-DF-1.3B-540P, ComfyUI, GGUF).
+folder `transformer` alone, or a file or folder in the names of Wan's repository (Skywork's own, ComfyUI's, GGUF).
 """
 
 from __future__ import annotations
