@@ -184,13 +184,21 @@ def _changes(file: Path, module: str, parts: Mapping[str, Part], default: _Defau
         raise ConfigError(f"{named(file)}: {only} is there without the other half of its pair; download it again")
     if pair:
         down, up = pair
-        rank = len(down.tensor) if down.tensor.ndim else 1
-        factor = float(parts["alpha"].tensor) / rank if "alpha" in parts else default(rank)
+        factor = _factor(file, down, parts.get("alpha"), default)
         found.append((f"{module}.weight", LowRank(down, up, factor)))
     for kind, leaf in _WHOLE.items():
         if kind in parts:
             found.append((f"{module}.{leaf}", Whole(parts[kind], factor if kind == "bias" else 1.0)))
     return found
+
+
+def _factor(file: Path, down: Part, alpha: Part | None, default: _DefaultFactor) -> float:
+    """alpha / rank of a pair. Raises ConfigError."""
+    rank = down.tensor.shape[0] if down.tensor.ndim else 0
+    if rank == 0 or (alpha is not None and alpha.tensor.numel() != 1):
+        wrong = down if rank == 0 else alpha
+        raise ConfigError(f"{named(file)}: {wrong} has no rank, or is not one number; download it again")
+    return default(rank) if alpha is None else float(alpha.tensor) / rank
 
 
 @dataclass(frozen=True)

@@ -240,6 +240,14 @@ WRONG = {
         lambda: {f"{TO_Q}.alpha": torch.ones(())},
         rf"{TO_Q}.alpha is there without the other half of its pair",
     ),
+    "alpha of many": (
+        lambda: one_pair(alpha=torch.ones(3)),
+        rf"{TO_Q}.alpha \[3\] has no rank, or is not one number",
+    ),
+    "no rank": (
+        lambda: one_pair(lora_A__weight=torch.ones(0, 32), lora_B__weight=torch.ones(32, 0)),
+        rf"{TO_Q}.lora_A.weight \[0, 32\] has no rank",
+    ),
     "twice": (
         lambda: one_pair() | {f"{TO_Q}.lora_A.weight": torch.ones(3, 32)},
         r"holds \S+ and \S+, which mean the same; remove one",
