@@ -20,6 +20,7 @@ from pagedvid.capacity.card_files import all_cards
 from pagedvid.capacity.cards import ModelCard
 from pagedvid.capacity.gpus import gpu_memory, gpu_names
 from pagedvid.capacity.sizing import Answer, Question, answers
+from pagedvid.capacity.weights import weight_formats
 from pagedvid.errors import CapacityError
 from pagedvid.units import GIB
 
@@ -30,7 +31,7 @@ HEADERS = ("model", "window", "GB per stream", *COLUMNS, "history, s")
 
 def size_up(card: ModelCard, memory_bytes: int) -> tuple[str, list[Answer]]:
     """(number format of the weights, answers); no answers if nothing fits."""
-    for weights in card.weights:
+    for weights in [name for name in ("bf16", "fp8") if name in weight_formats(card)]:
         question = Question(card, card.resolution, card.window, memory_bytes, weights)
         try:
             return weights, answers(question, CODECS)

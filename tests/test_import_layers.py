@@ -84,6 +84,7 @@ ONE_FILE_LIBRARIES = (
     "sglang",
     "ray",
     "fsspec",
+    "gguf",
     "lpips",
 )
 """Optional or heavy libraries, each behind one adapter file."""

@@ -23,6 +23,7 @@ from pagedvid.errors import ConfigError
 from pagedvid.files.plain_yaml import MAX_YAML_BYTES, YamlError, read_scalar
 from pagedvid.files.text import read_text
 from pagedvid.shown import named, shown, unknown
+from pagedvid.units import format_bytes
 
 PACKAGE = Path(pagedvid.__file__).parent
 
@@ -107,7 +108,7 @@ def read_card(path: Path) -> ModelCard:
         if key not in known:
             raise ConfigError(f"{path.name}: unknown key {unknown(str(key), tuple(known))}")
     for key, item in known.items():
-        if key not in values and item.default is dataclasses.MISSING:
+        if key not in values and item.default is item.default_factory is dataclasses.MISSING:
             raise ConfigError(f'{path.name}: the key "{key}" is missing')
     card = ModelCard(**{key: _read_value(path, key, value) for key, value in values.items()})
     _check_card(path, card)
@@ -120,6 +121,13 @@ def _check_card(path: Path, card: ModelCard) -> None:
             f"{path.name}: num_query_heads is {card.num_query_heads}; it must be a multiple of num_kv_heads "
             f"{card.num_kv_heads}"
         )
+    if card.block and card.num_layers * card.block["bf16"] >= card.weights.get("bf16", 0):
+        raise ConfigError(
+            f"{path.name}: {card.num_layers} blocks of {format_bytes(card.block['bf16'])} are not less than weights: "
+            f"{{bf16: {format_bytes(card.weights.get('bf16', 0))}}}; give the bytes of all weights and of one block"
+        )
+    if card.block and "fp8" in card.weights:
+        raise ConfigError(f"{path.name}: weights in fp8 follow from block; remove fp8 from weights")
     try:
         card.tokens_per_frame(card.resolution)
         _ = card.shape
@@ -149,6 +157,12 @@ def _triple(value: Any) -> tuple[int, ...]:
 def _weights(value: Any) -> dict[str, int]:
     formats = one_of("bf16", "fp8")
     return {str(formats.read(key)): _bytes(amount) for key, amount in dict(value).items()}
+
+
+def _block(value: Any) -> dict[str, int]:
+    if set(value) != {"bf16", "fp8"}:
+        raise ValueError
+    return {key: _bytes(value[key]) for key in ("bf16", "fp8")}
 
 
 def _branches(value: Any) -> tuple[str, ...]:
@@ -201,6 +215,7 @@ _READERS: dict[str, tuple[Callable[[Any], object], str]] = {
     "denoise_steps": _COUNT,
     "window": (_window, "{sink_chunks: N, recent_chunks: N} or, when rebuilt for every chunk, {memory_frames: N}"),
     "weights": (_weights, "sizes by format: {bf16: 2.84GB, fp8: 1.42GB}"),
+    "block": (_block, "bytes of one block in both formats: {bf16: 93MB, fp8: 47MB}"),
     "current_frames": _COUNT,
     "branches": (_branches, "a list of different names, such as [cond, uncond]"),
     "forwards_per_step": _by_rule(number(1, 16)),

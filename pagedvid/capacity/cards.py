@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from pagedvid.cache.sizes import KVShape
@@ -124,6 +124,8 @@ class ModelCard:
     window: LookBack
     weights: Mapping[str, int]
     """Bytes of the video transformer's weights, by number format."""
+    block: Mapping[str, int] = field(default_factory=dict)
+    """Bytes of one of its `num_layers` blocks: bf16 as it is, fp8 with linear layers in eight bits. Empty: unknown."""
     current_frames: int = 0
     """Latent frames denoised together, which may be several chunks in flight; 0: those of one chunk."""
     branches: tuple[str, ...] = ("cond",)

@@ -15,6 +15,7 @@ from pagedvid.cache.stream_codecs import StreamCodecs
 from pagedvid.cache.stream_sizes import window_bits_per_value
 from pagedvid.capacity.cards import ModelCard, Resolution, StreamSize
 from pagedvid.capacity.look_back import MAX_LENGTH, LookBack
+from pagedvid.capacity.weights import NO_WEIGHTS, WeightBytes, weight_formats
 from pagedvid.capacity.workspace import commit_bytes, current_bytes, scratch_bytes, table_bytes
 from pagedvid.errors import CapacityError, ConfigError
 from pagedvid.shown import shown
@@ -36,21 +37,26 @@ class Question:
     look_back: LookBack
     memory_bytes: int
     weights_format: str
-    """A key of the card's `weights`, or "none"."""
+    """A key of `weight_formats`."""
     reserve_bytes: int = 0
     """Set aside for activations, VAE, text encoder."""
     num_branches: int | None = None
     """None: as many as the card names."""
 
     @property
+    def weights(self) -> WeightBytes:
+        """Bytes of the model's weights. Raises ConfigError for a format that the card does not have."""
+        formats = weight_formats(self.card)
+        if self.weights_format not in formats:
+            raise ConfigError(
+                f"--weights is {shown(self.weights_format)}; allowed for {self.card.name} are {', '.join(formats)}"
+            )
+        return formats[self.weights_format]
+
+    @property
     def weights_bytes(self) -> int:
-        """Bytes of the model's weights on the device. Raises ConfigError for a format that the card does not name."""
-        if self.weights_format == "none":
-            return 0
-        if self.weights_format not in self.card.weights:
-            allowed = ", ".join([*self.card.weights, "none"])
-            raise ConfigError(f"--weights is {shown(self.weights_format)}; allowed for {self.card.name} are {allowed}")
-        return self.card.weights[self.weights_format]
+        """Those on the device. Raises ConfigError."""
+        return self.weights.device
 
     @property
     def size(self) -> StreamSize:
@@ -102,8 +108,9 @@ def check_memory(question: Question) -> None:
     fixed = question.weights_bytes + question.reserve_bytes
     if fixed < question.memory_bytes:
         return
-    others = [name for name, size in question.card.weights.items() if size < question.weights_bytes]
-    hint = f"--weights {others[0]}, " if others else ""
+    formats = weight_formats(question.card)
+    smaller = [name for name, size in formats.items() if name != NO_WEIGHTS and size.device < question.weights_bytes]
+    hint = f"--weights {smaller[0]}, " if smaller else ""
     reserve = f" and the reserve {format_bytes(question.reserve_bytes)}" if question.reserve_bytes else ""
     raise CapacityError(
         f"the {question.weights_format} weights of {question.card.name} take {format_bytes(question.weights_bytes)}"

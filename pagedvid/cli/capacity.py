@@ -60,7 +60,9 @@ def add_parser(subparsers: Any) -> None:
         "--memory", metavar="SIZE", default=DEFAULT_MEMORY, help=f"memory of the device (default: {DEFAULT_MEMORY})"
     )
     memory.add_argument("--gpu", metavar="NAME", help=f"or a GPU by name: {', '.join(gpu_names())}")
-    parser.add_argument("--weights", metavar="FORMAT", default="bf16", help="bf16, fp8 or none (default: bf16)")
+    parser.add_argument(
+        "--weights", metavar="FORMAT", default="bf16", help="bf16 (default), fp8, offload, fp8-offload or none"
+    )
     parser.add_argument("--reserve", metavar="SIZE", default="0", help="kept free for activations, VAE, text encoder")
     parser.add_argument("--window", metavar="W", help="SINK+RECENT chunks (1+6), frames (18frames) or seconds (4.5s)")
     parser.add_argument("--kv", metavar="NAMES", help=f"some of {', '.join(CODEC_CHOICES)} and the presets")

@@ -63,7 +63,8 @@ def question_lines(question: Question) -> list[str]:
     else:
         frames = question.look_back.num_frames(card.frames_per_chunk)
         window = f"{frames} frames = {size.seconds:.4g} s, stored anew for every chunk"
-    weights = f"weights {question.weights_format} {format_bytes(question.weights_bytes)}"
+    host = f" ({format_bytes(question.weights.host)} in host memory)" if question.weights.host else ""
+    weights = f"weights {question.weights_format} {format_bytes(question.weights_bytes)}{host}"
     reserve = f", reserve {format_bytes(question.reserve_bytes)}" if question.reserve_bytes else ""
     return [
         (
@@ -94,6 +95,7 @@ def question_facts(question: Question) -> dict[str, object]:
         "memory_bytes": question.memory_bytes,
         "weights": question.weights_format,
         "weights_bytes": question.weights_bytes,
+        "weights_host_bytes": question.weights.host,
         "reserve_bytes": question.reserve_bytes,
     }
 

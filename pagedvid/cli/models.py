@@ -7,6 +7,7 @@ from typing import Any
 
 from pagedvid.capacity.card_files import all_cards
 from pagedvid.capacity.cards import ModelCard
+from pagedvid.capacity.weights import weight_formats
 from pagedvid.cli.capacity_report import Report, columns
 from pagedvid.cli.options import path_flag
 from pagedvid.units import format_bytes
@@ -56,6 +57,7 @@ def _second_bytes(card: ModelCard) -> int:
 
 
 def _facts(card: ModelCard, file: str) -> dict[str, object]:
+    weights = {name: size.device for name, size in weight_formats(card).items()}
     return {
         "model": card.name,
         "title": card.title,
@@ -72,7 +74,7 @@ def _facts(card: ModelCard, file: str) -> dict[str, object]:
         "denoise_steps": card.denoise_steps,
         "window": str(card.window),
         "bf16_bytes_per_second": _second_bytes(card),
-        "weights_bf16_bytes": card.weights.get("bf16"),
-        "weights_fp8_bytes": card.weights.get("fp8"),
+        "weights_bf16_bytes": weights.get("bf16"),
+        "weights_fp8_bytes": weights.get("fp8"),
         "file": file,
     }

@@ -19,6 +19,7 @@ Value = TypeVar("Value")
 _FLAGS = {
     "model": "model.name",
     "weights": "model.weights",
+    "weights-dtype": "model.weights_dtype",
     "kv": "cache.codec",
     "memory": "cache.memory",
     "concurrent": "engine.concurrent",
@@ -66,6 +67,15 @@ def add_config_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--config", metavar="FILE", type=path_flag, help="YAML file with settings")
     group.add_argument("--model", metavar="NAME", help="model.name")
     group.add_argument("--weights", metavar="PATH", help="model.weights")
+    group.add_argument("--weights-dtype", metavar="FORMAT", help="model.weights_dtype: fp8 keeps weights in 8 bits")
+    group.add_argument("--offload", action="store_true", help="model.offload: blocks of the model in host memory")
+    group.add_argument(
+        "--lora",
+        metavar="PATH[:SCALE]",
+        dest="loras",
+        action="append",
+        help="model.loras: added to the weights; repeatable",
+    )
     group.add_argument("--kv", metavar="CODEC", help="cache.codec: auto, klt2, int2, int4/int2 (keys/values), ...")
     group.add_argument("--no-correction", action="store_true", help="cache.correction=off")
     group.add_argument("--memory", metavar="SIZE", help="cache.memory, such as 2GiB")
@@ -82,11 +92,15 @@ def resolve_options(args: argparse.Namespace) -> ResolvedConfig:
     """The settings that a command line gives. Raises `ConfigError`."""
     settings = read_file(args.config) if args.config else []
     for flag, target in _FLAGS.items():
-        written = getattr(args, flag)
+        written = getattr(args, flag.replace("-", "_"))
         if written is not None:
             section, _, key = target.partition(".")
             value = read_value(written, f"--{flag}") if flag in _NUMBERS else written
             settings.append(Setting(section, key, value, f"--{flag}"))
+    if args.loras:
+        settings.append(Setting("model", "loras", args.loras, "--lora"))
+    if args.offload:
+        settings.append(Setting("model", "offload", True, "--offload"))
     if args.no_correction:
         settings.append(Setting("cache", "correction", "off", "--no-correction"))
     settings.extend(read_assignment(assignment) for assignment in args.assignments)

@@ -10,6 +10,7 @@ from typing import Any
 
 from pagedvid.codecs.assignment import CodecPair, read_layers, write_layers
 from pagedvid.codecs.registry import codec_names
+from pagedvid.config.loras import Lora, read_lora
 from pagedvid.errors import ConfigError
 from pagedvid.files.text import check_text
 from pagedvid.units import UNITS, format_setting_bytes, parse_bytes
@@ -144,6 +145,17 @@ def layers() -> Rule:
             raise ValueError from error
 
     return Rule("a mapping from layers to codecs, such as {0-1: int8, 5: int4/int2}", read, write_layers)
+
+
+def loras() -> Rule:
+    """Files of LoRAs, each with its scale: `Lora`s in the program, a list of texts in the file."""
+
+    def read(value: object) -> object:
+        _need(isinstance(value, list | tuple))
+        return tuple(item if isinstance(item, Lora) else read_lora(item) for item in value)  # type: ignore[attr-defined]
+
+    allowed = "a list of PATH or PATH:SCALE, such as [style.safetensors:0.8], with scales from -100 to 100"
+    return Rule(allowed, read, lambda value: [str(lora) for lora in value])
 
 
 def setting(default: Any, rule: Rule) -> Any:

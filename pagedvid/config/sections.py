@@ -13,10 +13,12 @@ from dataclasses import dataclass
 from pagedvid.budgets import LOOK_BACKS
 from pagedvid.codecs.assignment import CodecPair
 from pagedvid.codecs.registry import LADDERS
+from pagedvid.config.loras import Lora
 from pagedvid.config.rules import (
     codecs,
     flag,
     layers,
+    loras,
     nothing,
     number,
     one_of,
@@ -52,6 +54,8 @@ class ModelConfig(Section):
     """Name of the model; `demo` is the small one that ships with pagedvid."""
     weights: str | None = setting(None, nothing() | text("a path"))
     """File or folder of the model's weights (a folder for the demo model); null = those that ship with pagedvid."""
+    loras: tuple[Lora, ...] = setting((), loras())
+    """Files of LoRAs whose changes are added to the weights when they are loaded, each PATH or PATH:SCALE."""
     text_encoder: str | None = setting(None, nothing() | text("a path"))
     """Folder of the text encoder, which makes embeddings of prompts; null = requests name a file of embeddings."""
     vae: str | None = setting(None, nothing() | text("a path"))
@@ -60,12 +64,31 @@ class ModelConfig(Section):
     """Device that holds the model and the cache."""
     dtype: str = setting("float32", one_of(*DTYPES))
     """Number format that the model computes in."""
+    weights_dtype: str | None = setting(None, nothing() | one_of("fp8"))
+    """Number format that the linear layers of a transformer's blocks keep their weights in: fp8 = e4m3 with a scale for
+    each row; null = `dtype`."""
+    offload: bool = setting(False, flag())
+    """Whether the transformer's blocks stay in host memory; each comes to the device while the one before it runs."""
+    text_encoder_device: str | None = setting(None, nothing() | DEVICE)
+    """Device of the text encoder; null = `device`."""
+    vae_device: str | None = setting(None, nothing() | DEVICE)
+    """Device of the VAE; null = `device`."""
     height: int | None = setting(None, nothing() | whole(16, 2**14))
     """Pixels of a frame from top to bottom, for models that take any size; null = the size it was published with."""
     width: int | None = setting(None, nothing() | whole(16, 2**14))
     """Pixels of a frame from left to right; null = the size it was published with."""
     ema: bool = setting(True, flag())
     """Whether to take the averaged weights of a checkpoint that has averaged and last ones."""
+
+    @property
+    def device_of_text_encoder(self) -> str:
+        """Where prompts are encoded."""
+        return self.text_encoder_device or self.device
+
+    @property
+    def device_of_vae(self) -> str:
+        """Where latents are decoded."""
+        return self.vae_device or self.device
 
 
 @dataclass(frozen=True)
@@ -195,6 +218,9 @@ SECTIONS: dict[str, type[Section]] = {
 
 _NOT_IN_FRAMES = {
     "model.device",
+    "model.offload",
+    "model.text_encoder_device",
+    "model.vae_device",
     "cache.memory",
     "cache.host_memory",
     "cache.debug_checks",
@@ -210,7 +236,10 @@ _NOT_IN_FRAMES = {
     "generate.devices",
     *(f"serve.{key}" for key in ServeConfig.field_names()),
 }
-_IN_LAST_BITS = {"model.device", "attention.backend", "attention.scratch", "generate.threads", "generate.devices"}
+_IN_LAST_BITS = {
+    *("model.device", "model.text_encoder_device", "model.vae_device"),
+    *("attention.backend", "attention.scratch", "generate.threads", "generate.devices"),
+}
 """Those of `_NOT_IN_FRAMES` that change the rounding of a video that runs alone."""
 
 

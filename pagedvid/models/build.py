@@ -93,7 +93,9 @@ def build_engine(
 @independent_of_host
 def load_model(run: RunSpec, prompts: Sequence[str] = ()) -> VideoModel:
     """The model alone, with `prompts` encoded. Raises ConfigError."""
-    read_device(run.config.model.device)
+    config = run.config.model
+    for device in (config.device, config.device_of_text_encoder, config.device_of_vae):
+        read_device(device)
     with float32_modules():
         return run.model.load(prompts)
 

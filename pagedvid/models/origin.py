@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from pagedvid.config.loras import Lora
 from pagedvid.engine.checkpoint_file import Origin
 from pagedvid.engine.protocol import VideoModel
 from pagedvid.files.fingerprint import fingerprint
 from pagedvid.files.paths import is_folder
 from pagedvid.models.build import RunSpec
-from pagedvid.models.common.checkpoint_files import files_of_part, path_or_none
+from pagedvid.models.common.checkpoint_files import checkpoint_files, files_of_part, path_or_none
 from pagedvid.models.registry import model_weights
 
 
@@ -26,7 +28,14 @@ def origin_of(run: RunSpec, model: VideoModel) -> Origin:
         cache=run.cache,
         window=replace(run.window, positions=model.positions),
         num_denoise_steps=run.config.engine.denoise_steps,
-        settings={"dtype": config.dtype, "height": config.height, "width": config.width, "ema": config.ema},
+        settings={
+            "dtype": config.dtype,
+            "weights_dtype": config.weights_dtype,
+            "height": config.height,
+            "width": config.width,
+            "ema": config.ema,
+            "lora_scales": " ".join(f"{lora.scale:g}" for lora in config.loras),
+        },
         files=file_fingerprints(run),
     )
 
@@ -45,6 +54,7 @@ def file_fingerprints(run: RunSpec) -> dict[str, str | None]:
         "text_encoder": _fingerprint(path_or_none(config.text_encoder) or pipeline, "text_encoder"),
         "vae": _fingerprint(path_or_none(config.vae) or pipeline, "vae"),
         "tables": None if run.tables is None else fingerprint([run.tables]),
+        "loras": _fingerprint_of_loras(config.loras),
     }
 
 
@@ -53,3 +63,9 @@ def _fingerprint(path: Path | None, part: str) -> str | None:
     if path is None:
         return None
     return fingerprint(files_of_part(path / part if is_folder(path / part) else path))
+
+
+def _fingerprint_of_loras(loras: Sequence[Lora]) -> str | None:
+    """Of all their files, in order."""
+    files = [file for lora in loras for file in checkpoint_files(Path(lora.path))]
+    return fingerprint(files) if files else None

@@ -30,6 +30,8 @@ class _Family:
     names: tuple[str, ...]
     has_frame_size: bool = False
     """Whether `height` and `width` can be chosen."""
+    is_of_library: bool = False
+    """Whether its transformer is a class of diffusers, whose weights can be changed on their way in."""
     shipped: Path | None = None
     """Folder of the weights that come with pagedvid."""
 
@@ -39,8 +41,8 @@ _FAMILIES = (
     _Family("walk", ("walk",)),
     _Family("magi1", ("magi-1-4.5b", "magi-1-4.5b-distill", "magi-1-24b", "magi-1-24b-distill")),
     _Family("worldplay", ("hy-worldplay-8b", "hy-worldplay-5b")),
-    _Family("wan.causal", ("self-forcing", "causvid", "krea-14b"), has_frame_size=True),
-    _Family("wan.skyreels", ("skyreels-v2-1.3b", "skyreels-v2-14b"), has_frame_size=True),
+    _Family("wan.causal", ("self-forcing", "causvid", "krea-14b"), has_frame_size=True, is_of_library=True),
+    _Family("wan.skyreels", ("skyreels-v2-1.3b", "skyreels-v2-14b"), has_frame_size=True, is_of_library=True),
 )
 _BY_NAME = {name: family for family in _FAMILIES for name in family.names}
 
@@ -50,8 +52,21 @@ def model_spec(config: ModelConfig) -> ModelSpec:
     family = _family(config.name)
     if not family.has_frame_size and (config.height, config.width) != (None, None):
         raise ConfigError(f"{config.name} makes frames of one size; remove model.height and model.width")
+    _refuse_changed_weights(config, family)
     spec: ModelSpec = import_module(f"pagedvid.models.{family.folder}.weights").model_spec(config)
     return spec
+
+
+def _refuse_changed_weights(config: ModelConfig, family: _Family) -> None:
+    """Raises ConfigError for what only the transformers of diffusers can have done to their weights."""
+    default = ModelConfig()
+    settings = ("loras", "weights_dtype", "offload")
+    changed = [f"model.{name}" for name in settings if getattr(config, name) != getattr(default, name)]
+    if changed and not family.is_of_library:
+        raise ConfigError(
+            f"{config.name} takes its weights as they are; remove {', '.join(changed)}, which are for causal Wan and "
+            "SkyReels-V2"
+        )
 
 
 def model_weights(name: str, weights: Path | None) -> Path | None:

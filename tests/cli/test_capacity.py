@@ -188,14 +188,17 @@ def test_a_trace(command, lines):
         (["--resolution", "850x480"], "the nearest is 848x480"),
         (["--resolution", "huge"], "resolution is 'huge'"),
         (["--resolution", "9999999x480"], "from 1 to 65536 pixels"),
-        (["--memory", "2GiB"], "the bf16 weights of self-forcing take 2.64 GiB"),
+        (["--memory", "2GiB"], "the bf16 weights of self-forcing take 2.65 GiB"),
         (["--memory", "0"], "--memory is '0'; allowed is a size above zero"),
         (["--memory", "9999999999TiB"], "at most 1024TiB"),
         (["--memory", "lots"], "'lots' is not a size"),
         (["--memory", "3GiB"], "no stream of self-forcing at 832x480"),
         (["--memory", "60GiB", "--gpu", "h100"], "not allowed with argument"),
         (["--gpu", "h1000"], "unknown GPU 'h1000' - did you mean h100"),
-        (["--weights", "int4"], "--weights is 'int4'; allowed for self-forcing are bf16, fp8, none"),
+        (
+            ["--weights", "int4"],
+            "--weights is 'int4'; allowed for self-forcing are bf16, fp8, offload, fp8-offload, none",
+        ),
         (["--window", "6"], "window is '6'"),
         (["--window", "4s", "--target", "seconds=3"], "both set the window"),
         (["--target", "streams=many"], "--target streams=many"),
@@ -331,3 +334,23 @@ def test_help_fits_a_terminal(command, command_name, monkeypatch):
     code, out, _ = command(command_name, "--help")
     assert code == 0
     assert max(map(len, out.splitlines())) <= 80
+
+
+def test_the_command_counts_them(command):
+    code, out, err = command("capacity", "--model", "krea-14b", "--memory", "24GiB", "--weights", "fp8-offload")
+    assert code == 0, err
+    assert "less weights fp8-offload" in out and "in host memory)" in out
+    words = ("--format", "json", "--kv", "int2")
+    answers = {}
+    for weights in ("fp8", "offload", "fp8-offload"):
+        code, out, err = command("capacity", "--model", "krea-14b", "--memory", "24GiB", "--weights", weights, *words)
+        assert code == 0, err
+        answers[weights] = json.loads(out)
+    streams = [answer["rows"][0]["num_streams"] for answer in answers.values()]
+    assert streams == sorted(streams) and streams[0] < streams[-1]
+    assert answers["fp8"]["weights_host_bytes"] == 0 < answers["offload"]["weights_host_bytes"]
+
+
+def test_a_card_without_a_block_says_what_it_has(command):
+    code, _, err = command("capacity", "--model", "magi-1-24b", "--weights", "offload")
+    assert code == 2 and "--weights is 'offload'; allowed for magi-1-24b are bf16, fp8, none" in " ".join(err.split())

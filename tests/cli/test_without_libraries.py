@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-NOT_NEEDED = ("av", "rich", "PIL", "matplotlib", "transformers", "diffusers", "flashdreams", "triton")
+NOT_NEEDED = ("av", "rich", "PIL", "matplotlib", "transformers", "diffusers", "flashdreams", "gguf", "triton")
 BLOCK = """
 import sys
 

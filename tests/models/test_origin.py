@@ -129,6 +129,22 @@ def test_named_parts_come_before_those_of_a_pipeline(tmp_path):
     assert differing(origin(INT2, **given), origin(INT2, **given, text_encoder=str(named))) == set()
 
 
+def test_loras_matter_by_their_contents_and_scales(tmp_path):
+    weights = str(pipeline(tmp_path / "model"))
+    for name, value in (("a", 1.0), ("copy", 1.0), ("b", 2.0)):
+        save_file({"x": torch.full((3,), value)}, tmp_path / f"{name}.safetensors")
+
+    def of(*loras: str) -> Origin:
+        return origin(INT2, name="self-forcing", weights=weights, loras=[str(tmp_path / lora) for lora in loras])
+
+    one = of("a.safetensors:0.5")
+    assert differing(one, of("copy.safetensors:0.5")) == set()
+    assert differing(one, of("b.safetensors:0.5")) == {"files.loras"}
+    assert differing(one, of("a.safetensors:0.51")) == {"model.lora_scales"}
+    assert differing(one, of()) == {"files.loras", "model.lora_scales"}
+    assert differing(of("a.safetensors", "b.safetensors"), of("b.safetensors", "a.safetensors")) == {"files.loras"}
+
+
 def test_weights_that_are_gone_are_named(tmp_path):
     with pytest.raises(ConfigError, match="gone"):
         origin(INT2, name="self-forcing", weights=str(tmp_path / "gone.safetensors"))

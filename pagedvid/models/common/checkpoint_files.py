@@ -16,7 +16,8 @@ from pagedvid.files.paths import is_file, is_folder, read_json, readable_file
 from pagedvid.shown import named
 
 PICKLE_SUFFIXES = (".pt", ".pth", ".bin")
-SUFFIXES = (".safetensors", *PICKLE_SUFFIXES)
+GGUF_SUFFIX = ".gguf"
+SUFFIXES = (".safetensors", *PICKLE_SUFFIXES, GGUF_SUFFIX)
 ALLOWED = ", ".join(SUFFIXES)
 INDEX_SUFFIX = ".index.json"
 TABLES_FILE_NAME = "klt_tables.safetensors"

@@ -1,12 +1,13 @@
 """One file of a checkpoint: what it holds, and its tensors one by one.
 
-`.pt` files are read with `weights_only=True`: they can hold tensors, but no code.
+`.pt` files are read with `weights_only=True`: they can hold tensors, but no code. GGUF files are read by
+integrations/gguf_file.py.
 """
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ from torch import Tensor
 from pagedvid.errors import ConfigError, listed
 from pagedvid.files.paths import readable_file
 from pagedvid.files.tensor_files import TensorFacts, safetensors_facts
+from pagedvid.integrations.gguf_file import gguf_facts, gguf_tensors
+from pagedvid.models.common.checkpoint_files import GGUF_SUFFIX
 from pagedvid.models.common.checkpoint_names import TABLES
 from pagedvid.shown import named
 
@@ -28,25 +31,33 @@ _ZIP = b"PK"
 """First bytes of a .pt file since PyTorch 1.6; older files cannot be mapped into memory."""
 
 
-def read_shard(file: Path, prefer_ema: bool = True) -> Iterator[tuple[str, Tensor]]:
-    """Names and tensors of one file, on the CPU, in the dtype of the file. Raises ConfigError.
+def read_shard(file: Path, prefer_ema: bool = True, only: Container[str] | None = None) -> Iterator[tuple[str, Tensor]]:
+    """Names and tensors of one file, on the CPU, in the dtype of the file (of GGUF, float32). Raises ConfigError.
 
-    `prefer_ema`: of a .pt file with averaged and last weights, take the averaged ones.
+    `prefer_ema`: of a .pt file with averaged and last weights, take the averaged ones. `only`: names of tensors to
+    read; None: all of them.
     """
-    if readable_file(file).suffix != ".safetensors":
-        yield from _read_pickle(file, prefer_ema).items()
+    if readable_file(file).suffix == GGUF_SUFFIX:
+        yield from ((name, tensor) for name, tensor in gguf_tensors(file) if only is None or name in only)
+        return
+    if file.suffix != ".safetensors":
+        table = _read_pickle(file, prefer_ema)
+        yield from ((name, tensor) for name, tensor in table.items() if only is None or name in only)
         return
     try:
         with safe_open(file, framework="pt") as shard:
             for name in shard.keys():  # noqa: SIM118 - it is no mapping
-                yield name, shard.get_tensor(name)
+                if only is None or name in only:
+                    yield name, shard.get_tensor(name)
     except (SafetensorError, OSError) as error:
         raise ConfigError(f"{named(file)} cannot be read ({error}); download it again") from error
 
 
 def shard_facts(file: Path, prefer_ema: bool = True) -> dict[str, TensorFacts]:
     """What `read_shard` would give, by name. Raises ConfigError."""
-    if readable_file(file).suffix != ".safetensors":
+    if readable_file(file).suffix == GGUF_SUFFIX:
+        return gguf_facts(file)
+    if file.suffix != ".safetensors":
         return {
             name: TensorFacts(tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."))
             for name, tensor in _read_pickle(file, prefer_ema).items()

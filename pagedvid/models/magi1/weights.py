@@ -44,7 +44,8 @@ def model_spec(config: ModelConfig) -> ModelSpec:
                 f"{config.name} has a VAE of its own that no library here has: leave model.vae out, latents come out"
             )
         folder, network = path_or_none(config.text_encoder), magi.network
-        encoder = t5_encoder(folder, "t5", network.caption_channels, config.device, prompts, network.caption_max_length)
+        width, place = network.caption_channels, config.device_of_text_encoder
+        encoder = t5_encoder(folder, "t5", width, place, prompts, network.caption_max_length)
         return load_magi(magi, weights, config.device, getattr(torch, config.dtype), encoder, config.ema)
 
     return ModelSpec(geometry_of(magi), schedule, load, writes_latents=True)

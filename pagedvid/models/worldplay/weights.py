@@ -67,7 +67,7 @@ def model_spec(config: ModelConfig) -> ModelSpec:
         if is_8b:
             return load_8b(weights, config.device, dtype, config.ema)
         width, rows = sizes.text_channels, map(cleaned, prompts)
-        text = t5_encoder(encoder, "umt5", width, config.device, rows, TEXT_TOKENS)
+        text = t5_encoder(encoder, "umt5", width, config.device_of_text_encoder, rows, TEXT_TOKENS)
         return load_wan5b(weights, config.device, dtype, text, config.ema)
 
     return ModelSpec(geometry_of(sizes, grid), schedule, load, writes_latents=True)

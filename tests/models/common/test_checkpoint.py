@@ -157,7 +157,7 @@ def two_files(folder: Path) -> Path:
     ("spoil", "message"),
     [
         (lambda folder: folder / "absent.safetensors", "absent.safetensors is missing"),
-        (lambda folder: folder / "weights.gguf", "is no checkpoint: allowed are .safetensors"),
+        (lambda folder: folder / "weights.onnx", "is no checkpoint: allowed are .safetensors"),
         (lambda folder: folder, "holds no single checkpoint: .* found none"),
         (two_files, r"found a.safetensors, b.safetensors. Name the file itself"),
         (break_index, "is not an index of shards"),
@@ -203,12 +203,12 @@ def test_numbers_that_are_no_floating_point_weights_are_refused(dtype, form, tmp
 
 @pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2])
 @pytest.mark.parametrize("form", ["safetensors", "pt"])
-def test_eight_bit_floats_are_weights_unless_their_scales_are_elsewhere(form, dtype, tmp_path: Path):
+def test_eight_bit_floats_are_weights_unless_there_are_scales_of_unknown_use(form, dtype, tmp_path: Path):
     content = tensors() | {"second.weight": torch.tensor([[0.5, -2.0], [1.5, 0.0]]).to(dtype)}
     module = small_on_meta()
     load_checkpoint(module, write(tmp_path, form, content))
     assert module.second.weight.tolist() == [[0.5, -2.0], [1.5, 0.0]]
-    for scale in ("second.scale_weight", "second.weight_scale", "second.scale_input", "scaled_fp8"):
+    for scale in ("second.weight_scale_inv", "second.scale_input", "scaled_fp8", "second.SCB"):
         path = write(tmp_path, form, content | {scale: torch.ones(1)})
         with pytest.raises(ConfigError, match=r"not weights by themselves: second.weight \(float8_e"):
             load_checkpoint(small_on_meta(), path)
@@ -296,8 +296,8 @@ def test_what_pagedvid_writes_may_be_next_to_the_weights(tmp_path: Path):
 
 def test_a_folder_without_weights_says_what_else_is_there(tmp_path: Path):
     save_file({"t": torch.zeros(1)}, tmp_path / "klt_tables.safetensors")
-    (tmp_path / "model.gguf").write_bytes(b"GGUF")
-    with pytest.raises(ConfigError, match=r"no single checkpoint: .*found klt_tables.safetensors, model.gguf"):
+    (tmp_path / "model.onnx").write_bytes(b"ONNX")
+    with pytest.raises(ConfigError, match=r"no single checkpoint: .*found klt_tables.safetensors, model.onnx"):
         checkpoint_files(tmp_path)
 
 

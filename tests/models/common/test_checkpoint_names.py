@@ -18,7 +18,7 @@ from pagedvid.models.demo.network import Transformer
 from pagedvid.models.demo.spec import TransformerConfig
 from pagedvid.models.magi1.network import MagiNetwork
 from pagedvid.models.magi1.spec import PUBLISHED
-from pagedvid.models.wan.causal.checkpoint import library_name
+from pagedvid.models.wan.base.names import library_name
 from pagedvid.models.worldplay.network_8b import Network8B
 from pagedvid.models.worldplay.network_wan5b import NetworkWan5B
 from pagedvid.models.worldplay.spec import Config8B, ConfigWan5B

@@ -5,7 +5,7 @@
         vae/  text_encoder/  tokenizer/
 
 A pipeline's text encoder and VAE are used without being named. `weights` may also be a transformer alone, its folder
-(config.json and weights) or, for some models, a file; then text encoder and VAE are those that are named, or none.
+(config.json and weights) or a file; then text encoder and VAE are those that are named, or none.
 Nothing is ever downloaded: a path that does not exist is an error.
 """
 
@@ -24,6 +24,10 @@ from pagedvid.errors import ConfigError
 from pagedvid.files.paths import exists, is_file, is_folder, read_json
 from pagedvid.models.common.checkpoint import load_checkpoint
 from pagedvid.models.common.checkpoint_files import path_or_none
+from pagedvid.models.common.fp8_linear import use_fp8
+from pagedvid.models.common.lora import LoraMerge, check_loras
+from pagedvid.models.common.offload import offload
+from pagedvid.models.wan.base.names import library_name
 from pagedvid.models.wan.base.spec import LATENT_FRAME_PIXELS, TransformerShape, shape_of
 from pagedvid.shown import named
 
@@ -34,6 +38,8 @@ NEEDED = ("patch_size", "num_attention_heads", "attention_head_dim", "in_channel
           "num_layers", "rope_max_seq_len")  # fmt: skip
 """What a transformer's config.json must say."""
 MAY_BE_NULL = ("out_channels",)
+ORIGINAL_CLASS = "WanModel"
+"""What config.json names in checkpoints of Wan's repository and of those that are made from it."""
 LARGEST = 1_000_000
 """Of any size in a config.json."""
 PURPOSE = "running this model"
@@ -51,7 +57,11 @@ class WanParts:
 
 
 def find_parts(weights: Path, config: ModelConfig) -> WanParts:
-    """The parts of the model at `weights`; those that are named come before a pipeline's own. Raises ConfigError."""
+    """The parts of the model at `weights`; those that are named come before a pipeline's own.
+
+    Raises ConfigError for a path that does not exist, also of a LoRA.
+    """
+    check_loras(config.loras)
     encoder, vae = path_or_none(config.text_encoder), path_or_none(config.vae)
     for what, path in (("weights", weights), ("text_encoder", encoder), ("vae", vae)):
         if path is not None and not exists(path):
@@ -69,7 +79,8 @@ def find_parts(weights: Path, config: ModelConfig) -> WanParts:
 
 
 def library_config(transformer: Path, class_name: str) -> dict[str, Any] | None:
-    """The arguments of a transformer's class from config.json in the layout of diffusers; None: there is no such file.
+    """The arguments of a transformer's class from config.json in the layout of diffusers; None: there is no such file,
+    or it is that of Wan's repository.
 
     Raises ConfigError when the folder holds another class.
     """
@@ -80,7 +91,7 @@ def library_config(transformer: Path, class_name: str) -> dict[str, Any] | None:
     if not isinstance(config, dict):
         raise ConfigError(f"{file} holds a {type(config).__name__}, not a table of settings; download it again")
     found = config.get("_class_name")
-    if found is None:
+    if found in (None, ORIGINAL_CLASS):
         return None
     if found != class_name:
         raise ConfigError(f"{transformer} holds a {found}; this model runs a {class_name}")
@@ -103,24 +114,20 @@ def shape_of_config(config: Mapping[str, Any]) -> TransformerShape:
     return shape_of(SimpleNamespace(**config))
 
 
-def load_transformer(
-    class_name: str,
-    config: Mapping[str, Any],
-    path: Path,
-    device: str,
-    dtype: torch.dtype,
-    rename: Callable[[str], str | None] = lambda name: name,
-    prefer_ema: bool = True,
-) -> Any:
-    """A transformer of diffusers with the weights of a file or folder, shard by shard. Raises ConfigError.
-
-    For `rename` and `prefer_ema` see `load_checkpoint`.
-    """
+def load_transformer(class_name: str, sizes: Mapping[str, Any], path: Path, config: ModelConfig) -> Any:
+    """A transformer of diffusers with the weights of a file or folder, in its own names or those of Wan's repository,
+    shard by shard. `sizes`: arguments of its class. Raises ConfigError."""
     from pagedvid.integrations.diffusers_library import empty_transformer
 
-    transformer = empty_transformer(class_name, config, PURPOSE, dtype)
-    load_checkpoint(transformer, path, device, rename, prefer_ema=prefer_ema)
-    return transformer.to(device)
+    transformer = empty_transformer(class_name, sizes, PURPOSE, getattr(torch, config.dtype))
+    if config.weights_dtype == "fp8":
+        use_fp8(transformer.blocks)
+    merge = LoraMerge(config.loras, transformer.state_dict(), library_name)
+    load_checkpoint(transformer, path, "cpu" if config.offload else config.device, library_name, merge, config.ema)
+    if config.offload:
+        offload(transformer, transformer.blocks, torch.device(config.device))
+        return transformer
+    return transformer.to(config.device)
 
 
 def load_vae(folder: Path | None, latent_channels: int, device: str) -> VideoVae | None:

@@ -10,14 +10,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from pagedvid.cache.window import Window
 from pagedvid.config.sections import ModelConfig
 from pagedvid.engine.protocol import ModelSpec
 from pagedvid.engine.schedule import Schedule
 from pagedvid.models.common.checkpoint_files import needed_weights
 from pagedvid.models.common.text_encoder import t5_encoder
+from pagedvid.models.wan.base.checkpoint import transformer_config
 from pagedvid.models.wan.base.spec import with_frame_size
 from pagedvid.models.wan.base.text import cleaned
 from pagedvid.models.wan.base.weights import (
@@ -27,7 +26,6 @@ from pagedvid.models.wan.base.weights import (
     load_vae,
     shape_of_config,
 )
-from pagedvid.models.wan.causal.checkpoint import library_name, transformer_config
 from pagedvid.models.wan.causal.pipeline import WanCausal
 from pagedvid.models.wan.causal.spec import PUBLISHED, wan_causal_schedule
 
@@ -48,13 +46,13 @@ def model_spec(config: ModelConfig) -> ModelSpec:
         return wan_causal_schedule(settings, geometry, num_frames, num_denoise_steps, window)
 
     def load(prompts: Sequence[str]) -> WanCausal:
-        parts, device = find_parts(needed_weights(config), config), config.device
+        parts = find_parts(needed_weights(config), config)
         sizes = _sizes(parts.transformer, config.ema)
-        vae = load_vae(parts.vae, sizes["in_channels"], device)
+        vae = load_vae(parts.vae, sizes["in_channels"], config.device_of_vae)
         rows = map(cleaned, prompts)
-        text = t5_encoder(parts.text_encoder, "umt5", sizes["text_dim"], device, rows, settings.text_tokens)
-        dtype = getattr(torch, config.dtype)
-        transformer = load_transformer(TRANSFORMER, sizes, parts.transformer, device, dtype, library_name, config.ema)
+        width, place = sizes["text_dim"], config.device_of_text_encoder
+        text = t5_encoder(parts.text_encoder, "umt5", width, place, rows, settings.text_tokens)
+        transformer = load_transformer(TRANSFORMER, sizes, parts.transformer, config)
         if vae is None:
             return WanCausal(transformer, settings, text)
         return WanCausal(transformer, settings, text, vae.stream, vae.encode)

@@ -51,10 +51,19 @@ def converted_names(num_layers: int) -> dict[str, str]:
     return {names[int(mark)]: name for name, mark in marked.items()}
 
 
+FPS_NAMES = {
+    "fps_embedding.weight": "fps_embedding.weight",
+    **{f"fps_projection.0.{leaf}": f"fps_projection.net.0.proj.{leaf}" for leaf in ("weight", "bias")},
+    **{f"fps_projection.2.{leaf}": f"fps_projection.net.2.{leaf}" for leaf in ("weight", "bias")},
+}
+"""What SkyReels-V2 has besides (`inject_sample_info`): nn.Embedding, nn.Sequential(Linear, SiLU, Linear)."""
+
+
 def original_table(transformer: Any, prefix: str = "model.") -> dict[str, Tensor]:
     """The transformer's tensors under their original names, behind what Self-Forcing's wrapper puts before them."""
     tensors = transformer.state_dict()
-    names = converted_names(transformer.config.num_layers)
+    knows_fps = getattr(transformer.config, "inject_sample_info", False)
+    names = {**converted_names(transformer.config.num_layers), **(FPS_NAMES if knows_fps else {})}
     assert set(names.values()) == set(tensors)
     return {prefix + name: tensors[library].clone() for name, library in names.items()}
 
@@ -94,10 +103,16 @@ def write_vae(folder: Path, **changed: Any) -> Path:
     return folder
 
 
+def write_transformer(folder: Path, class_name: str, seed: int = 0, **changed: Any) -> Any:
+    """A transformer alone in the layout of diffusers; returns it."""
+    transformer = tiny_transformer(class_name, seed, **changed)
+    transformer.save_pretrained(folder)
+    return transformer
+
+
 def write_pipeline(folder: Path, class_name: str, seed: int = 0, **changed: Any) -> Any:
     """A whole pipeline in the layout of diffusers; returns the transformer in it."""
-    transformer = tiny_transformer(class_name, seed, **changed)
-    transformer.save_pretrained(folder / "transformer")
+    transformer = write_transformer(folder / "transformer", class_name, seed, **changed)
     write_text_encoder(folder)
     write_vae(folder / "vae")
     (folder / "scheduler").mkdir()

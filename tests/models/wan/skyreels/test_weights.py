@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from pagedvid.cache.window import Window
 from pagedvid.errors import ConfigError
 from tests.models.specs import load_model, spec_of
-from tests.models.wan.base.published import write_pipeline, write_self_forcing
+from tests.models.wan.base.published import original_table, write_pipeline
 from tests.models.wan.base.tiny import tiny_transformer
 
 SKYREELS = "SkyReelsV2Transformer3DModel"
@@ -85,10 +86,22 @@ def test_missing_keys_are_named(tmp_path):
         load(tmp_path)
 
 
-def test_weights_in_another_form_are_refused(tmp_path):
-    path = write_self_forcing(tmp_path, generator=tiny_transformer("WanTransformer3DModel"))
-    with pytest.raises(ConfigError, match=r"has no config.json in the layout of diffusers"):
-        load(path)
+@pytest.mark.parametrize("prefix", ["", "model.diffusion_model."])
+@pytest.mark.parametrize("knows_fps", [False, True])
+def test_weights_in_wan_s_names_are_read(knows_fps, prefix, tmp_path):
+    """As Skywork publishes them besides, with Wan's own config.json, and as ComfyUI has them."""
+    transformer = tiny_transformer(SKYREELS, inject_sample_info=knows_fps)
+    save_file(original_table(transformer, prefix), tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text(json.dumps({"_class_name": "WanModel", "num_heads": 2}))
+    for path in (tmp_path, tmp_path / "model.safetensors"):
+        loaded, expected = load(path).transformer.state_dict(), transformer.state_dict()
+        assert loaded.keys() == expected.keys() and all(torch.equal(loaded[name], expected[name]) for name in expected)
+
+
+def test_another_transformer_is_refused(tmp_path):
     write_pipeline(tmp_path / "wan", "WanTransformer3DModel")
     with pytest.raises(ConfigError, match="holds a WanTransformer3DModel; this model runs a SkyReelsV2"):
         load(tmp_path / "wan")
+    save_file({"x": torch.zeros(1)}, tmp_path / "other.safetensors")
+    with pytest.raises(ConfigError, match="is not a checkpoint of a Wan transformer"):
+        load(tmp_path / "other.safetensors")

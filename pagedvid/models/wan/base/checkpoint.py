@@ -1,17 +1,15 @@
-"""Checkpoints in the names of the original Wan repository, as Self-Forcing, CausVid and Krea publish them.
+"""Checkpoints in the names of the original Wan repository, as Self-Forcing, CausVid, Krea and Skywork publish them.
 
     Self-Forcing    .pt, {"generator": table, "generator_ema": table, "critic": ...}, each part left out or not
     CausVid         .pt, {"generator": table}
-    Krea            .safetensors, one table
+    Krea, Skywork   .safetensors, one table, in shards or not
 
 A table's names are `model.blocks.0.self_attn.q.weight`: the wrapper's `model.` (checkpoint_names.py), then the names of
-Wan's own network (wan/modules/model.py). They differ from those of diffusers' `WanTransformer3DModel` in words only: no
-tensor changes its shape (scripts/convert_wan_to_diffusers.py of diffusers).
+Wan's own network (names.py).
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from math import prod
 from pathlib import Path
@@ -20,60 +18,15 @@ from typing import Any
 from pagedvid.errors import ConfigError
 from pagedvid.files.paths import is_file, is_folder, read_json
 from pagedvid.models.common.checkpoint import tensor_shapes
-from pagedvid.models.common.checkpoint_names import plain_name
+from pagedvid.models.wan.base.names import library_name
 from pagedvid.shown import named
 
 WAN_HEAD_DIM = 128
 """Of all published sizes."""
-_OUTSIDE = {
-    "text_embedding.0": "condition_embedder.text_embedder.linear_1",
-    "text_embedding.2": "condition_embedder.text_embedder.linear_2",
-    "time_embedding.0": "condition_embedder.time_embedder.linear_1",
-    "time_embedding.2": "condition_embedder.time_embedder.linear_2",
-    "time_projection.1": "condition_embedder.time_proj",
-    "patch_embedding": "patch_embedding",
-    "head.head": "proj_out",
-}
-"""Modules outside of the blocks, both ways of naming."""
-_INSIDE = {
-    "self_attn": "attn1",
-    "cross_attn": "attn2",
-    "ffn.0": "ffn.net.0.proj",
-    "ffn.2": "ffn.net.2",
-    "norm3": "norm2",
-}
-"""Modules of a block; Wan's norm3 comes before cross-attention, and its norm1 and norm2 have no weights."""
-_ATTENTION = {"q": "to_q", "k": "to_k", "v": "to_v", "o": "to_out.0", "norm_q": "norm_q", "norm_k": "norm_k"}
-
-
-def library_name(published: str) -> str:
-    """The name in `WanTransformer3DModel` of a published tensor. Names that Wan does not have are returned unchanged,
-    those of `WanTransformer3DModel` itself among them."""
-    name = plain_name(published)
-    if name == "head.modulation":
-        return "scale_shift_table"
-    module, _, leaf = name.rpartition(".")
-    if module in _OUTSIDE:
-        return f"{_OUTSIDE[module]}.{leaf}"
-    if match := re.fullmatch(r"blocks\.(\d+)\.(.+)", name):
-        return f"blocks.{match[1]}.{_name_in_block(match[2])}"
-    return published
-
-
-def _name_in_block(name: str) -> str:
-    if name == "modulation":
-        return "scale_shift_table"
-    module, _, leaf = name.rpartition(".")
-    if not module:
-        return name
-    attention, _, part = module.partition(".")
-    if attention in ("self_attn", "cross_attn") and part in _ATTENTION:
-        return f"{_INSIDE[attention]}.{_ATTENTION[part]}.{leaf}"
-    return f"{_INSIDE.get(module, module)}.{leaf}"
 
 
 def transformer_config(path: Path, prefer_ema: bool = True) -> dict[str, Any]:
-    """Arguments of `WanTransformer3DModel` for a checkpoint file, or a folder with one; no tensor is read.
+    """Arguments of diffusers' transformer for a checkpoint file, or a folder with one; no tensor is read.
 
     Sizes are those of the tensors. They do not show how channels divide into heads: `num_heads` in a config.json next
     to them does (Wan publishes one), otherwise heads have 128 channels. Raises ConfigError.
