@@ -1,6 +1,6 @@
 """What do several workers on Ray gain over one process, what does Ray cost for each video, and are the videos the same?
 
-Thirteen minutes on two cores. Every round makes the same videos of the demo model in every way, in processes of their own:
+Five minutes on two cores. Every round makes the same videos of the demo model in every way, in processes of their own:
 
 one process    `pagedvid generate`, pinned to one core
 one worker     `pagedvid generate --ray local --workers 1`: the driver and Ray's own processes have the other cores
@@ -9,9 +9,9 @@ N workers      the same with a worker for each core, so that the driver and Ray 
 All workers compute with one thread. Times begin when the first engine is ready; `start` is what comes before: Python,
 Ray, the model. The table shows medians, and the median over the rounds of the speed relative to the one process of the
 same round. `driver` is the time that the driver's process has computed for each video between the first and the last
-that was done: handing out prompts, renaming files, manifest, progress. `same` counts the files that are those of the one
-process to the last byte, in runs of their own with `engine.reproducible`. `others` is how many cores were in use by others
-when a round began: above a few tenths, the figures are not for idle cores.
+that was done: handing out prompts, renaming files, manifest, progress. `same` counts the files that are those of the
+one process to the last byte, in runs of their own with `engine.reproducible`. `others` is how many cores were in use by
+others when a round began: above a few tenths, the figures are not for idle cores.
 
     python benchmarks/cluster.py
     python benchmarks/cluster.py --videos 32 --rounds 5

@@ -74,7 +74,7 @@ class Housekeeper:
 
     def secure(self, id: str) -> None:
         """To be called when a held session has an event: it may be a fork that has begun."""
-        self._jobs.put((self._forks.secure, id))
+        self._jobs.put((self._secure, id))
 
     # ------------------------------------------------------------------ on the housekeeper's thread
 
@@ -132,6 +132,12 @@ class Housekeeper:
                 self._parts.set_state(id, PAUSED, PAUSED_WITHOUT_VIEWER)
             self._parts.steer(id)
             self._parts.announcer.tell(CreditChanged(id, audience.credit_seconds(now)))
+
+    def _secure(self, id: str) -> None:
+        source_id = self._forks.source_of(id)
+        self._forks.secure(id)
+        if source_id is not None:
+            self.do(self._forks.let_sleep, source_id)
 
     def _follow(self, id: str) -> None:
         self._watch(id)

@@ -157,7 +157,7 @@ class Histories(RuleBasedStateMachine):
     def delete(self, steps: int, data) -> None:
         self._step(steps)
         id = self._one(data)
-        if id not in self._pending_forks().values():
+        if not self.service.sessions._forks.pending_of(id):
             self.service.sessions.delete(id)
             assert SessionState(id, "cancelled") in self.service.events
             del self.expected[id]
@@ -217,8 +217,8 @@ class Histories(RuleBasedStateMachine):
     def _num_rounds(self, id: str) -> int:
         return self.service.engines[-1].videos_by_id[id].num_rounds
 
-    def _pending_forks(self) -> dict[str, str]:
-        return self.service.sessions._forks._pending
+    def _pending_forks(self) -> set[str]:
+        return set(self.service.sessions._forks._pending)
 
     def _next_chunk(self, id: str) -> int | None:
         """The chunk that an unfinished session begins next; None: it is completed, or a fork that has not begun."""
