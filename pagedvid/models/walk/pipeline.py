@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from pagedvid.cache.window import Window
-from pagedvid.engine.protocol import Attend, Decoder, ModelGeometry
+from pagedvid.engine.protocol import Attend, Decoder, ModelGeometry, PrefixFormat
 from pagedvid.engine.schedule import Range, Schedule
 from pagedvid.errors import ConfigError
 from pagedvid.models.common.chunk_by_chunk import check_whole_chunks, chunk_noise
@@ -60,6 +60,10 @@ class WalkModel:
         if inputs:
             raise ConfigError(f"the walk model takes a prompt only; remove {', '.join(sorted(inputs))}")
         return read_walk(prompt)
+
+    def prefix_format(self, window: Window) -> PrefixFormat | None:
+        """None: frames do not say where on a map they are."""
+        return None
 
     def schedule(self, condition: Walk, num_frames: int, num_denoise_steps: int | None, window: Window) -> Schedule:
         """Whole chunks that hold at least `num_frames`; the first one is given if the walk names a map."""
