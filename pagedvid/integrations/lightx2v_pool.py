@@ -136,7 +136,7 @@ class PagedPool:
     def k_cache(self, layer_id: int, attn_start: int | None = None, local_end: int | None = None) -> PagedKeys:
         """What the layer sees, for `attend`."""
         stop = self.get_local_end(layer_id) if local_end is None else local_end
-        return PagedKeys(torch.empty(stop - (attn_start or 0), 0), self, layer_id)
+        return PagedKeys(torch.empty(stop - (attn_start or 0), 0, dtype=torch.float32), self, layer_id)
 
     v_cache = k_cache
 

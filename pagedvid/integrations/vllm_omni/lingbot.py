@@ -105,7 +105,7 @@ class PagedLingBotPipeline(LingBotWorldCausalDMDPipeline):  # type: ignore[misc]
         with packed_rows(self.transformer, forward, num_rows=len(states)):
             return self.transformer(
                 hidden_states=torch.cat(rows),
-                timestep=torch.tensor(timesteps, device=self.device),
+                timestep=torch.tensor(timesteps, dtype=torch.float32, device=self.device),
                 encoder_hidden_states=torch.cat([state.prompt_embeds for state in states]),
                 camera_hidden_states=torch.cat([extra["camera"] for extra in extras]),
                 cache=LingBotTransformerCache(layers, [_joined(texts) for texts in layers_of_texts]),
