@@ -3,12 +3,15 @@
 Axes: N chunks of S tokens (T = N * S packed tokens), C latent channels, W width, H heads, D head_dim. Self-attention is
 left to the caller, as in the demo model, whose blocks these are.
 
-Attention begins where it should end: queries and keys start with the same constant vector, so that after rotation by
-world coordinates (rotary.py) a token looks at its own cell in every earlier frame. Copying what was seen there is
-then a matter of hundreds of training steps.
+Training begins with a network that copies: queries and keys share one constant vector, so that after rotation by world
+coordinates (rotary.py) a token reads its own cell in every frame that showed it; the way from latents to values and
+back to latents is the identity up to scale; and pure noise is not heard. After a hundred steps of training, what comes
+back is a blurred copy of what was there.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -19,11 +22,15 @@ from pagedvid.models.demo.network import Block, modulate, noise_features
 from pagedvid.models.demo.spec import TransformerConfig
 
 SAME_CELL_HEADS = 2
-"""Heads of every layer that look at their own cell when training begins."""
+"""Heads that read their own cell when training begins, in every layer but the first, where all do."""
 SAME_CELL_BIAS = 1.5
-"""Of the first channel of each rotary pair, in queries and keys of these heads, when training begins."""
+"""Of the first channel of each rotary pair, in queries and keys of these heads."""
+OTHER_BIAS = 0.7
+"""Standard deviation of the biases of the other heads, which read random places around them."""
 SHARPNESS = 1.5
-"""Gain of normalised queries, and of keys, when training begins: scores are its square times as far apart."""
+"""Gain of normalised queries, and of keys: scores are its square times as far apart."""
+CLEAN_DEVIATION = 0.35
+"""Standard deviation of clean latents, which leave the network from normalised hidden states."""
 
 
 class Transformer(nn.Module):
@@ -39,11 +46,17 @@ class Transformer(nn.Module):
         self.blocks = nn.ModuleList(blocks)
         self.final_modulation = nn.Linear(width, 2 * width)
         self.patch_out = nn.Linear(width, config.latent_channels)
-        for layer in (self.final_modulation, self.patch_out):
-            nn.init.zeros_(layer.weight)
-            nn.init.zeros_(layer.bias)
-        for block in blocks:
-            _look_at_own_cell(block, config)
+        for linear in (self.final_modulation, self.patch_out):
+            nn.init.zeros_(linear.weight)
+            nn.init.zeros_(linear.bias)
+        self._begin_with_copying(blocks)
+
+    @torch.no_grad()
+    def _begin_with_copying(self, blocks: Sequence[Block]) -> None:
+        nn.init.orthogonal_(self.patch_in.weight)
+        self.patch_out.weight.copy_(CLEAN_DEVIATION * self.patch_in.weight.T)
+        for layer, block in enumerate(blocks):
+            _read_own_cell(block, self.config, self.config.num_heads if layer == 0 else SAME_CELL_HEADS)
 
     def forward(self, latents_TC: Tensor, levels_N: Tensor, attend: Attend) -> Tensor:
         """Clean latents [T, C] of N packed chunks with these noise levels, 0 to 1."""
@@ -64,12 +77,16 @@ def _told_by_noisy(levels_N: Tensor) -> Tensor:
     return signal / (signal.square() + levels_N.square())
 
 
-@torch.no_grad()
-def _look_at_own_cell(block: Block, config: TransformerConfig) -> None:
-    """The first heads of a block begin with their own cell, the others each at random places around it."""
+def _read_own_cell(block: Block, config: TransformerConfig, num_heads: int) -> None:
+    """The first heads of a block read their own cell, and attention adds what it reads as it is."""
     queries, keys, _ = block.qkv.bias.view(3, config.num_heads, config.head_dim)
     for bias in (queries, keys):
-        bias[:SAME_CELL_HEADS, : config.head_dim // 2] = SAME_CELL_BIAS
-        bias[SAME_CELL_HEADS:].normal_(std=0.7)
+        bias[:num_heads, : config.head_dim // 2] = SAME_CELL_BIAS
+        bias[num_heads:].normal_(std=OTHER_BIAS)
     for norm in (block.q_norm, block.k_norm):
         norm.gain.fill_(SHARPNESS)
+    values = block.qkv.weight.view(3, config.width, config.width)[2]
+    nn.init.orthogonal_(values)
+    block.out.weight.copy_(values.T)
+    attention_gate = block.modulation.bias.view(-1, config.width)[2]
+    attention_gate.fill_(1.0)

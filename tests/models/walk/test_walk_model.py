@@ -23,10 +23,19 @@ from pagedvid.engine.schedule import Range
 from pagedvid.errors import ConfigError, PromptError, ShapeError
 from pagedvid.models.demo.spec import TransformerConfig, noise_levels
 from pagedvid.models.registry import model_spec
+from pagedvid.models.walk.actions import read_walk
 from pagedvid.models.walk.network import Transformer
 from pagedvid.models.walk.pipeline import WalkModel
 from pagedvid.models.walk.rotary import FASTEST, SLOWEST
-from pagedvid.models.walk.spec import CHUNK_TOKENS, FRAME_SIZE, LATENT_CHANNELS, VIEW_CELLS, cells_of, frames_of
+from pagedvid.models.walk.spec import (
+    CHUNK_TOKENS,
+    FRAME_SIZE,
+    LATENT_CHANNELS,
+    VIEW_CELLS,
+    cells_of,
+    frames_of,
+    map_latents,
+)
 from pagedvid.models.walk.weights import load_walk, save_weights
 from pagedvid.models.walk.world import render
 from pagedvid.paged_kv_cache import PagedKVCache
@@ -227,6 +236,29 @@ def test_a_new_network_looks_at_its_own_cell(model: WalkModel):
         network(torch.randn(CHUNK_TOKENS, LATENT_CHANNELS), torch.zeros(1), attend)
     assert (weights[0].argmax(dim=-1) == torch.arange(64)).float().mean() > 0.7
     assert weights[0].diagonal().mean() > 0.3
+
+
+def test_a_new_network_copies_from_history_and_hears_no_pure_noise():
+    torch.manual_seed(0)
+    network, walk = Transformer(TransformerConfig()), read_walk("right")
+    clean = torch.from_numpy(map_latents(6, walk.places(2)))
+    places = walk.places(2).tolist()
+
+    def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        q, k = turned(q, places * 2), turned(k, places * 2)
+        outs = [
+            F.scaled_dot_product_attention(*(x.transpose(0, 1) for x in (q[own], k[seen], v[seen]))).transpose(0, 1)
+            for own, seen in ((slice(128), slice(128)), (slice(128, 256), slice(256)))
+        ]
+        return torch.cat(outs)
+
+    def copied(noise: Tensor) -> Tensor:
+        return network(torch.cat([clean, noise]), torch.tensor([0.0, 1.0]), attend)[128:]
+
+    first, second = (copied(torch.randn(clean.shape)) for _ in range(2))
+    assert torch.equal(first, second)
+    patches = (first - first.mean(dim=0)), (clean - clean.mean(dim=0))
+    assert F.cosine_similarity(*patches, dim=1).mean() > 0.5
 
 
 def test_what_is_not_a_walk_is_refused(model: WalkModel):
