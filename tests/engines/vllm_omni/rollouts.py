@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -60,21 +61,23 @@ def scheduled(runner: Any, requests: Sequence[OmniDiffusionRequest]) -> Iterator
     scheduler.close()
 
 
-def rollout(runner: Any, *requests: OmniDiffusionRequest, second_after: int = 0) -> dict[str, Tensor]:
+def rollout(runner: Any, *requests: OmniDiffusionRequest, arrivals: Sequence[int] | None = None) -> dict[str, Tensor]:
     """The latents of every request [1, channels, frames, rows, columns], all its blocks.
 
-    `second_after`: blocks that the first one has made when the others arrive.
+    `arrivals`: cycles that have run when each request arrives; None: all are there at once.
     """
     blocks = defaultdict(list)
-    waiting = list(requests[1:]) if second_after else []
-    with scheduled(runner, requests[:1] if second_after else requests) as scheduler:
-        while scheduler.has_requests():
+    waiting = sorted(zip(arrivals or [0] * len(requests), range(len(requests)), requests, strict=True))
+    with scheduled(runner, ()) as scheduler:
+        for number in count():
+            while waiting and waiting[0][0] <= number:
+                scheduler.add_request(waiting.pop(0)[-1])
+            if not scheduler.has_requests():
+                break
             for made in cycle(runner, scheduler).runner_outputs:
                 if made.result is not None:
                     assert made.result.error is None, made.result.error
                     blocks[made.request_id].append(made.result.output["payload"]["latents"])
-            while waiting and len(blocks[requests[0].request_id]) >= second_after:
-                scheduler.add_request(waiting.pop())
     return {request_id: torch.cat(each, dim=2).float() for request_id, each in blocks.items()}
 
 
