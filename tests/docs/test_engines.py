@@ -31,7 +31,7 @@ def session_bytes(codecs: str) -> int:
         reset_at_boundary=False,
         kv_branches=(SimpleNamespace(name="main", local_index=0),),
     )
-    geometry = SessionGeometry.of(asked, window_frames=9, sink_frames=9)
+    geometry = SessionGeometry.of(asked, SimpleNamespace(window_chunks=9, sink_chunks=9, reset_at_boundary=False))
     return geometry.page_bytes(geometry.cache_spec(PagedSettings.read({"pagedvid": {"codecs": codecs}})))
 
 

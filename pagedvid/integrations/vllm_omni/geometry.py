@@ -37,9 +37,14 @@ class SessionGeometry:
     """Number of the stream of each guidance branch; branches that never run on the same worker share one."""
 
     @classmethod
-    def of(cls, asked: Any, *, window_frames: int, sink_frames: int) -> SessionGeometry:
-        """Of a pipeline's `ARDiffusionKVCacheSpec`, with the window that is in force. Raises ConfigError."""
+    def of(cls, asked: Any, overrides: Any) -> SessionGeometry:
+        """Of a pipeline's `ARDiffusionKVCacheSpec`; what vLLM-Omni's `ARDiffusionKVConfig` sets comes first.
+
+        Raises ConfigError.
+        """
         frames = asked.frames_per_block
+        window_frames = overrides.window_chunks or asked.window_frames
+        sink_frames = overrides.sink_chunks or asked.sink_frames
         for name, count in (("window_frames", window_frames), ("sink_frames", sink_frames)):
             if count % frames:
                 raise ConfigError(
@@ -51,7 +56,7 @@ class SessionGeometry:
                 f"this pipeline adds {asked.max_scratch_tokens_per_branch} action or state tokens to a forward, which "
                 "pages do not take: use vLLM-Omni's own runner for it"
             )
-        if asked.reset_at_boundary:
+        if overrides.reset_at_boundary or asked.reset_at_boundary:
             raise ConfigError(
                 "reset_at_boundary drops all but the sinks after every block, so that there is no history to keep in "
                 "pages: use vLLM-Omni's own runner"

@@ -33,13 +33,16 @@ from vllm_omni.diffusion.models.lingbot_world.transformer import (  # noqa: E402
 class PagedLingBotPipeline(LingBotWorldCausalDMDPipeline):  # type: ignore[misc]  # vllm_omni is used through Any
     """A `LingBotWorldCausalDMDPipeline` to which several sessions can be bound."""
 
-    supports_session_batch = True
-    """Read by `PagedModelRunner`."""
     _ar_diffusion_kv_state: PagedSession | None
 
     def __init__(self, **arguments: Any) -> None:
         super().__init__(**arguments)
         self.bound_sessions: dict[str, PagedSession] = {}
+
+    @property
+    def supports_session_batch(self) -> bool:
+        """Read by `PagedModelRunner`. With lingbot_reuse_last_step_kv, denoise steps store, which joint ones do not."""
+        return not self._reuse_last_step_kv
 
     @contextmanager
     def bind_ar_diffusion_state(self, session_id: str, state: PagedSession) -> Iterator[None]:

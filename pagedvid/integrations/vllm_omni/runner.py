@@ -62,8 +62,9 @@ class PagedModelRunner(ARDiffusionModelRunner):  # type: ignore[misc]  # vllm_om
         if not (self.od_config.step_execution and getattr(self.pipeline, "supports_session_batch", False)):
             raise ConfigError(
                 f"max_num_seqs is {self.od_config.max_num_seqs}; several sessions share a forward only with "
-                "step_execution, in a pipeline with supports_session_batch such as "
-                "pagedvid.integrations.vllm_omni.lingbot.PagedLingBotPipeline; set it to 1"
+                "step_execution, in a pipeline that supports_session_batch such as "
+                "pagedvid.integrations.vllm_omni.lingbot.PagedLingBotPipeline without lingbot_reuse_last_step_kv; "
+                "set it to 1"
             )
 
     def _require_batch_fits(self) -> None:

@@ -49,11 +49,7 @@ class SessionStore:
         As many sessions as were asked for, or as many as fit. Raises ConfigError, CapacityError if not even one fits.
         """
         asked = pipeline.ar_diffusion_kv_cache_spec()
-        geometry = SessionGeometry.of(
-            asked,
-            window_frames=kv_config.window_chunks or asked.window_frames,
-            sink_frames=kv_config.sink_chunks or asked.sink_frames,
-        )
+        geometry = SessionGeometry.of(asked, kv_config)
         spec = geometry.cache_spec(settings)
         texts = {
             text.name: TextShape(text.num_tokens, text.num_kv_heads or asked.num_kv_heads, asked.head_size)

@@ -33,9 +33,14 @@ def new_runner(
     max_num_seqs: int = 1,
     step_execution: bool = True,
     eager: bool = True,
+    reuse: bool = False,
     **paged: Any,
 ) -> Any:
-    """A runner with a tiny LingBot loaded. `tiny`: changes of its shape. `paged`: settings of pagedvid."""
+    """A runner with a tiny LingBot loaded.
+
+    `tiny`: changes of its shape. `reuse`: whether the last denoise step of a block stores, in place of a forward of its
+    own. `paged`: settings of pagedvid, which vLLM-Omni's own runner does not read.
+    """
     od_config = OmniDiffusionConfig(
         model=str(Path(__file__).parent),  # a folder, so that nothing is looked for on a hub
         dtype=dtype,
@@ -43,7 +48,7 @@ def new_runner(
         step_execution=step_execution,
         streaming_output=step_execution,
         max_num_seqs=max_num_seqs,
-        model_config={"tiny": tiny or {}, **({"pagedvid": paged} if kind is PAGED else {})},
+        model_config={"tiny": tiny or {}, "lingbot_reuse_last_step_kv": reuse, "pagedvid": paged},
     )
     runner = kind(config, od_config, torch.device("cpu"))
     runner.load_model(load_format="custom_pipeline", custom_pipeline_name=pipeline)

@@ -10,7 +10,15 @@ from pagedvid import CapacityError, ConfigError
 from pagedvid.cache.window import Window
 from pagedvid.integrations.vllm_omni.geometry import SessionGeometry
 from tests.engines.vllm_omni.rollouts import ITS_OWN, PAGED, new_runner, rollout
-from tests.engines.vllm_omni.tiny_lingbot import BLOCK_TOKENS, FRAMES, HEAD_DIM, HEADS, LAYERS, request
+from tests.engines.vllm_omni.tiny_lingbot import (
+    BLOCK_TOKENS,
+    FRAMES,
+    HEAD_DIM,
+    HEADS,
+    LAYERS,
+    TinyPagedLingBot,
+    request,
+)
 
 BLOCKS = 9
 BF16_BLOCK_BYTES = 2 * 2 * LAYERS * HEADS * BLOCK_TOKENS * HEAD_DIM
@@ -51,6 +59,15 @@ def test_other_windows_are_its_own_too(config, sink_size, frames):
     expected = rollout(new_runner(ITS_OWN, config, tiny=tiny), request("a", 8))["a"]
     found = rollout(new_runner(PAGED, config, tiny=tiny, codecs="fp32"), request("a", 8))["a"]
     assert errors(found, expected).max() < 1e-6
+
+
+def test_the_last_denoise_step_may_store(config):
+    """vLLM-Omni's experimental mode, without a commit pass of its own."""
+    expected = rollout(new_runner(ITS_OWN, config, reuse=True), request("a", BLOCKS))["a"]
+    found = rollout(new_runner(PAGED, config, reuse=True, codecs="fp32"), request("a", BLOCKS))["a"]
+    assert errors(found, expected).max() < 1e-6
+    with pytest.raises(ConfigError, match="without lingbot_reuse_last_step_kv"):
+        new_runner(PAGED, config, reuse=True, pipeline=TinyPagedLingBot, max_num_seqs=2)
 
 
 def test_bf16_pages_give_its_video_within_bf16_rounding(config, its_own):
@@ -103,3 +120,5 @@ def test_what_cannot_run_over_pages_is_refused(config):
         new_runner(PAGED, config, eager=False)
     with pytest.raises(ConfigError, match="PagedLingBotPipeline"):
         new_runner(PAGED, config, max_num_seqs=2)
+    with pytest.raises(CapacityError, match="max_num_seqs is 3, but 2 sessions"):
+        new_runner(PAGED, config, pipeline=TinyPagedLingBot, max_num_seqs=3)

@@ -50,7 +50,7 @@ class TinyLingBot(LingBotWorldCausalDMDPipeline):
         self.scheduler = SimpleNamespace(config=SimpleNamespace(shift=5.0))
         self.vae_scale_factor_temporal, self.vae_scale_factor_spatial = 4, 8
         self._ar_height, self._ar_width = HEIGHT, WIDTH
-        self._reuse_last_step_kv = False
+        self._reuse_last_step_kv = od_config.model_config["lingbot_reuse_last_step_kv"]
         self._ar_diffusion_kv_state = None
         self._ar_sessions: dict[str, Any] = {}
         self._streaming_decode_states: dict[str, Any] = {}

@@ -37,4 +37,12 @@ class Pipeline:
 
 def kv_config(**changes: Any) -> Any:
     """vLLM-Omni's settings of its cache."""
-    return SimpleNamespace(**{"window_chunks": None, "sink_chunks": 0, "gpu_memory_fraction": 0.1, **changes})
+    return SimpleNamespace(
+        **{
+            "window_chunks": None,
+            "sink_chunks": 0,
+            "reset_at_boundary": False,
+            "gpu_memory_fraction": 0.1,
+            **changes,
+        }
+    )

@@ -10,12 +10,11 @@ import pytest
 from pagedvid import ConfigError
 from pagedvid.integrations.vllm_omni.geometry import SessionGeometry
 from pagedvid.integrations.vllm_omni.settings import PagedSettings
-from tests.integrations.vllm_omni.pipelines import Pipeline
+from tests.integrations.vllm_omni.pipelines import Pipeline, kv_config
 
 
-def geometry(window_frames: int = 6, sink_frames: int = 2, **changes) -> SessionGeometry:
-    asked = Pipeline(**changes).ar_diffusion_kv_cache_spec()
-    return SessionGeometry.of(asked, window_frames=window_frames, sink_frames=sink_frames)
+def geometry(**changes) -> SessionGeometry:
+    return SessionGeometry.of(Pipeline(**changes).ar_diffusion_kv_cache_spec(), kv_config())
 
 
 @pytest.mark.parametrize("sink_frames", [0, 2, 4])
@@ -26,7 +25,7 @@ def test_a_block_sees_the_frames_that_it_sees_there(window_frames, sink_frames, 
     visible = [frame for frame in frames if frame < sink_frames or frame >= len(frames) - window_frames]
     expected = sorted({frame // 2 for frame in visible} - {num_committed})
 
-    sizes = geometry(window_frames, sink_frames)
+    sizes = geometry(window_frames=window_frames, sink_frames=sink_frames)
     kept = sizes.window.live(num_committed)
     only = sizes.visible(num_committed)
     assert list(kept if only is None else only) == expected
@@ -39,6 +38,14 @@ def test_sizes():
     spec = sizes.cache_spec(PagedSettings())
     blocks = 1 + 2 + 1  # a sink, two recent ones, and the one that is stored; each fills a part of an int2 page
     assert sizes.page_bytes(spec) == 2 * blocks * 2 * 2 * 2 * spec.shape.page_bytes
+
+
+def test_settings_of_vllm_omni_come_before_what_the_pipeline_asks_for():
+    asked = Pipeline().ar_diffusion_kv_cache_spec()
+    sizes = SessionGeometry.of(asked, kv_config(window_chunks=10, sink_chunks=4))
+    assert (sizes.window_blocks, sizes.sink_blocks) == (5, 2)
+    with pytest.raises(ConfigError, match="reset_at_boundary"):
+        SessionGeometry.of(asked, kv_config(reset_at_boundary=True))
 
 
 def test_branches_that_never_meet_share_a_stream():
