@@ -29,6 +29,9 @@ from vllm_omni.diffusion.worker.diffusion_model_runner import DiffusionModelRunn
 from vllm_omni.experimental.ar_diffusion.runner import ARDiffusionModelRunner  # noqa: E402
 from vllm_omni.platforms import current_omni_platform  # noqa: E402
 
+FORK_OF = "pagedvid_fork_of"
+"""Entry of a request's `extra_args`: its session begins as a fork of the one that is named here."""
+
 
 class PagedModelRunner(ARDiffusionModelRunner):  # type: ignore[misc]  # vllm_omni is used through Any
     """An `ARDiffusionModelRunner` whose `kv_cache` is a `SessionStore`."""
@@ -79,6 +82,14 @@ class PagedModelRunner(ARDiffusionModelRunner):  # type: ignore[misc]  # vllm_om
         if self.kv_cache is None:
             raise StateError("a session was opened before a model was loaded")
         return self.kv_cache.open(session_id)
+
+    def execute_model(self, req: Any, kv_prefetch_job: Any = None) -> Any:
+        """As in vLLM-Omni; a request that names `FORK_OF` first makes its session. Raises as `fork_session`."""
+        source = (req.sampling_params.extra_args or {}).get(FORK_OF)
+        if source is not None:
+            session_id, *_ = self._request_session(req)
+            self.fork_session(source, session_id)
+        return super().execute_model(req, kv_prefetch_job=kv_prefetch_job)
 
     def fork_session(self, session_id: str, fork_id: str) -> None:
         """Makes session `fork_id`, which continues from the blocks and texts of `session_id`; no byte is copied.

@@ -8,12 +8,13 @@ from torch import Tensor
 from vllm_omni.experimental.ar_diffusion.tick_protocol import ARDiffusionTickRequest
 
 from pagedvid import CapacityError, ConfigError, StateError
+from pagedvid.integrations.vllm_omni.runner import FORK_OF
 from tests.engines.vllm_omni.rollouts import PAGED, new_runner
 from tests.engines.vllm_omni.tiny_lingbot import TinyLingBot, TinyPagedLingBot, request
 
 
-def tick(runner, session_id: str, block: int, prompt: str = "a walk along the sea") -> Tensor:
-    """The latents of the next block of a session."""
+def tick(runner, session_id: str, block: int, prompt: str = "a walk along the sea", **extra: str) -> Tensor:
+    """The latents of the next block of a session. `extra`: entries of the request's extra_args."""
     asked = request(f"{session_id}-{block}", 1, prompt)
     one = ARDiffusionTickRequest(
         session_id=session_id,
@@ -23,7 +24,7 @@ def tick(runner, session_id: str, block: int, prompt: str = "a walk along the se
         prompt=None,
         controls=(),
     )
-    asked.sampling_params.extra_args |= one.to_extra_args()
+    asked.sampling_params.extra_args |= {**one.to_extra_args(), **extra}
     return runner.execute_model(asked).output["payload"]["latents"]
 
 
@@ -59,9 +60,9 @@ def test_a_fork_gives_what_the_session_would_have_given(config):
     runner, other = new(config, sessions=2), new(config, sessions=2)
     for block in range(3):
         tick(runner, "a", block), tick(other, "a", block)
-    runner.fork_session("a", "b")
-    for block in range(3, 6):
-        tick(runner, "a", block, "a train in the snow")
+    assert torch.equal(tick(runner, "b", 3, **{FORK_OF: "a"}), tick(other, "a", 3))
+    for block in (4, 5):
+        tick(runner, "a", block - 1, "a train in the snow")
         assert torch.equal(tick(runner, "b", block), tick(other, "a", block))
 
 
@@ -71,6 +72,8 @@ def test_what_cannot_be_forked(config):
     with pytest.raises(StateError, match="must be open"):
         runner.fork_session("nobody", "b")
     runner.fork_session("a", "b")
+    with pytest.raises(StateError, match="fork to a new name"):
+        tick(runner, "b", 1, **{FORK_OF: "a"})
     with pytest.raises(CapacityError, match="all 2 sessions"):
         runner.fork_session("a", "c")
     stock = new_runner(PAGED, config, pipeline=TinyLingBot, step_execution=False)
