@@ -13,7 +13,14 @@ from safetensors.torch import load_file, save_file
 from pagedvid.integrations.vae import VideoVae
 from pagedvid.output.mp4 import count_frames, read_frames
 from tests.cli.folders import manifest_lines, names
-from tests.models.wan.base.published import write_pipeline, write_self_forcing, write_text_encoder, write_vae
+from tests.models.wan.base.loras import peft_file, random_pairs
+from tests.models.wan.base.published import (
+    write_pipeline,
+    write_self_forcing,
+    write_text_encoder,
+    write_transformer,
+    write_vae,
+)
 from tests.models.wan.base.tiny import tiny_transformer
 
 WAN = "WanTransformer3DModel"
@@ -87,6 +94,29 @@ def test_a_video_goes_on_from_an_image_and_from_a_file(command, prompts, tmp_pat
     assert code == 1 and "self-forcing has no VAE to encode given frames with" in " ".join(stderr.split())
 
 
+def test_loras_weights_in_eight_bits_and_in_host_memory(command, prompts, tmp_path):
+    """The LoRA and the rounding change the video, a little; where the weights are does not."""
+    transformer = write_transformer(tmp_path / "model", WAN)
+    save_file(peft_file(random_pairs(transformer)), tmp_path / "style.safetensors")
+    save_file({"prompt_embeds": torch.randn(5, 12)}, tmp_path / "cat.safetensors")
+    path = prompts({"prompt": "a cat", "id": "a", "inputs": {"embeddings": "cat.safetensors"}})
+    run = ("generate", "--prompts", path, "--weights", tmp_path / "model", *FAST)
+    lora = ("--lora", f"{tmp_path / 'style.safetensors'}:0.1")
+    runs = {"plain": (), "lora": lora, "fp8": (*lora, "--weights-dtype", "fp8")}
+    runs["away"] = (*runs["fp8"], "--offload")
+    latents = {}
+    for name, words in runs.items():
+        code, _, stderr = command(*run, "--out", tmp_path / name, *words)
+        assert code == 0, stderr
+        latents[name] = load_file(tmp_path / name / "a.safetensors")["latents"]
+    assert torch.equal(latents["fp8"], latents["away"])
+    changes = [(latents[a] - latents[b]).norm() / latents[b].norm() for a, b in (("lora", "plain"), ("fp8", "lora"))]
+    assert all(0.001 < float(change) < 1 for change in changes), changes
+    again = ("--out", tmp_path / "lora", "--resume", "--lora", f"{tmp_path / 'style.safetensors'}:0.2")
+    code, _, stderr = command(*run, *again)
+    assert code == 2 and "model.loras: " in " ".join(stderr.split()), stderr  # a folder holds videos of one job
+
+
 def test_embeddings_may_come_in_place_of_an_encoder(command, prompts, tmp_path):
     write_pipeline(tmp_path / "pipeline", WAN)
     rows = torch.randn(5, 12, generator=torch.Generator().manual_seed(0))
@@ -132,6 +162,8 @@ def test_the_plan_needs_no_weights_and_no_libraries(command, prompts, monkeypatc
         ("model.vae=nowhere", "model.vae is nowhere, which does not exist; give a file or folder (nothing is down"),
         ("model.weights=gdhe17/Self-Forcing", "model.weights is gdhe17/Self-Forcing, which does not exist"),
         ("model.text_encoder=vae", "holds no text encoder"),
+        ("model.loras=[style.safetensors:0.5]", "model.loras names style.safetensors, which does not exist; give PATH"),
+        ("model.loras=[vae]", "holds keys that are not known of LoRAs: "),
         ("engine.denoise_steps=9", "was distilled to 4 steps"),
     ],
 )
