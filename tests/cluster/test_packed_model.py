@@ -59,16 +59,29 @@ def frames(run, model):
 DEMO = Config(ModelConfig(), CacheConfig(memory="16MiB"), engine=EngineConfig(reproducible=True))
 
 
-def wan(folder) -> Config:
+def wan(folder, **chosen) -> Config:
     """A tiny pipeline with a text encoder and a VAE."""
     write_pipeline(folder, "WanTransformer3DModel")
-    model = ModelConfig("self-forcing", weights=str(folder), height=48, width=80)
+    model = ModelConfig("self-forcing", weights=str(folder), height=48, width=80, **chosen)
     return Config(model, CacheConfig(memory="1MiB", codec="int2"), engine=EngineConfig(reproducible=True))
 
 
-@pytest.mark.parametrize("name", ["demo", "wan"])
+WAN = {"wan": {}, "wan in 8 bits": {"weights_dtype": "fp8"}, "wan in host memory": {"offload": True}}
+
+
+@pytest.mark.parametrize("name", ["demo", *WAN])
 def test_the_same_video_comes_from_arrays_that_cannot_be_written_to(name, tmp_path, monkeypatch):
     monkeypatch.setattr(packed_model, "MIN_SHARED_BYTES", 1)
-    run = resolve(DEMO if name == "demo" else wan(tmp_path / "wan"))
+    run = resolve(DEMO if name == "demo" else wan(tmp_path / "wan", **WAN[name]))
     model = load_model(run, [REQUEST.prompt])
     assert np.array_equal(frames(run, model), frames(run, frozen(model)))
+
+
+def test_weights_in_host_memory_are_packed_once(tmp_path):
+    """Neither the pieces of host memory nor the places on the device, which are made anew."""
+    plain, away = (
+        load_model(resolve(wan(tmp_path / name, offload=offload)), [REQUEST.prompt])
+        for name, offload in (("plain", False), ("away", True))
+    )
+    sizes = [sum(array.nbytes for array in pack(model).arrays) for model in (plain, away)]
+    assert sizes[0] == sizes[1]

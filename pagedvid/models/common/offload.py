@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -31,7 +32,11 @@ def offload(network: nn.Module, blocks: Sequence[nn.Module], device: torch.devic
     for tensor in _tensors(network):
         if id(tensor) not in in_blocks:
             tensor.data = tensor.data.to(device)
-    return OffloadedBlocks(blocks, device)
+    held = OffloadedBlocks([_tensors(block) for block in blocks], device)
+    for number, block in enumerate(blocks):
+        block.register_forward_pre_hook(partial(held.enter, number))
+        block.register_forward_hook(partial(held.leave, number), always_call=True)
+    return held
 
 
 def _tensors(module: nn.Module) -> list[Tensor]:
@@ -53,17 +58,17 @@ class _Place:
 
 
 class _HostBlock:
-    """One block, with all its tensors in one piece of host memory."""
+    """The tensors of one block in one piece of host memory."""
 
-    def __init__(self, block: nn.Module, pinned: bool) -> None:
-        self.tensors = _tensors(block)
+    def __init__(self, tensors: Sequence[Tensor], pinned: bool) -> None:
+        self.tensors = tensors
         self._places, num_bytes = [], 0
-        for tensor in self.tensors:
+        for tensor in tensors:
             self._places.append(_Place(num_bytes, tensor.shape, tensor.dtype))
             own_bytes = tensor.numel() * tensor.element_size()
             num_bytes += -(-own_bytes // ALIGNMENT_BYTES) * ALIGNMENT_BYTES
         self.bytes = torch.empty(num_bytes, dtype=torch.uint8, pin_memory=pinned)
-        for tensor, place in zip(self.tensors, self._places, strict=True):
+        for tensor, place in zip(tensors, self._places, strict=True):
             place.of(self.bytes).copy_(tensor.detach())
         self.point_at(self.bytes)
 
@@ -127,11 +132,14 @@ class _StreamCopies:
 
 
 class OffloadedBlocks:
-    """The hooks on the blocks, and the two slots on the device."""
+    """The tensors of all blocks, and the two slots on the device.
 
-    def __init__(self, blocks: Sequence[nn.Module], device: torch.device) -> None:
-        """Called by `offload`."""
-        is_cuda = device.type == "cuda"
+    Pickled with its network, it takes host memory and slots anew where it is put together again.
+    """
+
+    def __init__(self, blocks: Sequence[Sequence[Tensor]], device: torch.device) -> None:
+        """Called by `offload`, which lets the blocks call `enter` and `leave`."""
+        self._device, is_cuda = device, device.type == "cuda"
         self._blocks = [_HostBlock(block, is_cuda) for block in blocks]
         largest = max(len(block.bytes) for block in self._blocks)
         self._slots = [torch.empty(largest, dtype=torch.uint8, device=device) for _ in range(BLOCKS_ON_DEVICE)]
@@ -139,9 +147,9 @@ class OffloadedBlocks:
         self._held: list[int | None] = [None, None]
         """The block in each slot."""
         self._running: int | None = None
-        for number, block in enumerate(blocks):
-            block.register_forward_pre_hook(lambda *_, number=number: self._enter(number))
-            block.register_forward_hook(lambda *_, number=number: self._leave(number), always_call=True)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return OffloadedBlocks, ([block.tensors for block in self._blocks], self._device)
 
     @property
     def host_bytes(self) -> int:
@@ -153,8 +161,8 @@ class OffloadedBlocks:
         """Of both slots."""
         return sum(len(slot) for slot in self._slots)
 
-    def _enter(self, number: int) -> None:
-        """Before a block runs: it is in a slot, and the next one begins to come into the other."""
+    def enter(self, number: int, *_: object) -> None:
+        """Before a block runs: it is in a slot, and the next one begins to come into the other. Raises StateError."""
         if self._running is not None:
             raise StateError(
                 f"block {number} of an offloaded network was called while block {self._running} runs; blocks run one "
@@ -169,7 +177,7 @@ class OffloadedBlocks:
         if following not in self._held:
             self._fetch(following, into=1 - own)
 
-    def _leave(self, number: int) -> None:
+    def leave(self, number: int, *_: object) -> None:
         """After a block ran, or failed: its tensors are those in host memory again."""
         if self._running != number:
             return
