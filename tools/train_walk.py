@@ -3,12 +3,12 @@
 walk_batches.py has the data, the attention and the loss; walk_check.py measures from time to time how much of a first
 visit is there again at the next one.
 
-python tools/train_walk.py --minutes 120 --out runs/walk            # as many steps as fit
-python tools/train_walk.py --minutes 120 --out runs/walk --resume   # after an interruption
+python tools/train_walk.py --steps 14000 --out runs/walk            # about two hours on two cores
+python tools/train_walk.py --steps 14000 --out runs/walk --resume   # after an interruption
 python tools/train_walk.py --out runs/walk --export DIR             # what `load_walk` reads
 
-With --steps in place of --minutes, a run gives the same weights every time. Needs PyTorch 2.9 or newer (its Muon
-optimizer); the exported weights do not.
+With --minutes in place of --steps, a run takes as many steps as fit, and is not the same every time. Needs PyTorch 2.9
+or newer (its Muon optimizer); the exported weights do not.
 """
 
 from __future__ import annotations
