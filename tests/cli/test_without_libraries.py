@@ -32,6 +32,8 @@ for module in pkgutil.walk_packages(pagedvid.__path__, "pagedvid."):
         importlib.import_module(module.name)
     except ModuleNotFoundError as error:
         print(module.name, error.name.partition(".")[0])
+    except pagedvid.ConfigError:
+        print(module.name, "its-engine")
 """
 COMMAND = "from pagedvid.cli.main import main; sys.exit(main(sys.argv[1:]))"
 
@@ -49,6 +51,9 @@ def test_every_module_but_the_adapters_and_the_kernels_can_be_imported() -> None
     assert {name: library for name, library in missing.items() if library != "triton"} == {
         "pagedvid.cli.bars": "rich",
         "pagedvid.integrations.diffusers_cache_hook": "diffusers",
+        "pagedvid.integrations.lightx2v_classes": "lightx2v",
+        "pagedvid.integrations.vllm_omni.lingbot": "its-engine",
+        "pagedvid.integrations.vllm_omni.runner": "its-engine",
         "pagedvid.output.sheet": "PIL",
         "pagedvid.quality.sheet": "PIL",
     }

@@ -208,6 +208,8 @@ def test_it_decides_frames_and_so_does_what_rounds_otherwise():
     assert (batched["engine.reproducible"], apart["engine.reproducible"]) == (False, True)
     assert apart.keys() - batched.keys() == {
         "model.device",
+        "model.text_encoder_device",
+        "model.vae_device",
         "attention.backend",
         "attention.scratch",
         "generate.threads",

@@ -341,7 +341,7 @@ class TestForks:
 
         def take_slowly(parts: Parts, fork_id: str) -> StoredCheckpoint:
             is_being_secured.set()
-            service.wait_for_chunks(fork_id, 1)
+            wait_until(lambda: parts.store.find(fork_id).chunks_done > 0)  # `get` knows it once it is accepted
             return take_checkpoint(parts, fork_id)
 
         def separate_late(forks: Forks, ids: Iterable[str]) -> None:

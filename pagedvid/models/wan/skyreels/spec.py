@@ -46,14 +46,14 @@ class SkyReelsSettings(WanSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        for name, least in (("shift", 0.0), ("guidance_scale", 0.0), ("num_denoise_steps", 0)):
+            if getattr(self, name) <= least:
+                raise ConfigError(f"{name} is {getattr(self, name)}; it must be above {least:g}")
         if self.addnoise_condition and self.prefix_level <= 0:
             raise ConfigError(
                 f"addnoise_condition is {self.addnoise_condition}; with shift {self.shift:g} it must be 0 or at least "
                 f"{self.shift:g}: no step of the sampler has a lower timestep"
             )
-        for name, least in (("shift", 0.0), ("guidance_scale", 0.0), ("num_denoise_steps", 0)):
-            if getattr(self, name) <= least:
-                raise ConfigError(f"{name} is {getattr(self, name)}; it must be above {least:g}")
 
     @property
     def branches(self) -> tuple[str, ...]:
