@@ -43,12 +43,11 @@ class Courses:
     def prompt(self, id: str, prompt: str, recache: bool) -> None:
         """Another prompt from the next chunk on. Raises NotFound, Conflict, and what the worker raises."""
         parts = self._parts
-        with parts.locked(id):
+        with self._forks.locked_when_secured(id):
             session = self._independent(id)
             require_unfinished(session, "takes no prompt")
             if session.later_prompts:
                 raise Conflict(f"session {id} follows its own schedule of prompts; fork it with a prompt instead")
-            self._forks.wait_until_secured(id)
             given = GivenPrompt(session.frames_done, prompt, recache)
             parts.recorder.hold(id)
             try:

@@ -13,8 +13,9 @@ frames up to that boundary, and depends on the source no more.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -169,11 +170,19 @@ class Forks:
             self._begun.setdefault(source_id, set()).add(event.id)
             self._parts.recorder.hold(source_id)
 
-    def wait_until_secured(self, source_id: str) -> None:
-        """Waits for the forks that begin at a session's next chunk boundary. Under its lock. Raises Conflict when that
-        takes too long."""
+    @contextmanager
+    def locked_when_secured(self, source_id: str) -> Iterator[None]:
+        """Holds a session's lock during the block, which begins when no fork depends on the session any more. Raises
+        Conflict when that takes too long.
+
+        It is not held meanwhile: a session whose worker has ended has to be given to another one, under its lock.
+        """
         give_up = time.monotonic() + min(self._parts.limits.verb_seconds, self._parts.seconds_left())
-        while self.has_pending(source_id):
+        while True:
+            with self._parts.locked(source_id):
+                if not self.has_pending(source_id):
+                    yield
+                    return
             if time.monotonic() > give_up:
                 raise Conflict(f"session {source_id} is being forked; try again when its forks have begun")
             time.sleep(_POLL_SECONDS)

@@ -7,6 +7,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -63,7 +64,8 @@ class Mortal(Worker):
                 time.sleep(STEP_SECONDS)
                 return super().step()
 
-        return Engine()
+        self.engine = Engine()
+        return self.engine
 
 
 class Many(Service):
@@ -85,6 +87,13 @@ class Many(Service):
         self.may_step.set()
         for worker in self.workers:
             worker.wake()
+
+    def step(self, id: str) -> None:
+        """Engines that rest step once or a few times."""
+        engine = self.workers[self.place_of(id)].engine
+        self.let_all()
+        wait_until(lambda: engine.num_steps > 0)
+        self.may_step.clear()
 
     def place_of(self, id: str) -> int:
         (place,) = [it.number for it in self.replicas.replicas() if id in {video.id for video in it.worker.videos}]
@@ -129,6 +138,20 @@ def test_a_replica_that_dies_is_replaced_and_its_sessions_go_on_elsewhere(servic
     wait_until(lambda: not service.sessions.stats().videos)
     assert [it.num_sessions for it in service.sessions.replicas()] == [0, 0, 0]
     assert len(service.workers) == NUM_REPLICAS + 1
+
+
+def test_a_prompt_waits_for_forks_while_their_replica_dies(service):
+    service.may_step.clear()
+    id = service.sessions.create(new("a", 40)).id
+    service.step(id)
+    (fork,) = service.sessions.fork(id, [NewFork("b")])  # begins at the end of the first chunk
+    with ThreadPoolExecutor(1) as pool:
+        prompt = pool.submit(service.sessions.prompt, id, "c")
+        service.kill(service.place_of(id))
+        service.let_all()
+        assert prompt.result(LIMITS.verb_seconds / 2).prompt == "c"
+    for one in (id, fork.id):
+        service.wait_for(one)
 
 
 def test_a_verb_of_a_lost_session_says_so(service):
