@@ -11,7 +11,7 @@ from lib.scene_reader import SceneReading, ThingReading, compare, compare_identi
 from pagedvid.models.demo.world import BACKGROUNDS, COLORS, FRAME_SIZE, Scene, Thing, random_scene
 from tests.benchmarks.clips import disturbed, draw_clip
 
-NUM_CLIPS = 300
+NUM_CLIPS = 200
 BALL = Thing("circle", "red", "large", "right", 16.0, 16.0)
 BOX = Thing("square", "yellow", "small", "up", 20.0, 24.0)
 
