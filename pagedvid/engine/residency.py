@@ -113,6 +113,7 @@ class Residency:
                 self._roster.begin(self._begin(entry))
             except Exception as error:
                 failures.append(self._roster.failure(entry.request.id, error))
+                self._roster.end_forks(entry)
         return failures
 
     def _begin(self, entry: Waiting) -> Job:

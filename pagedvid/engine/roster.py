@@ -114,13 +114,19 @@ class Roster:
         self.waiting = deque(entry for entry in self.waiting if entry.request.id != request_id)
         self._ids.discard(request_id)
         for entry in gone:
-            self._end_forks(entry)
+            self.end_forks(entry)
 
     def forget_job(self, job: Job) -> None:
         """Removes a job. The forks that it has not made yet fail."""
         del self.jobs[job.request.id]
         self._ids.discard(job.request.id)
-        self._end_forks(job)
+        self.end_forks(job)
+
+    def end_forks(self, source: Job | Waiting) -> None:
+        """Fails the forks that a video has not made: it has ended, or cannot begin."""
+        for fork in pending_forks(source):
+            error = StateError(f"video {source.request.id!r}, which it continues, ended before its next chunk boundary")
+            self.late.append(self.failure(fork.id, error))
 
     def clear(self) -> None:
         """Forgets all videos but jobs, and what happened since the last step."""
@@ -140,11 +146,6 @@ class Roster:
         """What happened since the last step; it is forgotten here."""
         late, self.late = self.late, []
         return late
-
-    def _end_forks(self, source: Job | Waiting) -> None:
-        for fork in pending_forks(source):
-            error = StateError(f"video {source.request.id!r}, which it continues, ended before its next chunk boundary")
-            self.late.append(self.failure(fork.id, error))
 
 
 def pending_forks(holder: Job | Waiting) -> list[Continuation]:

@@ -120,6 +120,24 @@ def test_forks_share_the_given_chunks_and_copy_none(model: LatentDemo, after: in
     assert_all_pages_free(engine)
 
 
+def test_forks_of_a_video_that_cannot_begin_fail_with_it(model: LatentDemo, monkeypatch) -> None:
+    """They wait for its given chunks."""
+
+    def broken(self: LatentDemo, condition: object) -> None:
+        raise RuntimeError("no decoder")
+
+    engine = engine_of(model)
+    engine.submit(request())
+    engine.fork("a", [Continuation("b")])
+    with monkeypatch.context() as patch:
+        patch.setattr(LatentDemo, "decoder", broken)
+        failures = {it.request_id: str(it.error) for it in rest(engine)}
+    assert failures.keys() == {"a", "b"} and "'a', which it continues, ended" in failures["b"]
+    assert engine.videos() == ()
+    engine.submit(request("b"))
+    np.testing.assert_array_equal(video_of(rest(engine), "b"), alone(model, request("b")))
+
+
 @pytest.mark.parametrize("after", range(7))
 def test_a_checkpoint_goes_on_without_the_file(model: LatentDemo, tmp_path, after: int) -> None:
     engine = engine_of(model)
