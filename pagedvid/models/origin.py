@@ -12,7 +12,8 @@ from pagedvid.engine.protocol import VideoModel
 from pagedvid.files.fingerprint import fingerprint
 from pagedvid.files.paths import is_folder
 from pagedvid.models.build import RunSpec
-from pagedvid.models.common.checkpoint_files import checkpoint_files, files_of_part, path_or_none
+from pagedvid.models.common.checkpoint_files import files_of_part, path_or_none
+from pagedvid.models.common.lora import files_of_lora
 from pagedvid.models.registry import model_weights
 
 
@@ -34,7 +35,7 @@ def origin_of(run: RunSpec, model: VideoModel) -> Origin:
             "height": config.height,
             "width": config.width,
             "ema": config.ema,
-            "lora_scales": " ".join(f"{lora.scale:g}" for lora in config.loras),
+            "lora_scales": " ".join(repr(lora.scale) for lora in config.loras),
         },
         files=file_fingerprints(run),
     )
@@ -67,5 +68,5 @@ def _fingerprint(path: Path | None, part: str) -> str | None:
 
 def _fingerprint_of_loras(loras: Sequence[Lora]) -> str | None:
     """Of all their files, in order."""
-    files = [file for lora in loras for file in checkpoint_files(Path(lora.path))]
+    files = [file for lora in loras for file in files_of_lora(Path(lora.path))]
     return fingerprint(files) if files else None

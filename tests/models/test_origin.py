@@ -141,8 +141,24 @@ def test_loras_matter_by_their_contents_and_scales(tmp_path):
     assert differing(one, of("copy.safetensors:0.5")) == set()
     assert differing(one, of("b.safetensors:0.5")) == {"files.loras"}
     assert differing(one, of("a.safetensors:0.51")) == {"model.lora_scales"}
+    assert differing(one, of("a.safetensors:0.50000001")) == {"model.lora_scales"}
     assert differing(one, of()) == {"files.loras", "model.lora_scales"}
     assert differing(of("a.safetensors", "b.safetensors"), of("b.safetensors", "a.safetensors")) == {"files.loras"}
+
+
+def test_the_settings_beside_a_lora_matter(tmp_path):
+    """They have its alpha (models/common/lora_settings.py)."""
+    weights = str(pipeline(tmp_path / "model"))
+
+    def of(folder: str, alpha: int) -> Origin:
+        (tmp_path / folder).mkdir()
+        save_file({"x": torch.ones(3)}, tmp_path / folder / "adapter_model.safetensors")
+        (tmp_path / folder / "adapter_config.json").write_text(f'{{"lora_alpha": {alpha}}}')
+        return origin(INT2, name="self-forcing", weights=weights, loras=[str(tmp_path / folder)])
+
+    one = of("one", 8)
+    assert differing(one, of("same", 8)) == set()
+    assert differing(one, of("other", 16)) == {"files.loras"}
 
 
 def test_weights_that_are_gone_are_named(tmp_path):

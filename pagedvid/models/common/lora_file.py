@@ -13,23 +13,21 @@ Axes: O outputs, I inputs (of a convolution: I and the kernel's), R rank.
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
-from safetensors import safe_open
 from torch import Tensor
 
 from pagedvid.errors import ConfigError, listed
-from pagedvid.files.paths import is_file, read_json
 from pagedvid.files.tensor_files import refuse_non_finite, refuse_odd_dtype
 from pagedvid.models.common.checkpoint_names import plain_name
+from pagedvid.models.common.lora_settings import DefaultFactor
 from pagedvid.models.common.shard import read_shard
-from pagedvid.shown import named, shown
+from pagedvid.shown import named
 
 _PART = re.compile(
     r"(?P<module>.+)\.(?:(?P<factor>lora_A|lora_B|lora_down|lora_up)(?:\.(?!weight$|bias$)[^.]+)?\.(?P<leaf>weight|bias)"
@@ -49,10 +47,6 @@ _WHOLE = {"bias": "bias", "diff": "weight", "diff_b": "bias", "diff_m": "modulat
 _AROUND = ("base_model.model.", "transformer.", "unet.")
 """What PEFT and diffusers put before a module, besides the wrappers of checkpoint_names.py."""
 _MUSUBI = re.compile(r"lora_unet_blocks_(\d+)_(self_attn|cross_attn|ffn)_(\w+)")
-ADAPTER_CONFIG = "adapter_config.json"
-"""PEFT's settings, next to adapter_model.safetensors."""
-METADATA_KEY = "lora_adapter_metadata"
-"""Where diffusers writes the same settings in a .safetensors file."""
 
 
 @dataclass(frozen=True)
@@ -157,7 +151,7 @@ def read_changes(file: Path) -> list[tuple[str, Change]]:
             f"{named(file)} holds keys that are not known of LoRAs: {listed(unknown)}; known are lora_A and lora_B, "
             "lora_down and lora_up, alpha, diff, diff_b, diff_m, each behind the name of a module"
         )
-    default_factor = _DefaultFactor.of(file)
+    default_factor = DefaultFactor.of(file)
     return [change for module, parts in modules.items() for change in _changes(file, module, parts, default_factor)]
 
 
@@ -175,7 +169,7 @@ def _read_key(key: str) -> tuple[str, str | None]:
     return module, match["other"] or _KINDS.get(f"{match['factor']}.{match['leaf']}")
 
 
-def _changes(file: Path, module: str, parts: Mapping[str, Part], default: _DefaultFactor) -> list[tuple[str, Change]]:
+def _changes(file: Path, module: str, parts: Mapping[str, Part], default: DefaultFactor) -> list[tuple[str, Change]]:
     found: list[tuple[str, Change]] = []
     factor = 1.0
     pair = [parts[kind] for kind in ("down", "up") if kind in parts]
@@ -192,56 +186,10 @@ def _changes(file: Path, module: str, parts: Mapping[str, Part], default: _Defau
     return found
 
 
-def _factor(file: Path, down: Part, alpha: Part | None, default: _DefaultFactor) -> float:
+def _factor(file: Path, down: Part, alpha: Part | None, default: DefaultFactor) -> float:
     """alpha / rank of a pair. Raises ConfigError."""
     rank = down.tensor.shape[0] if down.tensor.ndim else 0
     if rank == 0 or (alpha is not None and alpha.tensor.numel() != 1):
         wrong = down if rank == 0 else alpha
         raise ConfigError(f"{named(file)}: {wrong} has no rank, or is not one number; download it again")
     return default(rank) if alpha is None else float(alpha.tensor) / rank
-
-
-@dataclass(frozen=True)
-class _DefaultFactor:
-    """alpha / rank of pairs without an alpha of their own."""
-
-    alpha: float | None = None
-    """None: the rank."""
-    by_root: bool = False
-    """Divides by the rank's root instead (`use_rslora`)."""
-
-    @staticmethod
-    def of(file: Path) -> _DefaultFactor:
-        """From what PEFT or diffusers wrote with the file. Raises ConfigError."""
-        facts = _adapter_facts(file)
-        alpha = facts.get("lora_alpha")
-        if alpha is not None and (type(alpha) not in (int, float) or not math.isfinite(alpha)):
-            raise ConfigError(f"{named(file)}: its lora_alpha is {shown(alpha)}; it must be a number")
-        unsupported = [name for name in ("alpha_pattern", "use_dora") if facts.get(name)]
-        if unsupported:
-            raise ConfigError(f"{named(file)} was trained with {listed(unsupported)}, which is not supported; merge it")
-        return _DefaultFactor(alpha, facts.get("use_rslora") is True)
-
-    def __call__(self, rank: int) -> float:
-        if self.alpha is None:
-            return 1.0
-        return self.alpha / (math.sqrt(rank) if self.by_root else rank)
-
-
-def _adapter_facts(file: Path) -> dict[str, Any]:
-    """PEFT's settings of a file; empty where there are none. Raises ConfigError for what cannot be read."""
-    beside = file.with_name(ADAPTER_CONFIG)
-    if file.stem == "adapter_model" and is_file(beside):
-        facts = read_json(beside)
-    elif file.suffix == ".safetensors":
-        with safe_open(file, framework="pt") as content:
-            written = (content.metadata() or {}).get(METADATA_KEY, "{}")
-        try:
-            facts = json.loads(written)
-        except ValueError as error:
-            raise ConfigError(f"{named(file)}: its {METADATA_KEY} is no JSON ({error}); download it again") from error
-    else:
-        return {}
-    if not isinstance(facts, dict):
-        raise ConfigError(f"the settings of {named(file)} are a {type(facts).__name__}, not a table; download it again")
-    return {name.removeprefix("transformer."): value for name, value in facts.items()}
