@@ -45,7 +45,8 @@ def with_given_frames(request: VideoRequest, engine: Engine) -> VideoRequest:
     format = model.prefix_format(engine.window)
     if format is None:
         raise ConfigError(f'{model.name} cannot go on from an image or video; leave "{name}" out')
-    if request.inputs.get(DIGEST) not in (None, fingerprint([path])):
+    digest = request.inputs.get(DIGEST)
+    if digest is not None and digest != fingerprint([path]):
         raise ConfigError(f"{named(path.name)} has changed since the video was asked for; ask for it again")
     start = request.inputs.get(START)
     frames_NHWC = _still(path, format) if name == IMAGE else _last_frames(path, format, start)

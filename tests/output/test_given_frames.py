@@ -211,6 +211,12 @@ def test_whatever_is_spoiled_in_a_file_it_is_read_or_refused(tmp_path, name):
     assert num_refused > 10
 
 
+def test_a_file_that_is_gone_is_named_without_its_folder(tmp_path):
+    """A service does not say where it keeps files."""
+    with pytest.raises(ConfigError, match=r"^gone\.png cannot be read \(No such file"):
+        frames_for(engine(), image=str(tmp_path / "gone.png"))
+
+
 def test_a_film_is_no_image_and_a_picture_no_film(tmp_path):
     film(tmp_path / "a.mp4", 12)
     picture(tmp_path / "a.png")
