@@ -15,6 +15,8 @@ from pagedvid.output.given_files import DIGEST, IMAGE, START, VIDEO
 from pagedvid.shown import named, short, shown
 
 _MOST_SECONDS = 1_000_000
+_NOT_INPUTS = (IMAGE, VIDEO, START, DIGEST)
+"""What `given_frames` makes of other fields of a line."""
 
 
 def input_files(place: str, inputs: object, folder: Path) -> dict[str, str]:
@@ -25,6 +27,11 @@ def input_files(place: str, inputs: object, folder: Path) -> dict[str, str]:
         raise ConfigError(
             f'{place}: "inputs" is {shown(inputs)}; it must be an object of file names such as '
             '{"embeddings": "caption.safetensors"}'
+        )
+    if misplaced := next((name for name in _NOT_INPUTS if name in inputs), None):
+        raise ConfigError(
+            f'{place}: "inputs" has "{misplaced}", which is no input of a model; write "{IMAGE}", or "{VIDEO}" and '
+            f'"{START}", beside "inputs"'
         )
     return {name: str(_file(place, f'the input "{short(name)}"', folder / file)) for name, file in inputs.items()}
 

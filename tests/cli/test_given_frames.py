@@ -58,6 +58,10 @@ def test_a_file_is_named_with_what_is_in_it(prompts, image):
         ({"video": "given.png", "start_seconds": -1}, '"start_seconds" is -1; it must be a number from 0'),
         ({"video": "given.png", "start_seconds": True}, '"start_seconds" is True'),
         ({"video": "given.png", "start_seconds": "1"}, "\"start_seconds\" is '1'"),
+        *(
+            ({"inputs": {name: "given.png"}}, f'"inputs" has "{name}", which is no input of a model; write "image"')
+            for name in ("image", "video", "start_seconds", "digest")
+        ),
     ],
 )
 def test_what_is_unclear_is_refused_with_its_line(prompts, image, fields, message):
@@ -67,7 +71,7 @@ def test_what_is_unclear_is_refused_with_its_line(prompts, image, fields, messag
 
 @pytest.mark.parametrize(("seconds", "without", "with_image"), [(1 / 12, 1, 1), (4 / 12, 2, 1), (5 / 12, 2, 2)])
 def test_prompts_count_from_the_new_video(prompts, image, seconds, without, with_image):
-    """Behind given frames, the first latent frame gives four frames as well."""
+    """After given frames, the first latent frame gives four frames as well."""
     timed = {"prompts": [{"at_seconds": 0, "prompt": RED}, {"at_seconds": seconds, "prompt": RED}]}
     path = prompts({**timed, "id": "a"}, {**timed, "id": "b", "image": "given.png"})
     requests = read_prompts(path, GenerateConfig(num_frames=40), FrameFormat(32, 32, 12.0, 4))
