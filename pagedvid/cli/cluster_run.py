@@ -14,6 +14,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from pagedvid.cli.input_files import with_absolute_paths
 from pagedvid.cli.messages import one_line, reason, reason_told
 from pagedvid.cli.progress import ProgressView, Status
 from pagedvid.cli.run_result import RunResult
@@ -74,7 +75,7 @@ class ClusterRun:
         self._folder, self._view, self._facts = folder, view, facts
         self._pending = {request.id: request for request in requests}
         self._num_videos = len(requests)
-        self._assignments = Assignments(requests, num_workers)
+        self._assignments = Assignments(map(with_absolute_paths, requests), num_workers)
         self._refusals: Future[dict[str, Exception]] | None = None
         self._is_checked = False
         self._submitted: deque[tuple[int, str, Future[None]]] = deque()
@@ -124,7 +125,7 @@ class ClusterRun:
     def _begin(self, worker: int) -> None:
         if self._refusals is None:
             self._started = time.monotonic()
-            self._refusals = self._crew[worker].refusals(list(self._pending.values()))
+            self._refusals = self._crew[worker].refusals(list(map(with_absolute_paths, self._pending.values())))
 
     def _hear(self, told: Told) -> None:
         if told.stats.pool is not None:

@@ -6,9 +6,11 @@ Relative paths are relative to the folder of the prompts file.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from pagedvid.engine.requests import VideoRequest
 from pagedvid.errors import ConfigError
 from pagedvid.files.fingerprint import fingerprint
 from pagedvid.output.given_files import DIGEST, IMAGE, START, VIDEO
@@ -54,6 +56,12 @@ def given_frames(place: str, fields: Mapping[str, Any], folder: Path) -> dict[st
     if START in fields:
         inputs[START] = _seconds(place, fields[START])
     return inputs
+
+
+def with_absolute_paths(request: VideoRequest) -> VideoRequest:
+    """The request for a process that may have another working folder. The manifest has the paths as written."""
+    files = {name: path for name, path in request.inputs.items() if name not in (DIGEST, START)}
+    return replace(request, inputs={**request.inputs, **{name: str(Path(it).absolute()) for name, it in files.items()}})
 
 
 def _seconds(place: str, value: object) -> float:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 
 import pytest
+from PIL import Image
 
 from pagedvid.cli import cluster_run
 from pagedvid.cluster.cluster import Cluster
@@ -122,6 +123,17 @@ def test_a_driver_is_killed_and_another_one_goes_on(start, tmp_path, head: Head,
 
     _, stderr = start("--ray", head.address, "--resume", "--kv", "int4").communicate()
     assert "is of another job (cache.codec: " in stderr
+
+
+def test_workers_find_files_whose_paths_are_relative(command, prompts, tmp_path, head: Head, monkeypatch):
+    """They work in another folder than the driver."""
+    Image.new("RGB", (32, 32), (0, 128, 128)).save(tmp_path / "given.png")
+    path = prompts({"prompt": LINES[0], "id": "a", "image": "given.png"})
+    monkeypatch.chdir(tmp_path)
+    words = ("generate", "--prompts", path.name, "--out", "out", *HOW, "--ray", head.address, "--workers", 1)
+    code, _, stderr = command(*words)
+    assert code == 0, stderr
+    assert manifest_lines(tmp_path / "out")[0]["inputs"]["image"] == "given.png"
 
 
 def test_a_machine_is_lost(command, prompts, tmp_path, alone, monkeypatch):
