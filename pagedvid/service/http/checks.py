@@ -23,17 +23,17 @@ class Checks:
     def __init__(self, settings: ServeSettings) -> None:
         self._model, self._limits = settings.model, settings.limits
 
-    def prompt(self, prompt: str) -> str:
-        """The prompt as given. Raises RequestError if it is empty or too long."""
+    def prompt(self, prompt: str, param: str = "prompt") -> str:
+        """The prompt as given, as the parameter of this name. Raises RequestError if it is empty or too long."""
         most = self._limits.max_prompt_characters
         try:
             check_text(prompt)
         except ConfigError as error:
-            raise RequestError(f"prompt: {error}", "prompt") from None
+            raise RequestError(f"{param}: {error}", param) from None
         if not prompt.strip():
-            raise RequestError("prompt is empty; say what the video shows", "prompt")
+            raise RequestError(f"{param} is empty; say what the video shows", param)
         if len(prompt) > most:
-            raise RequestError(f"prompt has {len(prompt)} characters; at most {most} are allowed", "prompt")
+            raise RequestError(f"{param} has {len(prompt)} characters; at most {most} are allowed", param)
         return prompt
 
     def prompts(
@@ -48,8 +48,8 @@ class Checks:
             if prompt is None:
                 raise RequestError("prompt is missing", "prompt")
             return self.prompt(prompt), ()
-        for entry in timed:
-            self.prompt(entry.prompt)
+        for number, entry in enumerate(timed):
+            self.prompt(entry.prompt, f"prompts.{number}.prompt")
         try:
             first, later = read_timed_prompts([entry.model_dump() for entry in timed])
             return first, self._model.later_prompts(later, num_frames, goes_on)

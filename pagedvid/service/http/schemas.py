@@ -30,7 +30,9 @@ class Body(BaseModel):
 class TimedPrompt(Body):
     """A prompt and the time from which it counts."""
 
-    at_seconds: float = Field(ge=0, le=MAX_PROMPT_SECONDS, allow_inf_nan=False, description="Of the video; first 0.")
+    at_seconds: float = Field(
+        ge=0, le=MAX_PROMPT_SECONDS, allow_inf_nan=False, strict=True, description="Of the video; first 0."
+    )
     prompt: Prompt
     recache: bool = Field(False, description="Store the kept chunks again under it; not the first.", strict=True)
 
