@@ -6,7 +6,7 @@ import logging
 import threading
 from collections.abc import Callable
 
-from pagedvid.service.records import SessionEvent
+from pagedvid.service.session_events import SessionEvent
 
 logger = logging.getLogger(__name__)
 

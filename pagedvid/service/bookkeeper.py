@@ -11,17 +11,8 @@ from pagedvid.engine.states import FINISHED, RUNNING
 from pagedvid.service.chunk_writer import ChunkWriter
 from pagedvid.service.events import ChunkEvent, Event, FailureEvent, LostEvent, RebuiltEvent, RefusedEvent, VideoEvent
 from pagedvid.service.parts import Parts
-from pagedvid.service.records import (
-    COMPLETED,
-    FAILED,
-    IN_PROGRESS,
-    QUEUED,
-    ChunkRecorded,
-    CreditChanged,
-    SessionError,
-    SessionRecord,
-    SessionState,
-)
+from pagedvid.service.records import COMPLETED, FAILED, IN_PROGRESS, QUEUED, SessionError, SessionRecord
+from pagedvid.service.session_events import ChunkRecorded, CreditChanged, SessionState
 
 logger = logging.getLogger(__name__)
 

@@ -25,8 +25,8 @@ from pagedvid.service.records import (
     NewSession,
     Reference,
     SessionRecord,
-    SessionState,
 )
+from pagedvid.service.session_events import SessionState
 from pagedvid.service.stored_courses import GivenPrompt, StoredCheckpoint
 
 logger = logging.getLogger(__name__)

@@ -2,10 +2,10 @@
 
 The worker makes a fork at its source's next chunk boundary. From when it is asked for until it has a checkpoint of its
 own, a fork is `pending`: its events wait, and after a crash it is asked for again. Then it gets a copy of its source's
-frames up to that boundary, and depends on the source no more.
+frames up to that boundary (joining.py), and depends on the source no more.
 
     source   chunk 0 | chunk 1 | chunk 2 ...          after a crash in the meantime the source has not come further,
-                  ^ asked      | its events wait      because nothing behind the boundary was recorded
+                  ^ asked      | its events wait      because nothing after the boundary was recorded
     fork                       | chunk 2 ...
                                begins      ^ secured: from now on all events are recorded
 """
@@ -20,15 +20,14 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from pagedvid.engine.failures import presentable
 from pagedvid.engine.requests import Continuation
 from pagedvid.engine.states import WAITING
-from pagedvid.errors import ConfigError, IntegrityError, PagedvidError, StateError
-from pagedvid.service.errors import Conflict, LostWorkerError, storage_errors
-from pagedvid.service.events import ChunkEvent, Event, StateEvent, VideoEvent
+from pagedvid.errors import ConfigError, PagedvidError, StateError
+from pagedvid.service.errors import Conflict, LostWorkerError
+from pagedvid.service.events import Event, StateEvent, VideoEvent
+from pagedvid.service.joining import fail, join
 from pagedvid.service.parts import Parts
-from pagedvid.service.records import COMPLETED, SessionError, SessionRecord, SessionState
-from pagedvid.service.stored_courses import StoredCheckpoint
+from pagedvid.service.records import COMPLETED, SessionRecord
 from pagedvid.service.taking_up import take_up
 
 _POLL_SECONDS = 0.01
@@ -201,14 +200,15 @@ class Forks:
             except ConfigError:  # it has failed, and the events that wait say why
                 settle = self._parts.recorder.record_all
             except PagedvidError as error:
-                settle = partial(self._fail, id, error)
+                settle = partial(fail, self._parts, id, error)
             else:
-                settle = partial(self._join, session, source_id, checkpoint)
+                settle = partial(join, self._parts, session, source_id, checkpoint)
             self._release(id, lambda events: self._settle(id, settle, events))
             self._pending.pop(id, None)
 
     def _settle(self, id: str, settle: Callable[[Sequence[Event]], None], events: Sequence[Event]) -> None:
-        """Unless a fork was found to share nothing meanwhile. On the recorder's thread."""
+        """Settles what a fork's events mean, unless it was found meanwhile that it shares nothing with its source. On
+        the recorder's thread."""
         if self.is_pending(id):
             settle(events)
         else:
@@ -227,41 +227,6 @@ class Forks:
                     recorder.release(source_id, recorder.record_all)
 
         recorder.release(id, settle_both)
-
-    def _join(self, fork: SessionRecord, source_id: str, checkpoint: StoredCheckpoint, events: Sequence[Event]) -> None:
-        """Gives a fork the chunks of its source, and records what it has made itself. On the recorder's thread."""
-        parts = self._parts
-        firsts = [event.first_frame for event in events if isinstance(event, ChunkEvent)]
-        begin = min([*firsts, checkpoint.frames_done])
-        try:
-            parts.recorder.let_through(source_id, lambda it: isinstance(it, ChunkEvent) and it.first_frame < begin)
-            num_chunks = self._copy_video(fork.id, source_id, begin)
-            with parts.store.transaction():
-                parts.store.courses.set_checkpoint(fork.id, checkpoint)
-                if num_chunks > 0:
-                    parts.store.chunks.copy(source_id, fork.id, num_chunks)
-                    parts.store.begin(fork.id)
-                parts.watch(parts.store.find(fork.id) or fork)  # `get` knows none that is only being accepted
-                parts.recorder.record_all(events)
-        except Exception as error:
-            self._fail(fork.id, error, ())
-        else:
-            parts.announcer.tell(SessionState(fork.id, (parts.store.find(fork.id) or fork).state))
-
-    def _fail(self, id: str, error: Exception, events: Sequence[Event]) -> None:
-        error = presentable(error)
-        self._parts.fail(id, SessionError(type(error).__name__, str(error)))
-
-    def _copy_video(self, id: str, source_id: str, num_frames: int) -> int:
-        """Copies the source's chunks up to a number of output frames; returns how many chunks these are."""
-        if num_frames == 0:
-            return 0
-        for chunk in self._parts.store.chunks.of(source_id):
-            if chunk.first_frame + chunk.num_frames == num_frames:
-                with storage_errors():
-                    self._parts.files.copy_video(source_id, id, chunk.end)
-                return chunk.index + 1
-        raise IntegrityError(f"no chunk of session {source_id} ends with its frame {num_frames - 1}; fork it again")
 
 
 def _continuation(fork: SessionRecord) -> Continuation:

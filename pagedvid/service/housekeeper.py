@@ -25,10 +25,9 @@ from pagedvid.service.records import (
     PAUSED_WITHOUT_VIEWER,
     QUEUED,
     UNFINISHED,
-    CreditChanged,
     SessionRecord,
-    SessionState,
 )
+from pagedvid.service.session_events import CreditChanged, SessionState
 from pagedvid.service.stored_courses import StoredCheckpoint
 
 logger = logging.getLogger(__name__)

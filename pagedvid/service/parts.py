@@ -36,15 +36,8 @@ from pagedvid.service.audience import Audience
 from pagedvid.service.chunk_pace import ChunkPace
 from pagedvid.service.errors import storage_errors
 from pagedvid.service.recorder import Recorder
-from pagedvid.service.records import (
-    PAUSED,
-    SessionError,
-    SessionFailed,
-    SessionLimits,
-    SessionRecord,
-    SessionState,
-    VideoFormat,
-)
+from pagedvid.service.records import PAUSED, SessionError, SessionLimits, SessionRecord, VideoFormat
+from pagedvid.service.session_events import SessionFailed, SessionState
 from pagedvid.service.session_files import SessionFiles
 from pagedvid.service.store import Store
 from pagedvid.service.stored_courses import StoredCheckpoint

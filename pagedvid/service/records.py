@@ -1,4 +1,5 @@
-"""Sessions as plain data: what a caller asks for, how a session stands, and what is told about it while it goes on.
+"""Sessions as plain data: what a caller asks for, and how a session stands. What is told about it is in
+session_events.py.
 
 A session is one video or live client: its request, its stream, its frames. Frames that were recorded are output frames,
 as a viewer sees them; `num_frames` of a request counts the model's (latent) frames, as everywhere else.
@@ -195,45 +196,6 @@ class Recording:
     def end(self) -> int:
         """Bytes that may be read: all that is recorded."""
         return self.chunks[-1].end if self.chunks else self.init_bytes
-
-
-@dataclass(frozen=True)
-class SessionState:
-    """A session is in another state now."""
-
-    id: str
-    state: str
-
-
-@dataclass(frozen=True)
-class ChunkRecorded:
-    """A chunk can be read from the recording."""
-
-    id: str
-    chunk_index: int
-    first_frame: int
-    num_frames: int
-    frames_done: int
-    """Frames of all chunks so far."""
-
-
-@dataclass(frozen=True)
-class CreditChanged:
-    """How long a live session's viewers can play on with what is recorded; negative: they are waiting."""
-
-    id: str
-    credit_seconds: float
-
-
-@dataclass(frozen=True)
-class SessionFailed:
-    """A session ended without its remaining frames."""
-
-    id: str
-    error: SessionError
-
-
-SessionEvent = SessionState | ChunkRecorded | CreditChanged | SessionFailed
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,6 @@ from pagedvid.service.records import (
     NewFork,
     NewSession,
     Recording,
-    SessionEvent,
     SessionLimits,
     SessionPage,
     SessionRecord,
@@ -40,6 +39,7 @@ from pagedvid.service.records import (
 )
 from pagedvid.service.replicas import Replicas
 from pagedvid.service.restart import Restart
+from pagedvid.service.session_events import SessionEvent
 from pagedvid.service.session_files import SessionFiles
 from pagedvid.service.steering import Steering
 from pagedvid.service.store import Store

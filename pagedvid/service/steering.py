@@ -9,16 +9,8 @@ from pagedvid.service.courses import require_unfinished
 from pagedvid.service.errors import Conflict
 from pagedvid.service.forks import Forks
 from pagedvid.service.parts import Parts
-from pagedvid.service.records import (
-    CANCELLED,
-    IN_PROGRESS,
-    PAUSED,
-    PAUSED_BY_USER,
-    QUEUED,
-    UNFINISHED,
-    SessionRecord,
-    SessionState,
-)
+from pagedvid.service.records import CANCELLED, IN_PROGRESS, PAUSED, PAUSED_BY_USER, QUEUED, UNFINISHED, SessionRecord
+from pagedvid.service.session_events import SessionState
 
 
 class Steering:

@@ -12,15 +12,8 @@ from pagedvid.errors import ConfigError
 from pagedvid.output.fragments import decoded, write_whole
 from pagedvid.service.errors import Conflict, NotFound, storage_errors
 from pagedvid.service.parts import Parts
-from pagedvid.service.records import (
-    COMPLETED,
-    IN_PROGRESS,
-    PAUSED,
-    PAUSED_WITHOUT_VIEWER,
-    QUEUED,
-    CreditChanged,
-    Recording,
-)
+from pagedvid.service.records import COMPLETED, IN_PROGRESS, PAUSED, PAUSED_WITHOUT_VIEWER, QUEUED, Recording
+from pagedvid.service.session_events import CreditChanged
 
 
 class Viewing:

@@ -10,8 +10,9 @@ from pathlib import Path
 import numpy as np
 
 from pagedvid.output.fragments import fragment, init_segment
-from pagedvid.service.records import NewSession, SessionEvent, SessionLimits, SessionRecord, VideoFormat
+from pagedvid.service.records import NewSession, SessionLimits, SessionRecord, VideoFormat
 from pagedvid.service.recovery import CheckpointFiles
+from pagedvid.service.session_events import SessionEvent
 from pagedvid.service.sessions import Sessions
 from pagedvid.service.worker import Worker
 from tests.service.disk_files import DiskFiles

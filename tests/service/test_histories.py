@@ -22,7 +22,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from pagedvid.engine.states import RUNNING, WAITING
 from pagedvid.output.fragments import fragment, init_segment
-from pagedvid.service.records import ChunkRecorded, NewFork, SessionRecord, SessionState
+from pagedvid.service.records import NewFork, SessionRecord
+from pagedvid.service.session_events import ChunkRecorded, SessionState
 from tests.service.fake_engine import FRAMES_PER_CHUNK, ROUNDS_PER_CHUNK, chunk_frames, next_digest
 from tests.service.services import LIMITS, VIDEO, Service, new
 

@@ -14,13 +14,8 @@ from pagedvid.service.courses import Courses
 from pagedvid.service.errors import Busy, Closing, Conflict, NotFound, StorageError
 from pagedvid.service.forks import Forks
 from pagedvid.service.parts import Parts
-from pagedvid.service.records import (
-    ChunkRecorded,
-    NewFork,
-    SessionError,
-    SessionFailed,
-    SessionState,
-)
+from pagedvid.service.records import NewFork, SessionError
+from pagedvid.service.session_events import ChunkRecorded, SessionFailed, SessionState
 from pagedvid.service.store import Store
 from pagedvid.service.stored_courses import StoredCheckpoint
 from tests.service.fake_engine import frames_of

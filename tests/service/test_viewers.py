@@ -9,7 +9,8 @@ from dataclasses import replace
 import pytest
 
 from pagedvid.errors import ConfigError
-from pagedvid.service.records import PAUSED_WITHOUT_VIEWER, CreditChanged
+from pagedvid.service.records import PAUSED_WITHOUT_VIEWER
+from pagedvid.service.session_events import CreditChanged
 from tests.service.fake_engine import frames_of
 from tests.service.listener import wait_until
 from tests.service.services import LIMITS, Service, file_of, new

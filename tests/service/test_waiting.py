@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from pagedvid.errors import WorkerError
-from pagedvid.service.records import CreditChanged
+from pagedvid.service.session_events import CreditChanged
 from tests.service.listener import wait_until
 from tests.service.services import LIMITS, Service, new
 

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
-from pagedvid.service.records import NewFork, NewSession, Recording, SessionEvent, SessionPage, SessionRecord
+from pagedvid.service.records import NewFork, NewSession, Recording, SessionPage, SessionRecord
+from pagedvid.service.session_events import SessionEvent
 
 if TYPE_CHECKING:
     from pagedvid.service.replica_stats import ReplicaStats

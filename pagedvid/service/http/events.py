@@ -15,15 +15,8 @@ from starlette.concurrency import run_in_threadpool
 from pagedvid.service.errors import NotFound
 from pagedvid.service.http.contract import SessionsLike
 from pagedvid.service.http.feed import Feeds
-from pagedvid.service.records import (
-    CANCELLED,
-    ChunkRecorded,
-    CreditChanged,
-    SessionEvent,
-    SessionFailed,
-    SessionRecord,
-    SessionState,
-)
+from pagedvid.service.records import CANCELLED, SessionRecord
+from pagedvid.service.session_events import ChunkRecorded, CreditChanged, SessionEvent, SessionFailed, SessionState
 
 MAX_TOLD = 100
 """Sessions whose state is told to a client that listens to all."""

@@ -14,7 +14,7 @@ import anyio
 from starlette.concurrency import run_in_threadpool
 
 from pagedvid.service.http.contract import SessionsLike
-from pagedvid.service.records import SessionEvent
+from pagedvid.service.session_events import SessionEvent
 
 MAX_EVENTS = 256
 """Most events that wait for one client."""

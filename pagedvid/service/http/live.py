@@ -34,7 +34,8 @@ from pagedvid.service.http.feed import Feed
 from pagedvid.service.http.live_messages import obey, read_message
 from pagedvid.service.http.schemas import SessionObject
 from pagedvid.service.http.state import Service, SessionId, TheService
-from pagedvid.service.records import CANCELLED, ChunkRecorded, RecordedChunk, Recording, SessionState
+from pagedvid.service.records import CANCELLED, RecordedChunk, Recording
+from pagedvid.service.session_events import ChunkRecorded, SessionState
 from pagedvid.shown import short
 
 logger = logging.getLogger(__name__)

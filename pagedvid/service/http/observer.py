@@ -9,17 +9,8 @@ from collections.abc import Callable
 
 from prometheus_client import CollectorRegistry, Counter, Histogram
 
-from pagedvid.service.records import (
-    CANCELLED,
-    COMPLETED,
-    FAILED,
-    PAUSED,
-    QUEUED,
-    ChunkRecorded,
-    SessionEvent,
-    SessionFailed,
-    SessionState,
-)
+from pagedvid.service.records import CANCELLED, COMPLETED, FAILED, PAUSED, QUEUED
+from pagedvid.service.session_events import ChunkRecorded, SessionEvent, SessionFailed, SessionState
 
 RATE_SECONDS = 10.0
 """Over which the speed of the service is averaged."""

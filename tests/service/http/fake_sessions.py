@@ -31,21 +31,17 @@ from pagedvid.service.records import (
     PAUSED_BY_USER,
     QUEUED,
     UNFINISHED,
-    ChunkRecorded,
-    CreditChanged,
     NewFork,
     NewSession,
     RecordedChunk,
     Recording,
     Reference,
     SessionError,
-    SessionEvent,
-    SessionFailed,
     SessionPage,
     SessionRecord,
-    SessionState,
 )
 from pagedvid.service.replica_stats import ReplicaStats
+from pagedvid.service.session_events import ChunkRecorded, CreditChanged, SessionEvent, SessionFailed, SessionState
 from pagedvid.service.stats import WORKING, CacheInfo, Durations, PoolStats, WorkerStats
 
 RATE, SIZE, FRAMES_PER_CHUNK = 12, 32, 4

@@ -11,7 +11,8 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from pagedvid.service.http.logs import JsonLines
 from pagedvid.service.http.observer import Observer
-from pagedvid.service.records import ChunkRecorded, SessionError, SessionFailed, SessionState
+from pagedvid.service.records import SessionError
+from pagedvid.service.session_events import ChunkRecorded, SessionFailed, SessionState
 from tests.service.http.fake_sessions import NewSession
 
 

@@ -9,7 +9,8 @@ from collections import Counter
 from collections.abc import Callable
 
 from pagedvid.errors import PagedvidError
-from pagedvid.service.records import ChunkRecorded, NewFork, NewSession, SessionEvent
+from pagedvid.service.records import NewFork, NewSession
+from pagedvid.service.session_events import ChunkRecorded, SessionEvent
 from pagedvid.service.sessions import Sessions
 from tests.engine.toy_model import FRAMES_PER_CHUNK
 from tests.service.soak.faults import FIRST_SAFE_PROMPT, KINDS
