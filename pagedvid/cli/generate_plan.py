@@ -48,7 +48,7 @@ def plan_lines(spec: RunSpec, requests: Sequence[VideoRequest]) -> list[str]:
 
 
 def _most_given(request: VideoRequest, spec: RunSpec) -> int:
-    """Latent frames at most that it goes on from: an image stands for a chunk, of a video a window is taken."""
+    """The most latent frames that it can go on from: one chunk of an image, as many as the window keeps of a video."""
     num_chunks = 1 if IMAGE in request.inputs else 0
     if VIDEO in request.inputs:
         num_chunks = spec.model.schedule(1, None, spec.window).window.max_chunks

@@ -26,7 +26,7 @@ class Lora:
 def read_lora(written: object) -> Lora:
     """Reads "style.safetensors" and "style.safetensors:0.8". Raises ValueError.
 
-    What follows the last colon is the scale if it is a number, and otherwise a part of the path.
+    What follows the last colon is the scale if it is written like a number, and otherwise a part of the path.
     """
     if not isinstance(written, str) or not written:
         raise ValueError

@@ -73,7 +73,7 @@ class Job:
     """The state of one video that has begun. It holds pages through `stream`, or bytes in host memory through `image`.
 
     Its course changes at chunk boundaries only: before a round that begins a chunk, and after the last round. Given
-    chunks are none: all of them are stored before anything changes, so that every fork shares them.
+    chunks have no boundaries: all of them are stored before anything changes, so that every fork shares them.
     """
 
     number: int

@@ -190,8 +190,8 @@ class Waiting:
     since: float
     """When it was accepted, by the planner's clock: its viewer waits from then on."""
     changes: list[Change] = field(default_factory=list)
-    """What waits for its next chunk boundary, if its snapshot was taken within a chunk; forks that will share its given
-    chunks."""
+    """What waits for its next chunk boundary: changes, if its snapshot was taken within a chunk, and forks that will
+    share its given chunks."""
 
     @property
     def request(self) -> VideoRequest:

@@ -160,7 +160,7 @@ class FrameFormat:
     width: int
     frames_per_second: float
     frames_per_latent: int = 1
-    """Output frames that a latent frame gives; the first one of a video always gives one."""
+    """Output frames that a latent frame gives; the first one of a video gives one, unless given frames precede it."""
 
 
 @dataclass(frozen=True)

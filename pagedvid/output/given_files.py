@@ -1,5 +1,5 @@
-"""Pictures and videos that somebody gives us: what they are is read off their first bytes, and only a few kinds are let
-in, so that no file makes the library open others."""
+"""Pictures and videos from outside: their first bytes say what they are, and only a few kinds are accepted, so that no
+file can make the library open other files."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pagedvid.output.mp4 import Frames, av_library, write_errors
 from pagedvid.shown import named
 
 IMAGE, VIDEO, START, DIGEST = "image", "video", "start_seconds", "digest"
-"""Inputs of a request that goes on from one; what they mean says given_frames.py."""
+"""Inputs of a request that goes on from given frames; given_frames.py says what they mean."""
 
 KINDS = "PNG, JPEG, WebP (pictures) and mp4 (videos)"
 MOVIE = "mov"
@@ -32,7 +32,7 @@ SIGNATURE_BYTES = 12
 MAX_SCALE = 16
 """Most times that a given frame may be as high and wide as the model's."""
 MOST_PIXELS = 100_000_000
-"""Of a picture that is looked at at all: small files can hold pictures that fill the memory."""
+"""Of a picture that is decoded: a small file can hold a picture that fills the memory."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class GivenPicture:
     """One picture of a file."""
 
     seconds: float
-    """From the first one on."""
+    """Since the first picture."""
     end_seconds: float
     """When the next one is due."""
     pixels_HWC: Frames
@@ -52,7 +52,7 @@ def goes_on(inputs: Mapping[str, Any]) -> bool:
 
 
 def file_kind(beginning: bytes) -> str | None:
-    """The library's word for a file that begins so (`SIGNATURE_BYTES`); None: no file that is let in."""
+    """The library's word for a file that begins so (`SIGNATURE_BYTES`); None: its kind is not accepted."""
     for place, signature, kind in _SIGNATURES:
         if beginning[place:].startswith(signature):
             return kind

@@ -117,7 +117,7 @@ class VideoRecord:
         self.changes = _outstanding(self.changes, snapshot.request)
 
     def forget_prompt(self, prompt: NewPrompt) -> None:
-        """It was refused. Of several that are alike it was one of those that waited, so the latest one goes."""
+        """Removes a prompt that was refused. Of several equal ones it was one that still waited, so the latest goes."""
         for place in reversed(range(len(self.changes))):
             if self.changes[place] == prompt:
                 del self.changes[place]

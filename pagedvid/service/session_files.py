@@ -98,7 +98,7 @@ class SessionFiles:
             return init, file.read(chunk.end - chunk.start)
 
     def cut(self, id: str, num_bytes: int) -> int:
-        """Removes what lies behind the first bytes of a video, if it is longer; returns its length."""
+        """Removes what follows the first bytes of a video, if it is longer; returns its length."""
         path = self.video(id)
         size = path.stat().st_size if path.exists() else 0
         if size > num_bytes:

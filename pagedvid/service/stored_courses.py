@@ -12,7 +12,7 @@ class GivenPrompt:
     """The prompt of a session from its beginning or from a chunk boundary on."""
 
     at_frame: int
-    """Output frames that were recorded when it was given; it takes effect behind them."""
+    """Output frames that were recorded when it was given; it takes effect after them."""
     prompt: str
     recache: bool
 
@@ -66,8 +66,8 @@ class StoredCourses:
             )
 
     def take_back_prompt(self, id: str, prompt: str, recache: bool) -> None:
-        """This prompt was refused; the newest of the others is the present one. Of several that are alike it was one of
-        those that waited, so the newest one goes."""
+        """Removes a prompt that was refused; the newest of the others is the present one again. Of several equal ones
+        it was one that still waited, so the newest goes."""
         with self._database.change() as connection:
             connection.execute(
                 "DELETE FROM prompts WHERE number = "

@@ -42,8 +42,8 @@ class ServedModel:
         return None if self.width is None or self.height is None else f"{self.width}x{self.height}"
 
     def num_frames(self, seconds: float, goes_on: bool = False) -> int:
-        """The model's frames that a video of this length needs, at least one. `goes_on`: from given frames, here and
-        below; then the first one is no other than the rest."""
+        """The model's frames that a video of this length needs, at least one. `goes_on`, here and below: whether
+        it goes on from given frames; then its first frame gives as many output frames as the others."""
         num_output_frames = max(1, round(seconds * self.frames_per_second))
         return 1 - min(0, self._of_first(goes_on) - num_output_frames) // self.frames_per_latent
 

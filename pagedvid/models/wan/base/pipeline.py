@@ -187,13 +187,13 @@ class _TokenDecoder:
 
     grid_of: Callable[[Tensor], Tensor]
     frames: LatentDecoder
-    unheard: Prefix | None
-    """Given frames that come first, for what the decoder keeps of them; they are not part of the output."""
+    not_seen: Prefix | None
+    """Given frames, which the decoder is shown first for what it keeps of them; they are not part of the output."""
 
     def __call__(self, latents_TC: Tensor, /) -> np.ndarray:
-        if self.unheard is not None:
-            self.frames(self.grid_of(self.unheard.latents_TC))
-            self.unheard = None
+        if self.not_seen is not None:
+            self.frames(self.grid_of(self.not_seen.latents_TC))
+            self.not_seen = None
         return self.frames(self.grid_of(latents_TC).float())
 
     def state(self) -> dict[str, Tensor]:
@@ -202,4 +202,4 @@ class _TokenDecoder:
     def restore(self, state: Mapping[str, Tensor]) -> None:
         self.frames.restore(state)
         if state:
-            self.unheard = None
+            self.not_seen = None
