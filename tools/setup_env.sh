@@ -1,20 +1,11 @@
 # Sourced by scripts from the repository root: creates .venv, installs pagedvid with its development tools at the
 # versions in constraints.txt, and puts the environment first on PATH. Installs again only when these have changed.
 
+source tools/find_python.sh
+
 fail() {
     echo "setup: $*" >&2
     exit 1
-}
-
-find_python() {
-    local candidate
-    for candidate in python3 python3.13 python3.12 python3.11; do
-        if "$candidate" -c 'import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
-            echo "$candidate"
-            return
-        fi
-    done
-    fail "needs Python 3.11 or newer with the venv module (Debian: apt-get install python3 python3-venv)"
 }
 
 install_environment() {
