@@ -12,8 +12,7 @@ Needs PyTorch 2.9 or newer (its Muon optimizer); the exported weights do not.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -46,16 +45,11 @@ class Trainer(training.Trainer):
             self.model.compile(dynamic=False)
             self.model.canvas.compile(dynamic=False)
 
-    def build_network(self) -> Transformer:
-        """The network with the sizes of the command line."""
-        config = TransformerConfig(
-            latent_channels=LATENT_CHANNELS,
-            chunk_tokens=FRAMES_PER_CHUNK * TOKENS_PER_FRAME,
-            width=self.arguments.width,
-            num_heads=self.arguments.width // 64,
-            num_layers=self.arguments.layers,
-        )
-        return Transformer(config)
+    @staticmethod
+    def network_of(sizes: Mapping[str, int]) -> Transformer:
+        """A new network; `sizes` are those of `TransformerConfig`."""
+        latents = {"latent_channels": LATENT_CHANNELS, "chunk_tokens": FRAMES_PER_CHUNK * TOKENS_PER_FRAME}
+        return Transformer(TransformerConfig(**{**latents, **sizes}))
 
     def loss(self, rng: np.random.Generator, generator: torch.Generator) -> tuple[Tensor, dict[str, object]]:
         """The loss of one batch, and its errors by chunk position."""
@@ -70,17 +64,9 @@ class Trainer(training.Trainer):
         return super().facts() | {"chunks_per_batch": self.arguments.chunks_per_batch}
 
 
-def export(checkpoint: Path, folder: Path) -> None:
-    """Writes the averaged weights of a checkpoint in the form that `load_demo` reads."""
-    state = torch.load(checkpoint, map_location="cpu", weights_only=True)
-    network = Transformer(TransformerConfig(**state["config"]))
-    network.load_state_dict(state["average"])
-    save_weights(network, folder, state["facts"])
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point of the script."""
-    training.run(Trainer, parse_arguments(arguments), export)
+    training.run(Trainer, parse_arguments(arguments), save_weights)
 
 
 if __name__ == "__main__":

@@ -15,8 +15,7 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -60,16 +59,11 @@ class Trainer(training.Trainer):
         if arguments.compile:
             self.model.compile(dynamic=False)  # in place, so that the names of the parameters do not change
 
-    def build_network(self) -> Transformer:
-        """The network with the sizes of the command line."""
-        config = TransformerConfig(
-            latent_channels=LATENT_CHANNELS,
-            chunk_tokens=CHUNK_TOKENS,
-            width=self.arguments.width,
-            num_heads=self.arguments.width // 64,
-            num_layers=self.arguments.layers,
-        )
-        return Transformer(config)
+    @staticmethod
+    def network_of(sizes: Mapping[str, int]) -> Transformer:
+        """A new network; `sizes` are those of `TransformerConfig`."""
+        latents = {"latent_channels": LATENT_CHANNELS, "chunk_tokens": CHUNK_TOKENS}
+        return Transformer(TransformerConfig(**{**latents, **sizes}))
 
     def loss(self, rng: np.random.Generator, generator: torch.Generator) -> tuple[Tensor, dict[str, object]]:
         """The loss of one batch, and its errors in seen and in new cells."""
@@ -97,17 +91,9 @@ class Trainer(training.Trainer):
         return super().facts() | {name: getattr(self.arguments, name) for name in names}
 
 
-def export(checkpoint: Path, folder: Path) -> None:
-    """Writes the averaged weights of a checkpoint in the form that `load_walk` reads."""
-    state = torch.load(checkpoint, map_location="cpu", weights_only=True)
-    network = Transformer(TransformerConfig(**state["config"]))
-    network.load_state_dict(state["average"])
-    save_weights(network, folder, state["facts"])
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point of the script."""
-    training.run(Trainer, parse_arguments(arguments), export)
+    training.run(Trainer, parse_arguments(arguments), save_weights)
 
 
 if __name__ == "__main__":

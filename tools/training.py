@@ -15,7 +15,7 @@ import signal
 import sys
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ import torch
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from torch import Tensor, nn
 
+HEAD_DIM = 64
 WARMUP_STEPS = 100
 DECAY_FRACTION = 0.35
 EMA_DECAY = 0.998
@@ -46,7 +47,7 @@ def argument_parser(description: str, out: str, layers: int, width: int) -> argp
     parser.add_argument("--compile", action="store_true", help="a third faster; needs a C++ compiler")
     parser.add_argument("--learning-rate", type=float, default=2e-3)
     parser.add_argument("--layers", type=int, default=layers)
-    parser.add_argument("--width", type=int, default=width, help="a multiple of the head size, 64")
+    parser.add_argument("--width", type=int, default=width, help=f"a multiple of the head size, {HEAD_DIM}")
     return parser
 
 
@@ -85,15 +86,18 @@ class Trainer(ABC):
         torch.manual_seed(arguments.seed)
         self.arguments = arguments
         self.device = torch.device(arguments.device)
-        self.model: Any = self.build_network().to(self.device)
+        self.model: Any = self.network_of(
+            {"width": arguments.width, "num_heads": arguments.width // HEAD_DIM, "num_layers": arguments.layers}
+        ).to(self.device)
         self.average = copy.deepcopy(self.model).requires_grad_(False)
         self.optimizers = build_optimizers(self.model, hidden_layers, arguments.learning_rate)
         self.step = 0
         self.seconds = 0.0
 
+    @staticmethod
     @abstractmethod
-    def build_network(self) -> nn.Module:
-        """The network to train, with its sizes in `config`."""
+    def network_of(sizes: Mapping[str, int]) -> Any:
+        """A new network, whose sizes are in its `config`. `sizes`: those of the command line or of a checkpoint."""
 
     @abstractmethod
     def loss(self, rng: np.random.Generator, generator: torch.Generator) -> tuple[Tensor, dict[str, object]]:
@@ -204,19 +208,22 @@ def train(trainer: Trainer) -> None:
 
 
 def run(
-    make_trainer: Callable[[argparse.Namespace], Trainer],
+    kind: type[Trainer],
     parsed: argparse.Namespace,
-    export: Callable[[Path, Path], None],
+    save_weights: Callable[[Any, Path, Mapping[str, Any]], None],
 ) -> None:
-    """What a tool does with its flags: it trains or exports the checkpoint in --out.
+    """What a tool does with its flags: it trains, or exports the averaged weights of the checkpoint in --out.
 
-    `export(checkpoint, folder)` writes the averaged weights of a checkpoint in the form that the model reads.
+    `save_weights(network, folder, facts)` writes a network in the form that its model reads.
     """
     if parsed.export is not None:
-        export(parsed.out / "checkpoint.pt", parsed.export)
+        state = torch.load(parsed.out / "checkpoint.pt", map_location="cpu", weights_only=True)
+        network = kind.network_of(state["config"])
+        network.load_state_dict(state["average"])
+        save_weights(network, parsed.export, state["facts"])
         return
     torch.set_num_threads(parsed.threads)
-    trainer = make_trainer(parsed)
+    trainer = kind(parsed)
     if parsed.resume:
         trainer.resume()
     try:
