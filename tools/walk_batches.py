@@ -104,7 +104,7 @@ def choose_chunks(rng: np.random.Generator, places_F2: np.ndarray, num_chosen: i
 
 
 def make_batch(rng: np.random.Generator, num_maps: int, chunks_per_map: int, longest_frames: int) -> Batch:
-    """Outings of at most `longest_frames`, each over a map of its own. A frame's every cell is rendered."""
+    """Outings of at most `longest_frames`, each over a map of its own."""
     clean, cells, weights = [], [], []
     sees_NN = torch.zeros(num_maps * chunks_per_map, num_maps * chunks_per_map, dtype=torch.bool)
     for number in range(num_maps):

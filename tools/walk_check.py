@@ -19,11 +19,12 @@ from pagedvid.cache.window import Window
 from pagedvid.engine.engine import Engine
 from pagedvid.engine.requests import ChunkOutput, VideoRequest
 from pagedvid.models.walk.pipeline import WalkModel
-from pagedvid.models.walk.score import psnr, read_landmarks, same_landmarks
+from pagedvid.models.walk.score import read_landmarks, same_landmarks
 from pagedvid.models.walk.spec import FRAMES_PER_CHUNK, VIEW_CELLS
 from pagedvid.models.walk.weights import load_walk
 from pagedvid.models.walk.world import render
 from pagedvid.paged_kv_cache import PagedKVCache
+from pagedvid.quality.metrics import psnr
 
 
 def square(num_frames: int) -> str:

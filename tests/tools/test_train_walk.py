@@ -76,14 +76,14 @@ def test_the_log_has_scores_from_time_to_time(tmp_path: Path, monkeypatch: pytes
 
 
 def test_outings_move_by_one_action_a_frame_and_often_come_back():
-    returned = 0
+    rerotated = 0
     for seed in range(60):
         places = walk_batches.random_outing(np.random.default_rng(seed), 80)
         assert places.shape == (80, 2) and places[0].tolist() == [0, 0]
         assert {tuple(move) for move in np.diff(places, axis=0).tolist()} <= set(MOVES.values())
         far = np.abs(places).max(axis=1)
-        returned += far.max() > VIEW_CELLS and far[far.argmax() :].min() <= 1
-    assert returned > 30
+        rerotated += far.max() > VIEW_CELLS and far[far.argmax() :].min() <= 1
+    assert rerotated > 30
 
 
 def test_chosen_chunks_ascend_and_the_last_ones_see_old_cells_again():
@@ -132,8 +132,8 @@ def test_training_attention_is_dense_attention_under_its_mask():
     sees = torch.eye(12, dtype=torch.bool)
     sees[6:, :6] = batch.sees_NN
     mask = sees.repeat_interleave(128, 0).repeat_interleave(128, 1)
-    turned = (rotate(x.flatten(0, 1), cos, sin).transpose(0, 1) for x in (q, k))
-    expected = F.scaled_dot_product_attention(*turned, v.flatten(0, 1).transpose(0, 1), attn_mask=mask)
+    rotated = (rotate(x.flatten(0, 1), cos, sin).transpose(0, 1) for x in (q, k))
+    expected = F.scaled_dot_product_attention(*rotated, v.flatten(0, 1).transpose(0, 1), attn_mask=mask)
     assert torch.allclose(out.flatten(0, 1), expected.transpose(0, 1), atol=1e-4)
 
 

@@ -15,7 +15,7 @@ from torch import nn
 
 from pagedvid.errors import ConfigError
 from pagedvid.files.paths import exists, is_folder, read_json
-from pagedvid.shown import named
+from pagedvid.shown import named, short, shown
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -60,13 +60,14 @@ def read_sizes(config: Mapping[str, Any], sizes_type: type[Sizes], path: Path) -
     odd = [name for name, size in architecture.items() if type(size) is not int or not 1 <= size <= LARGEST_SIZE]
     if odd:
         raise ConfigError(
-            f"{path}: {odd[0]} is {architecture[odd[0]]!r}; it must be a whole number from 1 to {LARGEST_SIZE}"
+            f"{named(path)}: {shown(odd[0])} is {shown(architecture[odd[0]])}; it must be a whole number from 1 to "
+            f"{LARGEST_SIZE}"
         )
     if architecture.get("width", 0) % (2 * architecture.get("num_heads", 1)):
-        raise ConfigError(f"{path}: width is {architecture['width']}; it must be a multiple of twice num_heads")
+        raise ConfigError(f"{named(path)}: width is {architecture['width']}; it must be a multiple of twice num_heads")
     try:
         return sizes_type(**architecture)
     except TypeError as error:
         raise ConfigError(
-            f"{path}: {error}; allowed: {', '.join(field.name for field in fields(sizes_type))}"
+            f"{named(path)}: {short(str(error))}; allowed: {', '.join(field.name for field in fields(sizes_type))}"
         ) from error

@@ -15,7 +15,7 @@ from pagedvid.cache.window import Window
 from pagedvid.config.sections import ModelConfig
 from pagedvid.engine.protocol import FrameFormat, ModelSpec
 from pagedvid.engine.schedule import Schedule
-from pagedvid.errors import ConfigError
+from pagedvid.errors import ConfigError, listed
 from pagedvid.models.common.checkpoint import load_checkpoint
 from pagedvid.models.common.checkpoint_files import path_or_none
 from pagedvid.models.common.chunk_by_chunk import chunk_by_chunk
@@ -32,7 +32,7 @@ from pagedvid.models.demo.pipeline import DemoModel
 from pagedvid.models.demo.spec import NUM_DENOISE_STEPS, TransformerConfig, geometry_of, noise_levels
 from pagedvid.models.demo.vocabulary import VOCABULARY
 from pagedvid.models.demo.world import FRAME_SIZE
-from pagedvid.shown import named
+from pagedvid.shown import named, shown
 
 SHIPPED_WEIGHTS = Path(__file__).parent / "weights"
 
@@ -84,5 +84,8 @@ def _read_config(path: Path) -> TransformerConfig:
         raise ConfigError(f"{named(path)} is not a config of the demo model; export the weights again")
     if tuple(vocabulary) != VOCABULARY:
         differing = sorted(set(map(str, vocabulary)) ^ set(VOCABULARY)) or ["their order"]
-        raise ConfigError(f"{path}: the vocabulary differs from this version's in {', '.join(differing)}; train again")
+        raise ConfigError(
+            f"{named(path)}: the vocabulary differs from this version's in {listed([shown(it) for it in differing])}; "
+            "train again"
+        )
     return read_sizes(config, TransformerConfig, path)

@@ -96,5 +96,5 @@ def _read_step(step: str, prompt: str) -> tuple[str, int]:
 
 def _action(words: str) -> str | None:
     """The action by its name, in either order of the words; None: there is none."""
-    turned = "-".join(reversed(words.split("-")))
-    return next((name for name in (words, turned) if name in MOVES), None)
+    swapped = "-".join(reversed(words.split("-")))
+    return next((name for name in (words, swapped) if name in MOVES), None)

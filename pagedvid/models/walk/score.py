@@ -1,4 +1,4 @@
-"""How well a walk remembers: the landmarks of a first visit that are there again at the next one, and PSNR.
+"""How well a walk remembers: the landmarks of a first visit that are there again at the next one.
 
 Landmarks are read from pixels alone, by colour and shape, so that the score needs nothing of the model.
 """
@@ -68,9 +68,3 @@ def same_landmarks(first: dict[tuple[int, int], Landmark], again: dict[tuple[int
         and abs(again[cell].column - landmark.column) <= NEAR_PIXELS
         for cell, landmark in first.items()
     )
-
-
-def psnr(image: np.ndarray, other: np.ndarray) -> float:
-    """Peak signal-to-noise ratio of two uint8 images in dB; infinite for equal ones."""
-    error = np.mean((image.astype(np.float64) - other) ** 2)
-    return float("inf") if error == 0 else float(10 * np.log10(255**2 / error))

@@ -37,6 +37,7 @@ from pagedvid.models.walk.spec import (
     WORLD_VERSION,
     geometry_of,
 )
+from pagedvid.shown import named, shown
 
 NAME = "walk"
 PIXEL_SCALE = 4
@@ -89,5 +90,7 @@ def _read_sizes(folder: Path) -> TransformerConfig:
     path = folder / CONFIG_FILE
     config = read_config(path, NAME)
     if config.get("world") != WORLD_VERSION:
-        raise ConfigError(f"{path}: trained on world {config.get('world')!r}, this is {WORLD_VERSION}; train again")
+        raise ConfigError(
+            f"{named(path)}: trained on world {shown(config.get('world'))}, this is {WORLD_VERSION}; train again"
+        )
     return read_sizes(config, TransformerConfig, path)

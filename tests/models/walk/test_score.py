@@ -7,8 +7,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from pagedvid.models.walk.landmarks import COLORS, NUM_KINDS
-from pagedvid.models.walk.score import psnr, read_landmarks, same_landmarks
+from pagedvid.models.walk.landmarks import NUM_KINDS
+from pagedvid.models.walk.score import read_landmarks, same_landmarks
 from pagedvid.models.walk.world import Landmark, landmarks, render
 
 
@@ -37,11 +37,3 @@ def test_same_landmarks_are_of_one_kind_within_one_pixel():
     assert same_landmarks(first, {(0, 0): replace(first[0, 0], row=3)}) == 0
     assert same_landmarks(first, {(0, 0): replace(first[0, 0], kind=4)}) == 0
     assert same_landmarks(first, {(0, 1): first[0, 0]}) == 0
-
-
-def test_psnr_is_that_of_the_squared_error():
-    image = np.full((8, 8, 3), 100, dtype=np.uint8)
-    assert psnr(image, image) == float("inf")
-    assert psnr(image, image + np.uint8(10)) == pytest.approx(20 * np.log10(25.5))
-    assert psnr(image + np.uint8(200), image) == psnr(image, image + np.uint8(200))
-    assert len(COLORS) == 4

@@ -1,0 +1,59 @@
+"""The walk model's folder: what was saved is loaded, and files that do not belong to it are refused by name."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from pagedvid.cache.window import Window
+from pagedvid.config.sections import ModelConfig
+from pagedvid.errors import ConfigError
+from pagedvid.models.demo.spec import TransformerConfig
+from pagedvid.models.registry import model_spec
+from pagedvid.models.walk.network import Transformer
+from pagedvid.models.walk.weights import load_walk, save_weights
+
+
+def network() -> Transformer:
+    torch.manual_seed(0)
+    return Transformer(TransformerConfig(width=128, num_heads=2, num_layers=2))
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    save_weights(network(), tmp_path, {"steps": 0})
+    return tmp_path
+
+
+def test_saved_weights_load_again_by_the_models_name(folder: Path):
+    spec = model_spec(ModelConfig(name="walk", weights=str(folder)))
+    assert spec.geometry.num_layers == 2 and not spec.writes_latents
+    assert spec.schedule(7, None, Window(0, 4)).num_commits == 3
+    loaded = spec.load([]).network.state_dict()
+    for name, tensor in network().state_dict().items():
+        assert torch.allclose(loaded[name], tensor, rtol=1e-3, atol=1e-4), name
+
+
+def test_weights_of_another_world_are_refused(folder: Path):
+    path = folder / "config.json"
+    path.write_text(path.read_text().replace('"world": 1', '"world": 0'))
+    with pytest.raises(ConfigError, match="trained on world 0, this is 1"):
+        load_walk(folder)
+
+
+def test_without_weights_the_way_to_train_is_named():
+    with pytest.raises(ConfigError, match=r"no weights come with the walk model yet; set model\.weights"):
+        model_spec(ModelConfig(name="walk"))
+
+
+@pytest.mark.parametrize("odd", [{"width": "9" * 5000}, {"x" * 5000: 1}, {"x" * 5000: "\x1b"}])
+def test_a_config_with_long_values_is_named_in_a_short_message(folder: Path, odd: dict[str, object]):
+    path = folder / "config.json"
+    config = json.loads(path.read_text())
+    path.write_text(json.dumps({**config, "architecture": {**config["architecture"], **odd}}))
+    with pytest.raises(ConfigError, match=r"config\.json") as refused:
+        load_walk(folder)
+    assert len(str(refused.value)) < 600 and str(refused.value).isprintable()
