@@ -62,15 +62,15 @@ class CausalRope(RopeTemplate):
         axes = freqs.split([pairs - 2 * (pairs // 3), pairs // 3, pairs // 3], dim=1)
         shape = (frames, rows, columns, -1)
         of_frame = axes[0][start_frame : start_frame + frames, None, None].expand(shape)
-        turns = torch.cat(
+        rotations = torch.cat(
             [of_frame, axes[1][None, :rows, None].expand(shape), axes[2][None, None, :columns].expand(shape)], -1
         )
-        return tuple(_turned(x, turns.reshape(-1, 1, pairs)) for x in (q, k))
+        return tuple(_rotated(x, rotations.reshape(-1, 1, pairs)) for x in (q, k))
 
 
-def _turned(x_1nHD: Tensor, turns: Tensor) -> Tensor:
+def _rotated(x_1nHD: Tensor, rotations: Tensor) -> Tensor:
     pairs = torch.view_as_complex(x_1nHD.double().unflatten(-1, (-1, 2)))
-    return torch.view_as_real(pairs * turns).flatten(-2).type_as(x_1nHD)
+    return torch.view_as_real(pairs * rotations).flatten(-2).type_as(x_1nHD)
 
 
 def rotary_table(num_positions: int, head_dim: int) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch import Tensor
 from pagedvid import StreamCodecs
 from pagedvid.errors import ConfigError, NonFiniteError, StateError
 from pagedvid.integrations.lightx2v import install
+from tests.docs.pages import DOCS
 from tests.integrations import lightx2v_contract as lightx2v
 
 GRID = (2, 8, 8)
@@ -86,6 +88,10 @@ def test_int2_pages_take_a_seventh_and_the_correction_lowers_the_error():
     cache = model.manager.self_attn_kv_cache.cache
     assert 7 * cache.stats().num_pages * cache.spec.shape.page_bytes < dense.manager.self_attn_kv_cache.nbytes
     assert max(errors["measured"], errors["formula"]) < 0.95 * errors["off"] < 0.3
+    section = (DOCS / "engines.md").read_text(encoding="utf-8").partition("\n## LightX2V\n")[2].partition("\n## ")[0]
+    said = re.search(r"of the outputs of ([\d.]+), without the correction ([\d.]+)", " ".join(section.split()))
+    assert said is not None
+    assert [float(each) for each in said.groups()] == pytest.approx([errors["measured"], errors["off"]], rel=0.03)
     cache.check()
 
 
@@ -94,9 +100,9 @@ def test_a_second_video_begins_anew():
     first = lightx2v.roll_out(model, GRID, 4)
     pool = model.manager.self_attn_kv_cache
     assert torch.equal(lightx2v.roll_out(model, GRID, 4), first) and model.manager.self_attn_kv_cache is pool
-    turned = lightx2v.roll_out(model, (2, 4, 16), 4)  # as many tokens, in the same pool
+    wide = lightx2v.roll_out(model, (2, 4, 16), 4)  # as many tokens, in the same pool
     exact = lightx2v.roll_out(dense_model(), (2, 4, 16), 4)
-    torch.testing.assert_close(turned, exact, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(wide, exact, rtol=1e-4, atol=1e-4)
     pool.cache.check()
 
 

@@ -115,13 +115,13 @@ def test_layers_attend_inside_a_forward_and_where_they_are(videos):
 
 
 def test_frames_keep_their_shape_until_a_reset(videos):
-    turned = GRID._replace(rows=5, columns=3)
+    tall = GRID._replace(rows=5, columns=3)
     forward(videos, 0, 0, commit=False)
     refused = pytest.raises(ShapeError, match=r"rows=5, columns=3.* began with .*rows=3, columns=5")
-    with refused, videos.forward(turned, 0, 0, commit=False):
+    with refused, videos.forward(tall, 0, 0, commit=False):
         pytest.fail("the forward began")
     videos.reset()
-    with videos.forward(turned, 0, 0, commit=False):
+    with videos.forward(tall, 0, 0, commit=False):
         pass
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import SimpleNamespace
@@ -14,6 +15,7 @@ from torch import Tensor
 from pagedvid import StreamCodecs
 from pagedvid.errors import ConfigError, NonFiniteError, ShapeError, StateError
 from pagedvid.integrations.sglang import install
+from tests.docs.pages import DOCS
 from tests.engines.sglang import on_cpu
 from tests.engines.sglang.tiny_lingbot import CHUNK_TOKENS, HEAD_DIM, HEADS, LAYERS, new_model, new_stage, roll_out
 
@@ -94,6 +96,10 @@ def test_int2_pages_take_a_seventh_and_the_correction_lowers_the_error():
     exact = dense()
     errors = {correction: error(paged("int2", correction=correction), exact) for correction in ("off", "measured")}
     assert errors["measured"] < 0.97 * errors["off"] < 0.2
+    section = (DOCS / "engines.md").read_text(encoding="utf-8").partition("\n## SGLang\n")[2].partition("\n## ")[0]
+    said = re.search(r"of the outputs of ([\d.]+), without the correction ([\d.]+)", " ".join(section.split()))
+    assert said is not None
+    assert [float(each) for each in said.groups()] == pytest.approx([errors["measured"], errors["off"]], rel=0.03)
     own = new_stage(new_model(torch.bfloat16))
     allocate(own)
     dense_bytes = sum(layer.k.nbytes + layer.v.nbytes for layer in own.causal_kv_cache)
