@@ -1,6 +1,6 @@
 """Writes a tiny checkpoint with random weights in the published layout of a model, to try loading and generating.
 
-    python tools/make_tiny_checkpoint.py magi-1-4.5b /tmp/tiny-magi
+    python tools/make_tiny_checkpoint.py magi-1-4.5b runs/tiny-magi
 
 writes shards with their index, the configuration file, and in `inputs` the files that a request refers to
 (captions.safetensors; for HY-WorldPlay embeddings.safetensors and trajectory.json). The videos show nothing.
