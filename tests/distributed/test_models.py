@@ -140,7 +140,6 @@ VIDEOS = {
         "wan-causal": partial(wan_videos, "wan-causal", "fp32"),
     },
     3: {
-        "demo bf16": partial(demo_videos, "bf16"),
         "demo klt2": partial(demo_videos, "klt2"),
         "skyreels": partial(wan_videos, "skyreels", "int4"),
     },
