@@ -53,8 +53,8 @@ def runs_of_layers(noted: Sequence[tuple[int, int, Tensor]], num_tokens: int) ->
 
 
 def page_runs(bias_PH: NDArray[np.float32], page_tokens: int, num_tokens: int) -> tuple[int, ...]:
-    """Tokens of each run, from the mean b of every page [P, H]: a run has as many pages as lie within TOLERANCE of each
-    other in every head."""
+    """Tokens of each run, from the mean b of every page [P, H]. A run ends before the page with which b would differ by
+    more than TOLERANCE in some head."""
     starts, least, most = [0], bias_PH[0], bias_PH[0]
     for page, bias_H in enumerate(bias_PH):
         least, most = np.minimum(least, bias_H), np.maximum(most, bias_H)

@@ -33,7 +33,7 @@ def input_files(place: str, inputs: object, folder: Path) -> dict[str, str]:
     if misplaced := next((name for name in _NOT_INPUTS if name in inputs), None):
         raise ConfigError(
             f'{place}: "inputs" has "{misplaced}", which is no input of a model; write "{IMAGE}", or "{VIDEO}" and '
-            f'"{START}", beside "inputs"'
+            f'"{START}", outside of "inputs"'
         )
     return {name: str(_file(place, f'the input "{short(name)}"', folder / file)) for name, file in inputs.items()}
 

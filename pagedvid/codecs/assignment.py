@@ -199,7 +199,7 @@ class ChunkCodecs:
 
 
 def are_neighbours(heads: Heads) -> bool:
-    """Whether no other head lies between them."""
+    """Whether their numbers follow each other without a gap."""
     return heads[-1] - heads[0] + 1 == len(heads)
 
 

@@ -1,6 +1,6 @@
 """How some heads of an axis are indexed: by a slice, which gives a view, where they are neighbours.
 
-Heads that share a codec may lie anywhere in a layer. All functions take them in ascending order, each once.
+Heads that share a codec may be any of a layer's. All functions take them in ascending order, each once.
 """
 
 from __future__ import annotations

@@ -49,7 +49,7 @@ class HeadShard:
         return slice(self.first, self.end)
 
     def query_slice(self, group: int) -> slice:
-        """Of an axis of all query heads, `group` of which share a KV head."""
+        """The query heads of these KV heads, each of which has `group` query heads."""
         return slice(self.first * group, self.end * group)
 
     def of_spec(self, spec: CacheSpec) -> CacheSpec:

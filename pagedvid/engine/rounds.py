@@ -66,11 +66,11 @@ class Rounds:
             ) from error
 
     def longer(self) -> list[Job]:
-        """The videos whose last finished chunk lay partly beyond their end, and which are longer now."""
+        """The videos that were extended when their last chunk had more frames than they needed."""
         return [job for job in self.roster.jobs.values() if job.has_unseen_frames]
 
     def give_out_rests(self) -> list[EngineOutput]:
-        """The frames of `longer` videos that lay beyond their end until now."""
+        """The frames that `longer` videos have made and not given out."""
         return [output for job in self.longer() for output in self._rest(job)]
 
     def _rest(self, job: Job) -> list[EngineOutput]:

@@ -17,6 +17,7 @@ from pagedvid.models.demo.network import demo_rotary
 from pagedvid.models.demo.weights import load_demo
 from pagedvid.models.demo.world import Scene, Thing
 from pagedvid.rotary.tables import rotate
+from tests.tools.cut_runs import trained
 
 TINY = ["--layers", "1", "--width", "64", "--chunks-per-batch", "3", "--threads", "1"]
 
@@ -42,22 +43,9 @@ def test_two_steps_resume_and_export(tmp_path: Path) -> None:
 
 
 def test_a_cut_run_that_is_resumed_ends_like_a_whole_one(tmp_path: Path) -> None:
-    states = []
-    for name, stops in (("whole", [4]), ("cut", [2, 4])):
-        for number, stop in enumerate(stops):
-            resume = ["--resume"] if number else []
-            # --steps also shapes the decay at the end: fix the progress that the schedule sees.
-            arguments = train_demo.parse_arguments([*TINY, "--steps", "1000", "--out", str(tmp_path / name), *resume])
-            trainer = train_demo.Trainer(arguments)
-            arguments.out.mkdir(exist_ok=True)
-            if resume:
-                trainer.resume()
-            while trainer.step < stop:
-                trainer.train_step()
-            trainer.save()
-        states.append(trainer.model.state_dict())
-    for name, tensor in states[0].items():
-        assert torch.equal(tensor, states[1][name]), name
+    whole, cut = (trained(train_demo, TINY, tmp_path / f"{len(stops)}", stops) for stops in ([4], [2, 4]))
+    for name, tensor in whole.model.state_dict().items():
+        assert torch.equal(tensor, cut.model.state_dict()[name]), name
 
 
 @pytest.mark.parametrize("extra", [[], ["--steps", "2", "--minutes", "1"]])

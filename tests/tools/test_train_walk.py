@@ -20,6 +20,7 @@ from pagedvid.models.walk.rotary import WorldRotary, position_of
 from pagedvid.models.walk.spec import TOKENS_PER_FRAME, VIEW_CELLS, cells_of
 from pagedvid.models.walk.weights import load_walk
 from pagedvid.rotary.tables import rotate
+from tests.tools.cut_runs import trained
 
 TINY = ["--layers", "1", "--width", "64", "--maps-per-batch", "1", "--chunks-per-map", "3", "--threads", "1"]
 
@@ -47,24 +48,11 @@ def test_two_steps_resume_export_and_check(tmp_path: Path):
 
 
 def test_a_cut_run_that_is_resumed_ends_like_a_whole_one(tmp_path: Path):
-    states = []
-    for name, stops in (("whole", [4]), ("cut", [2, 4])):
-        for number, stop in enumerate(stops):
-            resume = ["--resume"] if number else []
-            # --steps also shapes the decay at the end: fix the progress that the schedule sees.
-            arguments = train_walk.parse_arguments([*TINY, "--steps", "1000", "--out", str(tmp_path / name), *resume])
-            trainer = train_walk.Trainer(arguments)
-            arguments.out.mkdir(exist_ok=True)
-            if resume:
-                trainer.resume()
-            while trainer.step < stop:
-                trainer.train_step()
-            trainer.save()
-        states.append(
-            {**trainer.model.state_dict(), **{f"average {k}": v for k, v in trainer.average.state_dict().items()}}
-        )
-    for name, tensor in states[0].items():
-        assert torch.equal(tensor, states[1][name]), name
+    whole, cut = (trained(train_walk, TINY, tmp_path / f"{len(stops)}", stops) for stops in ([4], [2, 4]))
+    for name, tensor in whole.model.state_dict().items():
+        assert torch.equal(tensor, cut.model.state_dict()[name]), name
+    for name, tensor in whole.average.state_dict().items():
+        assert torch.equal(tensor, cut.average.state_dict()[name]), name
 
 
 def test_the_log_has_scores_from_time_to_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -37,17 +37,21 @@ class TransformerConfig:
         """Channels of one head."""
         return self.width // self.num_heads
 
+    def geometry(self, tokens_per_frame: int, frames_per_chunk: int) -> ModelGeometry:
+        """The integers that memory depends on."""
+        return ModelGeometry(
+            num_layers=self.num_layers,
+            num_query_heads=self.num_heads,
+            num_kv_heads=self.num_heads,
+            head_dim=self.head_dim,
+            tokens_per_frame=tokens_per_frame,
+            frames_per_chunk=frames_per_chunk,
+        )
+
 
 def geometry_of(config: TransformerConfig) -> ModelGeometry:
-    """The integers that memory depends on."""
-    return ModelGeometry(
-        num_layers=config.num_layers,
-        num_query_heads=config.num_heads,
-        num_kv_heads=config.num_heads,
-        head_dim=config.head_dim,
-        tokens_per_frame=TOKENS_PER_FRAME,
-        frames_per_chunk=config.chunk_tokens // TOKENS_PER_FRAME,
-    )
+    """Of the built-in model with a network of these sizes."""
+    return config.geometry(TOKENS_PER_FRAME, config.chunk_tokens // TOKENS_PER_FRAME)
 
 
 def noise_levels(num_denoise_steps: int) -> tuple[float, ...]:

@@ -27,15 +27,8 @@ FRAMES_PER_SECOND = 6.0
 
 
 def geometry_of(config: TransformerConfig) -> ModelGeometry:
-    """The integers that memory depends on."""
-    return ModelGeometry(
-        num_layers=config.num_layers,
-        num_query_heads=config.num_heads,
-        num_kv_heads=config.num_heads,
-        head_dim=config.head_dim,
-        tokens_per_frame=TOKENS_PER_FRAME,
-        frames_per_chunk=FRAMES_PER_CHUNK,
-    )
+    """Of the walk model with a network of these sizes."""
+    return config.geometry(TOKENS_PER_FRAME, FRAMES_PER_CHUNK)
 
 
 def cells_of(image: np.ndarray) -> np.ndarray:
