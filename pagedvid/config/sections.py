@@ -77,6 +77,9 @@ class ModelConfig(Section):
     """Pixels of a frame from top to bottom, for models that take any size; null = the size it was published with."""
     width: int | None = setting(None, nothing() | whole(16, 2**14))
     """Pixels of a frame from left to right; null = the size it was published with."""
+    ar_step: int = setting(0, whole(0, 1000))
+    """Denoise steps after which SkyReels-V2 begins the next chunk while those before it go on; 0 = one chunk after the
+    other."""
     ema: bool = setting(True, flag())
     """Whether to take the averaged weights of a checkpoint that has averaged and last ones."""
 

@@ -125,9 +125,12 @@ class Schedule:
         return tuple(Commit(num_frames * tokens_per_frame, drops) for num_frames, drops in self.commits)
 
 
-def with_endings(rounds: Callable[[], Iterator[Round]], frames_per_chunk: int) -> Callable[[], Iterator[Round]]:
-    """The rounds with `drops` and `forgets` filled in: each stored chunk leaves after its last reader, each chunk's
-    latents after the last round that carries them. For models with one cache branch, whose ranges list what they see.
+def with_endings(
+    rounds: Callable[[], Iterator[Round]], frames_per_chunk: int, window: Window
+) -> Callable[[], Iterator[Round]]:
+    """The rounds with `drops` and `forgets` filled in: each stored chunk leaves after its last reader, if the window
+    still keeps it then and it is no sink, and each chunk's latents after the last round that carries them. For models
+    whose ranges list what they see and whose branches store the same chunks together.
 
     The rounds are generated once now, to find the last use of everything, and again by every iterator; they are never
     all in memory.
@@ -141,18 +144,29 @@ def with_endings(rounds: Callable[[], Iterator[Round]], frames_per_chunk: int) -
                 last_read[index] = number
             for chunk in range(part.frames[0] // frames_per_chunk, part.frames[-1] // frames_per_chunk + 1):
                 last_carried[chunk] = number
-            if part.commits:
-                last_read[num_commits] = number
-                num_commits += 1
-    drops, forgets = _by_round(last_read), _by_round(last_carried)
+        if _commits(round_):
+            last_read[num_commits] = number
+            num_commits += 1
+    unread, forgets = _by_round(last_read), _by_round(last_carried)
 
     def ended() -> Iterator[Round]:
+        num_commits = 0
         for number, round_ in enumerate(rounds()):
-            endings = tuple(drops.get(number, ())), tuple(forgets.get(number, ()))
+            num_commits += _commits(round_)
+            drops = tuple(
+                index
+                for index in unread.get(number, ())
+                if index >= window.sink_chunks and window.keeps(index, num_commits)
+            )
+            endings = drops, tuple(forgets.get(number, ()))
             changes = endings != (round_.drops, round_.forgets)
             yield replace(round_, drops=endings[0], forgets=endings[1]) if changes else round_
 
     return ended
+
+
+def _commits(round_: Round) -> bool:
+    return any(part.commits for part in round_.ranges)
 
 
 def _by_round(last_round: Mapping[int, int]) -> dict[int, list[int]]:
@@ -164,10 +178,11 @@ def _by_round(last_round: Mapping[int, int]) -> dict[int, list[int]]:
 
 
 def planned(rounds: Callable[[], Iterator[Round]], window: Window, first_frame: int = 0) -> Schedule:
-    """A schedule whose commits and drops are read off its rounds; for models with one cache branch.
+    """A schedule whose commits and drops are read off its rounds; for models whose branches store the same chunks
+    together.
 
     The peak of pages is then exact: that of what the rounds keep, not of the whole window. Raises ConfigError when a
-    round commits twice or reads a chunk that is not stored.
+    branch commits twice in a round, or without the others, and when a round reads a chunk that is not stored.
     """
     commits: list[tuple[int, tuple[int, ...]]] = []
     kept: set[int] = set()
@@ -175,15 +190,16 @@ def planned(rounds: Callable[[], Iterator[Round]], window: Window, first_frame: 
     longest = 0
     for number, round_ in enumerate(rounds()):
         stored = [part for part in round_.ranges if part.commits]
+        storing = sorted(part.branch for part in stored)
         wanted = {index for part in round_.ranges for index in part.visible or ()} | set(round_.drops) - {len(commits)}
-        if len(stored) > 1 or not wanted <= kept:
+        if (stored and storing != sorted({part.branch for part in round_.ranges})) or not wanted <= kept:
             raise ConfigError(
-                f"round {number} commits {len(stored)} chunks (at most 1) and needs the chunks {sorted(wanted)}; "
-                f"kept are {sorted(kept)}"
+                f"round {number} commits {len(stored)} chunks (at most 1 of every branch, of all of them together) and "
+                f"needs the chunks {sorted(wanted)}; kept are {sorted(kept)}"
             )
-        for part in stored:
+        if stored:
             kept.add(len(commits))
-            commits.append((len(part.frames), dropped))
+            commits.append((len(stored[0].frames), dropped))
             dropped = ()
         kept = {index for index in kept - set(round_.drops) if window.keeps(index, len(commits))}
         dropped += round_.drops

@@ -30,6 +30,8 @@ class _Family:
     names: tuple[str, ...]
     has_frame_size: bool = False
     """Whether `height` and `width` can be chosen."""
+    has_ar_step: bool = False
+    """Whether chunks can be worked on `ar_step` steps apart."""
     is_of_library: bool = False
     """Whether its transformer is a class of diffusers, whose weights can be changed on their way in."""
     shipped: Path | None = None
@@ -42,7 +44,13 @@ _FAMILIES = (
     _Family("magi1", ("magi-1-4.5b", "magi-1-4.5b-distill", "magi-1-24b", "magi-1-24b-distill")),
     _Family("worldplay", ("hy-worldplay-8b", "hy-worldplay-5b")),
     _Family("wan.causal", ("self-forcing", "causvid", "krea-14b"), has_frame_size=True, is_of_library=True),
-    _Family("wan.skyreels", ("skyreels-v2-1.3b", "skyreels-v2-14b"), has_frame_size=True, is_of_library=True),
+    _Family(
+        "wan.skyreels",
+        ("skyreels-v2-1.3b", "skyreels-v2-14b"),
+        has_frame_size=True,
+        has_ar_step=True,
+        is_of_library=True,
+    ),
 )
 _BY_NAME = {name: family for family in _FAMILIES for name in family.names}
 
@@ -52,6 +60,10 @@ def model_spec(config: ModelConfig) -> ModelSpec:
     family = _family(config.name)
     if not family.has_frame_size and (config.height, config.width) != (None, None):
         raise ConfigError(f"{config.name} makes frames of one size; remove model.height and model.width")
+    if not family.has_ar_step and config.ar_step:
+        raise ConfigError(
+            f"{config.name} has an order of work of its own; remove model.ar_step, which is SkyReels-V2's"
+        )
     _refuse_changed_weights(config, family)
     spec: ModelSpec = import_module(f"pagedvid.models.{family.folder}.weights").model_spec(config)
     return spec

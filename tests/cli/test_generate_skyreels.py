@@ -61,6 +61,23 @@ def test_a_video_goes_on_from_an_image(command, prompts, tmp_path):
     assert np.stack(read_frames(tmp_path / "out" / "a.mp4")).shape == (44, 48, 80, 3)
 
 
+def test_blocks_in_flight(command, prompts, tmp_path):
+    """A video that the window holds, and one that is too long for as many blocks in flight."""
+    write_pipeline(tmp_path / "pipeline", "SkyReelsV2Transformer3DModel")
+    path = prompts({"prompt": "a cat walks", "id": "a", "seed": 1})
+    videos = {}
+    for ar_step in (0, 1):
+        options = ("--weights", tmp_path / "pipeline", *FAST, "--kv", "fp32", "--out", tmp_path / str(ar_step))
+        code, _, stderr = command("generate", "--prompts", path, *options, "--set", f"model.ar_step={ar_step}")
+        assert code == 0, stderr
+        videos[ar_step] = np.stack(read_frames(tmp_path / str(ar_step) / "a.mp4")).astype(int)
+    distance = np.abs(videos[0] - videos[1]).mean((1, 2, 3))
+    assert len(distance) == 41 and distance[:17].max() < distance[17:].mean() / 10
+    longer = ("--model", "skyreels-v2-1.3b", "--plan", "--frames", 30, "--set", "model.ar_step=7")
+    code, _, stderr = command("generate", "--prompts", path, *longer)
+    assert code == 2 and "ar_step is 7" in stderr and "Set it to 8 or more" in stderr
+
+
 def test_the_plan_counts_both_branches(command, prompts):
     options = (
         "--plan",

@@ -25,7 +25,7 @@ def test_endings_are_the_last_reader_and_the_last_carrier():
         Round((part(2, (1,)),)),
         Round((part(3, commits=True),)),
     ]
-    ended = with_endings(lambda: iter(made), frames_per_chunk=2)
+    ended = with_endings(lambda: iter(made), 2, KEEP)
     rounds = list(ended())
     assert list(ended()) == rounds  # every iterator starts anew
     assert [round_.drops for round_ in rounds] == [(), (), (0,), (1,), (2,)]
@@ -51,7 +51,7 @@ def test_rounds_are_made_one_by_one_and_never_held():
             most = max(most, held)
             yield Counted((part(chunk, (chunk - 1,) if chunk else (), commits=True),))
 
-    schedule = planned(with_endings(rounds, frames_per_chunk=2), KEEP)
+    schedule = planned(with_endings(rounds, 2, KEEP), KEEP)
     assert schedule.num_commits == 200 and schedule.commits[150] == (2, (148,))
     assert sum(1 for _ in schedule.rounds()) == 200 and most <= 4
 

@@ -36,6 +36,7 @@ from pagedvid.engine.schedule import (
     planned,
     with_endings,
 )
+from pagedvid.models.common.in_flight import chunks_in_flight
 from pagedvid.models.magi1.spec import SamplingConfig
 from pagedvid.models.magi1.times import check_steps, step_length, times
 
@@ -65,15 +66,12 @@ class MagiSchedule:
             yield Round((self._range(chunk, sampling.clean_t, role, 0, commits=True, first_seen=first_seen),))
 
     def _denoise_rounds(self) -> Iterator[Round]:
-        width, given = self.sampling.window_size, self.num_prefix_chunks
-        per_stage = self.num_steps // width
-        for stage in range(given, self.num_chunks + width - 1):
-            first, last = max(given, stage - width + 1), min(self.num_chunks, stage + 1) - 1
-            for index in range(per_stage):
-                steps = {chunk: (stage - chunk) * per_stage + index for chunk in range(first, last + 1)}
-                yield from self._step(steps, index, has_clean_pass=index == 0 and first > given)
+        per_stage = self.num_steps // self.sampling.window_size
+        for moment in chunks_in_flight(self.num_prefix_chunks, self.num_chunks, self.num_steps, lag=per_stage):
+            index = min(moment.steps.values()) % per_stage
+            yield from self._step(moment.steps, index, has_clean_pass=moment.clean is not None)
 
-    def _step(self, steps: dict[int, int], index: int, has_clean_pass: bool) -> Iterator[Round]:
+    def _step(self, steps: Mapping[int, int], index: int, has_clean_pass: bool) -> Iterator[Round]:
         """One step of the chunks in flight. `steps`: the number of each one's own step, in order."""
         if self.sampling.cfg_number == 3:
             prompted = self._forward(steps, index, has_clean_pass, "cond", "clean", stores=False)
@@ -91,7 +89,7 @@ class MagiSchedule:
             ranges.append(self._alone(first, steps[first], "alone", stop, index))
         yield self._advancing(ranges, steps)
 
-    def _advancing(self, ranges: Sequence[Range], steps: dict[int, int]) -> Round:
+    def _advancing(self, ranges: Sequence[Range], steps: Mapping[int, int]) -> Round:
         """The round after which every chunk in flight advances."""
         levels, first, carriers = self._times, min(steps), self._carriers(ranges)
         return Round(
@@ -103,7 +101,7 @@ class MagiSchedule:
         )
 
     def _forward(
-        self, steps: dict[int, int], index: int, has_clean_pass: bool, role: str, clean: str, stores: bool
+        self, steps: Mapping[int, int], index: int, has_clean_pass: bool, role: str, clean: str, stores: bool
     ) -> list[Range]:
         """The chunks in flight, after the clean pass of the chunk before them if there is one."""
         sampling, ranges = self.sampling, []
@@ -183,4 +181,4 @@ def magi_schedule(
     check_plannable(num_frames, num_chunks)
     plan = MagiSchedule(sampling, chunk_frames, num_steps, num_chunks, num_prefix_frames // chunk_frames)
     window = Window(sink_chunks=0, recent_chunks=MAX_PLANNED_CHUNKS)  # rounds drop what no later one sees
-    return planned(with_endings(plan.rounds, chunk_frames), window, first_frame=num_prefix_frames)
+    return planned(with_endings(plan.rounds, chunk_frames, window), window, first_frame=num_prefix_frames)

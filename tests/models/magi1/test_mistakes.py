@@ -50,7 +50,7 @@ def rescheduled(change: Callable[[Round], Round]) -> RecordedModel:
 
     def schedule(*arguments) -> Schedule:
         plan = original(*arguments)
-        rounds = with_endings(lambda: map(change, plan.rounds()), CHUNK_FRAMES)
+        rounds = with_endings(lambda: map(change, plan.rounds()), CHUNK_FRAMES, plan.window)
         return planned(rounds, plan.window)
 
     made.schedule = schedule

@@ -1,4 +1,4 @@
-"""SkyReels-V2 diffusion forcing as a `VideoModel`: block after block, two branches, guidance between them.
+"""SkyReels-V2 diffusion forcing as a `VideoModel`: block after block or staggered, two branches, guidance between them.
 
 Steps are those of the published pipeline (unipc.py); their state travels in the latents.
 """
@@ -15,7 +15,8 @@ from pagedvid.cache.window import Window
 from pagedvid.engine.schedule import Schedule
 from pagedvid.models.common.text_encoder import TextEncoder
 from pagedvid.models.wan.base.pipeline import Condition, LatentDecoder, WanModel
-from pagedvid.models.wan.skyreels.spec import SkyReelsSettings, skyreels_schedule
+from pagedvid.models.wan.skyreels.schedule import skyreels_schedule
+from pagedvid.models.wan.skyreels.spec import SkyReelsSettings
 from pagedvid.models.wan.skyreels.unipc import NUM_TRAIN_TIMESTEPS, FlowUniPC
 
 SLOW_FPS = 16
@@ -49,7 +50,7 @@ class SkyReelsV2(WanModel):
     def schedule(
         self, condition: Condition, num_frames: int, num_denoise_steps: int | None, window: Window
     ) -> Schedule:
-        """Block by block, over the model's own window. Raises ConfigError."""
+        """Block by block or staggered, over the model's own window. Raises ConfigError."""
         num_given = condition.num_prefix_chunks
         return skyreels_schedule(self.settings, self.geometry, num_frames, num_denoise_steps, window, num_given)
 

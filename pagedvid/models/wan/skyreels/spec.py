@@ -9,11 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from pagedvid.cache.window import Window
-from pagedvid.engine.protocol import ModelGeometry
-from pagedvid.engine.schedule import Schedule
 from pagedvid.errors import ConfigError
-from pagedvid.models.common.chunk_by_chunk import chunk_by_chunk
 from pagedvid.models.wan.base.spec import TransformerShape, WanSettings
 from pagedvid.models.wan.skyreels.unipc import FlowUniPC
 
@@ -43,12 +39,17 @@ class SkyReelsSettings(WanSettings):
     negative_prompt: str = ""
     addnoise_condition: int = 20
     """Thousandths of noise that given frames get, and the timestep that the transformer is told of them; 0: none."""
+    ar_step: int = 0
+    """Denoise steps after which the next block begins, while those before it go on (schedule.py); 0, or as many as a
+    block has: when the one before it is clean."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         for name, least in (("shift", 0.0), ("guidance_scale", 0.0), ("num_denoise_steps", 0)):
             if getattr(self, name) <= least:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must be above {least:g}")
+        if self.ar_step < 0:
+            raise ConfigError(f"ar_step is {self.ar_step}; it must be at least 0")
         if self.addnoise_condition and self.prefix_level <= 0:
             raise ConfigError(
                 f"addnoise_condition is {self.addnoise_condition}; with shift {self.shift:g} it must be 0 or at least "
@@ -80,21 +81,3 @@ PUBLISHED: dict[str, tuple[TransformerShape, SkyReelsSettings]] = {
     ),
 }
 """Sizes and settings by model; frames of 544 x 960 pixels, the 720P weights take 720 x 1280."""
-
-
-def skyreels_schedule(
-    settings: SkyReelsSettings,
-    geometry: ModelGeometry,
-    num_frames: int,
-    num_denoise_steps: int | None,
-    window: Window,
-    num_prefix_chunks: int = 0,
-) -> Schedule:
-    """Block by block, after the given ones, over the settings' window or else the configured one; None: the settings'
-    steps.
-
-    Raises ConfigError.
-    """
-    levels = settings.noise_levels(settings.num_denoise_steps if num_denoise_steps is None else num_denoise_steps)
-    kept, level = settings.window(window), settings.prefix_level
-    return chunk_by_chunk(geometry, num_frames, levels, kept, num_prefix_chunks, level)

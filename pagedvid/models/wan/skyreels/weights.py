@@ -7,6 +7,7 @@ folder `transformer` alone, or a file or folder in the names of Wan's repository
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,8 @@ from pagedvid.models.wan.base.weights import (
     shape_of_config,
 )
 from pagedvid.models.wan.skyreels.pipeline import SkyReelsV2
-from pagedvid.models.wan.skyreels.spec import PUBLISHED, skyreels_schedule
+from pagedvid.models.wan.skyreels.schedule import skyreels_schedule
+from pagedvid.models.wan.skyreels.spec import PUBLISHED
 
 TRANSFORMER = "SkyReelsV2Transformer3DModel"
 
@@ -39,7 +41,7 @@ def model_spec(config: ModelConfig) -> ModelSpec:
     Raises ConfigError.
     """
     shape, published = PUBLISHED[config.name]
-    settings = with_frame_size(published, config.height, config.width)
+    settings = replace(with_frame_size(published, config.height, config.width), ar_step=config.ar_step)
     has_vae = config.vae is not None
     if config.weights is not None:
         parts = find_parts(Path(config.weights), config)
