@@ -158,6 +158,22 @@ def loras() -> Rule:
     return Rule(allowed, read, lambda value: [str(lora) for lora in value])
 
 
+def words_or(name: str) -> Rule:
+    """This word alone, or a list of different words: a tuple in the program, a list in the file."""
+
+    def read(value: object) -> object:
+        if value == name:
+            return value
+        _need(isinstance(value, list | tuple))
+        words: tuple[object, ...] = tuple(value)  # type: ignore[arg-type]
+        _need(all(isinstance(word, str) and re.fullmatch(r"\w+", word) for word in words))
+        _need(len(set(words)) == len(words))
+        return words
+
+    allowed = f"{name}, or a list of different words, such as [duration, hq]"
+    return Rule(allowed, read, lambda value: value if value == name else list(value))
+
+
 def setting(default: Any, rule: Rule) -> Any:
     """A dataclass field whose values `rule` reads."""
     return dataclasses.field(default=default, metadata={"rule": rule})

@@ -26,6 +26,7 @@ from pagedvid.config.rules import (
     size,
     text,
     whole,
+    words_or,
 )
 from pagedvid.config.section import Section
 from pagedvid.config.serving import ServeConfig
@@ -80,6 +81,11 @@ class ModelConfig(Section):
     ar_step: int = setting(0, whole(0, 1000))
     """Denoise steps after which SkyReels-V2 begins the next chunk while those before it go on; 0 = one chunk after the
     other."""
+    special_tokens: str | tuple[str, ...] = setting("auto", words_or("auto"))
+    """Special tokens in front of MAGI-1's prompts, from the file `special_tokens.npz` next to the weights; auto = those
+    of its published scripts, duration and hq, if the file is there, and otherwise none."""
+    null_special_tokens: bool = setting(False, flag())
+    """Whether MAGI-1's null text begins with the special tokens of a negative prompt, from the same file."""
     ema: bool = setting(True, flag())
     """Whether to take the averaged weights of a checkpoint that has averaged and last ones."""
 

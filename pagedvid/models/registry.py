@@ -32,6 +32,8 @@ class _Family:
     """Whether `height` and `width` can be chosen."""
     has_ar_step: bool = False
     """Whether chunks can be worked on `ar_step` steps apart."""
+    has_special_tokens: bool = False
+    """Whether captions have special tokens."""
     is_of_library: bool = False
     """Whether its transformer is a class of diffusers, whose weights can be changed on their way in."""
     shipped: Path | None = None
@@ -41,7 +43,9 @@ class _Family:
 _FAMILIES = (
     _Family("demo", ("demo",), shipped=Path(__file__).parent / "demo" / "weights"),
     _Family("walk", ("walk",)),
-    _Family("magi1", ("magi-1-4.5b", "magi-1-4.5b-distill", "magi-1-24b", "magi-1-24b-distill")),
+    _Family(
+        "magi1", ("magi-1-4.5b", "magi-1-4.5b-distill", "magi-1-24b", "magi-1-24b-distill"), has_special_tokens=True
+    ),
     _Family("worldplay", ("hy-worldplay-8b", "hy-worldplay-5b")),
     _Family("wan.causal", ("self-forcing", "causvid", "krea-14b"), has_frame_size=True, is_of_library=True),
     _Family(
@@ -58,27 +62,23 @@ _BY_NAME = {name: family for family in _FAMILIES for name in family.names}
 def model_spec(config: ModelConfig) -> ModelSpec:
     """What is known of the configured model before its weights are read. Raises ConfigError."""
     family = _family(config.name)
-    if not family.has_frame_size and (config.height, config.width) != (None, None):
-        raise ConfigError(f"{config.name} makes frames of one size; remove model.height and model.width")
-    if not family.has_ar_step and config.ar_step:
-        raise ConfigError(
-            f"{config.name} has an order of work of its own; remove model.ar_step, which is SkyReels-V2's"
-        )
-    _refuse_changed_weights(config, family)
+    _refuse_settings_of_others(config, family)
     spec: ModelSpec = import_module(f"pagedvid.models.{family.folder}.weights").model_spec(config)
     return spec
 
 
-def _refuse_changed_weights(config: ModelConfig, family: _Family) -> None:
-    """Raises ConfigError for what only the transformers of diffusers can have done to their weights."""
+def _refuse_settings_of_others(config: ModelConfig, family: _Family) -> None:
+    """Raises ConfigError for settings that mean nothing to this family."""
     default = ModelConfig()
-    settings = ("loras", "weights_dtype", "offload")
-    changed = [f"model.{name}" for name in settings if getattr(config, name) != getattr(default, name)]
-    if changed and not family.is_of_library:
-        raise ConfigError(
-            f"{config.name} takes its weights as they are; remove {', '.join(changed)}, which are for causal Wan and "
-            "SkyReels-V2"
-        )
+    for names, has_them, why in (
+        (("height", "width"), family.has_frame_size, "makes frames of one size"),
+        (("ar_step",), family.has_ar_step, "begins chunks in an order of its own"),
+        (("special_tokens", "null_special_tokens"), family.has_special_tokens, "has no special tokens"),
+        (("loras", "weights_dtype", "offload"), family.is_of_library, "takes its weights as they are"),
+    ):
+        changed = [f"model.{name}" for name in names if getattr(config, name) != getattr(default, name)]
+        if changed and not has_them:
+            raise ConfigError(f"{config.name} {why}; remove {' and '.join(changed)}")
 
 
 def model_weights(name: str, weights: Path | None) -> Path | None:

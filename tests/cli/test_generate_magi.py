@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
@@ -131,6 +132,28 @@ def test_a_text_encoder_makes_what_a_caption_file_holds(command, prompts, weight
     assert torch.equal(made["encoded"], made["file"])
     assert (made["encoded"] - made["other"]).abs().max() > 1e-3
     assert manifest_lines(tmp_path / "out")[0]["settings"]["model.text_encoder"] == str(tmp_path / "t5")
+
+
+def test_special_tokens_are_another_video_and_do_not_disturb_resuming(command, prompts, weights, tmp_path):
+    write_tokenizer(tmp_path / "t5"), write_encoder(tmp_path / "t5", "t5", 24)
+    draw = np.random.default_rng(0)
+    tokens = {name: draw.normal(size=(1, 24)) for name in ("caption_token", "logo_token")}
+    np.savez(weights / "special_tokens.npz", **tokens, other_tokens=draw.normal(size=(100, 24)))
+    path, videos = prompts({"prompt": "a cat walks", "id": "a"}), {}
+    for setting in ("auto", "[duration, hq]", "[hq]", "[]"):
+        out = tmp_path / setting
+        options = (
+            "generate", "--prompts", path, "--out", out, "--weights", weights, *FAST,
+            "--set", f"model.text_encoder={tmp_path / 't5'}", "--set", f"model.special_tokens={setting}",
+        )  # fmt: skip
+        for resume in ((), ("--resume",)):
+            code, stdout, stderr = command(*options, *resume)
+            assert code == 0, stderr
+        assert "0 done" in stdout
+        videos[setting] = load_file(out / "a.safetensors")["latents"]
+    assert torch.equal(videos["auto"], videos["[duration, hq]"])
+    for one, other in (("auto", "[hq]"), ("auto", "[]"), ("[hq]", "[]")):
+        assert (videos[one] - videos[other]).abs().max() > 1e-3
 
 
 def test_a_text_encoder_of_another_model_is_refused(command, prompts, weights, tmp_path):

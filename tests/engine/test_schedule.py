@@ -13,8 +13,10 @@ from pagedvid.models.common.chunk_by_chunk import chunk_by_chunk
 KEEP = Window(0, 100)
 
 
-def part(chunk: int, visible: tuple[int, ...] = (), commits: bool = False, frames: int = 2) -> Range:
-    return Range(range(2 * chunk, 2 * chunk + frames), 0.5, visible=visible, commits=commits)
+def part(
+    chunk: int, visible: tuple[int, ...] = (), commits: bool = False, frames: int = 2, branch: str = "cond"
+) -> Range:
+    return Range(range(2 * chunk, 2 * chunk + frames), 0.5, branch=branch, visible=visible, commits=commits)
 
 
 def test_endings_are_the_last_reader_and_the_last_carrier():
@@ -34,6 +36,30 @@ def test_endings_are_the_last_reader_and_the_last_carrier():
     assert schedule.commits == ((2, ()), (2, ()), (2, (0, 1)))
     assert (schedule.num_commits, schedule.max_range_frames, schedule.first_frame) == (3, 2, 1)
     assert schedule.planned_commits(10) == (Commit(20), Commit(20), Commit(20, (0, 1)))
+
+
+@pytest.mark.parametrize(("recents", "drops"), [(1, [(), (), (), (2,), ()]), (2, [(), (), (1,), (2,), ()])])
+def test_sinks_and_what_the_window_has_let_go_of_are_not_dropped(recents, drops):
+    """Chunk 1 is last read when chunk 2 is stored; a window of one recent chunk lets go of it then."""
+    made = [
+        Round((part(0, commits=True),)),
+        Round((part(1, (0,), commits=True),)),
+        Round((part(2, (0, 1), commits=True),)),
+        Round((part(3, (0, 2)),)),
+        Round((part(3),)),
+    ]
+    schedule = planned(with_endings(lambda: iter(made), 2, Window(1, recents)), Window(1, recents))
+    assert [round_.drops for round_ in schedule.rounds()] == drops and schedule.num_commits == 3
+
+
+def test_branches_that_store_together_count_once():
+    def both(chunk: int, visible: tuple[int, ...] = (), commits: bool = False) -> Round:
+        return Round(tuple(part(chunk, visible, commits, branch=branch) for branch in ("cond", "uncond")))
+
+    made = [both(0, commits=True), both(1, (0,)), both(1, (0,), commits=True), both(2, (1,))]
+    schedule = planned(with_endings(lambda: iter(made), 2, KEEP), KEEP)
+    assert schedule.commits == ((2, ()), (2, ()))
+    assert [round_.drops for round_ in schedule.rounds()] == [(), (), (0,), (1,)]
 
 
 def test_rounds_are_made_one_by_one_and_never_held():
@@ -74,8 +100,9 @@ def test_a_memory_that_is_rebuilt_is_dropped_before_the_next_one():
         [Round((part(0, commits=True),), drops=(0,)), Round((part(1, (0,)),))],
         [Round((part(0, commits=True), part(1, commits=True)))],
         [Round((part(0, commits=True),)), Round((part(1),), drops=(0,)), Round((part(1),), drops=(0,))],
+        [Round((part(0, commits=True), part(0, branch="uncond")))],
     ],
-    ids=["never committed", "dropped before", "two commits", "dropped twice"],
+    ids=["never committed", "dropped before", "two commits", "dropped twice", "one branch alone"],
 )
 def test_schedules_that_contradict_themselves_are_refused(wrong):
     with pytest.raises(ConfigError, match=rf"round {len(wrong) - 1} commits \d chunks .* kept are"):

@@ -68,6 +68,12 @@ def test_settings_that_matter_differ_and_others_do_not(section, changes, expecte
     assert differing(origin(INT2), origin(other)) == expected
 
 
+@pytest.mark.parametrize(("name", "value"), [("ar_step", 5), ("special_tokens", ["hq"]), ("null_special_tokens", True)])
+def test_settings_of_other_models_matter(name, value):
+    one, other = (origin(INT2, name="demo", **changes) for changes in ({}, {name: value}))
+    assert differing(one, other) == {f"model.{name}"}
+
+
 def test_codecs_of_every_head_matter():
     """The default of the demo model spends its bits head by head, a few more on longer look-backs."""
     one, other = (origin(Config(cache=CacheConfig(bits=bits))) for bits in (1.25, 1.3))
@@ -85,7 +91,7 @@ def test_tables_matter_where_codecs_need_them(tmp_path):
 
 def test_weights_matter_by_what_they_hold(tmp_path):
     shipped = origin(INT2)
-    for name in ("a", "b", "c"):
+    for name in ("a", "b", "c", "d"):
         shutil.copytree(SHIPPED_WEIGHTS, tmp_path / name)
     (tmp_path / "a" / ".hidden").write_text("x")
     save_file({"x": torch.zeros(1)}, tmp_path / "a" / "video.safetensors", {"format": "pagedvid latents 1"})
@@ -93,11 +99,13 @@ def test_weights_matter_by_what_they_hold(tmp_path):
         file.seek(-1, 2)
         file.write(b"\x01")
     (tmp_path / "c" / "config.json").write_text((tmp_path / "c" / "config.json").read_text() + "\n")
-    copies = {name: origin(INT2, name="demo", weights=str(tmp_path / name)) for name in ("a", "b", "c")}
+    (tmp_path / "d" / "special_tokens.npz").write_bytes(b"x")
+    copies = {name: origin(INT2, name="demo", weights=str(tmp_path / name)) for name in ("a", "b", "c", "d")}
     assert {name: differing(shipped, copy) for name, copy in copies.items()} == {
         "a": set(),
         "b": {"files.weights"},
         "c": {"files.weights"},
+        "d": {"files.weights"},
     }
 
 

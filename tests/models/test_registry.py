@@ -48,7 +48,7 @@ def test_the_demo_takes_no_other_parts():
 
 @pytest.mark.parametrize("name", ["demo", "magi-1-4.5b", "self-forcing", "hy-worldplay-5b"])
 def test_who_has_an_order_of_work_of_its_own(name: str):
-    with pytest.raises(ConfigError, match=rf"{name} has an order of work of its own; remove model\.ar_step"):
+    with pytest.raises(ConfigError, match=rf"{name} begins chunks in an order of its own; remove model\.ar_step"):
         spec_of(name, ar_step=5)
     schedule = spec_of("skyreels-v2-1.3b", ar_step=10).schedule(60, None, Window(1, 4))
     assert max(len(round_.ranges) for round_ in schedule.rounds()) == 2 * 4

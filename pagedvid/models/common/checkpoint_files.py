@@ -22,6 +22,8 @@ ALLOWED = ", ".join(SUFFIXES)
 INDEX_SUFFIX = ".index.json"
 TABLES_FILE_NAME = "klt_tables.safetensors"
 """Name of the file that `pagedvid calibrate` writes, next to the weights."""
+SPECIAL_TOKENS_FILE_NAME = "special_tokens.npz"
+"""Name of the file of MAGI-1's special tokens, next to the weights."""
 _ADVICE = "give the file or folder of the model's weights"
 _OURS = "pagedvid "
 """Prefix of `format` in the metadata of files that pagedvid writes."""
@@ -50,7 +52,7 @@ def files_of_part(path: Path) -> tuple[Path, ...]:
     if not is_folder(path):
         return checkpoint_files(path)
     entries = _entries(path)
-    settings = [entry for entry in entries if entry.name == "config.json"]
+    settings = [entry for entry in entries if entry.name in ("config.json", SPECIAL_TOKENS_FILE_NAME)]
     return (*settings, *_weights_among(entries))
 
 

@@ -33,10 +33,20 @@ class MagiCondition:
     """Caption tokens [m, X] of each chunk; the last one holds for all later chunks."""
     prefix_TC: Tensor | None = None
     """Latents of the given frames, [tokens, 4 C]."""
+    special: tuple[Tensor, ...] = ()
+    """Tokens [s, X] in front of a caption by the number of chunks that follow, the last for all larger numbers."""
+    num_chunks: int = 0
+    """Of the whole video, given ones included."""
+    max_tokens: int = 0
+    """Most tokens of a caption with special ones."""
 
     def caption(self, chunk: int) -> Tensor:
         """Caption tokens of a chunk."""
-        return self.captions[min(chunk, len(self.captions) - 1)]
+        own = self.captions[min(chunk, len(self.captions) - 1)]
+        if not self.special:
+            return own
+        num_later = max(0, self.num_chunks - 1 - chunk)
+        return torch.cat([self.special[min(num_later, len(self.special) - 1)], own])[: self.max_tokens]
 
 
 def read_captions(source: str | Path | Mapping[str, Tensor], config: NetworkConfig) -> tuple[Tensor, ...]:

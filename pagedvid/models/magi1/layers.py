@@ -80,9 +80,11 @@ class CaptionEmbedder(nn.Module):
         """[m, caption channels] -> [m, X], float32."""
         return self.y_proj_xattn(rows.float())
 
-    def null_tokens(self) -> Tensor:
-        """Tokens of "no prompt", [50, X]."""
-        return self.tokens(self.null_caption_embedding[:NULL_TOKENS])
+    def null_tokens(self, special_sC: Tensor | None = None) -> Tensor:
+        """Tokens of "no prompt", [50, X], the special rows first."""
+        null = self.null_caption_embedding
+        rows = null if special_sC is None else torch.cat([special_sC.to(null), null])
+        return self.tokens(rows[:NULL_TOKENS])
 
     def condition(self, has_prompt: bool) -> Tensor:
         """The text part of the condition, [E]: one of two rows of the null caption, never the caption itself."""

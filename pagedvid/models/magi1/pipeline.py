@@ -23,6 +23,7 @@ from pagedvid.models.magi1.conditioning import MagiCondition, read_captions, rea
 from pagedvid.models.magi1.network import MagiNetwork, RangeInputs, magi_rotary
 from pagedvid.models.magi1.schedule import magi_schedule
 from pagedvid.models.magi1.spec import PATCH, FrameConfig, MagiConfig, SamplingConfig, geometry_of
+from pagedvid.models.magi1.special_tokens import SpecialTokens
 
 OWN_PROMPT = {"cond", "alone"}
 """Roles whose ranges read their chunk's caption; the others read the null text."""
@@ -40,7 +41,14 @@ class MagiModel:
     positions = "absolute"
     max_window_chunks = 2**31
 
-    def __init__(self, config: MagiConfig, network: MagiNetwork, text_encoder: TextEncoder | None = None) -> None:
+    def __init__(
+        self,
+        config: MagiConfig,
+        network: MagiNetwork,
+        text_encoder: TextEncoder | None = None,
+        special_tokens: SpecialTokens | None = None,
+    ) -> None:
+        """`special_tokens`: for the prompts that the text encoder encodes, and the null text."""
         self.config = config
         self._text_encoder = text_encoder
         self.name = config.name
@@ -48,30 +56,44 @@ class MagiModel:
         self.geometry = geometry_of(config)
         self.frames_per_second = config.frames.fps / config.frames.temporal_downsample_factor
         self.rope = magi_rotary(network.rope.bands, config.frames.rows, config.frames.columns)
-        self._null_caption = network.y_embedder.null_tokens()
-        self._text_condition = {has_prompt: network.y_embedder.condition(has_prompt) for has_prompt in (True, False)}
+        embedder = network.y_embedder
+        self._null_caption = embedder.null_tokens(None if special_tokens is None else special_tokens.null)
+        before = () if special_tokens is None else special_tokens.captions
+        self._special = tuple(embedder.tokens(rows.to(self._null_caption.device)) for rows in before)
+        self._text_condition = {has_prompt: embedder.condition(has_prompt) for has_prompt in (True, False)}
 
     def prepare(self, prompt: str, inputs: Mapping[str, Any], num_frames: int) -> MagiCondition:
-        """Captions from `inputs["embeddings"]`, or from the prompt if there is a text encoder; given frames from
-        `inputs["prefix"]`. For both files see conditioning.py."""
+        """Captions from `inputs["embeddings"]`, as they are, or from the prompt behind the special tokens if there is a
+        text encoder; given frames from `inputs["prefix"]`. For both files see conditioning.py."""
         unknown = sorted(set(inputs) - set(INPUTS))
         if unknown:
             raise ConfigError(f"{self.name} takes the inputs {', '.join(INPUTS)}, not {', '.join(unknown)}")
-        device, network = self._null_caption.device, self.config.network
-        if "embeddings" in inputs:
-            rows = read_captions(inputs["embeddings"], network)
-        elif self._text_encoder is not None:
-            rows = read_captions(self._text_encoder.encode(prompt, network.caption_max_length), network)
-        else:
-            raise PromptError(
-                f"{self.name} has no embeddings for the prompt {prompt!r}: give the request a caption file (its input "
-                '"embeddings"), or set model.text_encoder'
-            )
+        device, network, frames = self._null_caption.device, self.config.network, self.config.frames
+        rows = self._caption_rows(prompt, inputs)
         captions = tuple(self.network.y_embedder.tokens(caption.to(device)) for caption in rows)
-        if "prefix" not in inputs:
-            return MagiCondition(captions)
-        prefix = read_prefix(inputs["prefix"], self.config.network, self.config.frames)
-        return MagiCondition(captions, tokens_of(prefix).to(device))
+        prefix_TC, num_given = None, 0
+        if "prefix" in inputs:
+            prefix = read_prefix(inputs["prefix"], network, frames)
+            prefix_TC, num_given = tokens_of(prefix).to(device), prefix.shape[1]
+        return MagiCondition(
+            captions,
+            prefix_TC,
+            special=() if "embeddings" in inputs else self._special,
+            num_chunks=-(-(num_given + num_frames) // frames.chunk_width),
+            max_tokens=network.caption_max_length,
+        )
+
+    def _caption_rows(self, prompt: str, inputs: Mapping[str, Any]) -> tuple[Tensor, ...]:
+        """The rows of every caption, each [m, caption channels]. Raises ConfigError, PromptError."""
+        network = self.config.network
+        if "embeddings" in inputs:
+            return read_captions(inputs["embeddings"], network)
+        if self._text_encoder is not None:
+            return read_captions(self._text_encoder.encode(prompt, network.caption_max_length), network)
+        raise PromptError(
+            f"{self.name} has no embeddings for the prompt {prompt!r}: give the request a caption file (its input "
+            '"embeddings"), or set model.text_encoder'
+        )
 
     def prefix_format(self, window: Window) -> PrefixFormat | None:
         """None: its prefix is a file of latents, because it has no VAE."""
@@ -98,8 +120,8 @@ class MagiModel:
         size = self.geometry.chunk_tokens
         packed = zip(latents_TC.split(size), ranges, conditions, strict=True)
         given = torch.cat([self._with_prefix(*chunk) for chunk in packed])
-        captions = [self._caption(part, condition) for part, condition in zip(ranges, conditions, strict=True)]
-        return self.network(given, RangeInputs([size] * len(ranges), self._condition(ranges), captions), attend)
+        inputs = RangeInputs([size] * len(ranges), self._condition(ranges), self._captions(ranges, conditions))
+        return self.network(given, inputs, attend)
 
     def advance(
         self, latents_TC: Tensor, predictions: Mapping[str, Tensor], noise_level: float, next_noise_level: float
@@ -124,10 +146,17 @@ class MagiModel:
         num_given = min(len(prefix) - first, len(latents_TC))
         return torch.cat([prefix[first : first + num_given], latents_TC[num_given:]])
 
-    def _caption(self, part: Range, condition: MagiCondition) -> Tensor:
-        if part.role not in OWN_PROMPT:
-            return self._null_caption
-        return condition.caption(part.frames[0] // self.config.frames.chunk_width)
+    def _captions(self, ranges: Sequence[Range], conditions: Sequence[MagiCondition]) -> list[Tensor]:
+        """Caption tokens of each range; those of one chunk are one tensor, whose keys and values are made once."""
+        made: dict[tuple[int, int], Tensor] = {}
+        captions = []
+        for part, condition in zip(ranges, conditions, strict=True):
+            chunk = part.frames[0] // self.config.frames.chunk_width
+            key = id(condition), chunk
+            if part.role in OWN_PROMPT and key not in made:
+                made[key] = condition.caption(chunk)
+            captions.append(made[key] if part.role in OWN_PROMPT else self._null_caption)
+        return captions
 
     def _condition(self, ranges: Sequence[Range]) -> Tensor:
         """[N, E], float32: time, step length for a distilled network, and whether there is a prompt."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -18,13 +19,16 @@ from pagedvid.engine.schedule import Schedule
 from pagedvid.errors import ConfigError
 from pagedvid.files.paths import is_file, is_folder, read_json
 from pagedvid.models.common.checkpoint import load_checkpoint
-from pagedvid.models.common.checkpoint_files import needed_weights, path_or_none
+from pagedvid.models.common.checkpoint_files import SPECIAL_TOKENS_FILE_NAME, needed_weights, path_or_none
 from pagedvid.models.common.text_encoder import TextEncoder, t5_encoder
 from pagedvid.models.magi1.network import MagiNetwork, channel_order
 from pagedvid.models.magi1.pipeline import MagiModel
 from pagedvid.models.magi1.schedule import magi_schedule
 from pagedvid.models.magi1.spec import PUBLISHED, MagiConfig, geometry_of
+from pagedvid.models.magi1.special_tokens import SHIPPED, SpecialTokens, check_names, read_special_tokens
 from pagedvid.shown import named
+
+logger = logging.getLogger(__name__)
 
 LARGEST = 1_000_000
 """Of any number in a configuration file."""
@@ -33,6 +37,8 @@ LARGEST = 1_000_000
 def model_spec(config: ModelConfig) -> ModelSpec:
     """For the registry. Raises ConfigError."""
     magi = config_of(config.name, path_or_none(config.weights))
+    if config.special_tokens != "auto":
+        check_names(config.special_tokens)
 
     def schedule(num_frames: int, num_denoise_steps: int | None, window: Window) -> Schedule:
         return magi_schedule(magi.sampling, magi.frames.chunk_width, num_denoise_steps, num_frames)
@@ -43,10 +49,11 @@ def model_spec(config: ModelConfig) -> ModelSpec:
             raise ConfigError(
                 f"{config.name} has a VAE of its own that no library here has: leave model.vae out, latents come out"
             )
+        special = special_tokens_of(config, weights, magi.network.caption_channels)
         folder, network = path_or_none(config.text_encoder), magi.network
         width, place = network.caption_channels, config.device_of_text_encoder
         encoder = t5_encoder(folder, "t5", width, place, prompts, network.caption_max_length)
-        return load_magi(magi, weights, config.device, getattr(torch, config.dtype), encoder, config.ema)
+        return load_magi(magi, weights, config.device, getattr(torch, config.dtype), encoder, config.ema, special)
 
     return ModelSpec(geometry_of(magi), schedule, load, writes_latents=True)
 
@@ -58,6 +65,7 @@ def load_magi(
     dtype: torch.dtype = torch.float32,
     text_encoder: TextEncoder | None = None,
     prefer_ema: bool = True,
+    special_tokens: SpecialTokens | None = None,
 ) -> MagiModel:
     """The model with published weights, read shard by shard. Raises ConfigError when they do not fit `config`."""
     with torch.device("meta"):
@@ -66,7 +74,33 @@ def load_magi(
     load_checkpoint(
         network, weights, device, convert=lambda name, tensor: in_order(name, tensor, order), prefer_ema=prefer_ema
     )
-    return MagiModel(config, network, text_encoder)
+    return MagiModel(config, network, text_encoder, special_tokens)
+
+
+def special_tokens_of(config: ModelConfig, weights: Path, channels: int) -> SpecialTokens | None:
+    """The special tokens of a configuration, from the file next to the weights; None: there are none.
+
+    Raises ConfigError where tokens are named and the file is missing, does not hold them, or no prompt is encoded.
+    """
+    file = (weights if is_folder(weights) else weights.parent) / SPECIAL_TOKENS_FILE_NAME
+    names, for_null = config.special_tokens, config.null_special_tokens
+    if names == "auto":
+        names = SHIPPED if is_file(file) else ()
+        if not names and config.text_encoder is not None:
+            logger.warning("prompts get no special tokens, unlike in MAGI-1's own scripts: there is no %s", named(file))
+    elif names and config.text_encoder is None:
+        raise ConfigError(
+            "model.special_tokens are for prompts that are encoded here, and caption files are taken as they are; set "
+            "model.text_encoder, or leave model.special_tokens out"
+        )
+    if not names and not for_null:
+        return None
+    if not is_file(file):
+        raise ConfigError(
+            f"{named(file)} is missing, from which special tokens are read; copy it from example/assets of MAGI-1's "
+            "repository, or leave model.special_tokens and model.null_special_tokens out"
+        )
+    return read_special_tokens(file, names, for_null, channels)
 
 
 def in_order(name: str, tensor: Tensor, order: Tensor) -> Tensor:
