@@ -29,7 +29,11 @@ from tests.models.worldplay import rollout as worldplay
 
 Group = dist.ProcessGroup | None
 Made = dict[str, Any]
-WAN = {"wan-causal": ("WanTransformer3DModel", tiny_wan), "skyreels": ("SkyReelsV2Transformer3DModel", tiny_skyreels)}
+WAN = {
+    "wan-causal": ("WanTransformer3DModel", tiny_wan),
+    "skyreels": ("SkyReelsV2Transformer3DModel", tiny_skyreels),
+    "skyreels in flight": ("SkyReelsV2Transformer3DModel", partial(tiny_skyreels, ar_step=1)),
+}
 TOLERANCE = 1e-3
 """Latents have a standard deviation of about 1; outputs of heads are the same but for rounding."""
 
@@ -138,6 +142,7 @@ VIDEOS = {
         "worldplay hy8b": partial(worldplay_video, "hy8b"),
         "worldplay wan5b": partial(worldplay_video, "wan5b"),
         "wan-causal": partial(wan_videos, "wan-causal", "fp32"),
+        "skyreels in flight": partial(wan_videos, "skyreels in flight", "fp32"),
     },
     3: {
         "demo klt2": partial(demo_videos, "klt2"),

@@ -151,14 +151,14 @@ def worldplay_case(variant: str) -> tuple[Callable[..., Engine], list[VideoReque
     return lambda **how: worldplay.make_engine(model, "int8", **how), requests
 
 
-def wan_case(branches: tuple[str, ...]) -> tuple[Callable[..., Engine], list[VideoRequest]]:
+def wan_case(branches: tuple[str, ...], ar_step: int = 0) -> tuple[Callable[..., Engine], list[VideoRequest]]:
     """Self-Forcing with one branch, SkyReels-V2 with two."""
     if len(branches) == 1:
         transformer = wan.tiny_transformer("WanTransformer3DModel")
         model = WanCausal(transformer, WanCausalSettings(**wan.SIZE, name="tiny"))
     else:
         transformer = wan.tiny_transformer("SkyReelsV2Transformer3DModel")
-        how = {"name": "tiny", "num_denoise_steps": 3, "sink_frames": 3, "window_frames": 9}
+        how = {"name": "tiny", "num_denoise_steps": 3, "sink_frames": 3, "window_frames": 9, "ar_step": ar_step}
         model = SkyReelsV2(transformer, SkyReelsSettings(**wan.SIZE, **how))
 
     def new_engine(**changes) -> Engine:
@@ -176,6 +176,7 @@ CASES = {
     "worldplay-5b": lambda: worldplay_case("wan5b"),
     "self-forcing": lambda: wan_case(("cond",)),
     "skyreels-v2": lambda: wan_case(("cond", "uncond")),
+    "skyreels-v2 in flight": lambda: wan_case(("cond", "uncond"), ar_step=2),
 }
 
 

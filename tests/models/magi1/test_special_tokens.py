@@ -100,8 +100,9 @@ def video(model: MagiModel, rollout: Rollout, num_frames: int, inputs) -> Tensor
     return play(engine).final["a"]
 
 
-@pytest.mark.parametrize("num_rows", [5, LONGEST - 1])
-@pytest.mark.parametrize("names", [("hq",), ("duration", "hq"), ("duration",), NAMES])
+@pytest.mark.parametrize(
+    ("names", "num_rows"), [(("hq",), 5), (("duration", "hq"), 5), (("duration",), LONGEST - 1), (NAMES, LONGEST - 1)]
+)
 def test_a_prompt_is_what_the_caption_file_of_the_published_program_is(file, names, num_rows):
     rollout, caption, num_chunks = ROLLOUTS["w4_distill"], caption_of(num_rows), 10
     tokens = read_special_tokens(file, names, False, CHANNELS)

@@ -23,7 +23,8 @@ HOW = {"ar_step": AR_STEP, "num_denoise_steps": NUM_STEPS, **windowed(1, 2)}
 
 
 def new_engine(codec: str = "fp32", **settings) -> Engine:
-    return engine_of(tiny_model(**HOW), codec, **settings)
+    correction = "off" if codec == "fp32" else "measured"
+    return engine_of(tiny_model(**HOW), codec, correction=correction, **settings)
 
 
 def steps(engine: Engine, number: int) -> list[EngineOutput]:
