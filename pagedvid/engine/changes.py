@@ -41,7 +41,7 @@ class Changes:
         """Accepts another prompt. Raises as `Engine.prompt`."""
         job = self._roster.job(request_id)
         holder = job or self._roster.entry(request_id)
-        plan = self._planner.plan(replace(holder.request, prompt=prompt))  # raises now what is wrong with it
+        plan = self._planner.plan(self._planner.prompted(holder, prompt))  # raises now what is wrong with it
         if isinstance(holder, Waiting) and holder.is_at_start:
             self._roster.replace_entry(replace(holder, plan=plan))
         else:
@@ -99,8 +99,9 @@ class Changes:
         if (later := job.due_prompt) is not None:
             if later.recache and job.stream is None:
                 return outputs  # until its pages are back
+            request = replace(self._planner.prompted(job, later.prompt), later_prompts=job.request.later_prompts[1:])
             try:
-                self._switch_prompt(job, job.request.with_next_prompt(), later.recache)
+                self._switch_prompt(job, request, later.recache)
             except Exception as error:
                 self._residency.leave(job)
                 return [self._roster.failure(job.request.id, error)]
@@ -117,7 +118,7 @@ class Changes:
         try:
             for change in changes:
                 if isinstance(change, PromptChange):
-                    self._switch_prompt(job, replace(job.request, prompt=change.prompt), change.recache)
+                    self._switch_prompt(job, self._planner.prompted(job, change.prompt), change.recache)
                 else:
                     twins.append(self._residency.twin(job, self._plan_of(job, change)))
         except BaseException:
@@ -138,7 +139,8 @@ class Changes:
 
     def _plan_of(self, source: Job | Waiting, continuation: Continuation) -> Plan:
         """Raises ConfigError for a continuation without a frame of its own, StateError for one that cannot go on."""
-        plan = self._planner.plan(continuation.request_after(source.request))
+        prompt = source.request.prompt if continuation.prompt is None else continuation.prompt
+        plan = self._planner.plan(continuation.request_after(self._planner.prompted(source, prompt)))
         if plan.request.num_frames <= source.num_frames_out:
             raise ConfigError(
                 f"video {source.request.id!r} has {source.num_frames_out} frames; give its continuation "

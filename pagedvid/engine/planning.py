@@ -14,7 +14,7 @@ from pagedvid.cache.window import Commit, Window
 from pagedvid.engine.failures import described
 from pagedvid.engine.job import Change, Job, Latents, check_stored_alone, commit_ranges
 from pagedvid.engine.playout import Playout
-from pagedvid.engine.protocol import ModelGeometry, VideoModel
+from pagedvid.engine.protocol import ModelGeometry, Steerable, VideoModel
 from pagedvid.engine.requests import VideoRequest
 from pagedvid.engine.schedule import Round, Schedule
 from pagedvid.engine.snapshot import JobSnapshot
@@ -37,13 +37,35 @@ class Planner:
     def plan(self, request: VideoRequest) -> Plan:
         """The plan of a request. Raises PromptError, ConfigError, and ModelError for any other error of the model."""
         try:
-            condition = self.model.prepare(request.prompt, request.inputs, request.num_frames)
+            condition = self._condition(request)
             schedule = self.model.schedule(condition, request.num_frames, self.num_denoise_steps, self.window)
         except PagedvidError:
             raise
         except Exception as error:
             raise ModelError(f"request {request.id!r} cannot be prepared: {described(error)}") from error
         return Plan(request, condition, schedule, self.model.geometry)
+
+    def _condition(self, request: VideoRequest) -> Any:
+        """Of the whole video. Prompts of the past count for a steerable model only; another one is not made to encode
+        them again."""
+        model, earlier = self.model, request.earlier_prompts
+        if not isinstance(model, Steerable):
+            return model.prepare(request.prompt, request.inputs, request.num_frames)
+        prompts = [*(it.prompt for it in earlier), request.prompt]
+        condition, *following = [model.prepare(prompt, request.inputs, request.num_frames) for prompt in prompts]
+        for before, after in zip(earlier, following, strict=True):
+            condition = model.continued(condition, before.until_frame, after)
+        return condition
+
+    def prompted(self, video: Job | Waiting, prompt: str) -> VideoRequest:
+        """The request of a video once another prompt has taken over at its next chunk boundary."""
+        num_frames = video.schedule.frames_begun(video.num_rounds_done, self.model.geometry.frames_per_chunk)
+        return self._with_prompt(video.request, prompt, num_frames)
+
+    def _with_prompt(self, request: VideoRequest, prompt: str, num_frames: int) -> VideoRequest:
+        if isinstance(self.model, Steerable):
+            return request.steered(prompt, num_frames)
+        return replace(request, prompt=prompt)
 
     def entry(self, request: VideoRequest, snapshot: JobSnapshot | None = None) -> Waiting:
         """A video that is going to begin, or to go on from the snapshot. Raises as `plan`, CapacityError when it would
@@ -68,6 +90,7 @@ class Planner:
         """Raises what `plan` raises for any of them, ConfigError for one that would never show, and StateError where
         chunks cannot be stored again."""
         request, size = plan.request, self.model.geometry.frames_per_chunk
+        then = request
         ends = [plan.schedule.chunk_from(it.first_frame, size) for it in request.later_prompts]
         ends.append(plan.schedule.chunk_from(request.num_frames, size))
         for number, later in enumerate(request.later_prompts):
@@ -77,7 +100,8 @@ class Planner:
                     f"would never show: chunks have {size} frames, and none begins before the next prompt or the end. "
                     "Give it more time, or leave it out"
                 )
-            self.plan(replace(request, prompt=later.prompt))
+            then = self._with_prompt(then, later.prompt, ends[number] * size - plan.schedule.first_frame)
+            self.plan(then)
         if request.recaches:
             check_stored_alone(plan.schedule, request.id)
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from torch import Tensor
@@ -148,6 +148,20 @@ class VideoModel(Protocol):
 
     def decoder(self, condition: Any) -> Decoder:
         """A new decoder for one video, at its first frame."""
+        ...
+
+
+@runtime_checkable
+class Steerable(Protocol):
+    """In addition to `VideoModel`, for a model whose next prompt goes on where the one before has led, as a walk does:
+    with it alone nobody could tell how the frames before came about."""
+
+    def continued(self, before: Any, num_frames: int, after: Any) -> Any:
+        """The condition `before`, and from latent frame `num_frames` on, at least 1, `after`.
+
+        The rounds of the chunks before that frame must be those of `before`. Raises PromptError for an `after` that can
+        only be at the beginning of a video.
+        """
         ...
 
 

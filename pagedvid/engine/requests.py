@@ -34,6 +34,20 @@ class LaterPrompt:
 
 
 @dataclass(frozen=True)
+class EarlierPrompt:
+    """A prompt that the video had before, until another one took over at a chunk boundary."""
+
+    until_frame: int
+    """Latent frame of the video with which the chunk begins, at least 1."""
+    prompt: str
+
+    def __post_init__(self) -> None:
+        frame = whole_number("until_frame of an earlier prompt", self.until_frame, 1, error=ConfigError)
+        object.__setattr__(self, "until_frame", frame)
+        instance_of(str, "prompt of an earlier prompt", self.prompt, "text such as 'left 12'", ConfigError)
+
+
+@dataclass(frozen=True)
 class VideoRequest:
     """One video to generate. `num_frames` is rounded up to whole chunks by the engine; surplus frames are cut off."""
 
@@ -54,6 +68,9 @@ class VideoRequest:
     later_prompts: tuple[LaterPrompt, ...] = ()
     """Those to come, by ascending frame; each takes over at its chunk boundary whatever else runs. Where one cannot,
     the video fails."""
+    earlier_prompts: tuple[EarlierPrompt, ...] = ()
+    """Those that showed before `prompt`, by ascending frame; for models that go on where they led
+    (`protocol.Steerable`)."""
 
     def __post_init__(self) -> None:
         instance_of(str, "id of a request", self.id, "text such as 'a'", ConfigError)
@@ -72,6 +89,7 @@ class VideoRequest:
                 f"most {MOST_LIVE_SPEED}, or None for a video that nobody watches while it is made"
             )
         self._check_later_prompts()
+        self._check_earlier_prompts()
 
     def _check_later_prompts(self) -> None:
         what, example = f"later_prompts of request {shown(self.id)}", "[LaterPrompt(24, 'a blue circle')]"
@@ -83,6 +101,14 @@ class VideoRequest:
                 f"{what} begin at the frames {frames}; they must ascend and be below the video's {self.num_frames}"
             )
 
+    def _check_earlier_prompts(self) -> None:
+        what, example = f"earlier_prompts of request {shown(self.id)}", "[EarlierPrompt(24, 'left 12')]"
+        earlier = tuple(list_of(EarlierPrompt, what, self.earlier_prompts, example, ConfigError))
+        object.__setattr__(self, "earlier_prompts", earlier)
+        frames = [it.until_frame for it in earlier]
+        if frames != sorted(set(frames)):
+            raise ConfigError(f"{what} end at the frames {frames}; they must ascend")
+
     @property
     def prompts(self) -> tuple[str, ...]:
         """The present prompt, and those to come."""
@@ -93,9 +119,17 @@ class VideoRequest:
         """Whether chunks are going to be stored again, for which both copies must fit into the pool for a moment."""
         return any(it.recache for it in self.later_prompts)
 
-    def with_next_prompt(self) -> VideoRequest:
-        """The request from the moment on at which the first of its later prompts has taken over."""
-        return replace(self, prompt=self.later_prompts[0].prompt, later_prompts=self.later_prompts[1:])
+    def steered(self, prompt: str, frame: int) -> VideoRequest:
+        """The request once another prompt has taken over at a latent frame, with what showed before in
+        `earlier_prompts`. A prompt that shows already changes nothing."""
+        if prompt == self.prompt:
+            return self
+        earlier = self.earlier_prompts
+        if frame > (earlier[-1].until_frame if earlier else 0):
+            earlier += (EarlierPrompt(frame, self.prompt),)
+        elif earlier and earlier[-1].prompt == prompt:  # what was to follow it never showed
+            earlier = earlier[:-1]
+        return replace(self, prompt=prompt, earlier_prompts=earlier)
 
 
 @dataclass(frozen=True)

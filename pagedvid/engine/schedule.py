@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import Any
 
 from pagedvid.cache.window import Commit, Window
@@ -117,6 +118,12 @@ class Schedule:
     def chunk_from(self, frame: int, frames_per_chunk: int) -> int:
         """The first chunk that begins at or after an output frame; for the number of frames the number of chunks."""
         return -(-(self.first_frame + frame) // frames_per_chunk)
+
+    def frames_begun(self, num_rounds: int, frames_per_chunk: int) -> int:
+        """Output frames of all chunks that the first rounds begin, surplus frames included: what takes over at the next
+        chunk boundary counts from there on."""
+        last = max((part.frames[-1] for it in islice(self.rounds(), num_rounds) for part in it.ranges), default=-1)
+        return max(0, (last // frames_per_chunk + 1) * frames_per_chunk - self.first_frame)
 
     def planned_commits(self, tokens_per_frame: int) -> tuple[Commit, ...] | None:
         """`commits` in tokens, as `CacheManager.open` takes them."""

@@ -19,7 +19,7 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from dataclasses import fields as fields_of
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -28,7 +28,7 @@ from pagedvid.arguments import whole_number, whole_numbers
 from pagedvid.cache.image_fields import image_from_fields, image_to_fields
 from pagedvid.cache.spec import CacheSpec
 from pagedvid.engine.protocol import ModelGeometry
-from pagedvid.engine.requests import LaterPrompt, VideoRequest
+from pagedvid.engine.requests import EarlierPrompt, LaterPrompt, VideoRequest
 from pagedvid.engine.snapshot import JobSnapshot
 from pagedvid.errors import ConfigError, listed
 from pagedvid.files.checked_tensors import take_tensor
@@ -37,10 +37,12 @@ from pagedvid.shown import shown
 
 _COUNTS = ("num_rounds_done", "num_frames_out", "num_output_frames")
 _REQUEST = tuple(field.name for field in fields_of(VideoRequest))
-_LATER_PROMPT = tuple(field.name for field in fields_of(LaterPrompt))
+_PROMPT_LISTS = {"later_prompts": LaterPrompt, "earlier_prompts": EarlierPrompt}
 _FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 _PLAIN = (str, int, float, type(None))
 """Inputs that JSON holds as they are; bool is an int."""
+
+Prompt = TypeVar("Prompt", LaterPrompt, EarlierPrompt)
 
 
 def snapshot_to_fields(snapshot: JobSnapshot, tensors: dict[str, Tensor]) -> dict[str, Any]:
@@ -58,7 +60,7 @@ def snapshot_to_fields(snapshot: JobSnapshot, tensors: dict[str, Tensor]) -> dic
         "request": {
             **request,
             "inputs": _inputs_to_fields(snapshot.request, tensors),
-            "later_prompts": [asdict(it) for it in snapshot.request.later_prompts],
+            **{name: [asdict(it) for it in request[name]] for name in _PROMPT_LISTS},
         },
         **{name: getattr(snapshot, name) for name in _COUNTS},
         "peak_bytes": list(snapshot.peak_bytes),
@@ -103,20 +105,23 @@ def snapshot_from_fields(
 
 
 def _request_from_fields(fields: object, tensors: dict[str, Tensor]) -> VideoRequest:
-    """Files of earlier versions have no later prompts."""
-    known = {"later_prompts": [], **fields} if isinstance(fields, dict) else fields
+    """Files of earlier versions have no later or earlier prompts."""
+    known = {**{name: [] for name in _PROMPT_LISTS}, **fields} if isinstance(fields, dict) else fields
     request = object_with(_REQUEST, known, "the request")
-    later = request["later_prompts"]
-    if not isinstance(later, list):
-        raise ConfigError(f"later_prompts is {shown(later)}; it must be a list")
-    given = [object_with(_LATER_PROMPT, it, "a later prompt") for it in later]
     return VideoRequest(
         **{
             **request,
             "inputs": _inputs_from_fields(request["inputs"], tensors),
-            "later_prompts": tuple(LaterPrompt(**it) for it in given),
+            **{name: _prompts_from_fields(name, kind, request[name]) for name, kind in _PROMPT_LISTS.items()},
         }
     )
+
+
+def _prompts_from_fields(name: str, kind: type[Prompt], written: object) -> tuple[Prompt, ...]:
+    if not isinstance(written, list):
+        raise ConfigError(f"{name} is {shown(written)}; it must be a list")
+    known = tuple(field.name for field in fields_of(kind))
+    return tuple(kind(**object_with(known, it, f"one of {name}")) for it in written)
 
 
 def _names(tensors: Mapping[str, Tensor], kind: str) -> list[tuple[str, str]]:

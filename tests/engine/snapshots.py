@@ -17,7 +17,7 @@ from pagedvid.cache.window import Commit, Window
 from pagedvid.codecs.assignment import ChunkCodecs
 from pagedvid.engine.checkpoint_file import Origin
 from pagedvid.engine.protocol import ModelGeometry
-from pagedvid.engine.requests import LaterPrompt, VideoRequest
+from pagedvid.engine.requests import EarlierPrompt, LaterPrompt, VideoRequest
 from pagedvid.engine.snapshot import JobSnapshot
 
 LAYERS, QUERY_HEADS, KV_HEADS, HEAD_DIM, TOKENS_PER_FRAME, FRAMES_PER_CHUNK, CHANNELS = 2, 4, 2, 8, 7, 3, 6
@@ -130,6 +130,7 @@ def requests(draw: st.DrawFn) -> VideoRequest:
     num_frames = draw(st.integers(1, 2**40))
     frames = st.sets(st.integers(1, num_frames - 1), max_size=3) if num_frames > 1 else st.just(set())
     later = [LaterPrompt(frame, draw(any_text), draw(st.booleans())) for frame in sorted(draw(frames))]
+    ends = sorted(draw(st.sets(st.integers(1, 2**40), max_size=3)))
     return VideoRequest(
         id=draw(any_text),
         prompt=draw(any_text),
@@ -140,6 +141,7 @@ def requests(draw: st.DrawFn) -> VideoRequest:
         live_frames_per_second=draw(st.none() | st.integers(1, 60) | st.floats(0.1, 240)),
         keep=draw(st.booleans()),
         later_prompts=tuple(later),
+        earlier_prompts=tuple(EarlierPrompt(frame, draw(any_text)) for frame in ends),
     )
 
 

@@ -175,12 +175,28 @@ def test_a_model_that_stores_chunks_together_cannot_store_them_again():
         check_stored_alone(replace(schedule, rounds=together), "a")
 
 
-def test_a_checkpoint_of_an_earlier_version_has_no_later_prompts():
+@pytest.mark.parametrize("name", ["later_prompts", "earlier_prompts"])
+def test_a_checkpoint_of_an_earlier_version_has_no_such_prompts(name):
     engine = toy_engine(**ALONE)
     engine.submit(request("a", chunks=CHUNKS))
     steps(engine, 4)
     tensors: dict = {}
     fields = snapshot_to_fields(engine.checkpoint("a"), tensors)
-    assert fields["request"].pop("later_prompts") == []
+    assert fields["request"].pop(name) == []
     snapshot = snapshot_from_fields(fields, tensors, engine.model.geometry, engine.cache.spec)
     assert snapshot.request == request("a", chunks=CHUNKS)
+
+
+def test_a_model_that_cannot_be_steered_keeps_and_encodes_no_earlier_prompt():
+    model = ToyModel()
+    prepared: list[str] = []
+    encode = model.encode_prompt
+    model.encode_prompt = lambda prompt: prepared.append(prompt) or encode(prompt)
+    engine = toy_engine(model, **ALONE)
+    engine.submit(scheduled())
+    steps(engine, 3 * STEPS_PER_CHUNK)
+    prepared.clear()
+    engine.prompt("a", "5")
+    engine.fork("a", [Continuation("b", "6")])
+    assert engine.checkpoint("a").request.earlier_prompts == engine.checkpoint("b").request.earlier_prompts == ()
+    assert set(prepared) == {"5", "6"}

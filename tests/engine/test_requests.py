@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from pagedvid.engine.requests import VideoRequest
+from pagedvid.engine.requests import EarlierPrompt, VideoRequest
 from pagedvid.errors import ConfigError
 from tests.engine.toy_model import toy_engine
 
@@ -49,3 +49,45 @@ def test_requests_that_nothing_can_be_made_of(fields, message):
 def test_the_smallest_settings_are_allowed():
     engine = toy_engine(max_batch_tokens=1, policy="round_robin", max_concurrent=1, num_denoise_steps=1)
     assert toy_engine().max_concurrent is None and engine.max_concurrent == 1
+
+
+def steered(*prompts: tuple[int, str]) -> tuple[list[tuple[int, str]], str]:
+    """What a request for "a" has had, and has, after these prompts from these frames on."""
+    request = VideoRequest("v", "a", 8)
+    for frame, prompt in prompts:
+        request = request.steered(prompt, frame)
+    return [(it.until_frame, it.prompt) for it in request.earlier_prompts], request.prompt
+
+
+@pytest.mark.parametrize(
+    ("prompts", "earlier", "present"),
+    [
+        ([(4, "b")], [(4, "a")], "b"),
+        ([(4, "b"), (10, "c")], [(4, "a"), (10, "b")], "c"),
+        ([(4, "b"), (6, "b")], [(4, "a")], "b"),  # it shows already
+        ([(0, "b")], [], "b"),  # the other one never showed
+        ([(4, "b"), (4, "c")], [(4, "a")], "c"),
+        ([(4, "b"), (4, "a")], [], "a"),
+        ([(4, "b"), (4, "c"), (4, "b"), (6, "a")], [(4, "a"), (6, "b")], "a"),
+    ],
+)
+def test_prompts_that_showed_are_kept(prompts, earlier, present):
+    assert steered(*prompts) == (earlier, present)
+
+
+@pytest.mark.parametrize(
+    ("earlier", "message"),
+    [
+        ([EarlierPrompt(4, "a"), EarlierPrompt(4, "b")], r"earlier_prompts of request 'v' end at the frames \[4, 4\]"),
+        (["a"], r"earlier_prompts of request 'v'\[0\] is 'a', .*EarlierPrompt\(24, 'left 12'\)"),
+    ],
+)
+def test_earlier_prompts_that_cannot_have_been(earlier, message):
+    with pytest.raises(ConfigError, match=message):
+        VideoRequest("v", "c", 8, earlier_prompts=earlier)
+
+
+@pytest.mark.parametrize("frame", [0, -2, 4.0, None])
+def test_an_earlier_prompt_ends_at_a_frame(frame):
+    with pytest.raises(ConfigError, match="until_frame of an earlier prompt is"):
+        EarlierPrompt(frame, "a")

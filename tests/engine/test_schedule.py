@@ -128,3 +128,19 @@ def test_chunk_by_chunk_is_what_it_says():
         assert len(round_.advances) == (not round_.ranges[0].commits)
     assert (schedule.num_commits, schedule.commits, schedule.window) == (1, None, Window(1, 2))
     assert schedule.planned_commits(7) is None
+
+
+@pytest.mark.parametrize(
+    ("num_given", "frames"), [(0, [0, 2, 2, 2, 4, 4, 4, 6, 6]), (1, [0, 0, 2, 2, 2, 4, 4, 4, 6, 6])]
+)
+def test_what_takes_over_counts_from_the_next_chunk_on(num_given, frames):
+    geometry = ModelGeometry(1, 1, 1, 8, tokens_per_frame=4, frames_per_chunk=2)
+    schedule = chunk_by_chunk(geometry, 5, (1.0, 0.5, 0.0), KEEP, num_prefix_chunks=num_given)
+    assert [schedule.frames_begun(num_rounds, 2) for num_rounds in range(len(frames))] == frames
+    assert len(list(schedule.rounds())) == len(frames) - 1
+
+
+def test_chunks_in_flight_have_begun():
+    made = [Round((part(0),)), Round((part(0), part(1))), Round((part(1), part(2))), Round((part(0, commits=True),))]
+    schedule = planned(lambda: iter(made), KEEP)
+    assert [schedule.frames_begun(num_rounds, 2) for num_rounds in range(5)] == [0, 2, 4, 6, 6]

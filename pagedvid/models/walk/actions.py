@@ -3,6 +3,9 @@
 A step is one of nine actions and, if it is taken more than once, a number; steps are separated by commas, semicolons
 or "then". `map` with a number in front says on which map the walk begins: its first frames are given. Without it the
 model invents them too.
+
+A prompt on the way says what is done from there on. It need not name the map; another one is refused, because nobody
+gets to another map by walking.
 """
 
 from __future__ import annotations
@@ -53,6 +56,21 @@ class Walk:
         taken = self.actions[: max(0, num_frames - 1)]
         moves[1 : 1 + len(taken)] = np.array([MOVES[action] for action in taken], dtype=np.int64).reshape(-1, 2)
         return moves.cumsum(axis=0)
+
+    def turned(self, num_frames: int, walk: Walk) -> Walk:
+        """This walk, whose frame `num_frames`, at least 1, is the first one to which the actions of another walk lead.
+
+        The view has stayed where it was if this one was over before. Raises PromptError for a map that is not its own.
+        """
+        if walk.map_seed not in (None, self.map_seed):
+            here = "invented" if self.map_seed is None else f"map {self.map_seed}"
+            raise PromptError(
+                f"the walk is under way and its map is {here}, so that a prompt cannot name map {walk.map_seed}; leave "
+                "the map out, or begin a new walk there"
+            )
+        taken = self.actions[: num_frames - 1]
+        stayed = ("stay",) * (num_frames - 1 - len(taken))
+        return Walk(self.map_seed, taken + stayed + walk.actions)
 
 
 def read_walk(prompt: str) -> Walk:

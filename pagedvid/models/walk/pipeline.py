@@ -61,6 +61,10 @@ class WalkModel:
             raise ConfigError(f"the walk model takes a prompt only; remove {', '.join(sorted(inputs))}")
         return read_walk(prompt)
 
+    def continued(self, before: Walk, num_frames: int, after: Walk) -> Walk:
+        """The walk `before`, which takes the actions of `after` from frame `num_frames` on. Raises PromptError."""
+        return before.turned(num_frames, after)
+
     def prefix_format(self, window: Window) -> PrefixFormat | None:
         """None: frames do not say where on a map they are."""
         return None

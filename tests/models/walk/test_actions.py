@@ -66,3 +66,24 @@ def test_a_walk_and_its_reverse_end_where_they_began():
     there_and_back = Walk(None, (*actions, *(opposite[action] for action in reversed(actions))))
     assert there_and_back.places(101)[-1].tolist() == [0, 0]
     assert len(Walk(None, ("left",) * MAX_STEPS).places(4)) == 4
+
+
+@pytest.mark.parametrize(
+    ("walk", "frame", "then", "whole"),
+    [
+        ("left 4", 3, "up 2", "left 2, up 2"),
+        ("left 2, down 5", 6, "up", "left 2, down 3, up"),
+        ("map 3: left", 4, "up", "map 3: left, stay 2, up"),
+        ("map 3: left 9", 2, "map 3: up", "map 3: left, up"),
+        ("map 3: left 9", 2, "map 3", "map 3: left"),
+        ("left 9", 1, "up", "up"),
+    ],
+)
+def test_a_walk_turns_with_the_step_into_a_frame(walk: str, frame: int, then: str, whole: str):
+    assert read_walk(walk).turned(frame, read_walk(then)) == read_walk(whole)
+
+
+@pytest.mark.parametrize("walk", ["map 3: left", "left"])
+def test_nobody_walks_to_another_map(walk: str):
+    with pytest.raises(PromptError, match=r"its map is (map 3|invented), so that a prompt cannot name map 4"):
+        read_walk(walk).turned(4, read_walk("map 4: up"))

@@ -11,8 +11,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pagedvid.cache.spec import CacheSpec
-from pagedvid.cache.stream_codecs import StreamCodecs
 from pagedvid.cache.window import Window
 from pagedvid.engine.checkpoint_file import Origin, load_checkpoint, save_checkpoint
 from pagedvid.engine.engine import Engine
@@ -34,40 +32,14 @@ from pagedvid.models.walk.spec import (
     map_latents,
 )
 from pagedvid.models.walk.world import render
-from pagedvid.paged_kv_cache import PagedKVCache
+from tests.models.walk.untrained import NUM_STEPS, engine_of, random_network
 
-CONFIG = TransformerConfig(width=128, num_heads=2, num_layers=2)
 PROMPTS = ("map 5: right 3, down 2, left 3, up 2", "up-left 4, down-right 4")
-NUM_STEPS = 2
-
-
-def random_network() -> Transformer:
-    """Random weights in every layer, those that training finds at 0 included."""
-    torch.manual_seed(0)
-    network = Transformer(CONFIG)
-    for name, parameter in network.named_parameters():
-        if "modulation" in name or "patch_out" in name:
-            torch.nn.init.normal_(parameter, std=0.05)
-    return network
 
 
 @pytest.fixture(scope="module")
 def model() -> WalkModel:
     return WalkModel.of(random_network())
-
-
-def engine_of(model: WalkModel, codec: str, window: Window) -> Engine:
-    geometry = model.geometry
-    codecs = StreamCodecs(codec)
-    spec = CacheSpec(
-        geometry.num_layers,
-        geometry.num_kv_heads,
-        geometry.head_dim,
-        codecs=codecs,
-        tokens_per_frame=64,
-        debug_checks=True,
-    )
-    return Engine(model, PagedKVCache(spec, "16MiB"), window, num_denoise_steps=NUM_STEPS)
 
 
 def videos_of(engine: Engine, prompts: tuple[str, ...], num_frames: int) -> list[np.ndarray]:
