@@ -119,7 +119,7 @@ def file_of(frames: np.ndarray, sizes: Sequence[int] | None = None) -> bytes:
     if sizes is None:
         whole, rest = divmod(len(frames), FRAMES_PER_CHUNK)
         sizes = [FRAMES_PER_CHUNK] * whole + [rest] * (rest > 0)
-    content, first = init_segment(2, 2, rate), 0
+    content, first = init_segment(*frames.shape[1:3], rate), 0
     for number, size in enumerate(sizes, start=1):
         content += fragment(frames[first : first + size], first, rate, number)
         first += size
