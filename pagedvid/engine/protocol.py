@@ -215,3 +215,6 @@ class ModelSpec:
     """Enlargement of its frames in files unless settings say otherwise."""
     frames: FrameFormat | None = None
     """None where latents come out."""
+    actions: tuple[str, ...] = ()
+    """Words by which a video of a steerable model is led while it is made: the prompt "left 12" takes one for so many
+    frames. Those that lead somewhere are of up, down, left and right, or of two of them as "up-left"."""

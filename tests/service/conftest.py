@@ -10,6 +10,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -25,10 +26,16 @@ def server_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     if running:
         yield running.rstrip("/")
         return
+    with served(tmp_path_factory.mktemp("serve")) as url:
+        yield url
+
+
+@contextmanager
+def served(folder: Path, *options: str) -> Iterator[str]:
+    """Address of a `pagedvid serve` with these options, whose data and log are in a folder."""
     pytest.importorskip("pagedvid.cli.serve", reason="needs the command `pagedvid serve`")
-    folder = tmp_path_factory.mktemp("serve")
     port = _free_port()
-    command = [sys.executable, "-m", "pagedvid", "serve", "--data", str(folder / "data"), "--port", str(port)]
+    command = [sys.executable, "-m", "pagedvid", "serve", "--data", str(folder / "data"), "--port", str(port), *options]
     with (folder / "log").open("w") as log:
         server = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
         try:

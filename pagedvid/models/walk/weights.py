@@ -25,7 +25,7 @@ from pagedvid.models.common.trained_folder import (
     save_folder,
 )
 from pagedvid.models.demo.spec import TransformerConfig, noise_levels
-from pagedvid.models.walk.actions import Walk
+from pagedvid.models.walk.actions import MOVES, Walk
 from pagedvid.models.walk.network import Transformer
 from pagedvid.models.walk.pipeline import WalkModel
 from pagedvid.models.walk.schedule import num_chunks_of, walk_schedule
@@ -62,7 +62,15 @@ def model_spec(config: ModelConfig) -> ModelSpec:
         return load_walk(folder, config.device, getattr(torch, config.dtype))
 
     frames = FrameFormat(FRAME_SIZE, FRAME_SIZE, FRAMES_PER_SECOND)
-    return ModelSpec(geometry, schedule, load, writes_latents=False, pixel_scale=PIXEL_SCALE, frames=frames)
+    return ModelSpec(
+        geometry,
+        schedule,
+        load,
+        writes_latents=False,
+        pixel_scale=PIXEL_SCALE,
+        frames=frames,
+        actions=tuple(MOVES),
+    )
 
 
 def load_walk(folder: Path, device: str = "cpu", dtype: torch.dtype = torch.float32) -> WalkModel:

@@ -29,6 +29,19 @@ class Status(BaseModel):
     status: str
 
 
+class ModelObject(BaseModel):
+    """The model that makes the videos."""
+
+    name: str
+    frames_per_second: float
+    width: int | None
+    """Pixels, as the height; null where only the first chunk tells."""
+    height: int | None
+    default_num_frames: int
+    actions: list[str]
+    """Words that steer a session while it is made: the prompt "left 12" takes one for so many frames."""
+
+
 class PoolSession(BaseModel):
     """What one session takes of the pool."""
 
@@ -74,6 +87,13 @@ def ready(service: TheService) -> Status:
 def metrics(service: TheService) -> Response:
     """Figures for Prometheus."""
     return Response(service.metrics.text(), headers={"Content-Type": CONTENT_TYPE})
+
+
+@router.get("/v1/model")
+async def model(service: TheService) -> ModelObject:
+    """The model that makes the videos, and how it can be steered."""
+    served = service.settings.model
+    return ModelObject(**{name: getattr(served, name) for name in ModelObject.model_fields})
 
 
 @router.get("/v1/pool")

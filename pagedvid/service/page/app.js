@@ -5,6 +5,7 @@ import { CardList } from "./card_list.js";
 import { put } from "./dom.js";
 import { follow } from "./events.js";
 import { askForKey } from "./key_dialog.js";
+import { readModel } from "./model.js";
 import { prepareNewSession } from "./new_session.js";
 import { PoolView } from "./pool_view.js";
 import { hideProblem, showProblem } from "./problem.js";
@@ -99,6 +100,6 @@ follow({
   onState: (state, seconds) => {
     isFollowing = state === "open";
     showConnection(state, seconds);
-    if (state === "open") reload();
+    if (state === "open") readModel().catch((error) => console.warn(error.message)).then(reload);
   },
 });

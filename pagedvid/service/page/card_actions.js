@@ -2,29 +2,45 @@
 
 import { open, post } from "./api.js";
 import { cloned, partOf, put } from "./dom.js";
+import { model } from "./model.js";
 import { attempt, hideProblem } from "./problem.js";
 import { ENDED } from "./sessions.js";
+import { Pad } from "./steering.js";
 
 const SEEDS = 2 ** 31;
 
 const IS_POSSIBLE = {
   pause: ({ state }) => state === "in_progress" || state === "queued",
   resume: ({ state }) => state === "paused",
+  // Before its first chunk another prompt would be another video.
+  steer: ({ state, chunks_done, later_prompts }) =>
+    model.actions.length > 0 && !ENDED.has(state) && chunks_done > 0 && later_prompts.length === 0,
   prompt: ({ state }) => !ENDED.has(state),
   fork: ({ state, chunks_done }) => state !== "failed" && state !== "cancelled" && chunks_done > 0,
   extend: ({ state }) => state !== "failed" && state !== "cancelled",
   delete: () => true,
 };
 
-/** How a panel is filled, and what it sends. */
+/** How a panel is filled, and what it sends. One that goes on changing with its session has a `show` of its own. */
 const PANELS = {
+  steer: {
+    fill: (_, session, panel, turn) => {
+      const pad = new Pad(panel, turn);
+      pad.show(session);
+      return pad;
+    },
+  },
   prompt: {
-    fill: ({ prompt }, session) => (prompt.value = session.prompt),
+    fill: ({ prompt }, session, panel) => {
+      prompt.value = session.prompt;
+      showWhetherSteered(panel);
+    },
     send: ({ prompt, recache }, path) => post(`${path}/prompt`, { prompt: prompt.value.trim(), recache: recache.checked }),
   },
   fork: {
-    fill: ({ prompt, num_frames }, session) => {
+    fill: ({ prompt, num_frames }, session, panel) => {
       prompt.value = session.prompt;
+      showWhetherSteered(panel);
       num_frames.value = session.state === "completed" ? 2 * session.num_frames : session.num_frames;
     },
     send: ({ prompt, num_frames, seed, copies }, path) => {
@@ -60,10 +76,12 @@ export function prepareActions(card, id, sessions) {
   const problem = partOf(card, "problem");
   const path = `/v1/sessions/${encodeURIComponent(id)}`;
   const buttons = [...partOf(card, "actions").children];
+  let opened = null;
 
   const closePanel = () => {
     const opener = buttons.find((button) => button.getAttribute("aria-expanded") === "true");
     opener?.setAttribute("aria-expanded", "false");
+    opened = null;
     panel.hidden = true;
     panel.replaceChildren();
     return opener;
@@ -78,13 +96,16 @@ export function prepareActions(card, id, sessions) {
     return worked;
   };
 
+  const turn = (prompt) =>
+    attempt(problem, null, async () => sessions.put(await post(`${path}/prompt`, { prompt })));
+
   const openPanel = (button, name) => {
     const opener = closePanel();
     hideProblem(problem);
     if (opener === button) return;
     const form = cloned(`${name}-panel`);
     const { fill, send } = PANELS[name];
-    fill(form.elements, sessions.byId.get(id), form);
+    opened = fill(form.elements, sessions.byId.get(id), form, turn);
     form.addEventListener("submit", async (event) => {
       event.preventDefault();
       const worked = await run(form.querySelector("[type=submit]"), () => send(form.elements, path));
@@ -97,7 +118,7 @@ export function prepareActions(card, id, sessions) {
     panel.replaceChildren(form);
     panel.hidden = false;
     button.setAttribute("aria-expanded", "true");
-    (form.querySelector("textarea, input") ?? form.querySelector("[data-close]")).focus();
+    (form.querySelector("textarea, input, [tabindex='0']") ?? form.querySelector("[data-close]")).focus();
   };
 
   for (const button of buttons) {
@@ -113,7 +134,12 @@ export function prepareActions(card, id, sessions) {
       button.setAttribute("aria-describedby", `prompt-${id}`);
       if (name === "delete") put(button, deleteWord(session));
     }
+    opened?.show(session);
   };
+}
+
+function showWhetherSteered(panel) {
+  partOf(panel, "steered").hidden = model.actions.length === 0;
 }
 
 function deleteWord(session) {

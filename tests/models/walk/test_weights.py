@@ -13,6 +13,7 @@ from pagedvid.config.sections import ModelConfig
 from pagedvid.errors import ConfigError
 from pagedvid.models.demo.spec import TransformerConfig
 from pagedvid.models.registry import model_spec
+from pagedvid.models.walk.actions import MOVES
 from pagedvid.models.walk.network import Transformer
 from pagedvid.models.walk.weights import load_walk, save_weights
 
@@ -31,6 +32,7 @@ def folder(tmp_path: Path) -> Path:
 def test_saved_weights_load_again_by_the_models_name(folder: Path):
     spec = model_spec(ModelConfig(name="walk", weights=str(folder)))
     assert spec.geometry.num_layers == 2 and not spec.writes_latents
+    assert set(spec.actions) == MOVES.keys()
     assert spec.schedule(7, None, Window(0, 4)).num_commits == 3
     loaded = spec.load([]).network.state_dict()
     for name, tensor in network().state_dict().items():

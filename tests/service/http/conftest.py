@@ -17,7 +17,7 @@ from pagedvid.service.http.server import Server, listen
 from pagedvid.service.http.settings import ServedModel, ServeSettings
 from tests.service.http.fake_sessions import RATE, SIZE, FakeSessions
 
-MODEL = ServedModel("demo", RATE, width=SIZE, height=SIZE, default_num_frames=48)
+MODEL = ServedModel("demo", RATE, width=SIZE, height=SIZE, default_num_frames=48, actions=("left", "up-left"))
 KEY = "0123456789abcdef-key"
 
 

@@ -14,7 +14,9 @@ WITH_KEY = {"Authorization": f"Bearer {KEY}"}
 
 
 class TestKey:
-    @pytest.mark.parametrize("path", ["/v1/videos", "/v1/sessions", "/v1/pool", "/metrics", "/readyz", "/docs", "/x"])
+    @pytest.mark.parametrize(
+        "path", ["/v1/videos", "/v1/sessions", "/v1/model", "/v1/pool", "/metrics", "/readyz", "/docs", "/x"]
+    )
     def test_nothing_is_open_without_it(self, make_client, path):
         client = make_client(api_key=KEY)
         response = client.get(path)

@@ -11,7 +11,7 @@ import pytest
 from pagedvid.service.errors import Conflict
 from pagedvid.service.stats import REBUILDING
 from tests.service.http.conftest import eventually, served
-from tests.service.http.fake_sessions import NewSession
+from tests.service.http.fake_sessions import RATE, SIZE, NewSession
 from tests.service.http.test_videos import error_of
 
 PROMPT = {"prompt": "a red circle"}
@@ -251,6 +251,12 @@ class TestService:
         response = client.get("/readyz")
         assert (response.status_code, "rebuilding" in error_of(response)["message"]) == (503, True)
         assert client.get("/v1/pool").status_code == 503
+
+    def test_the_model(self, client):
+        assert client.get("/v1/model").json() == {
+            "name": "demo", "frames_per_second": RATE, "width": SIZE, "height": SIZE, "default_num_frames": 48,
+            "actions": ["left", "up-left"],
+        }  # fmt: skip
 
     def test_pool(self, client, sessions, id):
         sessions.chunk(id)
