@@ -26,7 +26,13 @@ def page(tmp_path_factory):
     folder = tmp_path_factory.mktemp("walk")
     save_weights(random_network(), folder / "weights", {"steps": 0})
     weights = f"model.weights={folder / 'weights'}"
-    settings = ("model.name=walk", weights, "engine.denoise_steps=2", "engine.live_admission=all")
+    settings = (
+        "model.name=walk",
+        weights,
+        "engine.denoise_steps=2",
+        "engine.live_admission=all",
+        "serve.max_ahead_seconds=2",
+    )
     options = [part for setting in settings for part in ("--set", setting)]
     with served(folder, *options) as url, chromium(folder / "profile") as driver:
         page = Page(driver, url)

@@ -118,6 +118,7 @@ export function prepareActions(card, id, sessions) {
     panel.replaceChildren(form);
     panel.hidden = false;
     button.setAttribute("aria-expanded", "true");
+    panel.scrollIntoView({ block: "nearest" });
     (form.querySelector("textarea, input, [tabindex='0']") ?? form.querySelector("[data-close]")).focus();
   };
 

@@ -3,6 +3,7 @@
 import { cloned, partOf, put } from "./dom.js";
 import { model } from "./model.js";
 import { ENDED } from "./sessions.js";
+import { seconds } from "./shown.js";
 
 const STEPS = 1000; // an action is taken until the next one is chosen, or for so many frames
 const WAYS = { ArrowUp: "up", ArrowDown: "down", ArrowLeft: "left", ArrowRight: "right" };
@@ -14,6 +15,7 @@ export class Pad {
   constructor(form, turn) {
     this.pad = partOf(form, "pad");
     this.words = partOf(form, "pad-words");
+    this.delay = partOf(form, "pad-delay");
     this.turn = turn;
     this.held = new Set();
     this.wanted = null;
@@ -34,6 +36,7 @@ export class Pad {
       button.setAttribute("aria-pressed", action === this.now);
     }
     put(this.words, isOver ? "It is over." : this.now ? `${this.now}, until you choose another` : "as its prompt says");
+    put(this.delay, delayWords(session));
   }
 
   #button(action) {
@@ -80,6 +83,11 @@ export class Pad {
     this.wanted = null;
     this.show(this.session);
   }
+}
+
+/** What was made ahead of its viewers is played first. */
+function delayWords({ live_frames_per_second: speed, credit_seconds: credit }) {
+  return speed && credit > 0 ? `From the next chunk on, to be seen in ${seconds(credit)}.` : "From the next chunk on.";
 }
 
 function promptOf(action) {
