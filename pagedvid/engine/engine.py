@@ -238,8 +238,8 @@ class Engine:
 
     @independent_of_host
     def prompt(self, request_id: str, prompt: str, *, recache: bool = False) -> None:
-        """Another prompt, from the video's next chunk on. For a steerable model (`protocol.Steerable`) it says how the
-        video goes on there, for others what it shows; the one that the video has already changes nothing.
+        """Another prompt, from the video's next chunk on. To a steerable model (`protocol.Steerable`) it says how the
+        video goes on there, and the one that counts already changes nothing.
 
         `recache`: the chunks that are kept are stored again under it, all of them or none, for which both copies must
         fit into the pool for a moment. A prompt that cannot be put into effect when the chunk boundary comes is a

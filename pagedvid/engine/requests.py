@@ -120,16 +120,14 @@ class VideoRequest:
         return any(it.recache for it in self.later_prompts)
 
     def steered(self, prompt: str, frame: int) -> VideoRequest:
-        """The request once another prompt has taken over at a latent frame, with what showed before in
-        `earlier_prompts`. A prompt that shows already changes nothing."""
-        if prompt == self.prompt:
-            return self
+        """The request once another prompt has taken over at a latent frame, with those of the frames before in
+        `earlier_prompts`. The prompt of the frame before goes on: whatever was to follow it there never showed."""
         earlier = self.earlier_prompts
-        if frame > (earlier[-1].until_frame if earlier else 0):
-            earlier += (EarlierPrompt(frame, self.prompt),)
-        elif earlier and earlier[-1].prompt == prompt:  # what was to follow it never showed
-            earlier = earlier[:-1]
-        return replace(self, prompt=prompt, earlier_prompts=earlier)
+        ended = tuple(it for it in earlier if it.until_frame < frame)
+        before = self.prompt if ended == earlier else earlier[len(ended)].prompt
+        if frame > 0 and prompt != before:
+            ended += (EarlierPrompt(frame, before),)
+        return replace(self, prompt=prompt, earlier_prompts=ended)
 
 
 @dataclass(frozen=True)

@@ -69,6 +69,8 @@ def steered(*prompts: tuple[int, str]) -> tuple[list[tuple[int, str]], str]:
         ([(4, "b"), (4, "c")], [(4, "a")], "c"),
         ([(4, "b"), (4, "a")], [], "a"),
         ([(4, "b"), (4, "c"), (4, "b"), (6, "a")], [(4, "a"), (6, "b")], "a"),
+        ([(4, "b"), (8, "c"), (6, "d")], [(4, "a"), (6, "b")], "d"),  # before it came to the one from 8 on
+        ([(4, "b"), (8, "c"), (2, "a")], [], "a"),
     ],
 )
 def test_prompts_that_showed_are_kept(prompts, earlier, present):

@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
+from functools import cache
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -24,7 +26,11 @@ from tests.service.services import Gated, Service, file_of, new
 WINDOW = Window(1, 2, "given")
 NUM_FRAMES = 11
 FIRST = "map 5: right 3, down 2"
-MODEL = WalkModel.of(random_network())
+
+
+@cache
+def model() -> WalkModel:
+    return WalkModel.of(random_network())
 
 
 class GatedWalk(Gated, Engine):
@@ -34,11 +40,16 @@ class GatedWalk(Gated, Engine):
 
 
 def engine() -> Engine:
-    return engine_of(MODEL, "fp32", WINDOW, reproducible=True)
+    return engine_of(model(), "fp32", WINDOW, reproducible=True)
 
 
 class WalkService(Service):
-    checkpoint_files = OriginFiles(Origin("walk", MODEL.geometry, engine().cache.spec, WINDOW, NUM_STEPS))
+    def __init__(self, folder: Path, **options) -> None:
+        plain = engine()
+        self.checkpoint_files = OriginFiles(
+            Origin("walk", plain.model.geometry, plain.cache.spec, plain.window, NUM_STEPS)
+        )
+        super().__init__(folder, **options)
 
     def make_engine(self) -> Gated:
         made = engine()
