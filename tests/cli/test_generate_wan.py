@@ -156,8 +156,8 @@ def test_the_plan_needs_no_weights_and_no_libraries(command, prompts, monkeypatc
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
-        ("model.height=52", "model.height is 52; the VAE of self-forcing makes multiples of 8"),
-        ("model.width=88", "both must be multiples of 2 (frames of a multiple of 16 pixels)"),
+        ("model.height=52", "height is 52; self-forcing makes frames of multiples of 16 pixels, such as 48 or 64"),
+        ("model.width=88", "makes frames of multiples of 16 pixels, such as 80 or 96"),
         ("model.width=8", "model.width is 8; allowed is null, or a whole number from 16 to 16384"),
         ("model.vae=nowhere", "model.vae is nowhere, which does not exist; give a file or folder (nothing is down"),
         ("model.weights=gdhe17/Self-Forcing", "model.weights is gdhe17/Self-Forcing, which does not exist"),

@@ -13,8 +13,6 @@ from pagedvid.cache.window import Window
 from pagedvid.engine.protocol import FrameFormat, ModelGeometry
 from pagedvid.errors import ConfigError
 
-LATENT_FRAME_PIXELS = 8
-"""Rows (and columns) of pixels per row (column) of latents in the VAE of Wan 2.1."""
 FRAMES_PER_LATENT = 4
 """Frames that the VAE makes of a latent frame; the first latent frame of a video becomes a single frame."""
 
@@ -30,6 +28,8 @@ class WanSettings:
     """Latent frames."""
     fps: float
     """Frames per second once decoded."""
+    pixels_per_latent: int = 8
+    """Rows (and columns) of pixels per row (column) of latents: 8 in the VAE of Wan 2.1, 16 in that of Wan 2.2 5B."""
     sink_frames: int = 0
     """First latent frames that are never evicted (`sink_size`)."""
     window_frames: int | None = None
@@ -52,9 +52,14 @@ class WanSettings:
             )
 
     @property
+    def branches(self) -> tuple[str, ...]:
+        """The histories that a stream keeps."""
+        return ("cond",)
+
+    @property
     def frames(self) -> FrameFormat:
         """What decoded frames are like."""
-        height, width = (LATENT_FRAME_PIXELS * number for number in (self.latent_rows, self.latent_columns))
+        height, width = (self.pixels_per_latent * number for number in (self.latent_rows, self.latent_columns))
         return FrameFormat(height, width, self.fps, FRAMES_PER_LATENT)
 
     def window(self, configured: Window) -> Window:
@@ -86,23 +91,6 @@ def window_in_chunks(frames_per_chunk: int, sink_frames: int, window_frames: int
     return Window(sink_frames // frames_per_chunk, recent_chunks, positions)
 
 
-AnySettings = TypeVar("AnySettings", bound=WanSettings)
-
-
-def with_frame_size(settings: AnySettings, height: int | None, width: int | None) -> AnySettings:
-    """The settings for frames of `height` x `width` pixels; None: their own. Raises ConfigError."""
-    for side, pixels in (("height", height), ("width", width)):
-        if pixels is not None and pixels % LATENT_FRAME_PIXELS:
-            raise ConfigError(
-                f"model.{side} is {pixels}; the VAE of {settings.name} makes multiples of {LATENT_FRAME_PIXELS}"
-            )
-    return replace(
-        settings,
-        latent_rows=settings.latent_rows if height is None else height // LATENT_FRAME_PIXELS,
-        latent_columns=settings.latent_columns if width is None else width // LATENT_FRAME_PIXELS,
-    )
-
-
 @dataclass(frozen=True)
 class TransformerShape:
     """The integers of a Wan transformer's config.json that decide its geometry."""
@@ -116,10 +104,9 @@ class TransformerShape:
         """The geometry with the settings' frame and chunk. Raises ConfigError when patches do not divide a frame."""
         rows, columns = settings.latent_rows, settings.latent_columns
         if min(rows, columns) < self.patch or rows % self.patch or columns % self.patch:
-            step = self.patch * LATENT_FRAME_PIXELS
             raise ConfigError(
                 f"a latent frame of {settings.name} has {rows} x {columns} positions; both must be multiples of "
-                f"{self.patch} (frames of a multiple of {step} pixels)"
+                f"{self.patch} (frames of a multiple of {self.patch * settings.pixels_per_latent} pixels)"
             )
         return ModelGeometry(
             num_layers=self.num_layers,
@@ -130,6 +117,29 @@ class TransformerShape:
             frames_per_chunk=settings.frames_per_chunk,
             branches=branches,
         )
+
+
+AnySettings = TypeVar("AnySettings", bound=WanSettings)
+
+
+def with_frame_size(
+    settings: AnySettings, shape: TransformerShape, height: int | None, width: int | None
+) -> AnySettings:
+    """The settings for frames of `height` x `width` pixels; None: their own. Raises ConfigError for frames that are not
+    made of whole tokens."""
+    token_pixels = settings.pixels_per_latent * shape.patch
+    for side, pixels in (("height", height), ("width", width)):
+        if pixels is not None and pixels % token_pixels:
+            below = max(pixels - pixels % token_pixels, token_pixels)
+            raise ConfigError(
+                f"model.{side} is {pixels}; {settings.name} makes frames of multiples of {token_pixels} pixels, such "
+                f"as {below} or {below + token_pixels}"
+            )
+    return replace(
+        settings,
+        latent_rows=settings.latent_rows if height is None else height // settings.pixels_per_latent,
+        latent_columns=settings.latent_columns if width is None else width // settings.pixels_per_latent,
+    )
 
 
 def shape_of(config: Any) -> TransformerShape:

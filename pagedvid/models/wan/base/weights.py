@@ -28,7 +28,7 @@ from pagedvid.models.common.fp8_linear import use_fp8
 from pagedvid.models.common.lora import LoraMerge, check_loras
 from pagedvid.models.common.offload import offload
 from pagedvid.models.wan.base.names import library_name
-from pagedvid.models.wan.base.spec import LATENT_FRAME_PIXELS, TransformerShape, shape_of
+from pagedvid.models.wan.base.spec import TransformerShape, shape_of
 from pagedvid.shown import named
 
 if TYPE_CHECKING:
@@ -130,8 +130,8 @@ def load_transformer(class_name: str, sizes: Mapping[str, Any], path: Path, conf
     return transformer.to(config.device)
 
 
-def load_vae(folder: Path | None, latent_channels: int, device: str) -> VideoVae | None:
-    """The VAE of a folder, which decodes chunk by chunk; None: there is none. Raises ConfigError.
+def load_vae(folder: Path | None, latent_channels: int, pixels_per_latent: int, device: str) -> VideoVae | None:
+    """The VAE of a folder, which decodes chunk by chunk; None: there is none. Raises ConfigError for another model's.
 
     It computes in float32, as Wan's authors run their VAE: it is small compared with the transformer.
     """
@@ -140,7 +140,7 @@ def load_vae(folder: Path | None, latent_channels: int, device: str) -> VideoVae
     from pagedvid.integrations.vae import VideoVae
 
     vae = VideoVae(folder, device)
-    found, wanted = (vae.latent_channels, vae.pixels_per_latent), (latent_channels, LATENT_FRAME_PIXELS)
+    found, wanted = (vae.latent_channels, vae.pixels_per_latent), (latent_channels, pixels_per_latent)
     if found != wanted:
         raise ConfigError(
             f"the VAE {folder} decodes {found[0]} channels to {found[1]} pixels a side; the transformer makes "

@@ -231,8 +231,8 @@ def test_wrong_shapes_are_named(tmp_path):
 @pytest.mark.parametrize(
     ("chosen", "message"),
     [
-        ({"height": 44}, "model.height is 44; the VAE of self-forcing makes multiples of 8"),
-        ({"width": 88}, r"6 x 11 positions; both must be multiples of 2 \(frames of a multiple of 16 pixels\)"),
+        ({"height": 44}, "model.height is 44; self-forcing makes frames of multiples of 16 pixels, such as 32 or 48"),
+        ({"width": 88}, "model.width is 88; self-forcing makes frames of multiples of 16 pixels, such as 80 or 96"),
         ({"vae": Path("no/vae")}, r"model.vae is no/vae, which does not exist; .*nothing is downloaded"),
         ({"text_encoder": Path("google/umt5-xxl")}, "model.text_encoder is google/umt5-xxl, which does not exist"),
     ],
