@@ -47,7 +47,9 @@ _FAMILIES = (
         "magi1", ("magi-1-4.5b", "magi-1-4.5b-distill", "magi-1-24b", "magi-1-24b-distill"), has_special_tokens=True
     ),
     _Family("worldplay", ("hy-worldplay-8b", "hy-worldplay-5b")),
-    _Family("wan.causal", ("self-forcing", "causvid", "krea-14b"), has_frame_size=True, is_of_library=True),
+    _Family(
+        "wan.causal", ("self-forcing", "causvid", "krea-14b", "longlive-2-5b"), has_frame_size=True, is_of_library=True
+    ),
     _Family(
         "wan.skyreels",
         ("skyreels-v2-1.3b", "skyreels-v2-14b"),

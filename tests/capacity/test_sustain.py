@@ -27,7 +27,8 @@ def question(name, **changes):
 
 
 RUNNABLE = """
-    demo self-forcing krea-14b skyreels-v2-1.3b skyreels-v2-14b magi-1-4.5b magi-1-24b hy-worldplay-8b hy-worldplay-5b
+    demo self-forcing krea-14b longlive-2-5b skyreels-v2-1.3b skyreels-v2-14b magi-1-4.5b magi-1-24b hy-worldplay-8b
+    hy-worldplay-5b
 """
 MODEL_OF_CARD = {"magi-1-24b": "magi-1-24b-distill"}
 """Of a model that was published in two kinds, the one whose steps the card has."""

@@ -15,11 +15,13 @@ from pagedvid.models.common.offload import offload
 from pagedvid.units import GIB
 
 WAN_1_3B = {"num_attention_heads": 12, "num_layers": 30, "ffn_dim": 8960}
+WAN_5B = {"num_attention_heads": 24, "num_layers": 30, "ffn_dim": 14336, "in_channels": 48, "out_channels": 48}
 WAN_14B = {"num_attention_heads": 40, "num_layers": 40, "ffn_dim": 13824}
 SHARED = {"attention_head_dim": 128, "in_channels": 16, "out_channels": 16, "text_dim": 4096, "freq_dim": 256}
 PUBLISHED = {
     "self-forcing": ("WanTransformer3DModel", WAN_1_3B),
     "krea-14b": ("WanTransformer3DModel", WAN_14B),
+    "longlive-2-5b": ("WanTransformer3DModel", WAN_5B),
     "skyreels-v2-1.3b": ("SkyReelsV2Transformer3DModel", {**WAN_1_3B, "inject_sample_info": True}),
     "skyreels-v2-14b": ("SkyReelsV2Transformer3DModel", WAN_14B),
 }

@@ -58,10 +58,24 @@ def wan_vae(**changed: Any) -> Any:
     return AutoencoderKLWan(**{**sizes, **scale, **changed}).eval()
 
 
+WAN22 = {"is_residual": True, "patch_size": 2, "in_channels": 12, "out_channels": 12, "scale_factor_spatial": 16}
+"""What Wan 2.2's VAE has of its own: residual, pixels in patches of 2 x 2, so 16 pixels a side for one latent."""
+WAN22_5B = {
+    **WAN22,
+    "z_dim": 48,
+    "base_dim": 4,
+    "decoder_base_dim": 8,
+    "dim_mult": [1, 2, 4, 4],
+    "num_res_blocks": 2,
+    "latents_mean": torch.linspace(-0.3, 0.5, 48).tolist(),
+    "latents_std": torch.linspace(0.4, 1.7, 48).flip(0).tolist(),
+}
+"""As published with TI2V 5B, but narrow: its channels, and blocks that differ in width; 160 and 256 are its widths."""
+
+
 def wan22_vae() -> Any:
-    """Wan 2.2's: residual, pixels in patches of 2 x 2, so 16 pixels a side for one latent."""
-    patches = {"patch_size": 2, "in_channels": 12, "out_channels": 12, "scale_factor_spatial": 16}
-    return wan_vae(is_residual=True, **patches)
+    """Wan 2.2's, 4 latent channels."""
+    return wan_vae(**WAN22)
 
 
 def hunyuan_vae() -> Any:

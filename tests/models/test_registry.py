@@ -54,7 +54,7 @@ def test_who_has_an_order_of_work_of_its_own(name: str):
     assert max(len(round_.ranges) for round_ in schedule.rounds()) == 2 * 4
 
 
-@pytest.mark.parametrize("name", ["self-forcing", "krea-14b", "skyreels-v2-1.3b", "skyreels-v2-14b"])
+@pytest.mark.parametrize("name", ["self-forcing", "krea-14b", "longlive-2-5b", "skyreels-v2-1.3b", "skyreels-v2-14b"])
 def test_models_that_run_are_what_their_cards_say(name: str):
     """`pagedvid capacity` counts with the cards of configs/models."""
     card, _ = all_cards(None)[name]

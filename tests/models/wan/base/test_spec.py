@@ -41,10 +41,6 @@ def test_sinks_and_current_chunk_are_taken_off_a_window_of_frames(
         ({"window_frames": 3}, ["window_frames is 3", "6 or more"]),
         ({"sink_frames": 3, "window_frames": None}, ["sink_frames is 3", "window_frames is not set"]),
         ({"frames_per_chunk": 0}, ["frames_per_chunk is 0"]),
-        ({"denoise_timesteps": (750.0, 500.0)}, ["(750.0, 500.0)", "from 1000"]),
-        ({"denoise_timesteps": (1000.0, 500.0, 500.0)}, ["fall"]),
-        ({"denoise_timesteps": ()}, ["denoise_timesteps"]),
-        ({"shift": 0.0}, ["shift is 0.0"]),
     ],
 )
 def test_settings_that_do_not_fit_say_what_would(changed, words):

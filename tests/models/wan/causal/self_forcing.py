@@ -111,21 +111,24 @@ class SelfForcing:
         warped = [float(sigmas[1000 - int(timestep)]) for timestep in timesteps]
         done = []
         for clean in given:
-            self.grid = (clean.shape[2] // 2, clean.shape[3] // 2)
-            self._flow(clean.double(), 0.0, text)
-            self.start_frame += clean.shape[1]
+            self.commit(clean.double(), text)
         for noise in noises:
             x = noise[0].double()
-            self.grid = (x.shape[2] // 2, x.shape[3] // 2)
             for step, sigma in enumerate(warped):
-                clean = x - sigma * self._flow(x, 1000 * sigma, text)
+                clean = x - sigma * self.flow(x, 1000 * sigma, text)
                 if step + 1 < len(warped):
                     x = (1 - warped[step + 1]) * clean + warped[step + 1] * noise[step + 1].double()
-            self._flow(clean, 0.0, text)  # the clean pass, whose keys and values stay
+            self.commit(clean, text)
             done.append(clean)
-            self.start_frame += clean.shape[1]
         return torch.cat(done, dim=1).transpose(0, 1).float()
 
-    def _flow(self, x: Tensor, timestep: float, text: Tensor) -> Tensor:
+    def commit(self, clean: Tensor, text: Tensor) -> None:
+        """The clean pass of a chunk [C, frames, R, S], whose keys and values stay; the next chunk comes after it."""
+        self.flow(clean, 0.0, text)
+        self.start_frame += clean.shape[1]
+
+    def flow(self, x: Tensor, timestep: float, text: Tensor) -> Tensor:
+        """The velocity of the chunk, [C, frames, R, S] in float64."""
+        self.grid = (x.shape[2] // 2, x.shape[3] // 2)
         given = x.float().unsqueeze(0)
         return self.transformer(given, torch.tensor([timestep]), text, return_dict=False)[0][0].double()

@@ -33,12 +33,15 @@ def tiny_model(transformer=None, **changes):
 def self_forcing_video(transformer, model, seed, rows, num_chunks=NUM_CHUNKS, given=()):
     settings = model.settings
     reference = SelfForcing(transformer, model.geometry.tokens_per_frame, settings.sink_frames, settings.window_frames)
-    steps, channels = len(settings.denoise_timesteps), model.grid.token_channels
+    sampler, channels = settings.sampler, model.grid.token_channels
     noises = [
-        [model.grid_of(draw).transpose(0, 1) for draw in model.noise(seed, chunk, steps).split(channels, dim=1)]
+        [
+            model.grid_of(draw).transpose(0, 1)
+            for draw in model.noise(seed, chunk, sampler.num_draws).split(channels, dim=1)
+        ]
         for chunk in range(len(given), len(given) + num_chunks)
     ]
-    return reference.rollout(noises, list(settings.denoise_timesteps), settings.shift, padded(rows), given)
+    return reference.rollout(noises, list(sampler.timesteps), sampler.shift, padded(rows), given)
 
 
 @pytest.mark.parametrize(

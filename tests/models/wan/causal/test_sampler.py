@@ -8,7 +8,7 @@ import torch
 from pagedvid.cache.window import Window
 from pagedvid.errors import ConfigError
 from pagedvid.models.wan.base.pipeline import Condition
-from pagedvid.models.wan.causal.spec import WanCausalSettings
+from pagedvid.models.wan.causal.renoising import Renoising
 from tests.models.wan.causal.test_rollout import tiny_model
 
 BARE = Condition({})
@@ -17,15 +17,31 @@ BARE = Condition({})
 
 def test_the_levels_of_self_forcing():
     """Its four timesteps, warped by shift 5: 1000, 937.5, 833.33, 625."""
-    levels = WanCausalSettings().noise_levels
+    levels = Renoising().noise_levels
     assert levels == pytest.approx((1.0, 0.9375, 5 / 6, 0.625, 0.0), abs=1e-12)
-    even = WanCausalSettings(shift=1.0, denoise_timesteps=(1000.0, 757.0, 522.0)).noise_levels
+    even = Renoising((1000.0, 757.0, 522.0), shift=1.0).noise_levels
     assert even == pytest.approx((1.0, 0.757, 0.522, 0.0), abs=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        ({"timesteps": (750.0, 500.0)}, ["(750.0, 500.0)", "from 1000"]),
+        ({"timesteps": (1000.0, 500.0, 500.0)}, ["fall"]),
+        ({"timesteps": ()}, ["timesteps"]),
+        ({"shift": 0.0}, ["shift is 0.0"]),
+    ],
+)
+def test_steps_that_do_not_fall_from_noise_are_refused(changed, words):
+    with pytest.raises(ConfigError) as caught:
+        Renoising(**changed)
+    for word in words:
+        assert word in str(caught.value)
 
 
 def test_a_step_predicts_the_clean_chunk_and_adds_the_noise_of_the_next_step():
     model = tiny_model()
-    levels, channels = model.settings.noise_levels, model.grid.token_channels
+    levels, channels = model.sampler.noise_levels, model.grid.token_channels
     latents = model.initial_latents(BARE, 3, 2)
     assert latents.shape == (45, 4 * channels)
     draws = latents.split(channels, dim=1)
@@ -61,6 +77,7 @@ def test_steps_and_clean_pass_of_a_chunk():
     schedule = model.schedule(BARE, 7, 4, Window(9, 9))
     rounds = list(schedule.rounds())
     levels = [round_.ranges[0].noise_level for round_ in rounds]
-    assert levels == [*model.settings.noise_levels, *model.settings.noise_levels, *model.settings.noise_levels[:-1]]
+    distilled = model.sampler.noise_levels
+    assert levels == [*distilled, *distilled, *distilled[:-1]]
     assert [round_.ranges[0].commits for round_ in rounds] == [*[False] * 4, True] * 2 + [False] * 4
     assert schedule.window == Window(1, 1) and schedule.num_commits == 2

@@ -166,19 +166,20 @@ def test_known_prompts_are_encoded_before_the_transformer_is_loaded(tmp_path, mo
 
 
 @pytest.mark.parametrize(
-    ("name", "layers", "heads", "tokens", "steps", "num_kept"),
+    ("name", "layers", "heads", "tokens", "frames", "steps", "window"),
     [
-        ("self-forcing", 30, 12, 1560, 4, 6),
-        ("causvid", 30, 12, 1560, 3, 6),
-        ("krea-14b", 40, 40, 1560, 4, 1),
+        ("self-forcing", 30, 12, 1560, 3, 4, (0, 6)),
+        ("causvid", 30, 12, 1560, 3, 3, (0, 6)),
+        ("krea-14b", 40, 40, 1560, 3, 4, (0, 1)),
+        ("longlive-2-5b", 30, 24, 880, 8, 4, (1, 2)),
     ],
 )
-def test_integers_and_order_of_work_are_known_without_weights(name, layers, heads, tokens, steps, num_kept):
+def test_integers_and_order_of_work_are_known_without_weights(name, layers, heads, tokens, frames, steps, window):
     geometry = spec_of(name).geometry
     assert (geometry.num_layers, geometry.num_kv_heads, geometry.head_dim) == (layers, heads, 128)
-    assert (geometry.tokens_per_frame, geometry.frames_per_chunk, geometry.branches) == (tokens, 3, ("cond",))
-    schedule = spec_of(name).schedule(21, None, Window(1, 1))
-    assert (schedule.window.sink_chunks, schedule.window.recent_chunks) == (0, num_kept)
+    assert (geometry.tokens_per_frame, geometry.frames_per_chunk, geometry.branches) == (tokens, frames, ("cond",))
+    schedule = spec_of(name).schedule(7 * frames, None, Window(5, 1))
+    assert (schedule.window.sink_chunks, schedule.window.recent_chunks) == window
     assert len(list(schedule.rounds())) == 7 * steps + 6
 
 
@@ -195,7 +196,7 @@ def test_the_integers_of_weights_are_read_without_loading_them(tmp_path):
 def test_noise_levels_are_those_that_the_repositories_warp_to():
     from pagedvid.models.wan.causal.spec import PUBLISHED
 
-    levels = {name: settings.noise_levels for name, (_, settings) in PUBLISHED.items()}
+    levels = {name: settings.sampler.noise_levels for name, (_, settings) in PUBLISHED.items()}
     assert levels["self-forcing"] == pytest.approx((1.0, 0.9375, 0.8333, 0.625, 0.0), abs=1e-4)
     assert levels["causvid"] == pytest.approx((1.0, 0.757, 0.522, 0.0))
     assert levels["krea-14b"] == pytest.approx((1.0, 0.937, 0.833, 0.625, 0.0))
