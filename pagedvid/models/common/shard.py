@@ -23,8 +23,8 @@ from pagedvid.models.common.checkpoint_files import GGUF_SUFFIX
 from pagedvid.models.common.checkpoint_names import TABLES
 from pagedvid.shown import named
 
-OUTER_TABLES = ("state_dict", "model", "module")
-"""Keys under which a .pt file may keep its tensors, in addition to `TABLES`."""
+OUTER_TABLES = ("state_dict", "model", "module", "generator_lora")
+"""Keys under which a .pt file may keep its tensors, in addition to `TABLES`; the last holds a LoRA of LongLive."""
 MAX_NESTED = 8
 """Deepest nesting of tables."""
 _ZIP = b"PK"
