@@ -216,6 +216,7 @@ _READERS: dict[str, tuple[Callable[[Any], object], str]] = {
     "window": (_window, "{sink_chunks: N, recent_chunks: N} or, when rebuilt for every chunk, {memory_frames: N}"),
     "weights": (_weights, "sizes by format: {bf16: 2.84GB, fp8: 1.42GB}"),
     "block": (_block, "bytes of one block in both formats: {bf16: 93MB, fp8: 47MB}"),
+    "vae_features": (_bytes, "a size, such as 3.8GB"),
     "current_frames": _COUNT,
     "branches": (_branches, "a list of different names, such as [cond, uncond]"),
     "forwards_per_step": _by_rule(number(1, 16)),

@@ -126,6 +126,9 @@ class ModelCard:
     """Bytes of the video transformer's weights, by number format."""
     block: Mapping[str, int] = field(default_factory=dict)
     """Bytes of one of its `num_layers` blocks: bf16 as it is, fp8 with linear layers in eight bits. Empty: unknown."""
+    vae_features: int = 0
+    """Bytes that its VAE keeps in main memory for one video of `resolution` whose frames come out while it is made.
+    0: it decodes finished videos only, or keeps nothing."""
     current_frames: int = 0
     """Latent frames denoised together, which may be several chunks in flight; 0: those of one chunk."""
     branches: tuple[str, ...] = ("cond",)
@@ -162,6 +165,11 @@ class ModelCard:
                 f"must be a multiple of {right} and the height of {down}; the nearest is {nearest}"
             )
         return (resolution.height // down) * (resolution.width // right)
+
+    def vae_stream_bytes(self, resolution: Resolution) -> int:
+        """What the VAE keeps for one video of a resolution: features of convolutions, so many for each pixel."""
+        own = self.resolution.width * self.resolution.height
+        return self.vae_features * resolution.width * resolution.height // own
 
     def look_back(self, written: str) -> LookBack:
         """What --window asks for: "1+6" (chunks), "18frames" or "4.5s". Raises ConfigError."""

@@ -51,7 +51,7 @@ def columns(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
 
 
 def question_lines(question: Question) -> list[str]:
-    """Model, frame, chunk, window and memory, one line each."""
+    """Model, frame, chunk, window, memory and VAE, one line each."""
     card, size = question.card, question.size
     copies = f" (original: {card.original_copies} copies)" if card.original_copies > 1 else ""
     branches = f", {size.num_branches} branches" if size.num_branches > 1 else ""
@@ -66,6 +66,8 @@ def question_lines(question: Question) -> list[str]:
     host = f" ({format_bytes(question.weights.host)} in host memory)" if question.weights.host else ""
     weights = f"weights {question.weights_format} {format_bytes(question.weights_bytes)}{host}"
     reserve = f", reserve {format_bytes(question.reserve_bytes)}" if question.reserve_bytes else ""
+    kept = format_bytes(card.vae_stream_bytes(question.resolution))
+    vae = [f"vae      {kept} of main memory for each video whose frames stream out"]
     return [
         (
             f"model    {card.name}: {card.num_layers} layers x {card.num_kv_heads} KV heads x {card.head_dim}"
@@ -78,6 +80,7 @@ def question_lines(question: Question) -> list[str]:
         ),
         f"window   {window}",
         f"memory   {format_bytes(question.memory_bytes)} less {weights}{reserve}",
+        *(vae if card.vae_features else []),
     ]
 
 
@@ -96,6 +99,7 @@ def question_facts(question: Question) -> dict[str, object]:
         "weights": question.weights_format,
         "weights_bytes": question.weights_bytes,
         "weights_host_bytes": question.weights.host,
+        "vae_stream_bytes": question.card.vae_stream_bytes(question.resolution),
         "reserve_bytes": question.reserve_bytes,
     }
 

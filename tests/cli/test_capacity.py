@@ -351,6 +351,18 @@ def test_the_command_counts_them(command):
     assert answers["fp8"]["weights_host_bytes"] == 0 < answers["offload"]["weights_host_bytes"]
 
 
+def test_what_a_vae_keeps_for_each_video_is_told(command):
+    """It grows with the pixels; MAGI-1's VAE decodes finished videos only."""
+    sizes = {}
+    for words in (("longlive-2-5b",), ("longlive-2-5b", "--resolution", "640x352"), ("magi-1-4.5b",)):
+        code, out, err = command("capacity", "--memory", "60GiB", "--format", "json", "--model", *words)
+        assert code == 0, err
+        sizes[words] = json.loads(out)["vae_stream_bytes"]
+    assert list(sizes.values()) == [6431744000, 6431744000 // 4, 0]
+    code, out, err = command("capacity", "--memory", "60GiB", "--model", "longlive-2-5b")
+    assert "vae      5.99 GiB of main memory for each video whose frames stream out" in out
+
+
 def test_a_card_without_a_block_says_what_it_has(command):
     code, _, err = command("capacity", "--model", "magi-1-24b", "--weights", "offload")
     assert code == 2 and "--weights is 'offload'; allowed for magi-1-24b are bf16, fp8, none" in " ".join(err.split())
