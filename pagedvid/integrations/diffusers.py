@@ -1,4 +1,4 @@
-"""Self-attention of diffusers' Wan transformers through pagedvid, for Wan 2.1 and SkyReels-V2.
+"""Self-attention of diffusers' Wan transformers through pagedvid, for Wan 2.1, Wan 2.2 5B and SkyReels-V2.
 
     paged = install(transformer)                       # cross-attention keeps the library's processors
     rope = paged.rope(rows, columns)                   # tokens of a frame

@@ -27,7 +27,8 @@ from pagedvid.shown import named, shown
 
 STREAMING_CLASS = "AutoencoderKLWan"
 CLASSES = (STREAMING_CLASS, "AutoencoderKLHunyuanVideo15")
-"""VAEs of Wan 2.1 and 2.2 (hy-worldplay-5b, self-forcing, skyreels-v2) and of HunyuanVideo-1.5 (hy-worldplay-8b)."""
+"""VAEs of Wan 2.1 (self-forcing, skyreels-v2), of Wan 2.2 5B (longlive-2-5b, hy-worldplay-5b) and of HunyuanVideo-1.5
+(hy-worldplay-8b)."""
 CONVOLUTION = "WanCausalConv3d"
 """The class of Wan's causal convolutions; each has cached inputs, which the library calls features."""
 
@@ -140,9 +141,10 @@ class VideoVae:
 class VaeStream:
     """Decodes one video with Wan's VAE, chunk by chunk: a call takes the next latent frames and returns their frames.
 
-    Between calls the last inputs of every causal convolution are kept, in main memory even if pages are on a GPU: 3.8
-    GB in float32 for a video of 480 x 832 pixels of any length. If that is too much for the streams that run together,
-    write latents and decode them with `pagedvid decode`. A call replaces what is kept and never writes into it.
+    Between calls the last inputs of every causal convolution are kept, in main memory even if pages are on a GPU: in
+    float32, for a video of any length, 3.8 GB with Wan 2.1 and 480 x 832 pixels, 6.4 GB with Wan 2.2 5B and 704 x 1280.
+    If that is too much for the streams that run together, write latents and decode them with `pagedvid decode`. A call
+    replaces what is kept and never writes into it.
     """
 
     def __init__(self, owner: VideoVae, vae: Any) -> None:

@@ -4,7 +4,7 @@
     _fsdp_wrapped_module.              FullyShardedDataParallel
     _orig_mod.                         torch.compile
     _checkpoint_wrapped_module.        activation checkpointing
-    model.  generator.                 Self-Forcing, CausVid, Krea
+    model.  generator.                 Self-Forcing, CausVid, Krea, LongLive
     diffusion_model.                   ComfyUI, with or without model. in front
 
 A wrapper takes the place of the module that it wraps, so its segment can be anywhere in a name, and several can be

@@ -1,7 +1,9 @@
-"""Checkpoints in the names of the original Wan repository, as Self-Forcing, CausVid, Krea and Skywork publish them.
+"""Checkpoints in the names of the original Wan repository, as Self-Forcing, CausVid, Krea, LongLive and Skywork publish
+them.
 
     Self-Forcing    .pt, {"generator": table, "generator_ema": table, "critic": ...}, each part left out or not
     CausVid         .pt, {"generator": table}
+    LongLive        .pt, {"generator": table}, {"model": table} or a table
     Krea, Skywork   .safetensors, one table, in shards or not
 
 A table's names are `model.blocks.0.self_attn.q.weight`: the wrapper's `model.` (checkpoint_names.py), then the names of
