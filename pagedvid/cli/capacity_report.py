@@ -66,8 +66,6 @@ def question_lines(question: Question) -> list[str]:
     host = f" ({format_bytes(question.weights.host)} in host memory)" if question.weights.host else ""
     weights = f"weights {question.weights_format} {format_bytes(question.weights_bytes)}{host}"
     reserve = f", reserve {format_bytes(question.reserve_bytes)}" if question.reserve_bytes else ""
-    kept = format_bytes(card.vae_stream_bytes(question.resolution))
-    vae = [f"vae      {kept} of main memory for each video whose frames stream out"]
     return [
         (
             f"model    {card.name}: {card.num_layers} layers x {card.num_kv_heads} KV heads x {card.head_dim}"
@@ -80,8 +78,13 @@ def question_lines(question: Question) -> list[str]:
         ),
         f"window   {window}",
         f"memory   {format_bytes(question.memory_bytes)} less {weights}{reserve}",
-        *(vae if card.vae_features else []),
+        *_vae_lines(question),
     ]
+
+
+def _vae_lines(question: Question) -> list[str]:
+    kept = question.card.vae_stream_bytes(question.resolution)
+    return [f"vae      {format_bytes(kept)} of main memory for each video whose frames stream out"] if kept else []
 
 
 def question_facts(question: Question) -> dict[str, object]:
