@@ -1,6 +1,6 @@
 """The sampler of LongLive 2.0: UniPC with the noise levels of Wan's own scheduler, in a few distilled steps.
 
-The steps are those of models/wan/skyreels/unipc.py. Wan's scheduler (wan/utils/fm_solvers_unipc.py) spaces its levels
+The steps are those of models/wan/base/unipc.py. Wan's scheduler (wan/utils/fm_solvers_unipc.py) spaces its levels
 evenly between 0.999 and 0 before they are shifted; that of diffusers, between 1 and 0.001.
 """
 
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pagedvid.models.wan.skyreels.unipc import NUM_TRAIN_TIMESTEPS, FlowUniPC
+from pagedvid.models.wan.base.unipc import NUM_TRAIN_TIMESTEPS, FlowUniPC
 
 
 @dataclass(frozen=True)

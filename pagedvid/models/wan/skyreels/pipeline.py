@@ -1,6 +1,6 @@
 """SkyReels-V2 diffusion forcing as a `VideoModel`: block after block or staggered, two branches, guidance between them.
 
-Steps are those of the published pipeline (unipc.py); their state travels in the latents.
+Steps are those of the published pipeline (base/unipc.py); their state travels in the latents.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from pagedvid.cache.window import Window
 from pagedvid.engine.schedule import Schedule
 from pagedvid.models.common.text_encoder import TextEncoder
 from pagedvid.models.wan.base.pipeline import Condition, LatentDecoder, WanModel
+from pagedvid.models.wan.base.unipc import NUM_TRAIN_TIMESTEPS, FlowUniPC
 from pagedvid.models.wan.skyreels.schedule import skyreels_schedule
 from pagedvid.models.wan.skyreels.spec import SkyReelsSettings
-from pagedvid.models.wan.skyreels.unipc import NUM_TRAIN_TIMESTEPS, FlowUniPC
 
 SLOW_FPS = 16
 """Frames per second that the transformer calls 0; every other rate is 1 (`fps_embeds` of the pipeline)."""

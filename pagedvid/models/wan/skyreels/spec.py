@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from pagedvid.errors import ConfigError
 from pagedvid.models.wan.base.spec import TransformerShape, WanSettings
-from pagedvid.models.wan.skyreels.unipc import FlowUniPC
+from pagedvid.models.wan.base.unipc import FlowUniPC
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +67,7 @@ class SkyReelsSettings(WanSettings):
         return FlowUniPC(self.shift).level_of(self.addnoise_condition) if self.addnoise_condition else 0.0
 
     def noise_levels(self, num_denoise_steps: int) -> tuple[float, ...]:
-        """Share of steps still to take before each step, from 1 to 0 (unipc.py). Raises ConfigError."""
+        """Share of steps still to take before each step, from 1 to 0 (base/unipc.py). Raises ConfigError."""
         if num_denoise_steps < 1:
             raise ConfigError(f"num_denoise_steps is {num_denoise_steps}; it must be at least 1")
         return tuple((num_denoise_steps - step) / num_denoise_steps for step in range(num_denoise_steps + 1))

@@ -10,8 +10,8 @@ import torch
 from pagedvid.cache.window import Window
 from pagedvid.errors import ConfigError
 from pagedvid.models.wan.base.pipeline import Condition
+from pagedvid.models.wan.base.unipc import FlowUniPC
 from pagedvid.models.wan.skyreels.spec import SkyReelsSettings
-from pagedvid.models.wan.skyreels.unipc import FlowUniPC
 from tests.models.wan.skyreels.test_rollout import pipeline_scheduler, tiny_model
 
 SAMPLER = FlowUniPC(shift=8.0)

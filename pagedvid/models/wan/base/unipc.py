@@ -1,7 +1,7 @@
-"""The sampler of SkyReels-V2's pipeline: second-order UniPC for flow matching, one step at a time and without state.
+"""The sampler of SkyReels-V2 and LongLive: second-order UniPC for flow matching, one step at a time and without state.
 
 After "UniPC: A Unified Predictor-Corrector Framework" (arXiv 2302.04867), B(h) = exp(-h) - 1, predicting clean latents,
-as diffusers' UniPCMultistepScheduler is set up for these models. A sample is x = (1 - sigma) * clean + sigma * noise;
+as diffusers' UniPCMultistepScheduler is set up for SkyReels-V2. A sample is x = (1 - sigma) * clean + sigma * noise;
 with lambda = log((1 - sigma) / sigma), a step goes from lambda_s to lambda_t = lambda_s + h.
 
 A step of a multistep method needs what earlier steps of the same chunk predicted. The scheduler object keeps that, one
