@@ -154,7 +154,10 @@ def test_a_video_beyond_what_is_planned_is_refused_at_once(name, num_frames):
         spec_of(name).schedule(num_frames, None, Window(1, 4))
 
 
-@pytest.mark.parametrize("name", ["demo", "self-forcing", "causvid", "krea-14b", "longlive-2-5b", "skyreels-v2-1.3b"])
+@pytest.mark.parametrize(
+    "name",
+    ["demo", "self-forcing", "causvid", "krea-14b", "longlive-2-5b", "skyreels-v2-1.3b", "skyreels-v2-14b"],
+)
 def test_models_that_go_chunk_by_chunk_plan_any_length(name):
     schedule = spec_of(name).schedule(2**63 - 1, None, Window(1, 4))
     first = next(schedule.rounds())
