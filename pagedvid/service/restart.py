@@ -45,8 +45,8 @@ class Restart:
     def prepare(self, settings: str) -> list[tuple[SessionRecord, Sequence[Future[Any]]]]:
         """Tidies up and gives the unfinished sessions to the worker; returns them with the verbs that they need.
 
-        `settings`: what decides the frames of videos. Videos that were begun with others begin anew. Raises
-        StorageError.
+        `settings`: what decides the frames of videos. Videos that were begun with others begin anew, or have failed if
+        they were given prompts on the way. Raises StorageError.
         """
         store = self.parts.store
         store.remove_unaccepted()
@@ -56,7 +56,7 @@ class Restart:
             self._remove_unknown_files()
         for session in store.unfinished():
             if has_changed:
-                self._begin_anew(session.id)
+                self._begin_anew_or_fail(session.id, "the settings that decide the frames of its video have changed")
         return [(session, self._give(session)) for session in store.unfinished()]
 
     def follow(self, given: Sequence[tuple[SessionRecord, Sequence[Future[Any]]]]) -> None:
@@ -145,10 +145,19 @@ class Restart:
         if session is None:
             return
         logger.error("session %s: only %d bytes of its video are left", id, num_bytes)
+        reason = f"only {num_bytes} bytes of the video are left"
         if session.state in UNFINISHED:
+            self._begin_anew_or_fail(id, reason)
+        else:
+            self.parts.store.fail(id, SessionError("StorageError", reason))
+
+    def _begin_anew_or_fail(self, id: str, reason: str) -> None:
+        """When each of several prompts took over is known in checkpoints only."""
+        if self._has_one_prompt(id):
             self._begin_anew(id)
         else:
-            self.parts.store.fail(id, SessionError("StorageError", f"only {num_bytes} bytes of the video are left"))
+            message = f"{reason}, and it cannot begin anew: it was given prompts on the way; make a new one"
+            self.parts.store.fail(id, SessionError("StateError", message))
 
     def _begin_anew(self, id: str) -> None:
         self.parts.store.chunks.cut(id, 0)
@@ -200,6 +209,8 @@ class Restart:
 
     def _can_begin_anew(self, session: SessionRecord) -> bool:
         """Whether its request and nothing else decides its frames, and a checkpoint was tried."""
-        courses = self.parts.store.courses
-        has_one_prompt = len(courses.prompts(session.id)) == 1
-        return not session.shares_history and has_one_prompt and courses.checkpoint(session.id) is not None
+        has_checkpoint = self.parts.store.courses.checkpoint(session.id) is not None
+        return not session.shares_history and self._has_one_prompt(session.id) and has_checkpoint
+
+    def _has_one_prompt(self, id: str) -> bool:
+        return len(self.parts.store.courses.prompts(id)) == 1

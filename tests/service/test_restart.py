@@ -232,6 +232,18 @@ class TestOtherSettings:
         again.wait_for(running)
         assert again.content(running) == file_of(frames_of(3, ["b"] * 10))
 
+    def test_a_video_that_was_given_prompts_has_failed(self, begin):
+        """It would be another video with the newest prompt alone."""
+        service = begin(steps=12, settings="int2")
+        id = service.sessions.create(new("a", 40)).id
+        service.wait_for_steps(12)
+        service.sessions.prompt(id, "b")
+        service.close()
+        again = begin(settings="int4")
+        failed = again.sessions.get(id)
+        assert failed.state == "failed" and failed.error.code == "StateError"
+        assert "have changed, and it cannot begin anew" in failed.error.message
+
     def test_a_refused_checkpoint_means_the_beginning_if_that_gives_the_same_video(self, begin):
         service = begin(steps=12)
         plain, prompted = (service.sessions.create(new("a", 40)).id for _ in range(2))
