@@ -48,6 +48,12 @@ def object_of(handle: Tensor) -> Any:
     return made
 
 
+def layer_numbers(num_layers: int) -> list[Tensor]:
+    """0, 1, ..., each an int64 tensor [] on the CPU: what blocks that may be compiled give to `attend` as their layer.
+    A plain number would be built into the graph, and every block would get a graph of its own."""
+    return [_new_handle(number) for number in range(num_layers)]
+
+
 @independent_of_host
 def _new_handle(number: int) -> Tensor:
     return torch.tensor(number, dtype=torch.int64, device="cpu")

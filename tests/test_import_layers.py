@@ -35,6 +35,7 @@ ROOMS = (
     ("pagedvid.distributed",),
     ("pagedvid.paged_kv_cache", "pagedvid"),
     ("pagedvid.engine",),
+    ("pagedvid.networks",),
     ("pagedvid.config",),
     ("pagedvid.integrations",),
     ("pagedvid.models",),

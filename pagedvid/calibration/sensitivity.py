@@ -11,7 +11,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from operator import index
+from typing import Any, SupportsIndex
 
 from torch import Tensor
 
@@ -61,9 +62,9 @@ class _Changed:
         squares = [float(each.change_GHnD[:, self.head].square().sum((0, 2)).mean()) for each in self.of_ranges]
         return sum(squares) / len(squares)
 
-    def __call__(self, layer: int, q_THD: Tensor, k_THD: Tensor, v_THD: Tensor, /, **how: Any) -> Tensor:
+    def __call__(self, layer: SupportsIndex, q_THD: Tensor, k_THD: Tensor, v_THD: Tensor, /, **how: Any) -> Tensor:
         out_THD = self.attend(layer, q_THD, k_THD, v_THD, **how)
-        if layer != self.layer:
+        if index(layer) != self.layer:
             return out_THD
         out_THD = out_THD.clone()
         for each in self.of_ranges:

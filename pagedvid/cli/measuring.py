@@ -89,8 +89,10 @@ def observing(config: Config) -> Config:
 
 
 def measured_requests(config: Config, prompts: Path | None, command: str) -> list[VideoRequest]:
-    """The videos to generate. Raises ConfigError when no prompts are given and the model has none of its own, and for
-    videos that go on from given frames."""
+    """The videos to generate. Raises ConfigError when no prompts are given and the model has none of its own, for
+    videos that go on from given frames, and for a compiled model."""
+    if config.model.compile:
+        raise ConfigError(f"{command} changes what goes on inside of the model's blocks; remove model.compile")
     if prompts is not None:
         requests = read_prompts(prompts, config.generate)
         if any(goes_on(request.inputs) for request in requests):

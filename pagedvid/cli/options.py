@@ -69,6 +69,7 @@ def add_config_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--weights", metavar="PATH", help="model.weights")
     group.add_argument("--weights-dtype", metavar="FORMAT", help="model.weights_dtype: fp8 keeps weights in 8 bits")
     group.add_argument("--offload", action="store_true", help="model.offload: blocks of the model in host memory")
+    group.add_argument("--compile", action="store_true", help="model.compile: by torch.compile, in the first steps")
     group.add_argument(
         "--lora",
         metavar="PATH[:SCALE]",
@@ -99,8 +100,9 @@ def resolve_options(args: argparse.Namespace) -> ResolvedConfig:
             settings.append(Setting(section, key, value, f"--{flag}"))
     if args.loras:
         settings.append(Setting("model", "loras", args.loras, "--lora"))
-    if args.offload:
-        settings.append(Setting("model", "offload", True, "--offload"))
+    for flag in ("offload", "compile"):
+        if getattr(args, flag):
+            settings.append(Setting("model", flag, True, f"--{flag}"))
     if args.no_correction:
         settings.append(Setting("cache", "correction", "off", "--no-correction"))
     settings.extend(read_assignment(assignment) for assignment in args.assignments)

@@ -48,9 +48,9 @@ class ThreadChoice:
             torch.set_num_threads(int(written))
         elif devices > 1 and config.model.device == "cpu":  # the same number on all, which share the cores
             torch.set_num_threads(max(1, len(usable_cores()) // devices))
-        is_timed = (
-            written == "auto" and config.model.device == "cpu" and not config.engine.reproducible and devices == 1
-        )
+        one_device = config.model.device == "cpu" and devices == 1
+        # The first steps of a compiled model compile it, once for each number of threads.
+        is_timed = written == "auto" and one_device and not config.engine.reproducible and not config.model.compile
         return ThreadChoice(torch.get_num_threads(), torch.set_num_threads, is_timed=is_timed)
 
     def run(self, step: Callable[[], R]) -> R:

@@ -70,6 +70,9 @@ class ModelConfig(Section):
     each row; null = `dtype`."""
     offload: bool = setting(False, flag())
     """Whether the transformer's blocks stay in host memory; each comes to the device while the one before it runs."""
+    compile: bool = setting(False, flag())
+    """Whether torch.compile compiles the transformer's blocks, in the first steps of a run. It needs a C++ compiler, on
+    a GPU Triton and a C compiler."""
     text_encoder_device: str | None = setting(None, nothing() | DEVICE)
     """Device of the text encoder; null = `device`."""
     vae_device: str | None = setting(None, nothing() | DEVICE)
@@ -228,6 +231,7 @@ SECTIONS: dict[str, type[Section]] = {
 _NOT_IN_FRAMES = {
     "model.device",
     "model.offload",
+    "model.compile",
     "model.text_encoder_device",
     "model.vae_device",
     "cache.memory",
@@ -246,7 +250,7 @@ _NOT_IN_FRAMES = {
     *(f"serve.{key}" for key in ServeConfig.field_names()),
 }
 _IN_LAST_BITS = {
-    *("model.device", "model.text_encoder_device", "model.vae_device"),
+    *("model.device", "model.compile", "model.text_encoder_device", "model.vae_device"),
     *("attention.backend", "attention.scratch", "generate.threads", "generate.devices"),
 }
 """Those of `_NOT_IN_FRAMES` that change the rounding of a video that runs alone."""

@@ -13,10 +13,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, SupportsIndex, runtime_checkable
 
 import numpy as np
-from torch import Tensor
+from torch import Tensor, nn
 
 from pagedvid.cache.window import Window
 from pagedvid.engine.schedule import Range, Schedule
@@ -65,7 +65,7 @@ class Decoder(Protocol):
 class Attend(Protocol):
     """One self-attention layer over history and current chunk: q [T, Hq, D], k and v [T, Hkv, D] -> [T, Hq, D]."""
 
-    def __call__(self, layer: int, q_THD: Tensor, k_THD: Tensor, v_THD: Tensor, /, **how: Any) -> Tensor:
+    def __call__(self, layer: SupportsIndex, q_THD: Tensor, k_THD: Tensor, v_THD: Tensor, /, **how: Any) -> Tensor:
         """Attends in the given layer; call it exactly once per layer and forward. `how` goes to `Step.attend`."""
         ...
 
@@ -81,6 +81,11 @@ class VideoModel(Protocol):
     @property
     def geometry(self) -> ModelGeometry:
         """Its integers."""
+        ...
+
+    @property
+    def blocks(self) -> Sequence[nn.Module]:
+        """The blocks of its network, in the order in which they run: its layers of self-attention, one in each."""
         ...
 
     @property

@@ -20,13 +20,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, SupportsIndex
 
 import torch
 from torch import Tensor
 
 from pagedvid.engine.protocol import Attend
 from pagedvid.errors import ConfigError, StateError
+from pagedvid.handles import layer_numbers
 from pagedvid.integrations.diffusers_library import import_diffusers
 from pagedvid.rotary.grid_rotary import GridRotary, theta_frequencies
 
@@ -71,8 +72,8 @@ class PagedSelfAttention:
         self._transformer = transformer
         self._attend: Attend | None = None
         self._replaced = dict(transformer.attn_processors)
-        self._own = [_Processor(self, layer) for layer in range(len(transformer.blocks))]
-        named = {f"blocks.{processor.layer}.attn1.processor": processor for processor in self._own}
+        self._own = [_Processor(self, layer) for layer in layer_numbers(len(transformer.blocks))]
+        named = {f"blocks.{number}.attn1.processor": processor for number, processor in enumerate(self._own)}
         transformer.set_attn_processor({**self._replaced, **named})
 
     @contextmanager
@@ -103,7 +104,7 @@ class PagedSelfAttention:
         """The transformer's rotary embedding for frames of `rows` x `columns` tokens. Raises ConfigError."""
         return transformer_rotary(self._transformer.rope, rows, columns)
 
-    def attend(self, layer: int, q_BnHD: Tensor, k_BnHD: Tensor, v_BnHD: Tensor) -> Tensor:
+    def attend(self, layer: SupportsIndex, q_BnHD: Tensor, k_BnHD: Tensor, v_BnHD: Tensor) -> Tensor:
         """One layer of all batch rows, [B, n, H D]. Raises StateError outside an `attending` block."""
         if self._attend is None:
             raise StateError(
@@ -121,7 +122,7 @@ class _Processor:
     _attention_backend = None
     """Set by diffusers' `set_attention_backend`; without effect here."""
 
-    def __init__(self, paged: PagedSelfAttention, layer: int) -> None:
+    def __init__(self, paged: PagedSelfAttention, layer: SupportsIndex) -> None:
         self._paged = paged
         self.layer = layer
 

@@ -23,6 +23,7 @@ from pagedvid.host_state import float32_modules, independent_of_host
 from pagedvid.models.common.checkpoint_files import path_or_none
 from pagedvid.models.registry import model_spec, model_tables
 from pagedvid.models.storage import decide
+from pagedvid.networks.compiled import compile_blocks, require_compiler
 from pagedvid.paged_kv_cache import PagedKVCache
 
 
@@ -60,13 +61,20 @@ def build_engine(
     cache_type: Callable[..., PagedKVCache] = PagedKVCache,
     engine_type: Callable[..., Engine] = Engine,
 ) -> Engine:
-    """Loads the model, allocates the pool, picks the backend. Raises ConfigError, CapacityError, BackendError.
+    """Loads the model, compiles it if it is to be, allocates the pool, picks the backend.
+
+    Raises ConfigError, CapacityError, BackendError.
 
     `prompts`: those known now. They are encoded before the model is loaded, so that the text encoder need not stay.
     `cache_type`: such as one that observes (calibration/observe.py). `engine_type`: such as one that leads others
     (engine/lockstep.py).
     """
-    config, model = run.config, load_model(run, prompts)
+    config = run.config
+    if config.model.compile:
+        require_compiler(read_device(config.model.device))
+    model = load_model(run, prompts)
+    if config.model.compile:
+        compile_blocks(model.blocks)
     cache = cache_type(
         run.cache,
         config.cache.memory,

@@ -36,6 +36,8 @@ class _Family:
     """Whether captions have special tokens."""
     is_of_library: bool = False
     """Whether its transformer is a class of diffusers, whose weights can be changed on their way in."""
+    has_one_attention: bool = True
+    """Whether its blocks attend to nothing but their own tokens and history, so that they can be compiled."""
     shipped: Path | None = None
     """Folder of the weights that come with pagedvid."""
 
@@ -46,7 +48,7 @@ _FAMILIES = (
     _Family(
         "magi1", ("magi-1-4.5b", "magi-1-4.5b-distill", "magi-1-24b", "magi-1-24b-distill"), has_special_tokens=True
     ),
-    _Family("worldplay", ("hy-worldplay-8b", "hy-worldplay-5b")),
+    _Family("worldplay", ("hy-worldplay-8b", "hy-worldplay-5b"), has_one_attention=False),
     _Family(
         "wan.causal", ("self-forcing", "causvid", "krea-14b", "longlive-2-5b"), has_frame_size=True, is_of_library=True
     ),
@@ -65,6 +67,8 @@ def model_spec(config: ModelConfig) -> ModelSpec:
     """What is known of the configured model before its weights are read. Raises ConfigError."""
     family = _family(config.name)
     _refuse_settings_of_others(config, family)
+    if config.compile and not family.has_one_attention:
+        raise ConfigError(f"{config.name} cannot be compiled: its blocks attend in two ways; remove model.compile")
     spec: ModelSpec = import_module(f"pagedvid.models.{family.folder}.weights").model_spec(config)
     return spec
 

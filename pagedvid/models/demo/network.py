@@ -10,12 +10,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import SupportsIndex
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pagedvid.engine.protocol import Attend
+from pagedvid.handles import layer_numbers
 from pagedvid.models.demo.spec import TransformerConfig
 from pagedvid.models.demo.vocabulary import ABSENT, ATTRIBUTES, MAX_THINGS, NUM_SLOTS, NUM_VALUES
 from pagedvid.rotary.grid_rotary import GridRotary
@@ -56,7 +58,7 @@ class Block(nn.Module):
         for layer in (self.modulation, self.qkv, self.out):
             nn.init.zeros_(layer.bias)
 
-    def forward(self, x_NSW: Tensor, condition_NW: Tensor, layer: int, attend: Attend) -> Tensor:
+    def forward(self, x_NSW: Tensor, condition_NW: Tensor, layer: SupportsIndex, attend: Attend) -> Tensor:
         """Hidden states after this block; `layer` is passed on to `attend`."""
         shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(condition_NW).chunk(6, dim=-1)
         q, k, v = (
@@ -160,6 +162,7 @@ class Transformer(nn.Module):
         # Rotary positions are relative; edges of the frame are not, so every token of a chunk has its own offset too.
         self.places = nn.Parameter(torch.randn(config.chunk_tokens, width, dtype=torch.float32) * 0.02)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.num_layers))
+        self.layers = layer_numbers(config.num_layers)
         self.final_modulation = nn.Linear(width, 2 * width)
         self.patch_out = nn.Linear(width, config.latent_channels)
         # How much of the expected picture a token still shows: nothing once history or its own latents say better.
@@ -180,7 +183,7 @@ class Transformer(nn.Module):
         x_NSW = self.patch_in(latents_TC).view(num_chunks, self.config.chunk_tokens, -1) + self.places + expected_NSW
         features_NW = noise_features(levels_N, self.config.width).to(self.noise_in.weight.dtype)
         condition_NW = F.silu(self.noise_out(F.silu(self.noise_in(features_NW))) + pooled_NW)
-        for layer, block in enumerate(self.blocks):
+        for layer, block in zip(self.layers, self.blocks, strict=True):
             x_NSW = block(x_NSW, condition_NW, layer, attend)
         shift, scale = self.final_modulation(condition_NW).chunk(2, dim=-1)
         x_NSW = modulate(x_NSW, shift, scale)

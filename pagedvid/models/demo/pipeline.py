@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from typing_extensions import override
 
 from pagedvid.cache.window import Window
@@ -62,6 +62,11 @@ class DemoModel(ChunkByChunk):
         config = network.config
         rope = demo_rotary(config.head_dim, GRID_SIZE, GRID_SIZE)
         return DemoModel(network.eval().requires_grad_(False), rope, geometry_of(config))
+
+    @property
+    def blocks(self) -> Sequence[nn.Module]:
+        """The network's blocks, in the order in which they run."""
+        return list(self.network.blocks)
 
     def encode_prompt(self, prompt: str) -> Expectation:
         """What the prompt lets the network expect of every chunk."""

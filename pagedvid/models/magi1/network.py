@@ -11,12 +11,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import sqrt
+from typing import SupportsIndex
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pagedvid.engine.protocol import Attend
+from pagedvid.handles import Compilable, layer_numbers
+from pagedvid.host_state import compiled_as
+from pagedvid.models.magi1.caption_operator import read_captions_in_graph
 from pagedvid.models.magi1.layers import (
     CaptionEmbedder,
     CrossAttention,
@@ -34,7 +38,7 @@ REFERENCE_TOKENS = 256
 
 
 @dataclass(frozen=True)
-class RangeInputs:
+class RangeInputs(Compilable):
     """What the network knows of the packed ranges."""
 
     sizes: Sequence[int]
@@ -71,7 +75,7 @@ class QueryKeyValue(nn.Module):
         return tuple(project(u).unflatten(1, (-1, self._head_dim)) for project in (self.q, self.qx, self.k, self.v))
 
 
-class Attention(nn.Module):
+class Attention(Compilable, nn.Module):
     """Self-attention and cross-attention side by side, projected together."""
 
     def __init__(self, config: NetworkConfig, dtype: torch.dtype) -> None:
@@ -87,15 +91,19 @@ class Attention(nn.Module):
         self.k_layernorm_xattn = LayerNorm1p(width, epsilon, dtype=dtype)
         self.cross = CrossAttention(config)
 
-    def forward(self, layer: int, x_TW: Tensor, inputs: RangeInputs, attend: Attend) -> Tensor:
+    def forward(self, layer: SupportsIndex, x_TW: Tensor, inputs: RangeInputs, attend: Attend) -> Tensor:
         """[T, W] -> [T, W], float32."""
         q, qx, k, v = self.linear_qkv(x_TW)
         own_THD = attend(layer, self.q_layernorm(q).to(v.dtype), self.k_layernorm(k).to(v.dtype), v)
-        made = {id(rows): self.linear_kv_xattn(rows.to(v.dtype)) for rows in inputs.caption_rows}
-        kv = [made[id(rows)] for rows in inputs.caption_rows]
-        caption_TW = self.cross(self.q_layernorm_xattn(qx), kv, inputs.sizes, self.k_layernorm_xattn)
-        both = interleaved(own_THD.flatten(1), caption_TW)
+        both = interleaved(own_THD.flatten(1), self.read_captions(self.q_layernorm_xattn(qx), inputs))
         return F.linear(both.float(), self.linear_proj.weight.float())
+
+    @compiled_as(read_captions_in_graph)
+    def read_captions(self, q_THD: Tensor, inputs: RangeInputs) -> Tensor:
+        """Cross-attention of normalised queries, [T, H * D]."""
+        made = {id(rows): self.linear_kv_xattn(rows.to(q_THD.dtype)) for rows in inputs.caption_rows}
+        kv = [made[id(rows)] for rows in inputs.caption_rows]
+        return self.cross(q_THD, kv, inputs.sizes, self.k_layernorm_xattn)
 
 
 class Gates(nn.Module):
@@ -122,7 +130,7 @@ class Layer(nn.Module):
         self.mlp = FeedForward(config, dtype)
         self.mlp_post_norm = FloatNorm1p(config.hidden_size, config.layernorm_epsilon)
 
-    def forward(self, layer: int, x_TW: Tensor, inputs: RangeInputs, attend: Attend) -> Tensor:
+    def forward(self, layer: SupportsIndex, x_TW: Tensor, inputs: RangeInputs, attend: Attend) -> Tensor:
         """Hidden states [T, W] after the layer: gate first, then norm, then sum."""
         gates = self.ada_modulate_layer(inputs.condition_NE.to(x_TW.dtype))
         attended = self.self_attention(layer, x_TW, inputs, attend)
@@ -136,6 +144,7 @@ class Blocks(nn.Module):
     def __init__(self, config: NetworkConfig, dtype: torch.dtype) -> None:
         super().__init__()
         self.layers = nn.ModuleList(Layer(config, dtype) for _ in range(config.num_layers))
+        self.numbers = layer_numbers(config.num_layers)
         self.final_layernorm = FloatNorm1p(config.hidden_size, config.layernorm_epsilon)
 
 
@@ -182,16 +191,17 @@ class MagiNetwork(nn.Module):
             pixels = patches.unflatten(1, (PATCH * PATCH, -1))
             patches = torch.cat([pixels, pixels], dim=-1).flatten(1)
         x = self.x_embedder(patches).to(self.dtype)
-        for number, layer in enumerate(self.videodit_blocks.layers):
+        blocks = self.videodit_blocks
+        for number, layer in zip(blocks.numbers, blocks.layers, strict=True):
             x = layer(number, x, inputs, attend)
-        out = self.final_linear.linear(self.videodit_blocks.final_layernorm(x))
+        out = self.final_linear.linear(blocks.final_layernorm(x))
         out = out.unflatten(1, (PATCH * PATCH, -1))[..., : config.latent_channels].flatten(1)
         return out / config.x_rescale_factor
 
 
 def _gated(x_TW: Tensor, gate_NW: Tensor) -> Tensor:
     """Every token times the gate of its range."""
-    return (x_TW.unflatten(0, (len(gate_NW), -1)) * gate_NW.unsqueeze(1)).flatten(0, 1)
+    return (x_TW.unflatten(0, (gate_NW.shape[0], -1)) * gate_NW.unsqueeze(1)).flatten(0, 1)
 
 
 def magi_rotary(bands: Tensor, rows: int, columns: int) -> GridRotary:

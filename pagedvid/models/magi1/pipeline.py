@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pagedvid.cache.window import Window
 from pagedvid.engine.protocol import Attend, Decoder, PrefixFormat
@@ -61,6 +61,11 @@ class MagiModel:
         before = () if special_tokens is None else special_tokens.captions
         self._special = tuple(embedder.tokens(rows.to(self._null_caption.device)) for rows in before)
         self._text_condition = {has_prompt: embedder.condition(has_prompt) for has_prompt in (True, False)}
+
+    @property
+    def blocks(self) -> Sequence[nn.Module]:
+        """The network's blocks, in the order in which they run."""
+        return list(self.network.videodit_blocks.layers)
 
     def prepare(self, prompt: str, inputs: Mapping[str, Any], num_frames: int) -> MagiCondition:
         """Captions from `inputs["embeddings"]`, as they are, or from the prompt behind the special tokens if there is a

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pagedvid.engine.protocol import Attend
+from pagedvid.handles import layer_numbers
 from pagedvid.models.demo.network import Block, modulate, noise_features
 from pagedvid.models.demo.spec import TransformerConfig
 
@@ -44,6 +45,7 @@ class Transformer(nn.Module):
         self.patch_in = nn.Linear(config.latent_channels, width)
         blocks = [Block(config) for _ in range(config.num_layers)]
         self.blocks = nn.ModuleList(blocks)
+        self.layers = layer_numbers(config.num_layers)
         self.final_modulation = nn.Linear(width, 2 * width)
         self.patch_out = nn.Linear(width, config.latent_channels)
         for linear in (self.final_modulation, self.patch_out):
@@ -64,7 +66,7 @@ class Transformer(nn.Module):
         condition_NW = F.silu(self.noise_out(F.silu(self.noise_in(features_NW))))
         latents_NSC = latents_TC.view(len(levels_N), -1, latents_TC.shape[-1])
         x_NSW = self.patch_in(latents_NSC * _told_by_noisy(levels_N).to(latents_TC.dtype)[:, None, None])
-        for layer, block in enumerate(self.blocks):
+        for layer, block in zip(self.layers, self.blocks, strict=True):
             x_NSW = block(x_NSW, condition_NW, layer, attend)
         shift, scale = self.final_modulation(condition_NW).chunk(2, dim=-1)
         return self.patch_out(modulate(x_NSW, shift, scale)).view(latents_TC.shape)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pagedvid.cache.window import Window
 from pagedvid.engine.protocol import Attend, Decoder, ModelGeometry, PrefixFormat
@@ -54,6 +54,11 @@ class WalkModel:
         """Wrap a network, trained or not."""
         rope = WorldRotary(network.config.head_dim)
         return WalkModel(network.eval().requires_grad_(False), rope, geometry_of(network.config))
+
+    @property
+    def blocks(self) -> Sequence[nn.Module]:
+        """The network's blocks, in the order in which they run."""
+        return list(self.network.blocks)
 
     def prepare(self, prompt: str, inputs: Mapping[str, Any], num_frames: int) -> Walk:
         """The walk that the prompt describes; the model takes nothing else. Raises PromptError, ConfigError."""

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pagedvid.cache.window import Window
 from pagedvid.engine.protocol import Attend, Decoder, ModelGeometry, PrefixFormat
@@ -80,6 +80,11 @@ class WorldPlayModel(ABC):
 
         `attend_with(context)` is the self-attention of this forward.
         """
+
+    @property
+    @abstractmethod
+    def blocks(self) -> Sequence[nn.Module]:
+        """The network's blocks, in the order in which they run."""
 
     @property
     @abstractmethod

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from typing_extensions import override
 
 from pagedvid.errors import ConfigError
@@ -43,6 +43,11 @@ class WorldPlayWan5B(WorldPlayModel):
         config = network.config
         rope = slot_rotary(config.rope_channels, grid.token_rows, grid.token_columns, config.rope_theta)
         super().__init__(geometry_of(config, grid), grid, rope, points)
+
+    @property
+    @override
+    def blocks(self) -> Sequence[nn.Module]:
+        return list(self.network.blocks)
 
     @property
     @override

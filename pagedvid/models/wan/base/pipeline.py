@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pagedvid.cache.window import Window
 from pagedvid.engine.protocol import Attend, Decoder, PrefixFormat
@@ -112,6 +112,11 @@ class WanModel(ABC):
     def frames_per_second(self) -> float:
         """Of decoded frames, or of latent ones without a decoder."""
         return self.settings.fps / (FRAMES_PER_LATENT if self._new_decoder is None else 1)
+
+    @property
+    def blocks(self) -> Sequence[nn.Module]:
+        """The transformer's blocks, in the order in which they run."""
+        return list(self.transformer.blocks)
 
     def prepare(self, prompt: str, inputs: Mapping[str, Any], num_frames: int) -> Condition:
         """Encodes the prompts, or takes the rows that the request brings (text.py), and the given frames
