@@ -70,6 +70,7 @@ def add_config_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--weights-dtype", metavar="FORMAT", help="model.weights_dtype: fp8 keeps weights in 8 bits")
     group.add_argument("--offload", action="store_true", help="model.offload: blocks of the model in host memory")
     group.add_argument("--compile", action="store_true", help="model.compile: by torch.compile, in the first steps")
+    group.add_argument("--cuda-graphs", action="store_true", help="model.cuda_graphs: recorded once steps repeat")
     group.add_argument(
         "--lora",
         metavar="PATH[:SCALE]",
@@ -100,9 +101,9 @@ def resolve_options(args: argparse.Namespace) -> ResolvedConfig:
             settings.append(Setting(section, key, value, f"--{flag}"))
     if args.loras:
         settings.append(Setting("model", "loras", args.loras, "--lora"))
-    for flag in ("offload", "compile"):
-        if getattr(args, flag):
-            settings.append(Setting("model", flag, True, f"--{flag}"))
+    for name in ("offload", "compile", "cuda_graphs"):
+        if getattr(args, name):
+            settings.append(Setting("model", name, True, f"--{name.replace('_', '-')}"))
     if args.no_correction:
         settings.append(Setting("cache", "correction", "off", "--no-correction"))
     settings.extend(read_assignment(assignment) for assignment in args.assignments)

@@ -73,6 +73,9 @@ class ModelConfig(Section):
     compile: bool = setting(False, flag())
     """Whether torch.compile compiles the transformer's blocks, in the first steps of a run. It needs a C++ compiler, on
     a GPU Triton and a C compiler."""
+    cuda_graphs: bool = setting(False, flag())
+    """Whether what lies between two layers of attention is recorded as CUDA graphs once it repeats, which saves time of
+    the host."""
     text_encoder_device: str | None = setting(None, nothing() | DEVICE)
     """Device of the text encoder; null = `device`."""
     vae_device: str | None = setting(None, nothing() | DEVICE)
@@ -232,6 +235,7 @@ _NOT_IN_FRAMES = {
     "model.device",
     "model.offload",
     "model.compile",
+    "model.cuda_graphs",
     "model.text_encoder_device",
     "model.vae_device",
     "cache.memory",
@@ -250,7 +254,7 @@ _NOT_IN_FRAMES = {
     *(f"serve.{key}" for key in ServeConfig.field_names()),
 }
 _IN_LAST_BITS = {
-    *("model.device", "model.compile", "model.text_encoder_device", "model.vae_device"),
+    *("model.device", "model.compile", "model.cuda_graphs", "model.text_encoder_device", "model.vae_device"),
     *("attention.backend", "attention.scratch", "generate.threads", "generate.devices"),
 }
 """Those of `_NOT_IN_FRAMES` that change the rounding of a video that runs alone."""

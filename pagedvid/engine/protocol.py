@@ -84,6 +84,12 @@ class VideoModel(Protocol):
         ...
 
     @property
+    def network(self) -> nn.Module:
+        """What computes its packed forwards. Its arguments are tensors and plain values, or lists, tuples and
+        dataclasses of such, and `attend`, the last one."""
+        ...
+
+    @property
     def blocks(self) -> Sequence[nn.Module]:
         """The blocks of its network, in the order in which they run: its layers of self-attention, one in each."""
         ...

@@ -13,17 +13,19 @@ else, so the current step is kept in the object that `install` returns. Queries 
 embedding, where quantized keys are far more accurate. The transformer's own tables start at frame 0 in every call and
 are not used; `rope` has the same angles for any frame.
 
-Axes: B batch rows (ranges), n tokens of each, H heads, D head_dim; T = B n packed tokens.
+Axes: B batch rows (ranges), n tokens of each, H heads, D head_dim; T = B n packed tokens; C latent channels, F latent
+frames of R rows and S columns; L rows of text, N their width.
 """
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, SupportsIndex
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pagedvid.engine.protocol import Attend
 from pagedvid.errors import ConfigError, StateError
@@ -114,6 +116,27 @@ class PagedSelfAttention:
         # Under autocast, projections return its dtype and norms float32; attention wants one dtype for all.
         packed = (x.flatten(0, 1).to(v_BnHD.dtype) for x in (q_BnHD, k_BnHD, v_BnHD))
         return self._attend(layer, *packed).flatten(1).unflatten(0, q_BnHD.shape[:2])
+
+
+class AttendingTransformer(nn.Module):
+    """A transformer of diffusers as a function of tensors and `attend`."""
+
+    def __init__(self, transformer: Any) -> None:
+        """Replaces its self-attention. Raises what `install` raises."""
+        super().__init__()
+        self.transformer = transformer
+        self.paged = install(transformer)
+
+    def forward(
+        self, latents_BCFRS: Tensor, timesteps_B: Tensor, text_BLN: Tensor, fps_1: Tensor | None, attend: Attend
+    ) -> Tensor:
+        """Its output, [B, C, F, R, S]. `fps_1`: int64 [1] on the device, for transformers of SkyReels-V2 that
+        take it."""
+        given = {} if fps_1 is None else {"fps": fps_1}
+        with self.paged.attending(attend), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "To copy construct from a tensor")  # the library expects a list for `fps`
+            out: Tensor = self.transformer(latents_BCFRS, timesteps_B, text_BLN, return_dict=False, **given)[0]
+        return out
 
 
 class _Processor:

@@ -23,6 +23,7 @@ from pagedvid.host_state import float32_modules, independent_of_host
 from pagedvid.models.common.checkpoint_files import path_or_none
 from pagedvid.models.registry import model_spec, model_tables
 from pagedvid.models.storage import decide
+from pagedvid.networks.captured import capture
 from pagedvid.networks.compiled import compile_blocks, require_compiler
 from pagedvid.paged_kv_cache import PagedKVCache
 
@@ -61,7 +62,7 @@ def build_engine(
     cache_type: Callable[..., PagedKVCache] = PagedKVCache,
     engine_type: Callable[..., Engine] = Engine,
 ) -> Engine:
-    """Loads the model, compiles it if it is to be, allocates the pool, picks the backend.
+    """Loads the model, compiles and records it if asked to, allocates the pool, picks the backend.
 
     Raises ConfigError, CapacityError, BackendError.
 
@@ -75,6 +76,8 @@ def build_engine(
     model = load_model(run, prompts)
     if config.model.compile:
         compile_blocks(model.blocks)
+    if config.model.cuda_graphs:
+        capture(model.network, read_device(config.model.device))
     cache = cache_type(
         run.cache,
         config.cache.memory,

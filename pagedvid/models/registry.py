@@ -37,7 +37,7 @@ class _Family:
     is_of_library: bool = False
     """Whether its transformer is a class of diffusers, whose weights can be changed on their way in."""
     has_one_attention: bool = True
-    """Whether its blocks attend to nothing but their own tokens and history, so that they can be compiled."""
+    """Whether its blocks only attend to their own tokens and history, so that it can be compiled and recorded."""
     shipped: Path | None = None
     """Folder of the weights that come with pagedvid."""
 
@@ -67,8 +67,7 @@ def model_spec(config: ModelConfig) -> ModelSpec:
     """What is known of the configured model before its weights are read. Raises ConfigError."""
     family = _family(config.name)
     _refuse_settings_of_others(config, family)
-    if config.compile and not family.has_one_attention:
-        raise ConfigError(f"{config.name} cannot be compiled: its blocks attend in two ways; remove model.compile")
+    _check_cuda_graphs(config)
     spec: ModelSpec = import_module(f"pagedvid.models.{family.folder}.weights").model_spec(config)
     return spec
 
@@ -81,10 +80,24 @@ def _refuse_settings_of_others(config: ModelConfig, family: _Family) -> None:
         (("ar_step",), family.has_ar_step, "begins chunks in an order of its own"),
         (("special_tokens", "null_special_tokens"), family.has_special_tokens, "has no special tokens"),
         (("loras", "weights_dtype", "offload"), family.is_of_library, "takes its weights as they are"),
+        (("compile", "cuda_graphs"), family.has_one_attention, "has blocks that attend in two ways and to texts"),
     ):
         changed = [f"model.{name}" for name in names if getattr(config, name) != getattr(default, name)]
         if changed and not has_them:
             raise ConfigError(f"{config.name} {why}; remove {' and '.join(changed)}")
+
+
+def _check_cuda_graphs(config: ModelConfig) -> None:
+    """Raises ConfigError where no network can be recorded."""
+    if not config.cuda_graphs:
+        return
+    if config.device == "cpu":
+        raise ConfigError("model.cuda_graphs is for CUDA devices, and model.device is cpu; change one of them")
+    if config.offload:
+        raise ConfigError(
+            "model.cuda_graphs records where weights are, but model.offload moves them in every step; remove one of "
+            "them"
+        )
 
 
 def model_weights(name: str, weights: Path | None) -> Path | None:

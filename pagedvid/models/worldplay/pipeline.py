@@ -38,6 +38,7 @@ class WorldPlayModel(ABC):
 
     name: str
     policy: MemoryPolicy
+    network: Any
     image_name: str
     """Under which the first image's latents are in the embeddings."""
     frames_per_second = 6.0

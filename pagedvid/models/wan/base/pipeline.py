@@ -19,7 +19,7 @@ from pagedvid.cache.window import Window
 from pagedvid.engine.protocol import Attend, Decoder, PrefixFormat
 from pagedvid.engine.schedule import Range
 from pagedvid.errors import ConfigError
-from pagedvid.integrations.diffusers import install
+from pagedvid.integrations.diffusers import AttendingTransformer
 from pagedvid.models.common.chunk_by_chunk import check_whole_chunks, chunk_noise
 from pagedvid.models.common.latent_grid import LatentGrid
 from pagedvid.models.common.prefix import INPUT, Prefix, read_prefix
@@ -81,16 +81,18 @@ class WanModel(ABC):
         self.geometry = shape.geometry(settings, branches)
         self.grid = LatentGrid(config.in_channels, settings.latent_rows, settings.latent_columns, shape.patch)
         self.transformer = transformer.eval().requires_grad_(False)
-        self._paged = install(transformer)
-        self.rope = self._paged.rope(self.grid.token_rows, self.grid.token_columns)
+        self.network = AttendingTransformer(transformer)
+        self.rope = self.network.paged.rope(self.grid.token_rows, self.grid.token_columns)
         self._prompts = PromptReader(settings.name, text, settings.text_tokens, config.text_dim)
         self._new_decoder, self._encode = decoder, encode
 
     # ------------------------------------------------------------------ what a model gives
 
     @abstractmethod
-    def predict(self, latents_PCFRS: Tensor, noise_levels_P: Sequence[float], text_PLN: Tensor) -> Tensor:
-        """The transformer's output, [P, C, F, R, S]."""
+    def predict(
+        self, latents_PCFRS: Tensor, noise_levels_P: Sequence[float], text_PLN: Tensor, attend: Attend
+    ) -> Tensor:
+        """The network's output, [P, C, F, R, S]."""
 
     @abstractmethod
     def prompts(self, prompt: str) -> Mapping[str, str]:
@@ -150,8 +152,8 @@ class WanModel(ABC):
         packed = zip(ranges, conditions, strict=True)
         rows = [condition.rows(part.role, self._placement) for part, condition in packed]
         text = self._prompts.stacked(rows, self._placement)
-        with self._paged.attending(attend):
-            out = self.predict(latents.to(self._placement.dtype), [part.noise_level for part in ranges], text)
+        levels = [part.noise_level for part in ranges]
+        out = self.predict(latents.to(self._placement.dtype), levels, text, attend)
         return torch.cat([self.grid.tokens(row.float()).flatten(0, 1) for row in out])
 
     def decoder(self, condition: Condition) -> Decoder:

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pagedvid.cache.window import Window
+from pagedvid.engine.protocol import Attend
 from pagedvid.engine.schedule import Schedule
 from pagedvid.models.common.text_encoder import TextEncoder
 from pagedvid.models.wan.base.pipeline import Condition, LatentDecoder, WanModel
@@ -53,13 +54,14 @@ class WanCausal(WanModel):
             return self.sampler.begin(clean)
         return self.sampler.begin(self.noise(seed, chunk_index, num_draws))
 
-    def predict(self, latents_PCFRS: Tensor, noise_levels_P: Sequence[float], text_PLN: Tensor) -> Tensor:
+    def predict(
+        self, latents_PCFRS: Tensor, noise_levels_P: Sequence[float], text_PLN: Tensor, attend: Attend
+    ) -> Tensor:
         """Flow velocity; all frames of a chunk have one timestep."""
         timesteps = torch.tensor(
             [self.sampler.timestep(level) for level in noise_levels_P], dtype=torch.float32, device=latents_PCFRS.device
         )
-        (velocity,) = self.transformer(latents_PCFRS, timesteps, text_PLN, return_dict=False)
-        return velocity
+        return self.network(latents_PCFRS, timesteps, text_PLN, None, attend)
 
     def advance(
         self, latents_TC: Tensor, predictions: Mapping[str, Tensor], noise_level: float, next_noise_level: float

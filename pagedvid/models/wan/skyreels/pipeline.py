@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from pagedvid.cache.window import Window
+from pagedvid.engine.protocol import Attend
 from pagedvid.engine.schedule import Schedule
 from pagedvid.models.common.text_encoder import TextEncoder
 from pagedvid.models.wan.base.pipeline import Condition, LatentDecoder, WanModel
@@ -62,7 +63,9 @@ class SkyReelsV2(WanModel):
             noise = prefix.chunk(chunk_index).lerp(noise, self.settings.addnoise_condition / NUM_TRAIN_TIMESTEPS)
         return self.sampler.begin(noise)
 
-    def predict(self, latents_PCFRS: Tensor, noise_levels_P: Sequence[float], text_PLN: Tensor) -> Tensor:
+    def predict(
+        self, latents_PCFRS: Tensor, noise_levels_P: Sequence[float], text_PLN: Tensor, attend: Attend
+    ) -> Tensor:
         """Flow velocity.
 
         All frames of a block have one timestep, a whole number as in the pipeline. It is given once per block: one per
@@ -71,9 +74,10 @@ class SkyReelsV2(WanModel):
         timesteps = torch.tensor(
             [self.sampler.timestep(level) for level in noise_levels_P], dtype=torch.int64, device=latents_PCFRS.device
         )
-        fps = [int(self.settings.fps != SLOW_FPS)] if self.transformer.config.inject_sample_info else None
-        (velocity,) = self.transformer(latents_PCFRS, timesteps, text_PLN, fps=fps, return_dict=False)
-        return velocity
+        fps = None
+        if self.transformer.config.inject_sample_info:
+            fps = torch.tensor([int(self.settings.fps != SLOW_FPS)], dtype=torch.int64, device=latents_PCFRS.device)
+        return self.network(latents_PCFRS, timesteps, text_PLN, fps, attend)
 
     def advance(
         self, latents_TC: Tensor, predictions: Mapping[str, Tensor], noise_level: float, next_noise_level: float

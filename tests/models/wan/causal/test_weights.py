@@ -65,7 +65,7 @@ def test_a_loaded_transformer_computes_what_the_library_computes(tmp_path):
     model = load(tmp_path)
     for name, buffer in theirs.named_buffers():
         assert torch.equal(model.transformer.get_buffer(name), buffer)
-    model._paged.remove()
+    model.network.paged.remove()
     draw = torch.Generator().manual_seed(1)
     inputs = torch.randn(1, 4, 2, 6, 10, generator=draw), torch.tensor([700]), torch.randn(1, 5, 12, generator=draw)
     assert torch.equal(model.transformer(*inputs)[0], theirs(*inputs)[0])
@@ -98,7 +98,7 @@ def test_in_bfloat16_modulation_and_norms_stay_in_float32_as_in_the_library(tmp_
         *(f"condition_embedder.time_embedder.linear_{i}.{leaf}" for i in (1, 2) for leaf in ("weight", "bias")),
     }
     assert set(types.values()) == {torch.float32, torch.bfloat16}
-    model._paged.remove()
+    model.network.paged.remove()
     draw = torch.Generator().manual_seed(1)
     latents, text = torch.randn(1, 4, 2, 6, 10, generator=draw), torch.randn(1, 5, 12, generator=draw)
     rounded = model.transformer(latents.bfloat16(), torch.tensor([700]), text.bfloat16())[0]
