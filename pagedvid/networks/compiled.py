@@ -28,7 +28,7 @@ def require_compiler(device: torch.device) -> None:
     from torch._inductor import config
 
     try:
-        with config.patch(force_disable_caches=True):  # what an earlier run compiled says nothing of today
+        with config.patch(fx_graph_cache=False):  # what an earlier run compiled says nothing of today
             torch.compile(_tried, fullgraph=True)(torch.zeros(8, dtype=torch.float32, device=device))
     except (RuntimeError, OSError) as error:
         raise ConfigError(
