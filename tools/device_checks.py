@@ -75,7 +75,8 @@ def parts(folder: Path, num_processes: int, has_av: bool) -> list[Part]:
     """What to run, most worth knowing first. `has_av`: whether videos can be written."""
     kernels = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "tests").rglob("kernels/test_*.py"))
     tests = ("tests/attention/test_gpu.py", *kernels)  # the first has real tile sizes
-    demo = [python(*PYTEST, "-v", "tests/engine/test_demo_on_gpu.py")]
+    whole = ("tests/engine/test_demo_on_gpu.py", "tests/networks/test_captured_on_gpu.py")
+    demo = [python(*PYTEST, "-v", *whole, "-k", "not compiled")]  # compiling takes too long here
     if has_av:
         videos = ("--out", "outputs/demo_cuda", "--overwrite", "--set", "model.device=cuda")
         demo.append(python("-m", "pagedvid", "generate", "--prompts", "configs/demo_prompts.txt", *videos))

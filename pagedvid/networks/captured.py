@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from pagedvid.attention.operator import attend_in_graph
 from pagedvid.engine.protocol import Attend
+from pagedvid.errors import ShapeError
 from pagedvid.handles import Compilable
 from pagedvid.host_state import compiled_as
 from pagedvid.networks.arguments import Layout, taken_apart
@@ -90,7 +91,14 @@ class _Seam(Compilable):
         self._attend = attend
 
     @compiled_as(attend_in_graph)
-    def attend(self, layer: SupportsIndex, q_THD: Tensor, k_THD: Tensor, v_THD: Tensor) -> Tensor:
+    def attend(
+        self, layer: SupportsIndex, q_THD: Tensor, k_THD: Tensor, v_THD: Tensor, rope: None = None, **how: Any
+    ) -> Tensor:
+        """Compiled code names all arguments of `Step.attend`. Raises ShapeError for what a recording leaves out."""
+        if rope is not None or any(how.values()):
+            raise ShapeError(
+                "a recorded network attends to its own tokens and their history; leave model.cuda_graphs out"
+            )
         return self._attend(layer, q_THD, k_THD, v_THD)
 
 

@@ -1,6 +1,6 @@
 """Networks that run from recorded graphs: the plain videos, and when graphs are made, used and forgotten.
 
-On a CPU the graphs are tapes (taped.py). On a GPU they are CUDA's.
+The graphs are tapes (taped.py); those of CUDA are in test_captured_on_gpu.py.
 """
 
 from __future__ import annotations
@@ -14,19 +14,18 @@ import torch
 from torch import Tensor, nn
 
 from pagedvid.cli.options import add_config_options, resolve_options
-from pagedvid.config.sections import AttentionConfig, CacheConfig, Config, EngineConfig, ModelConfig, frame_settings
-from pagedvid.engine.requests import VideoRequest
-from pagedvid.errors import ConfigError, NonFiniteError
-from pagedvid.models.build import build_engine, resolve
+from pagedvid.config.sections import Config, EngineConfig, ModelConfig, frame_settings
+from pagedvid.errors import ConfigError, NonFiniteError, ShapeError
+from pagedvid.models.build import resolve
 from pagedvid.networks import captured
 from pagedvid.networks.captured import capture
+from pagedvid.networks.compiled import compile_blocks
 from tests.models.specs import spec_of
 from tests.networks.families import FAMILIES, play
+from tests.networks.one_network import LAYERS, TOKENS, WIDTH, Attention, Network, arguments
 from tests.networks.taped import TapedGraph
 
 CPU = torch.device("cpu")
-LAYERS, TOKENS, WIDTH = 3, 5, 4
-PROMPT = "a large red circle moving left on a black background"
 
 
 @pytest.fixture(autouse=True)
@@ -60,49 +59,11 @@ def test_videos_that_come_and_go_are_the_same_to_the_last_bit(
 # ---------------------------------------------------------------------- one network
 
 
-class Network(nn.Module):
-    """Layers of attention, and what may go wrong."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.linear = nn.Linear(WIDTH, WIDTH)
-        self.num_calls = 0
-        self.fails = False
-
-    def forward(self, x_TW: Tensor, more: list[Tensor], attend: Callable[..., Tensor]) -> Tensor:
-        self.num_calls += 1
-        for layer in range(LAYERS):
-            q = self.linear(x_TW).unflatten(1, (2, -1))
-            if self.fails and layer == 1:
-                raise ValueError("the network broke")
-            x_TW = x_TW + attend(layer, q, q + 1, q + sum(each.sum() for each in more)).flatten(1)
-        return x_TW * 2
-
-
-class Attention:
-    """Different in every forward, as the history is."""
-
-    def __init__(self, number: int, fails: bool = False) -> None:
-        self.number, self.fails = number, fails
-        self.layers: list[Any] = []
-
-    def __call__(self, layer: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        self.layers.append(layer)
-        if self.fails and layer == 1:
-            raise NonFiniteError("layer 1 has NaN")
-        return (q * k).cos() + self.number * v + layer
-
-
 def network() -> Network:
     torch.manual_seed(0)
     made = Network()
     capture(made, CPU, TapedGraph)
     return made
-
-
-def arguments(seed: int, num_tokens: int = TOKENS) -> tuple[Tensor, list[Tensor]]:
-    draw = torch.Generator().manual_seed(seed)
-    return torch.randn(num_tokens, WIDTH, generator=draw), [torch.randn(2, generator=draw) for _ in range(2)]
 
 
 def assert_right(made: Network, seed: int, num_tokens: int = TOKENS) -> Tensor:
@@ -192,6 +153,66 @@ def test_an_error_of_the_network_ends_its_recording() -> None:
     assert_right(made, 2)
 
 
+class AsItComes:
+    """A graph that lets operations run while they are recorded: a recorded forward is right, and a run is not."""
+
+    def begin(self) -> None: ...
+
+    end = abandon = replay = begin
+
+
+class Compiled(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.block = Layers()
+
+    def forward(self, x_TW: Tensor, attend: Callable[..., Tensor]) -> Tensor:
+        return self.block(x_TW, attend)
+
+
+class Layers(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, x_TW: Tensor, attend: Callable[..., Tensor]) -> Tensor:
+        for layer in range(LAYERS):
+            q = self.linear(x_TW).unflatten(1, (2, -1))
+            x_TW = x_TW + attend(layer, q, q + 1, q + 2).flatten(1)
+        return x_TW
+
+
+def test_blocks_that_were_compiled_by_the_plain_forward_are_not_compiled_again_to_be_recorded() -> None:
+    """A compiler that runs inside of a recording would break it."""
+    graphs: list[Any] = []
+
+    def counted(graph: Any, inputs: Any) -> Any:
+        graphs.append(graph)
+        return graph.forward
+
+    torch.compiler.reset()
+    made = Compiled()
+    compile_blocks([made.block], backend=counted)
+    capture(made, CPU, AsItComes)
+    for seed in range(2):
+        x, _ = arguments(seed)
+        out, attend = made(x, Attention(seed)), Attention(seed)
+        torch.testing.assert_close(out, Layers.forward(made.block, x, attend))
+    assert len(graphs) == 1
+    torch.compiler.reset()
+
+
+def test_what_a_recording_would_leave_out_is_refused() -> None:
+    class Looks(Layers):
+        def forward(self, x_TW: Tensor, attend: Callable[..., Tensor]) -> Tensor:
+            return attend(0, x_TW, x_TW, x_TW, context=[(x_TW, x_TW)])
+
+    made = Looks()
+    capture(made, CPU, TapedGraph)
+    with pytest.raises(ShapeError, match="attends to its own tokens and their history"):
+        made(arguments(0)[0], Attention(0))
+
+
 # ---------------------------------------------------------------------- settings
 
 
@@ -220,39 +241,3 @@ def test_it_changes_frames_by_rounding_only_and_has_a_flag() -> None:
     parser = argparse.ArgumentParser()
     add_config_options(parser)
     assert resolve_options(parser.parse_args(["--cuda-graphs"])).config.model.cuda_graphs
-
-
-# ---------------------------------------------------------------------- a GPU
-
-
-NEEDS_CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-
-
-@NEEDS_CUDA
-def test_on_a_gpu_every_forward_has_arguments_and_attention_of_its_own() -> None:
-    torch.manual_seed(0)
-    made = Network().cuda()
-    capture(made, torch.device("cuda"))
-    outs = []
-    for seed in range(6):
-        x, more = arguments(seed, TOKENS + seed % 2)
-        given = x.cuda(), [each.cuda() for each in more]
-        outs.append((made(*given, Attention(seed)), Network.forward(made, *given, Attention(seed))))
-    assert made.num_calls == 4 + 6, "two layouts: one plain and one recorded forward of each, and six to compare with"
-    for out, expected in outs:
-        torch.testing.assert_close(out, expected)
-
-
-@NEEDS_CUDA
-@pytest.mark.parametrize("is_compiled", [False, True])
-def test_on_a_gpu_videos_are_those_of_the_plain_network(is_compiled: bool) -> None:
-    """uint8 frames of two videos; a code beside an edge may get another level when sums are rounded differently."""
-    runs = []
-    for is_recorded in (False, True):
-        model = ModelConfig(device="cuda", cuda_graphs=is_recorded, compile=is_compiled and is_recorded)
-        config = Config(model, CacheConfig(memory="4MiB", codec="bf16"), AttentionConfig())
-        engine = build_engine(resolve(config), [PROMPT])
-        for number in range(2):
-            engine.submit(VideoRequest(f"video-{number}", PROMPT, 24 + 24 * number, seed=number))
-        runs.append(torch.stack([torch.from_numpy(output.frames).float() for output in engine.run()]))
-    assert float((runs[0] - runs[1]).square().mean()) < 1.0
