@@ -126,6 +126,9 @@ class AttendingTransformer(nn.Module):
         super().__init__()
         self.transformer = transformer
         self.paged = install(transformer)
+        if getattr(transformer.config, "inject_sample_info", False):
+            # The library expects `fps` on the host, from where no CUDA graph can copy it.
+            warnings.filterwarnings("ignore", "To copy construct from a tensor", module=r"diffusers\.")
 
     def forward(
         self, latents_BCFRS: Tensor, timesteps_B: Tensor, text_BLN: Tensor, fps_1: Tensor | None, attend: Attend
@@ -133,8 +136,7 @@ class AttendingTransformer(nn.Module):
         """Its output, [B, C, F, R, S]. `fps_1`: int64 [1] on the device, for transformers of SkyReels-V2 that
         take it."""
         given = {} if fps_1 is None else {"fps": fps_1}
-        with self.paged.attending(attend), warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "To copy construct from a tensor")  # the library expects a list for `fps`
+        with self.paged.attending(attend):
             out: Tensor = self.transformer(latents_BCFRS, timesteps_B, text_BLN, return_dict=False, **given)[0]
         return out
 

@@ -62,7 +62,7 @@ def build_engine(
     cache_type: Callable[..., PagedKVCache] = PagedKVCache,
     engine_type: Callable[..., Engine] = Engine,
 ) -> Engine:
-    """Loads the model, compiles and records it if asked to, allocates the pool, picks the backend.
+    """Loads the model, lets it be compiled and recorded if asked to, allocates the pool, picks the backend.
 
     Raises ConfigError, CapacityError, BackendError.
 
