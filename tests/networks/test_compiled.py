@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._inductor import config as inductor
 
 from pagedvid.cli.main import main
 from pagedvid.cli.options import add_config_options, resolve_options
@@ -48,6 +49,7 @@ def test_videos_that_come_and_go_are_the_same_in_two_graphs(name: str, tmp_path:
     assert 1 <= len(graphs) <= 2
 
 
+@inductor.patch(compile_threads=1)  # further processes would begin by importing PyTorch
 def test_a_compiled_run_from_its_settings_makes_the_plain_videos() -> None:
     """By the compiler that users get. Frames are uint8; a value between two levels may be rounded to the other one."""
     runs = []
@@ -94,8 +96,6 @@ def test_state_and_hooks_of_a_block_stay_as_they_are() -> None:
 
 
 def test_a_missing_compiler_is_named_before_a_model_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
-    from torch._inductor import config as inductor
-
     monkeypatch.setattr(inductor.cpp, "cxx", (None, "/not/there"))
     run = resolve(Config(ModelConfig(compile=True)))
     monkeypatch.setattr("pagedvid.models.build.load_model", lambda *_: pytest.fail("the model was loaded"))
