@@ -73,7 +73,7 @@ class Workload:
         """An engine with all videos submitted, and a cache that they fill."""
         num_streams, codec = case
         geometry = self._model.geometry
-        window = Window(CacheConfig().sink_chunks, CacheConfig().recent_chunks, positions=self._model.positions)
+        window = Window(positions=self._model.positions)
         run = resolve(Config(model=ModelConfig(weights=self._weights), cache=CacheConfig(codec=codec)))
         spec = run.cache
         per_stream = stream_bytes(spec.shape, window, spec.codecs, geometry.chunk_tokens)

@@ -19,7 +19,6 @@ from pagedvid.attention.step import Step
 from pagedvid.cache.plan import QueryRange
 from pagedvid.cache.stream import Stream
 from pagedvid.cache.window import Window
-from pagedvid.config.sections import CacheConfig
 from pagedvid.engine.engine import Engine
 from pagedvid.engine.protocol import Attend, VideoModel
 from pagedvid.engine.requests import ChunkOutput, VideoRequest
@@ -138,7 +137,7 @@ class Lab:
     @property
     def window(self) -> Window:
         """The default window."""
-        return Window(CacheConfig().sink_chunks, CacheConfig().recent_chunks, positions=self.model.positions)
+        return Window(positions=self.model.positions)
 
     @property
     def caches(self) -> Caches:

@@ -132,10 +132,11 @@ class CacheConfig(Section):
     """Bytes of a page in units of head_dim; auto = what suits `codec`."""
     tables: str | None = setting(None, nothing() | text("a path"))
     """File with the tables of klt codecs (`pagedvid calibrate`); null = the one next to the weights, if any."""
-    sink_chunks: int = setting(1, whole(0, MAX_WINDOW_CHUNKS))
-    """First chunks of a stream that are never evicted."""
-    recent_chunks: int = setting(4, whole(1, MAX_WINDOW_CHUNKS))
-    """Newest committed chunks that are kept; sinks and the current chunk do not count."""
+    sink_chunks: int | str = setting("auto", one_of("auto") | whole(0, MAX_WINDOW_CHUNKS))
+    """First chunks of a stream that are never evicted; auto = what suits the model, mostly 1."""
+    recent_chunks: int | str = setting("auto", one_of("auto") | whole(1, MAX_WINDOW_CHUNKS))
+    """Newest committed chunks that are kept; sinks and the current chunk do not count. auto = what suits the model,
+    mostly 4."""
     correction: str = setting("auto", one_of("auto", *MODES))
     """Correction of the attention mass that quantized keys gain: off, by the closed formula, by the change of variance,
     or measured at commit; auto = measured for codecs with step sizes, off for klt, which hardly changes the mass."""

@@ -12,7 +12,7 @@ Axes: T packed tokens of all ranges, C latent channels, H heads, D head_dim.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol, SupportsIndex, runtime_checkable
 
 import numpy as np
@@ -229,3 +229,5 @@ class ModelSpec:
     actions: tuple[str, ...] = ()
     """Words by which a video of a steerable model is led while it is made: the prompt "left 12" takes one for so many
     frames. Those that lead somewhere are of up, down, left and right, or of two of them as "up-left"."""
+    window: Window = field(default_factory=Window)
+    """What it keeps unless settings say otherwise; where positions start, the loaded model says."""

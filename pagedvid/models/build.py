@@ -33,7 +33,7 @@ class RunSpec:
     """What a configuration comes to; no weights are read and no memory is taken yet."""
 
     config: Config
-    """As given, with `cache.codec` and `cache.correction` decided."""
+    """As given, with `cache.codec`, `cache.correction` and the window decided."""
     model: ModelSpec
     cache: CacheSpec
     tables: Path | None
@@ -47,9 +47,10 @@ class RunSpec:
 def resolve(config: Config) -> RunSpec:
     """Decides what was left open. Raises ConfigError for settings that contradict each other or the model."""
     model, tables = model_spec(config.model), tables_file(config)
-    storage = decide(config, model.geometry, tables)
+    window = _window(config, model)
+    cache = replace(config.cache, sink_chunks=window.sink_chunks, recent_chunks=window.recent_chunks)
+    storage = decide(replace(config, cache=cache), model.geometry, tables, window)
     config = replace(config, cache=storage.cache)
-    window = Window(config.cache.sink_chunks, config.cache.recent_chunks)
     _check_denoise_steps(model, config.engine.denoise_steps, window)
     spec = _cache_spec(config, storage.codecs, model.geometry)
     return RunSpec(config, model, spec, tables if _needs_tables(spec) else None, window, storage.spending)
@@ -119,6 +120,15 @@ def tables_file(config: Config) -> Path | None:
     if not Path(written).is_file():
         raise ConfigError(f"cache.tables: {written} is not a file; `pagedvid calibrate` makes one")
     return Path(written)
+
+
+def _window(config: Config, model: ModelSpec) -> Window:
+    """As configured, or what suits the model."""
+    sinks, recent = config.cache.sink_chunks, config.cache.recent_chunks
+    return Window(
+        model.window.sink_chunks if sinks == "auto" else int(sinks),
+        model.window.recent_chunks if recent == "auto" else int(recent),
+    )
 
 
 def _check_denoise_steps(model: ModelSpec, num_denoise_steps: int | None, window: Window) -> None:

@@ -16,6 +16,7 @@ from pagedvid.budgets.profile import Profile, profile_of
 from pagedvid.budgets.spend import Spending, spend
 from pagedvid.cache.head_codecs import codecs_by_head
 from pagedvid.cache.stream_codecs import StreamCodecs
+from pagedvid.cache.window import Window
 from pagedvid.codecs.registry import LADDERS
 from pagedvid.codecs.spec import PageFormat, block_frames
 from pagedvid.codecs.tables_file import Calibration, load_calibration
@@ -45,7 +46,7 @@ class Storage:
     """How bits were spent; None: all heads are stored as the settings say."""
 
 
-def decide(config: Config, geometry: ModelGeometry, tables: Path | None) -> Storage:
+def decide(config: Config, geometry: ModelGeometry, tables: Path | None, window: Window) -> Storage:
     """`tables`: the model's file, if it has one. Raises ConfigError for settings that contradict each other, a file
     that cannot be read, and bits without a profile of this very model."""
     cache, profile = config.cache, None
@@ -73,8 +74,8 @@ def decide(config: Config, geometry: ModelGeometry, tables: Path | None) -> Stor
         raise ConfigError(
             f"cache.layer_codecs is set, but codec {cache.codec} decides for every head; remove one of them"
         )
-    cache = replace(cache, look_back=_look_back(cache, profile))
-    spending = _spend(cache, profile, geometry)
+    cache = replace(cache, look_back=_look_back(cache, profile, window))
+    spending = _spend(cache, profile, geometry, window)
     codecs = codecs_by_head(spending, profile.rungs[1], cache.sink_codec, cache.newest_codec)
     return Storage(_corrected(cache, codecs), codecs, spending)
 
@@ -131,22 +132,22 @@ def _refuse_bits(cache: CacheConfig) -> None:
         )
 
 
-def _look_back(cache: CacheConfig, profile: Profile) -> str:
+def _look_back(cache: CacheConfig, profile: Profile, window: Window) -> str:
     """What "auto" comes to: look-backs by head where they were measured."""
     if cache.look_back != "auto":
         return cache.look_back
     measured = (profile.sink_chunks, profile.recent_chunks)
-    is_known = profile.has_windows and measured == (cache.sink_chunks, cache.recent_chunks)
+    is_known = profile.has_windows and measured == (window.sink_chunks, window.recent_chunks)
     return "per_head" if is_known else "uniform"
 
 
-def _spend(cache: CacheConfig, profile: Profile, geometry: ModelGeometry) -> Spending:
+def _spend(cache: CacheConfig, profile: Profile, geometry: ModelGeometry, window: Window) -> Spending:
     assert cache.bits is not None
     rows = profile.page_rows if cache.page_rows == "auto" else int(cache.page_rows)
     frames = block_frames(geometry.frames_per_chunk)
     page = PageFormat(geometry.head_dim, rows, geometry.tokens_per_frame, frames)
     try:
-        return spend(profile, page, cache.sink_chunks, cache.recent_chunks, cache.bits, cache.look_back)
+        return spend(profile, page, window.sink_chunks, window.recent_chunks, cache.bits, cache.look_back)
     except ConfigError as error:
         raise ConfigError(f"cache.bits {cache.bits:g}: {error}") from None
 

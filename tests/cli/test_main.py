@@ -49,7 +49,7 @@ def test_help_and_wrong_input_do_not_wait_for_pytorch():
         (["config", "show", "--set", 'model.weights="a\\0"'], "model.weights is 'a\\x00'; allowed is null, or a path"),
         (["config", "show", "--memory", "9" * 400], "allowed is a size above zero and at most 1024TiB"),
         (["config", "show", "--frames", "1000000000000"], "allowed is a whole number from 1 to 100000"),
-        (["config", "show", "--set", "cache.recent_chunks=100001"], "allowed is a whole number from 1 to 100000"),
+        (["config", "show", "--set", "cache.recent_chunks=100001"], "or a whole number from 1 to 100000"),
         (["config", "show", "--" + "x" * 5000], "unrecognized arguments"),
     ],
 )

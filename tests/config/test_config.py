@@ -137,11 +137,11 @@ class TestRules:
             (lambda: CacheConfig(tables=""), "cache.tables is ''; allowed is null, or a path"),
             (
                 lambda: CacheConfig(sink_chunks=-1),
-                "cache.sink_chunks is -1; allowed is a whole number from 0 to 100000",
+                "cache.sink_chunks is -1; allowed is auto, or a whole number from 0 to 100000",
             ),
             (
                 lambda: CacheConfig(recent_chunks=0),
-                "cache.recent_chunks is 0; allowed is a whole number from 1 to 100000",
+                "cache.recent_chunks is 0; allowed is auto, or a whole number from 1 to 100000",
             ),
             (lambda: CacheConfig(recent_chunks=1.5), "cache.recent_chunks is 1.5"),
             (lambda: CacheConfig(recent_chunks=True), "cache.recent_chunks is True"),

@@ -42,6 +42,8 @@ from pagedvid.shown import named, shown
 NAME = "walk"
 PIXEL_SCALE = 4
 """Enlargement of its frames in files."""
+WINDOW = Window(sink_chunks=0, recent_chunks=100)
+"""It remembers what it saw up to 200 frames ago. The first chunk is like any other."""
 
 
 def model_spec(config: ModelConfig) -> ModelSpec:
@@ -70,6 +72,7 @@ def model_spec(config: ModelConfig) -> ModelSpec:
         pixel_scale=PIXEL_SCALE,
         frames=frames,
         actions=tuple(MOVES),
+        window=WINDOW,
     )
 
 

@@ -9,9 +9,10 @@ import pytest
 import torch
 
 from pagedvid.cache.window import Window
-from pagedvid.config.sections import ModelConfig
+from pagedvid.config.sections import CacheConfig, Config, ModelConfig
 from pagedvid.errors import ConfigError
 from pagedvid.models.demo.spec import TransformerConfig
+from pagedvid.models.build import resolve
 from pagedvid.models.registry import model_spec
 from pagedvid.models.walk.actions import MOVES
 from pagedvid.models.walk.network import Transformer
@@ -37,6 +38,14 @@ def test_saved_weights_load_again_by_the_models_name(folder: Path):
     loaded = spec.load([]).network.state_dict()
     for name, tensor in network().state_dict().items():
         assert torch.allclose(loaded[name], tensor, rtol=1e-3, atol=1e-4), name
+
+
+def test_it_remembers_far_more_than_other_models_unless_settings_say_otherwise(folder: Path):
+    model = ModelConfig(name="walk", weights=str(folder))
+    assert resolve(Config(model=model)).window == Window(0, 100)
+    shorter = resolve(Config(model=model, cache=CacheConfig(recent_chunks=7)))
+    assert shorter.window == Window(0, 7)
+    assert (shorter.config.cache.sink_chunks, shorter.config.cache.recent_chunks) == (0, 7)
 
 
 def test_weights_of_another_world_are_refused(folder: Path):
