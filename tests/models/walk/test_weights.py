@@ -11,8 +11,8 @@ import torch
 from pagedvid.cache.window import Window
 from pagedvid.config.sections import CacheConfig, Config, ModelConfig
 from pagedvid.errors import ConfigError
-from pagedvid.models.demo.spec import TransformerConfig
 from pagedvid.models.build import resolve
+from pagedvid.models.demo.spec import TransformerConfig
 from pagedvid.models.registry import model_spec
 from pagedvid.models.walk.actions import MOVES
 from pagedvid.models.walk.network import Transformer
