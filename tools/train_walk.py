@@ -35,7 +35,7 @@ SHORT_OUTING, LONG_OUTING = 24, 320
 """Most frames of an outing when training begins, and later."""
 LONGER_PER_STEP = 0.1
 """Frames by which outings grow with every step."""
-CROWDED_EVERY, CROWDED_TIMES = 8, 3
+CROWDED_EVERY, CROWDED_TIMES = 16, 3
 """Every so many steps have so many times as many chunks, so that attention stays sharp over a long history."""
 CHECK_SECONDS = 300.0
 CHECK_FRAMES, CHECK_MAPS = 33, 2

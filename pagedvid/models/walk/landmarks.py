@@ -1,4 +1,4 @@
-"""The landmarks: 8 shapes in 4 colours, 32 kinds, each 5 x 5 pixels at one of 4 x 4 places of its cell."""
+"""The landmarks: 8 shapes in 4 colours, 32 kinds, each 5 x 5 pixels in the middle of its cell."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ CELL_SIZE = 8
 """Height and width of a cell in pixels."""
 SHAPE_SIZE = 5
 """Height and width of a landmark in pixels."""
-NUM_PLACES = CELL_SIZE - SHAPE_SIZE + 1
-"""Rows, and columns, of a cell at which a landmark may begin."""
+PLACE = 2
+"""Pixels of its cell above a landmark, and left of it."""
 COLORS: Mapping[str, tuple[int, int, int]] = {
     "white": (248, 248, 248),
     "red": (214, 36, 44),
@@ -29,8 +29,7 @@ _DRAWINGS: Mapping[str, str] = {
     "block": "##### ##### ##### ##### #####",
     "stairs": "#.... ##... ###.. ####. #####",
 }
-SHAPES = tuple(_DRAWINGS)
-NUM_KINDS = len(SHAPES) * len(COLORS)
+NUM_KINDS = len(_DRAWINGS) * len(COLORS)
 MASKS = np.array([[[pixel == "#" for pixel in row] for row in drawing.split()] for drawing in _DRAWINGS.values()])
 """bool [shapes, 5, 5]."""
 
@@ -44,8 +43,3 @@ def landmark_mask(kind: int) -> np.ndarray:
 def landmark_color(kind: int) -> str:
     """The colour of a kind."""
     return tuple(COLORS)[kind % len(COLORS)]
-
-
-def landmark_name(kind: int) -> str:
-    """A kind in words, such as "red house"."""
-    return f"{landmark_color(kind)} {SHAPES[kind // len(COLORS)]}"

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from pagedvid.models.walk.landmarks import CELL_SIZE, COLORS, MASKS, NUM_PLACES, SHAPE_SIZE
+from pagedvid.models.walk.landmarks import CELL_SIZE, COLORS, MASKS, SHAPE_SIZE
 from pagedvid.models.walk.world import Landmark
 
+NUM_PLACES = CELL_SIZE - SHAPE_SIZE + 1
+"""Rows, and columns, of a cell at which a landmark can begin: a model may miss the middle."""
 MAX_COLOR_DISTANCE = 70.0
 """Of a pixel from a landmark's colour, in RGB levels; terrain, water and paths are farther from all of them."""
 MIN_OVERLAP = 0.75

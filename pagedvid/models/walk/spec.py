@@ -11,7 +11,7 @@ from pagedvid.models.demo.spec import TransformerConfig
 from pagedvid.models.walk.landmarks import CELL_SIZE
 from pagedvid.models.walk.world import render
 
-WORLD_VERSION = 1
+WORLD_VERSION = 2
 """Of maps and landmarks as they are drawn; weights belong to one."""
 VIEW_CELLS = 8
 """Height and width of the view in cells; a token is one cell of one frame."""

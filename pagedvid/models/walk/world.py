@@ -17,7 +17,7 @@ from pagedvid.models.walk.landmarks import (
     CELL_SIZE,
     COLORS,
     NUM_KINDS,
-    NUM_PLACES,
+    PLACE,
     SHAPE_SIZE,
     landmark_color,
     landmark_mask,
@@ -88,13 +88,11 @@ def landmarks(seed: int, top: int, left: int, rows: int, columns: int) -> dict[t
     """The landmarks in a window of cells by world (row, column) of their cells."""
     is_land_RPCQ = _is_land(seed, top, left, rows, columns).reshape(rows, CELL_SIZE, columns, CELL_SIZE)
     bits_RC = hashed(seed, len(FIELD_PIXELS), *np.ogrid[top : top + rows, left : left + columns])
-    found = {}
+    found, under = {}, slice(PLACE, PLACE + SHAPE_SIZE)
     for r, c in zip(*np.nonzero(bits_RC % np.uint64(100) < LANDMARK_PERCENT), strict=True):
-        bits = int(bits_RC[r, c]) >> 16
-        bits, kind = divmod(bits, NUM_KINDS)
-        row, column = divmod(bits % NUM_PLACES**2, NUM_PLACES)
-        if is_land_RPCQ[r, row : row + SHAPE_SIZE, c, column : column + SHAPE_SIZE].all():
-            found[top + int(r), left + int(c)] = Landmark(kind, row, column)
+        kind = (int(bits_RC[r, c]) >> 16) % NUM_KINDS
+        if is_land_RPCQ[r, under, c, under].all():
+            found[top + int(r), left + int(c)] = Landmark(kind, PLACE, PLACE)
     return found
 
 

@@ -50,8 +50,8 @@ def test_it_remembers_far_more_than_other_models_unless_settings_say_otherwise(f
 
 def test_weights_of_another_world_are_refused(folder: Path):
     path = folder / "config.json"
-    path.write_text(path.read_text().replace('"world": 1', '"world": 0'))
-    with pytest.raises(ConfigError, match="trained on world 0, this is 1"):
+    path.write_text(path.read_text().replace('"world": 2', '"world": 1'))
+    with pytest.raises(ConfigError, match="trained on world 1, this is 2"):
         load_walk(folder)
 
 
