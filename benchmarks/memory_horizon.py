@@ -20,6 +20,7 @@ given. Errors of percentages are about 2: a column counts some hundred landmarks
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
@@ -179,13 +180,17 @@ def table(rows: Sequence[Row], frames_out: int, name_of: Callable[[Row], str]) -
                 name_of(row),
                 f"{row.sink_chunks + row.recent_chunks}",
                 f"{row.bits:.2f}",
-                *(f"{revisits.accuracy(*span):.0f}" for span in spans),
+                *(_percent(revisits.accuracy(*span)) for span in spans),
                 str(revisits.reach(KNOWN)),
                 f"{revisits.psnr[-1]:.1f}",
                 f"{revisits.truth_psnr:.1f}",
             ]
         )
     return format_table(headers, lines)
+
+
+def _percent(value: float) -> str:
+    return "-" if math.isnan(value) else f"{value:.0f}"
 
 
 def print_horizon(results: dict[str, list[Row]], frames_out: int) -> None:

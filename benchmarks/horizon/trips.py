@@ -6,6 +6,7 @@ view    a   b   c        y    z   y         b     a          view a is seen agai
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -115,9 +116,11 @@ class Revisits:
         return reached
 
     def accuracy(self, nearest: int, farthest: int) -> float:
-        """Percentage of landmarks that are there again, over revisits after `nearest` to `farthest` frames."""
+        """Percentage of landmarks that are there again, over revisits after `nearest` to `farthest` frames; NaN: there
+        were none."""
         chosen = [place for place, distance in enumerate(self.distances) if nearest <= distance <= farthest]
-        return 100 * sum(self.num_same[i] for i in chosen) / max(1, sum(self.num_landmarks[i] for i in chosen))
+        num_landmarks = sum(self.num_landmarks[i] for i in chosen)
+        return 100 * sum(self.num_same[i] for i in chosen) / num_landmarks if num_landmarks else math.nan
 
 
 def score(trips: Sequence[Trip], videos: Sequence[np.ndarray], every: int) -> Revisits:

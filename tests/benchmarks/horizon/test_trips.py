@@ -65,3 +65,8 @@ def test_a_reach_is_read_over_several_distances():
     assert found.accuracy(9, 12) == 80 and found.accuracy(1, 40) == 86
     assert found.reach(90) == 24  # one view at 12 that failed in part does not end it
     assert Revisits([4], [10], [5], [30.0], 30.0).reach(90) == 0
+
+
+def test_distances_without_landmarks_say_nothing():
+    found = Revisits([4, 24, 44], [0, 10, 10], [0, 9, 2], [30.0] * 3, 30.0)
+    assert np.isnan(found.accuracy(1, 8)) and found.reach(90) == 24
