@@ -37,6 +37,9 @@ LONGER_PER_STEP = 0.1
 """Frames by which outings grow with every step."""
 CROWDED_EVERY, CROWDED_TIMES = 16, 3
 """Every so many steps have so many times as many chunks, so that attention stays sharp over a long history."""
+LANDMARK_WEIGHT = 4.0
+"""Of cells with a landmark in the loss, until the rate falls. Landmarks are rare, and learned sooner when they count
+more; but what minimises such a loss shows too many of them, so in the end all cells count alike."""
 CHECK_SECONDS = 300.0
 CHECK_FRAMES, CHECK_MAPS = 33, 2
 """Of the outings that are checked while the network is trained."""
@@ -70,7 +73,8 @@ class Trainer(training.Trainer):
         longest = min(LONG_OUTING, SHORT_OUTING + int(LONGER_PER_STEP * self.step))
         is_crowded = self.step % CROWDED_EVERY == CROWDED_EVERY - 1
         chunks_per_map = self.arguments.chunks_per_map * (CROWDED_TIMES if is_crowded else 1)
-        batch = make_batch(rng, self.arguments.maps_per_batch, chunks_per_map, longest)
+        landmark_weight = LANDMARK_WEIGHT if self.progress < 1 - training.DECAY_FRACTION else 1.0
+        batch = make_batch(rng, self.arguments.maps_per_batch, chunks_per_map, longest, landmark_weight)
         batch = Batch(*(tensor.to(self.device) for tensor in vars(batch).values()))
         # Small matrices in bfloat16 are slower than in float32 on most processors.
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type != "cpu"):

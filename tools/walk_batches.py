@@ -25,8 +25,6 @@ from pagedvid.models.walk.world import landmarks
 
 LONGEST_RUN = 24
 """Most frames in one direction."""
-LANDMARK_WEIGHT = 4.0
-"""Loss weight of a cell with a landmark; others weigh 1."""
 SMALLEST_LEVEL = 0.2
 """Smallest level in the loss weight 1 / level^2."""
 HISTORY_NOISE = 0.1
@@ -103,8 +101,11 @@ def choose_chunks(rng: np.random.Generator, places_F2: np.ndarray, num_chosen: i
     return np.array(sorted(chosen))
 
 
-def make_batch(rng: np.random.Generator, num_maps: int, chunks_per_map: int, longest_frames: int) -> Batch:
-    """Outings of at most `longest_frames`, each over a map of its own."""
+def make_batch(
+    rng: np.random.Generator, num_maps: int, chunks_per_map: int, longest_frames: int, landmark_weight: float
+) -> Batch:
+    """Outings of at most `longest_frames`, each over a map of its own. `landmark_weight`: of a cell with a landmark in
+    the loss; others weigh 1."""
     clean, cells, weights = [], [], []
     sees_NN = torch.zeros(num_maps * chunks_per_map, num_maps * chunks_per_map, dtype=torch.bool)
     for number in range(num_maps):
@@ -115,7 +116,7 @@ def make_batch(rng: np.random.Generator, num_maps: int, chunks_per_map: int, lon
             of_chunk = places_F2[chunk * FRAMES_PER_CHUNK : (chunk + 1) * FRAMES_PER_CHUNK]
             clean.append(torch.from_numpy(map_latents(map_seed, of_chunk)))
             cells.append(torch.cat([cells_in_view(*place) for place in of_chunk.tolist()]))
-            weights.append(torch.cat([_weights(map_seed, *place) for place in of_chunk.tolist()]))
+            weights.append(torch.cat([_weights(map_seed, *place, landmark_weight) for place in of_chunk.tolist()]))
         own = slice(number * chunks_per_map, (number + 1) * chunks_per_map)
         sees_NN[own, own] = _earlier(rng, chunks_per_map)
     return Batch(torch.stack(clean), torch.stack(cells), torch.stack(weights), sees_NN)
@@ -130,10 +131,10 @@ def _earlier(rng: np.random.Generator, num_chunks: int) -> Tensor:
     return torch.from_numpy(earlier)
 
 
-def _weights(map_seed: int, row: int, column: int) -> Tensor:
+def _weights(map_seed: int, row: int, column: int, landmark_weight: float) -> Tensor:
     weight = torch.ones(VIEW_CELLS, VIEW_CELLS, dtype=torch.float32)
     for r, c in landmarks(map_seed, row, column, VIEW_CELLS, VIEW_CELLS):
-        weight[r - row, c - column] = LANDMARK_WEIGHT
+        weight[r - row, c - column] = landmark_weight
     return weight.flatten()
 
 

@@ -89,10 +89,10 @@ def test_chosen_chunks_ascend_and_the_last_ones_see_old_cells_again():
 
 
 def test_a_batch_is_decided_by_the_generator_and_shows_the_same_cell_alike():
-    batch, again = (walk_batches.make_batch(np.random.default_rng(4), 2, 6, 60) for _ in range(2))
+    batch, again = (walk_batches.make_batch(np.random.default_rng(4), 2, 6, 60, 4.0) for _ in range(2))
     assert all(torch.equal(x, y) for x, y in zip(vars(batch).values(), vars(again).values(), strict=True))
     assert batch.clean_NSC.shape == (12, 128, 192) and batch.weight_NS.shape == (12, 128)
-    assert set(batch.weight_NS.unique().tolist()) == {1.0, walk_batches.LANDMARK_WEIGHT}
+    assert set(batch.weight_NS.unique().tolist()) == {1.0, 4.0}
     assert not batch.sees_NN[:6, 6:].any() and not batch.sees_NN[6:, :6].any() and not batch.sees_NN.triu().any()
     assert batch.sees_NN[range(1, 6), range(5)].all()
     cells = {}
@@ -107,7 +107,7 @@ def test_a_batch_is_decided_by_the_generator_and_shows_the_same_cell_alike():
 
 
 def test_training_attention_is_dense_attention_under_its_mask():
-    batch = walk_batches.make_batch(np.random.default_rng(1), 2, 3, 40)
+    batch = walk_batches.make_batch(np.random.default_rng(1), 2, 3, 40, 1.0)
     attend = walk_batches.SeenAttention(batch, 64)
     q, k, v = torch.randn(3, 12, 128, 2, 64)
     out = attend(0, *(x.reshape(-1, 2, 64) for x in (q, k, v))).view(12, 128, 2, 64)
@@ -126,7 +126,7 @@ def test_training_attention_is_dense_attention_under_its_mask():
 
 
 def test_the_loss_of_a_network_that_knows_everything_is_zero():
-    batch = walk_batches.make_batch(np.random.default_rng(1), 1, 4, 20)
+    batch = walk_batches.make_batch(np.random.default_rng(1), 1, 4, 20, 1.0)
 
     class Knows(torch.nn.Module):
         config = Transformer(train_walk.TransformerConfig(width=64, num_heads=1, num_layers=1)).config
