@@ -1,6 +1,6 @@
 """How long does a walk remember what it saw, in the same memory, with every way to store its history?
 
-Forty minutes on two cores. The walk model goes out into a map and comes back by the same way (horizon/trips.py). A view
+The walk model goes out into a map and comes back by the same way (horizon/trips.py). A view
 that comes again must look as it did: the landmarks of the first visit are looked for at the second one, by kind and
 place. What has left the window cannot be known, and is invented anew. Four parts:
 
@@ -13,7 +13,8 @@ sinks        at equal bytes: one sink chunk, the given first frames, against non
 PSNR compares the second visit with the first one, and the last frame with the map ("truth"), whose first frames were
 given. Errors of percentages are about 2: a column counts some hundred landmarks.
 
-    python benchmarks/memory_horizon.py
+    python benchmarks/memory_horizon.py --parts horizon sinks
+    python benchmarks/memory_horizon.py --parts bits correction --out benchmarks/results/memory_horizon_bits.json
     python benchmarks/memory_horizon.py --parts horizon --trips 2 --frames-out 40 --bf16-chunks 3
 """
 
@@ -42,7 +43,7 @@ from pagedvid.models.walk.pipeline import WalkModel
 from pagedvid.models.walk.spec import FRAMES_PER_CHUNK
 
 STORAGES = ("bf16", "int4", "int2", "quality", "balanced", "small")
-OF_BITS = ("bf16", "int8", "int4", "int2", "token2-g64", "hadamard2-g64", "klt1.5/klt3", "quality", "balanced", "small")
+OF_BITS = ("bf16", "int8", "int4", "int2", "token2-g64", "klt1.5/klt3", "quality", "balanced", "small")
 OF_CORRECTION = ("int2", "token2-g64")
 CORRECTIONS = ("off", "formula", "variance", "measured")
 OF_STRIPS = ("bf16", "int2", "balanced")
@@ -229,8 +230,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """The arguments; exits with a message if they cannot be measured."""
     parser = make_parser("memory_horizon", __doc__)
     parser.add_argument("--parts", nargs="+", default=list(PARTS), choices=PARTS)
-    parser.add_argument("--trips", type=int, default=8, help="videos, each on a map of its own")
-    parser.add_argument("--frames-out", type=int, default=120, help="frames before a trip turns back")
+    parser.add_argument("--trips", type=int, default=5, help="videos, each on a map of its own")
+    parser.add_argument("--frames-out", type=int, default=80, help="frames before a trip turns back")
     help_chunks = "memory sizes, as numbers of chunks that they hold in bf16"
     parser.add_argument("--bf16-chunks", type=int, nargs="+", default=[3, 8], metavar="N", help=help_chunks)
     parser.add_argument("--weights", type=Path, help="folder of the walk model's weights (default: the shipped ones)")

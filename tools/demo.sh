@@ -1,7 +1,9 @@
 #!/usr/bin/env bash
-# Generates the demo videos in outputs/demo. Sets itself up the first time. Arguments go to `pagedvid generate`.
+# Generates shapes in outputs/demo and walks in outputs/walk with the built-in models. Sets itself up the first time.
+# Arguments go to `pagedvid generate`.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source tools/setup_env.sh
 
-exec pagedvid generate --prompts configs/demo_prompts.txt --out outputs/demo --overwrite "$@"
+pagedvid generate --prompts configs/demo_prompts.txt --out outputs/demo --overwrite "$@"
+pagedvid generate --model walk --prompts configs/walk_prompts.txt --frames 80 --out outputs/walk --overwrite "$@"

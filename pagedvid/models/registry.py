@@ -44,7 +44,7 @@ class _Family:
 
 _FAMILIES = (
     _Family("demo", ("demo",), shipped=Path(__file__).parent / "demo" / "weights"),
-    _Family("walk", ("walk",)),
+    _Family("walk", ("walk",), shipped=Path(__file__).parent / "walk" / "weights"),
     _Family(
         "magi1", ("magi-1-4.5b", "magi-1-4.5b-distill", "magi-1-24b", "magi-1-24b-distill"), has_special_tokens=True
     ),

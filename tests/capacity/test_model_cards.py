@@ -13,6 +13,7 @@ from pagedvid.capacity.card_files import all_cards, find_card, presets, read_car
 from pagedvid.capacity.cards import Resolution
 from pagedvid.errors import ConfigError
 from pagedvid.models.demo.weights import load_demo
+from pagedvid.models.walk.weights import load_walk
 from tests.models.specs import spec_of
 
 FOLDER = Path(__file__).parents[2] / "configs" / "models"
@@ -50,6 +51,7 @@ def test_every_model_of_the_survey_has_a_card():
     assert set(CARDS) == {
         "demo", "hy-worldplay-5b", "hy-worldplay-8b", "krea-14b", "lingbot-14b", "longcat-13.6b", "longlive-2-5b",
         "magi-1-24b", "magi-1-4.5b", "matrix-game-2", "self-forcing", "skyreels-v2-1.3b", "skyreels-v2-14b",
+        "walk",
     }  # fmt: skip
     assert all(card.name == name for name, card in CARDS.items())
 
@@ -78,15 +80,18 @@ def test_bytes_per_token_tokens_per_frame_and_rate(name, token_bytes, frame_toke
     assert card.latent_frames_per_second == latent_rate
 
 
-def test_the_demo_card_is_the_demo_model():
-    card, geometry = CARDS["demo"], spec_of("demo").geometry
+@pytest.mark.parametrize(("name", "load"), [("demo", load_demo), ("walk", load_walk)])
+def test_cards_of_built_in_models_are_these_models(name, load):
+    card, spec = CARDS[name], spec_of(name)
+    geometry = spec.geometry
     assert card.num_layers == geometry.num_layers
     assert (card.num_query_heads, card.num_kv_heads) == (geometry.num_query_heads, geometry.num_kv_heads)
     assert card.head_dim == geometry.head_dim
     assert card.tokens_per_frame(card.resolution) == geometry.tokens_per_frame
     assert card.frames_per_chunk == geometry.frames_per_chunk
     assert card.branches == geometry.branches
-    model = load_demo()
+    assert str(card.window) == f"{spec.window.sink_chunks}+{spec.window.recent_chunks}"
+    model = load()
     assert card.frames_per_second == model.frames_per_second
     num_parameters = sum(parameter.numel() for parameter in model.network.parameters())
     assert card.weights["bf16"] == pytest.approx(2 * num_parameters, rel=0.05)

@@ -54,12 +54,13 @@ def geometry_of(config: TransformerConfig) -> ModelGeometry:
     return config.geometry(TOKENS_PER_FRAME, config.chunk_tokens // TOKENS_PER_FRAME)
 
 
-def noise_levels(num_denoise_steps: int) -> tuple[float, ...]:
-    """Falling levels from 1.0 to 0.0, crowded towards 1.0. Raises ConfigError for less than one step."""
+def noise_levels(num_denoise_steps: int, shift: float = LEVEL_SHIFT) -> tuple[float, ...]:
+    """Falling levels from 1.0 to 0.0, crowded towards 1.0 by a `shift` above 1. Raises ConfigError for less than one
+    step."""
     if num_denoise_steps < 1:
         raise ConfigError(f"num_denoise_steps is {num_denoise_steps}; it must be at least 1")
     even = [1 - step / num_denoise_steps for step in range(num_denoise_steps + 1)]
-    return tuple(LEVEL_SHIFT * level / (1 + (LEVEL_SHIFT - 1) * level) for level in even)
+    return tuple(shift * level / (1 + (shift - 1) * level) for level in even)
 
 
 def patches_of(images_FHWC: Tensor) -> Tensor:

@@ -20,7 +20,6 @@ from pagedvid.engine.schedule import Range, Schedule
 from pagedvid.errors import ConfigError
 from pagedvid.models.common.chunk_by_chunk import check_whole_chunks, chunk_noise
 from pagedvid.models.common.stateless_decoder import StatelessDecoder
-from pagedvid.models.demo.spec import noise_levels
 from pagedvid.models.walk.actions import Walk, read_walk
 from pagedvid.models.walk.network import Transformer
 from pagedvid.models.walk.rotary import WorldRotary
@@ -30,9 +29,9 @@ from pagedvid.models.walk.spec import (
     FRAMES_PER_CHUNK,
     FRAMES_PER_SECOND,
     LATENT_CHANNELS,
-    NUM_DENOISE_STEPS,
     frames_of,
     geometry_of,
+    levels_of,
     map_latents,
 )
 
@@ -77,8 +76,8 @@ class WalkModel:
     def schedule(self, condition: Walk, num_frames: int, num_denoise_steps: int | None, window: Window) -> Schedule:
         """Whole chunks that hold at least `num_frames`; the first one is given if the walk names a map."""
         places_F2 = condition.places(num_chunks_of(num_frames) * FRAMES_PER_CHUNK)
-        levels = noise_levels(NUM_DENOISE_STEPS if num_denoise_steps is None else num_denoise_steps)
-        return walk_schedule(places_F2, is_given=condition.map_seed is not None, levels=levels, window=window)
+        levels, is_given = levels_of(num_denoise_steps), condition.map_seed is not None
+        return walk_schedule(places_F2, is_given=is_given, levels=levels, window=window)
 
     def initial_latents(self, condition: Walk, seed: int, chunk_index: int) -> Tensor:
         """Noise, [128, 192], on the network's device, or the given frames."""

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from pagedvid.engine.protocol import ModelGeometry
-from pagedvid.models.demo.spec import TransformerConfig
+from pagedvid.models.demo.spec import TransformerConfig, noise_levels
 from pagedvid.models.walk.landmarks import CELL_SIZE
 from pagedvid.models.walk.world import render
 
@@ -21,14 +21,22 @@ TOKENS_PER_FRAME = VIEW_CELLS**2
 FRAMES_PER_CHUNK = 2
 CHUNK_TOKENS = FRAMES_PER_CHUNK * TOKENS_PER_FRAME
 LATENT_CHANNELS = 3 * CELL_SIZE**2
-NUM_DENOISE_STEPS = 6
+NUM_DENOISE_STEPS = 8
 """Of a chunk, unless settings say otherwise."""
+LEVEL_SHIFT = 2.0
+"""Of the noise levels of these steps; training spreads levels wider. What a new cell becomes is decided halfway, so
+that steps crowded at loud levels lead to fewer landmarks than maps have."""
 FRAMES_PER_SECOND = 6.0
 
 
 def geometry_of(config: TransformerConfig) -> ModelGeometry:
     """Of the walk model with a network of these sizes."""
     return config.geometry(TOKENS_PER_FRAME, FRAMES_PER_CHUNK)
+
+
+def levels_of(num_denoise_steps: int | None) -> tuple[float, ...]:
+    """Falling noise levels from 1.0 to 0.0; None: of the model's own number of steps. Raises ConfigError."""
+    return noise_levels(NUM_DENOISE_STEPS if num_denoise_steps is None else num_denoise_steps, LEVEL_SHIFT)
 
 
 def cells_of(image: np.ndarray) -> np.ndarray:

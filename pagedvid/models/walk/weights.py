@@ -1,4 +1,7 @@
-"""The walk model's weights, read and written: a folder with config.json and model.safetensors."""
+"""The walk model's weights, read and written: a folder with config.json and model.safetensors.
+
+The shipped ones are in the folder weights/.
+"""
 
 from __future__ import annotations
 
@@ -17,14 +20,13 @@ from pagedvid.models.common.checkpoint import load_checkpoint
 from pagedvid.models.common.checkpoint_files import path_or_none
 from pagedvid.models.common.trained_folder import (
     CONFIG_FILE,
-    CONTENT,
     WEIGHTS_FILE,
     read_config,
     read_sizes,
     require_folder,
     save_folder,
 )
-from pagedvid.models.demo.spec import TransformerConfig, noise_levels
+from pagedvid.models.demo.spec import TransformerConfig
 from pagedvid.models.walk.actions import MOVES, Walk
 from pagedvid.models.walk.network import Transformer
 from pagedvid.models.walk.pipeline import WalkModel
@@ -33,13 +35,14 @@ from pagedvid.models.walk.spec import (
     FRAME_SIZE,
     FRAMES_PER_CHUNK,
     FRAMES_PER_SECOND,
-    NUM_DENOISE_STEPS,
     WORLD_VERSION,
     geometry_of,
+    levels_of,
 )
 from pagedvid.shown import named, shown
 
 NAME = "walk"
+SHIPPED_WEIGHTS = Path(__file__).parent / "weights"
 PIXEL_SCALE = 4
 """Enlargement of its frames in files."""
 WINDOW = Window(sink_chunks=0, recent_chunks=100)
@@ -53,8 +56,7 @@ def model_spec(config: ModelConfig) -> ModelSpec:
 
     def schedule(num_frames: int, num_denoise_steps: int | None, window: Window) -> Schedule:
         places_F2 = Walk(None, ()).places(num_chunks_of(num_frames) * FRAMES_PER_CHUNK)
-        levels = noise_levels(NUM_DENOISE_STEPS if num_denoise_steps is None else num_denoise_steps)
-        return walk_schedule(places_F2, is_given=False, levels=levels, window=window)
+        return walk_schedule(places_F2, is_given=False, levels=levels_of(num_denoise_steps), window=window)
 
     def load(prompts: Sequence[str]) -> WalkModel:
         if config.text_encoder or config.vae:
@@ -76,12 +78,13 @@ def model_spec(config: ModelConfig) -> ModelSpec:
     )
 
 
-def load_walk(folder: Path, device: str = "cpu", dtype: torch.dtype = torch.float32) -> WalkModel:
-    """Reads `config.json` and `model.safetensors` from a folder.
+def load_walk(path: Path | None = None, device: str = "cpu", dtype: torch.dtype = torch.float32) -> WalkModel:
+    """Reads `config.json` and `model.safetensors` from a folder (default: the shipped weights).
 
     Raises ConfigError when a file is missing or unreadable or when the two do not fit each other.
     """
-    network = Transformer(_read_sizes(require_folder(folder, NAME)))
+    folder = _folder_of(path)
+    network = Transformer(_read_sizes(folder))
     load_checkpoint(network, folder / WEIGHTS_FILE)
     return WalkModel.of(network.to(device=device, dtype=dtype))
 
@@ -92,9 +95,7 @@ def save_weights(network: Transformer, folder: Path, facts: Mapping[str, Any]) -
 
 
 def _folder_of(path: Path | None) -> Path:
-    if path is None:
-        raise ConfigError(f"no weights come with the walk model yet; set model.weights to {CONTENT}, docs/models.md")
-    return require_folder(path, NAME)
+    return require_folder(SHIPPED_WEIGHTS if path is None else path, NAME)
 
 
 def _read_sizes(folder: Path) -> TransformerConfig:

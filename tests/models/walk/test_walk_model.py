@@ -17,7 +17,7 @@ from pagedvid.engine.engine import Engine
 from pagedvid.engine.requests import ChunkOutput, VideoRequest
 from pagedvid.engine.schedule import Range
 from pagedvid.errors import ConfigError, PromptError, ShapeError
-from pagedvid.models.demo.spec import TransformerConfig, noise_levels
+from pagedvid.models.demo.spec import TransformerConfig
 from pagedvid.models.walk.actions import read_walk
 from pagedvid.models.walk.network import Transformer
 from pagedvid.models.walk.pipeline import WalkModel
@@ -29,6 +29,7 @@ from pagedvid.models.walk.spec import (
     VIEW_CELLS,
     cells_of,
     frames_of,
+    levels_of,
     map_latents,
 )
 from pagedvid.models.walk.world import render
@@ -88,7 +89,7 @@ def dense_latents(model: WalkModel, prompt: str, seed: int, num_chunks: int, kep
 
         latents = model.initial_latents(walk, seed, chunk)
         if walk.map_seed is None or chunk > 0:
-            for level, lower in itertools.pairwise(noise_levels(NUM_STEPS)):
+            for level, lower in itertools.pairwise(levels_of(NUM_STEPS)):
                 latents = model.advance(latents, {"cond": forward(latents, level)}, level, lower)
         clean.append(latents)
         forward(latents, 0.0)

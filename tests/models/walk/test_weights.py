@@ -16,7 +16,8 @@ from pagedvid.models.demo.spec import TransformerConfig
 from pagedvid.models.registry import model_spec
 from pagedvid.models.walk.actions import MOVES
 from pagedvid.models.walk.network import Transformer
-from pagedvid.models.walk.weights import load_walk, save_weights
+from pagedvid.models.walk.weights import SHIPPED_WEIGHTS, load_walk, save_weights
+from walk_check import outing_scores
 
 
 def network() -> Transformer:
@@ -55,9 +56,15 @@ def test_weights_of_another_world_are_refused(folder: Path):
         load_walk(folder)
 
 
-def test_without_weights_the_way_to_train_is_named():
-    with pytest.raises(ConfigError, match=r"no weights come with the walk model yet; set model\.weights"):
-        model_spec(ModelConfig(name="walk"))
+def test_the_shipped_weights_remember_what_left_the_view():
+    """A square of 8 steps a side: nothing of the first view is in the one after 16 frames."""
+    scores = outing_scores(load_walk(), num_frames=33, maps=range(3))
+    assert scores["landmarks"] >= 15 and scores["revisited"] >= 0.9 and scores["revisited_psnr"] > 25
+    assert scores["invented_per_frame"] > 2
+
+
+def test_the_shipped_files_are_small():
+    assert sum(file.stat().st_size for file in SHIPPED_WEIGHTS.iterdir()) <= 16 * 2**20
 
 
 @pytest.mark.parametrize("odd", [{"width": "9" * 5000}, {"x" * 5000: 1}, {"x" * 5000: "\x1b"}])
