@@ -1,8 +1,8 @@
 """How long does a walk remember what it saw, in the same memory, with every way to store its history?
 
-The walk model goes out into a map and comes back by the same way (horizon/trips.py). A view
-that comes again must look as it did: the landmarks of the first visit are looked for at the second one, by kind and
-place. What has left the window cannot be known, and is invented anew. Four parts:
+The walk model goes out into a map and comes back by the same way (horizon/trips.py). A view that comes again must look
+as it did: the landmarks of the first visit are looked for at the second one, by kind and place. What has left the
+window cannot be known, and is invented anew. Four parts:
 
 horizon      at equal bytes per stream, each storage with the window that the bytes allow: landmarks that are there
              again, in percent, by frames between two visits. "reach": up to which distance 90 % are.
@@ -11,7 +11,7 @@ correction   the same for codecs with step sizes, without the correction and wit
 sinks        at equal bytes: one sink chunk, the given first frames, against none
 
 PSNR compares the second visit with the first one, and the last frame with the map ("truth"), whose first frames were
-given. Errors of percentages are about 2: a column counts some hundred landmarks.
+given. The JSON file has the landmarks of every distance.
 
     python benchmarks/memory_horizon.py --parts horizon sinks
     python benchmarks/memory_horizon.py --parts bits correction --out benchmarks/results/memory_horizon_bits.json
@@ -84,7 +84,8 @@ class Program:
         self.model = model
         self.num_chunks = -(-(2 * arguments.frames_out + 1) // FRAMES_PER_CHUNK)
         self.trips: list[Trip] = draw_trips(arguments.trips, arguments.frames_out, arguments.seed)
-        self.strips: dict[str, np.ndarray] = {}
+        self.strips: dict[str, tuple[str, np.ndarray]] = {}
+        """Caption and first video of storages that are shown, in the memory that comes first."""
         self._rows: dict[tuple[str, str, Window], Row] = {}
 
     def horizon(self) -> dict[str, list[Row]]:
@@ -142,7 +143,7 @@ class Program:
             note(f"{storage}, correction {correction}, {window.sink_chunks} + {window.recent_chunks} chunks")
             videos = walk(self.model, run, self.trips, self.arguments.frames_out)
             if storage in OF_STRIPS:
-                self.strips.setdefault(f"{storage}, {window.max_chunks} chunks", videos[0])
+                self.strips.setdefault(storage, (f"{storage}, {window.max_chunks} chunks", videos[0]))
             revisits = score(self.trips, videos, SCORED_EVERY)
             num_bytes, bits = most_bytes(run.cache, window), round(bits_per_value(run.cache, window), 3)
             row = Row(storage, correction, window.sink_chunks, window.recent_chunks, num_bytes, bits, revisits)
@@ -218,7 +219,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             results[part] = {size: [asdict(row) for row in of_size] for size, of_size in rows.items()}
             draw(rows, arguments.out.with_suffix(".png"))
             shown = [end for _, end in columns(arguments.frames_out)]
-            draw_strips(program.strips, shown, arguments.out.with_name("memory_horizon_strips.png"))
+            draw_strips(dict(program.strips.values()), shown, arguments.out.with_name("memory_horizon_strips.png"))
         else:
             print(f"\n{part}\n\n{table(rows, arguments.frames_out, names[part])}")
             results[part] = [asdict(row) for row in rows]

@@ -3,9 +3,9 @@
 walk_batches.py has the data, the attention and the loss; walk_check.py measures from time to time how much of a first
 visit is there again at the next one.
 
-python tools/train_walk.py --steps 14000 --out runs/walk            # about two hours on two cores
-python tools/train_walk.py --steps 14000 --out runs/walk --resume   # after an interruption
-python tools/train_walk.py --out runs/walk --export DIR             # what `load_walk` reads
+python tools/train_walk.py --steps 6000 --threads 1 --out runs/walk            # about an hour on one core
+python tools/train_walk.py --steps 6000 --threads 1 --out runs/walk --resume   # after an interruption
+python tools/train_walk.py --out runs/walk --export DIR                        # what `load_walk` reads
 
 With --minutes in place of --steps, a run takes as many steps as fit, and is not the same every time. Needs PyTorch 2.9
 or newer (its Muon optimizer); the exported weights do not.

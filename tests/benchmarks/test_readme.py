@@ -16,5 +16,5 @@ def test_every_program_is_listed() -> None:
 
 
 def test_every_result_is_listed() -> None:
-    pictures = {"budgets.png", "demo_sheet.png", "fidelity.png"}  # each next to the file of its program
+    pictures = {"budgets.png", "demo_sheet.png", "fidelity.png", "memory_horizon.png", "memory_horizon_strips.png"}  # each next to the file of its program
     assert {path.name for path in (BENCHMARKS / "results").iterdir()} - pictures <= NAMES
