@@ -204,7 +204,7 @@ def test_the_setting_reaches_the_engine():
 
 
 def test_it_decides_frames_and_so_does_what_rounds_otherwise():
-    """On its own, a video is rounded otherwise by another backend, scratch, device or number of threads, and by a compiler."""
+    """On its own, a video is rounded otherwise by another backend, scratch, device, compiler or number of threads."""
     batched, apart = (frame_settings(Config(engine=EngineConfig(reproducible=value))) for value in (False, True))
     assert (batched["engine.reproducible"], apart["engine.reproducible"]) == (False, True)
     assert apart.keys() - batched.keys() == {
