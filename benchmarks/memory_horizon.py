@@ -10,11 +10,11 @@ bits         at equal windows, which hold the whole trip: what fewer bits cost, 
 correction   the same for codecs with step sizes, without the correction and with each kind of it
 sinks        at equal bytes: one sink chunk, the given first frames, against none
 
-PSNR compares the second visit with the first one, and the last frame with the map ("truth"), whose first frames were
-given. The JSON file has the landmarks of every distance.
+"truth" is the PSNR of the last frame to the map, whose first frames were given. The JSON file has the landmarks, and the
+PSNR of the second visit to the first one, for every distance.
 
-    python benchmarks/memory_horizon.py --parts horizon sinks
-    python benchmarks/memory_horizon.py --parts bits correction --out benchmarks/results/memory_horizon_bits.json
+    python benchmarks/memory_horizon.py --parts horizon
+    python benchmarks/memory_horizon.py --parts bits --trips 3 --out benchmarks/results/memory_horizon_bits.json
     python benchmarks/memory_horizon.py --parts horizon --trips 2 --frames-out 40 --bf16-chunks 3
 """
 
@@ -162,6 +162,14 @@ class Program:
         return resolve(Config(model=ModelConfig(name="walk", weights=weights), cache=cache))
 
 
+NAMES: dict[str, Callable[[Row], str]] = {
+    "bits": lambda row: row.storage,
+    "correction": lambda row: f"{row.storage} {row.correction}",
+    "sinks": lambda row: f"{row.storage} {row.sink_chunks} sinks",
+}
+"""What a table calls its rows."""
+
+
 def columns(frames_out: int) -> list[tuple[int, int]]:
     """(Nearest, farthest) distance of every column."""
     ends = [0, FIRST_COLUMN]
@@ -173,7 +181,7 @@ def columns(frames_out: int) -> list[tuple[int, int]]:
 def table(rows: Sequence[Row], frames_out: int, name_of: Callable[[Row], str]) -> str:
     """One line per row; percentages of landmarks."""
     spans = columns(frames_out)
-    headers = ["", "chunks", "bits", *(f"-{end}" for _, end in spans), "reach", "PSNR", "truth"]
+    headers = ["", "chunks", "bits", *(f"-{end}" for _, end in spans), "reach", "truth"]
     lines = []
     for row in rows:
         revisits = row.revisits
@@ -184,7 +192,6 @@ def table(rows: Sequence[Row], frames_out: int, name_of: Callable[[Row], str]) -
                 f"{row.bits:.2f}",
                 *(_percent(revisits.accuracy(*span)) for span in spans),
                 str(revisits.reach(KNOWN)),
-                f"{revisits.psnr[-1]:.1f}",
                 f"{revisits.truth_psnr:.1f}",
             ]
         )
@@ -207,23 +214,19 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = parse(argv)
     use_threads(arguments.threads)
     program, results = Program(arguments), {}
-    names: dict[str, Callable[[Row], str]] = {
-        "bits": lambda row: row.storage,
-        "correction": lambda row: f"{row.storage} {row.correction}",
-        "sinks": lambda row: f"{row.storage} {row.sink_chunks} sinks",
-    }
     for part in arguments.parts:
         rows = getattr(program, part)()
         if part == "horizon":
-            print_horizon(rows, arguments.frames_out)
             results[part] = {size: [asdict(row) for row in of_size] for size, of_size in rows.items()}
+            save_report(arguments, "memory_horizon", results)
+            print_horizon(rows, arguments.frames_out)
             draw(rows, arguments.out.with_suffix(".png"))
             shown = [end for _, end in columns(arguments.frames_out)]
             draw_strips(dict(program.strips.values()), shown, arguments.out.with_name("memory_horizon_strips.png"))
         else:
-            print(f"\n{part}\n\n{table(rows, arguments.frames_out, names[part])}")
             results[part] = [asdict(row) for row in rows]
-        save_report(arguments, "memory_horizon", results)
+            save_report(arguments, "memory_horizon", results)
+            print(f"\n{part}\n\n{table(rows, arguments.frames_out, NAMES[part])}")
     print(f"\nwritten to {arguments.out}")
 
 

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from memory_horizon import Program, columns, main, parse
+from horizon.trips import Revisits
+from memory_horizon import CORRECTIONS, NAMES, Program, Row, columns, main, parse, table
 from pagedvid.cache.window import Window
 from pagedvid.models.demo.spec import TransformerConfig
 from pagedvid.models.walk.network import Transformer
@@ -50,6 +51,14 @@ def test_the_longest_window_within_some_bytes(walk_weights: Path) -> None:
         longer = Window(sinks, window.recent_chunks + 1)
         assert program.bytes_of("int2", window) <= budget < program.bytes_of("int2", longer)
     assert program.longest("int2", 10**12, 0).max_chunks == program.num_chunks
+
+
+def test_the_widest_table_fits() -> None:
+    distances = list(range(4, 161, 4))
+    perfect = Revisits(distances, [10] * 40, [10] * 40, [41.0] * 40, 41.7)
+    rows = [Row("token2-g64", correction, 0, 81, 1, 4.5, perfect) for correction in CORRECTIONS]
+    printed = table(rows, 80, NAMES["correction"])
+    assert "token2-g64 variance" in printed and max(map(len, printed.splitlines())) <= 80
 
 
 def test_columns_cover_all_distances() -> None:
