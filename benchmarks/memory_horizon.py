@@ -10,8 +10,8 @@ bits         at equal windows, which hold the whole trip: what fewer bits cost, 
 correction   the same for codecs with step sizes, without the correction and with each kind of it
 sinks        at equal bytes: one sink chunk, the given first frames, against none
 
-"truth" is the PSNR of the last frame to the map, whose first frames were given. The JSON file has the landmarks of every
-distance, and the PSNR of the second visit to the first one.
+"truth" is the PSNR of the last frame to the map, whose first frames were given. The JSON file has the landmarks of
+every distance, and the PSNR of the second visit to the first one.
 
     python benchmarks/memory_horizon.py --parts horizon
     python benchmarks/memory_horizon.py --parts bits --trips 3 --out benchmarks/results/memory_horizon_bits.json
