@@ -81,7 +81,7 @@ def test_a_codec_that_was_asked_for_stays_and_decides_the_correction(folder, cod
 
 
 def test_a_correction_that_was_asked_for_stays(folder):
-    config = config_of(folder, codec="klt2", correction="variance")
+    config = config_of(folder, codec="klt2", correction="variance", sink_chunks=1, recent_chunks=4)
     assert resolve(config).config == config
 
 
