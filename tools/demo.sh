@@ -6,4 +6,4 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source tools/setup_env.sh
 
 pagedvid generate --prompts configs/demo_prompts.txt --out outputs/demo --overwrite "$@"
-pagedvid generate --model walk --prompts configs/walk_prompts.txt --frames 80 --out outputs/walk --overwrite "$@"
+pagedvid generate --model walk --prompts configs/walk_demo.txt --frames 42 --out outputs/walk --overwrite "$@"
