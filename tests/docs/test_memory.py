@@ -13,6 +13,7 @@ from tests.docs.pages import DOCS, README, tables
 RESULTS = DOCS.parent / "benchmarks" / "results"
 FAR = {8: (1, 8), 16: (9, 16), 32: (17, 32), 64: (33, 64), 128: (65, 128), 160: (129, 160)}
 HORIZON = json.loads((RESULTS / "memory_horizon.json").read_text())["results"]
+SHORT = json.loads((RESULTS / "memory_horizon_correction.json").read_text())["results"]
 BITS = json.loads((RESULTS / "memory_horizon_bits.json").read_text())["results"]
 
 
@@ -49,6 +50,23 @@ def test_what_is_remembered_in_the_same_window() -> None:
         found = percent(row["revisits"], 1, 160)
         assert shown["landmarks there again, all distances"] == f"{found:.1f} %"
         assert shown["PSNR of the first view after 160 frames"] == f"{row['revisits']['psnr'][-1]:.1f} dB"
+
+
+def test_what_the_correction_is_worth() -> None:
+    table = tables(DOCS / "memory.md")[3]
+    shown = {(storage, kind): cell for storage, row in table.items() for kind, cell in row.items()}
+    assert len(shown) == len(SHORT["correction"]) == 8
+    for row in SHORT["correction"]:
+        assert shown[row["storage"], row["correction"]] == f"{percent(row['revisits'], 1, 80):.1f} %"
+
+
+def test_what_sinks_are_worth() -> None:
+    table = tables(DOCS / "memory.md")[4]
+    assert len(table) == len(SHORT["sinks"]) == 6
+    for row in SHORT["sinks"]:
+        for end, nearest in ((8, 1), (16, 9), (32, 17), (64, 33), (80, 65)):
+            shown = table[f"{row['storage']}, {row['sink_chunks']} sinks"][f"to {end}"]
+            assert int(shown) == round(percent(row["revisits"], nearest, end)), (row["storage"], end)
 
 
 def test_the_reach_that_the_readme_quotes_is_in_the_table() -> None:
