@@ -74,8 +74,8 @@ class ModelConfig(Section):
     """Whether torch.compile compiles the transformer's blocks, in the first steps of a run. It needs a C++ compiler, on
     a GPU Triton and a C compiler."""
     cuda_graphs: bool = setting(False, flag())
-    """Whether what lies between two layers of attention is recorded as CUDA graphs once it repeats, which saves time of
-    the host."""
+    """Whether the operations between two layers of attention are recorded as CUDA graphs once they repeat, which saves
+    time of the host."""
     text_encoder_device: str | None = setting(None, nothing() | DEVICE)
     """Device of the text encoder; null = `device`."""
     vae_device: str | None = setting(None, nothing() | DEVICE)

@@ -3,7 +3,7 @@
 A small file is read whole. Of a large one the beginning is read, which has the names and shapes of the tensors of a
 .safetensors file, and NUM_BLOCKS blocks at even distances up to its end. So a fingerprint differs between files of
 different sizes, between checkpoints of different training, precision or shape, and for any change without a gap of
-1/NUM_BLOCKS of the file. It does not show a change that lies between two blocks, such as one small tensor of a huge
+1/NUM_BLOCKS of the file. It does not show a change between two blocks, such as one small tensor of a huge
 file, and it is no protection against somebody who knows where the blocks are. Names and places of files do not count.
 """
 

@@ -1,4 +1,4 @@
-"""What a LightX2V configuration must say for its history to lie in pages."""
+"""What a LightX2V configuration must say so that its history can be stored in pages."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """LingBot-World in vLLM-Omni with several sessions in one forward, and with forks.
 
 vLLM-Omni's pipeline denoises one session at a time. This one, chosen as `custom_pipeline_args: {pipeline_class: ...}`
-beside the runner, packs the sessions of a scheduler's cycle as rows of one batch. They may be at different blocks and
+next to the runner, packs the sessions of a scheduler's cycle as rows of one batch. They may be at different blocks and
 denoise steps. Commit passes, conditions and decoding stay with each session.
 Axes: B sessions, T tokens of a block, C channels.
 """

@@ -4,7 +4,7 @@
     load_checkpoint(network, path, device, rename)   # every parameter gets its tensor, its dtype, its device
 
 The files are found by checkpoint_files.py, their names are read by checkpoint_names.py. files/tensor_files.py says
-which numbers are weights, scaled_weights.py which become weights by a scale beside them. Names, shapes and dtypes of
+which numbers are weights, scaled_weights.py which become weights by a scale next to them. Names, shapes and dtypes of
 all tensors are checked before the first one is read; memory holds the module and one shard at most.
 """
 
