@@ -86,8 +86,12 @@ class Page:
             field.send_keys(str(value))
 
     def card_ids(self) -> list[str]:
-        cards = self.driver.find_elements("css selector", ".card")
-        return [card.get_attribute("data-id") for card in cards]
+        return self.attributes(".card", "data-id")
+
+    def attributes(self, css: str, name: str) -> list[str]:
+        """An attribute of all elements that match, read in one go: the page may replace one between two questions."""
+        script = "return [...document.querySelectorAll(arguments[0])].map((one) => one.getAttribute(arguments[1]))"
+        return list(self.driver.execute_script(script, css, name))
 
     def show_as(self, width: int, height: int, *, dark: bool = False) -> None:
         """The window's size, and whether its user prefers dark pages."""

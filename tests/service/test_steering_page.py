@@ -41,8 +41,7 @@ def page(tmp_path_factory):
 
 
 def pressed(page: Page, card: Card) -> list[str]:
-    buttons = page.driver.find_elements("css selector", f"{card.css} .pad [aria-pressed=true]")
-    return [button.get_attribute("aria-label") for button in buttons]
+    return page.attributes(f"{card.css} .pad [aria-pressed=true]", "aria-label")
 
 
 def test_a_walk_is_steered_by_keys_and_by_touch(page: Page):
