@@ -86,24 +86,31 @@ def _pictures(path: Path, kind: str, height: int, width: int) -> Iterator[GivenP
             raise _unreadable(path, "its pictures are coded in an unknown way")
         if not (stream.height and stream.width):
             raise _unreadable(path, f"its pictures have no size, or more than {MOST_PIXELS:,} pixels")
-        size = (stream.height, stream.width)
-        scale = _scale(path, size, (height, width))
         interval = float(1 / stream.average_rate) if stream.average_rate else 1.0
         first: float | None = None
+        size: tuple[int, ...] | None = None
         for number, frame in zip(count(), container.decode(stream), strict=False):
-            if (frame.height, frame.width) != size:
+            pixels = _upright(frame)
+            size = pixels.shape if size is None else size
+            if pixels.shape != size:
                 raise _unreadable(path, "its pictures differ in size")
+            scale = _scale(path, size[:2], (height, width))
             seconds = number * interval if frame.time is None else frame.time
             first = seconds if first is None else first
             begin = seconds - first
-            yield GivenPicture(begin, begin + interval, _reduced(frame.to_ndarray(format="rgb24"), scale))
+            yield GivenPicture(begin, begin + interval, _reduced(pixels, scale))
 
 
 def _unreadable(path: Path, reason: str) -> ConfigError:
     return ConfigError(f"{named(path.name)} cannot be read ({reason}); give a whole file of {KINDS}")
 
 
-def _scale(path: Path, found: tuple[int, int], wanted: tuple[int, int]) -> int:
+def _upright(frame: Any) -> Frames:
+    """Its pixels, turned as the file says: cameras store what they see sideways, and note it."""
+    return np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90))
+
+
+def _scale(path: Path, found: tuple[int, ...], wanted: tuple[int, int]) -> int:
     scale = found[0] // wanted[0]
     if found != (scale * wanted[0], scale * wanted[1]) or not 1 <= scale <= MAX_SCALE:
         raise ConfigError(

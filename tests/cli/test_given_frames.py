@@ -113,6 +113,22 @@ def test_a_video_goes_on_from_an_image_and_from_itself(command, prompts, image, 
     assert len(read_frames(again / "more.mp4")) == 16
 
 
+def test_a_walk_goes_on_from_its_own_file_and_finds_back(command, prompts, tmp_path):
+    """With the trained weights; what it comes back to was read from a coded video."""
+    out, back = tmp_path / "out", tmp_path / "back"
+    fast = ("--model", "walk", *FAST[2:])
+    first = prompts({"prompt": "map 7: right 5", "id": "a"})
+    code, _, stderr = command("generate", "--prompts", first, "--frames", 6, "--out", out, *fast)
+    assert code == 0, stderr
+    more = prompts({"prompt": "left 5, up", "id": "b", "video": "out/a.mp4"})
+    code, _, stderr = command("generate", "--prompts", more, "--frames", 6, "--out", back, *fast)
+    assert code == 0, stderr
+    outward, homeward = (np.array(read_frames(path)).astype(float) for path in (out / "a.mp4", back / "b.mp4"))
+    errors = ((outward[4::-1] - homeward[:5]) ** 2).mean(axis=(1, 2, 3))
+    assert errors.max() < 100, "at least 28 dB"
+    assert ((outward[0] - homeward[5]) ** 2).mean() > 200, "the last step leads elsewhere"
+
+
 def test_files_that_cannot_be_used_fail_their_videos_only(command, prompts, image, tmp_path):
     (tmp_path / "text.png").write_text("no picture")
     Image.new("RGB", (32, 40)).save(tmp_path / "tall.png")

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import struct
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import ExifTags, Image, ImageOps
 
 from pagedvid.cache.window import Window
 from pagedvid.engine.protocol import FrameFormat, PrefixFormat
@@ -73,6 +74,35 @@ def test_jpeg_images_are_read(tmp_path):
     Image.new("RGB", (WIDTH, HEIGHT), (200, 30, 60)).save(tmp_path / "a.jpg", quality=95)
     frames = frames_for(engine(), image=str(tmp_path / "a.jpg"))
     assert np.abs(frames.astype(int) - (200, 30, 60)).max() <= 4
+
+
+@pytest.mark.parametrize("orientation", [1, 3, 6, 8])
+@pytest.mark.parametrize("kind", ["png", "webp"])
+def test_an_image_that_a_camera_stored_sideways_is_turned(tmp_path, kind, orientation):
+    path, notes = tmp_path / f"a.{kind}", Image.Exif()
+    notes[ExifTags.Base.Orientation] = orientation
+    sideways = orientation in (6, 8)
+    picture(path, *((WIDTH, HEIGHT) if sideways else (HEIGHT, WIDTH)), exif=notes, lossless=True)
+    upright = np.asarray(ImageOps.exif_transpose(Image.open(path)).convert("RGB"))
+    np.testing.assert_array_equal(frames_for(engine(), image=str(path))[0], upright)
+
+
+def test_a_video_that_a_camera_stored_sideways_is_turned(tmp_path):
+    """By the matrix in its track's header: nine numbers, 40 bytes behind the name of the header."""
+    path = tmp_path / "a.mp4"
+    writer = VideoWriter(path, SPEED, 1)
+    writer.add(np.full((8, WIDTH, HEIGHT, 3), 40, dtype=np.uint8) + np.arange(WIDTH, dtype=np.uint8)[:, None, None])
+    writer.finish()
+    writer.publish()
+    content = bytearray(path.read_bytes())
+    place = content.index(b"tkhd") + 44
+    one = 1 << 16
+    content[place : place + 36] = struct.pack(">9i", 0, one, 0, -one, 0, 0, HEIGHT * one, 0, 1 << 30)
+    path.write_bytes(content)
+    frames = frames_for(engine(), video=str(path))
+    assert frames.shape == (8, HEIGHT, WIDTH, 3)
+    columns = frames.astype(float).mean(axis=(0, 1, 3))
+    assert columns[0] > columns[-1] + 20, "turned clockwise: its first row is on the right"
 
 
 def test_gray_and_transparent_images_are_read(tmp_path):

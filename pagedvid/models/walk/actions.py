@@ -2,7 +2,7 @@
 
 A step is one of nine actions and, if it is taken more than once, a number; steps are separated by commas, semicolons
 or "then". `map` with a number in front says on which map the walk begins: its first frames are given. Without it the
-model invents them too.
+model invents them too, unless the request brings frames to go on from (given.py).
 
 A prompt on the way says what is done from there on. It need not name the map; another one is refused, because nobody
 gets to another map by walking.
@@ -12,11 +12,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from pagedvid.errors import PromptError
+from pagedvid.models.common.prefix import Prefix
 from pagedvid.shown import shown
 
 MOVES: Mapping[str, tuple[int, int]] = {
@@ -40,25 +41,43 @@ _STEP = re.compile(r"([a-z]+(?:[ -][a-z]+)?)\s*(\d*)", re.IGNORECASE)
 _SEPARATOR = re.compile(r"[,;]|\bthen\b", re.IGNORECASE)
 
 
+@dataclass(frozen=True, eq=False)
+class GivenFrames:
+    """Frames before the first one of a video, in whole chunks."""
+
+    prefix: Prefix
+    actions: tuple[str, ...]
+    """From each of them to the next, keys of `MOVES`."""
+
+    @property
+    def num_frames(self) -> int:
+        """As many as were given."""
+        return len(self.actions) + 1
+
+
 @dataclass(frozen=True)
 class Walk:
-    """What a prompt says."""
+    """What a prompt says, and what it goes on from."""
 
     map_seed: int | None
-    """The map of the given first frames; None: they are invented."""
+    """The map that the first frames show; None: they are invented, or go on from given ones."""
     actions: tuple[str, ...]
     """One a frame, keys of `MOVES`; the view stays where it is when they are over."""
+    given: GivenFrames | None = None
+    """Frames before the first one; the first action leads on from the last of them."""
 
     def places(self, num_frames: int) -> np.ndarray:
-        """World (row, column) of the first cell in view, int64 [frames, 2]; that of frame 0 is (0, 0), and action n
-        leads from frame n to frame n + 1."""
+        """World (row, column) of the first cell in view, int64 [frames, 2], for given frames and those after them; that
+        of frame 0 is (0, 0), and action n leads from frame n to frame n + 1."""
         moves = np.zeros((num_frames, 2), dtype=np.int64)
-        taken = self.actions[: max(0, num_frames - 1)]
+        actions = self.actions if self.given is None else self.given.actions + self.actions
+        taken = actions[: max(0, num_frames - 1)]
         moves[1 : 1 + len(taken)] = np.array([MOVES[action] for action in taken], dtype=np.int64).reshape(-1, 2)
         return moves.cumsum(axis=0)
 
     def turned(self, num_frames: int, walk: Walk) -> Walk:
-        """This walk, whose frame `num_frames`, at least 1, is the first one to which the actions of another walk lead.
+        """This walk, whose frame `num_frames`, at least 1 and counted without given ones, is the first one to which the
+        actions of another walk lead.
 
         The view has stayed where it was if this one was over before. Raises PromptError for a map that is not its own.
         """
@@ -68,9 +87,10 @@ class Walk:
                 f"the walk is under way and its map is {here}, so that a prompt cannot name map {walk.map_seed}; leave "
                 "the map out, or begin a new walk there"
             )
-        taken = self.actions[: num_frames - 1]
-        stayed = ("stay",) * (num_frames - 1 - len(taken))
-        return Walk(self.map_seed, taken + stayed + walk.actions)
+        num_before = num_frames - 1 if self.given is None else num_frames
+        taken = self.actions[:num_before]
+        stayed = ("stay",) * (num_before - len(taken))
+        return replace(self, actions=taken + stayed + walk.actions)
 
 
 def read_walk(prompt: str) -> Walk:

@@ -32,15 +32,17 @@ def chunk_position(places_F2: np.ndarray, chunk: int) -> int:
     return position_of(row, column, (next_row - row, next_column - column))
 
 
-def walk_schedule(places_F2: np.ndarray, *, is_given: bool, levels: Sequence[float], window: Window) -> Schedule:
-    """The schedule of a walk through `places_F2`, int64 [whole chunks of frames, 2]; `is_given`: its first chunk is.
+def walk_schedule(
+    places_F2: np.ndarray, *, num_given: int = 0, first_frame: int = 0, levels: Sequence[float], window: Window
+) -> Schedule:
+    """The schedule of a walk through `places_F2`, int64 [whole chunks of frames, 2].
 
+    `num_given`: chunks at its beginning that are given. `first_frame`: of the video; frames before it do not go out.
     `levels` fall from pure noise to clean, the last one is that of the commit pass. Raises ConfigError.
     """
     num_chunks = len(places_F2) // FRAMES_PER_CHUNK
     check_plannable(len(places_F2), num_chunks)
     positions = [chunk_position(places_F2, chunk) for chunk in range(num_chunks)]
-    num_given = int(is_given)
 
     def rounds() -> Iterator[Round]:
         for chunk, position in enumerate(positions):
@@ -53,6 +55,8 @@ def walk_schedule(places_F2: np.ndarray, *, is_given: bool, levels: Sequence[flo
                 )
             if chunk < num_given or chunk < num_chunks - 1:
                 stored = Range(frames, levels[-1], visible=(), commits=True, position=position)
-                yield Round((stored,), finished=(chunk,) if chunk < num_given else (), forgets=(chunk,))
+                goes_out = first_frame <= frames.start and chunk < num_given
+                yield Round((stored,), finished=(chunk,) if goes_out else (), forgets=(chunk,))
 
-    return Schedule(rounds, window, max(num_given, num_chunks - 1), max_range_frames=FRAMES_PER_CHUNK)
+    num_commits = max(num_given, num_chunks - 1)
+    return Schedule(rounds, window, num_commits, max_range_frames=FRAMES_PER_CHUNK, first_frame=first_frame)

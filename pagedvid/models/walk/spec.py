@@ -52,6 +52,12 @@ def map_latents(map_seed: int, places_F2: np.ndarray) -> np.ndarray:
     return np.concatenate([view.reshape(TOKENS_PER_FRAME, LATENT_CHANNELS) for view in views])
 
 
+def frame_latents(frames_NHWC: Tensor) -> Tensor:
+    """Latents of frames uint8 [N, 64, 64, 3], float32 [N * 64, 192]; `frames_of` gives the same frames again."""
+    cells = np.stack([cells_of(frame) for frame in frames_NHWC.numpy()])
+    return torch.from_numpy(cells.reshape(-1, LATENT_CHANNELS))
+
+
 def frames_of(latents_TC: Tensor) -> np.ndarray:
     """Frames of latents [F * 64, 192]: uint8 [F, 64, 64, 3]."""
     cut = latents_TC.float().cpu().view(-1, VIEW_CELLS, VIEW_CELLS, CELL_SIZE, CELL_SIZE, 3).transpose(2, 3)

@@ -56,7 +56,7 @@ def model_spec(config: ModelConfig) -> ModelSpec:
 
     def schedule(num_frames: int, num_denoise_steps: int | None, window: Window) -> Schedule:
         places_F2 = Walk(None, ()).places(num_chunks_of(num_frames) * FRAMES_PER_CHUNK)
-        return walk_schedule(places_F2, is_given=False, levels=levels_of(num_denoise_steps), window=window)
+        return walk_schedule(places_F2, levels=levels_of(num_denoise_steps), window=window)
 
     def load(prompts: Sequence[str]) -> WalkModel:
         if config.text_encoder or config.vae:

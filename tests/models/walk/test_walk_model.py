@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +20,6 @@ from pagedvid.models.demo.spec import TransformerConfig
 from pagedvid.models.walk.actions import read_walk
 from pagedvid.models.walk.network import Transformer
 from pagedvid.models.walk.pipeline import WalkModel
-from pagedvid.models.walk.rotary import FASTEST, SLOWEST
 from pagedvid.models.walk.spec import (
     CHUNK_TOKENS,
     FRAME_SIZE,
@@ -29,10 +27,10 @@ from pagedvid.models.walk.spec import (
     VIEW_CELLS,
     cells_of,
     frames_of,
-    levels_of,
     map_latents,
 )
 from pagedvid.models.walk.world import render
+from tests.models.walk.dense import dense_latents, rotated
 from tests.models.walk.untrained import NUM_STEPS, engine_of, random_network
 
 PROMPTS = ("map 5: right 3, down 2, left 3, up 2", "up-left 4, down-right 4")
@@ -54,47 +52,6 @@ def videos_of(engine: Engine, prompts: tuple[str, ...], num_frames: int) -> list
         parts.setdefault(output.request_id, []).append(output.frames)
     assert engine.cache.pool.num_used_pages == 0
     return [np.concatenate(parts[str(number)]) for number in range(len(prompts))]
-
-
-def rotated(x_THD: Tensor, places: list[list[int]]) -> Tensor:
-    """Rotary embedding of the cells in view from `places`, one complex number per pair."""
-    pairs = x_THD.shape[-1] // 4
-    frequencies = torch.logspace(np.log10(FASTEST), np.log10(SLOWEST), pairs, dtype=torch.float64)
-    cells = [(row + r, column + c) for row, column in places for r in range(VIEW_CELLS) for c in range(VIEW_CELLS)]
-    angles = torch.stack([torch.cat([frequencies * row, frequencies * column]) for row, column in cells])
-    first, second = x_THD.double().chunk(2, dim=-1)
-    product = torch.complex(first, second) * torch.polar(torch.ones_like(angles), angles)[:, None]
-    return torch.cat([product.real, product.imag], dim=-1).to(x_THD.dtype)
-
-
-def dense_latents(model: WalkModel, prompt: str, seed: int, num_chunks: int, kept: int) -> Tensor:
-    """Clean latents of all chunks of one video; history is the newest `kept` chunks, dense and exact."""
-    walk = model.prepare(prompt, {}, 2 * num_chunks)
-    places = walk.places(2 * num_chunks).tolist()
-    history: list[dict[int, tuple[Tensor, Tensor]]] = []
-    clean = []
-    for chunk in range(num_chunks):
-        own_places, stored = places[2 * chunk : 2 * chunk + 2], {}
-
-        def attend(layer: int, q: Tensor, k: Tensor, v: Tensor, *, commits: bool) -> Tensor:
-            q, k = rotated(q, own_places), rotated(k, own_places)  # noqa: B023 - called within this turn of the loop
-            stored[layer] = k, v  # noqa: B023
-            seen = [] if commits else [each[layer] for each in history[-kept:]]
-            keys, values = (torch.cat([*(pair[i] for pair in seen), own]) for i, own in enumerate((k, v)))
-            return F.scaled_dot_product_attention(*(x.transpose(0, 1) for x in (q, keys, values))).transpose(0, 1)
-
-        def forward(latents: Tensor, level: float) -> Tensor:
-            part = Range(range(2 * chunk, 2 * chunk + 2), level)  # noqa: B023
-            return model.forward(latents, [part], [walk], lambda *args: attend(*args, commits=level == 0))
-
-        latents = model.initial_latents(walk, seed, chunk)
-        if walk.map_seed is None or chunk > 0:
-            for level, lower in itertools.pairwise(levels_of(NUM_STEPS)):
-                latents = model.advance(latents, {"cond": forward(latents, level)}, level, lower)
-        clean.append(latents)
-        forward(latents, 0.0)
-        history.append(stored)
-    return torch.cat(clean)
 
 
 def assert_alike(frames: np.ndarray, latents: Tensor, most: int) -> None:
@@ -234,7 +191,7 @@ def test_a_new_network_copies_from_history_and_hears_no_pure_noise():
 def test_what_is_not_a_walk_is_refused(model: WalkModel):
     with pytest.raises(PromptError, match="is no step"):
         model.prepare("a red circle", {}, 8)
-    with pytest.raises(ConfigError, match="takes a prompt only; remove camera"):
+    with pytest.raises(ConfigError, match="takes a prompt and frames to go on from; remove camera"):
         model.prepare("left", {"camera": 1}, 8)
     with pytest.raises(ShapeError, match="every range of walk is one chunk of 128"):
         model.forward(torch.zeros(64, 192), [Range(range(1), 1.0)], [None], lambda *_: None)
