@@ -16,7 +16,8 @@ install_environment() {
     fi
     echo "setup: installing into .venv (log: $log)"
     {
-        .venv/bin/python -m pip install --constraint constraints.txt hatchling editables &&
+        .venv/bin/python -m ensurepip && # a run that was cut short, or another program, may have left none
+            .venv/bin/python -m pip install --constraint constraints.txt hatchling editables &&
             .venv/bin/python -m pip install --constraint constraints.txt --no-build-isolation --editable '.[dev]'
     } >"$log" 2>&1 || {
         tail -n 20 "$log" >&2
