@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING
@@ -202,7 +202,9 @@ def _build_together(
         error = failed
     messages = control.shared(None if error is None else reason(error))
     if control.rank > 0 and any(messages):
-        end_at_once(EXIT_FAILED)  # rank 0 says why
+        with suppress(RuntimeError):
+            control.hear()  # until rank 0, which says why, has ended: whoever ends first fails the exchange of others
+        end_at_once(EXIT_FAILED)
     if error is not None:
         raise error
     failures = [f"rank {rank} could not build its engine: {why}" for rank, why in enumerate(messages) if why]

@@ -52,8 +52,9 @@ def test_what_no_rank_can_build_is_said_once(tmp_path, prompts):
         "pagedvid", *words(prompts(*PROMPTS), tmp_path / "out", "--devices", 3, "--set", "attention.backend=triton")
     )
     assert made.returncode == 2
-    (line,) = (line for line in made.stderr.splitlines() if "error" in line)
-    assert line.startswith("pagedvid: error: no attention backend can run on cpu")
+    errors = [line for line in made.stderr.splitlines() if "error" in line]
+    assert len(errors) == 1, made.stderr
+    assert errors[0].startswith("pagedvid: error: no attention backend can run on cpu")
 
 
 @pytest.fixture
