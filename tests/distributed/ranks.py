@@ -1,4 +1,5 @@
-"""Processes of one group, which run the same functions of it: many at once, as importing PyTorch takes most time."""
+"""Processes of one group, which run the same functions of it: copies of a server that has imported PyTorch, as this
+takes most time."""
 
 from __future__ import annotations
 
@@ -20,7 +21,8 @@ SECONDS = 240
 def on_ranks(num_ranks: int, jobs: Mapping[str, Job]) -> dict[str, list[Any]]:
     """What every job returns on every rank, by name. The jobs are functions of modules."""
     with tempfile.TemporaryDirectory() as folder:
-        context = get_context("spawn")
+        context = get_context("forkserver")
+        context.set_forkserver_preload(["torch.distributed", "diffusers", "pagedvid.models.registry"])
         processes = [
             context.Process(target=_run_rank, args=(rank, num_ranks, Path(folder), dict(jobs)), daemon=True)
             for rank in range(num_ranks)
