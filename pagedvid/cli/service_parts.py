@@ -40,6 +40,7 @@ def served_model(spec: RunSpec) -> ServedModel:
         frames_per_latent=frames.frames_per_latent,
         default_num_frames=min(config.generate.num_frames, config.serve.max_frames),
         actions=spec.model.actions,
+        example_prompt=spec.model.example_prompt,
     )
 
 

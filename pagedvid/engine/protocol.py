@@ -229,5 +229,7 @@ class ModelSpec:
     actions: tuple[str, ...] = ()
     """Words by which a video of a steerable model is led while it is made: the prompt "left 12" takes one for so many
     frames. Those that lead somewhere are of up, down, left and right, or of two of them as "up-left"."""
+    example_prompt: str = ""
+    """One that it understands, for a person who has never written one; empty: any English will do."""
     window: Window = field(default_factory=Window)
     """What it keeps unless settings say otherwise; where positions start, the loaded model says."""

@@ -40,6 +40,12 @@ def test_who_writes_latents():
         assert not spec_of(name, vae=Path("x")).writes_latents
 
 
+@pytest.mark.parametrize("name", ["demo", "walk"])
+def test_a_built_in_model_understands_its_example(name: str, recwarn):
+    load_model(name).prepare(spec_of(name).example_prompt, {}, 8)
+    assert not recwarn.list, "a warning is for a word that the model does not know"
+
+
 def test_the_demo_takes_no_other_parts():
     for part in ("text_encoder", "vae"):
         with pytest.raises(ConfigError, match="needs neither a text encoder nor a VAE"):

@@ -53,6 +53,7 @@ def test_a_walk_is_steered_by_keys_and_by_touch(page: Page):
         assert pressed(page, card) == [action]
         assert card.part("pad-words") == f"{action}, until you choose another"
 
+    assert page.attributes("#new-session [name=prompt]", "placeholder") == ["map 7: left 12, up 8, right 12, down 8"]
     card = page.start("map 7: right 3", num_frames=LONG_FRAMES, live_frames_per_second=6)
     page.wait(lambda: page.find(f"{card.css} [data-panel=steer]").is_displayed(), "the first chunk")
     card.press("steer")

@@ -53,7 +53,15 @@ def model_spec(config: ModelConfig) -> ModelSpec:
         return load_demo(path, config.device, getattr(torch, config.dtype))
 
     frames = FrameFormat(FRAME_SIZE, FRAME_SIZE, DemoModel.frames_per_second)
-    return ModelSpec(geometry, schedule, load, writes_latents=False, pixel_scale=8, frames=frames)
+    return ModelSpec(
+        geometry,
+        schedule,
+        load,
+        writes_latents=False,
+        pixel_scale=8,
+        frames=frames,
+        example_prompt="a small green circle circling on a navy background",
+    )
 
 
 def load_demo(path: Path | None = None, device: str = "cpu", dtype: torch.dtype = torch.float32) -> DemoModel:

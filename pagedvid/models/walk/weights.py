@@ -74,6 +74,7 @@ def model_spec(config: ModelConfig) -> ModelSpec:
         pixel_scale=PIXEL_SCALE,
         frames=frames,
         actions=tuple(MOVES),
+        example_prompt="map 7: left 12, up 8, right 12, down 8",
         window=WINDOW,
     )
 

@@ -40,6 +40,8 @@ class ModelObject(BaseModel):
     default_num_frames: int
     actions: list[str]
     """Words that steer a session while it is made: the prompt "left 12" takes one for so many frames."""
+    example_prompt: str
+    """One that the model understands; empty: any English will do."""
 
 
 class PoolSession(BaseModel):

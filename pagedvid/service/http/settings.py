@@ -37,6 +37,8 @@ class ServedModel:
     """The model's frames of a video whose request does not say how many."""
     actions: tuple[str, ...] = ()
     """See `ModelSpec`; none for a model that cannot be steered."""
+    example_prompt: str = ""
+    """See `ModelSpec`."""
 
     @property
     def size(self) -> str | None:

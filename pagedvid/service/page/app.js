@@ -5,7 +5,7 @@ import { CardList } from "./card_list.js";
 import { put } from "./dom.js";
 import { follow } from "./events.js";
 import { askForKey } from "./key_dialog.js";
-import { readModel } from "./model.js";
+import { model, readModel } from "./model.js";
 import { prepareNewSession } from "./new_session.js";
 import { PoolView } from "./pool_view.js";
 import { hideProblem, showProblem } from "./problem.js";
@@ -40,6 +40,10 @@ function showTotalsSoon() {
     totalsFrame = 0;
     showTotals(sessions, pool);
   });
+}
+
+function showExample() {
+  document.querySelector("#new-session [name=prompt]").placeholder = model.example_prompt;
 }
 
 function announce(text) {
@@ -100,6 +104,6 @@ follow({
   onState: (state, seconds) => {
     isFollowing = state === "open";
     showConnection(state, seconds);
-    if (state === "open") readModel().catch((error) => console.warn(error.message)).then(reload);
+    if (state === "open") readModel().then(showExample, (error) => console.warn(error.message)).then(reload);
   },
 });

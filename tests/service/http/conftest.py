@@ -17,7 +17,15 @@ from pagedvid.service.http.server import Server, listen
 from pagedvid.service.http.settings import ServedModel, ServeSettings
 from tests.service.http.fake_sessions import RATE, SIZE, FakeSessions
 
-MODEL = ServedModel("demo", RATE, width=SIZE, height=SIZE, default_num_frames=48, actions=("left", "up-left"))
+MODEL = ServedModel(
+    "demo",
+    RATE,
+    width=SIZE,
+    height=SIZE,
+    default_num_frames=48,
+    actions=("left", "up-left"),
+    example_prompt="a red circle",
+)
 KEY = "0123456789abcdef-key"
 
 
