@@ -8,9 +8,12 @@ import pytest
 import torch
 
 from pagedvid.engine.engine import Engine
-from pagedvid.engine.requests import ChunkOutput, Continuation, EngineOutput
+from pagedvid.engine.requests import EngineOutput
 from pagedvid.errors import StateError
+from tests.engine.latent_bytes import video_of
+from tests.engine.verbs import steps
 from tests.models.magi1.recordings import ROLLOUTS, engine_of, recorded_model
+from tests.models.on_the_way import forked, moved
 
 ROLLOUT = ROLLOUTS["w4"]
 REQUEST = ROLLOUT.request("a")
@@ -20,13 +23,8 @@ def new_engine() -> Engine:
     return engine_of(recorded_model(ROLLOUT), ROLLOUT.num_steps, reproducible=True)
 
 
-def steps(engine: Engine, number: int) -> list[EngineOutput]:
-    return [output for _ in range(number) for output in engine.step()]
-
-
 def frames(outputs: list[EngineOutput], id: str = "a") -> torch.Tensor:
-    chunks = [output.frames for output in outputs if isinstance(output, ChunkOutput) and output.request_id == id]
-    return torch.cat([torch.from_numpy(chunk) for chunk in chunks])
+    return torch.from_numpy(video_of(outputs, id))
 
 
 def undisturbed(num_frames: int) -> torch.Tensor:
@@ -37,22 +35,12 @@ def undisturbed(num_frames: int) -> torch.Tensor:
 
 @pytest.mark.parametrize("after", [1, 5, 9, 13])
 def test_a_video_goes_on_in_another_engine(after: int) -> None:
-    first, second = new_engine(), new_engine()
-    first.submit(REQUEST)
-    outputs = steps(first, after)
-    second.restore(first.checkpoint("a"))
-    outputs += second.run()
-    assert torch.equal(frames(outputs), undisturbed(REQUEST.num_frames))
-    assert second.cache.pool.num_used_pages == 0
+    assert torch.equal(frames(moved(new_engine, REQUEST, after)), undisturbed(REQUEST.num_frames))
 
 
 @pytest.mark.parametrize("after", [1, 3, 5])
 def test_a_fork_carries_the_chunks_in_flight_with_it(after: int) -> None:
-    engine = new_engine()
-    engine.submit(REQUEST)
-    outputs = steps(engine, after)
-    engine.fork("a", [Continuation("b")])
-    outputs += engine.run()
+    outputs = forked(new_engine, REQUEST, after)
     whole = undisturbed(REQUEST.num_frames)
     assert torch.equal(frames(outputs), whole)
     assert torch.equal(frames(outputs, "b"), whole[len(whole) - len(frames(outputs, "b")) :])

@@ -11,7 +11,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from pagedvid.engine.checkpoint_file import Origin, load_checkpoint, save_checkpoint
 from pagedvid.engine.requests import Continuation, RequestFailure, VideoRequest
 from pagedvid.errors import ConfigError
 from pagedvid.integrations.vae import VideoVae
@@ -19,6 +18,7 @@ from pagedvid.models.wan.causal.pipeline import WanCausal
 from pagedvid.models.wan.causal.spec import WanCausalSettings
 from pagedvid.models.wan.causal.wan_unipc import WanUniPC
 from tests.integrations.tiny_parts import WAN22_5B, wan_vae
+from tests.models.on_the_way import through_a_file
 from tests.models.wan.base.tiny import embeddings, engine_of, padded, tiny_transformer
 from tests.models.wan.causal.longlive import longlive_rollout
 from tests.models.wan.causal.self_forcing import SelfForcing
@@ -131,14 +131,7 @@ def test_a_checkpoint_has_the_state_of_sampler_and_vae(vae, tmp_path, after):
         return engine_of(tiny_model(vae=vae, decodes=True))
 
     whole = videos(new_engine(), request(given_chunks=1))["a"]
-    engine = new_engine()
-    engine.submit(request(given_chunks=1))
-    outputs = [output for _ in range(after) for output in engine.step()]
-    origin = Origin("tiny", engine.model.geometry, engine.cache.spec, engine.window, None, {}, {})
-    save_checkpoint(tmp_path / "a", engine.checkpoint("a"), origin)
-    other = new_engine()
-    other.restore(load_checkpoint(tmp_path / "a", origin))
-    frames = np.concatenate([it.frames for it in (*outputs, *other.run())])
+    frames = through_a_file(new_engine, request(given_chunks=1), after, tmp_path / "a")
     assert frames.shape == whole.shape
     assert np.abs(frames.astype(int) - whole.astype(int)).max() <= 1
 

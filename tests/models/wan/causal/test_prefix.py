@@ -9,12 +9,12 @@ import pytest
 import torch
 
 from pagedvid.cache.window import Window
-from pagedvid.engine.checkpoint_file import Origin, load_checkpoint, save_checkpoint
 from pagedvid.engine.requests import Continuation, RequestFailure, VideoRequest
 from pagedvid.errors import ConfigError
 from pagedvid.integrations.vae import VideoVae
 from pagedvid.models.wan.causal.pipeline import WanCausal
 from tests.integrations.tiny_parts import wan_vae
+from tests.models.on_the_way import through_a_file
 from tests.models.wan.base.tiny import COLUMNS, FRAMES_PER_CHUNK, ROWS, embeddings, engine_of, tiny_transformer
 from tests.models.wan.causal.test_rollout import self_forcing_video, tiny_model
 
@@ -116,14 +116,7 @@ def test_a_checkpoint_has_all_that_it_needs(vae, tmp_path, after):
         return engine_of(model_with(vae, decodes=True))
 
     whole = video(new_engine(), request())["a"]
-    engine = new_engine()
-    engine.submit(request())
-    outputs = [output for _ in range(after) for output in engine.step()]
-    origin = Origin("tiny", engine.model.geometry, engine.cache.spec, engine.window, None, {}, {})
-    save_checkpoint(tmp_path / "a", engine.checkpoint("a"), origin)
-    other = new_engine()
-    other.restore(load_checkpoint(tmp_path / "a", origin))
-    frames = np.concatenate([it.frames for it in (*outputs, *other.run())])
+    frames = through_a_file(new_engine, request(), after, tmp_path / "a")
     assert frames.shape == whole.shape
     assert np.abs(frames.astype(int) - whole.astype(int)).max() <= 1
 

@@ -17,6 +17,8 @@ import torch.nn.functional as F
 from diffusers import SkyReelsV2DiffusionForcingPipeline
 from torch import Tensor
 
+from tests.models.wan.skyreels.dense_window import turned
+
 BRANCHES = ("cond", "uncond")
 Texts = dict[str, Tensor]
 """Rows of cross-attention by branch, [1, L, width]."""
@@ -115,12 +117,7 @@ class DenseAsynchronous:
         return torch.cat(x[len(given) :], dim=1).transpose(0, 1)
 
     def turned(self, x_nHD: Tensor, first: int) -> Tensor:
-        """Turned by the angles of tokens `first` on: neighbours (2c, 2c + 1)."""
-        rope = self.transformer.rope
-        cos, sin = (y[0, first : first + len(x_nHD)] for y in rope(torch.empty(1, 1, rope.max_seq_len, *self.size)))
-        a, b = x_nHD.unflatten(-1, (-1, 2)).unbind(-1)
-        cos, sin = cos[..., ::2], sin[..., ::2]
-        return torch.stack([a * cos - b * sin, a * sin + b * cos], dim=-1).flatten(-2)
+        return turned(self.transformer.rope, self.size, x_nHD, first)
 
     def _window(self, first: int, stop: int) -> list[int]:
         return [block for block in range(stop) if block < self.sinks or block >= first]

@@ -34,6 +34,14 @@ class DenseProcessor:
         return attn.to_out[0](out[0].transpose(0, 1).flatten(1)).unsqueeze(0)
 
 
+def turned(rope, size: Sequence[int], x_nHD: Tensor, first: int) -> Tensor:
+    """Turned by the angles of tokens `first` on: neighbours (2c, 2c + 1). `size`: rows and columns of latents."""
+    cos, sin = (y[0, first : first + len(x_nHD)] for y in rope(torch.empty(1, 1, rope.max_seq_len, *size)))
+    a, b = x_nHD.unflatten(-1, (-1, 2)).unbind(-1)
+    cos, sin = cos[..., ::2], sin[..., ::2]
+    return torch.stack([a * cos - b * sin, a * sin + b * cos], dim=-1).flatten(-2)
+
+
 class DenseWindow:
     """One video; `sinks` first and `recents` newest blocks are seen, besides the current one."""
 
@@ -49,12 +57,7 @@ class DenseWindow:
         return [i for i in range(num_finished) if i < self.sinks or i >= num_finished - self.recents]
 
     def turned(self, x_nHD: Tensor, first: int) -> Tensor:
-        """Turned by the angles of tokens `first` on: neighbours (2c, 2c + 1)."""
-        rope = self.transformer.rope
-        cos, sin = (y[0, first : first + len(x_nHD)] for y in rope(torch.empty(1, 1, rope.max_seq_len, *self.size)))
-        a, b = x_nHD.unflatten(-1, (-1, 2)).unbind(-1)
-        cos, sin = cos[..., ::2], sin[..., ::2]
-        return torch.stack([a * cos - b * sin, a * sin + b * cos], dim=-1).flatten(-2)
+        return turned(self.transformer.rope, self.size, x_nHD, first)
 
     @torch.no_grad()
     def rollout(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -10,8 +11,11 @@ import torch
 from pagedvid.cache.stream_sizes import planned_peak_pages
 from pagedvid.cache.window import Window
 from pagedvid.engine.engine import Engine
-from pagedvid.engine.requests import ChunkOutput, Continuation, EngineOutput, VideoRequest
+from pagedvid.engine.requests import EngineOutput, VideoRequest
 from pagedvid.errors import ConfigError, StateError
+from tests.engine.latent_bytes import video_of
+from tests.engine.verbs import steps
+from tests.models.on_the_way import forked, moved
 from tests.models.wan.base.tiny import FRAMES_PER_CHUNK, embeddings, engine_of, generate
 from tests.models.wan.skyreels.test_asynchronous import ROWS, windowed
 from tests.models.wan.skyreels.test_rollout import BOTH, tiny_model
@@ -27,13 +31,8 @@ def new_engine(codec: str = "fp32", **settings) -> Engine:
     return engine_of(tiny_model(**HOW), codec, correction=correction, **settings)
 
 
-def steps(engine: Engine, number: int) -> list[EngineOutput]:
-    return [output for _ in range(number) for output in engine.step()]
-
-
 def frames(outputs: list[EngineOutput], id: str = "a") -> torch.Tensor:
-    chunks = [output.frames for output in outputs if isinstance(output, ChunkOutput) and output.request_id == id]
-    return torch.cat([torch.from_numpy(chunk) for chunk in chunks])
+    return torch.from_numpy(video_of(outputs, id))
 
 
 def undisturbed(num_frames: int = REQUEST.num_frames, codec: str = "fp32") -> torch.Tensor:
@@ -45,27 +44,17 @@ def undisturbed(num_frames: int = REQUEST.num_frames, codec: str = "fp32") -> to
 @pytest.mark.parametrize("after", [1, 5, 6, 9, 15])
 @pytest.mark.parametrize("codec", ["fp32", "int4"])
 def test_a_video_goes_on_in_another_engine(after: int, codec: str) -> None:
-    first, second = new_engine(codec), new_engine(codec)
-    first.submit(REQUEST)
-    outputs = steps(first, after)
-    second.restore(first.checkpoint("a"))
-    outputs += second.run()
+    outputs = moved(partial(new_engine, codec), REQUEST, after)
     assert torch.equal(frames(outputs), undisturbed(codec=codec))
-    assert second.cache.pool.num_used_pages == 0
 
 
 @pytest.mark.parametrize("after", [1, 4, 7])
 def test_a_fork_carries_the_blocks_in_flight_with_it(after: int) -> None:
-    engine = new_engine()
-    engine.submit(REQUEST)
-    outputs = steps(engine, after)
-    engine.fork("a", [Continuation("b")])
-    outputs += engine.run()
+    outputs = forked(new_engine, REQUEST, after)
     whole = undisturbed()
     torch.testing.assert_close(frames(outputs), whole, rtol=0, atol=1e-5)
     later = frames(outputs, "b")
     torch.testing.assert_close(later, whole[len(whole) - len(later) :], rtol=0, atol=1e-5)
-    assert engine.cache.pool.num_used_pages == 0
 
 
 @pytest.mark.parametrize("after", [1, 4, 9, 12])
