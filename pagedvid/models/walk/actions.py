@@ -1,7 +1,7 @@
 """Walks in words: `map 7: left 12, up 8, right 12, down 8` as one move of the view per frame.
 
-A step is one of nine actions and, if it is taken more than once, a number; steps are separated by commas, semicolons
-or "then". `map` with a number in front says on which map the walk begins: its first frames are given. Without it the
+A leg is one of nine actions and, if it is taken more than once, a number; legs are separated by commas, semicolons or
+"then". `map` with a number in front says on which map the walk begins: its first frames are given. Without it the
 model invents them too, unless the request brings frames to go on from (given.py).
 
 A prompt on the way says what is done from there on. It need not name the map; another one is refused, because nobody
@@ -32,12 +32,12 @@ MOVES: Mapping[str, tuple[int, int]] = {
     "down-right": (1, 1),
 }
 """The nine actions: cells by which the view moves down and right."""
-MAX_STEPS = 100_000
+MAX_ACTIONS = 100_000
 """Of one walk; a larger number is taken for a mistake."""
 MAX_MAP = 2**31 - 1
 _FORM = "such as 'map 7: left 12, up 8, right 12, down 8'"
 _MAP = re.compile(r"\s*map\s*(\d+)\s*(?::|,|;|$)", re.IGNORECASE)
-_STEP = re.compile(r"([a-z]+(?:[ -][a-z]+)?)\s*(\d*)", re.IGNORECASE)
+_LEG = re.compile(r"([a-z]+(?:[ -][a-z]+)?)\s*(\d*)", re.IGNORECASE)
 _SEPARATOR = re.compile(r"[,;]|\bthen\b", re.IGNORECASE)
 
 
@@ -94,19 +94,19 @@ class Walk:
 
 
 def read_walk(prompt: str) -> Walk:
-    """The walk that a prompt describes. Raises PromptError, which names the step that is not understood."""
+    """The walk that a prompt describes. Raises PromptError, which names the leg that is not understood."""
     named_map = _MAP.match(prompt)
     map_seed = None if named_map is None else _read_map(named_map.group(1), prompt)
-    steps = [step.strip() for step in _SEPARATOR.split(prompt[named_map.end() if named_map else 0 :])]
-    if steps[-1] == "":
-        steps.pop()
-    if not steps and map_seed is None:
-        raise PromptError(f"the prompt {shown(prompt)} is empty; the walk model takes steps {_FORM}")
+    legs = [leg.strip() for leg in _SEPARATOR.split(prompt[named_map.end() if named_map else 0 :])]
+    if legs[-1] == "":
+        legs.pop()
+    if not legs and map_seed is None:
+        raise PromptError(f"the prompt {shown(prompt)} is empty; the walk model takes actions {_FORM}")
     actions: list[str] = []
-    for step in steps:
-        action, count = _read_step(step, prompt)
-        if len(actions) + count > MAX_STEPS:
-            raise PromptError(f"the walk {shown(prompt)} has more than {MAX_STEPS} steps; ask for fewer")
+    for leg in legs:
+        action, count = _read_leg(leg, prompt)
+        if len(actions) + count > MAX_ACTIONS:
+            raise PromptError(f"the walk {shown(prompt)} has more than {MAX_ACTIONS} actions; ask for fewer")
         actions += [action] * count
     return Walk(map_seed, tuple(actions))
 
@@ -117,18 +117,18 @@ def _read_map(digits: str, prompt: str) -> int:
     return int(digits)
 
 
-def _read_step(step: str, prompt: str) -> tuple[str, int]:
+def _read_leg(leg: str, prompt: str) -> tuple[str, int]:
     """(action, how often). Raises PromptError."""
-    match = _STEP.fullmatch(step)
+    match = _LEG.fullmatch(leg)
     action = None if match is None else _action("-".join(match.group(1).lower().replace("-", " ").split()))
     if match is None or action is None:
         raise PromptError(
-            f"{shown(step)} in the walk {shown(prompt)} is no step; a step is one of {', '.join(MOVES)}, and a number "
-            f"of frames if it is not 1, {_FORM}"
+            f"{shown(leg)} in the walk {shown(prompt)} is no action; actions are {', '.join(MOVES)}, each with a "
+            f"number of frames if it is not 1, {_FORM}"
         )
     digits = match.group(2) or "1"
-    if len(digits) > len(str(MAX_STEPS)) or not 1 <= int(digits) <= MAX_STEPS:
-        raise PromptError(f"{shown(step)} in the walk {shown(prompt)}: give a number of frames from 1 to {MAX_STEPS}")
+    if len(digits) > len(str(MAX_ACTIONS)) or not 1 <= int(digits) <= MAX_ACTIONS:
+        raise PromptError(f"{shown(leg)} in the walk {shown(prompt)}: give a number of frames from 1 to {MAX_ACTIONS}")
     return action, int(digits)
 
 

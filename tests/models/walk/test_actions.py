@@ -1,4 +1,4 @@
-"""Walks in words: every form that is understood, and errors that name the step."""
+"""Walks in words: every form that is understood, and errors that name the leg."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from pagedvid.errors import PromptError
-from pagedvid.models.walk.actions import MAX_STEPS, MOVES, Walk, read_walk
+from pagedvid.models.walk.actions import MAX_ACTIONS, MOVES, Walk, read_walk
 
 
 @pytest.mark.parametrize(
@@ -26,7 +26,7 @@ def test_walks_are_read(prompt: str, map_seed: int | None, actions: list[str]):
 
 
 @pytest.mark.parametrize("action", MOVES)
-def test_each_action_has_a_step(action: str):
+def test_each_action_is_a_leg(action: str):
     assert read_walk(f"{action} 3").actions == (action,) * 3
 
 
@@ -35,14 +35,14 @@ def test_each_action_has_a_step(action: str):
     [
         ("", "is empty"),
         ("  ", "is empty"),
-        ("a red circle", r"'a red circle' .* is no step; a step is one of stay, left"),
-        ("left 3, north 2", r"'north 2' in the walk .* is no step"),
-        ("left 3,, up 2", r"'' in the walk .* is no step"),
-        ("left -3", r"'left -3' in the walk .* is no step"),
-        ("left right 3", r"'left right 3' .* is no step"),
+        ("a red circle", r"'a red circle' .* is no action; actions are stay, left"),
+        ("left 3, north 2", r"'north 2' in the walk .* is no action"),
+        ("left 3,, up 2", r"'' in the walk .* is no action"),
+        ("left -3", r"'left -3' in the walk .* is no action"),
+        ("left right 3", r"'left right 3' .* is no action"),
         ("left 0", "number of frames from 1 to 100000"),
         ("left 99999999999", "number of frames from 1 to 100000"),
-        ("left 100000, up", "more than 100000 steps"),
+        ("left 100000, up", "more than 100000 actions"),
         ("map 99999999999: left", "maps are numbered 0 to"),
         ("map seven: left", "'map seven: left' in the walk"),
     ],
@@ -65,7 +65,7 @@ def test_a_walk_and_its_reverse_end_where_they_began():
     actions = [list(MOVES)[i] for i in rng.integers(9, size=50)]
     there_and_back = Walk(None, (*actions, *(opposite[action] for action in reversed(actions))))
     assert there_and_back.places(101)[-1].tolist() == [0, 0]
-    assert len(Walk(None, ("left",) * MAX_STEPS).places(4)) == 4
+    assert len(Walk(None, ("left",) * MAX_ACTIONS).places(4)) == 4
 
 
 @pytest.mark.parametrize(
@@ -79,7 +79,7 @@ def test_a_walk_and_its_reverse_end_where_they_began():
         ("left 9", 1, "up", "up"),
     ],
 )
-def test_a_walk_turns_with_the_step_into_a_frame(walk: str, frame: int, then: str, whole: str):
+def test_a_walk_turns_with_the_action_into_a_frame(walk: str, frame: int, then: str, whole: str):
     assert read_walk(walk).turned(frame, read_walk(then)) == read_walk(whole)
 
 

@@ -189,7 +189,7 @@ def test_a_new_network_copies_from_history_and_hears_no_pure_noise():
 
 
 def test_what_is_not_a_walk_is_refused(model: WalkModel):
-    with pytest.raises(PromptError, match="is no step"):
+    with pytest.raises(PromptError, match="is no action"):
         model.prepare("a red circle", {}, 8)
     with pytest.raises(ConfigError, match="takes a prompt and frames to go on from; remove camera"):
         model.prepare("left", {"camera": 1}, 8)
