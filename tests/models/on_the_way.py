@@ -47,3 +47,17 @@ def through_a_file(new_engine: NewEngine, request: VideoRequest, after: int, pat
     save_checkpoint(path, first.checkpoint(request.id), origin)
     second.restore(load_checkpoint(path, origin))
     return video_of([*outputs, *second.run()], request.id)
+
+
+def forks_of_given_chunks(engine: Engine, request: VideoRequest, num_commits: int) -> list[EngineOutput]:
+    """What comes out if the video "a" gets forks "b" and "c", another seed's, before its given chunks are stored, which
+    takes so many steps: all three hold the same pages then, none of them copied."""
+    engine.submit(request)
+    engine.fork("a", [Continuation("b"), Continuation("c", seed=9)])
+    outputs = steps(engine, num_commits)
+    used = engine.cache.pool.num_used_pages
+    assert used > 0
+    assert {it.id: (it.own_pages, it.shared_pages) for it in engine.videos()} == {id: (0, used) for id in "abc"}
+    outputs += engine.run()
+    assert engine.cache.pool.num_used_pages == 0
+    return outputs

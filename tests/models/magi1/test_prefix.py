@@ -10,12 +10,13 @@ import pytest
 import torch
 
 from pagedvid.cache.window import Window
-from pagedvid.engine.requests import Continuation, VideoRequest
+from pagedvid.engine.requests import VideoRequest
 from pagedvid.engine.schedule import Range
 from pagedvid.models.magi1.pipeline import MagiModel, tokens_of
 from pagedvid.models.magi1.schedule import magi_schedule
 from pagedvid.models.magi1.times import times
 from tests.engine.dense_reference import DenseBranch, as_given
+from tests.engine.latent_bytes import video_of
 from tests.models.magi1.recordings import (
     CHUNK_FRAMES,
     ROLLOUTS,
@@ -26,6 +27,7 @@ from tests.models.magi1.recordings import (
     recorded_model,
     video_of_tokens,
 )
+from tests.models.on_the_way import forks_of_given_chunks
 
 GUIDED = ROLLOUTS["w4_cfg3"]
 
@@ -112,16 +114,10 @@ def test_the_video_goes_on_from_given_chunks_as_from_its_own(num_given):
 
 def test_guided_forks_of_a_prefix_copy_no_page():
     engine = engine_of(recorded_model(GUIDED), GUIDED.num_steps, memory="8MiB")
-    engine.submit(request("a", CHUNK_FRAMES, GUIDED.data["final"][:, : 2 * CHUNK_FRAMES]))
-    engine.fork("a", [Continuation("b"), Continuation("c", seed=1)])
-    engine.step()
-    engine.step()
-    used = engine.cache.pool.num_used_pages
-    assert {it.id: (it.own_pages, it.shared_pages) for it in engine.videos()} == {id: (0, used) for id in "abc"}
-    final = play(engine).final
-    assert torch.equal(final["a"], final["b"]) or largest_difference(final["a"], final["b"]) <= TOLERANCE
-    assert largest_difference(final["a"], final["c"]) > TOLERANCE
-    assert engine.cache.pool.num_used_pages == 0
+    given = request("a", CHUNK_FRAMES, GUIDED.data["final"][:, : 2 * CHUNK_FRAMES])
+    outputs = forks_of_given_chunks(engine, given, 2)
+    a, b, c = (torch.from_numpy(video_of(outputs, id)) for id in "abc")
+    assert largest_difference(a, b) <= TOLERANCE < largest_difference(a, c)
 
 
 @pytest.mark.parametrize(("cfg_number", "role"), [(1, "clean"), (3, "null")])

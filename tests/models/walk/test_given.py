@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import numpy as np
 import pytest
@@ -21,6 +21,8 @@ from pagedvid.models.walk.pipeline import WalkModel
 from pagedvid.models.walk.spec import CHUNK_TOKENS, TOKENS_PER_FRAME, VIEW_CELLS, frame_latents, frames_of
 from pagedvid.models.walk.world import render
 from tests.engine.latent_bytes import frames_of_latents, latents_of_frames
+from tests.engine.verbs import steps
+from tests.models.on_the_way import forks_of_given_chunks
 from tests.models.walk.dense import dense_latents
 from tests.models.walk.untrained import engine_of, random_network
 
@@ -124,25 +126,26 @@ def test_a_walk_from_frames_of_a_map_is_the_walk_on_that_map(model: WalkModel):
 
 
 def test_forks_share_given_frames_and_copy_no_page(model: WalkModel):
+    frames = collected(forks_of_given_chunks(engine_for(model), request(), 3))
+    alone = videos(engine_for(model), request(), replace(request("c"), seed=9))
+    assert np.array_equal(frames["a"], alone["a"]) and np.array_equal(frames["b"], alone["a"])
+    assert np.array_equal(frames["c"], alone["c"]) and not np.array_equal(frames["c"], frames["a"])
+
+
+def test_a_fork_of_given_frames_goes_another_way(model: WalkModel):
     engine = engine_for(model)
     engine.submit(request())
-    outputs = [output for _ in range(3) for output in engine.step()]
-    engine.fork("a", [Continuation("b", prompt="down 9"), Continuation("c", seed=8)])
-    used = engine.cache.pool.num_used_pages
-    pages = {video.id: (video.own_pages, video.shared_pages) for video in engine.videos()}
-    assert used > 0 and pages == {name: (0, used) for name in "abc"}
+    outputs = steps(engine, 3)
+    engine.fork("a", [Continuation("b", prompt="down 9")])
     frames = collected([*outputs, *engine.run()])
-    alone = videos(engine_for(model), request(), request("b", "down 9"))
-    assert np.array_equal(frames["a"], alone["a"]) and np.array_equal(frames["b"], alone["b"])
-    assert not np.array_equal(frames["c"], frames["a"])
-    assert engine.cache.pool.num_used_pages == 0
+    assert np.array_equal(frames["b"], videos(engine_for(model), request("b", "down 9"))["b"])
 
 
 @pytest.mark.parametrize("after", [0, 2, 3, 4, 6, 8])
 def test_it_is_steered_on_the_way(model: WalkModel, after: int):
     engine = engine_for(model)
     engine.submit(request())
-    outputs = [output for _ in range(after) for output in engine.step()]
+    outputs = steps(engine, after)
     engine.prompt("a", "down-right 9")
     frames = collected([*outputs, *engine.run()])["a"]
     begun = max(0, 2 * -(-(after - 3) // 3))

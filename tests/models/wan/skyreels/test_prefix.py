@@ -14,7 +14,9 @@ from pagedvid.errors import ConfigError
 from pagedvid.integrations.vae import VideoVae
 from pagedvid.models.wan.skyreels.pipeline import SkyReelsV2
 from pagedvid.models.wan.skyreels.spec import PUBLISHED, SkyReelsSettings
+from tests.engine.latent_bytes import video_of
 from tests.integrations.tiny_parts import wan_vae
+from tests.models.on_the_way import forks_of_given_chunks
 from tests.models.wan.base.tiny import FRAMES_PER_CHUNK, embeddings, engine_of, padded, tiny_transformer
 from tests.models.wan.causal.test_prefix import by_library, given_frames
 from tests.models.wan.skyreels.dense_window import DenseWindow
@@ -36,10 +38,14 @@ def model_with(vae: VideoVae, transformer, decodes: bool = False, **changes) -> 
     return SkyReelsV2(transformer, settings, decoder=vae.stream if decodes else None, encode=vae.encode)
 
 
-def video(model: SkyReelsV2, given_chunks: int) -> torch.Tensor:
+def request(given_chunks: int) -> VideoRequest:
     inputs = {"embeddings": ROWS, "prefix": {"frames": given_frames(given_chunks)}}
+    return VideoRequest("a", "", NUM_CHUNKS * FRAMES_PER_CHUNK, SEED, inputs)
+
+
+def video(model: SkyReelsV2, given_chunks: int) -> torch.Tensor:
     engine = engine_of(model)
-    engine.submit(VideoRequest("a", "", NUM_CHUNKS * FRAMES_PER_CHUNK, SEED, inputs))
+    engine.submit(request(given_chunks))
     outputs = list(engine.run())
     assert [it for it in outputs if isinstance(it, RequestFailure)] == []
     return torch.from_numpy(np.concatenate([it.frames for it in outputs]))
@@ -80,6 +86,19 @@ def test_given_blocks_leave_the_window_as_others_do(vae, given_chunks, addnoise_
     texts = {"cond": padded(ROWS["prompt_embeds"]), "uncond": padded(ROWS["negative_prompt_embeds"])}
     how = (pipeline_scheduler(), NUM_STEPS, texts, 3.0, given, addnoise_condition)
     torch.testing.assert_close(video(model, given_chunks), reference.rollout(noises, *how), rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("ar_step", [0, 2])
+def test_forks_copy_no_page(vae, ar_step):
+    """Of either branch, and also where several blocks are in flight; the noise on given blocks is that of "a"."""
+    window = {"sink_frames": FRAMES_PER_CHUNK, "window_frames": 3 * FRAMES_PER_CHUNK}
+    model = model_with(vae, tiny_transformer("SkyReelsV2Transformer3DModel"), ar_step=ar_step, **window)
+    given = request(given_chunks=2)
+    outputs = forks_of_given_chunks(engine_of(model), given, 2)
+    a, b, c = (torch.from_numpy(video_of(outputs, id)) for id in "abc")
+    torch.testing.assert_close(a, b, rtol=0, atol=1e-4)
+    torch.testing.assert_close(a, video(model, 2), rtol=0, atol=1e-4)
+    assert (a - c).abs().max() > 0.1
 
 
 def test_decoded_frames_go_on_where_the_vae_was(vae):
