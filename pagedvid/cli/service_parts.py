@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
-from pagedvid.config.sections import Config, frame_settings
+from pagedvid.config.sections import frame_settings
 from pagedvid.errors import ConfigError
 from pagedvid.service.http.settings import ServedModel
 from pagedvid.service.records import SessionLimits, VideoFormat
@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from pagedvid.service.events import Event
     from pagedvid.service.sessions import Sessions
     from pagedvid.service.video_maker import VideoMaker
+
+_AHEAD_SECONDS, _LED_AHEAD_SECONDS = 10.0, 1.0
+"""How far sessions run ahead of their viewers unless settings say otherwise; the second, if they can be led."""
 
 BuildWorker: TypeAlias = "Callable[[Callable[[Event], None]], VideoMaker]"
 """Makes what tells its events to the given function, and does not start it."""
@@ -81,7 +84,7 @@ def make_sessions(spec: RunSpec, folder: Path, build_worker: BuildWorker) -> Ses
         _scale(spec),
     )
     settings = json.dumps(frame_settings(spec.config), sort_keys=True)
-    return Sessions(folder, build_worker, video, _limits(spec.config), settings=settings)
+    return Sessions(folder, build_worker, video, session_limits(spec), settings=settings)
 
 
 @contextmanager
@@ -103,6 +106,19 @@ def logs_as_json() -> Iterator[None]:
         root.setLevel(level_before)
 
 
+def session_limits(spec: RunSpec) -> SessionLimits:
+    """How many sessions there may be, and how far they run ahead."""
+    serve = spec.config.serve
+    usual = _LED_AHEAD_SECONDS if spec.model.actions else _AHEAD_SECONDS
+    return SessionLimits(
+        max_queued=serve.max_queued,
+        max_live=serve.max_live,
+        max_ahead_seconds=usual if serve.max_ahead_seconds == "auto" else float(serve.max_ahead_seconds),
+        grace_seconds=serve.grace_seconds,
+        checkpoint_chunks=serve.checkpoint_chunks,
+    )
+
+
 def _frames(spec: RunSpec) -> FrameFormat:
     """How the model's frames look. Raises ConfigError for a model that gives out latents."""
     if spec.model.frames is None:
@@ -120,14 +136,3 @@ def _scale(spec: RunSpec) -> int:
 def _even(pixels: int) -> int:
     """As mp4.enlarge pads a side."""
     return pixels + pixels % 2
-
-
-def _limits(config: Config) -> SessionLimits:
-    serve = config.serve
-    return SessionLimits(
-        max_queued=serve.max_queued,
-        max_live=serve.max_live,
-        max_ahead_seconds=serve.max_ahead_seconds,
-        grace_seconds=serve.grace_seconds,
-        checkpoint_chunks=serve.checkpoint_chunks,
-    )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from pagedvid.config.rules import nothing, number, setting, size, text, whole
+from pagedvid.config.rules import nothing, number, one_of, setting, size, text, whole
 from pagedvid.config.section import Section
 from pagedvid.units import MIB
 
@@ -40,8 +40,9 @@ class ServeConfig(Section):
     """Longest silence of a stream of events; a comment is sent then, so that nobody between takes it for dead."""
     grace_seconds: float = setting(30.0, number(0, 86_400))
     """How long a live session goes on when its last viewer is gone; then it is paused."""
-    max_ahead_seconds: float = setting(10.0, number(0.1, 86_400))
-    """How far a live session runs ahead of what its viewer reports as played; then it waits."""
+    max_ahead_seconds: float | str = setting("auto", one_of("auto") | number(0.1, 86_400))
+    """How far a live session runs ahead of what its viewer reports as played; then it waits. auto = 1 for a model whose
+    videos are led while they are made, so that they soon go where they are led; 10 for all others."""
     checkpoint_chunks: int = setting(8, whole(1, 10**6))
     """Chunks of a video between two checkpoints; after a crash at most as many are made again."""
     hosts: str | None = setting(None, nothing() | text("host names with commas between", rf"{_HOST}(,{_HOST})*"))

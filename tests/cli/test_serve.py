@@ -7,8 +7,9 @@ import socket
 import pytest
 
 from pagedvid.cli import variables
-from pagedvid.cli.service_parts import served_model
+from pagedvid.cli.service_parts import served_model, session_limits
 from pagedvid.config.sections import Config, GenerateConfig, ModelConfig
+from pagedvid.config.serving import ServeConfig
 from pagedvid.errors import ConfigError
 from pagedvid.models.build import resolve
 from tests.cli.test_without_libraries import COMMAND, run_without
@@ -66,6 +67,14 @@ def test_what_clients_know_of_the_model():
     assert (model.name, model.size, model.frames_per_second, model.default_num_frames) == ("demo", "256x256", 12.0, 48)
     scaled = served_model(resolve(Config(generate=GenerateConfig(scale=1, frames_per_second=6, num_frames=10_000))))
     assert (scaled.size, scaled.frames_per_second, scaled.default_num_frames) == ("32x32", 6.0, 2400)
+
+
+@pytest.mark.parametrize(("name", "usual"), [("demo", 10.0), ("walk", 1.0)])
+def test_what_is_led_does_not_run_far_ahead(name, usual):
+    model = ModelConfig(name=name)
+    assert session_limits(resolve(Config(model=model))).max_ahead_seconds == usual
+    chosen = ServeConfig(max_ahead_seconds=4)
+    assert session_limits(resolve(Config(model=model, serve=chosen))).max_ahead_seconds == 4.0
 
 
 def test_models_that_give_latents_cannot_be_watched():
