@@ -112,12 +112,12 @@ def test_codecs_of_every_head_are_grouped_quickly():
     """40 layers of 40 heads, each with an exception: as in a large model with a budget."""
     names = ("klt0.75", "klt2", "klt4")
     heads = [(layer, head, head, names[(layer + head) % 3]) for layer in range(40) for head in range(40)]
-    started = time.perf_counter()
+    started = time.process_time()
     codecs, every = ChunkCodecs.read("klt1.5", heads=heads), tuple(range(40))
     for _ in range(10):
         groups = [codecs.groups(kind, layer, every) for layer in range(40) for kind in ("keys", "values")]
     assert all(len(each) == 3 and sum(len(group) for group, _ in each) == 40 for each in groups)
-    assert time.perf_counter() - started < 2, "seconds; it takes a tenth of one"
+    assert time.process_time() - started < 2, "seconds; it takes a tenth of one"
 
 
 head_exceptions = st.lists(

@@ -19,6 +19,8 @@ from tests.service.http.conftest import served
 from tests.service.http.fake_sessions import FakeSessions, NewSession
 
 Address = tuple[str, int]
+SOON_SECONDS = 8
+"""Less than the 10 seconds that servers are patient unless told; half a second is told, but machines may be busy."""
 
 
 @pytest.fixture
@@ -30,10 +32,10 @@ def address(sessions: FakeSessions) -> Iterator[Address]:
 
 
 def ask(address: Address, path: str = "/v1/videos") -> httpx.Response:
-    return httpx.get(f"http://{address[0]}:{address[1]}{path}", timeout=5)
+    return httpx.get(f"http://{address[0]}:{address[1]}{path}", timeout=SOON_SECONDS)
 
 
-def answer(address: Address, *parts: bytes, pause: float = 0.0, seconds: float = 5.0) -> bytes:
+def answer(address: Address, *parts: bytes, pause: float = 0.0, seconds: float = SOON_SECONDS) -> bytes:
     """Sends parts with pauses between them; everything that comes back until the server closes the connection."""
     received = b""
     may_hang_up = suppress(ConnectionResetError, BrokenPipeError)  # at any time, on an attacker
@@ -53,12 +55,12 @@ class TestSlowness:
     def test_a_silent_connection_is_closed(self, address):
         started = time.monotonic()
         assert answer(address) == b""
-        assert time.monotonic() - started < 2
+        assert time.monotonic() - started < SOON_SECONDS
 
     def test_a_head_that_never_ends(self, address):
         started = time.monotonic()
         assert answer(address, *[b"GET / HTTP/1.1\r\n"], *[b"X-A: b\r\n"] * 30, pause=0.1) == b""
-        assert time.monotonic() - started < 4
+        assert time.monotonic() - started < SOON_SECONDS
 
     def test_a_body_that_never_ends(self, address):
         received = answer(address, HEAD + b"Content-Length: 100\r\n\r\n", *[b"{"] * 3, pause=0.1)
@@ -69,7 +71,7 @@ class TestSlowness:
         request = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n"
         started = time.monotonic()
         assert answer(address, request, b"GET", pause=0.1).startswith(b"HTTP/1.1 200")
-        assert time.monotonic() - started < 3
+        assert time.monotonic() - started < SOON_SECONDS
 
     def test_a_reader_who_does_not_read_costs_no_memory(self, sessions, address, monkeypatch):
         id = sessions.create(NewSession("a red circle", 4)).id
