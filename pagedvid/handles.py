@@ -1,8 +1,8 @@
 """How a compiled graph names a Python object: by a tensor that holds its number.
 
-torch.compile builds what it knows of an object into the graph, as a constant. A step lives for one forward and a rope
-for one video, so a graph would be compiled anew for each of them, or would go on using the first. The contents of a
-tensor are never built in: they are read when the graph runs.
+torch.compile makes what it knows of an object a constant of the graph. A step lives for one forward and a rope for one
+video, so each of them would need a graph of its own, or the graph would keep using the first one. The contents of a
+tensor never become constants: they are read when the graph runs.
 """
 
 from __future__ import annotations

@@ -126,7 +126,7 @@ class PagedKVCache(CacheManager):
 
     @independent_of_host
     def whole_image(self, image: StreamImage) -> StreamImage:
-        """The image of a stream of this cache, or its like with the heads of all ranks, which must ask together.
+        """The image with the heads of all ranks, which must all make this call; `image` itself without a shard.
 
         `copy_in` takes it with any number of ranks.
         """

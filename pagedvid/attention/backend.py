@@ -5,8 +5,8 @@ Both read and write pages in the same steps (history.py, store.py):
     triton    kernels that decode and encode pages, arrange and merge; for CUDA devices
     torch     PyTorch operations, the readable reference of each kernel; for any device, and the choice on a CPU
 
-A backend that cannot run here says why, instead of failing later. Dense attention in between is by the first library
-that can run (dense/choice.py).
+A backend that cannot run here says why, instead of failing later. The dense attention between decoding and merging is
+done by the first library that can run (dense/choice.py).
 """
 
 from __future__ import annotations

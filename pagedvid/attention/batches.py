@@ -5,8 +5,8 @@
       b     [b]       int8 128  int2 128  int2 128                   column 2, int2, 128 tokens of a and of b
       c     [c]       int8 128                          batch [c]:   column 0
 
-So 16 small streams in step need as many calls as one. Keys of a range are cut as if it were alone; only where the
-scratch does not hold the partials of the whole batch are they merged in more rounds.
+So 16 small streams of equal shape need as many calls as one. The keys of a range are divided as if it were alone; only
+if the scratch cannot hold the partials of the whole batch are these merged in more rounds.
 
 Axes: E ranges of a batch, T tokens of a range.
 """
@@ -99,8 +99,8 @@ def batches_of(
 ) -> list[Batch]:
     """The batches of a step.
 
-    `context_tokens`: number of context keys of each range; empty when no range has any. `most`: how many ranges like
-    this one, which sees so many keys besides its history, may be attended together.
+    `context_tokens`: number of context keys of each range; empty when no range has any. `most`: (range, number of keys
+    that it sees besides its history) -> how many such ranges may be attended together.
     """
     alike: dict[object, list[int]] = {}
     for number, range_ in enumerate(plan.ranges):

@@ -110,9 +110,8 @@ class CommitCorrection:
         if alpha is None or readers is None:
             return
         kept_HD = None if variance is None else variance[layer, index_of(heads, variance.device)].to(exact_HnD)
-        own_chunk = (
-            None if pending.source is None else partial(writing.exact_keys, heads)
-        )  # another than the stored one
+        # If the range stores its previous chunk again, the readers' own chunk is not the stored one.
+        own_chunk = None if pending.source is None else partial(writing.exact_keys, heads)
         effect = effect_of_views(keys, kept_HD, readers, projected, own_chunk, rotation, scale)
         noted.effects.append((layer, heads, effect))
 

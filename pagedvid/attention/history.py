@@ -67,7 +67,7 @@ class PreparedStep:
     keeps_values = True
     """Whether values are read as they are."""
     pulls_queries = False
-    """Whether b of every part takes queries of its own."""
+    """Whether b of every part needs queries of its own, pulled back to its frame."""
     _tiles: dict[int, list[list[Tile]]] = field(default_factory=dict, repr=False)
     _angles: dict[Any, Angles] = field(default_factory=dict, repr=False)
     """Of some columns, the same for all layers."""
@@ -113,7 +113,7 @@ class PreparedStep:
     def angles(self, columns: Sequence[Column], *, stored_rotated: bool) -> Angles | None:
         """The angles by which the keys of all chunks rotate, range by range; None: they do not.
 
-        Keys that were rotated before storage rotate on to where they are read.
+        Keys that were rotated before storage are re-rotated to the positions at which they are read.
         """
         reads, rope = by_range(columns), self.rotation.stored_by
         is_in_place = stored_rotated and all(read.first_token == read.chunk.position for read in reads)
@@ -226,7 +226,7 @@ class PreparedStep:
         return self._fp8_scales[group]
 
     def bias_queries(self, batch: Batch, round_: Round, q_TqD: Tensor, q_ETqD: Tensor) -> Tensor:
-        """The variants of the queries that b takes, [E, V, T, q, D], from those given and those that meet keys.
+        """The query variants that b needs, [E, V, T, q, D], from the model's queries and from the arranged ones.
 
         Rotation does not change b: keys that rotate after storage take mean squares of pairs.
         """

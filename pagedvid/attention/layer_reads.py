@@ -46,7 +46,7 @@ class HistoryView(Protocol):
 
     @property
     def pulls_queries(self) -> bool:
-        """Whether b of every part takes queries of its own."""
+        """Whether b of every part needs queries of its own, pulled back to its frame."""
         ...
 
     def angles(self, columns: Sequence[Column], *, stored_rotated: bool) -> Angles | None:

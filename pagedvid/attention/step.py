@@ -106,8 +106,8 @@ class Step(Compilable):
     ) -> None:
         """Stores k and v in a commit pass without attending, for hosts that attend themselves; in place of `attend`.
 
-        Arguments are those of `attend`. `q_THD` [T, Hq, D]: needed where the correction is measured, which looks at the
-        `sampled_offsets` of each range only, and taken into account where its unit is the page.
+        Arguments are those of `attend`. `q_THD` [T, Hq, D]: needed for correction "measured", and used if given for
+        correction_unit "page"; only the queries at the `sampled_offsets` of each range are read.
         Raises ShapeError, ConfigError without queries that are needed, NonFiniteError (the commit is rolled back by
         it) and StateError, also for a step that only reads.
         """

@@ -22,7 +22,7 @@ def check_ranges(ranges: Sequence[QueryRange]) -> None:
                 f"range {number} sees ranges {others}; allowed are others from 0 to {len(ranges) - 1}, each once"
             )
         if len(set(visible)) < len(visible):
-            raise StateError(f"range {number} names a chunk twice: {visible}")
+            raise StateError(f"range {number} names a chunk twice: {visible}; give each once")
         key, appends = (asked.stream.id, asked.branch), asked.commit and asked.replaces is None
         if (asked.commit and key in committing) or (appends and key in earlier):
             raise StateError(
@@ -59,7 +59,9 @@ def _check_tokens(number: int, asked: QueryRange) -> None:
 def _check_commit(asked: QueryRange, num_tokens: int) -> None:
     stream, history = asked.stream, asked.stream.history(asked.branch)
     if history.num_committed == stream.max_chunks:
-        raise StateError(f"stream {stream.id} was opened for max_chunks={stream.max_chunks}; all of them are committed")
+        raise StateError(
+            f"stream {stream.id} was opened for max_chunks={stream.max_chunks}, all of which are committed; extend it"
+        )
     if history.window.positions != "given" and asked.position not in (None, next_position(history)):
         raise StateError(
             f"a commit at position {asked.position} would be read at {next_position(history)}; leave position out"

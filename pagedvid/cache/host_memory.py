@@ -1,4 +1,4 @@
-"""How much host memory swapped streams may take, and how much they do."""
+"""Accounting of the host memory of swapped streams."""
 
 from __future__ import annotations
 

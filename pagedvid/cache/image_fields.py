@@ -1,6 +1,6 @@
 """A `StreamImage` as JSON fields and tensors, and back, without what a model gives again (`StreamImage.with_model`).
 
-Nor does it say for what cache it is: whoever writes it keeps that, too (engine/checkpoint_file.py).
+The spec of its cache is left out, too: the caller stores that (engine/checkpoint_file.py).
 
 Tensors by name, for chunk number c of branch number b, both counted in the order of the fields:
 

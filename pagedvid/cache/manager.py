@@ -91,14 +91,14 @@ class CacheManager:
         return self._admit(Stream(-1, window, codecs, chunk_tokens, *plan, histories, peak, peak))
 
     def own_codecs(self, codecs: StreamCodecs) -> StreamCodecs:
-        """How the heads of this cache are stored where those of the model are stored so: all of them, unless ranks
-        share them. Raises ConfigError."""
+        """`codecs` of all heads of the model, cut to the heads of this cache: the same unless ranks share the heads.
+        Raises ConfigError."""
         return codecs
 
     @property
     def on_every_rank(self) -> Callable[[bool], bool]:
-        """Whether it is so on all ranks that share the model's heads. Parts of the cache keep this function, so it must
-        not hold the cache: the pool is to be free with its last user."""
+        """A function that tells whether its argument is true on all ranks that share the model's heads. Parts of the
+        cache keep it, so it must not refer to the cache: a reference cycle would keep the pool's memory alive."""
         return bool
 
     def check_codecs(self, codecs: StreamCodecs) -> None:
@@ -130,7 +130,7 @@ class CacheManager:
         max_chunks: int | None,
         commits: Sequence[Commit] | None,
     ) -> int:
-        """Of a stream whose heads are stored so in this cache."""
+        """Pages of a stream at its peak. `codecs`: those of the heads of this cache."""
         instance_of(Window, "window", window, "Window(sink_chunks=1, recent_chunks=4)", ShapeError)
         max_chunks, plan = read_plan(max_chunks, commits)
         if plan is not None:
@@ -223,7 +223,7 @@ class CacheManager:
         chunk_index = whole_number("chunk_index", chunk_index)
         (chunk,) = history.select((chunk_index,))
         if chunk_index in history.pinned or chunk_index < stream.window.sink_chunks:
-            raise StateError(f"chunk {chunk_index} of stream {stream.id} is already kept for good")
+            raise StateError(f"chunk {chunk_index} of stream {stream.id} is a sink or pinned already; it needs no pin")
         new_pages = history.pin_pages(chunk_index) - self._ledger.permanent_pages_of(chunk)
         self._budget.require(new_pages, f"pinning chunk {chunk_index} of stream {stream.id}")
         with self._budget.changing(stream):
@@ -357,7 +357,7 @@ class CacheManager:
     def _require_open(self, stream: Stream) -> None:
         instance_of(Stream, "stream", stream, "what `open` or `fork` returned", StateError)
         if stream.is_released or self._streams.get(stream.id) is not stream:
-            raise StateError(f"stream {stream.id} was released or belongs to another cache")
+            raise StateError(f"stream {stream.id} was released or belongs to another cache; open a new one")
 
     def _require_idle(self, stream: Stream) -> None:
         self._require_open(stream)

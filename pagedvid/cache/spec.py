@@ -34,13 +34,13 @@ class CacheSpec:
     frames_per_block: int = 1
     correction: str = None  # type: ignore[assignment]  # None until __post_init__
     """"off", "formula", "variance" or "measured"; see correction/formula.py. None becomes what suits the keys of the
-    history: "measured" where they have step sizes, "off" for klt. `replace` of codecs keeps what it became."""
+    history: "measured" where they have step sizes, "off" for klt. `dataclasses.replace` keeps that resolved value."""
     correction_unit: str = "chunk"
     """"chunk": one b for each query and chunk, from the chunk's mean of step_size^2; "page": one for each run of pages
-    with about the same b, at the cost of a partial for each. By the figures (benchmarks/correction_unit.py) "chunk":
-    with int2 keys "page" lowers the output error by 1 % of it where a scene is cut inside a chunk, by 2 % at most and
-    by nothing on the demo model, moves the mass of bright frames too far, and takes 1.2 to 1.8 times as long; with int4
-    keys it hardly ever cuts a chunk."""
+    with about the same b, at the cost of a partial for each. Prefer "chunk" (benchmarks/correction_unit.py): with int2
+    keys "page" lowers the output error by 1 % where a scene cut falls inside a chunk, by 2 % at most and not at all on
+    the demo model; it shifts the mass of bright frames too far, and takes 1.2 to 1.8 times as long. With int4 keys it
+    hardly ever splits a chunk."""
     keys_arrive: str = "before_rotary"
     """"before_rotary": `attend` rotates q and k. "rotated": the host rotates them; keys are un-rotated at commit."""
     debug_checks: bool = False

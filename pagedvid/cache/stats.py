@@ -76,7 +76,6 @@ def _shared_ids(chunk: Chunk, ledger: ChunkLedger) -> PageIds:
 
 
 def _fullest(streams: Sequence[Stream]) -> list[Chunk]:
-    """Every chunk once, as held by the stream that keeps it for the most heads. No other stream keeps it for further
-    heads."""
+    """Every chunk once, as held by the stream that keeps it for the most heads: a superset of every other stream's."""
     held = sorted((chunk for stream in streams for chunk in stream.chunks()), key=lambda chunk: chunk.num_pages)
     return list({chunk.id: chunk for chunk in held}.values())

@@ -3,8 +3,8 @@
 The same error of the output matters more in one head than in another, because other parts of the network follow it. So
 some denoise steps are run again, with the output of one KV head's queries in one layer changed as a typical way of
 storing chunks changes it, and the predictions are compared. The sensitivity of a head is the squared change of the
-prediction by the squared change of the output; the error of an output times the sensitivity is the error of the
-prediction. Nothing has to be known of the model for this.
+prediction divided by that of the output, so the error of an output times the sensitivity is an error of the
+prediction. This works for any model.
 """
 
 from __future__ import annotations

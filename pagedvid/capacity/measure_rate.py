@@ -76,7 +76,9 @@ def _engine(question: Question, device: str) -> Engine:
     here = (geometry.num_layers, geometry.tokens_per_frame, len(geometry.branches))
     asked = (card.num_layers, card.tokens_per_frame(question.resolution), question.size.num_branches)
     if here != asked:
-        raise _not_here(question, f"it has {here} layers, tokens of a frame and branches; asked is for {asked}")
+        raise _not_here(
+            question, f"it has {here} layers, tokens of a frame and branches; the question asks for {asked}"
+        )
     return engine
 
 

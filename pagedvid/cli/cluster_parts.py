@@ -30,7 +30,7 @@ STORE_BYTES = 256 * MIB
 """Of the object store of a local Ray, besides the model."""
 RAY_VARIABLES = {
     "RAY_USAGE_STATS_ENABLED": "0",  # nothing is reported to Ray's makers
-    "RAY_NUM_REDIS_GET_RETRIES": "2",  # how often something that answers, but is no Ray of ours, is asked again
+    "RAY_NUM_REDIS_GET_RETRIES": "2",  # against a server that answers, but is not a Ray that we can use
 }
 """Read by Ray when it is imported."""
 MOST_WORKERS = 10_000
@@ -59,7 +59,7 @@ def add_cluster_options(parser: argparse.ArgumentParser, worker: str = "worker")
     )
 
 
-def refuse_lonely(args: argparse.Namespace, worker: str = "worker") -> None:
+def refuse_flags_without_ray(args: argparse.Namespace, worker: str = "worker") -> None:
     """Raises ConfigError for flags that need --ray."""
     for flag in (f"{worker}s", f"gpus_per_{worker}"):
         if getattr(args, flag) is not None:
@@ -103,7 +103,7 @@ def cluster_maker(args: argparse.Namespace, spec: RunSpec) -> Iterator[Maker]:
 
 
 def connected(address: str, store_bytes: int) -> Cluster:
-    """A connection to Ray, to be closed. `store_bytes`: of objects, if it is started here. Raises ConfigError."""
+    """A connection to Ray; the caller closes it. `store_bytes`: for objects, if Ray starts here. Raises ConfigError."""
     from pagedvid.cluster.cluster import Cluster
 
     for name, value in RAY_VARIABLES.items():
@@ -112,7 +112,7 @@ def connected(address: str, store_bytes: int) -> Cluster:
 
 
 def device_of(config: Config, gpus_per_worker: float | None, flag: str = "--gpus-per-worker") -> Device:
-    """What one worker takes of a machine. `flag`: that says it. Raises ConfigError."""
+    """What one worker takes of a machine. `flag`: name of the flag, for messages. Raises ConfigError."""
     from pagedvid.cluster.cluster import Device
 
     threads, device = config.generate.threads, config.model.device

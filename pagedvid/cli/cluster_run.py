@@ -140,7 +140,7 @@ class ClusterRun:
         if isinstance(event, StateEvent) and event.state == RUNNING:
             self._assignments.admit(event.id)
         elif isinstance(event, ProgressEvent):
-            self._crew.praise()
+            self._crew.reset_deaths()
             self._chunks_of[event.id] += 1
             self._chunks_done += 1
             self._frames_done += event.num_frames
@@ -158,7 +158,7 @@ class ClusterRun:
             self._chunks_done -= self._chunks_of.pop(id, 0)
         self._view.note(f"lost    worker {lost.worker}, {len(again)} videos begin again: {one_line(lost.reason)}")
         for id in given_up:
-            self._crew.praise()
+            self._crew.reset_deaths()
             message = f"{MAX_TRIES} workers ended while they made this video, the last one because {lost.reason}"
             self._close(id, WorkerError.__name__, message, one_line(message))
         if not self._is_checked:

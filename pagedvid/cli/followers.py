@@ -14,7 +14,7 @@ from pagedvid.cli.variables import LOCAL_RANK, RANK, RENDEZVOUS, WORLD_SIZE, val
 from pagedvid.errors import RankError
 
 LEAVE_SECONDS = 20.0
-"""What they are given to end after they were told to."""
+"""How long followers have to exit after they were told to."""
 LOOK_SECONDS = 0.05
 _FILE = "file://"
 
@@ -43,12 +43,12 @@ class Followers:
 
     @staticmethod
     def announce(rank: int) -> None:
-        """Called by a follower that is ready to meet the others."""
+        """Called by a follower that is ready to join the process group."""
         _ready_file(value_of(RENDEZVOUS) or "", rank).touch()
 
     def wait_until_ready(self) -> None:
-        """Until all of them can be met. Raises RankError when one has ended before: who meets the others waits for all
-        of them."""
+        """Waits until all of them are ready to join the process group. Raises RankError when one has ended: joining
+        would wait for it."""
         while not all(_ready_file(self.rendezvous, rank).exists() for rank in self._processes):
             self.require_all()
             time.sleep(LOOK_SECONDS)

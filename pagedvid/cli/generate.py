@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pagedvid import __version__
-from pagedvid.cli.cluster_parts import Maker, add_cluster_options, cluster_maker, refuse_lonely
+from pagedvid.cli.cluster_parts import Maker, add_cluster_options, cluster_maker, refuse_flags_without_ray
 from pagedvid.cli.cores import choose_wait_policy, let_threads_sleep
 from pagedvid.cli.generate_plan import plan_lines
 from pagedvid.cli.messages import logs_as_notes, reason
@@ -117,7 +117,7 @@ def _maker(args: argparse.Namespace, spec: RunSpec, place: Place | None) -> Iter
         with cluster_maker(args, spec) as make:
             yield make
         return
-    refuse_lonely(args)
+    refuse_flags_without_ray(args)
     with leading(place, spec, args.command_line) as ranks:
         yield partial(_make_videos, spec, ranks)
 

@@ -44,7 +44,7 @@ class Place:
     local_rank: int
     """Among those of this machine."""
     rendezvous: str | None
-    """Where they meet, as PyTorch takes it; None: where rank 0 will say, once it has started the others."""
+    """PyTorch's `init_method`; None: rank 0 chooses it when it starts the others."""
 
 
 def place_of(config: Config) -> Place | None:

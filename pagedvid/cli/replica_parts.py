@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING
 
-from pagedvid.cli.cluster_parts import STORE_BYTES, connected, device_of, refuse_lonely
+from pagedvid.cli.cluster_parts import STORE_BYTES, connected, device_of, refuse_flags_without_ray
 from pagedvid.cli.service_parts import BuildWorker, build_served, checkpoint_files, one_worker
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ REPLICA = "replica"
 def workers_of(args: argparse.Namespace, spec: RunSpec) -> Iterator[BuildWorker]:
     """Yields what makes the worker of a service, or its replicas. Raises ConfigError."""
     if args.ray is None:
-        refuse_lonely(args, REPLICA)
+        refuse_flags_without_ray(args, REPLICA)
         yield one_worker(spec)
         return
     from pagedvid.cluster.actor_worker import ActorWorker

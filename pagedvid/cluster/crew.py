@@ -79,7 +79,7 @@ class Crew:
         answered = [(number, member) for number, member in self._members.items() if member.answer.done()]
         return [self._news(number, member) for number, member in answered]
 
-    def praise(self) -> None:
+    def reset_deaths(self) -> None:
         """Something was made or decided: the workers that have ended so far do not count any more."""
         self._num_deaths = 0
 

@@ -21,9 +21,9 @@ from pagedvid.rotary.angles import Angles
 HEADS = 4
 """Heads that a program decodes. With more, a short history would not fill a GPU."""
 COUNTS = ("num_tokens", "num_heads", "pages_per_head", "chunks_per_range")
-"""Arguments of every decode kernel that differ from launch to launch, and that code is not compiled for."""
+"""Arguments of every decode kernel that differ from launch to launch; kernels are not specialized on their values."""
 UNALIGNED = ("pages", "tables", "inverse_scales", "out_heads")
-"""Pointers, often to slices, whose alignment code does not rely on."""
+"""Pointers, often to slices; kernels are not specialized on their alignment."""
 LIMIT_OF_16, LIMIT_OF_8 = tl.constexpr(FP16_MAX), tl.constexpr(FLOAT8_MAX)
 INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
 """Triton's interpreter loses a carry where it rounds to float8, and wraps around beyond the largest number."""

@@ -37,12 +37,12 @@ class ServeConfig(Section):
     body_seconds: float = setting(30.0, number(0.1, 3600))
     """How long the body of a request may take."""
     heartbeat_seconds: float = setting(15.0, number(0.1, 3600))
-    """Longest silence of a stream of events; a comment is sent then, so that nobody between takes it for dead."""
+    """Longest silence of a stream of events; then a comment is sent, so that no proxy closes the connection."""
     grace_seconds: float = setting(30.0, number(0, 86_400))
     """How long a live session goes on when its last viewer is gone; then it is paused."""
     max_ahead_seconds: float | str = setting("auto", one_of("auto") | number(0.1, 86_400))
     """How far a live session runs ahead of what its viewer reports as played; then it waits. auto = 1 for a model whose
-    videos are led while they are made, so that they soon go where they are led; 10 for all others."""
+    videos are steered while they are made, so that they follow soon; 10 for all others."""
     checkpoint_chunks: int = setting(8, whole(1, 10**6))
     """Chunks of a video between two checkpoints; after a crash at most as many are made again."""
     hosts: str | None = setting(None, nothing() | text("host names with commas between", rf"{_HOST}(,{_HOST})*"))

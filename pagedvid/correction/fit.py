@@ -15,7 +15,7 @@ any reader. Hence `fit_alpha` balances attention mass:
 
 - alpha is the factor at which the *mean share* of the sampled queries is what it was before rounding; this accounts for
   v and P. The share is that of a reader who sees two chunks: this one, and the unquantized chunk of the queries as its
-  own current chunk. Such is a reader in its last denoise step. In its first, its own chunk is noise and holds as much
+  own current chunk, as for a reader in its last denoise step. In its first, its own chunk is noise and holds as much
   as any other, log-odds 0; the fit takes the middle (`reader_log_odds`). (With more cached chunks P is smaller if their
   errors are independent, and larger if they are the same.)
 - queries are rotated to the positions of the next chunk; each leaves out the token that it was made with from the
@@ -74,7 +74,7 @@ def fit_alpha(log_odds: Tensor, mass_shift: Tensor, bias: Tensor) -> Tensor:
     All [..., Q]: the log-odds of the share of unquantized keys, the true change of their log Z, and b. Returns [...].
     alpha is 1 where b is zero for every query, so that there is nothing to scale, and for a single query.
     """
-    # Where keys lose mass (b < 0), the share of all other keys is taken instead: that one gains.
+    # Where keys lose mass (b < 0), the share of all other keys, which gains, is fitted instead.
     side = 1 - 2 * (bias < 0).to(bias.dtype)
     before, b = side * log_odds.clamp(-DECIDED, DECIDED), bias.abs()
     after = before + side * mass_shift

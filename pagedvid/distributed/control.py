@@ -1,4 +1,4 @@
-"""What one rank tells the others: Python objects, in order, over a group of their own that may be silent for long."""
+"""Sends Python objects from rank 0 to all ranks, in order, over a process group of its own with a timeout of days."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ LONGEST_SILENCE = timedelta(days=7)
 
 @dataclass
 class Control:
-    """Rank 0 tells, all others hear; each `tell` is heard once by every one of them."""
+    """Rank 0 broadcasts an object with `tell`; every other rank receives it with one `hear`."""
 
     group: dist.ProcessGroup
     has_ended: bool = field(default=False, init=False)
@@ -45,7 +45,7 @@ class Control:
             self.tell(None)
 
     def shared(self, mine: Any) -> list[Any]:
-        """By all ranks together: what each of them gives, in their order."""
+        """All-gather, called by all ranks: what each of them gave, in order of rank."""
         given = [None] * dist.get_world_size(self.group)
         dist.all_gather_object(given, mine, self.group)
         return given

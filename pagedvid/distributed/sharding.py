@@ -80,7 +80,7 @@ class Sharding:
             step.end()
 
     def agree(self, is_so: bool) -> bool:
-        """Whether it is so on every rank."""
+        """Whether `is_so` is true on every rank; all ranks must make this call."""
         answer = torch.tensor([is_so], dtype=torch.int32, device=self.device)
         with current_device(self.device):
             dist.all_reduce(answer, dist.ReduceOp.MIN, group=self.exchange.group)
@@ -92,7 +92,7 @@ class Sharding:
         return part_of_image(image, self.heads) if is_whole else image
 
     def whole_image(self, own: StreamImage) -> StreamImage:
-        """The image with the parts of all ranks, which must ask together."""
+        """The image with the parts of all ranks, which must all make this call."""
         parts: list[StreamImage] = [own] * self.exchange.num_ranks
         with current_device(self.device):
             dist.all_gather_object(parts, own.without_objects(), self.exchange.group)

@@ -91,9 +91,9 @@ class Changes:
         return [output for job in due for output in self.apply(job)]
 
     def apply(self, job: Job) -> list[EngineOutput]:
-        """Makes the changes that waited for the boundary at which the job is now; what cannot be made is an output.
+        """Makes the changes that waited for the boundary the job has reached; each one that fails becomes an output.
 
-        A prompt of the video's own schedule comes first. Without it the video would be another one, so it fails then.
+        A later prompt of the request itself comes first; if that one fails, so does the video.
         """
         outputs: list[EngineOutput] = []
         if (later := job.due_prompt) is not None:

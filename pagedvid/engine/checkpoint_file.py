@@ -98,7 +98,8 @@ def load_checkpoint(path: Path, origin: Origin) -> JobSnapshot:
         return snapshot_from_fields(fields["video"], tensors, origin.geometry, origin.cache)
     except ValueError as error:
         raise ConfigError(
-            f"{named(path)} is no checkpoint that pagedvid writes: {short(str(error), MAX_REASON_CHARS)}"
+            f"{named(path)} is no checkpoint that pagedvid writes: {short(str(error), MAX_REASON_CHARS)}; give a file "
+            "of `save_checkpoint`"
         ) from error
 
 

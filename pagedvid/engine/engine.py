@@ -61,8 +61,8 @@ class Engine:
         holds. `num_denoise_steps`: None: the model's own number. `reproducible`: each video has its forwards to itself,
         so that its frames are the same to the last bit whatever else runs. This holds on one machine with one number of
         threads, one backend and one size of scratch. `host_memory`: bytes for the pages of videos that are swapped out,
-        or text such as "8GiB". `live_admission`: one of `scheduler.LIVE_ADMISSION`. `clock`: seconds, by which viewers'
-        clocks run.
+        or text such as "8GiB". `live_admission`: one of `scheduler.LIVE_ADMISSION`. `clock`: returns seconds, for the
+        viewers' clocks.
         """
         one_of(tuple(POLICIES), "policy", policy, ConfigError)
         _check_fit(model, cache, window)
@@ -125,8 +125,8 @@ class Engine:
 
     @property
     def has_work(self) -> bool:
-        """Whether a step would do something. Paused and finished videos are no work, nor are those that wait for the
-        pages of such."""
+        """Whether a step would do something. Paused and finished videos do not count, nor do videos that wait for their
+        pages."""
         if self._roster.late or self._residency.runnable() or self._rounds.longer():
             return True
         could_begin = bool(self._roster.waiting or self._residency.swapped())
@@ -154,7 +154,7 @@ class Engine:
         return frames[False] * self.model.geometry.tokens_per_frame, frames[True] * self.model.geometry.tokens_per_frame
 
     def _stop_trying(self) -> None:
-        """Until something changes. Raises CapacityError if nothing in this engine can change it."""
+        """Begins no video until something changes. Raises CapacityError if nothing in this engine can change it."""
         roster = self._roster
         if roster.waiting and not roster.jobs:
             raise CapacityError(
@@ -238,13 +238,12 @@ class Engine:
 
     @independent_of_host
     def prompt(self, request_id: str, prompt: str, *, recache: bool = False) -> None:
-        """Another prompt, from the video's next chunk on. To a steerable model (`protocol.Steerable`) it says how the
-        video goes on there, and the one that counts already changes nothing.
+        """Another prompt, from the video's next chunk on. A steerable model (`protocol.Steerable`) continues from where
+        the video is then, and the present prompt given again changes nothing.
 
-        `recache`: the chunks that are kept are stored again under it, all of them or none, for which both copies must
-        fit into the pool for a moment. A prompt that cannot be put into effect when the chunk boundary comes is a
-        `PromptRefused` among the outputs; at a boundary it raises CapacityError, StateError and what the model raises
-        at once. Raises PromptError, ConfigError.
+        `recache`: the kept chunks are stored again under it, all or none; both copies must fit into the pool for a
+        moment. Raises PromptError, ConfigError and, at a chunk boundary, CapacityError, StateError and what the model
+        raises. A prompt that has to wait for the boundary and fails there is a `PromptRefused` among the outputs.
         """
         self._changes.prompt(request_id, prompt, recache)
 
@@ -252,8 +251,8 @@ class Engine:
     def fork(self, request_id: str, continuations: Sequence[Continuation]) -> None:
         """New videos that go on from this one's history at its next chunk boundary. They share its pages.
 
-        Chunks that begin after it have a continuation's own prompt and seed. One for which the pool has no room when
-        the boundary comes begins swapped out, and fails when host memory has none either. Raises PromptError,
+        Chunks after it have the continuation's own prompt and seed. A continuation that does not fit into the pool at
+        the boundary begins swapped out; it fails if host memory has no room either. Raises PromptError,
         ConfigError, OverloadError, and at a boundary CapacityError; no continuation is made then.
         """
         continuations = list_of(Continuation, "continuations", continuations, "[Continuation('b')]", ConfigError)
@@ -264,8 +263,8 @@ class Engine:
     def extend(self, request_id: str, num_frames: int) -> None:
         """A new number of frames for the whole video, larger than before. A finished one that was kept goes on.
 
-        Raises ConfigError, CapacityError when a longer stream does not fit now, StateError for a model that works on
-        the end of a video in another way than on its middle; nothing has changed then.
+        Raises ConfigError, CapacityError when a longer stream does not fit now, and StateError when the rounds already
+        done would differ in a longer video; nothing has changed then.
         """
         self._changes.extend(request_id, num_frames)
         self._stuck_pages = None

@@ -108,7 +108,7 @@ class Job:
     changes: list[Change] = field(default_factory=list)
     """What waits for its next chunk boundary, in order: prompts, and forks."""
     credit_seconds: float | None = None
-    """What `playout` says at the beginning of the present step."""
+    """`playout.credit_seconds` at the beginning of the present step; None where nobody watches."""
 
     def __post_init__(self) -> None:
         self.follow(self.schedule)

@@ -1,4 +1,4 @@
-"""Whether one more live video may begin: not if it would make those stall that play already, as far as was measured."""
+"""Whether one more live video may begin: only if, as measured, those already playing would not stall."""
 
 from __future__ import annotations
 

@@ -1,11 +1,11 @@
 """One engine in several processes that share the heads of its cache: rank 0 leads, the others do what it does.
 
-    rank 0      LeadingEngine.step, submit, ...    tells its verb, then carries it out
-    rank r      follow                             hears the verb, carries it out, and drops what comes of it
+    rank 0      LeadingEngine.step, submit, ...    broadcasts the call, then makes it
+    rank r      follow                             receives the call, makes it, and drops the result
 
 Every rank has the whole model, so all of them come to the same decisions; the exchanges inside `attend` keep them in
-step. With each verb rank 0 says what came of the one before, and a rank that got something else stops. Nothing that
-only one rank knows may decide anything: an engine that leads has no live videos, which follow the clock.
+step. With each call rank 0 sends the outcome of the one before, and a rank with another outcome stops. No decision may
+depend on what only one rank knows: a leading engine has no live videos, because these follow its clock.
 """
 
 from __future__ import annotations
@@ -31,16 +31,16 @@ class Leader(Protocol):
     """How rank 0 reaches the others; distributed/control.py."""
 
     def tell(self, told: Any, /) -> None:
-        """Is heard by all others."""
+        """Sends `told` to all other ranks."""
         ...
 
     def end(self) -> None:
-        """They stop."""
+        """Tells the other ranks to stop."""
         ...
 
 
 class Follower(Protocol):
-    """How the others are reached."""
+    """How another rank receives what rank 0 sends."""
 
     @property
     def rank(self) -> int:
@@ -136,8 +136,8 @@ class LeadingEngine(Engine):
 
 
 def follow(engine: Engine, follower: Follower) -> None:
-    """Does what rank 0 does until it ends. Raises RankError when something else comes of it, and errors that rank 0 may
-    not have met."""
+    """Does what rank 0 does until rank 0 ends. Raises RankError when an outcome differs from rank 0's, and errors that
+    rank 0 may not have met."""
     fate: Fate = ()
     while (order := follower.hear()) is not None:
         if order.fate_before != fate:
@@ -175,6 +175,7 @@ def _not_live(request: VideoRequest) -> VideoRequest:
     """Raises ConfigError for a video with a viewer, whose clock the other ranks do not see."""
     if request.live_frames_per_second is not None:
         raise ConfigError(
-            f"video {request.id!r} is live; several devices make videos together only where nobody plays them meanwhile"
+            f"video {request.id!r} is live; several devices make videos together only where nobody plays them "
+            "meanwhile: leave live_frames_per_second out"
         )
     return request

@@ -1,8 +1,8 @@
 """How fast this device is: the time of a token, measured while the engine runs, and what it says about live videos.
 
-A live video that plays at some speed needs so many tokens per second, in denoise steps and in commit passes; with the
-time of a token that is a share of the device. Shares add up, because batching gains little on a device that is busy. So
-one more live video is refused when the shares would exceed what is given out.
+A live video needs a number of tokens per second of playing, in denoise steps and in commit passes. Times the seconds
+per token, that is its share of the device. Shares add up, because batching gains little on a busy device. So one more
+live video is refused when the shares would exceed SHARE_FOR_LIVE.
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ class Work:
 
     @staticmethod
     def of(schedule: Schedule, frames_per_chunk: int, tokens_per_frame: int) -> Work:
-        """The work of a schedule: on average over a short video, and of a long one once it is under way, which is the
-        later half of its first COUNTED_CHUNKS chunks. What follows is not looked at, because a model may choose what it
-        remembers when it comes to a chunk."""
+        """The work of a schedule per frame: the mean over a short video, or over the later half of a long one's first
+        COUNTED_CHUNKS chunks. Later rounds are not generated, because a model may choose what a chunk remembers only
+        when that chunk begins."""
         frames = {False: 0, True: 0}
         sums = [(0, 0)]
         """(Denoise, commit) frames up to the end of each finished chunk."""
@@ -72,9 +72,9 @@ class Pace:
     """The time of a token on this device, from the newest steps.
 
     Every BLOCK_STEPS steps give one estimate: the seconds per denoise token and per commit token that explain their
-    times best (least squares, none negative). Of the newest NUM_BLOCKS estimates the lower median counts. So what comes
-    back again and again, such as decoding, is in every estimate, and a single hiccup spoils one of them at most. What a
-    step costs whatever it carries is in the time of its tokens.
+    times best (least squares, none negative). Of the newest NUM_BLOCKS estimates the lower median counts. So recurring
+    work, such as decoding, is in every estimate, and a single hiccup spoils at most one. The fixed cost of a step is
+    part of the time of its tokens.
     """
 
     def __init__(self) -> None:

@@ -46,8 +46,8 @@ class Planner:
         return Plan(request, condition, schedule, self.model.geometry)
 
     def _condition(self, request: VideoRequest) -> Any:
-        """Of the whole video. Prompts of the past count for a steerable model only; another one is not made to encode
-        them again."""
+        """The condition of the whole video. Earlier prompts matter to a steerable model only; other models need not
+        encode them again."""
         model, earlier = self.model, request.earlier_prompts
         if not isinstance(model, Steerable):
             return model.prepare(request.prompt, request.inputs, request.num_frames)

@@ -164,8 +164,8 @@ class VideoModel(Protocol):
 
 @runtime_checkable
 class Steerable(Protocol):
-    """In addition to `VideoModel`, for a model whose next prompt goes on where the one before has led, as a walk does:
-    with it alone nobody could tell how the frames before came about."""
+    """In addition to `VideoModel`, for a model whose next prompt continues from where the one before led, as in a walk:
+    the frames so far depend on all earlier prompts."""
 
     def continued(self, before: Any, num_frames: int, after: Any) -> Any:
         """The condition `before`, and from latent frame `num_frames` on, at least 1, `after`.
@@ -227,8 +227,8 @@ class ModelSpec:
     frames: FrameFormat | None = None
     """None where latents come out."""
     actions: tuple[str, ...] = ()
-    """Words by which a video of a steerable model is led while it is made: the prompt "left 12" takes one for so many
-    frames. Those that lead somewhere are of up, down, left and right, or of two of them as "up-left"."""
+    """Words that steer a video of a steerable model while it is made: the prompt "left 12" repeats one for 12 frames.
+    Words of direction are made of up, down, left and right, one or two of them, such as "up-left"."""
     example_prompt: str = ""
     """One that it understands, for a person who has never written one; empty: any English will do."""
     window: Window = field(default_factory=Window)

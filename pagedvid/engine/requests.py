@@ -120,8 +120,8 @@ class VideoRequest:
         return any(it.recache for it in self.later_prompts)
 
     def steered(self, prompt: str, frame: int) -> VideoRequest:
-        """The request once another prompt has taken over at a latent frame, with those of the frames before in
-        `earlier_prompts`. The prompt of the frame before goes on: whatever was to follow it there never showed."""
+        """The request once `prompt` has taken over at latent frame `frame`, with the prompts of earlier frames in
+        `earlier_prompts`. A prompt that was to begin at `frame` or later never showed and is dropped."""
         earlier = self.earlier_prompts
         ended = tuple(it for it in earlier if it.until_frame < frame)
         before = self.prompt if ended == earlier else earlier[len(ended)].prompt

@@ -39,7 +39,7 @@ class Range:
     frames: Sequence[int]
     """Its latent frames, ascending; those of a chunk are `range(first, stop)`."""
     noise_level: float
-    """What the model is told, on the scale of that model."""
+    """The noise level that the network is given, on the model's own scale."""
     role: str = "cond"
     """What its prediction is for, by which the model knows what to feed it (own prompt, null text, ...)."""
     branch: str = "cond"

@@ -14,8 +14,8 @@ from typing import Protocol, TypeVar
 Item = TypeVar("Item")
 
 MOST_WAITED_STEPS = 256
-"""Under `priority` and `deadline`, a job that was left out of so many steps in a row goes first. A larger number leaves
-more to those whom the policy prefers: J others take at most J / MOST_WAITED_STEPS of the steps from them."""
+"""Under `priority` and `deadline`, a job left out of this many steps in a row goes first. A larger number leaves more
+steps to the jobs that the policy prefers: J others take at most J / MOST_WAITED_STEPS of these steps."""
 STARTED_SECONDS = 0.5
 """Under `deadline`, a started chunk is finished first unless another viewer has less credit by more than this."""
 URGENT_SECONDS = 2.0
@@ -94,8 +94,8 @@ the highest priority first, then the oldest. deadline: whoever will stall first 
 take what is left, by priority and age, and share forwards with viewers while none of these is in need.
 
 Nobody starves: of J jobs that can run, none is left out of more than J - 1 steps in a row under round_robin, and of
-more than MOST_WAITED_STEPS + J - 1 under priority and deadline, because an overdue job is behind those only that have
-waited as long. Under fcfs a job waits until the older ones have ended.
+more than MOST_WAITED_STEPS + J - 1 under priority and deadline, because only jobs that have waited at least as long go
+before an overdue one. Under fcfs a job waits until the older ones have ended.
 """
 
 

@@ -1,7 +1,7 @@
 """Safetensors files that say what they are and prove that every byte is as it was written.
 
-The metadata are `format`, a name with a version; `fields`, a JSON object; and `checksum`, the BLAKE2b hash of the whole
-file in hex digits, which count as zeros in it.
+The metadata are `format`, a name with a version; `fields`, a JSON object; and `checksum`, in hex digits the BLAKE2b
+hash of the whole file with zeros in place of these digits.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
 """The arguments of a network's forward in two parts: tensors, and a layout that says where each of them goes.
 
-Two forwards with the same layout do the same operations on other numbers. So layouts find the graphs that were recorded
-of earlier forwards.
+Two forwards with the same layout do the same operations on other numbers, so recorded graphs are looked up by layout.
 """
 
 from __future__ import annotations

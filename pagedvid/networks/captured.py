@@ -3,10 +3,10 @@
     recorded once     | graph 0 |        | graph 1 |        | graph 2 |
     every forward     | run 0   | attend | run 1   | attend | run 2   |
 
-Attention reads other pages in every step, so it runs as ever, launched by the host. The rest of a forward is the same
+Attention reads different pages in every step, so the host still launches it. The rest of a forward is the same
 operations whenever the arguments have the same layout, and one call for each layer launches them all. The graphs read
-and write fixed places: arguments are copied to theirs before a run, queries, keys and values to those that all layers
-share, and what comes out is copied before the next run overwrites it.
+and write fixed addresses: arguments are copied in before a run, queries, keys and values go to buffers that all layers
+share, and the output is copied out before the next run overwrites it.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from pagedvid.networks.arguments import Layout, taken_apart
 from pagedvid.networks.cuda_graphs import CudaGraphs, Graph
 
 MAX_LAYOUTS = 16
-"""Layouts that are known at a time, recorded or seen once. The one that was not met for longest is forgotten."""
+"""Most layouts that are kept, recorded or seen once; the least recently used one is dropped."""
 
 
 def capture(network: nn.Module, device: torch.device, new_graph: Callable[[], Graph] | None = None) -> None:
@@ -45,8 +45,8 @@ def capture(network: nn.Module, device: torch.device, new_graph: Callable[[], Gr
 class Captured:
     """A network's forward.
 
-    The first forward of a layout runs plainly, which lets libraries make what they need, and compiles blocks that are
-    to be compiled. The second one is recorded, and later ones run from the recording.
+    The first forward of a layout runs without graphs: a warm-up for libraries, and for blocks that are to be compiled.
+    The second one is recorded, and later ones replay the recording.
     """
 
     def __init__(

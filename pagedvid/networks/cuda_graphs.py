@@ -12,11 +12,11 @@ class Graph(Protocol):
     """A sequence of operations on fixed places in memory."""
 
     def begin(self) -> None:
-        """Operations that are called from now on are recorded, and do not run."""
+        """Starts the recording: operations are recorded from now on, and do not run."""
         ...
 
     def end(self) -> None:
-        """They run again when they are called."""
+        """Ends the recording; `replay` runs it."""
         ...
 
     def abandon(self) -> None:

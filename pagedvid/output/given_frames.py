@@ -98,5 +98,7 @@ def _last_pictures(path: Path, format: PrefixFormat, start_seconds: float | None
         while len(kept) > 1 and kept[1].seconds <= picture.seconds - most_seconds:
             kept.popleft()
     if start_seconds is not None and start_seconds > end_seconds + _TOLERANCE_SECONDS:
-        raise ConfigError(f"start_seconds is {start_seconds:g}; {named(path.name)} ends at {end_seconds:g} s")
+        raise ConfigError(
+            f"start_seconds is {start_seconds:g}; {named(path.name)} ends at {end_seconds:g} s: give an earlier time"
+        )
     return kept, end_seconds if start_seconds is None else start_seconds

@@ -47,7 +47,7 @@ class Angles:
         dtype: torch.dtype,
         device: torch.device,
     ) -> Angles:
-        """The angles that rotate keys on from `stored_positions`, where they were rotated before storage, to
+        """The angles that re-rotate keys from `stored_positions`, at which they were rotated before storage, to
         `read_places`. Chunks with equal positions share a table.
 
         Raises ShapeError for chunks of different lengths.

@@ -52,8 +52,8 @@ class Audience:
         """Whether nobody has watched for the grace time."""
         return self._left_at is not None and now - self._left_at >= self._grace_seconds
 
-    def is_behind(self, now: float) -> bool:
-        """Whether the session is so far ahead that it should wait until the viewers have seen half of that."""
+    def should_wait(self, now: float) -> bool:
+        """Whether the session should wait: from `max_ahead_seconds` ahead until it is only half of that ahead."""
         credit = self.credit_seconds(now)
         self._is_ahead = credit > self._max_ahead_seconds / (2 if self._is_ahead else 1)
         return self._is_ahead

@@ -89,7 +89,7 @@ class Forks:
 
     def order(self, source: SessionRecord, forks: Sequence[SessionRecord]) -> list[Future[Any]]:
         """What `ask` waits for: the worker's verbs, in their order. Raises Conflict."""
-        for fork in forks:  # before the source is woken, which would be let sleep without them
+        for fork in forks:  # before the source is woken, which would otherwise be put to sleep again
             self._pending[fork.id] = _Pending(source.id)
             self._parts.recorder.hold(fork.id)
         futures = self.wake(source) if source.state == COMPLETED else []
@@ -102,8 +102,8 @@ class Forks:
         return [*futures, forked]
 
     def wake(self, session: SessionRecord) -> list[Future[Any]]:
-        """Brings a completed session back into the worker; the verbs for it. Under its lock. Raises Conflict without a
-        checkpoint."""
+        """Brings a completed session back into the worker; returns the futures of that. Call it under its lock. Raises
+        Conflict without a checkpoint."""
         if session.id in self._parts.awake:
             return []
         checkpoint = self._parts.store.courses.checkpoint(session.id)

@@ -1,4 +1,4 @@
-"""What all sides of the service work with, and the rules for doing so together.
+"""Shared parts of the service, and the order of its locks.
 
 Locks, in the order in which a thread may take them; it may leave some out:
 
@@ -9,11 +9,11 @@ Locks, in the order in which a thread may take them; it may leave some out:
 4. the database's, for as long as a transaction;
 5. those of the recorder's gate, the inbox, the announcer and `Parts._locks`, under which nothing else is taken.
 
-The worker is waited for under 1 and 2 only, and so is the recorder. The recorder's thread takes 4 and 5 only, and the
-worker's 5 only. It waits for the recorder when that is behind. So whoever waits for them gets an answer. That may take
-long (`verb_seconds`), and pages that it needs may have to be freed by the housekeeper: so the housekeeper, and the
-service when it ends, do not wait for a session's lock but come back later (`Parts.locked_within`). A listener is told
-under any of these locks. It takes none of them and waits for nobody.
+A thread that waits for the worker or the recorder may hold 1 and 2 only. The recorder's thread takes 4 and 5 only, the
+worker's 5 only; the worker waits for the recorder when that falls behind. So every wait ends. It may be long
+(`verb_seconds`), and may be for pages that only the housekeeper frees: so the housekeeper, and the service when it
+ends, do not wait for a session's lock but try again later (`Parts.locked_within`). Listeners are called under any of
+these locks; they take none of them and wait for nobody.
 """
 
 from __future__ import annotations
@@ -188,7 +188,7 @@ class Parts:
         session, audience = self.store.find(id), self.audiences.get(id)
         if session is None:
             return
-        wants_pause = session.state == PAUSED or (audience is not None and audience.is_behind(time.monotonic()))
+        wants_pause = session.state == PAUSED or (audience is not None and audience.should_wait(time.monotonic()))
         if wants_pause and id not in self.paused:
             self.wait(self.worker.pause(id))
             self.paused.add(id)

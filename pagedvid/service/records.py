@@ -171,7 +171,7 @@ class SessionPage:
 
 @dataclass(frozen=True)
 class RecordedChunk:
-    """Where a chunk lies in its session's file: bytes [start, end)."""
+    """Where a chunk is in its session's file: bytes [start, end)."""
 
     index: int
     first_frame: int

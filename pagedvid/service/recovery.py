@@ -83,8 +83,8 @@ class VideoRecord:
     frames_played: int | None = None
     """As reported last."""
     unasked: list[Change] = field(default_factory=list)
-    """Those of `changes` that the present engine has still to be asked for, once it has begun with the video: before,
-    it would make them at once, in the middle of a chunk."""
+    """Those of `changes` that the present engine has not been given. They wait until it has begun the video: before, it
+    would make them at once, in the middle of a chunk."""
     is_given_again: bool = False
     """Whether the present engine was given the video by `restore`, and is not yet where the one before it was."""
     num_breaks: int = 0

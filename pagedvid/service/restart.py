@@ -1,5 +1,5 @@
-"""After a restart: every accepted session that is not finished goes on, and nothing is left over of the rest. So do the
-sessions of one of several workers, when it has ended or is to be empty.
+"""After a restart, every accepted and unfinished session goes on, and leftovers of all others are removed. The sessions
+of one of several workers go on in the same way, when it has ended or is drained.
 
 Files are cut back to what their rows say. A session goes on from its checkpoint; frames between that and the end of its
 file are made again and not recorded twice. One without a checkpoint begins anew, with the same frames. Forks that had

@@ -1,4 +1,4 @@
-"""The chunks that lie in the sessions' files, as rows: whatever a file holds behind the last one does not count."""
+"""The chunks in the sessions' files, as rows: bytes of a file after its last recorded chunk do not count."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From a session's checkpoint back into the worker."""
+"""Resumes a session in the worker from its checkpoint."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from pagedvid.service.stored_courses import StoredCheckpoint
 
 
 def take_up(parts: Parts, session: SessionRecord, checkpoint: StoredCheckpoint) -> Future[str]:
-    """Asks the worker to go on from a checkpoint, with what the session was told after it or waited for a chunk there.
+    """Asks the worker to go on from a checkpoint, with the changes that came after it or were waiting for a chunk.
 
-    Frames that are recorded already are made again, and not told again.
+    Frames that are recorded already are made again, but not reported again.
     """
     changes: list[Change] = []
     if session.prompt != checkpoint.prompt and not session.later_prompts:  # those are in the file

@@ -26,7 +26,7 @@ def test_a_finished_video_goes_on():
     assert stream.max_chunks == 6 and manager.reserved_pages == manager.pages_needed(Window(1, 2), 100) == 8
     for _ in range(4):
         commit(manager, stream)
-    with pytest.raises(StateError, match="max_chunks=6; all of them are committed"):
+    with pytest.raises(StateError, match="max_chunks=6, all of which are committed"):
         commit(manager, stream)
 
 

@@ -479,7 +479,7 @@ class CacheMachine(RuleBasedStateMachine):
             data, lambda m, b, i: i >= m.window.sink_chunks and not m.is_settled(b, i)
         )
         if index in model.branches[branch].pins or index < model.window.sink_chunks:
-            with pytest.raises(StateError, match="already kept for good"):
+            with pytest.raises(StateError, match="is a sink or pinned already"):
                 self.cache.pin(model.stream, index, branch)
             return
         entry, pages = model.branches[branch].entries[index], model.pin_pages(model.branches[branch], index)

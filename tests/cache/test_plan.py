@@ -194,7 +194,7 @@ def bad_requests(a: Stream, b: Stream) -> dict[str, tuple[list[QueryRange], type
             ShapeError,
             "99 tokens; chunk 4, which it replaces, has 100",
         ),
-        "beyond the end": ([QueryRange(b, commit=True)], StateError, "max_chunks=0; all of them are committed"),
+        "beyond the end": ([QueryRange(b, commit=True)], StateError, "max_chunks=0, all of which are committed"),
     }
 
 

@@ -47,7 +47,7 @@ def test_a_stream_must_keep_to_its_plan():
         commit(manager, QueryRange(stream, num_tokens=200, commit=True))
     manager.drop(stream, [0])
     commit(manager, QueryRange(stream, num_tokens=200, commit=True))
-    with pytest.raises(StateError, match="max_chunks=2; all of them are committed"):
+    with pytest.raises(StateError, match="max_chunks=2, all of which are committed"):
         commit(manager, QueryRange(stream, num_tokens=1, commit=True))
     assert live(stream) == [1]
 

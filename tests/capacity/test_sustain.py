@@ -108,8 +108,8 @@ def test_a_measured_rate_is_that_of_the_steps_it_counts(monkeypatch):
     [
         ("self-forcing", {}, "self-forcing cannot be measured here .*weights.*; give --tokens-per-second"),
         ("lingbot-14b", {}, r"lingbot-14b cannot be measured here \(unknown model"),
-        ("demo", {"resolution": Resolution(64, 64)}, r"it has \(6, 16, 1\) layers.*asked is for \(6, 64, 1\)"),
-        ("demo", {"num_branches": 2}, r"asked is for \(6, 16, 2\)"),
+        ("demo", {"resolution": Resolution(64, 64)}, r"it has \(6, 16, 1\) layers.*the question asks for \(6, 64, 1\)"),
+        ("demo", {"num_branches": 2}, r"the question asks for \(6, 16, 2\)"),
         ("demo", {"look_back": SlidingLookBack(1, 99)}, "a window of 100 chunks would take too long; the most is 16"),
     ],
 )

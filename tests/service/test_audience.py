@@ -34,12 +34,12 @@ def test_frames_of_before_count_as_played():
 def test_a_session_far_ahead_waits_until_half_of_that_is_played():
     one = audience()
     one.receive(32, 100.0)
-    assert not one.is_behind(100.0), "4 seconds are allowed"
+    assert not one.should_wait(100.0), "4 seconds are allowed"
     one.receive(8, 100.0)
-    assert one.is_behind(100.0)
-    assert one.is_behind(102.9), "2.1 seconds are left"
-    assert not one.is_behind(103.1)
-    assert not one.is_behind(101.5), "once it goes on, the whole distance is allowed again"
+    assert one.should_wait(100.0)
+    assert one.should_wait(102.9), "2.1 seconds are left"
+    assert not one.should_wait(103.1)
+    assert not one.should_wait(101.5), "once it goes on, the whole distance is allowed again"
 
 
 def test_a_client_that_stands_still_holds_its_session_back():
@@ -47,7 +47,7 @@ def test_a_client_that_stands_still_holds_its_session_back():
     one.receive(40, 100.0)
     for second in range(8):
         one.report(0, 100.0 + second)
-        assert one.is_behind(100.0 + second)
+        assert one.should_wait(100.0 + second)
 
 
 def test_viewers_that_leave_and_come_back():

@@ -1,4 +1,4 @@
-"""One forward of a model as a step over pages. What a layer of the model takes for its pool of keys leads here.
+"""One forward of a model as a step over pages, reached through an object in the place of a layer's pool of keys.
 
 Every layer of a model gives its queries, keys and values to the operator `ar_diffusion_paged_write_attn`,
 together with the pool that they go to. Here an object stands in the place of the pool, and PyTorch hands any operator

@@ -46,7 +46,7 @@ class PagedLingBotPipeline(LingBotWorldCausalDMDPipeline):  # type: ignore[misc]
 
     @contextmanager
     def bind_ar_diffusion_state(self, session_id: str, state: PagedSession) -> Iterator[None]:
-        """Binds one more session; the last one is that of calls that name none."""
+        """Binds one more session; calls that name no session are for the one that was bound last."""
         self.bound_sessions[session_id] = state
         try:
             with self._only(session_id):

@@ -14,8 +14,8 @@ LINGBOT = "CausalLingBotWorldTransformer3DModel"
 
 
 class LingBotRope:
-    """`RopeTables` of LingBot-World: positions are (frame of the video, row, column). In float32 also for a model in
-    bfloat16: undone and done again, a rotation must cancel."""
+    """`RopeTables` of LingBot-World: positions are (frame of the video, row, column). In float32 even for a model in
+    bfloat16, so that un-rotating and rotating again cancel."""
 
     layout = "interleaved"
 

@@ -97,12 +97,13 @@ def _refuse_misfit(path: Path, entries: Mapping[str, _Entry], wanted: Mapping[st
         if name in wanted and entry.facts.shape != wanted[name].shape
     ]
     if wrong:
-        raise ConfigError(f"{named(path)} has the weights of another model: {listed(wrong)}")
+        raise ConfigError(f"{named(path)} has the weights of another model: {listed(wrong)}; give those of this one")
     missing = sorted(wanted.keys() - entries.keys())
     surplus = sorted(entry.published for name, entry in entries.items() if name not in wanted)
     if missing or surplus:
         raise ConfigError(
-            f"{named(path)} does not fit the model: missing keys {listed(missing)}; surplus keys {listed(surplus)}"
+            f"{named(path)} does not fit the model: missing keys {listed(missing)}; surplus keys {listed(surplus)}; "
+            "give the checkpoint of this model"
         )
 
 

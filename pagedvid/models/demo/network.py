@@ -128,7 +128,7 @@ class Canvas(nn.Module):
         hidden = F.gelu(self.hidden_1(self.places * (1 + scale) + shift), approximate="tanh")
         hidden = F.gelu(self.hidden_2(hidden), approximate="tanh")
         hidden_MSV = (hidden * present_MX[:, :, None, None]).sum(dim=1)
-        # Tokens of pure noise are loud; without the factor this path needs thousands of steps to be heard.
+        # Tokens of pure noise are large; without the factor this path has no effect for thousands of training steps.
         return Expectation(8 * self.out(hidden_MSV), self.picture(hidden_MSV), self.pool(things_MXW.flatten(1)))
 
     def _thing_values(self, slots_MK: Tensor) -> tuple[Tensor, Tensor]:

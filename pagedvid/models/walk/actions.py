@@ -75,9 +75,9 @@ class Walk:
         moves[1 : 1 + len(taken)] = np.array([MOVES[action] for action in taken], dtype=np.int64).reshape(-1, 2)
         return moves.cumsum(axis=0)
 
-    def turned(self, num_frames: int, walk: Walk) -> Walk:
-        """This walk, whose frame `num_frames`, at least 1 and counted without given ones, is the first one to which the
-        actions of another walk lead.
+    def followed_by(self, num_frames: int, walk: Walk) -> Walk:
+        """This walk before frame `num_frames` (at least 1, given frames not counted), and from there on the actions of
+        another walk.
 
         The view has stayed where it was if this one was over before. Raises PromptError for a map that is not its own.
         """

@@ -1,5 +1,5 @@
-"""Given frames that a walk goes on from. They do not say where they are, so it is read off them: what two frames in a
-row have in common lies at other places of the view, by the move between them.
+"""Given frames that a walk goes on from. The moves between them are not given, so they are found by matching: what two
+successive frames both show has moved in the view.
 
     before  | a b c d |        "right": what is left of the view is gone, and e is new
     after     | b c d e |

@@ -5,8 +5,8 @@ left to the caller, as in the demo model, whose blocks these are.
 
 Training begins with a network that copies: queries and keys share one constant vector, so that after rotation by world
 coordinates (rotary.py) a token reads its own cell in every frame that showed it; the way from latents to values and
-back to latents is the identity up to scale; and pure noise is not heard. After a hundred steps of training, what comes
-back is a blurred copy of what was there.
+back to latents is the identity up to scale; and pure noise has no effect. After a hundred steps of training, a place
+that is seen again is a blurred copy of what was there.
 """
 
 from __future__ import annotations
@@ -73,8 +73,8 @@ class Transformer(nn.Module):
 
 
 def _told_by_noisy(levels_N: Tensor) -> Tensor:
-    """What noisy latents x_t = (1 - t) * clean + t * noise are worth: the factor that makes them the best linear
-    estimate of clean ones of variance 1. Pure noise gives nothing, and cannot drown what history says."""
+    """The factor that makes noisy latents x_t = (1 - t) * clean + t * noise the best linear estimate of clean ones of
+    variance 1. It is 0 for pure noise, which therefore cannot mask what history says."""
     signal = 1 - levels_N
     return signal / (signal.square() + levels_N.square())
 

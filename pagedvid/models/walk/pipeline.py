@@ -77,7 +77,7 @@ class WalkModel:
 
     def continued(self, before: Walk, num_frames: int, after: Walk) -> Walk:
         """The walk `before`, which takes the actions of `after` from frame `num_frames` on. Raises PromptError."""
-        return before.turned(num_frames, after)
+        return before.followed_by(num_frames, after)
 
     def prefix_format(self, window: Window) -> PrefixFormat:
         """Frames of a walk, as many chunks as the window keeps."""

@@ -1,7 +1,7 @@
-"""World coordinates as rotary positions: where on the map a token is decides its angles, and the time does not.
+"""World coordinates as rotary positions: a token's angles depend on its place on the map, and not on time.
 
-A map does not change, so that what was seen at a place is there whenever one comes back; with angles of row and column
-alone, a place that is seen again asks for the very keys that it left behind, however long ago.
+A map does not change, so what was seen at a place is still there on return. With angles of row and column alone, the
+queries of a place that is seen again match the keys that were stored there, however long ago.
 
 The cache knows a position as one whole number. Here it numbers a *track*: a first cell in view, and the move to the
 next frame,
@@ -77,7 +77,8 @@ class WorldRotary(Compilable):
         first, cut = divmod(first_token, TOKENS_PER_FRAME)
         if cut or num_tokens % TOKENS_PER_FRAME:
             raise ShapeError(
-                f"tokens {first_token} to {first_token + num_tokens} cut a frame of {TOKENS_PER_FRAME} tokens"
+                f"tokens {first_token} to {first_token + num_tokens} cut a frame of {TOKENS_PER_FRAME} tokens; "
+                "give whole frames"
             )
         frames = range(first, first + num_tokens // TOKENS_PER_FRAME)
         angles = world_angles(torch.cat([cells_in_view(*place_of(frame)) for frame in frames]), self._head_dim)

@@ -83,7 +83,7 @@ class WorldPlayWan5B(WorldPlayModel):
         return latents
 
     def timestep(self, noise_level: float, frame: int) -> float:
-        """The first image is told to be nearly clean."""
+        """As `WorldPlayModel.timestep`, but frame 0, the first image, always has that of nearly clean frames."""
         return MEMORY_TIMESTEP if frame == 0 else noise_level
 
     def velocity(

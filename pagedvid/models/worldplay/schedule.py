@@ -22,7 +22,7 @@ from pagedvid.models.worldplay.memory import BLOCK_FRAMES, MemoryPolicy, default
 
 MAX_TIMESTEP = 1000.0
 MEMORY_TIMESTEP = 14.0
-"""Finished frames are told to be nearly clean; no noise is added to them."""
+"""Timestep that the network is given for finished frames: nearly clean. No noise is added to them."""
 MEMORY, DENOISE = "memory", "cond"
 """The roles of ranges."""
 WINDOW = Window(sink_chunks=0, recent_chunks=1, positions="window")

@@ -1,4 +1,4 @@
-"""Connections that cost the service something without asking for anything are closed.
+"""Closes connections that send no request in time, and those beyond the most that are allowed.
 
 uvicorn bounds the pause between two requests only. Here the head of every request has a deadline, the first one's from
 the moment of the connection, and a connection too many is closed before it is read.

@@ -97,7 +97,7 @@ def _busy(error: Busy, status: int, code: str) -> JSONResponse:
 
 
 def _unexpected() -> JSONResponse:
-    return error_response("the service made a mistake; its log says more", 500, "internal")
+    return error_response("internal error; the log of the service says more", 500, "internal")
 
 
 def add_error_handlers(app: FastAPI) -> None:

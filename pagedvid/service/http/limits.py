@@ -12,7 +12,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from pagedvid.units import format_bytes
 
 _CLOSE = {"Connection": "close"}
-"""What is left of a refused body would be taken for the next request of the connection."""
+"""Sent with a refusal: the unread rest of the body would be parsed as the next request of the connection."""
 
 
 class BodyLimits:

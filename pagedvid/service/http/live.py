@@ -42,9 +42,9 @@ logger = logging.getLogger(__name__)
 router = APIRouter(prefix="/v1/sessions", tags=["sessions"])
 
 GONE, RESTARTING, UNSUPPORTED, MALFORMED = 1000, 1012, 1003, 1008
-"""Codes with which the service closes: the session was deleted, the service stops, a binary message, a wrong one."""
+"""Close codes of the WebSocket: session deleted, service stopping, binary message, malformed message."""
 CLIENT_GONE = (WebSocketDisconnect, RuntimeError, OSError)
-"""By one of these Starlette says that the other side has ended the connection."""
+"""What Starlette raises when the client has ended the connection."""
 MAX_REASON_BYTES = 120
 """The protocol allows 123."""
 Format = Literal["jpeg", "mp4"]

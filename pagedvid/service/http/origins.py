@@ -1,4 +1,4 @@
-"""Requests that a web page of somebody else made the user's browser send are refused.
+"""Refuses cross-site requests: those that a page of another site made the user's browser send.
 
 A service on a loopback address is reachable from every page that its user visits: a form or a WebSocket of any site may
 call it. Browsers name the site in the header `Origin`. Programs send none and pass.

@@ -41,6 +41,6 @@ Order = Literal["asc", "desc"]
 
 ERRORS: dict[int | str, dict[str, Any]] = {
     "4XX": {"model": ErrorObject, "description": "The request cannot be carried out; the message says what to change."},
-    "5XX": {"model": ErrorObject, "description": "The service made a mistake."},
+    "5XX": {"model": ErrorObject, "description": "Internal error."},
 }
 """What every endpoint may answer."""

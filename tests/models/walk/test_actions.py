@@ -80,10 +80,10 @@ def test_a_walk_and_its_reverse_end_where_they_began():
     ],
 )
 def test_a_walk_turns_with_the_action_into_a_frame(walk: str, frame: int, then: str, whole: str):
-    assert read_walk(walk).turned(frame, read_walk(then)) == read_walk(whole)
+    assert read_walk(walk).followed_by(frame, read_walk(then)) == read_walk(whole)
 
 
 @pytest.mark.parametrize("walk", ["map 3: left", "left"])
 def test_nobody_walks_to_another_map(walk: str):
     with pytest.raises(PromptError, match=r"its map is (map 3|invented), so that a prompt cannot name map 4"):
-        read_walk(walk).turned(4, read_walk("map 4: up"))
+        read_walk(walk).followed_by(4, read_walk("map 4: up"))

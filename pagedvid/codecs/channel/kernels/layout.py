@@ -85,4 +85,4 @@ def unsupported_reasons(page: PageFormat) -> list[str]:
 
 def _require_supported(page: PageFormat, name: str) -> None:
     if reasons := unsupported_reasons(page):
-        raise ConfigError(f"no kernel reads pages of {name}: {', '.join(reasons)}")
+        raise ConfigError(f"no kernel reads pages of {name}: {', '.join(reasons)}; choose another codec or backend")

@@ -147,8 +147,8 @@ def klt_decode_kernel(
         frames = tl.tuple(())
         for _frame in tl.static_range(FRAMES):
             frames += (tl.zeros([HEAD_DIM, BLOCKS], MATMUL),)
-        # The branch, always taken, ends the search of the compiler for the dtype in which operands of products were
-        # stored: from the joined codes it would conclude on 8 bits, and arrange float16 operands for that.
+        # This `if`, always true, hides from the compiler that the operands of products were loaded as 8-bit codes: it
+        # would otherwise choose a layout for 8-bit operands, although these are float16.
         if MATMUL.is_fp32() or first_block < num_blocks:
             coefficients = tl.tuple(())
             for frequency in tl.static_range(FRAMES):

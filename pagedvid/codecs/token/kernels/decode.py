@@ -1,7 +1,7 @@
 """Pages of per-token codes -> tokens, multiplied by the Hadamard matrix again if the codec uses it.
 
 Reference: `TokenCodec.decode` and `HadamardCodec.decode`. Keys are stored after rotary embedding; if their positions
-have changed since, they are rotated on to their current positions here.
+have changed since, they are re-rotated to their current positions here.
 """
 
 from __future__ import annotations

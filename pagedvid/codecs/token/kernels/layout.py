@@ -41,7 +41,9 @@ class TokenLayout:
     def of(page: PageFormat, spec: TokenSpec, device: torch.device) -> TokenLayout:
         """The layout for a spec. Raises ConfigError for a head_dim that kernels cannot handle."""
         if reasons := head_dim_reasons(page.head_dim):
-            raise ConfigError(f"no kernel reads pages of {spec.name}: {', '.join(reasons)}")
+            raise ConfigError(
+                f"no kernel reads pages of {spec.name}: {', '.join(reasons)}; choose another codec or backend"
+            )
         return TokenLayout(
             page.head_dim,
             page.num_bytes,
