@@ -190,7 +190,7 @@ def test_a_pinned_newest_chunk_takes_its_final_codec_with_the_next_commit():
 
 @pytest.mark.parametrize(
     ("index", "message"),
-    [(0, "is a sink or pinned already"), (1, r"chunks \[1\] are not kept"), (3, "already kept for good")],
+    [(0, "is a sink or pinned already"), (1, r"chunks \[1\] are not kept"), (3, "is a sink or pinned already")],
     ids=["sink", "gone", "pinned"],
 )
 def test_pins_that_make_no_sense(index, message):
