@@ -13,6 +13,7 @@ import os
 import platform
 import signal
 import sys
+import threading
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
@@ -31,6 +32,9 @@ DECAY_FRACTION = 0.35
 EMA_DECAY = 0.998
 CHECKPOINT_SECONDS = 240.0
 LOG_SECONDS = 15.0
+CHECKPOINT = "checkpoint.pt"
+STOP = threading.Event()
+"""Whether the run is to end after its present step; see `end_politely`."""
 
 
 def argument_parser(description: str, out: str, layers: int, width: int) -> argparse.ArgumentParser:
@@ -52,10 +56,19 @@ def argument_parser(description: str, out: str, layers: int, width: int) -> argp
 
 
 def parse(parser: argparse.ArgumentParser, arguments: Sequence[str] | None) -> argparse.Namespace:
-    """The flags. Ends the program unless a run has exactly one length."""
+    """The flags. Ends the program unless a run has exactly one length, and for an --out that does not suit them."""
     parsed = parser.parse_args(arguments)
-    if parsed.export is None and (parsed.minutes is None) == (parsed.steps is None):
+    has_checkpoint = (parsed.out / CHECKPOINT).exists()
+    if (parsed.resume or parsed.export is not None) and not has_checkpoint:
+        parser.error(f"{parsed.out} has no {CHECKPOINT} to go on from or to export; name the --out of the run")
+    if parsed.export is not None:
+        return parsed
+    if (parsed.minutes is None) == (parsed.steps is None):
         parser.error("give exactly one of --minutes and --steps")
+    if not all(length is None or length > 0 for length in (parsed.minutes, parsed.steps)):
+        parser.error("--minutes and --steps must be above 0")
+    if has_checkpoint and not parsed.resume:
+        parser.error(f"{parsed.out} has the {CHECKPOINT} of a run; give --resume to go on, or another --out")
     return parsed
 
 
@@ -150,7 +163,7 @@ class Trainer(ABC):
 
     def save(self) -> None:
         """Writes the checkpoint under a temporary name and renames it, so that a kill leaves the last one intact."""
-        path = self.arguments.out / "checkpoint.pt"
+        path = self.arguments.out / CHECKPOINT
         state = {
             "config": asdict(self.model.config),
             "model": self.model.state_dict(),
@@ -164,8 +177,18 @@ class Trainer(ABC):
         os.replace(path.with_suffix(".tmp"), path)
 
     def resume(self) -> None:
-        """Loads the checkpoint of an earlier run with the same sizes."""
-        state = torch.load(self.arguments.out / "checkpoint.pt", map_location=self.device, weights_only=True)
+        """Loads the checkpoint of an earlier run. Ends the program if it was one with other flags."""
+        state = torch.load(self.arguments.out / CHECKPOINT, map_location=self.device, weights_only=True)
+        ours, theirs = self.facts(), state["facts"]
+        decisive = [name for name in ours if name not in ("steps", "minutes", "device", "threads", "machine", "torch")]
+        other = {name: (theirs.get(name), ours[name]) for name in decisive if theirs.get(name) != ours[name]}
+        if state["config"] != asdict(self.model.config):
+            other["sizes"] = (state["config"], asdict(self.model.config))
+        if other:
+            differing = "; ".join(f"{name} {before}, now {now}" for name, (before, now) in other.items())
+            raise SystemExit(
+                f"{self.arguments.out} is a run with other flags: {differing}; give those, or another --out"
+            )
         self.model.load_state_dict(state["model"])
         self.average.load_state_dict(state["average"])
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
@@ -187,7 +210,7 @@ def train(trainer: Trainer) -> None:
     losses: list[float] = []
     with Progress(*columns, disable=not sys.stdout.isatty()) as bar, (out / "log.jsonl").open("a") as log:
         task = bar.add_task("training", total=1.0, completed=trainer.progress)
-        while trainer.progress < 1:
+        while trainer.progress < 1 and not STOP.is_set():
             loss, facts = trainer.train_step()
             losses.append(loss)
             now = time.perf_counter()
@@ -217,7 +240,7 @@ def run(
     `save_weights(network, folder, facts)` writes a network in the form that its model reads.
     """
     if parsed.export is not None:
-        state = torch.load(parsed.out / "checkpoint.pt", map_location="cpu", weights_only=True)
+        state = torch.load(parsed.out / CHECKPOINT, map_location="cpu", weights_only=True)
         network = kind.network_of(state["config"])
         network.load_state_dict(state["average"])
         save_weights(network, parsed.export, state["facts"])
@@ -226,13 +249,17 @@ def run(
     trainer = kind(parsed)
     if parsed.resume:
         trainer.resume()
-    try:
-        train(trainer)
-    finally:
-        # Also after Ctrl-C: the next --resume continues from this very step.
-        trainer.save()
+    train(trainer)
+    trainer.save()
 
 
 def end_politely() -> None:
-    """Makes a polite kill end like Ctrl-C: with a checkpoint."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    """Makes Ctrl-C and a polite kill end the run after its present step, with a checkpoint from which --resume goes on.
+    The second one ends it at once, without."""
+
+    def stop(number: int, frame: object) -> None:
+        STOP.set()
+        signal.signal(number, signal.default_int_handler)
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, stop)

@@ -181,6 +181,6 @@ def batch_loss(model: Transformer, batch: Batch, generator: torch.Generator) -> 
     prediction = model(packed.flatten(0, 1), levels, SeenAttention(batch, model.config.head_dim))
     error_NS = (prediction.view(packed.shape)[len(clean) :].float() - clean).square().mean(dim=2)
     loss = ((batch.weight_NS * error_NS).mean(dim=1) / t.flatten().clamp(min=SMALLEST_LEVEL).square()).mean()
-    seen_NS, is_loud_N1 = is_seen(batch), (levels_N > LOUD)[:, None]
+    seen_NS, is_loud_N1 = is_seen(batch), (levels_N > LOUD)[:, None].to(clean.device)
     parts = {"copied": seen_NS & is_loud_N1, "new": ~seen_NS & is_loud_N1}
     return loss, {name: round(error_NS.detach()[part].mean().item(), 5) for name, part in parts.items() if part.any()}

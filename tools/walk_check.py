@@ -39,7 +39,8 @@ def walk(model: WalkModel, prompts: Sequence[str], num_frames: int) -> list[np.n
     spec = CacheSpec(geometry.num_layers, geometry.num_kv_heads, geometry.head_dim, codecs=StreamCodecs("bf16"))
     window = Window(0, num_chunks, model.positions)
     pages = spec.shape.chunk_pages(geometry.chunk_tokens, spec.codecs.at_commit(0, window))
-    cache = PagedKVCache(spec, (len(prompts) * num_chunks + 1) * pages * spec.shape.page_bytes)
+    memory = (len(prompts) * num_chunks + 1) * pages * spec.shape.page_bytes
+    cache = PagedKVCache(spec, memory, model.network.patch_in.weight.device)
     engine = Engine(model, cache, window)
     for number, prompt in enumerate(prompts):
         engine.submit(VideoRequest(str(number), prompt, num_frames, seed=number))

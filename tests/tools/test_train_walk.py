@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import torch
 import torch.nn.functional as F
 
 import train_walk
+import training
 import walk_batches
 import walk_check
 from pagedvid.models.walk.actions import MOVES, read_walk
@@ -45,6 +47,36 @@ def test_two_steps_resume_export_and_check(tmp_path: Path):
     scores = walk_check.outing_scores(load_walk(weights), 9, [0, 1])
     assert scores["frames_away"] == 8 and scores["landmarks"] > 0
     assert 0 <= scores["revisited"] <= 1 and np.isfinite(scores["revisited_psnr"])
+
+
+def test_a_run_is_not_lost_by_a_wrong_flag(tmp_path: Path, capsys: pytest.CaptureFixture):
+    run = ["--out", str(tmp_path / "run")]
+
+    def refused(*flags: str) -> str:
+        with pytest.raises(SystemExit) as exit_:
+            train_walk.main([*TINY, *run, *flags])
+        return capsys.readouterr().err + str(exit_.value)
+
+    assert "has no checkpoint.pt to go on from" in refused("--resume", "--steps", "2")
+    assert "has no checkpoint.pt to go on from" in refused("--export", str(tmp_path / "weights"))
+    assert "--steps must be above 0" in refused("--steps", "0")
+    train_walk.main([*TINY, *run, "--steps", "1"])
+    assert "give --resume to go on, or another --out" in refused("--steps", "2")
+    assert "other flags: seed 0, now 9; give those" in refused("--steps", "2", "--resume", "--seed", "9")
+    assert "sizes" in refused("--steps", "2", "--resume", "--layers", "2")
+
+
+def test_a_run_that_is_asked_to_stop_ends_after_its_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    step = train_walk.Trainer.train_step
+
+    def and_stop(self: train_walk.Trainer):
+        training.STOP.set()
+        return step(self)
+
+    monkeypatch.setattr(training, "STOP", threading.Event())
+    monkeypatch.setattr(train_walk.Trainer, "train_step", and_stop)
+    train_walk.main([*TINY, "--steps", "3", "--out", str(tmp_path)])
+    assert torch.load(tmp_path / "checkpoint.pt", weights_only=True)["step"] == 1
 
 
 def test_a_cut_run_that_is_resumed_ends_like_a_whole_one(tmp_path: Path):
