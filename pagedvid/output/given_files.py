@@ -76,8 +76,8 @@ def given_pictures(path: Path, height: int, width: int) -> Iterator[GivenPicture
 
 
 def _pictures(path: Path, kind: str, height: int, width: int) -> Iterator[GivenPicture]:
-    limits = None if kind == MOVIE else [{"max_pixels": str(MOST_PIXELS)}]
-    how = {"format": kind, "stream_options": limits, "metadata_errors": "replace"}
+    limits = None if kind == MOVIE else {"max_pixels": str(MOST_PIXELS)}
+    how = {"format": kind, "stream_options": limits and [limits], "metadata_errors": "replace"}
     with av_library().open(str(path), **how) as container:
         if not container.streams.video:
             raise ConfigError(f"{named(path.name)} has no picture in it")
@@ -85,7 +85,11 @@ def _pictures(path: Path, kind: str, height: int, width: int) -> Iterator[GivenP
         if stream.codec_context is None:
             raise _unreadable(path, "its pictures are coded in an unknown way")
         if not (stream.height and stream.width):
-            raise _unreadable(path, f"its pictures have no size, or more than {MOST_PIXELS:,} pixels")
+            raise _unreadable(
+                path, f"it is cut short or animated, or its pictures have more than {MOST_PIXELS:,} pixels"
+            )
+        # Otherwise whatever is missing of a picture would be made up.
+        stream.codec_context.options = {"err_detect": "explode", **(limits or {})}
         interval = float(1 / stream.average_rate) if stream.average_rate else 1.0
         first: float | None = None
         size: tuple[int, ...] | None = None

@@ -44,7 +44,9 @@ def with_given_frames(request: VideoRequest, engine: Engine) -> VideoRequest:
     model, path = engine.model, Path(request.inputs[name])
     format = model.prefix_format(engine.window)
     if format is None:
-        raise ConfigError(f'{model.name} cannot go on from an image or video; leave "{name}" out')
+        raise ConfigError(
+            f'{model.name} takes no image or video file; leave "{name}" out. docs/models.md says what else it takes'
+        )
     digest = request.inputs.get(DIGEST)
     if digest is not None and digest != fingerprint([path]):
         raise ConfigError(f"{named(path.name)} has changed since the video was asked for; ask for it again")

@@ -214,10 +214,11 @@ class VideoShape:
 
 
 def video_shape(path: Path) -> VideoShape:
-    """According to the file's index. Raises ConfigError without PyAV and for a file without a video, and one of
-    `write_errors()`."""
+    """According to the file's index; of a fragmented one, which has none, the frames are counted. Raises ConfigError
+    without PyAV and for a file without a video, and one of `write_errors()`."""
     with av_library().open(str(path)) as container:
         if not container.streams.video:
             raise ConfigError(f"{named(path)} has no video in it")
         stream = container.streams.video[0]
-        return VideoShape(stream.frames, stream.height, stream.width)
+        num_frames = stream.frames or sum(packet.size > 0 for packet in container.demux(stream))
+        return VideoShape(num_frames, stream.height, stream.width)

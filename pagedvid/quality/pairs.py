@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pagedvid.errors import ConfigError
+from pagedvid.output.given_files import DIGEST, START
 from pagedvid.output.manifest import ManifestEntry, read_manifest
 from pagedvid.output.mp4 import VideoShape, video_shape, write_errors
 from pagedvid.output.records import MANIFEST_NAME
@@ -30,10 +31,11 @@ class Pair:
         """How the two requests differ, which makes them different videos whatever the cache did: "seed: 0 -> 1"."""
         if self.entry_a is None or self.entry_b is None:
             return []
+        before, now = _asked(self.entry_a), _asked(self.entry_b)
         return [
-            f"{what}: {before!r} -> {now!r}"
-            for what in ("prompt", "later_prompts", "seed")
-            if (before := getattr(self.entry_a, what)) != (now := getattr(self.entry_b, what))
+            f"{what}: {before.get(what)!r} -> {now.get(what)!r}"
+            for what in sorted(before | now)
+            if before.get(what) != now.get(what)
         ]
 
 
@@ -43,6 +45,12 @@ class Pairs:
 
     pairs: list[Pair]
     left_out: dict[str, str]
+
+
+def _asked(entry: ManifestEntry) -> dict[str, object]:
+    """What decides a video; of a given image or video its content, and not its path."""
+    given = {name: it for name, it in entry.inputs.items() if name in (DIGEST, START)}
+    return {"prompt": entry.prompt, "later_prompts": entry.later_prompts, "seed": entry.seed, **given}
 
 
 def find_pairs(a: Path, b: Path) -> Pairs:

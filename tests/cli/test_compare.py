@@ -199,6 +199,20 @@ def test_nothing_to_compare(command, tmp_path, monkeypatch, words, message):
     assert message in stderr.splitlines()[-1]
 
 
+def test_other_given_images_are_noted_and_other_places_of_the_same_are_not(command, tmp_path, no_lpips):
+    a, b = folder(tmp_path, "a", x=10), folder(tmp_path, "b", x=20)
+
+    def notes(*inputs: dict[str, str]) -> list[str]:
+        for path, given in zip((a, b), inputs, strict=True):
+            entry = {"id": "x", "status": "done", "prompt": "p", "seed": 3, "num_frames": 4, "settings": {}}
+            (path / "manifest.jsonl").write_text(json.dumps({**entry, "inputs": given}) + "\n")
+        return [line for line in command("compare", a, b)[1].splitlines() if line.startswith("x: ")]
+
+    here = {"image": "one.png", "digest": "1"}
+    assert notes(here, {"image": "there/one.png", "digest": "1"}) == []
+    assert notes(here, {"image": "one.png", "digest": "2"}) == ["x: digest: '1' -> '2'"]
+
+
 def test_other_requests_are_noted_and_half_a_line_is_not(command, tmp_path, no_lpips):
     a, b = folder(tmp_path, "a", x=10), folder(tmp_path, "b", x=20)
     for path, seed in ((a, 3), (b, 4)):

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pagedvid.output.fragments import decoded, fragment, init_segment, write_whole
-from pagedvid.output.mp4 import enlarge, frame_rate
+from pagedvid.output.mp4 import VideoShape, enlarge, frame_rate, video_shape
 
 RATES = (Fraction(16), Fraction(24000, 1001), frame_rate(23.976), Fraction(1, 10_000), Fraction(1000))
 
@@ -53,6 +53,13 @@ def test_every_prefix_is_a_video(rate, sizes):
         assert seen_rate == rate
         assert numbers == list(range(num_frames))
         assert np.abs(np.array(seen) - levels[:num_frames]).max() <= 3
+
+
+def test_the_frames_of_a_file_without_an_index_are_counted(tmp_path):
+    path = tmp_path / "stream.mp4"
+    init, parts = file_of([plain(range(5)), plain(range(3))])
+    path.write_bytes(b"".join([init, *parts]))
+    assert video_shape(path) == VideoShape(8, 16, 16)
 
 
 def test_a_long_chunk_has_all_its_frames_in_one_fragment():

@@ -167,7 +167,7 @@ def test_a_request_without_any_is_left_alone():
 def test_a_model_that_takes_none_refuses(tmp_path):
     picture(tmp_path / "a.png")
     none = SimpleNamespace(model=SimpleNamespace(name="toy", prefix_format=lambda window: None), window=Window(1, 1))
-    with pytest.raises(ConfigError, match='toy cannot go on from an image or video; leave "image" out'):
+    with pytest.raises(ConfigError, match='toy takes no image or video file; leave "image" out'):
         frames_for(none, image=str(tmp_path / "a.png"))
 
 
@@ -217,6 +217,16 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path, name, how):
     field = "image" if name == "a.png" else "video"
     with pytest.raises(ConfigError, match=name.replace(".", r"\.")):
         frames_for(engine(), **{field: str(path)})
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.jpg", "a.webp"])
+def test_what_is_missing_of_a_picture_is_not_made_up(tmp_path, name):
+    path = tmp_path / name
+    picture(path)
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) // 2])
+    with pytest.raises(ConfigError, match=r"cannot be read .*; give a whole file of PNG"):
+        frames_for(engine(), image=str(path))
 
 
 @pytest.mark.parametrize("name", ["a.png", "a.jpg", "a.webp", "a.mp4"])

@@ -22,7 +22,7 @@ from pagedvid.files.paths import is_folder
 from pagedvid.files.tensor_files import TensorFacts, refuse_codes, refuse_non_finite
 from pagedvid.models.common.checkpoint_files import checkpoint_files
 from pagedvid.models.common.checkpoint_names import by_own_name, in_best_table, plain_name
-from pagedvid.models.common.fp8_linear import Fp8Linear
+from pagedvid.models.common.fp8_linear import FP8, Fp8Linear
 from pagedvid.models.common.scaled_weights import is_of_scaled_weights, scale_of_weights, scaled
 from pagedvid.models.common.shard import read_shard, shard_facts
 from pagedvid.shown import named
@@ -76,6 +76,7 @@ def load_checkpoint(
             if published not in own_of:
                 continue
             name, scale = own_of[published], scales.get(published)
+            codes_scale = torch.ones(()) if scale is None and tensor.dtype == FP8 else scale
             weight = convert(name, tensor if scale is None else scaled(tensor, scale))
             owner_name, _, leaf = name.rpartition(".")
             owner = module.get_submodule(owner_name)
@@ -86,7 +87,7 @@ def load_checkpoint(
             if eight_bit is None:
                 _assign(owner, leaf, placed)
             else:
-                eight_bit.hold(placed, scale)
+                eight_bit.hold(placed, codes_scale)
 
 
 def _refuse_misfit(path: Path, entries: Mapping[str, _Entry], wanted: Mapping[str, Tensor]) -> None:

@@ -112,6 +112,16 @@ def test_layers_in_eight_bits_take_the_codes_as_they_are(shape, tmp_path):
     assert torch.equal(module.norm.weight, tensors["norm.weight"])
 
 
+def test_codes_without_scales_are_not_rounded_twice(tmp_path):
+    tensors = {name: tensor for name, tensor in content().items() if "scale" not in name}
+    module = on_meta()
+    use_fp8(module)
+    load_checkpoint(module, write(tmp_path, "safetensors", tensors))
+    for name, layer in (("first", module.first), ("second", module.second)):
+        assert isinstance(layer, Fp8Linear)
+        assert torch.equal(layer.weight.float() * layer.row_scales, tensors[f"{name}.weight"].float())
+
+
 def test_layers_in_eight_bits_take_plain_weights_too(tmp_path):
     torch.manual_seed(0)
     plain, module = Small(), on_meta()
