@@ -124,7 +124,7 @@ def _read_leg(leg: str, prompt: str) -> tuple[str, int]:
     if match is None or action is None:
         raise PromptError(
             f"{shown(leg)} in the walk {shown(prompt)} is no action; actions are {', '.join(MOVES)}, each with a "
-            f"number of frames if it is not 1, {_FORM}"
+            f"number of frames if it is not 1, and commas between them, {_FORM}"
         )
     digits = match.group(2) or "1"
     if len(digits) > len(str(MAX_ACTIONS)) or not 1 <= int(digits) <= MAX_ACTIONS:

@@ -26,6 +26,8 @@ from pagedvid.models.walk.spec import frame_latents
 MAX_DIFFERENCE = 16.0
 """Mean difference of what two frames have in common, in levels of 255: more is no move by one cell. A coded video
 differs by 2 or so."""
+TIE = 0.25
+"""Differences that are no further apart say nothing: over water every move looks alike."""
 
 
 def read_given(inputs: Mapping[str, Any], format: PrefixFormat) -> GivenFrames | None:
@@ -37,9 +39,9 @@ def read_given(inputs: Mapping[str, Any], format: PrefixFormat) -> GivenFrames |
 
 def actions_between(frames_NHWC: Tensor) -> tuple[str, ...]:
     """The action that leads from each of the frames, uint8 [N, 64, 64, 3], to the next: that of the best match, and
-    "stay" where all are alike. Raises ConfigError where none matches."""
+    where this cannot be told the one before, at first "stay". Raises ConfigError where none matches."""
     frames = frames_NHWC.numpy().astype(np.int16)
-    actions = []
+    actions: list[str] = []
     for number, (before, after) in enumerate(pairwise(frames)):
         differences = {action: _difference(before, after, *move) for action, move in MOVES.items()}
         best = min(differences, key=differences.__getitem__)
@@ -49,7 +51,8 @@ def actions_between(frames_NHWC: Tensor) -> tuple[str, ...]:
                 f"moved by one cell of {CELL_SIZE} x {CELL_SIZE} pixels at most; give frames of a walk, all of them in "
                 "a row, or an image"
             )
-        actions.append(best)
+        before_it = actions[-1] if actions else "stay"
+        actions.append(before_it if differences[before_it] <= differences[best] + TIE else best)
     return tuple(actions)
 
 

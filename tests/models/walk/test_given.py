@@ -74,6 +74,15 @@ def test_actions_are_read_off_frames(map_seed: int, noise: int):
     assert list(actions_between(torch.from_numpy(coded))) == actions
 
 
+def test_where_no_move_can_be_seen_the_walk_goes_on_as_before():
+    lake = torch.randint(98, 103, (5, 64, 64, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    assert actions_between(lake) == ("stay",) * 4
+    onto_it = torch.cat([seen_on(5, "down 1", 2), lake])
+    onto_it[2] = torch.cat([onto_it[1, 8:], lake[0, 56:]])
+    onto_it[3] = torch.cat([onto_it[2, 8:], lake[1, 56:]])
+    assert actions_between(onto_it[:4]) == ("down",) * 3
+
+
 def test_a_picture_stands_still():
     frames = seen_on(7, "stay", 2)
     assert actions_between(frames) == actions_between(torch.zeros_like(frames)) == ("stay",)
