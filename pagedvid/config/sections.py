@@ -87,6 +87,14 @@ class ModelConfig(Section):
     ar_step: int = setting(0, whole(0, 1000))
     """Denoise steps after which SkyReels-V2 begins the next chunk while those before it go on; 0 = one chunk after the
     other."""
+    guidance_scale: float | None = setting(None, nothing() | number(0.01, 100))
+    """How far SkyReels-V2 follows the prompt; 1 = no guidance, and one history; null = 6, which its authors take for
+    text. For images they take 5."""
+    shift: float | None = setting(None, nothing() | number(0.01, 100))
+    """How far SkyReels-V2's noise levels crowd towards noise; null = 8, which its authors take for text. For images
+    they take 5."""
+    addnoise_condition: int | None = setting(None, nothing() | whole(0, 1000))
+    """Thousandths of noise on the frames that SkyReels-V2 goes on from; null = 20, as its authors recommend."""
     special_tokens: str | tuple[str, ...] = setting("auto", words_or("auto"))
     """Special tokens in front of MAGI-1's prompts, from the file `special_tokens.npz` next to the weights; auto = those
     of its published scripts, duration and hq, if the file is there, and otherwise none."""

@@ -32,6 +32,8 @@ class _Family:
     """Whether `height` and `width` can be chosen."""
     has_ar_step: bool = False
     """Whether chunks can be worked on `ar_step` steps apart."""
+    has_sampling: bool = False
+    """Whether guidance, noise levels and the noise on given frames can be chosen."""
     has_special_tokens: bool = False
     """Whether captions have special tokens."""
     is_of_library: bool = False
@@ -57,6 +59,7 @@ _FAMILIES = (
         ("skyreels-v2-1.3b", "skyreels-v2-14b"),
         has_frame_size=True,
         has_ar_step=True,
+        has_sampling=True,
         is_of_library=True,
     ),
 )
@@ -78,6 +81,7 @@ def _refuse_settings_of_others(config: ModelConfig, family: _Family) -> None:
     for names, has_them, why in (
         (("height", "width"), family.has_frame_size, "makes frames of one size"),
         (("ar_step",), family.has_ar_step, "begins chunks in an order of its own"),
+        (("guidance_scale", "shift", "addnoise_condition"), family.has_sampling, "is sampled as published"),
         (("special_tokens", "null_special_tokens"), family.has_special_tokens, "has no special tokens"),
         (("loras", "weights_dtype", "offload"), family.is_of_library, "takes its weights as they are"),
         (("compile", "cuda_graphs"), family.has_one_attention, "has blocks that attend in two ways and to texts"),

@@ -68,7 +68,9 @@ def test_settings_that_matter_differ_and_others_do_not(section, changes, expecte
     assert differing(origin(INT2), origin(other)) == expected
 
 
-@pytest.mark.parametrize(("name", "value"), [("ar_step", 5), ("special_tokens", ["hq"]), ("null_special_tokens", True)])
+@pytest.mark.parametrize(
+    ("name", "value"), [("ar_step", 5), ("shift", 5.0), ("special_tokens", ["hq"]), ("null_special_tokens", True)]
+)
 def test_settings_of_other_models_matter(name, value):
     one, other = (origin(INT2, name="demo", **changes) for changes in ({}, {name: value}))
     assert differing(one, other) == {f"model.{name}"}

@@ -52,6 +52,18 @@ def test_the_demo_takes_no_other_parts():
             load_model("demo", **{part: Path("x")})
 
 
+def test_who_is_sampled_as_settings_say():
+    for name in ("guidance_scale", "shift", "addnoise_condition"):
+        for model in ("demo", "magi-1-4.5b", "self-forcing"):
+            with pytest.raises(ConfigError, match=rf"{model} is sampled as published; remove model\.{name}"):
+                spec_of(model, **{name: 5})
+    assert spec_of("skyreels-v2-1.3b").geometry.branches == ("cond", "uncond")
+    assert spec_of("skyreels-v2-1.3b", guidance_scale=1).geometry.branches == ("cond",)
+    with pytest.raises(ConfigError, match="addnoise_condition is 4; with shift 8 it must be 0 or at least 8"):
+        spec_of("skyreels-v2-1.3b", addnoise_condition=4)
+    spec_of("skyreels-v2-1.3b", addnoise_condition=4, shift=3)
+
+
 @pytest.mark.parametrize("name", ["demo", "magi-1-4.5b", "self-forcing", "hy-worldplay-5b"])
 def test_who_has_an_order_of_work_of_its_own(name: str):
     with pytest.raises(ConfigError, match=rf"{name} begins chunks in an order of its own; remove model\.ar_step"):

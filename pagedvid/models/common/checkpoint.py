@@ -76,7 +76,7 @@ def load_checkpoint(
             if published not in own_of:
                 continue
             name, scale = own_of[published], scales.get(published)
-            codes_scale = torch.ones(()) if scale is None and tensor.dtype == FP8 else scale
+            codes_scale = torch.ones((), dtype=torch.float32) if scale is None and tensor.dtype == FP8 else scale
             weight = convert(name, tensor if scale is None else scaled(tensor, scale))
             owner_name, _, leaf = name.rpartition(".")
             owner = module.get_submodule(owner_name)

@@ -23,7 +23,9 @@ from pagedvid.models.wan.skyreels.spec import PUBLISHED, SkyReelsSettings
 def model_spec(config: ModelConfig) -> ModelSpec:
     """For the registry. The negative prompt is encoded with the others. Raises ConfigError."""
     shape, published = PUBLISHED[config.name]
-    return FAMILY.spec(config, shape, replace(published, ar_step=config.ar_step))
+    chosen = {name: getattr(config, name) for name in ("guidance_scale", "shift", "addnoise_condition")}
+    chosen = {name: value for name, value in chosen.items() if value is not None}
+    return FAMILY.spec(config, shape, replace(published, ar_step=config.ar_step, **chosen))
 
 
 def _negative_prompt(settings: SkyReelsSettings) -> tuple[str, ...]:
