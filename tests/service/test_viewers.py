@@ -55,6 +55,7 @@ def test_a_viewer_who_has_seen_everything_gets_the_whole_video(service):
 def test_without_viewers_it_is_paused_until_one_comes(service):
     id = service.sessions.create(new("a", 400, live_frames_per_second=SPEED)).id
     service.sessions.client_came(id)
+    service.wait_for_chunks(id, 1)
     service.sessions.client_left(id)
     service.wait_for(id, "paused")
     assert service.sessions.get(id).pause_reason == PAUSED_WITHOUT_VIEWER
