@@ -16,7 +16,7 @@ from pagedvid.engine.engine import Engine
 from pagedvid.engine.failures import described
 from pagedvid.engine.requests import Continuation, EngineOutput, VideoRequest
 from pagedvid.errors import ConfigError, WorkerError
-from pagedvid.service.events import Event
+from pagedvid.service.events import Event, StateEvent
 from pagedvid.service.inbox import Inbox, Order
 from pagedvid.service.last_wish import LastWish, write_all
 from pagedvid.service.rebuilding import BUILD_DELAYS_SECONDS
@@ -36,7 +36,8 @@ class Worker:
     done, `stats` shows what the verb did.
 
     Events are told on the worker's thread, which does nothing else meanwhile: a listener that waits holds up all
-    videos, and one that waits for a future of this worker waits for ever. A listener that raises ends the video of that
+    videos, and one that waits for a future of this worker waits for ever. A listener that hears of a video's new state
+    finds it in `stats`. A listener that raises ends the video of that
     event, with a FailureEvent.
 
     When the engine breaks it is built again, and the videos go on with the same frames (supervised_engine.py). When it
@@ -67,6 +68,7 @@ class Worker:
         self._delays, self._take_step = build_delays_seconds, take_step
         self._inbox = Inbox[Verbs]()
         self._stats = WorkerStats(STARTING)
+        self._supervised: SupervisedEngine | None = None
         self._stopping = Flag()
         self._last_wish = LastWish(None, 0.0)
         self._written: dict[str, Path] = {}
@@ -165,7 +167,7 @@ class Worker:
 
     def _run(self) -> None:
         try:
-            supervised = self._first_engine()
+            self._supervised = supervised = self._first_engine()
         except BaseException as error:
             self._finish(DEAD, f"no engine could be built: {error}")
             self._built.set_exception(error)
@@ -185,7 +187,7 @@ class Worker:
     def _first_engine(self) -> SupervisedEngine:
         return SupervisedEngine(
             self._build_announced,
-            self._on_event,
+            self._tell,
             checkpoints=self._checkpoints,
             snapshot_every_chunks=self._snapshot_every,
             build_delays_seconds=self._delays,
@@ -197,6 +199,11 @@ class Worker:
         if self._built.done():
             self._stats = replace(self._stats, state=REBUILDING)
         return self._build_engine()
+
+    def _tell(self, event: Event) -> None:
+        if isinstance(event, StateEvent) and self._supervised is not None:
+            self._stats = self._supervised.stats(self._stats.state)  # not only once the step is over
+        self._on_event(event)
 
     def _work(self, supervised: SupervisedEngine, verbs: Verbs) -> None:
         """Verbs and steps in turns until the worker is stopped. Raises WorkerError when the engine is gone for good."""

@@ -76,6 +76,21 @@ def test_events_are_told_on_the_thread_of_the_worker(start, listener):
     assert threads == {"pagedvid-worker"}
 
 
+def test_a_listener_that_hears_of_a_state_finds_it_in_the_numbers(start, listener):
+    shown = []
+
+    def on_event(event):
+        if isinstance(event, StateEvent):
+            states = {video.id: video.state for video in worker.stats().videos}
+            shown.append((event.state, states.get(event.id, "gone")))
+        listener(event)
+
+    worker = start(on_event=on_event)
+    worker.submit(VideoRequest("a", "red", 8))
+    listener.wait_for_end("a")
+    assert shown == [("waiting", "waiting"), ("running", "running"), ("gone", "gone")]
+
+
 def test_errors_of_verbs_are_those_of_the_engine_and_reach_nobody_else(start, listener):
     worker = start()
     worker.submit(VideoRequest("fine", "red", 40))
