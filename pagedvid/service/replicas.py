@@ -166,6 +166,10 @@ class Replicas:
 
     # ------------------------------------------------------------------ where sessions are
 
+    def holds(self, id: str) -> bool:
+        """Whether a session is on a replica that has not been found dead."""
+        return id in self._places
+
     def _takers(self) -> list[_Replica]:
         return [replica for replica in self._replicas if replica.is_up and not replica.is_draining]
 
@@ -195,12 +199,11 @@ class Replicas:
             replica.ids.add(id)
             self._lost.discard(id)
         answer: Future[Any] = Future()
-        worker = replica.worker
-        worker_answer = verb(worker)
+        worker_answer = verb(replica.worker)
 
         def pass_on(done: Future[Any]) -> None:
             error = CancelledError() if done.cancelled() else done.exception()
-            if isinstance(error, WorkerError) and worker.stats().state == DEAD:
+            if isinstance(error, WorkerError) and not self._stopping.is_set():  # `stats` may not say so yet
                 error = LostWorkerError(str(error))
             if error is not None:
                 self._take_back(new_ids, replica, isinstance(error, LostWorkerError))

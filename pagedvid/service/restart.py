@@ -20,6 +20,7 @@ from pagedvid.service.errors import LostWorkerError, storage_errors
 from pagedvid.service.forks import Forks
 from pagedvid.service.parts import Parts
 from pagedvid.service.records import PAUSED, UNFINISHED, SessionError, SessionRecord
+from pagedvid.service.replicas import Replicas
 from pagedvid.service.stats import WORKING
 from pagedvid.service.taking_up import take_up
 
@@ -65,8 +66,8 @@ class Restart:
         def check(session: SessionRecord, future: Future[Any]) -> None:
             error = future.exception()
             if isinstance(error, LostWorkerError):
-                source_id = self.forks.source_of(session.id)
-                self.lose([session.id] if source_id is None else [source_id, session.id])
+                ids = [id for id in (self.forks.source_of(session.id), session.id) if id is not None]
+                self.lose([id for id in ids if not self._is_given_again(id)])
             elif error is not None:
                 self.later(lambda id: self._settle(id, error), session.id)
 
@@ -95,6 +96,10 @@ class Restart:
         parts.wait(parts.worker.cancel(id))
         self.lost.add(id)
         return self._give_again(id)
+
+    def _is_given_again(self, id: str) -> bool:
+        """A session may have several verbs that fail, and its worker's end may have been told before they do."""
+        return isinstance(self.parts.worker, Replicas) and self.parts.worker.holds(id)
 
     def _give_again(self, id: str) -> bool:
         """Under the session's lock. Later, if no worker is up. Forks that have not begun are asked for right after

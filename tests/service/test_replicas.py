@@ -7,7 +7,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -138,6 +138,36 @@ def test_a_replica_that_dies_is_replaced_and_its_sessions_go_on_elsewhere(servic
     wait_until(lambda: not service.sessions.stats().videos)
     assert [it.num_sessions for it in service.sessions.replicas()] == [0, 0, 0]
     assert len(service.workers) == NUM_REPLICAS + 1
+
+
+def test_verbs_that_fail_before_their_replica_is_known_to_be_dead_give_the_session_once_more(service, monkeypatch):
+    service.may_step.clear()
+    id = service.sessions.create(new("a", 40, seed=0)).id
+    service.sessions.pause(id)
+    unanswered: list[Future] = []
+
+    def leave_unanswered(*args, **kwargs) -> Future:
+        unanswered.append(Future())
+        return unanswered[-1]
+
+    with monkeypatch.context() as patch:
+        for verb in ("submit", "pause"):
+            patch.setattr(Mortal, verb, leave_unanswered)
+        service.kill(service.place_of(id))
+        wait_until(lambda: len(unanswered) == 2)
+    submitted: list[Future] = []
+    submit = Mortal.submit
+    monkeypatch.setattr(
+        Mortal, "submit", lambda *args, **given: submitted.append(submit(*args, **given)) or submitted[-1]
+    )
+    for answer in unanswered:
+        answer.set_exception(WorkerError("the process has ended"))
+        wait_until(lambda: service.replicas.holds(id))
+    service.sessions.resume(id)
+    service.let_all()
+    service.wait_for(id)
+    assert service.content(id) == file_of(frames_of(0, ["a"] * 10))
+    assert len(submitted) == 1
 
 
 def test_a_prompt_waits_for_forks_while_their_replica_dies(service):
