@@ -36,8 +36,8 @@ class _Family:
     """Whether guidance, noise levels and the noise on given frames can be chosen."""
     has_special_tokens: bool = False
     """Whether captions have special tokens."""
-    is_of_library: bool = False
-    """Whether its transformer is a class of diffusers, whose weights can be changed on their way in."""
+    takes_loras: bool = False
+    """Whether LoRAs can be added to its weights."""
     has_one_attention: bool = True
     """Whether its blocks only attend to their own tokens and history, so that it can be compiled and recorded."""
     shipped: Path | None = None
@@ -52,7 +52,7 @@ _FAMILIES = (
     ),
     _Family("worldplay", ("hy-worldplay-8b", "hy-worldplay-5b"), has_one_attention=False),
     _Family(
-        "wan.causal", ("self-forcing", "causvid", "krea-14b", "longlive-2-5b"), has_frame_size=True, is_of_library=True
+        "wan.causal", ("self-forcing", "causvid", "krea-14b", "longlive-2-5b"), has_frame_size=True, takes_loras=True
     ),
     _Family(
         "wan.skyreels",
@@ -60,7 +60,7 @@ _FAMILIES = (
         has_frame_size=True,
         has_ar_step=True,
         has_sampling=True,
-        is_of_library=True,
+        takes_loras=True,
     ),
 )
 _BY_NAME = {name: family for family in _FAMILIES for name in family.names}
@@ -83,7 +83,8 @@ def _refuse_settings_of_others(config: ModelConfig, family: _Family) -> None:
         (("ar_step",), family.has_ar_step, "begins chunks in an order of its own"),
         (("guidance_scale", "shift", "addnoise_condition"), family.has_sampling, "is sampled as published"),
         (("special_tokens", "null_special_tokens"), family.has_special_tokens, "has no special tokens"),
-        (("loras", "weights_dtype", "offload"), family.is_of_library, "takes its weights as they are"),
+        (("loras",), family.takes_loras, "takes no LoRAs"),
+        (("weights_dtype", "offload"), family.shipped is None, "is small and takes its weights as they are"),
         (("compile", "cuda_graphs"), family.has_one_attention, "has blocks that attend in two ways and to texts"),
     ):
         changed = [f"model.{name}" for name in names if getattr(config, name) != getattr(default, name)]

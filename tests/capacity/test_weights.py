@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import nn
 
 from pagedvid.capacity.card_files import all_cards, find_card
 from pagedvid.capacity.sizing import Question
@@ -12,13 +13,18 @@ from pagedvid.integrations.diffusers_library import empty_transformer
 from pagedvid.models.common import offload as offloading
 from pagedvid.models.common.fp8_linear import use_fp8
 from pagedvid.models.common.offload import offload
+from pagedvid.models.magi1.network import MagiNetwork
+from pagedvid.models.magi1.spec import PUBLISHED as MAGI
+from pagedvid.models.worldplay.network_8b import Network8B
+from pagedvid.models.worldplay.network_wan5b import NetworkWan5B
+from pagedvid.models.worldplay.spec import Config8B, ConfigWan5B
 from pagedvid.units import GIB
 
 WAN_1_3B = {"num_attention_heads": 12, "num_layers": 30, "ffn_dim": 8960}
 WAN_5B = {"num_attention_heads": 24, "num_layers": 30, "ffn_dim": 14336, "in_channels": 48, "out_channels": 48}
 WAN_14B = {"num_attention_heads": 40, "num_layers": 40, "ffn_dim": 13824}
 SHARED = {"attention_head_dim": 128, "in_channels": 16, "out_channels": 16, "text_dim": 4096, "freq_dim": 256}
-PUBLISHED = {
+OF_DIFFUSERS = {
     "self-forcing": ("WanTransformer3DModel", WAN_1_3B),
     "krea-14b": ("WanTransformer3DModel", WAN_14B),
     "longlive-2-5b": ("WanTransformer3DModel", WAN_5B),
@@ -26,14 +32,32 @@ PUBLISHED = {
     "skyreels-v2-14b": ("SkyReelsV2Transformer3DModel", WAN_14B),
 }
 """Classes and arguments of the published config.json files."""
+PUBLISHED = (*OF_DIFFUSERS, "magi-1-4.5b", "magi-1-24b", "hy-worldplay-8b", "hy-worldplay-5b")
 
 
-def on_meta(name: str, weights_dtype: str):
-    class_name, sizes = PUBLISHED[name]
-    transformer = empty_transformer(class_name, {**SHARED, **sizes}, "this test", torch.bfloat16)
+def on_meta(name: str, weights_dtype: str) -> tuple[nn.Module, nn.ModuleList]:
+    """The transformer and its blocks."""
+    if name in OF_DIFFUSERS:
+        class_name, sizes = OF_DIFFUSERS[name]
+        transformer = empty_transformer(class_name, {**SHARED, **sizes}, "this test", torch.bfloat16)
+        blocks = transformer.blocks
+    else:
+        with torch.device("meta"):
+            transformer, blocks = of_its_own(name)
     if weights_dtype == "fp8":
-        use_fp8(transformer.blocks)
-    return transformer
+        use_fp8(blocks)
+    return transformer, blocks
+
+
+def of_its_own(name: str) -> tuple[nn.Module, nn.ModuleList]:
+    if name == "hy-worldplay-8b":
+        network = Network8B(Config8B()).to(torch.bfloat16)
+        return network, network.double_blocks
+    if name == "hy-worldplay-5b":
+        network = NetworkWan5B(ConfigWan5B()).to(torch.bfloat16)
+        return network, network.blocks
+    network = MagiNetwork(MAGI[name].network, torch.bfloat16)
+    return network, network.videodit_blocks.layers
 
 
 def num_bytes(module) -> int:
@@ -44,13 +68,12 @@ def num_bytes(module) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
-@pytest.mark.parametrize("name", list(PUBLISHED))
+@pytest.mark.parametrize("name", PUBLISHED)
 def test_bytes_of_the_cards_are_those_of_the_transformers(name):
     formats = weight_formats(find_card(name))
     for weights_dtype in ("bf16", "fp8"):
-        transformer = on_meta(name, weights_dtype)
-        in_blocks = num_bytes(transformer.blocks)
-        block = num_bytes(transformer.blocks[0])
+        transformer, blocks = on_meta(name, weights_dtype)
+        in_blocks, block = num_bytes(blocks), num_bytes(blocks[0])
         everything = num_bytes(transformer)
         assert formats[weights_dtype].device == everything and formats[weights_dtype].host == 0
         away = formats["offload" if weights_dtype == "bf16" else "fp8-offload"]

@@ -17,7 +17,7 @@ import torch
 from pagedvid.cache.spec import CacheSpec
 from pagedvid.cache.stream_codecs import StreamCodecs
 from pagedvid.cache.window import Window
-from pagedvid.config.sections import CacheConfig, Config
+from pagedvid.config.sections import CacheConfig, Config, ModelConfig
 from pagedvid.engine import rounds
 from pagedvid.engine.engine import Engine
 from pagedvid.engine.forward import finished_chunk, packed_forward
@@ -74,7 +74,7 @@ def demo() -> Family:
 
 def magi_1(name: str) -> Family:
     rollout = magi.ROLLOUTS[name]
-    model = load_magi(rollout.config, magi.DATA / "weights_a.safetensors", "meta")
+    model = load_magi(rollout.config, magi.DATA / "weights_a.safetensors", ModelConfig(device="meta"))
     times_and_step_lengths = {"models/magi1/pipeline.py MagiModel._condition": 2 if rollout.sampling.distill else 1}
     return Family(model, two(rollout.request(), 9), times_and_step_lengths, rollout.num_steps)
 

@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pagedvid.models.common.fp8_linear import Fp8Linear
 from pagedvid.models.magi1.spec import NUM_GROUPS_OUT, NetworkConfig
 
 NUM_FREQUENCIES = 128
@@ -139,3 +140,8 @@ def interleaved(own_TW: Tensor, caption_TW: Tensor) -> Tensor:
     """Outputs of self- and cross-attention in blocks of an eighth of their width, alternating: [T, 2 W]."""
     pair = torch.stack([x.unflatten(1, (NUM_GROUPS_OUT, -1)) for x in (own_TW, caption_TW)], dim=2)
     return pair.flatten(1)
+
+
+def linear_in_float32(layer: nn.Linear | Fp8Linear, x: Tensor) -> Tensor:
+    """What a linear layer without bias makes of [..., I], float32 whatever the dtype of its weights."""
+    return layer(x.float()) if isinstance(layer, Fp8Linear) else F.linear(x.float(), layer.weight.float())

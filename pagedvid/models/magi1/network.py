@@ -29,6 +29,7 @@ from pagedvid.models.magi1.layers import (
     LayerNorm1p,
     TimeEmbedder,
     interleaved,
+    linear_in_float32,
 )
 from pagedvid.models.magi1.spec import PATCH, NetworkConfig
 from pagedvid.rotary.grid_rotary import GridRotary
@@ -96,7 +97,7 @@ class Attention(Compilable, nn.Module):
         q, qx, k, v = self.linear_qkv(x_TW)
         own_THD = attend(layer, self.q_layernorm(q).to(v.dtype), self.k_layernorm(k).to(v.dtype), v)
         both = interleaved(own_THD.flatten(1), self.read_captions(self.q_layernorm_xattn(qx), inputs))
-        return F.linear(both.float(), self.linear_proj.weight.float())
+        return linear_in_float32(self.linear_proj, both)
 
     @compiled_as(read_captions_in_graph)
     def read_captions(self, q_THD: Tensor, inputs: RangeInputs) -> Tensor:

@@ -6,6 +6,7 @@ import dataclasses
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,8 @@ from pagedvid.engine.protocol import ModelSpec
 from pagedvid.engine.schedule import Schedule
 from pagedvid.errors import ConfigError
 from pagedvid.files.paths import is_file, is_folder, read_json
-from pagedvid.models.common.checkpoint import load_checkpoint
 from pagedvid.models.common.checkpoint_files import SPECIAL_TOKENS_FILE_NAME, needed_weights, path_or_none
+from pagedvid.models.common.network_weights import load_network
 from pagedvid.models.common.text_encoder import TextEncoder, t5_encoder
 from pagedvid.models.magi1.network import MagiNetwork, channel_order
 from pagedvid.models.magi1.pipeline import MagiModel
@@ -53,28 +54,26 @@ def model_spec(config: ModelConfig) -> ModelSpec:
         folder, network = path_or_none(config.text_encoder), magi.network
         width, place = network.caption_channels, config.device_of_text_encoder
         encoder = t5_encoder(folder, "t5", width, place, prompts, network.caption_max_length)
-        return load_magi(magi, weights, config.device, getattr(torch, config.dtype), encoder, config.ema, special)
+        return load_magi(magi, weights, config, encoder, special)
 
     return ModelSpec(geometry_of(magi), schedule, load, writes_latents=True)
 
 
 def load_magi(
-    config: MagiConfig,
+    magi: MagiConfig,
     weights: Path,
-    device: str = "cpu",
-    dtype: torch.dtype = torch.float32,
+    config: ModelConfig | None = None,
     text_encoder: TextEncoder | None = None,
-    prefer_ema: bool = True,
     special_tokens: SpecialTokens | None = None,
 ) -> MagiModel:
-    """The model with published weights, read shard by shard. Raises ConfigError when they do not fit `config`."""
+    """The model with published weights, read shard by shard. `config` says where and in which number format; None: as
+    by default. Raises ConfigError when they do not fit `magi`."""
+    config = config or ModelConfig()
     with torch.device("meta"):
-        network = MagiNetwork(config.network, dtype)
-    order = channel_order(config.network.kv_channels)
-    load_checkpoint(
-        network, weights, device, convert=lambda name, tensor: in_order(name, tensor, order), prefer_ema=prefer_ema
-    )
-    return MagiModel(config, network, text_encoder, special_tokens)
+        network = MagiNetwork(magi.network, getattr(torch, config.dtype))
+    reorder = partial(in_order, order=channel_order(magi.network.kv_channels))
+    load_network(network, network.videodit_blocks.layers, weights, config, convert=reorder)
+    return MagiModel(magi, network, text_encoder, special_tokens)
 
 
 def special_tokens_of(config: ModelConfig, weights: Path, channels: int) -> SpecialTokens | None:

@@ -5,7 +5,9 @@ Axes: F packed frames of n tokens each (T = F n), C channels of a token, N width
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -64,7 +66,12 @@ class DoubleBlock(TextSide):
         self.img_attn_proj, self.img_attn_prope_proj = nn.Linear(width, width), nn.Linear(width, width)
         self.img_mlp = MLP(width, mlp_width, nn.GELU("tanh"))
 
-    def forward(self, x_FnN: Tensor, condition_FN: Tensor, layer: int, attend: AttendTwice) -> Tensor:
+    def forward(self, half: Callable[..., Any], *args: Any) -> Any:
+        """Runs `DoubleBlock.text` or `DoubleBlock.vision`: both are calls of the block, which may have to be fetched
+        for them (models/common/offload.py)."""
+        return half(self, *args)
+
+    def vision(self, x_FnN: Tensor, condition_FN: Tensor, layer: int, attend: AttendTwice) -> Tensor:
         """Vision tokens after this block."""
         shift1, scale1, gate1, shift2, scale2, gate2 = self.img_mod(condition_FN)
         y = modulated(x_FnN, shift1, scale1)
@@ -99,8 +106,7 @@ class Network8B(nn.Module):
         condition = self.time_in(torch.zeros((), dtype=torch.float32, device=x.device))
         keys, values = [], []
         for block in self.double_blocks:
-            assert isinstance(block, DoubleBlock)
-            x, k, v = block.text(x, condition)
+            x, k, v = block(DoubleBlock.text, x, condition)
             keys.append(k)
             values.append(v)
         return TextKeys(tuple(keys), tuple(values))
@@ -125,5 +131,5 @@ class Network8B(nn.Module):
         condition = self.time_in(timesteps_F) + self.action_in(actions_F)
         x = self.img_in(tokens_FnC)
         for layer, block in enumerate(self.double_blocks):
-            x = block(x, condition, layer, attend)
+            x = block(DoubleBlock.vision, x, condition, layer, attend)
         return self.final_layer(x, condition)

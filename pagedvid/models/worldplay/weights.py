@@ -19,9 +19,10 @@ from pagedvid.engine.protocol import ModelSpec
 from pagedvid.engine.schedule import Schedule
 from pagedvid.errors import ConfigError
 from pagedvid.files.paths import is_file, is_folder, read_json
-from pagedvid.models.common.checkpoint import load_checkpoint, tensor_shapes
+from pagedvid.models.common.checkpoint import tensor_shapes
 from pagedvid.models.common.checkpoint_files import needed_weights, path_or_none
 from pagedvid.models.common.latent_grid import LatentGrid
+from pagedvid.models.common.network_weights import load_network
 from pagedvid.models.common.text_encoder import TextEncoder, t5_encoder
 from pagedvid.models.wan.base.text import cleaned
 from pagedvid.models.worldplay.memory import MEMORY_8B, MEMORY_WAN
@@ -52,7 +53,7 @@ def model_spec(config: ModelConfig) -> ModelSpec:
         return schedule_without_trajectory(policy, num_frames, timesteps(num_denoise_steps))
 
     def load(prompts: Sequence[str]) -> WorldPlayModel:
-        weights, dtype = needed_weights(config), getattr(torch, config.dtype)
+        weights = needed_weights(config)
         if config.vae is not None:
             raise ConfigError(
                 f"{config.name} has a VAE that decodes whole videos: leave model.vae out, and decode the latents that "
@@ -65,39 +66,32 @@ def model_spec(config: ModelConfig) -> ModelSpec:
                 'model.text_encoder out and give requests their outputs in a file (the input "embeddings")'
             )
         if is_8b:
-            return load_8b(weights, config.device, dtype, config.ema)
+            return load_8b(weights, config)
         width, rows = sizes.text_channels, map(cleaned, prompts)
         text = t5_encoder(encoder, "umt5", width, config.device_of_text_encoder, rows, TEXT_TOKENS)
-        return load_wan5b(weights, config.device, dtype, text, config.ema)
+        return load_wan5b(weights, config, text)
 
     return ModelSpec(geometry_of(sizes, grid), schedule, load, writes_latents=True)
 
 
-def load_8b(
-    path: Path, device: str = "cpu", dtype: torch.dtype = torch.bfloat16, prefer_ema: bool = True
-) -> WorldPlay8B:
-    """The published checkpoint: a file, an index of shards, or a folder. Raises ConfigError."""
-    config = read_config_8b(path, prefer_ema)
-    grid = read_grid(path, config, LATENT_SIZE_8B)
+def load_8b(path: Path, config: ModelConfig) -> WorldPlay8B:
+    """The published checkpoint: a file, an index of shards, or a folder; `config` says where and in which number format
+    it is to run. Raises ConfigError."""
+    sizes = read_config_8b(path, config.ema)
+    grid = read_grid(path, sizes, LATENT_SIZE_8B)
     with torch.device("meta"):
-        network = Network8B(config).to(dtype)
-    load_checkpoint(network, path, device, prefer_ema=prefer_ema)
+        network = Network8B(sizes).to(getattr(torch, config.dtype))
+    load_network(network, network.double_blocks, path, config)
     return WorldPlay8B(network, grid)
 
 
-def load_wan5b(
-    path: Path,
-    device: str = "cpu",
-    dtype: torch.dtype = torch.bfloat16,
-    text_encoder: TextEncoder | None = None,
-    prefer_ema: bool = True,
-) -> WorldPlayWan5B:
-    """The published checkpoint: a file, an index of shards, or a folder. Raises ConfigError."""
-    config = read_config_wan5b(path, prefer_ema)
-    grid = read_grid(path, config, LATENT_SIZE_WAN)
+def load_wan5b(path: Path, config: ModelConfig, text_encoder: TextEncoder | None = None) -> WorldPlayWan5B:
+    """As `load_8b`. `text_encoder`: for requests without embeddings. Raises ConfigError."""
+    sizes = read_config_wan5b(path, config.ema)
+    grid = read_grid(path, sizes, LATENT_SIZE_WAN)
     with torch.device("meta"):
-        network = NetworkWan5B(config).to(dtype)
-    load_checkpoint(network, path, device, prefer_ema=prefer_ema)
+        network = NetworkWan5B(sizes).to(getattr(torch, config.dtype))
+    load_network(network, network.blocks, path, config)
     return WorldPlayWan5B(network, grid, text_encoder=text_encoder)
 
 

@@ -19,6 +19,7 @@ from torch import Tensor
 from pagedvid.cache.spec import CacheSpec
 from pagedvid.cache.stream_codecs import StreamCodecs
 from pagedvid.cache.window import Window
+from pagedvid.config.sections import ModelConfig
 from pagedvid.engine.engine import Engine
 from pagedvid.engine.protocol import Attend
 from pagedvid.engine.requests import ChunkOutput, RequestFailure, VideoRequest
@@ -140,8 +141,9 @@ class RecordedModel(MagiModel):
         return self.moved[-1]
 
 
-def recorded_model(rollout: Rollout, dtype: torch.dtype = torch.float32) -> RecordedModel:
-    loaded = load_magi(rollout.config, DATA / "weights_a.safetensors", dtype=dtype)
+def recorded_model(rollout: Rollout, **settings: Any) -> RecordedModel:
+    """`settings`: of `ModelConfig`."""
+    loaded = load_magi(rollout.config, DATA / "weights_a.safetensors", ModelConfig(**settings))
     model = RecordedModel(rollout.config, loaded.network)
     model.noise_CFHW = rollout.data["x0"]
     return model

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-import torch
 
 from pagedvid.codecs.raw.codec import RawCodec
 from pagedvid.engine.engine import Engine
@@ -59,6 +58,6 @@ def test_two_bits_gain_mass_that_the_correction_takes_back():
 def test_the_network_runs_in_bf16():
     """Weights and hidden states rounded; the parts that stay in float32 keep it near the recording."""
     rollout = ROLLOUTS["w1"]
-    model = recorded_model(rollout, dtype=torch.bfloat16)
+    model = recorded_model(rollout, dtype="bfloat16")
     difference = largest_difference(final_of(rollout, "bf16", model=model), rollout.data["final"])
     assert 1e-3 < difference < 0.3

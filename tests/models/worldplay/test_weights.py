@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from pagedvid.config.sections import ModelConfig
 from pagedvid.errors import ConfigError
 from pagedvid.models.worldplay.layers import Sinusoid
 from pagedvid.models.worldplay.weights import load_8b, load_wan5b, read_config_8b, read_config_wan5b
@@ -37,7 +38,7 @@ def test_sizes_come_from_the_checkpoint(tmp_path):
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_a_loaded_model_has_the_published_weights(variant, tmp_path):
-    model = LOADERS[variant](checkpoint(tmp_path, variant), "cpu", torch.float32)
+    model = LOADERS[variant](checkpoint(tmp_path, variant), ModelConfig())
     stored = load_file(FOLDER / f"{variant}_weights.safetensors")
     loaded = model.network.state_dict()
     assert loaded.keys() == stored.keys() and all(torch.equal(loaded[name], stored[name]) for name in stored)
@@ -46,7 +47,7 @@ def test_a_loaded_model_has_the_published_weights(variant, tmp_path):
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_weights_can_be_loaded_as_bfloat16(variant, tmp_path):
-    model = LOADERS[variant](checkpoint(tmp_path, variant), "cpu", torch.bfloat16)
+    model = LOADERS[variant](checkpoint(tmp_path, variant), ModelConfig(dtype="bfloat16"))
     assert {parameter.dtype for parameter in model.network.parameters()} == {torch.bfloat16}
     sinusoids = [module.frequencies for module in model.network.modules() if isinstance(module, Sinusoid)]
     assert sinusoids and all(torch.equal(frequencies, Sinusoid().frequencies) for frequencies in sinusoids)
@@ -61,21 +62,21 @@ def test_missing_and_surplus_keys_are_named(variant, tmp_path):
     tensors["extra.weight"] = torch.zeros(1)
     save_file(tensors, folder / "model.safetensors")
     with pytest.raises(ConfigError, match=f"missing keys {gone}; surplus keys extra.weight"):
-        LOADERS[variant](folder, "cpu", torch.float32)
+        LOADERS[variant](folder, ModelConfig())
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_the_other_variant_s_checkpoint_is_refused(variant, tmp_path):
     other = next(name for name in VARIANTS if name != variant)
     with pytest.raises(ConfigError, match="is not a checkpoint of HY-WorldPlay"):
-        LOADERS[variant](checkpoint(tmp_path, other), "cpu", torch.float32)
+        LOADERS[variant](checkpoint(tmp_path, other), ModelConfig())
 
 
 def test_resolutions_that_do_not_fit_are_refused(tmp_path):
     with pytest.raises(ConfigError, match="5 x 6 positions; this model takes multiples of 2"):
-        load_wan5b(checkpoint(tmp_path, "wan5b", latent_size=[5, 6]), "cpu", torch.float32)
+        load_wan5b(checkpoint(tmp_path, "wan5b", latent_size=[5, 6]), ModelConfig())
     with pytest.raises(ConfigError, match="latent_size is 'large'"):
-        load_wan5b(checkpoint(tmp_path, "wan5b", latent_size="large"), "cpu", torch.float32)
+        load_wan5b(checkpoint(tmp_path, "wan5b", latent_size="large"), ModelConfig())
 
 
 def test_rotary_channels_must_fill_the_head(tmp_path):

@@ -22,11 +22,9 @@ import torch
 from pagedvid.config.sections import ModelConfig
 from pagedvid.errors import ConfigError
 from pagedvid.files.paths import exists, is_file, is_folder, read_json
-from pagedvid.models.common.checkpoint import load_checkpoint
 from pagedvid.models.common.checkpoint_files import path_or_none
-from pagedvid.models.common.fp8_linear import use_fp8
 from pagedvid.models.common.lora import LoraMerge, check_loras
-from pagedvid.models.common.offload import offload
+from pagedvid.models.common.network_weights import load_network
 from pagedvid.models.wan.base.names import library_name
 from pagedvid.models.wan.base.spec import TransformerShape, shape_of
 from pagedvid.shown import named
@@ -120,14 +118,9 @@ def load_transformer(class_name: str, sizes: Mapping[str, Any], path: Path, conf
     from pagedvid.integrations.diffusers_library import empty_transformer
 
     transformer = empty_transformer(class_name, sizes, PURPOSE, getattr(torch, config.dtype))
-    if config.weights_dtype == "fp8":
-        use_fp8(transformer.blocks)
     merge = LoraMerge(config.loras, transformer.state_dict(), library_name)
-    load_checkpoint(transformer, path, "cpu" if config.offload else config.device, library_name, merge, config.ema)
-    if config.offload:
-        offload(transformer, transformer.blocks, torch.device(config.device))
-        return transformer
-    return transformer.to(config.device)
+    load_network(transformer, transformer.blocks, path, config, library_name, merge)
+    return transformer
 
 
 def load_vae(folder: Path | None, latent_channels: int, pixels_per_latent: int, device: str) -> VideoVae | None:

@@ -265,12 +265,12 @@ WRONG = {
 
 @pytest.mark.parametrize("what", list(WRONG))
 def test_what_does_not_fit_is_named_before_weights_are_read(what, tmp_path, monkeypatch):
-    from pagedvid.models.wan.base import weights as wan_weights
+    from pagedvid.models.common import network_weights
 
     write_transformer(tmp_path / "model", CLASSES["self-forcing"])
     make, message = WRONG[what]
     save_file(make(), tmp_path / "lora.safetensors")
-    monkeypatch.setattr(wan_weights, "load_checkpoint", None)
+    monkeypatch.setattr(network_weights, "load_checkpoint", None)
     with pytest.raises(ConfigError, match=message):
         load(tmp_path / "model", tmp_path / "lora.safetensors")
 
@@ -302,7 +302,7 @@ def test_a_path_that_does_not_exist_is_refused_before_anything_is_read(tmp_path)
 
 @pytest.mark.parametrize("name", ["demo", "magi-1-4.5b", "hy-worldplay-5b"])
 def test_models_with_networks_of_their_own_take_none(name):
-    with pytest.raises(ConfigError, match=rf"{name} takes its weights as they are; remove model.loras"):
+    with pytest.raises(ConfigError, match=rf"{name} takes no LoRAs; remove model.loras"):
         spec_of(name, loras=["a.safetensors"])
 
 

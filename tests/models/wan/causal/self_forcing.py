@@ -15,6 +15,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
+@dataclass(frozen=True)
+class LaterText:
+    """Another text from one of the new chunks on."""
+
+    chunk: int
+    text: Tensor
+    recache: bool
+
+
 @dataclass
 class RollingCache:
     """Keys and values of one layer, [cache tokens, H, D], filled from the front."""
@@ -102,17 +111,22 @@ class SelfForcing:
         shift: float,
         text: Tensor,
         given: Sequence[Tensor] = (),
+        later: LaterText | None = None,
     ) -> Tensor:
         """Latents [frames, C, R, S] from each chunk's noises [C, frames, R, S]: what it starts from, then those for
         re-noising. `timesteps` are warped as `warp_denoising_step` does. `given`: clean chunks [C, frames, R, S] that
-        come first, of which only keys and values are made (its `initial_latent`)."""
+        come first, of which only keys and values are made (its `initial_latent`). `later`: another text on the way."""
         sigmas = torch.linspace(1.0, 0.0, 1001, dtype=torch.float64)[:-1]
         sigmas = shift * sigmas / (1 + (shift - 1) * sigmas)
         warped = [float(sigmas[1000 - int(timestep)]) for timestep in timesteps]
-        done = []
+        done: list[Tensor] = []
         for clean in given:
             self.commit(clean.double(), text)
-        for noise in noises:
+        for chunk, noise in enumerate(noises):
+            if later is not None and chunk == later.chunk:
+                text = later.text
+                if later.recache:
+                    self.commit_again([*given, *done], text)
             x = noise[0].double()
             for step, sigma in enumerate(warped):
                 clean = x - sigma * self.flow(x, 1000 * sigma, text)
@@ -126,6 +140,23 @@ class SelfForcing:
         """The clean pass of a chunk [C, frames, R, S], whose keys and values stay; the next chunk comes after it."""
         self.flow(clean, 0.0, text)
         self.start_frame += clean.shape[1]
+
+    def commit_again(self, chunks: Sequence[Tensor], text: Tensor) -> None:
+        """Empties the caches and makes keys and values of what the next chunk sees, oldest first, each over those
+        before it: what LongLive's `_recache_after_switch` makes in one pass with a causal mask."""
+        size = chunks[0].shape[1]
+        num_sinks, next_frame = self.sink_frames // size, self.start_frame
+        num_recent = self.cache_frames // size - num_sinks - 1  # the next chunk takes one place
+        first_recent = max(num_sinks, len(chunks) - num_recent)
+        caches = [block.attn1.processor.cache for block in self.transformer.blocks]
+        for cache in caches:
+            cache.local_end = 0
+        for chunk in [*range(min(num_sinks, len(chunks))), *range(first_recent, len(chunks))]:
+            self.start_frame = chunk * size
+            for cache in caches:
+                cache.global_end = self.start_frame * self.frame_tokens
+            self.commit(chunks[chunk].double(), text)
+        assert self.start_frame == next_frame
 
     def flow(self, x: Tensor, timestep: float, text: Tensor) -> Tensor:
         """The velocity of the chunk, [C, frames, R, S] in float64."""

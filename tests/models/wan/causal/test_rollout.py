@@ -30,7 +30,7 @@ def tiny_model(transformer=None, **changes):
     )
 
 
-def self_forcing_video(transformer, model, seed, rows, num_chunks=NUM_CHUNKS, given=()):
+def self_forcing_video(transformer, model, seed, rows, num_chunks=NUM_CHUNKS, given=(), later=None):
     settings = model.settings
     reference = SelfForcing(transformer, model.geometry.tokens_per_frame, settings.sink_frames, settings.window_frames)
     sampler, channels = settings.sampler, model.grid.token_channels
@@ -41,7 +41,7 @@ def self_forcing_video(transformer, model, seed, rows, num_chunks=NUM_CHUNKS, gi
         ]
         for chunk in range(len(given), len(given) + num_chunks)
     ]
-    return reference.rollout(noises, list(sampler.timesteps), sampler.shift, padded(rows), given)
+    return reference.rollout(noises, list(sampler.timesteps), sampler.shift, padded(rows), given, later)
 
 
 @pytest.mark.parametrize(
