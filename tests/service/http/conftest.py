@@ -23,6 +23,7 @@ MODEL = ServedModel(
     width=SIZE,
     height=SIZE,
     default_num_frames=48,
+    takes_frames=True,
     actions=("left", "up-left"),
     example_prompt="a red circle",
 )
