@@ -30,9 +30,9 @@ MODEL = ServedModel(
 KEY = "0123456789abcdef-key"
 
 
-def settings(api_key: str | None = None, **limits: object) -> ServeSettings:
+def settings(api_key: str | None = None, model: ServedModel = MODEL, **limits: object) -> ServeSettings:
     """Settings of an app; `limits` as in the section `serve`."""
-    return ServeSettings(MODEL, ServeConfig(**limits), api_key)  # type: ignore[arg-type]
+    return ServeSettings(model, ServeConfig(**limits), api_key)  # type: ignore[arg-type]
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ from __future__ import annotations
 import io
 import json
 import shutil
+from dataclasses import replace
 
 import httpx
 import numpy as np
@@ -17,11 +18,10 @@ from pagedvid.engine.requests import VideoRequest
 from pagedvid.output.given_frames import with_given_frames
 from pagedvid.output.mp4 import VideoWriter
 from pagedvid.service.http.app import create_app
-from pagedvid.service.http.settings import ServeSettings
 from pagedvid.service.records import Reference
 from tests.engine.test_prefix import PROMPT, engine_of
 from tests.service import test_references as real
-from tests.service.http.conftest import settings
+from tests.service.http.conftest import MODEL, settings
 from tests.service.http.fake_sessions import RATE
 from tests.service.http.test_videos import error_of
 
@@ -75,14 +75,12 @@ def test_one_file_at_most_and_not_larger_than_a_body(client, make_client, kind):
 
 
 @KINDS
-def test_a_model_that_takes_none_refuses_before_anything_is_kept(sessions, kind):
-    model = settings().model
-    plain = ServeSettings(type(model)(model.name, RATE))
-    with TestClient(create_app(sessions, plain), base_url="http://localhost:8000") as client:
-        error = error_of(post(client, kind, PNG))
-        assert error["message"] == "demo takes no image or video file; leave input_reference out"
-        assert (error["param"], sessions.list().records) == ("input_reference", ())
-        assert post(client, kind, None).status_code == 200
+def test_a_model_that_takes_none_refuses_before_anything_is_kept(make_client, sessions, kind):
+    client = make_client(model=replace(MODEL, takes_frames=False))
+    error = error_of(post(client, kind, PNG))
+    assert error["message"] == "demo takes no image or video file; leave input_reference out"
+    assert (error["param"], sessions.list().records) == ("input_reference", ())
+    assert post(client, kind, None).status_code == 200
 
 
 def test_a_form_brings_what_json_brings(client, sessions):
