@@ -92,8 +92,8 @@ async def _form_fields(request: Request) -> tuple[dict[str, str], bytes | None]:
             del fields[_REFERENCE]
             file = await given.read()
     texts = {name: value for name, value in fields.items() if isinstance(value, str)}
-    if misplaced := next((name for name in fields if name not in texts), None):
-        raise RequestError(f"{short(misplaced)} is a file; only {_REFERENCE} can be one", misplaced)
+    for misplaced in fields.keys() - texts.keys():
+        raise RequestError(f"{short(misplaced)!r} is a file; only {_REFERENCE} can be one", misplaced)
     return texts, file
 
 

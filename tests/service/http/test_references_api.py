@@ -70,8 +70,16 @@ def test_one_file_at_most_and_not_larger_than_a_body(client, make_client, kind):
     files = [("prompt", (None, "red")), ("input_reference", file), ("input_reference", file)]
     assert client.post(f"/v1/{kind}", files=files).status_code == 400
     assert make_client(max_body="64KiB").post(f"/v1/{kind}", files=files[:2]).status_code == 413
-    response = client.post(f"/v1/{kind}", files={"prompt": file})
-    assert (error_of(response)["param"], response.status_code) == ("prompt", 400)
+
+
+@KINDS
+@pytest.mark.parametrize("name", ["prompt", "seed", ""])
+def test_another_field_is_no_file(client, sessions, kind, name):
+    text = {} if name == "prompt" else {"prompt": (None, "red")}
+    response = client.post(f"/v1/{kind}", files={**text, name: ("x.png", PNG, "image/png")})
+    assert (response.status_code, error_of(response)["param"]) == (400, name)
+    assert f"{name!r} is a file; only input_reference can be one" in error_of(response)["message"]
+    assert sessions.list().records == ()
 
 
 @KINDS
