@@ -16,6 +16,14 @@ class ConfigError(PagedvidError, ValueError):
     """A setting, flag or file is wrong; nothing was started."""
 
 
+class GivenFramesError(ConfigError):
+    """The picture, video or frames that a video was to go on from cannot be used."""
+
+
+class StartTimeError(GivenFramesError):
+    """The given video cannot be gone on from at the time that was named."""
+
+
 class PromptError(PagedvidError, ValueError):
     """No condition can be made of a prompt; other prompts are not affected."""
 

@@ -13,10 +13,9 @@ from typing import Any
 from pagedvid.engine.requests import VideoRequest
 from pagedvid.errors import ConfigError
 from pagedvid.files.fingerprint import fingerprint
-from pagedvid.output.given_files import DIGEST, IMAGE, START, VIDEO
+from pagedvid.output.given_files import DIGEST, IMAGE, MOST_START_SECONDS, START, VIDEO
 from pagedvid.shown import named, short, shown
 
-_MOST_SECONDS = 1_000_000
 _NOT_INPUTS = (IMAGE, VIDEO, START, DIGEST)
 """What `given_frames` makes of other fields of a line."""
 
@@ -65,8 +64,8 @@ def with_absolute_paths(request: VideoRequest) -> VideoRequest:
 
 
 def _seconds(place: str, value: object) -> float:
-    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value <= _MOST_SECONDS:
-        raise ConfigError(f'{place}: "{START}" is {shown(value)}; it must be a number from 0 to {_MOST_SECONDS:,}')
+    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value <= MOST_START_SECONDS:
+        raise ConfigError(f'{place}: "{START}" is {shown(value)}; it must be a number from 0 to {MOST_START_SECONDS:,}')
     return float(value)
 
 

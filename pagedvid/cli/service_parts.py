@@ -42,6 +42,7 @@ def served_model(spec: RunSpec) -> ServedModel:
         height=_even(frames.height * scale),
         frames_per_latent=frames.frames_per_latent,
         default_num_frames=min(config.generate.num_frames, config.serve.max_frames),
+        takes_frames=spec.model.takes_frames,
         actions=spec.model.actions,
         example_prompt=spec.model.example_prompt,
     )

@@ -226,6 +226,8 @@ class ModelSpec:
     """Enlargement of its frames in files unless settings say otherwise."""
     frames: FrameFormat | None = None
     """None where latents come out."""
+    takes_frames: bool = False
+    """Whether its videos can go on from given frames; see `VideoModel.prefix_format`."""
     actions: tuple[str, ...] = ()
     """Words that steer a video of a steerable model while it is made: the prompt "left 12" repeats one for 12 frames.
     Words of direction are made of up, down, left and right, one or two of them, such as "up-left"."""

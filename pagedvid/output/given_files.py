@@ -11,13 +11,14 @@ from typing import Any
 
 import numpy as np
 
-from pagedvid.errors import ConfigError
+from pagedvid.errors import GivenFramesError
 from pagedvid.output.mp4 import Frames, av_library, write_errors
 from pagedvid.shown import named
 
 IMAGE, VIDEO, START, DIGEST = "image", "video", "start_seconds", "digest"
 """Inputs of a request that goes on from given frames; given_frames.py says what they mean."""
 
+MOST_START_SECONDS = 1_000_000
 KINDS = "PNG, JPEG, WebP (pictures) and mp4 (videos)"
 MOVIE = "mov"
 """The library's word for mp4 files; the others are pictures."""
@@ -62,14 +63,14 @@ def file_kind(beginning: bytes) -> str | None:
 def given_pictures(path: Path, height: int, width: int) -> Iterator[GivenPicture]:
     """The pictures of a file in order, in a size of `height` x `width`.
 
-    A file may have a whole multiple of this size, which is reduced by averaging. Raises ConfigError for another size, a
-    file of another kind and one that cannot be read.
+    A file may have a whole multiple of this size, which is reduced by averaging; transparent pixels are shown over
+    black. Raises GivenFramesError for another size, a file of another kind and one that cannot be read.
     """
     try:
         with path.open("rb") as file:
             kind = file_kind(file.read(SIGNATURE_BYTES))
         if kind is None:
-            raise ConfigError(f"{named(path.name)} is none of {KINDS}")
+            raise GivenFramesError(f"{named(path.name)} is none of {KINDS}")
         yield from _pictures(path, kind, height, width)
     except write_errors() as error:
         raise _unreadable(path, getattr(error, "strerror", None) or str(error)) from error
@@ -80,7 +81,7 @@ def _pictures(path: Path, kind: str, height: int, width: int) -> Iterator[GivenP
     how = {"format": kind, "stream_options": limits and [limits], "metadata_errors": "replace"}
     with av_library().open(str(path), **how) as container:
         if not container.streams.video:
-            raise ConfigError(f"{named(path.name)} has no picture in it")
+            raise GivenFramesError(f"{named(path.name)} has no picture in it")
         stream = container.streams.video[0]
         if stream.codec_context is None:
             raise _unreadable(path, "its pictures are coded in an unknown way")
@@ -105,19 +106,27 @@ def _pictures(path: Path, kind: str, height: int, width: int) -> Iterator[GivenP
             yield GivenPicture(begin, begin + interval, _reduced(pixels, scale))
 
 
-def _unreadable(path: Path, reason: str) -> ConfigError:
-    return ConfigError(f"{named(path.name)} cannot be read ({reason}); give a whole file of {KINDS}")
+def _unreadable(path: Path, reason: str) -> GivenFramesError:
+    return GivenFramesError(f"{named(path.name)} cannot be read ({reason}); give a whole file of {KINDS}")
 
 
 def _upright(frame: Any) -> Frames:
     """Its pixels, turned as the file says: cameras store what they see sideways, and note it."""
-    return np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90))
+    return np.rot90(_opaque(frame), round(frame.rotation / 90))
+
+
+def _opaque(frame: Any) -> Frames:
+    """Its pixels over black: what is transparent often has another color, which nobody was meant to see."""
+    if frame.format.name != "pal8" and not any(part.is_alpha for part in frame.format.components):
+        return frame.to_ndarray(format="rgb24")
+    pixels_HWC = frame.to_ndarray(format="rgba").astype(np.float32)
+    return (pixels_HWC[..., :3] * (pixels_HWC[..., 3:] / 255)).round().astype(np.uint8)
 
 
 def _scale(path: Path, found: tuple[int, ...], wanted: tuple[int, int]) -> int:
     scale = found[0] // wanted[0]
     if found != (scale * wanted[0], scale * wanted[1]) or not 1 <= scale <= MAX_SCALE:
-        raise ConfigError(
+        raise GivenFramesError(
             f"{named(path.name)} has {found[1]} x {found[0]} pixels (width x height); allowed are {wanted[1]} x "
             f"{wanted[0]} and up to {MAX_SCALE} times that on both sides: crop or resize it"
         )

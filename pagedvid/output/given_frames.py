@@ -22,7 +22,7 @@ import torch
 from pagedvid.engine.engine import Engine
 from pagedvid.engine.protocol import PrefixFormat
 from pagedvid.engine.requests import VideoRequest
-from pagedvid.errors import ConfigError
+from pagedvid.errors import GivenFramesError, StartTimeError
 from pagedvid.files.fingerprint import fingerprint
 from pagedvid.output.given_files import DIGEST, IMAGE, START, VIDEO, GivenPicture, given_pictures
 from pagedvid.output.mp4 import Frames
@@ -35,8 +35,8 @@ _TOLERANCE_SECONDS = 1e-4
 def with_given_frames(request: VideoRequest, engine: Engine) -> VideoRequest:
     """The request with the frames of its image or video in the place of the file; one without is returned as it is.
 
-    Raises ConfigError for a model that takes none, and for a file that has changed, cannot be read, is too short or has
-    another size.
+    Raises GivenFramesError for a model that takes none, and for a file that has changed, cannot be read, is too short
+    or has another size; StartTimeError where the time to start at leaves too little before it or is beyond the end.
     """
     name = next((name for name in (IMAGE, VIDEO) if name in request.inputs), None)
     if name is None:
@@ -44,12 +44,12 @@ def with_given_frames(request: VideoRequest, engine: Engine) -> VideoRequest:
     model, path = engine.model, Path(request.inputs[name])
     format = model.prefix_format(engine.window)
     if format is None:
-        raise ConfigError(
+        raise GivenFramesError(
             f'{model.name} takes no image or video file; leave "{name}" out. docs/models.md says what else it takes'
         )
     digest = request.inputs.get(DIGEST)
     if digest is not None and digest != fingerprint([path]):
-        raise ConfigError(f"{named(path.name)} has changed since the video was asked for; ask for it again")
+        raise GivenFramesError(f"{named(path.name)} has changed since the video was asked for; ask for it again")
     start = request.inputs.get(START)
     frames_NHWC = _still(path, format) if name == IMAGE else _last_frames(path, format, start)
     others = {key: it for key, it in request.inputs.items() if key not in (IMAGE, VIDEO, START, DIGEST)}
@@ -61,7 +61,7 @@ def _still(path: Path, format: PrefixFormat) -> Frames:
     first = list(islice(pictures, 2))
     if len(first) != 1:
         held = "more than one picture" if first else "no picture"
-        raise ConfigError(
+        raise GivenFramesError(
             f"{named(path.name)} holds {held}; an image is one, the frames of a video are given as a video"
         )
     return np.repeat(first[0].pixels_HWC[None], format.num_frames(1), axis=0)
@@ -74,7 +74,8 @@ def _last_frames(path: Path, format: PrefixFormat, start_seconds: float | None) 
     seconds_given = end_seconds - kept[0].seconds if kept else 0.0
     num_chunks = min(format.num_chunks(int((seconds_given + _TOLERANCE_SECONDS) * speed)), format.max_chunks)
     if num_chunks == 0:
-        raise ConfigError(
+        error = GivenFramesError if start_seconds is None else StartTimeError
+        raise error(
             f"{named(path.name)} has {seconds_given:g} s before the new video begins; it takes the "
             f"{format.num_frames(1)} frames of a chunk, {format.num_frames(1) / speed:g} s"
         )
@@ -100,7 +101,7 @@ def _last_pictures(path: Path, format: PrefixFormat, start_seconds: float | None
         while len(kept) > 1 and kept[1].seconds <= picture.seconds - most_seconds:
             kept.popleft()
     if start_seconds is not None and start_seconds > end_seconds + _TOLERANCE_SECONDS:
-        raise ConfigError(
+        raise StartTimeError(
             f"start_seconds is {start_seconds:g}; {named(path.name)} ends at {end_seconds:g} s: give an earlier time"
         )
     return kept, end_seconds if start_seconds is None else start_seconds

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 from pagedvid.engine.failures import described
 from pagedvid.errors import ConfigError
+from pagedvid.output.given_files import START
 from pagedvid.service.errors import Conflict, LostWorkerError, StorageError, storage_errors
 from pagedvid.service.events import Event
 from pagedvid.service.forks import Forks
@@ -129,7 +130,8 @@ class Courses:
         if session.reference_kind is None:
             return None
         with storage_errors():
-            return Reference(session.reference_kind, self._parts.files.reference(session.id).read_bytes())
+            content = self._parts.files.reference(session.id).read_bytes()
+        return Reference(session.reference_kind, content, session.inputs.get(START))
 
     def _independent(self, id: str) -> SessionRecord:
         """The session. Raises Conflict while it is a fork that has not begun."""

@@ -82,7 +82,7 @@ class Intake:
         """With the name of the reference's file in the inputs."""
         if new.reference is None:
             return new
-        return replace(new, inputs={**new.inputs, new.reference.kind: self._parts.files.reference(id).name})
+        return replace(new, inputs={**new.inputs, **new.reference.inputs(self._parts.files.reference(id).name)})
 
     def _make_files(self, id: str, new: NewSession) -> None:
         self._parts.files.make(id)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from pagedvid.engine.requests import LaterPrompt
-from pagedvid.output.given_files import IMAGE, VIDEO
+from pagedvid.output.given_files import IMAGE, START, VIDEO
 
 KINDS = ("video", "session")
 """A video is made for someone who fetches it later, a session for someone who steers it. Nothing else differs."""
@@ -43,6 +43,12 @@ class Reference:
     kind: str
     """"image" or "video"."""
     content: bytes = field(repr=False)
+    start_seconds: float | None = None
+    """Where in a video the session begins; None: at its end."""
+
+    def inputs(self, name: str) -> dict[str, Any]:
+        """As inputs of a request (output/given_frames.py); `name`: of the file."""
+        return {self.kind: name} if self.start_seconds is None else {self.kind: name, START: self.start_seconds}
 
 
 @dataclass(frozen=True)
@@ -63,7 +69,7 @@ class NewSession:
     later_prompts: tuple[LaterPrompt, ...] = ()
     """Those to come after `prompt`, by the model's frames. A session with any takes no other prompts."""
     reference: Reference | None = None
-    """It is kept with the session, whose inputs have its name by its kind."""
+    """It is kept with the session, whose inputs name it."""
 
     @property
     def is_live(self) -> bool:

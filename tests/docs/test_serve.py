@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import re
 import shlex
 from collections.abc import Iterator
@@ -11,10 +10,12 @@ from pathlib import Path
 
 import av
 import httpx
+import numpy as np
 import pytest
 from PIL import Image
 
 from pagedvid.engine.scheduler import MOST_WAITED_STEPS, POLICIES
+from pagedvid.output.mp4 import VideoWriter
 from serving.server import Server
 from tests.docs.pages import DOCS, code_blocks, prose, tables
 
@@ -58,29 +59,39 @@ def test_a_live_session_in_twenty_lines(server, tmp_path, monkeypatch):
     assert session["prompt"] == "a large blue circle on a black background"
 
 
-def form_of(words: list[str]) -> dict[str, tuple]:
-    """What curl's options -F send; every file is a picture of the demo model's size."""
-    picture = io.BytesIO()
-    Image.new("RGB", (32, 32)).save(picture, "PNG")
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the files that the commands send, of the demo model's size; the film has four seconds."""
+    folder = tmp_path_factory.mktemp("files")
+    Image.new("RGB", (32, 32)).save(folder / "start.png")
+    writer = VideoWriter(folder / "film.mp4", 12, scale=1)
+    writer.add(np.zeros((48, 32, 32, 3), dtype=np.uint8))
+    writer.finish()
+    writer.publish()
+    return folder
+
+
+def form_of(words: list[str], files: Path) -> dict[str, tuple]:
+    """What curl's options -F send."""
     fields = dict(value.split("=", 1) for option, value in pairwise(words) if option == "-F")
     return {
-        name: (value[1:], picture.getvalue()) if value.startswith("@") else (None, value)
+        name: (value[1:], (files / value[1:]).read_bytes()) if value.startswith("@") else (None, value)
         for name, value in fields.items()
     }
 
 
-def test_the_commands_of_curl(server):
+def test_the_commands_of_curl(server, files):
     """Each answers with something else than an error in the request, apart from the id, which is none."""
     text = "\n".join(code_blocks(PAGE, "bash")).replace("\\\n", " ")
     commands = [shlex.split(line, comments=True) for line in text.splitlines() if line.startswith("curl ")]
-    assert len(commands) == 5
+    assert len(commands) == 6
     for words in commands:
         url = next(word for word in words if word.startswith(ADDRESS)).replace(ADDRESS, server.address)
         method = "DELETE" if "DELETE" in words else "POST" if {"-d", "-F"} & set(words) else "GET"
         body = words[words.index("-d") + 1] if "-d" in words else None
         headers = {"Content-Type": "application/json"} if body else {}
         expected = 404 if "video_ID" in url else 200
-        how = {"files": form_of(words)} if "-F" in words else {"content": body, "headers": headers}
+        how = {"files": form_of(words, files)} if "-F" in words else {"content": body, "headers": headers}
         assert httpx.request(method, url, **how).status_code == expected, words
 
 

@@ -40,6 +40,15 @@ def test_who_writes_latents():
         assert not spec_of(name, vae=Path("x")).writes_latents
 
 
+def test_who_goes_on_from_given_frames():
+    for name in ("demo", "walk"):
+        assert spec_of(name).takes_frames and load_model(name).prefix_format(Window(1, 2)) is not None
+    for name in ("magi-1-4.5b", "hy-worldplay-8b", "self-forcing", "skyreels-v2-1.3b"):
+        assert not spec_of(name).takes_frames
+    for name in ("self-forcing", "skyreels-v2-1.3b"):
+        assert spec_of(name, vae=Path("x")).takes_frames
+
+
 @pytest.mark.parametrize("name", ["demo", "walk"])
 def test_a_built_in_model_understands_its_example(name: str, recwarn):
     load_model(name).prepare(spec_of(name).example_prompt, {}, 8)

@@ -12,7 +12,7 @@ from PIL import ExifTags, Image, ImageOps
 from pagedvid.cache.window import Window
 from pagedvid.engine.protocol import FrameFormat, PrefixFormat
 from pagedvid.engine.requests import VideoRequest
-from pagedvid.errors import ConfigError
+from pagedvid.errors import GivenFramesError, StartTimeError
 from pagedvid.files.fingerprint import fingerprint
 from pagedvid.output.given_files import given_pictures
 from pagedvid.output.given_frames import with_given_frames
@@ -112,6 +112,21 @@ def test_gray_and_transparent_images_are_read(tmp_path):
     assert np.abs(frames_for(engine(), image=str(tmp_path / "alpha.png")).astype(int) - (10, 20, 30)).max() <= 1
 
 
+@pytest.mark.parametrize("kind", ["png", "webp", "palette"])
+def test_what_is_transparent_is_shown_over_black(tmp_path, kind):
+    """Whatever color it has: a third of the picture is opaque, one half transparent, and one not to be seen."""
+    path, pixels = tmp_path / "a", np.full((HEIGHT, WIDTH, 4), (200, 100, 50, 255), dtype=np.uint8)
+    pixels[:, WIDTH // 3 :, 3], pixels[:, 2 * WIDTH // 3 :, 3] = 128, 0
+    if kind == "palette":
+        picture = Image.fromarray(np.arange(WIDTH, dtype=np.uint8)[None].repeat(HEIGHT, axis=0) * 3 // WIDTH, "P")
+        picture.putpalette([200, 100, 50] * 3)
+        picture.save(path, format="PNG", transparency=bytes([255, 128, 0]))
+    else:
+        Image.fromarray(pixels).save(path, format=kind, lossless=True, exact=True)
+    columns = frames_for(engine(), image=str(path))[0, HEIGHT // 2, [0, WIDTH // 2, WIDTH - 1]]
+    assert np.abs(columns.astype(int) - [[200, 100, 50], [100, 50, 25], [0, 0, 0]]).max() <= 1
+
+
 def test_a_whole_multiple_of_the_size_is_averaged(tmp_path):
     pixels = picture(tmp_path / "a.png", 3 * HEIGHT, 3 * WIDTH).astype(float)
     frames = frames_for(engine(), image=str(tmp_path / "a.png"))
@@ -167,7 +182,7 @@ def test_a_request_without_any_is_left_alone():
 def test_a_model_that_takes_none_refuses(tmp_path):
     picture(tmp_path / "a.png")
     none = SimpleNamespace(model=SimpleNamespace(name="toy", prefix_format=lambda window: None), window=Window(1, 1))
-    with pytest.raises(ConfigError, match='toy takes no image or video file; leave "image" out'):
+    with pytest.raises(GivenFramesError, match='toy takes no image or video file; leave "image" out'):
         frames_for(none, image=str(tmp_path / "a.png"))
 
 
@@ -177,19 +192,22 @@ def test_a_model_that_takes_none_refuses(tmp_path):
 def test_a_wrong_size_is_refused_with_those_that_are_right(tmp_path, height, width):
     picture(tmp_path / "a.png", height, width)
     message = rf"a\.png has {width} x {height} pixels \(width x height\); allowed are 48 x 32 and up to 16 times"
-    with pytest.raises(ConfigError, match=message):
+    with pytest.raises(GivenFramesError, match=message):
         frames_for(engine(), image=str(tmp_path / "a.png"))
 
 
 def test_a_video_shorter_than_a_chunk_is_refused(tmp_path):
     path = str(film(tmp_path / "a.mp4", 8))
-    with pytest.raises(ConfigError, match=r"has 0\.25 s before the new video begins; it takes the 4 frames .*, 0\.5 s"):
+    with pytest.raises(
+        StartTimeError, match=r"has 0\.25 s before the new video begins; it takes the 4 frames .*, 0\.5 s"
+    ):
         frames_for(engine(), video=path, start_seconds=0.25)
-    with pytest.raises(ConfigError, match="has 0 s before the new video begins"):
+    with pytest.raises(StartTimeError, match="has 0 s before the new video begins"):
         frames_for(engine(), video=path, start_seconds=0.0)
-    with pytest.raises(ConfigError, match="takes the 9 frames of a chunk"):
+    with pytest.raises(GivenFramesError, match="takes the 9 frames of a chunk") as error:
         frames_for(engine(per_chunk=3, per_latent=4), video=path)
-    with pytest.raises(ConfigError, match=r"start_seconds is 7; .* ends at 1 s"):
+    assert not isinstance(error.value, StartTimeError), "no time was given"
+    with pytest.raises(StartTimeError, match=r"start_seconds is 7; .* ends at 1 s"):
         frames_for(engine(), video=path, start_seconds=7.0)
 
 
@@ -197,7 +215,7 @@ def test_a_picture_that_would_fill_the_memory_is_not_decoded(tmp_path):
     path = tmp_path / "a.png"
     Image.new("1", (12_000, 12_000)).save(path)
     assert path.stat().st_size < 100_000
-    with pytest.raises(ConfigError, match=r"a\.png cannot be read .*more than 100,000,000 pixels"):
+    with pytest.raises(GivenFramesError, match=r"a\.png cannot be read .*more than 100,000,000 pixels"):
         frames_for(engine(), image=str(path))
 
 
@@ -215,7 +233,7 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path, name, how):
         film(path, 12)
     path.write_bytes(spoiled(path.read_bytes(), how))
     field = "image" if name == "a.png" else "video"
-    with pytest.raises(ConfigError, match=name.replace(".", r"\.")):
+    with pytest.raises(GivenFramesError, match=name.replace(".", r"\.")):
         frames_for(engine(), **{field: str(path)})
 
 
@@ -225,7 +243,7 @@ def test_what_is_missing_of_a_picture_is_not_made_up(tmp_path, name):
     picture(path)
     content = path.read_bytes()
     path.write_bytes(content[: len(content) // 2])
-    with pytest.raises(ConfigError, match=r"cannot be read .*; give a whole file of PNG"):
+    with pytest.raises(GivenFramesError, match=r"cannot be read .*; give a whole file of PNG"):
         frames_for(engine(), image=str(path))
 
 
@@ -246,23 +264,23 @@ def test_whatever_is_spoiled_in_a_file_it_is_read_or_refused(tmp_path, name):
         path.write_bytes(content[: chance.integers(len(whole) // 2, len(whole) + 1)])
         try:
             assert all(it.pixels_HWC.shape == (HEIGHT, WIDTH, 3) for it in given_pictures(path, HEIGHT, WIDTH))
-        except ConfigError:
+        except GivenFramesError:
             num_refused += 1
     assert num_refused > 10
 
 
 def test_a_file_that_is_gone_is_named_without_its_folder(tmp_path):
     """A service does not say where it keeps files."""
-    with pytest.raises(ConfigError, match=r"^gone\.png cannot be read \(No such file"):
+    with pytest.raises(GivenFramesError, match=r"^gone\.png cannot be read \(No such file"):
         frames_for(engine(), image=str(tmp_path / "gone.png"))
 
 
 def test_a_film_is_no_image_and_a_picture_no_film(tmp_path):
     film(tmp_path / "a.mp4", 12)
     picture(tmp_path / "a.png")
-    with pytest.raises(ConfigError, match="holds more than one picture"):
+    with pytest.raises(GivenFramesError, match="holds more than one picture"):
         frames_for(engine(), image=str(tmp_path / "a.mp4"))
-    with pytest.raises(ConfigError, match="it takes the 4 frames of a chunk"):
+    with pytest.raises(GivenFramesError, match="it takes the 4 frames of a chunk"):
         frames_for(engine(), video=str(tmp_path / "a.png"))
 
 
@@ -272,5 +290,5 @@ def test_a_file_that_has_changed_is_refused(tmp_path):
     asked = fingerprint([path])
     np.testing.assert_array_equal(frames_for(engine(), image=str(path), digest=asked)[0], pixels)
     Image.fromarray(255 - pixels).save(path)
-    with pytest.raises(ConfigError, match="has changed since the video was asked for"):
+    with pytest.raises(GivenFramesError, match="has changed since the video was asked for"):
         frames_for(engine(), image=str(path), digest=asked)

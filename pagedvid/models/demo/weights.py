@@ -60,6 +60,7 @@ def model_spec(config: ModelConfig) -> ModelSpec:
         writes_latents=False,
         pixel_scale=8,
         frames=frames,
+        takes_frames=True,
         example_prompt="a small green circle circling on a navy background",
     )
 

@@ -17,7 +17,7 @@ import numpy as np
 from torch import Tensor
 
 from pagedvid.engine.protocol import PrefixFormat
-from pagedvid.errors import ConfigError
+from pagedvid.errors import GivenFramesError
 from pagedvid.models.common.prefix import read_prefix
 from pagedvid.models.walk.actions import MOVES, GivenFrames
 from pagedvid.models.walk.landmarks import CELL_SIZE
@@ -39,14 +39,14 @@ def read_given(inputs: Mapping[str, Any], format: PrefixFormat) -> GivenFrames |
 
 def actions_between(frames_NHWC: Tensor) -> tuple[str, ...]:
     """The action that leads from each of the frames, uint8 [N, 64, 64, 3], to the next: that of the best match, and
-    where this cannot be told the one before, at first "stay". Raises ConfigError where none matches."""
+    where this cannot be told the one before, at first "stay". Raises GivenFramesError where none matches."""
     frames = frames_NHWC.numpy().astype(np.int16)
     actions: list[str] = []
     for number, (before, after) in enumerate(pairwise(frames)):
         differences = {action: _difference(before, after, *move) for action, move in MOVES.items()}
         best = min(differences, key=differences.__getitem__)
         if differences[best] > MAX_DIFFERENCE:
-            raise ConfigError(
+            raise GivenFramesError(
                 f"the frames to go on from are no walk: frame {number + 1} does not show what frame {number} shows, "
                 f"moved by one cell of {CELL_SIZE} x {CELL_SIZE} pixels at most; give frames of a walk, all of them in "
                 "a row, or an image"

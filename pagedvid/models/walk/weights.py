@@ -73,6 +73,7 @@ def model_spec(config: ModelConfig) -> ModelSpec:
         writes_latents=False,
         pixel_scale=PIXEL_SCALE,
         frames=frames,
+        takes_frames=True,
         actions=tuple(MOVES),
         example_prompt="map 7: left 12, up 8, right 12, down 8",
         window=WINDOW,

@@ -12,6 +12,7 @@ from pagedvid.files.text import check_text
 from pagedvid.service.http.errors import RequestError
 from pagedvid.service.http.schemas import TimedPrompt
 from pagedvid.service.http.settings import ServeSettings
+from pagedvid.service.records import Reference
 from pagedvid.shown import short
 
 MAX_ANY_SEED = 2**31
@@ -73,6 +74,13 @@ class Checks:
         """The number of the model's frames of a video of this length; for None, the default. For `goes_on` see
         `ServedModel`. Raises RequestError."""
         return self.num_frames(None if seconds is None else self._model.num_frames(seconds, goes_on), "seconds")
+
+    def reference(self, reference: Reference | None) -> None:
+        """Raises RequestError for a file to go on from if the model cannot."""
+        if reference is not None and not self._model.takes_frames:
+            raise RequestError(
+                f"{self._model.name} takes no image or video file; leave input_reference out", "input_reference"
+            )
 
     def model(self, name: str | None) -> None:
         """Raises RequestError unless the model is the one that is served."""

@@ -20,9 +20,11 @@ from starlette.requests import HTTPConnection
 from pagedvid.errors import (
     CapacityError,
     ConfigError,
+    GivenFramesError,
     OverloadError,
     PagedvidError,
     PromptError,
+    StartTimeError,
     StateError,
     WorkerError,
 )
@@ -45,6 +47,11 @@ _CODES: tuple[tuple[type[PagedvidError], int, str], ...] = (
     (ConfigError, 400, "invalid_value"),
 )
 """Status and code of the errors that a client is told; the first class that matches counts."""
+_PARAMS: tuple[tuple[type[PagedvidError], str], ...] = (
+    (StartTimeError, "start_seconds"),
+    (GivenFramesError, "input_reference"),
+)
+"""The parameter that is at fault for an error; the first class that matches counts."""
 _HTTP_CODES = {404: "not_found", 405: "method_not_allowed", 408: "timeout", 413: "too_large"}
 """Codes of what the framework refuses."""
 _TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
@@ -84,7 +91,10 @@ def response_to(error: PagedvidError) -> JSONResponse:
         return error_response(str(error), error.status, error.code, error.param)
     for kind, status, code in _CODES:
         if isinstance(error, kind):
-            return _busy(error, status, code) if isinstance(error, Busy) else error_response(str(error), status, code)
+            if isinstance(error, Busy):
+                return _busy(error, status, code)
+            param = next((param for its_kind, param in _PARAMS if isinstance(error, its_kind)), None)
+            return error_response(str(error), status, code, param)
     logger.error("%s: %s", type(error).__name__, error)
     return _unexpected()
 

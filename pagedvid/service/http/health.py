@@ -38,6 +38,8 @@ class ModelObject(BaseModel):
     """Pixels, as the height; null where only the first chunk tells."""
     height: int | None
     default_num_frames: int
+    takes_frames: bool
+    """Whether a session can go on from a picture or a video."""
     actions: list[str]
     """Words that steer a session while it is made: the prompt "left 12" takes one for so many frames."""
     example_prompt: str

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import asdict
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints
 
 from pagedvid.config.sections import MAX_FRAMES, MAX_SEED
 from pagedvid.engine.requests import MOST_LIVE_SPEED
+from pagedvid.output.given_files import MOST_START_SECONDS
 from pagedvid.service.records import SessionRecord
 
 ID_PATTERN = r"^(video|session)_[A-Za-z0-9_-]{8,64}$"
@@ -37,8 +39,28 @@ class TimedPrompt(Body):
     recache: bool = Field(False, description="Store the kept chunks again under it; not the first.", strict=True)
 
 
-Prompts = Annotated[list[TimedPrompt], Field(min_length=1, max_length=1000)]
-"""In place of one prompt: each takes over at the first chunk that begins at or after its time."""
+def _as_list(value: Any) -> Any:
+    """A list as a form sends it: JSON. pydantic says what is wrong with anything else."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return json.loads(value)
+    except (ValueError, RecursionError):
+        return value
+
+
+Prompts = Annotated[list[TimedPrompt], Field(min_length=1, max_length=1000), BeforeValidator(_as_list)]
+"""In place of one prompt: each takes over at the first chunk that begins at or after its time. In a form, as JSON."""
+StartSeconds = Annotated[
+    float,
+    Field(
+        ge=0,
+        le=MOST_START_SECONDS,
+        allow_inf_nan=False,
+        strict=True,
+        description="Where in a video given as input_reference the new one begins; null = at its end.",
+    ),
+]
 
 
 class CreateSession(Body):
@@ -52,6 +74,7 @@ class CreateSession(Body):
     live_frames_per_second: float | None = Field(
         None, gt=0, le=MOST_LIVE_SPEED, allow_inf_nan=False, description="The viewer's speed, if it is another one."
     )
+    start_seconds: StartSeconds | None = None
     priority: int = Field(0, ge=-MAX_PRIORITY, le=MAX_PRIORITY, strict=True)
 
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Header
+from fastapi import APIRouter, Header, Request
 from fastapi.responses import StreamingResponse
 from starlette.concurrency import run_in_threadpool
 
+from pagedvid.service.http.create_body import documented_body, read_body
 from pagedvid.service.http.events import session_events
 from pagedvid.service.http.schemas import (
     CreateSession,
@@ -22,7 +23,7 @@ from pagedvid.service.http.schemas import (
 )
 from pagedvid.service.http.state import ERRORS, After, Limit, Order, Service, SessionId, TheService
 from pagedvid.service.http.stream import LiveResponse, growing_bytes
-from pagedvid.service.records import NewFork, NewSession, SessionRecord
+from pagedvid.service.records import NewFork, NewSession, Reference, SessionRecord
 
 router = APIRouter(prefix="/v1/sessions", tags=["sessions"], responses=ERRORS)
 
@@ -33,15 +34,21 @@ def _shown(service: Service, record: SessionRecord) -> SessionObject:
     return SessionObject.of(record, service.sessions.credit_seconds(record.id) if record.is_live else None)
 
 
-@router.post("")
-def create_session(body: CreateSession, service: TheService) -> SessionObject:
+@router.post("", openapi_extra=documented_body(CreateSession))
+async def create_session(request: Request, service: TheService) -> SessionObject:
     """Accepts a session; it goes on even if the service is restarted."""
+    body, reference = await read_body(request, CreateSession)
+    return await run_in_threadpool(_create, service, body, reference)
+
+
+def _create(service: Service, body: CreateSession, reference: Reference | None) -> SessionObject:
     checks = service.checks
+    checks.reference(reference)
     speed = body.live_frames_per_second
     if body.live and speed is None:
         speed = service.settings.model.frames_per_second
     num_frames = checks.num_frames(body.num_frames)
-    prompt, later_prompts = checks.prompts(body.prompt, body.prompts, num_frames)
+    prompt, later_prompts = checks.prompts(body.prompt, body.prompts, num_frames, reference is not None)
     new = NewSession(
         prompt,
         num_frames,
@@ -50,6 +57,7 @@ def create_session(body: CreateSession, service: TheService) -> SessionObject:
         priority=body.priority,
         kind="session",
         later_prompts=later_prompts,
+        reference=reference,
     )
     return _shown(service, service.sessions.create(new))
 

@@ -35,6 +35,8 @@ class ServedModel:
     """Output frames of every latent frame but the first, which gives one."""
     default_num_frames: int = 48
     """The model's frames of a video whose request does not say how many."""
+    takes_frames: bool = False
+    """See `ModelSpec`."""
     actions: tuple[str, ...] = ()
     """See `ModelSpec`; none for a model that cannot be steered."""
     example_prompt: str = ""

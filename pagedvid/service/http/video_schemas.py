@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import math
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, Field
 
-from pagedvid.service.http.schemas import Body, Prompt, Prompts, Seed, SessionErrorObject
+from pagedvid.service.http.schemas import Body, Prompt, Prompts, Seed, SessionErrorObject, StartSeconds
 from pagedvid.service.http.settings import ServedModel
 from pagedvid.service.records import CANCELLED, COMPLETED, FAILED, QUEUED, SessionRecord
 
@@ -27,27 +26,18 @@ Seconds = Annotated[
 ]
 
 
-def _as_list(value: Any) -> Any:
-    """A list as a form sends it: JSON. pydantic says what is wrong with anything else."""
-    if not isinstance(value, str):
-        return value
-    try:
-        return json.loads(value)
-    except (ValueError, RecursionError):
-        return value
-
-
 class CreateVideo(Body):
     """A new video, with `prompt` or with `prompts`."""
 
     prompt: Prompt | None = None
-    prompts: Annotated[Prompts, BeforeValidator(_as_list)] | None = Field(
+    prompts: Prompts | None = Field(
         None, description="Not in OpenAI's API: several prompts by time; in a form, as JSON."
     )
     model: str | None = Field(None, description="The model that is served, if any is named.")
     seconds: Seconds | None = None
     size: str | None = Field(None, description="The size of the model's frames, if any is named.")
     seed: Annotated[Seed, Field(strict=False)] | None = Field(None, description="Not in OpenAI's API; null = any.")
+    start_seconds: StartSeconds | None = None
 
 
 class RemixVideo(Body):

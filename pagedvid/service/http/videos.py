@@ -9,7 +9,7 @@ from fastapi.responses import FileResponse
 from starlette.concurrency import run_in_threadpool
 
 from pagedvid.service.errors import Conflict, NotFound
-from pagedvid.service.http.create_body import documented_body, read_create_video
+from pagedvid.service.http.create_body import documented_body, read_body
 from pagedvid.service.http.pictures import sprite_sheet, thumbnail
 from pagedvid.service.http.state import ERRORS, After, Limit, Order, Service, TheService, VideoId
 from pagedvid.service.http.video_schemas import CreateVideo, DeletedVideo, RemixVideo, VideoList, VideoObject
@@ -27,10 +27,10 @@ _MEDIA: dict[int | str, dict[str, Any]] = {
 }
 
 
-@router.post("", openapi_extra=documented_body())
+@router.post("", openapi_extra=documented_body(CreateVideo))
 async def create_video(request: Request, service: TheService) -> VideoObject:
     """Accepts a video; it is made even if the service is restarted."""
-    body, reference = await read_create_video(request)
+    body, reference = await read_body(request, CreateVideo)
     return VideoObject.of(await run_in_threadpool(_create, service, body, reference), service.settings.model)
 
 
@@ -38,6 +38,7 @@ def _create(service: Service, body: CreateVideo, reference: Reference | None) ->
     checks = service.checks
     checks.model(body.model)
     checks.size(body.size)
+    checks.reference(reference)
     goes_on = reference is not None
     num_frames = checks.seconds(body.seconds, goes_on)
     prompt, later_prompts = checks.prompts(body.prompt, body.prompts, num_frames, goes_on)

@@ -1,4 +1,4 @@
-// Requests to the server: JSON in and out, the API key, and errors with the server's own words.
+// Requests to the server: JSON in (a form where a file goes along) and out, the API key, and errors with the server's own words.
 
 const KEY_NAME = "pagedvid-api-key";
 
@@ -58,10 +58,12 @@ export async function* parts(response) {
 
 async function reach(path, { method, body, signal, key }) {
   const headers = {};
-  if (body !== undefined) headers["Content-Type"] = "application/json";
+  const isForm = body instanceof FormData; // the browser says where its parts begin
+  if (body !== undefined && !isForm) headers["Content-Type"] = "application/json";
   if (key) headers.Authorization = `Bearer ${key}`;
   try {
-    return await fetch(path, { method, headers, signal, cache: "no-store", body: body && JSON.stringify(body) });
+    const content = isForm ? body : body && JSON.stringify(body);
+    return await fetch(path, { method, headers, signal, cache: "no-store", body: content });
   } catch (error) {
     if (error.name === "AbortError") throw error;
     throw new ServerError("The server does not answer.");

@@ -42,8 +42,9 @@ function showTotalsSoon() {
   });
 }
 
-function showExample() {
+function showModel() {
   document.querySelector("#new-session [name=prompt]").placeholder = model.example_prompt;
+  for (const element of document.querySelectorAll("[data-takes-frames]")) element.hidden = !model.takes_frames;
 }
 
 function announce(text) {
@@ -104,6 +105,6 @@ follow({
   onState: (state, seconds) => {
     isFollowing = state === "open";
     showConnection(state, seconds);
-    if (state === "open") readModel().then(showExample, (error) => console.warn(error.message)).then(reload);
+    if (state === "open") readModel().then(showModel, (error) => console.warn(error.message)).then(reload);
   },
 });

@@ -23,15 +23,16 @@ MODEL = ServedModel(
     width=SIZE,
     height=SIZE,
     default_num_frames=48,
+    takes_frames=True,
     actions=("left", "up-left"),
     example_prompt="a red circle",
 )
 KEY = "0123456789abcdef-key"
 
 
-def settings(api_key: str | None = None, **limits: object) -> ServeSettings:
+def settings(api_key: str | None = None, model: ServedModel = MODEL, **limits: object) -> ServeSettings:
     """Settings of an app; `limits` as in the section `serve`."""
-    return ServeSettings(MODEL, ServeConfig(**limits), api_key)  # type: ignore[arg-type]
+    return ServeSettings(model, ServeConfig(**limits), api_key)  # type: ignore[arg-type]
 
 
 @pytest.fixture

@@ -46,10 +46,16 @@ def test_what_the_description_refers_to_is_in_it():
     description = create_app(FakeSessions(Path()), conftest.settings()).openapi()
     parts = {f"#/components/schemas/{name}" for name in description["components"]["schemas"]}
     assert set(references(description)) <= parts
-    bodies = description["paths"]["/v1/videos"]["post"]["requestBody"]["content"]
-    assert "#/components/schemas/TimedPrompt" in set(references(bodies["application/json"]))
-    assert bodies["multipart/form-data"]["schema"]["properties"]["input_reference"]["format"] == "binary"
-    assert "input_reference" not in bodies["application/json"]["schema"]["properties"]
+
+
+@pytest.mark.parametrize("path", ["/v1/videos", "/v1/sessions"])
+def test_only_forms_bring_a_file(path):
+    description = create_app(FakeSessions(Path()), conftest.settings()).openapi()
+    bodies = description["paths"][path]["post"]["requestBody"]["content"]
+    form, json = (bodies[kind]["schema"]["properties"] for kind in ("multipart/form-data", "application/json"))
+    assert form["input_reference"]["format"] == "binary"
+    assert form.keys() - json.keys() == {"input_reference", "start_seconds"}
+    assert "at_seconds" in json["prompts"]["anyOf"][0]["items"]["properties"]
 
 
 @SCHEMA.exclude(path="/v1/events").parametrize()  # it never ends

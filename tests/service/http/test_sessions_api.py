@@ -255,7 +255,7 @@ class TestService:
     def test_the_model(self, client):
         assert client.get("/v1/model").json() == {
             "name": "demo", "frames_per_second": RATE, "width": SIZE, "height": SIZE, "default_num_frames": 48,
-            "actions": ["left", "up-left"], "example_prompt": "a red circle",
+            "takes_frames": True, "actions": ["left", "up-left"], "example_prompt": "a red circle",
         }  # fmt: skip
 
     def test_pool(self, client, sessions, id):

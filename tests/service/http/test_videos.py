@@ -10,7 +10,6 @@ import pytest
 from PIL import Image
 
 from pagedvid.service.http.settings import ServedModel
-from pagedvid.service.records import Reference
 from tests.service.http.fake_sessions import SIZE
 
 PROMPT = {"prompt": "a red circle"}
@@ -79,35 +78,6 @@ class TestCreate:
         assert error["type"] == "invalid_request_error"
         assert error["param"] == param
         assert words in error["message"]
-
-    @pytest.mark.parametrize(
-        ("content", "kind"),
-        [(b"\x89PNG\r\n\x1a\n...", "image"), (b"\xff\xd8\xff...", "image"), (b"RIFF....WEBP", "image"),
-         (b"....ftypisom....", "video")],
-    )  # fmt: skip
-    def test_a_reference_is_what_its_first_bytes_are(self, client, sessions, content, kind):
-        """Whatever its name and its kind say."""
-        files = {"prompt": (None, "a red circle"), "input_reference": ("x.txt", content, "text/plain")}
-        video = client.post("/v1/videos", files=files).json()
-        assert sessions.references[video["id"]] == Reference(kind, content)
-        assert sessions.get(video["id"]).goes_on
-
-    @pytest.mark.parametrize(
-        "given",
-        [("x.png", b"picture", "image/png"), ("x.png", b"", "image/png"), (None, "x.png"),
-         ("x.m3u8", b"#EXTM3U\nfile:///etc/passwd", "image/png")],
-    )  # fmt: skip
-    def test_anything_else_is_refused_and_not_kept(self, client, sessions, given):
-        response = client.post("/v1/videos", files={"prompt": (None, "a red circle"), "input_reference": given})
-        assert (response.status_code, error_of(response)["param"]) == (400, "input_reference")
-        assert "PNG, JPEG, WebP (pictures) and mp4 (videos)" in error_of(response)["message"]
-        assert sessions.list().records == ()
-
-    def test_one_file_at_most_and_not_larger_than_a_body(self, client, make_client):
-        png = ("x.png", b"\x89PNG\r\n\x1a\n" + bytes(100_000), "image/png")
-        files = [("prompt", (None, "red")), ("input_reference", png), ("input_reference", png)]
-        assert client.post("/v1/videos", files=files).status_code == 400
-        assert make_client(max_body="64KiB").post("/v1/videos", files=files[:2]).status_code == 413
 
     @pytest.mark.parametrize(("goes_on", "seconds", "num_frames"), [(False, "2.0833", 7), (True, "2", 6)])
     def test_the_length_of_a_video_that_goes_on(self, goes_on, seconds, num_frames):

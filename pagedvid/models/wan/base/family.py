@@ -57,7 +57,7 @@ class WanFamily(Generic[AnySettings]):
             return self._load(config, sized, prompts)
 
         frames = sized.frames if has_vae else None
-        return ModelSpec(geometry, schedule, load, writes_latents=not has_vae, frames=frames)
+        return ModelSpec(geometry, schedule, load, writes_latents=not has_vae, frames=frames, takes_frames=has_vae)
 
     def _load(self, config: ModelConfig, settings: AnySettings, prompts: Sequence[str]) -> VideoModel:
         parts = find_parts(needed_weights(config), config)

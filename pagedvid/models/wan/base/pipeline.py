@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from pagedvid.cache.window import Window
 from pagedvid.engine.protocol import Attend, Decoder, PrefixFormat
 from pagedvid.engine.schedule import Range
-from pagedvid.errors import ConfigError
+from pagedvid.errors import GivenFramesError
 from pagedvid.integrations.diffusers import AttendingTransformer
 from pagedvid.models.common.chunk_by_chunk import check_whole_chunks, chunk_noise
 from pagedvid.models.common.latent_grid import LatentGrid
@@ -135,7 +135,7 @@ class WanModel(ABC):
     def prefix_format(self, window: Window) -> PrefixFormat | None:
         """Frames of its size, as many chunks as its window keeps. Raises ConfigError without a VAE."""
         if self._encode is None:
-            raise ConfigError(f"{self.name} has no VAE to encode given frames with; set model.vae to its folder")
+            raise GivenFramesError(f"{self.name} has no VAE to encode given frames with; set model.vae to its folder")
         return self._prefix_format(self.settings.window(window).max_chunks)
 
     def _prefix_format(self, max_chunks: int) -> PrefixFormat:
