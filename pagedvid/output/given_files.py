@@ -29,6 +29,8 @@ _SIGNATURES = (
     (4, b"ftyp", MOVIE),
 )
 """(Place, bytes there, the library's word for such a file)."""
+_PICTURE_BRANDS = (b"avif", b"avis", b"heic", b"heix", b"heim", b"heis", b"mif1", b"msf1")
+"""AVIF and HEIC begin as mp4 does, and would be videos of one picture."""
 SIGNATURE_BYTES = 12
 MAX_SCALE = 16
 """Most times that a given frame may be as high and wide as the model's."""
@@ -56,7 +58,7 @@ def file_kind(beginning: bytes) -> str | None:
     """The library's word for a file that begins so (`SIGNATURE_BYTES`); None: its kind is not accepted."""
     for place, signature, kind in _SIGNATURES:
         if beginning[place:].startswith(signature):
-            return kind
+            return None if beginning[8:12] in _PICTURE_BRANDS else kind
     return None
 
 
