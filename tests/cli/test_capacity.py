@@ -364,5 +364,5 @@ def test_what_a_vae_keeps_for_each_video_is_told(command):
 
 
 def test_a_card_without_a_block_says_what_it_has(command):
-    code, _, err = command("capacity", "--model", "magi-1-24b", "--weights", "offload")
-    assert code == 2 and "--weights is 'offload'; allowed for magi-1-24b are bf16, fp8, none" in " ".join(err.split())
+    code, _, err = command("capacity", "--model", "lingbot-14b", "--weights", "offload")
+    assert code == 2 and "--weights is 'offload'; allowed for lingbot-14b are bf16, fp8, none" in " ".join(err.split())
