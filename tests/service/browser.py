@@ -128,9 +128,21 @@ class Card:
         self.page.driver.execute_script("arguments[0].scrollIntoView({block: 'center'})", found)
         found.click()
 
+    def open(self, panel: str) -> None:
+        """Presses a panel's button, and again if the page moved it away from under the pointer."""
+
+        def is_open() -> bool:
+            return self.page.attributes(f'{self.css} [data-panel="{panel}"]', "aria-expanded") == ["true"]
+
+        def press() -> bool:
+            self.press(panel)
+            return is_open()
+
+        self.page.wait(lambda: is_open() or press(), f"the panel to {panel}")
+
     def send(self, panel: str, **fields: object) -> None:
         """Opens a panel, fills it in and submits it."""
-        self.press(panel)
+        self.open(panel)
         self.page.fill(f"{self.css} .panel", **fields)
         self.page.find(f"{self.css} .panel [type=submit]").click()
 

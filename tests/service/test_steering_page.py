@@ -56,7 +56,7 @@ def test_a_walk_is_steered_by_keys_and_by_touch(page: Page):
     assert page.attributes("#new-session [name=prompt]", "placeholder") == ["map 7: left 12, up 8, right 12, down 8"]
     card = page.start("map 7: right 3", num_frames=LONG_FRAMES, live_frames_per_second=6)
     page.wait(lambda: page.find(f"{card.css} [data-panel=steer]").is_displayed(), "the first chunk")
-    card.press("steer")
+    card.open("steer")
     assert card.part("pad-words") == "as its prompt says" and not pressed(page, card)
     top = page.driver.execute_script("return scrollY")
     keys = ActionChains(page.driver)
@@ -91,7 +91,7 @@ def test_the_pad_fits_a_phone(page: Page, dark: bool):
     page.show_as(360, 900, dark=dark)
     card = page.start("map 3: down 2", num_frames=LONG_FRAMES, live_frames_per_second=6)
     page.wait(lambda: page.find(f"{card.css} [data-panel=steer]").is_displayed(), "the first chunk")
-    card.press("steer")
+    card.open("steer")
     page.find(f"{card.css} .pad [aria-label=right]").click()
     page.wait(lambda: pressed(page, card) == ["right"], "the walk to go right")
     root = "document.documentElement"
