@@ -19,7 +19,7 @@ from pagedvid.cli.messages import logs_as_notes, reason
 from pagedvid.cli.options import add_config_options, path_flag, require_one_device, resolve_options
 from pagedvid.cli.progress import ProgressView
 from pagedvid.cli.progress_view import progress_view
-from pagedvid.cli.prompts import read_prompts
+from pagedvid.cli.prompts import FIELDS, read_prompts
 from pagedvid.cli.ranks import Place, Ranks, follow_rank_0, leading, on_own_device, own_share, place_of
 from pagedvid.cli.run_result import RunResult, summary_lines
 from pagedvid.cli.terminal import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_SUCCESS
@@ -42,7 +42,11 @@ def add_parser(subparsers: Any) -> None:
     """Adds `generate`."""
     parser = subparsers.add_parser("generate", help="generate videos from a file of prompts", description=__doc__)
     parser.add_argument(
-        "--prompts", metavar="FILE", type=path_flag, required=True, help=".txt (a prompt per line) or .jsonl"
+        "--prompts",
+        metavar="FILE",
+        type=path_flag,
+        required=True,
+        help=f".txt (a prompt per line) or .jsonl (an object per line with {', '.join(FIELDS)}; docs/generate.md)",
     )
     parser.add_argument("--out", metavar="DIR", type=_place, help="folder for the videos; with --ray also a URL")
     existing = parser.add_mutually_exclusive_group()

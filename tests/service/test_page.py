@@ -123,7 +123,7 @@ def test_prompt_pause_resume_extend_and_cancel(page):
     page.picture("paused")
     card.press("resume")
     page.wait(lambda: card.state() == "in_progress", "it to go on")
-    card.press("delete")
+    card.open("delete")
     assert "Cancel" in page.find(f"{card.css} .panel").text
     page.picture("cancel")
     page.find(f"{card.css} .panel [data-close]").click()
@@ -159,7 +159,7 @@ def test_fits_the_window(page, width, dark):
     page.show_as(width, 1000, dark=dark)
     card = page.start(PROMPT, num_frames=LONG_FRAMES, live_frames_per_second=2)
     page.wait(lambda: card.playback()[0] > 0, "frames")
-    card.press("fork")
+    card.open("fork")
     root = "document.documentElement"
     assert page.driver.execute_script(f"return {root}.scrollWidth <= {root}.clientWidth"), "nothing sticks out sideways"
     page.picture(f"{width}-{'dark' if dark else 'light'}")
