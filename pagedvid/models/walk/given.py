@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 from torch import Tensor
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from pagedvid.engine.protocol import PrefixFormat
 from pagedvid.errors import GivenFramesError
@@ -28,13 +29,20 @@ MAX_DIFFERENCE = 16.0
 differs by 2 or so."""
 TIE = 0.25
 """Differences that are no further apart say nothing: over water every move looks alike."""
+_found = WeakTensorKeyDictionary()
+"""The actions between given frames, as long as these exist: a walk that is steered is planned anew for every prompt."""
 
 
 def read_given(inputs: Mapping[str, Any], format: PrefixFormat) -> GivenFrames | None:
     """The given frames of a request; None: there are none. Raises ConfigError for what is no such input, and for frames
     that are no walk."""
     prefix = read_prefix(inputs, format, frame_latents, "walk")
-    return None if prefix is None else GivenFrames(prefix, actions_between(prefix.frames_NHWC))
+    if prefix is None:
+        return None
+    frames = prefix.frames_NHWC
+    if frames not in _found:
+        _found[frames] = actions_between(frames)
+    return GivenFrames(prefix, _found[frames])
 
 
 def actions_between(frames_NHWC: Tensor) -> tuple[str, ...]:

@@ -15,6 +15,7 @@ from pagedvid.engine.protocol import Decoder
 from pagedvid.engine.requests import ChunkOutput, Continuation, VideoRequest
 from pagedvid.errors import ConfigError, PromptError
 from pagedvid.models.common.stateless_decoder import StatelessDecoder
+from pagedvid.models.walk import given
 from pagedvid.models.walk.actions import MOVES, Walk, read_walk
 from pagedvid.models.walk.given import actions_between
 from pagedvid.models.walk.pipeline import WalkModel
@@ -161,3 +162,17 @@ def test_it_is_steered_on_the_way(model: WalkModel, after: int):
     actions = ["left", "left", "up", "up", "up", "stay", "stay"][:begun]
     whole = ", ".join([*actions, "down-right 9"])
     assert np.array_equal(frames, videos(engine_for(model), request(prompt=whole))["a"])
+
+
+def test_moves_are_looked_for_once_however_often_the_walk_is_steered(model: WalkModel, monkeypatch):
+    looked: list[int] = []
+    monkeypatch.setattr(given, "actions_between", lambda frames: looked.append(len(frames)) or actions_between(frames))
+    engine = engine_of(model, "fp32", WINDOW)
+    engine.submit(request())
+    for turn in ("down", "left 2", "up"):
+        steps(engine, 4)
+        engine.prompt("a", turn)
+    collected(engine.run())
+    assert looked == [6]
+    videos(engine_of(model, "fp32", WINDOW), request())
+    assert looked == [6, 6], "other frames that look alike"
