@@ -5,6 +5,7 @@ It is dead when its process has ended, whatever the reason.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import replace
@@ -14,9 +15,12 @@ from typing import Any
 from typing_extensions import override
 
 from pagedvid.cluster.remote_worker import RemoteVerbs, RemoteWorker
+from pagedvid.engine.failures import described
 from pagedvid.errors import WorkerError
 from pagedvid.service.events import Event
 from pagedvid.service.stats import DEAD, STARTING, STOPPED, WorkerStats
+
+logger = logging.getLogger(__name__)
 
 _GRACE_SECONDS = 5.0
 """Waited for an answer beyond the time that a process has to stop."""
@@ -64,19 +68,24 @@ class ActorWorker(RemoteVerbs):
         return dead
 
     def _listen(self) -> None:
+        try:
+            while self._stats.state not in (DEAD, STOPPED):
+                self._hear_next()
+        except WorkerError as error:
+            self._end(DEAD, str(error))
+        except Exception as error:  # whoever holds a worker that is not heard any more must know
+            logger.exception("a worker's events cannot be heard")
+            self._end(DEAD, f"its events cannot be heard: {described(error)}")
+
+    def _hear_next(self) -> None:
         assert self._remote is not None
-        while self._stats.state not in (DEAD, STOPPED):
-            try:
-                events, stats = self._remote.events().result()
-            except WorkerError as error:
-                self._end(DEAD, str(error))
-                return
-            if self._stats.state != STOPPED and stats.state != DEAD:
-                self._stats = stats  # before the events: whoever hears one looks here, and finds what it says
-            for event in events:
-                self._on_event(event)
-            if stats.state == DEAD:
-                self._end(DEAD, stats.reason)
+        events, stats = self._remote.events().result()
+        if self._stats.state != STOPPED and stats.state != DEAD:
+            self._stats = stats  # before the events: whoever hears one looks here, and finds what it says
+        for event in events:
+            self._on_event(event)
+        if stats.state == DEAD:
+            self._end(DEAD, stats.reason)
 
     def _end(self, state: str, reason: str) -> None:
         """The first end counts. The process goes, too: it may only be out of reach."""

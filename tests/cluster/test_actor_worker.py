@@ -85,6 +85,14 @@ def test_a_process_that_ends_is_a_dead_worker(remote, end):
     assert worker.stats().state == DEAD
 
 
+def test_a_worker_that_is_not_heard_any_more_is_dead(remote):
+    worker = ActorWorker(lambda: remote, lambda event: 1 // 0)
+    worker.start()
+    remote.told.put(([StateEvent("a", "running")], WORKS))
+    wait_until(lambda: worker.stats().state == DEAD and remote.is_killed)
+    assert worker.stats().reason.startswith("its events cannot be heard: ZeroDivisionError")
+
+
 def test_an_engine_that_cannot_be_built_is_raised_and_leaves_no_process():
     remote = StandIn(MemoryError("no room"))
     worker = ActorWorker(lambda: remote, print)
