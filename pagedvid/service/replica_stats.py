@@ -26,8 +26,9 @@ class ReplicaStats:
 
 
 def soonest(replicas: Sequence[ReplicaStats]) -> ReplicaStats:
-    """Where a new session would be made soonest: where nobody waits for pages, then where a token of it takes least
-    time beside the others, then where most pages are free. One that is not measured yet counts as the fastest."""
+    """Where a new session would be made soonest: where nobody waits for pages, then where a token takes least time if
+    all sessions there share the device, then where most pages are free. One that is not measured yet counts as the
+    fastest."""
     paces = [it.worker.token_seconds.denoise for it in replicas if it.worker.token_seconds is not None]
     fastest = min(paces, default=1.0)
 

@@ -156,7 +156,7 @@ def test_loras_matter_by_their_contents_and_scales(tmp_path):
     assert differing(of("a.safetensors", "b.safetensors"), of("b.safetensors", "a.safetensors")) == {"files.loras"}
 
 
-def test_the_settings_beside_a_lora_matter(tmp_path):
+def test_the_settings_of_a_lora_matter(tmp_path):
     """They have its alpha (models/common/lora_settings.py)."""
     weights = str(pipeline(tmp_path / "model"))
 

@@ -15,7 +15,7 @@ from pagedvid.errors import ConfigError, listed
 from pagedvid.files.paths import exists
 from pagedvid.models.common.checkpoint_files import checkpoint_files
 from pagedvid.models.common.lora_file import Change, read_changes
-from pagedvid.models.common.lora_settings import settings_beside
+from pagedvid.models.common.lora_settings import adapter_config_of
 from pagedvid.shown import named
 
 
@@ -59,7 +59,7 @@ class LoraMerge:
 def files_of_lora(path: Path) -> list[Path]:
     """All files that decide what a LoRA adds, settings among them. Raises ConfigError."""
     files = checkpoint_files(path)
-    return [*files, *(beside for file in files if (beside := settings_beside(file)) is not None)]
+    return [*files, *(config for file in files if (config := adapter_config_of(file)) is not None)]
 
 
 def check_loras(loras: Sequence[Lora]) -> None:

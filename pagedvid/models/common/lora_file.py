@@ -5,8 +5,8 @@
                        .diff, .diff_b, .diff_m: differences of whole tensors, which belong to weight, bias, modulation
     musubi-tuner       lora_unet_blocks_0_self_attn_q.lora_down.weight, .lora_up.weight and .alpha
 
-    weight + factor * lora_B @ lora_A        factor = alpha / rank; alpha is beside the pair, or in adapter_config.json,
-                                             or in the metadata of the file, or else the rank
+    weight + factor * lora_B @ lora_A        factor = alpha / rank; alpha is one of its tensors, or in
+                                             adapter_config.json, or in the file's metadata, or else the rank
 
 Axes: O outputs, I inputs (of a convolution: I and the kernel's), R rank.
 """

@@ -1,4 +1,4 @@
-"""What a LoRA's file says of alpha, for pairs that have none of their own: PEFT's settings, beside the file or in its
+"""What a LoRA's file says of alpha, for pairs that have none of their own: PEFT's settings, next to the file or in its
 metadata."""
 
 from __future__ import annotations
@@ -49,16 +49,16 @@ class DefaultFactor:
         return self.alpha / (math.sqrt(rank) if self.by_root else rank)
 
 
-def settings_beside(file: Path) -> Path | None:
+def adapter_config_of(file: Path) -> Path | None:
     """The file of PEFT's settings that belongs to a file; None: there is none."""
-    beside = file.with_name(ADAPTER_CONFIG)
-    return beside if file.stem == "adapter_model" and is_file(beside) else None
+    config = file.with_name(ADAPTER_CONFIG)
+    return config if file.stem == "adapter_model" and is_file(config) else None
 
 
 def _adapter_facts(file: Path) -> dict[str, Any]:
     """PEFT's settings of a file; empty where there are none. Raises ConfigError for what cannot be read."""
-    if (beside := settings_beside(file)) is not None:
-        facts = read_json(beside)
+    if (config := adapter_config_of(file)) is not None:
+        facts = read_json(config)
     elif file.suffix == ".safetensors":
         with safe_open(file, framework="pt") as content:
             written = (content.metadata() or {}).get(METADATA_KEY, "{}")

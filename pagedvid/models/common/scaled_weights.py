@@ -1,4 +1,4 @@
-"""Eight-bit weights with their scale beside, as ComfyUI writes them: which tensors belong together.
+"""Eight-bit weights with their scale next to them, as ComfyUI writes them: which tensors belong together.
 
     x.weight                            float8 codes [O, I]
     x.scale_weight or x.weight_scale    one number, or one for each row; weight = codes * scale

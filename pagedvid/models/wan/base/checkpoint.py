@@ -34,7 +34,7 @@ def transformer_config(path: Path, prefer_ema: bool = True) -> dict[str, Any]:
     to them does (Wan publishes one), otherwise heads have 128 channels. Raises ConfigError.
     """
     shapes = {library_name(name): shape for name, shape in tensor_shapes(path, prefer_ema).items()}
-    facts = _facts_beside(path)
+    facts = _facts_next_to(path)
     try:
         width, in_channels, *patch = shapes["patch_embedding.weight"]
         num_layers = 1 + max(int(name.split(".")[1]) for name in shapes if name.startswith("blocks."))
@@ -63,7 +63,7 @@ def transformer_config(path: Path, prefer_ema: bool = True) -> dict[str, Any]:
     return {**config, "attention_head_dim": width // num_heads}
 
 
-def _facts_beside(path: Path) -> Mapping[str, Any]:
+def _facts_next_to(path: Path) -> Mapping[str, Any]:
     file = (path if is_folder(path) else path.parent) / "config.json"
     if not is_file(file):
         return {}
