@@ -15,7 +15,7 @@ from threading import Thread
 from pagedvid.engine.failures import described
 from pagedvid.engine.states import FINISHED
 from pagedvid.errors import ConfigError, PagedvidError
-from pagedvid.service.errors import StorageError
+from pagedvid.service.errors import LostWorkerError, StorageError
 from pagedvid.service.forks import Forks
 from pagedvid.service.parts import Parts
 from pagedvid.service.records import (
@@ -153,14 +153,17 @@ class Housekeeper:
 
     def _end(self, id: str) -> bool:
         """Completes a session and frees its pages: with its checkpoint on disk it can still be continued. Later, if
-        forks depend on it."""
+        forks depend on it or its worker has ended."""
         with self._parts.locked(id):
             session = self._parts.store.find(id)
             if session is None or session.state not in UNFINISHED:
                 return True
             if self._forks.has_pending(id):
                 return False
-            checkpoint = self._last_checkpoint(id)
+            try:
+                checkpoint = self._last_checkpoint(id)
+            except LostWorkerError:
+                return False  # the end of its video is made again elsewhere
             if not self._is_finished(session):  # it was extended meanwhile
                 return True
             try:
@@ -183,6 +186,8 @@ class Housekeeper:
     def _last_checkpoint(self, id: str) -> StoredCheckpoint | None:
         try:
             return self._parts.take_checkpoint(id)
+        except LostWorkerError:
+            raise
         except ConfigError:
             return None  # it has failed, which will be told
         except PagedvidError as error:

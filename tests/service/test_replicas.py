@@ -170,6 +170,24 @@ def test_verbs_that_fail_before_their_replica_is_known_to_be_dead_give_the_sessi
     assert len(submitted) == 1
 
 
+def test_a_video_whose_replica_dies_at_its_end_can_be_continued(service, monkeypatch):
+    checkpoint, failed = Mortal.checkpoint, []
+
+    def fail_once(self, id: str, path: Path) -> Future:
+        if failed:
+            return checkpoint(self, id, path)
+        failed.append(Future())
+        failed[0].set_exception(WorkerError("the process has ended"))
+        return failed[0]
+
+    monkeypatch.setattr(Mortal, "checkpoint", fail_once)
+    id = service.sessions.create(new("a", 8)).id
+    service.wait_for(id)
+    assert failed
+    (fork,) = service.sessions.fork(id, [NewFork("b")])
+    service.wait_for(fork.id)
+
+
 def test_a_prompt_waits_for_forks_while_their_replica_dies(service):
     service.may_step.clear()
     id = service.sessions.create(new("a", 40)).id
