@@ -17,7 +17,7 @@ import torch
 from pagedvid.cache.spec import CacheSpec
 from pagedvid.cache.stream_codecs import StreamCodecs
 from pagedvid.cache.window import Window
-from pagedvid.config.sections import CacheConfig, Config, ModelConfig
+from pagedvid.config.sections import CacheConfig, Config
 from pagedvid.engine import rounds
 from pagedvid.engine.engine import Engine
 from pagedvid.engine.forward import finished_chunk, packed_forward
@@ -27,6 +27,7 @@ from pagedvid.engine.schedule import Round
 from pagedvid.models.build import resolve
 from pagedvid.models.demo.pipeline import DemoModel
 from pagedvid.models.demo.weights import load_demo
+from pagedvid.models.magi1.pipeline import MagiModel
 from pagedvid.models.magi1.weights import load_magi
 from pagedvid.models.worldplay.network_8b import Network8B
 from pagedvid.models.worldplay.network_wan5b import NetworkWan5B
@@ -74,7 +75,8 @@ def demo() -> Family:
 
 def magi_1(name: str) -> Family:
     rollout = magi.ROLLOUTS[name]
-    model = load_magi(rollout.config, magi.DATA / "weights_a.safetensors", ModelConfig(device="meta"))
+    network = load_magi(rollout.config, magi.DATA / "weights_a.safetensors").network
+    model = MagiModel(rollout.config, network.to(META))
     times_and_step_lengths = {"models/magi1/pipeline.py MagiModel._condition": 2 if rollout.sampling.distill else 1}
     return Family(model, two(rollout.request(), 9), times_and_step_lengths, rollout.num_steps)
 

@@ -45,7 +45,7 @@ def test_videos_that_come_and_go_are_the_same_to_the_last_bit(
 ) -> None:
     """The plain network and the recorded one call the same operations. Weights that move are left out here."""
     if name == "skyreels":
-        monkeypatch.setattr("pagedvid.models.wan.base.weights.offload", lambda network, blocks, device: None)
+        monkeypatch.setattr("pagedvid.models.common.network_weights.offload", lambda network, blocks, device: None)
     model, requests = FAMILIES[name](tmp_path / "model")
     expected = play(model, requests)
     capture(model.network, CPU, TapedGraph)

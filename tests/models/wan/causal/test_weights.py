@@ -129,7 +129,7 @@ def test_parts_beside_the_transformer_are_used_and_those_named_come_first(tmp_pa
 def test_known_prompts_are_encoded_before_the_transformer_is_loaded(tmp_path, monkeypatch):
     """The encoder is made once and gone when the transformer is read; the same rows come out for the same prompt."""
     from pagedvid.integrations import text_encoders
-    from pagedvid.models.wan.base import weights as wan_weights
+    from pagedvid.models.common import network_weights
 
     order = []
 
@@ -145,14 +145,14 @@ def test_known_prompts_are_encoded_before_the_transformer_is_loaded(tmp_path, mo
         def __del__(self) -> None:
             order.append("encoder gone")
 
-    real = wan_weights.load_checkpoint
+    real = network_weights.load_checkpoint
 
     def watched_load(*arguments, **named):
         order.append("transformer read")
         real(*arguments, **named)
 
     monkeypatch.setattr(text_encoders, "T5TextEncoder", Watched)
-    monkeypatch.setattr(wan_weights, "load_checkpoint", watched_load)
+    monkeypatch.setattr(network_weights, "load_checkpoint", watched_load)
     write_pipeline(tmp_path, WAN)
     model = load(tmp_path, prompts=("a cat", "a  cat", "a dog"))
     assert order == ["encoder loaded", "a cat", "a dog", "encoder gone", "transformer read"]
@@ -239,10 +239,10 @@ def test_wrong_shapes_are_named(tmp_path):
     ],
 )
 def test_what_does_not_fit_is_refused_before_weights_are_read(chosen, message, tmp_path, monkeypatch):
-    from pagedvid.models.wan.base import weights as wan_weights
+    from pagedvid.models.common import network_weights
 
     path = write_self_forcing(tmp_path, generator=tiny_transformer(WAN))
-    monkeypatch.setattr(wan_weights, "load_checkpoint", None)
+    monkeypatch.setattr(network_weights, "load_checkpoint", None)
     with pytest.raises(ConfigError, match=message):
         load(path, **chosen)
 
