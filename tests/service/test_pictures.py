@@ -27,7 +27,7 @@ SETTINGS = {
 """A pool that four videos fill."""
 LONG_FRAMES = 2400
 """More than are made while the pictures are taken."""
-WINDOWS = {"page-light": (1200, 1460, False), "page-dark": (1200, 1460, True), "page-phone": (390, 1060, False)}
+WINDOWS = {"page-light": (1200, 1460, False), "page-dark": (1200, 1460, True), "page-phone": (390, 1490, False)}
 
 
 @pytest.fixture(scope="module")
