@@ -113,7 +113,7 @@ def _unreadable(path: Path, reason: str) -> GivenFramesError:
 
 
 def _upright(frame: Any) -> Frames:
-    """Its pixels, turned as the file says: cameras store what they see sideways, and note it."""
+    """Its pixels, rotated as the file says: cameras store what they see sideways, and note it."""
     return np.rot90(_opaque(frame), round(frame.rotation / 90))
 
 

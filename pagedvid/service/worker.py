@@ -37,8 +37,7 @@ class Worker:
 
     Events are told on the worker's thread, which does nothing else meanwhile: a listener that waits holds up all
     videos, and one that waits for a future of this worker waits for ever. A listener that hears of a video's new state
-    finds it in `stats`. A listener that raises ends the video of that
-    event, with a FailureEvent.
+    finds it in `stats`. One that raises ends the video of that event, with a FailureEvent.
 
     When the engine breaks it is built again, and the videos go on with the same frames (supervised_engine.py). When it
     cannot be built again the worker is dead: `stats` says so, and no video is told to have failed, because a new
